@@ -1,0 +1,76 @@
+"""What goes into the network and what comes out of it.
+
+Sizes are always (height, width) in pixels; boxes are always xyxy, x to the right and y down, with continuous
+coordinates whose unit is one pixel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class Rle(TypedDict):
+    """A COCO compressed run-length mask, as `pycocotools.mask.decode` takes it.
+
+    size: [height, width] of the original image.
+    counts: the run lengths in column-major order, in COCO's variable-length ASCII code.
+    """
+
+    size: list[int]
+    counts: bytes
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of one padded shape, ready for the network.
+
+    pixels: [B, 3, H, W] float32, RGB, normalised, zero-padded right and bottom (after normalising).
+    image_sizes: B x (height, width) after resizing, before padding.
+    original_sizes: B x (height, width) of the decoded images.
+    """
+
+    pixels: Tensor
+    image_sizes: Sequence[tuple[int, int]]
+    original_sizes: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return int(self.pixels.shape[0])
+
+
+@dataclass(frozen=True)
+class RawDetections:
+    """One image's detections before their masks are pasted and encoded; tensors on the model's device.
+
+    boxes_xyxy: [N, 4] float32, pixels of the original image, clipped to it.
+    scores: [N] float32 in [0, 1], descending.
+    labels: [N] int64 in [0, C).
+    mask_probs: [N, 28, 28] float32 in [0, 1] at each detection's own class, or None for a box-only model.
+    original_size: (height, width) of the decoded image.
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+    mask_probs: Tensor | None
+    original_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """One image's instances, most confident first; tensors on the CPU.
+
+    boxes_xyxy: [N, 4] float32, pixels of the original image.
+    scores: [N] float32 in [0, 1], descending.
+    labels: [N] int64 in [0, C), without background.
+    masks: N COCO RLE of the original image's size; None for a box-only model.
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: list[Rle] | None
+
+    def __len__(self) -> int:
+        return int(self.scores.shape[0])

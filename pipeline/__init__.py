@@ -1,0 +1,1 @@
+"""The run: shards in, committed Parquet out."""

@@ -1,0 +1,89 @@
+"""The errors of a run, each with an owner.
+
+HtcError                      the message is one sentence for a person: what is wrong, and the way out
+├── SpecError                 a job spec or a command's arguments; exit code 2
+│   ├── RunMismatchError      resuming a run with another model or spec; names what differs
+│   └── OutputOccupiedError   the output folder already holds something that is not ours
+├── InputError                nothing to do, or the input cannot be listed; exit code 2
+├── StorageError              storage said no
+│   ├── NotFoundError         the object does not exist (any more)
+│   ├── AccessDeniedError     no permission, bad credentials
+│   └── TransientStorageError a time-out, 5xx, SlowDown, cut connection; worth another attempt elsewhere
+├── ImageError                one bad image: it becomes a row with this status and reason, never a crash
+├── WeightsUnavailableError   weights cannot be had (offline, unknown name); exit code 2
+└── RunError                  the run cannot go on (cluster lost, disk full); what is committed stays
+"""
+
+from typing import Literal
+
+ImageStatus = Literal["ok", "unreadable", "missing", "too_large", "failed"]
+
+
+class HtcError(Exception):
+    """Base of every error that is shown to a user as one sentence, without a traceback."""
+
+    exit_code: int = 1
+
+
+class SpecError(HtcError):
+    """The job spec or the command line is wrong."""
+
+    exit_code = 2
+
+
+class RunMismatchError(SpecError):
+    """The run exists and was started with another model or spec."""
+
+
+class OutputOccupiedError(SpecError):
+    """The output folder holds something that this program did not write."""
+
+
+class InputError(HtcError):
+    """The input is empty, missing or cannot be listed."""
+
+    exit_code = 2
+
+
+class StorageError(HtcError):
+    """Storage refused; the message names the uri."""
+
+
+class NotFoundError(StorageError):
+    """The object does not exist."""
+
+
+class AccessDeniedError(StorageError):
+    """The object or folder exists but may not be read or written."""
+
+
+class TransientStorageError(StorageError):
+    """Storage failed in a way that another attempt may cure; raised after the local retries are used up."""
+
+
+class ImageError(HtcError):
+    """One image cannot be segmented.
+
+    Attributes:
+        status: the row's status, never "ok".
+        reason: the row's error, one line.
+    """
+
+    def __init__(self, status: ImageStatus, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status: ImageStatus = status
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[ImageStatus, str]]:
+        # Exceptions with two arguments do not survive pickling otherwise, and workers send them to the driver.
+        return ImageError, (self.status, self.reason)
+
+
+class WeightsUnavailableError(HtcError):
+    """The weights file cannot be had."""
+
+    exit_code = 2
+
+
+class RunError(HtcError):
+    """The run cannot continue; committed shards stay and the same command resumes."""
