@@ -1,0 +1,135 @@
+"""Weights without a file: every value follows from its key's name and shape alone.
+
+They are what `weights: untrained` means: real network structure, real cost, reproducible on every machine, and no
+meaning in the output. The numbers are chosen so that the network stays alive (activations neither die nor explode,
+some proposals and detections survive), not to resemble training. Because nothing depends on key order or on a seed
+file, two implementations that share key names share weights, which is how this one is compared with another.
+
+The rule. For key K of shape S, one generator `PCG64(crc32(K))` and one float32 draw of shape S in C order; N is
+standard normal, U(a, b) = a + (b - a) * uniform[0, 1). The first matching line of `untrained_values` counts.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Gains over He's sqrt(2 / fan_in), found by looking at the spread of each layer's output on photos: class logits must
+# spread far enough to cross the score threshold, box deltas must stay within a fraction of the box.
+_GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
+    (re.compile(pattern), gain)
+    for pattern, gain in (
+        (r"^backbone\.conv1\.weight$", 3.0),
+        (r"^neck\.lateral_convs\.\d+\.conv\.weight$", 0.45),
+        (r"^neck\.fpn_convs\.0\.conv\.weight$", 0.2),
+        (r"^neck\.fpn_convs\.1\.conv\.weight$", 0.4),
+        (r"^neck\.fpn_convs\.2\.conv\.weight$", 1.0),
+        (r"^neck\.fpn_convs\.3\.conv\.weight$", 1.6),
+        (r"^rpn_head\.rpn_cls\.weight$", 1.2),
+        (r"^rpn_head\.rpn_reg\.weight$", 0.2),
+        (r"\.fc_cls\.weight$", 4.0),
+        (r"\.fc_reg\.weight$", 0.7),
+        (r"^roi_head\.mask_head\..*conv_logits\.weight$", 4.0),
+        (r"^roi_head\.semantic_head\.conv_logits\.weight$", 1.5),
+    )
+)
+# Most anchors are background, and so are most RoIs: without these biases every box would pass every threshold.
+_RPN_OBJECTNESS_BIAS = -4.0
+_BACKGROUND_BIAS = 10.5
+
+_Values = NDArray[np.float32] | NDArray[np.int64]
+
+
+def _normal(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return _generator(key).standard_normal(shape, dtype=np.float32)
+
+
+def _uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> NDArray[np.float32]:
+    # high - low is rounded once, from double: 1.2 - 0.8 in float32 arithmetic would be another number.
+    draw = _generator(key).random(shape, dtype=np.float32)
+    scaled: NDArray[np.float32] = np.float32(low) + np.float32(high - low) * draw
+    return scaled
+
+
+def _generator(key: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
+
+
+def _bias(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    bias = _normal(key, shape) * np.float32(0.01)
+    if key == "rpn_head.rpn_cls.bias":
+        bias += np.float32(_RPN_OBJECTNESS_BIAS)
+    if key.endswith(".fc_cls.bias"):
+        bias[-1] += np.float32(_BACKGROUND_BIAS)
+    return bias
+
+
+def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    # A residual block adds its third norm's output to its shortcut: a small one there keeps 50 blocks from exploding.
+    if key.endswith(".bn3.weight"):
+        return _uniform(key, shape, 0.4, 0.8)
+    if key.endswith(".downsample.1.weight"):
+        return _uniform(key, shape, 1.0, 1.4)
+    return _uniform(key, shape, 0.5, 1.0)
+
+
+def _kernel(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    # Each filter's mean is removed: after a ReLU all inputs are positive, and their mean would drown the picture.
+    rows = _normal(key, shape).reshape(shape[0], -1)
+    rows = rows - rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    gain = next((gain for pattern, gain in _GAINS if pattern.search(key)), 1.0)
+    scaled: NDArray[np.float32] = rows.reshape(shape) * np.float32(gain * np.sqrt(2.0 / _fan_in(shape)))
+    return scaled
+
+
+def _fan_in(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape[1:]))
+
+
+def untrained_values(key: str, shape: tuple[int, ...]) -> _Values:
+    """Draw the values of one key.
+
+    Args:
+        key: the full state-dict key, MMDetection's (or timm's, under `backbone.`) spelling.
+        shape: of the tensor, outputs first.
+
+    Returns:
+        float32 of that shape; int64 zeros for `num_batches_tracked`.
+    """
+    if key.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
+    if key.endswith("running_mean"):
+        return _normal(key, shape) * np.float32(0.05)
+    if key.endswith("running_var"):
+        return _uniform(key, shape, 0.8, 1.2)
+    if key.endswith(
+        "conv_offset.bias"
+    ):  # deformable convolution: half a pixel of constant offset per tap ...
+        return _normal(key, shape) * np.float32(0.5)
+    if key.endswith("conv_offset.weight"):  # ... and 0.1 to 0.2 pixels that follow the picture
+        return _normal(key, shape) * np.float32(0.2 * np.sqrt(1.0 / _fan_in(shape)))
+    if key.endswith(".bias"):
+        return _bias(key, shape)
+    if len(shape) == 1:
+        return _norm_scale(key, shape)
+    return _kernel(key, shape)
+
+
+def untrained_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draw deterministic values for every key of a state dict.
+
+    Args:
+        state_dict: only names, shapes and dtypes are read, so a model on the `meta` device will do.
+
+    Returns:
+        new CPU tensors under the same keys, in the same order, of the same shapes and dtypes.
+    """
+    filled: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        values = np.ascontiguousarray(untrained_values(key, tuple(tensor.shape)))
+        filled[key] = torch.from_numpy(values).reshape(tensor.shape).to(tensor.dtype)
+    return filled
