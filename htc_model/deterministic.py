@@ -1,25 +1,25 @@
 """Weights without a file: every value follows from its key's name and shape alone.
 
-They are what `weights: untrained` means: real network structure, real cost, reproducible on every machine, and no
-meaning in the output. The numbers are chosen so that the network stays alive (activations neither die nor explode,
-some proposals and detections survive), not to resemble training. Because nothing depends on key order or on a seed
-file, two implementations that share key names share weights, which is how this one is compared with another.
+They are what `weights: untrained` means: real network structure, real cost, reproducible on every machine, and
+no meaning in the output. The numbers are chosen so that the network stays alive (activations neither die nor
+explode, some proposals and detections survive), not to resemble training. Because nothing depends on key order,
+two implementations that share key names share weights, which is how this one is compared with another.
 
-The rule. For key K of shape S, one generator `PCG64(crc32(K))` and one float32 draw of shape S in C order; N is
-standard normal, U(a, b) = a + (b - a) * uniform[0, 1). The first matching line of `untrained_values` counts.
+The rule: for key K of shape S, one generator `PCG64(crc32(K))` and one float32 draw of shape S in C order, standard
+normal or uniform; the first matching line of `untrained_values` says what becomes of it.
 """
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Gains over He's sqrt(2 / fan_in), found by looking at the spread of each layer's output on photos: class logits must
-# spread far enough to cross the score threshold, box deltas must stay within a fraction of the box.
+# Gains over He's sqrt(2 / fan_in), found by looking at the spread of each layer's output on photos: class logits
+# must spread far enough to cross the score threshold, box deltas must stay within a fraction of the box.
 _GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
     (re.compile(pattern), gain)
     for pattern, gain in (
@@ -37,7 +37,7 @@ _GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
         (r"^roi_head\.semantic_head\.conv_logits\.weight$", 1.5),
     )
 )
-# Most anchors are background, and so are most RoIs: without these biases every box would pass every threshold.
+# Most anchors are background, and so are most RoIs: without these biases every box would pass the thresholds.
 _RPN_OBJECTNESS_BIAS = -4.0
 _BACKGROUND_BIAS = 10.5
 
@@ -69,7 +69,7 @@ def _bias(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # A residual block adds its third norm's output to its shortcut: a small one there keeps 50 blocks from exploding.
+    # A residual block adds its third norm's output to its shortcut: small there keeps deep trunks from exploding.
     if key.endswith(".bn3.weight"):
         return _uniform(key, shape, 0.4, 0.8)
     if key.endswith(".downsample.1.weight"):
@@ -78,7 +78,7 @@ def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _kernel(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # Each filter's mean is removed: after a ReLU all inputs are positive, and their mean would drown the picture.
+    # Each filter's mean is removed: after a ReLU all inputs are positive, and their mean would drown the rest.
     rows = _normal(key, shape).reshape(shape[0], -1)
     rows = rows - rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     gain = next((gain for pattern, gain in _GAINS if pattern.search(key)), 1.0)
@@ -88,6 +88,22 @@ def _kernel(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 def _fan_in(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape[1:]))
+
+
+def _offset_kernel(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    # Deformable convolution: 0.1 to 0.2 pixels of offset that follow the picture ...
+    return _normal(key, shape) * np.float32(0.2 * np.sqrt(1.0 / _fan_in(shape)))
+
+
+# The first suffix that fits; everything else is a norm's scale (one dimension) or a kernel.
+_RULES: tuple[tuple[str, Callable[[str, tuple[int, ...]], NDArray[np.float32]]], ...] = (
+    ("running_mean", lambda key, shape: _normal(key, shape) * np.float32(0.05)),
+    ("running_var", lambda key, shape: _uniform(key, shape, 0.8, 1.2)),
+    # ... on half a pixel of constant offset per tap.
+    ("conv_offset.bias", lambda key, shape: _normal(key, shape) * np.float32(0.5)),
+    ("conv_offset.weight", _offset_kernel),
+    (".bias", _bias),
+)
 
 
 def untrained_values(key: str, shape: tuple[int, ...]) -> _Values:
@@ -102,21 +118,10 @@ def untrained_values(key: str, shape: tuple[int, ...]) -> _Values:
     """
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    if key.endswith("running_mean"):
-        return _normal(key, shape) * np.float32(0.05)
-    if key.endswith("running_var"):
-        return _uniform(key, shape, 0.8, 1.2)
-    if key.endswith(
-        "conv_offset.bias"
-    ):  # deformable convolution: half a pixel of constant offset per tap ...
-        return _normal(key, shape) * np.float32(0.5)
-    if key.endswith("conv_offset.weight"):  # ... and 0.1 to 0.2 pixels that follow the picture
-        return _normal(key, shape) * np.float32(0.2 * np.sqrt(1.0 / _fan_in(shape)))
-    if key.endswith(".bias"):
-        return _bias(key, shape)
-    if len(shape) == 1:
-        return _norm_scale(key, shape)
-    return _kernel(key, shape)
+    for suffix, draw in _RULES:
+        if key.endswith(suffix):
+            return draw(key, shape)
+    return _norm_scale(key, shape) if len(shape) == 1 else _kernel(key, shape)
 
 
 def untrained_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
