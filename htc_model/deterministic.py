@@ -1,12 +1,14 @@
 """Weights without a file: every value follows from its key's name and shape alone.
 
-They are what `weights: untrained` means: real network structure, real cost, reproducible on every machine, and
-no meaning in the output. The numbers are chosen so that the network stays alive (activations neither die nor
-explode, some proposals and detections survive), not to resemble training. Because nothing depends on key order,
-two implementations that share key names share weights, which is how this one is compared with another.
+They are what `weights: untrained` means: real network structure, real cost, reproducible on every
+machine, and no meaning in the output. The numbers are chosen so that the network stays alive
+(activations neither die nor explode, some proposals and detections survive), not to resemble
+training. Because nothing depends on key order, two implementations that share key names share
+weights, which is how this one is compared with another.
 
-The rule: for key K of shape S, one generator `PCG64(crc32(K))` and one float32 draw of shape S in C order, standard
-normal or uniform; the first matching line of `untrained_values` says what becomes of it.
+The rule: for key K of shape S, one generator `PCG64(crc32(K))` and one float32 draw of shape S in
+C order, standard normal or uniform; the first matching line of `untrained_values` says what
+becomes of it.
 """
 
 import re
@@ -18,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Gains over He's sqrt(2 / fan_in), found by looking at the spread of each layer's output on photos: class logits
-# must spread far enough to cross the score threshold, box deltas must stay within a fraction of the box.
+# Gains over He's sqrt(2 / fan_in), found by looking at the spread of each layer's output on photos:
+# class logits must spread far enough to cross the score threshold, box deltas must stay within a
+# fraction of the box.
 _GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
     (re.compile(pattern), gain)
     for pattern, gain in (
@@ -69,7 +72,7 @@ def _bias(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # A residual block adds its third norm's output to its shortcut: small there keeps deep trunks from exploding.
+    # A residual block adds its third norm's output to its shortcut: small there, or deep trunks explode.
     if key.endswith(".bn3.weight"):
         return _uniform(key, shape, 0.4, 0.8)
     if key.endswith(".downsample.1.weight"):
@@ -78,7 +81,7 @@ def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _kernel(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # Each filter's mean is removed: after a ReLU all inputs are positive, and their mean would drown the rest.
+    # Each filter's mean is removed: after a ReLU all inputs are positive, and their mean drowns the rest.
     rows = _normal(key, shape).reshape(shape[0], -1)
     rows = rows - rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     gain = next((gain for pattern, gain in _GAINS if pattern.search(key)), 1.0)
