@@ -1,0 +1,100 @@
+"""Pure functions on boxes in xyxy form: pixels, x to the right, y down, continuous coordinates."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+# A box may grow or shrink by at most 1000/16 in one step: keeps exp() finite (Detectron and MMDetection alike).
+MAX_LOG_RATIO = math.log(1000 / 16)
+
+# One NMS call over all classes costs the square of the candidates; class by class costs far less once they are many.
+# The kept boxes are the same either way. The limit is memory on a GPU (n * n / 8 bytes) and time on a CPU.
+_SINGLE_CALL_CANDIDATES = {"cpu": 1_000, "cuda": 10_000}
+
+
+def decode_deltas(boxes_xyxy: Tensor, deltas: Tensor, stds: Sequence[float]) -> Tensor:
+    """Move and scale boxes by predicted deltas (R-CNN's parameterisation, arXiv:1311.2524, appendix C).
+
+    Args:
+        boxes_xyxy: [..., 4] float32, the boxes the deltas were predicted on.
+        deltas: [..., 4] (dx, dy, dw, dh), normalised; means are zero.
+        stds: the four normalising standard deviations.
+
+    Returns:
+        [..., 4] float32, not clipped.
+    """
+    deltas = deltas * deltas.new_tensor(stds)
+    centre = (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) * 0.5
+    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    centre = centre + size * deltas[..., :2]
+    half = size * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * 0.5
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:
+    """Clip boxes to their images.
+
+    Args:
+        boxes_xyxy: [..., 4].
+        sizes: (height, width) in pixels, [2] or broadcastable to [..., 2].
+
+    Returns:
+        [..., 4] with x in [0, width] and y in [0, height].
+    """
+    limit = sizes.flip(-1).to(boxes_xyxy.dtype)
+    return torch.minimum(boxes_xyxy.clamp(min=0), torch.cat([limit, limit], dim=-1))
+
+
+def has_area(boxes_xyxy: Tensor) -> Tensor:
+    """Tell which boxes [..., 4] have positive width and height: [...] bool."""
+    return (boxes_xyxy[..., 2:] > boxes_xyxy[..., :2]).all(dim=-1)
+
+
+def boxes_to_rois(boxes_per_image: Sequence[Tensor]) -> Tensor:
+    """Join B tensors [N_b, 4] into rois [K, 5]: image index, then xyxy."""
+    return torch.cat(
+        [
+            torch.cat([boxes.new_full((len(boxes), 1), index), boxes], dim=1)
+            for index, boxes in enumerate(boxes_per_image)
+        ]
+    )
+
+
+def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou: float, limit: int) -> Tensor:
+    """Suppress, within each group only, boxes that overlap a better one by more than `iou`.
+
+    Groups are moved apart by (largest coordinate + 1), in float32. That rounds coordinates by up to some thousandths of
+    a pixel for late groups, so it is done in every case, also where groups are treated one by one: the kept set is then
+    that of the published pipeline (mmcv's batched_nms), and does not depend on how many boxes there are.
+
+    Args:
+        boxes_xyxy: [N, 4] float32, coordinates >= 0.
+        scores: [N] float32.
+        groups: [N] int64 >= 0: a class or a pyramid level.
+        iou: in [0, 1].
+        limit: at most so many are kept, the best ones.
+
+    Returns:
+        [M <= limit] int64 indices, best score first.
+    """
+    if boxes_xyxy.numel() == 0:
+        return groups.new_zeros(0)
+    apart = boxes_xyxy + (groups.to(boxes_xyxy.dtype) * (boxes_xyxy.max() + 1))[:, None]
+    if len(apart) <= _SINGLE_CALL_CANDIDATES.get(apart.device.type, 10_000):
+        return nms(apart, scores, iou)[:limit]
+    kept = (
+        torch.cat([members[nms(apart[members], scores[members], iou)] for members in _members(groups)])
+        .sort()
+        .values
+    )
+    return kept[scores[kept].argsort(descending=True, stable=True)[:limit]]
+
+
+def _members(groups: Tensor) -> tuple[Tensor, ...]:
+    """Split the indices of `groups` [N] by value, each part ascending."""
+    order = groups.argsort(stable=True)
+    counts = groups.bincount()
+    return torch.split(order, counts[counts > 0].tolist())

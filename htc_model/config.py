@@ -1,0 +1,225 @@
+"""What a network is made of: one frozen `ModelConfig`, and the named presets.
+
+The numbers are those of MMDetection's published configs (configs/_base_/models/{mask-rcnn_r50_fpn,
+cascade-mask-rcnn_r50_fpn}.py and configs/htc/*.py), since the published checkpoints were made with them. Nothing here
+imports torch, so that commands may read presets at once.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from htc_model.coco import COCO_CATEGORY_IDS, COCO_CLASSES
+
+BackboneKind = Literal["resnet", "efficientnet_lite0"]
+Stds = tuple[float, float, float, float]
+
+# Cascade R-CNN (arXiv:1712.00726, sec. 4): each stage's regression targets are normalised more finely.
+CASCADE_STDS: tuple[Stds, ...] = (
+    (0.1, 0.1, 0.2, 0.2),
+    (0.05, 0.05, 0.1, 0.1),
+    (0.033, 0.033, 0.067, 0.067),
+)
+
+
+class ModelConfigError(ValueError):
+    """A preset's name or a model's configuration is wrong; the message is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class ResizeConfig:
+    """How an image becomes the network's input: sizes in pixels, mean and std per RGB channel in grey levels.
+
+    Source: `Resize(scale=(1333, 800), keep_ratio=True)`, ImageNet's mean and std, padding to FPN's stride 32.
+    """
+
+    long_side: int = 1333
+    short_side: int = 800
+    pad_multiple: int = 32
+    mean_rgb: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std_rgb: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The trunk that yields C2..C5.
+
+    depth: ResNet depth, 50 or 101. groups, base_width: ResNeXt's cardinality and width (64 x 4d is 64 and 4).
+    has_deformable_stages: 3x3 convolutions of C3-C5 are deformable (DCNv1, arXiv:1703.06211).
+    """
+
+    kind: BackboneKind = "resnet"
+    depth: int = 50
+    groups: int = 1
+    base_width: int = 64
+    has_deformable_stages: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One network: its parts, HTC's three switches, and its test-time thresholds.
+
+    The switches, each usable alone (arXiv:1901.07518, sec. 3). What they change at inference:
+
+    interleaved: mask head t is trained on the boxes that box head t has just refined, not on its inputs. At inference
+        all mask heads look at the final boxes in either case (as the published code does for both systems), so with
+        the same weights the detections are the same: it is a property of training.
+    mask_info_flow: mask head t receives the features of mask head t-1 through a 1x1 convolution (`conv_res`).
+    semantic: a semantic branch whose embedding is pooled for each RoI and added to box and mask features.
+
+    Other fields: box_stds one row per cascade stage; score_threshold in [0, 1], detections score above it;
+    nms_iou, rpn_nms_iou suppress above it; channel counts are those of the layers they name.
+    """
+
+    name: str
+    classes: tuple[str, ...] = COCO_CLASSES
+    category_ids: tuple[int, ...] = COCO_CATEGORY_IDS
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
+    interleaved: bool = False
+    mask_info_flow: bool = False
+    semantic: bool = False
+    has_masks: bool = True
+    has_class_specific_boxes: bool = False
+    box_stds: tuple[Stds, ...] = CASCADE_STDS
+    fpn_channels: int = 256
+    box_fc_channels: int = 1024
+    mask_channels: int = 256
+    semantic_classes: int = 183
+    rpn_candidates_per_level: int = 1000
+    rpn_proposals: int = 1000
+    rpn_nms_iou: float = 0.7
+    score_threshold: float = 0.001
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.category_ids):
+            raise ModelConfigError(
+                f"{self.name} has {len(self.classes)} classes but {len(self.category_ids)} category ids."
+            )
+        if not self.classes or not self.box_stds:
+            raise ModelConfigError(f"{self.name} needs at least one class and one stage.")
+        if self.backbone.kind not in get_args(BackboneKind):
+            raise ModelConfigError(
+                f"{self.name} has the unknown backbone {self.backbone.kind!r}; known: {get_args(BackboneKind)}."
+            )
+        if self.max_detections < 1 or self.rpn_proposals < 1:
+            raise ModelConfigError(f"{self.name} must be allowed at least one proposal and one detection.")
+
+    @property
+    def num_classes(self) -> int:
+        """How many object classes there are, background not counted."""
+        return len(self.classes)
+
+    @property
+    def num_stages(self) -> int:
+        """How many cascade stages there are; 1 is plain Mask R-CNN."""
+        return len(self.box_stds)
+
+
+_R101 = BackboneConfig(depth=101)
+_X101_32X4D = BackboneConfig(depth=101, groups=32, base_width=4)
+_X101_64X4D = BackboneConfig(depth=101, groups=64, base_width=4)
+
+_MASK_RCNN = ModelConfig(
+    name="mask_rcnn_r50_fpn",
+    has_class_specific_boxes=True,
+    box_stds=CASCADE_STDS[:1],
+    score_threshold=0.05,
+)
+_CASCADE_MASK = ModelConfig(name="cascade_mask_rcnn_r50_fpn", score_threshold=0.05)
+_HTC_WITHOUT_SEMANTIC = ModelConfig(
+    name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True
+)
+_HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
+
+# Our own, for demos and tests on a CPU: seconds per image and fewer than 12 M parameters. Mean and std are those of
+# timm's tf_efficientnet_lite0 (0.5 of full scale, here as the integers next to it); the other numbers are choices.
+_LITE = replace(
+    _HTC,
+    name="htc_lite0_fpn",
+    backbone=BackboneConfig(kind="efficientnet_lite0"),
+    resize=ResizeConfig(
+        long_side=640, short_side=384, mean_rgb=(127.0, 127.0, 127.0), std_rgb=(128.0, 128.0, 128.0)
+    ),
+    fpn_channels=64,
+    box_fc_channels=256,
+    mask_channels=64,
+    rpn_candidates_per_level=500,
+    rpn_proposals=300,
+)
+
+PRESETS: Mapping[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        _MASK_RCNN,
+        replace(_MASK_RCNN, name="mask_rcnn_r101_fpn", backbone=_R101),
+        replace(_MASK_RCNN, name="mask_rcnn_x101_64x4d_fpn", backbone=_X101_64X4D),
+        _CASCADE_MASK,
+        replace(_CASCADE_MASK, name="cascade_mask_rcnn_r101_fpn", backbone=_R101),
+        replace(_CASCADE_MASK, name="cascade_mask_rcnn_x101_64x4d_fpn", backbone=_X101_64X4D),
+        replace(_CASCADE_MASK, name="cascade_rcnn_r50_fpn", has_masks=False),
+        _HTC_WITHOUT_SEMANTIC,
+        _HTC,
+        replace(_HTC, name="htc_r101_fpn", backbone=_R101),
+        replace(_HTC, name="htc_x101_32x4d_fpn", backbone=_X101_32X4D),
+        replace(_HTC, name="htc_x101_64x4d_fpn", backbone=_X101_64X4D),
+        replace(
+            _HTC, name="htc_x101_64x4d_fpn_dcn", backbone=replace(_X101_64X4D, has_deformable_stages=True)
+        ),
+        replace(_HTC, name="htc_r50_fpn_dcn", backbone=BackboneConfig(has_deformable_stages=True)),
+        _LITE,
+    )
+}
+
+
+def load_preset(name: str) -> ModelConfig:
+    """Return the preset of that name; raises ModelConfigError naming the nearest one and all others."""
+    if name in PRESETS:
+        return PRESETS[name]
+    nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+    raise ModelConfigError(
+        f"There is no preset {name!r}; did you mean {nearest!r}? The presets are: {', '.join(PRESETS)}."
+    )
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """Turn a config into plain JSON values (tuples become lists)."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def config_from_dict(d: Mapping[str, Any]) -> ModelConfig:
+    """Read back what `config_to_dict` gave; raises ModelConfigError for unknown or missing keys."""
+    values = dict(d)
+    values["backbone"] = _read_section(BackboneConfig, d.get("backbone", {}))
+    values["resize"] = _read_section(ResizeConfig, d.get("resize", {}))
+    config: ModelConfig = _read_section(ModelConfig, values)
+    return config
+
+
+def config_sha256(config: ModelConfig) -> str:
+    """Return 64 hex digits that are equal exactly when two configs are equal."""
+    canonical = json.dumps(config_to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read_section(section: Any, values: Mapping[str, Any]) -> Any:
+    known = {f.name for f in fields(section)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ModelConfigError(
+            f"{section.__name__} has no key {unknown[0]!r}; known: {', '.join(sorted(known))}."
+        )
+    try:
+        return section(**{key: _tuples(value) for key, value in values.items()})
+    except TypeError as error:
+        raise ModelConfigError(f"{section.__name__} cannot be built: {error}.") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
