@@ -1,0 +1,5 @@
+"""`python -m jobs` is `htc`."""
+
+from jobs.cli import main
+
+main()

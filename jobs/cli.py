@@ -1,0 +1,94 @@
+"""The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
+
+Exit codes: 0 complete, 1 incomplete, over the error budget or failed, 2 bad usage or spec. Only the standard library
+is imported at the top, so that Ctrl-C is quiet from the first moment; the commands are in `jobs.commands`.
+"""
+
+import io
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave the process with its exit code.
+
+    Args:
+        arguments: the words after `htc`; the process's own when None.
+    """
+    try:
+        _tolerate_unprintable_text()
+        from typer.main import get_command
+
+        from jobs.commands import app
+
+        get_command(app).main(args=None if arguments is None else list(arguments), prog_name="htc")
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _say("Stopped.")
+        sys.exit(EXIT_FAILED)
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; the interpreter's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except Exception as error:  # noqa: BLE001 - the process's border: every error ends as a sentence and an exit code
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    """Say in one sentence what went wrong; a failure nobody foresaw leaves its traceback in a file."""
+    from pipeline.errors import HtcError
+
+    if isinstance(error, HtcError):
+        _say(str(error))
+        return error.exit_code
+    if _is_model_sentence(error):
+        _say(str(error))
+        return EXIT_USAGE
+    summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    _say(f"Unexpected failure: {summary[:300]} (the full report is in {_write_report(error)}).")
+    return EXIT_FAILED
+
+
+def _is_model_sentence(error: Exception) -> bool:
+    # htc_model may not know pipeline.errors, so its errors about presets and weights are ValueErrors of its own.
+    return isinstance(error, ValueError) and type(error).__module__.split(".")[0] == "htc_model"
+
+
+def _write_report(error: Exception) -> str:
+    text = (
+        f"htc {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
+    )
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f"htc-failure-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log"
+        )
+        os.close(handle)
+        Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as reason:
+        return f"no file, as it could not be written: {reason.strerror}"
+    return name
+
+
+def _tolerate_unprintable_text() -> None:
+    """Escape what the terminal cannot show: object names hold any bytes, and must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say(sentence: str) -> None:
+    # Not through rich: this must work when an import was interrupted.
+    try:
+        sys.stderr.write(sentence + "\n")
+        sys.stderr.flush()
+    except OSError:
+        return

@@ -1,0 +1,73 @@
+"""Where the commands write: results to stdout, everything said to the operator to stderr."""
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Wide enough for any row: outside a terminal a folded or cut line would hurt whoever reads it with grep.
+UNLIMITED_WIDTH = 100_000
+
+Alignment = Literal["left", "right"]
+
+
+def say(sentence: str) -> None:
+    """Write one sentence to stderr, unfolded and uninterpreted."""
+    Console(stderr=True, highlight=False).print(Text(sentence), soft_wrap=True)
+
+
+def write_line(line: str = "") -> None:
+    """Write one line to stdout, unfolded and uninterpreted."""
+    Console(highlight=False).print(Text(line), soft_wrap=True)
+
+
+def write_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    alignments: Sequence[Alignment] | None = None,
+    has_header: bool = True,
+) -> None:
+    """Write a table of plain text to stdout; long cells fold in a terminal and stay whole elsewhere."""
+    is_terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if has_header else None, show_header=has_header, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(Text(name), justify=alignments[index] if alignments else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    width = shutil.get_terminal_size().columns if is_terminal else UNLIMITED_WIDTH
+    Console(highlight=False, width=width).print(table)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return "1 image", "1,204 images"; nouns whose plural only takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size_of(byte_count: int) -> str:
+    """Return a size in the largest binary unit that leaves at least one: "3.4 MiB"."""
+    size = float(byte_count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def duration_of(seconds: float) -> str:
+    """Return a duration as one would say it: "0.8 s", "42 s", "12 min 5 s", "3 h 20 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"

@@ -1,0 +1,141 @@
+"""The arguments that `run` and `plan` share, and their places in the job spec."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import JobSpec, StorageSection
+
+OVERRIDES: Mapping[str, str] = {
+    "input_uri": "input.uri",
+    "output_uri": "output.uri",
+    "limit": "input.limit",
+    "model": "model.preset",
+    "weights": "model.weights",
+    "score_threshold": "model.score_threshold",
+    "max_detections": "model.max_detections",
+    "precision": "model.precision",
+    "workers": "compute.workers",
+    "batch_size": "compute.batch_size",
+    "shard_images": "compute.shard_images",
+    "max_error_rate": "retry.max_error_rate",
+    "endpoint_url": "storage.endpoint_url",
+    "anonymous": "storage.anonymous",
+}
+
+InputUri = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="INPUT",
+        help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .jsonl, .parquet).",
+        show_default=False,
+    ),
+]
+OutputUri = Annotated[
+    str | None, typer.Argument(metavar="OUTPUT", help="Folder or prefix for the tables.", show_default=False)
+]
+SpecFile = Annotated[
+    str | None,
+    typer.Option("--spec", metavar="FILE", help="Job spec (YAML); flags override it.", show_default=False),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PRESET", help="Network preset. [default: htc_r50_fpn]"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="URI",
+        help="coco (published), untrained, or a .pth or .safetensors file. [default: coco]",
+    ),
+]
+ScoreThreshold = Annotated[
+    float | None,
+    typer.Option("--score-threshold", metavar="F", help="Keep instances scoring above it. [default: 0.05]"),
+]
+MaxDetections = Annotated[
+    int | None,
+    typer.Option("--max-detections", metavar="N", help="At most N instances per image. [default: 100]"),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="fp32|bf16|auto", help="Arithmetic of the network. [default: auto]"),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="auto|N", help="Processes holding a model each. [default: auto]"),
+]
+BatchSize = Annotated[
+    str | None,
+    typer.Option("--batch-size", metavar="auto|N", help="Images per inference. [default: auto]"),
+]
+ShardImages = Annotated[
+    int | None,
+    typer.Option("--shard-images", metavar="N", help="Images per shard. [default: 256]"),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="N", help="Only the first N images."),
+]
+RunName = Annotated[
+    str | None,
+    typer.Option("--run", metavar="NAME", help="Create or resume this run; without it, the newest."),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Start a new run instead of resuming."),
+]
+MaxErrorRate = Annotated[
+    float | None,
+    typer.Option(
+        "--max-error-rate",
+        metavar="F",
+        help="Share of bad images up to which the exit code is 0. [default: 0.05]",
+    ),
+]
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", metavar="URL", help="S3-compatible server."),
+]
+Anonymous = Annotated[
+    bool,
+    typer.Option("--anonymous", help="Read public buckets without credentials."),
+]
+StoredOutput = Annotated[
+    str, typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`.")
+]
+Folder = Annotated[
+    Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; made if missing.")
+]
+
+
+def load_job_spec(parameters: Mapping[str, Any]) -> "JobSpec":
+    """Lay the given flags over the spec file.
+
+    Args:
+        parameters: the command's parameters by name, as typer's context holds them; a flag that was not given is
+            None or False and leaves the file's value alone.
+
+    Raises:
+        SpecError: see `pipeline.config.load_spec`.
+    """
+    from pipeline.config import load_spec
+
+    # By identity: 0 equals False, and `--max-error-rate 0` is meant.
+    given = {
+        key: parameters[name]
+        for name, key in OVERRIDES.items()
+        if parameters.get(name) is not None and parameters[name] is not False
+    }
+    return load_spec(parameters.get("spec"), given)
+
+
+def storage_section(endpoint_url: str | None, anonymous: bool) -> "StorageSection":
+    """How `query` and `show`, which have no spec, reach remote storage."""
+    from pipeline.config import StorageSection
+
+    return StorageSection(endpoint_url=endpoint_url, anonymous=anonymous)
