@@ -1,0 +1,203 @@
+"""The job spec: what one run reads, writes and computes.
+
+A spec is a YAML file, or flags, or both; flags win. Every key is optional but `input.uri` and `output.uri`.
+Unknown keys are refused, because a misspelt key that is silently ignored costs a night of computing with the
+wrong setting. This module imports no torch, Ray, pyarrow or fsspec: `htc --help` goes through it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pipeline.errors import SpecError
+from pipeline.spec_reading import (
+    absolute_uri,
+    describe_problems,
+    parse_yaml,
+    read_spec_text,
+    set_dotted,
+    weights_reference,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""A run's name is a folder and a Hive partition value, so no slash, `=`, `%` or space."""
+
+
+def _digits_as_number(value: object) -> object:
+    # YAML users quote numbers and command lines know only text; "8" can mean nothing but 8 here.
+    if isinstance(value, str) and value != "auto":
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+AutoCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_digits_as_number)]
+AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_digits_as_number)]
+
+
+class Section(BaseModel):
+    """A frozen part of the spec; unknown keys are refused and types are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class InputSection(Section):
+    """Where the images are."""
+
+    uri: str = Field(min_length=1, description="a path or URI")
+    glob: str | None = Field(
+        default=None, min_length=1, description='a pattern relative to input.uri, such as "**/*.jpg"'
+    )
+    limit: int | None = Field(default=None, ge=1, description="a whole number of images, at least 1")
+
+
+class OutputSection(Section):
+    """Where the tables go."""
+
+    uri: str = Field(min_length=1, description="a path or URI")
+
+
+class StorageSection(Section):
+    """How remote storage is reached; credentials come from the environment only."""
+
+    endpoint_url: str | None = Field(
+        default=None, min_length=1, description='a URL such as "http://127.0.0.1:8333", or null'
+    )
+    anonymous: bool = Field(default=False, description="true or false")
+
+
+class ModelSection(Section):
+    """Which network, with which weights.
+
+    weights: "coco" (the preset's published checkpoint), "untrained" (fixed pseudo-random values, for tests and
+        demos) or a path or URI of a .pth or .safetensors file.
+    score_threshold: MMDetection's published `test_cfg.rcnn.score_thr` of every preset here.
+    max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
+    """
+
+    preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
+    weights: str = Field(default="coco", min_length=1, description='"coco", "untrained", or a path or URI')
+    score_threshold: float = Field(default=0.05, ge=0, le=1, description="a number from 0 to 1")
+    max_detections: int = Field(default=100, ge=1, le=10_000, description="a whole number from 1 to 10000")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')
+
+
+class ComputeSection(Section):
+    """How the work is spread; nothing here but shard_images changes what is computed."""
+
+    workers: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
+    gpus_per_worker: AutoShare = Field(
+        default="auto", description='"auto" or a number, 0 or more (fractions share a GPU)'
+    )
+    cpus_per_worker: AutoShare = Field(default="auto", description='"auto" or a number, 0 or more')
+    batch_size: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
+    shard_images: int = Field(
+        default=256, ge=1, le=100_000, description="a whole number of images from 1 to 100000"
+    )
+
+
+class RetrySection(Section):
+    """When to give up."""
+
+    max_attempts: int = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
+    max_error_rate: float = Field(default=0.05, ge=0, le=1, description="a share of the images, from 0 to 1")
+
+
+class ImagesSection(Section):
+    """Which images are refused before they can hurt.
+
+    max_pixels: twice Pillow's decompression-bomb warning level (`Image.MAX_IMAGE_PIXELS` = 89478485), the
+        size at which Pillow itself raises.
+    max_bytes: encoded size; 512 MiB holds any camera's TIFF and keeps sixteen reads in flight under 8 GiB.
+    """
+
+    max_pixels: int = Field(default=178_956_970, ge=1, description="a whole number of pixels, at least 1")
+    max_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="a whole number of bytes, at least 1")
+
+
+class JobSpec(Section):
+    """One run's whole description."""
+
+    name: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        description="letters, digits, dots, dashes and underscores, starting with a letter or digit",
+    )
+    input: InputSection = Field(description="a section with the keys uri, glob, limit")
+    output: OutputSection = Field(description="a section with the key uri")
+    storage: StorageSection = StorageSection()
+    model: ModelSection = ModelSection()
+    compute: ComputeSection = ComputeSection()
+    retry: RetrySection = RetrySection()
+    images: ImagesSection = ImagesSection()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved spec as plain JSON-able values, for run.json."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, object]:
+        """Return, by dotted key, what must not change between the attempts to finish one run.
+
+        `model.weights` is absent: the fingerprint's sha256 of the file says more than its path.
+        """
+        return {
+            "input.uri": self.input.uri,
+            "input.glob": self.input.glob,
+            "input.limit": self.input.limit,
+            "model.preset": self.model.preset,
+            "model.score_threshold": self.model.score_threshold,
+            "model.max_detections": self.model.max_detections,
+            "model.precision": self.model.precision,
+            "compute.shard_images": self.compute.shard_images,
+            "images.max_pixels": self.images.max_pixels,
+            "images.max_bytes": self.images.max_bytes,
+        }
+
+    def absolute(self) -> Self:
+        """Return the spec with every local path made absolute against the current folder."""
+        return self.model_copy(
+            update={
+                "input": self.input.model_copy(update={"uri": absolute_uri(self.input.uri)}),
+                "output": self.output.model_copy(update={"uri": absolute_uri(self.output.uri)}),
+                "model": self.model.model_copy(update={"weights": weights_reference(self.model.weights)}),
+            }
+        )
+
+
+def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> JobSpec:
+    """Read a YAML spec and lay the flags over it.
+
+    Args:
+        path: a YAML file, local or remote; None when the flags say everything.
+        overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
+
+    Returns:
+        the checked spec, local paths absolute.
+
+    Raises:
+        SpecError: one sentence per problem, all problems at once.
+    """
+    tree: dict[str, Any] = parse_yaml(read_spec_text(path), str(path)) if path is not None else {}
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            set_dotted(tree, key, value)
+    try:
+        spec = JobSpec.model_validate(tree)
+    except ValidationError as error:
+        raise SpecError(describe_problems(error, JobSpec, tree, source=path)) from None
+    _check_preset(spec.model.preset)
+    return spec.absolute()
+
+
+def _check_preset(preset: str) -> None:
+    from htc_model.config import load_preset
+
+    try:
+        load_preset(preset)
+    except ValueError as error:
+        raise SpecError(f"model.preset: {error}") from None

@@ -1,0 +1,122 @@
+"""run.json: what a run is, written once, when its manifest is complete."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from pipeline.errors import NotFoundError, StorageError
+from pipeline.storage import Storage, join
+from pipeline.tables import SCHEMA_VERSION
+
+PACKAGES = ("htc-batch", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "fsspec", "s3fs")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json.
+
+    created: UTC, ISO 8601. spec: the resolved job spec. identity: by dotted key, what must not change when
+    the run is resumed. fingerprint: preset, weights_sha256, config_sha256, trained. versions: of Python and
+    the packages.
+    manifest: what `plan.Manifest` knows of the frozen input.
+    """
+
+    run: str
+    created: str
+    spec: dict[str, Any]
+    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
+    versions: dict[str, str]
+    manifest: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def image_count(self) -> int:
+        """Images in the manifest."""
+        return int(self.manifest["image_count"])
+
+    @property
+    def shard_count(self) -> int:
+        """Shards in the manifest."""
+        return int(self.manifest["shard_count"])
+
+
+def run_folder(output_uri: str, run: str) -> str:
+    """Return the folder of a run's record, manifest and summary."""
+    return join(output_uri, "runs", run)
+
+
+def write_record(storage: Storage, output_uri: str, record: RunRecord) -> None:
+    """Write run.json; from here on the run can be resumed."""
+    write_json(storage, join(run_folder(output_uri, record.run), "run.json"), asdict(record))
+
+
+def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
+    """Read a run's run.json; None when planning never got that far.
+
+    Raises:
+        StorageError: it is damaged, or of a later version of this program.
+    """
+    uri = join(run_folder(output_uri, run), "run.json")
+    content = read_json(storage, uri)
+    if content is None:
+        return None
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise StorageError(
+            f"{uri} was written by a later version of htc (schema {version}); update htc-batch."
+        )
+    try:
+        known = {name: content[name] for name in RunRecord.__dataclass_fields__}
+    except KeyError as error:
+        raise StorageError(f"{uri} is damaged: it has no {error}.") from None
+    return RunRecord(**known)
+
+
+def list_records(storage: Storage, output_uri: str) -> list[RunRecord]:
+    """Read all runs' records, oldest first; a run without run.json was never planned and is left out."""
+    try:
+        names = [
+            each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/run.json")
+        ]
+    except NotFoundError:
+        return []
+    records = [record for name in names if (record := load_record(storage, output_uri, name))]
+    return sorted(records, key=lambda record: (record.created, record.run))
+
+
+def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
+    """Read a JSON object; None when the file is not there.
+
+    Raises:
+        StorageError: it holds something else.
+    """
+    try:
+        content = json.loads(storage.read(uri))
+    except NotFoundError:
+        return None
+    except ValueError as error:
+        raise StorageError(f"{uri} is damaged: it is not JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise StorageError(f"{uri} is damaged: it must hold a JSON object.")
+    return content
+
+
+def write_json(storage: Storage, uri: str, content: Mapping[str, object]) -> None:
+    """Write a JSON object, indented for people."""
+    # ASCII only: names that are no valid Unicode would not encode otherwise.
+    storage.write(uri, (json.dumps(content, indent=2) + "\n").encode("ascii"))
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape the results, without importing any."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions

@@ -1,0 +1,152 @@
+"""What went wrong in storage, in the words of `pipeline.errors`.
+
+Operating systems, s3fs, gcsfs and HTTP clients raise different exceptions for the same trouble. Which library
+is installed is nobody's business here, so theirs are recognised by errno, by HTTP status and by class name.
+"""
+
+import errno
+from typing import Literal
+
+from pipeline.errors import AccessDeniedError, NotFoundError, StorageError, TransientStorageError
+
+Verb = Literal["read", "write", "list", "delete"]
+
+_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Worth another attempt on a local disk: network file systems hiccup with these. A remote store gets the
+# benefit of the doubt for every errno that is not listed in _LASTING.
+_LOCAL_HICCUPS = {
+    errno.EIO,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+    errno.EINTR,
+}
+_LASTING = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.EEXIST,
+    errno.EMSGSIZE,
+}
+
+# Errors of botocore and google-auth that are no OSError: the credentials are absent, wrong or expired.
+_CREDENTIAL_ERRORS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "TokenRetrievalError",
+    "SSOTokenLoadError",
+    "UnauthorizedSSOTokenError",
+    "DefaultCredentialsError",
+    "RefreshError",
+    "ClientAuthenticationError",
+}
+# Errors of botocore, aiohttp, urllib3, gcsfs and azure that a second try may cure.
+_HICCUP_ERRORS = {
+    "EndpointConnectionError",
+    "ConnectionClosedError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "HTTPClientError",
+    "ResponseStreamingError",
+    "IncompleteReadError",
+    "ChecksumError",
+    "FlexibleChecksumError",
+    "ClientError",
+    "ClientPayloadError",
+    "ClientConnectionError",
+    "ServerDisconnectedError",
+    "ServerTimeoutError",
+    "FSTimeoutError",
+    "HttpError",
+    "ServiceRequestError",
+    "ServiceResponseError",
+    "IncompleteRead",
+}
+
+
+def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool) -> StorageError | None:
+    """Translate an exception of a file system into one of ours.
+
+    Args:
+        error: what was raised.
+        uri: the object or folder it was about.
+        verb: what was being done.
+        is_local: whether the uri is a path on this machine.
+
+    Returns:
+        the error to raise instead, or None when the exception is a bug and should travel as it is.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    status = _http_status(error)
+    refusal = _refusal(error, names, status, uri, verb, is_local=is_local)
+    if refusal is not None:
+        return refusal
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    if _is_hiccup(error, names, status, is_local=is_local):
+        return TransientStorageError(f"Storage could not {verb} {uri} just now ({reason}).")
+    if isinstance(error, OSError) or status is not None or "BotoCoreError" in names:
+        return StorageError(f"Storage could not {verb} {uri} ({reason}).")
+    return None
+
+
+def _refusal(
+    error: BaseException, names: set[str], status: int | None, uri: str, verb: Verb, *, is_local: bool
+) -> StorageError | None:
+    """Name the failures that no second try cures; None for all others."""
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or code in _MISSING or status == 404:
+        return NotFoundError(f"{uri} does not exist.")
+    if isinstance(error, PermissionError) or code in _FORBIDDEN or status in (401, 403):
+        place = "the permissions" if is_local else "the credentials and the bucket's policy"
+        return AccessDeniedError(f"No permission to {verb} {uri}; check {place}.")
+    if names & _CREDENTIAL_ERRORS:
+        return AccessDeniedError(
+            f"No valid credentials to {verb} {uri}; set them in the environment or a profile, "
+            "or say `storage: {anonymous: true}` for a public bucket."
+        )
+    if code in _FULL:
+        return StorageError(
+            f"No space left to {verb} {uri}: the disk is full or over quota; free some and run again."
+        )
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{uri} is a folder, not a file.")
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message without line breaks, at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
+def _is_hiccup(error: BaseException, names: set[str], status: int | None, *, is_local: bool) -> bool:
+    code = error.errno if isinstance(error, OSError) else None
+    if status is not None:
+        return status in (408, 409, 425, 429) or status >= 500
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    if is_local:
+        return code in _LOCAL_HICCUPS
+    return bool(names & _HICCUP_ERRORS) or (isinstance(error, OSError) and code not in _LASTING)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Find the HTTP status in an exception of aiohttp (`status`), gcsfs (`code`) or, as its cause,
+    botocore."""
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if isinstance(status, int):
+                return status
+        for name in ("status", "code", "status_code"):
+            value = getattr(candidate, name, None)
+            if isinstance(value, int) and 400 <= value < 600:
+                return value
+    return None

@@ -1,0 +1,253 @@
+"""The two tables: their schemas, one shard's parts, and the commit.
+
+`images` has one row per input image, whatever happened to it; `instances` one per detected object. Both are
+plain Parquet, Hive-partitioned by run. The instances part of a shard is written first and the images part
+last: that one file makes the shard count. A shard done twice overwrites its own two files, so nothing is ever
+    counted twice.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ImageStatus, NotFoundError
+from pipeline.refs import ImageRef, image_id
+from pipeline.storage import Storage, join
+from pipeline.uris import base_name, display_uri
+
+if TYPE_CHECKING:
+    from htc_model.config import ModelConfig
+    from htc_model.structures import Detections
+    from pipeline.results import Results
+
+SCHEMA_VERSION = 1
+_METADATA = {"htc_schema_version": str(SCHEMA_VERSION)}
+_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
+
+BBOX_TYPE = pa.struct([(name, pa.float32()) for name in ("x", "y", "width", "height")])
+# counts is a string, not binary: COCO's code is plain ASCII, `pycocotools.mask.decode` takes both, and a
+# string also goes through JSON and shows in SQL.
+MASK_TYPE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("instances", pa.int32(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+    ],
+    metadata=_METADATA,
+)
+INSTANCES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("instance", pa.int32(), nullable=False),
+        pa.field("category_id", pa.int32(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("bbox", BBOX_TYPE, nullable=False),
+        pa.field("area", pa.int64()),
+        pa.field("mask", MASK_TYPE),
+        pa.field("model", pa.string(), nullable=False),
+    ],
+    metadata=_METADATA,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One row of `images`: what became of one input image.
+
+    bytes: encoded size; width, height: pixels after EXIF rotation, None when it was never decoded.
+    error: one line, None when status is "ok". attempts: how often the shard was begun, 1 or more.
+    instances: its rows in `instances`. model: the network's name.
+    """
+
+    image_id: int
+    uri: str
+    etag: str | None
+    bytes: int | None
+    width: int | None
+    height: int | None
+    shard: int
+    status: ImageStatus
+    error: str | None
+    attempts: int
+    instances: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """One row of `instances`.
+
+    instance: 0 for the image's most confident one. category_id: the data set's own number (COCO: 1 to 90).
+    score: in [0, 1]. bbox: x, y, width, height in pixels of the original image.
+    area: mask pixels; None for a model without masks. mask: size [height, width] and COCO counts, or None.
+    """
+
+    image_id: int
+    uri: str
+    instance: int
+    category_id: int
+    category: str
+    score: float
+    bbox: dict[str, float]
+    area: int | None
+    mask: dict[str, object] | None
+    model: str
+
+
+def build_image_row(
+    ref: ImageRef,
+    *,
+    shard: int,
+    model: str,
+    status: ImageStatus = "ok",
+    error: str | None = None,
+    size: tuple[int, int] | None = None,
+    read_bytes: int | None = None,
+    attempts: int = 1,
+    instances: int = 0,
+) -> ImageRow:
+    """Build an image's row.
+
+    Args:
+        size: (height, width) in pixels, when the image was decoded.
+        read_bytes: the encoded size as read; the listed one stands when it was not.
+    """
+    height, width = size or (None, None)
+    return ImageRow(
+        image_id=image_id(ref.uri),
+        uri=display_uri(ref.uri),
+        etag=ref.etag,
+        bytes=ref.bytes if read_bytes is None else read_bytes,
+        width=width,
+        height=height,
+        shard=shard,
+        status=status,
+        error=error,
+        attempts=attempts,
+        instances=instances,
+        model=model,
+    )
+
+
+def build_instance_rows(
+    ref: ImageRef, detections: "Detections", config: "ModelConfig", *, model: str | None = None
+) -> list[InstanceRow]:
+    """Build an image's instance rows; here, once, labels become the data set's own category numbers.
+
+    Args:
+        detections: most confident first.
+        model: what the model column says, the config's name when None.
+    """
+    number, uri, name = image_id(ref.uri), display_uri(ref.uri), model or config.name
+    boxes: list[list[float]] = detections.boxes_xyxy.tolist()
+    scores: list[float] = detections.scores.tolist()
+    labels: list[int] = detections.labels.tolist()
+    masks: Sequence[Any] = detections.masks if detections.masks is not None else [None] * len(labels)
+    return [
+        InstanceRow(
+            image_id=number,
+            uri=uri,
+            instance=index,
+            category_id=config.category_ids[label],
+            category=config.classes[label],
+            score=score,
+            bbox={"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1},
+            area=area,
+            mask=None
+            if mask is None
+            else {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")},
+            model=name,
+        )
+        for index, ((x1, y1, x2, y2), score, label, mask, area) in enumerate(
+            zip(boxes, scores, labels, masks, _areas(detections.masks, len(labels)), strict=True)
+        )
+    ]
+
+
+def _areas(masks: Sequence[Any] | None, count: int) -> list[int | None]:
+    if not masks:
+        return [None] * count
+    from pycocotools import mask as coco_mask
+
+    return [int(area) for area in coco_mask.area(list(masks))]
+
+
+def images_part(output_uri: str, run: str, shard: int) -> str:
+    """Name a shard's part of `images`; its existence commits the shard."""
+    return join(output_uri, "images", f"run={run}", f"part-{shard:05d}.parquet")
+
+
+def instances_part(output_uri: str, run: str, shard: int) -> str:
+    """Name a shard's part of `instances`; it counts only beside its part of `images`."""
+    return join(output_uri, "instances", f"run={run}", f"part-{shard:05d}.parquet")
+
+
+def commit_shard(
+    storage: Storage,
+    output_uri: str,
+    run: str,
+    shard_index: int,
+    image_rows: Sequence[ImageRow],
+    instance_rows: Sequence[InstanceRow],
+) -> None:
+    """Write a shard's two parts, the images part last, because it commits.
+
+    Raises:
+        StorageError: a part cannot be written; the shard is not committed then.
+    """
+    instances = encode_part(instance_rows, INSTANCES_SCHEMA, InstanceRow)
+    images = encode_part(image_rows, IMAGES_SCHEMA, ImageRow)
+    storage.write(instances_part(output_uri, run, shard_index), instances)
+    storage.write(images_part(output_uri, run, shard_index), images)
+
+
+def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type) -> bytes:
+    """Encode rows (dataclasses whose fields are the schema's columns) as one Parquet file, Zstandard."""
+    names = [field.name for field in fields(kind)]
+    columns = list(zip(*([getattr(row, name) for name in names] for row in rows), strict=True))
+    arrays = [
+        pa.array(columns[index] if columns else [], type=schema.field(name).type)
+        for index, name in enumerate(names)
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def committed_shards(storage: Storage, output_uri: str, run: str) -> set[int]:
+    """Return the shards whose images part is there."""
+    try:
+        listed = storage.list(join(output_uri, "images", f"run={run}"))
+        matches = [_PART_NAME.fullmatch(base_name(each.uri)) for each in listed]
+    except NotFoundError:
+        return set()
+    return {int(match.group(1)) for match in matches if match}
+
+
+def open_results(output_uri: str, storage: Storage | None = None) -> "Results":
+    """Open an output folder for reading; nothing is read yet.
+
+    Raises:
+        InputError: no run was ever written there.
+    """
+    from pipeline.results import Results
+
+    return Results(output_uri, storage or Storage())

@@ -1,0 +1,130 @@
+"""Names of files and objects, as plain text.
+
+A local file is its absolute path without a scheme; a remote object keeps its scheme (`s3://bucket/key`).
+Nothing is ever percent-decoded or encoded: `a%20b`, `a b`, `a#b` and `a?b` are four different names, and each
+must read back.
+"""
+
+import re
+from collections.abc import Iterable
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def has_scheme(uri: str) -> bool:
+    """Tell whether the name starts with `word://`."""
+    return _SCHEME.match(uri) is not None
+
+
+def scheme_of(uri: str) -> str:
+    """Return the scheme in lower case, "file" for a plain path."""
+    match = _SCHEME.match(uri)
+    return match.group(1).lower() if match else "file"
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether the name is a local path (with or without `file://`)."""
+    return scheme_of(uri) in ("file", "local")
+
+
+def local_path(uri: str) -> str:
+    """Strip `file://` or `local://` from a local name."""
+    match = _SCHEME.match(uri)
+    return uri[match.end() :] if match else uri
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts with single slashes; the parts are taken literally."""
+    for part in parts:
+        uri = f"{uri}{part}" if uri.endswith("/") else f"{uri}/{part}"
+    return uri
+
+
+def base_name(uri: str) -> str:
+    """Return what follows the last slash."""
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def folder_of(uri: str) -> str:
+    """Return the uri without its last part and without a trailing slash (`/` for a root)."""
+    head = uri.rstrip("/").rpartition("/")[0]
+    return head or "/"
+
+
+def suffix_of(uri: str) -> str:
+    """Return the last extension in lower case with its dot, or "" when the name has none."""
+    name = base_name(uri)
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def resolve(entry: str, folder: str) -> str:
+    """Read a listing's entry: a URI or absolute path stays, anything else is relative to the listing's
+    folder.
+
+    `./` and `../` are worked out, so that one image has one name.
+    """
+    if has_scheme(entry):
+        return local_path(entry) if is_local(entry) else entry
+    if entry.startswith("/"):
+        return entry
+    match = _SCHEME.match(folder)
+    root, path = (match.group(0), folder[match.end() :]) if match else ("/", folder.lstrip("/"))
+    parts = [part for part in path.split("/") if part]
+    for part in entry.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part != ".":
+            parts.append(part)
+    return root + "/".join(parts)
+
+
+def display_uri(uri: str) -> str:
+    r"""Return the name as valid Unicode: bytes that are no UTF-8 (old file systems hold some) become
+    `\xNN`."""
+    return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def glob_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a glob: `*` and `?` stop at slashes, `**/` crosses them, `[a-z]` and `[!a]` are classes.
+
+    A bracket that never closes stands for itself.
+    """
+    parts = pattern.strip("/").split("/")
+    pieces: list[str] = []
+    for index, part in enumerate(parts):
+        is_last = index == len(parts) - 1
+        if part == "**":
+            pieces.append(".+" if is_last else "(?:.+/)?")
+        else:
+            pieces.append(_component(part) + ("" if is_last else "/"))
+    return re.compile("".join(pieces), re.DOTALL)
+
+
+def has_magic(text: str) -> bool:
+    """Tell whether the text holds one of `*`, `?`, `[`."""
+    return any(char in text for char in "*?[")
+
+
+def first_magic(parts: Iterable[str]) -> int | None:
+    """Return the index of the first part that holds a wildcard."""
+    return next((index for index, part in enumerate(parts) if has_magic(part)), None)
+
+
+def _component(part: str) -> str:
+    out, position = "", 0
+    while position < len(part):
+        char = part[position]
+        position += 1
+        close = part.find("]", position + 1) if char == "[" else -1
+        if char == "*":
+            out += "[^/]*"
+        elif char == "?":
+            out += "[^/]"
+        elif char == "[" and close > 0:
+            body = part[position:close].replace("\\", r"\\").replace("[", r"\[").replace("^", r"\^")
+            out += f"[{'^' + body[1:] if body.startswith('!') else body}]"
+            position = close + 1
+        else:
+            out += re.escape(char)
+    return out
