@@ -1,7 +1,7 @@
 """The trunk: ResNet and ResNeXt with optional deformable 3x3 convolutions, C2..C5 out.
 
-Module names are those of the published checkpoints (`layer1.0.conv2.conv_offset.weight` and so on), so weights load
-as they are. The stride sits on the 3x3 convolution ("pytorch style").
+Module names are those of the published checkpoints (`layer2.0.conv2.conv_offset.weight` and so on), so
+weights load as they are. The stride sits on the 3x3 convolution ("pytorch style").
 """
 
 import torch
@@ -17,7 +17,7 @@ _EXPANSION = 4  # a bottleneck's output has four times its inner planes, same ta
 
 
 class DeformConv2d(nn.Module):
-    """A 3x3 deformable convolution, version 1 (arXiv:1703.06211): each tap is moved by a learnt (dy, dx) offset."""
+    """A 3x3 deformable convolution, version 1 (arXiv:1703.06211): each tap is moved by a learnt (dy, dx)."""
 
     def __init__(self, channels: int, stride: int, groups: int) -> None:
         super().__init__()
@@ -25,12 +25,12 @@ class DeformConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, channels // groups, 3, 3))
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.conv_offset = nn.Conv2d(channels, 2 * 3 * 3, 3, stride=stride, padding=1)
-        # Zero offsets at the start: an untrained deformable convolution is a plain one (sec. 2.1 of the paper).
+        # Zero offsets at the start: an untrained deformable convolution is a plain one (the paper, sec. 2.1).
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(_bias(self.conv_offset))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to [B, C, H / stride, W / stride], always in float32 (the offsets are sub-pixel)."""
+        """Map [B, C, H, W] to [B, C, H / stride, W / stride], in float32: offsets are sub-pixel."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             sampled: Tensor = deform_conv2d(
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
         stages = []
         inputs = 64
         for index, blocks in enumerate(_BLOCKS[config.depth]):
-            # Only c3-c5 are deformable in the published models: c2 is too early for objects (arXiv:1811.11168).
+            # The published models are deformable in c3-c5 only (arXiv:1811.11168, table 1: c2 gains nothing).
             is_deformable = config.has_deformable_stages and index > 0
             stages.append(_build_stage(inputs, 64 * 2**index, blocks, config, is_deformable=is_deformable))
             inputs = 64 * 2**index * _EXPANSION

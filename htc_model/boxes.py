@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-# A box may grow or shrink by at most 1000/16 in one step: keeps exp() finite (Detectron and MMDetection alike).
+# A box may grow or shrink by at most 1000/16 in one step: keeps exp() finite (Detectron, and all after it).
 MAX_LOG_RATIO = math.log(1000 / 16)
 
-# One NMS call over all classes costs the square of the candidates; class by class costs far less once they are many.
-# The kept boxes are the same either way. The limit is memory on a GPU (n * n / 8 bytes) and time on a CPU.
+# One NMS call over all classes costs the square of the candidates; class by class costs far less once
+# they are many. The kept boxes are the same either way. The limit is memory on a GPU (n * n / 8 bytes) and time
+# on a CPU.
 _SINGLE_CALL_CANDIDATES = {"cpu": 1_000, "cuda": 10_000}
 
 
@@ -66,9 +67,9 @@ def boxes_to_rois(boxes_per_image: Sequence[Tensor]) -> Tensor:
 def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou: float, limit: int) -> Tensor:
     """Suppress, within each group only, boxes that overlap a better one by more than `iou`.
 
-    Groups are moved apart by (largest coordinate + 1), in float32. That rounds coordinates by up to some thousandths of
-    a pixel for late groups, so it is done in every case, also where groups are treated one by one: the kept set is then
-    that of the published pipeline (mmcv's batched_nms), and does not depend on how many boxes there are.
+    Groups are moved apart by (largest coordinate + 1), in float32. That rounds coordinates by up to some
+    thousandths of a pixel for late groups, so it is done in every case, also where groups are treated one
+    by one: the kept set is then that of the published pipeline (mmcv's batched_nms), however many boxes.
 
     Args:
         boxes_xyxy: [N, 4] float32, coordinates >= 0.
@@ -84,7 +85,8 @@ def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou: float, 
         return groups.new_zeros(0)
     apart = boxes_xyxy + (groups.to(boxes_xyxy.dtype) * (boxes_xyxy.max() + 1))[:, None]
     if len(apart) <= _SINGLE_CALL_CANDIDATES.get(apart.device.type, 10_000):
-        return nms(apart, scores, iou)[:limit]
+        best: Tensor = nms(apart, scores, iou)[:limit]
+        return best
     kept = (
         torch.cat([members[nms(apart[members], scores[members], iou)] for members in _members(groups)])
         .sort()
@@ -93,8 +95,8 @@ def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou: float, 
     return kept[scores[kept].argsort(descending=True, stable=True)[:limit]]
 
 
-def _members(groups: Tensor) -> tuple[Tensor, ...]:
+def _members(groups: Tensor) -> list[Tensor]:
     """Split the indices of `groups` [N] by value, each part ascending."""
     order = groups.argsort(stable=True)
     counts = groups.bincount()
-    return torch.split(order, counts[counts > 0].tolist())
+    return list(order.split_with_sizes(counts[counts > 0].tolist()))

@@ -7,10 +7,12 @@
                                                     +---- mean of the stages' masks ----+
 
 Every head's RoI features are pooled from the pyramid, plus, with the semantic branch, from `semantic_feat`.
-One stage is Mask R-CNN; three are Cascade R-CNN; three with the flow between mask heads and the semantic branch, HTC.
+One stage is Mask R-CNN; three are Cascade R-CNN; three with the flow between mask heads and the semantic
+branch are HTC.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from htc_model.boxes import clip_boxes, decode_deltas
 from htc_model.config import ModelConfig
 from htc_model.heads import BOX_POOL, MASK_POOL, MASK_SIDE, BoxHead, MaskHead, pool_map, pool_pyramid
 
-# RoIs of a whole batch go through a head together, but not all at once: pooled semantic features are 200 kB each.
+# RoIs of a whole batch go through a head together, but not all at once: pooled features are 200 kB each.
 BOX_CHUNK_ROIS = 1024
 MASK_CHUNK_ROIS = 256
 
@@ -45,7 +47,7 @@ class CascadeHead(nn.Module):
         )
         self.semantic_head = semantic.SemanticHead(config) if config.semantic else None
 
-    # The parts, one by one ------------------------------------------------------------------------------------
+    # The parts, each callable alone
 
     def semantic_forward(self, pyramid: Sequence[Tensor]) -> Tensor | None:
         """Map P2..P6 to `semantic_feat` [B, C, H / 8, W / 8]; None without the branch."""
@@ -56,7 +58,7 @@ class CascadeHead(nn.Module):
         features = pool_pyramid(pyramid, rois, BOX_POOL)
         if semantic_feat is None:
             return features
-        # Pooled at 14x14 and averaged to 7x7: not the same as pooling at 7x7, and what the weights were trained with.
+        # Pooled at 14x14 and averaged to 7x7, as the weights were trained; 7x7 at once gives other numbers.
         pooled = pool_map(semantic_feat, rois, semantic.STRIDE, MASK_POOL)
         return features + F.adaptive_avg_pool2d(pooled, BOX_POOL)
 
@@ -71,9 +73,10 @@ class CascadeHead(nn.Module):
         self, stage: int, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run one box head: rois [K, 5] -> class logits [K, classes + 1] and deltas [K, 4 or 4 * classes]."""
-        head = self._box_heads()[stage]
+        head = self.box_heads[stage]
         chunks = [
-            head(self.box_features(pyramid, semantic_feat, chunk)) for chunk in rois.split(BOX_CHUNK_ROIS)
+            head(self.box_features(pyramid, semantic_feat, chunk))
+            for chunk in torch.split(rois, BOX_CHUNK_ROIS)
         ]
         return torch.cat([logits for logits, _ in chunks]), torch.cat([deltas for _, deltas in chunks])
 
@@ -88,7 +91,7 @@ class CascadeHead(nn.Module):
             One mask_feat [K, M, 14, 14] per stage.
         """
         mask_feats: list[Tensor] = []
-        for head in self._mask_heads()[:stages]:
+        for head in self.mask_heads[:stages]:
             previous = mask_feats[-1] if mask_feats else None
             mask_feats.append(head(roi_features, previous))
         return mask_feats
@@ -108,7 +111,7 @@ class CascadeHead(nn.Module):
         boxes = decode_deltas(rois[:, None, 1:], per_class, self.config.box_stds[stage])
         return clip_boxes(boxes, sizes[rois[:, 0].long()][:, None])
 
-    # The whole, at inference ----------------------------------------------------------------------------------
+    # The whole, at inference
 
     def detect_boxes(
         self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor, sizes: Tensor
@@ -120,8 +123,8 @@ class CascadeHead(nn.Module):
             sizes: [B, 2] (height, width) before padding.
 
         Returns:
-            boxes_xyxy [K, 1, 4] or [K, classes, 4] of the last stage, and scores [K, classes] in [0, 1]: the softmax
-            of the stages' mean logits (the mean of logits, not of probabilities), background dropped.
+            boxes_xyxy [K, 1, 4] or [K, classes, 4] of the last stage, and scores [K, classes] in [0, 1]: the
+            softmax of the stages' mean logits (the mean of logits, not of probabilities), background dropped.
         """
         stage_logits = []
         boxes = rois[:, None, 1:]
@@ -137,7 +140,7 @@ class CascadeHead(nn.Module):
     def detect_masks(
         self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor, labels: Tensor
     ) -> Tensor:
-        """Predict the detections' masks: the mean of all stages' probabilities, each at the detection's class.
+        """Predict the detections' masks: the mean of all stages' probabilities at the detection's class.
 
         Args:
             rois: [N, 5] final boxes of all images, network pixels.
@@ -148,27 +151,29 @@ class CascadeHead(nn.Module):
         """
         masks = [rois.new_zeros(0, MASK_SIDE, MASK_SIDE)]
         for chunk, chunk_labels in zip(
-            rois.split(MASK_CHUNK_ROIS), labels.split(MASK_CHUNK_ROIS), strict=True
+            torch.split(rois, MASK_CHUNK_ROIS), torch.split(labels, MASK_CHUNK_ROIS), strict=True
         ):
             mask_feats = self.mask_forward(self.mask_features(pyramid, semantic_feat, chunk))
             stage_probs = [
                 head.predict_class(mask_feat, chunk_labels).sigmoid()
-                for head, mask_feat in zip(self._mask_heads(), mask_feats, strict=True)
+                for head, mask_feat in zip(self.mask_heads, mask_feats, strict=True)
             ]
             masks.append(sum(stage_probs[1:], stage_probs[0]) / len(stage_probs))
         return torch.cat(masks)
 
-    def _box_heads(self) -> list[BoxHead]:
+    @property
+    def box_heads(self) -> list[BoxHead]:
         return _stages(self.bbox_head)
 
-    def _mask_heads(self) -> list[MaskHead]:
+    @property
+    def mask_heads(self) -> list[MaskHead]:
         return [] if self.mask_head is None else _stages(self.mask_head)
 
 
 def _stage_modules(heads: list[nn.Module]) -> nn.Module:
-    """Name stages as the checkpoints do: `bbox_head.0.fc_cls` in a cascade, `bbox_head.fc_cls` in Mask R-CNN."""
+    """Name stages as checkpoints do: `bbox_head.0.fc_cls` in a cascade, `bbox_head.fc_cls` for one stage."""
     return heads[0] if len(heads) == 1 else nn.ModuleList(heads)
 
 
-def _stages(module: nn.Module) -> list:
+def _stages(module: nn.Module) -> list[Any]:
     return list(module) if isinstance(module, nn.ModuleList) else [module]

@@ -1,8 +1,8 @@
 """What a network is made of: one frozen `ModelConfig`, and the named presets.
 
 The numbers are those of MMDetection's published configs (configs/_base_/models/{mask-rcnn_r50_fpn,
-cascade-mask-rcnn_r50_fpn}.py and configs/htc/*.py), since the published checkpoints were made with them. Nothing here
-imports torch, so that commands may read presets at once.
+cascade-mask-rcnn_r50_fpn}.py and configs/htc/*.py), since the published checkpoints were made with them.
+Nothing here imports torch, so that commands may read presets at once.
 """
 
 import difflib
@@ -64,9 +64,9 @@ class ModelConfig:
 
     The switches, each usable alone (arXiv:1901.07518, sec. 3). What they change at inference:
 
-    interleaved: mask head t is trained on the boxes that box head t has just refined, not on its inputs. At inference
-        all mask heads look at the final boxes in either case (as the published code does for both systems), so with
-        the same weights the detections are the same: it is a property of training.
+    interleaved: mask head t is trained on the boxes that box head t has just refined, not on its inputs. At
+        inference all mask heads look at the final boxes in either case (as the published code does for both
+        systems), so with the same weights the detections are the same: it is a property of training.
     mask_info_flow: mask head t receives the features of mask head t-1 through a 1x1 convolution (`conv_res`).
     semantic: a semantic branch whose embedding is pooled for each RoI and added to box and mask features.
 
@@ -105,8 +105,12 @@ class ModelConfig:
             raise ModelConfigError(f"{self.name} needs at least one class and one stage.")
         if self.backbone.kind not in get_args(BackboneKind):
             raise ModelConfigError(
-                f"{self.name} has the unknown backbone {self.backbone.kind!r}; known: {get_args(BackboneKind)}."
+                f"{self.name} has the unknown backbone {self.backbone.kind!r}; "
+                f"known: {', '.join(get_args(BackboneKind))}."
             )
+        if self.has_class_specific_boxes and self.num_stages > 1:
+            # A stage's refined box is the next one's RoI, so there must be one box, not one per class.
+            raise ModelConfigError(f"{self.name} has a box per class, which only a single stage may have.")
         if self.max_detections < 1 or self.rpn_proposals < 1:
             raise ModelConfigError(f"{self.name} must be allowed at least one proposal and one detection.")
 
@@ -137,8 +141,8 @@ _HTC_WITHOUT_SEMANTIC = ModelConfig(
 )
 _HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
 
-# Our own, for demos and tests on a CPU: seconds per image and fewer than 12 M parameters. Mean and std are those of
-# timm's tf_efficientnet_lite0 (0.5 of full scale, here as the integers next to it); the other numbers are choices.
+# Our own, for demos and tests on a CPU: seconds per image and fewer than 12 M parameters. Mean and std are
+# those EfficientNet-Lite was trained with (tensorflow/tpu, efficientnet/lite); the other numbers are choices.
 _LITE = replace(
     _HTC,
     name="htc_lite0_fpn",

@@ -1,6 +1,7 @@
-"""The light trunk: timm's EfficientNet-Lite0, features only. timm is imported when one is built, not before."""
+"""The light trunk: timm's EfficientNet-Lite0, features only."""
 
 import warnings
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,8 @@ CHANNELS = (24, 40, 112, 320)
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (no squeeze-excite, ReLU6), randomly initialised.
 
-    timm's modules are registered here directly, so the keys are `backbone.conv_stem.weight`, not `backbone.net...`.
+    timm is imported when one is built, not before. Its modules are registered here directly, so that the
+    keys are `backbone.conv_stem.weight` and so on, without another level.
     """
 
     def __init__(self) -> None:
@@ -21,12 +23,12 @@ class EfficientNetLite0(nn.Module):
             warnings.simplefilter("ignore")
             import timm
 
-            trunk = timm.create_model(
+            trunk: Any = timm.create_model(
                 "tf_efficientnet_lite0", features_only=True, pretrained=False, out_indices=(1, 2, 3, 4)
             )
-        self.conv_stem: nn.Module = trunk.conv_stem
-        self.bn1: nn.Module = trunk.bn1
-        self.blocks: nn.Sequential = trunk.blocks
+        self.conv_stem = trunk.conv_stem
+        self.bn1 = trunk.bn1
+        self.blocks = trunk.blocks
         self.channels = CHANNELS
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The heads that look at one RoI: box (what, and where exactly) and mask (which pixels); and the RoI pooling."""
+"""The heads that look at one RoI, box (what, where exactly) and mask (which pixels), and the RoI pooling."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _MASK_CONVS = 4  # Mask R-CNN, fig. 4
 
 
 def roi_levels(rois: Tensor) -> Tensor:
-    """Choose each RoI's pyramid level by its size (FPN, eq. 1): rois [K, 5] -> [K] int64, 0 (P2) to 3 (P5)."""
+    """Choose each RoI's pyramid level by its size (FPN, eq. 1): [K, 5] -> [K] int64, 0 (P2) to 3 (P5)."""
     area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
     return torch.log2(area.sqrt() / FINEST_SCALE_PX + 1e-6).floor().clamp(0, len(STRIDES) - 1).long()
 
@@ -76,7 +76,7 @@ class BoxHead(nn.Module):
             roi_features: [K, C, 7, 7].
 
         Returns:
-            Class logits [K, classes + 1] with background last, and deltas [K, 4] or [K, 4 * classes]; float32.
+            float32 class logits [K, classes + 1], background last, and deltas [K, 4] or [K, 4 * classes].
         """
         x = roi_features.flatten(1)
         for layer in self.shared_fcs:
@@ -85,7 +85,7 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Four convolutions, one upsampling, one mask per class; with HTC's information flow, also the last head's view.
+    """Four convolutions, one upsampling, one mask per class; in HTC, the last head's view too.
 
     Args:
         config: reads fpn_channels, mask_channels and num_classes.
@@ -107,7 +107,7 @@ class MaskHead(nn.Module):
 
         Args:
             roi_features: [K, C, 14, 14].
-            previous: the previous stage's mask features, [K, M, 14, 14]; None for the first head or without flow.
+            previous: the previous stage's mask features, [K, M, 14, 14]; ignored without `conv_res`.
 
         Returns:
             mask_feat: [K, M, 14, 14], for `predict`, `predict_class` and the next stage.

@@ -43,7 +43,7 @@ class HTC(nn.Module):
     def infer(self, batch: ImageBatch) -> list[RawDetections]:
         """Detect and segment; masks stay 28x28 on the model's device.
 
-        Runs under the caller's autocast or none; boxes, scores and mask probabilities are float32 in either case.
+        Runs under the caller's autocast or none; boxes, scores and mask probabilities are float32 either way.
         An image's detections do not depend on its neighbours in the batch.
 
         Args:
@@ -81,19 +81,19 @@ class HTC(nn.Module):
         rois = boxes_to_rois(proposals)
         boxes, scores = self.roi_head.detect_boxes(pyramid, semantic_feat, rois, sizes)
         counts = [len(image_boxes) for image_boxes in proposals]
-        per_image = zip(boxes.split(counts), scores.split(counts), strict=True)
+        per_image = zip(boxes.split_with_sizes(counts), scores.split_with_sizes(counts), strict=True)
         return [select_detections(*image, self.config) for image in per_image]
 
     def segment(
         self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, detected: Sequence[BoxDetections]
-    ) -> Sequence[Tensor | None]:
-        """Predict all images' masks together: per image [N, 28, 28] in [0, 1], or None for a box-only model."""
+    ) -> list[Tensor] | list[None]:
+        """Predict all images' masks together: per image [N, 28, 28] in [0, 1]; None for a box-only model."""
         if not self.config.has_masks:
             return [None] * len(detected)
         rois = boxes_to_rois([boxes for boxes, _, _ in detected])
         labels = torch.cat([labels for _, _, labels in detected])
         mask_probs = self.roi_head.detect_masks(pyramid, semantic_feat, rois, labels)
-        return mask_probs.split([len(boxes) for boxes, _, _ in detected])
+        return list(mask_probs.split_with_sizes([len(boxes) for boxes, _, _ in detected]))
 
 
 def build_model(config: str | ModelConfig) -> HTC:

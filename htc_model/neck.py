@@ -9,7 +9,7 @@ STRIDES = (4, 8, 16, 32, 64)
 
 
 class ConvModule(nn.Module):
-    """A convolution with bias under the name `conv`, as the published checkpoints have it; then ReLU if asked."""
+    """A convolution with bias under the name `conv`, as published checkpoints have it; then ReLU if asked."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, has_relu: bool = True) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ class SemanticHead(nn.Module):
         The resize comes before the lateral's ReLU; the other order gives other numbers.
         """
         size = pyramid[_FUSION_LEVEL].shape[-2:]
-        x = self.lateral_convs[_FUSION_LEVEL](pyramid[_FUSION_LEVEL])
+        x: Tensor = self.lateral_convs[_FUSION_LEVEL](pyramid[_FUSION_LEVEL])
         for level, (lateral, feature) in enumerate(zip(self.lateral_convs, pyramid, strict=True)):
             if level != _FUSION_LEVEL:
                 x = x + lateral(F.interpolate(feature, size=size, mode="bilinear", align_corners=True))

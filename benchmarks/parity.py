@@ -1,0 +1,88 @@
+"""Print how far the network is from MMDetection's goldens: model x photo x quantity, worst, tolerance.
+
+    python benchmarks/parity.py [--goldens DIR] [--images DIR] [--only SUBSTRING] [--all]
+
+Each photo goes from its encoded file to the encoded detections. Tensors are grouped (trunk, pyramid,
+proposals, heads), the worst of each group printed, unless --all is given. The last line is JSON.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from goldens import DATA, Row, build_golden_model, golden_batch, is_input_exact, load_golden, measure  # noqa: E402
+
+GROUPS = {
+    r"C\d": "trunk C2-C5",
+    r"P\d": "pyramid P2-P6",
+    r"rpn_(cls|reg)\d": "RPN logits, deltas",
+    r"sem_(pred|feat)": "semantic logits, feature",
+    r"fixed_(roifeat|semroi)\d+": "RoI features",
+    r"fixed_(cls|reg|refined)\d": "box logits, deltas, boxes",
+    r"fixed_mask\d(\.pick)?": "mask logits",
+}
+
+
+def group_rows(rows: Iterable[Row]) -> list[Row]:
+    """Keep the worst row of each group, under the group's name."""
+    worst: dict[str, Row] = {}
+    for row in rows:
+        name = next(
+            (name for pattern, name in GROUPS.items() if re.fullmatch(pattern, row.quantity)), row.quantity
+        )
+        if name not in worst or row.worst > worst[name].worst:
+            worst[name] = Row(name, row.worst, row.tolerance, row.unit, row.is_lower_better)
+    return list(worst.values())
+
+
+def main() -> int:
+    """Print the table; the exit code is 1 if a line is out of tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--goldens", type=Path, default=DATA / "goldens")
+    parser.add_argument("--images", type=Path, default=DATA / "images")
+    parser.add_argument("--only", default="", help="take goldens whose file name contains this")
+    parser.add_argument("--all", action="store_true", help="one line per tensor")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    lines = failed = 0
+    not_exact = []
+    model_name, model = "", None
+    print("| model | photo | quantity | worst | tolerance | unit | ok |\n|---|---|---|---|---|---|---|")
+    for path in sorted(arguments.goldens.glob("*.npz")):
+        if arguments.only not in path.name:
+            continue
+        golden = load_golden(path)
+        if golden["meta"]["model"] != model_name or model is None:
+            model_name = golden["meta"]["model"]
+            model = build_golden_model(model_name)
+        batch = golden_batch(golden, model, arguments.images)
+        if not is_input_exact(golden, batch):
+            not_exact.append(path.stem)
+            print(f"| {model_name} | {golden['meta']['image']} | input bits differ | | | | - |")
+            continue
+        rows = list(measure(golden, model, batch))
+        for row in rows if arguments.all else group_rows(rows):
+            lines, failed = lines + 1, failed + (not row.is_ok)
+            relation = "<=" if row.is_lower_better else ">="
+            print(
+                f"| {model_name} | {golden['meta']['image']} | {row.quantity} | {row.worst:.3g} "
+                f"| {relation} {row.tolerance:g} | {row.unit} | {'yes' if row.is_ok else 'NO'} |",
+                flush=True,
+            )
+    result = {"benchmark": "parity", "compares": "htc_model with MMDetection 3.3.0's goldens", "lines": lines}
+    result |= {"out_of_tolerance": failed, "input_not_exact": not_exact, "torch": torch.__version__}
+    print(json.dumps(result | {"seconds": round(time.monotonic() - started)}))
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

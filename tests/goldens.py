@@ -1,0 +1,233 @@
+"""The oracle's arrays, and how far our network is from them.
+
+A golden is what MMDetection 3.3.0 computed for one model and one photo with the deterministic weights; see
+data/goldens/README.md for the arrays. `measure` runs our network on the same photo, from the encoded file,
+and gives one Row per quantity. tests/htc_model/test_network_parity.py asserts the rows,
+benchmarks/parity.py prints them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from htc_model.masks import encode_detections
+from torch import Tensor
+
+from htc_model.boxes import boxes_to_rois
+from htc_model.config import load_preset
+from htc_model.deterministic import untrained_state
+from htc_model.heads import BOX_POOL, MASK_POOL, pool_map, pool_pyramid, roi_levels
+from htc_model.htc import HTC, build_model
+from htc_model.semantic import STRIDE as SEMANTIC_STRIDE
+from htc_model.structures import Detections, ImageBatch
+from pipeline.images import batch_from_bytes
+
+DATA = Path(__file__).parent / "data"
+PRESET_OF_GOLDEN: Mapping[str, str] = {
+    "htc_r50": "htc_r50_fpn",
+    "htc_nosem_r50": "htc_without_semantic_r50_fpn",
+    "htc_r101": "htc_r101_fpn",
+    "htc_x101_32x4d": "htc_x101_32x4d_fpn",
+    "htc_x101_64x4d": "htc_x101_64x4d_fpn",
+    "htc_x101_64x4d_dcn": "htc_x101_64x4d_fpn_dcn",
+    "htc_r50_dcn": "htc_r50_fpn_dcn",
+    "cascade_mask_r50": "cascade_mask_rcnn_r50_fpn",
+    "cascade_mask_r101": "cascade_mask_rcnn_r101_fpn",
+    "cascade_mask_x101_64x4d": "cascade_mask_rcnn_x101_64x4d_fpn",
+    "cascade_r50": "cascade_rcnn_r50_fpn",
+    "mask_rcnn_r50": "mask_rcnn_r50_fpn",
+    "mask_rcnn_r101": "mask_rcnn_r101_fpn",
+    "mask_rcnn_x101_64x4d": "mask_rcnn_x101_64x4d_fpn",
+}
+
+Golden = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the parity table; `is_ok` says whether `worst` is on the right side of `tolerance`."""
+
+    quantity: str
+    worst: float
+    tolerance: float
+    unit: str
+    is_lower_better: bool = True
+
+    @property
+    def is_ok(self) -> bool:
+        return self.worst <= self.tolerance if self.is_lower_better else self.worst >= self.tolerance
+
+
+def load_golden(path: Path) -> Golden:
+    """Read one npz; `meta` and the RLE lists are parsed."""
+    with np.load(path) as archive:
+        golden: Golden = {key: archive[key] for key in archive.files}
+    golden["meta"] = json.loads(str(golden["meta"]))
+    for key in ("det_rle", "det_rle_avg3"):
+        if key in golden:
+            golden[key] = [
+                {"size": r["size"], "counts": r["counts"].encode()} for r in json.loads(str(golden[key]))
+            ]
+    return golden
+
+
+def build_golden_model(golden_model: str) -> HTC:
+    """Build the preset of a golden with the deterministic weights, ready for inference."""
+    with torch.device("meta"):
+        model = build_model(load_preset(PRESET_OF_GOLDEN.get(golden_model, golden_model)))
+    model.load_state_dict(untrained_state(model.state_dict()), assign=True)
+    return model.eval()
+
+
+def golden_batch(golden: Golden, model: HTC, images: Path = DATA / "images") -> ImageBatch:
+    """Build the network's input from the golden's encoded photo."""
+    return batch_from_bytes([(images / golden["meta"]["image"]).read_bytes()], model.config)
+
+
+def is_input_exact(golden: Golden, batch: ImageBatch) -> bool:
+    """Tell whether the input has the published pipeline's bits (a CMYK photo may not)."""
+    digest = hashlib.sha256(np.ascontiguousarray(batch.pixels.numpy()).tobytes()).hexdigest()
+    return bool(digest == golden["meta"]["input_sha256"])
+
+
+@torch.inference_mode()
+def measure(golden: Golden, model: HTC, batch: ImageBatch) -> Iterator[Row]:
+    """Compare everything that the golden holds; the tolerances are those the oracle's README proposes."""
+    is_r50 = model.config.backbone.depth == 50
+    sampled_tolerance = 5e-4 if is_r50 else 1.5e-3
+    score_tolerance = 1e-3 if is_r50 else 2e-3
+    head = model.roi_head
+
+    features = model.backbone(batch.pixels)
+    pyramid = model.neck(features)
+    logits, deltas = model.rpn_head(pyramid)
+    tensors = _numbered("C", features, 2) | _numbered("P", pyramid, 2)
+    tensors |= _numbered("rpn_cls", logits) | _numbered("rpn_reg", deltas)
+    semantic_feat = None
+    if head.semantic_head is not None:
+        fused = head.semantic_head.fuse(pyramid)
+        semantic_feat = head.semantic_head.embed(fused)
+        tensors |= {"sem_pred": head.semantic_head.classify(fused), "sem_feat": semantic_feat}
+    tensors |= _on_fixed_rois(golden, model, pyramid, semantic_feat, batch)
+    for name, tensor in tensors.items():
+        if (difference := _difference(golden, name, tensor)) is not None:
+            yield Row(name, difference, sampled_tolerance, "std")
+    rois = _fixed_rois(golden)
+    yield Row("fixed_level", float((roi_levels(rois).numpy() != golden["fixed_level"]).sum()), 0, "RoIs")
+
+    ((boxes, scores),) = model.rpn_head.select_proposals(logits, deltas, batch.image_sizes)
+    unmatched = _unmatched_proposals(golden, boxes, scores, score_tolerance)
+    yield Row("proposals unmatched", unmatched, 0.02, "share")
+    detections = encode_detections(model.infer(batch)[0])
+    yield from compare_detections(golden, detections, score_tolerance)
+
+
+def compare_detections(golden: Golden, detections: Detections, score_tolerance: float) -> Iterator[Row]:
+    """Match final detections one to one (same label, IoU > 0.95, close score) and compare the pairs."""
+    wanted, wanted_scores = golden["det_boxes"].astype(np.float64), golden["det_scores"]
+    boxes, scores = detections.boxes_xyxy.double().numpy(), detections.scores.numpy()
+    is_alike = pairwise_iou(wanted, boxes) > 0.95
+    is_alike &= golden["det_labels"][:, None] == detections.labels.numpy()[None]
+    is_alike &= np.abs(wanted_scores[:, None] - scores[None]) < score_tolerance
+    pairs = _pair_up(np.where(is_alike, pairwise_iou(wanted, boxes), 0))
+    # "98 of 100": with fewer golden detections, the same share of them.
+    count = max(len(wanted), len(boxes))
+    yield Row(
+        "detections matched", len(pairs) / count if count else 1.0, 0.98, "share", is_lower_better=False
+    )
+    if not pairs:
+        return
+    ours, theirs = [j for _, j in pairs], [i for i, _ in pairs]
+    yield Row("score", float(np.abs(wanted_scores[theirs] - scores[ours]).max()), score_tolerance, "abs")
+    yield Row("box", float(np.abs(wanted[theirs] - boxes[ours]).max()), 0.1, "px")
+    rles = golden.get("det_rle_avg3", golden.get("det_rle"))
+    if detections.masks is not None and rles is not None:
+        ious = [_mask_iou(detections.masks[j], rles[i]) for i, j in pairs if i < len(rles)]
+        yield Row("mask IoU, worst", min(ious), 0.95, "IoU", is_lower_better=False)
+        yield Row("mask IoU, mean", float(np.mean(ious)), 0.998, "IoU", is_lower_better=False)
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compute the IoU of boxes [N, 4] and [M, 4]: [N, M]."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    overlap = (high - low).clip(0).prod(2)
+    areas = [(x[:, 2:] - x[:, :2]).prod(1) for x in (a, b)]
+    return overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, 1e-9)
+
+
+def _on_fixed_rois(
+    golden: Golden, model: HTC, pyramid: list[Tensor], semantic_feat: Tensor | None, batch: ImageBatch
+) -> dict[str, Tensor]:
+    head, rois = model.roi_head, _fixed_rois(golden)
+    sizes = torch.tensor(batch.image_sizes)
+    found = {
+        "fixed_roifeat7": pool_pyramid(pyramid, rois, BOX_POOL),
+        "fixed_roifeat14": pool_pyramid(pyramid, rois, MASK_POOL),
+    }
+    if semantic_feat is not None:
+        found["fixed_semroi14"] = pool_map(semantic_feat, rois, SEMANTIC_STRIDE, MASK_POOL)
+    for stage in range(model.config.num_stages):
+        logits, deltas = head.box_forward(stage, pyramid, semantic_feat, rois)
+        found |= {f"fixed_cls{stage}": logits, f"fixed_reg{stage}": deltas}
+        found[f"fixed_refined{stage}"] = head.refine(stage, rois, deltas, sizes).squeeze(1)
+    if model.config.has_masks:
+        mask_feats = head.mask_forward(head.mask_features(pyramid, semantic_feat, rois))
+        labels = torch.from_numpy(golden["fixed_mask_labels"])
+        pick = golden["fixed_mask_pick"]
+        for stage, (mask_head, mask_feat) in enumerate(zip(head.mask_heads, mask_feats, strict=True)):
+            found[f"fixed_mask{stage}"] = mask_head.predict(mask_feat)
+            found[f"fixed_mask{stage}.pick"] = mask_head.predict_class(mask_feat, labels)[pick]
+    return found
+
+
+def _numbered(name: str, tensors: Sequence[Tensor], first: int = 0) -> dict[str, Tensor]:
+    return {f"{name}{index}": tensor for index, tensor in enumerate(tensors, first)}
+
+
+def _fixed_rois(golden: Golden) -> Tensor:
+    return boxes_to_rois([torch.from_numpy(golden["fixed_boxes"])])
+
+
+def _difference(golden: Golden, name: str, tensor: Tensor) -> float | None:
+    """Give the largest difference in the golden's standard deviations; None if the golden lacks it."""
+    if name + ".val" in golden:
+        if tuple(tensor.shape) != tuple(golden[name + ".shape"]):
+            return float("inf")
+        values = tensor.flatten()[torch.from_numpy(golden[name + ".idx"].astype(np.int64))].double().numpy()
+        return float(np.abs(values - golden[name + ".val"]).max() / golden[name + ".stat"][1])
+    if name not in golden:
+        return None
+    wanted = golden[name].astype(np.float64)
+    return float(np.abs(tensor.double().numpy() - wanted).max() / wanted.std())
+
+
+def _unmatched_proposals(golden: Golden, boxes: Tensor, scores: Tensor, score_tolerance: float) -> float:
+    """Give the share of golden proposals without one of ours within 0.1 px and the score's tolerance."""
+    distance = torch.cdist(torch.from_numpy(golden["prop_boxes"]), boxes, p=float("inf"))
+    is_near = distance < 0.1
+    is_near &= (torch.from_numpy(golden["prop_scores"])[:, None] - scores[None]).abs() < score_tolerance
+    return 1.0 - float(is_near.any(dim=1).float().mean())
+
+
+def _pair_up(similarity: np.ndarray) -> list[tuple[int, int]]:
+    """Pair each row with its most similar unused column of positive similarity."""
+    pairs: list[tuple[int, int]] = []
+    free = np.ones(similarity.shape[1], bool)
+    for row, values in enumerate(similarity):
+        if len(values) and (values * free).max() > 0:
+            column = int((values * free).argmax())
+            free[column] = False
+            pairs.append((row, column))
+    return pairs
+
+
+def _mask_iou(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    if not pycocotools.mask.area(ours) and not pycocotools.mask.area(theirs):
+        return 1.0
+    return float(pycocotools.mask.iou([ours], [theirs], [0])[0, 0])
