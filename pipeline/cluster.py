@@ -1,0 +1,156 @@
+"""Ray as the driver sees it: which cluster, how many workers, and what it means that one died."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipeline.config import ComputeSection
+from pipeline.errors import RunError
+
+# Images and tables never pass through Ray's object store: only shard lists and reports do.
+OBJECT_STORE_BYTES = 200 * 2**20
+# A GPU worker decodes on as many cores, which keeps pace with about 15 images/s of 12 megapixels.
+MAX_AUTO_CPUS_PER_GPU_WORKER = 8.0
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """How many workers, and what each reserves; fractions allowed."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def local_cpus() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan_workers(compute: ComputeSection, *, cpus: float, gpus: float, shards: int) -> WorkerPlan:
+    """Spread `shards` over a machine or cluster with so many cores and GPUs.
+
+    Workers sit on GPUs when there are any, one each unless the spec gives them a fraction; else on cores, one
+    each. There are never more workers than shards, and always at least one.
+
+    Raises:
+        RunError: a worker needs more than the whole cluster has.
+    """
+    gpus_each = (1.0 if gpus >= 1 else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
+    if gpus_each > gpus:
+        raise RunError(
+            f"compute.gpus_per_worker is {gpus_each:g}, but there are {gpus:g} GPUs here; "
+            "leave it out or set it to 0 to run on the CPU."
+        )
+    cpus_each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+    by_gpus = math.floor(gpus / gpus_each + 1e-9) if gpus_each else None
+    by_cpus = math.floor(cpus / cpus_each + 1e-9) if cpus_each else None
+    limits = [limit for limit in (by_gpus, by_cpus) if limit is not None]
+    workers = (min(limits) if limits else 1) if compute.workers == "auto" else compute.workers
+    workers = max(1, min(workers, shards))
+    if gpus_each and compute.cpus_per_worker == "auto":
+        cpus_each = max(1.0, min(MAX_AUTO_CPUS_PER_GPU_WORKER, float(math.floor(cpus / workers))))
+    return WorkerPlan(workers, cpus_each, gpus_each)
+
+
+@contextmanager
+def ray_cluster(compute: ComputeSection, *, shards: int) -> Iterator[WorkerPlan]:
+    """Connect to Ray, or start it on this machine, for the time of the block; yields the workers to start.
+
+    A cluster that RAY_ADDRESS names, or that this process is connected to already, is used and left running.
+    One that is started here is gone afterwards.
+
+    Raises:
+        RunError: Ray cannot be reached or started, or has too little for one worker.
+    """
+    _quiet_environment()
+    import ray
+
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _init(compute)
+    try:
+        resources = ray.cluster_resources()
+        yield plan_workers(
+            compute, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), shards=shards
+        )
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _quiet_environment() -> None:
+    # Read when ray is first imported, by this process and by those that it starts.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not os.environ.get("RAY_ADDRESS"):
+        # The name is historical: on every system it makes a Ray started here listen on the loopback address
+        # only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _init(compute: ComputeSection) -> None:
+    import ray
+
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            return
+        # More workers than cores is the user's explicit wish; Ray would wait for those cores forever.
+        wanted = 0.0
+        if compute.workers != "auto":
+            each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+            wanted = compute.workers * each
+        ray.init(
+            address="local",
+            num_cpus=max(local_cpus(), math.ceil(wanted)),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        where = os.environ.get("RAY_ADDRESS")
+        action = f"reach the Ray cluster at {where}" if where else "start Ray on this machine"
+        raise RunError(f"Cannot {action}: {error}") from error
+
+
+def worker_deaths() -> tuple[type[Exception], ...]:
+    """The Ray exceptions after which a worker is gone and its shard is worth another one.
+
+    Named one by one because they share no base: NodeDiedError, WorkerCrashedError and OutOfMemoryError are
+        not RayActorErrors. ActorUnavailableError (a RayActorError) may heal, but waiting for it costs more
+        than a new worker.
+    """
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError,
+        exceptions.OutOfDiskError,
+        exceptions.ObjectLostError,
+    )
+
+
+def was_preempted(error: BaseException) -> bool:
+    """Whether the node was taken away, which nobody's shard is to blame for."""
+    from ray import exceptions
+
+    return isinstance(error, exceptions.NodeDiedError) or bool(getattr(error, "preempted", False))
+
+
+def describe_death(error: BaseException) -> str:
+    """One line saying how a worker ended, without Ray's general advice."""
+    for line in str(error).splitlines():
+        text = line.strip()
+        if "exit detail:" in text:
+            detail = text.split("exit detail:", 1)[1].strip()
+            return f"the worker died: {detail.split('. Some common causes', 1)[0].strip()}"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"the worker died: {first}"

@@ -1,0 +1,110 @@
+"""What a worker tells the driver; plain values that survive pickling whatever went wrong."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.errors import ImageStatus
+
+# Seconds of a shard by stage. Stages overlap, so their sum exceeds the wall clock: read and decode are summed
+# over threads, wait is the time the model stood idle for want of decoded images.
+Stage = Literal["read", "decode", "wait", "infer", "encode", "write"]
+STAGES: tuple[Stage, ...] = ("read", "decode", "wait", "infer", "encode", "write")
+
+
+@dataclass(frozen=True)
+class ImageFailure:
+    """One image that got no instances because something was wrong with it.
+
+    uri: the image.
+    status: its row's status.
+    reason: its row's error, one line.
+    traceback: set when the exception was not foreseen, that is, for our own bugs.
+    """
+
+    uri: str
+    status: ImageStatus
+    reason: str
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """One shard, committed.
+
+    index: the shard.
+    statuses: number of images by status.
+    instances: rows written to `instances`.
+    stage_s: seconds by stage.
+    bytes_read: encoded bytes of the images.
+    seconds: wall time from the shard's start to its commit.
+    failures: every image whose status is not ok.
+    batch_size: the batch size in use at the end.
+    """
+
+    index: int
+    statuses: Mapping[ImageStatus, int]
+    instances: int
+    stage_s: Mapping[Stage, float]
+    bytes_read: int
+    seconds: float
+    failures: tuple[ImageFailure, ...] = ()
+    batch_size: int = 1
+
+    @property
+    def images(self) -> int:
+        """Images of the shard, whatever became of them."""
+        return sum(self.statuses.values())
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """One attempt that ended without a commit.
+
+    kind: "storage" when reading failed for now, "commit" when the tables could not be written, "bug" for an
+        exception nobody foresaw, "death" when the worker's process or node went away.
+    reason: one line.
+    is_charged: whether the attempt counts against the shard; a preempted node is nobody's fault.
+    """
+
+    index: int
+    kind: Literal["storage", "commit", "bug", "death"]
+    reason: str
+    traceback: str | None = None
+    is_charged: bool = True
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """The worker holds its model.
+
+    device: "cpu" or "cuda" with the card's name.
+    batch_size: the batch size it starts with.
+    load_s: seconds from the process's start of loading to the model being ready.
+    """
+
+    device: str
+    batch_size: int
+    load_s: float
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """The worker could not load its model.
+
+    reason: one sentence for the user.
+    is_permanent: whether every other worker would fail in the same way (wrong weights, unknown preset).
+    exit_code: of the run when it ends for this.
+    """
+
+    reason: str
+    is_permanent: bool
+    exit_code: int = 1
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class WorkerProgress:
+    """Images done in shards that are not committed yet, by shard."""
+
+    images_done: Mapping[int, int] = field(default_factory=dict)

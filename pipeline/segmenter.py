@@ -1,0 +1,173 @@
+"""The model inside a worker: loaded once, fed batches that fit, one image's trouble kept to that image."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from htc_model.config import ModelConfig, load_preset
+from htc_model.preprocess import build_batch, padded_size
+from htc_model.structures import ImageBatch, RawDetections
+from pipeline.batching import BatchSize
+from pipeline.borders import DeviceLostError, at_image_border
+from pipeline.config import ModelSection
+from pipeline.reports import ImageFailure
+
+log = logging.getLogger(__name__)
+
+# Peak of htc_x101_64x4d_fpn at 1333 x 800 stays under 2 KiB per padded pixel; where it does not, the batch is
+# halved.
+BYTES_PER_PIXEL = 2048
+# Leaves room for the next batch's pixels, the masks being encoded and the allocator's fragments.
+MEMORY_SHARE = 0.5
+# Past 16 images a batch of 1333 x 800 saturates any card, and only waits longer for company.
+MAX_AUTO_BATCH = 16
+
+
+class SegmentationModel(Protocol):
+    """What a worker needs of a model; `htc_model.htc.HTC` is one."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes, classes and thresholds."""
+
+    def infer(self, batch: ImageBatch) -> list[RawDetections]:
+        """Detections of every image of the batch, on the batch's device."""
+
+
+LoadModel = Callable[[ModelSection], SegmentationModel]
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """One image on its way into a batch: place in the shard, uri, and pixels [H, W, 3] uint8 RGB."""
+
+    position: int
+    uri: str
+    pixels: np.ndarray
+
+
+def load_model(section: ModelSection) -> SegmentationModel:
+    """Build the spec's preset with its weights, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsUnavailableError: the weights cannot be had.
+        WeightsError: the weights are not of this preset, or not weights.
+    """
+    from htc_model.weights import load_into, load_weights
+
+    from htc_model.deterministic import untrained_state
+    from htc_model.htc import build_model
+    from pipeline.fetch import resolve_weights
+
+    model = build_model(configured(section)).eval()
+    path = resolve_weights(section)
+    if path is None:
+        model.load_state_dict(untrained_state(model.state_dict()))
+    else:
+        load_into(model, load_weights(path))
+    return model
+
+
+def configured(section: ModelSection) -> ModelConfig:
+    """The preset with the spec's threshold and number of detections."""
+    return replace(
+        load_preset(section.preset),
+        score_threshold=section.score_threshold,
+        max_detections=section.max_detections,
+    )
+
+
+def pick_device(gpus: float) -> torch.device:
+    """The worker's GPU when it was given one and CUDA sees it, else the CPU."""
+    return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
+
+
+def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
+    """How many images of the largest padded shape fit; 1 on a CPU, where larger batches measure no faster."""
+    if device.type != "cuda":
+        return 1
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    height, width = padded_size(config.resize.short_side, config.resize.long_side, config.resize)
+    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * height * width))))
+
+
+class Segmenter:
+    """Runs a model over decoded images on one device, in batches that fit its memory."""
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        device: torch.device,
+        *,
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        """`precision`: "fp32", "bf16" (autocast) or "auto" (fp32); `batch_size` None: by memory."""
+        if isinstance(model, torch.nn.Module):
+            model.to(device)
+        self.model = model
+        self.device = device
+        self._is_bf16 = precision == "bf16"
+        self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
+
+    def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
+        """The (height, width) that the image has inside a batch; equal shapes may share one."""
+        height, width = image.pixels.shape[:2]
+        return padded_size(height, width, self.model.config.resize)
+
+    def segment(
+        self, images: Sequence[DecodedImage]
+    ) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
+        """Segment images of one padded shape; every image comes out once, with its detections or its failure.
+
+        A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails.
+        A batch that raises is taken apart, so that only the image at fault fails.
+
+        Raises:
+            DeviceLostError: the device is unusable.
+        """
+        batches = deque([list(images)])
+        while batches:
+            batch = batches.popleft()
+            name = batch[0].uri if len(batch) == 1 else f"{batch[0].uri} and {len(batch) - 1} more"
+            outcome = at_image_border(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
+            if isinstance(outcome, list):
+                self.batch_size.succeeded(len(batch))
+                yield from zip(batch, outcome, strict=True)
+            elif len(batch) > 1:
+                half = (len(batch) + 1) // 2 if outcome is None else 1
+                pieces = [batch[start : start + half] for start in range(0, len(batch), half)]
+                batches.extendleft(reversed(pieces))
+            elif outcome is None:
+                height, width = batch[0].pixels.shape[:2]
+                reason = f"the {self.device.type} ran out of memory on this {width} x {height} image alone"
+                yield batch[0], ImageFailure(batch[0].uri, "failed", reason)
+            else:
+                yield batch[0], outcome
+
+    def _infer(self, images: Sequence[DecodedImage]) -> list[RawDetections] | None:
+        """Detections of one batch; None when it does not fit the memory."""
+        try:
+            batch = build_batch([image.pixels for image in images], self.model.config, self.device)
+            with torch.inference_mode(), self._autocast():
+                return self.model.infer(batch)
+        except torch.OutOfMemoryError:
+            self.batch_size.ran_out(len(images))
+            log.warning("out of memory with %d images, now at most %d", len(images), self.batch_size.current)
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(str(error)) from error
+        # Outside the handler: the exception's traceback would keep the batch's tensors alive.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._is_bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()

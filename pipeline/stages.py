@@ -1,0 +1,196 @@
+"""Read, decode, infer, encode: the stages that a shard's images go through inside a worker, overlapping.
+
+Two shards go through here at once, each on a thread of its own. They share the pools, and the model by turns:
+while one infers, the other's first images are read and decoded; while one encodes its last masks and commits,
+the other infers already.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from htc_model.masks import encode_detections
+
+from htc_model.structures import RawDetections
+from pipeline.batching import Batcher
+from pipeline.borders import at_image_border
+from pipeline.config import JobSpec
+from pipeline.errors import ImageError
+from pipeline.images import decode_image
+from pipeline.metrics import StageClock
+from pipeline.plan import Shard
+from pipeline.prefetch import ByteGauge, Prefetch
+from pipeline.refs import ImageRef
+from pipeline.reports import ImageFailure
+from pipeline.segmenter import DecodedImage, Segmenter
+from pipeline.sources import read_image
+from pipeline.storage import Storage
+from pipeline.tables import InstanceRow, build_instance_rows
+
+# Object stores answer in tens of milliseconds: sixteen reads in flight feed a GPU.
+READ_THREADS = 16
+# Images loaded ahead of the model, beyond those that wait in the batcher, and the bytes of pixels at which
+# loading pauses: 512 MiB are fourteen photos of 12 megapixels.
+AHEAD_IMAGES = 32
+AHEAD_BYTES = 512 * 2**20
+# Encoding is as fast as inference or faster; where it is not, the model waits rather than hoarding masks.
+MAX_ENCODING = 32
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image's rows of `instances`, and its (height, width)."""
+
+    rows: list[InstanceRow]
+    size: tuple[int, int]
+
+
+class WorkerTools:
+    """What the shards of one worker share.
+
+    turn: held by the shard that infers.
+    decode_slots: as many as the worker has cores; the readers, more of them, take turns at decoding.
+    """
+
+    def __init__(self, segmenter: Segmenter, spec: JobSpec, *, model_label: str, cpus: float) -> None:
+        self.segmenter = segmenter
+        self.spec = spec
+        self.model_label = model_label
+        self.storage = Storage(spec.storage)
+        self.turn = threading.Lock()
+        self.readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        self.decode_slots = threading.Semaphore(max(1, int(cpus)))
+        encoders = 2 if segmenter.device.type == "cuda" else 1
+        self.encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
+
+
+class ShardStages:
+    """The way of one shard's images through the stages; used once."""
+
+    def __init__(
+        self,
+        tools: WorkerTools,
+        shard: Shard,
+        *,
+        is_last_attempt: bool,
+        on_images: Callable[[int], None],
+    ) -> None:
+        self.clock = StageClock()
+        self.bytes_read = ByteGauge()
+        self._tools = tools
+        self._shard = shard
+        self._is_last_attempt = is_last_attempt
+        self._on_images = on_images
+        self._pixels_held = ByteGauge()
+        self._failures: dict[int, ImageFailure] = {}
+        self._encoding: deque[Future[EncodedImage | ImageFailure]] = deque()
+        self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
+
+    def outcomes(self) -> "list[EncodedImage | ImageFailure]":
+        """What became of each image, in the shard's order."""
+        try:
+            with (
+                Prefetch(
+                    self._tools.readers,
+                    enumerate(self._shard.images),
+                    self._load,
+                    ahead=AHEAD_IMAGES,
+                    gauge=self._pixels_held,
+                    max_bytes=AHEAD_BYTES,
+                ) as loaded,
+                # Begun before the turn comes, so that the first images are there when it does.
+                self._tools.turn,
+            ):
+                self._segment_all(iter(loaded))
+            ends = {position: future.result() for position, future in self._encoded.items()}
+        finally:
+            # Only when something flew past is there anything left to drop here.
+            for future in self._encoded.values():
+                future.cancel()
+            wait(self._encoded.values())
+        return [
+            self._failures[position] if position in self._failures else ends[position]
+            for position in range(len(self._shard.images))
+        ]
+
+    def _load(self, numbered: tuple[int, ImageRef]) -> tuple[int, DecodedImage | ImageFailure]:
+        position, ref = numbered
+        loaded = at_image_border(
+            ref.uri, lambda: self._read_and_decode(position, ref), is_last_attempt=self._is_last_attempt
+        )
+        return position, loaded
+
+    def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
+        limits = self._tools.spec.images
+        if ref.bytes is not None and ref.bytes > limits.max_bytes:
+            raise ImageError("too_large", f"{ref.bytes} bytes, more than the limit of {limits.max_bytes}")
+        with self.clock.time("read"):
+            payload = read_image(ref, self._tools.storage)
+        self.bytes_read.add(len(payload))
+        if len(payload) > limits.max_bytes:
+            raise ImageError("too_large", f"{len(payload)} bytes, more than the limit of {limits.max_bytes}")
+        with self._tools.decode_slots, self.clock.time("decode"):
+            pixels = decode_image(payload, max_pixels=limits.max_pixels)
+        self._pixels_held.add(pixels.nbytes)
+        return DecodedImage(position, ref.uri, pixels)
+
+    def _segment_all(self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]) -> None:
+        batcher: Batcher[DecodedImage] = Batcher(self._tools.segmenter.batch_size.current)
+        while (each := self._next(loaded)) is not None:
+            position, image = each
+            if isinstance(image, ImageFailure):
+                self._fail(position, image)
+                continue
+            batcher.batch_size = self._tools.segmenter.batch_size.current
+            for batch in batcher.add(self._tools.segmenter.padded_shape(image), image, image.pixels.nbytes):
+                self._segment(batch)
+            # Drops this frame's hold on the pixels while the next image is awaited.
+            del each, image
+        for batch in batcher.flush():
+            self._segment(batch)
+
+    def _next(
+        self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]
+    ) -> tuple[int, DecodedImage | ImageFailure] | None:
+        with self.clock.time("wait"):
+            return next(loaded, None)
+
+    def _segment(self, batch: list[DecodedImage]) -> None:
+        pixel_bytes = sum(image.pixels.nbytes for image in batch)
+        results = self._tools.segmenter.segment(batch)
+        while True:
+            with self.clock.time("infer"):
+                result = next(results, None)
+            if result is None:
+                break
+            image, outcome = result
+            if isinstance(outcome, ImageFailure):
+                self._fail(image.position, outcome)
+            else:
+                self._encode(image, outcome)
+                self._on_images(1)
+        self._pixels_held.add(-pixel_bytes)
+
+    def _encode(self, image: DecodedImage, raw: RawDetections) -> None:
+        while len(self._encoding) >= MAX_ENCODING:
+            wait([self._encoding.popleft()])
+        ref = self._shard.images[image.position]
+        future = self._tools.encoders.submit(at_image_border, ref.uri, lambda: self._encode_rows(ref, raw))
+        self._encoding.append(future)
+        self._encoded[image.position] = future
+
+    def _encode_rows(self, ref: ImageRef, raw: RawDetections) -> EncodedImage:
+        with self.clock.time("encode"):
+            rows = build_instance_rows(
+                ref,
+                encode_detections(raw),
+                self._tools.segmenter.model.config,
+                model=self._tools.model_label,
+            )
+        return EncodedImage(rows, raw.original_size)
+
+    def _fail(self, position: int, failure: ImageFailure) -> None:
+        self._failures[position] = failure
+        self._on_images(1)

@@ -1,0 +1,99 @@
+"""How a run ended, for summary.json, the exit code and the last lines on the screen."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from pipeline.reports import ImageFailure
+
+RunStatus = Literal["complete", "incomplete", "over_error_budget", "interrupted"]
+# Enough to see what is wrong; the `images` table has them all.
+MAX_EXAMPLES = 50
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The outcome of one session of a run; totals are of the whole run, earlier sessions included.
+
+    run: the run's name.
+    status: "complete" when every image has its row and the error rate is within the budget.
+    exit_code: 0 for complete, 1 for everything else.
+    reason: one sentence for a person when the status is not "complete", else empty.
+    images: input images; `images_done` of them have their row.
+    statuses: rows by status.
+    error_rate: rows that are not ok by all images, 0 to 1; `max_error_rate` is the budget.
+    instances: rows in `instances`.
+    session_images, seconds, images_per_s: of this session alone, start-up included.
+    stage_shares: parts of the workers' time by stage, adding up to 1; this session.
+    failure_reasons: rows by reason, the most frequent first, capped.
+    failure_examples: the first failures met in this session, capped: uri, status, reason.
+    retries, workers_lost: attempts that failed, workers that died; this session.
+    is_trained: False when the weights are the untrained ones.
+    error_log: where the tracebacks of unforeseen exceptions lie, None without any.
+    """
+
+    run: str
+    status: RunStatus
+    exit_code: int
+    reason: str
+    images: int
+    images_done: int
+    statuses: Mapping[str, int]
+    error_rate: float
+    max_error_rate: float
+    instances: int
+    session_images: int
+    seconds: float
+    images_per_s: float
+    stage_shares: Mapping[str, float] = field(default_factory=dict)
+    failure_reasons: Mapping[str, int] = field(default_factory=dict)
+    failure_examples: tuple[ImageFailure, ...] = ()
+    retries: int = 0
+    workers_lost: int = 0
+    workers: int = 0
+    device: str = ""
+    is_trained: bool = True
+    error_log: str | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON-able values, for summary.json."""
+        values = asdict(self)
+        values["failure_examples"] = [
+            {"uri": failure.uri, "status": failure.status, "reason": failure.reason}
+            for failure in self.failure_examples
+        ]
+        return values
+
+
+def judge(
+    *, images: int, images_done: int, errors: int, max_error_rate: float, has_bug: bool, is_interrupted: bool
+) -> tuple[RunStatus, str]:
+    """Decide how a run ended.
+
+    Args:
+        images: input images.
+        images_done: images that have their row.
+        errors: rows that are not ok.
+        max_error_rate: the budget, 0 to 1; a rate equal to it is within.
+        has_bug: whether a shard was given up because of an exception that nobody foresaw.
+        is_interrupted: whether a person or the system stopped the run.
+
+    Returns:
+        The status and one sentence, empty for "complete".
+    """
+    if is_interrupted and images_done < images:
+        left = images - images_done
+        return "interrupted", f"Stopped with {left} of {images} images to go; the same command resumes."
+    if images_done < images:
+        return (
+            "incomplete",
+            f"{images - images_done} of {images} images are not done; the same command resumes.",
+        )
+    if has_bug:
+        return "incomplete", "A shard failed with an exception of this program; its images are marked failed."
+    if images and errors / images > max_error_rate:
+        return (
+            "over_error_budget",
+            f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {max_error_rate:.1%}.",
+        )
+    return "complete", ""

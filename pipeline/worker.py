@@ -1,0 +1,147 @@
+"""The Ray actor: loads the model once, then turns shards into committed tables, two at a time."""
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.borders import DeviceLostError, at_shard_border, one_line
+from pipeline.config import JobSpec
+from pipeline.errors import HtcError
+from pipeline.plan import Shard
+from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
+
+if TYPE_CHECKING:
+    # The driver imports this module and may run on a machine without torch.
+    from pipeline.segmenter import LoadModel
+    from pipeline.shard import ShardProcessor
+
+log = logging.getLogger(__name__)
+
+# Two shards, the progress question, and one to spare so that none of them waits for another.
+MAX_CONCURRENCY = 4
+# sysexits.h EX_SOFTWARE; tells the driver's log a deliberate end from a crash.
+DEVICE_LOST_EXIT_CODE = 70
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Everything a worker needs to know.
+
+    run: the run's name.
+    model_label: what the tables' `model` column says.
+    cpus, gpus: what Ray reserved for this worker; fractions allowed.
+    load_model: takes the model section, returns the model; None loads the spec's preset and weights.
+    """
+
+    spec: JobSpec
+    run: str
+    model_label: str
+    cpus: float
+    gpus: float
+    load_model: "LoadModel | None" = None
+
+
+class Worker:
+    """One model in one process; the driver wraps the class into an actor.
+
+    The constructor does nothing that can fail: an exception there would reach the driver as text only.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._processor: ShardProcessor | None = None
+        self._images_done: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> WorkerReady | WorkerFailure:
+        """Load the model; failures come back as values, never as exceptions."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        start = time.perf_counter()
+        outcome = _at_start_border(self._load)
+        if isinstance(outcome, WorkerFailure):
+            return outcome
+        self._processor = outcome
+        return WorkerReady(outcome.device_name, outcome.batch_size, time.perf_counter() - start)
+
+    def run_shard(self, shard: Shard, attempt: int, is_last_attempt: bool) -> ShardReport | ShardFailure:
+        """Segment the shard's images and commit its two parts; what ends an attempt comes back as a value.
+
+        Args:
+            shard: the images, in the order of their rows.
+            attempt: 1 for the first; goes into the rows.
+            is_last_attempt: storage trouble with one image then fails that image instead of the shard.
+        """
+        processor = self._processor
+        if processor is None:
+            return ShardFailure(
+                shard.index, "bug", "the worker was given a shard before its model was loaded"
+            )
+        try:
+            return at_shard_border(
+                shard.index,
+                lambda: processor.process(
+                    shard,
+                    attempt=attempt,
+                    is_last_attempt=is_last_attempt,
+                    on_images=self._count(shard.index),
+                ),
+            )
+        except DeviceLostError:
+            log.exception("the accelerator is lost; this process ends so that a new one can take over")
+            logging.shutdown()
+            os._exit(DEVICE_LOST_EXIT_CODE)
+        finally:
+            with self._lock:
+                self._images_done.pop(shard.index, None)
+
+    def progress(self) -> WorkerProgress:
+        """Images done in the shards that are under way."""
+        with self._lock:
+            return WorkerProgress(dict(self._images_done))
+
+    def _count(self, index: int) -> Callable[[int], None]:
+        def count(images: int) -> None:
+            with self._lock:
+                self._images_done[index] = self._images_done.get(index, 0) + images
+
+        return count
+
+    def _load(self) -> "ShardProcessor":
+        import torch
+
+        from pipeline.segmenter import Segmenter, load_model, pick_device
+        from pipeline.shard import ShardProcessor
+
+        settings = self._settings
+        compute, section = settings.spec.compute, settings.spec.model
+        torch.set_num_threads(max(1, int(settings.cpus)))
+        model = (settings.load_model or load_model)(section)
+        segmenter = Segmenter(
+            model,
+            pick_device(settings.gpus),
+            precision=section.precision,
+            batch_size=None if compute.batch_size == "auto" else compute.batch_size,
+        )
+        return ShardProcessor(
+            segmenter, settings.spec, run=settings.run, model_label=settings.model_label, cpus=settings.cpus
+        )
+
+
+def _at_start_border(load: "Callable[[], ShardProcessor]") -> "ShardProcessor | WorkerFailure":
+    # Wrong weights and unknown presets (both ValueErrors of the network's package) fail everywhere in the
+    # same way; anything else, such as a card that somebody else fills, may go well in another process.
+    try:
+        return load()
+    except HtcError as error:
+        return WorkerFailure(one_line(error), is_permanent=True, exit_code=error.exit_code)
+    except ValueError as error:
+        log.exception("the model cannot be loaded")
+        return WorkerFailure(str(error), is_permanent=True, exit_code=2, traceback=traceback.format_exc())
+    except (RuntimeError, OSError, ImportError, MemoryError) as error:
+        log.exception("the model cannot be loaded")
+        return WorkerFailure(one_line(error), is_permanent=False, traceback=traceback.format_exc())

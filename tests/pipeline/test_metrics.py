@@ -1,0 +1,134 @@
+"""The numbers on the screen: rates, time to go, shares."""
+
+import io
+
+import pytest
+
+from pipeline.metrics import StageClock, Throughput
+from pipeline.progress import LineProgress, RunProgress, format_duration
+from pipeline.summary import judge
+
+
+class HandClock:
+    """A clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def progress_of(images_done: int, *, eta_s: float | None = 12.0) -> RunProgress:
+    return RunProgress(100, images_done, 2, 3.5, eta_s, workers=1)
+
+
+def test_lifetime_rate_counts_everything_since_the_start() -> None:
+    clock = HandClock()
+    throughput = Throughput(clock=clock)
+    clock.now += 10
+    throughput.record(5)
+    clock.now += 10
+    throughput.record(30)
+    assert throughput.lifetime_images_per_s() == pytest.approx(1.5)
+
+
+def test_the_window_forgets_a_slow_start() -> None:
+    clock = HandClock()
+    throughput = Throughput(window_s=60, clock=clock)
+    for second in range(600):
+        clock.now = 101.0 + second
+        throughput.record(0 if second < 300 else 2 * (second - 300))
+    assert throughput.window_images_per_s() == pytest.approx(2.0, rel=0.05)
+    assert throughput.lifetime_images_per_s() == pytest.approx(1.0, rel=0.05)
+
+
+def test_images_of_a_lost_shard_never_make_the_rate_negative() -> None:
+    clock = HandClock()
+    throughput = Throughput(clock=clock)
+    throughput.record(50)
+    clock.now += 1
+    throughput.record(10)
+    clock.now += 61
+    throughput.record(10)
+    assert throughput.window_images_per_s() == 0.0
+
+
+def test_eta_is_unknown_before_anything_was_done_and_zero_at_the_end() -> None:
+    clock = HandClock()
+    throughput = Throughput(clock=clock)
+    clock.now += 5
+    assert throughput.eta_s(10) is None
+    throughput.record(10)
+    assert throughput.eta_s(20) == pytest.approx(10.0)
+    assert throughput.eta_s(0) == 0.0
+
+
+def test_stage_shares_add_up_to_one() -> None:
+    clock = StageClock()
+    assert set(clock.shares().values()) == {0.0}
+    clock.add({"read": 1.0, "infer": 3.0})
+    assert clock.shares()["infer"] == pytest.approx(0.75)
+    assert sum(clock.shares().values()) == pytest.approx(1.0)
+
+
+def test_time_is_charged_to_a_stage_that_raises() -> None:
+    clock = StageClock()
+    with pytest.raises(RuntimeError), clock.time("decode"):
+        raise RuntimeError
+    assert clock.seconds()["decode"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "unknown"),
+        (0.4, "0 s"),
+        (59.6, "1 min 00 s"),
+        (190.0, "3 min 10 s"),
+        (7500.0, "2 h 05 min"),
+    ],
+)
+def test_durations_are_said_as_people_say_them(seconds: float | None, words: str) -> None:
+    assert format_duration(seconds) == words
+
+
+def test_lines_come_every_ten_seconds_and_once_at_the_end() -> None:
+    clock, stream = HandClock(), io.StringIO()
+    display = LineProgress(stream, clock=clock)
+    for done in (0, 1, 2):
+        display.update(progress_of(done))
+        clock.now += 6
+    for _ in range(3):
+        display.update(progress_of(100))
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "0/100 images, 3.50 images/s, ETA 12 s, 2 failed",
+        "2/100 images, 3.50 images/s, ETA 12 s, 2 failed",
+        "100/100 images, 3.50 images/s, 2 failed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("done", "errors", "has_bug", "is_interrupted", "status"),
+    [
+        (100, 0, False, False, "complete"),
+        (100, 5, False, False, "complete"),
+        (100, 6, False, False, "over_error_budget"),
+        (100, 1, True, False, "incomplete"),
+        (99, 0, False, False, "incomplete"),
+        (99, 0, False, True, "interrupted"),
+        (100, 0, False, True, "complete"),
+    ],
+)
+def test_how_a_run_ended(done: int, errors: int, has_bug: bool, is_interrupted: bool, status: str) -> None:
+    judged, reason = judge(
+        images=100,
+        images_done=done,
+        errors=errors,
+        max_error_rate=0.05,
+        has_bug=has_bug,
+        is_interrupted=is_interrupted,
+    )
+    assert judged == status
+    assert bool(reason) == (status != "complete")
