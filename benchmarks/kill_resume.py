@@ -85,7 +85,8 @@ def main() -> int:
     leftovers = [str(p) for p in options.output.rglob("*") if p.name.startswith(".") or p.suffix == ".tmp"]
     report = {
         "benchmark": "kill_resume", "model": options.model, "shards": shards, "committed_at_kill": before,
-        "redone_shards": redone, "exit_status": status, "resumed_s": round(resumed_s, 1), "temp_files": leftovers, **proof,
+        "redone_shards": redone, "exit_status": status, "resumed_s": round(resumed_s, 1), "temp_files": leftovers,
+        **proof,
     }  # fmt: skip
     print(json.dumps(report))
     single = proof["rows"] == proof["distinct_images"] == proof["distinct_ids"] == options.limit
