@@ -1,7 +1,8 @@
 """The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
 
-Exit codes: 0 complete, 1 incomplete, over the error budget or failed, 2 bad usage or spec. Only the standard library
-is imported at the top, so that Ctrl-C is quiet from the first moment; the commands are in `jobs.commands`.
+Exit codes: 0 complete, 1 incomplete, over the error budget or failed, 2 bad usage or spec. Only the standard
+library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands are in
+`jobs.commands`.
 """
 
 import io
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _say("Stopped.")
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; the interpreter's own flush at exit must not complain either.
+        # The reader (`| head`) has what it wanted; the interpreter's flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
     except Exception as error:  # noqa: BLE001 - the process's border: every error ends as a sentence and an exit code
@@ -59,18 +60,14 @@ def _report(error: Exception) -> int:
 
 
 def _is_model_sentence(error: Exception) -> bool:
-    # htc_model may not know pipeline.errors, so its errors about presets and weights are ValueErrors of its own.
+    # htc_model may not know pipeline.errors: its errors about presets and weights are its own ValueErrors.
     return isinstance(error, ValueError) and type(error).__module__.split(".")[0] == "htc_model"
 
 
 def _write_report(error: Exception) -> str:
-    text = (
-        f"htc {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
-    )
+    text = f"htc {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f"htc-failure-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log"
-        )
+        handle, name = tempfile.mkstemp(prefix=f"htc-failure-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log")
         os.close(handle)
         Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as reason:

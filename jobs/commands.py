@@ -31,13 +31,14 @@ class OutputFormat(enum.StrEnum):
     PARQUET = "parquet"
 
 
-# typer reads the parameters of `run` and `plan` from the signatures; their values arrive together in the context,
-# by the names that jobs.options maps to keys of the job spec.
+# typer reads the parameters of `run` and `plan` from the signatures; their values arrive together in the
+# context, by the names that jobs.options maps to keys of the job spec.
 @app.command()
 def run(
     context: typer.Context,
     input_uri: options.InputUri = None,
     output_uri: options.OutputUri = None,
+    *,
     spec: options.SpecFile = None,
     model: options.Model = None,
     weights: options.Weights = None,
@@ -68,6 +69,7 @@ def plan(
     context: typer.Context,
     input_uri: options.InputUri = None,
     output_uri: options.OutputUri = None,
+    *,
     spec: options.SpecFile = None,
     model: options.Model = None,
     weights: options.Weights = None,
@@ -100,9 +102,8 @@ def plan(
 @app.command()
 def query(
     output_uri: options.StoredOutput,
-    sql: Annotated[
-        str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')
-    ],
+    sql: Annotated[str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')],
+    *,
     output_format: Annotated[
         OutputFormat | None,
         typer.Option("--format", help="[default: table, or what --output's suffix says]", show_default=False),
@@ -136,11 +137,10 @@ def query(
 def show(
     output_uri: options.StoredOutput,
     to: options.Folder,
+    *,
     uri: Annotated[
         list[str] | None,
-        typer.Option(
-            "--uri", metavar="URI", help="An image's uri, or the end of one; repeatable.", show_default=False
-        ),
+        typer.Option("--uri", metavar="URI", help="An image's uri, or the end of one; repeatable.", show_default=False),
     ] = None,
     sample: Annotated[
         int | None,
@@ -148,9 +148,7 @@ def show(
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(
-            "--min-score", metavar="F", min=0, max=1, help="Draw instances from it on. [default: 0.3]"
-        ),
+        typer.Option("--min-score", metavar="F", min=0, max=1, help="Draw instances from it on. [default: 0.3]"),
     ] = None,
     run_name: Annotated[
         str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest]")
@@ -185,9 +183,7 @@ def list_weights() -> None:
 @weights_app.command("fetch")
 def fetch_weights(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A preset or a name from `htc weights list`.")],
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Folder. [default: the cache]")
-    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder. [default: the cache]")] = None,
 ) -> None:
     """Download a published checkpoint and check its hash.
 

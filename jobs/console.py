@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, TextIO
 
 from rich import box
 from rich.console import Console
@@ -32,16 +32,17 @@ def write_table(
     *,
     alignments: Sequence[Alignment] | None = None,
     has_header: bool = True,
+    stream: TextIO | None = None,
 ) -> None:
-    """Write a table of plain text to stdout; long cells fold in a terminal and stay whole elsewhere."""
-    is_terminal = sys.stdout.isatty()
+    """Write a table of plain text, to stdout by default; long cells fold in a terminal only."""
+    sink = stream or sys.stdout
     table = Table(box=box.SIMPLE_HEAD if has_header else None, show_header=has_header, pad_edge=False)
     for index, name in enumerate(columns):
         table.add_column(Text(name), justify=alignments[index] if alignments else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    width = shutil.get_terminal_size().columns if is_terminal else UNLIMITED_WIDTH
-    Console(highlight=False, width=width).print(table)
+    width = shutil.get_terminal_size().columns if sink.isatty() else UNLIMITED_WIDTH
+    Console(highlight=False, width=width, file=sink).print(table)
 
 
 def count_of(number: int, noun: str) -> str:
@@ -57,17 +58,3 @@ def size_of(byte_count: int) -> str:
             return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def duration_of(seconds: float) -> str:
-    """Return a duration as one would say it: "0.8 s", "42 s", "12 min 5 s", "3 h 20 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"

@@ -105,20 +105,16 @@ Anonymous = Annotated[
     bool,
     typer.Option("--anonymous", help="Read public buckets without credentials."),
 ]
-StoredOutput = Annotated[
-    str, typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`.")
-]
-Folder = Annotated[
-    Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; made if missing.")
-]
+StoredOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`.")]
+Folder = Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; made if missing.")]
 
 
 def load_job_spec(parameters: Mapping[str, Any]) -> "JobSpec":
     """Lay the given flags over the spec file.
 
     Args:
-        parameters: the command's parameters by name, as typer's context holds them; a flag that was not given is
-            None or False and leaves the file's value alone.
+        parameters: the command's parameters by name, as typer's context holds them; a flag that was not
+            given is None or False and leaves the file's value alone.
 
     Raises:
         SpecError: see `pipeline.config.load_spec`.

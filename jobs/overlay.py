@@ -30,8 +30,8 @@ class DrawnInstance:
     category: its label's text.
     score: in [0, 1].
     box_xywh: x, y, width, height in pixels of the original image.
-    load_mask: returns [H, W] bool of the original image's size, or is None for a box-only model; a function, so that
-        a hundred full-size masks are never in memory at once.
+    load_mask: returns [H, W] bool of the original image's size, or is None for a box-only model; a function,
+        so that a hundred full-size masks are never in memory at once.
     """
 
     category: str
@@ -57,9 +57,7 @@ def draw_overlay(image: NDArray[np.uint8], instances: Sequence[DrawnInstance]) -
     ordered = sorted(enumerate(instances), key=lambda pair: -pair[1].box_xywh[2] * pair[1].box_xywh[3])
     for index, instance in ordered:
         if instance.load_mask is not None:
-            _blend_mask(
-                canvas, _enlarge(instance.load_mask(), enlargement), instance_colour(index), line_width
-            )
+            _blend_mask(canvas, _enlarge(instance.load_mask(), enlargement), instance_colour(index), line_width)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=min(max(min(height, width) / 34, 12), 48))
@@ -68,7 +66,7 @@ def draw_overlay(image: NDArray[np.uint8], instances: Sequence[DrawnInstance]) -
         _draw_box(draw, _scaled_box(instance, enlargement, width, height), instance_colour(index), line_width)
     for index, instance in reversed(ordered):
         box = _scaled_box(instance, enlargement, width, height)
-        placed.append(_draw_label(draw, instance, box, instance_colour(index), font, placed))
+        placed.append(_draw_label(draw, instance, box, colour=instance_colour(index), font=font, placed=placed))
     return picture
 
 
@@ -81,7 +79,7 @@ def instance_colour(index: int) -> Colour:
 
 
 def text_colour(background: Colour) -> Colour:
-    """Return black or white, whichever has the higher contrast ratio on the background (WCAG 2.1, "contrast ratio")."""
+    """Return black or white, whichever contrasts more with the background (WCAG 2.1, "contrast ratio")."""
     linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
@@ -128,6 +126,7 @@ def _draw_label(
     draw: ImageDraw.ImageDraw,
     instance: DrawnInstance,
     box: Rectangle,
+    *,
     colour: Colour,
     font: Font,
     placed: Sequence[Rectangle],
