@@ -1,0 +1,234 @@
+"""From annotated objects to what each head should have said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from htc_model.training.assign import UNUSED, AssignRule, assign_boxes
+from htc_model.training.sampling import Sample, SampleRule, sample_assigned
+
+# Side of the mask head's output in cells (Mask R-CNN, arXiv:1703.06870, fig. 4).
+MASK_CELLS = 28
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One image's objects at network scale; crowd regions are left out before.
+
+    boxes_xyxy: [G, 4] float32, pixels of the resized image, clipped to it.
+    labels: [G] int64 in [0, C).
+    masks: [G, H, W] uint8, 0 or 1, the resized image's size; None for a box-only model.
+    semantic_map: [H, W] uint8 with `IGNORED_PIXEL`, or None where the model has no semantic branch.
+    """
+
+    boxes_xyxy: Tensor
+    labels: Tensor
+    masks: Tensor | None
+    semantic_map: Tensor | None
+
+    def to(self, device: torch.device) -> "Truth":
+        """Copy to a device, without waiting where the memory is pinned."""
+        return Truth(
+            self.boxes_xyxy.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            None if self.masks is None else self.masks.to(device, non_blocking=True),
+            None if self.semantic_map is None else self.semantic_map.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class AnchorTargets:
+    """One image's sampled anchors.
+
+    sample: indices into all anchors of all levels.
+    gt_indices: [P] int64, the object of each positive.
+    deltas: [P, 4] float32, what the positives should regress.
+    """
+
+    sample: Sample
+    gt_indices: Tensor
+    deltas: Tensor
+
+
+@dataclass(frozen=True)
+class RoiSample:
+    """One image's sampled RoIs, positives before negatives, each in ascending order of `sample`'s indices.
+
+    sample: indices into [the image's objects; the boxes given], since objects are proposals of themselves.
+    rois_xyxy: [N, 4] float32.
+    gt_indices: [P] int64, the object of each positive.
+    labels: [N] int64; the class count for background.
+    is_gt: [N] bool, the row is an object's own box.
+    """
+
+    sample: Sample
+    rois_xyxy: Tensor
+    gt_indices: Tensor
+    labels: Tensor
+    is_gt: Tensor
+
+    @property
+    def positive_count(self) -> int:
+        """P: how many of the first rows are objects."""
+        return len(self.gt_indices)
+
+
+def encode_deltas(boxes_xyxy: Tensor, gt_boxes_xyxy: Tensor, stds: Sequence[float]) -> Tensor:
+    """Express objects relative to boxes: shift over size, log of the ratio (R-CNN, arXiv:1311.2524, app. C).
+
+    Args:
+        boxes_xyxy: [P, 4] float32, of positive size.
+        gt_boxes_xyxy: [P, 4] float32, the object of each box.
+        stds: four divisors for (dx, dy, dw, dh).
+
+    Returns:
+        [P, 4] float32.
+    """
+    x1, y1, x2, y2 = boxes_xyxy.unbind(dim=1)
+    gt_x1, gt_y1, gt_x2, gt_y2 = gt_boxes_xyxy.unbind(dim=1)
+    width, height = x2 - x1, y2 - y1
+    dx = ((gt_x1 + gt_x2) * 0.5 - (x1 + x2) * 0.5) / width
+    dy = ((gt_y1 + gt_y2) * 0.5 - (y1 + y2) * 0.5) / height
+    dw = torch.log((gt_x2 - gt_x1) / width)
+    dh = torch.log((gt_y2 - gt_y1) / height)
+    return torch.stack([dx, dy, dw, dh], dim=1) / boxes_xyxy.new_tensor(tuple(stds))
+
+
+def usable_anchors(
+    anchors_xyxy: Tensor,
+    level_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    *,
+    image_size: tuple[int, int],
+    padded_size: tuple[int, int],
+    allowed_border: int | None,
+) -> Tensor:
+    """Tell which anchors take part in training.
+
+    Args:
+        anchors_xyxy: [A, 4] float32, flat in the order level, row, column, anchor of the cell.
+        level_sizes: (rows, columns) of each level's map.
+        strides: pixels per cell of each level.
+        image_size: (height, width) before padding.
+        padded_size: the image's own padded (height, width), which a batch may exceed.
+        allowed_border: how far an anchor may stick out of the image, in pixels; None: as far as it likes,
+            as long as its cell is inside the padded image.
+
+    Returns:
+        [A] bool.
+    """
+    cells = sum(rows * columns for rows, columns in level_sizes)
+    anchors_per_cell = anchors_xyxy.shape[0] // cells
+    masks = []
+    for (rows, columns), stride in zip(level_sizes, strides, strict=True):
+        row_is_valid = torch.arange(rows, device=anchors_xyxy.device) < -(-padded_size[0] // stride)
+        column_is_valid = torch.arange(columns, device=anchors_xyxy.device) < -(-padded_size[1] // stride)
+        masks.append((row_is_valid[:, None] & column_is_valid[None, :]).flatten())
+    is_usable = torch.cat(masks).repeat_interleave(anchors_per_cell)
+    if allowed_border is None:
+        return is_usable
+    x1, y1, x2, y2 = anchors_xyxy.unbind(dim=1)
+    height, width = image_size
+    is_inside = (x1 >= -allowed_border) & (y1 >= -allowed_border)
+    return is_usable & is_inside & (x2 < width + allowed_border) & (y2 < height + allowed_border)
+
+
+def assign_anchors(
+    anchors_xyxy: Tensor, is_usable: Tensor, gt_boxes_xyxy: Tensor, rule: AssignRule
+) -> Tensor:
+    """Assign the usable anchors; the others are `UNUSED`, and cannot be an object's best one either.
+
+    Returns:
+        [A] int64: index of the object, or `BACKGROUND`, or `UNUSED`.
+    """
+    assigned = torch.full((len(anchors_xyxy),), UNUSED, dtype=torch.int64, device=anchors_xyxy.device)
+    assigned[is_usable] = assign_boxes(gt_boxes_xyxy, anchors_xyxy[is_usable], rule)
+    return assigned
+
+
+def build_anchor_targets(
+    anchors_xyxy: Tensor,
+    assigned: Tensor,
+    gt_boxes_xyxy: Tensor,
+    rule: SampleRule,
+    generator: torch.Generator | None = None,
+) -> AnchorTargets:
+    """Sample assigned anchors and encode the objects of the positive ones, with stds of 1."""
+    sample = sample_assigned(assigned, rule, generator)
+    gt_indices = assigned[sample.positives]
+    deltas = encode_deltas(anchors_xyxy[sample.positives], gt_boxes_xyxy[gt_indices], (1.0, 1.0, 1.0, 1.0))
+    return AnchorTargets(sample, gt_indices, deltas)
+
+
+def sample_rois(
+    boxes_xyxy: Tensor,
+    truth: Truth,
+    assign_rule: AssignRule,
+    sample_rule: SampleRule,
+    *,
+    class_count: int,
+    generator: torch.Generator | None = None,
+) -> RoiSample:
+    """Assign and sample one image's boxes, with the objects themselves added in front as perfect proposals.
+
+    Args:
+        boxes_xyxy: [R, 4] float32, without gradient.
+        truth: the image's objects.
+        assign_rule, sample_rule: of the stage.
+        class_count: C, which is also the label of background.
+        generator: see `sample_assigned`.
+    """
+    gt_count = len(truth.boxes_xyxy)
+    device = boxes_xyxy.device
+    candidates = torch.cat([truth.boxes_xyxy, boxes_xyxy])
+    assigned = torch.cat(
+        [torch.arange(gt_count, device=device), assign_boxes(truth.boxes_xyxy, boxes_xyxy, assign_rule)]
+    )
+    sample = sample_assigned(assigned, sample_rule, generator)
+    chosen = torch.cat([sample.positives, sample.negatives])
+    gt_indices = assigned[sample.positives]
+    background = torch.full((len(sample.negatives),), class_count, dtype=torch.int64, device=device)
+    return RoiSample(
+        sample=sample,
+        rois_xyxy=candidates[chosen],
+        gt_indices=gt_indices,
+        labels=torch.cat([truth.labels[gt_indices], background]),
+        is_gt=chosen < gt_count,
+    )
+
+
+def build_mask_targets(
+    masks: Tensor,
+    gt_indices: Tensor,
+    rois_xyxy: Tensor,
+    *,
+    canvas_size: tuple[int, int],
+    cells: int = MASK_CELLS,
+) -> Tensor:
+    """Cut each RoI out of its object's mask, averaged over cells and cut at one half.
+
+    Args:
+        masks: [G, H, W] uint8, 0 or 1.
+        gt_indices: [M] int64 into `masks`.
+        rois_xyxy: [M, 4] float32.
+        canvas_size: (height, width), at least the masks' own: RoIs are clipped to it. The published HTC
+            models clip to the image, Cascade and Mask R-CNN to the padded image.
+        cells: side of the target.
+
+    Returns:
+        [M, cells, cells] bool.
+    """
+    if len(gt_indices) == 0:
+        return torch.zeros((0, cells, cells), dtype=torch.bool, device=masks.device)
+    canvas = masks.new_zeros((len(masks), 1, *canvas_size), dtype=torch.float32)
+    canvas[:, 0, : masks.shape[1], : masks.shape[2]] = masks
+    clipped = torch.empty_like(rois_xyxy)
+    clipped[:, 0::2] = rois_xyxy[:, 0::2].clamp(0, canvas_size[1])
+    clipped[:, 1::2] = rois_xyxy[:, 1::2].clamp(0, canvas_size[0])
+    # The object's number stands where RoIAlign expects the image's: no mask is copied once per RoI.
+    rois = torch.cat([gt_indices.to(clipped.dtype)[:, None], clipped], dim=1)
+    cut: Tensor = roi_align(canvas, rois, (cells, cells), spatial_scale=1.0, sampling_ratio=-1, aligned=True)
+    return cut[:, 0] >= 0.5
