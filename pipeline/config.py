@@ -74,8 +74,8 @@ class StorageSection(Section):
 class ModelSection(Section):
     """Which network, with which weights.
 
-    weights: "coco" (the preset's published checkpoint), "untrained" (fixed pseudo-random values, for tests and
-        demos) or a path or URI of a .pth or .safetensors file.
+    weights: "coco" (the preset's published checkpoint), "untrained" (fixed pseudo-random values, for tests
+        and demos) or a path or URI of a .pth or .safetensors file.
     score_threshold: MMDetection's published `test_cfg.rcnn.score_thr` of every preset here.
     max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
     """
@@ -96,9 +96,7 @@ class ComputeSection(Section):
     )
     cpus_per_worker: AutoShare = Field(default="auto", description='"auto" or a number, 0 or more')
     batch_size: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
-    shard_images: int = Field(
-        default=256, ge=1, le=100_000, description="a whole number of images from 1 to 100000"
-    )
+    shard_images: int = Field(default=256, ge=1, le=100_000, description="a whole number of images from 1 to 100000")
 
 
 class RetrySection(Section):

@@ -104,9 +104,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise NotADirectoryError(
-            errno.ENOTDIR, "a file stands where a folder is needed", str(folder)
-        ) from error
+        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder is needed", str(folder)) from error
 
 
 def _sync_folder(folder: Path) -> None:

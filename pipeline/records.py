@@ -66,9 +66,7 @@ def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None
         return None
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise StorageError(
-            f"{uri} was written by a later version of htc (schema {version}); update htc-batch."
-        )
+        raise StorageError(f"{uri} was written by a later version of htc (schema {version}); update htc-batch.")
     try:
         known = {name: content[name] for name in RunRecord.__dataclass_fields__}
     except KeyError as error:
@@ -79,9 +77,7 @@ def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None
 def list_records(storage: Storage, output_uri: str) -> list[RunRecord]:
     """Read all runs' records, oldest first; a run without run.json was never planned and is left out."""
     try:
-        names = [
-            each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/run.json")
-        ]
+        names = [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/run.json")]
     except NotFoundError:
         return []
     records = [record for name in names if (record := load_record(storage, output_uri, name))]

@@ -29,14 +29,10 @@ class Results:
     """
 
     def __init__(self, output_uri: str, storage: Storage) -> None:
-        self.output_uri = (
-            local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
-        )
+        self.output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
         self.storage = storage
         if not self.records:
-            raise InputError(
-                f"{output_uri} holds no run of htc; start one with `htc run INPUT {output_uri}`."
-            )
+            raise InputError(f"{output_uri} holds no run of htc; start one with `htc run INPUT {output_uri}`.")
 
     @cached_property
     def records(self) -> tuple[RunRecord, ...]:
@@ -46,8 +42,7 @@ class Results:
     @cached_property
     def _committed(self) -> dict[str, list[int]]:
         return {
-            record.run: sorted(committed_shards(self.storage, self.output_uri, record.run))
-            for record in self.records
+            record.run: sorted(committed_shards(self.storage, self.output_uri, record.run)) for record in self.records
         }
 
     def runs(self) -> list[str]:

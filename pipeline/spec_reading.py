@@ -74,9 +74,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise SpecError(
-            f"The job spec {source} must hold keys and values, such as `input: {{uri: photos/}}`."
-        )
+        raise SpecError(f"The job spec {source} must hold keys and values, such as `input: {{uri: photos/}}`.")
     return tree
 
 
@@ -132,9 +130,7 @@ def describe_problems(
     if len(sentences) == 1:
         return sentences[0]
     where = f"The job spec {source}" if source is not None else "The job spec"
-    return "\n".join(
-        [f"{where} has {len(sentences)} problems:", *(f"- {sentence}" for sentence in sentences)]
-    )
+    return "\n".join([f"{where} has {len(sentences)} problems:", *(f"- {sentence}" for sentence in sentences)])
 
 
 def _sentence(kind: str, location: tuple[int | str, ...], spec: type[BaseModel], tree: dict[str, Any]) -> str:
@@ -162,9 +158,7 @@ def _sentence(kind: str, location: tuple[int | str, ...], spec: type[BaseModel],
     return f"{dotted} must be {description or 'of another type'}, not {_shown(value)}."
 
 
-def _locate(
-    location: tuple[int | str, ...], spec: type[BaseModel]
-) -> tuple[list[str], type[BaseModel], str | None]:
+def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[list[str], type[BaseModel], str | None]:
     """Follow an error's location down to a field: its path, the section it stands in, its description.
 
     Locations also hold the names of union members ("int", "literal"); they mean nothing to a user.
@@ -202,10 +196,6 @@ def _elsewhere(word: str, spec: type[BaseModel]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = (
-        repr(value)
-        if not isinstance(value, bool | None)
-        else {True: "true", False: "false", None: "null"}[value]
-    )
+    text = repr(value) if not isinstance(value, bool | None) else {True: "true", False: "false", None: "null"}[value]
     # Line breaks would tear the one sentence apart.
     return re.sub(r"\s+", " ", text if len(text) <= 60 else text[:57] + "...")

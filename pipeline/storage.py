@@ -5,6 +5,7 @@ StorageError of `pipeline.errors`; transient ones have by then been retried.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -15,20 +16,16 @@ from pipeline import local_files
 from pipeline.config import StorageSection
 from pipeline.errors import NotFoundError, StorageError, TransientStorageError
 from pipeline.storage_errors import Verb, storage_error
+from pipeline.store_options import EXTRAS, client_options
 from pipeline.uris import glob_pattern, is_local, join, local_path, scheme_of
 
 __all__ = ["Listed", "Storage", "join"]
 
 ATTEMPTS = 5
 LONGEST_WAIT_S = 8.0
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
 
 # One PUT is atomic on these. Anywhere else a reader could see half an object, so we write aside and rename.
-_OBJECT_STORES = frozenset(
-    {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"}
-)
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
 
 Kind = Literal["file", "folder", "absent"]
 T = TypeVar("T")
@@ -148,6 +145,23 @@ class Storage:
         file: IO[bytes] = self._call(lambda: client.open(path, "rb"), uri, "read")
         return file
 
+    @contextmanager
+    def reading(self, uri: str) -> Iterator[IO[bytes]]:
+        """Open a file for reading and seeking; what storage raises inside the block is translated, not
+        retried."""
+        file = self.open_input(uri)
+        try:
+            with file:
+                yield file
+        except OSError as error:
+            # An OSError without errno is a format library's word for a damaged file; that is the caller's to
+            # judge.
+            is_storage = error.errno is not None or type(error) is not OSError
+            translated = storage_error(error, uri, "read", is_local=is_local(uri)) if is_storage else None
+            if translated is None:
+                raise
+            raise translated from error
+
     def write(self, uri: str, payload: bytes) -> None:
         """Write a file so that a reader sees all of it or none; folders are made, an older file is
         replaced."""
@@ -241,9 +255,7 @@ def _translated(error: OSError, uri: str, verb: Verb) -> BaseException:
 def _listed(uri: str, found: dict[str, Any]) -> Listed:
     etag = found.get("ETag") or found.get("etag")
     size = found.get("size")
-    return Listed(
-        uri, None if size is None else int(size), etag.strip('"') if isinstance(etag, str) else None
-    )
+    return Listed(uri, None if size is None else int(size), etag.strip('"') if isinstance(etag, str) else None)
 
 
 def _open_client(scheme: str, section: StorageSection, uri: str) -> Any:
@@ -255,38 +267,14 @@ def _open_client(scheme: str, section: StorageSection, uri: str) -> Any:
     import fsspec
 
     try:
-        client = fsspec.filesystem(scheme, use_listings_cache=False, **_client_options(scheme, section))
+        client = fsspec.filesystem(scheme, use_listings_cache=False, **client_options(scheme, section))
     except ImportError as error:
-        extra = _EXTRAS.get(scheme)
+        extra = EXTRAS.get(scheme)
         remedy = f"pip install 'htc-batch[{extra}]'" if extra else "install the library named there"
-        raise StorageError(
-            f"{scheme}:// needs a library that is not installed ({error}); {remedy}."
-        ) from error
+        raise StorageError(f"{scheme}:// needs a library that is not installed ({error}); {remedy}.") from error
     except ValueError as error:
         raise StorageError(f"{uri} has an unknown scheme, {scheme}:// ({error}).") from error
     if hasattr(client, "retries"):
         # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
         client.retries = 1
     return client
-
-
-def _client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
-    if scheme in ("s3", "s3a"):
-        # max_concurrency=1: otherwise s3fs sends a HEAD before each GET (1.5 x slower for 200 KB objects).
-        return {
-            "anon": section.anonymous,
-            "endpoint_url": section.endpoint_url,
-            "max_concurrency": 1,
-            "config_kwargs": {
-                "retries": {"total_max_attempts": 1},
-                "connect_timeout": CONNECT_TIMEOUT_S,
-                "read_timeout": READ_TIMEOUT_S,
-                "max_pool_connections": 64,
-            },
-        }
-    if scheme in ("gs", "gcs"):
-        options: dict[str, Any] = {"token": "anon"} if section.anonymous else {}
-        return options | ({"endpoint_url": section.endpoint_url} if section.endpoint_url else {})
-    if scheme in _EXTRAS:
-        return {"anon": section.anonymous}
-    return {}

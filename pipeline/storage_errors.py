@@ -112,9 +112,7 @@ def _refusal(
             "or say `storage: {anonymous: true}` for a public bucket."
         )
     if code in _FULL:
-        return StorageError(
-            f"No space left to {verb} {uri}: the disk is full or over quota; free some and run again."
-        )
+        return StorageError(f"No space left to {verb} {uri}: the disk is full or over quota; free some and run again.")
     if isinstance(error, IsADirectoryError):
         return StorageError(f"{uri} is a folder, not a file.")
     return None

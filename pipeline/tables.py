@@ -171,9 +171,7 @@ def build_instance_rows(
             score=score,
             bbox={"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1},
             area=area,
-            mask=None
-            if mask is None
-            else {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")},
+            mask=None if mask is None else {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")},
             model=name,
         )
         for index, ((x1, y1, x2, y2), score, label, mask, area) in enumerate(
@@ -200,7 +198,7 @@ def instances_part(output_uri: str, run: str, shard: int) -> str:
     return join(output_uri, "instances", f"run={run}", f"part-{shard:05d}.parquet")
 
 
-def commit_shard(
+def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder names, then of the tables
     storage: Storage,
     output_uri: str,
     run: str,
@@ -224,8 +222,7 @@ def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type) -> bytes:
     names = [field.name for field in fields(kind)]
     columns = list(zip(*([getattr(row, name) for name in names] for row in rows), strict=True))
     arrays = [
-        pa.array(columns[index] if columns else [], type=schema.field(name).type)
-        for index, name in enumerate(names)
+        pa.array(columns[index] if columns else [], type=schema.field(name).type) for index, name in enumerate(names)
     ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
