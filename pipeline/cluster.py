@@ -73,7 +73,7 @@ def ray_cluster(compute: ComputeSection, *, shards: int) -> Iterator[WorkerPlan]
     if is_ours:
         _init(compute)
     try:
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield plan_workers(
             compute, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), shards=shards
         )

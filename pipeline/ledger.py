@@ -124,5 +124,5 @@ class ShardLedger:
 
     @staticmethod
     def _backoff_s(charged: int) -> float:
-        longest = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** max(0, charged - 1))
+        longest = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** max(0, charged - 1))
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret

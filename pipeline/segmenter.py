@@ -4,18 +4,19 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from htc_model.config import ModelConfig, load_preset
+from htc_model.config import ModelConfig
 from htc_model.preprocess import build_batch, padded_size
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.batching import BatchSize
 from pipeline.borders import DeviceLostError, at_image_border
 from pipeline.config import ModelSection
+from pipeline.fingerprint import configured
 from pipeline.reports import ImageFailure
 
 log = logging.getLogger(__name__)
@@ -74,15 +75,6 @@ def load_model(section: ModelSection) -> SegmentationModel:
     return model
 
 
-def configured(section: ModelSection) -> ModelConfig:
-    """The preset with the spec's threshold and number of detections."""
-    return replace(
-        load_preset(section.preset),
-        score_threshold=section.score_threshold,
-        max_detections=section.max_detections,
-    )
-
-
 def pick_device(gpus: float) -> torch.device:
     """The worker's GPU when it was given one and CUDA sees it, else the CPU."""
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
@@ -121,9 +113,7 @@ class Segmenter:
         height, width = image.pixels.shape[:2]
         return padded_size(height, width, self.model.config.resize)
 
-    def segment(
-        self, images: Sequence[DecodedImage]
-    ) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
+    def segment(self, images: Sequence[DecodedImage]) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
         """Segment images of one padded shape; every image comes out once, with its detections or its failure.
 
         A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails.

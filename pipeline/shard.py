@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from pipeline.borders import CommitError
 from pipeline.config import JobSpec
@@ -69,21 +70,14 @@ class ShardProcessor:
         image_rows: list[ImageRow] = []
         instance_rows: list[InstanceRow] = []
         for ref, outcome in zip(shard.images, outcomes, strict=True):
-            is_failure = isinstance(outcome, ImageFailure)
-            instances = [] if is_failure else outcome.rows
-            image_rows.append(
-                build_image_row(
-                    ref,
-                    shard=shard.index,
-                    model=self._tools.model_label,
-                    status=outcome.status if is_failure else "ok",
-                    error=outcome.reason if is_failure else None,
-                    size=None if is_failure else outcome.size,
-                    attempts=attempt,
-                    instances=len(instances),
-                )
+            build = partial(
+                build_image_row, ref, shard=shard.index, model=self._tools.model_label, attempts=attempt
             )
-            instance_rows.extend(instances)
+            if isinstance(outcome, ImageFailure):
+                image_rows.append(build(status=outcome.status, error=outcome.reason))
+            else:
+                image_rows.append(build(size=outcome.size, instances=len(outcome.rows)))
+                instance_rows.extend(outcome.rows)
         return image_rows, instance_rows
 
     def _commit(self, shard: Shard, image_rows: list[ImageRow], instance_rows: list[InstanceRow]) -> None:

@@ -27,9 +27,11 @@ class RunSummary:
     stage_shares: parts of the workers' time by stage, adding up to 1; this session.
     failure_reasons: rows by reason, the most frequent first, capped.
     failure_examples: the first failures met in this session, capped: uri, status, reason.
-    retries, workers_lost: attempts that failed, workers that died; this session.
-    is_trained: False when the weights are the untrained ones.
-    error_log: where the tracebacks of unforeseen exceptions lie, None without any.
+    retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
+        this session. device: what the workers ran on, "" when none was needed. is_trained: False when the
+        weights are the untrained ones. has_bug: whether a shard was given up because of an exception that
+        nobody foresaw, in any session. error_log: where the tracebacks of unforeseen exceptions lie, None
+        without any.
     """
 
     run: str
@@ -50,9 +52,10 @@ class RunSummary:
     failure_examples: tuple[ImageFailure, ...] = ()
     retries: int = 0
     workers_lost: int = 0
-    workers: int = 0
+    workers_started: int = 0
     device: str = ""
     is_trained: bool = True
+    has_bug: bool = False
     error_log: str | None = None
 
     def to_dict(self) -> dict[str, object]:

@@ -1,0 +1,74 @@
+"""Runs a job spec: hands shards to workers, tries again what fails, and says how it ended.
+
+The driver's only state is the output folder. It holds no lock on anything, so killing it at any instant loses
+at most the shards in flight, and the same command goes on from there.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+from pipeline.config import JobSpec
+from pipeline.fingerprint import take_fingerprint
+from pipeline.progress import ProgressDisplay, choose_progress
+from pipeline.runs import Run, open_run
+from pipeline.session import Session
+from pipeline.storage import Storage
+from pipeline.summary import RunSummary
+
+if TYPE_CHECKING:
+    from pipeline.segmenter import LoadModel
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    spec: JobSpec,
+    *,
+    run: str | None = None,
+    fresh: bool = False,
+    progress: ProgressDisplay | None = None,
+    load_model: "LoadModel | None" = None,
+) -> RunSummary:
+    """Segment the spec's input into the spec's output, resuming what is there already.
+
+    Args:
+        run: the run's name; by default the newest of the output goes on, or a new one begins.
+        fresh: begin a new run whatever is there.
+        progress: where to show how far it is; by default a bar on a terminal, plain lines elsewhere.
+        load_model: loads the model in the workers instead of the spec's preset and weights; must survive
+            pickling.
+
+    Returns:
+        The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
+        row and the error rate is within the budget. Ctrl-C and SIGTERM end the run with the status
+        "interrupted".
+
+    Raises:
+        HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError), or
+            cannot go
+            on (RunError); what is committed stays.
+    """
+    display = progress or choose_progress()
+    storage = Storage(spec.storage)
+    try:
+        fingerprint = take_fingerprint(spec.model)
+        opened = open_run(spec, fingerprint.to_dict(), storage, run=run, fresh=fresh)
+        if not fingerprint.trained:
+            display.note("The model's weights are untrained: its detections mean nothing.")
+        _announce(opened, display)
+        session = Session(spec, opened, storage, display, is_trained=fingerprint.trained, load_model=load_model)
+        if opened.state != "complete":
+            session.work()
+        return session.end()
+    finally:
+        display.close()
+
+
+def _announce(opened: Run, display: ProgressDisplay) -> None:
+    if opened.state == "complete":
+        display.note(f"Run {opened.name} is complete already; nothing to do.")
+    elif opened.state == "resumed":
+        left = len(opened.todo())
+        display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go.")
+    else:
+        display.note(f"Run {opened.name}: {opened.image_count} images in {opened.shard_count} shards.")

@@ -1,0 +1,197 @@
+"""Counts what a run's images came to, over all its sessions, and keeps what a person needs to find a fault."""
+
+import logging
+from collections import Counter
+
+from pipeline.config import JobSpec
+from pipeline.errors import HtcError, ImageStatus, RunError, StorageError
+from pipeline.metrics import StageClock, Throughput
+from pipeline.plan import Shard
+from pipeline.records import run_folder
+from pipeline.reports import ImageFailure, ShardFailure, ShardReport, WorkerReady
+from pipeline.runs import Run
+from pipeline.storage import Storage, join
+from pipeline.summary import MAX_EXAMPLES, RunSummary, judge
+from pipeline.tables import build_image_row, commit_shard, images_part, open_results
+
+log = logging.getLogger(__name__)
+
+# Reasons often name their image, so that there may be as many as failures.
+MAX_REASONS = 1000
+MAX_REASONS_SHOWN = 20
+MAX_TRACEBACKS = 20
+
+
+class Tally:
+    """The numbers of one run; begins with what earlier sessions committed."""
+
+    def __init__(self, spec: JobSpec, run: Run, storage: Storage, *, is_trained: bool) -> None:
+        self._spec = spec
+        self._run = run
+        self._storage = storage
+        self._is_trained = is_trained
+        self._stages = StageClock()
+        self._tracebacks = 0
+        self._retries = 0
+        self._workers_lost = 0
+        self._workers_started = 0
+        self._device = ""
+        self._has_bug = False
+        self._must_recount = False
+        self.session_images = 0
+        self._forget()
+        if run.state != "new":
+            self._has_bug = bool((run.read_summary() or {}).get("has_bug"))
+            self._count_tables()
+
+    @property
+    def images_done(self) -> int:
+        """Images that have their row."""
+        return self._statuses.total()
+
+    @property
+    def errors(self) -> int:
+        """Rows that are not ok."""
+        return self.images_done - self._statuses["ok"]
+
+    def worker_started(self, ready: WorkerReady) -> None:
+        """Note a worker that has its model."""
+        self._workers_started += 1
+        self._device = ready.device
+
+    def worker_lost(self) -> None:
+        """Note a worker that died."""
+        self._workers_lost += 1
+
+    def committed(self, report: ShardReport) -> None:
+        """Note a shard that a worker committed."""
+        self._statuses.update(report.statuses)
+        self._instances += report.instances
+        self.session_images += report.images
+        self._stages.add(report.stage_s)
+        for failure in report.failures:
+            self._note_failure(failure)
+            self.keep_traceback(failure.uri, failure.traceback)
+
+    def attempt_failed(self, failure: ShardFailure) -> None:
+        """Note an attempt that ended without a commit."""
+        self._retries += 1
+        self.keep_traceback(f"shard {failure.index}", failure.traceback)
+
+    def given_up(self, shard: Shard, failure: ShardFailure, attempts: int) -> None:
+        """Commit a `failed` row for each image of a shard that has no attempts left.
+
+        Raises:
+            RunError: the rows cannot be written.
+        """
+        self._has_bug = self._has_bug or failure.kind == "bug"
+        try:
+            if self._storage.exists(images_part(self._spec.output.uri, self._run.name, shard.index)):
+                # The last worker died after its commit and before its report: what it wrote stands.
+                self._must_recount = True
+            else:
+                self._commit_failed(shard, failure, attempts)
+        except HtcError as error:
+            raise RunError(
+                f"The tables cannot be written: {error} What is committed stays; the same command resumes."
+            ) from error
+        self._statuses.update({"failed": len(shard.images)})
+        self.session_images += len(shard.images)
+
+    def keep_traceback(self, where: str, traceback: str | None) -> None:
+        """Write an unforeseen exception's traceback into the run's folder; the first few, the rest is only logged."""
+        if traceback is None:
+            return
+        log.error("%s:\n%s", where, traceback)
+        self._tracebacks += 1
+        if self._tracebacks > MAX_TRACEBACKS:
+            return
+        uri = join(self._error_folder, f"error-{self._tracebacks:02d}.txt")
+        try:
+            self._storage.write(uri, f"{where}\n\n{traceback}".encode("utf-8", "backslashreplace"))
+        except StorageError:
+            log.exception("the traceback could not be written to %s", uri)
+
+    def summary(self, throughput: Throughput, *, signal_name: str | None) -> RunSummary:
+        """Judge the run as it stands."""
+        if self._must_recount:
+            self._forget()
+            self._count_tables()
+        images, seconds = self._run.image_count, throughput.seconds
+        status, reason = judge(
+            images=images,
+            images_done=self.images_done,
+            errors=self.errors,
+            max_error_rate=self._spec.retry.max_error_rate,
+            has_bug=self._has_bug,
+            is_interrupted=signal_name is not None,
+        )
+        return RunSummary(
+            run=self._run.name,
+            status=status,
+            exit_code=0 if status == "complete" else 1,
+            reason=reason,
+            images=images,
+            images_done=self.images_done,
+            statuses={str(status): count for status, count in self._statuses.items()},
+            error_rate=self.errors / images if images else 0.0,
+            max_error_rate=self._spec.retry.max_error_rate,
+            instances=self._instances,
+            session_images=self.session_images,
+            seconds=seconds,
+            images_per_s=self.session_images / seconds if seconds > 0 else 0.0,
+            stage_shares={str(stage): share for stage, share in self._stages.shares().items()},
+            failure_reasons=dict(self._reasons.most_common(MAX_REASONS_SHOWN)),
+            failure_examples=tuple(self._examples),
+            retries=self._retries,
+            workers_lost=self._workers_lost,
+            workers_started=self._workers_started,
+            device=self._device,
+            is_trained=self._is_trained,
+            has_bug=self._has_bug,
+            error_log=self._error_folder if self._tracebacks else None,
+        )
+
+    @property
+    def _error_folder(self) -> str:
+        return join(run_folder(self._spec.output.uri, self._run.name), "errors")
+
+    def _forget(self) -> None:
+        self._statuses: Counter[ImageStatus] = Counter()
+        self._instances = 0
+        self._reasons: Counter[str] = Counter()
+        self._examples: list[ImageFailure] = []
+
+    def _count_tables(self) -> None:
+        columns = ["uri", "status", "error", "instances"]
+        table = open_results(self._spec.output.uri, self._storage).images(self._run.name, columns)
+        for batch in table.to_batches():
+            statuses = batch.column("status").to_pylist()
+            self._statuses.update(statuses)
+            self._instances += sum(batch.column("instances").to_pylist())
+            for position, status in enumerate(statuses):
+                if status != "ok":
+                    uri, reason = batch.column("uri")[position].as_py(), batch.column("error")[position].as_py()
+                    self._note_failure(ImageFailure(uri, status, reason or ""))
+
+    def _note_failure(self, failure: ImageFailure) -> None:
+        key = failure.reason
+        self._reasons[key if key in self._reasons or len(self._reasons) < MAX_REASONS else "other"] += 1
+        if len(self._examples) < MAX_EXAMPLES:
+            self._examples.append(failure)
+
+    def _commit_failed(self, shard: Shard, failure: ShardFailure, attempts: int) -> None:
+        rows = [
+            build_image_row(
+                ref,
+                shard=shard.index,
+                model=self._spec.model.preset,
+                status="failed",
+                error=failure.reason,
+                attempts=attempts,
+            )
+            for ref in shard.images
+        ]
+        commit_shard(self._storage, self._spec.output.uri, self._run.name, shard.index, rows, [])
+        for ref in shard.images:
+            self._note_failure(ImageFailure(ref.uri, "failed", failure.reason))
