@@ -11,8 +11,8 @@ from torchvision.ops import nms
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 # One NMS call over all classes costs the square of the candidates; class by class costs far less once
-# they are many. The kept boxes are the same either way. The limit is memory on a GPU (n * n / 8 bytes) and time
-# on a CPU.
+# they are many. The kept boxes are the same either way. The limit is memory on a GPU (n * n / 8 bytes) and
+# time on a CPU.
 _SINGLE_CALL_CANDIDATES = {"cpu": 1_000, "cuda": 10_000}
 
 
