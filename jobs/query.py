@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from jobs.answers import FORMATS, Answer, replaced_file, write_answer
 from pipeline.errors import SpecError
 from pipeline.storage import Storage
-from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA, open_results
+from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA, instances_part, open_results
 from pipeline.uris import is_local
 
 if TYPE_CHECKING:
@@ -116,14 +116,24 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
 def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:
     """Open "images" or "instances" as an Arrow dataset of committed parts, with a `run` column at the end."""
     schema = IMAGES_SCHEMA if table == "images" else INSTANCES_SCHEMA
-    uri = results.output_uri
-    files = pafs.LocalFileSystem() if is_local(uri) else _storage_filesystem(results.storage)
+    files = _filesystem(results)
     parquet = pads.ParquetFileFormat()
     fragments = []
     for name in results.runs() if run is None else [run]:
         parts = results.image_parts(name) if table == "images" else results.instance_parts(name)
         fragments += [parquet.make_fragment(part, files, pads.field("run") == name) for part in parts]
     return pads.FileSystemDataset(fragments, schema.append(pa.field("run", pa.string())), parquet, files)
+
+
+def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
+    """Read one image's rows of `instances` from its shard's part, most confident first."""
+    files = _filesystem(results)
+    part = instances_part(results.output_uri, run, shard)
+    fragment = pads.ParquetFileFormat().make_fragment(part, files)
+    # The number is a hash: the uri decides between two images that share one.
+    wanted = (pads.field("image_id") == image_id) & (pads.field("uri") == uri)
+    rows: list[dict[str, Any]] = fragment.to_table(schema=INSTANCES_SCHEMA, filter=wanted).to_pylist()
+    return sorted(rows, key=lambda row: row["instance"])
 
 
 def decode_mask(row: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -168,8 +178,10 @@ class _StorageFiles:
         return self._storage.open_input(path)
 
 
-def _storage_filesystem(storage: Storage) -> pafs.FileSystem:
-    return pafs.PyFileSystem(pafs.FSSpecHandler(_StorageFiles(storage)))
+def _filesystem(results: Results) -> pafs.FileSystem:
+    if is_local(results.output_uri):
+        return pafs.LocalFileSystem()
+    return pafs.PyFileSystem(pafs.FSSpecHandler(_StorageFiles(results.storage)))
 
 
 def _runs_table(results: Results) -> pa.Table:
