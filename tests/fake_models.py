@@ -1,0 +1,121 @@
+"""Models that do as they are told, for tests of everything around the network.
+
+An image's size is the message: the plan says what happens to images of a (height, width). All else gets one
+detection per image, the whole image, of a category that depends on its size.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from htc_model.config import ModelConfig, load_preset
+from htc_model.structures import ImageBatch, RawDetections
+from pipeline.config import ModelSection
+
+Deed = Literal["raise", "exit", "kill", "oom", "device_lost", "kill_once"]
+Size = tuple[int, int]
+
+
+@dataclass
+class FakeModel:
+    """A segmentation model without a network.
+
+    deeds: what to do on an image of this size.
+    max_batch: more images than this are out of memory.
+    delay_s: seconds per batch.
+    marks: a folder for "kill_once" to remember that it has killed.
+    batch_sizes: of all the batches seen.
+    """
+
+    config: ModelConfig
+    deeds: Mapping[Size, Deed] = field(default_factory=dict)
+    max_batch: int = 1000
+    delay_s: float = 0.0
+    marks: str = ""
+    batch_sizes: list[int] = field(default_factory=list)
+    busy: int = 0
+    busiest: int = 0
+
+    def infer(self, batch: ImageBatch) -> list[RawDetections]:
+        self.busy += 1
+        self.busiest = max(self.busiest, self.busy)
+        try:
+            self.batch_sizes.append(len(batch))
+            if len(batch) > self.max_batch:
+                raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+            time.sleep(self.delay_s)
+            return [self._detect(size) for size in batch.original_sizes]
+        finally:
+            self.busy -= 1
+
+    def _detect(self, size: Size) -> RawDetections:
+        self._do(self.deeds.get(size))
+        height, width = size
+        return RawDetections(
+            boxes_xyxy=torch.tensor([[0.0, 0.0, float(width), float(height)]]),
+            scores=torch.tensor([0.9]),
+            labels=torch.tensor([(height + width) % len(self.config.classes)]),
+            mask_probs=torch.ones(1, 28, 28),
+            original_size=size,
+        )
+
+    def _do(self, deed: Deed | None) -> None:
+        if deed == "raise":
+            raise ZeroDivisionError("told to")
+        if deed == "oom":
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        if deed == "device_lost":
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure (pretended)")
+        if deed == "exit":
+            os._exit(7)
+        if deed == "kill_once":
+            mark = Path(self.marks) / "killed"
+            if mark.exists():
+                return
+            mark.touch()
+        if deed in ("kill", "kill_once"):
+            os.kill(os.getpid(), signal.SIGKILL)
+            threading.Event().wait()
+
+
+@dataclass(frozen=True)
+class LoadFake:
+    """A `load_model` that survives pickling."""
+
+    deeds: Mapping[Size, Deed] = field(default_factory=dict)
+    delay_s: float = 0.0
+    marks: str = ""
+    start_deed: Literal["", "value_error", "runtime_error", "exit"] = ""
+
+    def __call__(self, section: ModelSection) -> FakeModel:
+        if self.start_deed == "value_error":
+            raise ValueError("These weights are of another network.")
+        if self.start_deed == "runtime_error":
+            raise RuntimeError("the card is taken")
+        if self.start_deed == "exit":
+            os._exit(7)
+        return FakeModel(load_preset(section.preset), self.deeds, delay_s=self.delay_s, marks=self.marks)
+
+
+def write_image(path: Path, size: Size) -> Path:
+    """Write a PNG of (height, width), its colours a function of its name."""
+    height, width = size
+    seed = sum(path.name.encode())
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, format="PNG")
+    return path
+
+
+def write_images(folder: Path, count: int, size: Size = (32, 48)) -> list[Path]:
+    """Write `count` small PNGs of one size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [write_image(folder / f"image-{number:03d}.png", size) for number in range(count)]

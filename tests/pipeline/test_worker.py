@@ -1,0 +1,255 @@
+"""One worker without Ray: shards go in, committed parts come out, whatever an image does."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fake_models import FakeModel, LoadFake, write_image, write_images
+
+import pipeline.shard
+import pipeline.stages
+from htc_model.config import load_preset
+from pipeline.batching import BatchSize
+from pipeline.borders import DeviceLostError
+from pipeline.config import JobSpec
+from pipeline.errors import StorageError, TransientStorageError
+from pipeline.plan import Shard
+from pipeline.refs import ImageRef
+from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerReady
+from pipeline.segmenter import Segmenter
+from pipeline.shard import ShardProcessor
+from pipeline.tables import images_part, instances_part
+from pipeline.worker import Worker, WorkerSettings
+
+Row = dict[str, object]
+
+
+def spec_for(folder: Path, **images: int) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "input": {"uri": str(folder / "in")},
+            "output": {"uri": str(folder / "out")},
+            "model": {"preset": "htc_lite0_fpn", "weights": "untrained"},
+            "images": images,
+        }
+    )
+
+
+def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
+    return tuple(ImageRef(str(path)) for path in paths)
+
+
+class Bench:
+    """A worker's inside with a fake model, and its output folder."""
+
+    def __init__(self, folder: Path, model: FakeModel | None = None, *, batch_size: int = 4, **images: int) -> None:
+        self.model = model or FakeModel(load_preset("htc_lite0_fpn"))
+        self.spec = spec_for(folder, **images)
+        segmenter = Segmenter(self.model, torch.device("cpu"), batch_size=batch_size)
+        self.processor = ShardProcessor(segmenter, self.spec, run="r", model_label="fake", cpus=1)
+        self.done: list[int] = []
+
+    def process(self, paths: Sequence[Path], *, index: int = 0, is_last_attempt: bool = False) -> ShardReport:
+        return self.processor.process(
+            Shard(index, refs_of(paths)), attempt=1, is_last_attempt=is_last_attempt, on_images=self.done.append
+        )
+
+    def image_rows(self, index: int = 0) -> list[Row]:
+        rows: list[Row] = pq.read_table(images_part(self.spec.output.uri, "r", index), partitioning=None).to_pylist()
+        return rows
+
+    def instance_rows(self, index: int = 0) -> list[Row]:
+        uri = instances_part(self.spec.output.uri, "r", index)
+        rows: list[Row] = pq.read_table(uri, partitioning=None).to_pylist()
+        return rows
+
+
+def fake(**plan: object) -> FakeModel:
+    return FakeModel(load_preset("htc_lite0_fpn"), **plan)  # type: ignore[arg-type]
+
+
+def test_a_shard_becomes_one_row_per_image_and_one_per_instance(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{number}.png", (20 + number, 30)) for number in range(7)]
+    bench = Bench(tmp_path)
+    report = bench.process(paths)
+    images, instances = bench.image_rows(), bench.instance_rows()
+    assert [row["uri"] for row in images] == [str(path) for path in paths]
+    assert [(row["height"], row["width"], row["status"]) for row in images] == [
+        (20 + number, 30, "ok") for number in range(7)
+    ]
+    assert [row["uri"] for row in instances] == [row["uri"] for row in images]
+    for number, row in enumerate(instances):
+        assert row["area"] == (20 + number) * 30
+    assert report.statuses == {"ok": 7}
+    assert (report.instances, report.images, sum(bench.done)) == (7, 7, 7)
+    assert report.bytes_read == sum(path.stat().st_size for path in paths)
+    assert min(report.stage_s[stage] for stage in ("read", "decode", "infer", "encode", "write")) > 0
+
+
+def test_images_of_one_padded_shape_share_full_batches(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{number}.png", [(64, 96), (96, 64)][number % 2]) for number in range(16)]
+    bench = Bench(tmp_path, batch_size=8)
+    bench.process(paths)
+    assert bench.model.batch_sizes == [8, 8]
+
+
+def test_bad_images_become_rows_and_their_neighbours_go_on(tmp_path: Path) -> None:
+    good = write_image(tmp_path / "good.png", (20, 30))
+    large = write_image(tmp_path / "large.png", (200, 300))
+    text = tmp_path / "text.jpg"
+    text.write_text("no image at all")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    gone = tmp_path / "gone.png"
+    bench = Bench(tmp_path, max_pixels=10_000)
+    report = bench.process([good, large, text, empty, gone, good])
+    assert [row["status"] for row in bench.image_rows()] == [
+        "ok",
+        "too_large",
+        "unreadable",
+        "unreadable",
+        "missing",
+        "ok",
+    ]
+    assert all(row["error"] for row in bench.image_rows() if row["status"] != "ok")
+    assert report.statuses == {"ok": 2, "too_large": 1, "unreadable": 2, "missing": 1}
+    assert {failure.uri for failure in report.failures} == {str(large), str(text), str(empty), str(gone)}
+
+
+def test_a_file_beyond_the_byte_limit_is_not_decoded(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", (20, 30))
+    bench = Bench(tmp_path, max_bytes=10)
+    bench.process([path])
+    assert bench.image_rows()[0]["status"] == "too_large"
+    assert "limit of 10" in str(bench.image_rows()[0]["error"])
+
+
+def test_an_image_the_model_chokes_on_fails_alone_with_its_traceback(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 5)
+    poison = write_image(tmp_path / "poison.png", (32, 47))
+    bench = Bench(tmp_path, fake(deeds={(32, 47): "raise"}), batch_size=8)
+    report = bench.process([*paths[:2], poison, *paths[2:]])
+    assert [row["status"] for row in bench.image_rows()] == ["ok", "ok", "failed", "ok", "ok", "ok"]
+    (failure,) = report.failures
+    assert failure.reason == "ZeroDivisionError: told to"
+    assert "fake_models.py" in str(failure.traceback)
+
+
+def test_memory_running_out_halves_the_batch_until_it_fits(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, fake(max_batch=3), batch_size=8)
+    report = bench.process(write_images(tmp_path / "in", 16))
+    assert report.statuses == {"ok": 16}
+    assert bench.model.batch_sizes[:3] == [8, 4, 2]
+    assert report.batch_size == 2
+    assert sum(size for size in bench.model.batch_sizes if size <= 3) == 16
+
+
+def test_the_batch_grows_again_when_memory_is_back(tmp_path: Path) -> None:
+    model = fake(max_batch=3)
+    bench = Bench(tmp_path, model, batch_size=4)
+    bench.process(write_images(tmp_path / "in", 8))
+    model.max_batch = 4
+    bench.process(write_images(tmp_path / "in", 2 * BatchSize.QUIET_BATCHES + 8), index=1)
+    assert model.batch_sizes[-1] == 4
+
+
+def test_an_image_too_large_for_the_memory_alone_fails_alone(tmp_path: Path) -> None:
+    paths = [*write_images(tmp_path / "in", 3), write_image(tmp_path / "big.png", (32, 47))]
+    bench = Bench(tmp_path, fake(deeds={(32, 47): "oom"}))
+    bench.process(paths)
+    assert [row["status"] for row in bench.image_rows()] == ["ok", "ok", "ok", "failed"]
+    assert "ran out of memory" in str(bench.image_rows()[3]["error"])
+
+
+def test_a_lost_device_is_not_an_images_fault(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, fake(deeds={(32, 48): "device_lost"}))
+    with pytest.raises(DeviceLostError):
+        bench.process(write_images(tmp_path / "in", 3))
+    assert not Path(images_part(bench.spec.output.uri, "r", 0)).exists()
+
+
+def test_two_shards_at_once_never_infer_at_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, fake(delay_s=0.01), batch_size=2)
+    shards = [write_images(tmp_path / f"in{index}", 12) for index in range(2)]
+    threads = [
+        threading.Thread(target=bench.process, args=(paths,), kwargs={"index": index})
+        for index, paths in enumerate(shards)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bench.model.busiest == 1
+    assert [len(bench.image_rows(index)) for index in range(2)] == [12, 12]
+
+
+def test_storage_trouble_sinks_the_shard_until_the_last_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_images(tmp_path / "in", 4)
+    read_image = pipeline.stages.read_image
+
+    def flaky(ref: ImageRef, storage: object) -> bytes:
+        if ref.uri == str(paths[2]):
+            raise TransientStorageError(f"{ref.uri}: 503 SlowDown")
+        return read_image(ref, storage)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline.stages, "read_image", flaky)
+    bench = Bench(tmp_path)
+    with pytest.raises(TransientStorageError):
+        bench.process(paths)
+    assert not Path(images_part(bench.spec.output.uri, "r", 0)).exists()
+    bench.process(paths, is_last_attempt=True)
+    assert [row["status"] for row in bench.image_rows()] == ["ok", "ok", "failed", "ok"]
+    assert "503" in str(bench.image_rows()[2]["error"])
+
+
+def worker_for(tmp_path: Path, load_model: LoadFake) -> Worker:
+    return Worker(WorkerSettings(spec_for(tmp_path), "r", "fake", cpus=1, gpus=0, load_model=load_model))
+
+
+def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = worker_for(tmp_path, LoadFake())
+    assert isinstance(worker.start(), WorkerReady)
+    shard = Shard(3, refs_of(write_images(tmp_path / "in", 2)))
+
+    def full(*arguments: object) -> None:
+        raise StorageError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.shard, "commit_shard", full)
+        failure = worker.run_shard(shard, 1, False)
+    assert isinstance(failure, ShardFailure)
+    assert (failure.index, failure.kind, failure.reason) == (3, "commit", "The disk is full.")
+
+    def broken(*arguments: object, **keywords: object) -> None:
+        raise KeyError("our bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.shard, "build_image_row", broken)
+        failure = worker.run_shard(shard, 1, False)
+    assert isinstance(failure, ShardFailure)
+    assert failure.kind == "bug"
+    assert "our bug" in str(failure.traceback)
+
+    report = worker.run_shard(shard, 1, False)
+    assert isinstance(report, ShardReport)
+    assert report.statuses == {"ok": 2}
+    assert worker.progress().images_done == {}
+
+
+@pytest.mark.parametrize(("deed", "is_permanent"), [("value_error", True), ("runtime_error", False)])
+def test_a_model_that_cannot_be_loaded_is_said_not_raised(tmp_path: Path, deed: str, is_permanent: bool) -> None:
+    failure = worker_for(tmp_path, LoadFake(start_deed=deed)).start()  # type: ignore[arg-type]
+    assert isinstance(failure, WorkerFailure)
+    assert failure.is_permanent == is_permanent
+    assert ("These weights" in failure.reason) == is_permanent
+
+
+def test_a_worker_without_a_model_refuses_shards(tmp_path: Path) -> None:
+    failure = worker_for(tmp_path, LoadFake()).run_shard(Shard(0, ()), 1, False)
+    assert isinstance(failure, ShardFailure)
+    assert failure.kind == "bug"
