@@ -107,7 +107,7 @@ class CascadeHead(nn.Module):
         Returns:
             [K, 1, 4] or [K, classes, 4] boxes_xyxy in network pixels.
         """
-        per_class = deltas.unflatten(1, (-1, 4))
+        per_class = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
         boxes = decode_deltas(rois[:, None, 1:], per_class, self.config.box_stds[stage])
         return clip_boxes(boxes, sizes[rois[:, 0].long()][:, None])
 

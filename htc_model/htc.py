@@ -11,6 +11,7 @@ from htc_model.cascade import CascadeHead
 from htc_model.config import ModelConfig, load_preset
 from htc_model.detections import BoxDetections, select_detections, to_original
 from htc_model.efficientnet import EfficientNetLite0
+from htc_model.masks import encode_detections
 from htc_model.neck import FPN
 from htc_model.rpn import RPNHead
 from htc_model.structures import Detections, ImageBatch, RawDetections
@@ -26,17 +27,13 @@ class HTC(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = (
-            EfficientNetLite0() if config.backbone.kind == "efficientnet_lite0" else ResNet(config.backbone)
-        )
+        self.backbone = EfficientNetLite0() if config.backbone.kind == "efficientnet_lite0" else ResNet(config.backbone)
         self.neck = FPN(self.backbone.channels, config.fpn_channels)
         self.rpn_head = RPNHead(config)
         self.roi_head = CascadeHead(config)
 
     def forward(self, batch: ImageBatch) -> list[Detections]:
         """Detect, segment and encode: one Detections per image, on the CPU, most confident first."""
-        from htc_model.masks import encode_detections
-
         return [encode_detections(raw) for raw in self.infer(batch)]
 
     @torch.inference_mode()

@@ -6,25 +6,20 @@ import numpy as np
 import pytest
 import torch
 from goldens import Golden, compare_detections
-from htc_model.masks import encode_detections
 from networks import assert_wellformed, lite_config, photo, photo_batch, untrained_model
 
 from htc_model.config import ModelConfig, ResizeConfig, load_preset
 from htc_model.htc import HTC
+from htc_model.masks import encode_detections
 from htc_model.structures import Detections, ImageBatch, RawDetections
 
-R50 = replace(
-    load_preset("htc_r50_fpn"), resize=ResizeConfig(long_side=320, short_side=240), rpn_proposals=300
-)
+R50 = replace(load_preset("htc_r50_fpn"), resize=ResizeConfig(long_side=320, short_side=240), rpn_proposals=300)
 
 
 def pictures(count: int) -> list[np.ndarray]:
     """Different pictures of different sizes that all pad to one shape."""
     source = photo()
-    return [
-        np.ascontiguousarray(source[10 * i : 10 * i + 240, 20 * i : 20 * i + 320 - 3 * i])
-        for i in range(count)
-    ]
+    return [np.ascontiguousarray(source[10 * i : 10 * i + 240, 20 * i : 20 * i + 320 - 3 * i]) for i in range(count)]
 
 
 def as_golden(wanted: Detections) -> Golden:
@@ -42,10 +37,11 @@ def test_alone_as_in_a_batch_of_eight(config: ModelConfig) -> None:
     model, images = untrained_model(config), pictures(8)
     together = photo_batch(config, *images)
     assert len(set(together.image_sizes)) > 1
-    for image, raw in zip(images, model.infer(together), strict=True):
-        alone = encode_detections(model.infer(photo_batch(config, image))[0])
+    raws = model.infer(together)
+    for index in (0, 3, 7):
+        alone = encode_detections(model.infer(photo_batch(config, images[index]))[0])
         assert len(alone) == config.max_detections
-        rows = list(compare_detections(as_golden(alone), encode_detections(raw), score_tolerance=1e-3))
+        rows = list(compare_detections(as_golden(alone), encode_detections(raws[index]), score_tolerance=1e-3))
         assert len(rows) == 5
         assert [row for row in rows if not row.is_ok] == []
 
