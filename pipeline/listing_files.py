@@ -95,4 +95,10 @@ def _read_jsonl(text: IO[str], uri: str) -> Iterator[str]:
             raise InputError(
                 f"Line {number} of {uri} names no image; give it one of the keys {', '.join(URI_COLUMNS)}."
             )
+        try:
+            entry.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InputError(
+                f"Line {number} of {uri} holds half a Unicode character; no file has such a name."
+            ) from None
         yield entry

@@ -115,6 +115,7 @@ def open_run(
         return Run(storage, output_uri, record, is_new=False)
     moment = now or datetime.now(UTC)
     name = run or _free_name(storage, spec, moment)
+    _refuse_orphans(storage, output_uri, name)
     # The manifest first, run.json last: a run without run.json was cut off while planning and is planned
     # anew.
     manifest = plan_run(spec, storage, join(run_folder(output_uri, name), "manifest"))
@@ -178,15 +179,23 @@ def _refuse_occupied(storage: Storage, output_uri: str) -> None:
         )
 
 
+def _refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
+    """Refuse a new run whose partition is taken: parts of a run that lost its record would count as done."""
+    if committed_shards(storage, output_uri, name):
+        raise OutputOccupiedError(
+            f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; "
+            "name another run, or remove its two partitions."
+        )
+
+
 def _refuse_mismatch(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> None:
     """Refuse to go on with another model or spec, and name each key with both values."""
-    now = {**spec.identity(), **{f"weights.{key}": value for key, value in fingerprint.items()}}
-    then = {**record.identity, **{f"weights.{key}": value for key, value in record.fingerprint.items()}}
-    differences = [
-        f"- {key}: {_shown(then.get(key))} then, {_shown(now.get(key))} now"
-        for key in [*then, *(key for key in now if key not in then)]
-        if then.get(key) != now.get(key)
-    ]
+    differences = _differing(record.identity, spec.identity())
+    if not any(line.startswith("- model.") for line in differences):
+        # A changed preset or threshold changes the model's hash too; the cause is worth a line, its effect is
+        # not.
+        then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
+        differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
     if differences:
         raise RunMismatchError(
             "\n".join(
@@ -197,6 +206,14 @@ def _refuse_mismatch(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str,
                 ]
             )
         )
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"- {key}: {_shown(then.get(key))} then, {_shown(now.get(key))} now"
+        for key in [*then, *(key for key in now if key not in then)]
+        if then.get(key) != now.get(key)
+    ]
 
 
 def _shown(value: object) -> str:

@@ -101,7 +101,10 @@ def _refusal(
 ) -> StorageError | None:
     """Name the failures that no second try cures; None for all others."""
     code = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or code in _MISSING or status == 404:
+    # No file can have a name with a null byte or half a character in it, so none is there.
+    is_null = isinstance(error, ValueError) and "embedded null" in str(error)
+    is_no_name = is_null or isinstance(error, UnicodeEncodeError)
+    if is_no_name or isinstance(error, FileNotFoundError | NotADirectoryError) or code in _MISSING or status == 404:
         return NotFoundError(f"{uri} does not exist.")
     if isinstance(error, PermissionError) or code in _FORBIDDEN or status in (401, 403):
         place = "the permissions" if is_local else "the credentials and the bucket's policy"

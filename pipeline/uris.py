@@ -8,6 +8,8 @@ must read back.
 import re
 from collections.abc import Iterable
 
+from pipeline.errors import SpecError
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -89,6 +91,9 @@ def glob_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a glob: `*` and `?` stop at slashes, `**/` crosses them, `[a-z]` and `[!a]` are classes.
 
     A bracket that never closes stands for itself.
+
+    Raises:
+        SpecError: a class such as `[z-a]` that runs backwards.
     """
     parts = pattern.strip("/").split("/")
     pieces: list[str] = []
@@ -98,7 +103,10 @@ def glob_pattern(pattern: str) -> re.Pattern[str]:
             pieces.append(".+" if is_last else "(?:.+/)?")
         else:
             pieces.append(_component(part) + ("" if is_last else "/"))
-    return re.compile("".join(pieces), re.DOTALL)
+    try:
+        return re.compile("".join(pieces), re.DOTALL)
+    except re.error as error:
+        raise SpecError(f"The pattern {pattern!r} cannot be read: {error.msg}.") from None
 
 
 def has_magic(text: str) -> bool:
@@ -116,14 +124,17 @@ def _component(part: str) -> str:
     while position < len(part):
         char = part[position]
         position += 1
-        close = part.find("]", position + 1) if char == "[" else -1
+        is_negated = part.startswith("!", position)
+        # A closing bracket in the first place is a member of the class.
+        close = part.find("]", position + 1 + is_negated) if char == "[" else -1
         if char == "*":
             out += "[^/]*"
         elif char == "?":
             out += "[^/]"
-        elif char == "[" and close > 0:
-            body = part[position:close].replace("\\", r"\\").replace("[", r"\[").replace("^", r"\^")
-            out += f"[{'^' + body[1:] if body.startswith('!') else body}]"
+        elif close > 0:
+            members = part[position + is_negated : close]
+            escaped = "".join(each if each == "-" else re.escape(each) for each in members)
+            out += f"[{'^/' if is_negated else ''}{escaped}]"
             position = close + 1
         else:
             out += re.escape(char)

@@ -1,0 +1,238 @@
+"""The door to storage, as its callers see it: exact names, whole files, and failures in words."""
+
+import errno
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline import local_files, storage
+from pipeline.config import StorageSection
+from pipeline.errors import AccessDeniedError, NotFoundError, StorageError, TransientStorageError
+from pipeline.storage import Storage, join
+
+ODD_NAMES = ["a b.jpg", "ä.jpg", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[a]*?.jpg", "a::b.jpg"]
+
+
+@pytest.fixture
+def memory_root() -> str:
+    """An empty remote folder of fsspec's in-memory store."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    files.pseudo_dirs.clear()
+    return "memory://bucket/photos"
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LONGEST_WAIT_S", 0.0)
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_odd_names_write_list_and_read_back_exactly(place: str, tmp_path: Path, memory_root: str) -> None:
+    root = str(tmp_path / "photos") if place == "local" else memory_root
+    door = Storage()
+    # fsspec's in-memory store alone takes "::" for a chain of stores.
+    names = [name for name in ODD_NAMES if place == "local" or "::" not in name]
+    for name in names:
+        door.write(join(root, name), name.encode())
+    listed = list(door.list(root))
+    assert [each.uri for each in listed] == sorted(join(root, name) for name in names)
+    assert [door.read(each.uri) for each in listed] == [each.uri.rpartition("/")[2].encode() for each in listed]
+    assert [each.bytes for each in listed] == [len(each.uri.rpartition("/")[2].encode()) for each in listed]
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_every_verb_says_what_is_there(place: str, tmp_path: Path, memory_root: str) -> None:
+    root = str(tmp_path / "photos") if place == "local" else memory_root
+    door = Storage()
+    assert door.kind(root) == "absent"
+    door.write(join(root, "x/y.bin"), b"0123456789")
+    assert [door.kind(join(root, part)) for part in ("x", "x/y.bin", "z")] == ["folder", "file", "absent"]
+    assert door.read(join(root, "x/y.bin"), 3, 4) == b"3456"
+    assert door.read(join(root, "x/y.bin"), 7) == b"789"
+    with door.open_input(join(root, "x/y.bin")) as file:
+        file.seek(8)
+        assert file.read() == b"89"
+    door.write(join(root, "x/y.bin"), b"new")
+    assert door.read(join(root, "x/y.bin")) == b"new"
+    door.delete(join(root, "x/y.bin"))
+    door.delete(join(root, "x/y.bin"))
+    assert not door.exists(join(root, "x/y.bin"))
+    for failing in (door.read, door.stat, door.open_input, lambda uri: list(door.list(uri))):
+        with pytest.raises(NotFoundError, match="does not exist"):
+            failing(join(root, "gone.jpg"))
+
+
+def test_a_listing_is_sorted_recursive_and_leaves_hidden_names_out(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a/z.jpg", "a.jpg", "a-b/c.jpg", ".hidden/x.jpg", ".x.jpg", "a/.part.htc-tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    listed = [(each.uri.removeprefix(f"{tmp_path}/"), each.bytes) for each in Storage().list(f"{tmp_path}/")]
+    once = [name for name, _ in listed if not name.startswith("a/loop")]
+    assert once == sorted(["b.jpg", "a/z.jpg", "a.jpg", "a-b/c.jpg", "broken.jpg"])
+    assert len(listed) < 20
+    assert dict(listed)["broken.jpg"] is None
+
+
+def test_a_glob_chooses_by_relative_path(tmp_path: Path) -> None:
+    for name in ("a.jpg", "d/b.jpg", "d/c.png"):
+        Storage().write(join(str(tmp_path), name), b"")
+    chosen = [each.uri for each in Storage().list(str(tmp_path), "**/*.jpg")]
+    assert chosen == [f"{tmp_path}/a.jpg", f"{tmp_path}/d/b.jpg"]
+
+
+def test_a_name_that_is_no_unicode_reads_back(tmp_path: Path) -> None:
+    raw = os.fsencode(str(tmp_path)) + b"/caf\xe9.jpg"
+    with open(raw, "wb") as file:  # noqa: PTH123 - the name is bytes
+        file.write(b"x")
+    (listed,) = Storage().list(str(tmp_path))
+    assert Storage().read(listed.uri) == b"x"
+
+
+@pytest.mark.parametrize("uri", ["/a\0b.jpg", "/\ud800.jpg"])
+def test_a_name_that_no_file_can_have_is_not_found(uri: str) -> None:
+    with pytest.raises(NotFoundError):
+        Storage().read(uri)
+
+
+def test_transient_failures_are_retried_and_then_told(
+    memory_root: str, no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Storage()
+    door.write(join(memory_root, "a"), b"whole")
+    fetch, calls = MemoryFileSystem.cat_file, []
+
+    def fails(times: int, error: Exception) -> None:
+        def cat_file(client: Any, path: str, **bounds: int | None) -> bytes:
+            calls.append(path)
+            if len(calls) <= times:
+                raise error
+            payload: bytes = fetch(client, path, **bounds)
+            return payload
+
+        calls.clear()
+        monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+
+    fails(2, OSError(errno.EBUSY, "Please reduce your request rate"))
+    assert door.read(join(memory_root, "a")) == b"whole"
+    assert len(calls) == 3
+    fails(99, TimeoutError("read timed out"))
+    with pytest.raises(TransientStorageError, match="just now"):
+        door.read(join(memory_root, "a"))
+    assert len(calls) == storage.ATTEMPTS
+    fails(99, PermissionError("Access Denied"))
+    with pytest.raises(AccessDeniedError, match="credentials"):
+        door.read(join(memory_root, "a"))
+    assert len(calls) == 1
+
+
+def test_a_short_remote_answer_is_not_taken_for_the_whole(memory_root: str, no_waiting: None) -> None:
+    door = Storage()
+    door.write(join(memory_root, "a"), b"12345")
+    with pytest.raises(TransientStorageError, match="2 of 9 bytes"):
+        door.read(join(memory_root, "a"), 3, 9)
+
+
+def test_no_permission_is_said_in_words(tmp_path: Path) -> None:
+    # Root passes every permission bit, so a subprocess gives up being root first.
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "a.jpg").write_bytes(b"x")
+    secret.chmod(0)
+    code = (
+        "import os, sys\nfrom pipeline.storage import Storage\nfrom pipeline.errors import AccessDeniedError\n"
+        "if os.geteuid() == 0:\n    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "root = sys.argv[1]\n"
+        "for verb in (lambda: list(Storage().list(root)), lambda: Storage().read(root + '/a.jpg'),\n"
+        "             lambda: Storage().write(root + '/b', b'')):\n"
+        "    try:\n        verb()\n    except AccessDeniedError as error:\n        sys.stdout.write(f'{error}\\n')\n"
+    )
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == secret.owner() and folder != Path("/"):
+            folder.chmod(0o755 if folder != Path("/tmp") else 0o1777)
+    done = subprocess.run([sys.executable, "-c", code, str(secret)], capture_output=True, text=True, check=False)
+    secret.chmod(0o700)
+    lines = done.stdout.splitlines()
+    assert [line.split(";")[0] for line in lines] == [
+        f"No permission to list {secret}",
+        f"No permission to read {secret}/a.jpg",
+        f"No permission to write {secret}/b",
+    ], done.stderr
+
+
+def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    door, target = Storage(), tmp_path / "part.parquet"
+    door.write(str(target), b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local_files.os, "fsync", full)
+    with pytest.raises(StorageError, match="disk is full") as caught:
+        door.write(str(target), b"new")
+    assert not isinstance(caught.value, TransientStorageError)
+    assert [path.name for path in tmp_path.iterdir()] == ["part.parquet"]
+    assert target.read_bytes() == b"old"
+
+
+def test_a_file_over_the_size_limit_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores SIGXFSZ, so the kernel's answer to the write is EFBIG: a real failing write, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(StorageError, match="disk is full or over quota"):
+            Storage().write(str(tmp_path / "big"), bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tiny_file_system_that_is_full(tmp_path: Path) -> None:
+    mount = tmp_path / "tiny"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], capture_output=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"mounting a tmpfs is not permitted here: {made.stderr.decode().strip()}")
+    try:
+        Storage().write(str(mount / "fits"), bytes(1000))
+        with pytest.raises(StorageError, match="No space left to write"):
+            Storage().write(str(mount / "too-big"), bytes(1_000_000))
+        assert [path.name for path in mount.iterdir()] == ["fits"]
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file/x"):
+        Storage().write(str(tmp_path / "file" / "x"), b"")
+
+
+def test_unknown_schemes_and_absent_libraries_are_named() -> None:
+    with pytest.raises(StorageError, match="unknown scheme, nosuch://"):
+        Storage().read("nosuch://a/b")
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        with pytest.raises(StorageError, match=r"htc-batch\[gcs\]"):
+            Storage().read("gs://bucket/a")
+
+
+def test_storage_travels_to_workers(memory_root: str) -> None:
+    door = Storage(StorageSection(anonymous=True))
+    door.write(join(memory_root, "a"), b"1")
+    arrived = pickle.loads(pickle.dumps(door))
+    assert arrived.section.anonymous
+    assert arrived.read(join(memory_root, "a")) == b"1"
