@@ -147,10 +147,11 @@ def was_preempted(error: BaseException) -> bool:
 
 def describe_death(error: BaseException) -> str:
     """One line saying how a worker ended, without Ray's general advice."""
-    for line in str(error).splitlines():
-        text = line.strip()
-        if "exit detail:" in text:
-            detail = text.split("exit detail:", 1)[1].strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if "exit detail:" in line:
+            detail = line.split("exit detail:", 1)[1]
             return f"the worker died: {detail.split('. Some common causes', 1)[0].strip()}"
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"the worker died: {first}"
+    if getattr(error, "actor_init_failed", False):
+        return f"the worker could not begin: {lines[-1]}"
+    return f"the worker died: {lines[0] if lines else type(error).__name__}"

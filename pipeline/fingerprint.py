@@ -54,10 +54,9 @@ def take_fingerprint(section: ModelSection) -> ModelFingerprint:
         return ModelFingerprint(section.preset, UNTRAINED, config_hash, trained=False)
     from pipeline.fetch import resolve_weights
 
-    path = resolve_weights(section)
-    if path is None:
-        return ModelFingerprint(section.preset, UNTRAINED, config_hash, trained=False)
-    return ModelFingerprint(section.preset, _file_sha256(path), config_hash, trained=True)
+    return ModelFingerprint(
+        section.preset, _file_sha256(resolve_weights(section)), config_hash, trained=True
+    )
 
 
 def _file_sha256(path: Path) -> str:

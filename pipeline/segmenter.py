@@ -64,14 +64,16 @@ def load_model(section: ModelSection) -> SegmentationModel:
 
     from htc_model.deterministic import untrained_state
     from htc_model.htc import build_model
-    from pipeline.fetch import resolve_weights
 
     model = build_model(configured(section)).eval()
-    path = resolve_weights(section)
-    if path is None:
+    if section.weights == "untrained":
         model.load_state_dict(untrained_state(model.state_dict()))
-    else:
-        load_into(model, load_weights(path))
+        return model
+
+    from htc_model.weights import load_into, load_weights
+    from pipeline.fetch import resolve_weights
+
+    load_into(model, load_weights(resolve_weights(section)))
     return model
 
 
