@@ -6,6 +6,8 @@ import pickle
 import resource
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +145,17 @@ def test_a_short_remote_answer_is_not_taken_for_the_whole(memory_root: str, no_w
         door.read(join(memory_root, "a"), 3, 9)
 
 
-def test_no_permission_is_said_in_words(tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_no_permission_is_said_in_words(open_folder: Path) -> None:
     # Root passes every permission bit, so a subprocess gives up being root first.
-    secret = tmp_path / "secret"
+    secret = open_folder / "secret"
     secret.mkdir()
     (secret / "a.jpg").write_bytes(b"x")
     secret.chmod(0)
@@ -157,9 +167,6 @@ def test_no_permission_is_said_in_words(tmp_path: Path) -> None:
         "             lambda: Storage().write(root + '/b', b'')):\n"
         "    try:\n        verb()\n    except AccessDeniedError as error:\n        sys.stdout.write(f'{error}\\n')\n"
     )
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == secret.owner() and folder != Path("/"):
-            folder.chmod(0o755 if folder != Path("/tmp") else 0o1777)
     done = subprocess.run([sys.executable, "-c", code, str(secret)], capture_output=True, text=True, check=False)
     secret.chmod(0o700)
     lines = done.stdout.splitlines()

@@ -1,0 +1,142 @@
+"""The manifest: frozen, in order, exact names, cut into shards by arithmetic."""
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import plan
+from pipeline.config import JobSpec, load_spec
+from pipeline.errors import InputError, StorageError
+from pipeline.plan import ManifestReader, plan_run, survey_input
+from pipeline.refs import ImageRef
+from pipeline.sources import read_image
+from pipeline.storage import Storage
+
+ODD_NAMES = ["a b.jpg", "ä.png", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[x]*?.webp", "a::b.bmp"]
+
+
+def make_spec(tmp_path: Path, **overrides: object) -> JobSpec:
+    flags = {name.replace("__", "."): value for name, value in overrides.items()}
+    return load_spec(None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), **flags})
+
+
+def make_photos(tmp_path: Path, count: int) -> None:
+    (tmp_path / "in").mkdir(exist_ok=True)
+    for index in range(count):
+        (tmp_path / "in" / f"{index:03d}.jpg").write_bytes(b"x" * index)
+
+
+def all_images(reader: ManifestReader) -> list[ImageRef]:
+    return [ref for index in range(reader.manifest.shard_count) for ref in reader.read_shard(index).images]
+
+
+@pytest.mark.parametrize("shard_images", [1, 4, 10, 11, 64])
+def test_shards_are_the_listing_cut_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_images: int
+) -> None:
+    monkeypatch.setattr(plan, "PART_IMAGES", 12)
+    make_photos(tmp_path, 33)
+    spec, folder = make_spec(tmp_path, compute__shard_images=shard_images), str(tmp_path / "manifest")
+    manifest = plan_run(spec, Storage(), folder)
+    reader = ManifestReader(Storage(), folder, manifest)
+    assert (manifest.image_count, manifest.shard_count) == (33, -(-33 // shard_images))
+    assert (manifest.listed_bytes, manifest.unsized_images) == (sum(range(33)), 0)
+    sizes = [len(reader.read_shard(index).images) for index in reversed(range(manifest.shard_count))]
+    assert sizes[1:] == [shard_images] * (manifest.shard_count - 1)
+    assert [ref.uri for ref in all_images(reader)] == [f"{tmp_path}/in/{index:03d}.jpg" for index in range(33)]
+    with pytest.raises(IndexError):
+        reader.read_shard(manifest.shard_count)
+
+
+def test_odd_names_survive_the_manifest(tmp_path: Path) -> None:
+    make_photos(tmp_path, 0)
+    raw_names = [os.fsencode(name) for name in ODD_NAMES] + [b"caf\xe9.jpg", b"caf\\xe9.jpg"]
+    for name in raw_names:
+        with open(os.fsencode(tmp_path / "in") + b"/" + name, "wb") as file:  # noqa: PTH123 - the name is bytes
+            file.write(name)
+    folder = str(tmp_path / "manifest")
+    reader = ManifestReader(Storage(), folder, plan_run(make_spec(tmp_path), Storage(), folder))
+    assert sorted(read_image(ref, Storage()) for ref in all_images(reader)) == sorted(raw_names)
+
+
+def test_the_same_input_gives_the_same_manifest(tmp_path: Path) -> None:
+    make_photos(tmp_path, 20)
+    for name in ("one", "two"):
+        plan_run(make_spec(tmp_path), Storage(), str(tmp_path / name))
+    assert (tmp_path / "one/part-00000.parquet").read_bytes() == (tmp_path / "two/part-00000.parquet").read_bytes()
+
+
+def test_the_manifest_is_plain_parquet(tmp_path: Path) -> None:
+    make_photos(tmp_path, 3)
+    plan_run(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
+    table = pq.read_table(tmp_path / "manifest")
+    assert table.column("position").to_pylist() == [0, 1, 2]
+    assert table.column("shard").to_pylist() == [0, 0, 1]
+    assert table.column("uri").to_pylist()[2] == f"{tmp_path}/in/002.jpg"
+
+
+def test_planning_again_leaves_no_part_of_a_longer_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PART_IMAGES", 4)
+    make_photos(tmp_path, 9)
+    plan_run(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
+    plan_run(make_spec(tmp_path, compute__shard_images=2, input__limit=3), Storage(), str(tmp_path / "manifest"))
+    assert [path.name for path in (tmp_path / "manifest").iterdir()] == ["part-00000.parquet"]
+
+
+def test_the_output_inside_the_input_is_no_input(tmp_path: Path) -> None:
+    make_photos(tmp_path, 2)
+    (tmp_path / "in/out").mkdir()
+    (tmp_path / "in/out/overlay.png").touch()
+    spec = make_spec(tmp_path, output__uri=str(tmp_path / "in/out"))
+    assert survey_input(spec, Storage()).manifest.image_count == 2
+
+
+def test_a_survey_counts_and_writes_nothing(tmp_path: Path) -> None:
+    make_photos(tmp_path, 20)
+    survey = survey_input(make_spec(tmp_path), Storage(), sample_images=3)
+    assert (survey.manifest.image_count, survey.manifest.shard_count, len(survey.sample)) == (20, 1, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("found", "overrides", "words"),
+    [
+        ([], {}, "There are no images in"),
+        (["a.txt", "b.txt"], {}, "what is there is no image (2 .txt)"),
+        (["d/a.jpg"], {"input__glob": "*.jpg"}, "no images that match *.jpg"),
+    ],
+)
+def test_an_empty_input_is_refused_in_words(
+    tmp_path: Path, found: list[str], overrides: dict[str, object], words: str
+) -> None:
+    make_photos(tmp_path, 0)
+    for name in found:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    for refuse in (
+        lambda spec: plan_run(spec, Storage(), str(tmp_path / "m")),
+        lambda spec: survey_input(spec, Storage()),
+    ):
+        with pytest.raises(InputError) as caught:
+            refuse(make_spec(tmp_path, **overrides))
+        assert words in str(caught.value)
+
+
+def test_a_wrong_path_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist") as caught:
+        survey_input(make_spec(tmp_path), Storage())
+    assert caught.value.exit_code == 2
+
+
+def test_a_damaged_manifest_is_noticed(tmp_path: Path) -> None:
+    make_photos(tmp_path, 5)
+    folder = tmp_path / "manifest"
+    manifest = plan_run(make_spec(tmp_path), Storage(), str(folder))
+    (folder / "part-00000.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(StorageError, match="damaged"):
+        ManifestReader(Storage(), str(folder), manifest).read_shard(0)
+    plan_run(make_spec(tmp_path, input__limit=2), Storage(), str(folder))
+    with pytest.raises(StorageError, match="not whole"):
+        ManifestReader(Storage(), str(folder), manifest).read_shard(0)

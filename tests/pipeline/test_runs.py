@@ -1,0 +1,193 @@
+"""A run's life: begun, cut off anywhere, gone on with, complete, or refused in words."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import JobSpec, load_spec
+from pipeline.errors import InputError, OutputOccupiedError, RunMismatchError, SpecError, StorageError
+from pipeline.runs import Run, open_run
+from pipeline.storage import Storage
+from pipeline.tables import build_image_row, commit_shard
+
+NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
+FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten images, in shards of four."""
+    (tmp_path / "in").mkdir()
+    for index in range(10):
+        (tmp_path / "in" / f"{index}.jpg").write_bytes(b"x")
+    return tmp_path
+
+
+def spec_of(tmp_path: Path, **overrides: object) -> JobSpec:
+    flags = {name.replace("__", "."): value for name, value in overrides.items()}
+    paths = {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out")}
+    return load_spec(None, {**paths, "compute.shard_images": 4, **flags})
+
+
+def begin(tmp_path: Path, *, hours: int = 0, run: str | None = None, fresh: bool = False, **overrides: object) -> Run:
+    moment = NOON + timedelta(hours=hours)
+    return open_run(spec_of(tmp_path, **overrides), FINGERPRINT, Storage(), run=run, fresh=fresh, now=moment)
+
+
+def commit(run: Run, index: int) -> None:
+    rows = [build_image_row(ref, shard=index, model="m") for ref in run.read_shard(index).images]
+    commit_shard(Storage(), run.output_uri, run.name, index, rows, [])
+
+
+def test_a_new_run_is_named_by_time_and_planned(photos: Path) -> None:
+    run = begin(photos)
+    assert (run.name, run.state, run.image_count, run.shard_count) == ("run-20250601-120000", "new", 10, 3)
+    assert run.todo() == [0, 1, 2]
+    assert [len(run.read_shard(index).images) for index in range(3)] == [4, 4, 2]
+    assert begin(photos, fresh=True, name="nightly").name == "nightly-20250601-120000"
+
+
+def test_the_record_says_what_ran(photos: Path) -> None:
+    run = begin(photos)
+    content = json.loads((photos / "out/runs" / run.name / "run.json").read_text())
+    assert content["spec"]["model"]["preset"] == "htc_r50_fpn"
+    assert content["fingerprint"] == FINGERPRINT
+    assert content["manifest"]["image_count"] == 10
+    assert content["created"] == "2025-06-01T12:00:00+00:00"
+    assert {"python", "torch", "ray", "pyarrow"} <= content["versions"].keys()
+
+
+def test_the_same_command_goes_on_and_then_has_nothing_to_do(photos: Path) -> None:
+    commit(begin(photos), 1)
+    (photos / "in" / "late.jpg").write_bytes(b"the manifest is frozen")
+    again = begin(photos, hours=1, compute__workers=7, compute__batch_size=2, retry__max_attempts=9)
+    assert (again.name, again.state, again.todo()) == ("run-20250601-120000", "resumed", [0, 2])
+    for index in again.todo():
+        commit(again, index)
+    done = begin(photos, hours=2)
+    assert (done.state, done.todo(), done.image_count) == ("complete", [], 10)
+
+
+def test_the_newest_run_is_the_one_to_go_on_with(photos: Path) -> None:
+    names = [begin(photos, hours=hours, fresh=True, name=name).name for hours, name in enumerate(["z", "a"])]
+    assert begin(photos, hours=5).name == names[1]
+    assert begin(photos, hours=5, run=names[0]).name == names[0]
+    assert begin(photos, hours=5, run="mine").state == "new"
+    assert begin(photos, hours=6, run="mine").state == "resumed"
+
+
+def test_two_fresh_runs_of_one_second_have_two_names(photos: Path) -> None:
+    assert [begin(photos, fresh=True).name for _ in range(3)] == [
+        "run-20250601-120000",
+        "run-20250601-120000-2",
+        "run-20250601-120000-3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model__score_threshold": 0.3}, "- model.score_threshold: 0.05 then, 0.3 now"),
+        ({"model__preset": "htc_r101_fpn"}, "- model.preset: htc_r50_fpn then, htc_r101_fpn now"),
+        ({"compute__shard_images": 5}, "- compute.shard_images: 4 then, 5 now"),
+        ({"input__limit": 3}, "- input.limit: None then, 3 now"),
+        ({"images__max_pixels": 9}, "- images.max_pixels: 178956970 then, 9 now"),
+    ],
+)
+def test_another_spec_is_refused_by_name(photos: Path, overrides: dict[str, object], words: str) -> None:
+    begin(photos)
+    with pytest.raises(RunMismatchError) as caught:
+        begin(photos, hours=1, **overrides)
+    lines = str(caught.value).splitlines()
+    assert lines[1:-1] == [words]
+    assert "--fresh" in lines[-1]
+    assert begin(photos, hours=1, fresh=True, **overrides).state == "new"
+
+
+def test_other_weights_are_refused_and_the_same_weights_elsewhere_are_not(photos: Path) -> None:
+    begin(photos)
+    other = {**FINGERPRINT, "weights_sha256": "b" * 64}
+    with pytest.raises(RunMismatchError, match="weights_sha256: aaaaaaaaaaaa… then, bbbbbbbbbbbb… now"):
+        open_run(spec_of(photos), other, Storage())
+    assert begin(photos, model__weights="/moved/weights.pth").state == "resumed"
+
+
+def test_a_run_that_was_cut_off_while_planning_is_planned_anew(photos: Path) -> None:
+    class Dies(Storage):
+        def write(self, uri: str, payload: bytes) -> None:
+            if uri.endswith("run.json"):
+                raise StorageError("power cut")
+            super().write(uri, payload)
+
+    with pytest.raises(StorageError):
+        open_run(spec_of(photos), FINGERPRINT, Dies(), run="mine", now=NOON)
+    (photos / "in" / "0.jpg").unlink()
+    run = begin(photos, run="mine")
+    assert (run.state, run.image_count) == ("new", 9)
+    assert len([ref for index in run.todo() for ref in run.read_shard(index).images]) == 9
+
+
+def test_an_output_that_holds_something_else_is_refused(photos: Path) -> None:
+    with pytest.raises(OutputOccupiedError, match=r"0\.jpg"):
+        begin(photos, output__uri=str(photos / "in"))
+    with pytest.raises(OutputOccupiedError, match="is a file"):
+        begin(photos, output__uri=str(photos / "in/0.jpg"))
+    assert sorted(path.name for path in (photos / "in").iterdir()) == [f"{index}.jpg" for index in range(10)]
+    (photos / "out").mkdir()
+    assert begin(photos).state == "new"
+    (photos / "out/overlays").mkdir()
+    (photos / "out/overlays/1.png").touch()
+    assert begin(photos).state == "resumed"
+
+
+def test_parts_without_a_record_do_not_count_as_done(photos: Path) -> None:
+    run = begin(photos, run="mine")
+    commit(run, 0)
+    begin(photos, run="other")
+    (photos / "out/runs/mine/run.json").unlink()
+    with pytest.raises(OutputOccupiedError, match="mine"):
+        begin(photos, run="mine")
+
+
+def test_fresh_with_a_name_that_exists_and_bad_names_are_refused(photos: Path) -> None:
+    begin(photos, run="mine")
+    with pytest.raises(SpecError, match="leave out --fresh"):
+        begin(photos, run="mine", fresh=True)
+    for name in ("a/b", "../x", "", ".hidden", "a=b", "a b"):
+        with pytest.raises(SpecError, match="letters, digits"):
+            begin(photos, run=name)
+
+
+def test_an_empty_input_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError):
+        begin(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_is_kept_and_replaced(photos: Path) -> None:
+    run = begin(photos)
+    assert run.read_summary() is None
+    run.write_summary({"status": "interrupted"})
+    run.write_summary({"status": "complete", "reasons": {"caf\udce9": 1}})
+    assert run.read_summary() == {"status": "complete", "reasons": {"caf\udce9": 1}}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "not JSON"), ("[]", "JSON object"), ('{"schema_version": 99}', "later version"), ("{}", "has no")],
+)
+def test_a_damaged_record_is_named(photos: Path, content: str, words: str) -> None:
+    run = begin(photos)
+    (photos / "out/runs" / run.name / "run.json").write_text(content)
+    with pytest.raises(StorageError, match=words):
+        begin(photos)
+
+
+def test_everything_works_on_a_remote_store(photos: Path) -> None:
+    run = begin(photos, output__uri="memory://runs-test/out", compute__shard_images=6)
+    commit(run, 0)
+    again = begin(photos, hours=1, output__uri="memory://runs-test/out", compute__shard_images=6)
+    assert (again.state, again.todo()) == ("resumed", [1])
