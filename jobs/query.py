@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from htc_model.rle import decode_rle
 from jobs.answers import FORMATS, Answer, replaced_file, write_answer
 from pipeline.errors import SpecError
 from pipeline.storage import Storage
@@ -81,12 +82,12 @@ def query_output(
     results = open_results(output_uri, Storage(storage_section))
     database = open_database(results, is_external_allowed=is_external_allowed)
     with contextlib.closing(database), _sql_errors_in_words():
+        if chosen == "parquet" and output_file is not None:
+            _write_parquet(database, text, output_file)
+            return
         answer = database.execute(text)
         if answer is None:
             raise SpecError("The SQL holds no statement.")
-        if chosen == "parquet" and output_file is not None:
-            _write_parquet(answer.to_arrow_reader(FETCH_ROWS), output_file)
-            return
         columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
         write_answer(Answer(columns, _rows(answer)), chosen, output_file)
 
@@ -148,14 +149,10 @@ def decode_mask(row: Mapping[str, Any]) -> NDArray[np.bool_]:
     Raises:
         ValueError: the row has no mask, as with a box-only model.
     """
-    from pycocotools import mask as coco_mask
-
     mask = row.get("mask", row if "counts" in row else None)
     if mask is None:
         raise ValueError("this row has no mask; box-only models write none")
-    counts = mask["counts"]
-    encoded = {"size": [int(side) for side in mask["size"]], "counts": counts}
-    decoded: NDArray[np.bool_] = coco_mask.decode(encoded).astype(bool)
+    decoded: NDArray[np.bool_] = np.asarray(decode_rle(mask), dtype=bool)
     return decoded
 
 
@@ -215,7 +212,11 @@ def _choose_format(output_format: str | None, output_file: Path | None) -> str:
     return chosen
 
 
-def _write_parquet(batches: pa.RecordBatchReader, output_file: Path) -> None:
+def _write_parquet(database: duckdb.DuckDBPyConnection, sql: str, output_file: Path) -> None:
+    relation = database.sql(sql)
+    if relation is None:
+        raise SpecError("The SQL has no answer to write: its last statement returns no rows.")
+    batches = relation.to_arrow_reader(FETCH_ROWS)
     with (
         replaced_file(output_file) as sink,
         pq.ParquetWriter(sink, batches.schema, compression="zstd") as writer,

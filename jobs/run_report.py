@@ -50,8 +50,8 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     if summary.stage_shares:
         shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
         yield "time went to", ", ".join(f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005)
-    if summary.workers:
-        yield "workers", f"{count_of(summary.workers, 'worker')} on {summary.device}"
+    if summary.device:
+        yield "device", summary.device
     if summary.retries or summary.workers_lost:
         yield "trouble", f"{summary.retries} retries, {summary.workers_lost} workers lost"
     trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"

@@ -1,0 +1,20 @@
+"""Fixtures: an output folder as a run leaves it."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from outputs import Output, make_output_folder
+
+
+@pytest.fixture
+def make_output(tmp_path: Path) -> Callable[..., Output]:
+    """Build an output with other scores or another name."""
+    return partial(make_output_folder, tmp_path)
+
+
+@pytest.fixture
+def output(make_output: Callable[..., Output]) -> Output:
+    """The usual output: scores 0.9 and 0.25 in every photo."""
+    return make_output()
