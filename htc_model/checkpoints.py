@@ -1,0 +1,156 @@
+"""Reading OpenMMLab's `.pth` files without running what is in them.
+
+A `.pth` file is a pickle, and a pickle is a program. It is read with `weights_only=True`, which knows
+tensors and plain containers only. Files of MMDetection 3.x also hold training logs whose classes are
+refused by that; those names are bound to a stand-in that keeps nothing and does nothing, so that the
+weights beside them can be had without mmengine, and still without running anything.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class WeightsError(ValueError):
+    """A weights file is damaged, unsafe or of another network; the message is for a person.
+
+    missing, unexpected, misshaped: the keys that did not fit, whole lists; empty for other reasons.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: tuple[str, ...] = (),
+        unexpected: tuple[str, ...] = (),
+        misshaped: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.unexpected = unexpected
+        self.misshaped = misshaped
+
+
+class _Ignored:
+    """Stands for a training log's object: takes any arguments and any state, keeps none."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        """Keep nothing."""
+
+    def __setstate__(self, _state: object) -> None:
+        """Keep nothing."""
+
+
+# What mmengine 0.x writes beside the weights (message_hub: HistoryBuffer, which holds numpy arrays and
+# pickles its own methods through getattr), under both spellings of numpy's private package.
+_IGNORED_GLOBALS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "_codecs.encode",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+)
+_RESAVE = (
+    "where it was made, save its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')"
+)
+_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError)
+# mmcv before 1.0 kept a deformable convolution's offset beside it, not inside (mmcv/ops/deform_conv.py).
+_OLD_OFFSET = re.compile(r"\.conv2_offset\.(weight|bias)$")
+# Present in 3.x state dicts: mean and std, which the preset's `resize` section already has.
+_PREPROCESSOR = "data_preprocessor."
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the weights and the plain part of the metadata of a `.pth` file.
+
+    Handles MMDetection 2.x and 3.x wrappers, bare state dicts, `module.` prefixes of parallel training,
+    the preprocessor's buffers (dropped), and old names of deformable offsets.
+
+    Returns:
+        tensors by MMDetection's key names, on the CPU, memory-mapped where the file allows; metadata of
+        JSON types, `classes` among it when the file names them.
+
+    Raises:
+        WeightsError: not a checkpoint, unsafe, or without a definite set of weights.
+    """
+    content = _unpickle(path)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a table of weights.")
+    wrapped = content.get("state_dict", content)
+    if not isinstance(wrapped, Mapping) or not wrapped:
+        raise WeightsError(f"{path} holds no weights: its keys are {_some_names(content)}.")
+    meta = content.get("meta") if "state_dict" in content else None
+    return _clean_state(path, wrapped), _plain_metadata(meta if isinstance(meta, Mapping) else {})
+
+
+def _unpickle(path: Path) -> Any:
+    stand_ins: list[Any] = [(_Ignored, name) for name in _IGNORED_GLOBALS]
+    try:
+        # Mapping works for the zip layout only; the first published files have the older one.
+        is_zip = zipfile.is_zipfile(path)
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except _READ_ERRORS as error:
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        if forbidden:
+            raise WeightsError(
+                f"{path} asks to run {forbidden[1]} while loading, which may be an attack and is refused; "
+                f"if you trust the file, {_RESAVE}."
+            ) from error
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise WeightsError(f"{path} is not a readable checkpoint ({reason}).") from error
+
+
+def _clean_state(path: Path, wrapped: Mapping[Any, Any]) -> dict[str, Tensor]:
+    names = [str(name) for name in wrapped]
+    averaged = [name for name in names if name.startswith("ema_")]
+    if averaged:
+        raise WeightsError(
+            f"{path} holds two sets of weights, the last and their running average ({len(averaged)} keys such "
+            f"as {averaged[0]}); keep the set that was evaluated and {_RESAVE}."
+        )
+    is_parallel = all(name.startswith("module.") for name in names)
+    state: dict[str, Tensor] = {}
+    for name, value in zip(names, wrapped.values(), strict=True):
+        key = name.removeprefix("module.") if is_parallel else name
+        if key.startswith(_PREPROCESSOR):
+            continue
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{path} is not a state dict: {key} is a {type(value).__name__}, not a tensor.")
+        state[_OLD_OFFSET.sub(r".conv2.conv_offset.\1", key)] = value
+    return state
+
+
+def _plain_metadata(meta: Mapping[Any, Any]) -> dict[str, Any]:
+    """Keep what JSON can say, and find the class names under any of the names they have had."""
+    plain: dict[str, Any] = {
+        str(key): value for key, value in meta.items() if isinstance(value, str | int | float | bool)
+    }
+    dataset = meta.get("dataset_meta")
+    for holder in (meta, dataset if isinstance(dataset, Mapping) else {}):
+        for name in ("CLASSES", "classes"):
+            classes = holder.get(name)
+            if isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes):
+                plain["classes"] = list(classes)
+    return plain
+
+
+def _some_names(content: Mapping[Any, Any]) -> str:
+    names = [str(name) for name in content]
+    shown = ", ".join(names[:8]) or "none"
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"

@@ -1,0 +1,171 @@
+"""The published checkpoints: where they are, how to know them again, and how good they are.
+
+Numbers are those that MMDetection's READMEs give (configs/htc/README.md, configs/mask_rcnn/README.md,
+configs/cascade_rcnn/README.md): average precision in percent on COCO val2017. MMDetection puts the first
+eight hex digits of a file's sha256 at the end of its name. No torch here: commands list this at once.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+_ROOT = "https://download.openmmlab.com/mmdetection/v2.0/"
+_HTC_README = "open-mmlab/mmdetection, configs/htc/README.md"
+_MASK_RCNN_README = "open-mmlab/mmdetection, configs/mask_rcnn/README.md"
+_CASCADE_README = "open-mmlab/mmdetection, configs/cascade_rcnn/README.md"
+
+
+class UnknownWeightsError(ValueError):
+    """No published checkpoint goes by that name; the message names the nearest and lists all."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One published checkpoint.
+
+    preset: the network it fits. name: what commands call it.
+    url, file_name, sha256_prefix: None when no file is known (a user may still bring one).
+    box_ap, mask_ap: percent on COCO val2017. source: where those numbers stand.
+    """
+
+    preset: str
+    name: str
+    url: str | None
+    file_name: str | None
+    sha256_prefix: str | None
+    box_ap: float
+    mask_ap: float
+    source: str
+    note: str
+
+
+def _published(
+    preset: str, schedule: str, path: str | None, *, box_ap: float, mask_ap: float, source: str, note: str
+) -> PublishedWeights:
+    file_name = None if path is None else PurePosixPath(path).name
+    return PublishedWeights(
+        preset=preset,
+        name=f"{preset}_{schedule}",
+        url=None if path is None else _ROOT + path,
+        file_name=file_name,
+        sha256_prefix=None if file_name is None else sha256_prefix_of(file_name),
+        box_ap=box_ap,
+        mask_ap=mask_ap,
+        source=source,
+        note=note,
+    )
+
+
+def sha256_prefix_of(file_name: str) -> str | None:
+    """Read the hash that MMDetection puts at the end of a file's name: 8 hex digits, or None."""
+    stem, _, digits = PurePosixPath(file_name).stem.rpartition("-")
+    is_hash = bool(stem) and len(digits) == 8 and set(digits) <= set("0123456789abcdef")
+    return digits if is_hash else None
+
+
+# The best of a preset stands first: it is what `weights: coco` means.
+PUBLISHED: tuple[PublishedWeights, ...] = (
+    _published(
+        "htc_r50_fpn",
+        "20e",
+        "htc/htc_r50_fpn_20e_coco/htc_r50_fpn_20e_coco_20200319-fe28c577.pth",
+        box_ap=43.3,
+        mask_ap=38.3,
+        source=_HTC_README,
+        note="20 epochs",
+    ),
+    _published(
+        "htc_r50_fpn",
+        "1x",
+        "htc/htc_r50_fpn_1x_coco/htc_r50_fpn_1x_coco_20200317-7332cf16.pth",
+        box_ap=42.3,
+        mask_ap=37.4,
+        source=_HTC_README,
+        note="12 epochs; 5.8 images/s on one V100",
+    ),
+    _published(
+        "htc_r101_fpn",
+        "20e",
+        "htc/htc_r101_fpn_20e_coco/htc_r101_fpn_20e_coco_20200317-9b41b48f.pth",
+        box_ap=44.8,
+        mask_ap=39.6,
+        source=_HTC_README,
+        note="20 epochs; 5.5 images/s on one V100",
+    ),
+    _published(
+        "htc_x101_32x4d_fpn",
+        "20e",
+        "htc/htc_x101_32x4d_fpn_16x1_20e_coco/htc_x101_32x4d_fpn_16x1_20e_coco_20200318-de97ae01.pth",
+        box_ap=46.1,
+        mask_ap=40.5,
+        source=_HTC_README,
+        note="20 epochs; 5.0 images/s on one V100",
+    ),
+    _published(
+        "htc_x101_64x4d_fpn",
+        "20e",
+        "htc/htc_x101_64x4d_fpn_16x1_20e_coco/htc_x101_64x4d_fpn_16x1_20e_coco_20200318-b181fd7a.pth",
+        box_ap=47.0,
+        mask_ap=41.4,
+        source=_HTC_README,
+        note="20 epochs; 4.4 images/s on one V100",
+    ),
+    _published(
+        "htc_x101_64x4d_fpn_dcn",
+        "20e",
+        "htc/htc_x101_64x4d_fpn_dconv_c3-c5_mstrain_400_1400_16x1_20e_coco/"
+        "htc_x101_64x4d_fpn_dconv_c3-c5_mstrain_400_1400_16x1_20e_coco_20200312-946fd751.pth",
+        box_ap=50.4,
+        mask_ap=43.8,
+        source=_HTC_README,
+        note="20 epochs; trained at short sides of 400 to 1400 pixels",
+    ),
+    _published(
+        "mask_rcnn_r50_fpn",
+        "1x",
+        "mask_rcnn/mask_rcnn_r50_fpn_1x_coco/mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth",
+        box_ap=38.2,
+        mask_ap=34.7,
+        source=_MASK_RCNN_README,
+        note="12 epochs; 16.1 images/s on one V100",
+    ),
+    _published(
+        "cascade_mask_rcnn_r50_fpn",
+        "1x",
+        None,
+        box_ap=41.2,
+        mask_ap=35.9,
+        source=_CASCADE_README,
+        note="12 epochs; 11.2 images/s on one V100; no file known: give its path as model.weights",
+    ),
+)
+
+
+def find(name: str) -> PublishedWeights:
+    """Look a checkpoint up by its own name, its file's name, or its preset's (then the first listed).
+
+    Raises:
+        UnknownWeightsError: nothing goes by that name.
+    """
+    for published in PUBLISHED:
+        if name in {published.name, published.preset, published.file_name}:
+            return published
+    names = [published.name for published in PUBLISHED]
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    raise UnknownWeightsError(
+        f"There are no published weights {name!r}; did you mean {nearest!r}? There are: {', '.join(names)}."
+    )
+
+
+def find_by_sha256(sha256: str) -> PublishedWeights | None:
+    """Find the checkpoint whose published hash digits begin `sha256` (64 hex digits)."""
+    for published in PUBLISHED:
+        if published.sha256_prefix is not None and sha256.startswith(published.sha256_prefix):
+            return published
+    return None
+
+
+def list_rows() -> list[dict[str, Any]]:
+    """List every published checkpoint as a plain row, the fields of PublishedWeights in order."""
+    return [asdict(published) for published in PUBLISHED]
