@@ -19,6 +19,7 @@ from htc_model.config import PRESETS, ModelConfig, config_from_dict, config_to_d
 __all__ = [
     "LoadedWeights",
     "WeightsError",
+    "check_fit",
     "convert_weights",
     "guess_preset",
     "load_into",
@@ -85,6 +86,16 @@ _JSON_KEYS = ("config", "classes", "metadata")
 def load_into(model: nn.Module, loaded: LoadedWeights) -> None:
     """Copy weights into a model, strictly: every key fits, or nothing is copied.
 
+    Raises:
+        WeightsError: see `check_fit`.
+    """
+    check_fit(model, loaded)
+    model.load_state_dict(loaded.state, strict=False)  # checked above; step counters may be absent
+
+
+def check_fit(model: nn.Module, loaded: LoadedWeights) -> None:
+    """Tell whether weights fit a model (it may be on the meta device).
+
     Only BatchNorm's step counters may be absent. If the file names its classes, they must be the model's.
 
     Raises:
@@ -111,7 +122,6 @@ def load_into(model: nn.Module, loaded: LoadedWeights) -> None:
         raise WeightsError(" ".join(sentences), missing=missing, unexpected=unexpected, misshaped=misshaped)
     if isinstance(config, ModelConfig):
         _check_classes(loaded, config)
-    model.load_state_dict(loaded.state, strict=False)
 
 
 def _check_classes(loaded: LoadedWeights, config: ModelConfig) -> None:
