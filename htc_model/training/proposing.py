@@ -63,10 +63,7 @@ def train_proposals(
     logits, deltas = head(pyramid)
     level_sizes = [(int(level.shape[-2]), int(level.shape[-1])) for level in logits]
     anchors = torch.cat(
-        [
-            build_anchors(*size, stride, batch.pixels.device)
-            for size, stride in zip(level_sizes, STRIDES, strict=True)
-        ]
+        [build_anchors(*size, stride, batch.pixels.device) for size, stride in zip(level_sizes, STRIDES, strict=True)]
     )
     assigned, targets = [], []
     for truth, image_size in zip(truths, batch.image_sizes, strict=True):
@@ -79,9 +76,7 @@ def train_proposals(
             allowed_border=rules.anchor_border,
         )
         assigned.append(assign_anchors(anchors, is_usable, truth.boxes_xyxy, rules.anchor_assign))
-        targets.append(
-            build_anchor_targets(anchors, assigned[-1], truth.boxes_xyxy, rules.anchor_sample, generator)
-        )
+        targets.append(build_anchor_targets(anchors, assigned[-1], truth.boxes_xyxy, rules.anchor_sample, generator))
     loss_class, loss_box = _losses(logits, deltas, targets, rules)
     return Proposing(loss_class, loss_box, targets, assigned, logits, deltas)
 
@@ -113,9 +108,7 @@ def _losses(
         chosen_logits.append(flat_logits[index, chosen])
         are_objects.append(torch.arange(len(chosen), device=chosen.device) < len(positives))
         positive_deltas.append(flat_deltas[index, positives])
-    loss_class = objectness_loss(
-        torch.cat(chosen_logits), torch.cat(are_objects), average_factor=average_factor
-    )
+    loss_class = objectness_loss(torch.cat(chosen_logits), torch.cat(are_objects), average_factor=average_factor)
     loss_box = delta_loss(
         torch.cat(positive_deltas),
         torch.cat([image.deltas for image in targets]),

@@ -80,8 +80,7 @@ def rules_for(config: ModelConfig) -> TrainingRules:
         roi_sample=SampleRule(512, 0.25),
         box_beta=1.0 if is_cascade else 0.0,
         stage_weights=tuple(
-            _STAGE_WEIGHTS[stage] if stage < len(_STAGE_WEIGHTS) else 0.5**stage
-            for stage in range(config.num_stages)
+            _STAGE_WEIGHTS[stage] if stage < len(_STAGE_WEIGHTS) else 0.5**stage for stage in range(config.num_stages)
         ),
         has_padded_canvas=not is_hybrid,
     )

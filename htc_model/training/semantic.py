@@ -8,9 +8,7 @@ from torch import Tensor
 from htc_model.training.losses import IGNORED_PIXEL
 
 
-def rasterise_semantic(
-    masks: Tensor, labels: Tensor, crowd_mask: Tensor | None, *, other_label: int
-) -> Tensor:
+def rasterise_semantic(masks: Tensor, labels: Tensor, crowd_mask: Tensor | None, *, other_label: int) -> Tensor:
     """Make a semantic map from instance masks, for data sets that have no stuff maps.
 
     Each pixel takes the class of the smallest instance that covers it (a cup on a table is a cup); crowd
@@ -39,9 +37,7 @@ def rasterise_semantic(
     return semantic_map
 
 
-def build_semantic_targets(
-    semantic_maps: Sequence[Tensor], padded_size: tuple[int, int], *, stride: int = 8
-) -> Tensor:
+def build_semantic_targets(semantic_maps: Sequence[Tensor], padded_size: tuple[int, int], *, stride: int = 8) -> Tensor:
     """Pad the maps of a batch with "ignored" and take the nearest pixel at the branch's stride.
 
     Args:

@@ -135,9 +135,7 @@ def _run_cascade(
     boxes = list(proposals)
     traces = []
     for stage in range(config.num_stages):
-        samples = sample_stage(
-            boxes, scene.truths, rules, stage, class_count=config.num_classes, generator=generator
-        )
+        samples = sample_stage(boxes, scene.truths, rules, stage, class_count=config.num_classes, generator=generator)
         box_stage = train_boxes(head, stage, scene, samples, rules)
         is_last = stage == config.num_stages - 1
         is_interleaved = config.interleaved and config.has_masks

@@ -136,9 +136,7 @@ def usable_anchors(
     return is_usable & is_inside & (x2 < width + allowed_border) & (y2 < height + allowed_border)
 
 
-def assign_anchors(
-    anchors_xyxy: Tensor, is_usable: Tensor, gt_boxes_xyxy: Tensor, rule: AssignRule
-) -> Tensor:
+def assign_anchors(anchors_xyxy: Tensor, is_usable: Tensor, gt_boxes_xyxy: Tensor, rule: AssignRule) -> Tensor:
     """Assign the usable anchors; the others are `UNUSED`, and cannot be an object's best one either.
 
     Returns:

@@ -14,9 +14,7 @@ def assignment(positives: int, negatives: int, unused: int = 3) -> torch.Tensor:
 
 
 def test_counts_equal_the_reference(unit):
-    for positives, negatives, count, fraction, kept_positives, kept_negatives, factor in unit(
-        "sampler.rows"
-    ).tolist():
+    for positives, negatives, count, fraction, kept_positives, kept_negatives, factor in unit("sampler.rows").tolist():
         rule = SampleRule(int(count), fraction)
         sample = sample_assigned(assignment(int(positives), int(negatives)), rule)
         found = (len(sample.positives), len(sample.negatives), sample.average_factor)
@@ -37,9 +35,7 @@ def test_taking_all_keeps_the_order_and_draws_nothing():
 def test_the_seed_decides_what_is_drawn(count):
     assigned = assignment(100, 300)
     rule = SampleRule(count, 0.25)
-    first, again, other = (
-        sample_assigned(assigned, rule, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8)
-    )
+    first, again, other = (sample_assigned(assigned, rule, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
     assert torch.equal(first.positives, again.positives)
     assert torch.equal(first.negatives, again.negatives)
     assert not torch.equal(first.negatives, other.negatives)

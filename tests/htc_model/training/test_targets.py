@@ -73,9 +73,7 @@ def test_no_roi_gives_no_mask_target():
 
 def test_a_stage_samples_as_the_reference(unit):
     truth = Truth(unit("stage.gts"), unit("stage.gt_labels"), None, None)
-    rois = sample_rois(
-        unit("stage.proposals"), truth, AssignRule(0.5, 0.5, 0.5, True), TAKE_ALL, class_count=10
-    )
+    rois = sample_rois(unit("stage.proposals"), truth, AssignRule(0.5, 0.5, 0.5, True), TAKE_ALL, class_count=10)
     assert torch.equal(rois.sample.positives, unit("stage.pos_inds"))
     assert torch.equal(rois.sample.negatives, unit("stage.neg_inds"))
     assert torch.equal(rois.gt_indices, unit("stage.pos_gt"))
