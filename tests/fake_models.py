@@ -21,7 +21,7 @@ from htc_model.config import ModelConfig, load_preset
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.config import ModelSection
 
-Deed = Literal["raise", "exit", "kill", "oom", "device_lost", "kill_once"]
+Deed = Literal["raise", "exit", "kill", "oom", "device_lost", "kill_once", "miscount"]
 Size = tuple[int, int]
 
 
@@ -53,7 +53,8 @@ class FakeModel:
             if len(batch) > self.max_batch:
                 raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
             time.sleep(self.delay_s)
-            return [self._detect(size) for size in batch.original_sizes]
+            found = [self._detect(size) for size in batch.original_sizes]
+            return found * 2 if "miscount" in map(self.deeds.get, batch.original_sizes) else found
         finally:
             self.busy -= 1
 

@@ -1,0 +1,31 @@
+"""A Ray that the tests of a file share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import ray_cluster
+from pipeline.config import ComputeSection
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fakes_are_importable_by_workers() -> Iterator[None]:
+    """Workers inherit the environment of the process that starts Ray, and unpickle the fakes by name."""
+    former = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), former]))
+    yield
+    if former is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = former
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One local Ray for a module: starting it takes longer than the runs do."""
+    with ray_cluster(ComputeSection(workers=2, cpus_per_worker=1.0), shards=2):
+        yield
