@@ -42,7 +42,11 @@ def write_table(
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     width = shutil.get_terminal_size().columns if sink.isatty() else UNLIMITED_WIDTH
-    Console(highlight=False, width=width, file=sink).print(table)
+    console = Console(highlight=False, width=width, file=sink)
+    with console.capture() as captured:
+        console.print(table)
+    # Rich pads every line to the table's width.
+    sink.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def count_of(number: int, noun: str) -> str:

@@ -1,0 +1,157 @@
+"""`htc plan`: what a run would do, found out without writing anything."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from jobs.console import count_of, say, size_of, write_table
+from jobs.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
+from pipeline.config import JobSpec
+from pipeline.errors import HtcError, ImageError, NotFoundError
+from pipeline.plan import InputSurvey, survey_input
+from pipeline.progress import format_duration
+from pipeline.runs import Run, open_run
+from pipeline.sources import read_image
+from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SAMPLE_IMAGES = 8
+Line = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class SampleDecode:
+    """What reading and decoding a few images told.
+
+    images: [H, W, 3] uint8 RGB. failures: uri and reason of each that is no image.
+    """
+
+    images: "list[NDArray[np.uint8]]"
+    failures: list[tuple[str, str]]
+
+
+class _WouldWriteError(Exception):
+    """The run would start writing now: everything before this has been checked."""
+
+
+class _ReadOnlyStorage(Storage):
+    """Storage for looking only, so that the very code that begins a run can tell what it would do."""
+
+    def write(self, uri: str, payload: bytes) -> NoReturn:
+        """Stop here: nothing is written."""
+        raise _WouldWriteError(uri)
+
+    def delete(self, uri: str) -> None:
+        """Leave it where it is."""
+
+
+def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: bool) -> int:
+    """Write to stdout what `htc run` with the same arguments would do; write nothing else anywhere.
+
+    Args:
+        is_model_timed: load the model and time it on one of the sampled images.
+
+    Returns:
+        The exit code: 0 when the run could start, 2 when its weights or model are not in order.
+
+    Raises:
+        HtcError: the run could not start: no input, another run's spec, an occupied output.
+    """
+    storage = _ReadOnlyStorage(spec.storage)
+    existing = _existing_run(spec, storage, run=run, fresh=fresh)
+    survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES)
+    sample = _decode_sample(spec, survey, storage)
+    check = check_model(spec, sample.images if is_model_timed else None)
+    lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run)]
+    lines += [*check.lines, *_time_lines(spec, survey, existing, check)]
+    write_table(["", ""], lines, has_header=False)
+    for uri, reason in sample.failures:
+        say(f"Not decoded: {uri}: {reason}")
+    if check.problem:
+        say(check.problem)
+    return 2 if check.problem else 0
+
+
+def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> Run | None:
+    """Find the run that would be resumed; None when a new one would begin."""
+    fingerprint = known_fingerprint(spec, storage, run)
+    try:
+        return open_run(spec, fingerprint, storage, run=run, fresh=fresh)
+    except _WouldWriteError:
+        return None
+
+
+def _decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> SampleDecode:
+    from pipeline.images import decode_image
+
+    sample = SampleDecode([], [])
+    for ref in survey.sample:
+        try:
+            payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
+            sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels))
+        except NotFoundError:
+            sample.failures.append((ref.uri, "missing: it is gone since it was listed"))
+        except ImageError as error:
+            sample.failures.append((ref.uri, f"{error.status}: {error.reason}"))
+        except HtcError as error:
+            sample.failures.append((ref.uri, str(error)))
+    return sample
+
+
+def _input_lines(survey: InputSurvey) -> Iterator[Line]:
+    manifest = survey.manifest
+    size = size_of(manifest.listed_bytes)
+    unsized = f", {count_of(manifest.unsized_images, 'image')} of unknown size" if manifest.unsized_images else ""
+    yield "input", f"{count_of(manifest.image_count, 'image')}, {size}{unsized}"
+    if manifest.duplicates:
+        yield "", f"{count_of(manifest.duplicates, 'entry').replace('entrys', 'entries')} named twice, taken once"
+    if manifest.skipped:
+        kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in manifest.skipped.items())
+        yield "", f"files that are no images, left out: {kinds}"
+    yield "shards", f"{manifest.shard_count:,} of up to {count_of(manifest.shard_images, 'image')}"
+
+
+def _sample_lines(sample: SampleDecode) -> Iterator[Line]:
+    total = len(sample.images) + len(sample.failures)
+    sizes = Counter(f"{image.shape[1]}x{image.shape[0]}" for image in sample.images)
+    shown = ", ".join(f"{size} ({count})" if count > 1 else size for size, count in sizes.most_common(6))
+    yield (
+        "sample",
+        f"{len(sample.images)} of the first {count_of(total, 'image')} decode" + (f": {shown}" if shown else ""),
+    )
+
+
+def _run_lines(spec: JobSpec, existing: Run | None, name: str | None) -> Iterator[Line]:
+    yield "output", spec.output.uri
+    if existing is None:
+        yield "run", f"a new run{f', {name}' if name else ''}"
+        return
+    left = len(existing.todo())
+    if left:
+        yield "run", f"resumes {existing.name}: {left:,} of {count_of(existing.shard_count, 'shard')} to go"
+    else:
+        yield "run", f"{existing.name} is complete already; nothing to do (--fresh starts another)"
+
+
+def _time_lines(spec: JobSpec, survey: InputSurvey, existing: Run | None, check: ModelCheck) -> Iterator[Line]:
+    """Extrapolate one timed image to all that are left, over this machine's workers."""
+    manifest = existing.manifest if existing else survey.manifest
+    shards = len(existing.todo()) if existing else manifest.shard_count
+    workers, description = plan_local_workers(spec, max(1, shards), check.gpus)
+    yield "workers", description
+    if check.image_s is None or not shards:
+        return
+    images = min(manifest.image_count, shards * manifest.shard_images)
+    seconds = images * check.image_s / workers.workers + check.load_s
+    yield "time", f"about {format_duration(seconds)} on this machine for {count_of(images, 'image')}"
+    yield (
+        "",
+        (
+            f"estimated from one {check.timed_size} image ({check.image_s:.2f} s) and the model's start "
+            f"({check.load_s:.1f} s); reading and writing overlap and are not counted"
+        ),
+    )
