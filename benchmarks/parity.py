@@ -36,9 +36,7 @@ def group_rows(rows: Iterable[Row]) -> list[Row]:
     """Keep the worst row of each group, under the group's name."""
     worst: dict[str, Row] = {}
     for row in rows:
-        name = next(
-            (name for pattern, name in GROUPS.items() if re.fullmatch(pattern, row.quantity)), row.quantity
-        )
+        name = next((name for pattern, name in GROUPS.items() if re.fullmatch(pattern, row.quantity)), row.quantity)
         if name not in worst or row.worst > worst[name].worst:
             worst[name] = Row(name, row.worst, row.tolerance, row.unit, row.is_lower_better)
     return list(worst.values())

@@ -33,9 +33,7 @@ class DeformConv2d(nn.Module):
         """Map [B, C, H, W] to [B, C, H / stride, W / stride], in float32: offsets are sub-pixel."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            sampled: Tensor = deform_conv2d(
-                x, self.conv_offset(x), self.weight, stride=self.stride, padding=1
-            )
+            sampled: Tensor = deform_conv2d(x, self.conv_offset(x), self.weight, stride=self.stride, padding=1)
         return sampled
 
 
@@ -50,9 +48,7 @@ class Bottleneck(nn.Module):
         is_deformable: the 3x3 convolution is a DeformConv2d.
     """
 
-    def __init__(
-        self, inputs: int, planes: int, stride: int, config: BackboneConfig, *, is_deformable: bool
-    ) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, config: BackboneConfig, *, is_deformable: bool) -> None:
         super().__init__()
         # ResNeXt's width rule (arXiv:1611.05431): 64 planes become groups * base_width channels.
         width = planes * config.base_width // 64 * config.groups
@@ -92,9 +88,7 @@ class ResNet(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         if config.depth not in _BLOCKS:
-            raise ModelConfigError(
-                f"A ResNet of depth {config.depth} is not known; known: {sorted(_BLOCKS)}."
-            )
+            raise ModelConfigError(f"A ResNet of depth {config.depth} is not known; known: {sorted(_BLOCKS)}.")
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         stages = []
@@ -123,10 +117,7 @@ def _build_stage(
 ) -> nn.Sequential:
     stride = 1 if planes == 64 else 2
     first = Bottleneck(inputs, planes, stride, config, is_deformable=is_deformable)
-    rest = [
-        Bottleneck(planes * _EXPANSION, planes, 1, config, is_deformable=is_deformable)
-        for _ in range(blocks - 1)
-    ]
+    rest = [Bottleneck(planes * _EXPANSION, planes, 1, config, is_deformable=is_deformable) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
 
 

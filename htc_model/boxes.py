@@ -87,11 +87,7 @@ def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou: float, 
     if len(apart) <= _SINGLE_CALL_CANDIDATES.get(apart.device.type, 10_000):
         best: Tensor = nms(apart, scores, iou)[:limit]
         return best
-    kept = (
-        torch.cat([members[nms(apart[members], scores[members], iou)] for members in _members(groups)])
-        .sort()
-        .values
-    )
+    kept = torch.cat([members[nms(apart[members], scores[members], iou)] for members in _members(groups)]).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)[:limit]]
 
 

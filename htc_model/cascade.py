@@ -74,10 +74,7 @@ class CascadeHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run one box head: rois [K, 5] -> class logits [K, classes + 1] and deltas [K, 4 or 4 * classes]."""
         head = self.box_heads[stage]
-        chunks = [
-            head(self.box_features(pyramid, semantic_feat, chunk))
-            for chunk in torch.split(rois, BOX_CHUNK_ROIS)
-        ]
+        chunks = [head(self.box_features(pyramid, semantic_feat, chunk)) for chunk in torch.split(rois, BOX_CHUNK_ROIS)]
         return torch.cat([logits for logits, _ in chunks]), torch.cat([deltas for _, deltas in chunks])
 
     def mask_forward(self, roi_features: Tensor, stages: int | None = None) -> list[Tensor]:

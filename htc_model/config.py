@@ -136,9 +136,7 @@ _MASK_RCNN = ModelConfig(
     score_threshold=0.05,
 )
 _CASCADE_MASK = ModelConfig(name="cascade_mask_rcnn_r50_fpn", score_threshold=0.05)
-_HTC_WITHOUT_SEMANTIC = ModelConfig(
-    name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True
-)
+_HTC_WITHOUT_SEMANTIC = ModelConfig(name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True)
 _HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
 
 # Our own, for demos and tests on a CPU: seconds per image and fewer than 12 M parameters. Mean and std are
@@ -147,9 +145,7 @@ _LITE = replace(
     _HTC,
     name="htc_lite0_fpn",
     backbone=BackboneConfig(kind="efficientnet_lite0"),
-    resize=ResizeConfig(
-        long_side=640, short_side=384, mean_rgb=(127.0, 127.0, 127.0), std_rgb=(128.0, 128.0, 128.0)
-    ),
+    resize=ResizeConfig(long_side=640, short_side=384, mean_rgb=(127.0, 127.0, 127.0), std_rgb=(128.0, 128.0, 128.0)),
     fpn_channels=64,
     box_fc_channels=256,
     mask_channels=64,
@@ -172,9 +168,7 @@ PRESETS: Mapping[str, ModelConfig] = {
         replace(_HTC, name="htc_r101_fpn", backbone=_R101),
         replace(_HTC, name="htc_x101_32x4d_fpn", backbone=_X101_32X4D),
         replace(_HTC, name="htc_x101_64x4d_fpn", backbone=_X101_64X4D),
-        replace(
-            _HTC, name="htc_x101_64x4d_fpn_dcn", backbone=replace(_X101_64X4D, has_deformable_stages=True)
-        ),
+        replace(_HTC, name="htc_x101_64x4d_fpn_dcn", backbone=replace(_X101_64X4D, has_deformable_stages=True)),
         replace(_HTC, name="htc_r50_fpn_dcn", backbone=BackboneConfig(has_deformable_stages=True)),
         _LITE,
     )
@@ -216,9 +210,7 @@ def _read_section(section: Any, values: Mapping[str, Any]) -> Any:
     known = {f.name for f in fields(section)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ModelConfigError(
-            f"{section.__name__} has no key {unknown[0]!r}; known: {', '.join(sorted(known))}."
-        )
+        raise ModelConfigError(f"{section.__name__} has no key {unknown[0]!r}; known: {', '.join(sorted(known))}.")
     try:
         return section(**{key: _tuples(value) for key, value in values.items()})
     except TypeError as error:

@@ -10,9 +10,7 @@ from htc_model.config import ModelConfig
 BoxDetections = tuple[Tensor, Tensor, Tensor]
 
 
-def select_detections(
-    boxes_xyxy: Tensor, scores: Tensor, config: ModelConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+def select_detections(boxes_xyxy: Tensor, scores: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the confident boxes, suppress each class's duplicates, keep the best.
 
     Args:

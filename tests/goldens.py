@@ -71,9 +71,7 @@ def load_golden(path: Path) -> Golden:
     golden["meta"] = json.loads(str(golden["meta"]))
     for key in ("det_rle", "det_rle_avg3"):
         if key in golden:
-            golden[key] = [
-                {"size": r["size"], "counts": r["counts"].encode()} for r in json.loads(str(golden[key]))
-            ]
+            golden[key] = [{"size": r["size"], "counts": r["counts"].encode()} for r in json.loads(str(golden[key]))]
     return golden
 
 
@@ -138,9 +136,7 @@ def compare_detections(golden: Golden, detections: Detections, score_tolerance: 
     pairs = _pair_up(np.where(is_alike, pairwise_iou(wanted, boxes), 0))
     # "98 of 100": with fewer golden detections, the same share of them.
     count = max(len(wanted), len(boxes))
-    yield Row(
-        "detections matched", len(pairs) / count if count else 1.0, 0.98, "share", is_lower_better=False
-    )
+    yield Row("detections matched", len(pairs) / count if count else 1.0, 0.98, "share", is_lower_better=False)
     if not pairs:
         return
     ours, theirs = [j for _, j in pairs], [i for i, _ in pairs]

@@ -30,9 +30,7 @@ def encode(boxes: Tensor, targets: Tensor, stds: tuple[float, ...]) -> Tensor:
 
 def test_decoding_inverts_encoding() -> None:
     boxes, targets = random_boxes(50, 0), random_boxes(50, 1)
-    torch.testing.assert_close(
-        decode_deltas(boxes, encode(boxes, targets, STDS), STDS), targets, atol=1e-3, rtol=1e-5
-    )
+    torch.testing.assert_close(decode_deltas(boxes, encode(boxes, targets, STDS), STDS), targets, atol=1e-3, rtol=1e-5)
 
 
 def test_zero_deltas_keep_the_box() -> None:

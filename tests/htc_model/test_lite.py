@@ -39,9 +39,7 @@ def test_trunk_has_strides_4_to_32() -> None:
 def test_trunk_is_timms() -> None:
     """Same keys and same numbers as timm's own feature extractor."""
     timm = pytest.importorskip("timm", reason="timm is a dependency, but this is about timm itself")
-    trunk = timm.create_model(
-        "tf_efficientnet_lite0", features_only=True, pretrained=False, out_indices=(1, 2, 3, 4)
-    )
+    trunk = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False, out_indices=(1, 2, 3, 4))
     ours = untrained_model(CONFIG).backbone
     trunk.load_state_dict(ours.state_dict())
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

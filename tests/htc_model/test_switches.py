@@ -77,9 +77,7 @@ def test_masks_are_the_mean_of_the_stages_probabilities() -> None:
         features = model.roi_head.mask_features(pyramid, None, rois)
         per_stage = [
             head.predict(feat).sigmoid()[torch.arange(2), labels]
-            for head, feat in zip(
-                model.roi_head.mask_heads, model.roi_head.mask_forward(features), strict=True
-            )
+            for head, feat in zip(model.roi_head.mask_heads, model.roi_head.mask_forward(features), strict=True)
         ]
         found = model.roi_head.detect_masks(pyramid, None, rois, labels)
     torch.testing.assert_close(found, torch.stack(per_stage).mean(0))
