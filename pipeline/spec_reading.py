@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SpecError, StorageError
-from pipeline.uris import has_scheme, local_path
+from pipeline.uris import has_scheme, is_local, local_path
 
 WEIGHTS_WORDS = ("coco", "untrained")
 _WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -94,7 +94,7 @@ def set_dotted(tree: dict[str, Any], key: str, value: object) -> None:
 
 def absolute_uri(uri: str) -> str:
     """Make a local path absolute against the current folder; a URI with a scheme stays as it is."""
-    if has_scheme(uri) and not uri.startswith("file://"):
+    if not is_local(uri):
         return uri
     path = Path(local_path(uri)).expanduser()
     # resolve() would also follow symlinks and so rename the user's own folder; it is needed for `..` only.

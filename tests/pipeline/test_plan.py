@@ -1,10 +1,14 @@
 """The manifest: frozen, in order, exact names, cut into shards by arithmetic."""
 
+import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import plan
 from pipeline.config import JobSpec, load_spec
@@ -59,6 +63,18 @@ def test_odd_names_survive_the_manifest(tmp_path: Path) -> None:
     folder = str(tmp_path / "manifest")
     reader = ManifestReader(Storage(), folder, plan_run(make_spec(tmp_path), Storage(), folder))
     assert sorted(read_image(ref, Storage()) for ref in all_images(reader)) == sorted(raw_names)
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=12, unique=True))
+def test_any_name_in_a_listing_comes_back_from_the_manifest(names: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        listing = Path(folder) / "list.jsonl"
+        uris = [f"s3://bucket/{name}" for name in names]
+        listing.write_text("".join(json.dumps({"uri": uri}) + "\n" for uri in uris))
+        spec = load_spec(None, {"input.uri": str(listing), "output.uri": f"{folder}/out", "compute.shard_images": 5})
+        manifest = plan_run(spec, Storage(), f"{folder}/manifest")
+        refs = all_images(ManifestReader(Storage(), f"{folder}/manifest", manifest))
+        assert [ref.uri for ref in refs] == uris
 
 
 def test_the_same_input_gives_the_same_manifest(tmp_path: Path) -> None:
