@@ -11,7 +11,7 @@ UNSTABLE = {"run", "attempts"}
 
 
 def spec_with(folder: Path, **overrides: object) -> JobSpec:
-    """Images in folder/in, tables in folder/out, shards of four, two workers; overrides by key with `__` for the dot."""
+    """Images in folder/in, tables in folder/out, shards of four, two workers; `__` in an override is a dot."""
     values: dict[str, object] = {
         "input.uri": str(folder / "in"),
         "output.uri": str(folder / "out"),

@@ -77,7 +77,7 @@ def test_an_image_the_model_chokes_on_fails_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("deed", "sentence", "exit_code"),
     [
-        ("value_error", "^These weights are of another network.$", 2),
+        ("value_error", r"^These weights are of another network\.$", 2),
         ("runtime_error", "the card is taken", 1),
         ("exit", "Workers keep dying while they load the model", 1),
     ],
@@ -98,7 +98,7 @@ def test_tables_that_cannot_be_written_stop_the_run_and_the_same_command_resumes
     # A file where the table's folder belongs refuses everybody, root included.
     obstacle = tmp_path / "out" / "instances"
     obstacle.touch()
-    with pytest.raises(RunError, match="The tables cannot be written: .*instances"):
+    with pytest.raises(RunError, match=r"The tables cannot be written: .*instances"):
         run(spec, progress=SilentProgress(), load_model=LoadFake())
     obstacle.unlink()
     assert run(spec, progress=SilentProgress(), load_model=LoadFake()).exit_code == 0

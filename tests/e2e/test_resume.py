@@ -1,0 +1,107 @@
+"""Runs that are stopped half-way, gently or not, and go on with the same command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_models import write_images
+from runs_of import image_rows, instance_rows, spec_with, statuses
+
+SCRIPT = Path(__file__).with_name("fake_run.py")
+IMAGES = 24
+PATIENCE_S = 60.0
+# Chosen so that the other half still takes many seconds when the first is done.
+SLOW_S = 0.4
+
+
+def driver_of(folder: Path, delay_s: float) -> list[str]:
+    return [sys.executable, str(SCRIPT), str(folder), str(delay_s)]
+
+
+@contextmanager
+def started(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A slow driver in a process group of its own, its output in folder/log; killed on leaving if it lives."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(driver_of(folder, SLOW_S), stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(is_so: Callable[[], bool], folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not so after {PATIENCE_S} s; the log says:\n{(folder / 'log').read_text()}")
+        time.sleep(0.05)
+
+
+def committed(folder: Path) -> dict[Path, int]:
+    """The committed parts with the time of their writing."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "out" / "images").glob("run=*/part-*.parquet")}
+
+
+def resume(folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(driver_of(folder, 0.0), capture_output=True, text=True, timeout=120, check=False)
+
+
+def check_resumed_tables(folder: Path, before: dict[Path, int], log: str) -> None:
+    """Every image once, and nothing done twice."""
+    spec = spec_with(folder)
+    rows = image_rows(spec)
+    assert sorted(str(row["uri"]) for row in rows) == sorted(map(str, (folder / "in").iterdir()))
+    assert set(statuses(spec).values()) == {"ok"}
+    assert len({(row["image_id"], row["instance"]) for row in instance_rows(spec)}) == IMAGES
+    after = committed(folder)
+    assert {path: after[path] for path in before} == before
+    assert f"{IMAGES // 4 - len(before)} of {IMAGES // 4} shards to go" in log
+    assert not [path for path in (folder / "out").rglob("*") if path.name.startswith(".")]
+
+
+def test_a_driver_killed_with_its_whole_group_resumes(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", IMAGES)
+    with started(tmp_path) as process:
+        wait_until(lambda: len(committed(tmp_path)) >= 2, tmp_path)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # Workers live in groups of their own and end when they miss their raylet; until then one may still commit.
+    wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in family), tmp_path)
+    before = committed(tmp_path)
+    assert 2 <= len(before) < IMAGES // 4
+    resumed = resume(tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_resumed_tables(tmp_path, before, resumed.stdout)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_stops_cleanly_and_resumes(tmp_path: Path, number: signal.Signals) -> None:
+    write_images(tmp_path / "in", IMAGES)
+    with started(tmp_path) as process:
+        wait_until(lambda: len(committed(tmp_path)) >= 2, tmp_path)
+        family = psutil.Process(process.pid).children(recursive=True)
+        # As a terminal does it: to the whole foreground group.
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=PATIENCE_S) == 1
+    wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in family), tmp_path)
+    assert "interrupted: Stopped with" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    (summary,) = (tmp_path / "out" / "runs").glob("*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "interrupted"
+    before = committed(tmp_path)
+    assert 2 <= len(before) < IMAGES // 4
+    resumed = resume(tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_resumed_tables(tmp_path, before, resumed.stdout)
+    assert json.loads(summary.read_text())["status"] == "complete"
