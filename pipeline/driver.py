@@ -51,7 +51,7 @@ def run(
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     try:
-        fingerprint = take_fingerprint(spec.model)
+        fingerprint = take_fingerprint(spec.model, storage)
         opened = open_run(spec, fingerprint.to_dict(), storage, run=run, fresh=fresh)
         if not fingerprint.trained:
             display.note("The model's weights are untrained: its detections mean nothing.")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from htc_model.config import ModelConfig, config_sha256, load_preset
 from pipeline.config import ModelSection
+from pipeline.fetch import resolve_weights
+from pipeline.storage import Storage
 
 # Names the rule by which htc_model.deterministic draws its values; another rule needs another name.
 UNTRAINED = "untrained-v1"
@@ -43,19 +45,18 @@ def configured(section: ModelSection) -> ModelConfig:
     )
 
 
-def take_fingerprint(section: ModelSection) -> ModelFingerprint:
+def take_fingerprint(section: ModelSection, storage: Storage | None = None) -> ModelFingerprint:
     """Hash the model that the spec names, fetching its weights when they are not there yet.
 
     Raises:
         WeightsUnavailableError: the weights cannot be had.
     """
-    config_hash = config_sha256(configured(section))
-    if section.weights == "untrained":
-        return ModelFingerprint(section.preset, UNTRAINED, config_hash, trained=False)
-    from pipeline.fetch import resolve_weights
-
+    path = resolve_weights(section, storage)
     return ModelFingerprint(
-        section.preset, _file_sha256(resolve_weights(section)), config_hash, trained=True
+        section.preset,
+        UNTRAINED if path is None else _file_sha256(path),
+        config_sha256(configured(section)),
+        trained=path is not None,
     )
 
 

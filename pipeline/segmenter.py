@@ -18,6 +18,7 @@ from pipeline.borders import DeviceLostError, at_image_border
 from pipeline.config import ModelSection
 from pipeline.fingerprint import configured
 from pipeline.reports import ImageFailure
+from pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -53,27 +54,24 @@ class DecodedImage:
     pixels: np.ndarray
 
 
-def load_model(section: ModelSection) -> SegmentationModel:
+def load_model(section: ModelSection, storage: Storage | None = None) -> SegmentationModel:
     """Build the spec's preset with its weights, on the CPU, in evaluation mode.
 
     Raises:
         WeightsUnavailableError: the weights cannot be had.
         WeightsError: the weights are not of this preset, or not weights.
     """
-    from htc_model.weights import load_into, load_weights
-
     from htc_model.deterministic import untrained_state
     from htc_model.htc import build_model
-
-    model = build_model(configured(section)).eval()
-    if section.weights == "untrained":
-        model.load_state_dict(untrained_state(model.state_dict()))
-        return model
-
     from htc_model.weights import load_into, load_weights
     from pipeline.fetch import resolve_weights
 
-    load_into(model, load_weights(resolve_weights(section)))
+    model = build_model(configured(section)).eval()
+    path = resolve_weights(section, storage)
+    if path is None:
+        model.load_state_dict(untrained_state(model.state_dict()))
+    else:
+        load_into(model, load_weights(path))
     return model
 
 

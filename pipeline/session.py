@@ -61,20 +61,29 @@ class Session:
         """
         todo = self._run.todo()
         self._ledger = ShardLedger(todo, max_attempts=self._spec.retry.max_attempts)
-        with self._stop, ray_cluster(self._spec.compute, shards=len(todo)) as plan:
-            self._stop.install()
-            from pipeline.fleet import Fleet
-
-            fleet = Fleet(self._settings(plan), plan)
+        with self._stop:
             try:
-                while self._ledger.left and not self._stop.is_set:
-                    fleet.top_up(min(plan.workers, self._ledger.left))
-                    self._hand_out(fleet)
-                    for event in fleet.events(TICK_S):
-                        self._handle(event)
-                    self._show(fleet)
-            finally:
-                fleet.shut_down()
+                with ray_cluster(self._spec.compute, shards=len(todo)) as plan:
+                    self._stop.install()
+                    self._work_on(plan)
+            except RunError:
+                # A signal to the whole process group takes Ray down as well; that is no failure of the run.
+                if not self._stop.is_set:
+                    raise
+
+    def _work_on(self, plan: WorkerPlan) -> None:
+        from pipeline.fleet import Fleet
+
+        fleet = Fleet(self._settings(plan), plan)
+        try:
+            while self._ledger.left and not self._stop.is_set:
+                fleet.top_up(min(plan.workers, self._ledger.left))
+                self._hand_out(fleet)
+                for event in fleet.events(TICK_S):
+                    self._handle(event)
+                self._show(fleet)
+        finally:
+            fleet.shut_down()
 
     def end(self) -> RunSummary:
         """Judge, write summary.json and return it."""

@@ -14,6 +14,7 @@ from pipeline.config import JobSpec
 from pipeline.errors import HtcError
 from pipeline.plan import Shard
 from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
+from pipeline.storage import Storage
 
 if TYPE_CHECKING:
     # The driver imports this module and may run on a machine without torch.
@@ -78,9 +79,7 @@ class Worker:
         """
         processor = self._processor
         if processor is None:
-            return ShardFailure(
-                shard.index, "bug", "the worker was given a shard before its model was loaded"
-            )
+            return ShardFailure(shard.index, "bug", "the worker was given a shard before its model was loaded")
         try:
             return at_shard_border(
                 shard.index,
@@ -120,7 +119,10 @@ class Worker:
         settings = self._settings
         compute, section = settings.spec.compute, settings.spec.model
         torch.set_num_threads(max(1, int(settings.cpus)))
-        model = (settings.load_model or load_model)(section)
+        if settings.load_model is None:
+            model = load_model(section, Storage(settings.spec.storage))
+        else:
+            model = settings.load_model(section)
         segmenter = Segmenter(
             model,
             pick_device(settings.gpus),
