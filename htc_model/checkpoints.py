@@ -138,8 +138,11 @@ def _clean_state(path: Path, wrapped: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 def _plain_metadata(meta: Mapping[Any, Any]) -> dict[str, Any]:
     """Keep what JSON can say, and find the class names under any of the names they have had."""
+    # MMDetection's `config` is the text of a Python file; ours, in .safetensors, is a table.
     plain: dict[str, Any] = {
-        str(key): value for key, value in meta.items() if isinstance(value, str | int | float | bool)
+        "mmdet_config" if key == "config" else str(key): value
+        for key, value in meta.items()
+        if isinstance(value, str | int | float | bool)
     }
     dataset = meta.get("dataset_meta")
     for holder in (meta, dataset if isinstance(dataset, Mapping) else {}):
