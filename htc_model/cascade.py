@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htc_model import semantic
 from htc_model.boxes import clip_boxes, decode_deltas
 from htc_model.config import ModelConfig
-from htc_model.heads import BOX_POOL, MASK_POOL, MASK_SIDE, BoxHead, MaskHead, pool_map, pool_pyramid
+from htc_model.heads import BOX_POOL, MASK_POOL, MASK_SIDE, BoxHead, MaskHead
+from htc_model.roi_pooling import pool_map, pool_pyramid
 
 # RoIs of a whole batch go through a head together, but not all at once: pooled features are 200 kB each.
 BOX_CHUNK_ROIS = 1024
@@ -59,8 +59,8 @@ class CascadeHead(nn.Module):
         if semantic_feat is None:
             return features
         # Pooled at 14x14 and averaged to 7x7, as the weights were trained; 7x7 at once gives other numbers.
-        pooled = pool_map(semantic_feat, rois, semantic.STRIDE, MASK_POOL)
-        return features + F.adaptive_avg_pool2d(pooled, BOX_POOL)
+        averaged = MASK_POOL // BOX_POOL
+        return features + pool_map(semantic_feat, rois, semantic.STRIDE, BOX_POOL, averaged=averaged)
 
     def mask_features(self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
         """Pool what the mask heads see: rois [K, 5] -> [K, C, 14, 14]."""

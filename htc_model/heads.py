@@ -1,56 +1,16 @@
-"""The heads that look at one RoI, box (what, where exactly) and mask (which pixels), and the RoI pooling."""
-
-from collections.abc import Sequence
+"""The heads that look at one RoI: box (what, and where exactly) and mask (which pixels)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
-from htc_model.backbone import STRIDES
 from htc_model.config import ModelConfig
 from htc_model.neck import ConvModule
 
 BOX_POOL = 7  # RoI features for boxes are 7x7, for masks 14x14 (Mask R-CNN, arXiv:1703.06870, fig. 4)
 MASK_POOL = 14
 MASK_SIDE = 28  # twice 14: the mask head upsamples once
-FINEST_SCALE_PX = 56.0  # RoIs smaller than twice this are pooled from P2 (MMDetection's SingleRoIExtractor)
 _MASK_CONVS = 4  # Mask R-CNN, fig. 4
-
-
-def roi_levels(rois: Tensor) -> Tensor:
-    """Choose each RoI's pyramid level by its size (FPN, eq. 1): [K, 5] -> [K] int64, 0 (P2) to 3 (P5)."""
-    area = (rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])
-    return torch.log2(area.sqrt() / FINEST_SCALE_PX + 1e-6).floor().clamp(0, len(STRIDES) - 1).long()
-
-
-def pool_map(feature: Tensor, rois: Tensor, stride: int, side: int) -> Tensor:
-    """Pool one feature map by RoIAlign (half-pixel aligned, as many samples per bin as the bin has cells).
-
-    Args:
-        feature: [B, C, H, W] at `stride`.
-        rois: [K, 5], image index and xyxy in network pixels.
-
-    Returns:
-        [K, C, side, side] float32.
-    """
-    with torch.autocast(feature.device.type, enabled=False):
-        # Coordinates up to 1333 need more than the 8 bits of bfloat16, and both inputs must share a type.
-        pooled: Tensor = roi_align(
-            feature.float(), rois, side, spatial_scale=1 / stride, sampling_ratio=0, aligned=True
-        )
-    return pooled
-
-
-def pool_pyramid(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
-    """Pool each RoI from its own level of P2..P5: pyramid, rois [K, 5] -> [K, C, side, side] float32."""
-    levels = roi_levels(rois)
-    pooled = rois.new_zeros(len(rois), pyramid[0].shape[1], side, side)
-    for level, stride in enumerate(STRIDES):
-        chosen = (levels == level).nonzero().squeeze(1)
-        if len(chosen):
-            pooled = pooled.index_copy(0, chosen, pool_map(pyramid[level], rois[chosen], stride, side))
-    return pooled
 
 
 class BoxHead(nn.Module):

@@ -49,7 +49,7 @@ class HTC(nn.Module):
         Returns:
             One RawDetections per image, most confident first.
         """
-        pyramid = self.neck(self.backbone(batch.pixels))
+        pyramid = self.features(batch.pixels)
         semantic_feat = self.roi_head.semantic_forward(pyramid)
         proposals = self.propose(pyramid, batch)
         detected = self.detect(pyramid, semantic_feat, proposals, batch)
@@ -60,6 +60,14 @@ class HTC(nn.Module):
                 detected, mask_probs, batch.image_sizes, batch.original_sizes, strict=True
             )
         ]
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """Compute P2..P6 of normalised pixels [B, 3, H, W]."""
+        if pixels.device.type == "cpu":
+            # Convolutions are quicker this way round on a CPU, and RoI pooling reads whole rows of channels.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pyramid: list[Tensor] = self.neck(self.backbone(pixels))
+        return pyramid
 
     def propose(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
         """Find where objects may be: per image boxes_xyxy [N, 4] in network pixels, best first."""

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 import torch
-from htc_model.masks import encode_detections
 from torch import Tensor
 
 from htc_model.boxes import boxes_to_rois
 from htc_model.config import load_preset
 from htc_model.deterministic import untrained_state
-from htc_model.heads import BOX_POOL, MASK_POOL, pool_map, pool_pyramid, roi_levels
+from htc_model.heads import BOX_POOL, MASK_POOL
 from htc_model.htc import HTC, build_model
+from htc_model.masks import encode_detections
+from htc_model.roi_pooling import pool_map, pool_pyramid, roi_levels
 from htc_model.semantic import STRIDE as SEMANTIC_STRIDE
 from htc_model.structures import Detections, ImageBatch
 from pipeline.images import batch_from_bytes
