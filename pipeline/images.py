@@ -166,9 +166,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ValueError(f"the header says {width} x {height} pixels")
     if width * height > max_pixels:
-        raise ImageError(
-            "too_large", f"{width} x {height} is {width * height} pixels; the limit is {max_pixels}"
-        )
+        raise ImageError("too_large", f"{width} x {height} is {width * height} pixels; the limit is {max_pixels}")
 
 
 def _convert_to_rgb(image: ImageFile.ImageFile) -> Image.Image:
@@ -230,7 +228,10 @@ def _read_orientation(exif_block: object) -> int:
 def _reason(name: str, error: Exception) -> str:
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return f"truncated {name}: the file ends before the picture does"
-    return _one_line(f"damaged {name}: {error or type(error).__name__}")
+    text = str(error)
+    if isinstance(error, SyntaxError) and "not identified" in text:  # Pillow's word for any odd header
+        text = "the header is cut off or makes no sense"
+    return _one_line(f"damaged {name}: {text or type(error).__name__}")
 
 
 def _one_line(text: str) -> str:
