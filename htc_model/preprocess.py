@@ -96,9 +96,7 @@ def resize_uint8(image: Tensor, size: tuple[int, int]) -> Tensor:
     return by_row.clamp_(0, 255).to(torch.uint8)
 
 
-def _blend(
-    source: Tensor, indices: NDArray[np.int64], weights: NDArray[np.int32], *, dim: int, shift: int
-) -> Tensor:
+def _blend(source: Tensor, indices: NDArray[np.int64], weights: NDArray[np.int32], *, dim: int, shift: int) -> Tensor:
     """Sum two weighted int32 gathers of `source` along `dim`, each shifted right before the sum."""
     shape = (-1, 1, 1) if dim == 0 else (-1, 1)
     gathered = []

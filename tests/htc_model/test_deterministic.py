@@ -21,9 +21,7 @@ def _recorded() -> list[tuple[str, tuple[int, ...], torch.dtype, int]]:
 def test_values_have_the_recorded_checksums() -> None:
     """One crc32 per key, recorded by another implementation, covering every line of the rule."""
     recorded = _recorded()
-    state = untrained_state(
-        {key: torch.empty(shape, dtype=dtype, device="meta") for key, shape, dtype, _ in recorded}
-    )
+    state = untrained_state({key: torch.empty(shape, dtype=dtype, device="meta") for key, shape, dtype, _ in recorded})
     checksums = {key: zlib.crc32(tensor.numpy().tobytes()) for key, tensor in state.items()}
     assert checksums == {key: crc for key, _, _, crc in recorded}
     assert len(recorded) > 50
