@@ -64,7 +64,8 @@ def measure_parts(model: HTC, payload: bytes, repeats: int) -> tuple[dict[str, f
         return result
 
     batch = timed("decode_preprocess", lambda: batch_from_bytes([payload], model.config))
-    features = timed("backbone", lambda: model.backbone(batch.pixels))
+    pixels = batch.pixels.contiguous(memory_format=torch.channels_last)  # as HTC.features does on a CPU
+    features = timed("backbone", lambda: model.backbone(pixels))
     pyramid = timed("neck", lambda: model.neck(features))
     proposals = timed("rpn", lambda: model.propose(pyramid, batch))
     semantic_feat = timed("semantic", lambda: model.roi_head.semantic_forward(pyramid))

@@ -92,6 +92,7 @@ class RPNHead(nn.Module):
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # the cache outlives inference, and training may not use inference tensors
 def build_anchors(height: int, width: int, stride: int, device: torch.device) -> Tensor:
     """Lay three anchors on every cell of a level, centred on the cell's upper left corner.
 

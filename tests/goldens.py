@@ -103,7 +103,8 @@ def measure(golden: Golden, model: HTC, batch: ImageBatch) -> Iterator[Row]:
     score_tolerance = 1e-3 if is_r50 else 2e-3
     head = model.roi_head
 
-    features = model.backbone(batch.pixels)
+    # In the memory order that HTC.features chooses on a CPU.
+    features = model.backbone(batch.pixels.contiguous(memory_format=torch.channels_last))
     pyramid = model.neck(features)
     logits, deltas = model.rpn_head(pyramid)
     tensors = _numbered("C", features, 2) | _numbered("P", pyramid, 2)
