@@ -1,8 +1,10 @@
 """The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
 
-Exit codes: 0 complete, 1 incomplete, over the error budget or failed, 2 bad usage or spec. Only the standard
-library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands are in
-`jobs.commands`.
+Exit codes: 0 complete, 1 incomplete, over the error budget or failed, 2 bad usage or spec, 130 (as shells say)
+stopped by Ctrl-C; a run that Ctrl-C stops counts as incomplete and says how to resume.
+
+Only the standard library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands
+are in `jobs.commands`.
 """
 
 import io
@@ -17,6 +19,7 @@ from typing import NoReturn
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     except KeyboardInterrupt:
         _say("Stopped.")
-        sys.exit(EXIT_FAILED)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted; the interpreter's flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

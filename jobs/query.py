@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from htc_model.rle import decode_rle
 from jobs.answers import FORMATS, Answer, replaced_file, write_answer
+from jobs.interruptible import run_interruptibly
 from pipeline.errors import SpecError
 from pipeline.storage import Storage
 from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA, instances_part, open_results
@@ -81,15 +82,20 @@ def query_output(
     text = sys.stdin.read() if sql == "-" else sql
     results = open_results(output_uri, Storage(storage_section))
     database = open_database(results, is_external_allowed=is_external_allowed)
+    run_interruptibly(lambda: _execute(database, text, chosen, output_file), database.interrupt)
+
+
+def _execute(database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None) -> None:
+    """Run the SQL, write its last statement's answer, close the database."""
     with contextlib.closing(database), _sql_errors_in_words():
-        if chosen == "parquet" and output_file is not None:
-            _write_parquet(database, text, output_file)
+        if output_format == "parquet" and output_file is not None:
+            _write_parquet(database, sql, output_file)
             return
-        answer = database.execute(text)
+        answer = database.execute(sql)
         if answer is None:
             raise SpecError("The SQL holds no statement.")
         columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
-        write_answer(Answer(columns, _rows(answer)), chosen, output_file)
+        write_answer(Answer(columns, _rows(answer)), output_format, output_file)
 
 
 def open_database(results: Results, *, is_external_allowed: bool = False) -> duckdb.DuckDBPyConnection:
@@ -229,8 +235,6 @@ def _write_parquet(database: duckdb.DuckDBPyConnection, sql: str, output_file: P
 def _sql_errors_in_words() -> Iterator[None]:
     try:
         yield
-    except duckdb.InterruptException:
-        raise KeyboardInterrupt from None
     except duckdb.PermissionException as error:
         raise SpecError(f"{_one_sentence(error)} (--allow-external lets it).") from None
     except duckdb.Error as error:

@@ -1,0 +1,71 @@
+"""What `htc run` says at its end."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.run_report import report_summary
+from pipeline.config import load_spec
+from pipeline.reports import ImageFailure
+from pipeline.summary import RunSummary
+
+SUMMARY = RunSummary(
+    run="night",
+    status="complete",
+    exit_code=0,
+    reason="",
+    images=1204,
+    images_done=1204,
+    statuses={"ok": 1202, "unreadable": 2},
+    error_rate=2 / 1204,
+    max_error_rate=0.05,
+    instances=9000,
+    session_images=1204,
+    seconds=602.0,
+    images_per_s=2.0,
+    stage_shares={"infer": 0.9, "read": 0.1, "write": 0.0},
+    failure_reasons={"the file is empty": 1, "cut off after [12] bytes": 1},
+    failure_examples=(ImageFailure("/in/[red]a.jpg", "unreadable", "the file is empty"),),
+    device="cpu",
+)
+
+
+def said(summary: RunSummary, capsys: pytest.CaptureFixture[str], output: str = "/masks") -> tuple[str, str]:
+    spec = load_spec(None, {"input.uri": "/in", "output.uri": output, "model.weights": "untrained"})
+    report_summary(summary, spec)
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_a_complete_run(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = said(SUMMARY, capsys)
+    assert "night (complete)" in out
+    assert "1,204 images: 1,202 ok, 2 unreadable" in out
+    assert "9,000" in out
+    assert "2.00 images/s" in out
+    assert "infer 90%, read 10%" in out
+    assert "write" not in out
+    # Names and reasons appear as they are: square brackets are no markup.
+    assert "unreadable  /in/[red]a.jpg  the file is empty" in out
+    assert "cut off after [12] bytes" in out
+    assert "htc show /masks --to overlays" in out
+    assert err == ""
+
+
+def test_an_interrupted_run_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "Stopped with 204 of 1204 images to go; the same command resumes."
+    summary = replace(SUMMARY, status="interrupted", exit_code=1, reason=reason, images_done=1000, is_trained=False)
+    out, err = said(summary, capsys)
+    assert "night (interrupted)" in out
+    assert "1,000 of 1,204 images" in out
+    assert "the masks mean nothing" in out
+    assert err == f"{reason}\n"
+
+
+def test_commands_are_ready_to_paste(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, _ = said(SUMMARY, capsys, output="my masks")
+    assert "htc show 'my masks' --to overlays" in out
