@@ -23,21 +23,23 @@ def run_interruptibly(action: Callable[[], None], stop: Callable[[], None]) -> N
         KeyboardInterrupt: Ctrl-C; Python notices it between two steps of its own only, never inside a library.
     """
     failures: list[BaseException] = []
+    is_done = threading.Event()
 
     def work() -> None:
         try:
             action()
         except BaseException as error:  # noqa: BLE001 - carried over to the caller, whatever it is
             failures.append(error)
+        finally:
+            is_done.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    threading.Thread(target=work, daemon=True).start()
     try:
-        thread.join()
+        # Not Thread.join: in Python 3.11, one that Ctrl-C breaks off takes the thread for ended.
+        is_done.wait()
     except KeyboardInterrupt:
         stop()
-        thread.join(STOP_WAIT_S)
-        if thread.is_alive():
+        if not is_done.wait(STOP_WAIT_S):
             atexit.register(_leave_at_once)
         raise
     if failures:
