@@ -38,9 +38,9 @@ def freeze_trunk(model: HTC, stages: int) -> list[str]:
 def set_training_mode(model: HTC, *, has_frozen_batch_norm: bool) -> None:
     """Switch to training; with frozen batch norm, every batch norm keeps using its stored statistics.
 
-    Detection batches are too small for batch statistics. The norms' scale and shift still learn (MMDetection's
-    `norm_eval`), except where `freeze_trunk` stopped them. To be called at each start of training, since
-    `model.train()` alone switches the norms back.
+    Detection batches are too small for batch statistics. The norms' scale and shift still learn
+    (MMDetection's `norm_eval`), except where `freeze_trunk` stopped them. To be called at each start of
+    training, since `model.train()` alone switches the norms back.
     """
     model.train()
     if has_frozen_batch_norm:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from htc_model.boxes import boxes_to_rois
 from htc_model.cascade import CascadeHead
-from htc_model.heads import MaskHead
+from htc_model.heads import BoxHead, MaskHead
 from htc_model.structures import ImageBatch
 from htc_model.training.losses import (
     accuracy_percent,
@@ -22,6 +22,7 @@ from htc_model.training.losses import (
     deltas_of_labels,
     mask_loss,
 )
+from htc_model.training.pooling import box_features, mask_features
 from htc_model.training.rules import TrainingRules
 from htc_model.training.targets import RoiSample, Truth, build_mask_targets, encode_deltas, sample_rois
 
@@ -102,7 +103,8 @@ def train_boxes(
     """Compute one box head's losses on the sampled RoIs of all images."""
     rois = boxes_to_rois([sample.rois_xyxy for sample in samples])
     labels = torch.cat([sample.labels for sample in samples])
-    logits, deltas = head.box_forward(stage, scene.pyramid, scene.semantic_feat, rois)
+    box_head: BoxHead = head.box_heads[stage]
+    logits, deltas = box_head(box_features(head, scene.pyramid, scene.semantic_feat, rois))
     is_positive = labels < head.config.num_classes
     targets = torch.cat(
         [
@@ -162,7 +164,7 @@ def train_masks(
     """Compute one mask head's loss on the positives among the sampled RoIs of all images."""
     positives = [sample.rois_xyxy[: sample.positive_count] for sample in samples]
     labels = torch.cat([sample.labels[: sample.positive_count] for sample in samples])
-    roi_features = head.mask_features(scene.pyramid, scene.semantic_feat, boxes_to_rois(positives))
+    roi_features = mask_features(head, scene.pyramid, scene.semantic_feat, boxes_to_rois(positives))
     own_logits = _own_mask_logits(head, stage, roi_features, labels)
     padded_size = (int(scene.batch.pixels.shape[-2]), int(scene.batch.pixels.shape[-1]))
     targets = torch.cat(
