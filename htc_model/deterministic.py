@@ -72,6 +72,10 @@ def _bias(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    # EfficientNet-Lite's long chain of depthwise convolutions and clipped ReLUs loses signal at every step; with
+    # this range its C2..C5 spread as ResNet's do.
+    if key.startswith("backbone.blocks."):
+        return _uniform(key, shape, 0.75, 1.5)
     # A residual block adds its third norm's output to its shortcut: small there, or deep trunks explode.
     if key.endswith(".bn3.weight"):
         return _uniform(key, shape, 0.4, 0.8)
