@@ -235,3 +235,24 @@ def _to_rle(segmentation: Any, height: int, width: int) -> Any:
     if isinstance(segmentation["counts"], list):
         return pycocotools.mask.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+def merge_annotations(parts: Sequence[CocoAnnotations]) -> CocoAnnotations:
+    """Put several data sets of the same classes together; image ids may repeat between them.
+
+    Raises:
+        AnnotationError: the classes differ.
+    """
+    for part in parts[1:]:
+        if (part.classes, part.category_ids) != (parts[0].classes, parts[0].category_ids):
+            raise AnnotationError(
+                f"Data sets with other classes cannot be merged: {', '.join(parts[0].classes)} "
+                f"and {', '.join(part.classes)}; name the classes to train on."
+            )
+    return CocoAnnotations(
+        parts[0].classes,
+        parts[0].category_ids,
+        tuple(image for part in parts for image in part.images),
+        tuple(bad for part in parts for bad in part.bad),
+        sum(part.images_without_objects for part in parts),
+    )

@@ -77,7 +77,7 @@ def resize_picture(picture: Picture, size: tuple[int, int]) -> Picture:
     """Resize to (height, width): the image as inference does, masks by the nearest pixel."""
     if picture.size == size:
         return picture
-    image = resize_uint8(torch.from_numpy(np.ascontiguousarray(picture.image)), size).numpy()
+    image = resize_uint8(torch.from_numpy(np.require(picture.image, requirements=["C", "W"])), size).numpy()
     rows = (np.arange(size[0]) + 0.5) * picture.size[0] // size[0]
     columns = (np.arange(size[1]) + 0.5) * picture.size[1] // size[1]
     cells = np.ix_(rows.astype(np.int64), columns.astype(np.int64))
@@ -125,6 +125,6 @@ def build_training_batch(pictures: Sequence[Picture], config: ModelConfig) -> tu
     std = torch.tensor(resize.std_rgb).view(3, 1, 1)
     pixels = torch.zeros(len(pictures), 3, height, width)
     for slot, picture in zip(pixels, pictures, strict=True):
-        rgb = torch.from_numpy(np.ascontiguousarray(picture.image)).permute(2, 0, 1).float()
+        rgb = torch.from_numpy(np.require(picture.image, requirements=["C", "W"])).permute(2, 0, 1).float()
         slot[:, : picture.size[0], : picture.size[1]] = (rgb - mean) / std
     return ImageBatch(pixels, sizes, sizes), [build_truth(picture, config) for picture in pictures]

@@ -1,0 +1,80 @@
+"""A training run's state on disk: written completely or not at all, read back by the same run only."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from htc_model.config import ModelConfig, config_to_dict
+
+# Settings that may change when a run is resumed: they decide how fast or how often, not what is computed.
+_OPERATIONAL_KEYS = frozenset({"output", "loaders", "evaluate_epochs", "checkpoint_steps", "log_steps", "evaluate"})
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be resumed; the message is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a resumed run needs.
+
+    step: how many steps are done. spec, config: plain values. model, optimiser, average: their states.
+    """
+
+    step: int
+    spec: dict[str, Any]
+    config: dict[str, Any]
+    model: dict[str, Any]
+    optimiser: dict[str, Any]
+    average: dict[str, Any]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write aside, flush to the disk, then rename: a kill leaves the old file or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            torch.save(vars(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Checkpoint | None:
+    """Read the checkpoint of a run that is to be resumed.
+
+    Args:
+        path: of the file; None is returned if it is not there.
+        spec, config: of the run that wants to go on.
+
+    Raises:
+        CheckpointError: it belongs to another network or to other settings, which are named.
+    """
+    if not path.exists():
+        return None
+    checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    theirs, ours = checkpoint.config, config_to_dict(config)
+    if theirs["name"] != ours["name"]:
+        raise CheckpointError(
+            f"{path} is a checkpoint of {theirs['name']}, not of {ours['name']}; train into another output folder."
+        )
+    different = _differences(checkpoint.spec, spec) + _differences(theirs, ours)
+    if different:
+        raise CheckpointError(
+            f"{path} was made with other settings: {'; '.join(different)}. "
+            "Restore them or train into another output folder."
+        )
+    return checkpoint
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
+        for key in sorted(set(theirs) | set(ours))
+        if key not in _OPERATIONAL_KEYS and theirs.get(key) != ours.get(key)
+    ]

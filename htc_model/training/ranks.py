@@ -1,0 +1,61 @@
+"""The little that training must know about the other processes it runs beside.
+
+Whoever starts several processes (Ray Train, torchrun) initialises torch.distributed; with one process nothing
+is asked.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """Return this process's number, 0 when alone."""
+    return dist.get_rank() if _is_joint() else 0
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if _is_joint() else 1
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all processes, in one message.
+
+    A parameter without a gradient (a level on which no RoI fell) counts as zero: all processes must send the
+    same sizes.
+    """
+    if not _is_joint():
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    pieces = torch.split(flat, [parameter.numel() for parameter in trained])
+    for parameter, piece in zip(trained, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
+
+
+def share_weights(model: nn.Module) -> None:
+    """Overwrite every process's weights with those of process 0, so that all start alike."""
+    if _is_joint():
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def average_scalars(values: Tensor) -> Tensor:
+    """Mean of a tensor over all processes."""
+    if not _is_joint():
+        return values
+    summed = values.clone()
+    dist.all_reduce(summed)
+    return summed / world_size()
+
+
+def _is_joint() -> bool:
+    return dist.is_available() and dist.is_initialized()

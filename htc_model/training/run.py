@@ -1,0 +1,129 @@
+"""One training run from prepared data to a weights file."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from htc_model.config import config_to_dict
+from htc_model.htc import HTC
+from htc_model.training import ranks
+from htc_model.training.annotations import CocoAnnotations
+from htc_model.training.checkpoint import read_checkpoint
+from htc_model.training.dataset import TrainingPictures
+from htc_model.training.ema import WeightAverage
+from htc_model.training.evaluation import evaluate_model
+from htc_model.training.loop import OnStep, Training, TrainingFiles, train_steps
+from htc_model.training.pictures import LoadImage
+from htc_model.training.setup import (
+    LoadState,
+    build_optimiser,
+    build_training_model,
+    training_config,
+    training_rules,
+)
+from htc_model.training.spec import TrainingSpec
+from htc_model.weights import save_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Held-out pictures: their annotations, the COCO document itself, and how to read them."""
+
+    name: str
+    annotations: CocoAnnotations
+    document: Mapping[str, Any]
+    load_image: LoadImage
+
+
+def run_training(
+    spec: TrainingSpec,
+    annotations: CocoAnnotations,
+    load_image: LoadImage,
+    *,
+    evaluation: Sequence[EvaluationSet] = (),
+    load_state: LoadState,
+    device: torch.device | str = "cpu",
+    on_step: OnStep | None = None,
+) -> Path:
+    """Train, or go on training where the output folder's checkpoint stands, and write the averaged weights.
+
+    Args:
+        spec: the run; `spec.output` is a local folder.
+        annotations, load_image: the training pictures.
+        evaluation: scored every `evaluate_epochs` epochs and at the end.
+        load_state: reads initial weights that are a file.
+        device: to train on.
+        on_step: for progress.
+
+    Returns:
+        the `.safetensors` file: weights in half precision, with config, classes and the run's provenance.
+
+    Raises:
+        ModelConfigError: preset or initial weights are wrong.
+        CheckpointError: the output folder holds another run.
+        TrainingStoppedError: a loss is not finite, or memory ran out.
+    """
+    config = training_config(spec.model, annotations.classes, annotations.category_ids)
+    files = TrainingFiles(Path(spec.output))
+    files.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = read_checkpoint(files.checkpoint, spec.model_dump(mode="json"), config)
+    for bad in annotations.bad:
+        logger.warning("left out %s", bad)
+    model, initial = build_training_model(spec, config, load_state)
+    if initial is not None and initial.reinitialised:
+        logger.info("%d layers start at random, such as %s", len(initial.reinitialised), initial.reinitialised[-1])
+    model.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ranks.share_weights(model)
+    training = Training(
+        spec,
+        model,
+        training_rules(config, spec.sampling),
+        build_optimiser(model, spec.optimiser),
+        WeightAverage(model, spec.optimiser.ema_decay),
+        torch.device(device),
+    )
+    if checkpoint is not None:
+        training.restore(checkpoint)
+    scores: dict[str, Any] = {}
+
+    def evaluate(averaged: HTC) -> dict[str, Any]:
+        scores.clear()
+        for part in evaluation:
+            scores[part.name] = evaluate_model(averaged, part.annotations, part.document, part.load_image)
+        return dict(scores)
+
+    pictures = TrainingPictures(annotations, load_image, config, spec.augmentation.build(), spec.seed)
+    train_steps(
+        training,
+        pictures,
+        files,
+        config_to_dict(config),
+        evaluate=evaluate if evaluation else None,
+        on_step=on_step,
+    )
+    if ranks.rank() == 0:
+        provenance = {
+            "training": spec.model_dump(mode="json"),
+            "steps": training.step,
+            "pictures": len(annotations.images),
+            "left_out": annotations.bad_counts(),
+            "scores": scores,
+            "torch": torch.__version__,
+        }
+        save_weights(files.weights, halve_state(training.average.state), config, provenance)
+    return files.weights
+
+
+def halve_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store kernels in half precision; norms, biases and counters, few and wide in range, stay as they are."""
+    return {
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in state.items()
+    }

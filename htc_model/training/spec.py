@@ -1,0 +1,114 @@
+"""Everything that decides a training run, checked before it starts."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from htc_model.training.augment import Augmentation
+from htc_model.training.schedule import ScheduleKind
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(_Section):
+    """One COCO file and the folder of its images, each a path or a URI."""
+
+    annotations: str
+    images: str
+
+
+class AugmentationSection(_Section):
+    """See `Augmentation`."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    scale: tuple[float, float] = (1.0, 1.0)
+    colour: float = Field(default=0.0, ge=0, le=1)
+    copy_paste: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> "AugmentationSection":
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be [low, high] with 0 < low <= high, not {list(self.scale)}")
+        return self
+
+    def build(self) -> Augmentation:
+        """Make what the pictures are changed by."""
+        return Augmentation(self.flip, self.scale, self.colour, self.copy_paste)
+
+
+class ModelSection(_Section):
+    """The network.
+
+    preset: a name of `PRESETS`. classes: names to train on, all of the data's by default.
+    initial: "imagenet" (EfficientNet-Lite0's package), "none", or a weights file. frozen_stages: see
+        `freeze_trunk`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
+        batches only). short_side, long_side: pixels, the preset's own by default. interleaved,
+        mask_info_flow, semantic: HTC's switches, the preset's own by default.
+    """
+
+    preset: str = "htc_lite0_fpn"
+    classes: tuple[str, ...] | None = None
+    initial: str = "imagenet"
+    frozen_stages: int = Field(default=-1, ge=-1, le=4)
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    short_side: int | None = Field(default=None, ge=32)
+    long_side: int | None = Field(default=None, ge=32)
+    interleaved: bool | None = None
+    mask_info_flow: bool | None = None
+    semantic: bool | None = None
+
+
+class OptimiserSection(_Section):
+    """How weights move.
+
+    learning_rate: base, for the whole batch of all ranks. trunk_factor: the trunk learns at this fraction of
+        it. clip_norm: gradients longer than this (L2) are shortened; None never. ema_decay: of the weights
+        that are kept.
+    """
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    trunk_factor: float = Field(default=1.0, gt=0, le=1)
+    weight_decay: float = Field(default=0.05, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    schedule: ScheduleKind = "cosine"
+    warmup_steps: int = Field(default=200, ge=0)
+    clip_norm: float | None = Field(default=10.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class SamplingSection(_Section):
+    """How many boxes count per image; None keeps the published numbers (see `rules_for`)."""
+
+    rois: int | None = Field(default=None, ge=4)
+    proposals: int | None = Field(default=None, ge=1)
+
+
+class TrainingSpec(_Section):
+    """One training run.
+
+    batch_size: pictures per step and rank. epochs: passes over the training pictures.
+    evaluate_epochs, checkpoint_steps: how often; 0 evaluates only at the end. loaders: processes that prepare
+        batches.
+    """
+
+    train: tuple[DataSection, ...] = Field(min_length=1)
+    evaluate: tuple[DataSection, ...] = ()
+    output: str
+    model: ModelSection = ModelSection()
+    optimiser: OptimiserSection = OptimiserSection()
+    sampling: SamplingSection = SamplingSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    seed: int = 0
+    epochs: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    precision: Precision = "float32"
+    keeps_empty_images: bool = False
+    evaluate_epochs: int = Field(default=0, ge=0)
+    checkpoint_steps: int = Field(default=200, ge=1)
+    log_steps: int = Field(default=10, ge=1)
+    loaders: int = Field(default=0, ge=0)
