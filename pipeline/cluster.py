@@ -74,9 +74,7 @@ def ray_cluster(compute: ComputeSection, *, shards: int) -> Iterator[WorkerPlan]
         _init(compute)
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield plan_workers(
-            compute, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), shards=shards
-        )
+        yield plan_workers(compute, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), shards=shards)
     finally:
         if is_ours:
             ray.shutdown()
@@ -113,10 +111,20 @@ def _init(compute: ComputeSection) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        _silence_error_listener()
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         where = os.environ.get("RAY_ADDRESS")
         action = f"reach the Ray cluster at {where}" if where else "start Ray on this machine"
         raise RunError(f"Cannot {action}: {error}") from error
+
+
+def _silence_error_listener() -> None:
+    # Whatever the log settings, Ray prints every worker's death as a page of general advice on standard output, in the
+    # middle of the progress bar and of results that are piped somewhere. The driver says it in one line.
+    from ray._private import worker as private
+
+    if hasattr(private, "print_to_stdstream"):
+        private.print_to_stdstream = lambda *arguments, **keywords: None
 
 
 def worker_deaths() -> tuple[type[Exception], ...]:

@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from pipeline.config import JobSpec
+from pipeline.errors import RunError
 from pipeline.fingerprint import take_fingerprint
 from pipeline.progress import ProgressDisplay, choose_progress
 from pipeline.runs import Run, open_run
@@ -58,7 +59,11 @@ def run(
         _announce(opened, display)
         session = Session(spec, opened, storage, display, is_trained=fingerprint.trained, load_model=load_model)
         if opened.state != "complete":
-            session.work()
+            try:
+                session.work()
+            except RunError as error:
+                session.end(cut_short=str(error))
+                raise
         return session.end()
     finally:
         display.close()

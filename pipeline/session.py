@@ -1,6 +1,7 @@
 """One session of a run: the loop between the ledger of shards and the fleet of workers."""
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.cluster import WorkerPlan, ray_cluster
@@ -85,9 +86,15 @@ class Session:
         finally:
             fleet.shut_down()
 
-    def end(self) -> RunSummary:
-        """Judge, write summary.json and return it."""
+    def end(self, *, cut_short: str = "") -> RunSummary:
+        """Judge, write summary.json and return it.
+
+        Args:
+            cut_short: why the run could not go on, when it could not.
+        """
         summary = self._tally.summary(self._throughput, signal_name=self._stop.signal_name)
+        if cut_short and summary.status == "incomplete":
+            summary = replace(summary, reason=cut_short)
         if self._run.state == "complete" and (self._run.read_summary() or {}).get("status") == summary.status:
             # Nothing was done: the session that did the work has told more.
             return summary

@@ -1,5 +1,6 @@
 """Workers that die, models that do not load, disks that refuse: the tables stay right and the exit code honest."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,8 @@ def test_tables_that_cannot_be_written_stop_the_run_and_the_same_command_resumes
     obstacle.touch()
     with pytest.raises(RunError, match=r"The tables cannot be written: .*instances"):
         run(spec, progress=SilentProgress(), load_model=LoadFake())
+    (summary,) = (tmp_path / "out" / "runs").glob("*/summary.json")
+    assert "cannot be written" in json.loads(summary.read_text())["reason"]
     obstacle.unlink()
     assert run(spec, progress=SilentProgress(), load_model=LoadFake()).exit_code == 0
     assert len(image_rows(spec)) == 8

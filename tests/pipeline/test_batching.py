@@ -1,7 +1,7 @@
 """Batches: every image once, one shape each, never too large, in an order of their own."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batching import Batcher, BatchSize
@@ -18,6 +18,7 @@ def batches_of(batcher: Batcher[Image], images: list[Image], weight_bytes: int =
     return [*batches, *batcher.flush()]
 
 
+@settings(deadline=None)
 @given(images=IMAGES, batch_size=st.integers(1, 9), max_images=st.none() | st.integers(1, 20))
 def test_every_image_leaves_once_in_a_batch_of_its_shape(
     images: list[Image], batch_size: int, max_images: int | None
@@ -30,11 +31,13 @@ def test_every_image_leaves_once_in_a_batch_of_its_shape(
         assert batch == sorted(batch)
 
 
+@settings(deadline=None)
 @given(images=IMAGES, batch_size=st.integers(1, 9))
 def test_the_same_images_make_the_same_batches(images: list[Image], batch_size: int) -> None:
     assert batches_of(Batcher(batch_size), images) == batches_of(Batcher(batch_size), images)
 
 
+@settings(deadline=None)
 @given(images=IMAGES, max_images=st.integers(1, 20), max_bytes=st.integers(0, 1000))
 def test_what_is_held_back_stays_bounded(images: list[Image], max_images: int, max_bytes: int) -> None:
     batcher: Batcher[Image] = Batcher(8, max_images=max_images, max_bytes=max_bytes)
