@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         get_command(app).main(args=None if arguments is None else list(arguments), prog_name="htc")
         sys.exit(0)
+    except SystemExit as leaving:
+        # typer takes Ctrl-C for itself and leaves without a word.
+        if leaving.code == EXIT_INTERRUPTED:
+            _say("Stopped.")
+        raise
     except KeyboardInterrupt:
         _say("Stopped.")
         sys.exit(EXIT_INTERRUPTED)
