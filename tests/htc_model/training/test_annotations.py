@@ -1,0 +1,135 @@
+"""Broken annotations are named and left out; broken files are refused in one sentence."""
+
+import copy
+
+import numpy as np
+import pycocotools.mask
+import pytest
+from small_data import SIDE, box_of, small_document
+
+from htc_model.training.annotations import (
+    AnnotationError,
+    decode_mask,
+    merge_annotations,
+    read_annotations,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def broken(**changes):
+    document = small_document(2)
+    document["annotations"][0] |= changes
+    return document
+
+
+def test_category_ids_with_gaps_become_labels_in_their_order():
+    annotations = read_annotations(small_document(2))
+    assert annotations.classes == ("three", "seven")
+    assert annotations.category_ids == (3, 7)
+    assert [image.objects[0].label for image in annotations.images] == [0, 1]
+    assert annotations.bad == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"image_id": 99}, "the image is not in the file"),
+        ({"category_id": 4}, "the category is not in the file"),
+        ({"segmentation": [[1, 1, 5, 5]]}, "polygon with < 3 points"),
+        ({"segmentation": [[1, 1, 5, 5, 9]]}, "polygon with < 3 points"),
+        ({"segmentation": [[1, 1, 5, 5, float("nan"), 9]]}, "polygon with < 3 points"),
+        ({"segmentation": {"size": [4, 4], "counts": [8, 8]}}, "the run lengths do not fit the image"),
+        ({"segmentation": {"size": [SIDE, SIDE], "counts": [8, 8]}}, "the run lengths do not fit the image"),
+        ({"bbox": [500, 500, 10, 10]}, "no area inside the image"),
+        ({"bbox": [-50, 5, 20, 20]}, "no area inside the image"),
+        ({"bbox": [5, 5, 0, 10]}, "no area inside the image"),
+        ({"bbox": None, "segmentation": None}, "no box and no mask"),
+    ],
+)
+def test_a_broken_annotation_is_named_counted_and_left_out(changes, kind):
+    annotations = read_annotations(broken(**changes))
+    assert [(bad.annotation_id, bad.kind) for bad in annotations.bad] == [(1, kind)]
+    assert annotations.bad_counts() == {kind: 1}
+    assert kind in str(annotations.bad[0])
+    assert [image.file_name for image in annotations.images] == ["1.png"]
+    assert annotations.images_without_objects == 1
+
+
+def test_the_sound_polygons_of_an_object_are_kept():
+    document = small_document(1)
+    document["annotations"][0]["segmentation"].append([1, 1, 2, 2])
+    annotations = read_annotations(document)
+    assert annotations.bad_counts() == {"polygon with < 3 points": 1}
+    assert len(annotations.images[0].objects) == 1
+
+
+def test_a_box_that_sticks_out_is_clipped():
+    annotations = read_annotations(broken(bbox=[-5, 80, 30, 500]))
+    assert annotations.images[0].objects[0].box_xyxy == (0.0, 80.0, 25.0, float(SIDE))
+
+
+def test_empty_images_are_kept_only_when_asked():
+    document = small_document(3)
+    document["annotations"] = document["annotations"][:1]
+    assert len(read_annotations(document).images) == 1
+    assert len(read_annotations(document, keeps_empty_images=True).images) == 3
+
+
+def test_an_image_of_crowds_alone_counts_as_empty():
+    document = broken(iscrowd=1)
+    assert [image.file_name for image in read_annotations(document).images] == ["1.png"]
+    kept = read_annotations(document, keeps_empty_images=True).images[0]
+    assert [entry.is_crowd for entry in kept.objects] == [True]
+
+
+def test_other_classes_are_left_out_without_being_bad():
+    annotations = read_annotations(small_document(4), classes=["seven"])
+    assert (annotations.classes, annotations.category_ids) == (("seven",), (7,))
+    assert [image.file_name for image in annotations.images] == ["1.png", "3.png"]
+    assert annotations.bad == ()
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "no COCO annotation file"),
+        ({"images": [], "annotations": []}, "no COCO annotation file"),
+        ({"images": [], "annotations": [], "categories": []}, "No image has an object to train on"),
+    ],
+)
+def test_a_file_without_annotations_is_refused(document, message):
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(document)
+
+
+def test_a_class_that_is_not_there_is_refused_by_name():
+    with pytest.raises(AnnotationError, match=r"The class 'dog' is not in the file; it has seven, three"):
+        read_annotations(small_document(1), classes=["dog"])
+
+
+def test_polygons_and_all_kinds_of_run_lengths_draw_the_same_mask():
+    document = small_document(1)
+    x, y, width, height = box_of(0)
+    expected = np.zeros((SIDE, SIDE), np.uint8)
+    expected[y : y + height, x : x + width] = 1
+    flat = expected.flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=0, append=0))
+    plain = np.diff(edges, prepend=0, append=len(flat)).tolist()
+    compressed = pycocotools.mask.encode(np.asfortranarray(expected))
+    masks = [document["annotations"][0]["segmentation"], {"size": [SIDE, SIDE], "counts": plain}]
+    masks.append({"size": [SIDE, SIDE], "counts": compressed["counts"].decode()})
+    masks.append(None)
+    for segmentation in masks:
+        changed = copy.deepcopy(document)
+        changed["annotations"][0]["segmentation"] = segmentation
+        entry = read_annotations(changed).images[0].objects[0]
+        assert np.array_equal(decode_mask(entry, SIDE, SIDE), expected), segmentation
+
+
+def test_data_sets_merge_if_their_classes_agree():
+    both = merge_annotations([read_annotations(small_document(2)), read_annotations(broken(image_id=99))])
+    assert len(both.images) == 3
+    assert both.bad_counts() == {"the image is not in the file": 1}
+    with pytest.raises(AnnotationError, match="three, seven and seven"):
+        merge_annotations([read_annotations(small_document(2)), read_annotations(small_document(2), classes=["seven"])])

@@ -1,0 +1,88 @@
+"""Augmentation: what happens to the picture happens to its masks."""
+
+import numpy as np
+import pytest
+from small_data import SIDE, draw_image, small_config, small_document
+
+from htc_model.training.annotations import read_annotations
+from htc_model.training.augment import (
+    Augmentation,
+    augment_picture,
+    crop_picture,
+    flip_picture,
+    paste_objects,
+)
+from htc_model.training.pictures import Picture, load_picture, mask_boxes, resize_picture
+
+
+@pytest.fixture
+def picture() -> Picture:
+    return load_picture(read_annotations(small_document(1)).images[0], draw_image)
+
+
+def is_bright(picture: Picture) -> np.ndarray:
+    return picture.image[..., 0] > 130
+
+
+def test_masks_lie_on_their_objects(picture):
+    assert np.array_equal(picture.masks[0] > 0, is_bright(picture))
+
+
+@pytest.mark.parametrize("change", ["flip", "crop", "resize"])
+def test_masks_move_with_the_picture(picture, change):
+    changed = {
+        "flip": flip_picture,
+        "crop": lambda p: crop_picture(p, 5, 9, (70, 80)),
+        "resize": lambda p: resize_picture(p, (2 * SIDE, 2 * SIDE)),
+    }[change](picture)
+    disagreement = ((changed.masks[0] > 0) != is_bright(changed)).mean()
+    assert disagreement < 0.005
+    assert not np.array_equal(changed.image, picture.image)
+
+
+def test_boxes_are_tight():
+    masks = np.zeros((1, 6, 9), np.uint8)
+    masks[0, 2:4, 3:8] = 1
+    assert mask_boxes(masks).tolist() == [[3.0, 2.0, 8.0, 4.0]]
+
+
+def test_objects_cut_away_are_dropped(picture):
+    x1, y1, _, _ = mask_boxes(picture.masks)[0].astype(int).tolist()
+    assert len(crop_picture(picture, 0, 0, (max(y1, 1), max(x1, 1))).labels) == 0
+
+
+def test_pasted_objects_hide_what_is_below(picture):
+    donor = flip_picture(picture)
+    pasted = paste_objects(picture, donor, np.random.default_rng(0))
+    assert len(pasted.labels) == 2
+    assert np.array_equal(pasted.masks[-1], donor.masks[0])
+    assert not (pasted.masks[0] & pasted.masks[1]).any()
+    assert np.array_equal(pasted.image[donor.masks[0] > 0], donor.image[donor.masks[0] > 0])
+    untouched = donor.masks[0] == 0
+    assert np.array_equal(pasted.image[untouched], picture.image[untouched])
+
+
+def test_the_generator_decides_everything(picture):
+    augmentation = Augmentation(scale=(0.5, 2.0), colour=0.4, copy_paste=1.0)
+    resize = small_config().resize
+    first, again, other = (
+        augment_picture(picture, picture, augmentation, resize, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.masks, again.masks)
+    assert first.image.shape != other.image.shape or not np.array_equal(first.image, other.image)
+
+
+def test_jitter_never_exceeds_the_usual_size(picture):
+    resize = small_config().resize
+    sizes = [
+        augment_picture(picture, None, Augmentation(scale=(0.5, 2.0)), resize, np.random.default_rng(seed)).size
+        for seed in range(20)
+    ]
+    assert max(sizes) == (SIDE, SIDE)
+    assert min(sizes) < (0.7 * SIDE, 0.7 * SIDE)
+
+
+def test_without_augmentation_a_picture_is_only_brought_to_scale(picture):
+    same = augment_picture(picture, None, Augmentation(flip=0), small_config().resize, np.random.default_rng(0))
+    assert np.array_equal(same.image, picture.image)

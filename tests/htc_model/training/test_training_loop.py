@@ -1,0 +1,147 @@
+"""Whole small runs: losses fall, a killed run goes on as if nothing had happened, and trouble is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import draw_image, small_document, small_spec
+
+from htc_model.config import ModelConfigError
+from htc_model.htc import build_model
+from htc_model.training import loop
+from htc_model.training.annotations import read_annotations
+from htc_model.training.checkpoint import CheckpointError
+from htc_model.training.loop import TrainingStoppedError
+from htc_model.training.run import EvaluationSet, run_training
+from htc_model.weights import load_into, load_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def train(output: Path, images: int = 8, *, on_step=None, evaluation=(), **changes) -> Path:
+    annotations = read_annotations(small_document(images))
+    return run_training(
+        small_spec(str(output), **changes),
+        annotations,
+        draw_image,
+        evaluation=evaluation,
+        load_state=lambda name: torch.load(name, weights_only=True),
+        on_step=on_step,
+    )
+
+
+def logged(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(output: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["losses"]["total"]) for line in logged(output) if "losses" in line]
+
+
+class KilledError(Exception):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at(step: int):
+    def on_step(done, steps, losses):
+        if done == step:
+            raise KilledError
+
+    return on_step
+
+
+@pytest.mark.slow
+def test_losses_fall_and_the_result_loads_where_inference_needs_it(tmp_path):
+    document = small_document(4)
+    held_out = EvaluationSet("held_out", read_annotations(document), document, draw_image)
+    weights = train(tmp_path, epochs=12, evaluation=[held_out], augmentation={"flip": 0.0})
+    totals = [total for _, total in curve(tmp_path)]
+    assert sum(totals[-8:]) < 0.5 * sum(totals[:8])
+    loaded = load_weights(weights)
+    config = loaded.metadata["config"]
+    assert config["classes"] == ["three", "seven"]
+    assert config["category_ids"] == [3, 7]
+    scores = [line["evaluation"]["held_out"] for line in logged(tmp_path) if "evaluation" in line]
+    assert len(scores) == 1
+    assert {"box_ap", "box_ap50", "mask_ap", "mask_ap50"} <= set(scores[0])
+    provenance = loaded.metadata.get("metadata", loaded.metadata)
+    assert provenance["steps"] == 48
+    from htc_model.config import config_from_dict
+
+    load_into(build_model(config_from_dict(config)), loaded)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_curve_and_the_same_weights(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = load_weights(train(whole)).state
+    with pytest.raises(KilledError):
+        train(broken, on_step=kill_at(5))
+    assert [step for step, _ in curve(broken)] == [1, 2, 3, 4, 5]
+    found = load_weights(train(broken)).state
+    # The last checkpoint was at step 4, the end of the first epoch: step 5 was taken twice and stands once.
+    assert curve(broken) == curve(whole)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    train(tmp_path, epochs=1)
+    before = curve(tmp_path)
+    train(tmp_path, epochs=1, on_step=kill_at(5))
+    assert curve(tmp_path) == before
+
+
+def test_a_checkpoint_of_other_settings_or_another_preset_is_refused_by_name(tmp_path):
+    with pytest.raises(KilledError):
+        train(tmp_path, on_step=kill_at(3), checkpoint_steps=2)
+    with pytest.raises(CheckpointError, match="seed was 0, is 1"):
+        train(tmp_path, seed=1)
+    model = {"preset": "mask_rcnn_r50_fpn", "initial": "none", "short_side": 96, "long_side": 96}
+    with pytest.raises(CheckpointError, match="checkpoint of htc_lite0_fpn, not of mask_rcnn_r50_fpn"):
+        train(tmp_path, model=model)
+
+
+def test_operational_settings_may_change_on_resume(tmp_path):
+    with pytest.raises(KilledError):
+        train(tmp_path, on_step=kill_at(3), checkpoint_steps=2)
+    with pytest.raises(KilledError):
+        train(tmp_path, on_step=kill_at(4), checkpoint_steps=1, log_steps=2)
+    assert [step for step, _ in curve(tmp_path)] == [1, 2, 4]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_batch_named(tmp_path):
+    with pytest.raises(TrainingStoppedError) as stopped:
+        train(tmp_path, optimiser={"kind": "sgd", "learning_rate": 1e30, "warmup_steps": 0, "clip_norm": None})
+    message = str(stopped.value)
+    assert "nan" in message or "inf" in message
+    assert ".png" in message
+    assert "s0.loss_cls" in message
+    assert "lower optimiser.learning_rate" in message
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_out_of_memory_says_which_setting_to_lower(tmp_path, monkeypatch, error):
+    def exhausted(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(loop, "run_step", exhausted)
+    with pytest.raises(TrainingStoppedError, match=r"batch .*\.png.*; lower batch_size, then model.short_side"):
+        train(tmp_path)
+
+
+def test_another_failure_is_not_taken_for_lack_of_memory(tmp_path, monkeypatch):
+    def failing(*arguments, **named):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(loop, "run_step", failing)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(tmp_path)
+
+
+def test_imagenet_weights_of_a_trunk_that_has_none_are_refused(tmp_path):
+    with pytest.raises(ModelConfigError, match=r"name a weights file as model\.initial"):
+        train(tmp_path, model={"preset": "htc_r50_fpn", "initial": "imagenet"})
