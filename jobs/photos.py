@@ -64,6 +64,11 @@ class RunPhotos:
         record = next(record for record in results.records if record.run == self.run)
         self._planned = Run(results.storage, results.output_uri, record, is_new=False)
 
+    @property
+    def is_trained(self) -> bool:
+        """Tell whether the run's model had trained weights."""
+        return bool(self._planned.record.fingerprint.get("trained", True))
+
     def sample(self, count: int) -> list[PhotoRow]:
         """Choose `count` of the images with the status ok, always the same, in the order of their uris.
 

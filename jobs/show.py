@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_SAMPLE = 16
 # Low enough to keep what a person would still call found, high enough to keep clutter out of the picture.
 DEFAULT_MIN_SCORE = 0.3
-# What is drawn of each photo when nothing in the selection reaches the default.
+# What is drawn of each photo when the default cannot tell what is worth drawing.
 FALLBACK_INSTANCES = 5
 MAX_NAME_CHARS = 100
 
@@ -55,7 +55,7 @@ def show_overlays(
         folder: for the PNGs; made if it is missing.
         uris: whole uris or ends of them; without any, `sample` images, 16 by default.
         min_score: instances scoring less are left out, 0.3 by default; when nothing at all reaches the default,
-            the five best of each photo are drawn, and that is said.
+            or the weights are untrained, the five best of each photo are drawn, and that is said.
         run: the newest when None.
 
     Returns:
@@ -71,7 +71,7 @@ def show_overlays(
     source = RunPhotos(open_results(output_uri, storage), run)
     photos = source.find(uris) if uris else source.sample(DEFAULT_SAMPLE if sample is None else sample)
     instances = [source.instances(photo) for photo in photos]
-    shown = _select(instances, min_score)
+    shown = _select(instances, min_score, is_trained=source.is_trained)
     _make_folder(folder)
     pictures = []
     for photo, rows, path in zip(photos, shown, picture_paths([each.uri for each in photos], folder), strict=True):
@@ -106,21 +106,24 @@ def picture_paths(uris: Sequence[str], folder: Path) -> list[Path]:
 
 
 def _select(
-    instances: Sequence[Sequence[Mapping[str, Any]]], min_score: float | None
+    instances: Sequence[Sequence[Mapping[str, Any]]], min_score: float | None, *, is_trained: bool
 ) -> list[Sequence[Mapping[str, Any]]]:
     """Keep what is drawn of each photo's instances; say so when nothing qualifies."""
     threshold = DEFAULT_MIN_SCORE if min_score is None else min_score
     best = max((row["score"] for rows in instances for row in rows), default=None)
     if best is None:
         say("These photos have no instances at all; they are drawn as they are.")
-    elif best < threshold and min_score is not None:
-        say(f"No instance reaches {threshold:g}; the best score is {best:.3f}.")
-    elif best < threshold:
+    elif min_score is None and not is_trained:
+        say(f"The weights are untrained, so scores mean nothing: the best {FALLBACK_INSTANCES} of each photo.")
+        return [rows[:FALLBACK_INSTANCES] for rows in instances]
+    elif min_score is None and best < threshold:
         say(
             f"No instance reaches {threshold:g} (the best score is {best:.3f}); "
             f"the best {FALLBACK_INSTANCES} of each photo are drawn."
         )
         return [rows[:FALLBACK_INSTANCES] for rows in instances]
+    elif best < threshold:
+        say(f"No instance reaches {threshold:g}; the best score is {best:.3f}.")
     return [[row for row in rows if row["score"] >= threshold] for rows in instances]
 
 

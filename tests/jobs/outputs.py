@@ -15,7 +15,7 @@ from pipeline.storage import Storage
 from pipeline.tables import INSTANCES_SCHEMA, InstanceRow, build_image_row, commit_shard, encode_part, instances_part
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
-FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "untrained-v1", "config_sha256": "0" * 64, "trained": False}
+FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def make_output_folder(tmp_path: Path, scores: tuple[float, ...] = (0.9, 0.25), 
     overrides = {"input.uri": str(photos), "output.uri": str(tmp_path / output), "compute.shard_images": 3}
     spec = load_spec(None, overrides)
     storage = Storage()
-    run = open_run(spec, FINGERPRINT, storage, run="night")
+    run = open_run(spec, {**FINGERPRINT, "trained": trained}, storage, run="night")
     for shard in (0, 1):
         commit(run, shard, storage, scores)
     # Cut off between its two parts: the instances are there, the images part that would commit them is not.

@@ -36,7 +36,7 @@ def test_views_are_told_apart_by_run(output: Output, capsys: pytest.CaptureFixtu
         {
             "run": "night",
             "model": "htc_r50_fpn",
-            "is_trained": False,
+            "is_trained": True,
             "images": 7,
             "shards": 3,
             "shards_committed": 2,

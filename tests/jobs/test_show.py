@@ -69,6 +69,18 @@ def test_a_threshold_that_nothing_reaches(
     assert " 0 " in captured.out
 
 
+def test_untrained_scores_are_not_believed(
+    make_output: Callable[..., Output], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = make_output(scores=(0.99,) * 9, trained=False)
+    assert show_overlays(output.uri, tmp_path / "png", sample=1) == 0
+    captured = capsys.readouterr()
+    assert "untrained" in captured.err
+    assert " 5 " in captured.out
+    assert show_overlays(output.uri, tmp_path / "png", sample=1, min_score=0.5) == 0
+    assert " 9 " in capsys.readouterr().out
+
+
 def test_wrong_requests_name_the_way_out(output: Output, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no image borken\.jpg; did you mean .*/broken\.jpg\?"):
         show_overlays(output.uri, tmp_path, uris=["borken.jpg"])
