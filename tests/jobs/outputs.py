@@ -89,7 +89,13 @@ def commit(run: Run, shard: int, storage: Storage, scores: tuple[float, ...]) ->
     commit_shard(storage, run.output_uri, run.name, shard, image_rows, instance_rows)
 
 
-def make_output_folder(tmp_path: Path, scores: tuple[float, ...] = (0.9, 0.25), output: str = "out") -> Output:
+def make_output_folder(
+    tmp_path: Path,
+    scores: tuple[float, ...] = (0.9, 0.25),
+    output: str = "out",
+    *,
+    trained: bool = True,
+) -> Output:
     """Build an output of two committed shards and one half-written one over seven files."""
     photos = tmp_path / "in put[1]"
     photos.mkdir(exist_ok=True)
