@@ -1,0 +1,141 @@
+"""Training from files: the spec, COCO annotations and images, each from a local path or any storage."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from htc_model.config import ModelConfigError
+from htc_model.training.annotations import (
+    AnnotationError,
+    CocoAnnotations,
+    merge_annotations,
+    read_annotations,
+)
+from htc_model.training.checkpoint import CheckpointError
+from htc_model.training.loop import OnStep, TrainingStoppedError
+from htc_model.training.run import EvaluationSet, run_training
+from htc_model.training.spec import DataSection, TrainingSpec
+from htc_model.weights import load_weights
+from pipeline.errors import ImageError, RunError, SpecError, StorageError
+from pipeline.images import decode_image
+from pipeline.spec_reading import absolute_uri, describe_problems, parse_yaml, read_spec_text, set_dotted
+from pipeline.storage import Storage, join
+
+
+def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> TrainingSpec:
+    """Read a YAML training spec and lay the flags over it.
+
+    Args:
+        path: a YAML file, local or remote; None when the flags say everything.
+        overrides: values by dotted key, `{"model.preset": "htc_lite0_fpn"}`; None stands for a flag not given.
+
+    Raises:
+        SpecError: one sentence per problem, all problems at once.
+    """
+    tree: dict[str, Any] = parse_yaml(read_spec_text(path), str(path)) if path is not None else {}
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            set_dotted(tree, key, value)
+    try:
+        return TrainingSpec.model_validate(tree)
+    except ValidationError as error:
+        raise SpecError(describe_problems(error, TrainingSpec, tree, source=path)) from None
+
+
+def train(
+    spec: TrainingSpec, *, storage: Storage | None = None, device: str = "cpu", on_step: OnStep | None = None
+) -> Path:
+    """Train what a spec asks for, or go on where its output folder's checkpoint stands.
+
+    Args:
+        spec: from `load_training_spec`.
+        storage: the door to annotations and images.
+        device: to train on.
+        on_step: for progress.
+
+    Returns:
+        the finished `.safetensors` file.
+
+    Raises:
+        SpecError: annotations, classes, preset, initial weights or checkpoint do not fit the spec.
+        StorageError: an annotation file cannot be read.
+        RunError: a loss is not finite, or memory ran out.
+    """
+    storage = storage or Storage()
+    load_image = _image_loader(storage)
+    try:
+        annotations, _ = _load_data(spec.train, spec, storage)
+        evaluation = [_load_evaluation(section, spec, storage, load_image, annotations) for section in spec.evaluate]
+        return run_training(
+            spec,
+            annotations,
+            load_image,
+            evaluation=evaluation,
+            load_state=_load_state,
+            device=device,
+            on_step=on_step,
+        )
+    except (AnnotationError, ModelConfigError, CheckpointError) as error:
+        raise SpecError(str(error)) from error
+    except TrainingStoppedError as error:
+        raise RunError(str(error)) from error
+
+
+def _load_data(
+    sections: Sequence[DataSection], spec: TrainingSpec, storage: Storage, *, keeps_empty_images: bool | None = None
+) -> tuple[CocoAnnotations, list[Any]]:
+    keeps_empty = spec.keeps_empty_images if keeps_empty_images is None else keeps_empty_images
+    parts, documents = [], []
+    for section in sections:
+        uri = absolute_uri(section.annotations)
+        try:
+            document = json.loads(storage.read(uri))
+            part = read_annotations(document, classes=spec.model.classes, keeps_empty_images=keeps_empty)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise SpecError(f"{uri} is no JSON: {error}.") from error
+        except AnnotationError as error:
+            raise SpecError(f"{uri}: {error}") from error
+        folder = absolute_uri(section.images)
+        images = tuple(replace(image, file_name=join(folder, image.file_name)) for image in part.images)
+        parts.append(replace(part, images=images))
+        documents.append(document)
+    return merge_annotations(parts), documents
+
+
+def _load_evaluation(
+    section: DataSection,
+    spec: TrainingSpec,
+    storage: Storage,
+    load_image: Callable[[str], NDArray[np.uint8]],
+    training: CocoAnnotations,
+) -> EvaluationSet:
+    # Images without objects stay: a detection on one of them is wrong and must count.
+    annotations, documents = _load_data([section], spec, storage, keeps_empty_images=True)
+    if annotations.category_ids != training.category_ids:
+        raise SpecError(
+            f"{section.annotations} has the classes {', '.join(annotations.classes)}, the training data "
+            f"{', '.join(training.classes)}; name the classes in model.classes."
+        )
+    return EvaluationSet(section.annotations, annotations, documents[0], load_image)
+
+
+def _image_loader(storage: Storage) -> Callable[[str], NDArray[np.uint8]]:
+    def load_image(uri: str) -> NDArray[np.uint8]:
+        try:
+            return decode_image(storage.read(uri))
+        except (ImageError, StorageError) as error:
+            # The network's side knows OSError as "this picture cannot be read": named, skipped, counted.
+            raise OSError(str(error)) from error
+
+    return load_image
+
+
+def _load_state(path: str) -> Mapping[str, Tensor]:
+    return load_weights(absolute_uri(path)).state
