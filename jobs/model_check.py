@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from htc_model.registry import UnknownWeightsError, find
@@ -12,11 +11,10 @@ from jobs.console import size_of
 from pipeline.cluster import WorkerPlan, local_cpus, plan_workers
 from pipeline.config import JobSpec, ModelSection
 from pipeline.errors import WeightsUnavailableError
-from pipeline.fetch import cache_folder
+from pipeline.fetch import weights_here
 from pipeline.fingerprint import take_fingerprint
 from pipeline.records import RunRecord, list_records, load_record
 from pipeline.storage import Storage
-from pipeline.uris import is_local, local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,20 +64,6 @@ def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> 
     if images is None:
         return ModelCheck(lines)
     return _load_and_time(spec, sorted(images, key=lambda image: image.shape[0] * image.shape[1]), lines)
-
-
-def weights_here(section: ModelSection) -> Path | None:
-    """Return the local file of the spec's weights; None when there is none or it has yet to be fetched."""
-    if section.weights == "untrained":
-        return None
-    if section.weights != "coco":
-        return Path(local_path(section.weights)) if is_local(section.weights) else None
-    try:
-        file_name = find(section.preset).file_name
-    except UnknownWeightsError:
-        return None
-    path = cache_folder() / file_name if file_name else None
-    return path if path and path.is_file() else None
 
 
 def _why_not_fetchable(section: ModelSection) -> str | None:

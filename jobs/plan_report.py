@@ -107,11 +107,8 @@ def _input_lines(survey: InputSurvey) -> Iterator[Line]:
     size = size_of(manifest.listed_bytes)
     unsized = f", {count_of(manifest.unsized_images, 'image')} of unknown size" if manifest.unsized_images else ""
     yield "input", f"{count_of(manifest.image_count, 'image')}, {size}{unsized}"
-    if manifest.duplicates:
-        yield "", f"{count_of(manifest.duplicates, 'entry').replace('entrys', 'entries')} named twice, taken once"
-    if manifest.skipped:
-        kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in manifest.skipped.items())
-        yield "", f"files that are no images, left out: {kinds}"
+    for line in manifest.left_out():
+        yield "", line
     yield "shards", f"{manifest.shard_count:,} of up to {count_of(manifest.shard_images, 'image')}"
 
 

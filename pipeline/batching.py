@@ -30,9 +30,7 @@ class Batcher(Generic[T]):
         batch_size: the most images in a batch, at least 1; may be changed between calls.
     """
 
-    def __init__(
-        self, batch_size: int, *, max_images: int | None = None, max_bytes: int = LOOKAHEAD_BYTES
-    ) -> None:
+    def __init__(self, batch_size: int, *, max_images: int | None = None, max_bytes: int = LOOKAHEAD_BYTES) -> None:
         """`max_images` bounds the images held back; by default eight batches of them."""
         if batch_size < 1:
             raise ValueError(f"a batch holds at least one image, not {batch_size}")

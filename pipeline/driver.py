@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import JobSpec
 from pipeline.errors import RunError
+from pipeline.fetch import weights_here
 from pipeline.fingerprint import take_fingerprint
+from pipeline.plan import require_images
 from pipeline.progress import ProgressDisplay, choose_progress
 from pipeline.runs import Run, open_run
 from pipeline.session import Session
@@ -45,13 +47,15 @@ def run(
         "interrupted".
 
     Raises:
-        HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError), or
-            cannot go
+        HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError), or cannot go
             on (RunError); what is committed stays.
     """
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     try:
+        if spec.model.weights != "untrained" and weights_here(spec.model) is None:
+            # Half a gigabyte of weights is not fetched for a misspelt input.
+            require_images(spec, storage)
         fingerprint = take_fingerprint(spec.model, storage)
         opened = open_run(spec, fingerprint.to_dict(), storage, run=run, fresh=fresh)
         if not fingerprint.trained:
@@ -77,3 +81,5 @@ def _announce(opened: Run, display: ProgressDisplay) -> None:
         display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go.")
     else:
         display.note(f"Run {opened.name}: {opened.image_count} images in {opened.shard_count} shards.")
+        for line in opened.manifest.left_out():
+            display.note(f"Of the input, {line}.")

@@ -75,6 +75,20 @@ def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Pa
     return _copy_remote(section.weights, storage or Storage())
 
 
+def weights_here(section: ModelSection) -> Path | None:
+    """Return the local file of the spec's weights; None when there is none or it has yet to be fetched."""
+    if section.weights == "untrained":
+        return None
+    if section.weights != "coco":
+        return Path(local_path(section.weights)) if is_local(section.weights) else None
+    try:
+        file_name = find(section.preset).file_name
+    except UnknownWeightsError:
+        return None
+    path = cache_folder() / file_name if file_name else None
+    return path if path and path.is_file() else None
+
+
 def fetch_weights(
     name: str,
     cache_dir: Path | None = None,

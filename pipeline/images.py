@@ -11,9 +11,9 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
@@ -26,10 +26,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from htc_model.config import ModelConfig
-from htc_model.preprocess import build_batch
-from htc_model.structures import ImageBatch
 from pipeline.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from htc_model.config import ModelConfig
+    from htc_model.structures import ImageBatch
 
 # Where Pillow itself calls an image a decompression bomb: twice its MAX_IMAGE_PIXELS of 89,478,485.
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -124,17 +127,20 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
 
 def batch_from_bytes(
     payloads: Sequence[bytes],
-    config: ModelConfig,
-    device: torch.device | str = "cpu",
+    config: "ModelConfig",
+    device: "torch.device | str" = "cpu",
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> ImageBatch:
+) -> "ImageBatch":
     """Decode, resize, normalise and stack: everything between the bytes of files and the network.
 
     Raises:
         ImageError: a file is bad.
         ValueError: no files, or their padded shapes differ (see `htc_model.preprocess.padded_size`).
     """
+    # Here, so that `htc show` decodes photos where torch is not installed.
+    from htc_model.preprocess import build_batch
+
     return build_batch([decode_image(payload, max_pixels=max_pixels) for payload in payloads], config, device)
 
 

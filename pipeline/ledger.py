@@ -46,9 +46,7 @@ class ShardLedger:
     meanwhile, so that a poison shard drags no neighbour along twice.
     """
 
-    def __init__(
-        self, todo: Iterable[int], *, max_attempts: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, todo: Iterable[int], *, max_attempts: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`todo`: shards in the order to begin them; `max_attempts`: charged attempts per shard."""
         self._fresh: deque[int] = deque(todo)
         self._max_attempts = max_attempts

@@ -71,6 +71,17 @@ class Manifest:
     duplicates: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
 
+    def left_out(self) -> list[str]:
+        """Say what of the input is no row of its own, a line per kind: nothing is dropped silently."""
+        lines = []
+        if self.duplicates:
+            entries = "entry names" if self.duplicates == 1 else "entries name"
+            lines.append(f"{self.duplicates:,} {entries} an image again, and each image is taken once")
+        if self.skipped:
+            kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in self.skipped.items())
+            lines.append(f"files that are no images, left out: {kinds}")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-able values, for run.json."""
         return asdict(self)
@@ -155,6 +166,17 @@ def survey_input(spec: JobSpec, storage: Storage, *, sample_images: int = 8) -> 
         pass
     _refuse_empty(spec, tally, notes)
     return InputSurvey(tally.manifest(spec.compute.shard_images, notes), sample)
+
+
+def require_images(spec: JobSpec, storage: Storage) -> None:
+    """Look for one image in the input; as cheap as its listing begins.
+
+    Raises:
+        InputError: the input holds no image, or cannot be listed.
+    """
+    notes, tally = SourceNotes(), _Tally()
+    next(tally.count(_listed(spec, storage, notes)), None)
+    _refuse_empty(spec, tally, notes)
 
 
 class ManifestReader:

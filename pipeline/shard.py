@@ -18,9 +18,7 @@ from pipeline.tables import ImageRow, InstanceRow, build_image_row, commit_shard
 class ShardProcessor:
     """Turns shards into committed tables with one model; `process` may run on two threads at once."""
 
-    def __init__(
-        self, segmenter: Segmenter, spec: JobSpec, *, run: str, model_label: str, cpus: float
-    ) -> None:
+    def __init__(self, segmenter: Segmenter, spec: JobSpec, *, run: str, model_label: str, cpus: float) -> None:
         """`cpus`: cores this worker may use; that many images are decoded at once."""
         self._run = run
         self._tools = WorkerTools(segmenter, spec, model_label=model_label, cpus=cpus)
@@ -70,9 +68,7 @@ class ShardProcessor:
         image_rows: list[ImageRow] = []
         instance_rows: list[InstanceRow] = []
         for ref, outcome in zip(shard.images, outcomes, strict=True):
-            build = partial(
-                build_image_row, ref, shard=shard.index, model=self._tools.model_label, attempts=attempt
-            )
+            build = partial(build_image_row, ref, shard=shard.index, model=self._tools.model_label, attempts=attempt)
             if isinstance(outcome, ImageFailure):
                 image_rows.append(build(status=outcome.status, error=outcome.reason))
             else:

@@ -12,12 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from htc_model.masks import encode_detections
-
 from htc_model.structures import RawDetections
 from pipeline.batching import Batcher
 from pipeline.borders import at_image_border
 from pipeline.config import JobSpec
-from pipeline.errors import ImageError
 from pipeline.images import decode_image
 from pipeline.metrics import StageClock
 from pipeline.plan import Shard
@@ -124,13 +122,9 @@ class ShardStages:
 
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
         limits = self._tools.spec.images
-        if ref.bytes is not None and ref.bytes > limits.max_bytes:
-            raise ImageError("too_large", f"{ref.bytes} bytes, more than the limit of {limits.max_bytes}")
         with self.clock.time("read"):
-            payload = read_image(ref, self._tools.storage)
+            payload = read_image(ref, self._tools.storage, max_bytes=limits.max_bytes)
         self.bytes_read.add(len(payload))
-        if len(payload) > limits.max_bytes:
-            raise ImageError("too_large", f"{len(payload)} bytes, more than the limit of {limits.max_bytes}")
         with self._tools.decode_slots, self.clock.time("decode"):
             pixels = decode_image(payload, max_pixels=limits.max_pixels)
         self._pixels_held.add(pixels.nbytes)

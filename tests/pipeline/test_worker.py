@@ -124,7 +124,7 @@ def test_a_file_beyond_the_byte_limit_is_not_decoded(tmp_path: Path) -> None:
     bench = Bench(tmp_path, max_bytes=10)
     bench.process([path])
     assert bench.image_rows()[0]["status"] == "too_large"
-    assert "limit of 10" in str(bench.image_rows()[0]["error"])
+    assert "images.max_bytes = 10" in str(bench.image_rows()[0]["error"])
 
 
 def test_an_image_the_model_chokes_on_fails_alone_with_its_traceback(tmp_path: Path) -> None:
@@ -192,10 +192,10 @@ def test_storage_trouble_sinks_the_shard_until_the_last_attempt(
     paths = write_images(tmp_path / "in", 4)
     read_image = pipeline.stages.read_image
 
-    def flaky(ref: ImageRef, storage: object) -> bytes:
+    def flaky(ref: ImageRef, storage: object, *, max_bytes: int) -> bytes:
         if ref.uri == str(paths[2]):
             raise TransientStorageError(f"{ref.uri}: 503 SlowDown")
-        return read_image(ref, storage)  # type: ignore[arg-type]
+        return read_image(ref, storage, max_bytes=max_bytes)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline.stages, "read_image", flaky)
     bench = Bench(tmp_path)
