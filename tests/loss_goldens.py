@@ -1,9 +1,9 @@
 """The training oracle's arrays, and how far our step is from them.
 
-A golden is one training step of MMDetection 3.3.0 on deterministic weights; see data/losses/README.md.
-`run_golden` repeats the step and `measure_step` gives one StepRow per quantity, with the tolerances that the
-oracle's own spread over threads, kernels and float64 suggests. tests/htc_model/training/test_step_parity.py
-asserts the rows, benchmarks/loss_parity.py prints them, also for goldens that are not in this repository.
+A golden is one training step of MMDetection 3.3.0 on deterministic weights; see data/losses/README.md. `run_golden`
+repeats the step and `measure_step` gives one StepRow per quantity, with the tolerances that the oracle's own spread
+over threads, kernels and float64 suggests. tests/htc_model/training/test_step_parity.py asserts the rows,
+benchmarks/loss_parity.py prints them, also for goldens that are not in this repository.
 """
 
 import hashlib
