@@ -1,25 +1,23 @@
 """A query's answer as text: a table for people, CSV and JSON for programs."""
 
 import base64
-import contextlib
 import csv
 import datetime
 import decimal
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
 import numpy as np
 
 from jobs.console import Alignment, count_of, say, write_table
-from pipeline.errors import SpecError
+from jobs.files import replaced_file
 
 FORMATS = ("table", "csv", "json", "parquet")
 # A screenful of screenfuls; whoever wants more reads it with a program.
@@ -71,25 +69,6 @@ def write_answer(answer: Answer, output_format: str, output_file: Path | None) -
         text.flush()
         # The wrapper would otherwise close the file under replaced_file.
         text.detach()
-
-
-@contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only when the block ends well.
-
-    Raises:
-        SpecError: the folder is missing, not writable, or full.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as sink:
-            yield sink
-        aside.replace(path)
-    except OSError as error:
-        raise SpecError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
 
 
 def json_value(value: object, *, is_float32: bool = False) -> object:

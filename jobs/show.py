@@ -1,7 +1,5 @@
 """`htc show`: pictures of what a run found, one PNG per photo."""
 
-import contextlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import count_of, say, write_line, write_table
+from jobs.files import replaced_file
 from jobs.overlay import DrawnInstance, draw_overlay
 from jobs.photos import PhotoRow, RunPhotos
 from jobs.query import decode_mask
@@ -142,15 +141,8 @@ def _draw(source: RunPhotos, photo: PhotoRow, rows: Sequence[Mapping[str, Any]],
     if (width, height) != (photo.width, photo.height):
         raise InputError(f"it has {width} x {height} pixels now and had {photo.width} x {photo.height} in the run.")
     picture = draw_overlay(pixels, [_drawn_instance(row) for row in rows])
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        picture.save(aside, format="PNG")
-        aside.replace(path)
-    except OSError as error:
-        raise SpecError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+    with replaced_file(path) as sink:
+        picture.save(sink, format="PNG")
 
 
 def _pixels(photo: PhotoRow) -> int:
