@@ -1,6 +1,6 @@
 """Print what one training step costs on a CPU, part by part, in CPU seconds per image; one JSON line.
 
-    python benchmarks/training_cpu.py [--short-side 256] [--long-side 352] [--batch 4] [--rois 64] [--frozen 1] [--steps 3]
+    python benchmarks/training_cpu.py [--short-side 256] [--long-side 352] [--batch 4] [--rois 64] [--frozen 1]
 
 The pictures are noise with three boxes each: the cost depends on sizes and counts, hardly on content. The same step
 with torchvision's RoIAlign instead of row sums stands beside it.
