@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from htc_model.rle import decode_rle
-from jobs.answers import FORMATS, Answer, replaced_file, write_answer
+from jobs.answers import FORMATS, Answer, write_answer
+from jobs.files import replaced_file
 from jobs.interruptible import run_interruptibly
 from pipeline.errors import SpecError
 from pipeline.storage import Storage
