@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from htc_model.heads import MASK_SIDE
 from htc_model.training.assign import UNUSED, AssignRule, assign_boxes
 from htc_model.training.sampling import Sample, SampleRule, sample_assigned
-
-# Side of the mask head's output in cells (Mask R-CNN, arXiv:1703.06870, fig. 4).
-MASK_CELLS = 28
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def build_mask_targets(
     rois_xyxy: Tensor,
     *,
     canvas_size: tuple[int, int],
-    cells: int = MASK_CELLS,
+    cells: int = MASK_SIDE,
 ) -> Tensor:
     """Cut each RoI out of its object's mask, averaged over cells and cut at one half.
 
