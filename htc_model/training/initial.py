@@ -43,11 +43,12 @@ class InitialReport:
 
 
 def initialise_heads(model: HTC) -> None:
-    """Give all layers behind the trunk the random start of the published configs.
+    """Give all layers behind the trunk the random start of the published configs, but for one.
 
-    FPN Xavier-uniform, proposal layers normal 0.01, class logits normal 0.01, box deltas normal 0.001, shared
-    layers Xavier-uniform, masks and semantic branch He-normal by fan-out, biases zero (MMDetection 3.3,
-    init_cfg of the modules).
+    FPN Xavier-uniform, proposal layers normal 0.01, class logits normal 0.01, box deltas normal 0.001, shared layers
+    Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). The exception
+    is the logits of masks and semantic branch, normal 0.001: by fan-out, a network of one class would start with logits
+    of tens, and with a mask loss of 4 instead of log 2.
     """
     for name, module in model.named_modules():
         is_layer = isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
@@ -55,7 +56,7 @@ def initialise_heads(model: HTC) -> None:
             continue
         if name.startswith("rpn_head.") or name.endswith("fc_cls"):
             nn.init.normal_(module.weight, std=0.01)
-        elif name.endswith("fc_reg"):
+        elif name.endswith(("fc_reg", "conv_logits")):
             nn.init.normal_(module.weight, std=0.001)
         elif name.startswith("neck.") or "shared_fcs" in name:
             nn.init.xavier_uniform_(module.weight)

@@ -94,6 +94,12 @@ def test_nothing_flows_back_through_proposals_or_refined_boxes():
     assert gradient(later, model.roi_head.bbox_head[0].fc_reg.weight) == 0
 
 
+def test_a_fresh_mask_head_starts_at_the_loss_of_a_coin_toss():
+    trace = step(small_model())
+    for stage in trace.stages:
+        assert stage.masks.loss.item() == pytest.approx(0.693, abs=0.05)
+
+
 def test_stages_weigh_one_half_and_a_quarter():
     trace = step(small_model())
     for stage, weight in enumerate((1, 0.5, 0.25)):
