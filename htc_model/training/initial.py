@@ -46,9 +46,9 @@ def initialise_heads(model: HTC) -> None:
     """Give all layers behind the trunk the random start of the published configs, but for one.
 
     FPN Xavier-uniform, proposal layers normal 0.01, class logits normal 0.01, box deltas normal 0.001, shared layers
-    Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). The exception
-    is the logits of masks and semantic branch, normal 0.001: by fan-out, a network of one class would start with logits
-    of tens, and with a mask loss of 4 instead of log 2.
+    Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). But
+    the logits of masks and semantic branch are normal 0.001: by fan-out, a network of one class would start with
+    logits of tens, and with a mask loss of 4 instead of log 2.
     """
     for name, module in model.named_modules():
         is_layer = isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
