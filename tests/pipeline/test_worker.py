@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from fake_models import FakeModel, LoadFake, write_image, write_images
 import pipeline.shard
 import pipeline.stages
 from htc_model.config import load_preset
+from htc_model.structures import ImageBatch, RawDetections
 from pipeline.batching import BatchSize
 from pipeline.borders import DeviceLostError
 from pipeline.config import JobSpec
@@ -21,6 +23,7 @@ from pipeline.refs import ImageRef
 from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerReady
 from pipeline.segmenter import Segmenter
 from pipeline.shard import ShardProcessor
+from pipeline.storage import Storage
 from pipeline.tables import images_part, instances_part
 from pipeline.worker import Worker, WorkerSettings
 
@@ -184,6 +187,51 @@ def test_two_shards_at_once_never_infer_at_once(tmp_path: Path) -> None:
         thread.join()
     assert bench.model.busiest == 1
     assert [len(bench.image_rows(index)) for index in range(2)] == [12, 12]
+
+
+def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each stage of the first shard waits for the second shard's earlier stage: without the overlap, neither goes on.
+    first = write_images(tmp_path / "first", 3, (20, 30))
+    second = write_images(tmp_path / "second", 3, (30, 20))
+    began, second_read, second_inferred = threading.Event(), threading.Event(), threading.Event()
+    was_overlapped: dict[str, bool] = {}
+    bench = Bench(tmp_path, batch_size=2)
+    infer, read_image, commit_shard = bench.model.infer, pipeline.stages.read_image, pipeline.shard.commit_shard
+
+    def waiting_infer(batch: ImageBatch) -> list[RawDetections]:
+        if (30, 20) in batch.original_sizes:
+            second_inferred.set()
+        elif not began.is_set():
+            began.set()
+            was_overlapped["read"] = second_read.wait(60)
+        return infer(batch)
+
+    def telling_read(ref: ImageRef, storage: Storage, *, max_bytes: int) -> bytes:
+        if ref.uri == str(second[0]):
+            second_read.set()
+        return read_image(ref, storage, max_bytes=max_bytes)
+
+    def waiting_commit(storage: Storage, output_uri: str, run: str, index: int, *rows: Any) -> None:
+        if index == 0:
+            was_overlapped["commit"] = second_inferred.wait(60)
+        commit_shard(storage, output_uri, run, index, *rows)
+
+    monkeypatch.setattr(bench.model, "infer", waiting_infer)
+    monkeypatch.setattr(pipeline.stages, "read_image", telling_read)
+    monkeypatch.setattr(pipeline.shard, "commit_shard", waiting_commit)
+    threads = [
+        threading.Thread(target=bench.process, args=(paths,), kwargs={"index": index})
+        for index, paths in enumerate((first, second))
+    ]
+    threads[0].start()
+    assert began.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert was_overlapped == {"read": True, "commit": True}
+    assert [len(bench.image_rows(index)) for index in range(2)] == [3, 3]
 
 
 def test_storage_trouble_sinks_the_shard_until_the_last_attempt(
