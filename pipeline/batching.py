@@ -23,7 +23,7 @@ class Batcher(Generic[T]):
     """Groups images by padded shape, holding back at most a bounded number of images and bytes.
 
     The order is a function of the order of the images alone: within a batch and within a shape images keep
-        their order, and when the bounds are reached the fullest group leaves, the one that waits longest
+    their order, and when the bounds are reached the fullest group leaves, the one that waits longest
         among equals.
 
     Attributes:

@@ -3,7 +3,7 @@
 `images` has one row per input image, whatever happened to it; `instances` one per detected object. Both are
 plain Parquet, Hive-partitioned by run. The instances part of a shard is written first and the images part
 last: that one file makes the shard count. A shard done twice overwrites its own two files, so nothing is ever
-    counted twice.
+counted twice.
 """
 
 import io
