@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import AccessDeniedError
+from pipeline.uris import name_order
 
 TEMP_SUFFIX = ".htc-tmp"
 """Our unfinished files are `.NAME.<pid>-<random>.htc-tmp`; the leading dot keeps them out of every
@@ -19,7 +20,7 @@ listing."""
 
 
 def walk_files(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """List the files below a folder as (path, stat), in the order of their whole paths.
+    """List the files below a folder as (path, stat), in the order of their whole paths (`uris.name_order`).
 
     Hidden files and folders are left out. A link that leads nowhere is listed with None: it is a missing
     image, not an absent one. A folder is entered once per way that leads to it, never inside itself.
@@ -41,7 +42,7 @@ def _walk(folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[
             elif entry.is_file() or entry.is_symlink():
                 found.append((entry.name, entry.path, _stat(entry)))
     # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths.
-    found.sort(key=lambda each: each[0])
+    found.sort(key=lambda each: name_order(each[0]))
     for name, path, status in found:
         if not name.endswith("/"):
             yield path, status

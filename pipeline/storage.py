@@ -15,9 +15,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from pipeline import local_files
 from pipeline.config import StorageSection
 from pipeline.errors import NotFoundError, StorageError, TransientStorageError
+from pipeline.s3_listing import find_on_s3
 from pipeline.storage_errors import Verb, storage_error
 from pipeline.store_options import EXTRAS, client_options
-from pipeline.uris import glob_pattern, is_local, join, local_path, scheme_of
+from pipeline.uris import glob_pattern, is_local, join, local_path, name_order, scheme_of
 
 __all__ = ["Listed", "Storage", "join"]
 
@@ -25,7 +26,8 @@ ATTEMPTS = 5
 LONGEST_WAIT_S = 8.0
 
 # One PUT is atomic on these. Anywhere else a reader could see half an object, so we write aside and rename.
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
+_S3 = frozenset({"s3", "s3a"})
+_OBJECT_STORES = _S3 | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
 
 Kind = Literal["file", "folder", "absent"]
 T = TypeVar("T")
@@ -61,9 +63,10 @@ class Storage:
         return {"section": self.section, "_clients": {}}
 
     def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
-        """List the files below a folder or prefix, recursively, sorted by uri; a file lists as itself.
+        """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
 
-        Hidden names (a leading dot, our own temporary files among them) are left out.
+        Local folders and S3 are listed while the iterator is read, in little memory. Hidden names
+        (a leading dot, our own temporary files among them) are left out.
 
         Args:
             uri: a folder, prefix or file, taken literally.
@@ -204,14 +207,24 @@ class Storage:
             raise _translated(error, str(error.filename or uri), "list") from error
 
     def _list_remote(self, uri: str) -> Iterator[tuple[str, Listed]]:
-        client, path = self._client(uri)
-        found: dict[str, Any] = self._call(lambda: client.find(path, detail=True), uri, "list")
-        for name in sorted(found):
-            relative = name[len(path) :].removeprefix("/")
+        if scheme_of(uri) in _S3:
+            client, path = self._client(uri)
+            found = find_on_s3(client, path, lambda request: self._call(request, uri, "list"))
+        else:
+            found = self._find_anywhere(uri)
+        for relative, size, etag in found:
             is_hidden = any(part.startswith(".") for part in relative.split("/"))
             # Consoles make "folders" by empty objects whose key ends in a slash.
             if relative and not relative.endswith("/") and not is_hidden:
-                yield relative, _listed(join(uri, relative), found[name])
+                yield relative, Listed(join(uri, relative), size, _unquoted(etag))
+
+    def _find_anywhere(self, uri: str) -> Iterator[tuple[str, int | None, str | None]]:
+        # fsspec has no listing by pages: all names are in memory at once.
+        client, path = self._client(uri)
+        found: dict[str, Any] = self._call(lambda: client.find(path, detail=True), uri, "list")
+        for name in sorted(found, key=name_order):
+            listed = _listed(uri, found[name])
+            yield name[len(path) :].removeprefix("/"), listed.bytes, listed.etag
 
     def _client(self, uri: str) -> tuple[Any, str]:
         """Return the fsspec file system for a uri, and the uri as that file system spells it."""
@@ -255,7 +268,11 @@ def _translated(error: OSError, uri: str, verb: Verb) -> BaseException:
 def _listed(uri: str, found: dict[str, Any]) -> Listed:
     etag = found.get("ETag") or found.get("etag")
     size = found.get("size")
-    return Listed(uri, None if size is None else int(size), etag.strip('"') if isinstance(etag, str) else None)
+    return Listed(uri, None if size is None else int(size), _unquoted(etag))
+
+
+def _unquoted(etag: object) -> str | None:
+    return etag.strip('"') if isinstance(etag, str) else None
 
 
 def _open_client(scheme: str, section: StorageSection, uri: str) -> Any:
@@ -277,4 +294,7 @@ def _open_client(scheme: str, section: StorageSection, uri: str) -> Any:
     if hasattr(client, "retries"):
         # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
         client.retries = 1
+    if scheme in _S3:
+        # s3fs takes `?versionId=` off every name, and would write `a?versionId=1` to `a`.
+        client.split_path = lambda path: (*client._find_bucket_key(client._strip_protocol(path).lstrip("/")), None)
     return client

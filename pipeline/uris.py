@@ -87,6 +87,11 @@ def display_uri(uri: str) -> str:
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def name_order(name: str) -> bytes:
+    """Return what names are sorted by, here as on S3: the bytes of their UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def glob_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a glob: `*` and `?` stop at slashes, `**/` crosses them, `[a-z]` and `[!a]` are classes.
 

