@@ -172,6 +172,54 @@ def show(
     )
 
 
+@app.command()
+def train(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Training spec (YAML); flags override it.")],
+    *,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="DIR", help="Folder for weights, checkpoint and metrics.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PRESET", help="Network preset. [default: htc_lite0_fpn]")
+    ] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option("--initial", metavar="WEIGHTS", help="imagenet, none, or a weights file. [default: imagenet]"),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the pictures. [default: 12]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help="Pictures per step and worker. [default: 4]")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="F", help="For the whole batch. [default: 0.001]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes training together. [default: 1]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of all that is random. [default: 0]")] = None,
+) -> None:
+    """Train a network on photos with COCO annotations.
+
+    The same command again goes on from the last checkpoint. The result is one .safetensors file for --weights.
+    """
+    from jobs.train_report import train_and_report
+
+    overrides = {
+        "output": output,
+        "model.preset": model,
+        "model.initial": initial,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimiser.learning_rate": learning_rate,
+        "workers": workers,
+        "seed": seed,
+    }
+    train_and_report(spec, overrides)
+
+
 @weights_app.command("list")
 def list_weights() -> None:
     """List the published checkpoints and their AP."""

@@ -9,6 +9,8 @@ from jobs.console import count_of, say, size_of, write_table
 from jobs.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError, ImageError, NotFoundError
+from pipeline.fetch import weights_here
+from pipeline.fingerprint import settle_model
 from pipeline.plan import InputSurvey, survey_input
 from pipeline.progress import format_duration
 from pipeline.runs import Run, open_run
@@ -62,6 +64,9 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
         HtcError: the run could not start: no input, another run's spec, an occupied output.
     """
     storage = _ReadOnlyStorage(spec.storage)
+    weights = weights_here(spec.model)
+    if weights is not None and weights.is_file():
+        spec = settle_model(spec)
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
     survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES)
     sample = _decode_sample(spec, survey, storage)

@@ -55,7 +55,7 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     if summary.retries or summary.workers_lost:
         yield "trouble", f"{summary.retries} retries, {summary.workers_lost} workers lost"
     trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"
-    yield "model", f"{spec.model.preset}{trained}"
+    yield "model", f"{summary.model or spec.model.preset}{trained}"
     yield "tables", f"{spec.output.uri} (images/, instances/, runs/{summary.run}/)"
 
 

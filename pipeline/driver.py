@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import JobSpec
 from pipeline.errors import RunError
 from pipeline.fetch import weights_here
-from pipeline.fingerprint import take_fingerprint
+from pipeline.fingerprint import settle_model, take_fingerprint
 from pipeline.plan import require_images
 from pipeline.progress import ProgressDisplay, choose_progress
 from pipeline.runs import Run, open_run
@@ -56,6 +56,7 @@ def run(
         if spec.model.weights != "untrained" and weights_here(spec.model) is None:
             # Half a gigabyte of weights is not fetched for a misspelt input.
             require_images(spec, storage)
+        spec = settle_model(spec, storage)
         fingerprint = take_fingerprint(spec.model, storage)
         opened = open_run(spec, fingerprint.to_dict(), storage, run=run, fresh=fresh)
         if not fingerprint.trained:

@@ -55,7 +55,7 @@ class DecodedImage:
 
 
 def load_model(section: ModelSection, storage: Storage | None = None) -> SegmentationModel:
-    """Build the spec's preset with its weights, on the CPU, in evaluation mode.
+    """Build the spec's network with its weights, on the CPU, in evaluation mode.
 
     Raises:
         WeightsUnavailableError: the weights cannot be had.
@@ -66,8 +66,8 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
     from htc_model.weights import load_into, load_weights
     from pipeline.fetch import resolve_weights
 
-    model = build_model(configured(section)).eval()
     path = resolve_weights(section, storage)
+    model = build_model(configured(section, path)).eval()
     if path is None:
         model.load_state_dict(untrained_state(model.state_dict()))
     else:

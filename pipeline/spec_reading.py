@@ -124,7 +124,7 @@ def describe_problems(
     """Turn every failed check into one sentence that names the key by its dotted path."""
     sentences: list[str] = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        sentence = _sentence(problem["type"], problem["loc"], spec, tree)
+        sentence = _sentence(problem["type"], problem["loc"], spec, tree, problem["msg"])
         if sentence not in sentences:
             sentences.append(sentence)
     if len(sentences) == 1:
@@ -133,13 +133,17 @@ def describe_problems(
     return "\n".join([f"{where} has {len(sentences)} problems:", *(f"- {sentence}" for sentence in sentences)])
 
 
-def _sentence(kind: str, location: tuple[int | str, ...], spec: type[BaseModel], tree: dict[str, Any]) -> str:
+def _sentence(
+    kind: str, location: tuple[int | str, ...], spec: type[BaseModel], tree: dict[str, Any], message: str
+) -> str:
     key, section, description = _locate(location, spec)
     dotted = ".".join(key)
     if kind == "missing":
-        flag = {"input": "INPUT", "output": "OUTPUT"}.get(key[0])
+        inner = _model_of(spec, key[0])
+        has_uri = inner is not None and "uri" in inner.model_fields
+        flag = {"input": "INPUT", "output": "OUTPUT"}.get(key[0]) if has_uri else None
         way_out = f"; give it in the spec, or as {flag} on the command line" if flag else ""
-        missing = dotted if len(key) > 1 else f"{dotted}.uri"
+        missing = f"{dotted}.uri" if has_uri and len(key) == 1 else dotted
         return f"{missing} is missing{way_out}."
     if kind == "extra_forbidden":
         known = list(section.model_fields)
@@ -155,7 +159,11 @@ def _sentence(kind: str, location: tuple[int | str, ...], spec: type[BaseModel],
         model = _model_of(section, key[-1])
         names = ", ".join(model.model_fields) if model else "keys"
         return f"{dotted} must be a section with the keys {names}, not {_shown(value)}."
-    return f"{dotted} must be {description or 'of another type'}, not {_shown(value)}."
+    if kind == "value_error":
+        return f"{dotted}: {message.removeprefix('Value error, ')}."
+    if description is None:
+        return f"{dotted}: {message[:1].lower()}{message[1:]}, not {_shown(value)}."
+    return f"{dotted} must be {description}, not {_shown(value)}."
 
 
 def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[list[str], type[BaseModel], str | None]:

@@ -147,6 +147,7 @@ class Tally:
             workers_lost=self._workers_lost,
             workers_started=self._workers_started,
             device=self._device,
+            model=self._spec.model.preset,
             is_trained=self._is_trained,
             has_bug=self._has_bug,
             error_log=self._error_folder if self._tracebacks else None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
@@ -49,13 +50,28 @@ def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] 
         raise SpecError(describe_problems(error, TrainingSpec, tree, source=path)) from None
 
 
-def train(
+def train(spec: TrainingSpec, *, on_step: OnStep | None = None) -> Path:
+    """Train what a spec asks for with as many processes as it asks for.
+
+    Args, returns and raises as `train_alone`, and RunError when the workers' cluster fails.
+    """
+    if spec.workers > 1:
+        from pipeline.train_cluster import train_on_workers
+
+        return train_on_workers(spec, on_step=on_step)
+    has_gpu = spec.gpus_per_worker != 0 and torch.cuda.is_available()
+    return train_alone(spec, device="cuda" if has_gpu else "cpu", on_step=on_step)
+
+
+def train_alone(
     spec: TrainingSpec, *, storage: Storage | None = None, device: str = "cpu", on_step: OnStep | None = None
 ) -> Path:
-    """Train what a spec asks for, or go on where its output folder's checkpoint stands.
+    """Train in this process, or go on where the output folder's checkpoint stands.
+
+    Several processes that torch.distributed has joined, each calling this, train as one.
 
     Args:
-        spec: from `load_training_spec`.
+        spec: from `load_training_spec`; `workers` is not looked at.
         storage: the door to annotations and images.
         device: to train on.
         on_step: for progress.

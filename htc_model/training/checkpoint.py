@@ -10,7 +10,10 @@ import torch
 from htc_model.config import ModelConfig, config_to_dict
 
 # Settings that may change when a run is resumed: they decide how fast or how often, not what is computed.
-_OPERATIONAL_KEYS = frozenset({"output", "loaders", "evaluate_epochs", "checkpoint_steps", "log_steps", "evaluate"})
+_OPERATIONAL_KEYS = frozenset({
+    "output", "loaders", "evaluate_epochs", "checkpoint_steps", "log_steps", "evaluate", "gpus_per_worker",
+    "cpus_per_worker",
+})  # fmt: skip
 
 
 class CheckpointError(ValueError):

@@ -27,7 +27,7 @@ def evaluate_model(
     Args:
         model: any mode; it is in eval mode while this runs.
         annotations: which images, and the classes' category ids, which must be the model's.
-        document: the COCO file itself, with the crowd regions that scoring ignores.
+        document: the COCO file itself; annotations that reading left out are left out of the scoring too.
         load_image: from a file name to RGB pixels.
 
     Returns:
@@ -44,7 +44,8 @@ def evaluate_model(
     for module, is_training in was_training.items():
         module.training = is_training
     image_ids = [image.image_id for image in annotations.images]
-    return score_results(results, document, image_ids, annotations.category_ids, has_masks=model.config.has_masks)
+    sound = _sound_document(document, annotations)
+    return score_results(results, sound, image_ids, annotations.category_ids, has_masks=model.config.has_masks)
 
 
 def score_results(
@@ -62,6 +63,26 @@ def score_results(
         stats = _average_precision(results, document, image_ids, category_ids, kind) if results else [0.0] * len(_STATS)
         scores |= {f"{name}_{stat}": float(value) for stat, value in zip(_STATS, stats, strict=False)}
     return scores
+
+
+def _sound_document(document: Mapping[str, Any], annotations: CocoAnnotations) -> dict[str, Any]:
+    """Leave out of a COCO document what pycocotools would fall over, and number the rest anew."""
+    objects = {(image.image_id, entry.annotation_id): entry for image in annotations.images for entry in image.objects}
+    sound: list[dict[str, Any]] = []
+    for annotation in document["annotations"]:
+        entry = objects.get((annotation.get("image_id"), annotation.get("id")))
+        if entry is None:
+            continue
+        x1, y1, x2, y2 = entry.box_xyxy
+        values = {
+            "id": len(sound) + 1,
+            "segmentation": entry.segmentation or [[x1, y1, x2, y1, x2, y2, x1, y2]],
+            "bbox": annotation.get("bbox") or [x1, y1, x2 - x1, y2 - y1],
+            "area": annotation.get("area", (x2 - x1) * (y2 - y1)),
+            "iscrowd": int(entry.is_crowd),
+        }
+        sound.append({**annotation, **values})
+    return {**document, "annotations": sound}
 
 
 def _average_precision(

@@ -89,6 +89,11 @@ class TrainingFiles:
         return self.folder / "metrics.jsonl"
 
     @property
+    def curves(self) -> Path:
+        """The metrics as a picture."""
+        return self.folder / "curves.png"
+
+    @property
     def weights(self) -> Path:
         """The result."""
         return self.folder / "weights.safetensors"
@@ -134,7 +139,9 @@ def train_steps(
             losses = _take_step(training, batch, steps)
             training.step += 1
             if training.step % spec.log_steps == 0 or training.step == 1:
-                line = {"step": training.step, "epoch": epoch, "losses": losses, "skipped": batch.unreadable}
+                losses = ranks.average_named(losses)
+                line = {"step": training.step, "steps": steps, "epoch": epoch, "losses": losses}
+                line["skipped"] = batch.unreadable
                 line["learning_rate"] = training.optimiser.param_groups[-1]["lr"]
                 line["images_per_s"] = round(len(batch.names) / (time.monotonic() - started), 3)
                 _write_metrics(files.metrics, line)

@@ -4,11 +4,11 @@ Whoever starts several processes (Ray Train, torchrun) initialises torch.distrib
 is asked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 
 def rank() -> int:
@@ -48,13 +48,15 @@ def share_weights(model: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def average_scalars(values: Tensor) -> Tensor:
-    """Mean of a tensor over all processes."""
+def average_named(values: Mapping[str, float]) -> dict[str, float]:
+    """Average numbers over all processes; each must come with the same names in the same order."""
     if not _is_joint():
-        return values
-    summed = values.clone()
+        return dict(values)
+    # The accelerator's backend takes tensors of its own device only.
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    summed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(summed)
-    return summed / world_size()
+    return dict(zip(values, (summed / world_size()).tolist(), strict=True))
 
 
 def _is_joint() -> bool:

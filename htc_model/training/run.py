@@ -14,6 +14,7 @@ from htc_model.htc import HTC
 from htc_model.training import ranks
 from htc_model.training.annotations import CocoAnnotations
 from htc_model.training.checkpoint import read_checkpoint
+from htc_model.training.curves import draw_curves, read_metrics
 from htc_model.training.dataset import TrainingPictures
 from htc_model.training.ema import WeightAverage
 from htc_model.training.evaluation import evaluate_model
@@ -91,13 +92,11 @@ def run_training(
     )
     if checkpoint is not None:
         training.restore(checkpoint)
-    scores: dict[str, Any] = {}
 
     def evaluate(averaged: HTC) -> dict[str, Any]:
-        scores.clear()
-        for part in evaluation:
-            scores[part.name] = evaluate_model(averaged, part.annotations, part.document, part.load_image)
-        return dict(scores)
+        return {
+            part.name: evaluate_model(averaged, part.annotations, part.document, part.load_image) for part in evaluation
+        }
 
     pictures = TrainingPictures(annotations, load_image, config, spec.augmentation.build(), spec.seed)
     train_steps(
@@ -114,11 +113,20 @@ def run_training(
             "steps": training.step,
             "pictures": len(annotations.images),
             "left_out": annotations.bad_counts(),
-            "scores": scores,
+            # From the file, since a run that was killed at its end does not evaluate again.
+            "scores": _last_scores(files),
             "torch": torch.__version__,
         }
         save_weights(files.weights, halve_state(training.average.state), config, provenance)
+        draw_curves(files.metrics, files.curves)
     return files.weights
+
+
+def _last_scores(files: TrainingFiles) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for line in read_metrics(files.metrics):
+        scores = line.get("evaluation", scores)
+    return scores
 
 
 def halve_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Everything that decides a training run, checked before it starts."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from htc_model.training.augment import Augmentation
 from htc_model.training.schedule import ScheduleKind
@@ -91,9 +91,12 @@ class SamplingSection(_Section):
 class TrainingSpec(_Section):
     """One training run.
 
-    batch_size: pictures per step and rank. epochs: passes over the training pictures.
-    evaluate_epochs, checkpoint_steps: how often; 0 evaluates only at the end. loaders: processes that prepare
-        batches.
+    output: a local folder. batch_size: pictures per step and worker. epochs: passes over the training pictures.
+    evaluate_epochs, checkpoint_steps: how often; 0 evaluates only at the end. loaders: processes per worker that
+        prepare batches.
+    workers: processes that train together; more than one are started by Ray, and the output folder must be one
+        that all their machines see. gpus_per_worker: "auto" is one each where there are GPUs. cpus_per_worker:
+        cores reserved for each, one by default.
     """
 
     train: tuple[DataSection, ...] = Field(min_length=1)
@@ -112,3 +115,13 @@ class TrainingSpec(_Section):
     checkpoint_steps: int = Field(default=200, ge=1)
     log_steps: int = Field(default=10, ge=1)
     loaders: int = Field(default=0, ge=0)
+    workers: int = Field(default=1, ge=1)
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    cpus_per_worker: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+
+    @field_validator("output")
+    @classmethod
+    def _check_output(cls, output: str) -> str:
+        if "://" in output or not output:
+            raise ValueError(f"output must be a local folder, not {output!r}; copy the result away afterwards")
+        return output

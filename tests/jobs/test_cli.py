@@ -14,7 +14,7 @@ from outputs import Output
 from jobs import cli
 from pipeline.errors import RunError, RunMismatchError, WeightsUnavailableError
 
-COMMANDS = ["run", "plan", "query", "show", "weights", "weights list", "weights fetch", "weights verify"]
+COMMANDS = ["run", "plan", "train", "query", "show", "weights", "weights list", "weights fetch", "weights verify"]
 Htc = Callable[..., tuple[int, str, str]]
 
 

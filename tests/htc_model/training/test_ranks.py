@@ -22,7 +22,7 @@ def _average(rank: int, folder: str) -> None:
         # The other process has no gradient at all, as when no RoI falls on a level.
         model(torch.tensor([[2.0, 4.0]])).sum().backward()
     ranks.average_gradients(model.parameters())
-    mean = ranks.average_scalars(torch.tensor(float(rank)))
+    mean = ranks.average_named({"loss": float(rank), "accuracy": 100.0})
     state = {"weight": model.weight.detach(), "gradient": model.weight.grad, "mean": mean, "of": ranks.world_size()}
     torch.save(state, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -34,7 +34,7 @@ def test_two_processes_share_weights_and_average_gradients(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(first["weight"], second["weight"])
     assert first["gradient"].tolist() == second["gradient"].tolist() == [[1.0, 2.0]]
-    assert first["mean"].item() == second["mean"].item() == 0.5
+    assert first["mean"] == second["mean"] == {"loss": 0.5, "accuracy": 100.0}
     assert first["of"] == 2
 
 

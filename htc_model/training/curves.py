@@ -1,0 +1,94 @@
+"""A picture of how training went: losses above, average precision below."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# A moving mean over this share of the logged steps; single steps of small batches jump about.
+_SMOOTHING = 0.05
+_DRAWN_SCORES = ("mask_ap50", "mask_ap", "box_ap")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`, the half line that a kill may have left at its end aside; empty if it is not there."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def draw_curves(metrics: Path, picture: Path) -> bool:
+    """Draw the losses and the scores of a run over its steps.
+
+    Args:
+        metrics: the run's `metrics.jsonl`.
+        picture: the PNG to write.
+
+    Returns:
+        whether it was drawn: not without matplotlib, which the extra `train` brings, nor without anything logged.
+    """
+    lines = read_metrics(metrics)
+    steps = [line for line in lines if "losses" in line]
+    evaluations = [line for line in lines if line.get("evaluation")]
+    if not steps:
+        return False
+    try:
+        # The object interface: pyplot would look for a screen.
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no %s: drawing needs matplotlib (pip install 'htc-batch[train]')", picture.name)
+        return False
+    figure = Figure(figsize=(9, 8 if evaluations else 4.5), layout="constrained")
+    axes = figure.subplots(2 if evaluations else 1, 1, squeeze=False, sharex=True)[:, 0]
+    _draw_losses(axes[0], steps)
+    if evaluations:
+        _draw_scores(axes[1], evaluations)
+    axes[-1].set_xlabel("step")
+    figure.savefig(picture, format="png", dpi=110)
+    return True
+
+
+def _draw_losses(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
+    numbers = [line["step"] for line in lines]
+    # HTC has twelve losses, and the usual cycle ten colours.
+    axes.set_prop_cycle(color=[f"C{index}" for index in range(10)] + ["gold", "navy", "tomato", "lime"])
+    for name in lines[0]["losses"]:
+        if "loss" not in name and name != "total":
+            continue
+        values = _smooth([line["losses"][name] for line in lines])
+        style = {"color": "black", "linewidth": 2.2} if name == "total" else {"linewidth": 1.0}
+        axes.plot(numbers, values, label=name, **style)
+    axes.set_yscale("log")
+    axes.set_ylabel("loss, weighted")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small", ncols=2)
+
+
+def _draw_scores(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
+    numbers = [line["step"] for line in lines]
+    for data_set in lines[-1]["evaluation"]:
+        for name in _DRAWN_SCORES:
+            values = [line["evaluation"].get(data_set, {}).get(name) for line in lines]
+            if any(value is not None for value in values):
+                axes.plot(numbers, _gaps(values), marker="o", markersize=3, label=f"{Path(data_set).stem} {name}")
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("average precision")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+
+
+def _gaps(values: Iterable[float | None]) -> list[float]:
+    # COCO says -1 where there is nothing to score; a gap in the line says it better.
+    return [float("nan") if value is None or value < 0 else value for value in values]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    half = int(len(values) * _SMOOTHING / 2)
+    windows = (values[max(0, index - half) : index + half + 1] for index in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
