@@ -28,10 +28,10 @@ class RunSummary:
     failure_reasons: rows by reason, the most frequent first, capped.
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
-        this session. device: what the workers ran on, "" when none was needed. model: the preset. is_trained: False when the
-        weights are the untrained ones. has_bug: whether a shard was given up because of an exception that
-        nobody foresaw, in any session. error_log: where the tracebacks of unforeseen exceptions lie, None
-        without any.
+        this session. device: what the workers ran on, "" when none was needed. model: the preset.
+    is_trained: False when the weights are the untrained ones. has_bug: whether a shard was given up because of an
+        exception that nobody foresaw, in any session. error_log: where the tracebacks of unforeseen exceptions
+        lie, None without any.
     """
 
     run: str

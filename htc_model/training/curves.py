@@ -56,14 +56,15 @@ def draw_curves(metrics: Path, picture: Path) -> bool:
 
 def _draw_losses(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
     numbers = [line["step"] for line in lines]
-    # HTC has twelve losses, and the usual cycle ten colours.
-    axes.set_prop_cycle(color=[f"C{index}" for index in range(10)] + ["gold", "navy", "tomato", "lime"])
-    for name in lines[0]["losses"]:
+    for index, name in enumerate(lines[0]["losses"]):
         if "loss" not in name and name != "total":
             continue
         values = _smooth([line["losses"][name] for line in lines])
-        style = {"color": "black", "linewidth": 2.2} if name == "total" else {"linewidth": 1.0}
-        axes.plot(numbers, values, label=name, **style)
+        is_total = name == "total"
+        colour = "black" if is_total else f"C{index}"
+        # HTC has twelve losses, and the usual cycle ten colours.
+        dashes = "-" if index < 10 or is_total else "--"
+        axes.plot(numbers, values, label=name, color=colour, linestyle=dashes, linewidth=2.2 if is_total else 1.0)
     axes.set_yscale("log")
     axes.set_ylabel("loss, weighted")
     axes.grid(alpha=0.3)
