@@ -43,9 +43,7 @@ SpecFile = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model", metavar="PRESET", help="Network preset. [default: the weights file's, or htc_r50_fpn]"
-    ),
+    typer.Option("--model", metavar="PRESET", help="Network preset. [default: the weights file's, or htc_r50_fpn]"),
 ]
 Weights = Annotated[
     str | None,
