@@ -270,7 +270,7 @@ def _encode_part(refs: list[ImageRef], first_position: int, shard_images: int) -
 
 def _odd_bytes(name: str | None) -> bytes | None:
     """Return a name's bytes when they are no valid UTF-8, else None."""
-    if name is None:
+    if name is None or name.isascii():
         return None
     raw = name.encode("utf-8", "surrogateescape")
     return None if display_uri(name) == name else raw

@@ -17,7 +17,7 @@ from pipeline.config import StorageSection
 from pipeline.errors import NotFoundError, StorageError, TransientStorageError
 from pipeline.s3_listing import find_on_s3
 from pipeline.storage_errors import Verb, storage_error
-from pipeline.store_options import EXTRAS, client_options
+from pipeline.store_options import EXTRAS, client_options, quicken_times
 from pipeline.uris import glob_pattern, is_local, join, local_path, name_order, scheme_of
 
 __all__ = ["Listed", "Storage", "join"]
@@ -213,14 +213,14 @@ class Storage:
         else:
             found = self._find_anywhere(uri)
         for relative, size, etag in found:
-            is_hidden = any(part.startswith(".") for part in relative.split("/"))
+            is_hidden = relative.startswith(".") or "/." in relative
             # Consoles make "folders" by empty objects whose key ends in a slash.
             if relative and not relative.endswith("/") and not is_hidden:
                 yield relative, Listed(join(uri, relative), size, _unquoted(etag))
 
     def _find_anywhere(self, uri: str) -> Iterator[tuple[str, int | None, str | None]]:
-        # fsspec has no listing by pages: all names are in memory at once.
         client, path = self._client(uri)
+        # fsspec has no listing by pages: all names are in memory at once.
         found: dict[str, Any] = self._call(lambda: client.find(path, detail=True), uri, "list")
         for name in sorted(found, key=name_order):
             listed = _listed(uri, found[name])
@@ -276,11 +276,7 @@ def _unquoted(etag: object) -> str | None:
 
 
 def _open_client(scheme: str, section: StorageSection, uri: str) -> Any:
-    """Open the fsspec file system of a scheme.
-
-    Raises:
-        StorageError: nobody knows the scheme, or its library is not installed.
-    """
+    """Open the fsspec file system of a scheme; StorageError when nobody knows it or its library is missing."""
     import fsspec
 
     try:
@@ -295,6 +291,7 @@ def _open_client(scheme: str, section: StorageSection, uri: str) -> Any:
         # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
         client.retries = 1
     if scheme in _S3:
+        quicken_times(client)
         # s3fs takes `?versionId=` off every name, and would write `a?versionId=1` to `a`.
         client.split_path = lambda path: (*client._find_bucket_key(client._strip_protocol(path).lstrip("/")), None)
     return client

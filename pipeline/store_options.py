@@ -1,5 +1,6 @@
 """How the remote stores' clients are opened: endpoint, anonymity, time-outs, and no second retry loop."""
 
+from datetime import datetime
 from typing import Any
 
 from pipeline.config import StorageSection
@@ -34,3 +35,24 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
     if scheme in EXTRAS:
         return {"anon": section.anonymous}
     return {}
+
+
+def quicken_times(client: Any) -> None:
+    """Have an s3fs client that is not connected yet parse times five times as fast.
+
+    A listing tells each object's time. botocore tries several formats with dateutil, and spends four fifths of a
+    page's 50 ms of CPU on times that nobody here reads.
+    """
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+    from botocore.utils import parse_timestamp  # type: ignore[import-untyped]
+
+    def parse(value: Any) -> datetime:
+        try:
+            return datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            other: datetime = parse_timestamp(value)
+            return other
+
+    if client.session is None:
+        client.session = AioSession(**client.kwargs)
+        client.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse)

@@ -84,6 +84,8 @@ def resolve(entry: str, folder: str) -> str:
 def display_uri(uri: str) -> str:
     r"""Return the name as valid Unicode: bytes that are no UTF-8 (old file systems hold some) become
     `\xNN`."""
+    if uri.isascii():
+        return uri
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -1,0 +1,180 @@
+"""Planning a million S3 keys: keys per second, and the peak memory of the process that plans.
+
+A stub server on 127.0.0.1 answers ListObjectsV2 for a bucket of 40 folders, 1,000 keys a page. Four ways, each in
+a process of its own: `plan` is what `htc run` does (pages over HTTP, manifest parts written), `plan one folder` the
+same where nothing can be listed side by side, `plan only` gets its names from memory, and `find` is s3fs's own
+listing into a dict, which `plan` took before it streamed. Prints one JSON line each.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+from pipeline.config import StorageSection, load_spec
+from pipeline.plan import plan_run
+from pipeline.sources import list_images
+from pipeline.storage import Listed, Storage
+
+FOLDERS = 40
+PAGE_KEYS = 1000
+WAYS = ("plan", "plan one folder", "plan only", "find")
+STUB_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "stub", "AWS_SECRET_ACCESS_KEY": "stub", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def key_of(index: int, keys: int) -> str:
+    """The name of a key: its folder, and a name as long as cameras and crawlers make them."""
+    return f"in/{index // -(-keys // FOLDERS):02d}/photo-2026-11-23-{index:012d}.jpg"
+
+
+class StubS3(BaseHTTPRequestHandler):
+    """Answers ListObjectsV2, and HeadObject with 404."""
+
+    protocol_version = "HTTP/1.1"
+    keys = 0
+
+    def do_HEAD(self) -> None:
+        """There is no object of any name: whatever is asked for is a prefix."""
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        """A page of keys, or the folders."""
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        prefix, token = asked.get("prefix", ""), asked.get("continuation-token")
+        if asked.get("delimiter") and prefix == "in/":
+            names = "".join(f"<CommonPrefixes><Prefix>in/{n:02d}/</Prefix></CommonPrefixes>" for n in range(FOLDERS))
+            self._answer(names, None)
+            return
+        each = -(-self.keys // FOLDERS)
+        first, end = 0, self.keys
+        if prefix != "in/":
+            first = int(prefix.split("/")[1]) * each
+            end = min(first + each, self.keys)
+        start = int(token) if token else first
+        stop = min(start + int(asked.get("max-keys", PAGE_KEYS)), end)
+        self._answer("".join(map(self._content, range(start, stop))), str(stop) if stop < end else None)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+    def _content(self, index: int) -> str:
+        return (
+            f"<Contents><Key>{key_of(index, self.keys)}</Key><LastModified>2026-11-23T00:00:00.000Z</LastModified>"
+            f'<ETag>"{index:032x}"</ETag><Size>{index % 500_000}</Size><StorageClass>STANDARD</StorageClass></Contents>'
+        )
+
+    def _answer(self, entries: str, token: str | None) -> None:
+        more = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+        body = (
+            f'<?xml version="1.0"?><ListBucketResult><IsTruncated>{str(bool(token)).lower()}</IsTruncated>'
+            f"<KeyCount>1</KeyCount>{more}{entries}</ListBucketResult>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class CannedStorage(Storage):
+    """A listing that costs nothing, to time the planning alone."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__()
+        self.keys = keys
+
+    def kind(self, uri: str) -> str:  # type: ignore[override]
+        """The input is a folder."""
+        return "folder" if uri.startswith("s3:") else super().kind(uri)
+
+    def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
+        """The same names as the stub server's."""
+        if not uri.startswith("s3:"):
+            yield from super().list(uri, glob)
+            return
+        for index in range(self.keys):
+            yield Listed(f"s3://stub/{key_of(index, self.keys)}", index % 500_000, f"{index:032x}")
+
+
+def serve(keys: int, sink: "multiprocessing.connection.Connection") -> None:
+    """Serve until killed; says its port first."""
+    StubS3.keys = keys
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StubS3)
+    sink.send(server.server_address[1])
+    server.serve_forever()
+
+
+def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.connection.Connection") -> None:
+    """Plan or list once and send what it took."""
+    import os
+
+    os.environ.update(STUB_ENVIRONMENT)
+    source = "s3://stub/in/07/" if way == "plan one folder" else "s3://stub/in/"
+    spec = load_spec(None, {"input.uri": source, "output.uri": "s3://stub/out", "model.preset": "htc_lite0_fpn"})
+    storage = CannedStorage(keys) if way == "plan only" else Storage(StorageSection(endpoint_url=endpoint_url))
+    start = time.perf_counter()
+    next(list_images(spec.input, storage))
+    first_s = time.perf_counter() - start
+    base_mib = peak_mib()
+    start = time.perf_counter()
+    if way == "find":
+        client, path = storage._client(source)
+        count = len(client.find(path, detail=True))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            count = plan_run(spec, storage, folder).image_count
+    seconds = time.perf_counter() - start
+    sink.send(
+        {
+            "benchmark": "listing",
+            "way": way,
+            "keys": count,
+            "keys_per_s": round(count / seconds),
+            "first_key_s": round(first_s, 3),
+            "peak_mib": round(peak_mib()),
+            "peak_before_mib": round(base_mib),
+        }
+    )
+
+
+def peak_mib() -> float:
+    """The process's largest resident size so far."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def main() -> None:
+    """Measure the ways one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    keys = parser.parse_args().keys
+    # A forked child would begin with this process's memory.
+    context = multiprocessing.get_context("spawn")
+    reader, sink = context.Pipe(duplex=False)
+    server = context.Process(target=serve, args=(keys, sink), daemon=True)
+    server.start()
+    endpoint_url = f"http://127.0.0.1:{reader.recv()}"
+    try:
+        for way in WAYS:
+            child = context.Process(target=measure, args=(way, keys, endpoint_url, sink))
+            child.start()
+            while not reader.poll(1.0):
+                if child.exitcode is not None:
+                    sys.exit(child.exitcode or 1)
+            print(json.dumps(reader.recv()), flush=True)
+            child.join()
+    finally:
+        server.kill()
+
+
+if __name__ == "__main__":
+    main()
