@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -169,6 +169,15 @@ def test_unforeseen_errors_leave_their_traceback_in_a_file(
     assert 'raise KeyError("lost")' in report.read_text()
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Child processes hear SIGINT even where the tests run in the background, which shells make deaf to it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
     # Left alone, this would take hours.
     sql = "SELECT count(*) FROM range(9999999) a, range(9999999) b WHERE a.range % 7 = b.range % 5"
