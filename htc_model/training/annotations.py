@@ -161,8 +161,8 @@ def _read_annotation(annotation: Mapping[str, Any], reading: _Reading, known_ids
         segmentation = annotation.get("segmentation") or None
         if isinstance(segmentation, list):
             sound = [part for part in segmentation if _is_sound_polygon(part)]
-            flaw = BadAnnotation(annotation.get("id"), name, "polygon with < 3 points")
-            reading.bad.extend([flaw] * (len(segmentation) - len(sound)))
+            kinds = (_polygon_flaw(part) for part in segmentation if not _is_sound_polygon(part))
+            reading.bad.extend(BadAnnotation(annotation.get("id"), name, kind) for kind in kinds)
             if not sound:
                 return
             segmentation = sound
@@ -179,6 +179,10 @@ def _read_annotation(annotation: Mapping[str, Any], reading: _Reading, known_ids
 def _is_sound_polygon(part: Any) -> bool:
     is_numbers = isinstance(part, list) and all(isinstance(number, int | float) for number in part)
     return is_numbers and len(part) >= _MIN_POLYGON_NUMBERS and len(part) % 2 == 0 and bool(np.isfinite(part).all())
+
+
+def _polygon_flaw(part: Any) -> str:
+    return "polygon with < 3 points" if isinstance(part, list) else "run lengths among polygons"
 
 
 def _is_sound_rle(segmentation: Any, image: Mapping[str, Any]) -> bool:

@@ -44,7 +44,7 @@ def evaluate_model(
     for module, is_training in was_training.items():
         module.training = is_training
     image_ids = [image.image_id for image in annotations.images]
-    sound = _sound_document(document, annotations)
+    sound = sound_document(document, annotations)
     return score_results(results, sound, image_ids, annotations.category_ids, has_masks=model.config.has_masks)
 
 
@@ -65,7 +65,7 @@ def score_results(
     return scores
 
 
-def _sound_document(document: Mapping[str, Any], annotations: CocoAnnotations) -> dict[str, Any]:
+def sound_document(document: Mapping[str, Any], annotations: CocoAnnotations) -> dict[str, Any]:
     """Leave out of a COCO document what pycocotools would fall over, and number the rest anew."""
     objects = {(image.image_id, entry.annotation_id): entry for image in annotations.images for entry in image.objects}
     sound: list[dict[str, Any]] = []

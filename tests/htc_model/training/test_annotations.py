@@ -64,6 +64,14 @@ def test_the_sound_polygons_of_an_object_are_kept():
     assert len(annotations.images[0].objects) == 1
 
 
+def test_run_lengths_among_an_objects_polygons_are_named_and_the_polygons_kept():
+    document = small_document(1)
+    document["annotations"][0]["segmentation"].append({"size": [SIDE, SIDE], "counts": [SIDE * SIDE]})
+    annotations = read_annotations(document)
+    assert annotations.bad_counts() == {"run lengths among polygons": 1}
+    assert len(annotations.images[0].objects[0].segmentation) == 1
+
+
 def test_a_box_that_sticks_out_is_clipped():
     annotations = read_annotations(broken(bbox=[-5, 80, 30, 500]))
     assert annotations.images[0].objects[0].box_xyxy == (0.0, 80.0, 25.0, float(SIDE))

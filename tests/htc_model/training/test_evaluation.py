@@ -7,7 +7,7 @@ from small_data import SIDE, draw_image, small_config, small_document
 from htc_model.htc import build_model
 from htc_model.rle import encode_bitmap
 from htc_model.training.annotations import decode_mask, read_annotations
-from htc_model.training.evaluation import evaluate_model, score_results
+from htc_model.training.evaluation import evaluate_model, score_results, sound_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -58,6 +58,19 @@ def test_a_wrong_answer_costs_and_one_on_a_crowd_does_not():
         }
     )
     assert score(document, results + extra)["mask_ap50"] == pytest.approx(1)
+
+
+def test_broken_annotations_are_left_out_of_the_scoring():
+    document = small_document(4)
+    results = list(perfect_results(document))
+    first = document["annotations"][0]
+    broken = [{"segmentation": [[1, 1, 2, 2]]}, {"category_id": 99}, {"image_id": 99}, {"bbox": [500, 500, 9, 9]}]
+    document["annotations"] += [first | {"id": 50 + number} | flaw for number, flaw in enumerate(broken)]
+    del first["area"]
+    document["annotations"][1] |= {"segmentation": [*document["annotations"][1]["segmentation"], [3, 3, 4, 4]]}
+    del document["annotations"][2]["segmentation"]
+    scores = score(sound_document(document, read_annotations(document)), results)
+    assert scores["mask_ap"] == scores["box_ap"] == pytest.approx(1)
 
 
 def test_a_model_is_scored_and_left_in_its_mode():
