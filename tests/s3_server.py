@@ -1,4 +1,5 @@
-"""A real S3 server for tests: SeaweedFS on 127.0.0.1, with a key that may write and one that may only read.
+"""A real S3 server for tests: SeaweedFS on 127.0.0.1, with a key that may write, one that may only read, and a
+bucket for everybody.
 
 It checks signatures and permissions, pages its listings and takes multipart uploads, which mocks do not. The
 server lives in a folder of its own, on ports that were free, and never outlives the process that started it.
@@ -60,6 +61,7 @@ class Key:
 
 WRITER = Key("AKIAHTCTESTWRITER001", "htc-test-writer-secret-5f0c1d9e7a")
 READER = Key("AKIAHTCTESTREADER001", "htc-test-reader-secret-83b2c6d4e1")
+PUBLIC_BUCKET = "htc-public"
 WRONG = Key(WRITER.access, "htc-test-mistaken-secret-000000000")
 
 
@@ -176,6 +178,8 @@ class S3Server:
             {"name": key.access, "credentials": [{"accessKey": key.access, "secretKey": key.secret}], "actions": may}
             for key, may in actions.items()
         ]
+        # SeaweedFS's name for whoever signs nothing.
+        identities.append({"name": "anonymous", "actions": [f"{may}:{PUBLIC_BUCKET}" for may in ("Read", "List")]})
         (self.folder / "identities.json").write_text(json.dumps({"identities": identities}))
 
 

@@ -22,6 +22,7 @@ from pipeline.fingerprint import take_fingerprint
 from pipeline.runs import open_run
 from pipeline.storage import Storage
 from pipeline.tables import build_image_row, commit_shard, open_results
+from pipeline.worker import Worker, WorkerSettings
 
 pytestmark = pytest.mark.xdist_group("s3")
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
@@ -141,6 +142,37 @@ def test_the_command_resumes_the_run_and_completes_it(remote_run: RemoteRun) -> 
     assert {row["uri"] for row in found} == {row["uri"] for row in rows if row["status"] == "ok"}
     path = f"{remote_run.bucket}/out/images/run=night/part-00000.parquet"
     assert remote_run.server.files().info(path) == remote_run.first_shard
+
+
+@pytest.mark.slow
+def test_the_instances_are_those_of_local_files(remote_run: RemoteRun, tmp_path: Path) -> None:
+    overrides = {
+        "input.uri": str(tmp_path / "in"),
+        "output.uri": str(tmp_path / "out"),
+        "model.preset": PRESET,
+        "model.weights": str(remote_run.folder / "lite0.safetensors"),
+    }
+    for name in ("3.jpg", ODD_NAME):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(remote_run.storage.read(f"{remote_run.bucket}/in/{name}"))
+    spec = load_spec(None, overrides)
+    opened = open_run(spec, take_fingerprint(spec.model).to_dict(), Storage(), run="night")
+    worker = Worker(WorkerSettings(spec, "night", PRESET, cpus=1.0, gpus=0.0))
+    worker.start()
+    worker.run_shard(opened.read_shard(0), 1, is_last_attempt=True)
+
+    def seen(output: str, root: str) -> list[dict[str, object]]:
+        rows = open_results(output, remote_run.storage).instances().to_pylist()
+        names = {"uri", "instance", "category_id", "score", "bbox", "area", "mask"}
+        return [
+            {name: value for name, value in row.items() if name in names} | {"uri": row["uri"].removeprefix(root)}
+            for row in rows
+        ]
+
+    here = seen(spec.output.uri, f"{spec.input.uri}/")
+    assert len(here) > 0
+    assert here == seen(remote_run.spec.output.uri, remote_run.spec.input.uri)
 
 
 @pytest.mark.slow

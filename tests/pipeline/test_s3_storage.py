@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from s3_server import READER, WRONG, Key, S3Server
+from s3_server import PUBLIC_BUCKET, READER, WRITER, WRONG, Key, S3Server
 
 from pipeline import storage as storage_module
 from pipeline.config import InputSection, StorageSection
@@ -97,7 +97,8 @@ def test_every_verb_says_what_is_there(door: Storage, s3_bucket: str) -> None:
 
 
 def test_an_empty_file_and_a_large_one_read_back(door: Storage, s3_bucket: str) -> None:
-    large = bytes(range(256)) * 4096 * 56
+    # s3fs takes to multipart uploads at 100 MB.
+    large = bytes(range(256)) * 4096 * 104
     for name, payload in (("empty", b""), ("large", large)):
         door.write(join(s3_bucket, name), payload)
         assert door.read(join(s3_bucket, name)) == payload
@@ -176,6 +177,25 @@ def test_a_key_that_may_only_read_reads(s3_server: S3Server, s3_bucket: str, mon
     with pytest.raises(AccessDeniedError, match="No permission to delete"):
         door.delete(join(s3_bucket, "a.jpg"))
     assert door.exists(join(s3_bucket, "a.jpg"))
+
+
+def test_a_public_bucket_needs_no_credentials_but_the_word(
+    s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = s3_server.make_bucket(PUBLIC_BUCKET)
+    s3_server.files().pipe({join(bucket, "in/a.jpg")[5:]: b"x" for bucket in (public, s3_bucket)})
+    door = use_key(WRITER, monkeypatch, s3_server)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(AccessDeniedError, match=r"No valid credentials.*anonymous: true"):
+        door.read(join(public, "in/a.jpg"))
+    anonymous = Storage(StorageSection(endpoint_url=s3_server.endpoint_url, anonymous=True))
+    (listed,) = anonymous.list(join(public, "in"))
+    assert anonymous.read(listed.uri) == b"x"
+    with pytest.raises(AccessDeniedError, match="No permission to write"):
+        anonymous.write(join(public, "b.jpg"), b"y")
+    with pytest.raises(AccessDeniedError, match="No permission to read"):
+        anonymous.read(join(s3_bucket, "in/a.jpg"))
 
 
 def test_an_unknown_bucket_is_named(door: Storage) -> None:
