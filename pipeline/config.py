@@ -5,11 +5,12 @@ Unknown keys are refused, because a misspelt key that is silently ignored costs 
 wrong setting. This module imports no torch, Ray, pyarrow or fsspec: `htc --help` goes through it.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline.errors import SpecError
 from pipeline.spec_reading import (
@@ -40,6 +41,19 @@ AutoCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValid
 AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_digits_as_number)]
 
 
+def _without_credentials(uri: str) -> str:
+    # The spec is copied into run.json, and its uris into every row.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@", uri):
+        raise ValueError(
+            "credentials are not written into a spec; take them out of the URL, and set them in the environment "
+            "or a profile"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_credentials)]
+
+
 class Section(BaseModel):
     """A frozen part of the spec; unknown keys are refused and types are not guessed."""
 
@@ -49,7 +63,7 @@ class Section(BaseModel):
 class InputSection(Section):
     """Where the images are."""
 
-    uri: str = Field(min_length=1, description="a path or URI")
+    uri: Uri = Field(min_length=1, description="a path or URI")
     glob: str | None = Field(
         default=None, min_length=1, description='a pattern relative to input.uri, such as "**/*.jpg"'
     )
@@ -59,13 +73,13 @@ class InputSection(Section):
 class OutputSection(Section):
     """Where the tables go."""
 
-    uri: str = Field(min_length=1, description="a path or URI")
+    uri: Uri = Field(min_length=1, description="a path or URI")
 
 
 class StorageSection(Section):
     """How remote storage is reached; credentials come from the environment only."""
 
-    endpoint_url: str | None = Field(
+    endpoint_url: Uri | None = Field(
         default=None, min_length=1, description='a URL such as "http://127.0.0.1:8333", or null'
     )
     anonymous: bool = Field(default=False, description="true or false")
@@ -81,7 +95,7 @@ class ModelSection(Section):
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
-    weights: str = Field(default="coco", min_length=1, description='"coco", "untrained", or a path or URI')
+    weights: Uri = Field(default="coco", min_length=1, description='"coco", "untrained", or a path or URI')
     score_threshold: float = Field(default=0.05, ge=0, le=1, description="a number from 0 to 1")
     max_detections: int = Field(default=100, ge=1, le=10_000, description="a whole number from 1 to 10000")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')

@@ -95,6 +95,19 @@ def test_a_mistake_is_named_with_the_way_out(tmp_path: Path, line: str, named: l
         assert words in message
 
 
+@pytest.mark.parametrize("key", ["input.uri", "output.uri", "model.weights", "storage.endpoint_url"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(key: str) -> None:
+    words = refusal(None, {**TWO_URIS, key: "https://somebody:hush@127.0.0.1:8333/x.pth"})
+    assert words.startswith(f"{key}: credentials are not written into a spec")
+    assert "hush" not in words
+    load_spec(None, {**TWO_URIS, key: "https://127.0.0.1:8333/a:b@c.pth"})
+
+
+@pytest.mark.parametrize("key", ["key", "secret", "token", "client_kwargs"])
+def test_the_storage_section_has_no_place_for_credentials(key: str) -> None:
+    assert f"storage.{key} is not a key" in refusal(None, {**TWO_URIS, f"storage.{key}": "x"})
+
+
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     message = refusal(write_spec(tmp_path, "input: {url: /a}\nmodel: {max_detections: -1}\n"))
     for words in ("4 problems", "input.uri is missing", "did you mean input.uri?", "output.uri is missing", "-1"):
