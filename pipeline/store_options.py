@@ -1,5 +1,6 @@
 """How the remote stores' clients are opened: endpoint, anonymity, time-outs, and no second retry loop."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -47,11 +48,11 @@ def quicken_times(client: Any) -> None:
     from botocore.utils import parse_timestamp  # type: ignore[import-untyped]
 
     def parse(value: Any) -> datetime:
-        try:
-            return datetime.fromisoformat(value)
-        except (TypeError, ValueError):
-            other: datetime = parse_timestamp(value)
-            return other
+        if isinstance(value, str) and value[10:11] == "T":
+            with suppress(ValueError):
+                return datetime.fromisoformat(value)
+        other: datetime = parse_timestamp(value)
+        return other
 
     if client.session is None:
         client.session = AioSession(**client.kwargs)
