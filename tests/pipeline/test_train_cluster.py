@@ -1,6 +1,7 @@
 """Two processes train as one with a batch of twice the size; needs Ray."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,25 @@ import pytest
 from PIL import Image
 from small_photos import write_training_folder
 
+from pipeline.cluster import ray_cluster
+from pipeline.config import ComputeSection
 from pipeline.errors import RunError, SpecError
 from pipeline.trainer import load_training_spec, train
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    # Of Ray Train, about itself.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+    pytest.mark.usefixtures("ray_session"),
+]
+# Those that divide by a count that is the same in both photos.
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "s0.loss_cls", "loss_semantic_seg")
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One local Ray for all tests here: starting it takes longer than they do."""
+    with ray_cluster(ComputeSection(workers=2, cpus_per_worker=1.0), shards=2):
+        yield
 
 
 @pytest.fixture
