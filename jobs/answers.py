@@ -16,8 +16,9 @@ from typing import BinaryIO, TextIO, cast
 
 import numpy as np
 
-from jobs.console import Alignment, count_of, say, write_table
+from jobs.console import Alignment, say, write_table
 from jobs.files import replaced_file
+from pipeline.progress import count_of
 
 FORMATS = ("table", "csv", "json", "parquet")
 # A screenful of screenfuls; whoever wants more reads it with a program.

@@ -49,11 +49,6 @@ def write_table(
     sink.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
-def count_of(number: int, noun: str) -> str:
-    """Return "1 image", "1,204 images"; nouns whose plural only takes an s."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def size_of(byte_count: int) -> str:
     """Return a size in the largest binary unit that leaves at least one: "3.4 MiB"."""
     size = float(byte_count)

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from jobs.console import count_of, say, size_of, write_table
+from jobs.console import say, size_of, write_table
 from jobs.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model
 from pipeline.plan import InputSurvey, survey_input
-from pipeline.progress import format_duration
+from pipeline.progress import count_of, format_duration
 from pipeline.runs import Run, open_run
 from pipeline.sources import read_image
 from pipeline.storage import Storage

@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.console import count_of, say, write_line, write_table
+from jobs.console import say, write_line, write_table
 from pipeline.config import JobSpec
-from pipeline.progress import format_duration
+from pipeline.progress import count_of, format_duration
 from pipeline.summary import RunSummary
 
 MAX_REASONS = 8

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.console import count_of, say, write_line, write_table
+from jobs.console import say, write_line, write_table
 from jobs.files import replaced_file
 from jobs.overlay import DrawnInstance, draw_overlay
 from jobs.photos import PhotoRow, RunPhotos
 from jobs.query import decode_mask
 from pipeline.errors import HtcError, InputError, SpecError
 from pipeline.images import decode_image
+from pipeline.progress import count_of
 from pipeline.sources import read_image
 from pipeline.storage import Storage
 from pipeline.tables import open_results

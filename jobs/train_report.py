@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from jobs.console import count_of, say, write_line, write_table
+from jobs.console import say, write_line, write_table
+from pipeline.progress import count_of
 
 if TYPE_CHECKING:
     from htc_model.training.spec import TrainingSpec

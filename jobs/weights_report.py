@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
-from jobs.console import count_of, say, size_of, write_line, write_table
+from jobs.console import say, size_of, write_line, write_table
 from pipeline.errors import SpecError
 from pipeline.fetch import cache_folder, fetch_weights, verify_file
+from pipeline.progress import count_of
 
 # Often enough to see that a slow download lives.
 PROGRESS_EVERY_S = 5.0

@@ -12,7 +12,7 @@ from pipeline.errors import RunError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model, take_fingerprint
 from pipeline.plan import require_images
-from pipeline.progress import ProgressDisplay, choose_progress
+from pipeline.progress import ProgressDisplay, choose_progress, count_of
 from pipeline.runs import Run, open_run
 from pipeline.session import Session
 from pipeline.storage import Storage
@@ -81,6 +81,8 @@ def _announce(opened: Run, display: ProgressDisplay) -> None:
         left = len(opened.todo())
         display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go.")
     else:
-        display.note(f"Run {opened.name}: {opened.image_count} images in {opened.shard_count} shards.")
+        display.note(
+            f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
+        )
         for line in opened.manifest.left_out():
             display.note(f"Of the input, {line}.")

@@ -13,6 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 LINE_EVERY_S = 10.0
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return "1 image", "1,204 images"; nouns whose plural only takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 @dataclass(frozen=True)
 class RunProgress:
     """Where the run stands.
