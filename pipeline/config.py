@@ -10,17 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline.errors import SpecError
-from pipeline.spec_reading import (
-    absolute_uri,
-    describe_problems,
-    parse_yaml,
-    read_spec_text,
-    set_dotted,
-    weights_reference,
-)
+from pipeline.spec_reading import absolute_uri, read_spec, weights_reference
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """A run's name is a folder and a Hive partition value, so no slash, `=`, `%` or space."""
@@ -194,14 +187,7 @@ def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    tree: dict[str, Any] = parse_yaml(read_spec_text(path), str(path)) if path is not None else {}
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            set_dotted(tree, key, value)
-    try:
-        spec = JobSpec.model_validate(tree)
-    except ValidationError as error:
-        raise SpecError(describe_problems(error, JobSpec, tree, source=path)) from None
+    spec = read_spec(JobSpec, path, overrides)
     _check_preset(spec.model.preset)
     return spec.absolute()
 

@@ -2,14 +2,17 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SpecError, StorageError
 from pipeline.uris import has_scheme, is_local, local_path
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 WEIGHTS_WORDS = ("coco", "untrained")
 _WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -76,6 +79,27 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise SpecError(f"The job spec {source} must hold keys and values, such as `input: {{uri: photos/}}`.")
     return tree
+
+
+def read_spec(kind: type[Spec], path: str | Path | None, overrides: Mapping[str, object] | None) -> Spec:
+    """Read a YAML spec, lay the flags over it, and check the whole.
+
+    Args:
+        kind: what the tree must become.
+        path: a YAML file, local or remote; None when the flags say everything.
+        overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
+
+    Raises:
+        SpecError: one sentence per problem, all problems at once.
+    """
+    tree: dict[str, Any] = parse_yaml(read_spec_text(path), str(path)) if path is not None else {}
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            set_dotted(tree, key, value)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise SpecError(describe_problems(error, kind, tree, source=path)) from None
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: object) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from htc_model.config import ModelConfigError
@@ -26,7 +25,7 @@ from htc_model.training.spec import DataSection, TrainingSpec
 from htc_model.weights import load_weights
 from pipeline.errors import ImageError, RunError, SpecError, StorageError
 from pipeline.images import decode_image
-from pipeline.spec_reading import absolute_uri, describe_problems, parse_yaml, read_spec_text, set_dotted
+from pipeline.spec_reading import absolute_uri, read_spec
 from pipeline.storage import Storage, join
 
 
@@ -40,14 +39,7 @@ def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    tree: dict[str, Any] = parse_yaml(read_spec_text(path), str(path)) if path is not None else {}
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            set_dotted(tree, key, value)
-    try:
-        return TrainingSpec.model_validate(tree)
-    except ValidationError as error:
-        raise SpecError(describe_problems(error, TrainingSpec, tree, source=path)) from None
+    return read_spec(TrainingSpec, path, overrides)
 
 
 def train(spec: TrainingSpec, *, on_step: OnStep | None = None) -> Path:
