@@ -52,6 +52,7 @@ class Run:
         self._folder = run_folder(output_uri, record.run)
         self._reader = ManifestReader(storage, join(self._folder, "manifest"), self.manifest)
         self.state: RunState = "new" if is_new else ("resumed" if self.todo() else "complete")
+        self._told_shards = 0
 
     @property
     def image_count(self) -> int:
@@ -67,6 +68,21 @@ class Run:
         """Return the shards that are not committed now, ascending; a listing each time."""
         committed = committed_shards(self._storage, self.output_uri, self.name)
         return [index for index in range(self.shard_count) if index not in committed]
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether all shards are known; until then the counts grow."""
+        return True
+
+    def new_shards(self) -> list[int]:
+        """Return the shards planned since the last call that are not committed, ascending.
+
+        Raises:
+            InputError: the input cannot be listed.
+            StorageError: the manifest cannot be written.
+        """
+        first, self._told_shards = self._told_shards, self.shard_count
+        return [index for index in self.todo() if index >= first] if first < self.shard_count else []
 
     def read_shard(self, index: int) -> Shard:
         """Read one shard's images from the manifest."""

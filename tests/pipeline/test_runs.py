@@ -49,6 +49,12 @@ def test_a_new_run_is_named_by_time_and_planned(photos: Path) -> None:
     assert begin(photos, fresh=True, name="nightly").name == "nightly-20250601-120000"
 
 
+def test_shards_are_told_once_and_committed_ones_never(photos: Path) -> None:
+    commit(begin(photos), 1)
+    run = begin(photos, hours=1)
+    assert (run.is_planned, run.new_shards(), run.new_shards()) == (True, [0, 2], [])
+
+
 def test_the_record_says_what_ran(photos: Path) -> None:
     run = begin(photos)
     content = json.loads((photos / "out/runs" / run.name / "run.json").read_text())
