@@ -7,13 +7,16 @@ eight hex digits of a file's sha256 at the end of its name. No torch here: comma
 
 import difflib
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 _ROOT = "https://download.openmmlab.com/mmdetection/v2.0/"
 _HTC_README = "open-mmlab/mmdetection, configs/htc/README.md"
 _MASK_RCNN_README = "open-mmlab/mmdetection, configs/mask_rcnn/README.md"
 _CASCADE_README = "open-mmlab/mmdetection, configs/cascade_rcnn/README.md"
+
+# The model that comes along with this package; docs/models/htc_lite0_fpn.md says how it was made.
+BUNDLED_PRESET = "htc_lite0_fpn"
 
 
 class UnknownWeightsError(ValueError):
@@ -164,6 +167,11 @@ def find_by_sha256(sha256: str) -> PublishedWeights | None:
         if published.sha256_prefix is not None and sha256.startswith(published.sha256_prefix):
             return published
     return None
+
+
+def bundled_weights() -> Path:
+    """Return the `.safetensors` file of the small model that comes along, of `BUNDLED_PRESET`."""
+    return Path(__file__).with_name("bundled") / f"{BUNDLED_PRESET}.safetensors"
 
 
 def list_rows() -> list[dict[str, Any]]:

@@ -43,14 +43,15 @@ SpecFile = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="PRESET", help="Network preset. [default: the weights file's, or htc_r50_fpn]"),
+    typer.Option("--model", metavar="PRESET", help="Network preset. [default: the weights' own]"),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
         metavar="URI",
-        help="coco (published), untrained, or a .pth or .safetensors file. [default: coco]",
+        help="demo (comes along), coco (published), untrained, or a .pth or .safetensors file. "
+        "[default: demo, or coco with --model]",
     ),
 ]
 ScoreThreshold = Annotated[

@@ -14,7 +14,7 @@ PROGRESS_EVERY_S = 5.0
 
 def report_published() -> None:
     """List every published checkpoint with its AP on COCO val2017, in percent, and whether its file is here."""
-    from htc_model.registry import PUBLISHED
+    from htc_model.registry import BUNDLED_PRESET, PUBLISHED
 
     folder = cache_folder()
     rows = [
@@ -34,6 +34,7 @@ def report_published() -> None:
     sources = dict.fromkeys(published.source for published in PUBLISHED)
     write_line(f"AP as published: {'; '.join(sources)}.")
     write_line(f"Files are kept in {folder}; htc weights fetch NAME downloads one.")
+    write_line(f"Comes along: {BUNDLED_PRESET}, a small model of persons (--weights demo, the default).")
 
 
 def report_fetch(name: str, folder: Path | None) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from htc_model.registry import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.spec_reading import absolute_uri, read_spec, weights_reference
 
@@ -81,17 +82,31 @@ class StorageSection(Section):
 class ModelSection(Section):
     """Which network, with which weights.
 
-    weights: "coco" (the preset's published checkpoint), "untrained" (fixed pseudo-random values, for tests
-        and demos) or a path or URI of a .pth or .safetensors file.
+    preset: what the weights are for, by default; for "coco" and "untrained" htc_r50_fpn.
+    weights: "demo" (the small model that comes along), "coco" (the preset's published checkpoint), "untrained"
+        (fixed pseudo-random values, for tests) or a path or URI of a .pth or .safetensors file. By default "demo"
+        where no preset is named or its own is, else "coco".
     score_threshold: MMDetection's published `test_cfg.rcnn.score_thr` of every preset here.
     max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
-    weights: Uri = Field(default="coco", min_length=1, description='"coco", "untrained", or a path or URI')
+    weights: Uri = Field(default="coco", min_length=1, description='"demo", "coco", "untrained", or a path or URI')
     score_threshold: float = Field(default=0.05, ge=0, le=1, description="a number from 0 to 1")
     max_detections: int = Field(default=100, ge=1, le=10_000, description="a whole number from 1 to 10000")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_together(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        chosen = dict(values)
+        if chosen.get("preset", BUNDLED_PRESET) == BUNDLED_PRESET:
+            chosen.setdefault("weights", "demo")
+        if chosen.get("weights") == "demo":
+            chosen.setdefault("preset", BUNDLED_PRESET)
+        return chosen
 
 
 class ComputeSection(Section):

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DEMO_NOTE = (
+    "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
+    "published weights."
+)
+
 
 def run(
     spec: JobSpec,
@@ -61,6 +66,8 @@ def run(
         opened = open_run(spec, fingerprint.to_dict(), storage, run=run, fresh=fresh)
         if not fingerprint.trained:
             display.note("The model's weights are untrained: its detections mean nothing.")
+        if spec.model.weights == "demo":
+            display.note(DEMO_NOTE)
         _announce(opened, display)
         session = Session(spec, opened, storage, display, is_trained=fingerprint.trained, load_model=load_model)
         if opened.state != "complete":

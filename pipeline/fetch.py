@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from htc_model.registry import PublishedWeights, UnknownWeightsError, find, find_by_sha256, sha256_prefix_of
+from htc_model.registry import (
+    PublishedWeights,
+    UnknownWeightsError,
+    bundled_weights,
+    find,
+    find_by_sha256,
+    sha256_prefix_of,
+)
 from pipeline.config import ModelSection
 from pipeline.errors import NotFoundError, StorageError, WeightsUnavailableError
 from pipeline.storage import Storage
@@ -65,6 +72,8 @@ def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Pa
     """
     if section.weights == "untrained":
         return None
+    if section.weights == "demo":
+        return bundled_weights()
     if section.weights == "coco":
         return fetch_weights(section.preset, storage=storage)
     if is_local(section.weights):
@@ -79,6 +88,8 @@ def weights_here(section: ModelSection) -> Path | None:
     """Return the local file of the spec's weights; None when there is none or it has yet to be fetched."""
     if section.weights == "untrained":
         return None
+    if section.weights == "demo":
+        return bundled_weights()
     if section.weights != "coco":
         return Path(local_path(section.weights)) if is_local(section.weights) else None
     try:

@@ -9,7 +9,6 @@ from htc_model.config import ModelConfig, config_from_dict, config_sha256, load_
 from pipeline.config import JobSpec, ModelSection
 from pipeline.errors import SpecError
 from pipeline.fetch import resolve_weights
-from pipeline.spec_reading import WEIGHTS_WORDS
 from pipeline.storage import Storage
 
 # Names the rule by which htc_model.deterministic draws its values; another rule needs another name.
@@ -47,7 +46,8 @@ def settle_model(spec: JobSpec, storage: Storage | None = None) -> JobSpec:
         SpecError: the spec names another preset than the file.
     """
     section = spec.model
-    if section.weights in WEIGHTS_WORDS:
+    if section.weights in {"coco", "untrained"}:
+        # These words take any preset, and say nothing of it.
         return spec
     config = config_of_weights(resolve_weights(section, storage))
     if config is None or config.name == section.preset:

@@ -14,7 +14,7 @@ from pipeline.uris import has_scheme, is_local, local_path
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
-WEIGHTS_WORDS = ("coco", "untrained")
+WEIGHTS_WORDS = ("demo", "coco", "untrained")
 _WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
@@ -126,7 +126,7 @@ def absolute_uri(uri: str) -> str:
 
 
 def weights_reference(weights: str) -> str:
-    """Tell a word ("coco", "untrained") from a path, and make the path absolute.
+    """Tell a word ("demo", "coco", "untrained") from a path, and make the path absolute.
 
     Raises:
         SpecError: neither a word nor anything like a weights file; the nearest word is named.
@@ -136,7 +136,7 @@ def weights_reference(weights: str) -> str:
     looks_like_path = "/" in weights or weights.endswith(_WEIGHTS_SUFFIXES) or Path(weights).exists()
     if not looks_like_path:
         raise SpecError(
-            f"model.weights must be coco, untrained, or the path of a .pth or .safetensors file, "
+            f"model.weights must be demo, coco, untrained, or the path of a .pth or .safetensors file, "
             f"not {weights!r}{_suggestion(weights, WEIGHTS_WORDS, '')}."
         )
     return absolute_uri(weights)

@@ -27,8 +27,24 @@ def refusal(path: Path | None, overrides: dict[str, object] | None = None) -> st
 def test_two_uris_are_enough() -> None:
     spec = load_spec(None, TWO_URIS)
     assert spec.input.uri == "/photos"
-    assert (spec.model.preset, spec.model.weights) == ("htc_r50_fpn", "coco")
+    assert (spec.model.preset, spec.model.weights) == ("htc_lite0_fpn", "demo")
     assert (spec.compute.shard_images, spec.retry.max_attempts, spec.retry.max_error_rate) == (256, 4, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("named", "preset", "weights"),
+    [
+        ({}, "htc_lite0_fpn", "demo"),
+        ({"model.preset": "htc_lite0_fpn"}, "htc_lite0_fpn", "demo"),
+        ({"model.preset": "htc_r101_fpn"}, "htc_r101_fpn", "coco"),
+        ({"model.weights": "demo"}, "htc_lite0_fpn", "demo"),
+        ({"model.weights": "coco"}, "htc_r50_fpn", "coco"),
+        ({"model.weights": "/weights/own.safetensors"}, "htc_r50_fpn", "/weights/own.safetensors"),
+    ],
+)
+def test_preset_and_weights_say_something_of_each_other(named: dict[str, object], preset: str, weights: str) -> None:
+    model = load_spec(None, {**TWO_URIS, **named}).model
+    assert (model.preset, model.weights) == (preset, weights)
 
 
 def test_the_documented_yaml_is_accepted(tmp_path: Path) -> None:
