@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 help:
 	@echo "make demo   set up and segment the bundled photos into build/demo/"
 	@echo "make test   set up and run every test"
-	@echo "make lint   ruff, mypy --strict, import-linter"
+	@echo "make lint   ruff, mypy --strict, import-linter, bandit, pip-audit"
 	@echo "make bench  the CPU benchmarks, one JSON line each"
 
 setup: $(STAMP)
@@ -40,6 +40,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive -ll -ii htc_model pipeline jobs
+	$(BIN)/python infra/audit.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -66,7 +66,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """
     try:
         # _UniqueKeyLoader is a SafeLoader: it builds plain values only.
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # nosec B506
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
