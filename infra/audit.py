@@ -19,7 +19,7 @@ def read_findings(report: Path) -> list[str] | None:
     except (OSError, ValueError, KeyError):
         return None
     return [
-        f"{package['name']} {package['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'nothing'}"
+        f"{package['name']} {package['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or '-'}"
         for package in packages
         for found in package.get("vulns", [])
     ]
