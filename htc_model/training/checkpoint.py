@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from htc_model.config import ModelConfig, config_to_dict
+from htc_model.config import ModelConfig, config_from_dict, config_to_dict
+from htc_model.training.spec import TrainingSpec
 
 # Settings that may change when a run is resumed: they decide how fast or how often, not what is computed.
 _OPERATIONAL_KEYS = frozenset({
@@ -66,7 +67,9 @@ def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Ch
         raise CheckpointError(
             f"{path} is a checkpoint of {theirs['name']}, not of {ours['name']}; train into another output folder."
         )
-    different = _differences(checkpoint.spec, spec) + _differences(theirs, ours)
+    # Through today's classes, so that settings that did not exist yet have their defaults.
+    their_spec = TrainingSpec.model_validate(checkpoint.spec).model_dump(mode="json")
+    different = _differences(their_spec, spec) + _differences(config_to_dict(config_from_dict(theirs)), ours)
     if different:
         raise CheckpointError(
             f"{path} was made with other settings: {'; '.join(different)}. "

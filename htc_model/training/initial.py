@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,28 +43,38 @@ class InitialReport:
     ignored: tuple[str, ...]
 
 
-def initialise_heads(model: HTC) -> None:
+def initialise_heads(model: HTC, seed: int = 0) -> None:
     """Give all layers behind the trunk the random start of the published configs, but for one.
 
     FPN Xavier-uniform, proposal layers normal 0.01, class logits normal 0.01, box deltas normal 0.001, shared layers
     Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). But
     the logits of masks and semantic branch are normal 0.001: by fan-out, a network of one class would start with
     logits of tens, and with a mask loss of 4 instead of log 2.
+
+    Each layer's numbers follow from the seed and its name alone, so that networks that differ in their stages or
+    switches start with the same numbers in the layers that they share.
     """
     for name, module in model.named_modules():
         is_layer = isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
         if not is_layer or name.startswith("backbone."):
             continue
+        generator = torch.Generator().manual_seed(_layer_seed(seed, name))
         if name.startswith("rpn_head.") or name.endswith("fc_cls"):
-            nn.init.normal_(module.weight, std=0.01)
+            nn.init.normal_(module.weight, std=0.01, generator=generator)
         elif name.endswith(("fc_reg", "conv_logits")):
-            nn.init.normal_(module.weight, std=0.001)
+            nn.init.normal_(module.weight, std=0.001, generator=generator)
         elif name.startswith("neck.") or "shared_fcs" in name:
-            nn.init.xavier_uniform_(module.weight)
+            nn.init.xavier_uniform_(module.weight, generator=generator)
         else:
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    """A single stage's heads carry no number; they start as a cascade's first."""
+    first_stage = re.sub(r"_head\.0\.", "_head.", name)
+    return zlib.crc32(f"{seed} {first_stage}".encode())
 
 
 def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:

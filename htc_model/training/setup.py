@@ -24,9 +24,11 @@ def training_config(section: ModelSection, classes: Sequence[str], category_ids:
     from the masks.
 
     Raises:
-        ModelConfigError: the preset is not known.
+        ModelConfigError: the preset is not known, or has fewer stages than asked for.
     """
     config = load_preset(section.preset)
+    if section.stages is not None:
+        config = _with_stages(config, section.stages)
     resize = replace(
         config.resize,
         short_side=section.short_side or config.resize.short_side,
@@ -45,6 +47,13 @@ def training_config(section: ModelSection, classes: Sequence[str], category_ids:
         resize=resize,
         **switches,
     )
+
+
+def _with_stages(config: ModelConfig, stages: int) -> ModelConfig:
+    """Keep the first stages only; a single one regresses a box per class, as the published Mask R-CNN does."""
+    if stages > config.num_stages:
+        raise ModelConfigError(f"{config.name} has {config.num_stages} stages; model.stages cannot be {stages}.")
+    return replace(config, box_stds=config.box_stds[:stages], has_class_specific_boxes=stages == 1)
 
 
 def training_rules(config: ModelConfig, section: SamplingSection) -> TrainingRules:
@@ -71,7 +80,7 @@ def build_training_model(
     """
     torch.manual_seed(spec.seed)
     model = build_model(config)
-    initialise_heads(model)
+    initialise_heads(model, spec.seed)
     report = None
     if spec.model.initial == "imagenet":
         if config.backbone.kind != "efficientnet_lite0":

@@ -47,7 +47,8 @@ class ModelSection(_Section):
     initial: "imagenet" (EfficientNet-Lite0's package), "none", or a weights file. frozen_stages: see
         `freeze_trunk`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
         batches only). short_side, long_side: pixels, the preset's own by default. interleaved,
-        mask_info_flow, semantic: HTC's switches, the preset's own by default.
+        mask_info_flow, semantic: HTC's switches, the preset's own by default. stages: how many of the preset's
+        box and mask heads; 1 without the switches is Mask R-CNN.
     """
 
     preset: str = "htc_lite0_fpn"
@@ -60,6 +61,7 @@ class ModelSection(_Section):
     interleaved: bool | None = None
     mask_info_flow: bool | None = None
     semantic: bool | None = None
+    stages: int | None = Field(default=None, ge=1)
 
 
 class OptimiserSection(_Section):

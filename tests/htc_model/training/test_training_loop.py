@@ -111,6 +111,22 @@ def test_operational_settings_may_change_on_resume(tmp_path):
     assert [step for step, _ in curve(tmp_path)] == [1, 2, 4]
 
 
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(tmp_path):
+    with pytest.raises(KilledError):
+        train(tmp_path, on_step=kill_at(3), checkpoint_steps=2)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del saved["spec"]["model"]["stages"]
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(KilledError):
+        train(tmp_path, on_step=kill_at(3), checkpoint_steps=2)
+    assert [step for step, _ in curve(tmp_path)] == [1, 2, 3]
+
+
+def test_more_stages_than_the_preset_has_are_refused(tmp_path):
+    with pytest.raises(ModelConfigError, match=r"htc_lite0_fpn has 3 stages; model\.stages cannot be 4"):
+        train(tmp_path, model={"initial": "none", "stages": 4})
+
+
 def test_a_loss_that_is_not_a_number_stops_with_the_batch_named(tmp_path):
     with pytest.raises(TrainingStoppedError) as stopped:
         train(tmp_path, optimiser={"kind": "sgd", "learning_rate": 1e30, "warmup_steps": 0, "clip_norm": None})
