@@ -11,10 +11,10 @@ from pipeline.config import JobSpec
 from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model
+from pipeline.image_reading import read_image
 from pipeline.plan import InputSurvey, survey_input
 from pipeline.progress import count_of, format_duration
 from pipeline.runs import Run, open_run
-from pipeline.sources import read_image
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from jobs.overlay import DrawnInstance, draw_overlay
 from jobs.photos import PhotoRow, RunPhotos
 from jobs.query import decode_mask
 from pipeline.errors import HtcError, InputError, SpecError
+from pipeline.image_reading import read_image
 from pipeline.images import decode_image
 from pipeline.progress import count_of
-from pipeline.sources import read_image
 from pipeline.storage import Storage
 from pipeline.tables import open_results
 

@@ -8,7 +8,9 @@ HtcError                      the message is one sentence for a person: what is 
 ├── StorageError              storage said no
 │   ├── NotFoundError         the object does not exist (any more)
 │   ├── AccessDeniedError     no permission, bad credentials
-│   └── TransientStorageError a time-out, 5xx, SlowDown, cut connection; worth another attempt elsewhere
+│   ├── ObjectTooLargeError   the object is larger than its reader can take
+│   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
+│       └── SlowDownError     the store asks for fewer requests
 ├── ImageError                one bad image: it becomes a row with this status and reason, never a crash
 ├── WeightsUnavailableError   weights cannot be had (offline, unknown name); exit code 2
 └── RunError                  the run cannot go on (cluster lost, disk full); what is committed stays
@@ -59,6 +61,22 @@ class AccessDeniedError(StorageError):
 
 class TransientStorageError(StorageError):
     """Storage failed in a way that another attempt may cure; raised after the local retries are used up."""
+
+
+class SlowDownError(TransientStorageError):
+    """The store asks for fewer requests (HTTP 429 and 503)."""
+
+
+class ObjectTooLargeError(StorageError):
+    """The object is larger than its reader can take; `bytes` is its size."""
+
+    def __init__(self, uri: str, size: int) -> None:
+        super().__init__(f"{uri} is too large: {size} bytes.")
+        self.uri = uri
+        self.bytes = size
+
+    def __reduce__(self) -> tuple[type["ObjectTooLargeError"], tuple[str, int]]:
+        return ObjectTooLargeError, (self.uri, self.bytes)
 
 
 class ImageError(HtcError):

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import AccessDeniedError
+from pipeline.errors import AccessDeniedError, ObjectTooLargeError, TransientStorageError
+from pipeline.stored import Fetched
 from pipeline.uris import name_order
 
 TEMP_SUFFIX = ".htc-tmp"
@@ -69,12 +70,25 @@ def etag_of(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-def read_file(path: str, offset: int | None, length: int | None) -> bytes:
-    """Read a whole file, or a range of it; a range beyond the end comes back short."""
+def read_file(path: str, offset: int | None, length: int | None, max_bytes: int | None = None) -> Fetched:
+    """Read a whole file, or a range of it; a range beyond the end comes back short.
+
+    Raises:
+        OSError: it cannot be read.
+        ObjectTooLargeError: it is larger than `max_bytes`, and all of it is wanted.
+        TransientStorageError: it was written to meanwhile, so that the bytes may be of two versions.
+    """
     with Path(path).open("rb", buffering=0 if length is None else -1) as file:
+        before = os.fstat(file.fileno())
+        if max_bytes is not None and length is None and before.st_size > max_bytes:
+            raise ObjectTooLargeError(path, before.st_size)
         if offset:
             file.seek(offset)
-        return file.read() if length is None else file.read(length)
+        payload = file.read() if length is None else file.read(length)
+        etag = etag_of(before)
+        if etag_of(os.fstat(file.fileno())) != etag:
+            raise TransientStorageError(f"{path} was written to while it was read.")
+    return Fetched(payload, etag)
 
 
 def write_file(path: str, payload: bytes) -> None:

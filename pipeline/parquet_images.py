@@ -1,9 +1,12 @@
 """Parquet shards that hold encoded images (Hugging Face style and plain), and Parquet listings of URIs."""
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ImageError
 from pipeline.listing_files import URI_COLUMNS
 from pipeline.storage import Storage
+from pipeline.stored import Fetched, Listed
 from pipeline.tar_files import DamagedContainerError
 
 _IMAGE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
@@ -57,17 +61,25 @@ def inspect_parquet(uri: str, storage: Storage) -> tuple[pa.Schema, int]:
     Raises:
         DamagedContainerError: it is no whole Parquet file.
     """
-    with _open(uri, storage) as file:
+    with _open(uri, storage) as (file, _):
         return file.schema_arrow, file.metadata.num_rows
 
 
 def read_uris(uri: str, column: str, storage: Storage) -> Iterator[str]:
     """Read a column of URIs, in order, nulls and empty ones left out."""
-    with _open(uri, storage) as file:
+    with _open(uri, storage) as (file, _):
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
             for entry in batch.column(0).to_pylist():
                 if entry:
                     yield entry
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """A version of a file: each row group's first row, and at the end the number of rows."""
+
+    etag: str | None
+    starts: list[int]
 
 
 class RowGroups:
@@ -79,12 +91,15 @@ class RowGroups:
 
     def __init__(self, kept: int = 2) -> None:
         self._kept = kept
-        self._groups: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
-        self._starts: OrderedDict[str, list[int]] = OrderedDict()
+        self._columns: OrderedDict[tuple[str, str | None, int, str], pa.ChunkedArray] = OrderedDict()
+        self._files: OrderedDict[tuple[str, str | None], _Groups] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, uri: str, row: int, column: str, storage: Storage) -> bytes:
+    def read(self, uri: str, row: int, column: str, storage: Storage, *, etag: str | None = None) -> Fetched:
         """Return the encoded image in a row.
+
+        Args:
+            etag: the version that was listed; when the file is another one by now, the row of that is read.
 
         Raises:
             ImageError: the row is not there, holds null, or the file is damaged.
@@ -93,31 +108,38 @@ class RowGroups:
         # One lock for all: a second thread that wants the group being fetched must wait for it anyway.
         with self._lock:
             try:
-                array, first = self._group(uri, row, column, storage)
+                array, first, version = self._group((uri, etag), row, column, storage)
             except DamagedContainerError as error:
                 raise ImageError("unreadable", f"the Parquet file cannot be read: {error}") from error
         value = array[row - first].as_py()
         if value is None:
             raise ImageError("unreadable", "the row holds no image bytes (null)")
-        payload: bytes = value
-        return payload
+        return Fetched(value, version)
 
-    def _group(self, uri: str, row: int, column: str, storage: Storage) -> tuple[pa.ChunkedArray, int]:
-        starts = self._starts.get(uri)
-        if starts is None:
-            with _open(uri, storage) as file:
-                starts = self._starts[uri] = _row_group_starts(file.metadata)
-        _shrink(self._starts, 64)
-        if not 0 <= row < starts[-1]:
-            raise ImageError("unreadable", f"the Parquet file has {starts[-1]} rows now, none of number {row}")
-        index = next(i for i in range(len(starts) - 1) if row < starts[i + 1])
-        key = (uri, index, column)
-        if key not in self._groups:
-            _shrink(self._groups, self._kept - 1)
-            with _open(uri, storage) as file:
-                self._groups[key] = _leaf(file.read_row_group(index, columns=[column]), column)
-        self._groups.move_to_end(key)
-        return self._groups[key], starts[index]
+    def _group(
+        self, listed: tuple[str, str | None], row: int, column: str, storage: Storage
+    ) -> tuple[pa.ChunkedArray, int, str | None]:
+        groups = self._files.get(listed)
+        if groups is not None:
+            key = (listed[0], groups.etag, _index_of(row, groups.starts), column)
+            if key in self._columns:
+                self._columns.move_to_end(key)
+                return self._columns[key], groups.starts[key[2]], groups.etag
+        _shrink(self._columns, self._kept - 1)
+        with _open(listed[0], storage) as (file, now):
+            # The file may have been replaced since its last row group was read.
+            groups = self._files[listed] = _Groups(now.etag, _row_group_starts(file.metadata))
+            index = _index_of(row, groups.starts)
+            array = _leaf(file.read_row_group(index, columns=[column]), column)
+        _shrink(self._files, 64)
+        self._columns[listed[0], groups.etag, index, column] = array
+        return array, groups.starts[index], groups.etag
+
+
+def _index_of(row: int, starts: list[int]) -> int:
+    if not 0 <= row < starts[-1]:
+        raise ImageError("unreadable", f"the Parquet file has {starts[-1]} rows now, none of number {row}")
+    return bisect_right(starts, row) - 1
 
 
 def _row_group_starts(metadata: pq.FileMetaData) -> list[int]:
@@ -138,17 +160,17 @@ def _leaf(table: pa.Table, column: str) -> pa.ChunkedArray:
     return table.select([outer]).flatten().column(f"{outer}.{inner}")
 
 
-def _shrink(cache: OrderedDict[str, list[int]] | OrderedDict[tuple[str, int, str], pa.ChunkedArray], size: int) -> None:
+def _shrink(cache: OrderedDict[Any, Any], size: int) -> None:
     while len(cache) > size:
         cache.popitem(last=False)
 
 
 @contextmanager
-def _open(uri: str, storage: Storage) -> Iterator[pq.ParquetFile]:
-    with storage.reading(uri) as raw:
+def _open(uri: str, storage: Storage) -> Iterator[tuple[pq.ParquetFile, Listed]]:
+    with storage.reading_version(uri) as (raw, listed):
         try:
             with pq.ParquetFile(raw, pre_buffer=True) as file:
-                yield file
+                yield file, listed
         except pa.ArrowException as error:
             raise DamagedContainerError(" ".join(str(error).split())) from error
         except OSError as error:

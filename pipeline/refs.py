@@ -44,6 +44,11 @@ def tar_uri(member: str, container: str) -> str:
     return f"tar://{member}::{container}"
 
 
+def member_name(uri: str, container: str) -> str:
+    """Return the member that `tar_uri` named."""
+    return uri.removeprefix("tar://").removesuffix(f"::{container}")
+
+
 def row_uri(container: str, row: int) -> str:
     """Name a row of a Parquet file."""
     return f"{container}#row={row}"

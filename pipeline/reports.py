@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import ImageStatus
+from pipeline.stored import ReadVersion
 
 # Seconds of a shard by stage. Stages overlap, so their sum exceeds the wall clock: read and decode are summed
 # over threads, wait is the time the model stood idle for want of decoded images.
@@ -20,12 +21,14 @@ class ImageFailure:
     status: its row's status.
     reason: its row's error, one line.
     traceback: set when the exception was not foreseen, that is, for our own bugs.
+    read: what was read of it, None when nothing was.
     """
 
     uri: str
     status: ImageStatus
     reason: str
     traceback: str | None = None
+    read: ReadVersion | None = None
 
 
 @dataclass(frozen=True)

@@ -98,4 +98,6 @@ class Results:
         with ThreadPoolExecutor(READ_THREADS) as pool:
             tables = list(pool.map(read, self._parts(run)))
         empty = pa.schema([schema.field(name) for name in wanted] + [pa.field("run", pa.string())])
-        return pa.concat_tables([empty.empty_table(), *tables]).replace_schema_metadata(schema.metadata)
+        # Parts of an older release lack the columns that came later; they are null there.
+        whole = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")
+        return whole.replace_schema_metadata(schema.metadata)

@@ -68,7 +68,14 @@ class ShardProcessor:
         image_rows: list[ImageRow] = []
         instance_rows: list[InstanceRow] = []
         for ref, outcome in zip(shard.images, outcomes, strict=True):
-            build = partial(build_image_row, ref, shard=shard.index, model=self._tools.model_label, attempts=attempt)
+            build = partial(
+                build_image_row,
+                ref,
+                shard=shard.index,
+                model=self._tools.model_label,
+                attempts=attempt,
+                read=outcome.read,
+            )
             if isinstance(outcome, ImageFailure):
                 image_rows.append(build(status=outcome.status, error=outcome.reason))
             else:

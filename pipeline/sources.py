@@ -12,22 +12,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from pipeline.config import InputSection
-from pipeline.errors import ImageError, InputError, NotFoundError
+from pipeline.errors import InputError, NotFoundError
 from pipeline.listing_files import LISTING_SUFFIXES, URI_COLUMNS, read_listing
-from pipeline.parquet_images import RowGroups, find_image_column, find_uri_column, inspect_parquet, read_uris
+from pipeline.parquet_images import find_image_column, find_uri_column, inspect_parquet, read_uris
 from pipeline.refs import ImageRef, image_id, row_uri, tar_uri
 from pipeline.storage import Listed, Storage, join
 from pipeline.tar_files import REFUSED_SUFFIXES, DamagedContainerError, index_tar
-from pipeline.uris import base_name, first_magic, folder_of, is_local, resolve, suffix_of
+from pipeline.uris import base_name, first_magic, folder_of, resolve, suffix_of
 
-__all__ = ["ImageRef", "SourceNotes", "list_images", "locate_image", "read_image"]
+__all__ = ["ImageRef", "SourceNotes", "list_images", "locate_image"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
 _ROW_URI = re.compile(r"(?P<container>.+)#row=(?P<row>\d+)", re.DOTALL)
-
-# One cache per process: its reading threads work on neighbouring rows.
-_row_groups = RowGroups()
 
 
 @dataclass
@@ -64,35 +61,6 @@ def list_images(
     return islice(listing.images(section), section.limit)
 
 
-def read_image(ref: ImageRef, storage: Storage, *, max_bytes: int | None = None) -> bytes:
-    """Read an image's encoded bytes.
-
-    Args:
-        max_bytes: refuse a larger file, before reading it where its size is known.
-
-    Raises:
-        NotFoundError: the file or its container is gone.
-        ImageError: `unreadable` (its container is damaged) or `too_large`.
-        StorageError: storage failed.
-    """
-    if ref.problem is not None:
-        raise ImageError("unreadable", ref.problem)
-    size = ref.bytes
-    if size is None and max_bytes is not None and ref.container is None and is_local(ref.uri):
-        size = storage.stat(ref.uri).bytes
-    _refuse_large(size, max_bytes)
-    if ref.container is None:
-        payload = storage.read(ref.uri)
-    elif ref.row is not None:
-        payload = _row_groups.read(ref.container, ref.row, ref.column or "", storage)
-    else:
-        payload = storage.read(ref.container, ref.offset, ref.bytes)
-        if len(payload) != ref.bytes:
-            raise ImageError("unreadable", f"the tar ends inside it: {len(payload)} of {ref.bytes} bytes are there")
-    _refuse_large(len(payload), max_bytes)
-    return payload
-
-
 def locate_image(uri: str, storage: Storage) -> ImageRef:
     """Find an image again by the uri in the tables.
 
@@ -125,11 +93,6 @@ def _tar_member(uri: str, name: str, container: str, storage: Storage) -> ImageR
     if found is None:
         raise NotFoundError(f"{uri} does not exist.")
     return found
-
-
-def _refuse_large(size: int | None, max_bytes: int | None) -> None:
-    if size is not None and max_bytes is not None and size > max_bytes:
-        raise ImageError("too_large", f"{size} bytes encoded, more than images.max_bytes = {max_bytes}")
 
 
 @dataclass(frozen=True)

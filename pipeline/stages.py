@@ -9,13 +9,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from htc_model.masks import encode_detections
 from htc_model.structures import RawDetections
 from pipeline.batching import Batcher
 from pipeline.borders import at_image_border
 from pipeline.config import JobSpec
+from pipeline.image_reading import fetch_image
 from pipeline.images import decode_image
 from pipeline.metrics import StageClock
 from pipeline.plan import Shard
@@ -23,8 +24,8 @@ from pipeline.prefetch import ByteGauge, Prefetch
 from pipeline.refs import ImageRef
 from pipeline.reports import ImageFailure
 from pipeline.segmenter import DecodedImage, Segmenter
-from pipeline.sources import read_image
 from pipeline.storage import Storage
+from pipeline.stored import ReadVersion
 from pipeline.tables import InstanceRow, build_instance_rows
 
 # Object stores answer in tens of milliseconds: sixteen reads in flight feed a GPU.
@@ -39,10 +40,11 @@ MAX_ENCODING = 32
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image's rows of `instances`, and its (height, width)."""
+    """An image's rows of `instances`, its (height, width), and what was read of it."""
 
     rows: list[InstanceRow]
     size: tuple[int, int]
+    read: ReadVersion | None = None
 
 
 class WorkerTools:
@@ -82,6 +84,7 @@ class ShardStages:
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
         self._pixels_held = ByteGauge()
+        self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
         self._encoding: deque[Future[EncodedImage | ImageFailure]] = deque()
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
@@ -109,7 +112,10 @@ class ShardStages:
                 future.cancel()
             wait(self._encoded.values())
         return [
-            self._failures[position] if position in self._failures else ends[position]
+            replace(
+                self._failures[position] if position in self._failures else ends[position],
+                read=self._versions.get(position),
+            )
             for position in range(len(self._shard.images))
         ]
 
@@ -123,7 +129,7 @@ class ShardStages:
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
         limits = self._tools.spec.images
         with self.clock.time("read"):
-            payload = read_image(ref, self._tools.storage, max_bytes=limits.max_bytes)
+            payload, self._versions[position] = fetch_image(ref, self._tools.storage, max_bytes=limits.max_bytes)
         self.bytes_read.add(len(payload))
         with self._tools.decode_slots, self.clock.time("decode"):
             pixels = decode_image(payload, max_pixels=limits.max_pixels)

@@ -4,9 +4,10 @@ Names are plain text and are never percent-decoded (`pipeline.uris`). Every fail
 StorageError of `pipeline.errors`; transient ones have by then been retried.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -15,35 +16,24 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from pipeline import local_files
 from pipeline.config import StorageSection
 from pipeline.errors import NotFoundError, StorageError, TransientStorageError
+from pipeline.object_reading import ReadRequest, read_anywhere, read_from_s3
+from pipeline.range_file import open_ranges
 from pipeline.s3_listing import find_on_s3
 from pipeline.storage_errors import Verb, storage_error
-from pipeline.store_options import EXTRAS, client_options, quicken_times
+from pipeline.store_options import S3_SCHEMES, open_client
+from pipeline.stored import Fetched, Listed, listed_from, unquoted
 from pipeline.uris import glob_pattern, is_local, join, local_path, name_order, scheme_of
 
-__all__ = ["Listed", "Storage", "join"]
+__all__ = ["Fetched", "Listed", "Storage", "join"]
 
 ATTEMPTS = 5
 LONGEST_WAIT_S = 8.0
 
 # One PUT is atomic on these. Anywhere else a reader could see half an object, so we write aside and rename.
-_S3 = frozenset({"s3", "s3a"})
-_OBJECT_STORES = _S3 | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
+_OBJECT_STORES = S3_SCHEMES | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
 
 Kind = Literal["file", "folder", "absent"]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One object of a listing.
-
-    bytes: its size, None when the store does not say or the object is a link that leads nowhere.
-    etag: the store's version of it; for local files modification time and size.
-    """
-
-    uri: str
-    bytes: int | None
-    etag: str | None
 
 
 class Storage:
@@ -96,66 +86,90 @@ class Storage:
                 raise _translated(error, uri, "read") from error
 
         def ask() -> Kind:
-            client, path = self._client(uri)
+            client, path = self.client(uri)
             try:
                 found = client.info(path)
             except FileNotFoundError:
                 return "absent"
             return "folder" if found["type"] == "directory" else "file"
 
-        return self._call(ask, uri, "list")
+        return self.call(ask, uri, "list")
 
     def stat(self, uri: str) -> Listed:
         """Return one file's size and version."""
         if is_local(uri):
             path = local_path(uri)
-            status = self._call(Path(path).stat, uri, "read")
+            status = self.call(Path(path).stat, uri, "read")
             return Listed(path, status.st_size, local_files.etag_of(status))
-        client, path = self._client(uri)
-        return _listed(uri, self._call(lambda: client.info(path), uri, "read"))
+        client, path = self.client(uri)
+        return listed_from(uri, self.call(lambda: client.info(path), uri, "read"))
 
     def exists(self, uri: str) -> bool:
         """Tell whether a file or folder of this name is there."""
         return self.kind(uri) != "absent"
 
     def read(self, uri: str, offset: int | None = None, length: int | None = None) -> bytes:
-        """Read a whole file, or `length` bytes of it from `offset`.
+        """Read a whole file, or `length` bytes of it from `offset`; less only when the file ends before."""
+        return self.fetch(uri, offset, length).payload
 
-        A local file may come back short when it ends early; a short answer of a remote store is retried.
+    def fetch(
+        self,
+        uri: str,
+        offset: int | None = None,
+        length: int | None = None,
+        *,
+        listed: Listed | None = None,
+        max_bytes: int | None = None,
+    ) -> Fetched:
+        """Read a file or a part of it, and tell which version it is of.
+
+        Args:
+            listed: the file when it was listed; while its version is the same, so must be its length.
+            max_bytes: refuse a larger file before its bytes fill the memory.
+
+        Raises:
+            ObjectTooLargeError: it is larger than `max_bytes`.
         """
         if is_local(uri):
-            return self._call(lambda: local_files.read_file(local_path(uri), offset, length), uri, "read")
-        client, path = self._client(uri)
-        start = None if offset is None and length is None else (offset or 0)
-        end = None if length is None else (start or 0) + length
-
-        def fetch() -> bytes:
-            payload: bytes = client.cat_file(path, start=start, end=end)
-            if length is not None and len(payload) > length:
-                # Servers may ignore the range and send everything.
-                payload = payload[start:end]
-            if length is not None and len(payload) < length:
-                raise TransientStorageError(f"Storage sent {len(payload)} of {length} bytes of {uri}.")
-            return payload
-
-        return self._call(fetch, uri, "read")
+            path = local_path(uri)
+            return self.call(lambda: local_files.read_file(path, offset, length, max_bytes), uri, "read")
+        client, path = self.client(uri)
+        request = ReadRequest(path, uri, offset, length, listed, max_bytes)
+        read = read_from_s3 if scheme_of(uri) in S3_SCHEMES else read_anywhere
+        return self.call(lambda: read(client, request), uri, "read")
 
     def open_input(self, uri: str) -> IO[bytes]:
         """Open a file for reading and seeking; the caller closes it."""
+        return self.open_version(uri)[0]
+
+    def open_version(self, uri: str) -> tuple[IO[bytes], Listed]:
+        """Open a file like `open_input`, and tell which version it is."""
         if is_local(uri):
-            return self._call(lambda: Path(local_path(uri)).open("rb"), uri, "read")
-        client, path = self._client(uri)
-        file: IO[bytes] = self._call(lambda: client.open(path, "rb"), uri, "read")
-        return file
+            path = Path(local_path(uri))
+            file = self.call(lambda: path.open("rb"), uri, "read")
+            status = os.fstat(file.fileno())
+            return file, Listed(str(path), status.st_size, local_files.etag_of(status))
+        listed = self.stat(uri)
+        if listed.bytes is not None:
+            return open_ranges(listed, listed.bytes, partial(self.fetch, uri)), listed
+        client, path_there = self.client(uri)
+        # A server that tells no length knows no ranges either.
+        return self.call(lambda: client.open(path_there, "rb"), uri, "read"), listed
 
     @contextmanager
     def reading(self, uri: str) -> Iterator[IO[bytes]]:
-        """Open a file for reading and seeking; what storage raises inside the block is translated, not
+        """Open a file for reading and seeking; what a local disk raises inside the block is translated, not
         retried."""
-        file = self.open_input(uri)
+        with self.reading_version(uri) as (file, _):
+            yield file
+
+    @contextmanager
+    def reading_version(self, uri: str) -> Iterator[tuple[IO[bytes], Listed]]:
+        """Open a file like `reading`, and tell which version it is."""
+        file, listed = self.open_version(uri)
         try:
             with file:
-                yield file
+                yield file, listed
         except OSError as error:
             # An OSError without errno is a format library's word for a damaged file; that is the caller's to
             # judge.
@@ -169,11 +183,11 @@ class Storage:
         """Write a file so that a reader sees all of it or none; folders are made, an older file is
         replaced."""
         if is_local(uri):
-            self._call(lambda: local_files.write_file(local_path(uri), payload), uri, "write")
+            self.call(lambda: local_files.write_file(local_path(uri), payload), uri, "write")
             return
-        client, path = self._client(uri)
+        client, path = self.client(uri)
         if scheme_of(uri) in _OBJECT_STORES:
-            self._call(lambda: client.pipe_file(path, payload), uri, "write")
+            self.call(lambda: client.pipe_file(path, payload), uri, "write")
             return
 
         def write_and_rename() -> None:
@@ -183,16 +197,16 @@ class Storage:
             client.pipe_file(aside, payload)
             client.mv(aside, path)
 
-        self._call(write_and_rename, uri, "write")
+        self.call(write_and_rename, uri, "write")
 
     def delete(self, uri: str) -> None:
         """Delete one file; it is no error when it is already gone."""
         try:
             if is_local(uri):
-                self._call(lambda: Path(local_path(uri)).unlink(missing_ok=True), uri, "delete")
+                self.call(lambda: Path(local_path(uri)).unlink(missing_ok=True), uri, "delete")
             else:
-                client, path = self._client(uri)
-                self._call(lambda: client.rm_file(path), uri, "delete")
+                client, path = self.client(uri)
+                self.call(lambda: client.rm_file(path), uri, "delete")
         except NotFoundError:
             return
 
@@ -207,34 +221,34 @@ class Storage:
             raise _translated(error, str(error.filename or uri), "list") from error
 
     def _list_remote(self, uri: str) -> Iterator[tuple[str, Listed]]:
-        if scheme_of(uri) in _S3:
-            client, path = self._client(uri)
-            found = find_on_s3(client, path, lambda request: self._call(request, uri, "list"))
+        if scheme_of(uri) in S3_SCHEMES:
+            client, path = self.client(uri)
+            found = find_on_s3(client, path, lambda request: self.call(request, uri, "list"))
         else:
             found = self._find_anywhere(uri)
         for relative, size, etag in found:
             is_hidden = relative.startswith(".") or "/." in relative
             # Consoles make "folders" by empty objects whose key ends in a slash.
             if relative and not relative.endswith("/") and not is_hidden:
-                yield relative, Listed(join(uri, relative), size, _unquoted(etag))
+                yield relative, Listed(join(uri, relative), size, unquoted(etag))
 
     def _find_anywhere(self, uri: str) -> Iterator[tuple[str, int | None, str | None]]:
-        client, path = self._client(uri)
+        client, path = self.client(uri)
         # fsspec has no listing by pages: all names are in memory at once.
-        found: dict[str, Any] = self._call(lambda: client.find(path, detail=True), uri, "list")
+        found: dict[str, Any] = self.call(lambda: client.find(path, detail=True), uri, "list")
         for name in sorted(found, key=name_order):
-            listed = _listed(uri, found[name])
+            listed = listed_from(uri, found[name])
             yield name[len(path) :].removeprefix("/"), listed.bytes, listed.etag
 
-    def _client(self, uri: str) -> tuple[Any, str]:
+    def client(self, uri: str) -> tuple[Any, str]:
         """Return the fsspec file system for a uri, and the uri as that file system spells it."""
         scheme = scheme_of(uri)
         if scheme not in self._clients:
-            self._clients[scheme] = _open_client(scheme, self.section, uri)
+            self._clients[scheme] = open_client(scheme, self.section, uri)
         client = self._clients[scheme]
         return client, client._strip_protocol(uri)
 
-    def _call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
+    def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
         """Run one storage call: translate its errors, and retry those that may pass.
 
         Waits are drawn evenly between 0 and a bound that doubles each time (full jitter), so that a thousand
@@ -263,35 +277,3 @@ class Storage:
 
 def _translated(error: OSError, uri: str, verb: Verb) -> BaseException:
     return storage_error(error, uri, verb, is_local=True) or error
-
-
-def _listed(uri: str, found: dict[str, Any]) -> Listed:
-    etag = found.get("ETag") or found.get("etag")
-    size = found.get("size")
-    return Listed(uri, None if size is None else int(size), _unquoted(etag))
-
-
-def _unquoted(etag: object) -> str | None:
-    return etag.strip('"') if isinstance(etag, str) else None
-
-
-def _open_client(scheme: str, section: StorageSection, uri: str) -> Any:
-    """Open the fsspec file system of a scheme; StorageError when nobody knows it or its library is missing."""
-    import fsspec
-
-    try:
-        client = fsspec.filesystem(scheme, use_listings_cache=False, **client_options(scheme, section))
-    except ImportError as error:
-        extra = EXTRAS.get(scheme)
-        remedy = f"pip install 'htc-batch[{extra}]'" if extra else "install the library named there"
-        raise StorageError(f"{scheme}:// needs a library that is not installed ({error}); {remedy}.") from error
-    except ValueError as error:
-        raise StorageError(f"{uri} has an unknown scheme, {scheme}:// ({error}).") from error
-    if hasattr(client, "retries"):
-        # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
-        client.retries = 1
-    if scheme in _S3:
-        quicken_times(client)
-        # s3fs takes `?versionId=` off every name, and would write `a?versionId=1` to `a`.
-        client.split_path = lambda path: (*client._find_bucket_key(client._strip_protocol(path).lstrip("/")), None)
-    return client

@@ -5,11 +5,35 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.config import StorageSection
+from pipeline.errors import StorageError
 
+S3_SCHEMES = frozenset({"s3", "s3a"})
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
 """The extra of `htc-batch` that brings a scheme's library; s3fs comes along always."""
+
+
+def open_client(scheme: str, section: StorageSection, uri: str) -> Any:
+    """Open the fsspec file system of a scheme; StorageError when nobody knows it or its library is missing."""
+    import fsspec
+
+    try:
+        client = fsspec.filesystem(scheme, use_listings_cache=False, **client_options(scheme, section))
+    except ImportError as error:
+        extra = EXTRAS.get(scheme)
+        remedy = f"pip install 'htc-batch[{extra}]'" if extra else "install the library named there"
+        raise StorageError(f"{scheme}:// needs a library that is not installed ({error}); {remedy}.") from error
+    except ValueError as error:
+        raise StorageError(f"{uri} has an unknown scheme, {scheme}:// ({error}).") from error
+    if hasattr(client, "retries"):
+        # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
+        client.retries = 1
+    if scheme in S3_SCHEMES:
+        quicken_times(client)
+        # s3fs takes `?versionId=` off every name, and would write `a?versionId=1` to `a`.
+        client.split_path = lambda path: (*client._find_bucket_key(client._strip_protocol(path).lstrip("/")), None)
+    return client
 
 
 def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
@@ -17,7 +41,7 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
 
     The endpoint is said only where it means something: S3 and Google Cloud Storage.
     """
-    if scheme in ("s3", "s3a"):
+    if scheme in S3_SCHEMES:
         # max_concurrency=1: otherwise s3fs sends a HEAD before each GET (1.5 x slower for 200 KB objects).
         return {
             "anon": section.anonymous,

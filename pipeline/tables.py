@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ImageStatus, NotFoundError
 from pipeline.refs import ImageRef, image_id
 from pipeline.storage import Storage, join
+from pipeline.stored import ReadVersion
 from pipeline.uris import base_name, display_uri
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("instances", pa.int32(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
+        # Absent from the parts that the first release wrote; whoever reads them gets null.
+        pa.field("changed", pa.bool_()),
     ],
     metadata=_METADATA,
 )
@@ -72,9 +75,11 @@ INSTANCES_SCHEMA = pa.schema(
 class ImageRow:
     """One row of `images`: what became of one input image.
 
-    bytes: encoded size; width, height: pixels after EXIF rotation, None when it was never decoded.
+    etag: the version that was read; the listed one when nothing was. bytes: likewise its encoded size.
+    width, height: pixels after EXIF rotation, None when it was never decoded.
     error: one line, None when status is "ok". attempts: how often the shard was begun, 1 or more.
     instances: its rows in `instances`. model: the network's name.
+    changed: whether the image was another one when it was listed; None when that is not known.
     """
 
     image_id: int
@@ -89,6 +94,7 @@ class ImageRow:
     attempts: int
     instances: int
     model: str
+    changed: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ def build_image_row(
     status: ImageStatus = "ok",
     error: str | None = None,
     size: tuple[int, int] | None = None,
-    read_bytes: int | None = None,
+    read: ReadVersion | None = None,
     attempts: int = 1,
     instances: int = 0,
 ) -> ImageRow:
@@ -128,14 +134,14 @@ def build_image_row(
 
     Args:
         size: (height, width) in pixels, when the image was decoded.
-        read_bytes: the encoded size as read; the listed one stands when it was not.
+        read: what was read of it; what was listed stands when nothing was.
     """
     height, width = size or (None, None)
     return ImageRow(
         image_id=image_id(ref.uri),
         uri=display_uri(ref.uri),
-        etag=ref.etag,
-        bytes=ref.bytes if read_bytes is None else read_bytes,
+        etag=ref.etag if read is None or read.etag is None else read.etag,
+        bytes=ref.bytes if read is None else read.bytes,
         width=width,
         height=height,
         shard=shard,
@@ -144,6 +150,7 @@ def build_image_row(
         attempts=attempts,
         instances=instances,
         model=model,
+        changed=None if read is None else read.is_changed,
     )
 
 

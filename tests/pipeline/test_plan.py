@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pipeline import plan
 from pipeline.config import JobSpec, load_spec
 from pipeline.errors import InputError, StorageError
+from pipeline.image_reading import read_image
 from pipeline.plan import ManifestReader, plan_run, survey_input
 from pipeline.refs import ImageRef
-from pipeline.sources import read_image
 from pipeline.storage import Storage
 
 ODD_NAMES = ["a b.jpg", "ä.png", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[x]*?.webp", "a::b.bmp"]

@@ -13,7 +13,8 @@ from s3_server import PUBLIC_BUCKET, READER, WRITER, WRONG, Key, S3Server
 from pipeline import storage as storage_module
 from pipeline.config import InputSection, StorageSection
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError, StorageError
-from pipeline.sources import list_images, read_image
+from pipeline.image_reading import read_image
+from pipeline.sources import list_images
 from pipeline.storage import Storage, join
 
 pytestmark = pytest.mark.xdist_group("s3")

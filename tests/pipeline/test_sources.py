@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.config import InputSection
 from pipeline.errors import ImageError, InputError, NotFoundError
-from pipeline.sources import ImageRef, SourceNotes, list_images, locate_image, read_image
+from pipeline.image_reading import read_image
+from pipeline.sources import ImageRef, SourceNotes, list_images, locate_image
 from pipeline.storage import Storage
 
 ODD_NAMES = ["a b.jpg", "ä.png", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.JPG", "A.jpg", "[x]*?.webp", "a::b.bmp"]

@@ -24,6 +24,7 @@ from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerRea
 from pipeline.segmenter import Segmenter
 from pipeline.shard import ShardProcessor
 from pipeline.storage import Storage
+from pipeline.stored import ReadVersion
 from pipeline.tables import images_part, instances_part
 from pipeline.worker import Worker, WorkerSettings
 
@@ -198,7 +199,7 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
     began, second_read, second_inferred = threading.Event(), threading.Event(), threading.Event()
     was_overlapped: dict[str, bool] = {}
     bench = Bench(tmp_path, batch_size=2)
-    infer, read_image, commit_shard = bench.model.infer, pipeline.stages.read_image, pipeline.shard.commit_shard
+    infer, fetch_image, commit_shard = bench.model.infer, pipeline.stages.fetch_image, pipeline.shard.commit_shard
 
     def waiting_infer(batch: ImageBatch) -> list[RawDetections]:
         if (30, 20) in batch.original_sizes:
@@ -208,10 +209,10 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
             was_overlapped["read"] = second_read.wait(60)
         return infer(batch)
 
-    def telling_read(ref: ImageRef, storage: Storage, *, max_bytes: int) -> bytes:
+    def telling_read(ref: ImageRef, storage: Storage, *, max_bytes: int) -> tuple[bytes, ReadVersion]:
         if ref.uri == str(second[0]):
             second_read.set()
-        return read_image(ref, storage, max_bytes=max_bytes)
+        return fetch_image(ref, storage, max_bytes=max_bytes)
 
     def waiting_commit(storage: Storage, output_uri: str, run: str, index: int, *rows: Any) -> None:
         if index == 0:
@@ -219,7 +220,7 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
         commit_shard(storage, output_uri, run, index, *rows)
 
     monkeypatch.setattr(bench.model, "infer", waiting_infer)
-    monkeypatch.setattr(pipeline.stages, "read_image", telling_read)
+    monkeypatch.setattr(pipeline.stages, "fetch_image", telling_read)
     monkeypatch.setattr(pipeline.shard, "commit_shard", waiting_commit)
     threads = [
         threading.Thread(target=bench.process, args=(paths,), kwargs={"index": index})
@@ -238,14 +239,14 @@ def test_storage_trouble_sinks_the_shard_until_the_last_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path / "in", 4)
-    read_image = pipeline.stages.read_image
+    fetch_image = pipeline.stages.fetch_image
 
-    def flaky(ref: ImageRef, storage: object, *, max_bytes: int) -> bytes:
+    def flaky(ref: ImageRef, storage: object, *, max_bytes: int) -> tuple[bytes, ReadVersion]:
         if ref.uri == str(paths[2]):
             raise TransientStorageError(f"{ref.uri}: 503 SlowDown")
-        return read_image(ref, storage, max_bytes=max_bytes)  # type: ignore[arg-type]
+        return fetch_image(ref, storage, max_bytes=max_bytes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline.stages, "read_image", flaky)
+    monkeypatch.setattr(pipeline.stages, "fetch_image", flaky)
     bench = Bench(tmp_path)
     with pytest.raises(TransientStorageError):
         bench.process(paths)

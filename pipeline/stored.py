@@ -1,0 +1,52 @@
+"""What a store says of an object: as a listing names it, and as it was read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One object of a listing.
+
+    bytes: its size, None when the store does not say or the object is a link that leads nowhere.
+    etag: the store's version of it; for local files modification time and size.
+    """
+
+    uri: str
+    bytes: int | None
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Bytes of an object, and the version that they are of.
+
+    etag: None when the store does not say which version it sent.
+    """
+
+    payload: bytes
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadVersion:
+    """What was read of an image: its size, its version, and whether that differs from the one listed.
+
+    etag, is_changed: None when the store does not tell the version, or the listing did not.
+    """
+
+    bytes: int
+    etag: str | None
+    is_changed: bool | None
+
+
+def unquoted(etag: object) -> str | None:
+    """Return an ETag without the quotes that HTTP puts around it; None for anything but text."""
+    return etag.removeprefix("W/").strip('"') if isinstance(etag, str) else None
+
+
+def listed_from(uri: str, found: dict[str, Any]) -> Listed:
+    """Read the description of an object that fsspec's file systems give."""
+    size = found.get("size")
+    etag = found.get("ETag") or found.get("etag")
+    return Listed(uri, None if size is None else int(size), unquoted(etag))
