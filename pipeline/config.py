@@ -71,12 +71,20 @@ class OutputSection(Section):
 
 
 class StorageSection(Section):
-    """How remote storage is reached; credentials come from the environment only."""
+    """How remote storage is reached; credentials come from the environment only.
+
+    read_concurrency: reads under way at once in each process, at most; a store that asks for fewer gets fewer.
+    hedge_reads: whether a read that takes unusually long is asked for a second time.
+    patience_s: how long a store that was there and is away now is waited for.
+    """
 
     endpoint_url: Uri | None = Field(
         default=None, min_length=1, description='a URL such as "http://127.0.0.1:8333", or null'
     )
     anonymous: bool = Field(default=False, description="true or false")
+    read_concurrency: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
+    hedge_reads: bool = Field(default=True, description="true or false")
+    patience_s: float = Field(default=60.0, ge=0, le=86_400, description="a number of seconds from 0 to 86400")
 
 
 class ModelSection(Section):
@@ -122,10 +130,15 @@ class ComputeSection(Section):
 
 
 class RetrySection(Section):
-    """When to give up."""
+    """When to give up.
+
+    image_timeout_s: for decoding one image, inferring it or encoding its masks; far beyond what a sound image
+        takes on any machine, because one that is cut off gets no second chance.
+    """
 
     max_attempts: int = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
     max_error_rate: float = Field(default=0.05, ge=0, le=1, description="a share of the images, from 0 to 1")
+    image_timeout_s: float | None = Field(default=300.0, gt=0, description="seconds, more than 0, or null for no limit")
 
 
 class ImagesSection(Section):

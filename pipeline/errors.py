@@ -10,7 +10,8 @@ HtcError                      the message is one sentence for a person: what is 
 │   ├── AccessDeniedError     no permission, bad credentials
 │   ├── ObjectTooLargeError   the object is larger than its reader can take
 │   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
-│       └── SlowDownError     the store asks for fewer requests
+│       ├── SlowDownError     the store asks for fewer requests
+│       └── IncompleteReadError   it answered, and not with all of the object
 ├── ImageError                one bad image: it becomes a row with this status and reason, never a crash
 ├── WeightsUnavailableError   weights cannot be had (offline, unknown name); exit code 2
 └── RunError                  the run cannot go on (cluster lost, disk full); what is committed stays
@@ -65,6 +66,10 @@ class TransientStorageError(StorageError):
 
 class SlowDownError(TransientStorageError):
     """The store asks for fewer requests (HTTP 429 and 503)."""
+
+
+class IncompleteReadError(TransientStorageError):
+    """The store answered, but with fewer or more bytes than there are, or with those of two versions."""
 
 
 class ObjectTooLargeError(StorageError):

@@ -7,7 +7,7 @@ bytes, perhaps another image's, so a tar is looked through again for the member 
 import threading
 from collections import OrderedDict
 
-from pipeline.errors import ImageError, NotFoundError, ObjectTooLargeError, TransientStorageError
+from pipeline.errors import ImageError, IncompleteReadError, NotFoundError, ObjectTooLargeError
 from pipeline.parquet_images import RowGroups
 from pipeline.refs import ImageRef, member_name
 from pipeline.storage import Fetched, Listed, Storage
@@ -82,7 +82,7 @@ def _find_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int
             is_short = len(found.payload) != member.bytes
             _refuse_short(len(found.payload), member.bytes, is_short=is_short)
             return found
-    raise TransientStorageError(f"{container} is being written to while it is read.")
+    raise IncompleteReadError(f"{container} is being written to while it is read.")
 
 
 def _refuse_short(here: int, expected: int | None, *, is_short: bool) -> None:

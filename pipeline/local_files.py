@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import AccessDeniedError, ObjectTooLargeError, TransientStorageError
+from pipeline.errors import AccessDeniedError, IncompleteReadError, ObjectTooLargeError
 from pipeline.stored import Fetched
 from pipeline.uris import name_order
 
@@ -76,7 +76,7 @@ def read_file(path: str, offset: int | None, length: int | None, max_bytes: int 
     Raises:
         OSError: it cannot be read.
         ObjectTooLargeError: it is larger than `max_bytes`, and all of it is wanted.
-        TransientStorageError: it was written to meanwhile, so that the bytes may be of two versions.
+        IncompleteReadError: it was written to meanwhile, so that the bytes may be of two versions.
     """
     with Path(path).open("rb", buffering=0 if length is None else -1) as file:
         before = os.fstat(file.fileno())
@@ -87,7 +87,7 @@ def read_file(path: str, offset: int | None, length: int | None, max_bytes: int 
         payload = file.read() if length is None else file.read(length)
         etag = etag_of(before)
         if etag_of(os.fstat(file.fileno())) != etag:
-            raise TransientStorageError(f"{path} was written to while it was read.")
+            raise IncompleteReadError(f"{path} was written to while it was read.")
     return Fetched(payload, etag)
 
 

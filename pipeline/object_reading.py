@@ -5,10 +5,12 @@ listing told one to compare with.
 """
 
 import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ObjectTooLargeError, TransientStorageError
+from pipeline.errors import IncompleteReadError, ObjectTooLargeError
+from pipeline.store_options import S3_SCHEMES
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
 
 
@@ -39,17 +41,28 @@ class ReadRequest:
         """The first byte that is not wanted."""
         return None if self.length is None else (self.offset or 0) + self.length
 
+    @property
+    def expected_bytes(self) -> int | None:
+        """How much is likely to come, None when nobody told."""
+        return self.listed.bytes if self.is_whole and self.listed is not None else self.length
 
-def read_from_s3(client: Any, request: ReadRequest) -> Fetched:
-    """Send one GET through an s3fs client.
 
-    A range that begins or ends beyond the object comes back short, as it does of a local file.
+def begin_read(client: Any, request: ReadRequest) -> Future[Fetched]:
+    """Send a read on its way; cancelling the future ends it.
+
+    A range that begins or ends beyond the object comes back short, as it does of a local file. The future raises
+    what the client does, and besides:
 
     Raises:
-        TransientStorageError: less or more came than the store said there is.
-        ObjectTooLargeError: it is larger than `max_bytes`; its body was not read.
+        IncompleteReadError: less or more came than the store said there is, or than was listed.
+        ObjectTooLargeError: the object is larger than `max_bytes`; its body was not read.
     """
-    return asyncio.run_coroutine_threadsafe(_get(client, request), client.loop).result()
+    protocols = {client.protocol} if isinstance(client.protocol, str) else set(client.protocol)
+    if protocols & S3_SCHEMES:
+        return asyncio.run_coroutine_threadsafe(_get(client, request), client.loop)
+    if getattr(client, "async_impl", False):
+        return asyncio.run_coroutine_threadsafe(_cat(client, request), client.loop)
+    return _read_now(client, request)
 
 
 async def _get(client: Any, request: ReadRequest) -> Fetched:
@@ -104,7 +117,7 @@ def _check_whole(request: ReadRequest, payload: bytes, etag: str | None) -> byte
     """Compare a whole object with what was listed, and cut the range out if the store ignored it."""
     listed = request.listed
     if listed is not None and listed.bytes is not None and listed.etag == etag and len(payload) != listed.bytes:
-        raise TransientStorageError(
+        raise IncompleteReadError(
             f"Storage sent {len(payload)} of {listed.bytes} bytes of {request.uri}, whose version is unchanged."
         )
     return payload if request.is_whole else payload[request.offset or 0 : request.end]
@@ -115,28 +128,48 @@ def _check_range(request: ReadRequest, payload: bytes, total: int | None) -> Non
     ends = [end for end in (request.end, total) if end is not None]
     expected = max(0, min(ends) - begin) if ends else len(payload)
     if len(payload) != expected:
-        raise TransientStorageError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
+        raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
 
 
-def read_anywhere(client: Any, request: ReadRequest) -> Fetched:
-    """Read from any fsspec file system.
+async def _cat(client: Any, request: ReadRequest) -> Fetched:
+    found = await client._info(request.path) if _is_versioned(request) else None
+    now = _check_limit(request, found)
+    start, end = _bounds(request)
+    return _as_fetched(request, now, await client._cat_file(request.path, start=start, end=end))
 
-    Raises:
-        TransientStorageError: less came than was listed or asked for.
-        ObjectTooLargeError: it is listed with more than `max_bytes`.
-    """
-    now = request.listed
-    if now is not None and now.etag is not None:
-        now = listed_from(request.uri, client.info(request.path))
+
+def _read_now(client: Any, request: ReadRequest) -> Future[Fetched]:
+    """Read through a file system that knows no asyncio, in the calling thread."""
+    done: Future[Fetched] = Future()
+    now = _check_limit(request, client.info(request.path) if _is_versioned(request) else None)
+    start, end = _bounds(request)
+    done.set_result(_as_fetched(request, now, client.cat_file(request.path, start=start, end=end)))
+    return done
+
+
+def _is_versioned(request: ReadRequest) -> bool:
+    return request.listed is not None and request.listed.etag is not None
+
+
+def _check_limit(request: ReadRequest, found: dict[str, Any] | None) -> Listed | None:
+    """Return what the object is now, as far as that is known."""
+    now = request.listed if found is None else listed_from(request.uri, found)
+    size = now.bytes if now is not None and request.is_whole else None
+    if request.max_bytes is not None and size is not None and size > request.max_bytes:
+        raise ObjectTooLargeError(request.uri, size)
+    return now
+
+
+def _bounds(request: ReadRequest) -> tuple[int | None, int | None]:
+    return (None, None) if request.is_whole else (request.offset or 0, request.end)
+
+
+def _as_fetched(request: ReadRequest, now: Listed | None, payload: bytes) -> Fetched:
     expected = request.length if not request.is_whole else (now.bytes if now is not None else None)
-    if request.max_bytes is not None and expected is not None and expected > request.max_bytes:
-        raise ObjectTooLargeError(request.uri, expected)
-    start = None if request.is_whole else (request.offset or 0)
-    payload: bytes = client.cat_file(request.path, start=start, end=request.end)
     if request.length is not None and len(payload) > request.length:
         # Servers may ignore the range and send everything.
-        payload = payload[start : request.end]
+        payload = payload[request.offset or 0 : request.end]
     # More than was listed is no fault: some stores unpack what they hold compressed.
     if expected is not None and len(payload) < expected:
-        raise TransientStorageError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
+        raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
     return Fetched(payload, now.etag if now is not None else None)

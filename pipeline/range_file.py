@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
-from pipeline.errors import TransientStorageError
+from pipeline.errors import IncompleteReadError
 from pipeline.stored import Fetched, Listed
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _Ranges(io.RawIOBase):
         found = self._read(self._position, wanted)
         if found.etag != self._listed.etag and None not in (found.etag, self._listed.etag):
             # Two halves of two files would pass for a damaged one.
-            raise TransientStorageError(f"{self._listed.uri} was replaced while it was read.")
+            raise IncompleteReadError(f"{self._listed.uri} was replaced while it was read.")
         view[: len(found.payload)] = found.payload
         self._position += len(found.payload)
         return len(found.payload)

@@ -28,8 +28,6 @@ from pipeline.storage import Storage
 from pipeline.stored import ReadVersion
 from pipeline.tables import InstanceRow, build_instance_rows
 
-# Object stores answer in tens of milliseconds: sixteen reads in flight feed a GPU.
-READ_THREADS = 16
 # Images loaded ahead of the model, beyond those that wait in the batcher, and the bytes of pixels at which
 # loading pauses: 512 MiB are fourteen photos of 12 megapixels.
 AHEAD_IMAGES = 32
@@ -58,9 +56,11 @@ class WorkerTools:
         self.segmenter = segmenter
         self.spec = spec
         self.model_label = model_label
-        self.storage = Storage(spec.storage)
+        # The driver has listed the input: a store that does not answer is away, not misspelt.
+        self.storage = Storage(spec.storage, is_known=True)
+        self.reads = self.storage.read_concurrency(spec.input.uri)
         self.turn = threading.Lock()
-        self.readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        self.readers = ThreadPoolExecutor(self.reads, thread_name_prefix="read")
         self.decode_slots = threading.Semaphore(max(1, int(cpus)))
         encoders = 2 if segmenter.device.type == "cuda" else 1
         self.encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
@@ -97,7 +97,7 @@ class ShardStages:
                     self._tools.readers,
                     enumerate(self._shard.images),
                     self._load,
-                    ahead=AHEAD_IMAGES,
+                    ahead=max(AHEAD_IMAGES, self._tools.reads),
                     gauge=self._pixels_held,
                     max_bytes=AHEAD_BYTES,
                 ) as loaded,

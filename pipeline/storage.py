@@ -5,29 +5,27 @@ StorageError of `pipeline.errors`; transient ones have by then been retried.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
 from pipeline import local_files
 from pipeline.config import StorageSection
-from pipeline.errors import NotFoundError, StorageError, TransientStorageError
-from pipeline.object_reading import ReadRequest, read_anywhere, read_from_s3
+from pipeline.errors import NotFoundError
+from pipeline.object_reading import ReadRequest
 from pipeline.range_file import open_ranges
+from pipeline.retrying import retry_local
 from pipeline.s3_listing import find_on_s3
 from pipeline.storage_errors import Verb, storage_error
-from pipeline.store_options import S3_SCHEMES, open_client
+from pipeline.store import Store, in_our_words
+from pipeline.store_options import S3_SCHEMES, read_concurrency
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
 from pipeline.uris import glob_pattern, is_local, join, local_path, name_order, scheme_of
 
 __all__ = ["Fetched", "Listed", "Storage", "join"]
-
-ATTEMPTS = 5
-LONGEST_WAIT_S = 8.0
 
 # One PUT is atomic on these. Anywhere else a reader could see half an object, so we write aside and rename.
 _OBJECT_STORES = S3_SCHEMES | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
@@ -44,13 +42,20 @@ class Storage:
     StorageError.
     """
 
-    def __init__(self, section: StorageSection | None = None) -> None:
+    def __init__(self, section: StorageSection | None = None, *, is_known: bool = False) -> None:
+        """`is_known`: another process of the run has reached the stores, so that one that is away is waited for."""
         self.section = section or StorageSection()
-        self._clients: dict[str, Any] = {}
+        self._is_known = is_known
+        self._stores: dict[str, Store] = {}
+        self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, object]:
+    def __reduce__(self) -> tuple[Callable[..., "Storage"], tuple[StorageSection, bool]]:
         # Clients hold sockets and event loops; the process that unpickles opens its own.
-        return {"section": self.section, "_clients": {}}
+        return _arrived, (self.section, self._is_known)
+
+    def read_concurrency(self, uri: str) -> int:
+        """How many reads below a uri may be under way at once."""
+        return read_concurrency(self.section, is_local=is_local(uri))
 
     def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
         """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
@@ -133,10 +138,8 @@ class Storage:
         if is_local(uri):
             path = local_path(uri)
             return self.call(lambda: local_files.read_file(path, offset, length, max_bytes), uri, "read")
-        client, path = self.client(uri)
-        request = ReadRequest(path, uri, offset, length, listed, max_bytes)
-        read = read_from_s3 if scheme_of(uri) in S3_SCHEMES else read_anywhere
-        return self.call(lambda: read(client, request), uri, "read")
+        _, path = self.client(uri)
+        return self._store(uri).fetch(ReadRequest(path, uri, offset, length, listed, max_bytes))
 
     def open_input(self, uri: str) -> IO[bytes]:
         """Open a file for reading and seeking; the caller closes it."""
@@ -241,38 +244,26 @@ class Storage:
             yield name[len(path) :].removeprefix("/"), listed.bytes, listed.etag
 
     def client(self, uri: str) -> tuple[Any, str]:
-        """Return the fsspec file system for a uri, and the uri as that file system spells it."""
-        scheme = scheme_of(uri)
-        if scheme not in self._clients:
-            self._clients[scheme] = open_client(scheme, self.section, uri)
-        client = self._clients[scheme]
+        """Return the fsspec file system for a remote uri, and the uri as that file system spells it."""
+        client = self._store(uri).client
         return client, client._strip_protocol(uri)
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
-        """Run one storage call: translate its errors, and retry those that may pass.
+        """Run one storage call: translate its errors, and retry those that may pass (`pipeline.retrying`)."""
+        if is_local(uri):
+            return retry_local(lambda: in_our_words(action, uri, verb, is_local=True))
+        return self._store(uri).call(action, uri, verb)
 
-        Waits are drawn evenly between 0 and a bound that doubles each time (full jitter), so that a thousand
-        workers that failed together do not come back together.
-        """
+    def _store(self, uri: str) -> Store:
+        scheme = scheme_of(uri)
+        with self._lock:
+            if scheme not in self._stores:
+                self._stores[scheme] = Store(scheme, self.section, uri, is_known=self._is_known)
+            return self._stores[scheme]
 
-        def attempt() -> T:
-            try:
-                return action()
-            except StorageError:
-                raise
-            except Exception as error:
-                translated = storage_error(error, uri, verb, is_local=is_local(uri))
-                if translated is None:
-                    raise
-                raise translated from error
 
-        retrying = Retrying(
-            retry=retry_if_exception_type(TransientStorageError),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.25, max=LONGEST_WAIT_S),
-            reraise=True,
-        )
-        return retrying(attempt)
+def _arrived(section: StorageSection, is_known: bool) -> Storage:
+    return Storage(section, is_known=is_known)
 
 
 def _translated(error: OSError, uri: str, verb: Verb) -> BaseException:

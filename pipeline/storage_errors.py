@@ -7,7 +7,7 @@ is installed is nobody's business here, so theirs are recognised by errno, by HT
 import errno
 from typing import Literal
 
-from pipeline.errors import AccessDeniedError, NotFoundError, StorageError, TransientStorageError
+from pipeline.errors import AccessDeniedError, NotFoundError, SlowDownError, StorageError, TransientStorageError
 
 Verb = Literal["read", "write", "list", "delete"]
 
@@ -89,6 +89,8 @@ def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool)
     if refusal is not None:
         return refusal
     reason = f"{type(error).__name__}: {one_line(error)}"
+    if _is_slow_down(error, status):
+        return SlowDownError(f"Storage asked for fewer requests when it was to {verb} {uri} ({reason}).")
     if _is_hiccup(error, names, status, is_local=is_local):
         return TransientStorageError(f"Storage could not {verb} {uri} just now ({reason}).")
     if isinstance(error, OSError) or status is not None or "BotoCoreError" in names:
@@ -128,6 +130,9 @@ def one_line(error: BaseException) -> str:
 
 def _is_hiccup(error: BaseException, names: set[str], status: int | None, *, is_local: bool) -> bool:
     code = error.errno if isinstance(error, OSError) else None
+    if "ClientPayloadError" in names:
+        # A body that was cut off: aiohttp's cause carries the code 400, which the store never said.
+        return True
     if status is not None:
         return status in (408, 409, 425, 429) or status >= 500
     if isinstance(error, TimeoutError | ConnectionError):
@@ -135,6 +140,12 @@ def _is_hiccup(error: BaseException, names: set[str], status: int | None, *, is_
     if is_local:
         return code in _LOCAL_HICCUPS
     return bool(names & _HICCUP_ERRORS) or (isinstance(error, OSError) and code not in _LASTING)
+
+
+def _is_slow_down(error: BaseException, status: int | None) -> bool:
+    if status in (429, 503):
+        return True
+    return isinstance(error, OSError) and error.errno == errno.EBUSY and "reduce your request rate" in str(error)
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -14,6 +14,17 @@ EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "a
 """The extra of `htc-batch` that brings a scheme's library; s3fs comes along always."""
 
 
+def read_concurrency(section: StorageSection, *, is_local: bool) -> int:
+    """Return how many reads may be under way at once in a process.
+
+    Object stores answer in tens of milliseconds, and s3fs spends two of CPU on a read: thirty-two reads are as
+    many as one process can serve. A disk needs fewer.
+    """
+    if section.read_concurrency != "auto":
+        return section.read_concurrency
+    return 16 if is_local else 32
+
+
 def open_client(scheme: str, section: StorageSection, uri: str) -> Any:
     """Open the fsspec file system of a scheme; StorageError when nobody knows it or its library is missing."""
     import fsspec
@@ -51,7 +62,8 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
                 "retries": {"total_max_attempts": 1},
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 "read_timeout": READ_TIMEOUT_S,
-                "max_pool_connections": 64,
+                # Beside the reads: listings, writes, and reads that are asked for twice.
+                "max_pool_connections": read_concurrency(section, is_local=False) + 16,
             },
         }
     if scheme in ("gs", "gcs"):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import PUBLIC_BUCKET, READER, WRITER, WRONG, Key, S3Server
 
-from pipeline import storage as storage_module
+from pipeline import retrying
 from pipeline.config import InputSection, StorageSection
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError, StorageError
 from pipeline.image_reading import read_image
@@ -44,7 +44,7 @@ def door(s3_server: S3Server, s3_bucket: str) -> Storage:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.0)
 
 
 def use_key(key: Key, monkeypatch: pytest.MonkeyPatch, server: S3Server) -> Storage:
