@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from htc_model.coco import COCO_CATEGORY_IDS, COCO_CLASSES
 
 BackboneKind = Literal["resnet", "efficientnet_lite0"]
+Norm = Literal["batch", "group"]
 Stds = tuple[float, float, float, float]
 
 # Cascade R-CNN (arXiv:1712.00726, sec. 4): each stage's regression targets are normalised more finely.
@@ -49,6 +50,7 @@ class BackboneConfig:
 
     depth: ResNet depth, 50 or 101. groups, base_width: ResNeXt's cardinality and width (64 x 4d is 64 and 4).
     has_deformable_stages: 3x3 convolutions of C3-C5 are deformable (DCNv1, arXiv:1703.06211).
+    norm: "group" has group norm (arXiv:1803.08494) in the batch norms' places; all published weights are "batch".
     """
 
     kind: BackboneKind = "resnet"
@@ -56,6 +58,7 @@ class BackboneConfig:
     groups: int = 1
     base_width: int = 64
     has_deformable_stages: bool = False
+    norm: Norm = "batch"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class ModelConfig:
             raise ModelConfigError(
                 f"{self.name} has the unknown backbone {self.backbone.kind!r}; "
                 f"known: {', '.join(get_args(BackboneKind))}."
+            )
+        if self.backbone.norm not in get_args(Norm):
+            raise ModelConfigError(
+                f"{self.name} has the unknown norm {self.backbone.norm!r}; known: {', '.join(get_args(Norm))}."
             )
         if self.has_class_specific_boxes and self.num_stages > 1:
             # A stage's refined box is the next one's RoI, so there must be one box, not one per class.

@@ -13,6 +13,7 @@ from htc_model.detections import BoxDetections, select_detections, to_original
 from htc_model.efficientnet import EfficientNetLite0
 from htc_model.masks import encode_detections
 from htc_model.neck import FPN
+from htc_model.norms import use_group_norm
 from htc_model.rpn import RPNHead
 from htc_model.structures import Detections, ImageBatch, RawDetections
 
@@ -28,6 +29,8 @@ class HTC(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = EfficientNetLite0() if config.backbone.kind == "efficientnet_lite0" else ResNet(config.backbone)
+        if config.backbone.norm == "group":
+            use_group_norm(self.backbone)
         self.neck = FPN(self.backbone.channels, config.fpn_channels)
         self.rpn_head = RPNHead(config)
         self.roi_head = CascadeHead(config)

@@ -3,18 +3,20 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, model_validator
 from torch import Tensor
 
 from htc_model.config import ModelConfigError
 from htc_model.training.annotations import (
     AnnotationError,
     CocoAnnotations,
+    ImageAnnotations,
     merge_annotations,
     read_annotations,
 )
@@ -23,13 +25,36 @@ from htc_model.training.loop import OnStep, TrainingStoppedError
 from htc_model.training.run import EvaluationSet, run_training
 from htc_model.training.spec import DataSection, TrainingSpec
 from htc_model.weights import load_weights
+from pipeline.config import ModelSection, StorageSection, Uri
 from pipeline.errors import ImageError, RunError, SpecError, StorageError
+from pipeline.fetch import resolve_weights
 from pipeline.images import decode_image
+from pipeline.label_maps import decode_label_map
 from pipeline.spec_reading import absolute_uri, read_spec
 from pipeline.storage import Storage, join
 
+_URI: TypeAdapter[str] = TypeAdapter(Uri)
 
-def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> TrainingSpec:
+
+class StoredTrainingSpec(TrainingSpec):
+    """A training run and how its annotations, images and initial weights are reached.
+
+    storage: see `StorageSection`; it does not decide what is computed, so a run may go on with another.
+    """
+
+    storage: StorageSection = StorageSection()
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        # The weights file carries the spec.
+        for section in (*self.train, *self.evaluate):
+            for uri in (section.annotations, section.images, section.stuff):
+                _URI.validate_python(uri or ".")
+        _URI.validate_python(self.model.initial)
+        return self
+
+
+def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> StoredTrainingSpec:
     """Read a YAML training spec and lay the flags over it.
 
     Args:
@@ -39,10 +64,10 @@ def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    return read_spec(TrainingSpec, path, overrides)
+    return read_spec(StoredTrainingSpec, path, overrides)
 
 
-def train(spec: TrainingSpec, *, on_step: OnStep | None = None) -> Path:
+def train(spec: StoredTrainingSpec, *, on_step: OnStep | None = None) -> Path:
     """Train what a spec asks for with as many processes as it asks for.
 
     Args, returns and raises as `train_alone`, and RunError when the workers' cluster fails.
@@ -50,9 +75,15 @@ def train(spec: TrainingSpec, *, on_step: OnStep | None = None) -> Path:
     if spec.workers > 1:
         from pipeline.train_cluster import train_on_workers
 
-        return train_on_workers(spec, on_step=on_step)
+        return train_on_workers(_without_storage(spec), storage=spec.storage, on_step=on_step)
     has_gpu = spec.gpus_per_worker != 0 and torch.cuda.is_available()
-    return train_alone(spec, device="cuda" if has_gpu else "cpu", on_step=on_step)
+    storage, device = Storage(spec.storage), "cuda" if has_gpu else "cpu"
+    return train_alone(_without_storage(spec), storage=storage, device=device, on_step=on_step)
+
+
+def _without_storage(spec: StoredTrainingSpec) -> TrainingSpec:
+    """Keep what decides the result: checkpoint and weights hold nothing else."""
+    return TrainingSpec.model_validate(spec.model_dump(exclude={"storage"}))
 
 
 def train_alone(
@@ -63,7 +94,7 @@ def train_alone(
     Several processes that torch.distributed has joined, each calling this, train as one.
 
     Args:
-        spec: from `load_training_spec`; `workers` is not looked at.
+        spec: `workers` is not looked at.
         storage: the door to annotations and images.
         device: to train on.
         on_step: for progress.
@@ -77,7 +108,7 @@ def train_alone(
         RunError: a loss is not finite, or memory ran out.
     """
     storage = storage or Storage()
-    load_image = _image_loader(storage)
+    load_image = _loader(storage, decode_image)
     try:
         annotations, _ = _load_data(spec.train, spec, storage)
         evaluation = [_load_evaluation(section, spec, storage, load_image, annotations) for section in spec.evaluate]
@@ -86,7 +117,8 @@ def train_alone(
             annotations,
             load_image,
             evaluation=evaluation,
-            load_state=_load_state,
+            load_state=lambda uri: _load_state(uri, storage),
+            load_stuff=_loader(storage, decode_label_map),
             device=device,
             on_step=on_step,
         )
@@ -111,10 +143,16 @@ def _load_data(
         except AnnotationError as error:
             raise SpecError(f"{uri}: {error}") from error
         folder = absolute_uri(section.images)
-        images = tuple(replace(image, file_name=join(folder, image.file_name)) for image in part.images)
-        parts.append(replace(part, images=images))
+        stuff = None if section.stuff is None else absolute_uri(section.stuff)
+        parts.append(replace(part, images=tuple(_placed(image, folder, stuff) for image in part.images)))
         documents.append(document)
     return merge_annotations(parts), documents
+
+
+def _placed(image: ImageAnnotations, folder: str, stuff: str | None) -> ImageAnnotations:
+    """Say where an image's files are; its semantic map has its name, as a PNG."""
+    stuff_file = None if stuff is None else join(stuff, str(PurePosixPath(image.file_name).with_suffix(".png")))
+    return replace(image, file_name=join(folder, image.file_name), stuff_file=stuff_file)
 
 
 def _load_evaluation(
@@ -134,16 +172,17 @@ def _load_evaluation(
     return EvaluationSet(section.annotations, annotations, documents[0], load_image)
 
 
-def _image_loader(storage: Storage) -> Callable[[str], NDArray[np.uint8]]:
-    def load_image(uri: str) -> NDArray[np.uint8]:
+def _loader(storage: Storage, decode: Callable[[bytes], NDArray[np.uint8]]) -> Callable[[str], NDArray[np.uint8]]:
+    def load(uri: str) -> NDArray[np.uint8]:
         try:
-            return decode_image(storage.read(uri))
+            return decode(storage.read(uri))
         except (ImageError, StorageError) as error:
             # The network's side knows OSError as "this picture cannot be read": named, skipped, counted.
             raise OSError(str(error)) from error
 
-    return load_image
+    return load
 
 
-def _load_state(path: str) -> Mapping[str, Tensor]:
-    return load_weights(absolute_uri(path)).state
+def _load_state(uri: str, storage: Storage) -> Mapping[str, Tensor]:
+    path = resolve_weights(ModelSection(weights=absolute_uri(uri)), storage)
+    return {} if path is None else load_weights(path).state

@@ -51,13 +51,14 @@ class ObjectAnnotation:
 
 @dataclass(frozen=True)
 class ImageAnnotations:
-    """One image of the data set; sizes in original pixels."""
+    """One image of the data set; sizes in original pixels; stuff_file: its semantic map, where there is one."""
 
     image_id: int
     file_name: str
     height: int
     width: int
     objects: tuple[ObjectAnnotation, ...]
+    stuff_file: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Random changes to training pictures; every number is drawn from the generator that comes in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,7 @@ def crop_picture(picture: Picture, top: int, left: int, size: tuple[int, int]) -
         picture.labels,
         picture.masks[:, rows, columns],
         picture.crowd_mask[rows, columns],
+        None if picture.stuff is None else picture.stuff[rows, columns],
     )
     return drop_invisible(cut, min_pixels=_MIN_VISIBLE_PIXELS)
 
@@ -89,6 +90,7 @@ def flip_picture(picture: Picture) -> Picture:
         picture.labels,
         np.ascontiguousarray(picture.masks[:, :, ::-1]),
         np.ascontiguousarray(picture.crowd_mask[:, ::-1]),
+        None if picture.stuff is None else np.ascontiguousarray(picture.stuff[:, ::-1]),
     )
 
 
@@ -108,12 +110,17 @@ def paste_objects(picture: Picture, donor: Picture, random: np.random.Generator)
     covered: NDArray[np.bool_] = np.any(pasted, axis=0)
     image = picture.image.copy()
     image[:height, :width][covered[:height, :width]] = donor.image[:height, :width][covered[:height, :width]]
+    stuff = None
+    if picture.stuff is not None and donor.stuff is not None:
+        stuff = picture.stuff.copy()
+        stuff[:height, :width][covered[:height, :width]] = donor.stuff[:height, :width][covered[:height, :width]]
     both = Picture(
         f"{picture.name} with {donor.name}",
         image,
         np.concatenate([picture.labels, donor.labels[is_chosen]]),
         np.concatenate([picture.masks * ~covered, pasted]),
         picture.crowd_mask * ~covered,
+        stuff,
     )
     return drop_invisible(both, min_pixels=_MIN_VISIBLE_PIXELS)
 
@@ -128,4 +135,4 @@ def _colour(picture: Picture, strength: float, random: np.random.Generator) -> P
     grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
     image = (image - grey[..., None]) * saturation + grey[..., None]
     changed = np.rint(image).clip(0, 255).astype(np.uint8)
-    return Picture(picture.name, changed, picture.labels, picture.masks, picture.crowd_mask)
+    return replace(picture, image=changed)

@@ -14,7 +14,14 @@ from htc_model.config import ModelConfig
 from htc_model.structures import ImageBatch
 from htc_model.training.annotations import AnnotationError, CocoAnnotations
 from htc_model.training.augment import Augmentation, augment_picture
-from htc_model.training.pictures import LoadImage, Picture, build_training_batch, load_picture
+from htc_model.training.pictures import (
+    LoadImage,
+    LoadStuff,
+    Picture,
+    build_training_batch,
+    check_stuff,
+    load_picture,
+)
 from htc_model.training.targets import Truth
 
 # So many unreadable pictures in a row mean a wrong folder, not a bad picture.
@@ -42,6 +49,7 @@ class TrainingPictures(Dataset[TrainingBatch]):
         config: of the network, for sizes and for what it needs.
         augmentation: what may happen to a picture.
         seed: of all that is random.
+        load_stuff: from a file name to a semantic map, where the annotations name such files.
     """
 
     def __init__(
@@ -51,12 +59,15 @@ class TrainingPictures(Dataset[TrainingBatch]):
         config: ModelConfig,
         augmentation: Augmentation,
         seed: int,
+        *,
+        load_stuff: LoadStuff | None = None,
     ) -> None:
         self.annotations = annotations
         self.load_image = load_image
         self.config = config
         self.augmentation = augmentation
         self.seed = seed
+        self.load_stuff = load_stuff if config.semantic else None
 
     def __len__(self) -> int:
         return len(self.annotations.images)
@@ -79,7 +90,9 @@ class TrainingPictures(Dataset[TrainingBatch]):
         for step in range(min(_MOST_STAND_INS, len(self))):
             annotations = self.annotations.images[(index + step) % len(self)]
             try:
-                return load_picture(annotations, self.load_image)
+                picture = load_picture(annotations, self.load_image, self.load_stuff)
+                check_stuff(picture, self.config.semantic_classes)
+                return picture
             except (OSError, ValueError) as error:
                 reason = f"{annotations.file_name}: {error}"
                 unreadable.append(reason)

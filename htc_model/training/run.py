@@ -18,8 +18,9 @@ from htc_model.training.curves import draw_curves, read_metrics
 from htc_model.training.dataset import TrainingPictures
 from htc_model.training.ema import WeightAverage
 from htc_model.training.evaluation import evaluate_model
+from htc_model.training.initial import describe_reinitialised
 from htc_model.training.loop import OnStep, Training, TrainingFiles, train_steps
-from htc_model.training.pictures import LoadImage
+from htc_model.training.pictures import LoadImage, LoadStuff
 from htc_model.training.setup import (
     LoadState,
     build_optimiser,
@@ -50,6 +51,7 @@ def run_training(
     *,
     evaluation: Sequence[EvaluationSet] = (),
     load_state: LoadState,
+    load_stuff: LoadStuff | None = None,
     device: torch.device | str = "cpu",
     on_step: OnStep | None = None,
 ) -> Path:
@@ -60,6 +62,7 @@ def run_training(
         annotations, load_image: the training pictures.
         evaluation: scored every `evaluate_epochs` epochs and at the end.
         load_state: reads initial weights that are a file.
+        load_stuff: reads the semantic maps that the annotations name.
         device: to train on.
         on_step: for progress.
 
@@ -71,15 +74,18 @@ def run_training(
         CheckpointError: the output folder holds another run.
         TrainingStoppedError: a loss is not finite, or memory ran out.
     """
-    config = training_config(spec.model, annotations.classes, annotations.category_ids)
+    config = training_config(spec.model, annotations.classes, annotations.category_ids, has_stuff=spec.has_stuff)
     files = TrainingFiles(Path(spec.output))
     files.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = read_checkpoint(files.checkpoint, spec.model_dump(mode="json"), config)
     for bad in annotations.bad:
         logger.warning("left out %s", bad)
     model, initial = build_training_model(spec, config, load_state)
-    if initial is not None and initial.reinitialised:
-        logger.info("%d layers start at random, such as %s", len(initial.reinitialised), initial.reinitialised[-1])
+    fresh = [] if initial is None else describe_reinitialised(model, initial)
+    if fresh and spec.model.initial != "imagenet":
+        logger.warning(
+            "%s has no weights that fit these, which start at random: %s", spec.model.initial, ", ".join(fresh)
+        )
     model.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.share_weights(model)
     training = Training(
@@ -98,7 +104,9 @@ def run_training(
             part.name: evaluate_model(averaged, part.annotations, part.document, part.load_image) for part in evaluation
         }
 
-    pictures = TrainingPictures(annotations, load_image, config, spec.augmentation.build(), spec.seed)
+    pictures = TrainingPictures(
+        annotations, load_image, config, spec.augmentation.build(), spec.seed, load_stuff=load_stuff
+    )
     train_steps(
         training,
         pictures,
@@ -112,6 +120,7 @@ def run_training(
             "training": spec.model_dump(mode="json"),
             "steps": training.step,
             "pictures": len(annotations.images),
+            "initialised_at_random": fresh,
             "left_out": annotations.bad_counts(),
             # From the file, since a run that was killed at its end does not evaluate again.
             "scores": _last_scores(files),

@@ -17,11 +17,13 @@ from htc_model.training.spec import ModelSection, OptimiserSection, SamplingSect
 LoadState = Callable[[str], Mapping[str, Tensor]]
 
 
-def training_config(section: ModelSection, classes: Sequence[str], category_ids: Sequence[int]) -> ModelConfig:
+def training_config(
+    section: ModelSection, classes: Sequence[str], category_ids: Sequence[int], *, has_stuff: bool = False
+) -> ModelConfig:
     """Fit a preset to the data's classes.
 
-    The semantic branch learns one class per object class and one for all the rest, since its maps are drawn
-    from the masks.
+    The semantic branch learns the labels of the data's own maps if it has_stuff; else its maps are drawn from the
+    masks, with one class per object class and one for all the rest.
 
     Raises:
         ModelConfigError: the preset is not known, or has fewer stages than asked for.
@@ -43,7 +45,8 @@ def training_config(section: ModelSection, classes: Sequence[str], category_ids:
         config,
         classes=tuple(classes),
         category_ids=tuple(category_ids),
-        semantic_classes=len(classes) + 1,
+        semantic_classes=(section.semantic_classes or config.semantic_classes) if has_stuff else len(classes) + 1,
+        backbone=replace(config.backbone, norm=section.norm),
         resize=resize,
         **switches,
     )

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from htc_model.config import Norm
 from htc_model.training.augment import Augmentation
 from htc_model.training.schedule import ScheduleKind
 
@@ -15,10 +16,15 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """One COCO file and the folder of its images, each a path or a URI."""
+    """One COCO file and the folder of its images, each a path or a URI.
+
+    stuff: a folder of semantic maps, one PNG per image with the image's name and a label per pixel (255: ignored), as
+        COCO's stuffthingmaps are. Without it, the semantic branch's maps are drawn from the instances' masks.
+    """
 
     annotations: str
     images: str
+    stuff: str | None = None
 
 
 class AugmentationSection(_Section):
@@ -46,9 +52,11 @@ class ModelSection(_Section):
     preset: a name of `PRESETS`. classes: names to train on, all of the data's by default.
     initial: "imagenet" (EfficientNet-Lite0's package), "none", or a weights file. frozen_stages: see
         `freeze_trunk`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
-        batches only). short_side, long_side: pixels, the preset's own by default. interleaved,
-        mask_info_flow, semantic: HTC's switches, the preset's own by default. stages: how many of the preset's
-        box and mask heads; 1 without the switches is Mask R-CNN.
+        batches only). norm: "group" replaces the trunk's batch norms, for training from scratch with small batches.
+        short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
+        switches, the preset's own by default. stages: how many of the preset's box and mask heads; 1 without the
+        switches is Mask R-CNN. semantic_classes: how many labels the data's semantic maps have, the preset's own
+        (COCO's 183) by default; without maps there is one per class and one for the rest.
     """
 
     preset: str = "htc_lite0_fpn"
@@ -56,12 +64,14 @@ class ModelSection(_Section):
     initial: str = "imagenet"
     frozen_stages: int = Field(default=-1, ge=-1, le=4)
     batch_norm: Literal["frozen", "trained"] = "frozen"
+    norm: Norm = "batch"
     short_side: int | None = Field(default=None, ge=32)
     long_side: int | None = Field(default=None, ge=32)
     interleaved: bool | None = None
     mask_info_flow: bool | None = None
     semantic: bool | None = None
     stages: int | None = Field(default=None, ge=1)
+    semantic_classes: int | None = Field(default=None, ge=2, le=255)
 
 
 class OptimiserSection(_Section):
@@ -120,6 +130,21 @@ class TrainingSpec(_Section):
     workers: int = Field(default=1, ge=1)
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     cpus_per_worker: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+
+    @property
+    def has_stuff(self) -> bool:
+        """Whether the data brings its own semantic maps."""
+        return self.train[0].stuff is not None
+
+    @model_validator(mode="after")
+    def _check_stuff(self) -> "TrainingSpec":
+        if len({section.stuff is None for section in self.train}) > 1:
+            raise ValueError("stuff must be named for all train data or for none, since the labels differ")
+        if self.model.semantic_classes is not None and not self.has_stuff:
+            raise ValueError(
+                "model.semantic_classes counts the labels of semantic maps; name their folder as train.stuff"
+            )
+        return self
 
     @field_validator("output")
     @classmethod

@@ -2,16 +2,23 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
 from small_data import small_config
 from torch import nn
 
 from htc_model.config import ModelConfigError
 from htc_model.htc import build_model
 from htc_model.training.freezing import freeze_trunk, set_training_mode
-from htc_model.training.initial import initialise_heads, load_imagenet_lite0, load_initial
+from htc_model.training.initial import (
+    describe_reinitialised,
+    initialise_heads,
+    load_imagenet_lite0,
+    load_initial,
+)
 
 
 def test_a_network_of_other_classes_gives_all_but_its_last_layers():
@@ -23,6 +30,10 @@ def test_a_network_of_other_classes_gives_all_but_its_last_layers():
         for layer in [f"bbox_head.{s}.fc_cls" for s in range(3)] + [f"mask_head.{s}.conv_logits" for s in range(3)]
         for leaf in ("weight", "bias")
     }
+    assert describe_reinitialised(taker, report) == [
+        *(f"roi_head.bbox_head.{stage}.fc_cls" for stage in range(3)),
+        *(f"roi_head.mask_head.{stage}.conv_logits" for stage in range(3)),
+    ]
     assert report.ignored == ()
     assert torch.equal(taker.neck.fpn_convs[0].conv.weight, giver.neck.fpn_convs[0].conv.weight)
 
@@ -34,6 +45,35 @@ def test_a_trunk_alone_is_taken_under_its_own_names():
     assert report.reinitialised == ()
     assert report.ignored == ("backbone.classifier.weight",)
     assert torch.equal(taker.backbone.conv_stem.weight, giver.backbone.conv_stem.weight)
+
+
+def test_torchvisions_resnet_is_taken_as_it_is():
+    giver = torchvision.models.resnet50(weights=None)
+    taker = build_model("htc_r50_fpn")
+    report = load_initial(taker, giver.state_dict())
+    assert report.reinitialised == ()
+    assert set(report.ignored) == {"backbone.fc.weight", "backbone.fc.bias"}
+    own = taker.backbone.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in giver.state_dict().items() if name in own)
+    assert len(own) == len(giver.state_dict()) - 2
+
+
+def test_parts_that_the_weights_lack_as_a_whole_are_named_as_one():
+    giver = build_model(small_config(semantic=False)).state_dict()
+    taker = build_model(small_config())
+    assert describe_reinitialised(taker, load_initial(taker, giver)) == ["roi_head.semantic_head"]
+    trunk = {name: tensor for name, tensor in giver.items() if name.startswith("backbone.")}
+    assert describe_reinitialised(taker, load_initial(taker, trunk)) == ["neck", "rpn_head", "roi_head"]
+
+
+def test_a_trunk_with_the_other_norm_is_refused():
+    lite = small_config()
+    batch, group = build_model(lite), build_model(replace(lite, backbone=replace(lite.backbone, norm="group")))
+    with pytest.raises(ModelConfigError, match=r"group norm is for training from scratch \(model.initial: none\)"):
+        load_initial(group, batch.state_dict())
+    with pytest.raises(ModelConfigError, match=r"set model\.norm to group"):
+        load_initial(batch, group.state_dict())
+    assert describe_reinitialised(group, load_initial(group, group.state_dict())) == []
 
 
 def test_weights_of_another_network_are_refused():

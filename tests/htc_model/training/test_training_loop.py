@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_data import draw_image, small_document, small_spec
 
-from htc_model.config import ModelConfigError
+from htc_model.config import ModelConfigError, config_from_dict
 from htc_model.htc import build_model
 from htc_model.training import loop
 from htc_model.training.annotations import read_annotations
@@ -67,9 +67,29 @@ def test_losses_fall_and_the_result_loads_where_inference_needs_it(tmp_path):
     assert {"box_ap", "box_ap50", "mask_ap", "mask_ap50"} <= set(scores[0])
     provenance = loaded.metadata.get("metadata", loaded.metadata)
     assert provenance["steps"] == 48
-    from htc_model.config import config_from_dict
-
     load_into(build_model(config_from_dict(config)), loaded)
+
+
+@pytest.mark.slow
+def test_group_norm_from_scratch_loads_without_being_told(tmp_path):
+    model = {"initial": "none", "norm": "group", "short_side": 96, "long_side": 96}
+    loaded = load_weights(train(tmp_path, epochs=1, model=model))
+    config = config_from_dict(loaded.metadata["config"])
+    assert config.backbone.norm == "group"
+    load_into(build_model(config), loaded)
+    assert not any("running_mean" in name for name in loaded.state)
+
+
+@pytest.mark.slow
+def test_initial_weights_of_other_classes_name_what_starts_at_random(tmp_path, caplog):
+    first = train(tmp_path / "first", epochs=1)
+    state = load_weights(first).state
+    state["roi_head.bbox_head.1.fc_cls.weight"] = torch.zeros(9, 9)
+    torch.save(state, tmp_path / "other.pt")
+    model = {"initial": str(tmp_path / "other.pt"), "short_side": 96, "long_side": 96}
+    loaded = load_weights(train(tmp_path / "second", epochs=1, model=model))
+    assert "which start at random: roi_head.bbox_head.1.fc_cls.weight" in caplog.text
+    assert loaded.metadata["initialised_at_random"] == ["roi_head.bbox_head.1.fc_cls.weight"]
 
 
 @pytest.mark.slow

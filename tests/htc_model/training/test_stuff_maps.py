@@ -1,0 +1,119 @@
+"""Semantic maps that the data set brings along: they move with the picture and become the branch's target."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_data import SIDE, draw_image, small_config, small_document, small_spec
+
+from htc_model.config import load_preset
+from htc_model.training.annotations import read_annotations
+from htc_model.training.augment import Augmentation, augment_picture, crop_picture, flip_picture, paste_objects
+from htc_model.training.dataset import TrainingPictures
+from htc_model.training.pictures import build_truth, load_picture, resize_picture
+from htc_model.training.setup import training_config
+from htc_model.training.spec import ModelSection
+
+GRASS, THING = 17, 3
+
+
+def draw_stuff(name: str) -> np.ndarray:
+    """The box is a thing, the rest grass, and the first row nobody knows."""
+    stuff = np.where(draw_image(name)[..., 0] > 130, THING, GRASS).astype(np.uint8)
+    stuff[0] = 255
+    return stuff
+
+
+def annotations(images=1):
+    read = read_annotations(small_document(images))
+    return replace(read, images=tuple(replace(image, stuff_file=image.file_name) for image in read.images))
+
+
+@pytest.fixture
+def picture():
+    return load_picture(annotations().images[0], draw_image, draw_stuff)
+
+
+def test_the_map_is_the_target_as_it_is(picture):
+    truth = build_truth(picture, small_config(semantic_classes=183))
+    assert torch.equal(truth.semantic_map, torch.from_numpy(draw_stuff("0.png")))
+    drawn = build_truth(replace(picture, stuff=None), small_config())
+    assert set(drawn.semantic_map.unique().tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("change", ["flip", "crop", "resize"])
+def test_the_map_moves_with_the_picture(picture, change):
+    changed = {
+        "flip": flip_picture,
+        "crop": lambda p: crop_picture(p, 5, 9, (70, 80)),
+        "resize": lambda p: resize_picture(p, (2 * SIDE, 2 * SIDE)),
+    }[change](picture)
+    assert changed.stuff.shape == changed.size
+    is_thing, is_known = changed.stuff == THING, changed.stuff != 255
+    assert (is_thing != (changed.masks[0] > 0))[is_known].mean() < 0.005
+    assert is_thing.any()
+
+
+def test_a_pasted_object_brings_its_label(picture):
+    donor = replace(flip_picture(picture), stuff=np.full((SIDE, SIDE), 9, np.uint8))
+    pasted = paste_objects(picture, donor, np.random.default_rng(0))
+    is_pasted = donor.masks[0] > 0
+    assert (pasted.stuff[is_pasted] == 9).all()
+    assert np.array_equal(pasted.stuff[~is_pasted], picture.stuff[~is_pasted])
+    assert (picture.stuff != 9).all()
+
+
+def test_all_augmentations_together_keep_the_map_fitting(picture):
+    augmentation = Augmentation(scale=(0.5, 2.0), colour=0.4, copy_paste=1.0)
+    random = np.random.default_rng(1)
+    changed = augment_picture(picture, picture, augmentation, small_config().resize, random)
+    assert changed.stuff.shape == changed.size
+    assert set(np.unique(changed.stuff)) <= {THING, GRASS, 255}
+
+
+def pictures(load_stuff, **changes):
+    config = small_config(semantic_classes=20, **changes)
+    return TrainingPictures(annotations(4), draw_image, config, Augmentation(), 0, load_stuff=load_stuff)
+
+
+def test_training_reads_the_maps_only_for_a_semantic_branch():
+    truth = pictures(draw_stuff)[[(0, 1)]].truths[0]
+    assert set(truth.semantic_map.unique().tolist()) <= {THING, GRASS, 255}
+    assert GRASS in truth.semantic_map.unique().tolist()
+
+    def unwanted(name):
+        raise AssertionError(name)
+
+    assert pictures(unwanted, semantic=False)[[(0, 1)]].truths[0].semantic_map is None
+
+
+@pytest.mark.parametrize(
+    ("stuff", "reason"),
+    [
+        (np.full((SIDE, SIDE), 20, np.uint8), "has label 20, but model.semantic_classes is 20"),
+        (np.zeros((SIDE, 50), np.uint8), "2.png is 50x96 but annotated as 96x96"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_named_and_its_picture_replaced(stuff, reason):
+    batch = pictures(lambda name: stuff if name == "2.png" else draw_stuff(name))[[(0, 2)]]
+    assert reason in batch.unreadable[0]
+    assert batch.names[0].startswith("3.png")
+
+
+def test_classes_are_the_maps_own_or_cocos_or_follow_from_the_objects():
+    def classes(has_stuff, **values):
+        section = ModelSection(**values)
+        return training_config(section, ["a", "b"], [1, 2], has_stuff=has_stuff).semantic_classes
+
+    assert classes(False) == 3
+    assert classes(True) == load_preset("htc_lite0_fpn").semantic_classes == 183
+    assert classes(True, semantic_classes=20) == 20
+
+
+def test_maps_for_a_part_of_the_data_and_classes_without_maps_are_refused(tmp_path):
+    source = {"annotations": "a.json", "images": "a"}
+    with pytest.raises(ValueError, match="stuff must be named for all train data or for none"):
+        small_spec(str(tmp_path), train=[source, source | {"stuff": "maps"}])
+    with pytest.raises(ValueError, match=r"name their folder as train\.stuff"):
+        small_spec(str(tmp_path), model={"semantic_classes": 20})
