@@ -113,6 +113,8 @@ def _report(spec: "TrainingSpec", weights: Path) -> None:
         ("trained", f"{spec.model.preset}, {metadata['steps']:,} steps on {count_of(metadata['pictures'], 'picture')}"),
         ("classes", f"{len(classes)}: {shown}"),
     ]
+    if fresh := metadata.get("initialised_at_random"):
+        lines.append(("at random", f"{', '.join(fresh)} (no initial weights fit)"))
     for kind, count in metadata["left_out"].items():
         lines.append(("left out", f"{count_of(count, 'annotation')}: {kind}"))
     for data_set, scores in metadata["scores"].items():

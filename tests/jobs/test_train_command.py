@@ -159,6 +159,24 @@ def test_polygons_run_lengths_crowds_and_missing_photos_train_together(folder: P
 
 
 @pytest.mark.slow
+def test_initial_weights_of_another_class_count_name_every_layer_that_starts_anew(folder: Path, htc: Htc) -> None:
+    change(folder, evaluate=[], epochs=1)
+    assert htc("train", "spec.yaml", "--output", "first")[0] == 0
+    document = json.loads((folder / "coco.json").read_text())
+    document["categories"].append({"id": 6, "name": "bag"})
+    (folder / "coco.json").write_text(json.dumps(document))
+    change(folder, model={"initial": "first/weights.safetensors", "short_side": 96, "long_side": 96})
+    code, out, err = htc("train", "spec.yaml")
+    assert code == 0, err
+    layers = [f"bbox_head.{stage}.fc_cls" for stage in range(3)] + [
+        f"mask_head.{stage}.conv_logits" for stage in range(3)
+    ]
+    for layer in [*layers, "semantic_head.conv_logits"]:
+        assert f"roi_head.{layer}" in err
+    assert "at random" in out
+
+
+@pytest.mark.slow
 def test_run_takes_everything_from_the_weights_file(folder: Path, htc: Htc) -> None:
     change(folder, evaluate=[], epochs=1)
     code, _, err = htc("train", "spec.yaml")
