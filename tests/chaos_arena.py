@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 from chaos_checks import Tables, complaints_of, read_tables
-from chaos_faults import SLOW, Play, Round
 from chaos_input import Store, bucket_store, local_store
+from chaos_round import SLOW, Play, Round
 from chaos_scene import HungError, Scene
 from fault_proxy import FaultProxy
 from s3_server import WRITER, S3Server
@@ -34,6 +34,10 @@ class Outcome:
     seconds: float
     injected: Mapping[str, int] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return {**asdict(self), "is_survived": self.is_survived}
+
     @property
     def is_survived(self) -> bool:
         """Whether nothing is to be complained of."""
@@ -41,31 +45,31 @@ class Outcome:
 
 
 class Arena:
-    """Local files, and an S3 server behind a proxy, each with its reference run."""
+    """Local files, and an S3 server behind a proxy: the same pictures, and so the same reference for both."""
 
     def __init__(self, folder: Path, server: S3Server | None, *, is_short: bool = False) -> None:
         self._folder = folder
         self._server = server
         self._is_short = is_short
-        self._references: dict[Place, tuple[Tables, float]] = {}
+        self._reference: tuple[Tables, float] | None = None
         self._rounds = 0
         self._bucket = server.make_bucket("htc-chaos") if server else ""
 
     def reference(self, place: Place) -> tuple[Tables, float]:
-        """The tables of a run without faults, and how long it took; made on first use.
+        """The tables of a run without faults, and how long it took; made once, at the place that is asked for first.
 
         Raises:
             HungError: the run did not end, or its tables are wrong in themselves.
         """
-        if place not in self._references:
+        if self._reference is None:
             with self._scene(place, "reference") as (scene, _):
                 start = time.monotonic()
                 scene.run(SLOW)
                 tables, complaints = read_tables(scene, self._server_url(place))
                 if scene.exit_codes != [0] or complaints:
                     raise HungError(f"the reference run failed: {complaints}\n{scene.log}")
-                self._references[place] = (tables, time.monotonic() - start)
-        return self._references[place]
+                self._reference = (tables, time.monotonic() - start)
+        return self._reference
 
     def play(self, name: str, play: Play, *, place: Place, seed: int) -> Outcome:
         """Play one round of a fault and judge it."""

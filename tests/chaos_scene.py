@@ -36,6 +36,7 @@ class Scene:
     endpoint_url: of the store as the command sees it, "" for local files.
     environment: on top of this process's.
     exit_codes: of the commands so far; a killed one has the signal's negative number.
+    ray_folder: where Ray of this scene keeps its files.
     """
 
     folder: Path
@@ -45,9 +46,9 @@ class Scene:
     environment: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     exit_codes: list[int] = field(default_factory=list)
+    ray_folder: str = ""
     _process: "subprocess.Popen[bytes] | None" = None
     _family: dict[int, psutil.Process] = field(default_factory=dict)
-    _ray_folder: str = ""
 
     @property
     def log(self) -> str:
@@ -55,28 +56,32 @@ class Scene:
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def prepare(self, plan: Plan) -> dict[str, str]:
+        """The environment of the command, its folders made."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.ray_folder:
+            # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+            self.ray_folder = tempfile.mkdtemp(prefix="htc-chaos-")
+        own = {
+            ENVIRONMENT_NAME: plan.to_json(),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            "RAY_TMPDIR": self.ray_folder,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        return os.environ | own | dict(self.environment)
+
     def start(self, plan: Plan) -> None:
         """Start the command in a process group of its own."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self._ray_folder:
-            # Ray's sockets lie below it, and a socket's path has at most 107 characters.
-            self._ray_folder = tempfile.mkdtemp(prefix="htc-chaos-")
+        environment = self.prepare(plan)
         command = [
             sys.executable, str(COMMAND), "run", self.input_uri, self.output_uri, "--model", "htc_lite0_fpn",
             "--weights", "untrained", "--workers", "2", "--shard-images", "4", "--max-error-rate", "0.2", *self.flags,
         ]  # fmt: skip
         if self.endpoint_url:
             command += ["--endpoint-url", self.endpoint_url]
-        own = {
-            ENVIRONMENT_NAME: plan.to_json(),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-            "RAY_TMPDIR": self._ray_folder,
-        }
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=os.environ | own | self.environment, stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def run(self, plan: Plan) -> int:
         """Run the command to its end and return its exit code."""
@@ -149,7 +154,7 @@ class Scene:
             os.killpg(self._running().pid, signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
-        shutil.rmtree(self._ray_folder, ignore_errors=True)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
@@ -172,5 +177,5 @@ def _title(process: psutil.Process) -> str:
 
 def _is_alive(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False

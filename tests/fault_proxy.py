@@ -70,17 +70,51 @@ class Fault:
     limit: int | None = None
 
 
-class FaultProxy:
-    """The proxy; a context manager. `counts` tells how many requests met which kind of fault."""
+class FaultDice:
+    """Draws the fault of each request; `counts` tells how many met which kind."""
 
-    def __init__(self, upstream_port: int, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
-        self.upstream_port = upstream_port
+    def __init__(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
         self.counts: Counter[str] = Counter()
-        self.requests = 0
+        self._faults = tuple(faults)
+        self._seed = seed
+        self._asked: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    def draw(self, method: str, path: str) -> Fault | None:
+        """Choose the fault of this request, the first that fits; None to pass it on."""
+        with self._lock:
+            turn = self._asked[f"{method} {path}"]
+            self._asked[f"{method} {path}"] += 1
+            for number, fault in enumerate(self._faults):
+                if self._is_due(fault, method, path, turn):
+                    chance = random.Random(f"{self._seed} {number} {method} {path} {turn}").random()
+                    if chance < fault.rate:
+                        self.counts[fault.kind] += 1
+                        return fault
+        return None
+
+    def _is_due(self, fault: Fault, method: str, path: str, turn: int) -> bool:
+        if method not in fault.methods or not re.search(fault.keys, path):
+            return False
+        if fault.first is not None and turn >= fault.first:
+            return False
+        return fault.limit is None or self.counts[fault.kind] < fault.limit
+
+
+class FaultProxy:
+    """The proxy; a context manager."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self.upstream_port = upstream_port
+        self.requests = 0
+        self.dice = FaultDice()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
-        self.inject(faults, seed=seed)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Requests that met a fault, by kind, since the last `inject`."""
+        return self.dice.counts
 
     @property
     def endpoint_url(self) -> str:
@@ -89,11 +123,7 @@ class FaultProxy:
 
     def inject(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
         """Break these from now on, and nothing else; forget what was counted."""
-        with self._lock:
-            self._faults = tuple(faults)
-            self._seed = seed
-            self._asked: Counter[str] = Counter()
-            self.counts = Counter()
+        self.dice = FaultDice(faults, seed=seed)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, name="fault-proxy", daemon=True).start()
@@ -104,24 +134,6 @@ class FaultProxy:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-    def draw(self, method: str, path: str) -> Fault | None:
-        """Choose the fault of this request, the first that fits; None to pass it on."""
-        with self._lock:
-            self.requests += 1
-            turn = self._asked[f"{method} {path}"]
-            self._asked[f"{method} {path}"] += 1
-            for number, fault in enumerate(self._faults):
-                if method not in fault.methods or not re.search(fault.keys, path):
-                    continue
-                if fault.first is not None and turn >= fault.first:
-                    continue
-                if fault.limit is not None and self.counts[fault.kind] >= fault.limit:
-                    continue
-                if random.Random(f"{self._seed} {number} {method} {path} {turn}").random() < fault.rate:
-                    self.counts[fault.kind] += 1
-                    return fault
-        return None
 
 
 class _Server(ThreadingHTTPServer):
@@ -140,7 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self._read_body()
-        fault = self.server.proxy.draw(self.command, self.path)
+        proxy = self.server.proxy
+        proxy.requests += 1
+        fault = proxy.dice.draw(self.command, self.path)
         kind = fault.kind if fault else None
         if fault and fault.kind in _ANSWERS:
             self._refuse(*_ANSWERS[fault.kind])
