@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.query import open_database, read_instances
 from pipeline.errors import InputError, NotFoundError
-from pipeline.runs import Run
+from pipeline.manifest import Manifest, ManifestReader
+from pipeline.records import run_folder
+from pipeline.storage import join
 from pipeline.uris import display_uri
 
 if TYPE_CHECKING:
@@ -62,12 +64,14 @@ class RunPhotos:
         results.image_parts(self.run)
         self._results = results
         record = next(record for record in results.records if record.run == self.run)
-        self._planned = Run(results.storage, results.output_uri, record, is_new=False)
+        self._fingerprint = record.fingerprint
+        folder = join(run_folder(results.output_uri, self.run), "manifest")
+        self._planned = ManifestReader(results.storage, folder, Manifest.from_dict(record.manifest))
 
     @property
     def is_trained(self) -> bool:
         """Tell whether the run's model had trained weights."""
-        return bool(self._planned.record.fingerprint.get("trained", True))
+        return bool(self._fingerprint.get("trained", True))
 
     def sample(self, count: int) -> list[PhotoRow]:
         """Choose `count` of the images with the status ok, always the same, in the order of their uris.

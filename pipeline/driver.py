@@ -1,16 +1,18 @@
 """Runs a job spec: hands shards to workers, tries again what fails, and says how it ended.
 
-The driver's only state is the output folder. It holds no lock on anything, so killing it at any instant loses
-at most the shards in flight, and the same command goes on from there.
+The driver's only state is the output folder. Its one lock is the run's lease, which a dead driver loses, so killing
+it at any instant costs at most the shards in flight, and the same command goes on from there.
 """
 
 import logging
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pipeline.config import JobSpec
-from pipeline.errors import RunError
+from pipeline.errors import InputError, RunError, StorageError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model, take_fingerprint
+from pipeline.lease import take_lease
 from pipeline.plan import require_images
 from pipeline.progress import ProgressDisplay, choose_progress, count_of
 from pipeline.runs import Run, open_run
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Most inputs are listed by then, and the first line tells how many images there are; larger ones do not wait.
+LISTING_PATIENCE_S = 1.5
 DEMO_NOTE = (
     "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
     "published weights."
@@ -53,17 +57,27 @@ def run(
 
     Raises:
         HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError), or cannot go
-            on (RunError); what is committed stays.
+            on (RunError, of which RunHeldError says that another driver is at it); what is committed stays.
     """
     display = progress or choose_progress()
     storage = Storage(spec.storage)
-    try:
+    with ExitStack() as closing:
+        closing.callback(display.close)
         if spec.model.weights != "untrained" and weights_here(spec.model) is None:
             # Half a gigabyte of weights is not fetched for a misspelt input.
             require_images(spec, storage)
         spec = settle_model(spec, storage)
         fingerprint = take_fingerprint(spec.model, storage)
-        opened = open_run(spec, fingerprint.to_dict(), storage, run=run, fresh=fresh)
+        opened = open_run(
+            spec,
+            fingerprint.to_dict(),
+            storage,
+            run=run,
+            fresh=fresh,
+            hold=lambda name: take_lease(storage, spec.output.uri, name, tell=display.note),
+            patience_s=LISTING_PATIENCE_S,
+        )
+        closing.callback(opened.close)
         if not fingerprint.trained:
             display.note("The model's weights are untrained: its detections mean nothing.")
         if spec.model.weights == "demo":
@@ -73,12 +87,10 @@ def run(
         if opened.state != "complete":
             try:
                 session.work()
-            except RunError as error:
+            except (RunError, InputError, StorageError) as error:
                 session.end(cut_short=str(error))
                 raise
         return session.end()
-    finally:
-        display.close()
 
 
 def _announce(opened: Run, display: ProgressDisplay) -> None:
@@ -86,10 +98,20 @@ def _announce(opened: Run, display: ProgressDisplay) -> None:
         display.note(f"Run {opened.name} is complete already; nothing to do.")
     elif opened.state == "resumed":
         left = len(opened.todo())
-        display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go.")
+        so_far = "" if opened.is_planned else " so far; the input is still being listed"
+        display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go{so_far}.")
+    elif opened.is_planned:
+        _announce_plan(opened, display)
     else:
-        display.note(
-            f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
-        )
-        for line in opened.manifest.left_out():
-            display.note(f"Of the input, {line}.")
+        images = count_of(opened.image_count, "image")
+        display.note(f"Run {opened.name}: {images} so far; work begins while the input is still being listed.")
+    if not opened.is_planned:
+        opened.when_planned = lambda: _announce_plan(opened, display)
+
+
+def _announce_plan(opened: Run, display: ProgressDisplay) -> None:
+    display.note(
+        f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
+    )
+    for line in opened.manifest.left_out():
+        display.note(f"Of the input, {line}.")

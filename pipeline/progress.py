@@ -27,6 +27,7 @@ class RunProgress:
     images_per_s: over the last minute.
     eta_s: seconds to go; None while nothing tells.
     workers: workers whose model is loaded.
+    is_listing: whether the input is still being listed, so that images_total grows and nothing tells the end.
     """
 
     images_total: int
@@ -35,6 +36,7 @@ class RunProgress:
     images_per_s: float
     eta_s: float | None
     workers: int
+    is_listing: bool = False
 
 
 class ProgressDisplay(Protocol):
@@ -87,10 +89,11 @@ class LineProgress:
     def update(self, progress: RunProgress) -> None:
         """Write a line when the last one is long enough ago, and when the last image is done."""
         now = self._clock()
-        is_end = progress.images_done >= progress.images_total
+        is_end = _is_end(progress)
         if not is_end and self._last is not None and now - self._last < self._every_s:
             return
-        line = f"{progress.images_done}/{progress.images_total} images, {describe(progress)}"
+        more = "+" if progress.is_listing else ""
+        line = f"{progress.images_done}/{progress.images_total}{more} images, {describe(progress)}"
         # The end is reported many times over while the last parts are written.
         if is_end and self._shown == progress.images_done:
             return
@@ -123,8 +126,10 @@ class BarProgress:
         """Move the bar."""
         if self._row is None:
             self._bar.start()
-            self._row = self._bar.add_task("", total=progress.images_total)
-        self._bar.update(self._row, completed=progress.images_done, description=describe(progress))
+            self._row = self._bar.add_task("", total=None)
+        # None leaves the total as it is: unknown until everything is listed.
+        total = None if progress.is_listing else progress.images_total
+        self._bar.update(self._row, total=total, completed=progress.images_done, description=describe(progress))
 
     def close(self) -> None:
         """Stop drawing; the last state of the bar stays on the screen."""
@@ -133,13 +138,19 @@ class BarProgress:
 
 def describe(progress: RunProgress) -> str:
     """Speed, time to go, failures and workers in a few words."""
-    if not progress.workers and progress.images_done < progress.images_total:
+    if not progress.workers and not _is_end(progress):
         return "starting workers"
     parts = [f"{progress.images_per_s:.2f} images/s"]
-    if progress.images_done < progress.images_total:
+    if progress.is_listing:
+        parts.append("listing")
+    elif not _is_end(progress):
         parts.append(f"ETA {format_duration(progress.eta_s)}")
     parts.append(f"{progress.images_failed} failed")
     return ", ".join(parts)
+
+
+def _is_end(progress: RunProgress) -> bool:
+    return progress.images_done >= progress.images_total and not progress.is_listing
 
 
 def format_duration(seconds: float | None) -> str:

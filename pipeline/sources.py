@@ -8,13 +8,14 @@ input.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pipeline.config import InputSection
 from pipeline.errors import InputError, NotFoundError
 from pipeline.listing_files import LISTING_SUFFIXES, URI_COLUMNS, read_listing
 from pipeline.parquet_images import find_image_column, find_uri_column, inspect_parquet, read_uris
+from pipeline.planned import Planned
 from pipeline.refs import ImageRef, image_id, row_uri, tar_uri
 from pipeline.storage import Listed, Storage, join
 from pipeline.tar_files import REFUSED_SUFFIXES, DamagedContainerError, index_tar
@@ -45,20 +46,25 @@ def list_images(
     *,
     exclude: Iterable[str] = (),
     notes: SourceNotes | None = None,
+    planned: Planned | None = None,
 ) -> Iterator[ImageRef]:
     """List an input's images, in a fixed order, at most `section.limit`.
 
     Args:
         exclude: folders whose files are not input even when they lie inside it (the run's own output).
         notes: filled while the iterator is consumed.
+        planned: images to go on behind; `notes` are then those that were taken while they were listed.
 
     Raises:
         InputError: the input is not there, or is of a kind that cannot be read.
         StorageError: it cannot be listed.
     """
     folders = tuple(join(folder, "") for folder in exclude)
-    listing = _Listing(storage, folders, notes if notes is not None else SourceNotes())
-    return islice(listing.images(section), section.limit)
+    listing = _Listing(storage, folders, notes if notes is not None else SourceNotes(), planned)
+    limit = section.limit
+    if limit is not None and planned is not None:
+        limit = max(0, limit - planned.manifest.image_count)
+    return islice(listing.images(section), limit)
 
 
 def locate_image(uri: str, storage: Storage) -> ImageRef:
@@ -100,6 +106,7 @@ class _Listing:
     storage: Storage
     exclude: tuple[str, ...]
     notes: SourceNotes
+    planned: Planned | None
 
     def images(self, section: InputSection) -> Iterator[ImageRef]:
         kind = self.storage.kind(section.uri)
@@ -131,10 +138,12 @@ class _Listing:
     def _from_folder(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
         for listed in self.storage.list(root, pattern):
             suffix = suffix_of(listed.uri)
-            if listed.uri.startswith(self.exclude):
+            if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_behind(listed.uri)):
                 continue
             if suffix in _CONTAINER_SUFFIXES:
-                yield from self._from_container(listed, is_only_input=False)
+                yield from self._unplanned(listed, is_only_input=False)
+            elif self.planned and self.planned.is_last(listed.uri):
+                continue
             elif suffix in IMAGE_SUFFIXES or (pattern is not None and not _is_refused(listed.uri)):
                 # A pattern is taken at its word, because many buckets name images without an extension.
                 yield ImageRef(listed.uri, listed.bytes, listed.etag)
@@ -149,7 +158,7 @@ class _Listing:
                 "(images are compressed already)."
             )
         if suffix in _CONTAINER_SUFFIXES:
-            return self._from_container(self.storage.stat(uri), is_only_input=True)
+            return self._unplanned(self.storage.stat(uri), is_only_input=True)
         if suffix in LISTING_SUFFIXES:
             return self._from_listing(read_listing(uri, self.storage), folder_of(uri))
         listed = self.storage.stat(uri)
@@ -158,6 +167,11 @@ class _Listing:
     def _from_listing(self, entries: Iterable[str], folder: str) -> Iterator[ImageRef]:
         # Numbers of 8 bytes stand for the uris: a listing may name a hundred million images.
         seen: set[int] = set()
+        planned: set[int] = set()
+        if self.planned:
+            # The whole listing is read again, and so are its notes.
+            self.notes.duplicates, planned = 0, self.planned.all_numbers()
+            self.notes.skipped.clear()
         for entry in entries:
             uri = resolve(entry, folder)
             refs = self._from_entry(uri) if suffix_of(uri) in _CONTAINER_SUFFIXES else iter([ImageRef(uri)])
@@ -167,7 +181,8 @@ class _Listing:
                     self.notes.duplicates += 1
                     continue
                 seen.add(number)
-                yield ref
+                if number not in planned:
+                    yield ref
 
     def _from_entry(self, uri: str) -> Iterator[ImageRef]:
         try:
@@ -176,6 +191,16 @@ class _Listing:
             # Its row will say `missing`.
             return iter([ImageRef(uri)])
         return self._from_container(listed, is_only_input=False)
+
+    def _unplanned(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
+        """List a container's images but for those that were planned before."""
+        if self.planned is None or not self.planned.is_last(listed.uri):
+            return self._from_container(listed, is_only_input=is_only_input)
+        numbers = self.planned.last_numbers
+        # It was noted when it was listed first what of it is no image.
+        again = replace(self, notes=SourceNotes())
+        refs = again._from_container(listed, is_only_input=is_only_input)
+        return (ref for ref in refs if image_id(ref.uri) not in numbers)
 
     def _from_container(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
         """List a container's images; damage becomes one more row, or an error when there is nothing else."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import plan
+from pipeline import manifest as manifests
 from pipeline.config import JobSpec, load_spec
 from pipeline.errors import InputError, StorageError
 from pipeline.image_reading import read_image
@@ -40,7 +40,8 @@ def all_images(reader: ManifestReader) -> list[ImageRef]:
 def test_shards_are_the_listing_cut_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_images: int
 ) -> None:
-    monkeypatch.setattr(plan, "PART_IMAGES", 12)
+    monkeypatch.setattr(manifests, "FIRST_PART_IMAGES", 3)
+    monkeypatch.setattr(manifests, "PART_IMAGES", 12)
     make_photos(tmp_path, 33)
     spec, folder = make_spec(tmp_path, compute__shard_images=shard_images), str(tmp_path / "manifest")
     manifest = plan_run(spec, Storage(), folder)
@@ -95,7 +96,7 @@ def test_the_manifest_is_plain_parquet(tmp_path: Path) -> None:
 
 
 def test_planning_again_leaves_no_part_of_a_longer_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PART_IMAGES", 4)
+    monkeypatch.setattr(manifests, "PART_IMAGES", 4)
     make_photos(tmp_path, 9)
     plan_run(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
     plan_run(make_spec(tmp_path, compute__shard_images=2, input__limit=3), Storage(), str(tmp_path / "manifest"))

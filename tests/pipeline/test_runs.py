@@ -28,7 +28,7 @@ def photos(tmp_path: Path) -> Path:
 def spec_of(tmp_path: Path, **overrides: object) -> JobSpec:
     flags = {name.replace("__", "."): value for name, value in overrides.items()}
     paths = {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out")}
-    return load_spec(None, {**paths, "compute.shard_images": 4, **flags})
+    return load_spec(None, {**paths, "model.preset": "htc_r50_fpn", "compute.shard_images": 4, **flags})
 
 
 def begin(tmp_path: Path, *, hours: int = 0, run: str | None = None, fresh: bool = False, **overrides: object) -> Run:

@@ -1,0 +1,238 @@
+"""The frozen manifest: Parquet parts that hold every image of the run in a fixed order, cut into shards.
+
+A part never changes once it is written. Parts are plain Parquet like everything else, so that a person can ask
+what was planned; the first ones are small, so that work begins early, and a shard is a stretch of rows that is
+found by arithmetic.
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.refs import ImageRef
+from pipeline.storage import Storage, join
+from pipeline.tables import SCHEMA_VERSION
+from pipeline.uris import display_uri
+
+FIRST_PART_IMAGES = 1024
+"""Images in the first part: a page of an S3 listing. Each part holds twice as many as the one before, up to:"""
+PART_IMAGES = 65_536
+"""Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
+
+_NOTED = b"htc_manifest"
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        # The name's bytes where they are no valid UTF-8, which `uri` can only show escaped.
+        pa.field("uri_bytes", pa.binary()),
+        pa.field("bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("container", pa.string()),
+        pa.field("container_bytes", pa.binary()),
+        pa.field("offset", pa.int64()),
+        pa.field("row", pa.int64()),
+        pa.field("column", pa.string()),
+        pa.field("problem", pa.string()),
+    ],
+    metadata={"htc_schema_version": str(SCHEMA_VERSION)},
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work, retry and output: a fixed list of images."""
+
+    index: int
+    images: tuple[ImageRef, ...]
+
+
+@dataclass(frozen=True)
+class PartLayout:
+    """Which shards lie in which part, by arithmetic alone.
+
+    first_shards: shards in the first part; each part has twice those of the one before, at most `part_shards`.
+    """
+
+    shard_images: int
+    first_shards: int
+    part_shards: int
+
+    @classmethod
+    def of(cls, shard_images: int) -> "PartLayout":
+        """Lay out the parts of a new manifest."""
+        most = max(1, PART_IMAGES // shard_images)
+        return cls(shard_images, min(most, max(1, FIRST_PART_IMAGES // shard_images)), most)
+
+    def find(self, shard: int) -> tuple[int, int]:
+        """Return a shard's part, and how many shards lie before it there."""
+        number, start, size = 0, 0, self.first_shards
+        while size < self.part_shards:
+            if shard < start + size:
+                return number, shard - start
+            number, start, size = number + 1, start + size, min(2 * size, self.part_shards)
+        whole, within = divmod(shard - start, self.part_shards)
+        return number + whole, within
+
+    def images(self, number: int) -> int:
+        """Return how many images a part holds when it is full."""
+        # A shift of thousands of bits for the parts of a large run would be slow.
+        growth = 1 << min(number, self.part_shards.bit_length())
+        return self.shard_images * min(self.part_shards, self.first_shards * growth)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of the frozen input.
+
+    listed_bytes: encoded bytes of the images whose size listing told. unsized_images: the others.
+    duplicates, skipped: see `sources.SourceNotes`. first_part_shards: see `PartLayout`; 0 where all parts have
+        `part_shards`. is_planned: whether that is all; while the input is being listed, the counts grow.
+    """
+
+    image_count: int
+    shard_count: int
+    shard_images: int
+    part_shards: int
+    listed_bytes: int
+    unsized_images: int
+    duplicates: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    first_part_shards: int = 0
+    is_planned: bool = True
+
+    @property
+    def layout(self) -> PartLayout:
+        """Where the shards lie."""
+        return PartLayout(self.shard_images, self.first_part_shards or self.part_shards, self.part_shards)
+
+    def left_out(self) -> list[str]:
+        """Say what of the input is no row of its own, a line per kind: nothing is dropped silently."""
+        lines = []
+        if self.duplicates:
+            entries = "entry names" if self.duplicates == 1 else "entries name"
+            lines.append(f"{self.duplicates:,} {entries} an image again, and each image is taken once")
+        if self.skipped:
+            kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in self.skipped.items())
+            lines.append(f"files that are no images, left out: {kinds}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values, for run.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Manifest":
+        """Read what `to_dict` wrote; later versions' keys are ignored."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+class ManifestReader:
+    """Reads shards from a manifest; keeps the part it read last, since shards are mostly asked for in order.
+
+    manifest: what is written so far; may be replaced while it grows.
+    """
+
+    def __init__(self, storage: Storage, folder: str, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._storage = storage
+        self._folder = folder
+        self._part: tuple[int, pa.Table] | None = None
+
+    def read_shard(self, index: int) -> Shard:
+        """Read one shard.
+
+        Raises:
+            IndexError: there is no such shard.
+            StorageError: the manifest cannot be read, or is not the one that was planned.
+        """
+        plan = self.manifest
+        if not 0 <= index < plan.shard_count:
+            raise IndexError(f"shard {index} of {plan.shard_count}")
+        number, within = plan.layout.find(index)
+        table = self._read_part(number).slice(within * plan.shard_images, plan.shard_images)
+        expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
+        if len(table) != expected or table.column("shard")[0].as_py() != index:
+            raise StorageError(f"{part_uri(self._folder, number)} is damaged: shard {index} is not whole.")
+        return Shard(index, tuple(refs_of(table)))
+
+    def _read_part(self, number: int) -> pa.Table:
+        if self._part is None or self._part[0] != number:
+            self._part = (number, read_part(self._storage, part_uri(self._folder, number)))
+        return self._part[1]
+
+
+def part_uri(folder: str, number: int) -> str:
+    """Name a part of the manifest in `folder`."""
+    return join(folder, f"part-{number:05d}.parquet")
+
+
+def read_part(storage: Storage, uri: str) -> pa.Table:
+    """Read a part of a manifest.
+
+    Raises:
+        StorageError: it cannot be read, or is damaged.
+    """
+    try:
+        return pq.read_table(io.BytesIO(storage.read(uri)))
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{uri} is damaged: it is no whole Parquet file.") from error
+
+
+def refs_of(table: pa.Table) -> list[ImageRef]:
+    """Return the images of a part, or of a stretch of one."""
+    return [_ref_from_row(row) for row in table.to_pylist()]
+
+
+def manifest_up_to(table: pa.Table) -> Manifest | None:
+    """Return what was known when a part was written; None for a part of before that was noted."""
+    noted = (table.schema.metadata or {}).get(_NOTED)
+    return None if noted is None else Manifest.from_dict(json.loads(noted))
+
+
+def encode_part(refs: list[ImageRef], first_position: int, manifest: Manifest) -> bytes:
+    """Encode a part.
+
+    Args:
+        first_position: of its first image in the whole input.
+        manifest: all parts, this one included; kept inside, so that planning that was cut off can go on.
+    """
+    positions = range(first_position, first_position + len(refs))
+    columns: dict[str, list[Any]] = {
+        "position": list(positions),
+        "shard": [position // manifest.shard_images for position in positions],
+        "uri": [display_uri(ref.uri) for ref in refs],
+        "uri_bytes": [_odd_bytes(ref.uri) for ref in refs],
+        "container": [None if ref.container is None else display_uri(ref.container) for ref in refs],
+        "container_bytes": [_odd_bytes(ref.container) for ref in refs],
+    }
+    for name in ("bytes", "etag", "offset", "row", "column", "problem"):
+        columns[name] = [getattr(ref, name) for ref in refs]
+    sink = io.BytesIO()
+    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, _NOTED: json.dumps(manifest.to_dict())})
+    pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _odd_bytes(name: str | None) -> bytes | None:
+    """Return a name's bytes when they are no valid UTF-8, else None."""
+    if name is None or name.isascii():
+        return None
+    raw = name.encode("utf-8", "surrogateescape")
+    return None if display_uri(name) == name else raw
+
+
+def _ref_from_row(row: dict[str, Any]) -> ImageRef:
+    names = {}
+    for name in ("uri", "container"):
+        odd: bytes | None = row[f"{name}_bytes"]
+        names[name] = row[name] if odd is None else odd.decode("utf-8", "surrogateescape")
+    others = {name: row[name] for name in ("bytes", "etag", "offset", "row", "column", "problem")}
+    return ImageRef(uri=names["uri"], container=names["container"], **others)

@@ -1,0 +1,79 @@
+"""What an earlier session planned before it was cut off: where listing goes on, so that no image comes twice."""
+
+from functools import cached_property
+
+from pipeline.errors import NotFoundError
+from pipeline.manifest import Manifest, manifest_up_to, part_uri, read_part, refs_of
+from pipeline.refs import ImageRef, image_id
+from pipeline.storage import Storage
+from pipeline.uris import name_order
+
+
+class Planned:
+    """The whole parts of a manifest whose planning was cut off; they are frozen.
+
+    The input may have changed since. What lies in a folder is listed in the order of its names, so that listing
+    goes on behind the last name that was planned. The members of a container and the lines of a listing have an
+    order of their own, and are told by their numbers.
+
+    Attributes:
+        manifest: what the parts hold; all there is when the last part is a short one.
+        parts: how many there are.
+    """
+
+    def __init__(self, storage: Storage, folder: str, manifest: Manifest, parts: int, last: ImageRef) -> None:
+        self.manifest = manifest
+        self.parts = parts
+        self._storage = storage
+        self._folder = folder
+        self._entry = last.container or last.uri
+
+    def is_behind(self, uri: str) -> bool:
+        """Tell whether a file of a folder comes before the one that was planned last."""
+        return name_order(uri) < name_order(self._entry)
+
+    def is_last(self, uri: str) -> bool:
+        """Tell whether a file of a folder is the one that was planned last, or its container."""
+        return uri == self._entry
+
+    @cached_property
+    def last_numbers(self) -> set[int]:
+        """The image ids that were planned of the container that came last."""
+        numbers: set[int] = set()
+        for part in reversed(range(self.parts)):
+            refs = refs_of(read_part(self._storage, part_uri(self._folder, part)))
+            own = {image_id(ref.uri) for ref in refs if (ref.container or ref.uri) == self._entry}
+            numbers |= own
+            if len(own) < len(refs):
+                break
+        return numbers
+
+    def all_numbers(self) -> set[int]:
+        """Return the image ids of everything that was planned."""
+        return {
+            image_id(ref.uri)
+            for part in range(self.parts)
+            for ref in refs_of(read_part(self._storage, part_uri(self._folder, part)))
+        }
+
+
+def find_planned(storage: Storage, folder: str) -> Planned | None:
+    """Look for the parts of a manifest in `folder`; None when there is none to go on from.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    try:
+        present = {listed.uri.rpartition("/")[2] for listed in storage.list(folder)}
+    except NotFoundError:
+        return None
+    parts = 0
+    while part_uri("", parts).rpartition("/")[2] in present:
+        parts += 1
+    if not parts:
+        return None
+    table = read_part(storage, part_uri(folder, parts - 1))
+    manifest = manifest_up_to(table)
+    if manifest is None or not len(table):
+        return None
+    return Planned(storage, folder, manifest, parts, refs_of(table.slice(len(table) - 1))[0])

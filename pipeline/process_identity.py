@@ -1,0 +1,47 @@
+"""Which process this is, told so that another one can tell for sure that it is dead.
+
+A process number alone is not enough: numbers are given again, start anew with the machine, and containers count
+their own. Linux tells all of it in /proc; elsewhere nobody is declared dead.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def identify_process() -> str:
+    """Return boot, process namespace, number and start of this process; empty where the system does not tell."""
+    boot, started = _boot(), _started(os.getpid())
+    return f"{boot} {os.getpid()} {started}" if boot and started else ""
+
+
+def is_dead_here(host: str, process: str) -> bool:
+    """Tell whether a process that said it is `process` on `host` was one of this machine, and has ended.
+
+    False also means: it cannot be known from here.
+    """
+    boot, pid, started = [*process.rsplit(" ", 2), "", ""][:3]
+    if host != socket.gethostname() or not boot or boot != _boot() or not pid.isdigit():
+        return False
+    return _started(int(pid)) != started
+
+
+def _boot() -> str:
+    """Name this boot of the machine and this process's namespace; empty where there is no telling."""
+    try:
+        return f"{_BOOT_ID.read_text(encoding='ascii').strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in clock ticks since boot; empty when there is none, or only its corpse."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    # The name in parentheses may hold anything; behind it: 3 state, ... 22 starttime (proc(5)).
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]

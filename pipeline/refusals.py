@@ -1,0 +1,79 @@
+"""Why a run may not begin or go on: the output is somebody else's, or the run is another one."""
+
+import re
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from pipeline.config import JobSpec
+from pipeline.errors import NotFoundError, OutputOccupiedError, RunMismatchError
+from pipeline.records import RunRecord
+from pipeline.storage import Storage, join
+from pipeline.tables import committed_shards
+
+
+def refuse_occupied(storage: Storage, output_uri: str) -> None:
+    """Refuse an output folder that holds files, but none of our runs."""
+    kind = storage.kind(output_uri)
+    if kind == "absent":
+        return
+    if kind == "file":
+        raise OutputOccupiedError(f"The output {output_uri} is a file; name a folder.")
+    try:
+        # A run whose planning was cut off has a manifest only, and that much is ours already.
+        if next(storage.list(join(output_uri, "runs"), glob="*/*.json"), None):
+            return
+        if next(storage.list(join(output_uri, "runs"), glob="*/manifest/*.parquet"), None):
+            return
+    except NotFoundError:
+        # No folder of runs: whatever else is there is not ours.
+        pass
+    others = [listed.uri for listed in islice(storage.list(output_uri), 3)]
+    if others:
+        names = ", ".join(others)
+        raise OutputOccupiedError(
+            f"The output {output_uri} holds files that htc did not write ({names}); name an empty folder."
+        )
+
+
+def refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
+    """Refuse a new run whose partition is taken: parts of a run that lost its record would count as done."""
+    if committed_shards(storage, output_uri, name):
+        raise OutputOccupiedError(
+            f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; "
+            "name another run, or remove its two partitions."
+        )
+
+
+def refuse_mismatch(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse to go on with another model or spec, and name each key with both values."""
+    differences = _differing(record.identity, spec.identity())
+    if not any(line.startswith("- model.") for line in differences):
+        # A changed preset or threshold changes the model's hash too; the cause is worth a line, its effect is
+        # not.
+        then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
+        differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
+    if differences:
+        raise RunMismatchError(
+            "\n".join(
+                [
+                    f"The run {record.run} in {spec.output.uri} was started with something else:",
+                    *differences,
+                    "Start a new run with --fresh or --run NAME, or go back to the old values.",
+                ]
+            )
+        )
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"- {key}: {_shown(then.get(key))} then, {_shown(now.get(key))} now"
+        for key in [*then, *(key for key in now if key not in then)]
+        if then.get(key) != now.get(key)
+    ]
+
+
+def _shown(value: object) -> str:
+    # 12 characters tell two sha256 apart and still fit a line.
+    is_digest = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
+    return f"{value}"[:12] + "…" if is_digest else f"{value}"
