@@ -114,10 +114,11 @@ def leftovers(scene: Scene, endpoint_url: str) -> list[str]:
         uploads: list[str] = []
     else:
         names, uploads = _objects(scene.output_uri, endpoint_url)
-    complaints = [f"{name} was left behind" for name in sorted(names) if not _OURS.fullmatch(name)]
+    sound = {name for name in names if _OURS.fullmatch(name)}
+    complaints = [f"{name} was left behind" for name in sorted(set(names) - sound)]
     complaints += [f"the upload of {key} was left behind" for key in uploads]
     parts = {
-        table: {name[len(table) :] for name in names if name.startswith(table)} for table in ("images", "instances")
+        table: {name[len(table) :] for name in sound if name.startswith(table)} for table in ("images", "instances")
     }
     complaints += [f"half a shard, {part}" for part in sorted(parts["images"] ^ parts["instances"])]
     runs = {name.split("/")[1] for name in names if name.startswith("runs/")}
