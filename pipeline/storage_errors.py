@@ -69,6 +69,8 @@ _HICCUP_ERRORS = {
     "ServiceResponseError",
     "IncompleteRead",
 }
+# S3's words (API reference, "Error responses") for what comes with HTTP 400 and a second try may cure.
+_HICCUP_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
 
 
 def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool) -> StorageError | None:
@@ -133,6 +135,8 @@ def _is_hiccup(error: BaseException, names: set[str], status: int | None, *, is_
     if "ClientPayloadError" in names:
         # A body that was cut off: aiohttp's cause carries the code 400, which the store never said.
         return True
+    if _s3_code(error) in _HICCUP_CODES:
+        return True
     if status is not None:
         return status in (408, 409, 425, 429) or status >= 500
     if isinstance(error, TimeoutError | ConnectionError):
@@ -146,6 +150,16 @@ def _is_slow_down(error: BaseException, status: int | None) -> bool:
     if status in (429, 503):
         return True
     return isinstance(error, OSError) and error.errno == errno.EBUSY and "reduce your request rate" in str(error)
+
+
+def _s3_code(error: BaseException) -> str | None:
+    """Find S3's own word for an error, in an exception of botocore or one that s3fs made of it."""
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, dict):
+            code = response.get("Error", {}).get("Code")
+            return code if isinstance(code, str) else None
+    return None
 
 
 def _http_status(error: BaseException) -> int | None:

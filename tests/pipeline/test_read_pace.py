@@ -1,0 +1,127 @@
+"""Reads at once: fewer when the store asks for it; and the slow ones twice."""
+
+import threading
+import time
+from concurrent.futures import Future
+
+import pytest
+
+from pipeline.read_pace import (
+    FEWEST_READS,
+    LEAST_SLOW_S,
+    MOST_SLOW_S,
+    SLOW_FACTOR,
+    Hedges,
+    ReadLimiter,
+    first_answer,
+)
+
+
+def test_no_more_than_the_limit_go_at_once() -> None:
+    limiter, release = ReadLimiter(3), threading.Event()
+    begun = threading.Semaphore(0)
+
+    def read() -> None:
+        with limiter.slot():
+            begun.release()
+            release.wait(60)
+
+    threads = [threading.Thread(target=read) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        assert begun.acquire(timeout=60)
+    assert not limiter.has_room()
+    assert not begun.acquire(timeout=0.1)
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert limiter.has_room()
+
+
+def test_a_slow_down_halves_it_once_per_round_and_success_raises_it_slowly() -> None:
+    limiter = ReadLimiter(32)
+    before = time.monotonic()
+    limiter.note_slow_down(before)
+    # Those that were under way when it was halved were refused for the same reason.
+    for _ in range(31):
+        limiter.note_slow_down(before)
+    assert limiter.limit == 16
+    for _ in range(17):
+        limiter.note_success()
+    assert limiter.limit == 17
+    for _ in range(9):
+        limiter.note_slow_down(time.monotonic())
+    assert limiter.limit == 1
+    for _ in range(2000):
+        limiter.note_success()
+    assert limiter.limit == 32
+
+
+def usual(hedges: Hedges, seconds: float, count: int = FEWEST_READS) -> Hedges:
+    for _ in range(count):
+        hedges.note(seconds, 1000)
+    return hedges
+
+
+def test_slow_is_a_multiple_of_what_is_usual() -> None:
+    hedges = Hedges()
+    assert hedges.slow_s(1000) is None
+    usual(hedges, 0.5)
+    assert hedges.slow_s(1000) == hedges.slow_s(None) == SLOW_FACTOR * 0.5
+    assert hedges.slow_s(10_000) == 10 * SLOW_FACTOR * 0.5
+    assert usual(Hedges(), 0.001).slow_s(1000) == LEAST_SLOW_S
+    assert usual(Hedges(), 99.0).slow_s(1000) == MOST_SLOW_S
+    assert usual(Hedges(is_on=False), 0.5).slow_s(1000) is None
+
+
+def test_few_reads_are_asked_for_twice() -> None:
+    hedges, granted = Hedges(), 0
+    for _ in range(1000):
+        hedges.note(0.1, 1000)
+        granted += hedges.take()
+    assert 50 <= granted <= 52
+
+
+def done(answer: str | Exception) -> Future[str]:
+    future: Future[str] = Future()
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+    return future
+
+
+def test_a_slow_read_is_overtaken_and_called_off() -> None:
+    first: Future[str] = Future()
+    sent = iter([first, done("second")])
+    assert first_answer(lambda: next(sent), 0.0, lambda: True) == "second"
+    assert first.cancelled()
+
+
+@pytest.mark.parametrize("may_hedge", [True, False])
+def test_a_quick_read_is_asked_for_once(may_hedge: bool) -> None:
+    sent = iter([done("first")])
+    assert first_answer(lambda: next(sent), 60.0, lambda: may_hedge) == "first"
+
+
+def test_a_slow_read_that_may_not_be_hedged_is_waited_for() -> None:
+    first: Future[str] = Future()
+    sent = iter([first])
+    threading.Timer(0.05, first.set_result, ["late"]).start()
+    assert first_answer(lambda: next(sent), 0.0, lambda: False) == "late"
+
+
+def test_a_second_request_that_fails_leaves_the_first_its_time() -> None:
+    first: Future[str] = Future()
+    sent = iter([first, done(OSError("503"))])
+    threading.Timer(0.05, first.set_result, ["late"]).start()
+    assert first_answer(lambda: next(sent), 0.0, lambda: True) == "late"
+
+
+def test_when_both_fail_the_first_is_told() -> None:
+    first: Future[str] = Future()
+    sent = iter([first, done(OSError("second"))])
+    threading.Timer(0.05, first.set_exception, [OSError("first")]).start()
+    with pytest.raises(OSError, match="first"):
+        first_answer(lambda: next(sent), 0.0, lambda: True)
