@@ -1,9 +1,6 @@
 """COCO's average precision of a network, by pycocotools."""
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,20 +11,15 @@ from htc_model.preprocess import build_batch
 from htc_model.structures import Detections
 from htc_model.training.annotations import CocoAnnotations
 from htc_model.training.pictures import LoadImage
-
-# COCOeval.stats: what its first six numbers are; sizes small < 32^2 <= medium < 96^2 <= large pixels.
-_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+from htc_model.training.scoring import coco_document, score_results
 
 
-def evaluate_model(
-    model: HTC, annotations: CocoAnnotations, document: Mapping[str, Any], load_image: LoadImage
-) -> dict[str, float]:
+def evaluate_model(model: HTC, annotations: CocoAnnotations, load_image: LoadImage) -> dict[str, float]:
     """Detect on every image of a data set and score the result.
 
     Args:
         model: any mode; it is in eval mode while this runs.
-        annotations: which images, and the classes' category ids, which must be the model's.
-        document: the COCO file itself; annotations that reading left out are left out of the scoring too.
+        annotations: the truth; the classes' category ids must be the model's.
         load_image: from a file name to RGB pixels.
 
     Returns:
@@ -44,70 +36,8 @@ def evaluate_model(
     for module, is_training in was_training.items():
         module.training = is_training
     image_ids = [image.image_id for image in annotations.images]
-    sound = sound_document(document, annotations)
-    return score_results(results, sound, image_ids, annotations.category_ids, has_masks=model.config.has_masks)
-
-
-def score_results(
-    results: list[dict[str, Any]],
-    document: Mapping[str, Any],
-    image_ids: list[int],
-    category_ids: tuple[int, ...],
-    *,
-    has_masks: bool,
-) -> dict[str, float]:
-    """Score detections in COCO's result form; see `evaluate_model`."""
-    scores: dict[str, float] = {}
-    kinds = {"box": "bbox", "mask": "segm"} if has_masks else {"box": "bbox"}
-    for name, kind in kinds.items():
-        stats = _average_precision(results, document, image_ids, category_ids, kind) if results else [0.0] * len(_STATS)
-        scores |= {f"{name}_{stat}": float(value) for stat, value in zip(_STATS, stats, strict=False)}
-    return scores
-
-
-def sound_document(document: Mapping[str, Any], annotations: CocoAnnotations) -> dict[str, Any]:
-    """Leave out of a COCO document what pycocotools would fall over, and number the rest anew."""
-    objects = {(image.image_id, entry.annotation_id): entry for image in annotations.images for entry in image.objects}
-    sound: list[dict[str, Any]] = []
-    for annotation in document["annotations"]:
-        entry = objects.get((annotation.get("image_id"), annotation.get("id")))
-        if entry is None:
-            continue
-        x1, y1, x2, y2 = entry.box_xyxy
-        values = {
-            "id": len(sound) + 1,
-            "segmentation": entry.segmentation or [[x1, y1, x2, y1, x2, y2, x1, y2]],
-            "bbox": annotation.get("bbox") or [x1, y1, x2 - x1, y2 - y1],
-            "area": annotation.get("area", (x2 - x1) * (y2 - y1)),
-            "iscrowd": int(entry.is_crowd),
-        }
-        sound.append({**annotation, **values})
-    return {**document, "annotations": sound}
-
-
-def _average_precision(
-    results: list[dict[str, Any]],
-    document: Mapping[str, Any],
-    image_ids: list[int],
-    category_ids: tuple[int, ...],
-    kind: str,
-) -> list[float]:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        # pycocotools prints its tables, and uses numpy in a way that numpy has deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        truth = COCO()
-        truth.dataset = dict(document)
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), kind)
-        evaluation.params.imgIds = image_ids
-        evaluation.params.catIds = list(category_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return [float(value) for value in evaluation.stats]
+    document = coco_document(annotations)
+    return score_results(results, document, image_ids, annotations.category_ids, has_masks=model.config.has_masks)
 
 
 def _coco_results(detections: Detections, image_id: int, category_ids: tuple[int, ...]) -> Iterator[dict[str, Any]]:
