@@ -21,8 +21,7 @@ Row = dict[str, Any]
 UNSTABLE = {"run", "attempts", "image_id", "etag"}
 _OURS = re.compile(
     r"(?:images|instances)/run=[^/]+/part-\d{5,}\.parquet"
-    r"|runs/[^/]+/(?:manifest/)?[^./][^/]*\.(?:json|parquet)"
-    r"|runs/[^/]+/errors/[^./][^/]*"
+    r"|runs/[^/]+/(?:(?:run|summary)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt)"
 )
 # Ray's processes notice a dead driver by their own clocks.
 ORPHANS_END_IN_S = 60.0

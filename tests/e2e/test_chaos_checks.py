@@ -60,6 +60,7 @@ def test_a_sound_folder_is_sound(tmp_path: Path) -> None:
         ((*SOUND, "images/run=r/.part-00001.parquet.17-ab.htc-tmp"), ".htc-tmp was left behind"),
         ((*SOUND, "instances/run=r/part-00001.parquet"), "half a shard, /run=r/part-00001.parquet"),
         ((*SOUND, "runs/r2/manifest/part-00000.parquet"), "2 runs instead of one"),
+        ((*SOUND, "runs/r/lease.json"), "runs/r/lease.json was left behind"),
         (SOUND[:3] + SOUND[4:], "no summary.json"),
     ],
 )
