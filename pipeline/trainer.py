@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ def train_alone(
     storage = storage or Storage()
     load_image = _loader(storage, decode_image)
     try:
-        annotations, _ = _load_data(spec.train, spec, storage)
+        annotations = _load_data(spec.train, spec, storage)
         evaluation = [_load_evaluation(section, spec, storage, load_image, annotations) for section in spec.evaluate]
         return run_training(
             spec,
@@ -130,9 +130,9 @@ def train_alone(
 
 def _load_data(
     sections: Sequence[DataSection], spec: TrainingSpec, storage: Storage, *, keeps_empty_images: bool | None = None
-) -> tuple[CocoAnnotations, list[Any]]:
+) -> CocoAnnotations:
     keeps_empty = spec.keeps_empty_images if keeps_empty_images is None else keeps_empty_images
-    parts, documents = [], []
+    parts = []
     for section in sections:
         uri = absolute_uri(section.annotations)
         try:
@@ -145,8 +145,7 @@ def _load_data(
         folder = absolute_uri(section.images)
         stuff = None if section.stuff is None else absolute_uri(section.stuff)
         parts.append(replace(part, images=tuple(_placed(image, folder, stuff) for image in part.images)))
-        documents.append(document)
-    return merge_annotations(parts), documents
+    return merge_annotations(parts)
 
 
 def _placed(image: ImageAnnotations, folder: str, stuff: str | None) -> ImageAnnotations:
@@ -163,13 +162,13 @@ def _load_evaluation(
     training: CocoAnnotations,
 ) -> EvaluationSet:
     # Images without objects stay: a detection on one of them is wrong and must count.
-    annotations, documents = _load_data([section], spec, storage, keeps_empty_images=True)
+    annotations = _load_data([section], spec, storage, keeps_empty_images=True)
     if annotations.category_ids != training.category_ids:
         raise SpecError(
             f"{section.annotations} has the classes {', '.join(annotations.classes)}, the training data "
             f"{', '.join(training.classes)}; name the classes in model.classes."
         )
-    return EvaluationSet(section.annotations, annotations, documents[0], load_image)
+    return EvaluationSet(section.annotations, annotations, load_image)
 
 
 def _loader(storage: Storage, decode: Callable[[bytes], NDArray[np.uint8]]) -> Callable[[str], NDArray[np.uint8]]:

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 
 from htc_model.rle import decode_rle
-
-# A polygon of fewer corners has no inside; COCO stores two numbers per corner.
-_MIN_POLYGON_NUMBERS = 6
+from htc_model.training.segmentations import RejectedError, clip_box, read_area, sound_segmentation, to_rle
 
 
 class AnnotationError(ValueError):
@@ -31,20 +28,22 @@ class BadAnnotation:
     kind: str
 
     def __str__(self) -> str:
-        return f"annotation {self.annotation_id} of {self.image}: {self.kind}"
+        where = self.image if self.annotation_id is None else f"annotation {self.annotation_id} of {self.image}"
+        return f"{where}: {self.kind}"
 
 
 @dataclass(frozen=True)
 class ObjectAnnotation:
     """One object.
 
-    label: in [0, C). box_xyxy: original pixels, clipped to the image.
-    segmentation: polygons or run lengths as in the file; None where there is only a box.
+    label: in [0, C). box_xyxy: original pixels, clipped to the image. area: in pixels, as in the file (of the mask in
+        COCO), or the box's. segmentation: polygons or run lengths as in the file; None where there is only a box.
     """
 
     annotation_id: object
     label: int
     box_xyxy: tuple[float, float, float, float]
+    area: float
     segmentation: Any
     is_crowd: bool
 
@@ -81,7 +80,7 @@ class _Reading:
     """The state of one pass over a file."""
 
     labels: Mapping[int, int]
-    images: Mapping[int, Mapping[str, Any]]
+    images: dict[int, Mapping[str, Any]]
     objects: dict[int, list[ObjectAnnotation]] = field(default_factory=dict)
     bad: list[BadAnnotation] = field(default_factory=list)
 
@@ -108,8 +107,10 @@ def read_annotations(
     known_ids = {category["id"] for category in document["categories"]}
     reading = _Reading(
         labels={category["id"]: label for label, category in enumerate(categories)},
-        images={image["id"]: image for image in document["images"]},
+        images={},
     )
+    for image in document["images"]:
+        _read_image(image, reading)
     for annotation in document["annotations"]:
         _read_annotation(annotation, reading, known_ids)
     images = [
@@ -121,8 +122,8 @@ def read_annotations(
     with_objects = [image for image in images if any(not entry.is_crowd for entry in image.objects)]
     if not with_objects:
         raise AnnotationError(
-            f"No image has an object to train on: {len(images)} images, {len(document['annotations'])} annotations, "
-            f"{len(reading.bad)} of them unusable."
+            f"No image has an object to train on: {len(images)} usable images, {len(document['annotations'])} "
+            f"annotations, {len(reading.bad)} flaws{f', such as {reading.bad[0]}' if reading.bad else ''}."
         )
     return CocoAnnotations(
         classes=tuple(category["name"] for category in categories),
@@ -133,7 +134,31 @@ def read_annotations(
     )
 
 
+def _read_image(image: Any, reading: _Reading) -> None:
+    is_sound = (
+        isinstance(image, Mapping)
+        and _is_id(image.get("id"))
+        and isinstance(image.get("file_name"), str)
+        and all(_is_id(image.get(side)) and image[side] > 0 for side in ("height", "width"))
+    )
+    if not is_sound:
+        name = image.get("file_name", "an image") if isinstance(image, Mapping) else "an image"
+        reading.bad.append(BadAnnotation(None, str(name), "image without id, file_name, height or width"))
+    elif image["id"] in reading.images:
+        reading.bad.append(BadAnnotation(None, image["file_name"], "image id that another image has"))
+    else:
+        reading.images[image["id"]] = image
+
+
 def _choose_categories(categories: list[Any], classes: Sequence[str] | None) -> list[Any]:
+    for category in categories:
+        is_sound = (
+            isinstance(category, Mapping) and isinstance(category.get("name"), str) and _is_id(category.get("id"))
+        )
+        if not is_sound:
+            raise AnnotationError(f"The category {category} needs an id, a whole number, and a name.")
+    if len({category["id"] for category in categories}) < len(categories):
+        raise AnnotationError("Two categories have the same id; without them apart, their objects cannot be told.")
     ordered = sorted(categories, key=lambda category: category["id"])
     if classes is None:
         return ordered
@@ -144,76 +169,40 @@ def _choose_categories(categories: list[Any], classes: Sequence[str] | None) -> 
     return [category for category in ordered if category["name"] in set(classes)]
 
 
-class _RejectedError(Exception):
-    """An annotation cannot be used; the message is its kind."""
-
-
-def _read_annotation(annotation: Mapping[str, Any], reading: _Reading, known_ids: set[int]) -> None:
-    image = reading.images.get(annotation.get("image_id", -1))
+def _read_annotation(annotation: Any, reading: _Reading, known_ids: set[int]) -> None:
+    if not isinstance(annotation, Mapping):
+        reading.bad.append(BadAnnotation(None, "the file", f"annotation without keys: {type(annotation).__name__}"))
+        return
+    image = _look_up(reading.images, annotation.get("image_id"))
     name = image["file_name"] if image else f"image {annotation.get('image_id')}"
     try:
         if image is None:
-            raise _RejectedError("the image is not in the file")
-        if annotation.get("category_id") not in known_ids:
-            raise _RejectedError("the category is not in the file")
+            raise RejectedError("the image is not in the file")
+        if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in known_ids:
+            raise RejectedError("the category is not in the file")
         label = reading.labels.get(annotation["category_id"])
         if label is None:
             return
-        segmentation = annotation.get("segmentation") or None
-        if isinstance(segmentation, list):
-            sound = [part for part in segmentation if _is_sound_polygon(part)]
-            kinds = (_polygon_flaw(part) for part in segmentation if not _is_sound_polygon(part))
-            reading.bad.extend(BadAnnotation(annotation.get("id"), name, kind) for kind in kinds)
-            if not sound:
-                return
-            segmentation = sound
-        elif segmentation is not None and not _is_sound_rle(segmentation, image):
-            raise _RejectedError("the run lengths do not fit the image")
-        box = _clip_box(annotation.get("bbox"), segmentation, image)
+        size = image["height"], image["width"]
+        segmentation, flaws = sound_segmentation(annotation.get("segmentation"), size)
+        reading.bad.extend(BadAnnotation(annotation.get("id"), name, flaw) for flaw in flaws)
+        if segmentation == []:
+            return
+        box = clip_box(annotation.get("bbox"), segmentation, size)
+        area = read_area(annotation.get("area"), box)
         is_crowd = bool(annotation.get("iscrowd", 0))
-        entry = ObjectAnnotation(annotation.get("id"), label, box, segmentation, is_crowd)
+        entry = ObjectAnnotation(annotation.get("id"), label, box, area, segmentation, is_crowd)
         reading.objects.setdefault(image["id"], []).append(entry)
-    except _RejectedError as rejected:
+    except RejectedError as rejected:
         reading.bad.append(BadAnnotation(annotation.get("id"), name, str(rejected)))
 
 
-def _is_sound_polygon(part: Any) -> bool:
-    is_numbers = isinstance(part, list) and all(isinstance(number, int | float) for number in part)
-    return is_numbers and len(part) >= _MIN_POLYGON_NUMBERS and len(part) % 2 == 0 and bool(np.isfinite(part).all())
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _polygon_flaw(part: Any) -> str:
-    return "polygon with < 3 points" if isinstance(part, list) else "run lengths among polygons"
-
-
-def _is_sound_rle(segmentation: Any, image: Mapping[str, Any]) -> bool:
-    if not isinstance(segmentation, Mapping) or list(segmentation.get("size", [])) != [image["height"], image["width"]]:
-        return False
-    counts = segmentation.get("counts")
-    if isinstance(counts, list):
-        return sum(counts) == image["height"] * image["width"] and min(counts, default=0) >= 0
-    return isinstance(counts, str | bytes) and len(counts) > 0
-
-
-def _clip_box(bbox: Any, segmentation: Any, image: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    if isinstance(bbox, list) and len(bbox) == 4:
-        x1, y1, x2, y2 = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
-    elif isinstance(segmentation, list):
-        corners = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in segmentation])
-        (x1, y1), (x2, y2) = corners.min(axis=0), corners.max(axis=0)
-    elif segmentation is not None:
-        rle = _to_rle(segmentation, image["height"], image["width"])
-        x1, y1, width, height = pycocotools.mask.toBbox(rle).tolist()
-        x2, y2 = x1 + width, y1 + height
-    else:
-        raise _RejectedError("no box and no mask")
-    limits = (image["width"], image["height"]) * 2
-    x1, y1, x2, y2 = (
-        min(max(float(edge), 0.0), float(limit)) for edge, limit in zip((x1, y1, x2, y2), limits, strict=True)
-    )
-    if not (x2 > x1 and y2 > y1):
-        raise _RejectedError("no area inside the image")
-    return x1, y1, x2, y2
+def _look_up(images: Mapping[int, Mapping[str, Any]], image_id: Any) -> Mapping[str, Any] | None:
+    return images.get(image_id) if _is_id(image_id) else None
 
 
 def decode_mask(entry: ObjectAnnotation, height: int, width: int) -> NDArray[np.uint8]:
@@ -231,15 +220,7 @@ def decode_mask(entry: ObjectAnnotation, height: int, width: int) -> NDArray[np.
         x1, y1, x2, y2 = (round(edge) for edge in entry.box_xyxy)
         mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 1
         return mask
-    return decode_rle(_to_rle(entry.segmentation, height, width)).astype(np.uint8)
-
-
-def _to_rle(segmentation: Any, height: int, width: int) -> Any:
-    if isinstance(segmentation, list):
-        return pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return pycocotools.mask.frPyObjects(segmentation, height, width)
-    return segmentation
+    return decode_rle(to_rle(entry.segmentation, (height, width))).astype(np.uint8)
 
 
 def merge_annotations(parts: Sequence[CocoAnnotations]) -> CocoAnnotations:

@@ -36,11 +36,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out pictures: their annotations, the COCO document itself, and how to read them."""
+    """Held-out pictures: their annotations, and how to read them."""
 
     name: str
     annotations: CocoAnnotations
-    document: Mapping[str, Any]
     load_image: LoadImage
 
 
@@ -100,9 +99,7 @@ def run_training(
         training.restore(checkpoint)
 
     def evaluate(averaged: HTC) -> dict[str, Any]:
-        return {
-            part.name: evaluate_model(averaged, part.annotations, part.document, part.load_image) for part in evaluation
-        }
+        return {part.name: evaluate_model(averaged, part.annotations, part.load_image) for part in evaluation}
 
     pictures = TrainingPictures(
         annotations, load_image, config, spec.augmentation.build(), spec.seed, load_stuff=load_stuff

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pycocotools.mask
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_data import SIDE, box_of, small_document
 
 from htc_model.training.annotations import (
@@ -13,6 +15,7 @@ from htc_model.training.annotations import (
     merge_annotations,
     read_annotations,
 )
+from htc_model.training.evaluation import coco_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -45,6 +48,18 @@ def test_category_ids_with_gaps_become_labels_in_their_order():
         ({"bbox": [-50, 5, 20, 20]}, "no area inside the image"),
         ({"bbox": [5, 5, 0, 10]}, "no area inside the image"),
         ({"bbox": None, "segmentation": None}, "no box and no mask"),
+        ({"bbox": ["a", 1, 2, 3]}, "the box is not four numbers"),
+        ({"bbox": [None, 1, 2, 3]}, "the box is not four numbers"),
+        ({"bbox": [0, 0, float("inf"), 3]}, "the box is not four numbers"),
+        ({"image_id": [0]}, "the image is not in the file"),
+        ({"category_id": {}}, "the category is not in the file"),
+        # pycocotools would walk along these edges pixel by pixel.
+        ({"segmentation": [[0, 0, 4e9, 0, 4e9, 4e9]]}, "polygon far outside the image"),
+        ({"segmentation": [[True] * 6]}, "polygon with < 3 points"),
+        ({"segmentation": 7}, "the run lengths do not fit the image"),
+        ({"segmentation": {"size": None, "counts": [SIDE * SIDE]}}, "the run lengths do not fit the image"),
+        ({"segmentation": {"size": [SIDE, SIDE], "counts": ["a"]}}, "the run lengths do not fit the image"),
+        ({"segmentation": {"size": [SIDE, SIDE], "counts": "~~~~zzzz"}}, "the run lengths do not fit the image"),
     ],
 )
 def test_a_broken_annotation_is_named_counted_and_left_out(changes, kind):
@@ -54,6 +69,62 @@ def test_a_broken_annotation_is_named_counted_and_left_out(changes, kind):
     assert kind in str(annotations.bad[0])
     assert [image.file_name for image in annotations.images] == ["1.png"]
     assert annotations.images_without_objects == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "told"),
+    [
+        ("annotations", None, "the file: annotation without keys: NoneType"),
+        ("annotations", {}, "image None: the image is not in the file"),
+        ("images", None, "an image: image without id, file_name, height or width"),
+        ("images", {"id": 7, "file_name": "7.png"}, "7.png: image without id, file_name, height or width"),
+        ("images", {"id": [1], "file_name": "7.png", "height": 1, "width": 1}, "7.png: image without id"),
+        ("images", {"id": 1, "file_name": "7.png", "height": 1, "width": 1}, "7.png: image id that another image has"),
+    ],
+)
+def test_what_is_no_entry_at_all_is_named_and_left_out(key, entry, told):
+    document = small_document(2)
+    document[key].append(entry)
+    annotations = read_annotations(document)
+    assert [str(bad)[: len(told)] for bad in annotations.bad] == [told]
+    assert [image.file_name for image in annotations.images] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("category", "message"),
+    [
+        (None, "The category None needs an id"),
+        ({"id": "9", "name": "nine"}, "needs an id, a whole number, and a name"),
+        ({"id": 9}, "needs an id, a whole number, and a name"),
+        ({"id": 7, "name": "another"}, "Two categories have the same id"),
+    ],
+)
+def test_categories_that_cannot_be_told_apart_are_refused(category, message):
+    document = small_document(2)
+    document["categories"].append(category)
+    with pytest.raises(AnnotationError, match=message):
+        read_annotations(document)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10**12) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.sampled_from(["size", "counts", "id"]), inner),
+    max_leaves=12,
+)
+_KEYS = st.sampled_from(["id", "image_id", "category_id", "bbox", "segmentation", "area", "iscrowd"])
+
+
+@settings(deadline=None)
+@given(st.dictionaries(_KEYS, _VALUES, min_size=1))
+def test_whatever_one_annotation_holds_the_others_are_read_drawn_and_scored(changes):
+    document = small_document(2)
+    document["annotations"].append(document["annotations"][0] | {"id": 3} | changes)
+    annotations = read_annotations(document)
+    assert [image.file_name for image in annotations.images] == ["0.png", "1.png"]
+    for image in annotations.images:
+        for entry in image.objects:
+            assert decode_mask(entry, SIDE, SIDE).shape == (SIDE, SIDE)
+    assert len(coco_document(annotations)["annotations"]) == sum(len(image.objects) for image in annotations.images)
 
 
 def test_the_sound_polygons_of_an_object_are_kept():

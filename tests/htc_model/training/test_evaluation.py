@@ -7,7 +7,7 @@ from small_data import SIDE, draw_image, small_config, small_document
 from htc_model.htc import build_model
 from htc_model.rle import encode_bitmap
 from htc_model.training.annotations import decode_mask, read_annotations
-from htc_model.training.evaluation import evaluate_model, score_results, sound_document
+from htc_model.training.evaluation import coco_document, evaluate_model, score_results
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -69,7 +69,7 @@ def test_broken_annotations_are_left_out_of_the_scoring():
     del first["area"]
     document["annotations"][1] |= {"segmentation": [*document["annotations"][1]["segmentation"], [3, 3, 4, 4]]}
     del document["annotations"][2]["segmentation"]
-    scores = score(sound_document(document, read_annotations(document)), results)
+    scores = score(coco_document(read_annotations(document)), results)
     assert scores["mask_ap"] == scores["box_ap"] == pytest.approx(1)
 
 
@@ -77,7 +77,7 @@ def test_a_model_is_scored_and_left_in_its_mode():
     document = small_document(2)
     torch.manual_seed(0)
     model = build_model(small_config()).train()
-    scores = evaluate_model(model, read_annotations(document), document, draw_image)
+    scores = evaluate_model(model, read_annotations(document), draw_image)
     assert set(scores) == {f"{kind}_{s}" for kind in ("box", "mask") for s in
                            ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")}  # fmt: skip
     assert model.training

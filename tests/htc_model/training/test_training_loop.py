@@ -54,7 +54,7 @@ def kill_at(step: int):
 @pytest.mark.slow
 def test_losses_fall_and_the_result_loads_where_inference_needs_it(tmp_path):
     document = small_document(4)
-    held_out = EvaluationSet("held_out", read_annotations(document), document, draw_image)
+    held_out = EvaluationSet("held_out", read_annotations(document), draw_image)
     weights = train(tmp_path, epochs=12, evaluation=[held_out], augmentation={"flip": 0.0})
     totals = [total for _, total in curve(tmp_path)]
     assert sum(totals[-8:]) < 0.5 * sum(totals[:8])
