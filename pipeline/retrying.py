@@ -108,34 +108,48 @@ class StoreHealth:
             self.note_success()
             return result
 
-        def again(state: RetryCallState) -> bool:
-            error = state.outcome.exception() if state.outcome is not None else None
-            return state.attempt_number < self._attempts_at(error, state, is_expected=is_expected)
-
-        return Retrying(retry=again, wait=_wait, sleep=self._sleep, reraise=True)(succeed)
-
-    def _attempts_at(self, error: BaseException | None, state: RetryCallState, *, is_expected: bool) -> float:
-        """Return how many attempts an error is worth, those that were made among them."""
-        if isinstance(error, NotFoundError):
-            self.has_answered = True
-            return ATTEMPTS_DOUBTED if is_expected else 1
-        if isinstance(error, AccessDeniedError):
-            return ATTEMPTS_DOUBTED if self.has_answered else 1
-        if isinstance(error, IncompleteReadError):
-            # The store is there; what it sends is damaged, now or for good.
-            return ATTEMPTS_ALONE
-        return self._attempts_while_away(state) if isinstance(error, TransientStorageError) else 1
-
-    def _attempts_while_away(self, state: RetryCallState) -> float:
-        if not self.has_answered or (state.seconds_since_start or 0.0) > self.patience_s:
-            return ATTEMPTS
-        # While it serves others, the trouble is this object's, and waiting would only hold up its shard.
-        is_serving_others = self.last_success >= state.start_time
-        return ATTEMPTS_ALONE if is_serving_others else float("inf")
+        tries = _Tries(self, is_expected=is_expected)
+        return Retrying(retry=tries.is_worth_another, wait=_wait, sleep=self._sleep, reraise=True)(succeed)
 
     def _sleep(self, wait_s: float) -> None:
         time.sleep(wait_s)
         self.budget.take()
+
+
+class _Tries:
+    """The attempts at one request."""
+
+    def __init__(self, health: StoreHealth, *, is_expected: bool) -> None:
+        self._health = health
+        self._is_expected = is_expected
+        self._start = self._last_failure = time.monotonic()
+        self._alone = 0
+
+    def is_worth_another(self, state: RetryCallState) -> bool:
+        """Tell whether to send the request again; asked after each attempt."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, NotFoundError | AccessDeniedError):
+            return state.attempt_number < self._attempts_at_refusal(error)
+        if isinstance(error, IncompleteReadError):
+            # The store is there; what it sends is damaged, now or for good.
+            return state.attempt_number < ATTEMPTS_ALONE
+        return isinstance(error, TransientStorageError) and self._is_waiting(state.attempt_number)
+
+    def _attempts_at_refusal(self, error: NotFoundError | AccessDeniedError) -> int:
+        if isinstance(error, NotFoundError):
+            self._health.has_answered = True
+            return ATTEMPTS_DOUBTED if self._is_expected else 1
+        return ATTEMPTS_DOUBTED if self._health.has_answered else 1
+
+    def _is_waiting(self, attempts: int) -> bool:
+        now = time.monotonic()
+        # While it serves others, the trouble is this object's, and waiting would only hold up its shard.
+        self._alone += self._health.last_success > self._last_failure
+        self._last_failure = now
+        if attempts < ATTEMPTS:
+            return True
+        is_within_patience = now - self._start <= self._health.patience_s
+        return self._health.has_answered and is_within_patience and self._alone < ATTEMPTS_ALONE
 
 
 def _wait(state: RetryCallState) -> float:
