@@ -173,6 +173,37 @@ def show(
 
 
 @app.command()
+def evaluate(
+    output_uri: options.StoredOutput,
+    annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="A COCO JSON file, a path or URI.")],
+    *,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Score this class; repeatable. [default: all the model knows]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line, in [0, 1], instead of a table.")] = False,
+    run_name: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest]")
+    ] = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Score a run's boxes and masks against COCO annotations (average precision)."""
+    from jobs.evaluate import report_evaluation
+
+    raise typer.Exit(
+        report_evaluation(
+            output_uri,
+            annotations,
+            run=run_name,
+            classes=classes or (),
+            is_json=as_json,
+            storage_section=options.storage_section(endpoint_url, anonymous),
+        )
+    )
+
+
+@app.command()
 def train(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="Training spec (YAML); flags override it.")],
     *,
