@@ -28,7 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/htc run examples/photos build/demo --model htc_lite0_fpn --weights untrained --shard-images 4 --run demo
+	rm -rf build/demo
+	$(BIN)/htc run examples/photos build/demo --shard-images 4 --run demo
 	$(BIN)/htc query build/demo "SELECT parse_filename(uri) AS photo, width, height, status, instances FROM images ORDER BY uri"
 	$(BIN)/htc show build/demo --to build/demo/overlays
 
