@@ -177,6 +177,14 @@ def hears_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, former)
 
 
+def wait_for_import(pid: int, module: str, timeout_s: float = 60.0) -> None:
+    """Wait until a process has loaded a module that is compiled."""
+    deadline = time.monotonic() + timeout_s
+    while module not in Path(f"/proc/{pid}/maps").read_text():
+        assert time.monotonic() < deadline, f"{module} was not loaded in {timeout_s} s"
+        time.sleep(0.05)
+
+
 @pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
     # Left alone, this would take hours.
@@ -186,8 +194,8 @@ def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            # Whenever it comes, even while modules are being imported, there must be no traceback.
-            time.sleep(2)
+            # Not before Python itself is up: until then it knows no other answer than a traceback.
+            wait_for_import(process.pid, "duckdb")
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         finally:
