@@ -119,7 +119,7 @@ def test_the_model_is_timed_on_one_image(
     code, out, _ = report(capsys, spec, is_model_timed=True)
     assert code == 0
     assert "for 1 image" in out
-    assert "estimated from one 640x449 image" in out
+    assert "estimated from one 512x342 image" in out
 
 
 def test_weights_of_another_network_are_named(
