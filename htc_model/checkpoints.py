@@ -77,7 +77,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights and the plain part of the metadata of a `.pth` file.
 
     Handles MMDetection 2.x and 3.x wrappers, bare state dicts, `module.` prefixes of parallel training,
-    the preprocessor's buffers (dropped), and old names of deformable offsets.
+    the preprocessor's buffers (dropped), and old names of deformable offsets; and the checkpoints of `htc train`, whose
+    averaged weights are taken.
 
     Returns:
         tensors by MMDetection's key names, on the CPU, memory-mapped where the file allows; metadata of
@@ -89,11 +90,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = _unpickle(path)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a table of weights.")
+    own = _training_average(content)
+    if own is not None:
+        return own
     wrapped = content.get("state_dict", content)
     if not isinstance(wrapped, Mapping) or not wrapped:
         raise WeightsError(f"{path} holds no weights: its keys are {_some_names(content)}.")
     meta = content.get("meta") if "state_dict" in content else None
     return _clean_state(path, wrapped), _plain_metadata(meta if isinstance(meta, Mapping) else {})
+
+
+def _training_average(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Take the averaged weights out of a checkpoint that `htc_model.training.checkpoint` wrote; None for other files."""
+    average, config = content.get("average"), content.get("config")
+    if not (isinstance(average, Mapping) and isinstance(average.get("state"), Mapping) and isinstance(config, Mapping)):
+        return None
+    metadata = {"config": dict(config), "classes": list(config.get("classes", ())), "steps": content.get("step")}
+    return dict(average["state"]), metadata
 
 
 def _unpickle(path: Path) -> Any:

@@ -282,3 +282,13 @@ def test_the_state_hash_is_of_names_and_values_not_of_order() -> None:
     assert state_sha256({"x" + key: tensor for key, tensor in state.items()}) != state_sha256(state)
     assert state_sha256({key: tensor.double() for key, tensor in state.items()}) != state_sha256(state)
     assert len(state_sha256({"counter": torch.tensor(3)})) == 64
+
+
+def test_a_training_checkpoint_gives_its_averaged_weights(tmp_path: Path) -> None:
+    config = {"classes": ["person"]}
+    average = {"updates": 3, "state": {"a.weight": torch.ones(2)}}
+    content = {"step": 3, "spec": {}, "config": config, "model": {"a.weight": torch.zeros(2)}, "average": average}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    loaded = load_weights(tmp_path / "checkpoint.pt")
+    assert torch.equal(loaded.state["a.weight"], torch.ones(2))
+    assert (loaded.metadata["classes"], loaded.metadata["steps"]) == (["person"], 3)
