@@ -101,7 +101,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _training_average(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Take the averaged weights out of a checkpoint that `htc_model.training.checkpoint` wrote; None for other files."""
+    """Take the averaged weights out of a checkpoint of `htc train`; None for other files."""
     average, config = content.get("average"), content.get("config")
     if not (isinstance(average, Mapping) and isinstance(average.get("state"), Mapping) and isinstance(config, Mapping)):
         return None
