@@ -146,7 +146,7 @@ class ImagesSection(Section):
 
     max_pixels: twice Pillow's decompression-bomb warning level (`Image.MAX_IMAGE_PIXELS` = 89478485), the
         size at which Pillow itself raises.
-    max_bytes: encoded size; 512 MiB holds any camera's TIFF and keeps sixteen reads in flight under 8 GiB.
+    max_bytes: encoded size; 512 MiB holds any camera's TIFF, and two of them fill what a worker reads at once.
     """
 
     max_pixels: int = Field(default=178_956_970, ge=1, description="a whole number of pixels, at least 1")

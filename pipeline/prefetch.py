@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -28,6 +29,28 @@ class ByteGauge:
         """Count `count` bytes more, or fewer when negative."""
         with self._lock:
             self._bytes += count
+
+
+class ByteBudget:
+    """Lets bytes into memory, at most so many at once; what is larger goes in alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._change = threading.Condition()
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Hold so many bytes, waiting until there is room for them."""
+        with self._change:
+            self._change.wait_for(lambda: self._held == 0 or self._held + count <= self._most)
+            self._held += count
+        try:
+            yield
+        finally:
+            with self._change:
+                self._held -= count
+                self._change.notify_all()
 
 
 class Prefetch(Generic[S, T]):

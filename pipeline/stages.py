@@ -20,7 +20,7 @@ from pipeline.image_reading import fetch_image
 from pipeline.images import decode_image
 from pipeline.metrics import StageClock
 from pipeline.plan import Shard
-from pipeline.prefetch import ByteGauge, Prefetch
+from pipeline.prefetch import ByteBudget, ByteGauge, Prefetch
 from pipeline.refs import ImageRef
 from pipeline.reports import ImageFailure
 from pipeline.segmenter import DecodedImage, Segmenter
@@ -32,6 +32,8 @@ from pipeline.tables import InstanceRow, build_instance_rows
 # loading pauses: 512 MiB are fourteen photos of 12 megapixels.
 AHEAD_IMAGES = 32
 AHEAD_BYTES = 512 * 2**20
+# Encoded bytes being read or decoded, of both shards together.
+ENCODED_BYTES = 2**30
 # Encoding is as fast as inference or faster; where it is not, the model waits rather than hoarding masks.
 MAX_ENCODING = 32
 
@@ -49,6 +51,7 @@ class WorkerTools:
     """What the shards of one worker share.
 
     turn: held by the shard that infers.
+    encoded: holds back reads while too many bytes are being read and decoded.
     decode_slots: as many as the worker has cores; the readers, more of them, take turns at decoding.
     """
 
@@ -61,6 +64,7 @@ class WorkerTools:
         self.reads = self.storage.read_concurrency(spec.input.uri)
         self.turn = threading.Lock()
         self.readers = ThreadPoolExecutor(self.reads, thread_name_prefix="read")
+        self.encoded = ByteBudget(ENCODED_BYTES)
         self.decode_slots = threading.Semaphore(max(1, int(cpus)))
         encoders = 2 if segmenter.device.type == "cuda" else 1
         self.encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
@@ -121,9 +125,10 @@ class ShardStages:
 
     def _load(self, numbered: tuple[int, ImageRef]) -> tuple[int, DecodedImage | ImageFailure]:
         position, ref = numbered
-        loaded = at_image_border(
-            ref.uri, lambda: self._read_and_decode(position, ref), is_last_attempt=self._is_last_attempt
-        )
+        with self._tools.encoded.hold(ref.bytes or 0):
+            loaded = at_image_border(
+                ref.uri, lambda: self._read_and_decode(position, ref), is_last_attempt=self._is_last_attempt
+            )
         return position, loaded
 
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:

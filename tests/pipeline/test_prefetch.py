@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.prefetch import ByteGauge, Prefetch
+from pipeline.prefetch import ByteBudget, ByteGauge, Prefetch
 
 
 @pytest.fixture
@@ -69,3 +69,27 @@ def test_an_exception_comes_at_its_place_and_the_rest_is_drained(pool: ThreadPoo
     assert seen == [0, 1]
     # The pool is free again: nothing of the abandoned sources is queued on it.
     assert pool.submit(lambda: "free").result(timeout=10) == "free"
+
+
+def test_bytes_come_in_as_there_is_room_and_the_largest_alone() -> None:
+    budget, go = ByteBudget(100), threading.Event()
+    inside = threading.Semaphore(0)
+
+    def hold(count: int) -> None:
+        with budget.hold(count):
+            inside.release()
+            go.wait(60)
+
+    threads = [threading.Thread(target=hold, args=[count]) for count in (60, 40)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert inside.acquire(timeout=60)
+    late = [threading.Thread(target=hold, args=[count]) for count in (1, 500)]
+    for thread in late:
+        thread.start()
+    assert not inside.acquire(timeout=0.1)
+    go.set()
+    for thread in [*threads, *late]:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
