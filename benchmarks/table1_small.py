@@ -2,7 +2,7 @@
 
     python benchmarks/table1_small.py OUTPUT --data FOLDER [--start WEIGHTS] [--seeds 0 1 2] [--epochs 1]
 
-FOLDER holds coco_person1/ and coco_mini/ as in examples/training/htc_lite0_fpn_stage_1.yaml. All systems have htc_lite0_fpn's
+FOLDER holds coco_person1/ and coco_mini/ (docs/models/htc_lite0_fpn.md). All systems have htc_lite0_fpn's
 backbone and see the same pictures of persons in the same order for equally many steps; layers that two systems share
 start with the same numbers. The rules of training are each system's published ones (htc_model/training/rules.py). HTC's
 three switches are also turned on one by one in Cascade Mask R-CNN; there, mask information flow without interleaving
