@@ -126,7 +126,7 @@ def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.conne
     base_mib = peak_mib()
     start = time.perf_counter()
     if way == "find":
-        client, path = storage._client(source)
+        client, path = storage.client(source)
         count = len(client.find(path, detail=True))
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import local_files, retrying
 from pipeline.config import InputSection
 from pipeline.errors import ImageError, NotFoundError, TransientStorageError
 from pipeline.image_reading import fetch_image
@@ -138,3 +139,13 @@ def test_rows_of_a_replaced_parquet_file_are_those_of_now(tmp_path: Path) -> Non
     with pytest.raises(ImageError, match="3 rows now, none of number 3"):
         fetch_image(refs[3], Storage())
     assert fetch_image(listed(path)[0], Storage()) == (b"zero", ReadVersion(4, version.etag, is_changed=False))
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    seen = iter(["before", "after", "at rest", "at rest"])
+    monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(local_files, "etag_of", lambda _status: next(seen))
+    assert fetch_image(ImageRef(str(tmp_path / "a.jpg")), Storage())[1].etag == "at rest"
