@@ -14,7 +14,7 @@ from s3_server import S3Server
 
 from pipeline import retrying
 from pipeline.config import InputSection, StorageSection
-from pipeline.errors import AccessDeniedError, NotFoundError, ObjectTooLargeError, TransientStorageError
+from pipeline.errors import AccessDeniedError, NotFoundError, ObjectTooLargeError, SlowDownError, TransientStorageError
 from pipeline.image_reading import fetch_image
 from pipeline.sources import list_images
 from pipeline.storage import Fetched, Listed, Storage, join
@@ -96,6 +96,25 @@ def test_a_refusal_for_good_is_believed(proxy: FaultProxy, door: Storage, listed
     with pytest.raises(AccessDeniedError, match="check the credentials"):
         door.fetch(listed[0].uri, listed=listed[0])
     assert proxy.requests == before + retrying.ATTEMPTS_DOUBTED
+
+
+def test_no_retries_are_multiplied_by_those_of_the_libraries(
+    proxy: FaultProxy, s3_bucket: str, listed: list[Listed]
+) -> None:
+    door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, patience_s=0))
+    proxy.inject([Fault("slow_down")])
+    uri = listed[0].uri
+    attempts: list[Callable[[], object]] = [
+        lambda: door.read(uri),
+        lambda: door.stat(uri),
+        lambda: list(door.list(s3_bucket)),
+        lambda: door.write(uri, b"x"),
+    ]
+    for attempt in attempts:
+        before = proxy.requests
+        with pytest.raises(SlowDownError, match="asked for fewer requests"):
+            attempt()
+        assert proxy.requests == before + retrying.ATTEMPTS
 
 
 def test_a_stalled_read_is_overtaken(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
