@@ -111,6 +111,8 @@ class RowGroups:
                 array, first, version = self._group((uri, etag), row, column, storage)
             except DamagedContainerError as error:
                 raise ImageError("unreadable", f"the Parquet file cannot be read: {error}") from error
+        if not 0 <= row - first < len(array):
+            raise ImageError("unreadable", "the Parquet file is damaged: it holds fewer rows than it says")
         value = array[row - first].as_py()
         if value is None:
             raise ImageError("unreadable", "the row holds no image bytes (null)")
