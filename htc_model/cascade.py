@@ -25,7 +25,7 @@ from htc_model.roi_pooling import pool_map, pool_pyramid
 
 # RoIs of a whole batch go through a head together, but not all at once: pooled features are 200 kB each.
 BOX_CHUNK_ROIS = 1024
-MASK_CHUNK_ROIS = 256
+MASK_CHUNKS_ROIS = (256, 32, 4)
 
 
 class CascadeHead(nn.Module):
@@ -139,17 +139,31 @@ class CascadeHead(nn.Module):
     ) -> Tensor:
         """Predict the detections' masks: the mean of all stages' probabilities at the detection's class.
 
+        Where they do not fit the device's memory they are predicted in smaller chunks.
+
         Args:
             rois: [N, 5] final boxes of all images, network pixels.
             labels: [N] int64 in [0, classes).
 
         Returns:
             [N, 28, 28] float32 in [0, 1].
+
+        Raises:
+            OutOfMemoryError: not even the smallest chunk fits.
         """
+        for chunk_rois in MASK_CHUNKS_ROIS[:-1]:
+            try:
+                return self._detect_masks(pyramid, semantic_feat, rois, labels, chunk_rois)
+            except torch.OutOfMemoryError:
+                # What the failed attempt held is freed when this handler is left.
+                continue
+        return self._detect_masks(pyramid, semantic_feat, rois, labels, MASK_CHUNKS_ROIS[-1])
+
+    def _detect_masks(
+        self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor, labels: Tensor, chunk_rois: int
+    ) -> Tensor:
         masks = [rois.new_zeros(0, MASK_SIDE, MASK_SIDE)]
-        for chunk, chunk_labels in zip(
-            torch.split(rois, MASK_CHUNK_ROIS), torch.split(labels, MASK_CHUNK_ROIS), strict=True
-        ):
+        for chunk, chunk_labels in zip(torch.split(rois, chunk_rois), torch.split(labels, chunk_rois), strict=True):
             mask_feats = self.mask_forward(self.mask_features(pyramid, semantic_feat, chunk))
             stage_probs = [
                 head.predict_class(mask_feat, chunk_labels).sigmoid()

@@ -9,10 +9,12 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipeline.claims import AbandonedError
 from pipeline.errors import HtcError, ImageError, NotFoundError, StorageError
-from pipeline.reports import ImageFailure, ShardFailure, ShardReport
+from pipeline.reports import ImageFailure, PieceReport, ShardFailure, ShardReport
 
 T = TypeVar("T")
+Report = ShardReport | PieceReport
 log = logging.getLogger(__name__)
 
 
@@ -57,15 +59,17 @@ def at_image_border(uri: str, step: Callable[[], T], *, is_last_attempt: bool = 
         return ImageFailure(uri, "failed", one_line(error), traceback.format_exc())
 
 
-def at_shard_border(index: int, attempt: Callable[[], ShardReport]) -> ShardReport | ShardFailure:
+def at_shard_border(index: int, attempt: Callable[[], Report]) -> Report | ShardFailure:
     """Run one shard's attempt; whatever ends it becomes a value that the driver can judge."""
     try:
         return attempt()
     except DeviceLostError:
         raise
+    except AbandonedError:
+        return ShardFailure(index, "abandoned", "another attempt commits the shard", is_charged=False)
     except CommitError as error:
         log.exception("shard %d was not committed", index)
-        return ShardFailure(index, "commit", one_line(error.__cause__ or error), traceback.format_exc())
+        return ShardFailure(index, "commit", one_line(error.__cause__ or error))
     except StorageError as error:
         return ShardFailure(index, "storage", one_line(error))
     except Exception as error:  # the border of one shard

@@ -30,11 +30,11 @@ def local_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def plan_workers(compute: ComputeSection, *, cpus: float, gpus: float, shards: int) -> WorkerPlan:
+def plan_workers(compute: ComputeSection, *, cpus: float, gpus: float, shards: int | None) -> WorkerPlan:
     """Spread `shards` over a machine or cluster with so many cores and GPUs.
 
     Workers sit on GPUs when there are any, one each unless the spec gives them a fraction; else on cores, one
-    each. There are never more workers than shards, and always at least one.
+    each. There are never more workers than shards, where their number is known, and always at least one.
 
     Raises:
         RunError: a worker needs more than the whole cluster has.
@@ -50,14 +50,14 @@ def plan_workers(compute: ComputeSection, *, cpus: float, gpus: float, shards: i
     by_cpus = math.floor(cpus / cpus_each + 1e-9) if cpus_each else None
     limits = [limit for limit in (by_gpus, by_cpus) if limit is not None]
     workers = (min(limits) if limits else 1) if compute.workers == "auto" else compute.workers
-    workers = max(1, min(workers, shards))
+    workers = max(1, workers if shards is None else min(workers, shards))
     if gpus_each and compute.cpus_per_worker == "auto":
         cpus_each = max(1.0, min(MAX_AUTO_CPUS_PER_GPU_WORKER, float(math.floor(cpus / workers))))
     return WorkerPlan(workers, cpus_each, gpus_each)
 
 
 @contextmanager
-def ray_cluster(compute: ComputeSection, *, shards: int) -> Iterator[WorkerPlan]:
+def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
     """Connect to Ray, or start it on this machine, for the time of the block; yields the workers to start.
 
     A cluster that RAY_ADDRESS names, or that this process is connected to already, is used and left running.

@@ -118,7 +118,11 @@ class ModelSection(Section):
 
 
 class ComputeSection(Section):
-    """How the work is spread; nothing here but shard_images changes what is computed."""
+    """How the work is spread; nothing here but shard_images changes what is computed.
+
+    worker_max_shards, worker_max_memory_gib: a worker that did so many shards, or holds so much memory after one
+        (resident, of its process alone), is replaced by a new one; null for no limit.
+    """
 
     workers: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
     gpus_per_worker: AutoShare = Field(
@@ -127,6 +131,8 @@ class ComputeSection(Section):
     cpus_per_worker: AutoShare = Field(default="auto", description='"auto" or a number, 0 or more')
     batch_size: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
     shard_images: int = Field(default=256, ge=1, le=100_000, description="a whole number of images from 1 to 100000")
+    worker_max_shards: int | None = Field(default=None, ge=1, description="a whole number, at least 1, or null")
+    worker_max_memory_gib: float | None = Field(default=None, gt=0, description="GiB, more than 0, or null")
 
 
 class RetrySection(Section):

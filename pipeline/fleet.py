@@ -8,55 +8,42 @@ from typing import Any
 import ray
 from ray import exceptions
 
+from pipeline.assignments import Assignment
 from pipeline.cluster import WorkerPlan, describe_death, was_preempted, worker_deaths
 from pipeline.errors import RunError
-from pipeline.ledger import Assignment
+from pipeline.events import (
+    Event,
+    ShardAbandoned,
+    ShardEnded,
+    WorkerDied,
+    WorkerNotStarted,
+    WorkerRetired,
+    WorkerStarted,
+)
 from pipeline.plan import Shard
-from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
+from pipeline.reports import (
+    Hang,
+    PieceReport,
+    ShardFailure,
+    ShardReport,
+    WorkerFailure,
+    WorkerProgress,
+    WorkerReady,
+)
 from pipeline.worker import MAX_CONCURRENCY, Worker, WorkerSettings
 
 PROGRESS_EVERY_S = 1.0
+# A worker whose code holds the interpreter's lock cannot answer, and sound code does so for seconds at times.
+MIN_SILENCE_S = 30.0
 
 
 @dataclass(frozen=True)
-class WorkerStarted:
-    """A worker has its model."""
+class _Cause:
+    """Why a worker is gone."""
 
-    worker: int
-    ready: WorkerReady
-
-
-@dataclass(frozen=True)
-class WorkerNotStarted:
-    """A worker could not load its model; it is gone."""
-
-    worker: int
-    failure: WorkerFailure
-
-
-@dataclass(frozen=True)
-class ShardEnded:
-    """An attempt ended, with a commit or without."""
-
-    worker: int
-    outcome: ShardReport | ShardFailure
-
-
-@dataclass(frozen=True)
-class WorkerDied:
-    """A worker's process or node is gone, and with it the attempts it was making.
-
-    was_ready: whether it had loaded its model.
-    """
-
-    worker: int
     reason: str
-    was_ready: bool
-    was_preempted: bool
-    lost_shards: tuple[int, ...]
-
-
-Event = WorkerStarted | WorkerNotStarted | ShardEnded | WorkerDied
+    was_preempted: bool = False
+    hang: Hang | None = None
 
 
 @dataclass
@@ -66,14 +53,17 @@ class _Member:
     handle: Any
     start_ref: Any
     shard_refs: dict[Any, int] = field(default_factory=dict)
+    abandon_refs: dict[Any, int] = field(default_factory=dict)
     progress_ref: Any = None
     asked_at: float = 0.0
     images_done: int = 0
     is_ready: bool = False
+    shards_done: int = 0
+    memory_bytes: int = 0
 
     def refs(self) -> list[Any]:
         """Everything this worker owes an answer for."""
-        owed = [*self.shard_refs]
+        owed = [*self.shard_refs, *self.abandon_refs]
         if not self.is_ready:
             owed.append(self.start_ref)
         if self.progress_ref is not None:
@@ -93,6 +83,8 @@ class Fleet:
         self._numbers = itertools.count()
         self._members: dict[int, _Member] = {}
         self._deaths = worker_deaths()
+        timeout_s = settings.spec.retry.image_timeout_s
+        self._silence_s = None if timeout_s is None else max(MIN_SILENCE_S, timeout_s)
 
     @property
     def size(self) -> int:
@@ -110,6 +102,11 @@ class Fleet:
             number: tuple(member.shard_refs.values()) for number, member in self._members.items() if member.is_ready
         }
 
+    def may_take(self, worker: int) -> bool:
+        """Whether a worker is good for one more shard."""
+        member = self._members[worker]
+        return not self._why_spent(member, member.shards_done + len(member.shard_refs))
+
     def top_up(self, wanted: int) -> None:
         """Start workers until `wanted` are alive."""
         while self.size < wanted:
@@ -119,8 +116,13 @@ class Fleet:
     def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
         """Give a ready worker a shard."""
         member = self._members[worker]
-        ref = member.handle.run_shard.remote(shard, assignment.attempt, assignment.is_last)
-        member.shard_refs[ref] = shard.index
+        member.shard_refs[member.handle.run_shard.remote(shard, assignment)] = shard.index
+
+    def abandon(self, worker: int, index: int) -> None:
+        """Ask a worker to leave a shard's commit to the driver; it may be gone, or about to commit."""
+        member = self._members.get(worker)
+        if member is not None:
+            member.abandon_refs[member.handle.abandon.remote(index)] = index
 
     def events(self, timeout_s: float) -> list[Event]:
         """Wait until something happens, at most `timeout_s`; deaths come after what was finished before them.
@@ -140,41 +142,53 @@ class Fleet:
         except (exceptions.RaySystemError, exceptions.LocalRayletDiedError) as error:
             raise RunError(f"The Ray cluster is gone: {describe_death(error)}.") from error
         events: list[Event] = []
-        dead: dict[int, Exception] = {}
+        dead: dict[int, _Cause] = {}
         for ref in ready:
             worker = owners[ref]
             try:
                 event = self._receive(worker, ref)
             except self._deaths as error:
-                dead.setdefault(worker, error)
+                dead.setdefault(worker, _Cause(describe_death(error), was_preempted(error)))
                 continue
-            if event is not None:
+            if isinstance(event, Hang):
+                dead.setdefault(worker, _Cause(event.reason, hang=event))
+            elif event is not None:
                 events.append(event)
-        return events + [self._bury(worker, error) for worker, error in dead.items()]
+        for worker in self._silent_workers():
+            dead.setdefault(worker, _Cause(f"the worker was ended: it answered nothing for {self._silence_s:.0f} s"))
+        events += [self._bury(worker, cause) for worker, cause in dead.items() if worker in self._members]
+        return events + self._retire()
 
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""
         for worker in list(self._members):
             self._kill(worker)
 
-    def _receive(self, worker: int, ref: Any) -> Event | None:
+    def _receive(self, worker: int, ref: Any) -> Event | Hang | None:
         member = self._members[worker]
         if ref == member.progress_ref:
             member.progress_ref = None
             progress: WorkerProgress = ray.get(ref)
             held = set(member.shard_refs.values())
             member.images_done = sum(done for index, done in progress.images_done.items() if index in held)
-            return None
+            return progress.hang
         if ref == member.start_ref:
             return self._started(worker, ray.get(ref))
+        if ref in member.abandon_refs:
+            left = member.abandon_refs.pop(ref)
+            return ShardAbandoned(worker, left) if ray.get(ref) else None
         index = member.shard_refs[ref]
         try:
-            outcome: ShardReport | ShardFailure = ray.get(ref)
+            outcome: ShardReport | PieceReport | ShardFailure = ray.get(ref)
         except exceptions.RayTaskError as error:
             # Nothing should get past the worker's own border; what does is a bug all the same.
             outcome = ShardFailure(index, "bug", describe_death(error), str(error))
         del member.shard_refs[ref]
         member.images_done = 0
+        member.shards_done += 1
+        if not isinstance(outcome, ShardFailure):
+            report = outcome.report if isinstance(outcome, PieceReport) else outcome
+            member.memory_bytes = report.memory_bytes
         return ShardEnded(worker, outcome)
 
     def _started(self, worker: int, outcome: WorkerReady | WorkerFailure) -> Event:
@@ -184,15 +198,46 @@ class Fleet:
         self._members[worker].is_ready = True
         return WorkerStarted(worker, outcome)
 
-    def _bury(self, worker: int, error: Exception) -> WorkerDied:
+    def _why_spent(self, member: _Member, shards: int) -> str:
+        """Why a worker should get no further shard after so many; empty when it may."""
+        limits = self._settings.spec.compute
+        if limits.worker_max_shards is not None and shards >= limits.worker_max_shards:
+            return f"it has done {shards} shards"
+        if limits.worker_max_memory_gib is not None and member.memory_bytes > limits.worker_max_memory_gib * 2**30:
+            return f"it holds {member.memory_bytes / 2**30:.1f} GiB"
+        return ""
+
+    def _retire(self) -> list[Event]:
+        """End the workers that are spent and hold no shard any more."""
+        spent = {
+            number: why
+            for number, member in self._members.items()
+            if not member.shard_refs and (why := self._why_spent(member, member.shards_done))
+        }
+        for number in spent:
+            self._kill(number)
+        return [WorkerRetired(number, why) for number, why in spent.items()]
+
+    def _silent_workers(self) -> list[int]:
+        if self._silence_s is None:
+            return []
+        since = time.monotonic() - self._silence_s
+        return [
+            number
+            for number, member in self._members.items()
+            if member.progress_ref is not None and member.asked_at < since
+        ]
+
+    def _bury(self, worker: int, cause: _Cause) -> WorkerDied:
         member = self._members[worker]
         self._kill(worker)
         return WorkerDied(
             worker,
-            describe_death(error),
+            cause.reason,
             was_ready=member.is_ready,
-            was_preempted=was_preempted(error),
+            was_preempted=cause.was_preempted,
             lost_shards=tuple(member.shard_refs.values()),
+            hang=cause.hang,
         )
 
     def _kill(self, worker: int) -> None:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ImageStatus
+
+if TYPE_CHECKING:
+    from pipeline.tables import ImageRow, InstanceRow
 from pipeline.stored import ReadVersion
 
 # Seconds of a shard by stage. Stages overlap, so their sum exceeds the wall clock: read and decode are summed
@@ -42,7 +45,7 @@ class ShardReport:
     bytes_read: encoded bytes of the images.
     seconds: wall time from the shard's start to its commit.
     failures: every image whose status is not ok.
-    batch_size: the batch size in use at the end.
+    batch_size: the batch size in use at the end. memory_bytes: what the worker's process then held.
     """
 
     index: int
@@ -53,6 +56,7 @@ class ShardReport:
     seconds: float
     failures: tuple[ImageFailure, ...] = ()
     batch_size: int = 1
+    memory_bytes: int = 0
 
     @property
     def images(self) -> int:
@@ -61,20 +65,39 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
+class PieceReport:
+    """Some or all of a shard's images, done but not committed: the driver commits them with the others.
+
+    positions: the images by their place in the shard, ascending.
+    report: as of a committed shard.
+    image_rows: one per position; instance_rows: of all of them, in the same order.
+    """
+
+    index: int
+    positions: tuple[int, ...]
+    report: ShardReport
+    image_rows: "tuple[ImageRow, ...]"
+    instance_rows: "tuple[InstanceRow, ...]"
+
+
+@dataclass(frozen=True)
 class ShardFailure:
     """One attempt that ended without a commit.
 
     kind: "storage" when reading failed for now, "commit" when the tables could not be written, "bug" for an
-        exception nobody foresaw, "death" when the worker's process or node went away.
+        exception nobody foresaw, "death" when the worker's process or node went away, "hang" when it was
+        ended because an image took too long, "abandoned" when the driver asked to leave the commit to another.
     reason: one line.
     is_charged: whether the attempt counts against the shard; a preempted node is nobody's fault.
+    suspects: positions in the shard of the images that were under way, when that is known.
     """
 
     index: int
-    kind: Literal["storage", "commit", "bug", "death"]
+    kind: Literal["storage", "commit", "bug", "death", "hang", "abandoned"]
     reason: str
     traceback: str | None = None
     is_charged: bool = True
+    suspects: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +130,25 @@ class WorkerFailure:
 
 
 @dataclass(frozen=True)
+class Hang:
+    """Images that take longer than the spec allows.
+
+    index: their shard; positions: their places in it, several for a batch.
+    reason: one line, with the seconds.
+    """
+
+    index: int
+    positions: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class WorkerProgress:
-    """Images done in shards that are not committed yet, by shard."""
+    """How far a worker is.
+
+    images_done: images done in shards that are not committed yet, by shard.
+    hang: the images that hang, if any do.
+    """
 
     images_done: Mapping[int, int] = field(default_factory=dict)
+    hang: Hang | None = None

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from htc_model.config import ModelConfig
+from htc_model.masks import CHUNK_COLUMNS, encode_detections
 from htc_model.preprocess import build_batch, padded_size
-from htc_model.structures import ImageBatch, RawDetections
+from htc_model.structures import Detections, ImageBatch, RawDetections
 from pipeline.batching import BatchSize
 from pipeline.borders import DeviceLostError, at_image_border
 from pipeline.config import ModelSection
+from pipeline.errors import ImageError
 from pipeline.fingerprint import configured
 from pipeline.reports import ImageFailure
 from pipeline.storage import Storage
@@ -29,6 +31,8 @@ BYTES_PER_PIXEL = 2048
 MEMORY_SHARE = 0.5
 # Larger batches wait longer for images of their shape, and 16 of 1333 x 800 are work enough for any card.
 MAX_AUTO_BATCH = 16
+# Image columns of masks worked on at a time, about 2 kB of memory each (`htc_model.masks`): some 60 MB, 8 MB, 1 MB.
+MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
 
 
 class SegmentationModel(Protocol):
@@ -92,6 +96,10 @@ def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
     return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * height * width))))
 
 
+def _unwatched(images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class Segmenter:
     """Runs a model over decoded images on one device, in batches that fit its memory."""
 
@@ -116,11 +124,19 @@ class Segmenter:
         height, width = image.pixels.shape[:2]
         return padded_size(height, width, self.model.config.resize)
 
-    def segment(self, images: Sequence[DecodedImage]) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
+    def segment(
+        self,
+        images: Sequence[DecodedImage],
+        *,
+        watch: Callable[[Sequence[DecodedImage]], AbstractContextManager[None]] = _unwatched,
+    ) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
         """Segment images of one padded shape; every image comes out once, with its detections or its failure.
 
         A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails.
         A batch that raises is taken apart, so that only the image at fault fails.
+
+        Args:
+            watch: entered with the images of each batch while the model has them.
 
         Raises:
             DeviceLostError: the device is unusable.
@@ -129,7 +145,8 @@ class Segmenter:
         while batches:
             batch = batches.popleft()
             name = batch[0].uri if len(batch) == 1 else f"{batch[0].uri} and {len(batch) - 1} more"
-            outcome = at_image_border(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
+            with watch(batch):
+                outcome = at_image_border(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
             if isinstance(outcome, list):
                 self.batch_size.succeeded(len(batch))
                 yield from zip(batch, outcome, strict=True)
@@ -144,6 +161,33 @@ class Segmenter:
             else:
                 yield batch[0], outcome
 
+    def encode(self, raw: RawDetections) -> Detections:
+        """Encode one image's masks; where they do not fit the memory, in smaller and smaller chunks.
+
+        Raises:
+            ImageError: `failed`, they fit in no way.
+            DeviceLostError: the device is unusable.
+        """
+        for chunk_columns in MASK_CHUNKS:
+            detections = self._encode(raw, chunk_columns)
+            if detections is not None:
+                return detections
+        height, width = raw.original_size
+        raise ImageError(
+            "failed", f"the {self.device.type} ran out of memory on the masks of this {width} x {height} image"
+        )
+
+    def _encode(self, raw: RawDetections, chunk_columns: int) -> Detections | None:
+        """One image's encoded masks; None when they do not fit the memory."""
+        try:
+            return encode_detections(raw, chunk_columns=chunk_columns)
+        except torch.OutOfMemoryError:
+            log.warning("out of memory with masks in chunks of %d columns", chunk_columns)
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(str(error)) from error
+        self._free_cache()
+        return None
+
     def _infer(self, images: Sequence[DecodedImage]) -> list[RawDetections] | None:
         """Detections of one batch; None when it does not fit the memory."""
         try:
@@ -155,10 +199,13 @@ class Segmenter:
             log.warning("out of memory with %d images, now at most %d", len(images), self.batch_size.current)
         except torch.AcceleratorError as error:
             raise DeviceLostError(str(error)) from error
-        # Outside the handler: the exception's traceback would keep the batch's tensors alive.
+        self._free_cache()
+        return None
+
+    def _free_cache(self) -> None:
+        # Called outside the handlers: the exception's traceback would keep the tensors alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return None
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._is_bf16:

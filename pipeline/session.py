@@ -4,13 +4,24 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.assignments import Assignment, Contest, Settled
 from pipeline.cluster import WorkerPlan, ray_cluster
 from pipeline.config import JobSpec
+from pipeline.error_budget import ErrorBudget
 from pipeline.errors import RunError, StorageError
+from pipeline.events import (
+    Event,
+    ShardAbandoned,
+    ShardEnded,
+    WorkerDied,
+    WorkerNotStarted,
+    WorkerRetired,
+    WorkerStarted,
+)
 from pipeline.ledger import ShardLedger
 from pipeline.metrics import Throughput
 from pipeline.progress import ProgressDisplay, RunProgress
-from pipeline.reports import ShardFailure, ShardReport, WorkerFailure
+from pipeline.reports import PieceReport, ShardFailure, ShardReport, WorkerFailure
 from pipeline.runs import Run
 from pipeline.signals import StopRequest
 from pipeline.storage import Storage
@@ -20,7 +31,7 @@ from pipeline.worker import WorkerSettings
 
 if TYPE_CHECKING:
     # Imports Ray, which must see the environment that pipeline.cluster prepares.
-    from pipeline.fleet import Event, Fleet, WorkerDied
+    from pipeline.fleet import Fleet
     from pipeline.segmenter import LoadModel
 
 log = logging.getLogger(__name__)
@@ -53,18 +64,30 @@ class Session:
         self._throughput = Throughput()
         self._stop = StopRequest()
         self._start_failures = 0
+        self._budget = ErrorBudget(spec.retry.max_error_rate)
+        self._hopeless = ""
+        self._ledger = ShardLedger(
+            max_attempts=spec.retry.max_attempts,
+            count_images=lambda index: len(run.read_shard(index).images),
+        )
 
     def work(self) -> None:
         """Do the shards that are left, until none is or somebody asks to stop.
 
         Raises:
             RunError: it cannot go on.
+            InputError, StorageError: the input cannot be listed to its end.
         """
-        todo = self._run.todo()
-        self._ledger = ShardLedger(todo, max_attempts=self._spec.retry.max_attempts)
+        is_planned = self._run.is_planned
+        self._ledger.add(self._run.new_shards())
+        shards = self._ledger.left if is_planned else None
+        self._judge()
+        if self._hopeless:
+            # An earlier session stopped for it, and nothing has changed.
+            return
         with self._stop:
             try:
-                with ray_cluster(self._spec.compute, shards=len(todo)) as plan:
+                with ray_cluster(self._spec.compute, shards=shards) as plan:
                     self._stop.install()
                     self._work_on(plan)
             except RunError:
@@ -77,14 +100,34 @@ class Session:
 
         fleet = Fleet(self._settings(plan), plan)
         try:
-            while self._ledger.left and not self._stop.is_set:
+            while self._has_work() and not self._stop.is_set and not self._hopeless:
                 fleet.top_up(min(plan.workers, self._ledger.left))
                 self._hand_out(fleet)
                 for event in fleet.events(TICK_S):
-                    self._handle(event)
+                    self._handle(fleet, event)
+                self._judge()
                 self._show(fleet)
         finally:
             fleet.shut_down()
+
+    def _has_work(self) -> bool:
+        """Take the shards planned meanwhile; False when all are done."""
+        # Asked first: planning may end between the two questions.
+        is_planned = self._run.is_planned
+        self._ledger.add(self._run.new_shards())
+        return self._ledger.left > 0 or not is_planned
+
+    def _judge(self) -> None:
+        """Stop when the run cannot end within its error budget; while images are still being listed it may."""
+        if self._run.is_planned and not self._hopeless:
+            self._hopeless = self._budget.verdict(
+                images=self._run.image_count,
+                images_done=self._tally.images_done,
+                errors=self._tally.errors,
+                reasons=self._tally.reasons,
+            )
+            if self._hopeless:
+                self._display.note(self._hopeless)
 
     def end(self, *, cut_short: str = "") -> RunSummary:
         """Judge, write summary.json and return it.
@@ -92,7 +135,7 @@ class Session:
         Args:
             cut_short: why the run could not go on, when it could not.
         """
-        summary = self._tally.summary(self._throughput, signal_name=self._stop.signal_name)
+        summary = self._tally.summary(self._throughput, signal_name=self._stop.signal_name, hopeless=self._hopeless)
         if cut_short and summary.status == "incomplete":
             summary = replace(summary, reason=cut_short)
         if self._run.state == "complete" and (self._run.read_summary() or {}).get("status") == summary.status:
@@ -115,29 +158,66 @@ class Session:
         )
 
     def _hand_out(self, fleet: "Fleet") -> None:
-        has_peers = fleet.size > 1
-        for worker, held in fleet.ready_workers().items():
+        ready = fleet.ready_workers()
+        # Workers that still begin do not count: with no cores left for them they never will, and a shard that
+        # failed on the only other worker would wait forever.
+        has_peers = len(ready) > 1
+        for worker, held in ready.items():
             shards = list(held)
-            while (assignment := self._ledger.next_for(worker, shards, has_peers=has_peers)) is not None:
+            while (assignment := self._next_for(fleet, worker, shards, has_peers=has_peers)) is not None:
                 fleet.submit(worker, self._run.read_shard(assignment.index), assignment)
                 shards.append(assignment.index)
 
-    def _handle(self, event: "Event") -> None:
-        from pipeline import fleet
+    def _next_for(self, fleet: "Fleet", worker: int, held: list[int], *, has_peers: bool) -> Assignment | None:
+        if not fleet.may_take(worker):
+            return None
+        is_planned = self._run.is_planned
+        is_drawn = is_planned and self._budget.wants_sample(
+            images_done=self._tally.images_done, errors=self._tally.errors
+        )
+        assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_drawn=is_drawn)
+        if assignment is not None and assignment.is_drawn:
+            self._budget.drew(assignment.index)
+        if assignment is None and is_planned and not held:
+            assignment = self._ledger.copy_for(worker)
+            if assignment is not None:
+                self._display.note(f"Shard {assignment.index} takes long; an idle worker does it as well.")
+        return assignment
 
+    def _handle(self, fleet: "Fleet", event: Event) -> None:
         match event:
-            case fleet.WorkerStarted(ready=ready):
+            case WorkerStarted(ready=ready):
                 self._start_failures = 0
                 self._tally.worker_started(ready)
-            case fleet.WorkerNotStarted(failure=failure):
+            case WorkerNotStarted(failure=failure):
                 self._not_started(failure)
-            case fleet.ShardEnded(outcome=ShardReport() as report):
-                self._ledger.committed(report.index)
-                self._tally.committed(report)
-            case fleet.ShardEnded(outcome=ShardFailure() as shard_failure):
-                self._failed(shard_failure)
-            case fleet.WorkerDied():
+            case ShardEnded(outcome=ShardReport() as report):
+                self._committed(fleet, report)
+            case ShardEnded(worker=worker, outcome=PieceReport() as piece):
+                self._survived(fleet, worker, piece)
+            case ShardEnded(worker=worker, outcome=ShardFailure() as shard_failure):
+                self._failed(worker, shard_failure)
+            case ShardAbandoned(index=index):
+                self._settle(self._ledger.abandoned(index))
+            case WorkerDied():
                 self._died(event)
+            case WorkerRetired(worker=worker, reason=reason):
+                log.info("worker %d is replaced: %s", worker, reason)
+
+    def _committed(self, fleet: "Fleet", report: ShardReport) -> None:
+        if self._ledger.is_running(report.index):
+            self._tally.committed(report)
+            self._budget.ended(report)
+            copier = self._ledger.committed(report.index)
+            if copier is not None:
+                fleet.abandon(copier, report.index)
+
+    def _survived(self, fleet: "Fleet", worker: int, piece: PieceReport) -> None:
+        result = self._ledger.survived(worker, piece)
+        if isinstance(result, Contest):
+            fleet.abandon(result.worker, result.index)
+        else:
+            self._settle(result)
 
     def _not_started(self, failure: WorkerFailure) -> None:
         self._tally.keep_traceback("worker start", failure.traceback)
@@ -148,7 +228,7 @@ class Session:
             raise error
         self._display.note(f"A worker could not load the model, trying again: {failure.reason}")
 
-    def _died(self, death: "WorkerDied") -> None:
+    def _died(self, death: WorkerDied) -> None:
         self._tally.worker_lost()
         lost = ", ".join(map(str, death.lost_shards)) or "none"
         self._display.note(f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}.")
@@ -157,23 +237,32 @@ class Session:
             if self._start_failures >= MAX_START_FAILURES:
                 raise RunError(f"Workers keep dying while they load the model; the last: {death.reason}.")
         for index in death.lost_shards:
-            self._failed(ShardFailure(index, "death", death.reason, is_charged=not death.was_preempted), is_told=True)
+            self._failed(death.worker, death.failure_of(index), is_told=True)
 
-    def _failed(self, failure: ShardFailure, *, is_told: bool = False) -> None:
-        self._tally.attempt_failed(failure)
-        attempts = self._ledger.failed(failure)
-        if attempts is not None:
-            self._give_up(failure, attempts)
-        elif not is_told:
-            self._display.note(f"Shard {failure.index} will be tried again: {failure.reason}")
+    def _failed(self, worker: int, failure: ShardFailure, *, is_told: bool = False) -> None:
+        if failure.kind != "abandoned":
+            self._tally.attempt_failed(failure)
+            if not is_told:
+                self._display.note(f"Shard {failure.index}, an attempt failed: {failure.reason}")
+        self._settle(self._ledger.failed(worker, failure))
 
-    def _give_up(self, failure: ShardFailure, attempts: int) -> None:
-        if failure.kind == "commit":
-            raise RunError(
-                f"The tables cannot be written: {failure.reason} What is committed stays; the same command resumes."
+    def _settle(self, settled: Settled | None) -> None:
+        """Commit a shard that no worker commits."""
+        if settled is None:
+            return
+        if settled.rest is not None:
+            if settled.rest.kind == "commit":
+                raise RunError(
+                    f"The tables cannot be written: {settled.rest.reason} "
+                    "What is committed stays; the same command resumes."
+                )
+            self._display.note(
+                f"Shard {settled.index} is given up after {settled.attempts} attempts: {settled.rest.reason}"
             )
-        self._display.note(f"Shard {failure.index} is given up after {attempts} attempts: {failure.reason}")
-        self._tally.given_up(self._run.read_shard(failure.index), failure, attempts)
+        shard = self._run.read_shard(settled.index)
+        for position, reason in sorted(settled.verdicts.items()):
+            self._display.note(f"{shard.images[position].uri} is left out: {reason}")
+        self._budget.ended(self._tally.settled(shard, settled))
 
     def _show(self, fleet: "Fleet") -> None:
         in_flight = fleet.images_in_flight
@@ -187,5 +276,6 @@ class Session:
                 images_per_s=self._throughput.window_images_per_s(),
                 eta_s=self._throughput.eta_s(self._run.image_count - done),
                 workers=len(fleet.ready_workers()),
+                is_listing=not self._run.is_planned,
             )
         )

@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from pipeline.assignments import Assignment
 from pipeline.borders import CommitError
+from pipeline.claims import Claim
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError
+from pipeline.memory import resident_bytes
 from pipeline.plan import Shard
-from pipeline.reports import ImageFailure, ShardReport
+from pipeline.reports import Hang, ImageFailure, PieceReport, ShardReport
 from pipeline.segmenter import Segmenter
 from pipeline.stages import EncodedImage, ShardStages, WorkerTools
 from pipeline.tables import ImageRow, InstanceRow, build_image_row, commit_shard
@@ -33,25 +36,42 @@ class ShardProcessor:
         """The batch size in use now."""
         return self._tools.segmenter.batch_size.current
 
+    def hang(self) -> Hang | None:
+        """Images that take longer than the spec allows."""
+        return self._tools.watch.hang()
+
     def process(
-        self, shard: Shard, *, attempt: int, is_last_attempt: bool, on_images: Callable[[int], None]
-    ) -> ShardReport:
-        """Segment the shard's images and commit them.
+        self, shard: Shard, assignment: Assignment, *, claim: Claim, on_images: Callable[[int], None]
+    ) -> ShardReport | PieceReport:
+        """Segment the shard's images, or those that are assigned, and commit them where that is ours to do.
 
         Args:
+            claim: the attempt's right to commit.
             on_images: told the number of further images whose outcome is known.
 
         Raises:
             StorageError: images cannot be read for now; never raised by the last attempt.
             CommitError: the tables cannot be written.
+            AbandonedError: another attempt commits.
         """
         start = time.perf_counter()
-        work = ShardStages(self._tools, shard, is_last_attempt=is_last_attempt, on_images=on_images)
+        positions = assignment.positions or tuple(range(len(shard.images)))
+        work = ShardStages(
+            self._tools,
+            shard,
+            positions=positions,
+            is_last_attempt=assignment.is_last,
+            claim=claim,
+            on_images=on_images,
+        )
         outcomes = work.outcomes()
         with work.clock.time("write"):
-            image_rows, instance_rows = self._rows(shard, outcomes, attempt)
-            self._commit(shard, image_rows, instance_rows)
-        return ShardReport(
+            images = Shard(shard.index, tuple(shard.images[position] for position in positions))
+            image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)
+            if assignment.is_committed_by_worker:
+                claim.take()
+                self._commit(shard, image_rows, instance_rows)
+        report = ShardReport(
             index=shard.index,
             statuses=dict(Counter(row.status for row in image_rows)),
             instances=len(instance_rows),
@@ -60,7 +80,11 @@ class ShardProcessor:
             seconds=time.perf_counter() - start,
             failures=tuple(each for each in outcomes if isinstance(each, ImageFailure)),
             batch_size=self.batch_size,
+            memory_bytes=resident_bytes(),
         )
+        if assignment.is_committed_by_worker:
+            return report
+        return PieceReport(shard.index, positions, report, tuple(image_rows), tuple(instance_rows))
 
     def _rows(
         self, shard: Shard, outcomes: "list[EncodedImage | ImageFailure]", attempt: int

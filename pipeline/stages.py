@@ -7,14 +7,15 @@ the other infers already.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-from htc_model.masks import encode_detections
 from htc_model.structures import RawDetections
 from pipeline.batching import Batcher
 from pipeline.borders import at_image_border
+from pipeline.claims import Claim
 from pipeline.config import JobSpec
 from pipeline.image_reading import fetch_image
 from pipeline.images import decode_image
@@ -27,6 +28,7 @@ from pipeline.segmenter import DecodedImage, Segmenter
 from pipeline.storage import Storage
 from pipeline.stored import ReadVersion
 from pipeline.tables import InstanceRow, build_instance_rows
+from pipeline.watch import ImageWatch, Step
 
 # Images loaded ahead of the model, beyond those that wait in the batcher, and the bytes of pixels at which
 # loading pauses: 512 MiB are fourteen photos of 12 megapixels.
@@ -62,6 +64,7 @@ class WorkerTools:
         # The driver has listed the input: a store that does not answer is away, not misspelt.
         self.storage = Storage(spec.storage, is_known=True)
         self.reads = self.storage.read_concurrency(spec.input.uri)
+        self.watch = ImageWatch(spec.retry.image_timeout_s)
         self.turn = threading.Lock()
         self.readers = ThreadPoolExecutor(self.reads, thread_name_prefix="read")
         self.encoded = ByteBudget(ENCODED_BYTES)
@@ -71,20 +74,25 @@ class WorkerTools:
 
 
 class ShardStages:
-    """The way of one shard's images through the stages; used once."""
+    """The way of one shard's images, or of some of them, through the stages; used once."""
 
     def __init__(
         self,
         tools: WorkerTools,
         shard: Shard,
         *,
+        positions: Sequence[int],
         is_last_attempt: bool,
+        claim: Claim,
         on_images: Callable[[int], None],
     ) -> None:
+        """`positions`: the images to do, by their place in the shard."""
         self.clock = StageClock()
         self.bytes_read = ByteGauge()
         self._tools = tools
         self._shard = shard
+        self._positions = positions
+        self._claim = claim
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
         self._pixels_held = ByteGauge()
@@ -94,12 +102,17 @@ class ShardStages:
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
 
     def outcomes(self) -> "list[EncodedImage | ImageFailure]":
-        """What became of each image, in the shard's order."""
+        """What became of each image, in the order of the positions.
+
+        Raises:
+            AbandonedError: another attempt commits the shard.
+            StorageError: images cannot be read for now.
+        """
         try:
             with (
                 Prefetch(
                     self._tools.readers,
-                    enumerate(self._shard.images),
+                    ((position, self._shard.images[position]) for position in self._positions),
                     self._load,
                     ahead=max(AHEAD_IMAGES, self._tools.reads),
                     gauge=self._pixels_held,
@@ -120,7 +133,7 @@ class ShardStages:
                 self._failures[position] if position in self._failures else ends[position],
                 read=self._versions.get(position),
             )
-            for position in range(len(self._shard.images))
+            for position in self._positions
         ]
 
     def _load(self, numbered: tuple[int, ImageRef]) -> tuple[int, DecodedImage | ImageFailure]:
@@ -136,7 +149,7 @@ class ShardStages:
         with self.clock.time("read"):
             payload, self._versions[position] = fetch_image(ref, self._tools.storage, max_bytes=limits.max_bytes)
         self.bytes_read.add(len(payload))
-        with self._tools.decode_slots, self.clock.time("decode"):
+        with self._tools.decode_slots, self.clock.time("decode"), self._watch([position], "decoding"):
             pixels = decode_image(payload, max_pixels=limits.max_pixels)
         self._pixels_held.add(pixels.nbytes)
         return DecodedImage(position, ref.uri, pixels)
@@ -163,8 +176,9 @@ class ShardStages:
             return next(loaded, None)
 
     def _segment(self, batch: list[DecodedImage]) -> None:
+        self._claim.check()
         pixel_bytes = sum(image.pixels.nbytes for image in batch)
-        results = self._tools.segmenter.segment(batch)
+        results = self._tools.segmenter.segment(batch, watch=self._watch_model)
         while True:
             with self.clock.time("infer"):
                 result = next(results, None)
@@ -182,19 +196,25 @@ class ShardStages:
         while len(self._encoding) >= MAX_ENCODING:
             wait([self._encoding.popleft()])
         ref = self._shard.images[image.position]
-        future = self._tools.encoders.submit(at_image_border, ref.uri, lambda: self._encode_rows(ref, raw))
+        future = self._tools.encoders.submit(at_image_border, ref.uri, lambda: self._encode_rows(image.position, raw))
         self._encoding.append(future)
         self._encoded[image.position] = future
 
-    def _encode_rows(self, ref: ImageRef, raw: RawDetections) -> EncodedImage:
-        with self.clock.time("encode"):
+    def _encode_rows(self, position: int, raw: RawDetections) -> EncodedImage:
+        with self.clock.time("encode"), self._watch([position], "mask encoding"):
             rows = build_instance_rows(
-                ref,
-                encode_detections(raw),
+                self._shard.images[position],
+                self._tools.segmenter.encode(raw),
                 self._tools.segmenter.model.config,
                 model=self._tools.model_label,
             )
         return EncodedImage(rows, raw.original_size)
+
+    def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
+        return self._tools.watch.on(self._shard.index, positions, step)
+
+    def _watch_model(self, images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
+        return self._watch([image.position for image in images], "the model")
 
     def _fail(self, position: int, failure: ImageFailure) -> None:
         self._failures[position] = failure

@@ -70,7 +70,15 @@ class RunSummary:
 
 
 def judge(
-    *, images: int, images_done: int, errors: int, max_error_rate: float, has_bug: bool, is_interrupted: bool
+    *,
+    images: int,
+    images_done: int,
+    errors: int,
+    max_error_rate: float,
+    has_bug: bool,
+    is_interrupted: bool,
+    hopeless: str = "",
+    is_planned: bool = True,
 ) -> tuple[RunStatus, str]:
     """Decide how a run ended.
 
@@ -81,17 +89,17 @@ def judge(
         max_error_rate: the budget, 0 to 1; a rate equal to it is within.
         has_bug: whether a shard was given up because of an exception that nobody foresaw.
         is_interrupted: whether a person or the system stopped the run.
+        hopeless: why it was stopped before its end, when it could not end within the budget.
+        is_planned: whether the input was listed to its end; until then nobody knows how many images there are.
 
     Returns:
         The status and one sentence, empty for "complete".
     """
-    if is_interrupted and images_done < images:
-        left = images - images_done
-        return "interrupted", f"Stopped with {left} of {images} images to go; the same command resumes."
-    if images_done < images:
-        return (
-            "incomplete",
-            f"{images - images_done} of {images} images are not done; the same command resumes.",
+    if hopeless and images_done < images:
+        return "over_error_budget", hopeless
+    if images_done < images or not is_planned:
+        return "interrupted" if is_interrupted else "incomplete", _what_is_left(
+            images, images_done, is_interrupted=is_interrupted, is_planned=is_planned
         )
     if has_bug:
         return "incomplete", "A shard failed with an exception of this program; its images are marked failed."
@@ -101,3 +109,13 @@ def judge(
             f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {max_error_rate:.1%}.",
         )
     return "complete", ""
+
+
+def _what_is_left(images: int, images_done: int, *, is_interrupted: bool, is_planned: bool) -> str:
+    if not is_planned:
+        # All that were planned may be done: that is not all there are.
+        return f"The input was not listed to its end; {images_done} images are done, and the same command goes on."
+    left = images - images_done
+    if is_interrupted:
+        return f"Stopped with {left} of {images} images to go; the same command resumes."
+    return f"{left} of {images} images are not done; the same command resumes."

@@ -3,8 +3,10 @@
 import logging
 from collections import Counter
 
+from pipeline.assignments import Settled
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError, ImageStatus, RunError, StorageError
+from pipeline.gathering import gather_rows, report_of
 from pipeline.metrics import StageClock, Throughput
 from pipeline.plan import Shard
 from pipeline.records import run_folder
@@ -12,7 +14,7 @@ from pipeline.reports import ImageFailure, ShardFailure, ShardReport, WorkerRead
 from pipeline.runs import Run
 from pipeline.storage import Storage, join
 from pipeline.summary import MAX_EXAMPLES, RunSummary, judge
-from pipeline.tables import build_image_row, commit_shard, images_part, open_results
+from pipeline.tables import commit_shard, images_part, open_results
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,11 @@ class Tally:
         """Rows that are not ok."""
         return self.images_done - self._statuses["ok"]
 
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Rows by reason, the most frequent first, capped."""
+        return dict(self._reasons.most_common(MAX_REASONS_SHOWN))
+
     def worker_started(self, ready: WorkerReady) -> None:
         """Note a worker that has its model."""
         self._workers_started += 1
@@ -78,25 +85,28 @@ class Tally:
         self._retries += 1
         self.keep_traceback(f"shard {failure.index}", failure.traceback)
 
-    def given_up(self, shard: Shard, failure: ShardFailure, attempts: int) -> None:
-        """Commit a `failed` row for each image of a shard that has no attempts left.
+    def settled(self, shard: Shard, settled: Settled) -> ShardReport:
+        """Commit a shard whose rows no worker commits, count it and return its report.
 
         Raises:
             RunError: the rows cannot be written.
         """
-        self._has_bug = self._has_bug or failure.kind == "bug"
+        self._has_bug = self._has_bug or (settled.rest is not None and settled.rest.kind == "bug")
+        rows = gather_rows(shard, settled, model=self._spec.model.preset)
+        output_uri, name = self._spec.output.uri, self._run.name
         try:
-            if self._storage.exists(images_part(self._spec.output.uri, self._run.name, shard.index)):
+            if self._storage.exists(images_part(output_uri, name, shard.index)):
                 # The last worker died after its commit and before its report: what it wrote stands.
                 self._must_recount = True
             else:
-                self._commit_failed(shard, failure, attempts)
+                commit_shard(self._storage, output_uri, name, shard.index, *rows)
         except HtcError as error:
             raise RunError(
                 f"The tables cannot be written: {error} What is committed stays; the same command resumes."
             ) from error
-        self._statuses.update({"failed": len(shard.images)})
-        self.session_images += len(shard.images)
+        report = report_of(shard, settled, rows)
+        self.committed(report)
+        return report
 
     def keep_traceback(self, where: str, traceback: str | None) -> None:
         """Write an unforeseen exception's traceback into the run's folder; the first few, the rest is only logged."""
@@ -112,8 +122,8 @@ class Tally:
         except StorageError:
             log.exception("the traceback could not be written to %s", uri)
 
-    def summary(self, throughput: Throughput, *, signal_name: str | None) -> RunSummary:
-        """Judge the run as it stands."""
+    def summary(self, throughput: Throughput, *, signal_name: str | None, hopeless: str = "") -> RunSummary:
+        """Judge the run as it stands; `hopeless`: why it was stopped early, see `summary.judge`."""
         if self._must_recount:
             self._forget()
             self._count_tables()
@@ -125,6 +135,8 @@ class Tally:
             max_error_rate=self._spec.retry.max_error_rate,
             has_bug=self._has_bug,
             is_interrupted=signal_name is not None,
+            hopeless=hopeless,
+            is_planned=self._run.is_planned,
         )
         return RunSummary(
             run=self._run.name,
@@ -141,7 +153,7 @@ class Tally:
             seconds=seconds,
             images_per_s=self.session_images / seconds if seconds > 0 else 0.0,
             stage_shares={str(stage): share for stage, share in self._stages.shares().items()},
-            failure_reasons=dict(self._reasons.most_common(MAX_REASONS_SHOWN)),
+            failure_reasons=self.reasons,
             failure_examples=tuple(self._examples),
             retries=self._retries,
             workers_lost=self._workers_lost,
@@ -180,19 +192,3 @@ class Tally:
         self._reasons[key if key in self._reasons or len(self._reasons) < MAX_REASONS else "other"] += 1
         if len(self._examples) < MAX_EXAMPLES:
             self._examples.append(failure)
-
-    def _commit_failed(self, shard: Shard, failure: ShardFailure, attempts: int) -> None:
-        rows = [
-            build_image_row(
-                ref,
-                shard=shard.index,
-                model=self._spec.model.preset,
-                status="failed",
-                error=failure.reason,
-                attempts=attempts,
-            )
-            for ref in shard.images
-        ]
-        commit_shard(self._storage, self._spec.output.uri, self._run.name, shard.index, rows, [])
-        for ref in shard.images:
-            self._note_failure(ImageFailure(ref.uri, "failed", failure.reason))

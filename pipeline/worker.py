@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.assignments import Assignment
 from pipeline.borders import DeviceLostError, at_shard_border, one_line
+from pipeline.claims import Claim
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError
 from pipeline.plan import Shard
-from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
+from pipeline.reports import PieceReport, ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Two shards, the progress question, and one to spare so that none of them waits for another.
-MAX_CONCURRENCY = 4
+# Two shards, the questions for progress and for a commit, and one to spare so that none waits for another.
+MAX_CONCURRENCY = 5
 # sysexits.h EX_SOFTWARE; tells the driver's log a deliberate end from a crash.
 DEVICE_LOST_EXIT_CODE = 70
 
@@ -57,6 +59,7 @@ class Worker:
         self._settings = settings
         self._processor: ShardProcessor | None = None
         self._images_done: dict[int, int] = {}
+        self._claims: dict[int, Claim] = {}
         self._lock = threading.Lock()
 
     def start(self) -> WorkerReady | WorkerFailure:
@@ -69,26 +72,22 @@ class Worker:
         self._processor = outcome
         return WorkerReady(outcome.device_name, outcome.batch_size, time.perf_counter() - start)
 
-    def run_shard(self, shard: Shard, attempt: int, is_last_attempt: bool) -> ShardReport | ShardFailure:
-        """Segment the shard's images and commit its two parts; what ends an attempt comes back as a value.
+    def run_shard(self, shard: Shard, assignment: Assignment) -> ShardReport | PieceReport | ShardFailure:
+        """Segment the shard's images, or some of them; what ends an attempt comes back as a value.
 
-        Args:
-            shard: the images, in the order of their rows.
-            attempt: 1 for the first; goes into the rows.
-            is_last_attempt: storage trouble with one image then fails that image instead of the shard.
+        Returns:
+            A report when the two parts are committed; a piece with the rows when the driver commits them.
         """
         processor = self._processor
         if processor is None:
             return ShardFailure(shard.index, "bug", "the worker was given a shard before its model was loaded")
+        claim = Claim()
+        with self._lock:
+            self._claims[shard.index] = claim
         try:
             return at_shard_border(
                 shard.index,
-                lambda: processor.process(
-                    shard,
-                    attempt=attempt,
-                    is_last_attempt=is_last_attempt,
-                    on_images=self._count(shard.index),
-                ),
+                lambda: processor.process(shard, assignment, claim=claim, on_images=self._count(shard.index)),
             )
         except DeviceLostError:
             log.exception("the accelerator is lost; this process ends so that a new one can take over")
@@ -97,11 +96,19 @@ class Worker:
         finally:
             with self._lock:
                 self._images_done.pop(shard.index, None)
+                del self._claims[shard.index]
 
     def progress(self) -> WorkerProgress:
-        """Images done in the shards that are under way."""
+        """Images done in the shards that are under way, and what hangs."""
+        hang = self._processor.hang() if self._processor else None
         with self._lock:
-            return WorkerProgress(dict(self._images_done))
+            return WorkerProgress(dict(self._images_done), hang)
+
+    def abandon(self, index: int) -> bool:
+        """Leave the commit of a shard to the driver; False when it has begun or the attempt has ended."""
+        with self._lock:
+            claim = self._claims.get(index)
+        return claim is not None and claim.abandon()
 
     def _count(self, index: int) -> Callable[[int], None]:
         def count(images: int) -> None:

@@ -4,6 +4,7 @@ An image's size is the message: the plan says what happens to images of a (heigh
 detection per image, the whole image, of a category that depends on its size.
 """
 
+import ctypes
 import os
 import signal
 import threading
@@ -15,13 +16,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from local_fleet import Death
 from PIL import Image
 
 from htc_model.config import ModelConfig, load_preset
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.config import ModelSection
 
-Deed = Literal["raise", "exit", "kill", "oom", "device_lost", "kill_once", "miscount"]
+Raising = Literal["raise", "oom", "device_lost", "die"]
+Ending = Literal["exit", "kill", "segfault", "hang", "hang_mute", "die_once", "kill_once"]
+Deed = Raising | Ending | Literal["miscount"]
 Size = tuple[int, int]
 
 
@@ -70,22 +74,37 @@ class FakeModel:
         )
 
     def _do(self, deed: Deed | None) -> None:
-        if deed == "raise":
-            raise ZeroDivisionError("told to")
-        if deed == "oom":
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        if deed == "device_lost":
-            raise torch.AcceleratorError("CUDA error: unspecified launch failure (pretended)")
-        if deed == "exit":
-            os._exit(7)
-        if deed == "kill_once":
+        if deed in ("kill_once", "die_once"):
             mark = Path(self.marks) / "killed"
             if mark.exists():
                 return
             mark.touch()
-        if deed in ("kill", "kill_once"):
-            os.kill(os.getpid(), signal.SIGKILL)
-            threading.Event().wait()
+        errors: dict[str, BaseException] = {
+            "raise": ZeroDivisionError("told to"),
+            "oom": torch.OutOfMemoryError("CUDA out of memory (pretended)"),
+            "device_lost": torch.AcceleratorError("CUDA error: unspecified launch failure (pretended)"),
+            "die": Death(),
+            "die_once": Death(),
+        }
+        if deed in errors:
+            raise errors[deed]
+        end_process(deed)
+
+
+def end_process(deed: Deed | None) -> None:
+    """Do what no `except` can undo."""
+    if deed == "exit":
+        os._exit(7)
+    if deed == "segfault":
+        ctypes.string_at(0)
+    if deed == "hang":
+        threading.Event().wait()
+    if deed == "hang_mute":
+        # PyDLL keeps the interpreter's lock, so that no other thread can answer.
+        ctypes.PyDLL(None).sleep(3600)
+    if deed in ("kill", "kill_once"):
+        os.kill(os.getpid(), signal.SIGKILL)
+        threading.Event().wait()
 
 
 @dataclass(frozen=True)

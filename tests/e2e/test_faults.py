@@ -32,23 +32,13 @@ def test_a_killed_worker_is_replaced_and_the_tables_are_the_same(tmp_path: Path)
     assert {row["attempts"] for row in image_rows(spec)} == {1, 2}
 
 
-def test_a_shard_that_always_kills_is_given_up_and_drags_no_other_along(tmp_path: Path) -> None:
-    paths = write_images(tmp_path / "in", 12)
-    write_image(paths[5], POISON)
-    spec = spec_with(tmp_path, retry__max_attempts=2, compute__workers=1)
-    summary = run(spec, progress=SilentProgress(), load_model=LoadFake({POISON: "exit"}))
-    assert statuses(spec) == {path.name: "failed" if path in paths[4:8] else "ok" for path in paths}
-    assert all("worker died" in str(row["error"]) for row in image_rows(spec) if row["status"] == "failed")
-    assert (summary.status, summary.exit_code, summary.workers_lost) == ("over_error_budget", 1, 2)
-
-
-def test_a_lost_device_costs_a_worker_not_the_images(tmp_path: Path) -> None:
+def test_a_lost_device_costs_workers_and_one_image(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 4)
     write_image(paths[1], POISON)
     spec = spec_with(tmp_path, retry__max_attempts=1, compute__workers=1)
     summary = run(spec, progress=SilentProgress(), load_model=LoadFake({POISON: "device_lost"}))
-    assert summary.workers_lost == 1
-    assert set(statuses(spec).values()) == {"failed"}
+    assert summary.workers_lost >= 3
+    assert statuses(spec) == {path.name: "failed" if path == paths[1] else "ok" for path in paths}
 
 
 def test_a_bug_in_a_shard_is_kept_and_ends_the_run_non_zero(tmp_path: Path) -> None:

@@ -1,28 +1,34 @@
-"""Who gets which shard: two in flight, retries elsewhere and later, suspects alone."""
+"""Who gets which shard: two in flight, retries elsewhere and later, suspects alone, stragglers twice."""
 
 import pytest
+from hand_clock import HandClock
 
+from pipeline.assignments import Assignment, Contest, Settled
 from pipeline.ledger import MAX_BACKOFF_S, ShardLedger
-from pipeline.reports import ShardFailure
+from pipeline.reports import PieceReport, ShardFailure, ShardReport
 
-
-class HandClock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+SHARD_IMAGES = 8
 
 
 def ledger_of(shards: int, *, max_attempts: int = 3) -> tuple[ShardLedger, HandClock]:
     clock = HandClock()
-    return ShardLedger(range(shards), max_attempts=max_attempts, clock=clock), clock
+    ledger = ShardLedger(max_attempts=max_attempts, count_images=lambda index: SHARD_IMAGES, clock=clock)
+    ledger.add(range(shards))
+    return ledger, clock
 
 
 def failure(index: int, kind: str = "storage", *, is_charged: bool = True) -> ShardFailure:
     return ShardFailure(index, kind, "because", is_charged=is_charged)  # type: ignore[arg-type]
+
+
+def piece_of(index: int, positions: tuple[int, ...]) -> PieceReport:
+    return PieceReport(index, positions, ShardReport(index, {"ok": len(positions)}, 0, {}, 0, 0.0), (), ())
+
+
+def take(ledger: ShardLedger, worker: int, *held: int) -> Assignment:
+    assignment = ledger.next_for(worker, held, has_peers=False)
+    assert assignment is not None
+    return assignment
 
 
 def test_a_worker_holds_two_shards_at_most() -> None:
@@ -38,7 +44,7 @@ def test_a_worker_holds_two_shards_at_most() -> None:
 def test_a_failed_shard_waits_before_it_is_tried_again() -> None:
     ledger, clock = ledger_of(1)
     ledger.next_for(0, (), has_peers=False)
-    assert ledger.failed(failure(0)) is None
+    assert ledger.failed(0, failure(0)) is None
     assert ledger.next_for(0, (), has_peers=False) is None
     clock.now += MAX_BACKOFF_S
     again = ledger.next_for(0, (), has_peers=False)
@@ -49,7 +55,7 @@ def test_a_failed_shard_waits_before_it_is_tried_again() -> None:
 def test_a_failed_shard_goes_to_another_worker_when_there_is_one() -> None:
     ledger, clock = ledger_of(1)
     ledger.next_for(0, (), has_peers=True)
-    ledger.failed(failure(0))
+    ledger.failed(0, failure(0))
     clock.now += MAX_BACKOFF_S
     assert ledger.next_for(0, (), has_peers=True) is None
     assert ledger.next_for(1, (), has_peers=True) is not None
@@ -58,12 +64,13 @@ def test_a_failed_shard_goes_to_another_worker_when_there_is_one() -> None:
 def test_the_last_attempt_is_named_and_then_the_shard_is_given_up() -> None:
     ledger, clock = ledger_of(1, max_attempts=2)
     ledger.next_for(0, (), has_peers=False)
-    ledger.failed(failure(0))
+    ledger.failed(0, failure(0))
     clock.now += MAX_BACKOFF_S
     last = ledger.next_for(0, (), has_peers=False)
     assert last is not None
     assert last.is_last
-    assert ledger.failed(failure(0)) == 2
+    settled = ledger.failed(0, failure(0))
+    assert settled == Settled(0, 2, rest=failure(0))
     assert ledger.left == 0
 
 
@@ -74,13 +81,13 @@ def test_a_preempted_attempt_is_not_charged() -> None:
         assignment = ledger.next_for(0, (), has_peers=False)
         assert assignment is not None
         assert assignment.attempt == attempt
-        assert ledger.failed(failure(0, "death", is_charged=False)) is None
+        assert ledger.failed(0, failure(0, "death", is_charged=False)) is None
 
 
 def test_a_shard_that_saw_a_worker_die_runs_alone() -> None:
     ledger, clock = ledger_of(3)
     ledger.next_for(0, (), has_peers=False)
-    ledger.failed(failure(0, "death"))
+    ledger.failed(0, failure(0, "death"))
     clock.now += MAX_BACKOFF_S
     busy = ledger.next_for(1, (7,), has_peers=True)
     assert busy is not None
@@ -99,4 +106,142 @@ def test_everything_is_handed_out_once(shards: int) -> None:
         seen.append(assignment.index)
         ledger.committed(assignment.index)
     assert seen == list(range(shards))
+    assert ledger.left == 0
+
+
+def test_shards_that_are_planned_later_come_after_those_that_are_known() -> None:
+    ledger, _ = ledger_of(1)
+    ledger.add([1, 2])
+    assert [take(ledger, worker).index for worker in range(3)] == [0, 1, 2]
+
+
+def test_a_shard_that_kills_again_is_bisected_and_its_images_settled() -> None:
+    ledger, clock = ledger_of(1)
+    poison = 5
+    kills = 0
+    settled = None
+    for worker in range(20):
+        clock.now += MAX_BACKOFF_S
+        assignment = take(ledger, worker)
+        positions = assignment.positions or tuple(range(SHARD_IMAGES))
+        if poison in positions:
+            kills += 1
+            settled = ledger.failed(worker, failure(0, "death"))
+        else:
+            settled = ledger.survived(worker, piece_of(0, positions))  # type: ignore[assignment]
+        if settled:
+            break
+    assert settled is not None
+    assert settled.verdicts == {poison: "because"}
+    assert sorted(at for piece in settled.pieces for at in piece.positions) == [0, 1, 2, 3, 4, 6, 7]
+    assert settled.rest is None
+    assert ledger.left == 0
+    # Twice as a whole, twice alone, and once for each halving at most.
+    assert kills <= 2 + 3 + 2
+
+
+def test_a_hang_names_its_image_and_the_rest_is_done_once_more() -> None:
+    ledger, _ = ledger_of(1)
+    take(ledger, 0)
+    assert ledger.failed(0, ShardFailure(0, "hang", "hung", suspects=(3,))) is None
+    rest = take(ledger, 1)
+    assert rest.positions == (0, 1, 2, 4, 5, 6, 7)
+    settled = ledger.survived(1, piece_of(0, rest.positions))
+    assert isinstance(settled, Settled)
+    assert settled.verdicts == {3: "hung"}
+
+
+def test_storage_trouble_during_bisection_gives_up_what_is_not_settled() -> None:
+    ledger, clock = ledger_of(1, max_attempts=2)
+    take(ledger, 0)
+    ledger.failed(0, ShardFailure(0, "hang", "hung", suspects=(3,)))
+    assert not take(ledger, 1).is_last
+    assert ledger.failed(1, failure(0)) is None
+    clock.now += MAX_BACKOFF_S
+    assert take(ledger, 2).is_last
+    settled = ledger.failed(2, failure(0))
+    assert settled is not None
+    assert (settled.verdicts, settled.rest) == ({3: "hung"}, failure(0))
+
+
+def straggling(*, late_s: float = 20.0) -> tuple[ShardLedger, HandClock]:
+    """Worker 0 has taken ten seconds for shard 0, worker 1 has shard 1 in hand for `late_s`."""
+    ledger, clock = ledger_of(2)
+    take(ledger, 0)
+    take(ledger, 1)
+    clock.now = 10.0
+    ledger.committed(0)
+    clock.now = late_s
+    return ledger, clock
+
+
+def test_an_idle_worker_copies_the_shard_that_is_late_once() -> None:
+    ledger, _ = straggling()
+    copy = ledger.copy_for(0)
+    assert copy is not None
+    assert (copy.index, copy.attempt, copy.is_copy, copy.is_committed_by_worker) == (1, 2, True, False)
+    assert ledger.copy_for(2) is None
+
+
+def test_a_shard_that_is_not_late_is_left_alone() -> None:
+    ledger, _ = straggling(late_s=12.0)
+    assert ledger.copy_for(0) is None
+
+
+def test_nothing_is_copied_while_anything_waits() -> None:
+    ledger, _ = straggling()
+    ledger.add([2])
+    assert ledger.copy_for(0) is None
+
+
+def test_the_copy_is_called_off_when_the_shard_is_committed_first() -> None:
+    ledger, _ = straggling()
+    ledger.copy_for(0)
+    assert ledger.committed(1) == 0
+    assert ledger.left == 0
+    assert ledger.survived(0, piece_of(1, tuple(range(8)))) is None
+    assert ledger.failed(0, failure(1, "abandoned", is_charged=False)) is None
+
+
+def test_a_copy_that_is_first_waits_until_the_commit_is_left_to_the_driver() -> None:
+    ledger, _ = straggling()
+    ledger.copy_for(0)
+    piece = piece_of(1, tuple(range(8)))
+    assert ledger.survived(0, piece) == Contest(1, 1)
+    assert ledger.left == 1
+    assert ledger.abandoned(1) == Settled(1, 2, (piece,))
+    assert ledger.left == 0
+    assert ledger.failed(1, failure(1, "abandoned", is_charged=False)) is None
+
+
+def test_a_copy_that_is_first_stands_in_when_the_other_worker_dies() -> None:
+    ledger, _ = straggling()
+    ledger.copy_for(0)
+    piece = piece_of(1, tuple(range(8)))
+    ledger.survived(0, piece)
+    assert ledger.failed(1, failure(1, "death")) == Settled(1, 2, (piece,))
+
+
+def test_a_commit_that_had_begun_wins_over_the_copy() -> None:
+    ledger, _ = straggling()
+    ledger.copy_for(0)
+    ledger.survived(0, piece_of(1, tuple(range(8))))
+    assert ledger.is_running(1)
+    assert ledger.committed(1) is None
+    assert ledger.abandoned(1) is None
+
+
+def test_the_copy_goes_on_alone_when_the_other_worker_dies() -> None:
+    ledger, _ = straggling()
+    ledger.copy_for(0)
+    assert ledger.failed(1, failure(1, "death")) is None
+    piece = piece_of(1, tuple(range(8)))
+    assert ledger.survived(0, piece) == Settled(1, 2, (piece,))
+
+
+def test_a_copy_that_fails_leaves_the_shard_to_its_worker() -> None:
+    ledger, _ = straggling()
+    ledger.copy_for(0)
+    assert ledger.failed(0, failure(1, "death")) is None
+    assert ledger.committed(1) is None
     assert ledger.left == 0

@@ -14,8 +14,10 @@ import pipeline.shard
 import pipeline.stages
 from htc_model.config import load_preset
 from htc_model.structures import ImageBatch, RawDetections
+from pipeline.assignments import Assignment
 from pipeline.batching import BatchSize
 from pipeline.borders import DeviceLostError
+from pipeline.claims import Claim
 from pipeline.config import JobSpec
 from pipeline.errors import StorageError, TransientStorageError
 from pipeline.plan import Shard
@@ -57,9 +59,12 @@ class Bench:
         self.done: list[int] = []
 
     def process(self, paths: Sequence[Path], *, index: int = 0, is_last_attempt: bool = False) -> ShardReport:
-        return self.processor.process(
-            Shard(index, refs_of(paths)), attempt=1, is_last_attempt=is_last_attempt, on_images=self.done.append
+        assignment = Assignment(index, 1, is_last_attempt)
+        report = self.processor.process(
+            Shard(index, refs_of(paths)), assignment, claim=Claim(), on_images=self.done.append
         )
+        assert isinstance(report, ShardReport)
+        return report
 
     def image_rows(self, index: int = 0) -> list[Row]:
         rows: list[Row] = pq.read_table(images_part(self.spec.output.uri, "r", index), partitioning=None).to_pylist()
@@ -270,7 +275,7 @@ def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.shard, "commit_shard", full)
-        failure = worker.run_shard(shard, 1, False)
+        failure = worker.run_shard(shard, Assignment(3, 1, False))
     assert isinstance(failure, ShardFailure)
     assert (failure.index, failure.kind, failure.reason) == (3, "commit", "The disk is full.")
 
@@ -279,12 +284,12 @@ def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.shard, "build_image_row", broken)
-        failure = worker.run_shard(shard, 1, False)
+        failure = worker.run_shard(shard, Assignment(3, 1, False))
     assert isinstance(failure, ShardFailure)
     assert failure.kind == "bug"
     assert "our bug" in str(failure.traceback)
 
-    report = worker.run_shard(shard, 1, False)
+    report = worker.run_shard(shard, Assignment(3, 1, False))
     assert isinstance(report, ShardReport)
     assert report.statuses == {"ok": 2}
     assert worker.progress().images_done == {}
@@ -299,6 +304,6 @@ def test_a_model_that_cannot_be_loaded_is_said_not_raised(tmp_path: Path, deed: 
 
 
 def test_a_worker_without_a_model_refuses_shards(tmp_path: Path) -> None:
-    failure = worker_for(tmp_path, LoadFake()).run_shard(Shard(0, ()), 1, False)
+    failure = worker_for(tmp_path, LoadFake()).run_shard(Shard(0, ()), Assignment(0, 1, False))
     assert isinstance(failure, ShardFailure)
     assert failure.kind == "bug"

@@ -1,0 +1,108 @@
+"""A fleet in the test's own process: workers without Ray, one shard after the other, deaths by exception."""
+
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+
+from pipeline.assignments import Assignment
+from pipeline.cluster import WorkerPlan
+from pipeline.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
+from pipeline.plan import Shard
+from pipeline.reports import WorkerReady
+from pipeline.worker import Worker, WorkerSettings
+
+
+class Death(BaseException):
+    """Passes every border, as the end of a process does."""
+
+
+@dataclass
+class Member:
+    worker: Worker
+    is_ready: bool = False
+    held: deque[tuple[Shard, Assignment]] = field(default_factory=deque)
+
+
+class LocalFleet:
+    """Does what `pipeline.fleet.Fleet` does, step by step.
+
+    starts: workers begun, over all fleets of the class.
+    assignments: everything that was handed out.
+    """
+
+    starts = 0
+    assignments: list[Assignment] = []  # noqa: RUF012 - reset by `forget`
+
+    def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
+        self._settings = settings
+        self._numbers = itertools.count()
+        self._members: dict[int, Member] = {}
+        self._events: deque[Event] = deque()
+
+    @classmethod
+    def forget(cls) -> None:
+        """Begin to count anew."""
+        cls.starts, cls.assignments = 0, []
+
+    @property
+    def size(self) -> int:
+        return len(self._members)
+
+    @property
+    def images_in_flight(self) -> int:
+        return 0
+
+    def ready_workers(self) -> dict[int, tuple[int, ...]]:
+        return {
+            number: tuple(shard.index for shard, _ in member.held)
+            for number, member in self._members.items()
+            if member.is_ready
+        }
+
+    def may_take(self, worker: int) -> bool:
+        return True
+
+    def top_up(self, wanted: int) -> None:
+        while self.size < wanted:
+            type(self).starts += 1
+            number = next(self._numbers)
+            self._members[number] = Member(Worker(self._settings))
+            ready = self._members[number].worker.start()
+            assert isinstance(ready, WorkerReady)
+            self._events.append(WorkerStarted(number, ready))
+
+    def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
+        self.assignments.append(assignment)
+        self._members[worker].held.append((shard, assignment))
+
+    def abandon(self, worker: int, index: int) -> None:
+        member = self._members[worker]
+        found = [pair for pair in member.held if pair[0].index == index]
+        if found:
+            member.held.remove(found[0])
+            self._events.append(ShardAbandoned(worker, index))
+
+    def events(self, timeout_s: float) -> list[Event]:
+        if self._events:
+            event = self._events.popleft()
+            if isinstance(event, WorkerStarted):
+                self._members[event.worker].is_ready = True
+            return [event]
+        for number, member in list(self._members.items()):
+            if member.held:
+                return [self._step(number, member)]
+        return []
+
+    def shut_down(self) -> None:
+        self._members.clear()
+
+    def _step(self, number: int, member: Member) -> Event:
+        shard, assignment = member.held[0]
+        try:
+            outcome = member.worker.run_shard(shard, assignment)
+        except Death:
+            lost = tuple(held.index for held, _ in member.held)
+            del self._members[number]
+            return WorkerDied(number, "the worker died", was_ready=True, was_preempted=False, lost_shards=lost)
+        member.held.popleft()
+        return ShardEnded(number, outcome)

@@ -1,0 +1,22 @@
+"""A commit is taken or left, never both."""
+
+import pytest
+
+from pipeline.claims import AbandonedError, Claim
+
+
+def test_what_was_abandoned_cannot_be_taken() -> None:
+    claim = Claim()
+    claim.check()
+    assert claim.abandon()
+    with pytest.raises(AbandonedError):
+        claim.check()
+    with pytest.raises(AbandonedError):
+        claim.take()
+
+
+def test_what_was_taken_cannot_be_abandoned() -> None:
+    claim = Claim()
+    claim.take()
+    assert not claim.abandon()
+    claim.check()

@@ -1,0 +1,129 @@
+"""The driver's loop over workers in this process: what is retried, bisected, stopped, and what the tables say then."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fake_models import LoadFake, write_image, write_images
+from local_fleet import LocalFleet
+
+import pipeline.fleet
+import pipeline.ledger
+import pipeline.session
+from pipeline.bisection import CONFIRMING_DEATHS
+from pipeline.cluster import WorkerPlan
+from pipeline.config import ComputeSection, JobSpec, load_spec
+from pipeline.driver import run
+from pipeline.ledger import DEATHS_BEFORE_BISECTION
+from pipeline.progress import SilentProgress
+
+POISON = (32, 47)
+
+
+@contextmanager
+def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
+    yield WorkerPlan(1, 1.0, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalFleet.forget()
+    monkeypatch.setattr(pipeline.fleet, "Fleet", LocalFleet)
+    monkeypatch.setattr(pipeline.session, "ray_cluster", one_worker)
+    monkeypatch.setattr(pipeline.ledger, "FIRST_BACKOFF_S", 0.0)
+
+
+class Notes(SilentProgress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def spec_for(folder: Path, **overrides: object) -> JobSpec:
+    values: dict[str, object] = {
+        "input.uri": str(folder / "in"),
+        "output.uri": str(folder / "out"),
+        "model.preset": "htc_lite0_fpn",
+        "model.weights": "untrained",
+        "compute.shard_images": 32,
+    }
+    values.update({key.replace("__", "."): value for key, value in overrides.items()})
+    return load_spec(None, values)
+
+
+def rows(folder: Path, table: str) -> list[dict[str, object]]:
+    parts = sorted((folder / "out" / table).glob("run=*/part-*.parquet"))
+    return [row for part in parts for row in pq.read_table(part, partitioning=None).to_pylist()]
+
+
+@pytest.mark.parametrize("poison", [{0}, {31}, {5, 6}, {0, 13, 40}])
+def test_images_that_kill_fail_alone_and_cheaply(tmp_path: Path, poison: set[int]) -> None:
+    paths = write_images(tmp_path / "in", 48)
+    for number in poison:
+        write_image(paths[number], POISON)
+    notes = Notes()
+    spec = spec_for(tmp_path, retry__max_error_rate=0.1)
+    summary = run(spec, progress=notes, load_model=LoadFake({POISON: "die"}))
+    images = rows(tmp_path, "images")
+    assert [row["uri"] for row in images] == [str(path) for path in paths]
+    assert [row["status"] == "failed" for row in images] == [number in poison for number in range(48)]
+    assert {row["error"] for row in images} == {None, "the worker died"}
+    assert [row["uri"] for row in rows(tmp_path, "instances")] == [
+        str(path) for number, path in enumerate(paths) if number not in poison
+    ]
+    assert summary.statuses == {"ok": 48 - len(poison), "failed": len(poison)}
+    assert summary.exit_code == 0
+    shards = {number // 32 for number in poison}
+    price = len(poison) * (math.log2(32) + CONFIRMING_DEATHS) + len(shards) * DEATHS_BEFORE_BISECTION
+    assert summary.workers_lost <= price
+    assert LocalFleet.starts <= 1 + summary.workers_lost
+    assert sum("is left out" in sentence for sentence in notes.sentences) == len(poison)
+
+
+def test_a_worker_that_dies_once_costs_nobody_a_row(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 40)
+    write_image(paths[3], POISON)
+    load_model = LoadFake({POISON: "die_once"}, marks=str(tmp_path))
+    summary = run(spec_for(tmp_path), progress=SilentProgress(), load_model=load_model)
+    assert (summary.statuses, summary.workers_lost, summary.exit_code) == ({"ok": 40}, 1, 0)
+
+
+def test_a_run_in_which_everything_fails_is_stopped_early_and_says_why(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(600):
+        (folder / f"{number:03d}.jpg").touch()
+    notes = Notes()
+    spec = spec_for(tmp_path, compute__shard_images=10)
+    summary = run(spec, progress=notes, load_model=LoadFake())
+    assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
+    assert 100 <= summary.images_done < 300
+    assert "Stopped early" in summary.reason
+    assert f"{summary.images_done} x the file is empty (0 bytes)" in summary.reason
+    assert summary.reason in notes.sentences
+    # Nothing has changed: the same command stops before it begins.
+    LocalFleet.forget()
+    again = run(spec, progress=notes, load_model=LoadFake())
+    assert (again.status, again.images_done) == ("over_error_budget", summary.images_done)
+    assert LocalFleet.assignments == []
+    # A wider budget lets it go on.
+    wider = spec_for(tmp_path, compute__shard_images=10, retry__max_error_rate=1.0)
+    ended = run(wider, progress=notes, load_model=LoadFake())
+    assert (ended.status, ended.images_done) == ("complete", 600)
+
+
+def test_bad_images_within_the_budget_stop_nothing(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 300, (8, 8))
+    for number in range(120):
+        (tmp_path / "in" / f"a-{number:03d}.jpg").touch()
+    spec = spec_for(tmp_path, compute__shard_images=20, retry__max_error_rate=0.3)
+    summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
+    assert (summary.status, summary.images_done) == ("complete", 420)
+    assert any(assignment.is_drawn for assignment in LocalFleet.assignments)
