@@ -119,7 +119,7 @@ def object_replaced(it: Round) -> Expected:
     it.store.replace(REPLACED)
     it.scene.end()
     height, width = SMALLER
-    return Expected(changed={REPLACED: {"status": "ok", "height": height, "width": width}})
+    return Expected(changed={REPLACED: {"status": "ok", "height": height, "width": width, "changed": True}})
 
 
 def poison_segfault(it: Round) -> Expected:
