@@ -132,3 +132,18 @@ def test_how_a_run_ended(done: int, errors: int, has_bug: bool, is_interrupted: 
     )
     assert judged == status
     assert bool(reason) == (status != "complete")
+
+
+@pytest.mark.parametrize(("is_interrupted", "status"), [(False, "incomplete"), (True, "interrupted")])
+def test_a_run_whose_input_is_still_being_listed_is_never_complete(is_interrupted: bool, status: str) -> None:
+    judged, reason = judge(
+        images=100,
+        images_done=100,
+        errors=0,
+        max_error_rate=0.05,
+        has_bug=False,
+        is_interrupted=is_interrupted,
+        is_planned=False,
+    )
+    assert judged == status
+    assert "not listed to its end" in reason
