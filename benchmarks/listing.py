@@ -124,20 +124,22 @@ def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.conne
     next(list_images(spec.input, storage))
     first_s = time.perf_counter() - start
     base_mib = peak_mib()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     if way == "find":
         client, path = storage.client(source)
         count = len(client.find(path, detail=True))
     else:
         with tempfile.TemporaryDirectory() as folder:
             count = plan_run(spec, storage, folder).image_count
-    seconds = time.perf_counter() - start
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     sink.send(
         {
             "benchmark": "listing",
             "way": way,
             "keys": count,
             "keys_per_s": round(count / seconds),
+            # What it would be on a machine that does nothing else; the storage's waits are not in it.
+            "keys_per_cpu_s": round(count / cpu_s),
             "first_key_s": round(first_s, 3),
             "peak_mib": round(peak_mib()),
             "peak_before_mib": round(base_mib),
@@ -156,7 +158,9 @@ def main() -> None:
     """Measure the ways one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=1_000_000)
-    keys = parser.parse_args().keys
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    chosen = parser.parse_args()
+    keys = chosen.keys
     # A forked child would begin with this process's memory.
     context = multiprocessing.get_context("spawn")
     reader, sink = context.Pipe(duplex=False)
@@ -164,7 +168,7 @@ def main() -> None:
     server.start()
     endpoint_url = f"http://127.0.0.1:{reader.recv()}"
     try:
-        for way in WAYS:
+        for way in chosen.ways:
             child = context.Process(target=measure, args=(way, keys, endpoint_url, sink))
             child.start()
             while not reader.poll(1.0):
