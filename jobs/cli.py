@@ -55,14 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _report(error: Exception) -> int:
     """Say in one sentence what went wrong; a failure nobody foresaw leaves its traceback in a file."""
     from pipeline.errors import HtcError
+    from pipeline.redaction import redact
 
     if isinstance(error, HtcError):
-        _say(str(error))
+        _say(redact(str(error)))
         return error.exit_code
     if _is_model_sentence(error):
         _say(str(error))
         return EXIT_USAGE
-    summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    summary = redact("".join(traceback.format_exception_only(error)).strip().splitlines()[-1])
     _say(f"Unexpected failure: {summary[:300]} (the full report is in {_write_report(error)}).")
     return EXIT_FAILED
 
@@ -74,6 +75,9 @@ def _is_model_sentence(error: Exception) -> bool:
 
 def _write_report(error: Exception) -> str:
     text = f"htc {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
+    from pipeline.redaction import redact
+
+    text = redact(text)
     try:
         handle, name = tempfile.mkstemp(prefix=f"htc-failure-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log")
         os.close(handle)

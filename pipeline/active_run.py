@@ -108,7 +108,7 @@ class Run:
                 self._lease.check()
             except RunError as error:
                 raise StorageError(str(error)) from error
-        write_json(self._storage, join(self._folder, "summary.json"), summary)
+        write_json(self._storage, join(self._folder, "summary.json"), summary, is_redacted=True)
 
     def read_summary(self) -> dict[str, Any] | None:
         """Read summary.json; None when no session came to its end."""

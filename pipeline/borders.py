@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pipeline.claims import AbandonedError
 from pipeline.errors import HtcError, ImageError, NotFoundError, StorageError
+from pipeline.redaction import redact
 from pipeline.reports import ImageFailure, PieceReport, ShardFailure, ShardReport
 
 T = TypeVar("T")
@@ -27,8 +28,8 @@ class CommitError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line of text, its type named unless it is one of ours."""
-    text = " ".join(str(error).split())
+    """An exception as one line of text without secrets, its type named unless it is one of ours."""
+    text = redact(" ".join(str(error).split()))
     if isinstance(error, HtcError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

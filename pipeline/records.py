@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.errors import NotFoundError, StorageError
+from pipeline.redaction import redact
 from pipeline.storage import Storage, join
 from pipeline.tables import SCHEMA_VERSION
 
@@ -101,10 +102,15 @@ def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     return content
 
 
-def write_json(storage: Storage, uri: str, content: Mapping[str, object]) -> None:
-    """Write a JSON object, indented for people."""
+def write_json(storage: Storage, uri: str, content: Mapping[str, object], *, is_redacted: bool = False) -> None:
+    """Write a JSON object, indented for people.
+
+    Args:
+        is_redacted: take secrets out of it; for texts that quote others, not for what is read back and compared.
+    """
     # ASCII only: names that are no valid Unicode would not encode otherwise.
-    storage.write(uri, (json.dumps(content, indent=2) + "\n").encode("ascii"))
+    text = json.dumps(content, indent=2) + "\n"
+    storage.write(uri, (redact(text) if is_redacted else text).encode("ascii"))
 
 
 def installed_versions() -> dict[str, str]:

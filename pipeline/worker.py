@@ -15,6 +15,7 @@ from pipeline.claims import Claim
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError
 from pipeline.plan import Shard
+from pipeline.redaction import log_without_secrets
 from pipeline.reports import PieceReport, ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
 from pipeline.storage import Storage
 
@@ -64,7 +65,7 @@ class Worker:
 
     def start(self) -> WorkerReady | WorkerFailure:
         """Load the model; failures come back as values, never as exceptions."""
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_without_secrets()
         start = time.perf_counter()
         outcome = _at_start_border(self._load)
         if isinstance(outcome, WorkerFailure):

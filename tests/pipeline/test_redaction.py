@@ -1,0 +1,71 @@
+"""No secret in any text that leaves the process."""
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.borders import one_line
+from pipeline.progress import LineProgress
+from pipeline.records import read_json, write_json
+from pipeline.redaction import RedactingFormatter, redact
+from pipeline.storage import Storage
+
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cannot reach https://user:hunter2@store/bucket", "cannot reach https://***@store/bucket"),
+        (
+            "https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2Fus&X-Amz-Signature=abc&x=1 failed",
+            "https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=***&X-Amz-Signature=***&x=1 failed",
+        ),
+        ("https://account.blob.core.windows.net/c/a.jpg?sv=2024&sig=abc%3D", "…/a.jpg?sv=2024&sig=***"),
+        (
+            "headers {'Authorization': 'AWS4-HMAC-SHA256 Credential=x', 'Host': 'h'}",
+            "{'Authorization': '***', 'Host': 'h'}",
+        ),
+        ("The key AKIAIOSFODNN7EXAMPLE is unknown", "The key *** is unknown"),
+        ("s3://bucket/key/token/secret.jpg: not found", "s3://bucket/key/token/secret.jpg: not found"),
+        ("12:30 user@host C:/x", "12:30 user@host C:/x"),
+    ],
+)
+def test_what_looks_like_a_secret_is_hidden(text: str, expected: str) -> None:
+    assert redact(text).endswith(expected.removeprefix("…").removeprefix("{"))
+
+
+def test_the_environments_own_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token-file")
+    monkeypatch.setenv("SOME_TOKEN", "short")
+    said = redact(f"signature made with {SECRET} from /var/run/token-file, short")
+    assert said == "signature made with *** from /var/run/token-file, short"
+
+
+def test_log_lines_and_tracebacks_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(RedactingFormatter("%(levelname)s %(message)s"))
+    log = logging.Logger("under-test")
+    log.addHandler(handler)
+    try:
+        raise OSError(f"refused {SECRET}")
+    except OSError:
+        log.exception("with %s", SECRET)
+    assert SECRET not in stream.getvalue()
+    assert stream.getvalue().count("***") == 2
+
+
+def test_rows_notes_and_the_summary_hold_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert SECRET not in one_line(OSError(f"refused {SECRET}"))
+    stream = io.StringIO()
+    LineProgress(stream).note(f"refused {SECRET}")
+    assert stream.getvalue() == "refused ***\n"
+    storage = Storage()
+    write_json(storage, str(tmp_path / "summary.json"), {"reason": f"refused {SECRET}"}, is_redacted=True)
+    assert read_json(storage, str(tmp_path / "summary.json")) == {"reason": "refused ***"}
