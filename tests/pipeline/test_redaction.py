@@ -20,8 +20,8 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     [
         ("cannot reach https://user:hunter2@store/bucket", "cannot reach https://***@store/bucket"),
         (
-            "https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2Fus&X-Amz-Signature=abc&x=1 failed",
-            "https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=***&X-Amz-Signature=***&x=1 failed",
+            "https://b.s3.aws.com/a.jpg?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2Fus&X-Amz-Signature=abc&x=1 failed",
+            "https://b.s3.aws.com/a.jpg?X-Amz-Credential=***&X-Amz-Signature=***&x=1 failed",
         ),
         ("https://account.blob.core.windows.net/c/a.jpg?sv=2024&sig=abc%3D", "…/a.jpg?sv=2024&sig=***"),
         (
