@@ -9,7 +9,7 @@ from random import Random
 from typing import Literal
 
 from chaos_checks import Tables, complaints_of, read_tables
-from chaos_input import Store, bucket_store, local_store
+from chaos_input import Store, bucket_store, local_store, pictures
 from chaos_round import SLOW, Play, Round
 from chaos_scene import HungError, Scene
 from fault_proxy import FaultProxy
@@ -66,6 +66,9 @@ class Arena:
                 start = time.monotonic()
                 scene.run(SLOW)
                 tables, complaints = read_tables(scene, self._server_url(place))
+                if tables.images.keys() != {name for name, _ in pictures()}:
+                    # Empty tables equal empty tables: that would prove nothing.
+                    complaints.append(f"{len(tables.images)} rows")
                 if scene.exit_codes != [0] or complaints:
                     raise HungError(f"the reference run failed: {complaints}\n{scene.log}")
                 self._reference = (tables, time.monotonic() - start)
