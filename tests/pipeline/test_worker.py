@@ -1,83 +1,27 @@
 """One worker without Ray: shards go in, committed parts come out, whatever an image does."""
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import torch
-from fake_models import FakeModel, LoadFake, write_image, write_images
+from fake_models import LoadFake, write_image, write_images
+from shard_bench import Bench, fake, refs_of, spec_for
 
 import pipeline.shard
 import pipeline.stages
-from htc_model.config import load_preset
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.assignments import Assignment
 from pipeline.batching import BatchSize
 from pipeline.borders import DeviceLostError
-from pipeline.claims import Claim
-from pipeline.config import JobSpec
 from pipeline.errors import StorageError, TransientStorageError
 from pipeline.plan import Shard
 from pipeline.refs import ImageRef
 from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerReady
-from pipeline.segmenter import Segmenter
-from pipeline.shard import ShardProcessor
 from pipeline.storage import Storage
 from pipeline.stored import ReadVersion
-from pipeline.tables import images_part, instances_part
+from pipeline.tables import images_part
 from pipeline.worker import Worker, WorkerSettings
-
-Row = dict[str, object]
-
-
-def spec_for(folder: Path, **images: int) -> JobSpec:
-    return JobSpec.model_validate(
-        {
-            "input": {"uri": str(folder / "in")},
-            "output": {"uri": str(folder / "out")},
-            "model": {"preset": "htc_lite0_fpn", "weights": "untrained"},
-            "images": images,
-        }
-    )
-
-
-def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
-    return tuple(ImageRef(str(path)) for path in paths)
-
-
-class Bench:
-    """A worker's inside with a fake model, and its output folder."""
-
-    def __init__(self, folder: Path, model: FakeModel | None = None, *, batch_size: int = 4, **images: int) -> None:
-        self.model = model or FakeModel(load_preset("htc_lite0_fpn"))
-        self.spec = spec_for(folder, **images)
-        segmenter = Segmenter(self.model, torch.device("cpu"), batch_size=batch_size)
-        self.processor = ShardProcessor(segmenter, self.spec, run="r", model_label="fake", cpus=1)
-        self.done: list[int] = []
-
-    def process(self, paths: Sequence[Path], *, index: int = 0, is_last_attempt: bool = False) -> ShardReport:
-        assignment = Assignment(index, 1, is_last_attempt)
-        report = self.processor.process(
-            Shard(index, refs_of(paths)), assignment, claim=Claim(), on_images=self.done.append
-        )
-        assert isinstance(report, ShardReport)
-        return report
-
-    def image_rows(self, index: int = 0) -> list[Row]:
-        rows: list[Row] = pq.read_table(images_part(self.spec.output.uri, "r", index), partitioning=None).to_pylist()
-        return rows
-
-    def instance_rows(self, index: int = 0) -> list[Row]:
-        uri = instances_part(self.spec.output.uri, "r", index)
-        rows: list[Row] = pq.read_table(uri, partitioning=None).to_pylist()
-        return rows
-
-
-def fake(**plan: object) -> FakeModel:
-    return FakeModel(load_preset("htc_lite0_fpn"), **plan)  # type: ignore[arg-type]
 
 
 def test_a_shard_becomes_one_row_per_image_and_one_per_instance(tmp_path: Path) -> None:
