@@ -77,11 +77,16 @@ def _draw_scores(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
         for name in _DRAWN_SCORES:
             values = [line["evaluation"].get(data_set, {}).get(name) for line in lines]
             if any(value is not None for value in values):
-                axes.plot(numbers, _gaps(values), marker="o", markersize=3, label=f"{Path(data_set).stem} {name}")
+                axes.plot(numbers, _gaps(values), marker="o", markersize=3, label=f"{_short(data_set)} {name}")
     axes.set_ylim(0, 1)
     axes.set_ylabel("average precision")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
+
+
+def _short(data_set: str) -> str:
+    # Two data sets' files often have the same name in different folders.
+    return "/".join(Path(data_set).with_suffix("").parts[-2:])
 
 
 def _gaps(values: Iterable[float | None]) -> list[float]:
