@@ -9,7 +9,7 @@ TEST_WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench chaos clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test   set up and run every test"
 	@echo "make lint   ruff, mypy --strict, import-linter, bandit, pip-audit"
 	@echo "make bench  the CPU benchmarks, one JSON line each"
+	@echo "make chaos  faults on purpose, many rounds, and whether the tables came out the same"
 
 setup: $(STAMP)
 
@@ -51,6 +52,9 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/model_cpu.py
+
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

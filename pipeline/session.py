@@ -145,6 +145,10 @@ class Session:
             self._run.write_summary(summary.to_dict())
         except StorageError as error:
             self._display.note(f"summary.json could not be written: {error}")
+            if summary.status == "complete":
+                # Whoever waits for exit code 0 reads the summary next; the same command writes it.
+                reason = f"Every image has its row, but summary.json could not be written: {error}"
+                return replace(summary, status="incomplete", exit_code=1, reason=reason)
         return summary
 
     def _settings(self, plan: WorkerPlan) -> WorkerSettings:

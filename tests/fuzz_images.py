@@ -150,6 +150,7 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
     from chaos_model import LoadContentModel
     from chaos_plan import Plan
 
+    from pipeline.assignments import Assignment
     from pipeline.config import load_spec
     from pipeline.fingerprint import take_fingerprint
     from pipeline.runs import open_run
@@ -170,7 +171,7 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
     worker = Worker(WorkerSettings(spec, "fuzz", "fuzz", cpus=1.0, gpus=0.0, load_model=load))
     worker.start()
     for index in opened.new_shards():
-        worker.run_shard(opened.read_shard(index), 1, is_last_attempt=True)
+        worker.run_shard(opened.read_shard(index), Assignment(index, attempt=1, is_last=True))
     rows: list[dict[str, Any]] = open_results(spec.output.uri).images().to_pylist()
     return rows
 
