@@ -150,9 +150,7 @@ def show(
         float | None,
         typer.Option("--min-score", metavar="F", min=0, max=1, help="Draw instances from it on. [default: 0.3]"),
     ] = None,
-    run_name: Annotated[
-        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest]")
-    ] = None,
+    run_name: options.StoredRun = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
 ) -> None:
@@ -182,9 +180,7 @@ def evaluate(
         typer.Option("--class", metavar="NAME", help="Score this class; repeatable. [default: all the model knows]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line, in [0, 1], instead of a table.")] = False,
-    run_name: Annotated[
-        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest]")
-    ] = None,
+    run_name: options.StoredRun = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
 ) -> None:
