@@ -14,6 +14,7 @@ from htc_model.training.annotations import read_annotations
 from htc_model.training.checkpoint import CheckpointError
 from htc_model.training.loop import TrainingStoppedError
 from htc_model.training.run import EvaluationSet, run_training
+from htc_model.training.setup import build_training_model
 from htc_model.weights import load_into, load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -181,3 +182,30 @@ def test_another_failure_is_not_taken_for_lack_of_memory(tmp_path, monkeypatch):
 def test_imagenet_weights_of_a_trunk_that_has_none_are_refused(tmp_path):
     with pytest.raises(ModelConfigError, match=r"name a weights file as model\.initial"):
         train(tmp_path, model={"preset": "htc_r50_fpn", "initial": "imagenet"})
+
+
+@pytest.mark.slow
+def test_long_gradients_are_shortened(tmp_path):
+    """One plain step at a learning rate of 1 moves all weights together by no more than `clip_norm`."""
+    optimiser = {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup_steps": 0}
+    moved = {}
+    for clip_norm in (0.01, None):
+        output = tmp_path / str(clip_norm)
+        with pytest.raises(KilledError):
+            train(
+                output,
+                epochs=2,
+                checkpoint_steps=1,
+                optimiser={**optimiser, "schedule": "step", "clip_norm": clip_norm},
+                on_step=kill_at(1),
+            )
+        saved = torch.load(output / "checkpoint.pt", weights_only=True)
+        config, after = config_from_dict(saved["config"]), saved["model"]
+        before = build_training_model(small_spec(str(output)), config, torch.load)[0].state_dict()
+        moved[clip_norm] = sum(
+            float((after[name] - before[name]).double().pow(2).sum())
+            for name in after
+            if after[name].is_floating_point()
+        )
+    assert moved[0.01] ** 0.5 == pytest.approx(0.01, rel=0.01)
+    assert moved[None] ** 0.5 > 0.1
