@@ -121,7 +121,7 @@ def _refusal(
     if code in _FULL:
         return StorageError(f"No space left to {verb} {uri}: the disk is full or over quota; free some and run again.")
     if isinstance(error, IsADirectoryError):
-        return StorageError(f"{uri} is a folder, not a file.")
+        return NotFoundError(f"{uri} is a folder, not a file.")
     return None
 
 

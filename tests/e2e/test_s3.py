@@ -17,6 +17,7 @@ from s3_server import READER, WRITER, WRONG, Key, S3Server
 from htc_model.deterministic import untrained_state
 from htc_model.htc import build_model
 from htc_model.weights import save_weights
+from pipeline.assignments import Assignment
 from pipeline.config import JobSpec, StorageSection, load_spec
 from pipeline.fingerprint import take_fingerprint
 from pipeline.runs import open_run
@@ -160,7 +161,7 @@ def test_the_instances_are_those_of_local_files(remote_run: RemoteRun, tmp_path:
     opened = open_run(spec, take_fingerprint(spec.model).to_dict(), Storage(), run="night")
     worker = Worker(WorkerSettings(spec, "night", PRESET, cpus=1.0, gpus=0.0))
     worker.start()
-    worker.run_shard(opened.read_shard(0), 1, is_last_attempt=True)
+    worker.run_shard(opened.read_shard(0), Assignment(0, attempt=1, is_last=True))
 
     def seen(output: str, root: str) -> list[dict[str, object]]:
         rows = open_results(output, remote_run.storage).instances().to_pylist()

@@ -196,6 +196,7 @@ def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
         try:
             # Not before Python itself is up: until then it knows no other answer than a traceback.
             wait_for_import(process.pid, "duckdb")
+            time.sleep(1)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         finally:
