@@ -65,7 +65,9 @@ def test_every_object_comes_whole_through_faults(
     assert proxy.counts[kind] == OBJECTS
 
 
-def test_a_read_is_one_request(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
+def test_a_read_is_one_request(proxy: FaultProxy, s3_bucket: str, listed: list[Listed]) -> None:
+    # On a busy machine any read may be slow enough to be asked for twice.
+    door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, hedge_reads=False))
     before = proxy.requests
     for each in listed:
         door.fetch(each.uri, listed=each)
