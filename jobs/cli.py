@@ -32,7 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _tolerate_unprintable_text()
         from typer.main import get_command
 
-        from jobs.commands import app
+        from jobs.commands import (  # noqa: F401 - each adds its commands to the app
+            cluster,
+            manifests,
+            retention,
+            runs,
+            schedules,
+            tables,
+            weights,
+        )
+        from jobs.commands.app import app
 
         get_command(app).main(args=None if arguments is None else list(arguments), prog_name="htc")
         sys.exit(0)

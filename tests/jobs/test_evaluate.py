@@ -9,7 +9,7 @@ import pytest
 from outputs import Output
 from typer.testing import CliRunner
 
-from jobs.commands import app
+from jobs.commands.tables import app
 from pipeline.errors import InputError, SpecError
 from pipeline.tables import open_results
 

@@ -1,0 +1,1 @@
+"""The commands of `htc`, one thin function each; what they need is imported when they run."""

@@ -1,0 +1,1 @@
+"""Submit, status, logs, stop, list: jobs on a Ray cluster."""

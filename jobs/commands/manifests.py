@@ -1,0 +1,1 @@
+"""Manifests: the same spec for Kubernetes."""

@@ -1,0 +1,1 @@
+"""Runs, prune, compact, publish: what becomes of an output."""

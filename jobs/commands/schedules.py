@@ -1,0 +1,1 @@
+"""Schedules: add, list, pause, run now, and the scheduler that fires them."""
