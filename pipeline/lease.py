@@ -30,6 +30,8 @@ BEAT_EVERY_S = 15.0
 STALE_AFTER_S = 120.0
 # Longer than the pause between two heartbeats.
 WATCH_S = 20.0
+# A lease that nobody competes for is removed without watching it: an hour is more than any two clocks are apart.
+FORGOTTEN_AFTER_S = 3600.0
 TRIES = 4
 
 
@@ -150,8 +152,7 @@ def take_lease(
         StorageError: storage failed.
     """
     file = ContestedFile(storage, join(run_folder(output_uri, run), "lease.json"))
-    moment = clock().isoformat()
-    mine = Holder(secrets.token_hex(8), socket.gethostname(), os.getpid(), identify_process(), moment, moment)
+    mine = _mine(clock())
     for _ in range(TRIES):
         seen = file.read()
         if seen is None:
@@ -169,6 +170,43 @@ def take_lease(
             lease.start()
             return lease
     raise RunHeldError(f"Several drivers want the run {run} at once; start one of them again.")
+
+
+def clear_dead_lease(
+    storage: Storage,
+    output_uri: str,
+    run: str,
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> bool:
+    """Remove the lease of a driver that died before its run was begun or after it was complete.
+
+    Returns:
+        Whether the run has no lease now; False when its holder may be alive.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    file = ContestedFile(storage, join(run_folder(output_uri, run), "lease.json"))
+    seen = file.read()
+    if seen is None:
+        return True
+    holder = _holder_of(seen)
+    if holder is None:
+        return False
+    silence_s = (clock() - datetime.fromisoformat(holder.beat)).total_seconds()
+    if not is_dead_here(holder.host, holder.process) and silence_s <= FORGOTTEN_AFTER_S:
+        return False
+    # Taken over first: whoever else has seen it too finds it changed, and nobody's new lease is removed.
+    if file.replace(_mine(clock()).encode(), seen.version) is None:
+        return False
+    file.delete()
+    return True
+
+
+def _mine(moment: datetime) -> Holder:
+    now = moment.isoformat()
+    return Holder(secrets.token_hex(8), socket.gethostname(), os.getpid(), identify_process(), now, now)
 
 
 def _refuse_held(  # noqa: PLR0917 - what was seen, then how to look at it

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StorageError
+from pipeline.errors import NotFoundError, StorageError
+from pipeline.lease import clear_dead_lease
 from pipeline.local_files import TEMP_SUFFIX
 from pipeline.records import run_folder
 from pipeline.storage import Storage, join
@@ -39,6 +40,31 @@ def remove_leftovers(storage: Storage, output_uri: str, run: str) -> int:
             # Policies that allow writing often forget s3:ListBucketMultipartUploads.
             log.info("unfinished uploads were not looked for: %s", error)
     return 0
+
+
+def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
+    """Remove the leases of runs whose driver died before it had written run.json, and return how many there were.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    count = 0
+    for name in _begun(storage, output_uri):
+        folder = run_folder(output_uri, name)
+        if not storage.exists(join(folder, "run.json")) and clear_dead_lease(storage, output_uri, name):
+            count += 1
+            if is_local(folder):
+                # Empty by now; if it is not, somebody else is at it.
+                with suppress(OSError):
+                    Path(local_path(folder)).rmdir()
+    return count
+
+
+def _begun(storage: Storage, output_uri: str) -> list[str]:
+    try:
+        return [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/lease.json")]
+    except NotFoundError:
+        return []
 
 
 def _remove_files(folder: str) -> int:

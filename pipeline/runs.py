@@ -16,8 +16,8 @@ from typing import Any
 from pipeline.active_run import Run, RunState
 from pipeline.config import NAME_PATTERN, JobSpec
 from pipeline.errors import InputError, SpecError
-from pipeline.lease import Lease
-from pipeline.leftovers import remove_leftovers
+from pipeline.lease import Lease, clear_dead_lease
+from pipeline.leftovers import remove_dead_beginnings, remove_leftovers
 from pipeline.manifest import Manifest
 from pipeline.plan import Planner, clear_parts
 from pipeline.planned import find_planned
@@ -71,6 +71,8 @@ def open_run(
     opening = _Opening(spec, model_fingerprint, storage, hold, patience_s)
     record = _find(storage, output_uri, run, fresh=fresh)
     if record is None:
+        if hold is not None:
+            remove_dead_beginnings(storage, output_uri)
         moment = now or datetime.now(UTC)
         return opening.begin(run or _free_name(storage, spec, moment), moment)
     refuse_mismatch(record, spec, model_fingerprint)
@@ -123,6 +125,9 @@ class _Opening:
         done = committed_shards(self._storage, self._spec.output.uri, record.run)
         manifest = Manifest.from_dict(record.manifest)
         is_complete = manifest.is_planned and done.issuperset(range(manifest.shard_count))
+        if is_complete and self._hold is not None:
+            # Of a driver that died when all was committed.
+            clear_dead_lease(self._storage, self._spec.output.uri, record.run)
         with ExitStack() as undo:
             lease = None if is_complete else self._take_lease(record.run, undo)
             if lease is not None:
