@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     # YAML 1.2 calls a doubled key an error and PyYAML keeps the last one, so half a spec could vanish unseen.
     seen: set[str] = set()
-    for key_node, _ in node.value:
+    # `!!map [1]` brings a node of another kind, which the constructor refuses in YAML's words.
+    for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         key = str(getattr(key_node, "value", ""))
         if key in seen:
             line = key_node.start_mark.line + 1
@@ -227,7 +229,15 @@ def _elsewhere(word: str, spec: type[BaseModel]) -> str:
     return ""
 
 
+# A few kilobytes of YAML aliases stand for lists of billions of words, which must not be spelt out.
+_shortened = reprlib.Repr()
+_shortened.maxlevel = 3
+_shortened.maxlist = _shortened.maxtuple = _shortened.maxdict = 20
+_shortened.maxstring = _shortened.maxother = 80
+
+
 def _shown(value: object) -> str:
-    text = repr(value) if not isinstance(value, bool | None) else {True: "true", False: "false", None: "null"}[value]
+    words = {True: "true", False: "false", None: "null"}
+    text = words[value] if isinstance(value, bool | None) else _shortened.repr(value)
     # Line breaks would tear the one sentence apart.
     return re.sub(r"\s+", " ", text if len(text) <= 60 else text[:57] + "...")
