@@ -1,0 +1,208 @@
+"""What a schedule is: a job spec, the times at which it runs, and what happens when that does not go smoothly."""
+
+import copy
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from jobs.scheduling.cron import check_cron
+from pipeline.config import NAME_PATTERN, JobSpec, Section, Uri, load_spec
+from pipeline.errors import SpecError
+from pipeline.spec_reading import absolute_uri, describe_problems, parse_yaml, read_spec_text
+
+Overlap = Literal["skip", "queue", "replace"]
+CatchUp = Literal["none", "last", "all"]
+Mode = Literal["incremental", "full"]
+Event = Literal["end", "failure", "deadline"]
+
+# The sentences are those for a job spec.
+_WORDING = {"the job spec": "a schedule", "The job spec": "The schedule", "?.": "?"}
+
+
+def _known_zone(name: str) -> str:
+    zones = available_timezones()
+    if name in zones:
+        return name
+    if re.fullmatch(r"(?:UTC|GMT)?[+-]\d{1,2}(?::?\d{2})?", name):
+        raise ValueError(
+            f"{name} is an offset, which summer time would make wrong; name a place, such as Europe/Berlin"
+        )
+    lowered = {zone.lower(): zone for zone in sorted(zones)}
+    cities = {zone.rpartition("/")[2]: zone for zone in lowered}
+    wanted = name.strip().lower().replace(" ", "_")
+    nearest = difflib.get_close_matches(wanted, lowered, n=1, cutoff=0.75) or difflib.get_close_matches(
+        wanted, cities, n=1, cutoff=0.75
+    )
+    meant = lowered.get(cities.get(nearest[0], nearest[0])) if nearest else None
+    way_out = f"did you mean {meant}?" if meant else "write a place such as Europe/Berlin, or UTC"
+    raise ValueError(f"{name!r} is no time zone; {way_out}")
+
+
+def _variable_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        # Not repeated: it is probably the URL, and whoever knows that can write into the channel.
+        raise ValueError("this is the name of an environment variable that holds the URL, not the URL itself")
+    return name
+
+
+def _plain_path(path: str) -> str:
+    if "://" in path:
+        raise ValueError("this is the path of a file that holds the URL, not the URL itself")
+    return absolute_uri(path)
+
+
+def _words(command: list[str]) -> list[str]:
+    if not command or not command[0].strip():
+        raise ValueError('give the program and its arguments as a list, such as ["/usr/local/bin/page-me", "--night"]')
+    return command
+
+
+class NotifySection(Section):
+    """Who is told, and of what.
+
+    webhook_url_env, webhook_url_file: where the URL stands that gets Slack-compatible JSON; who knows such a URL can
+        write into the channel, so that it stands in no schedule.
+    exit_hook: a program and its arguments, run without a shell; the variables HTC_* tell it what happened.
+    events: "end" is a run that is complete, "failure" one that is not or that could not begin, "deadline" one that
+        was not at its end by then.
+    """
+
+    webhook_url_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
+        default=None, description="the name of an environment variable"
+    )
+    webhook_url_file: Annotated[str, AfterValidator(_plain_path)] | None = Field(
+        default=None, description="the path of a file"
+    )
+    exit_hook: Annotated[list[str], AfterValidator(_words)] | None = Field(
+        default=None, description="a list: a program and its arguments"
+    )
+    events: list[Event] = Field(
+        default=["end", "failure", "deadline"], description='a list of "end", "failure" and "deadline"'
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_url(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            # Said here, because the general sentence would show the value, which may be the URL.
+            raise ValueError("this is a section with the keys " + ", ".join(cls.model_fields))
+        if {"webhook", "webhook_url"} & set(values):
+            raise ValueError(
+                "a webhook's URL is a secret and stands in no schedule; put it into an environment variable or a "
+                "file, and name that as webhook_url_env or webhook_url_file"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _one_url(self) -> Self:
+        if self.webhook_url_env and self.webhook_url_file:
+            raise ValueError("webhook_url_env and webhook_url_file are two places for one URL; keep one")
+        return self
+
+
+class Schedule(Section):
+    """When a job spec runs, and what happens when that does not go smoothly.
+
+    spec: the path or URI of a job spec, read anew at each firing, or the spec itself.
+    cron: five fields, see `jobs.scheduling.cron`; `@daily` and its kin are spelt out.
+    time_zone: the IANA name of the zone whose clock `cron` means.
+    mode: "incremental" runs what is new or changed, "full" everything.
+    overlap: what a firing does while the schedule's last run is still going: it is left out, waits, or has the
+        other one stopped and takes its place.
+    catch_up: what becomes of firings that nobody was there to start: nothing, the last of them is made up for, or all
+        of them, one after the other; only those of the last `catch_up_window_s`.
+    deadline_s: from the scheduled time; a run that is not at its end by then is reported, and with
+        `on_deadline: stop` stopped, so that what it has done stays and the next one goes on.
+    jitter_s: each firing begins up to so much later, so that many schedules do not begin in the same second.
+    address: the Ray cluster's dashboard ("http://head:8265"); None runs on the scheduler's own machine.
+    """
+
+    name: str = Field(
+        pattern=NAME_PATTERN,
+        max_length=60,
+        description="letters, digits, dots, dashes and underscores, starting with a letter or digit, 60 at most",
+    )
+    spec: str | dict[str, Any] = Field(description="the path of a job spec, or a job spec's keys")
+    cron: Annotated[str, AfterValidator(check_cron)] = Field(description='five fields, such as "30 2 * * *"')
+    time_zone: Annotated[str, AfterValidator(_known_zone)] = Field(
+        default="UTC", description='a time zone, such as "Europe/Berlin"'
+    )
+    mode: Mode = Field(default="incremental", description='"incremental" or "full"')
+    overlap: Overlap = Field(default="skip", description='"skip", "queue" or "replace"')
+    catch_up: CatchUp = Field(default="last", description='"none", "last" or "all"')
+    catch_up_window_s: float = Field(
+        default=86_400, gt=0, le=31_622_400, description="seconds, more than 0, a year at most"
+    )
+    jitter_s: float = Field(default=0, ge=0, le=86_400, description="a number of seconds from 0 to 86400")
+    deadline_s: float | None = Field(default=None, gt=0, description="seconds, more than 0, or null for none")
+    on_deadline: Literal["notify", "stop"] = Field(default="notify", description='"notify" or "stop"')
+    address: Uri | None = Field(default=None, min_length=1, description='a URL such as "http://head:8265", or null')
+    notify: NotifySection = NotifySection()
+    is_paused: bool = Field(default=False, description="true or false")
+
+    @field_validator("deadline_s")
+    @classmethod
+    def _after_jitter(cls, deadline_s: float | None, fields: ValidationInfo) -> float | None:
+        if deadline_s is not None and deadline_s <= fields.data.get("jitter_s", 0):
+            raise ValueError("it counts from the scheduled time and must be more than jitter_s")
+        return deadline_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values, from which `build_schedule` makes it again."""
+        return self.model_dump(mode="json")
+
+
+def build_schedule(tree: Mapping[str, Any], *, source: str | Path | None = None) -> Schedule:
+    """Check a schedule's keys, and make its local paths absolute; its job spec is not looked at.
+
+    Raises:
+        SpecError: one sentence per problem, all problems at once.
+    """
+    try:
+        schedule = Schedule.model_validate(dict(tree))
+    except ValidationError as error:
+        problems = describe_problems(error, Schedule, dict(tree), source=source)
+        for theirs, ours in _WORDING.items():
+            problems = problems.replace(theirs, ours)
+        raise SpecError(problems) from None
+    if isinstance(schedule.spec, str):
+        return schedule.model_copy(update={"spec": absolute_uri(schedule.spec)})
+    return schedule.model_copy(update={"spec": load_job(schedule).to_dict()})
+
+
+def load_schedule(path: str | Path, overrides: Mapping[str, object] | None = None) -> Schedule:
+    """Read a schedule from a YAML file and lay the flags over it.
+
+    Args:
+        overrides: values by key; None stands for a flag not given.
+
+    Raises:
+        SpecError: as `build_schedule`, or the file cannot be read.
+    """
+    try:
+        tree = parse_yaml(read_spec_text(path), str(path))
+    except SpecError as error:
+        raise SpecError(str(error).replace("job spec", "schedule")) from None
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    return build_schedule({**tree, **given}, source=path)
+
+
+def load_job(schedule: Schedule) -> JobSpec:
+    """Read and check the job spec of a schedule as it stands now, its mode laid over it.
+
+    Raises:
+        SpecError: the file cannot be read, or the spec is wrong.
+    """
+    if isinstance(schedule.spec, str):
+        return load_spec(schedule.spec, _mode_keys(schedule.mode))
+    return load_spec(None, {**copy.deepcopy(schedule.spec), **_mode_keys(schedule.mode)})
+
+
+def _mode_keys(mode: Mode) -> dict[str, object]:
+    # `select` may be absent from the job spec of this version; without it every run is full.
+    return {"select.mode": mode} if "select" in JobSpec.model_fields else {}
