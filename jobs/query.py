@@ -29,7 +29,7 @@ from jobs.files import replaced_file
 from jobs.interruptible import run_interruptibly
 from pipeline.errors import SpecError
 from pipeline.storage import Storage
-from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA, instances_part, open_results
+from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA, open_results
 from pipeline.uris import is_local
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def open_dataset(results: Results, table: str, run: str | None = None) -> pads.D
 def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
     """Read one image's rows of `instances` from its shard's part, most confident first."""
     files = _filesystem(results)
-    part = instances_part(results.output_uri, run, shard)
+    part = results.instances_part(run, shard)
     fragment = pads.ParquetFileFormat().make_fragment(part, files)
     # The number is a hash: the uri decides between two images that share one.
     wanted = (pads.field("image_id") == image_id) & (pads.field("uri") == uri)
@@ -199,7 +199,7 @@ def _runs_table(results: Results) -> pa.Table:
             "is_trained": record.fingerprint.get("trained"),
             "images": record.image_count,
             "shards": record.shard_count,
-            "shards_committed": len(results.image_parts(record.run)),
+            "shards_committed": results.committed_shards(record.run),
         }
         for record in results.records
     ]

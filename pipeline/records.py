@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from pipeline.errors import NotFoundError, StorageError
+from pipeline.errors import NotFoundError, SpecError, StorageError
 from pipeline.redaction import redact
 from pipeline.storage import Storage, join
 from pipeline.tables import SCHEMA_VERSION
 
 PACKAGES = ("htc-batch", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "fsspec", "s3fs")
+TOMBSTONE = "pruned.json"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def run_folder(output_uri: str, run: str) -> str:
     return join(output_uri, "runs", run)
 
 
+def tombstone_uri(output_uri: str, run: str) -> str:
+    """Name the file that says that a run is being pruned: from then on nobody takes it for a run."""
+    return join(run_folder(output_uri, run), TOMBSTONE)
+
+
 def write_record(storage: Storage, output_uri: str, record: RunRecord) -> None:
     """Write run.json; from here on the run can be resumed."""
     write_json(storage, join(run_folder(output_uri, record.run), "run.json"), asdict(record))
@@ -59,8 +65,15 @@ def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None
     """Read a run's run.json; None when planning never got that far.
 
     Raises:
+        SpecError: the run is being pruned.
         StorageError: it is damaged, or of a later version of this program.
     """
+    if storage.exists(tombstone_uri(output_uri, run)):
+        raise SpecError(f"The run {run} is half pruned; `htc prune {output_uri} --yes` finishes that.")
+    return _read_record(storage, output_uri, run)
+
+
+def _read_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
     uri = join(run_folder(output_uri, run), "run.json")
     content = read_json(storage, uri)
     if content is None:
@@ -76,12 +89,17 @@ def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None
 
 
 def list_records(storage: Storage, output_uri: str) -> list[RunRecord]:
-    """Read all runs' records, oldest first; a run without run.json was never planned and is left out."""
+    """Read all runs' records, oldest first.
+
+    Left out are runs without run.json, which were never planned, and those that are half pruned.
+    """
     try:
-        names = [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/run.json")]
+        found = [each.uri.split("/")[-2:] for each in storage.list(join(output_uri, "runs"), glob="*/*.json")]
     except NotFoundError:
         return []
-    records = [record for name in names if (record := load_record(storage, output_uri, name))]
+    pruned = {run for run, name in found if name == TOMBSTONE}
+    names = [run for run, name in found if name == "run.json" and run not in pruned]
+    records = [record for name in names if (record := _read_record(storage, output_uri, name))]
     return sorted(records, key=lambda record: (record.created, record.run))
 
 

@@ -1,22 +1,17 @@
 """Reading a finished or unfinished output: committed parts only, whoever wrote the rest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, NotFoundError
+from pipeline.parts import Part, TableName, committed_parts, part_uri
 from pipeline.records import RunRecord, list_records
 from pipeline.storage import Storage
-from pipeline.tables import (
-    IMAGES_SCHEMA,
-    INSTANCES_SCHEMA,
-    committed_shards,
-    images_part,
-    instances_part,
-)
+from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.uris import is_local, local_path
 
 READ_THREADS = 8
@@ -40,10 +35,8 @@ class Results:
         return tuple(list_records(self.storage, self.output_uri))
 
     @cached_property
-    def _committed(self) -> dict[str, list[int]]:
-        return {
-            record.run: sorted(committed_shards(self.storage, self.output_uri, record.run)) for record in self.records
-        }
+    def _committed(self) -> dict[str, list[Part]]:
+        return {record.run: committed_parts(self.storage, self.output_uri, record.run) for record in self.records}
 
     def runs(self) -> list[str]:
         """Return the runs' names, oldest first."""
@@ -51,11 +44,26 @@ class Results:
 
     def image_parts(self, run: str | None = None) -> list[str]:
         """Return the uris of the committed parts of `images`, of one run or of all."""
-        return [images_part(self.output_uri, name, shard) for name, shard in self._parts(run)]
+        return [part_uri(self.output_uri, "images", name, part) for name, part in self._parts(run)]
 
     def instance_parts(self, run: str | None = None) -> list[str]:
         """Return the uris of the parts of `instances` whose shard is committed, of one run or of all."""
-        return [instances_part(self.output_uri, name, shard) for name, shard in self._parts(run)]
+        return [part_uri(self.output_uri, "instances", name, part) for name, part in self._parts(run)]
+
+    def committed_shards(self, run: str) -> int:
+        """Count the shards of a run that are committed."""
+        return sum(len(part.shards) for _, part in self._parts(run))
+
+    def instances_part(self, run: str, shard: int) -> str:
+        """Return the uri of the part of `instances` that holds a committed shard, alone or compacted with others.
+
+        Raises:
+            InputError: the shard is not committed.
+        """
+        for _, part in self._parts(run):
+            if shard in part.shards:
+                return part_uri(self.output_uri, "instances", run, part)
+        raise InputError(f"Shard {shard} of the run {run} is not committed.")
 
     def images(self, run: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read `images` with a `run` column at the end, in the order of run and shard.
@@ -63,7 +71,7 @@ class Results:
         Raises:
             InputError: there is no run of this name.
         """
-        return self._read(images_part, IMAGES_SCHEMA, run, columns)
+        return self._read("images", IMAGES_SCHEMA, run, columns)
 
     def instances(self, run: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Read `instances` with a `run` column at the end, in the order of run and shard.
@@ -71,32 +79,37 @@ class Results:
         Raises:
             InputError: there is no run of this name.
         """
-        return self._read(instances_part, INSTANCES_SCHEMA, run, columns)
+        return self._read("instances", INSTANCES_SCHEMA, run, columns)
 
-    def _parts(self, run: str | None) -> list[tuple[str, int]]:
+    def _parts(self, run: str | None) -> list[tuple[str, Part]]:
         if run is not None and run not in self._committed:
             names = ", ".join(self.runs())
             raise InputError(f"There is no run {run} in {self.output_uri}; its runs are {names}.")
         names_read = [run] if run is not None else self.runs()
-        return [(name, shard) for name in names_read for shard in self._committed[name]]
+        return [(name, part) for name in names_read for part in self._committed[name]]
 
     def _read(
         self,
-        part_uri: Callable[[str, str, int], str],
+        kind: TableName,
         schema: pa.Schema,
         run: str | None,
         columns: Sequence[str] | None,
     ) -> pa.Table:
         wanted = [name for name in schema.names if columns is None or name in columns]
 
-        def read(part: tuple[str, int]) -> pa.Table:
-            name, shard = part
-            with self.storage.open_input(part_uri(self.output_uri, name, shard)) as file:
+        def read(named: tuple[str, Part]) -> pa.Table:
+            name, part = named
+            with self.storage.open_input(part_uri(self.output_uri, kind, name, part)) as file:
                 table = pq.ParquetFile(file).read(columns=wanted)
             return table.append_column("run", pa.array([name] * len(table), pa.string()))
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            tables = list(pool.map(read, self._parts(run)))
+            try:
+                tables = list(pool.map(read, self._parts(run)))
+            except NotFoundError:
+                # Compacted since we looked: the same rows lie in other files now.
+                del self._committed
+                tables = list(pool.map(read, self._parts(run)))
         empty = pa.schema([schema.field(name) for name in wanted] + [pa.field("run", pa.string())])
         # Parts of an older release lack the columns that came later; they are null there.
         whole = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")

@@ -7,7 +7,6 @@ counted twice.
 """
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageStatus, NotFoundError
+from pipeline.errors import ImageStatus
+from pipeline.parts import Part, committed_parts, part_uri
 from pipeline.refs import ImageRef, image_id
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage
 from pipeline.stored import ReadVersion
-from pipeline.uris import base_name, display_uri
+from pipeline.uris import display_uri
 
 if TYPE_CHECKING:
     from htc_model.config import ModelConfig
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _METADATA = {"htc_schema_version": str(SCHEMA_VERSION)}
-_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 BBOX_TYPE = pa.struct([(name, pa.float32()) for name in ("x", "y", "width", "height")])
 # counts is a string, not binary: COCO's code is plain ASCII, `pycocotools.mask.decode` takes both, and a
@@ -197,12 +196,12 @@ def _areas(masks: Sequence[Any] | None, count: int) -> list[int | None]:
 
 def images_part(output_uri: str, run: str, shard: int) -> str:
     """Name a shard's part of `images`; its existence commits the shard."""
-    return join(output_uri, "images", f"run={run}", f"part-{shard:05d}.parquet")
+    return part_uri(output_uri, "images", run, Part(shard, shard))
 
 
 def instances_part(output_uri: str, run: str, shard: int) -> str:
     """Name a shard's part of `instances`; it counts only beside its part of `images`."""
-    return join(output_uri, "instances", f"run={run}", f"part-{shard:05d}.parquet")
+    return part_uri(output_uri, "instances", run, Part(shard, shard))
 
 
 def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder names, then of the tables
@@ -237,13 +236,8 @@ def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type) -> bytes:
 
 
 def committed_shards(storage: Storage, output_uri: str, run: str) -> set[int]:
-    """Return the shards whose images part is there."""
-    try:
-        listed = storage.list(join(output_uri, "images", f"run={run}"))
-        matches = [_PART_NAME.fullmatch(base_name(each.uri)) for each in listed]
-    except NotFoundError:
-        return set()
-    return {int(match.group(1)) for match in matches if match}
+    """Return the shards whose images part is there, also when it was compacted with others."""
+    return {shard for part in committed_parts(storage, output_uri, run) for shard in part.shards}
 
 
 def open_results(output_uri: str, storage: Storage | None = None) -> "Results":

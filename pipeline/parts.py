@@ -1,0 +1,102 @@
+"""The files of a run's tables: one per shard as workers write them, or one per stretch of shards once compacted.
+
+`part-00042.parquet` holds shard 42, `parts-00000-00099.parquet` the shards 0 to 99. A file of `images` counts its
+shards as committed, and brings along the file of the same name in `instances`. A file of a stretch stands for every
+single one inside it: compacting writes it before it removes those, so that at each instant a listing tells which
+files hold each row exactly once.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import NotFoundError
+from pipeline.storage import Storage, join
+from pipeline.stored import Listed
+from pipeline.uris import base_name
+
+TableName = Literal["images", "instances"]
+_NAME = re.compile(r"part-(\d{5,})\.parquet|parts-(\d{5,})-(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Part:
+    """One file of each table: the shards `first` to `last`, both included.
+
+    is_compacted: whether it replaces the files of its shards; a stretch of one shard is still no worker's file.
+    """
+
+    first: int
+    last: int
+    is_compacted: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        if self.is_compacted:
+            return f"parts-{self.first:05d}-{self.last:05d}.parquet"
+        return f"part-{self.first:05d}.parquet"
+
+    @property
+    def shards(self) -> range:
+        """The shards whose rows it holds."""
+        return range(self.first, self.last + 1)
+
+
+def parse_part(name: str) -> Part | None:
+    """Read a file's name; None when it is not one of ours."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    if match.group(1) is not None:
+        return Part(int(match.group(1)), int(match.group(1)))
+    first, last = int(match.group(2)), int(match.group(3))
+    return Part(first, last, is_compacted=True) if first <= last else None
+
+
+def partition_folder(output_uri: str, table: str, run: str) -> str:
+    """Name the folder of a run's files in a table."""
+    return join(output_uri, table, f"run={run}")
+
+
+def part_uri(output_uri: str, table: TableName, run: str, part: Part) -> str:
+    """Name one file of a table."""
+    return join(partition_folder(output_uri, table, run), part.name)
+
+
+def committed_parts(storage: Storage, output_uri: str, run: str) -> list[Part]:
+    """Return the files that hold the committed rows of a run, each row once, in the order of shards."""
+    folder = partition_folder(output_uri, "images", run)
+    parts = [part for part, _ in _list_parts(storage, folder)]
+    # Listed again, because a listing is no picture of one instant: a file of a stretch that is written meanwhile may
+    # be missed while the single ones that it stands for are gone already. It was there before they went.
+    parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
+    return choose_parts(parts)
+
+
+def choose_parts(parts: Sequence[Part]) -> list[Part]:
+    """Leave out the files that a compacted one stands for, and repeats; in the order of shards."""
+    compacted = sorted({part for part in parts if part.is_compacted}, key=lambda part: (part.first, -part.last))
+    chosen: list[Part] = []
+    for part in compacted:
+        if not chosen or part.last > chosen[-1].last:
+            chosen.append(part)
+    covered = {shard for part in chosen for shard in part.shards}
+    single = {part for part in parts if not part.is_compacted and part.first not in covered}
+    return sorted([*chosen, *single])
+
+
+def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) -> list[tuple[Part, Listed]]:
+    """List all files of a run in a table, those included that count no more or not yet."""
+    return list(_list_parts(storage, partition_folder(output_uri, table, run)))
+
+
+def _list_parts(storage: Storage, folder: str, glob: str | None = None) -> Iterator[tuple[Part, Listed]]:
+    try:
+        for listed in storage.list(folder, glob):
+            part = parse_part(base_name(listed.uri))
+            if part is not None:
+                yield part, listed
+    except NotFoundError:
+        return
