@@ -19,6 +19,7 @@ import numpy as np
 from jobs.console import Alignment, say, write_table
 from jobs.files import replaced_file
 from pipeline.progress import count_of
+from pipeline.visible import visible
 
 FORMATS = ("table", "csv", "json", "parquet")
 # A screenful of screenfuls; whoever wants more reads it with a program.
@@ -164,5 +165,5 @@ def _write_table(answer: Answer, stream: TextIO) -> None:
 def _cell(value: object) -> str:
     """Keep a cell on one line and at a length that leaves room for its neighbours."""
     text = "NULL" if value is None else _text(value)
-    visible = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: MAX_CELL_CHARS + 1])
-    return visible if len(text) <= MAX_CELL_CHARS else visible[: MAX_CELL_CHARS - 1] + "…"
+    shown = visible(text[: MAX_CELL_CHARS + 1])
+    return shown if len(text) <= MAX_CELL_CHARS else shown[: MAX_CELL_CHARS - 1] + "…"

@@ -106,7 +106,9 @@ def _tolerate_unprintable_text() -> None:
 def _say(sentence: str) -> None:
     # Not through rich: this must work when an import was interrupted.
     try:
-        sys.stderr.write(sentence + "\n")
+        from pipeline.visible import visible
+
+        sys.stderr.write(visible(sentence, keep="\n") + "\n")
         sys.stderr.flush()
     except OSError:
         return
