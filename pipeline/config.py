@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from htc_model.registry import BUNDLED_PRESET
 from pipeline.errors import SpecError
+from pipeline.option_rules import check_options
 from pipeline.spec_reading import absolute_uri, read_spec, weights_reference
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -73,6 +74,8 @@ class OutputSection(Section):
 class StorageSection(Section):
     """How remote storage is reached; credentials come from the environment only.
 
+    endpoint_url: of S3 and Google Cloud Storage; for one of them alone, `options: {s3: {endpoint_url: ...}}`.
+    options: by scheme, what else its fsspec file system is opened with, see `option_rules`.
     read_concurrency: reads under way at once in each process, at most; a store that asks for fewer gets fewer.
     hedge_reads: whether a read that takes unusually long is asked for a second time.
     patience_s: how long a store that was there and is away now is waited for.
@@ -85,6 +88,9 @@ class StorageSection(Section):
     read_concurrency: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
     hedge_reads: bool = Field(default=True, description="true or false")
     patience_s: float = Field(default=60.0, ge=0, le=86_400, description="a number of seconds from 0 to 86400")
+    options: Annotated[dict[str, dict[str, Any]], BeforeValidator(check_options)] = Field(
+        default={}, description="sections by scheme, such as {s3: {requester_pays: true}}"
+    )
 
 
 class ModelSection(Section):

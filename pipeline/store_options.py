@@ -6,8 +6,11 @@ from typing import Any
 
 from pipeline.config import StorageSection
 from pipeline.errors import StorageError
+from pipeline.option_rules import merge_options, options_of
 
 S3_SCHEMES = frozenset({"s3", "s3a"})
+GCS_SCHEMES = frozenset({"gs", "gcs"})
+AZURE_SCHEMES = frozenset({"abfs", "abfss", "az", "adl"})
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
@@ -50,13 +53,13 @@ def open_client(scheme: str, section: StorageSection, uri: str) -> Any:
 def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
     """Return what fsspec's file system of a scheme is opened with; credentials are left to its own search.
 
-    The endpoint is said only where it means something: S3 and Google Cloud Storage.
+    What the spec does not say is left out, so that fsspec's own settings (`FSSPEC_S3`, ~/.config/fsspec) hold. The
+    endpoint is said only where it means something: S3 and Google Cloud Storage.
     """
+    options: dict[str, Any] = {}
     if scheme in S3_SCHEMES:
         # max_concurrency=1: otherwise s3fs sends a HEAD before each GET (1.5 x slower for 200 KB objects).
-        return {
-            "anon": section.anonymous,
-            "endpoint_url": section.endpoint_url,
+        options = {
             "max_concurrency": 1,
             "config_kwargs": {
                 "retries": {"total_max_attempts": 1},
@@ -66,12 +69,14 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
                 "max_pool_connections": read_concurrency(section, is_local=False) + 16,
             },
         }
-    if scheme in ("gs", "gcs"):
-        options: dict[str, Any] = {"token": "anon"} if section.anonymous else {}
-        return options | ({"endpoint_url": section.endpoint_url} if section.endpoint_url else {})
-    if scheme in EXTRAS:
-        return {"anon": section.anonymous}
-    return {}
+    if scheme in AZURE_SCHEMES:
+        # Left to itself, adlfs is anonymous wherever it finds no key, also where a managed identity would be found.
+        options["anon"] = section.anonymous
+    elif section.anonymous and scheme in S3_SCHEMES | GCS_SCHEMES:
+        options |= {"token": "anon"} if scheme in GCS_SCHEMES else {"anon": True}
+    if section.endpoint_url and scheme in S3_SCHEMES | GCS_SCHEMES:
+        options["endpoint_url"] = section.endpoint_url
+    return merge_options(options, options_of(section.options, scheme))
 
 
 def quicken_times(client: Any) -> None:

@@ -68,3 +68,34 @@ def test_connections_are_as_many_as_reads_and_some_to_spare(asked: Any, remote: 
 def test_settings_that_mean_nothing_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(SpecError, match=rf"storage\.{key} must be"):
         load_spec(None, {"input.uri": "in", "output.uri": "out", f"storage.{key}": value})
+
+
+def test_a_specs_options_reach_the_client_of_their_scheme_and_no_other() -> None:
+    section = StorageSection(
+        endpoint_url="http://127.0.0.1:8333",
+        options={
+            "s3": {"requester_pays": True, "config_kwargs": {"s3": {"addressing_style": "path"}, "read_timeout": 7}},
+            "gcs": {"project": "night", "endpoint_url": "http://127.0.0.1:4443"},
+        },
+    )
+    for scheme in ("s3", "s3a"):
+        options = client_options(scheme, section)
+        assert options["requester_pays"] is True
+        assert options["endpoint_url"] == "http://127.0.0.1:8333"
+        config = options["config_kwargs"]
+        assert (config["s3"], config["read_timeout"]) == ({"addressing_style": "path"}, 7)
+        assert config["retries"] == {"total_max_attempts": 1}
+    assert client_options("gs", section) == {"project": "night", "endpoint_url": "http://127.0.0.1:4443"}
+    assert client_options("abfs", section) == {"anon": False}
+    assert client_options("https", section) == {}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"), [("s3", {"anon": True}), ("gs", {"token": "anon"}), ("az", {"anon": True})]
+)
+def test_anonymous_is_said_in_each_stores_words(scheme: str, said: dict[str, object]) -> None:
+    assert said.items() <= client_options(scheme, StorageSection(anonymous=True)).items()
+
+
+def test_what_the_spec_does_not_say_is_left_to_fsspecs_own_settings() -> None:
+    assert not {"anon", "endpoint_url"} & client_options("s3", StorageSection()).keys()
