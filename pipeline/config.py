@@ -165,6 +165,33 @@ class ImagesSection(Section):
     max_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="a whole number of bytes, at least 1")
 
 
+class SelectSection(Section):
+    """Which of the listed images a run does; see docs/nightly.md.
+
+    mode: "full" does them all, "incremental" those that are new or changed, or whose results are of another model.
+    retry: what becomes of unchanged images whose newest row, of the same model, is not ok. "transient" does those
+        again that are `failed` or `missing`, "none" does not, "failed" does nothing else than images whose newest row
+        is not ok.
+    where: SQL that answers `image_id` or `uri`; of unchanged images that only have another model's results, these
+        are done again, and no others.
+    max_deleted_share: a listing that lacks more of the known images than this is refused.
+    """
+
+    mode: Literal["full", "incremental"] = Field(default="full", description='"full" or "incremental"')
+    retry: Literal["none", "transient", "failed"] = Field(
+        default="transient", description='"none", "transient" or "failed"'
+    )
+    where: str | None = Field(default=None, min_length=1, description="an SQL statement, or null")
+    max_deleted_share: float = Field(default=0.5, ge=0, le=1, description="a share of the known images, from 0 to 1")
+
+    @model_validator(mode="after")
+    def _refuse_choice_of_everything(self) -> Self:
+        if self.mode == "full" and (self.where is not None or self.retry == "failed"):
+            key = "`where`" if self.where is not None else "`retry: failed`"
+            raise ValueError(f"{key} needs `mode: incremental` (--incremental), as a full run does every image")
+        return self
+
+
 class JobSpec(Section):
     """One run's whole description."""
 
@@ -180,6 +207,7 @@ class JobSpec(Section):
     compute: ComputeSection = ComputeSection()
     retry: RetrySection = RetrySection()
     images: ImagesSection = ImagesSection()
+    select: SelectSection = SelectSection()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved spec as plain JSON-able values, for run.json."""
@@ -201,7 +229,15 @@ class JobSpec(Section):
             "compute.shard_images": self.compute.shard_images,
             "images.max_pixels": self.images.max_pixels,
             "images.max_bytes": self.images.max_bytes,
+            **self._selecting(),
         }
+
+    def _selecting(self) -> dict[str, object]:
+        # Absent from full runs, as from those that were begun when there was no other kind.
+        select = self.select
+        if select.mode == "full":
+            return {}
+        return {"select.mode": select.mode, "select.retry": select.retry, "select.where": select.where}
 
     def absolute(self) -> Self:
         """Return the spec with every local path made absolute against the current folder."""

@@ -58,6 +58,7 @@ storage: {endpoint_url: null, anonymous: false}
 model: {preset: htc_r50_fpn, weights: coco, score_threshold: 0.05, max_detections: 100, precision: auto}
 compute: {workers: auto, gpus_per_worker: auto, cpus_per_worker: auto, batch_size: auto, shard_images: 256}
 retry: {max_attempts: 4, max_error_rate: 0.05}
+select: {mode: incremental, retry: transient, where: SELECT uri FROM images, max_deleted_share: 0.5}
 """,
     )
     spec = load_spec(str(path))
@@ -102,6 +103,10 @@ def test_remote_uris_stay_as_they_are() -> None:
         ("name: a/b", ["name must be letters"]),
         ("model: {preset: htc_r50_fnp}", ["htc_r50_fpn"]),
         ("model: {weights: cocoo}", ["model.weights", "did you mean coco?"]),
+        ("select: {mode: inc}", ["select.mode must be", '"incremental"', "inc"]),
+        ("select: {mode: incremental, max_deleted_share: 2}", ["select.max_deleted_share must be a share", "2"]),
+        ("select: {where: SELECT 1}", ["select", "`where` needs `mode: incremental`"]),
+        ("select: {retry: failed}", ["`retry: failed` needs `mode: incremental`"]),
     ],
 )
 def test_a_mistake_is_named_with_the_way_out(tmp_path: Path, line: str, named: list[str]) -> None:
@@ -158,6 +163,15 @@ def test_identity_ignores_how_the_work_is_spread() -> None:
     other = load_spec(None, {**TWO_URIS, "model.score_threshold": 0.3})
     assert base.identity() == spread.identity()
     assert base.identity() != other.identity()
+
+
+def test_identity_holds_what_is_selected_and_not_when_to_refuse() -> None:
+    nightly = {**TWO_URIS, "select.mode": "incremental"}
+    base = load_spec(None, nightly).identity()
+    assert base == load_spec(None, {**nightly, "select.max_deleted_share": 0.9}).identity()
+    for key, value in (("select.where", "SELECT 1"), ("select.retry", "failed"), ("select.mode", "full")):
+        assert base != load_spec(None, {**nightly, key: value}).identity()
+    assert not [key for key in load_spec(None, TWO_URIS).identity() if key.startswith("select")]
 
 
 def test_the_spec_loads_nothing_heavy() -> None:
