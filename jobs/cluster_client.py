@@ -1,0 +1,240 @@
+"""The connection to a cluster's Jobs API: an address that is meant, answers within seconds, errors in our words."""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Protocol, cast
+from urllib.parse import urlsplit
+
+from jobs.cluster_errors import ClusterError, NoSuchJobError
+from jobs.job_state import JobState, state_from_ray
+from pipeline.errors import HtcError, SpecError
+
+DASHBOARD_PORT = 8265
+# Ray's own ports: of `ray start --head --port`, and of Ray Client. Whoever names one means that cluster.
+_OTHER_PORTS = {6379, 10001}
+# An address that answers nothing at all is given up within ten seconds, connecting and version together.
+CONNECT_TIMEOUT_S = 4.0
+READ_TIMEOUT_S = 60.0
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_environment_lock = threading.Lock()
+
+
+class JobsClient(Protocol):
+    """What is asked of a cluster; every method raises ClusterError when it cannot be asked."""
+
+    def submit(
+        self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
+    ) -> None:
+        """Start a job."""
+
+    def state(self, job_id: str) -> JobState:
+        """Look at one job; NoSuchJobError when there is none of this id, or it is not ours."""
+
+    def states(self) -> list[JobState]:
+        """All our jobs, the newest first."""
+
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to end; False when it had ended."""
+
+    def logs(self, job_id: str) -> str:
+        """Its output so far."""
+
+    def tail(self, job_id: str) -> Iterator[str]:
+        """Its output from the beginning, in pieces, until it ends."""
+
+
+def resolve_address(address: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the URL of a cluster's dashboard, with scheme and port.
+
+    Args:
+        address: a URL, `host`, `host:port`, or the address that `ray start` or Ray Client prints, of which only the
+            host is taken; None for what the environment says, else this machine.
+
+    Raises:
+        SpecError: it is no address.
+    """
+    named = address or next((environment[name] for name in _ADDRESS_VARIABLES if environment.get(name)), None)
+    if named is None or named in {"auto", "local"}:
+        return f"http://127.0.0.1:{DASHBOARD_PORT}"
+    parts = urlsplit(named if "://" in named else f"//{named}")
+    scheme = parts.scheme if parts.scheme in {"http", "https"} else "http"
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if not parts.hostname or port == -1 or parts.scheme not in {"", "http", "https", "ray"}:
+        raise SpecError(f"{named} is no cluster's address; give the dashboard's, such as http://10.0.0.1:8265.")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if parts.scheme in {"http", "https"}:
+        # As written: a proxy may serve the dashboard on any port, and below any path.
+        return named.rstrip("/")
+    is_other = port in _OTHER_PORTS or parts.scheme == "ray"
+    return f"{scheme}://{host}:{DASHBOARD_PORT if port is None or is_other else port}"
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether an address is of this machine: the cluster runs here, or a tunnel to it begins here."""
+    return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
+
+
+def connect(address: str | None = None) -> "RayJobsClient":
+    """Open a connection; answers within ten seconds whether there is a cluster.
+
+    Args:
+        address: see `resolve_address`.
+
+    Raises:
+        SpecError: it is no address.
+        ClusterError: nothing answers there, it is no Ray dashboard, or it wants another token.
+    """
+    return RayJobsClient(resolve_address(address))
+
+
+class RayJobsClient:
+    """`JobsClient` by Ray's JobSubmissionClient."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        with _in_our_words(url), _meant_address(url):
+            self._client = _timed_client(url)
+
+    @property
+    def ray_version(self) -> str:
+        """The cluster's Ray."""
+        return str(self._client._server_ray_version or "unknown")
+
+    def submit(
+        self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
+    ) -> None:
+        """See `JobsClient`."""
+        with _in_our_words(self.url):
+            self._client.submit_job(
+                entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env), metadata=dict(metadata)
+            )
+
+    def state(self, job_id: str) -> JobState:
+        """See `JobsClient`."""
+        with _in_our_words(self.url, job_id):
+            state = state_from_ray(self._client.get_job_info(job_id))
+        if state is None:
+            raise NoSuchJobError(f"The job {job_id} at {self.url} was not submitted by htc.")
+        return state
+
+    def states(self) -> list[JobState]:
+        """See `JobsClient`."""
+        with _in_our_words(self.url):
+            found = [state for details in self._client.list_jobs() if (state := state_from_ray(details))]
+        return sorted(found, key=lambda state: (state.started is not None and state.started.timestamp()) or 0.0)[::-1]
+
+    def stop(self, job_id: str) -> bool:
+        """See `JobsClient`."""
+        with _in_our_words(self.url, job_id):
+            return bool(self._client.stop_job(job_id))
+
+    def logs(self, job_id: str) -> str:
+        """See `JobsClient`."""
+        with _in_our_words(self.url, job_id):
+            return str(self._client.get_job_logs(job_id))
+
+    def tail(self, job_id: str) -> Iterator[str]:
+        """See `JobsClient`."""
+        # Ray offers it to coroutines only.
+        pieces = cast("AsyncIterator[str]", self._client.tail_job_logs(job_id))
+        loop = asyncio.new_event_loop()
+        try:
+            while True:
+                with _in_our_words(self.url, job_id):
+                    try:
+                        piece = loop.run_until_complete(anext(pieces))
+                    except StopAsyncIteration:
+                        return
+                yield piece
+        finally:
+            with contextlib.suppress(Exception):
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+
+def _timed_client(url: str) -> Any:
+    """Ray's client, which waits for nobody forever."""
+    from ray.job_submission import JobSubmissionClient
+
+    class TimedClient(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            limit_s = CONNECT_TIMEOUT_S if endpoint == "/api/version" else READ_TIMEOUT_S
+            options.setdefault("timeout", (CONNECT_TIMEOUT_S, limit_s))
+            return super()._do_request(method, endpoint, **options)
+
+    return TimedClient(url)
+
+
+@contextlib.contextmanager
+def _meant_address(url: str) -> Iterator[None]:
+    """Have Ray take the address that was given: it prefers its environment variables to any argument."""
+    name = _ADDRESS_VARIABLES[0]
+    with _environment_lock:
+        former = os.environ.get(name)
+        os.environ[name] = url
+        try:
+            yield
+        finally:
+            if former is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = former
+
+
+@contextlib.contextmanager
+def _in_our_words(url: str, job_id: str | None = None) -> Iterator[None]:
+    """Turn what Ray and requests raise into one sentence with the way out."""
+    try:
+        yield
+    except HtcError:
+        raise
+    except Exception as error:
+        translated = _translated(error, url, job_id)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def _translated(error: Exception, url: str, job_id: str | None) -> HtcError | None:
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    if isinstance(error, AuthenticationError):
+        return ClusterError(_about_token(url, str(error)))
+    if isinstance(error, ConnectionError | requests.exceptions.ConnectionError | requests.exceptions.Timeout):
+        return ClusterError(_about_address(url))
+    if isinstance(error, requests.exceptions.HTTPError | requests.exceptions.JSONDecodeError | KeyError):
+        return ClusterError(f"What answers at {url} is no Ray dashboard; check the address and the port (8265).")
+    if isinstance(error, RuntimeError | ValueError):
+        return _about_refusal(str(error), url, job_id)
+    return None
+
+
+def _about_address(url: str) -> str:
+    return (
+        f"No cluster answers at {url}. Check the address and the port (the dashboard's, usually 8265), that the head "
+        "node was started with `ray start --head --dashboard-host 0.0.0.0` and no firewall is between; on Kubernetes: "
+        "kubectl port-forward service/NAME-head-svc 8265:8265, then --address http://127.0.0.1:8265"
+    )
+
+
+def _about_token(url: str, reason: str) -> str:
+    where = "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+    if "Missing" in reason:
+        return f"The cluster at {url} asks for a token: {where}."
+    return f"The cluster at {url} does not take this machine's token: {where}."
+
+
+def _about_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
+    if job_id is not None and ("does not exist" in reason or "status code 404" in reason):
+        return NoSuchJobError(f"The cluster at {url} knows no job {job_id}; htc list names those it knows.")
+    if "status code 404" in reason or "Version check" in reason:
+        return ClusterError(f"What answers at {url} is no Ray dashboard; check the address and the port (8265).")
+    first = next((line.strip() for line in reason.splitlines() if line.strip()), "it does not say why")
+    return ClusterError(f"The cluster at {url} refuses: {first[:500]}")

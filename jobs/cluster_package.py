@@ -1,0 +1,106 @@
+"""What a job takes along to a cluster: its spec as a file, and this program where the cluster may lack it."""
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipeline.config import JobSpec
+from pipeline.errors import SpecError
+
+RuntimeEnvKind = Literal["code", "image", "pip"]
+SPEC_FILE = "job.yaml"
+PACKAGES = ("htc_model", "pipeline", "jobs")
+# Ray kills a job three seconds after it asked it to end; a driver that waits for a slow store needs longer to write
+# its summary and give its lease back.
+STOP_WAIT_S = 120
+# Never installed into a cluster that runs: the Ray that serves the job must be the one that it imports.
+_NOT_INSTALLED = ("ray",)
+
+
+def build_entrypoint(spec_file: str, *, run: str | None = None, fresh: bool = False, is_installed: bool = True) -> str:
+    """Return the shell command line of a job.
+
+    Args:
+        spec_file: where the spec lies on the cluster.
+        run: the run to begin or go on with. fresh: begin another one each time the command is started.
+        is_installed: the cluster's image has `htc`; else the job brings it along.
+    """
+    words = ["htc", "run"] if is_installed else ["python", "-m", "jobs.cluster_start", "run"]
+    words += ["--spec", spec_file]
+    if run:
+        words += ["--run", run]
+    if fresh:
+        words.append("--fresh")
+    return shlex.join(words)
+
+
+def spec_text(spec: JobSpec) -> str:
+    """Return a spec as YAML that loads to the same spec elsewhere; what was not set is left to its default there."""
+    # A preset that nobody named must stay unnamed: weights files say which network they are for.
+    tree = spec.model_dump(mode="json", exclude_unset=True)
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def runtime_env_for(spec: JobSpec, kind: RuntimeEnvKind, env_vars: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Lay out what Ray uploads, for the time of the block, and yield the job's runtime environment.
+
+    Args:
+        kind: see `jobs.submit.submit_job`.
+        env_vars: for the driver and the workers.
+
+    Raises:
+        SpecError: "pip", and this htc-batch does not know its own requirements.
+    """
+    with tempfile.TemporaryDirectory(prefix="htc-submit-") as name:
+        root = Path(name)
+        working = root / "job"
+        working.mkdir()
+        (working / SPEC_FILE).write_text(spec_text(spec), encoding="utf-8")
+        environment: dict[str, Any] = {
+            "working_dir": str(working),
+            "env_vars": {
+                "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                **env_vars,
+            },
+        }
+        if kind != "image":
+            environment["py_modules"] = [str(_copy_package(each, root)) for each in PACKAGES]
+        if kind == "pip":
+            environment["pip"] = requirements()
+        yield environment
+
+
+def requirements() -> list[str]:
+    """Return the libraries that this program runs with, as pip spells them; Ray itself is the cluster's.
+
+    Raises:
+        SpecError: it is not installed as a package.
+    """
+    try:
+        declared = metadata.requires("htc-batch") or []
+    except metadata.PackageNotFoundError:
+        raise SpecError(
+            "htc-batch is not installed as a package here, so that its requirements are unknown; pip install it, or "
+            "use --runtime-env image."
+        ) from None
+    needed = (line.split(";", 1) for line in declared)
+    return [parts[0].strip() for parts in needed if "extra" not in parts[-1] and not _is_clusters_own(parts[0])]
+
+
+def _is_clusters_own(requirement: str) -> bool:
+    return requirement.replace("[", " ").replace(">", " ").replace("=", " ").split()[0] in _NOT_INSTALLED
+
+
+def _copy_package(name: str, root: Path) -> Path:
+    """Copy a package without what differs between machines: Ray tells uploads apart by their content."""
+    source = Path(__file__).resolve().parents[1] / name
+    return Path(shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")))

@@ -1,0 +1,153 @@
+"""Jobs on a Ray cluster, through Ray's Jobs API (the dashboard's port, 8265): submit, look at, follow, stop.
+
+A job is one `htc run` that executes on the cluster: its driver on the head node, its workers wherever Ray has room.
+The spec travels as a file in the job's working folder, resolved, so that the cluster reads what was checked here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from jobs.cluster_client import JobsClient, connect
+from jobs.cluster_errors import AlreadyGoingError
+from jobs.cluster_package import RuntimeEnvKind, build_entrypoint, runtime_env_for
+from jobs.job_state import JobState
+from pipeline.config import JobSpec
+from pipeline.errors import SpecError
+
+__all__ = [
+    "JobState",
+    "build_entrypoint",
+    "job_state",
+    "list_jobs",
+    "new_job_id",
+    "stop_job",
+    "submit_job",
+    "tail_logs",
+]
+
+
+def submit_job(
+    spec: JobSpec,
+    *,
+    address: str | None = None,
+    run: str | None = None,
+    fresh: bool = False,
+    runtime_env: RuntimeEnvKind = "code",
+    env_vars: Mapping[str, str] | None = None,
+    client: JobsClient | None = None,
+    now: datetime | None = None,
+) -> str:
+    """Start a job on a cluster and return its id, `<name>-<date>-<short hash>`; does not wait for it.
+
+    Args:
+        address: of the dashboard, `http://host:8265`; by default RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else this
+            machine.
+        run: go on with this run, or begin it; by default the newest one of the output goes on.
+        fresh: begin a new run; it is named like the job, so that the job begins it once, however often Ray starts it.
+        runtime_env: what the cluster gets: "code" (this very htc-batch; the cluster has the libraries), "image" (the
+            spec only; the cluster's image has htc-batch), or "pip" (the code, and Ray installs the libraries).
+        env_vars: set for the driver and the workers; whoever may see the cluster's dashboard may read them.
+        client: a connection to use instead of opening one. now: the time that names the job, UTC.
+
+    Raises:
+        SpecError: `fresh` with a run's name.
+        AlreadyGoingError: a job that has not ended is at the same run.
+        ClusterError: the cluster cannot be reached, wants another token, or refuses.
+    """
+    if fresh and run:
+        raise SpecError(f"--fresh begins a new run; leave it out to begin or resume the run {run}.")
+    moment = now or datetime.now(UTC)
+    job_id = new_job_id(spec, run, moment)
+    run = job_id if fresh else run
+    client = client or connect(address)
+    _refuse_going(client, spec.output.uri, run)
+    with runtime_env_for(spec, runtime_env, env_vars or {}) as environment:
+        client.submit(
+            entrypoint=build_entrypoint("job.yaml", run=run, is_installed=runtime_env == "image"),
+            job_id=job_id,
+            runtime_env=environment,
+            metadata=_metadata(spec, run),
+        )
+    return job_id
+
+
+def new_job_id(spec: JobSpec, run: str | None, moment: datetime) -> str:
+    """Name a job: the spec's name, the time (UTC, to the second) and six digits of a hash of spec and run.
+
+    The same submission twice within a second has one id, and the cluster takes it once.
+    """
+    content = json.dumps([spec.to_dict(), run], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+    return f"{spec.name or 'htc'}-{moment.astimezone(UTC):%Y%m%d-%H%M%S}-{digest}"
+
+
+def job_state(job_id: str, *, address: str | None = None, client: JobsClient | None = None) -> JobState:
+    """Look at one job.
+
+    Raises:
+        NoSuchJobError: the cluster does not know it.
+        ClusterError: see `submit_job`.
+    """
+    return (client or connect(address)).state(job_id)
+
+
+def list_jobs(*, address: str | None = None, client: JobsClient | None = None) -> list[JobState]:
+    """Return the jobs of this program that the cluster remembers, the newest first.
+
+    Raises:
+        ClusterError: see `submit_job`.
+    """
+    return (client or connect(address)).states()
+
+
+def stop_job(job_id: str, *, address: str | None = None, client: JobsClient | None = None) -> bool:
+    """Ask a job to stop; what it has committed stays, and another job resumes the run. Does not wait for its end.
+
+    Returns:
+        Whether it was going.
+
+    Raises:
+        NoSuchJobError: the cluster does not know it.
+        ClusterError: see `submit_job`.
+    """
+    return (client or connect(address)).stop(job_id)
+
+
+def tail_logs(
+    job_id: str, *, address: str | None = None, is_followed: bool = True, client: JobsClient | None = None
+) -> Iterator[str]:
+    """Yield a job's output in pieces, from its beginning; with `is_followed` until the job has ended.
+
+    Raises:
+        NoSuchJobError: the cluster does not know it.
+        ClusterError: see `submit_job`.
+    """
+    connected = client or connect(address)
+    if is_followed:
+        yield from connected.tail(job_id)
+    else:
+        yield connected.logs(job_id)
+
+
+def _metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
+    storage = spec.storage.model_dump(mode="json", include={"endpoint_url", "anonymous"})
+    return {
+        "htc_output": spec.output.uri,
+        "htc_input": spec.input.uri,
+        "htc_run": run or "",
+        "htc_storage": json.dumps(storage),
+    }
+
+
+def _refuse_going(client: JobsClient, output_uri: str, run: str | None) -> None:
+    """Refuse a second job at one run: two that name no run both mean the newest."""
+    for state in client.states():
+        is_same = state.output_uri.rstrip("/") == output_uri.rstrip("/") and (not run or state.run in {"", run})
+        if is_same and not state.is_ended:
+            raise AlreadyGoingError(
+                state.job_id,
+                f"The job {state.job_id} is at this run already ({state.phase}); follow it with: htc logs "
+                f"{state.job_id} -f, or stop it with: htc stop {state.job_id}",
+            )

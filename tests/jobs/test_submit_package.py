@@ -1,0 +1,86 @@
+"""What travels to the cluster: the spec, the code, the command."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cluster_package import build_entrypoint, requirements, runtime_env_for, spec_text
+from jobs.cluster_start import NEEDED, complaint
+from pipeline.config import JobSpec, load_spec
+
+
+def spec_of(**overrides: object) -> JobSpec:
+    values: dict[str, object] = {"input.uri": "s3://bucket/in", "output.uri": "s3://bucket/out"}
+    return load_spec(None, values | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        spec_of(),
+        spec_of(model__weights="coco"),
+        spec_of(model__weights="s3://bucket/my weights.safetensors"),
+        spec_of(name="photos", compute__workers="3", input__glob="**/*.jpg", storage__anonymous=True),
+        spec_of(input__uri="s3://bucket/a%20b #ü/"),
+    ],
+)
+def test_a_spec_arrives_as_it_was_checked(spec: JobSpec, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(spec_text(spec), encoding="utf-8")
+    arrived = load_spec(tmp_path / "job.yaml")
+    assert arrived == spec
+    # A preset that nobody named is read from the weights file; naming it would refuse other networks' weights.
+    assert ("preset" in arrived.model.model_fields_set) == ("preset" in spec.model.model_fields_set)
+
+
+def test_the_command_line_of_a_job() -> None:
+    assert build_entrypoint("/etc/htc/job.yaml") == "htc run --spec /etc/htc/job.yaml"
+    assert build_entrypoint("job.yaml", run="a-1", is_installed=False) == (
+        "python -m jobs.cluster_start run --spec job.yaml --run a-1"
+    )
+    assert shlex.split(build_entrypoint("my job.yaml", fresh=True)) == [
+        "htc",
+        "run",
+        "--spec",
+        "my job.yaml",
+        "--fresh",
+    ]
+
+
+def test_an_image_gets_the_spec_and_nothing_else() -> None:
+    with runtime_env_for(spec_of(), "image", {"AWS_REGION": "eu-central-1"}) as environment:
+        files = [path.name for path in Path(environment["working_dir"]).rglob("*")]
+        assert files == ["job.yaml"]
+        assert set(environment) == {"working_dir", "env_vars"}
+        assert environment["env_vars"]["AWS_REGION"] == "eu-central-1"
+        # Ray's own three seconds are too few for a driver to say good-bye to a slow store.
+        assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+
+
+def test_code_travels_without_what_differs_between_machines() -> None:
+    with runtime_env_for(spec_of(), "code", {}) as environment:
+        modules = {Path(path).name: Path(path) for path in environment["py_modules"]}
+        assert set(modules) == {"htc_model", "pipeline", "jobs"}
+        assert (modules["htc_model"] / "bundled" / "htc_lite0_fpn.safetensors").is_file()
+        assert not [path for root in modules.values() for path in root.rglob("__pycache__")]
+        assert yaml.safe_load((Path(environment["working_dir"]) / "job.yaml").read_text())["input"]["uri"]
+        root = Path(environment["working_dir"]).parent
+    assert not root.exists()
+
+
+def test_ray_installs_all_libraries_but_itself() -> None:
+    with runtime_env_for(spec_of(), "pip", {}) as environment:
+        names = [line.split(">")[0].split("[")[0] for line in environment["pip"]]
+    assert "torch" in names
+    assert "ray" not in names
+    assert "pytest" not in names
+    assert environment["pip"] == requirements()
+
+
+def test_a_cluster_that_lacks_libraries_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert complaint() == ""
+    monkeypatch.setitem(NEEDED, "a_module_that_nobody_has", "that-library")
+    assert "lacks that-library; submit with --runtime-env pip" in complaint()
+    monkeypatch.setattr("sys.version_info", (3, 9, 18, "final", 0))
+    assert complaint() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
