@@ -1,0 +1,143 @@
+"""Runs as `htc run` leaves them, written through the pipeline's own doors without a network or photos."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import load_spec
+from pipeline.runs import Run, open_run
+from pipeline.storage import Storage
+from pipeline.tables import ImageRow, InstanceRow, build_image_row, commit_shard, open_results
+
+FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}
+FIRST_NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)
+
+
+class PowerCutError(BaseException):
+    """Nothing of the process lives on; no `except Exception` may hold it."""
+
+
+class MeddledStorage(Storage):
+    """Calls a function after each write and each deletion, and dies for good when it is told to."""
+
+    def __init__(self, after: Callable[[int], None] = lambda _: None, *, dies_before: int | None = None) -> None:
+        super().__init__()
+        self.after = after
+        self.dies_before = dies_before
+        self.changes = 0
+
+    def write(self, uri: str, payload: bytes) -> None:
+        self._count(lambda: super(MeddledStorage, self).write(uri, payload))
+
+    def delete(self, uri: str) -> None:
+        self._count(lambda: super(MeddledStorage, self).delete(uri))
+
+    def _count(self, change: Callable[[], None]) -> None:
+        if self.dies_before is not None and self.changes >= self.dies_before:
+            raise PowerCutError
+        change()
+        self.changes += 1
+        self.after(self.changes)
+
+
+def write_inputs(folder: Path, count: int) -> str:
+    """Make files that are listed as images; nobody decodes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (folder / f"{number:04d}.jpg").write_bytes(b"x")
+    return str(folder)
+
+
+def open_night(
+    input_uri: str, output_uri: str, run: str, *, night: int = 0, shard_images: int = 2, storage: Storage | None = None
+) -> Run:
+    """Begin a run, or go on with it, as the driver does.
+
+    Args:
+        night: days after FIRST_NIGHT that it began.
+    """
+    overrides = {"input.uri": input_uri, "output.uri": output_uri, "compute.shard_images": shard_images}
+    spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
+    return open_run(spec, FINGERPRINT, storage or Storage(), run=run, now=FIRST_NIGHT + timedelta(days=night))
+
+
+def finish_run(
+    input_uri: str,
+    output_uri: str,
+    run: str,
+    *,
+    night: int = 0,
+    shard_images: int = 2,
+    instances: int = 2,
+    only_shards: int | None = None,
+    storage: Storage | None = None,
+    is_ok: Callable[[str], bool] = lambda _: True,
+) -> Run:
+    """Run over all files of the input as a worker and a driver would leave it.
+
+    Args:
+        night: see `open_night`.
+        only_shards: how many shards are committed, without a summary then; None commits all.
+    """
+    store = storage or Storage()
+    began = open_night(input_uri, output_uri, run, night=night, shard_images=shard_images, storage=store)
+    rows: list[ImageRow] = []
+    for shard in range(began.shard_count if only_shards is None else only_shards):
+        made = [_rows_of(ref, shard, instances, is_ok) for ref in began.read_shard(shard).images]
+        rows += [image for image, _ in made]
+        commit_shard(store, output_uri, run, shard, *([m[0] for m in made], [row for m in made for row in m[1]]))
+    if only_shards is None:
+        began.write_summary(_summary(run, rows))
+    began.close()
+    return began
+
+
+def tables_of(output_uri: str, run: str | None = None, storage: Storage | None = None) -> dict[str, list[str]]:
+    """Everything that readers see, as sorted text: two readings that differ in one value differ here."""
+    results = open_results(output_uri, storage)
+    return {
+        "images": sorted(map(str, results.images(run).to_pylist())),
+        "instances": sorted(map(str, results.instances(run).to_pylist())),
+    }
+
+
+def files_below(folder: Path) -> list[str]:
+    """The paths of all files, hidden ones too, relative to the folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _rows_of(ref: Any, shard: int, instances: int, is_ok: Callable[[str], bool]) -> tuple[ImageRow, list[InstanceRow]]:
+    if not is_ok(ref.uri):
+        row = build_image_row(ref, shard=shard, model="htc_r50_fpn", status="unreadable", error="it is empty")
+        return row, []
+    row = build_image_row(ref, shard=shard, model="htc_r50_fpn", size=(4, 5), instances=instances)
+    found = [
+        InstanceRow(
+            image_id=row.image_id,
+            uri=row.uri,
+            instance=number,
+            category_id=1 + number,
+            category=("person", "bicycle")[number % 2],
+            score=0.9 - number / 8,
+            bbox={"x": 1.0, "y": 1.0, "width": 2.0, "height": 2.0},
+            area=4,
+            mask={"size": [4, 5], "counts": "52203"},
+            model="htc_r50_fpn",
+        )
+        for number in range(instances)
+    ]
+    return row, found
+
+
+def _summary(run: str, rows: list[ImageRow]) -> dict[str, object]:
+    statuses: dict[str, int] = {}
+    for row in rows:
+        statuses[row.status] = statuses.get(row.status, 0) + 1
+    return {
+        "run": run,
+        "status": "complete",
+        "images": len(rows),
+        "statuses": statuses,
+        "instances": sum(row.instances for row in rows),
+    }
