@@ -61,7 +61,10 @@ class Key:
 
 WRITER = Key("AKIAHTCTESTWRITER001", "htc-test-writer-secret-5f0c1d9e7a")
 READER = Key("AKIAHTCTESTREADER001", "htc-test-reader-secret-83b2c6d4e1")
+LIMITED = Key("AKIAHTCTESTLIMITED01", "htc-test-limited-secret-2e91d7c4b6")
 PUBLIC_BUCKET = "htc-public"
+# All that LIMITED may see.
+LIMITED_BUCKET = "htc-limited"
 WRONG = Key(WRITER.access, "htc-test-mistaken-secret-000000000")
 
 
@@ -173,7 +176,11 @@ class S3Server:
         return " / ".join(text.splitlines()[-3:])
 
     def _write_identities(self) -> None:
-        actions = {WRITER: ["Admin", "Read", "Write", "List", "Tagging"], READER: ["Read", "List"]}
+        actions = {
+            WRITER: ["Admin", "Read", "Write", "List", "Tagging"],
+            READER: ["Read", "List"],
+            LIMITED: [f"{may}:{LIMITED_BUCKET}" for may in ("Read", "Write", "List")],
+        }
         identities = [
             {"name": key.access, "credentials": [{"accessKey": key.access, "secretKey": key.secret}], "actions": may}
             for key, may in actions.items()
