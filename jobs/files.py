@@ -2,11 +2,29 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from pipeline.errors import SpecError
+
+# A path has one slash where the uri had two.
+_REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+
+
+def refuse_remote(path: Path) -> None:
+    """Refuse a uri where only a local file or folder will do.
+
+    Raises:
+        SpecError: it has a scheme.
+    """
+    match = _REMOTE.match(str(path))
+    if match is not None:
+        uri = f"{match[1]}://{str(path)[match.end() :]}"
+        raise SpecError(
+            f"{uri} is no local path; name a file or folder on this machine, and copy it there or from there."
+        )
 
 
 @contextlib.contextmanager
@@ -14,8 +32,9 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only when the block ends well.
 
     Raises:
-        SpecError: the folder is missing, not writable, or full.
+        SpecError: the folder is missing, not writable, full, or not on this machine.
     """
+    refuse_remote(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("wb") as sink:

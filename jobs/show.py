@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.console import say, write_line, write_table
-from jobs.files import replaced_file
+from jobs.files import refuse_remote, replaced_file
 from jobs.overlay import DrawnInstance, draw_overlay
 from jobs.photos import PhotoRow, RunPhotos
 from jobs.query import decode_mask
@@ -67,6 +67,7 @@ def show_overlays(
     """
     if uris and sample is not None:
         raise SpecError("Give either --uri or --sample, not both.")
+    refuse_remote(folder)
     storage = Storage(storage_section)
     source = RunPhotos(open_results(output_uri, storage), run)
     photos = source.find(uris) if uris else source.sample(DEFAULT_SAMPLE if sample is None else sample)

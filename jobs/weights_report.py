@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from jobs.console import say, size_of, write_line, write_table
+from jobs.files import refuse_remote
 from pipeline.errors import SpecError
 from pipeline.fetch import cache_folder, fetch_weights, verify_file
 from pipeline.progress import count_of
@@ -43,6 +44,8 @@ def report_fetch(name: str, folder: Path | None) -> None:
     Raises:
         WeightsUnavailableError: unknown name, no network, wrong hash; the message says what to do.
     """
+    if folder is not None:
+        refuse_remote(folder)
     write_line(str(fetch_weights(name, folder, on_progress=_DownloadLines())))
 
 
@@ -52,6 +55,7 @@ def report_verify(file: Path, preset: str | None) -> int:
     Raises:
         ValueError: of htc_model: the file cannot be read, or does not fit the preset.
     """
+    refuse_remote(file)
     report = verify_file(file, preset)
     lines = [("file", f"{report.path} ({size_of(report.bytes)})"), ("sha256", report.sha256)]
     if report.is_hash_right is not None:
@@ -79,6 +83,8 @@ def report_convert(source: Path, target: Path) -> None:
     """
     from htc_model.weights import convert_weights
 
+    for path in (source, target):
+        refuse_remote(path)
     if source.exists() and target.exists() and source.samefile(target):
         raise SpecError(f"{source} cannot be converted into itself; name another file.")
     loaded = convert_weights(source, target)
