@@ -1,0 +1,132 @@
+"""The manifests that belong together, and where they are written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from jobs.cluster_package import build_entrypoint
+from jobs.files import replaced_file
+from jobs.manifests.pods import SPEC_PATH, Manifest
+from jobs.manifests.ray_kinds import build_ray_cluster, build_ray_cron_job, build_ray_job
+from jobs.manifests.shape import ClusterShape
+from jobs.manifests.surroundings import (
+    build_disruption_budget,
+    build_namespace,
+    build_network_policy,
+    build_pod_monitor,
+    build_quota,
+    build_spec_map,
+)
+from pipeline.config import JobSpec
+from pipeline.errors import SpecError
+
+Kind = Literal["rayjob", "raycronjob", "raycluster"]
+# By the path of its file, the manifests in it.
+Bundle = dict[str, list[Manifest]]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no anchors: `kubectl` reads them, people do not."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def entrypoint_of(run: str | None = None) -> str:
+    """The command that a job's driver runs on the head.
+
+    Args:
+        run: the run's name; by default the output's newest run goes on, or a new one begins.
+    """
+    return build_entrypoint(SPEC_PATH, run=run, is_installed=True)
+
+
+def build_surroundings(spec: JobSpec, shape: ClusterShape, *, has_pod_monitor: bool) -> Bundle:
+    """What every kind needs, file by file in the order of applying."""
+    bundle: Bundle = {
+        "base/namespace.yaml": [build_namespace(shape), build_quota(shape)],
+        "base/spec.yaml": [build_spec_map(spec, shape)],
+        "base/network.yaml": [build_network_policy(spec, shape)],
+        "base/disruption.yaml": [build_disruption_budget(shape)],
+    }
+    if has_pod_monitor:
+        bundle["base/monitor.yaml"] = [build_pod_monitor(shape)]
+    return bundle
+
+
+def build_bundle(
+    spec: JobSpec,
+    shape: ClusterShape,
+    kinds: tuple[Kind, ...],
+    *,
+    cron: str | None = None,
+    time_zone: str = "UTC",
+    has_pod_monitor: bool = False,
+) -> Bundle:
+    """Put together the surroundings and the kinds that are asked for.
+
+    Args:
+        cron: five fields; needed for "raycronjob". time_zone: whose clock they mean.
+
+    Raises:
+        SpecError: a RayCronJob without its times, or of a spec that could run once only.
+    """
+    bundle = build_surroundings(spec, shape, has_pod_monitor=has_pod_monitor)
+    for kind in kinds:
+        if kind == "rayjob":
+            bundle["rayjob.yaml"] = [build_ray_job(shape, entrypoint_of())]
+        elif kind == "raycluster":
+            bundle["raycluster.yaml"] = [build_ray_cluster(shape)]
+        else:
+            bundle["raycronjob.yaml"] = [_ray_cron_job(spec, shape, cron, time_zone)]
+    return bundle
+
+
+def render(bundle: Mapping[str, list[Manifest]], *, comment: str = "") -> str:
+    """Return all manifests as one YAML stream, `comment` above them."""
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    documents = [manifest for manifests in bundle.values() for manifest in manifests]
+    return head + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
+
+
+def write_bundle(bundle: Bundle, folder: Path, *, comment: str = "") -> list[Path]:
+    """Write a file for each of the bundle's and return their paths.
+
+    Raises:
+        SpecError: the folder cannot be made or written.
+    """
+    paths = []
+    for name, manifests in bundle.items():
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError(f"{path.parent} cannot be made: {error.strerror or error}.") from error
+        with replaced_file(path) as sink:
+            sink.write(render({name: manifests}, comment=comment).encode())
+        paths.append(path)
+    return paths
+
+
+def _ray_cron_job(spec: JobSpec, shape: ClusterShape, cron: str | None, time_zone: str) -> Manifest:
+    from jobs.scheduling.schedule import build_schedule
+
+    if cron is None:
+        raise SpecError('A RayCronJob needs its times: --cron "30 2 * * *" --time-zone Europe/Berlin.')
+    times = build_schedule({"name": shape.name, "spec": SPEC_PATH, "cron": cron, "time_zone": time_zone})
+    if spec.select.mode != "incremental":
+        raise SpecError(
+            "A RayCronJob starts the same command every time, and a full run that is complete is not done again; "
+            "write select: {mode: incremental} into the spec, or use htc schedule export --without-raycronjob."
+        )
+    return build_ray_cron_job(shape, entrypoint_of(), cron=times.cron, time_zone=times.time_zone)

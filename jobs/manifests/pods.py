@@ -1,0 +1,173 @@
+"""The pods of a run's cluster: the head with the driver, workers with GPUs, and the one that submits."""
+
+from typing import Any
+
+from jobs.manifests.shape import ClusterShape, SpotMarket
+
+Manifest = dict[str, Any]
+
+SPEC_FOLDER = "/etc/htc"
+SPEC_PATH = f"{SPEC_FOLDER}/job.yaml"
+CACHE_FOLDER = "/var/cache/htc"
+# Ray's own numbers (ray._private.ray_constants, KubeRay's utils/constant.go).
+PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
+AGENT_PORT = 52365
+# The image's user, see infra/docker/Dockerfile.
+USER_ID = 1000
+HEAD_CPUS, HEAD_MEMORY_GIB = 2, 8
+# Only lists of shards and reports go through Ray's object store, see pipeline.cluster.
+OBJECT_STORE_BYTES = 200 * 2**20
+
+# How the clouds mark their spot nodes: label and taint. Google: cloud.google.com/kubernetes-engine/docs/how-to/spot-vms
+# (GKE taints only where asked to); EKS: docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html (no taint of
+# its own); Karpenter: karpenter.sh/docs/concepts/scheduling; Azure: learn.microsoft.com/azure/aks/spot-node-pool.
+SPOT_LABELS: dict[SpotMarket, tuple[str, str]] = {
+    "gke": ("cloud.google.com/gke-spot", "true"),
+    "eks": ("eks.amazonaws.com/capacityType", "SPOT"),
+    "karpenter": ("karpenter.sh/capacity-type", "spot"),
+    "aks": ("kubernetes.azure.com/scalesetpriority", "spot"),
+}
+
+
+def labels_of(shape: ClusterShape) -> dict[str, str]:
+    """The labels of everything that belongs to the run."""
+    # Not app.kubernetes.io/name and the like: KubeRay selects by those, with values of its own.
+    return {"app": "htc-batch", "htc-job": shape.name}
+
+
+def build_head_pod(shape: ClusterShape, *, has_spec: bool) -> Manifest:
+    """The pod of Ray's head, where the driver runs; it gets no GPU and no actor.
+
+    Args:
+        has_spec: mount the spec's ConfigMap.
+    """
+    container = _container(shape, "ray-head", cpus=HEAD_CPUS, memory_gib=HEAD_MEMORY_GIB)
+    container["ports"] = [{"name": name, "containerPort": port} for name, port in PORTS.items()]
+    container["readinessProbe"] = _probe(PORTS["dashboard"], "/api/gcs_healthz")
+    container["livenessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz", failures=12)
+    pod = _pod(shape, container)
+    if has_spec:
+        container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
+        pod["spec"]["volumes"].append({"name": "spec", "configMap": {"name": f"{shape.name}-spec"}})
+    if shape.service_account:
+        pod["spec"]["serviceAccountName"] = shape.service_account
+    return pod
+
+
+def build_worker_pod(shape: ClusterShape) -> Manifest:
+    """A pod that holds the models, one process for each GPU or share of one."""
+    container = _container(shape, "ray-worker", cpus=shape.cpus, memory_gib=shape.memory_gib)
+    container["ports"] = [{"name": "metrics", "containerPort": PORTS["metrics"]}]
+    container["readinessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz")
+    container["livenessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz", failures=12)
+    if shape.gpus:
+        for side in ("requests", "limits"):
+            container["resources"][side]["nvidia.com/gpu"] = str(shape.gpus)
+    pod = _pod(shape, container)
+    # Workers never talk to Kubernetes; a cloud's identity comes by a token of its own.
+    pod["spec"]["automountServiceAccountToken"] = False
+    if shape.service_account:
+        pod["spec"]["serviceAccountName"] = shape.service_account
+    selector, tolerations = _placement(shape)
+    if selector:
+        pod["spec"]["nodeSelector"] = selector
+    if tolerations:
+        pod["spec"]["tolerations"] = tolerations
+    return pod
+
+
+def build_submitter_pod(shape: ClusterShape) -> Manifest:
+    """The pod that hands the entrypoint to the head and follows it; KubeRay fills in its command."""
+    container = {
+        "name": "ray-job-submitter",
+        "image": shape.image,
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": _container_security(),
+    }
+    return {
+        "metadata": {"labels": labels_of(shape)},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": _pod_security(),
+            "containers": [container],
+        },
+    }
+
+
+def autoscaler_container() -> Manifest:
+    """What the autoscaler beside the head takes, and what it may do."""
+    return {
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": _container_security(),
+    }
+
+
+def _pod(shape: ClusterShape, container: Manifest) -> Manifest:
+    return {
+        "metadata": {"labels": labels_of(shape)},
+        "spec": {
+            # KubeRay makes a new pod instead; Ray's autoscaler counts pods, and must not find one come back to life.
+            "restartPolicy": "Never",
+            "securityContext": _pod_security(),
+            "containers": [container],
+            "volumes": [{"name": "cache", "emptyDir": {"sizeLimit": "8Gi"}}],
+        },
+    }
+
+
+def _container(shape: ClusterShape, name: str, *, cpus: int, memory_gib: int) -> Manifest:
+    memory = f"{memory_gib}Gi"
+    container: Manifest = {
+        "name": name,
+        "image": shape.image,
+        "env": [
+            {"name": "HTC_CACHE", "value": CACHE_FOLDER},
+            {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        ],
+        # Cores are not limited: Ray counts them by num-cpus, and throttled decoding would starve the GPU.
+        "resources": {"requests": {"cpu": str(cpus), "memory": memory}, "limits": {"memory": memory}},
+        "securityContext": _container_security(),
+        "volumeMounts": [{"name": "cache", "mountPath": CACHE_FOLDER}],
+    }
+    if shape.secrets:
+        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in shape.secrets]
+    return container
+
+
+def _probe(port: int, path: str, *, failures: int = 3) -> Manifest:
+    # Ray answers these two paths without the token.
+    return {
+        "httpGet": {"path": path, "port": port},
+        "initialDelaySeconds": 10,
+        "periodSeconds": 10,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _pod_security() -> Manifest:
+    # With _container_security, what the Pod Security Standard "restricted" asks for.
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "fsGroup": USER_ID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _container_security() -> Manifest:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
+
+
+def _placement(shape: ClusterShape) -> tuple[dict[str, str], list[Manifest]]:
+    selector = dict(shape.node_selector)
+    tolerations: list[Manifest] = []
+    if shape.gpus:
+        tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+    if shape.spot:
+        key, value = SPOT_LABELS[shape.spot]
+        selector[key] = value
+        tolerations.append({"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"})
+    return selector, tolerations
