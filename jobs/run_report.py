@@ -85,7 +85,11 @@ def _next_commands(summary: RunSummary, output_uri: str) -> Iterator[str]:
 
 def _short_path(uri: str) -> str:
     """Name a folder below the current one the way the operator would type it."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        # Somebody removed it while the run went on.
+        return uri
     path = Path(uri)
     if path.is_absolute() and path.is_relative_to(here) and path != here:
         return str(path.relative_to(here))

@@ -15,6 +15,7 @@ from pipeline.fingerprint import settle_model, take_fingerprint
 from pipeline.lease import take_lease
 from pipeline.plan import require_images
 from pipeline.progress import ProgressDisplay, choose_progress, count_of
+from pipeline.progress_file import ProgressFile, remove_progress
 from pipeline.runs import Run, open_run
 from pipeline.session import Session
 from pipeline.storage import Storage
@@ -78,6 +79,12 @@ def run(
             patience_s=LISTING_PATIENCE_S,
         )
         closing.callback(opened.close)
+        if opened.state == "complete":
+            remove_progress(storage, spec.output.uri, opened.name)
+        else:
+            recorded = ProgressFile(storage, spec.output.uri, opened.name, display)
+            closing.callback(recorded.close)
+            display = recorded
         if not fingerprint.trained:
             display.note("The model's weights are untrained: its detections mean nothing.")
         if spec.model.weights == "demo":

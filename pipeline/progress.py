@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -31,6 +31,7 @@ class RunProgress:
     eta_s: seconds to go; None while nothing tells.
     workers: workers whose model is loaded.
     is_listing: whether the input is still being listed, so that images_total grows and nothing tells the end.
+    statuses: committed rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
     """
 
     images_total: int
@@ -40,6 +41,8 @@ class RunProgress:
     eta_s: float | None
     workers: int
     is_listing: bool = False
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    failure_reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 class ProgressDisplay(Protocol):

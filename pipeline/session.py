@@ -281,5 +281,7 @@ class Session:
                 eta_s=self._throughput.eta_s(self._run.image_count - done),
                 workers=len(fleet.ready_workers()),
                 is_listing=not self._run.is_planned,
+                statuses=self._tally.statuses,
+                failure_reasons=self._tally.reasons,
             )
         )

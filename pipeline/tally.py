@@ -57,6 +57,11 @@ class Tally:
         return self.images_done - self._statuses["ok"]
 
     @property
+    def statuses(self) -> dict[str, int]:
+        """Rows by status."""
+        return {str(status): count for status, count in self._statuses.items()}
+
+    @property
     def reasons(self) -> dict[str, int]:
         """Rows by reason, the most frequent first, capped."""
         return dict(self._reasons.most_common(MAX_REASONS_SHOWN))
@@ -145,7 +150,7 @@ class Tally:
             reason=reason,
             images=images,
             images_done=self.images_done,
-            statuses={str(status): count for status, count in self._statuses.items()},
+            statuses=self.statuses,
             error_rate=self.errors / images if images else 0.0,
             max_error_rate=self._spec.retry.max_error_rate,
             instances=self._instances,
