@@ -17,7 +17,7 @@ class JobState:
     phase: Ray's word for how far it is, in lower case. message: Ray's sentence about it.
     exit_code: of `htc run` on the cluster; None while it goes on, and where it never began.
     output_uri, input_uri: of its spec. run: "" where the cluster names it or resumes the newest.
-    storage: endpoint_url and anonymous of the spec's storage section.
+    storage: what is set in its storage section.
     started, ended: UTC.
     """
 

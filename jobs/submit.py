@@ -132,7 +132,7 @@ def tail_logs(
 
 
 def _metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
-    storage = spec.storage.model_dump(mode="json", include={"endpoint_url", "anonymous"})
+    storage = spec.storage.model_dump(mode="json", exclude_unset=True)
     return {
         "htc_output": spec.output.uri,
         "htc_input": spec.input.uri,
