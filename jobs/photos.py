@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.query import open_database, read_instances
+from jobs.query import read_instances
 from pipeline.errors import InputError, NotFoundError
 from pipeline.manifest import Manifest, ManifestReader
 from pipeline.records import run_folder
 from pipeline.storage import join
 from pipeline.uris import display_uri
+from pipeline.views import open_database
 
 if TYPE_CHECKING:
     import duckdb

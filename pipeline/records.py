@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.tables import SCHEMA_VERSION
 
 PACKAGES = ("htc-batch", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "fsspec", "s3fs")
 TOMBSTONE = "pruned.json"
+READ_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,14 @@ def list_records(storage: Storage, output_uri: str) -> list[RunRecord]:
         return []
     pruned = {run for run, name in found if name == TOMBSTONE}
     names = [run for run, name in found if name == "run.json" and run not in pruned]
-    records = [record for name in names if (record := _read_record(storage, output_uri, name))]
-    return sorted(records, key=lambda record: (record.created, record.run))
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        records = pool.map(lambda name: _read_record(storage, output_uri, name), names)
+        return sorted((record for record in records if record is not None), key=age_order)
+
+
+def age_order(record: RunRecord) -> tuple[str, str]:
+    """Return what runs are sorted by, the oldest first."""
+    return record.created, record.run
 
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, NotFoundError
 from pipeline.parts import Part, TableName, committed_parts, part_uri
-from pipeline.records import RunRecord, list_records
+from pipeline.records import RunRecord, age_order, list_records
 from pipeline.storage import Storage
 from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.uris import is_local, local_path
@@ -23,20 +23,26 @@ class Results:
     What is committed is looked up once, when it is first needed; open it again to see a run's progress.
     """
 
-    def __init__(self, output_uri: str, storage: Storage) -> None:
+    def __init__(self, output_uri: str, storage: Storage, *, before: RunRecord | None = None) -> None:
+        """`before`: leave out this run and all that were begun later; then there may be none at all."""
         self.output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
         self.storage = storage
-        if not self.records:
+        self._before = before
+        if before is None and not self.records:
             raise InputError(f"{output_uri} holds no run of htc; start one with `htc run INPUT {output_uri}`.")
 
     @cached_property
     def records(self) -> tuple[RunRecord, ...]:
         """The runs' records, oldest first."""
-        return tuple(list_records(self.storage, self.output_uri))
+        records = list_records(self.storage, self.output_uri)
+        last = self._before
+        return tuple(record for record in records if last is None or age_order(record) < age_order(last))
 
     @cached_property
     def _committed(self) -> dict[str, list[Part]]:
-        return {record.run: committed_parts(self.storage, self.output_uri, record.run) for record in self.records}
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            parts = pool.map(lambda run: committed_parts(self.storage, self.output_uri, run), self.runs())
+            return dict(zip(self.runs(), parts, strict=True))
 
     def runs(self) -> list[str]:
         """Return the runs' names, oldest first."""

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from outputs import Output, ellipse_mask
 
-from jobs.query import decode_mask, open_database, query_output
+from jobs.query import decode_mask, query_output
 from pipeline.errors import InputError, SpecError
 from pipeline.tables import open_results
+from pipeline.views import open_database
 
 
 def ask(capsys: pytest.CaptureFixture[str], output: Output, sql: str, output_format: str = "json") -> str:

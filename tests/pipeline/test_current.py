@@ -1,53 +1,33 @@
-"""Which runs the view `current` needs."""
+"""The view `current` and the runs that it needs."""
 
 from pathlib import Path
 
 import pytest
+from nights import Night, write_nights
 
 from pipeline.current import needed_runs
-from pipeline.deletions import DELETIONS_SCHEMA, write_deletions
-from pipeline.records import RunRecord, write_record
-from pipeline.refs import ImageRef, image_id
-from pipeline.storage import Storage
-from pipeline.tables import build_image_row, commit_shard, open_results
-
-Night = tuple[dict[str, str], list[str]]
-
-
-def write_nights(output: Path, nights: list[Night]) -> None:
-    """Write runs 0, 1, ...: the status by image, and the images found deleted."""
-    for number, (statuses, deleted) in enumerate(nights):
-        run = str(number)
-        rows = [
-            build_image_row(ImageRef(uri), shard=0, model="m", status=status)  # type: ignore[arg-type]
-            for uri, status in statuses.items()
-        ]
-        commit_shard(Storage(), str(output), run, 0, rows, [])
-        marks = [{"image_id": image_id(uri), "uri": uri, "last_run": "0", "last_ok_run": None} for uri in deleted]
-        table = DELETIONS_SCHEMA.empty_table().from_pylist(marks, schema=DELETIONS_SCHEMA)
-        write_deletions(Storage(), str(output), run, iter([table]))
-        counts = {"image_count": len(rows), "shard_count": 1, "selection": {"deleted": len(deleted)}}
-        write_record(Storage(), str(output), RunRecord(run, f"2026-01-0{number + 1}", {}, {}, {}, {}, counts))
+from pipeline.tables import open_results
+from pipeline.views import open_database
 
 
 @pytest.mark.parametrize(
     ("nights", "needed"),
     [
-        ([({"a": "ok"}, []), ({"a": "ok"}, [])], "1"),
-        ([({"a": "ok", "b": "ok"}, []), ({"a": "ok"}, [])], "01"),
-        ([({"a": "ok"}, []), ({"a": "unreadable"}, [])], "0"),
-        ([({"a": "unreadable"}, []), ({"b": "ok"}, [])], "1"),
+        ([Night({"a": "ok"}, []), Night({"a": "ok"}, [])], "1"),
+        ([Night({"a": "ok", "b": "ok"}, []), Night({"a": "ok"}, [])], "01"),
+        ([Night({"a": "ok"}, []), Night({"a": "unreadable"}, [])], "0"),
+        ([Night({"a": "unreadable"}, []), Night({"b": "ok"}, [])], "1"),
         # A mark that hides nothing which is needed is not needed.
-        ([({"a": "ok"}, []), ({"b": "ok"}, ["a"])], "1"),
-        ([({"a": "ok"}, []), ({}, ["a"]), ({"b": "ok"}, [])], "2"),
+        ([Night({"a": "ok"}, []), Night({"b": "ok"}, ["a"])], "1"),
+        ([Night({"a": "ok"}, []), Night({}, ["a"]), Night({"b": "ok"}, [])], "2"),
         # Without the mark in 1, `a` would be back; it lies beside `b`, which is needed.
-        ([({"a": "ok", "b": "ok"}, []), ({}, ["a"])], "01"),
+        ([Night({"a": "ok", "b": "ok"}, []), Night({}, ["a"])], "01"),
         # It came back.
-        ([({"a": "ok", "b": "ok"}, []), ({}, ["a"]), ({"a": "ok"}, [])], "02"),
-        ([({"a": "ok", "b": "ok"}, []), ({}, ["a"]), ({"a": "unreadable"}, [])], "01"),
+        ([Night({"a": "ok", "b": "ok"}, []), Night({}, ["a"]), Night({"a": "ok"}, [])], "02"),
+        ([Night({"a": "ok", "b": "ok"}, []), Night({}, ["a"]), Night({"a": "unreadable"}, [])], "01"),
         # A mark that is needed is one more run, whose own rows are hidden by a later one.
-        ([({"a": "ok", "b": "ok"}, []), ({"c": "ok"}, ["a"]), ({}, ["c"])], "012"),
-        ([({}, [])], ""),
+        ([Night({"a": "ok", "b": "ok"}, []), Night({"c": "ok"}, ["a"]), Night({}, ["c"])], "012"),
+        ([Night({}, [])], ""),
     ],
 )
 def test_needed_are_the_runs_with_current_rows_and_the_marks_that_hide_others(
@@ -55,3 +35,32 @@ def test_needed_are_the_runs_with_current_rows_and_the_marks_that_hide_others(
 ) -> None:
     write_nights(tmp_path, nights)
     assert needed_runs(open_results(str(tmp_path))) == set(needed)
+
+
+@pytest.mark.parametrize(
+    ("nights", "expected"),
+    [
+        ([Night({"a": "ok", "b": "ok"}), Night({"a": "ok"})], {"a": "1", "b": "0"}),
+        ([Night({"a": "ok"}), Night({"a": "unreadable"})], {"a": "0"}),
+        ([Night({"a": "ok", "b": "ok"}), Night({}, ["a"])], {"b": "0"}),
+        ([Night({"a": "ok"}), Night({}, ["a"]), Night({"a": "ok"})], {"a": "2"}),
+        ([Night({"a": "ok"}), Night({}, ["a"]), Night({"a": "failed"})], {}),
+        ([Night({"a": "missing"})], {}),
+    ],
+)
+def test_current_is_each_live_images_newest_ok_row(
+    tmp_path: Path, nights: list[Night], expected: dict[str, str]
+) -> None:
+    write_nights(tmp_path, nights)
+    with open_database(open_results(str(tmp_path))) as database:
+        assert dict(database.execute("SELECT uri, run FROM current").fetchall()) == expected
+        found = database.execute("SELECT uri, category, run FROM current_instances").fetchall()
+    assert sorted(found) == sorted((uri, run, run) for uri, run in expected.items())
+
+
+def test_what_was_deleted_is_told_with_the_runs_that_know_it(tmp_path: Path) -> None:
+    write_nights(tmp_path, [Night({"a": "ok"}), Night({}, ["a"])])
+    with open_database(open_results(str(tmp_path))) as database:
+        marks = database.execute("SELECT uri, last_run, last_ok_run, run FROM deletions").fetchall()
+        runs = database.execute("SELECT run, position FROM runs ORDER BY position").fetchall()
+    assert (marks, runs) == ([("a", "0", None, "1")], [("0", 0), ("1", 1)])

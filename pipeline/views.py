@@ -1,0 +1,175 @@
+"""An output's tables as DuckDB views, over committed parts only.
+
+The tables are Arrow datasets over an explicit list of parts: half-written shards never show, no file name is ever
+taken for a pattern, and remote storage needs none of DuckDB's downloadable extensions. Filters and column choices
+still reach the Parquet reader.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+
+from pipeline.deletions import DELETIONS_SCHEMA, deletion_parts
+from pipeline.errors import SpecError
+from pipeline.results import Results
+from pipeline.storage import Storage
+from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.uris import is_local
+
+# Nothing a query does may touch what is not in the views. The lock comes last: it forbids further settings.
+_CLOSED_SETTINGS = (
+    "SET python_enable_replacements = false",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+_RUNS_SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("created", pa.string()),
+        ("input", pa.string()),
+        ("model", pa.string()),
+        ("weights_sha256", pa.string()),
+        ("is_trained", pa.bool_()),
+        ("images", pa.int64()),
+        ("shards", pa.int64()),
+        ("shards_committed", pa.int64()),
+        ("mode", pa.string()),
+        # 0 is the oldest run.
+        ("position", pa.int64()),
+    ]
+)
+# Of each image the run with its newest ok row, unless the image was found deleted by a later one.
+_NEWEST = """
+CREATE VIEW newest AS
+WITH ok AS (
+    SELECT image_id, max(position) AS position FROM images JOIN runs USING (run) WHERE status = 'ok' GROUP BY image_id
+), gone AS (
+    SELECT image_id, max(position) AS position FROM deletions JOIN runs USING (run) GROUP BY image_id
+)
+SELECT ok.image_id, runs.run
+FROM ok JOIN runs ON runs.position = ok.position LEFT JOIN gone ON gone.image_id = ok.image_id
+WHERE gone.position IS NULL OR gone.position <= ok.position
+"""
+_CURRENT = "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, run) WHERE status = 'ok'"
+_CURRENT_INSTANCES = (
+    "CREATE VIEW current_instances AS SELECT instances.* FROM instances JOIN newest USING (image_id, run)"
+)
+
+
+def open_database(results: Results, *, is_external_allowed: bool = False) -> duckdb.DuckDBPyConnection:
+    """Open an in-memory database with the views that `htc query` has.
+
+    Args:
+        results: the output folder; what is committed now is what the views will hold.
+        is_external_allowed: let SQL read and write files, attach databases and load extensions.
+    """
+    # DuckDB would otherwise spill into `.tmp` in the current folder.
+    spill = Path(tempfile.gettempdir()) / f"htc-query-{os.getpid()}"
+    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
+    try:
+        connection.register("images", open_dataset(results, "images"))
+        connection.register("instances", open_dataset(results, "instances"))
+        connection.register("deletions", open_dataset(results, "deletions"))
+        connection.register("runs", _runs_table(results))
+        for view in (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
+            connection.execute(view)
+        for setting in () if is_external_allowed else _CLOSED_SETTINGS:
+            connection.execute(setting)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:
+    """Open "images", "instances" or "deletions" as an Arrow dataset of parts that count, with a `run` column."""
+    schemas = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
+    files = open_files(results)
+    parquet = pads.ParquetFileFormat()
+    fragments = []
+    for name in results.runs() if run is None else [run]:
+        fragments += [
+            parquet.make_fragment(part, files, pads.field("run") == name) for part in _parts(results, table, name)
+        ]
+    return pads.FileSystemDataset(fragments, schemas[table].append(pa.field("run", pa.string())), parquet, files)
+
+
+def open_files(results: Results) -> pafs.FileSystem:
+    """Return the file system on which Arrow finds the parts."""
+    if is_local(results.output_uri):
+        return pafs.LocalFileSystem()
+    return pafs.PyFileSystem(pafs.FSSpecHandler(_StorageFiles(results.storage)))
+
+
+@contextlib.contextmanager
+def sql_errors_in_words() -> Iterator[None]:
+    """Turn what DuckDB has to say of a statement into a sentence.
+
+    Raises:
+        SpecError: the SQL is wrong, or not permitted.
+    """
+    try:
+        yield
+    except duckdb.PermissionException as error:
+        raise SpecError(f"{_one_sentence(error)} (--allow-external lets it).") from None
+    except duckdb.Error as error:
+        raise SpecError(f"{_one_sentence(error)}.") from None
+
+
+class _StorageFiles:
+    """What pyarrow asks of an fsspec file system to read a file, answered by our own storage door."""
+
+    protocol = "htc-storage"
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def isfile(self, path: str) -> bool:
+        """Say yes: the listing has just named the path, and asking costs a request per part."""
+        return bool(path)
+
+    def open(self, path: str, mode: str) -> IO[bytes]:
+        """Open a part for reading."""
+        if mode != "rb":
+            raise PermissionError(f"{path} is only read here")
+        return self._storage.open_input(path)
+
+
+def _parts(results: Results, table: str, run: str) -> list[str]:
+    if table == "deletions":
+        return deletion_parts(results, run)
+    return results.image_parts(run) if table == "images" else results.instance_parts(run)
+
+
+def _runs_table(results: Results) -> pa.Table:
+    rows = [
+        {
+            "run": record.run,
+            "created": record.created,
+            "input": record.spec.get("input", {}).get("uri"),
+            "model": record.fingerprint.get("preset"),
+            "weights_sha256": record.fingerprint.get("weights_sha256"),
+            "is_trained": record.fingerprint.get("trained"),
+            "images": record.image_count,
+            "shards": record.shard_count,
+            "shards_committed": results.committed_shards(record.run),
+            "mode": record.spec.get("select", {}).get("mode", "full"),
+            "position": position,
+        }
+        for position, record in enumerate(results.records)
+    ]
+    return pa.Table.from_pylist(rows, schema=_RUNS_SCHEMA)
+
+
+def _one_sentence(error: duckdb.Error) -> str:
+    """Keep DuckDB's message and its suggestion, drop the excerpt of the SQL with its caret."""
+    message = str(error).split("\nLINE ")[0]
+    return " ".join(message.split()).rstrip(".")

@@ -1,0 +1,48 @@
+"""Outputs of several nights, written by hand: what each run says of each image."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.deletions import DELETIONS_SCHEMA, write_deletions
+from pipeline.errors import ImageStatus
+from pipeline.records import RunRecord, write_record
+from pipeline.refs import ImageRef, image_id
+from pipeline.storage import Storage
+from pipeline.tables import InstanceRow, build_image_row, commit_shard
+
+BOX = {"x": 0.0, "y": 0.0, "width": 1.0, "height": 1.0}
+
+
+@dataclass(frozen=True)
+class Night:
+    """One run: the status by image, the images found deleted, and what its record says of itself."""
+
+    statuses: Mapping[str, ImageStatus]
+    deleted: Sequence[str] = ()
+    etags: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_nights(output: Path, nights: Sequence[Night]) -> None:
+    """Write runs 0, 1, ..., each ok image with one instance whose category is the run's name."""
+    for number, night in enumerate(nights):
+        run = str(number)
+        rows = [
+            build_image_row(ImageRef(uri, etag=night.etags.get(uri)), shard=0, model="m", status=status)
+            for uri, status in night.statuses.items()
+        ]
+        found = [_instance(row.uri, run) for row in rows if row.status == "ok"]
+        commit_shard(Storage(), str(output), run, 0, rows, found)
+        marks = [{"image_id": image_id(uri), "uri": uri, "last_run": "0", "last_ok_run": None} for uri in night.deleted]
+        table = DELETIONS_SCHEMA.empty_table().from_pylist(marks, schema=DELETIONS_SCHEMA)
+        write_deletions(Storage(), str(output), run, iter([table]))
+        counts = {"image_count": len(rows), "shard_count": 1, "selection": {"deleted": len(marks)}}
+        content = {"spec": {}, "identity": {}, "fingerprint": {}, "manifest": counts, **night.record}
+        record = RunRecord(run=run, created=f"2026-01-{number + 1:02d}", versions={}, **content)
+        write_record(Storage(), str(output), record)
+
+
+def _instance(uri: str, category: str) -> InstanceRow:
+    return InstanceRow(image_id(uri), uri, 0, 1, category, 0.9, BOX, None, None, "m")
