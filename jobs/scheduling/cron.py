@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from cron_descriptor import Options, get_description
 from cronsim import CronSim, CronSimError
 
 ALIASES = {
@@ -73,8 +74,10 @@ def check_cron(expression: str) -> str:
 
 
 def describe_cron(expression: str) -> str:
-    """Say in English when a checked expression is due: "At 02:30 every day"."""
-    return CronSim(expression, datetime(2026, 1, 1)).explain()
+    """Say in English when a checked expression is due: "At 02:30, every day"."""
+    # Not in the language of the operator's locale: the rest of the program is in English.
+    options = Options(use_24hour_time_format=True, verbose=True, locale_code="en_US")
+    return str(get_description(expression, options))
 
 
 def due_times(expression: str, time_zone: str, after: datetime) -> Iterator[datetime]:

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,14 @@ Event = Literal["end", "failure", "deadline"]
 _WORDING = {"the job spec": "a schedule", "The job spec": "The schedule", "?.": "?"}
 
 
+@functools.cache
+def _zones() -> frozenset[str]:
+    # A walk over hundreds of files.
+    return frozenset(available_timezones())
+
+
 def _known_zone(name: str) -> str:
-    zones = available_timezones()
+    zones = _zones()
     if name in zones:
         return name
     if re.fullmatch(r"(?:UTC|GMT)?[+-]\d{1,2}(?::?\d{2})?", name):

@@ -1,0 +1,193 @@
+"""The scheduler's decisions, one step at a time: what is due, what may begin, what has ended, what is late.
+
+A step reads the database and the clock, and writes each decision before it acts on it. It keeps nothing in memory, so
+that a scheduler killed between any two lines is succeeded by one that goes on: what stands as "starting" is started
+again, which the launchers do once only, and what stands as "running" is looked for.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from jobs.scheduling.cron import due_times
+from jobs.scheduling.firing import Ending, Firing, Kind, firing_name
+from jobs.scheduling.launching import Launcher
+from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
+from jobs.scheduling.schedule import Event, Schedule
+from jobs.scheduling.store import ScheduleStore
+from jobs.scheduling.watch import watch_firing
+from pipeline.errors import HtcError, SpecError
+
+log = logging.getLogger(__name__)
+
+# A cluster that restarts is back by then; the run's deadline, if any, comes on top.
+START_PATIENCE = timedelta(minutes=15)
+
+
+class Engine:
+    """Steps through the schedules of one store.
+
+    launcher_of: where a schedule's firings run.
+    local_runs: how many runs this machine does at once; the others wait, as each takes all the machine has.
+    """
+
+    def __init__(
+        self,
+        store: ScheduleStore,
+        launcher_of: Callable[[Schedule], Launcher],
+        clock: Callable[[], datetime],
+        *,
+        local_runs: int = 1,
+    ) -> None:
+        self._store = store
+        self._launcher_of = launcher_of
+        self._clock = clock
+        self._local_runs = local_runs
+
+    def step(self) -> None:
+        """Do all that is to be done now."""
+        now = self._clock()
+        for stored in self._store.schedules():
+            if not stored.schedule.is_paused:
+                due = judge_due(stored.schedule, stored.decided_until, now)
+                if due is not None:
+                    self._store.decide(stored.schedule.name, due.until, _firings_of(stored.schedule, due, now))
+        self.watch()
+        self._advance(now)
+
+    def watch(self) -> None:
+        """Look after what has begun, and begin nothing."""
+        for firing in self._store.open_firings():
+            if firing.is_going and firing.state != "starting":
+                watch_firing(self._store, self._launcher_of(firing.schedule), firing, self._clock())
+
+    def _advance(self, now: datetime) -> None:
+        """Let firings begin whose turn it is, in the order of their times."""
+        for listed in self._store.open_firings():
+            # Read anew: another one's turn may have ended it.
+            firing = self._store.firing(listed.name) or listed
+            current = self._mark_late(firing, now)
+            if current.state == "due" and current.begins <= now:
+                current = self._take_turn(current, now)
+            if current.state == "waiting" and self._is_free_for(current):
+                current = replace(current, state="starting", begun=now, reason="")
+                self._store.update(current)
+            if current.state == "starting":
+                self._start(current, now)
+
+    def next_wake(self, now: datetime) -> dict[str, datetime]:
+        """Tell for each schedule when it is due next."""
+        wakes: dict[str, datetime] = {}
+        for stored in self._store.schedules():
+            schedule = stored.schedule
+            if not schedule.is_paused:
+                after = min(stored.decided_until, now)
+                wakes[schedule.name] = next(due_times(schedule.cron, schedule.time_zone, after))
+        return wakes
+
+    def _take_turn(self, firing: Firing, now: datetime) -> Firing:
+        others = self._others(firing)
+        turn, reason = judge_overlap(firing, others)
+        if turn == "skip":
+            return self._end(firing, Ending("skipped", reason), now)
+        if turn == "replace":
+            for other in others:
+                self._replace(other, firing, now)
+        waiting = replace(firing, state="waiting", reason=reason)
+        self._store.update(waiting)
+        return waiting
+
+    def _replace(self, other: Firing, firing: Firing, now: datetime) -> None:
+        if not other.is_going:
+            self._end(other, Ending("replaced", f"{firing.name} took its place before it began."), now)
+        elif other.stop_outcome is None:
+            reason = f"{firing.name} took its place."
+            stopping = replace(other, state="stopping", stop_outcome="replaced", reason=reason, stop_asked=now)
+            self._store.update(stopping)
+            self._launcher_of(other.schedule).stop(stopping, is_forced=False)
+
+    def _is_free_for(self, firing: Firing) -> bool:
+        open_firings = self._store.open_firings()
+        before = [other for other in open_firings if other.name != firing.name and other.is_going]
+        if any(other.schedule.name == firing.schedule.name for other in before):
+            return False
+        here = sum(other.schedule.address is None for other in before)
+        return firing.schedule.address is not None or here < self._local_runs
+
+    def _start(self, firing: Firing, now: datetime) -> None:
+        launcher = self._launcher_of(firing.schedule)
+        try:
+            handle = launcher.start(firing)
+        except SpecError as error:
+            self._end(firing, Ending("failed", str(error), error.exit_code), now, event="failure")
+            return
+        except HtcError as error:
+            if firing.begun is not None and now - firing.begun > START_PATIENCE:
+                self._end(firing, Ending("failed", str(error), error.exit_code), now, event="failure")
+            elif firing.reason != str(error):
+                log.warning("%s cannot begin yet: %s", firing.name, error)
+                self._store.update(replace(firing, reason=str(error)))
+            return
+        self._store.update(replace(firing, state="running", handle=handle, starts=firing.starts + 1, reason=""))
+        log.info("%s has begun (%s)", firing.name, handle)
+
+    def _mark_late(self, firing: Firing, now: datetime) -> Firing:
+        deadline = firing.deadline
+        if deadline is None or now < deadline or firing.is_late or firing.state == "ended":
+            return firing
+        late = replace(firing, is_late=True)
+        if firing.schedule.on_deadline == "notify":
+            self._store.update(late, event="deadline")
+            return late
+        if not firing.is_going:
+            ending = Ending("missed", "It had not begun by its deadline.")
+            return self._end(late, ending, now, event="deadline")
+        late = replace(
+            late, state="stopping", stop_outcome="stopped", stop_asked=now, reason="Stopped at its deadline."
+        )
+        self._store.update(late, event="deadline")
+        self._launcher_of(firing.schedule).stop(late, is_forced=False)
+        return late
+
+    def _others(self, firing: Firing) -> list[Firing]:
+        """Return the schedule's firings that came before and have not ended."""
+        return [
+            other
+            for other in self._store.open_firings()
+            if other.schedule.name == firing.schedule.name and other.name != firing.name and other.state != "due"
+        ]
+
+    def _end(self, firing: Firing, ending: Ending, now: datetime, *, event: Event | None = None) -> Firing:
+        ended = replace(firing, state="ended", ended=now, ending=ending)
+        self._store.update(ended, event=event)
+        log.info("%s: %s. %s", firing.name, ending.outcome, ending.reason)
+        return ended
+
+
+def plan_firing(schedule: Schedule, scheduled: datetime, kind: Kind) -> Firing:
+    """Make a schedule's firing of a time."""
+    name = firing_name(schedule.name, scheduled, kind)
+    delay = timedelta() if kind == "manual" else jitter_of(name, schedule.jitter_s)
+    return Firing(name=name, schedule=schedule, scheduled=scheduled, begins=scheduled + delay, kind=kind)
+
+
+def _firings_of(schedule: Schedule, due: Due, now: datetime) -> list[tuple[Firing, Event | None]]:
+    firings: list[tuple[Firing, Event | None]] = []
+    if due.missed and due.first_missed is not None and due.last_missed is not None:
+        missed = plan_firing(schedule, due.last_missed, "cron")
+        is_made_up = bool(due.caught_up or due.punctual) and schedule.catch_up != "none"
+        ending = Ending("missed", _tell_missed(due, is_made_up=is_made_up))
+        event: Event | None = None if is_made_up else "failure"
+        firings.append((replace(missed, state="ended", ended=now, ending=ending), event))
+    firings.extend((plan_firing(schedule, moment, "caught_up"), None) for moment in due.caught_up)
+    firings.extend((plan_firing(schedule, moment, "cron"), None) for moment in due.punctual)
+    return firings
+
+
+def _tell_missed(due: Due, *, is_made_up: bool) -> str:
+    times = f"{due.first_missed:%Y-%m-%d %H:%M} UTC"
+    if due.missed > 1:
+        times = f"{due.missed} firings from {times} to {due.last_missed:%Y-%m-%d %H:%M} UTC"
+    way_on = "; a later one makes up for it" if is_made_up else ""
+    return f"No scheduler was there at its time ({times}){way_on}."

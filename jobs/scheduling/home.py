@@ -1,0 +1,77 @@
+"""The folder in which schedules live, and the lock that lets one scheduler work in it."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import SpecError
+
+
+class SchedulerRunningError(SpecError):
+    """Another scheduler works in this folder."""
+
+
+def settle_home(home: Path | None) -> Path:
+    """Return the folder of schedules, made where it is missing: --home, $HTC_HOME or ~/.local/state/htc.
+
+    Raises:
+        SpecError: it cannot be made.
+    """
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    folder = (home or Path(os.environ.get("HTC_HOME") or state / "htc")).expanduser().absolute()
+    try:
+        # Job specs, logs and the database tell what this organisation looks at; nobody else needs to read them.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"The folder of schedules {folder} cannot be made: {error.strerror}; name another with --home or HTC_HOME."
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def scheduler_lock(home: Path) -> Iterator[None]:
+    """Hold the folder's only place for a scheduler; the system frees it when the process ends, however it ends.
+
+    Raises:
+        SchedulerRunningError: it is taken; says by whom.
+    """
+    path = home / "scheduler.lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SchedulerRunningError(
+                f"A scheduler works in {home} already ({holder_of(home) or 'it has just begun'}); stop it first, or "
+                "give this one a folder of its own with --home."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def holder_of(home: Path) -> str:
+    """Say who holds the lock, in words; empty where nobody has written."""
+    with contextlib.suppress(OSError):
+        return (home / "scheduler.lock").read_text(encoding="utf-8").strip()
+    return ""
+
+
+def is_scheduler_there(home: Path) -> bool:
+    """Tell whether a scheduler works in the folder."""
+    try:
+        with (home / "scheduler.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

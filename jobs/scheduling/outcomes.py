@@ -1,0 +1,34 @@
+"""What a run's summary says, as a firing's ending."""
+
+import json
+from typing import Any
+
+from jobs.scheduling.firing import Ending
+from pipeline.config import JobSpec
+from pipeline.errors import StorageError
+from pipeline.storage import Storage
+from pipeline.uris import join
+
+_STATUSES = ("complete", "incomplete", "over_error_budget", "interrupted")
+_COUNTS = ("images", "images_done", "instances", "seconds")
+
+
+def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
+    """Say how a run ended, by its exit code and by its summary, where it left one.
+
+    Args:
+        otherwise: the reason where the summary gives none.
+    """
+    try:
+        # An older summary of the same run is not this attempt's, when the attempt did not get so far.
+        summary: dict[str, Any] = json.loads(
+            Storage(job.storage).read(join(job.output.uri, "runs", run, "summary.json"))
+        )
+    except (StorageError, ValueError):
+        summary = {}
+    status = summary.get("status")
+    if status not in _STATUSES or (status == "complete") != (exit_code == 0):
+        return Ending("complete" if exit_code == 0 else "failed", "" if exit_code == 0 else otherwise, exit_code)
+    counts = {key: summary[key] for key in _COUNTS if isinstance(summary.get(key), int | float)}
+    counts["failed"] = sum(count for name, count in summary.get("statuses", {}).items() if name != "ok")
+    return Ending(status, str(summary.get("reason") or ""), exit_code, counts)

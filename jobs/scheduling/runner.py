@@ -1,0 +1,50 @@
+"""The process of a firing on this machine: `htc run`, and then a note of how it ended.
+
+python -m jobs.scheduling.runner FOLDER LOCK RUN, where LOCK is the number of the open, locked file that tells others
+that this process lives.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from jobs import cli
+from jobs.files import replaced_file
+from jobs.scheduling.local_runs import ENDING_FILE, LOG_FILE, PROCESS_FILE, SPEC_FILE
+
+
+def main() -> None:
+    """Run the job spec in the folder, and write its ending there."""
+    folder, lock, run = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    # Ray's processes outlive a driver that is killed, and must not be taken for it.
+    os.set_inheritable(lock, False)
+    (folder / PROCESS_FILE).write_text(str(os.getpid()), encoding="ascii")
+    exit_code = cli.EXIT_FAILED
+    try:
+        cli.main(["run", "--spec", str(folder / SPEC_FILE), "--run", run])
+    except SystemExit as leaving:
+        exit_code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    _write_ending(folder, run, exit_code)
+    sys.exit(exit_code)
+
+
+def _write_ending(folder: Path, run: str, exit_code: int) -> None:
+    from jobs.scheduling.outcomes import ending_of
+    from pipeline.config import load_spec
+
+    sys.stdout.flush()
+    ending = ending_of(load_spec(folder / SPEC_FILE), run, exit_code, _last_line(folder / LOG_FILE))
+    with replaced_file(folder / ENDING_FILE) as file:
+        file.write(json.dumps(asdict(ending)).encode())
+
+
+def _last_line(log: Path) -> str:
+    """Return what the run said last, which is why it ended."""
+    lines = log.read_text(encoding="utf-8", errors="backslashreplace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:500]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`htc scheduler`: the process that fires schedules."""
+
+import logging
+import socket
+from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from jobs.scheduling.alarms import Alarms
+from jobs.scheduling.cluster_runs import ClusterRuns
+from jobs.scheduling.engine import Engine
+from jobs.scheduling.home import scheduler_lock
+from jobs.scheduling.launching import Launcher
+from jobs.scheduling.local_runs import LocalRuns
+from jobs.scheduling.notices import deliver_open_notices
+from jobs.scheduling.schedule import Schedule
+from jobs.scheduling.store import ScheduleStore
+from pipeline.redaction import log_without_secrets
+from pipeline.signals import StopRequest
+
+log = logging.getLogger(__name__)
+
+# How soon a command's change is seen, and a run's end.
+POLL_S = 1.0
+
+
+def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drained: bool = False) -> int:
+    """Fire schedules until SIGTERM or Ctrl-C; returns the exit code.
+
+    Runs that go on when it leaves go on without it, and the next scheduler finds them.
+
+    Args:
+        local_runs: how many runs this machine does at once.
+        is_once: do what is due, wait for its end, and leave.
+        is_drained: wait for the end of the runs before leaving, beginning no more.
+
+    Raises:
+        SchedulerRunningError: another one works in this folder.
+    """
+    log_without_secrets()
+    with scheduler_lock(home), StopRequest() as stop, closing(ScheduleStore(home)) as store:
+        places = Places(home)
+        engine = Engine(store, places.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
+        alarms = Alarms(store.path)
+        alarms.start()
+        log.info("scheduler of %s on %s: %d schedules", home, socket.gethostname(), len(store.schedules()))
+        try:
+            while not stop.is_set:
+                engine.step()
+                alarms.set(engine.next_wake(datetime.now(UTC)))
+                _tell(store, alarms, home)
+                if is_once and not store.open_firings():
+                    break
+                alarms.wait(POLL_S)
+            if stop.is_set and is_drained:
+                _drain(engine, store, alarms)
+        finally:
+            alarms.stop()
+        _leave(store, home)
+    return 0
+
+
+class Places:
+    """Where firings run: this machine, and each cluster by its address."""
+
+    def __init__(self, home: Path) -> None:
+        self._here = LocalRuns(home)
+        self._clusters: dict[str, ClusterRuns] = {}
+
+    def launcher_of(self, schedule: Schedule) -> Launcher:
+        """Return the place of a schedule's firings."""
+        if schedule.address is None:
+            return self._here
+        return self._clusters.setdefault(schedule.address, ClusterRuns(schedule.address))
+
+
+def _tell(store: ScheduleStore, alarms: Alarms, home: Path) -> None:
+    if store.open_notices():
+        alarms.in_background(partial(deliver_open_notices, home))
+
+
+def _drain(engine: Engine, store: ScheduleStore, alarms: Alarms) -> None:
+    going = _going(store)
+    if going:
+        log.info("waiting for the end of %s; nothing else begins", ", ".join(going))
+    # A second Ctrl-C raises KeyboardInterrupt.
+    while _going(store):
+        engine.watch()
+        alarms.wait(POLL_S)
+
+
+def _going(store: ScheduleStore) -> list[str]:
+    return [firing.name for firing in store.open_firings() if firing.state in {"running", "stopping"}]
+
+
+def _leave(store: ScheduleStore, home: Path) -> None:
+    # What ended last, or was not told while others were.
+    deliver_open_notices(home)
+    going = _going(store)
+    if going:
+        log.info("leaving; %s goes on, and the next scheduler finds it", ", ".join(going))

@@ -1,0 +1,268 @@
+"""The database of schedules, firings and notices: SQLite, one file, written in transactions.
+
+Whatever the scheduler decides is written down before it is done, so that a scheduler that dies at any instant is
+succeeded by one that knows. Times are seconds since 1970, UTC.
+"""
+
+import functools
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.scheduling.firing import Ending, Firing
+from jobs.scheduling.schedule import Event, Schedule
+from pipeline.errors import SpecError
+
+VERSION = 1
+# A command waits so long for another one's transaction, which takes milliseconds.
+_BUSY_S = 30.0
+_TABLES = """
+CREATE TABLE IF NOT EXISTS schedules (
+    name TEXT PRIMARY KEY, document TEXT NOT NULL, added REAL NOT NULL, decided_until REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS firings (
+    name TEXT PRIMARY KEY, schedule TEXT NOT NULL, document TEXT NOT NULL, scheduled REAL NOT NULL,
+    begins REAL NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, handle TEXT, starts INTEGER NOT NULL,
+    is_late INTEGER NOT NULL, stop_outcome TEXT, stop_asked REAL, reason TEXT NOT NULL, begun REAL, ended REAL,
+    outcome TEXT, exit_code INTEGER, counts TEXT
+) STRICT;
+CREATE INDEX IF NOT EXISTS firings_by_state ON firings (state) WHERE state <> 'ended';
+CREATE INDEX IF NOT EXISTS firings_by_schedule ON firings (schedule, scheduled);
+CREATE TABLE IF NOT EXISTS notices (
+    number INTEGER PRIMARY KEY, firing TEXT NOT NULL, event TEXT NOT NULL, channel TEXT NOT NULL,
+    reason TEXT NOT NULL, state TEXT NOT NULL, problem TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS notices_by_state ON notices (state) WHERE state = 'open';
+"""
+_COLUMNS = (
+    "name, schedule, document, scheduled, begins, kind, state, handle, starts, is_late, stop_outcome, stop_asked, "
+    "reason, begun, ended, outcome, exit_code, counts"
+)
+Channel = Literal["webhook", "hook"]
+
+
+@dataclass(frozen=True)
+class StoredSchedule:
+    """A schedule, and the time up to which its firings have been decided upon."""
+
+    schedule: Schedule
+    decided_until: datetime
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that somebody is to be told; `problem` says why it could not be."""
+
+    number: int
+    firing: Firing
+    event: Event
+    channel: Channel
+    reason: str
+    problem: str = ""
+
+
+class ScheduleStore:
+    """The database in a folder of schedules; of one thread."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.path = home / "schedules.sqlite"
+        try:
+            self._connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+            self._connection.row_factory = sqlite3.Row
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            raise SpecError(f"The schedules in {self.path} cannot be read: {error}.") from None
+
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise SpecError(f"The schedules in {self.path} were written by a newer htc; install that one.")
+        if version < VERSION:
+            self._connection.executescript(_TABLES)
+            self._connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def schedules(self) -> list[StoredSchedule]:
+        """Return all schedules, by name."""
+        rows = self._connection.execute("SELECT document, decided_until FROM schedules ORDER BY name")
+        return [StoredSchedule(_schedule(row["document"]), _time(row["decided_until"])) for row in rows]
+
+    def find(self, name: str) -> Schedule | None:
+        """Return one schedule."""
+        row = self._connection.execute("SELECT document FROM schedules WHERE name = ?", [name]).fetchone()
+        return _schedule(row["document"]) if row else None
+
+    def put(self, schedule: Schedule, now: datetime) -> None:
+        """Write a schedule, new or changed; its firings count from now on."""
+        self._connection.execute(
+            "INSERT INTO schedules (name, document, added, decided_until) VALUES (?1, ?2, ?3, ?3) "
+            "ON CONFLICT (name) DO UPDATE SET document = ?2, decided_until = ?3",
+            [schedule.name, _document(schedule), now.timestamp()],
+        )
+
+    def remove(self, name: str) -> None:
+        """Forget a schedule; what was fired stays in the history."""
+        self._connection.execute("DELETE FROM schedules WHERE name = ?", [name])
+
+    def decide(self, name: str, until: datetime, firings: Iterable[tuple[Firing, Event | None]]) -> None:
+        """Write what was decided about a schedule's firings up to a time; those known already stay as they are."""
+        with self._transaction():
+            for firing, event in firings:
+                if self._insert(firing):
+                    self._tell(firing, event)
+            self._connection.execute("UPDATE schedules SET decided_until = ? WHERE name = ?", [until.timestamp(), name])
+
+    def insert(self, firing: Firing) -> bool:
+        """Add one firing; False where it is there already."""
+        return self._insert(firing)
+
+    def update(self, firing: Firing, *, event: Event | None = None) -> None:
+        """Write a firing's new state, and with it what somebody is to be told."""
+        values = _values(firing)
+        sets = ", ".join(f"{column} = ?" for column in _COLUMNS.split(", "))
+        with self._transaction():
+            self._connection.execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608
+            self._tell(firing, event)
+
+    def firing(self, name: str) -> Firing | None:
+        """Return one firing."""
+        found = self._firings("name = ?", [name])
+        return found[0] if found else None
+
+    def open_firings(self) -> list[Firing]:
+        """Return those that have not ended, in the order in which they may begin."""
+        return self._firings("state <> 'ended' ORDER BY begins, name")
+
+    def history(self, schedule: str | None, limit: int) -> list[Firing]:
+        """Return the newest firings, of one schedule or of all, newest first."""
+        where = "schedule = ?1" if schedule else "?1 IS NULL"
+        return self._firings(f"{where} ORDER BY scheduled DESC, name LIMIT ?2", [schedule, limit])
+
+    def open_notices(self) -> list[Notice]:
+        """Return what nobody has been told yet, the oldest first."""
+        return self._notices("state = 'open' ORDER BY number")
+
+    def failed_notices(self, firing: str) -> list[Notice]:
+        """Return what could not be told about a firing."""
+        return self._notices("state = 'failed' AND firing = ? ORDER BY number", [firing])
+
+    def close_notice(self, notice: Notice) -> None:
+        """Note that a notice was delivered, or with its `problem` that it could not be."""
+        state = "failed" if notice.problem else "sent"
+        self._connection.execute(
+            "UPDATE notices SET state = ?, problem = ? WHERE number = ?", [state, notice.problem, notice.number]
+        )
+
+    def _transaction(self) -> sqlite3.Connection:
+        self._connection.execute("BEGIN IMMEDIATE")
+        return self._connection
+
+    def _insert(self, firing: Firing) -> bool:
+        values = _values(firing)
+        marks = ", ".join("?" * len(values))
+        done = self._connection.execute(f"INSERT OR IGNORE INTO firings ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608
+        return done.rowcount == 1
+
+    def _tell(self, firing: Firing, event: Event | None) -> None:
+        notify = firing.schedule.notify
+        if event is None or event not in notify.events:
+            return
+        reason = firing.ending.reason if firing.ending else firing.reason
+        has_webhook = notify.webhook_url_env or notify.webhook_url_file
+        channels: list[Channel] = ["webhook"] if has_webhook else []
+        channels += ["hook"] if notify.exit_hook else []
+        for channel in channels:
+            self._connection.execute(
+                "INSERT INTO notices (firing, event, channel, reason, state, problem) VALUES (?, ?, ?, ?, 'open', '')",
+                [firing.name, event, channel, reason],
+            )
+
+    def _firings(self, where: str, values: Sequence[object] = ()) -> list[Firing]:
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM firings WHERE {where}", values)  # noqa: S608
+        return [_firing(row) for row in rows]
+
+    def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notice]:
+        rows = self._connection.execute(f"SELECT * FROM notices WHERE {where}", values).fetchall()  # noqa: S608
+        found = []
+        for row in rows:
+            firing = self.firing(row["firing"])
+            if firing is not None:
+                found.append(Notice(row["number"], firing, row["event"], row["channel"], row["reason"], row["problem"]))
+        return found
+
+
+def _values(firing: Firing) -> list[object]:
+    ending = firing.ending
+    return [
+        firing.name,
+        firing.schedule.name,
+        _document(firing.schedule),
+        firing.scheduled.timestamp(),
+        firing.begins.timestamp(),
+        firing.kind,
+        firing.state,
+        firing.handle,
+        firing.starts,
+        firing.is_late,
+        firing.stop_outcome,
+        _seconds(firing.stop_asked),
+        ending.reason if ending else firing.reason,
+        _seconds(firing.begun),
+        _seconds(firing.ended),
+        ending.outcome if ending else None,
+        ending.exit_code if ending else None,
+        json.dumps(dict(ending.counts)) if ending else None,
+    ]
+
+
+def _firing(row: sqlite3.Row) -> Firing:
+    firing = Firing(
+        name=row["name"],
+        schedule=_schedule(row["document"]),
+        scheduled=_time(row["scheduled"]),
+        begins=_time(row["begins"]),
+        kind=row["kind"],
+        state=row["state"],
+        handle=row["handle"],
+        starts=row["starts"],
+        is_late=bool(row["is_late"]),
+        stop_outcome=row["stop_outcome"],
+        stop_asked=_optional_time(row["stop_asked"]),
+        reason=row["reason"],
+        begun=_optional_time(row["begun"]),
+        ended=_optional_time(row["ended"]),
+    )
+    if row["outcome"] is None:
+        return firing
+    counts: dict[str, Any] = json.loads(row["counts"] or "{}")
+    return replace(firing, ending=Ending(row["outcome"], row["reason"], row["exit_code"], counts))
+
+
+def _document(schedule: Schedule) -> str:
+    return json.dumps(schedule.to_dict())
+
+
+@functools.lru_cache(maxsize=1024)
+def _schedule(document: str) -> Schedule:
+    return Schedule.model_validate(json.loads(document))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _optional_time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _time(seconds)
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
