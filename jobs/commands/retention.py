@@ -1,1 +1,82 @@
 """Runs, prune, compact, publish: what becomes of an output."""
+
+from typing import Annotated
+
+import typer
+
+from jobs import options
+from jobs.commands.app import app
+
+
+@app.command("runs")
+def list_runs(
+    output_uri: options.StoredOutput,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """List the runs of OUTPUT: how far, how large, and whether the newest results need them."""
+    from jobs.retention.listing import report_runs
+
+    report_runs(output_uri, is_json=as_json, storage_section=options.storage_section(endpoint_url, anonymous))
+
+
+@app.command()
+def prune(
+    output_uri: options.StoredOutput,
+    *,
+    keep_last: Annotated[
+        int | None,
+        typer.Option("--keep-last", metavar="N", help="Keep the N newest complete runs.", show_default=False),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Keep runs younger than this: 30d, 12h, 4w."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")] = False,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Remove old runs that the newest results do not need.
+
+    Never a run that somebody works on, that is published, or that holds the newest result of an image.
+    """
+    from jobs.retention.prune import prune_output
+
+    raise typer.Exit(
+        prune_output(
+            output_uri,
+            keep_last=keep_last,
+            older_than=older_than,
+            is_meant=yes,
+            storage_section=options.storage_section(endpoint_url, anonymous),
+        )
+    )
+
+
+@app.command()
+def compact(
+    output_uri: options.StoredOutput,
+    *,
+    run_name: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all complete ones]")
+    ] = None,
+    target_mib: Annotated[int, typer.Option("--target-mib", metavar="N", help="Largest size of a file.")] = 256,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Put the many small files of finished runs together into few large ones.
+
+    The same rows, sooner read. Whoever uses htc sees each row once at every instant.
+    """
+    from jobs.retention.compact import compact_output
+
+    raise typer.Exit(
+        compact_output(
+            output_uri,
+            run=run_name,
+            target_mib=target_mib,
+            storage_section=options.storage_section(endpoint_url, anonymous),
+        )
+    )

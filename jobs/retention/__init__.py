@@ -1,0 +1,1 @@
+"""What becomes of an output: its runs listed, removed, compacted and published."""

@@ -1,0 +1,99 @@
+"""`htc compact`: many small files of finished runs into few large ones."""
+
+from typing import TYPE_CHECKING
+
+from jobs.console import say, size_of, write_line, write_table
+from pipeline.compaction import Compacted, compact_run
+from pipeline.errors import InputError, RunError, SpecError
+from pipeline.lease import RunHeldError, take_lease
+from pipeline.publication import read_publications
+from pipeline.standing import is_whole
+from pipeline.storage import Storage
+from pipeline.tables import open_results
+
+if TYPE_CHECKING:
+    from pipeline.config import StorageSection
+    from pipeline.results import Results
+
+DEFAULT_TARGET_MIB = 256
+# A file is put together in memory before it is written.
+MAX_TARGET_MIB = 2048
+MIB = 1 << 20
+
+
+class _NotNowError(RunError):
+    """A run that cannot be compacted as it stands; the message says why."""
+
+
+def compact_output(
+    output_uri: str,
+    *,
+    run: str | None = None,
+    target_mib: int = DEFAULT_TARGET_MIB,
+    storage_section: "StorageSection | None" = None,
+) -> int:
+    """Compact one run, or all that are complete, and say what that came to.
+
+    Args:
+        target_mib: what a large file may come to.
+
+    Returns:
+        The exit code: 1 when the run that was named cannot be compacted now, else 0.
+
+    Raises:
+        SpecError: the target is out of bounds.
+        InputError: no such run, or no run at all.
+        StorageError: storage failed; the rows are right at every instant.
+        RunError: the lease was lost; likewise.
+    """
+    if not 1 <= target_mib <= MAX_TARGET_MIB:
+        raise SpecError(f"--target-mib is between 1 and {MAX_TARGET_MIB}, not {target_mib}.")
+    results = open_results(output_uri, Storage(storage_section))
+    if run is not None and run not in results.runs():
+        raise InputError(f"There is no run {run} in {output_uri}; its runs are {', '.join(results.runs())}.")
+    done, is_refused = [], False
+    for name in [run] if run is not None else results.runs():
+        try:
+            done.append(_compact(results, name, target_mib * MIB))
+        except (_NotNowError, RunHeldError) as error:
+            say(f"Not compacted: {error}")
+            is_refused = True
+    _report([each for each in done if each.stretches], len(done))
+    return 1 if is_refused and run is not None else 0
+
+
+def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:
+    storage, output_uri = results.storage, results.output_uri
+    record = next(each for each in results.records if each.run == run)
+    if not is_whole(results, record):
+        raise _NotNowError(f"the run {run} is not complete; finish it first, or prune it.")
+    lease = take_lease(storage, output_uri, run, tell=say)
+    try:
+        places = read_publications(storage, output_uri, run)
+        if places:
+            raise _NotNowError(
+                f"the run {run} is published in {places[0].catalog}, whose tables name its files; compact before "
+                f"publishing, or take it out with `htc publish --withdraw {run}` and publish it again."
+            )
+        return compact_run(storage, output_uri, run, target_bytes=target_bytes, check=lease.check)
+    finally:
+        lease.release()
+
+
+def _report(changed: list[Compacted], looked_at: int) -> None:
+    if not changed:
+        if looked_at:
+            write_line("Nothing to compact.")
+        return
+    rows = [
+        [
+            each.run,
+            f"{each.files_before:,}",
+            f"{each.files_after:,}",
+            size_of(each.bytes_before),
+            size_of(each.bytes_after),
+        ]
+        for each in changed
+    ]
+    columns = ["run", "files before", "after", "size before", "after"]
+    write_table(columns, rows, alignments=["left", "right", "right", "right", "right"])

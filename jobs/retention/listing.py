@@ -1,0 +1,93 @@
+"""`htc runs`: every run of an output, how far it is, what it takes, and what still needs it."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from jobs.console import size_of, write_line, write_table
+from pipeline.current import needed_runs
+from pipeline.standing import Standing, half_pruned, survey_runs
+from pipeline.storage import Storage
+from pipeline.tables import open_results
+
+if TYPE_CHECKING:
+    from pipeline.config import StorageSection
+
+COLUMNS = (
+    *("run", "created", "state", "model", "mode"),
+    *("images", "ok", "failed", "instances", "files", "size"),
+    *("current", "published"),
+)
+NUMBERS = frozenset({"images", "ok", "failed", "instances", "files", "size"})
+
+
+def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "StorageSection | None" = None) -> None:
+    """List the runs, oldest first, as a table or as one JSON array.
+
+    Raises:
+        InputError: the folder holds no run.
+        StorageError: storage failed.
+    """
+    results = open_results(output_uri, Storage(storage_section))
+    standings = survey_runs(results)
+    needed = needed_runs(results)
+    unfinished = half_pruned(results.storage, results.output_uri)
+    if is_json:
+        write_line(json.dumps([_described(each, is_needed=each.run in needed) for each in standings]))
+        return
+    rows = [_cells(each, is_needed=each.run in needed) for each in standings]
+    write_table(COLUMNS, rows, alignments=["right" if name in NUMBERS else "left" for name in COLUMNS])
+    for run in unfinished:
+        write_line(f"The run {run} is half pruned; `htc prune {output_uri} --yes` finishes that.")
+
+
+def mode_of(standing: Standing) -> str:
+    """Say whether a run was over the whole input or over what had changed."""
+    select = standing.record.spec.get("select") or {}
+    return str(select.get("mode", "full"))
+
+
+def state_of(standing: Standing) -> str:
+    """Say how far a run is, and who works on it."""
+    if standing.state == "going on":
+        return f"going on ({standing.holder})"
+    if standing.holder:
+        return f"{standing.state}, held ({standing.holder})"
+    return standing.state
+
+
+def _cells(standing: Standing, *, is_needed: bool) -> list[str]:
+    published = [str(each.snapshots.get("images", "not finished")) for each in standing.publications]
+    return [
+        standing.run,
+        f"{standing.began:%Y-%m-%d %H:%M}",
+        state_of(standing),
+        str(standing.record.fingerprint.get("preset", "")),
+        mode_of(standing),
+        *(f"{number:,}" for number in (standing.images, standing.ok, standing.failed, standing.instances)),
+        f"{standing.files:,}",
+        size_of(standing.bytes),
+        "needed" if is_needed else "",
+        ", ".join(published),
+    ]
+
+
+def _described(standing: Standing, *, is_needed: bool) -> dict[str, Any]:
+    return {
+        "run": standing.run,
+        "created": standing.record.created,
+        "state": standing.state,
+        "holder": standing.holder or None,
+        "model": standing.record.fingerprint.get("preset"),
+        "weights_sha256": standing.record.fingerprint.get("weights_sha256"),
+        "mode": mode_of(standing),
+        "images": standing.images,
+        "images_done": standing.images_done,
+        "ok": standing.ok,
+        "failed": standing.failed,
+        "instances": standing.instances,
+        "files": standing.files,
+        "bytes": standing.bytes,
+        "is_needed_by_current": is_needed,
+        "published": [asdict(each) for each in standing.publications],
+    }

@@ -1,0 +1,156 @@
+"""`htc prune`: remove old runs that nothing needs any more; says so first, and does it when it is told to."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from jobs.console import say, size_of, write_line, write_table
+from jobs.retention.choice import Choice, Rules, choose_runs, read_age
+from jobs.retention.listing import state_of
+from pipeline.current import needed_runs
+from pipeline.errors import SpecError
+from pipeline.lease import Lease, RunHeldError, take_lease
+from pipeline.parts import committed_parts
+from pipeline.progress import count_of
+from pipeline.publication import read_publications
+from pipeline.removal import remove_empty_folders, remove_run
+from pipeline.standing import half_pruned, survey_runs
+from pipeline.storage import Storage
+from pipeline.tables import open_results
+from pipeline.uris import is_local, local_path
+
+if TYPE_CHECKING:
+    from pipeline.config import StorageSection
+
+Withdraw = Callable[[str, Lease], None]
+"""Takes a run out of a catalog's tables; is called while the run's lease is held."""
+
+
+def prune_output(
+    output_uri: str,
+    *,
+    keep_last: int | None = None,
+    older_than: str | None = None,
+    is_meant: bool = False,
+    withdraw: Withdraw | None = None,
+    withdrawn_from: Sequence[tuple[str, str]] = (),
+    storage_section: "StorageSection | None" = None,
+    now: datetime | None = None,
+) -> int:
+    """Say which runs are removed and why the others are kept; remove them when it `is_meant`.
+
+    Args:
+        keep_last: complete runs to keep, 1 or more; 1 when only `older_than` is given.
+        older_than: keep runs that began since, such as 30d.
+        withdraw: takes a published run out of the catalogs' places `withdrawn_from` before it is removed.
+        now: UTC; the clock's when None.
+
+    Returns:
+        The exit code: 1 when a run that was to be removed could not be, else 0.
+
+    Raises:
+        SpecError: neither rule is given.
+        InputError: the folder holds no run.
+        StorageError: storage failed; what is removed by halves is finished by the next prune.
+    """
+    rules = _read_rules(keep_last, older_than, withdrawn_from)
+    moment = now or datetime.now(UTC)
+    storage = Storage(storage_section)
+    output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
+    unfinished = half_pruned(storage, output_uri)
+    for run in unfinished:
+        write_line(f"The run {run} is half pruned; {'finishing that.' if is_meant else '--yes finishes that.'}")
+    failures = sum(not _finish(storage, output_uri, run, moment) for run in unfinished) if is_meant else 0
+    results = open_results(output_uri, storage)
+    choices = choose_runs(survey_runs(results, now=moment), needed_runs(results), rules, moment)
+    _report(choices)
+    doomed = [choice for choice in choices if choice.is_removed]
+    if not doomed:
+        write_line("Nothing to remove.")
+        return 1 if failures else 0
+    total = f"{size_of(sum(each.standing.bytes for each in doomed))} in {_files(doomed)}"
+    if not is_meant:
+        write_line(f"Removing {count_of(len(doomed), 'run')} would free {total}; --yes does it.")
+        return 0
+    removed = []
+    for choice in doomed:
+        shards = results.committed_shards(choice.standing.run)
+        if _remove(storage, output_uri, choice.standing.run, shards, moment, withdraw):
+            removed.append(choice)
+        else:
+            # What comes later may hide rows of this one.
+            failures += 1
+            break
+    freed = f"{size_of(sum(each.standing.bytes for each in removed))} in {_files(removed)}"
+    write_line(f"Removed {count_of(len(removed), 'run')}, freed {freed}.")
+    return 1 if failures else 0
+
+
+def _read_rules(keep_last: int | None, older_than: str | None, withdrawn_from: Sequence[tuple[str, str]]) -> Rules:
+    if keep_last is None and older_than is None:
+        raise SpecError("Say how much to keep: --keep-last N, --older-than 30d, or both.")
+    if keep_last is not None and keep_last < 1:
+        raise SpecError("--keep-last is 1 or more; an output is removed by removing its folder.")
+    age = None if older_than is None else read_age(older_than)
+    return Rules(1 if keep_last is None else keep_last, age, withdrawn_from)
+
+
+def _report(choices: Sequence[Choice]) -> None:
+    rows = [
+        [
+            choice.standing.run,
+            f"{choice.standing.began:%Y-%m-%d %H:%M}",
+            state_of(choice.standing),
+            size_of(choice.standing.bytes),
+            "remove" if choice.is_removed else "keep",
+            choice.kept_because,
+        ]
+        for choice in choices
+    ]
+    columns = ["run", "created", "state", "size", "", "because"]
+    write_table(columns, rows, alignments=["left", "left", "left", "right", "left", "left"])
+
+
+def _remove(  # noqa: PLR0917 - where, what, when, and who else must know
+    storage: Storage, output_uri: str, run: str, shards: int, moment: datetime, withdraw: Withdraw | None
+) -> bool:
+    """Remove one run under its lease; False, and a sentence, when it is not what it was when it was chosen."""
+    try:
+        lease = take_lease(storage, output_uri, run, tell=say)
+    except RunHeldError as error:
+        say(f"Not removed: {error}")
+        return False
+    try:
+        if withdraw is not None and read_publications(storage, output_uri, run):
+            withdraw(run, lease)
+        places = read_publications(storage, output_uri, run)
+        if places:
+            say(f"Not removed: the run {run} was published in {places[0].catalog} meanwhile.")
+            return False
+        if sum(len(part.shards) for part in committed_parts(storage, output_uri, run)) != shards:
+            say(f"Not removed: the run {run} went on meanwhile.")
+            return False
+        remove_run(storage, output_uri, run, check=lease.check, moment=moment.isoformat())
+    finally:
+        lease.release()
+    remove_empty_folders(output_uri, run)
+    return True
+
+
+def _finish(storage: Storage, output_uri: str, run: str, moment: datetime) -> bool:
+    """Finish a removal that was cut off."""
+    try:
+        lease = take_lease(storage, output_uri, run, tell=say)
+    except RunHeldError as error:
+        say(f"Not removed: {error}")
+        return False
+    try:
+        remove_run(storage, output_uri, run, check=lease.check, moment=moment.isoformat())
+    finally:
+        lease.release()
+    remove_empty_folders(output_uri, run)
+    return True
+
+
+def _files(choices: Sequence[Choice]) -> str:
+    return count_of(sum(choice.standing.files for choice in choices), "file")
