@@ -2,28 +2,50 @@
 
 import asyncio
 import contextlib
+import logging
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from jobs.cluster_errors import ClusterError, NoSuchJobError
+from jobs.cluster_errors import ClusterError, NoSuchJobError, in_our_words
 from jobs.job_state import JobState, state_from_ray
-from pipeline.errors import HtcError, SpecError
+from pipeline.errors import SpecError
 
 DASHBOARD_PORT = 8265
+# The first with token authentication; declared in pyproject.toml too.
+OLDEST_RAY = (2, 52)
 # Ray's own ports: of `ray start --head --port`, and of Ray Client. Whoever names one means that cluster.
 _OTHER_PORTS = {6379, 10001}
 # An address that answers nothing at all is given up within ten seconds, connecting and version together.
 CONNECT_TIMEOUT_S = 4.0
 READ_TIMEOUT_S = 60.0
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+# Each upload is an INFO line, and the demo weights among them a WARNING.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _environment_lock = threading.Lock()
 
 
 class JobsClient(Protocol):
     """What is asked of a cluster; every method raises ClusterError when it cannot be asked."""
+
+    @property
+    def url(self) -> str:
+        """The dashboard's."""
+
+    @property
+    def ray_version(self) -> str:
+        """The cluster's Ray."""
+
+    @property
+    def note(self) -> str:
+        """What is worth saying before a job is submitted there, see `check_version`; which also may refuse."""
 
     def submit(
         self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
@@ -80,6 +102,31 @@ def is_this_machine(url: str) -> bool:
     return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
 
 
+def check_version(cluster: str, here: str, url: str) -> str:
+    """Compare the cluster's Ray with this machine's; the cluster's is the one that a job runs with.
+
+    Returns:
+        One sentence when they differ and it does not matter, else "".
+
+    Raises:
+        ClusterError: the cluster's is too old for a job, or of another major version.
+    """
+    if cluster == here:
+        return ""
+    both = f"The cluster at {url} runs Ray {cluster}, and this machine Ray {here}"
+    theirs, ours = _numbers(cluster), _numbers(here)
+    if theirs < OLDEST_RAY:
+        oldest = ".".join(map(str, OLDEST_RAY))
+        raise ClusterError(f"{both}; htc-batch needs Ray {oldest} or later there: give the cluster a newer image.")
+    if theirs[:1] != ours[:1]:
+        raise ClusterError(f"{both}; install the same here (pip install 'ray[default]=={cluster}').")
+    return f"{both}; the job runs with the cluster's."
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def connect(address: str | None = None) -> "RayJobsClient":
     """Open a connection; answers within ten seconds whether there is a cluster.
 
@@ -97,27 +144,39 @@ class RayJobsClient:
     """`JobsClient` by Ray's JobSubmissionClient."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        with _in_our_words(url), _meant_address(url):
+        self._url = url
+        with in_our_words(url), _meant_address(url):
             self._client = _timed_client(url)
 
     @property
+    def url(self) -> str:
+        """See `JobsClient`."""
+        return self._url
+
+    @property
+    def note(self) -> str:
+        """See `JobsClient`."""
+        import ray
+
+        return check_version(self.ray_version, ray.__version__, self.url)
+
+    @property
     def ray_version(self) -> str:
-        """The cluster's Ray."""
+        """See `JobsClient`."""
         return str(self._client._server_ray_version or "unknown")
 
     def submit(
         self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
     ) -> None:
         """See `JobsClient`."""
-        with _in_our_words(self.url):
+        with in_our_words(self.url):
             self._client.submit_job(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env), metadata=dict(metadata)
             )
 
     def state(self, job_id: str) -> JobState:
         """See `JobsClient`."""
-        with _in_our_words(self.url, job_id):
+        with in_our_words(self.url, job_id):
             state = state_from_ray(self._client.get_job_info(job_id))
         if state is None:
             raise NoSuchJobError(f"The job {job_id} at {self.url} was not submitted by htc.")
@@ -125,18 +184,18 @@ class RayJobsClient:
 
     def states(self) -> list[JobState]:
         """See `JobsClient`."""
-        with _in_our_words(self.url):
+        with in_our_words(self.url):
             found = [state for details in self._client.list_jobs() if (state := state_from_ray(details))]
         return sorted(found, key=lambda state: (state.started is not None and state.started.timestamp()) or 0.0)[::-1]
 
     def stop(self, job_id: str) -> bool:
         """See `JobsClient`."""
-        with _in_our_words(self.url, job_id):
+        with in_our_words(self.url, job_id):
             return bool(self._client.stop_job(job_id))
 
     def logs(self, job_id: str) -> str:
         """See `JobsClient`."""
-        with _in_our_words(self.url, job_id):
+        with in_our_words(self.url, job_id):
             return str(self._client.get_job_logs(job_id))
 
     def tail(self, job_id: str) -> Iterator[str]:
@@ -146,7 +205,7 @@ class RayJobsClient:
         loop = asyncio.new_event_loop()
         try:
             while True:
-                with _in_our_words(self.url, job_id):
+                with in_our_words(self.url, job_id):
                     try:
                         piece = loop.run_until_complete(anext(pieces))
                     except StopAsyncIteration:
@@ -168,6 +227,8 @@ def _timed_client(url: str) -> Any:
             options.setdefault("timeout", (CONNECT_TIMEOUT_S, limit_s))
             return super()._do_request(method, endpoint, **options)
 
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return TimedClient(url)
 
 
@@ -185,56 +246,3 @@ def _meant_address(url: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = former
-
-
-@contextlib.contextmanager
-def _in_our_words(url: str, job_id: str | None = None) -> Iterator[None]:
-    """Turn what Ray and requests raise into one sentence with the way out."""
-    try:
-        yield
-    except HtcError:
-        raise
-    except Exception as error:
-        translated = _translated(error, url, job_id)
-        if translated is None:
-            raise
-        raise translated from error
-
-
-def _translated(error: Exception, url: str, job_id: str | None) -> HtcError | None:
-    import requests
-    from ray.exceptions import AuthenticationError
-
-    if isinstance(error, AuthenticationError):
-        return ClusterError(_about_token(url, str(error)))
-    if isinstance(error, ConnectionError | requests.exceptions.ConnectionError | requests.exceptions.Timeout):
-        return ClusterError(_about_address(url))
-    if isinstance(error, requests.exceptions.HTTPError | requests.exceptions.JSONDecodeError | KeyError):
-        return ClusterError(f"What answers at {url} is no Ray dashboard; check the address and the port (8265).")
-    if isinstance(error, RuntimeError | ValueError):
-        return _about_refusal(str(error), url, job_id)
-    return None
-
-
-def _about_address(url: str) -> str:
-    return (
-        f"No cluster answers at {url}. Check the address and the port (the dashboard's, usually 8265), that the head "
-        "node was started with `ray start --head --dashboard-host 0.0.0.0` and no firewall is between; on Kubernetes: "
-        "kubectl port-forward service/NAME-head-svc 8265:8265, then --address http://127.0.0.1:8265"
-    )
-
-
-def _about_token(url: str, reason: str) -> str:
-    where = "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
-    if "Missing" in reason:
-        return f"The cluster at {url} asks for a token: {where}."
-    return f"The cluster at {url} does not take this machine's token: {where}."
-
-
-def _about_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
-    if job_id is not None and ("does not exist" in reason or "status code 404" in reason):
-        return NoSuchJobError(f"The cluster at {url} knows no job {job_id}; htc list names those it knows.")
-    if "status code 404" in reason or "Version check" in reason:
-        return ClusterError(f"What answers at {url} is no Ray dashboard; check the address and the port (8265).")
-    first = next((line.strip() for line in reason.splitlines() if line.strip()), "it does not say why")
-    return ClusterError(f"The cluster at {url} refuses: {first[:500]}")

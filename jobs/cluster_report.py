@@ -63,7 +63,7 @@ def report_list(*, address: str | None, is_json: bool) -> None:
     client = connect(address)
     states = client.states()
     if is_json:
-        write_line(json.dumps([state.to_dict() for state in states], indent=2))
+        sys.stdout.write(json.dumps([state.to_dict() for state in states], indent=2) + "\n")
     elif not states:
         say(f"The cluster at {client.url} remembers no job of htc; start one with: htc submit SPEC")
     else:

@@ -72,7 +72,7 @@ def state_from_ray(details: Any) -> JobState | None:
     return JobState(
         job_id=details.submission_id,
         phase=details.status.value.lower(),
-        message=(details.message or "").strip(),
+        message=_first_words(details.message or ""),
         exit_code=details.driver_exit_code,
         output_uri=metadata["htc_output"],
         input_uri=metadata.get("htc_input", ""),
@@ -81,6 +81,11 @@ def state_from_ray(details: Any) -> JobState | None:
         started=_moment(details.start_time),
         ended=_moment(details.end_time),
     )
+
+
+def _first_words(message: str) -> str:
+    # Ray appends the last lines of the job's log, which is told elsewhere.
+    return message.split("last available logs", 1)[0].strip().rstrip(",")
 
 
 def _moment(milliseconds: int | None) -> datetime | None:

@@ -6,15 +6,20 @@ The spec travels as a file in the job's working folder, resolved, so that the cl
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from jobs.cluster_client import JobsClient, connect
 from jobs.cluster_errors import AlreadyGoingError
-from jobs.cluster_package import RuntimeEnvKind, build_entrypoint, runtime_env_for
+from jobs.cluster_package import SPEC_FILE, RuntimeEnvKind, build_entrypoint, runtime_env_for
 from jobs.job_state import JobState
+from jobs.status import find_live_driver
 from pipeline.config import JobSpec
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, StorageError
+from pipeline.lease import RunHeldError
+from pipeline.progress_file import JOB_VARIABLE
+from pipeline.storage import Storage
 
 __all__ = [
     "JobState",
@@ -26,6 +31,8 @@ __all__ = [
     "submit_job",
     "tail_logs",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def submit_job(
@@ -54,6 +61,7 @@ def submit_job(
     Raises:
         SpecError: `fresh` with a run's name.
         AlreadyGoingError: a job that has not ended is at the same run.
+        RunHeldError: a driver that is no job of this cluster is at it.
         ClusterError: the cluster cannot be reached, wants another token, or refuses.
     """
     if fresh and run:
@@ -62,14 +70,18 @@ def submit_job(
     job_id = new_job_id(spec, run, moment)
     run = job_id if fresh else run
     client = client or connect(address)
-    _refuse_going(client, spec.output.uri, run)
-    with runtime_env_for(spec, runtime_env, env_vars or {}) as environment:
+    if note := client.note:
+        log.info("%s", note)
+    refuse_going(client.states(), spec.output.uri, run)
+    _refuse_held(spec, run)
+    with runtime_env_for(spec, runtime_env, {JOB_VARIABLE: job_id, **(env_vars or {})}) as environment:
         client.submit(
-            entrypoint=build_entrypoint("job.yaml", run=run, is_installed=runtime_env == "image"),
+            entrypoint=build_entrypoint(SPEC_FILE, run=run, is_installed=runtime_env == "image"),
             job_id=job_id,
             runtime_env=environment,
             metadata=_metadata(spec, run),
         )
+    _yield_to_first(client, job_id, spec.output.uri, run)
     return job_id
 
 
@@ -141,13 +153,49 @@ def _metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
     }
 
 
-def _refuse_going(client: JobsClient, output_uri: str, run: str | None) -> None:
-    """Refuse a second job at one run: two that name no run both mean the newest."""
-    for state in client.states():
+def refuse_going(states: Iterable[JobState], output_uri: str, run: str | None) -> None:
+    """Refuse a second job at one run: two that name no run both mean the newest.
+
+    Raises:
+        AlreadyGoingError: one of them has not ended and is at the same run.
+    """
+    for state in states:
         is_same = state.output_uri.rstrip("/") == output_uri.rstrip("/") and (not run or state.run in {"", run})
         if is_same and not state.is_ended:
+            # A job that names no run goes on with the newest, which may be the one that is meant.
+            this = "this run" if state.run == (run or "") else "a run of this output, perhaps this one,"
             raise AlreadyGoingError(
                 state.job_id,
-                f"The job {state.job_id} is at this run already ({state.phase}); follow it with: htc logs "
+                f"The job {state.job_id} is at {this} already ({state.phase}); follow it with: htc logs "
                 f"{state.job_id} -f, or stop it with: htc stop {state.job_id}",
             )
+
+
+def _refuse_held(spec: JobSpec, run: str | None) -> None:
+    """Refuse a run that a driver somewhere else works on, if its output can be seen from here."""
+    try:
+        held = find_live_driver(Storage(spec.storage), spec.output.uri, run)
+    except StorageError as error:
+        # The job looks again, from the cluster.
+        log.info("whether a driver works on the run cannot be seen from here: %s", error)
+        return
+    if held is not None:
+        name, driver = held
+        raise RunHeldError(
+            f"A driver on {driver.host} (process {driver.pid}) works on the run {name}; wait for it, stop it, or start "
+            "another run with --fresh or --run NAME."
+        )
+
+
+def _yield_to_first(client: JobsClient, job_id: str, output_uri: str, run: str | None) -> None:
+    """Of two jobs at one run that were submitted in the same moment, stop the later one."""
+    states = client.states()
+    mine = next((state for state in states if state.job_id == job_id), None)
+    if mine is None:
+        return
+    earlier = [state for state in states if (state.started or mine.started, state.job_id) < (mine.started, job_id)]
+    try:
+        refuse_going(earlier, output_uri, run)
+    except AlreadyGoingError:
+        client.stop(job_id)
+        raise

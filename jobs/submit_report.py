@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from jobs.cluster_client import RayJobsClient, connect, is_this_machine
+from jobs.cluster_client import JobsClient, connect, is_this_machine
 from jobs.cluster_errors import ClusterError
 from jobs.cluster_package import RuntimeEnvKind
 from jobs.console import say, write_line
@@ -49,6 +49,8 @@ def submit_and_report(
     """
     env_vars = read_env_vars(env, os.environ)
     client = connect(address)
+    if client.note and not is_json:
+        say(client.note)
     refuse_local_paths(spec, client.url, is_shared=is_shared)
     job_id = submit_job(spec, run=run, fresh=fresh, runtime_env=runtime_env, env_vars=env_vars, client=client)
     if is_json and not is_waited_for:
@@ -108,7 +110,7 @@ def next_commands(job_id: str, output_uri: str, address: str | None) -> Iterator
     yield f"      htc status {shlex.quote(output_uri)}    the same without the cluster"
 
 
-def _wait(client: RayJobsClient, job_id: str, address: str | None, *, is_json: bool) -> int:
+def _wait(client: JobsClient, job_id: str, address: str | None, *, is_json: bool) -> int:
     try:
         state = follow(client, job_id)
     except KeyboardInterrupt:
@@ -124,7 +126,7 @@ def _wait(client: RayJobsClient, job_id: str, address: str | None, *, is_json: b
     return state.final_exit_code or 0
 
 
-def follow(client: RayJobsClient, job_id: str, *, patience_s: float = PATIENCE_S) -> JobState:
+def follow(client: JobsClient, job_id: str, *, patience_s: float = PATIENCE_S) -> JobState:
     """Pass on what a job says until it has ended.
 
     Raises:
@@ -140,8 +142,8 @@ def follow(client: RayJobsClient, job_id: str, *, patience_s: float = PATIENCE_S
                 fresh = piece[max(0, shown - seen) :]
                 seen += len(piece)
                 shown = max(shown, seen)
-                if fresh:
-                    say(fresh.rstrip("\n"))
+                for line in fresh.splitlines():
+                    say(line.expandtabs())
                 last_answer = time.monotonic()
             state = client.state(job_id)
             last_answer = time.monotonic()

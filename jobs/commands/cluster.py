@@ -101,6 +101,34 @@ def submit(
 
 
 @app.command()
+def status(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[JOB|OUTPUT]", help="A job's id, or an output folder. [default: the newest job]"),
+    ] = None,
+    *,
+    run_name: options.StoredRun = None,
+    address: Address = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a job or a run is.
+
+    For an output folder no cluster is asked: all it tells lies there.
+    """
+    from jobs.status_report import report_status
+
+    report_status(
+        target,
+        run=run_name,
+        address=address,
+        storage_section=options.storage_section(endpoint_url, anonymous),
+        is_json=as_json,
+    )
+
+
+@app.command()
 def logs(
     job: Job,
     *,

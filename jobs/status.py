@@ -1,0 +1,217 @@
+"""How a run stands, read from its output folder alone: also when the cluster that worked on it is gone."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pipeline.errors import InputError
+from pipeline.lease import STALE_AFTER_S
+from pipeline.manifest import Manifest
+from pipeline.process_identity import is_dead_here
+from pipeline.progress_file import load_progress
+from pipeline.records import RunRecord, list_records, read_json, run_folder
+from pipeline.results import Results
+from pipeline.storage import Storage, join
+from pipeline.tables import open_results
+
+# "running": a driver works on it. "dead": one did, and went without a word; the same command resumes. The others are
+# what the last driver wrote into summary.json.
+Standing = Literal["running", "dead", "complete", "incomplete", "over_error_budget", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who holds the run's lease.
+
+    host, pid: where it runs. since: when it took the run over. heard: when it last said that it lives. UTC.
+    job: its id on the cluster, "" for a driver that no job started.
+    """
+
+    host: str
+    pid: int
+    since: datetime
+    heard: datetime
+    process: str = ""
+    job: str = ""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands.
+
+    images, shards: of the input, as far as it is listed; images_done: those that have their row.
+    statuses: rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
+    images_per_s: lately while it runs, of the last session when it has ended; None when nobody measured.
+    eta_s: seconds to go; None when nothing tells. workers: with their model loaded, now.
+    driver: the holder of the lease, alive or not; None without one.
+    told: when the numbers are from, UTC; None for those counted just now. reason: why it is not complete.
+    """
+
+    run: str
+    state: Standing
+    created: str
+    model: str
+    images: int
+    images_done: int
+    shards: int
+    is_listing: bool
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    failure_reasons: Mapping[str, int] = field(default_factory=dict)
+    instances: int | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    workers: int | None = None
+    driver: Driver | None = None
+    told: datetime | None = None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON-able values."""
+        driver = self.driver and {
+            "host": self.driver.host,
+            "pid": self.driver.pid,
+            "since": self.driver.since.isoformat(),
+            "heard": self.driver.heard.isoformat(),
+            "job": self.driver.job or None,
+        }
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {"driver": driver, "told": self.told and self.told.isoformat()}
+
+
+def read_status(
+    output_uri: str,
+    storage: Storage,
+    *,
+    run: str | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> RunStatus:
+    """Find out how a run stands.
+
+    Args:
+        run: its name; by default the newest one.
+
+    Raises:
+        InputError: the output holds no run, or none of this name.
+        StorageError: it cannot be read.
+    """
+    results = open_results(output_uri, storage)
+    record = _record_of(results, run)
+    summary = read_json(storage, join(run_folder(results.output_uri, record.run), "summary.json"))
+    progress = load_progress(storage, results.output_uri, record.run)
+    driver = read_driver(storage, results.output_uri, record.run, job=(progress or {}).get("job") or "")
+    if driver is not None and is_alive(driver, clock()):
+        return _running(record, progress, driver, results)
+    return _ended(record, summary, driver, results, has_died=progress is not None or driver is not None)
+
+
+def read_driver(storage: Storage, output_uri: str, run: str, *, job: str = "") -> Driver | None:
+    """Read who holds a run's lease; None when nobody does, or it is not ours to understand.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    lease = read_json(storage, join(run_folder(output_uri, run), "lease.json"))
+    try:
+        if lease is None:
+            return None
+        since, heard = (datetime.fromisoformat(lease[name]).astimezone(UTC) for name in ("since", "beat"))
+        return Driver(str(lease["host"]), int(lease["pid"]), since, heard, str(lease["process"]), job)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def is_alive(driver: Driver, now: datetime) -> bool:
+    """Whether a driver that holds a lease is at work, as far as one can tell from here."""
+    if is_dead_here(driver.host, driver.process):
+        return False
+    return (now - driver.heard).total_seconds() <= STALE_AFTER_S
+
+
+def find_live_driver(storage: Storage, output_uri: str, run: str | None) -> tuple[str, Driver] | None:
+    """Find the driver that works on a run, by default on the newest one; None when nobody does.
+
+    Raises:
+        StorageError: the output cannot be read.
+    """
+    names = [run] if run else [record.run for record in list_records(storage, output_uri)[-1:]]
+    for name in names:
+        driver = read_driver(storage, output_uri, name)
+        if driver is not None and is_alive(driver, datetime.now(UTC)):
+            return name, driver
+    return None
+
+
+def _record_of(results: Results, run: str | None) -> RunRecord:
+    records = {record.run: record for record in results.records}
+    if run is None:
+        return results.records[-1]
+    if run not in records:
+        raise InputError(f"There is no run {run} in {results.output_uri}; its runs are {', '.join(records)}.")
+    return records[run]
+
+
+def _running(record: RunRecord, progress: Mapping[str, Any] | None, driver: Driver, results: Results) -> RunStatus:
+    if progress is None:
+        # It has just begun, or its storage refuses the file.
+        return _status(record, "running", driver=driver, **_counted(results, record.run))
+    return _status(
+        record,
+        "running",
+        driver=driver,
+        told=datetime.fromisoformat(progress["written"]),
+        images=progress["images_total"],
+        is_listing=progress["is_listing"],
+        **{
+            name: progress[name]
+            for name in ("images_done", "statuses", "failure_reasons", "images_per_s", "eta_s", "workers")
+        },
+    )
+
+
+def _ended(
+    record: RunRecord, summary: Mapping[str, Any] | None, driver: Driver | None, results: Results, *, has_died: bool
+) -> RunStatus:
+    manifest = Manifest.from_dict(record.manifest)
+    is_whole = manifest.is_planned and results.committed_shards(record.run) >= manifest.shard_count
+    if summary is None or (has_died and not is_whole):
+        # What an earlier session wrote is not what there is now.
+        left = (
+            "all images have their row; the same command writes the summary" if is_whole else "the same command resumes"
+        )
+        reason = f"Its driver ended without a word: {left}."
+        return _status(record, "dead", driver=driver, reason=reason, **_counted(results, record.run))
+    names = ("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason")
+    told = {name: summary[name] for name in names if name in summary}
+    return _status(record, summary["status"], driver=driver, **told)
+
+
+def _status(record: RunRecord, state: Standing, **told: Any) -> RunStatus:
+    manifest = Manifest.from_dict(record.manifest)
+    known = {
+        "images": manifest.image_count,
+        "images_done": 0,
+        "is_listing": not manifest.is_planned,
+        "shards": manifest.shard_count,
+    }
+    return RunStatus(
+        run=record.run,
+        state=state,
+        created=record.created,
+        model=str(record.fingerprint.get("preset", "")),
+        **{**known, **told},
+    )
+
+
+def _counted(results: Results, run: str) -> dict[str, Any]:
+    """Count the rows that are there."""
+    table = results.images(run, ["status", "error", "instances"])
+    statuses = Counter(table.column("status").to_pylist())
+    failures = table.filter(table.column("error").is_valid()).column("error").to_pylist()
+    return {
+        "images_done": len(table),
+        "statuses": dict(statuses),
+        "failure_reasons": dict(Counter(failures).most_common(20)),
+        "instances": sum(table.column("instances").to_pylist()),
+    }
