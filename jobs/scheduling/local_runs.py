@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -37,13 +38,18 @@ def firing_folder(home: Path, firing: str) -> Path:
     return home / "firings" / firing
 
 
-class LocalRuns:
-    """Starts, finds and stops runs on this machine; a `Launcher`."""
+RUNNER = (sys.executable, "-m", "jobs.scheduling.runner")
 
-    def __init__(self, home: Path) -> None:
+
+class LocalRuns:
+    """Starts, finds and stops runs on this machine; a `Launcher`.
+
+    runner: the command of a run's process; see `jobs.scheduling.runner`.
+    """
+
+    def __init__(self, home: Path, runner: Sequence[str] = RUNNER) -> None:
         self._home = home
-        # Our own children, which nobody but us can bury.
-        self._children: list[subprocess.Popen[bytes]] = []
+        self._runner = runner
 
     def start(self, firing: Firing) -> str:
         """Start the run, or find it going or ended."""
@@ -61,7 +67,7 @@ class LocalRuns:
 
     def look(self, firing: Firing) -> Sight:
         """Look for its ending, else for the lock of its process."""
-        self._children = [child for child in self._children if child.poll() is None]
+        _bury_children()
         folder = firing_folder(self._home, firing.name)
         # The lock first: the ending is written while it is held.
         is_going = _is_locked(folder / LOCK_FILE)
@@ -85,7 +91,7 @@ class LocalRuns:
         (folder / PROCESS_FILE).unlink(missing_ok=True)
         text = yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True)
         (folder / SPEC_FILE).write_text(text, encoding="utf-8")
-        command = [sys.executable, "-m", "jobs.scheduling.runner", str(folder), str(lock.fileno()), firing.name]
+        command = [*self._runner, str(folder), str(lock.fileno()), firing.name]
         with (folder / LOG_FILE).open("ab") as output:
             # A session of its own: Ctrl-C at the scheduler's terminal is not meant for it.
             child = subprocess.Popen(  # noqa: S603 - this very interpreter
@@ -96,8 +102,16 @@ class LocalRuns:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        self._children.append(child)
+        _children.append(child)
         return str(child.pid)
+
+
+# Children are the process's: nobody but it can bury them, whichever place had them started.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def _bury_children() -> None:
+    _children[:] = [child for child in _children if child.poll() is None]
 
 
 def read_ending(folder: Path) -> Ending | None:

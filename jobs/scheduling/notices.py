@@ -110,7 +110,7 @@ def _post(url: str, body: Mapping[str, str]) -> None:
         raise _WebhookError(f"the webhook cannot be reached ({type(error).__name__})") from None
     if answer.status_code >= 500 or answer.status_code == 429:
         raise _WebhookError(f"the webhook answered {answer.status_code}")
-    if not answer.ok or answer.is_redirect:
+    if not 200 <= answer.status_code < 300:
         raise ValueError(f"the webhook answered {answer.status_code}; is its URL still right?")
 
 
@@ -126,7 +126,7 @@ def _run_hook(notice: Notice) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"{command[0]} did not end within {HOOK_TIMEOUT_S:.0f} s"
+        return f"{command[0]} did not end within {HOOK_TIMEOUT_S:g} s"
     except OSError as error:
         return f"{command[0]} cannot be run: {error.strerror}"
     if done.returncode == 0:

@@ -1,0 +1,200 @@
+"""Who is told of a firing, over a real HTTP server and with a real program."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tenacity import wait_none
+
+from jobs.scheduling import notices
+from jobs.scheduling.engine import plan_firing
+from jobs.scheduling.firing import Ending
+from jobs.scheduling.schedule import Event, build_schedule
+from jobs.scheduling.store import Notice, ScheduleStore
+
+SECRET = "T00000000/B00000000/very-secret"
+COMPLETE = Ending(
+    "complete", "", 0, {"images": 1200, "images_done": 1200, "instances": 3456, "failed": 3, "seconds": 61}
+)
+FAILED = Ending("over_error_budget", "90 of 1200 images failed (7.5%); allowed are 5.0%.", 1, {"images": 1200})
+
+
+class Webhook:
+    """A Slack of our own: answers with the codes it was given, then 200, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+        self.bodies: list[dict[str, str]] = []
+        self.types: list[str] = []
+        webhook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                webhook.bodies.append(json.loads(body))
+                webhook.types.append(self.headers["Content-Type"])
+                self.send_response(webhook.codes.pop(0) if webhook.codes else 200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/services/{SECRET}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    """A webhook whose URL the variable NIGHT_HOOK holds; attempts follow each other at once."""
+    server = Webhook()
+    monkeypatch.setenv("NIGHT_HOOK", server.url)
+    monkeypatch.setattr(notices, "wait_random_exponential", lambda **_: wait_none())
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Callable[..., list[Notice]]:
+    """Let a firing come to an end, deliver what is open, and return what could not be delivered."""
+
+    def end(notify: dict[str, object], *, event: Event = "end", ending: Ending | None = COMPLETE) -> list[Notice]:
+        keys = {"name": "nightly", "spec": "/srv/job.yaml", "cron": "30 2 * * *", "deadline_s": 3600, "notify": notify}
+        firing = plan_firing(build_schedule(keys), datetime(2026, 11, 23, 2, 30, tzinfo=UTC), "cron")
+        with closing(ScheduleStore(tmp_path)) as store:
+            store.insert(firing)
+            store.update(replace(firing, state="ended" if ending else "running", ending=ending), event=event)
+            notices.deliver_open_notices(tmp_path)
+            assert store.open_notices() == []
+            return store.failed_notices(firing.name)
+
+    return end
+
+
+def test_a_webhook_gets_slacks_json_with_run_status_and_counts(
+    webhook: Webhook, tell: Callable[..., list[Notice]]
+) -> None:
+    assert tell({"webhook_url_env": "NIGHT_HOOK"}) == []
+    assert webhook.types == ["application/json"]
+    assert webhook.bodies == [
+        {
+            "text": "htc schedule nightly: complete\nrun nightly-20261123-023000\n"
+            "1,200 of 1,200 images, 3,456 instances, 3 images failed"
+        }
+    ]
+
+
+def test_a_failure_tells_its_reason(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+    tell({"webhook_url_env": "NIGHT_HOOK"}, event="failure", ending=FAILED)
+    text = webhook.bodies[0]["text"]
+    assert text.startswith("htc schedule nightly: FAILED (over error budget)\n")
+    assert text.endswith("90 of 1200 images failed (7.5%); allowed are 5.0%.")
+
+
+def test_a_missed_deadline_tells_which(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+    tell({"webhook_url_env": "NIGHT_HOOK"}, event="deadline", ending=None)
+    assert webhook.bodies[0]["text"].startswith("htc schedule nightly: LATE: not at its end by 2026-11-23 03:30 UTC")
+
+
+def test_the_url_may_stand_in_a_file(webhook: Webhook, tell: Callable[..., list[Notice]], tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(webhook.url + "\n")
+    assert tell({"webhook_url_file": str(tmp_path / "url")}) == []
+    assert len(webhook.bodies) == 1
+
+
+def test_a_webhook_that_stumbles_is_told_again(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+    webhook.codes = [503, 429, 500]
+    assert tell({"webhook_url_env": "NIGHT_HOOK"}) == []
+    assert len(webhook.bodies) == 4
+
+
+@pytest.mark.parametrize(
+    ("codes", "sent", "problem"),
+    [
+        ([500] * 9, 5, "the webhook answered 500"),
+        ([404], 1, "the webhook answered 404; is its URL still right?"),
+        ([302], 1, "the webhook answered 302; is its URL still right?"),
+    ],
+)
+def test_a_webhook_that_refuses_is_noted_without_its_url(
+    webhook: Webhook, tell: Callable[..., list[Notice]], *, codes: list[int], sent: int, problem: str
+) -> None:
+    webhook.codes = codes
+    (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
+    assert failed.problem == problem
+    assert len(webhook.bodies) == sent
+
+
+def test_a_webhook_that_is_away_is_noted_without_its_url(
+    webhook: Webhook, tell: Callable[..., list[Notice]], caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook.close()
+    (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
+    assert failed.problem == "the webhook cannot be reached (ConnectionError)"
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(None, "is empty or not set"), ("  ", "is empty or not set"), ("not-a-url-but-secret", "holds no URL")],
+)
+def test_a_variable_without_a_url_is_named(
+    tell: Callable[..., list[Notice]], monkeypatch: pytest.MonkeyPatch, value: str | None, problem: str
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("NIGHT_HOOK", value)
+    (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
+    assert failed.problem == f"the environment variable NIGHT_HOOK {problem}"
+
+
+def test_only_the_events_that_were_asked_for_are_told(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+    tell({"webhook_url_env": "NIGHT_HOOK", "events": ["failure", "deadline"]})
+    assert webhook.bodies == []
+
+
+def test_the_exit_hook_learns_all_from_its_environment(tell: Callable[..., list[Notice]], tmp_path: Path) -> None:
+    hook = tmp_path / "hook with a space"
+    hook.write_text(f'#!/bin/sh\nenv | grep ^HTC_ | sort > "{tmp_path}/told"\necho "$1" >> "{tmp_path}/told"\n')
+    hook.chmod(0o755)
+    assert tell({"exit_hook": [str(hook), "$(no shell)"]}, event="failure", ending=FAILED) == []
+    told = (tmp_path / "told").read_text()
+    for line in (
+        "HTC_EVENT=failure",
+        "HTC_SCHEDULE=nightly",
+        "HTC_RUN=nightly-20261123-023000",
+        "HTC_SCHEDULED=2026-11-23T02:30:00+00:00",
+        "HTC_SPEC=/srv/job.yaml",
+        "HTC_STATUS=over_error_budget",
+        "HTC_EXIT_CODE=1",
+        "HTC_REASON=90 of 1200 images failed (7.5%); allowed are 5.0%.",
+        "HTC_IMAGES=1200",
+        "$(no shell)",
+    ):
+        assert line in told.split("\n")
+
+
+def test_a_hook_that_fails_is_noted(tell: Callable[..., list[Notice]]) -> None:
+    (failed,) = tell({"exit_hook": ["sh", "-c", "echo the pager is full >&2; exit 3"]})
+    assert failed.problem == "sh ended with exit code 3: the pager is full"
+
+
+def test_a_hook_that_is_not_there_is_noted(tell: Callable[..., list[Notice]]) -> None:
+    (failed,) = tell({"exit_hook": ["/nowhere/page-me"]})
+    assert failed.problem == "/nowhere/page-me cannot be run: No such file or directory"
+
+
+def test_a_hook_that_hangs_is_ended(tell: Callable[..., list[Notice]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "HOOK_TIMEOUT_S", 0.2)
+    (failed,) = tell({"exit_hook": ["sleep", "60"]})
+    assert failed.problem == "sleep did not end within 0.2 s"
