@@ -5,15 +5,18 @@ it at any instant costs at most the shards in flight, and the same command goes 
 """
 
 import logging
+import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from pipeline.cluster import ray_cluster
 from pipeline.config import JobSpec
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model, take_fingerprint
 from pipeline.lease import take_lease
 from pipeline.plan import require_images
+from pipeline.preflight import look_from_nodes
 from pipeline.progress import ProgressDisplay, choose_progress, count_of
 from pipeline.progress_file import ProgressFile, remove_progress
 from pipeline.runs import Run, open_run
@@ -64,6 +67,10 @@ def run(
     storage = Storage(spec.storage)
     with ExitStack() as closing:
         closing.callback(display.close)
+        if os.environ.get("RAY_ADDRESS"):
+            # Stays connected: the session finds it so, and whoever opened it closes it.
+            closing.enter_context(ray_cluster(spec.compute, shards=None))
+            look_from_nodes(spec, tell=display.note)
         if spec.model.weights != "untrained" and weights_here(spec.model) is None:
             # Half a gigabyte of weights is not fetched for a misspelt input.
             require_images(spec, storage)
