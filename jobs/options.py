@@ -22,6 +22,8 @@ OVERRIDES: Mapping[str, str] = {
     "batch_size": "compute.batch_size",
     "shard_images": "compute.shard_images",
     "max_error_rate": "retry.max_error_rate",
+    "where": "select.where",
+    "max_deleted_share": "select.max_deleted_share",
     "endpoint_url": "storage.endpoint_url",
     "anonymous": "storage.anonymous",
 }
@@ -98,6 +100,30 @@ MaxErrorRate = Annotated[
         help="Share of bad images up to which the exit code is 0. [default: 0.05]",
     ),
 ]
+Incremental = Annotated[
+    bool,
+    typer.Option("--incremental", help="Only images that are new or changed, or were done by another model."),
+]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Only images whose newest row is not ok (a kind of --incremental)."),
+]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        metavar="SQL",
+        help="With --incremental: of images that only another model did, those whose uri or image_id this answers.",
+    ),
+]
+MaxDeletedShare = Annotated[
+    float | None,
+    typer.Option(
+        "--max-deleted-share",
+        metavar="F",
+        help="With --incremental: refuse a listing that lacks more of the known images. [default: 0.5]",
+    ),
+]
 EndpointUrl = Annotated[
     str | None,
     typer.Option("--endpoint-url", metavar="URL", help="S3-compatible server."),
@@ -129,6 +155,10 @@ def load_job_spec(parameters: Mapping[str, Any]) -> "JobSpec":
         for name, key in OVERRIDES.items()
         if parameters.get(name) is not None and parameters[name] is not False
     }
+    if parameters.get("incremental") or parameters.get("retry_failed"):
+        given["select.mode"] = "incremental"
+    if parameters.get("retry_failed"):
+        given["select.retry"] = "failed"
     return load_spec(parameters.get("spec"), given)
 
 

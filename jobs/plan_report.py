@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from jobs.console import say, size_of, write_table
@@ -12,9 +13,11 @@ from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model
 from pipeline.image_reading import read_image
+from pipeline.incremental import Incremental
 from pipeline.plan import InputSurvey, survey_input
 from pipeline.progress import count_of, format_duration
-from pipeline.runs import Run, open_run
+from pipeline.runs import Run, find_run
+from pipeline.selection_counts import selection_lines
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -68,7 +71,8 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     if weights is not None and weights.is_file():
         spec = settle_model(spec)
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
-    survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES)
+    incremental = _look_back(spec, storage, run) if existing is None else None
+    survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES, incremental=incremental)
     sample = _decode_sample(spec, survey, storage)
     check = check_model(spec, sample.images if is_model_timed else None)
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run)]
@@ -81,11 +85,18 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     return 2 if check.problem else 0
 
 
+def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> Incremental | None:
+    if spec.select.mode == "full":
+        return None
+    fingerprint = known_fingerprint(spec, storage, run)
+    return Incremental(spec, fingerprint, storage, before=(datetime.now(UTC).isoformat(), ""))
+
+
 def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> Run | None:
     """Find the run that would be resumed; None when a new one would begin."""
     fingerprint = known_fingerprint(spec, storage, run)
     try:
-        return open_run(spec, fingerprint, storage, run=run, fresh=fresh)
+        return find_run(spec, fingerprint, storage, run=run, fresh=fresh)
     except _WouldWriteError:
         return None
 
@@ -111,7 +122,10 @@ def _input_lines(survey: InputSurvey) -> Iterator[Line]:
     manifest = survey.manifest
     size = size_of(manifest.listed_bytes)
     unsized = f", {count_of(manifest.unsized_images, 'image')} of unknown size" if manifest.unsized_images else ""
-    yield "input", f"{count_of(manifest.image_count, 'image')}, {size}{unsized}"
+    label = "to do" if manifest.selection else "input"
+    yield label, f"{count_of(manifest.image_count, 'image')}, {size}{unsized}"
+    for line in selection_lines(manifest.selection):
+        yield "", line
     for line in manifest.left_out():
         yield "", line
     yield "shards", f"{manifest.shard_count:,} of up to {count_of(manifest.shard_images, 'image')}"

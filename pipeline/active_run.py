@@ -25,6 +25,7 @@ class Run:
         manifest: what is known of the input; grows with each call of `new_shards` until all of it is planned.
         state: "new", "resumed", or "complete" when every shard was committed before.
         when_planned: called once by `new_shards`, when it first knows of all shards.
+        passed_over: the newest run before it, when that was not complete and could not be gone on with; else "".
     """
 
     def __init__(
@@ -51,8 +52,13 @@ class Run:
         self._done_before = committed_shards(storage, output_uri, name) if done is None else done
         self._told_shards = 0
         self.when_planned: Callable[[], None] | None = None
-        is_complete = self.is_planned and self._done_before.issuperset(range(self.shard_count))
-        self.state: RunState = "new" if is_new else ("complete" if is_complete else "resumed")
+        self.passed_over = ""
+        self.state: RunState = "new" if is_new else ("complete" if self.is_done else "resumed")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing was left to do when it was opened, as far as it is planned; so is a new run of no image."""
+        return self.is_planned and self._done_before.issuperset(range(self.shard_count))
 
     @property
     def image_count(self) -> int:

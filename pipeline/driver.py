@@ -20,6 +20,7 @@ from pipeline.preflight import look_from_nodes
 from pipeline.progress import ProgressDisplay, choose_progress, count_of
 from pipeline.progress_file import ProgressFile, remove_progress
 from pipeline.runs import Run, open_run
+from pipeline.selection_counts import selection_lines
 from pipeline.session import Session
 from pipeline.storage import Storage
 from pipeline.summary import RunSummary
@@ -98,7 +99,7 @@ def run(
             display.note(DEMO_NOTE)
         _announce(opened, display)
         session = Session(spec, opened, storage, display, is_trained=fingerprint.trained, load_model=load_model)
-        if opened.state != "complete":
+        if not opened.is_done:
             try:
                 session.work()
             except (RunError, InputError, StorageError) as error:
@@ -108,6 +109,11 @@ def run(
 
 
 def _announce(opened: Run, display: ProgressDisplay) -> None:
+    if opened.passed_over:
+        display.note(
+            f"Run {opened.passed_over} is not complete and was started with another model or spec; it stays as it is, "
+            "and what it has not done is done now."
+        )
     if opened.state == "complete":
         display.note(f"Run {opened.name} is complete already; nothing to do.")
     elif opened.state == "resumed":
@@ -127,5 +133,7 @@ def _announce_plan(opened: Run, display: ProgressDisplay) -> None:
     display.note(
         f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
     )
+    for line in selection_lines(opened.manifest.selection):
+        display.note(line)
     for line in opened.manifest.left_out():
         display.note(f"Of the input, {line}.")

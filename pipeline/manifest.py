@@ -94,6 +94,7 @@ class Manifest:
     listed_bytes: encoded bytes of the images whose size listing told. unsized_images: the others.
     duplicates, skipped: see `sources.SourceNotes`. first_part_shards: see `PartLayout`; 0 where all parts have
         `part_shards`. is_planned: whether that is all; while the input is being listed, the counts grow.
+    selection: of an incremental run, what became of the listed images, see `selection_counts`; empty for a full one.
     """
 
     image_count: int
@@ -106,6 +107,7 @@ class Manifest:
     skipped: dict[str, int] = field(default_factory=dict)
     first_part_shards: int = 0
     is_planned: bool = True
+    selection: dict[str, int] = field(default_factory=dict)
 
     @property
     def layout(self) -> PartLayout:
@@ -189,6 +191,12 @@ def read_part(storage: Storage, uri: str) -> pa.Table:
 def refs_of(table: pa.Table) -> list[ImageRef]:
     """Return the images of a part, or of a stretch of one."""
     return [_ref_from_row(row) for row in table.to_pylist()]
+
+
+def names_of(table: pa.Table) -> list[str]:
+    """Return the images' uris alone."""
+    pairs = zip(table.column("uri").to_pylist(), table.column("uri_bytes").to_pylist(), strict=True)
+    return [shown if odd is None else odd.decode("utf-8", "surrogateescape") for shown, odd in pairs]
 
 
 def manifest_up_to(table: pa.Table) -> Manifest | None:

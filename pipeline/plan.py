@@ -12,6 +12,7 @@ from itertools import chain, islice, takewhile
 
 from pipeline.config import JobSpec
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError
+from pipeline.incremental import Incremental
 from pipeline.manifest import Manifest, ManifestReader, PartLayout, Shard, encode_part, part_uri
 from pipeline.planned import Planned
 from pipeline.refs import ImageRef, image_id
@@ -45,13 +46,19 @@ class InputSurvey:
 class _Tally:
     """Counts images as they pass by, beginning with those that were planned before."""
 
-    def __init__(self, shard_images: int, planned: Planned | None = None) -> None:
+    def __init__(
+        self, shard_images: int, planned: Planned | None = None, incremental: Incremental | None = None
+    ) -> None:
         before = planned.manifest if planned else None
         self.layout = before.layout if before else PartLayout.of(shard_images)
         self.images = before.image_count if before else 0
         self._listed_bytes = before.listed_bytes if before else 0
         self._unsized_images = before.unsized_images if before else 0
-        self.notes = SourceNotes(before.duplicates, Counter(before.skipped)) if before else SourceNotes()
+        # An incremental run lists everything again, and so it takes its notes again.
+        is_noted = before is not None and incremental is None
+        self.notes = SourceNotes(before.duplicates, Counter(before.skipped)) if before and is_noted else SourceNotes()
+        self._incremental = incremental
+        self.deleted = 0
 
     def count(self, refs: Iterable[ImageRef]) -> Iterator[ImageRef]:
         for ref in refs:
@@ -72,6 +79,7 @@ class _Tally:
             skipped=dict(self.notes.skipped.most_common()),
             first_part_shards=self.layout.first_shards,
             is_planned=is_planned,
+            selection={} if self._incremental is None else self._incremental.selection.told(self.deleted),
         )
 
 
@@ -81,8 +89,20 @@ class Planner:
     It is built when the first image is found, and has written nothing by then.
     """
 
-    def __init__(self, spec: JobSpec, storage: Storage, folder: str, *, planned: Planned | None = None) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        storage: Storage,
+        folder: str,
+        *,
+        planned: Planned | None = None,
+        incremental: Incremental | None = None,
+    ) -> None:
         """Find the first image, or the first behind those that were `planned` before.
+
+        Args:
+            incremental: chooses from the listing; that is begun anew after planning was cut off, because what it
+                leaves out stands in no manifest.
 
         Raises:
             InputError: the input holds no image, or cannot be listed.
@@ -91,12 +111,20 @@ class Planner:
         self._storage = storage
         self._folder = folder
         self._planned = planned
-        self._tally = _Tally(spec.compute.shard_images, planned)
-        refs = _listed(spec, storage, self._tally.notes, planned)
+        self._incremental = incremental
+        self._tally = _Tally(spec.compute.shard_images, planned, incremental)
+        refs = _listed(spec, storage, self._tally.notes, None if incremental else planned)
         first = list(islice(refs, 1))
-        if not first and not planned:
+        is_empty = not first and not planned
+        # All images of an input that had some may be gone: that is judged where deletions are.
+        if is_empty and not (incremental and incremental.known_images):
             _refuse_empty(spec, self._tally)
-        self._refs = self._tally.count(chain(first, refs))
+        refs = chain(first, refs)
+        if incremental is not None:
+            if planned is not None:
+                incremental.selection.go_on(planned.numbers(), planned.manifest.selection)
+            refs = incremental.selection.choose(refs)
+        self._refs = self._tally.count(refs)
         self.manifest = planned.manifest if planned else self._tally.manifest(is_planned=False)
 
     def parts(self, is_stopped: threading.Event | None = None) -> Generator[Manifest]:
@@ -116,15 +144,23 @@ class Planner:
         while is_full and (refs := list(islice(images, tally.layout.images(number)))) and not stopped.is_set():
             # Behind a part that is not full there is nothing.
             is_full = len(refs) == tally.layout.images(number)
+            if not is_full and not self._conclude(stopped):
+                return
             self.manifest = tally.manifest(is_planned=not is_full)
             payload = encode_part(refs, tally.images - len(refs), self.manifest)
             self._storage.write(part_uri(self._folder, number), payload)
             number += 1
             if is_full:
                 yield self.manifest
-        if not stopped.is_set():
+        if not stopped.is_set() and (not is_full or self._conclude(stopped)):
             self.manifest = tally.manifest(is_planned=True)
             yield self.manifest
+
+    def _conclude(self, stopped: threading.Event) -> bool:
+        """Write what is gone from the input, before the manifest says that it is whole; False when stopped."""
+        if self._incremental is not None and not stopped.is_set():
+            self._tally.deleted = self._incremental.mark_deleted(stopped)
+        return not stopped.is_set()
 
 
 def plan_run(spec: JobSpec, storage: Storage, folder: str) -> Manifest:
@@ -153,18 +189,23 @@ def clear_parts(storage: Storage, folder: str) -> None:
         storage.delete(uri)
 
 
-def survey_input(spec: JobSpec, storage: Storage, *, sample_images: int = 8) -> InputSurvey:
-    """Count the input as `plan_run` would plan it, and write nothing.
+def survey_input(
+    spec: JobSpec, storage: Storage, *, sample_images: int = 8, incremental: Incremental | None = None
+) -> InputSurvey:
+    """Count the input as a new run would plan it, and write nothing.
 
     Raises:
         InputError: the input holds no image, or cannot be listed.
     """
-    tally = _Tally(spec.compute.shard_images)
-    refs = tally.count(_listed(spec, storage, tally.notes))
+    tally = _Tally(spec.compute.shard_images, incremental=incremental)
+    listed = _listed(spec, storage, tally.notes)
+    refs = tally.count(listed if incremental is None else incremental.selection.choose(listed))
     sample = tuple(islice(refs, sample_images))
     for _ in refs:
         pass
-    if not tally.images:
+    if incremental is not None:
+        tally.deleted = len(incremental.find_deleted())
+    if not (tally.images if incremental is None else incremental.has_listed or tally.deleted):
         _refuse_empty(spec, tally)
     return InputSurvey(tally.manifest(is_planned=True), sample)
 

@@ -2,8 +2,11 @@
 
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import NotFoundError
-from pipeline.manifest import Manifest, manifest_up_to, part_uri, read_part, refs_of
+from pipeline.manifest import Manifest, manifest_up_to, names_of, part_uri, read_part, refs_of
 from pipeline.refs import ImageRef, image_id
 from pipeline.storage import Storage
 from pipeline.uris import name_order
@@ -50,11 +53,15 @@ class Planned:
 
     def all_numbers(self) -> set[int]:
         """Return the image ids of everything that was planned."""
-        return {
-            image_id(ref.uri)
-            for part in range(self.parts)
-            for ref in refs_of(read_part(self._storage, part_uri(self._folder, part)))
-        }
+        return set(self.numbers().tolist())
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Return the image ids of everything that was planned, in its order; [N] int64."""
+        found = [np.empty(0, np.int64)]
+        for part in range(self.parts):
+            names = names_of(read_part(self._storage, part_uri(self._folder, part)))
+            found.append(np.fromiter(map(image_id, names), np.int64, len(names)))
+        return np.concatenate(found)
 
 
 def find_planned(storage: Storage, folder: str) -> Planned | None:

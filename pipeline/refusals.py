@@ -47,12 +47,7 @@ def refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
 
 def refuse_mismatch(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> None:
     """Refuse to go on with another model or spec, and name each key with both values."""
-    differences = _differing(record.identity, spec.identity())
-    if not any(line.startswith("- model.") for line in differences):
-        # A changed preset or threshold changes the model's hash too; the cause is worth a line, its effect is
-        # not.
-        then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
-        differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
+    differences = find_differences(record, spec, fingerprint)
     if differences:
         raise RunMismatchError(
             "\n".join(
@@ -63,6 +58,19 @@ def refuse_mismatch(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, 
                 ]
             )
         )
+
+
+def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> list[str]:
+    """Say why a run is not one of this spec and model, a line per key; empty when it is."""
+    # Full runs, and those of before there were others, do not mention it.
+    mode = {"select.mode": "full"}
+    differences = _differing(mode | record.identity, mode | spec.identity())
+    if not any(line.startswith("- model.") for line in differences):
+        # A changed preset or threshold changes the model's hash too; the cause is worth a line, its effect is
+        # not.
+        then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
+        differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
+    return differences
 
 
 def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

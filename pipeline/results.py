@@ -23,8 +23,8 @@ class Results:
     What is committed is looked up once, when it is first needed; open it again to see a run's progress.
     """
 
-    def __init__(self, output_uri: str, storage: Storage, *, before: RunRecord | None = None) -> None:
-        """`before`: leave out this run and all that were begun later; then there may be none at all."""
+    def __init__(self, output_uri: str, storage: Storage, *, before: tuple[str, str] | None = None) -> None:
+        """`before`: leave out the run with this `records.age_order` and later ones; then there may be none at all."""
         self.output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
         self.storage = storage
         self._before = before
@@ -35,8 +35,7 @@ class Results:
     def records(self) -> tuple[RunRecord, ...]:
         """The runs' records, oldest first."""
         records = list_records(self.storage, self.output_uri)
-        last = self._before
-        return tuple(record for record in records if last is None or age_order(record) < age_order(last))
+        return tuple(record for record in records if self._before is None or age_order(record) < self._before)
 
     @cached_property
     def _committed(self) -> dict[str, list[Part]]:

@@ -28,13 +28,18 @@ def run(
     limit: options.Limit = None,
     run_name: options.RunName = None,
     fresh: options.Fresh = False,
+    incremental: options.Incremental = False,
+    retry_failed: options.RetryFailed = False,
+    where: options.Where = None,
+    max_deleted_share: options.MaxDeletedShare = None,
     max_error_rate: options.MaxErrorRate = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
 ) -> None:
     """Segment every image of INPUT into tables in OUTPUT.
 
-    The same command again resumes what is left; --fresh starts over in a new run.
+    The same command again resumes what is left; --fresh starts over in a new run. With --incremental it begins a new
+    run each time the last one is complete, of what has changed since.
     """
     from jobs.run_report import run_and_report
 
@@ -59,6 +64,10 @@ def plan(
     limit: options.Limit = None,
     run_name: options.RunName = None,
     fresh: options.Fresh = False,
+    incremental: options.Incremental = False,
+    retry_failed: options.RetryFailed = False,
+    where: options.Where = None,
+    max_deleted_share: options.MaxDeletedShare = None,
     max_error_rate: options.MaxErrorRate = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,

@@ -1,0 +1,124 @@
+"""The rows of earlier runs, as events of `history`, read in pieces; and the names of images found again."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.deletions import deletion_parts
+from pipeline.history import DELETED, EVENT, KINDS, History, hash_etags
+from pipeline.parts import parse_part
+from pipeline.uris import base_name
+
+if TYPE_CHECKING:
+    from pipeline.results import Results
+
+READ_THREADS = 8
+# A shard has at most 100,000 images; compacted files are read in pieces of so many rows.
+PIECE_ROWS = 65_536
+_COLUMNS = ["image_id", "etag", "bytes", "status"]
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class EarlierRows:
+    """What runs have committed, part by part.
+
+    Attributes:
+        records: the runs', oldest first: the `order` of an event is the place here. runs: their names.
+    """
+
+    def __init__(self, results: "Results") -> None:
+        self.records = results.records
+        self.runs = results.runs()
+        self._results = results
+        self._parts: list[tuple[int, str]] = []
+
+    def events(self) -> Iterator[NDArray[Any]]:
+        """Read all rows and all marks of deletion; arrays of `history.EVENT`.
+
+        Raises:
+            StorageError: a part cannot be read.
+        """
+        self._parts = [(order, uri) for order, run in enumerate(self.runs) for uri in self._results.image_parts(run)]
+        numbered = [(number, order, uri) for number, (order, uri) in enumerate(self._parts)]
+        small = [each for each in numbered if not _is_compacted(each[2])]
+        for pieces in _ahead(lambda each: list(self._events_of(*each)), small):
+            yield from pieces
+        for each in numbered:
+            if _is_compacted(each[2]):
+                yield from self._events_of(*each)
+        for order, run in enumerate(self.runs):
+            for uri in deletion_parts(self._results, run):
+                for piece in self._pieces(uri, ["image_id"]):
+                    marks = np.zeros(len(piece), EVENT)
+                    marks["image_id"], marks["order"], marks["kind"] = piece.column("image_id"), order, DELETED
+                    yield marks
+
+    def tell_names(self, history: History, places: NDArray[np.int64]) -> Iterator[pa.Table]:
+        """Find the names of images of a history that was built of these events.
+
+        Yields:
+            tables of image_id, uri, last_run and last_ok_run.
+        """
+        newest = history.entries["newest"]
+        places = places[np.argsort(newest["part"][places], kind="stable")]
+        numbers, starts = np.unique(newest["part"][places], return_index=True)
+        by_part = zip(numbers.tolist(), starts, [*starts[1:], len(places)], strict=False)
+        wanted = [(number, places[start:stop]) for number, start, stop in by_part]
+        yield from _ahead(lambda each: self._names_in(history, *each), wanted)
+
+    def _names_in(self, history: History, number: int, places: NDArray[np.int64]) -> pa.Table:
+        order, uri = self._parts[number]
+        ok_order = dict(zip(history.ids[places].tolist(), history.entries["ok"]["order"][places].tolist(), strict=True))
+        ids: list[int] = []
+        uris: list[str] = []
+        for piece in self._pieces(uri, ["image_id", "uri"]):
+            found = np.flatnonzero(np.isin(np.asarray(piece.column("image_id")), history.ids[places]))
+            ids += piece.column("image_id").take(found).to_pylist()
+            uris += piece.column("uri").take(found).to_pylist()
+        oks = [self.runs[ok_order[number]] if ok_order[number] >= 0 else None for number in ids]
+        columns = {"image_id": ids, "uri": uris, "last_run": [self.runs[order]] * len(ids), "last_ok_run": oks}
+        return pa.table(columns)
+
+    def _events_of(self, number: int, order: int, uri: str) -> Iterator[NDArray[Any]]:
+        for piece in self._pieces(uri, _COLUMNS):
+            events = np.zeros(len(piece), EVENT)
+            events["image_id"] = piece.column("image_id")
+            events["etag"] = hash_etags(piece.column("etag").to_pylist(), len(piece))
+            events["bytes"] = piece.column("bytes").fill_null(-1)
+            events["order"], events["part"] = order, number
+            status = piece.column("status").dictionary_encode()
+            kinds = np.array([KINDS[each] for each in status.dictionary.to_pylist()], np.uint8)
+            events["kind"] = kinds[np.asarray(status.indices)]
+            yield events
+
+    def _pieces(self, uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        with self._results.storage.reading(uri) as file:
+            yield from pq.ParquetFile(file).iter_batches(PIECE_ROWS, columns=columns)
+
+
+def _is_compacted(uri: str) -> bool:
+    part = parse_part(base_name(uri))
+    return part is not None and part.is_compacted
+
+
+def _ahead(read: Callable[[T], U], wanted: Iterable[T]) -> Iterator[U]:
+    """Read in threads, a few ahead of who consumes, in order."""
+    coming = iter(wanted)
+    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="history") as pool:
+        begun: deque[Future[U]] = deque(pool.submit(read, each) for each in islice(coming, 2 * READ_THREADS))
+        try:
+            while begun:
+                found = begun.popleft().result()
+                begun.extend(pool.submit(read, each) for each in islice(coming, 1))
+                yield found
+        finally:
+            for future in begun:
+                future.cancel()

@@ -1,0 +1,94 @@
+"""Nights over a folder without workers: plan a run, commit it by hand, and tell what was chosen."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import JobSpec, load_spec
+from pipeline.errors import ImageStatus
+from pipeline.runs import Run, open_run
+from pipeline.storage import Storage
+from pipeline.stored import ReadVersion
+from pipeline.tables import build_image_row, commit_shard
+
+FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
+OTHER_MODEL = {**FINGERPRINT, "weights_sha256": "b" * 64}
+MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Nights:
+    """A folder of images, tables beside it, and a clock that goes on by a day with each night."""
+
+    folder: Path
+    storage: Storage = field(default_factory=Storage)
+    nights: int = 0
+
+    def put(self, *names: str, content: str = "x") -> None:
+        """Write images; the same content again leaves an image unchanged."""
+        for name in names:
+            path = self.folder / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            # Local versions are made of time and size: the time is the content's here.
+            os.utime(path, ns=(0, sum(content.encode()) * 10**9))
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            (self.folder / "in" / name).unlink()
+
+    def spec(self, **overrides: object) -> JobSpec:
+        values: dict[str, object] = {
+            "input.uri": str(self.folder / "in"),
+            "output.uri": str(self.folder / "out"),
+            "compute.shard_images": 2,
+            "select.mode": "incremental",
+        }
+        return load_spec(None, values | {key.replace("__", "."): value for key, value in overrides.items()})
+
+    def open(
+        self,
+        *,
+        fingerprint: Mapping[str, Any] = FINGERPRINT,
+        run: str | None = None,
+        storage: Storage | None = None,
+        **overrides: object,
+    ) -> Run:
+        """Begin a night, or go on with one."""
+        self.nights += 1
+        moment = MIDNIGHT + timedelta(days=self.nights)
+        return open_run(self.spec(**overrides), fingerprint, storage or self.storage, run=run, now=moment)
+
+    def commit(self, run: Run, statuses: Mapping[str, ImageStatus] | None = None, shards: int | None = None) -> None:
+        """Commit a night's shards, or the first ones; all images are ok but for those in `statuses`."""
+        for index in run.todo()[:shards]:
+            rows = []
+            for ref in run.read_shard(index).images:
+                status = (statuses or {}).get(Path(ref.uri).name, "ok")
+                read = (
+                    ReadVersion(ref.bytes or 1, self.storage.stat(ref.uri).etag, None) if status != "missing" else None
+                )
+                rows.append(build_image_row(ref, shard=index, model="m", status=status, read=read))
+            commit_shard(self.storage, run.output_uri, run.name, index, rows, [])
+        if not run.todo():
+            run.write_summary({"status": "complete"})
+
+    def night(self, statuses: Mapping[str, ImageStatus] | None = None, **options: Any) -> list[str]:
+        """Plan and commit a whole night, and return the images it did."""
+        run = self.open(**options)
+        assert run.state == "new"
+        self.commit(run, statuses)
+        return names_of(run)
+
+
+def names_of(run: Run) -> list[str]:
+    """The images of a run, in the order of its manifest."""
+    return [Path(ref.uri).name for index in range(run.shard_count) for ref in run.read_shard(index).images]
+
+
+def counts_of(run: Run) -> dict[str, int]:
+    """What the run's record says of the selection, without zeros."""
+    return {reason: count for reason, count in run.manifest.selection.items() if count}
