@@ -1,7 +1,8 @@
-"""The only two places where every exception is caught: around one image, and around one shard's attempt.
+"""The only places where every exception is caught: around one image, one shard's attempt, and the start of Ray.
 
-Everything inside may raise freely. At the first border an exception becomes the image's row, at the second a
-`ShardFailure` for the driver; both log the traceback of what nobody foresaw, so that no bug is silent.
+Everything inside the first two may raise freely. At the first border an exception becomes the image's row, at the
+second a `ShardFailure` for the driver; both log the traceback of what nobody foresaw, so that no bug is silent. The
+third is no wider than one call, because Ray raises Exception itself for a node that does not come up in time.
 """
 
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.claims import AbandonedError
-from pipeline.errors import HtcError, ImageError, NotFoundError, StorageError
+from pipeline.errors import HtcError, ImageError, NotFoundError, RunError, StorageError
 from pipeline.redaction import redact
 from pipeline.reports import ImageFailure, PieceReport, ShardFailure, ShardReport
 
@@ -76,3 +77,20 @@ def at_shard_border(index: int, attempt: Callable[[], Report]) -> Report | Shard
     except Exception as error:  # the border of one shard
         log.exception("shard %d failed", index)
         return ShardFailure(index, "bug", one_line(error), traceback.format_exc())
+
+
+def at_cluster_border(connect: Callable[[], object], failure: str, way_out: str) -> None:
+    """Start Ray or connect to it.
+
+    Args:
+        failure, way_out: what to say before and after Ray's own words.
+
+    Raises:
+        RunError: it went wrong, whatever it was.
+    """
+    try:
+        connect()
+    except Exception as error:  # the border of Ray's start
+        log.debug("Ray did not start", exc_info=True)
+        words = redact(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+        raise RunError(f"{failure}: {words} ({way_out}).") from error

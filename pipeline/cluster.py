@@ -3,10 +3,17 @@
 import logging
 import math
 import os
+import secrets
+import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
 
+from pipeline.borders import at_cluster_border
 from pipeline.config import ComputeSection
 from pipeline.errors import RunError
 
@@ -14,6 +21,8 @@ from pipeline.errors import RunError
 OBJECT_STORE_BYTES = 200 * 2**20
 # A GPU worker decodes on as many cores, which keeps pace with about 15 images/s of 12 megapixels.
 MAX_AUTO_CPUS_PER_GPU_WORKER = 8.0
+# For the connection alone; a cluster that cannot be connected to for so long is not there.
+KNOCK_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -67,17 +76,19 @@ def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
         RunError: Ray cannot be reached or started, or has too little for one worker.
     """
     _quiet_environment()
-    import ray
+    is_ours = not _is_connected()
+    is_started_here = is_ours and not os.environ.get("RAY_ADDRESS")
+    with _kept_private() if is_started_here else nullcontext():
+        import ray
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        _init(compute)
-    try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield plan_workers(compute, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), shards=shards)
-    finally:
         if is_ours:
-            ray.shutdown()
+            _init(compute)
+        try:
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            yield plan_workers(compute, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), shards=shards)
+        finally:
+            if is_ours:
+                ray.shutdown()
 
 
 def _quiet_environment() -> None:
@@ -85,37 +96,93 @@ def _quiet_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not os.environ.get("RAY_ADDRESS"):
-        # The name is historical: on every system it makes a Ray started here listen on the loopback address
-        # only.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _is_connected() -> bool:
+    # Asked without importing it: its environment is not ready yet.
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+@contextmanager
+def _kept_private() -> Iterator[None]:
+    """Have a Ray that is started in the block listen on the loopback address only, and there answer to its own alone.
+
+    Its token is made for the block and lies in the environment, which the processes of this Ray inherit; Ray's own
+    way is a file that all clusters of a user share. What the user has set stays as it is.
+    """
+    # The first name is historical: on every system it means the loopback address.
+    settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+    settings = {name: value for name, value in settings.items() if not os.environ.get(name)}
+    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if "RAY_AUTH_MODE" in settings and not has_token:
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.update(settings)
+    _reread_environment()
+    try:
+        yield
+    finally:
+        for name in settings:
+            os.environ.pop(name, None)
+        _reread_environment()
+
+
+def _reread_environment() -> None:
+    # Ray keeps what it read when it was imported, which somebody else may have done before us.
+    if "ray" in sys.modules:
+        with suppress(ImportError, AttributeError):
+            from ray._private import ray_constants
+
+            raylet: Any = import_module("ray._raylet")
+            usual = "0" if sys.platform in ("darwin", "win32") else "1"
+            is_open = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", usual) == "1"
+            ray_constants.ENABLE_RAY_CLUSTER = is_open
+            raylet.Config.initialize("")
+            raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _init(compute: ComputeSection) -> None:
     import ray
 
-    try:
-        if os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+
+        def connect() -> None:
+            _knock(address)
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
-            return
-        # More workers than cores is the user's explicit wish; Ray would wait for those cores forever.
-        wanted = 0.0
-        if compute.workers != "auto":
-            each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-            wanted = compute.workers * each
-        ray.init(
+
+        at_cluster_border(
+            connect,
+            f"Cannot reach the Ray cluster at {address}",
+            "check RAY_ADDRESS and that the cluster runs the same version of Ray, or unset it to run on this machine",
+        )
+        return
+    # More workers than cores is the user's explicit wish; Ray would wait for those cores forever.
+    wanted = 0.0
+    if compute.workers != "auto":
+        each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+        wanted = compute.workers * each
+    at_cluster_border(
+        lambda: ray.init(
             address="local",
             num_cpus=max(local_cpus(), math.ceil(wanted)),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-        )
-        _silence_error_listener()
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS")
-        action = f"reach the Ray cluster at {where}" if where else "start Ray on this machine"
-        raise RunError(f"Cannot {action}: {error}") from error
+        ),
+        "Cannot start Ray on this machine",
+        "the same command tries again; a machine that is very busy, or short of memory or of space in /tmp, is the "
+        "usual cause",
+    )
+    _silence_error_listener()
+
+
+def _knock(address: str) -> None:
+    # Ray itself tries for many minutes where nobody answers, and says why only in the end.
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), KNOCK_S).close()
 
 
 def _silence_error_listener() -> None:

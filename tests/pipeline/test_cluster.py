@@ -1,12 +1,16 @@
-"""How many workers a machine gets, and what a death is called."""
+"""How many workers a machine gets, how Ray is reached, and what a death is called."""
 
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
+import ray
 from ray import exceptions
 
-from pipeline.cluster import describe_death, plan_workers, was_preempted, worker_deaths
+from pipeline import cluster
+from pipeline.cluster import describe_death, plan_workers, ray_cluster, was_preempted, worker_deaths
 from pipeline.config import ComputeSection
 from pipeline.errors import RunError
 
@@ -70,3 +74,63 @@ def test_the_driver_needs_no_torch() -> None:
         "import pipeline.driver, pipeline.fleet, pipeline.session, pipeline.tally\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_whatever_ray_raises_at_its_start_is_one_sentence_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_slow(**options: object) -> None:
+        raise Exception("The current node timed out\n  during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", too_slow)
+    sentence = r"^Cannot start Ray on this machine: The current node timed out during startup \(the same command tries"
+    with pytest.raises(RunError, match=sentence), ray_cluster(ComputeSection(), shards=1):
+        pass
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        # Bound, but not listening: nobody else can take the port meanwhile.
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody.getsockname()[1]}")
+        with (
+            pytest.raises(RunError, match=r"^Cannot reach the Ray cluster at 127\.0\.0\.1:\d+: .*refused \(check"),
+            ray_cluster(ComputeSection(), shards=1),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("users", "ours"),
+    [
+        ({}, {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}),
+        ({"RAY_AUTH_TOKEN": "x" * 32}, {"RAY_AUTH_MODE"}),
+        ({"RAY_AUTH_TOKEN_PATH": "/a/file"}, {"RAY_AUTH_MODE"}),
+        ({"RAY_AUTH_MODE": "disabled"}, set()),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, set()),
+    ],
+)
+def test_a_ray_of_our_own_gets_a_token_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, users: dict[str, str], ours: set[str]
+) -> None:
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in users.items():
+        monkeypatch.setenv(name, value)
+    seen: list[dict[str, str]] = []
+
+    def init(compute: ComputeSection) -> None:
+        seen.append({name: os.environ[name] for name in names if name in os.environ})
+        raise RunError("far enough")
+
+    monkeypatch.setattr(cluster, "_init", init)
+    for _ in range(2):
+        with pytest.raises(RunError, match="far enough"), ray_cluster(ComputeSection(), shards=1):
+            pass
+    first, second = seen
+    assert first.keys() == users.keys() | ours
+    assert users.items() <= first.items()
+    # Each start has its own.
+    assert (first == second) is ("RAY_AUTH_TOKEN" not in ours)
+    assert {name: os.environ[name] for name in names if name in os.environ} == users
