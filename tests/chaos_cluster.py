@@ -51,8 +51,11 @@ def main() -> None:
     # Ray reads its environment when it is imported.
     from ray.cluster_utils import Cluster
 
+    folder = Path(sys.argv[1]).resolve() / "ray"
+    # Ray writes a file there before it makes the folder.
+    folder.mkdir(exist_ok=True)
     options = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "temp_dir": str(Path(sys.argv[1]).resolve())})
+    cluster = Cluster(initialize_head=True, head_node_args={**options, "temp_dir": str(folder)})
     second = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
     (raylet,) = second.all_processes["raylet"]
     sys.stdout.write(json.dumps({"address": cluster.address, "raylet_pid": raylet.process.pid}) + "\n")
