@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cut_off import CutOff
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,20 +68,6 @@ class Gated(Storage):
                 if self.error is not None:
                     raise self.error
             yield listed
-
-
-class CutOff(Storage):
-    """Storage that dies at the write of a number; writes of other drivers' files do not count."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.writes_left = at
-
-    def write(self, uri: str, payload: bytes) -> None:
-        if not self.writes_left:
-            raise StorageError("power cut")
-        self.writes_left -= 1
-        super().write(uri, payload)
 
 
 def collect(run: Run, is_enough: Callable[[list[int]], bool]) -> list[int]:

@@ -1,0 +1,18 @@
+"""Storage that dies."""
+
+from pipeline.errors import StorageError
+from pipeline.storage import Storage
+
+
+class CutOff(Storage):
+    """Storage that dies at the write of a number, counted from 0."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.writes_left = at
+
+    def write(self, uri: str, payload: bytes) -> None:
+        if not self.writes_left:
+            raise StorageError("power cut")
+        self.writes_left -= 1
+        super().write(uri, payload)
