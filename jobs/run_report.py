@@ -47,9 +47,9 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     if summary.session_images:
         speed = f"{summary.images_per_s:.2f} images/s"
         yield "speed", f"{speed}, {summary.session_images:,} in {format_duration(summary.seconds)}, start included"
-    if summary.stage_shares:
-        shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
-        yield "time went to", ", ".join(f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005)
+    shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
+    if worth_telling := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
+        yield "time went to", ", ".join(worth_telling)
     if summary.device:
         yield "device", summary.device
     if summary.retries or summary.workers_lost:

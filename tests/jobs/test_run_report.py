@@ -69,3 +69,12 @@ def test_commands_are_ready_to_paste(
     monkeypatch.chdir(tmp_path)
     out, _ = said(SUMMARY, capsys, output="my masks")
     assert "htc show 'my masks' --to overlays" in out
+
+
+def test_a_night_without_work_says_nothing_of_time(capsys: pytest.CaptureFixture[str]) -> None:
+    idle = replace(
+        SUMMARY, images=0, images_done=0, session_images=0, stage_shares=dict.fromkeys(("read", "infer"), 0.0)
+    )
+    out, _ = said(idle, capsys)
+    assert "time went to" not in out
+    assert "time went to" in said(SUMMARY, capsys)[0]
