@@ -1,5 +1,6 @@
 """Pages of a listing read by our own hand: what comes out is what botocore reads, and what is odd is left to it."""
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 from xml.sax.saxutils import escape
@@ -24,11 +25,15 @@ def page(contents: str, space: str = SPACE) -> bytes:
     return f"{HEAD}<ListBucketResult{space}><Prefix>p/</Prefix>{contents}{rest}{folders}</ListBucketResult>".encode()
 
 
+@cache
+def shape() -> Any:
+    return get_session().get_service_model("s3").operation_model("ListObjectsV2").output_shape
+
+
 def slowly(body: bytes) -> dict[str, Any]:
     """What botocore makes of a page, of each object only what we ask for."""
-    shape = get_session().get_service_model("s3").operation_model("ListObjectsV2").output_shape
     answer = {"body": body, "headers": {}, "status_code": 200}
-    parsed: dict[str, Any] = ResponseParserFactory().create_parser("rest-xml").parse(answer, shape)
+    parsed: dict[str, Any] = ResponseParserFactory().create_parser("rest-xml").parse(answer, shape())
     if "Contents" in parsed:
         parts = ("Key", "Size", "ETag")
         parsed["Contents"] = [{part: each[part] for part in parts if part in each} for each in parsed["Contents"]]

@@ -116,6 +116,13 @@ def test_a_listing_goes_on_from_page_to_page_in_order(s3_server: S3Server, s3_bu
     ]
 
 
+def test_pages_are_read_by_our_own_hand(s3_bucket: str, door: Storage) -> None:
+    door.write(join(s3_bucket, "a&b.jpg"), b"x")
+    client, bucket = door.client(s3_bucket)
+    (found,) = client.call_s3("list_objects_v2", Bucket=bucket)["Contents"]
+    assert found == {"Key": "a&b.jpg", "Size": 1, "ETag": f'"{door.stat(join(s3_bucket, "a&b.jpg")).etag}"'}
+
+
 def test_a_listing_takes_the_folder_and_not_its_namesakes(s3_server: S3Server, s3_bucket: str, door: Storage) -> None:
     names = ["photos/1.jpg", "photos-old/2.jpg", "photos.jpg", "other/3.jpg"]
     s3_server.files().pipe({join(s3_bucket, name)[5:]: b"x" for name in names})
