@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from jobs.scheduling.cron import due_times
 from jobs.scheduling.firing import Ending, Firing, Kind, firing_name
 from jobs.scheduling.launching import Launcher
 from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
@@ -75,16 +74,6 @@ class Engine:
                 self._store.update(current)
             if current.state == "starting":
                 self._start(current, now)
-
-    def next_wake(self, now: datetime) -> dict[str, datetime]:
-        """Tell for each schedule when it is due next."""
-        wakes: dict[str, datetime] = {}
-        for stored in self._store.schedules():
-            schedule = stored.schedule
-            if not schedule.is_paused:
-                after = min(stored.decided_until, now)
-                wakes[schedule.name] = next(due_times(schedule.cron, schedule.time_zone, after))
-        return wakes
 
     def _take_turn(self, firing: Firing, now: datetime) -> Firing:
         others = self._others(firing)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from jobs.scheduling.alarms import Alarms
+from jobs.scheduling.alarms import Alarms, Times
 from jobs.scheduling.cluster_runs import ClusterRuns
 from jobs.scheduling.engine import Engine
 from jobs.scheduling.home import scheduler_lock
@@ -48,7 +48,7 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
         try:
             while not stop.is_set:
                 engine.step()
-                alarms.set(engine.next_wake(datetime.now(UTC)))
+                alarms.set(_times(store))
                 _tell(store, alarms, home)
                 if is_once and not store.open_firings():
                     break
@@ -73,6 +73,11 @@ class Places:
         if schedule.address is None:
             return self._here
         return self._clusters.setdefault(schedule.address, ClusterRuns(schedule.address))
+
+
+def _times(store: ScheduleStore) -> dict[str, Times]:
+    schedules = [stored.schedule for stored in store.schedules()]
+    return {each.name: Times(each.cron, each.time_zone) for each in schedules if not each.is_paused}
 
 
 def _tell(store: ScheduleStore, alarms: Alarms, home: Path) -> None:
