@@ -7,6 +7,8 @@ import typer
 from jobs import options
 from jobs.commands.app import app
 
+Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where the catalog's tables are.")]
+
 
 @app.command("runs")
 def list_runs(
@@ -34,6 +36,11 @@ def prune(
         str | None,
         typer.Option("--older-than", metavar="AGE", help="Keep runs younger than this: 30d, 12h, 4w."),
     ] = None,
+    iceberg: Annotated[
+        str | None,
+        typer.Option("--iceberg", metavar="CATALOG", help="Take published runs out of this catalog's tables first."),
+    ] = None,
+    namespace: Namespace = "htc",
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")] = False,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
@@ -50,6 +57,8 @@ def prune(
             keep_last=keep_last,
             older_than=older_than,
             is_meant=yes,
+            catalog=iceberg,
+            namespace=namespace,
             storage_section=options.storage_section(endpoint_url, anonymous),
         )
     )
@@ -79,4 +88,41 @@ def compact(
             target_mib=target_mib,
             storage_section=options.storage_section(endpoint_url, anonymous),
         )
+    )
+
+
+@app.command()
+def publish(
+    output_uri: options.StoredOutput,
+    *,
+    iceberg: Annotated[
+        str,
+        typer.Option(
+            "--iceberg",
+            metavar="CATALOG",
+            help="sqlite:///PATH, or a catalog of pyiceberg's configuration.",
+            show_default=False,
+        ),
+    ],
+    namespace: Namespace = "htc",
+    run_name: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all finished ones]")
+    ] = None,
+    withdraw: Annotated[
+        str | None, typer.Option("--withdraw", metavar="RUN", help="Take this run out of the tables instead.")
+    ] = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Enter finished runs into the tables of an Iceberg catalog.
+
+    By reference: no file is copied. One snapshot per run, so that whoever reads the tables sees whole runs only.
+    """
+    from jobs.retention.publish import publish_output, withdraw_run
+
+    section = options.storage_section(endpoint_url, anonymous)
+    if withdraw is not None:
+        raise typer.Exit(withdraw_run(output_uri, iceberg, withdraw, namespace=namespace, storage_section=section))
+    raise typer.Exit(
+        publish_output(output_uri, iceberg, namespace=namespace, run=run_name, storage_section=section),
     )

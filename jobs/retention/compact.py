@@ -6,6 +6,7 @@ from jobs.console import say, size_of, write_line, write_table
 from pipeline.compaction import Compacted, compact_run
 from pipeline.errors import InputError, RunError, SpecError
 from pipeline.lease import RunHeldError, take_lease
+from pipeline.progress import count_of
 from pipeline.publication import read_publications
 from pipeline.standing import is_whole
 from pipeline.storage import Storage
@@ -51,15 +52,17 @@ def compact_output(
     results = open_results(output_uri, Storage(storage_section))
     if run is not None and run not in results.runs():
         raise InputError(f"There is no run {run} in {output_uri}; its runs are {', '.join(results.runs())}.")
-    done, is_refused = [], False
+    done, refused = [], []
     for name in [run] if run is not None else results.runs():
         try:
             done.append(_compact(results, name, target_mib * MIB))
         except (_NotNowError, RunHeldError) as error:
-            say(f"Not compacted: {error}")
-            is_refused = True
+            refused.append(str(error))
+    if refused:
+        others = "" if len(refused) == 1 else f" (and {count_of(len(refused) - 1, 'other run')} likewise not now)"
+        say(f"Not compacted: {refused[0]}{others}")
     _report([each for each in done if each.stretches], len(done))
-    return 1 if is_refused and run is not None else 0
+    return 1 if refused and run is not None else 0
 
 
 def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:

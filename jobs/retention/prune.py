@@ -1,12 +1,15 @@
 """`htc prune`: remove old runs that nothing needs any more; says so first, and does it when it is told to."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from jobs.console import say, size_of, write_line, write_table
 from jobs.retention.choice import Choice, Rules, choose_runs, read_age
+from jobs.retention.iceberg_catalog import DEFAULT_NAMESPACE, catalog_label
 from jobs.retention.listing import state_of
+from jobs.retention.publish import opened_publisher
 from pipeline.current import needed_runs
 from pipeline.errors import SpecError
 from pipeline.lease import Lease, RunHeldError, take_lease
@@ -20,10 +23,9 @@ from pipeline.tables import open_results
 from pipeline.uris import is_local, local_path
 
 if TYPE_CHECKING:
+    from jobs.retention.publisher import Publisher
     from pipeline.config import StorageSection
-
-Withdraw = Callable[[str, Lease], None]
-"""Takes a run out of a catalog's tables; is called while the run's lease is held."""
+    from pipeline.results import Results
 
 
 def prune_output(
@@ -32,8 +34,8 @@ def prune_output(
     keep_last: int | None = None,
     older_than: str | None = None,
     is_meant: bool = False,
-    withdraw: Withdraw | None = None,
-    withdrawn_from: Sequence[tuple[str, str]] = (),
+    catalog: str | None = None,
+    namespace: str = DEFAULT_NAMESPACE,
     storage_section: "StorageSection | None" = None,
     now: datetime | None = None,
 ) -> int:
@@ -42,7 +44,7 @@ def prune_output(
     Args:
         keep_last: complete runs to keep, 1 or more; 1 when only `older_than` is given.
         older_than: keep runs that began since, such as 30d.
-        withdraw: takes a published run out of the catalogs' places `withdrawn_from` before it is removed.
+        catalog: take published runs out of this Iceberg catalog's tables before they are removed.
         now: UTC; the clock's when None.
 
     Returns:
@@ -53,14 +55,15 @@ def prune_output(
         InputError: the folder holds no run.
         StorageError: storage failed; what is removed by halves is finished by the next prune.
     """
-    rules = _read_rules(keep_last, older_than, withdrawn_from)
+    place = None if catalog is None else (catalog_label(catalog), namespace)
+    rules = _read_rules(keep_last, older_than, [place] if place else [])
     moment = now or datetime.now(UTC)
     storage = Storage(storage_section)
     output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
     unfinished = half_pruned(storage, output_uri)
     for run in unfinished:
         write_line(f"The run {run} is half pruned; {'finishing that.' if is_meant else '--yes finishes that.'}")
-    failures = sum(not _finish(storage, output_uri, run, moment) for run in unfinished) if is_meant else 0
+    failures = sum(not _remove(storage, output_uri, run, moment) for run in unfinished) if is_meant else 0
     results = open_results(output_uri, storage)
     choices = choose_runs(survey_runs(results, now=moment), needed_runs(results), rules, moment)
     _report(choices)
@@ -72,18 +75,15 @@ def prune_output(
     if not is_meant:
         write_line(f"Removing {count_of(len(doomed), 'run')} would free {total}; --yes does it.")
         return 0
-    removed = []
-    for choice in doomed:
-        shards = results.committed_shards(choice.standing.run)
-        if _remove(storage, output_uri, choice.standing.run, shards, moment, withdraw):
-            removed.append(choice)
-        else:
-            # What comes later may hide rows of this one.
-            failures += 1
-            break
+    with ExitStack() as closing:
+        publisher = None
+        if catalog is not None and any(each.standing.publications for each in doomed):
+            opening = opened_publisher(output_uri, catalog, namespace, storage_section)
+            _, publisher = closing.enter_context(opening)
+        removed = _remove_all(results, doomed, moment, publisher)
     freed = f"{size_of(sum(each.standing.bytes for each in removed))} in {_files(removed)}"
     write_line(f"Removed {count_of(len(removed), 'run')}, freed {freed}.")
-    return 1 if failures else 0
+    return 0 if len(removed) == len(doomed) and not failures else 1
 
 
 def _read_rules(keep_last: int | None, older_than: str | None, withdrawn_from: Sequence[tuple[str, str]]) -> Rules:
@@ -111,40 +111,53 @@ def _report(choices: Sequence[Choice]) -> None:
     write_table(columns, rows, alignments=["left", "left", "left", "right", "left", "left"])
 
 
-def _remove(  # noqa: PLR0917 - where, what, when, and who else must know
-    storage: Storage, output_uri: str, run: str, shards: int, moment: datetime, withdraw: Withdraw | None
+def _remove_all(
+    results: "Results", doomed: Sequence[Choice], moment: datetime, publisher: "Publisher | None"
+) -> list[Choice]:
+    """Remove runs, oldest first, as far as that goes: a later one may hide rows of one that stays."""
+    removed: list[Choice] = []
+    for choice in doomed:
+        run = choice.standing.run
+        shards = results.committed_shards(run)
+
+        def is_as_chosen(lease: Lease, run: str = run, shards: int = shards) -> bool:
+            if publisher is not None:
+                publisher.leave(run, lease)
+            return _is_as_chosen(results, run, shards)
+
+        if not _remove(results.storage, results.output_uri, run, moment, is_as_chosen):
+            break
+        removed.append(choice)
+    return removed
+
+
+def _is_as_chosen(results: "Results", run: str, shards: int) -> bool:
+    places = read_publications(results.storage, results.output_uri, run)
+    if places:
+        say(f"Not removed: the run {run} was published in {places[0].catalog} meanwhile.")
+    elif sum(len(part.shards) for part in committed_parts(results.storage, results.output_uri, run)) != shards:
+        say(f"Not removed: the run {run} went on meanwhile.")
+    else:
+        return True
+    return False
+
+
+def _remove(
+    storage: Storage,
+    output_uri: str,
+    run: str,
+    moment: datetime,
+    is_as_chosen: Callable[[Lease], bool] = lambda _: True,
 ) -> bool:
-    """Remove one run under its lease; False, and a sentence, when it is not what it was when it was chosen."""
+    """Remove one run under its lease; False, and a sentence, when it is somebody's, or not what it was."""
     try:
         lease = take_lease(storage, output_uri, run, tell=say)
     except RunHeldError as error:
         say(f"Not removed: {error}")
         return False
     try:
-        if withdraw is not None and read_publications(storage, output_uri, run):
-            withdraw(run, lease)
-        places = read_publications(storage, output_uri, run)
-        if places:
-            say(f"Not removed: the run {run} was published in {places[0].catalog} meanwhile.")
+        if not is_as_chosen(lease):
             return False
-        if sum(len(part.shards) for part in committed_parts(storage, output_uri, run)) != shards:
-            say(f"Not removed: the run {run} went on meanwhile.")
-            return False
-        remove_run(storage, output_uri, run, check=lease.check, moment=moment.isoformat())
-    finally:
-        lease.release()
-    remove_empty_folders(output_uri, run)
-    return True
-
-
-def _finish(storage: Storage, output_uri: str, run: str, moment: datetime) -> bool:
-    """Finish a removal that was cut off."""
-    try:
-        lease = take_lease(storage, output_uri, run, tell=say)
-    except RunHeldError as error:
-        say(f"Not removed: {error}")
-        return False
-    try:
         remove_run(storage, output_uri, run, check=lease.check, moment=moment.isoformat())
     finally:
         lease.release()

@@ -1,0 +1,154 @@
+"""`htc publish`: finished runs in Iceberg tables, whole or not at all, once whoever publishes how often."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from finished_runs import PowerCutError, tables_of
+from iceberg_reading import catalog_of, load, make_nights, publish, published, runs_in, snapshots
+
+from jobs.retention import iceberg_schema
+from jobs.retention.iceberg_table import IcebergTable
+from jobs.retention.prune import prune_output
+from jobs.retention.publish import opened_publisher
+from pipeline.compaction import compact_run
+from pipeline.lease import take_lease
+from pipeline.publication import forget_publication, read_publications
+from pipeline.storage import Storage
+from pipeline.tables import IMAGES_SCHEMA
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two complete nights, and one that was cut off."""
+    return make_nights(tmp_path)
+
+
+def test_readers_get_what_ours_get(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert publish(folder) == 0
+    told = capsys.readouterr()
+    assert "2 runs published." in told.out
+    assert told.err == "Not published: the run cut is not finished.\n"
+    both = [tables_of(str(folder / "out"), run) for run in ("night-0", "night-1")]
+    for table in ("images", "instances"):
+        assert published(folder, table) == sorted(both[0][table] + both[1][table])
+    assert published(folder, "deletions") == []
+
+
+def test_each_run_is_a_snapshot_that_says_which(folder: Path) -> None:
+    publish(folder)
+    told = [each.summary.additional_properties for each in snapshots(folder)]
+    assert [each["htc.run"] for each in told] == ["night-0", "night-1"]
+    assert told[0]["htc.weights-sha256"] == "a" * 64
+    assert (told[0]["htc.model"], told[0]["htc.images"]) == ("htc_r50_fpn", "4")
+    (noted,) = read_publications(Storage(), str(folder / "out"), "night-1")
+    assert noted.snapshots["images"] == snapshots(folder)[1].snapshot_id
+    before = load(folder, "images").scan(snapshot_id=snapshots(folder)[0].snapshot_id).to_arrow()
+    assert set(before.column("run").to_pylist()) == {"night-0"}
+
+
+def test_again_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(folder)
+    before = {table: load(folder, table).metadata_location for table in ("images", "instances", "deletions")}
+    capsys.readouterr()
+    assert publish(folder) == 0
+    assert capsys.readouterr().out == "Nothing to publish.\n"
+    assert {table: load(folder, table).metadata_location for table in before} == before
+
+
+def test_filters_reach_the_files(folder: Path) -> None:
+    publish(folder)
+    table = load(folder, "images")
+    assert len(list(table.scan().plan_files())) == 4
+    assert len(list(table.scan(row_filter="run = 'night-1'").plan_files())) == 2
+    # By the statistics: whole uris, and not their first characters, which all of them share.
+    uri = str(folder / "in" / "0003.jpg")
+    assert len(list(table.scan(row_filter=f"run = 'night-1' and uri = '{uri}'").plan_files())) == 1
+    assert table.scan(row_filter="status = 'unreadable'").to_arrow().num_rows == 2
+
+
+@pytest.mark.parametrize("table", ["instances", "deletions", "images"])
+def test_cut_off_between_tables_the_next_one_finishes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    publish(folder, run="night-0")
+    put = IcebergTable.put
+
+    def put_or_die(self: IcebergTable, *arguments: Any) -> bool:
+        if self.name == table:
+            raise PowerCutError
+        return put(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IcebergTable, "put", put_or_die)
+        with pytest.raises(PowerCutError):
+            publish(folder)
+    # Whoever begins at images sees whole runs only.
+    assert runs_in(folder) == {"night-0"}
+    assert prune_output(str(folder / "out"), keep_last=1, is_meant=True) == 0
+    assert publish(folder) == 0
+    assert runs_in(folder) == runs_in(folder, "instances") == {"night-0", "night-1"}
+    assert published(folder, "instances") == sorted(
+        tables_of(str(folder / "out"), "night-0")["instances"] + tables_of(str(folder / "out"), "night-1")["instances"]
+    )
+    assert [len(snapshots(folder, name)) for name in ("images", "instances")] == [2, 2]
+
+
+def test_of_two_publishers_at_once_one_wins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lease = take_lease(Storage(), str(folder / "out"), "night-0")
+    try:
+        assert publish(folder) == 1
+    finally:
+        lease.release()
+    assert "works on the run night-0" in capsys.readouterr().err
+    assert runs_in(folder) == {"night-1"}
+
+
+def test_of_two_publishers_without_a_lease_one_wins_too(folder: Path) -> None:
+    publish(folder, run="night-0")
+    with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (results, _):
+        tables = []
+        for _ in range(2):
+            with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (_, publisher):
+                tables.append(publisher.table("images"))
+        uris = results.image_parts("night-1")
+        changes = [table.put("night-1", uris, {}, lambda: None) for table in tables]
+    assert changes == [True, False]
+    assert len(published(folder)) == 8
+
+
+def test_a_run_that_was_compacted_behind_our_back_is_replaced_in_one_snapshot(folder: Path) -> None:
+    publish(folder)
+    before, count = published(folder), len(snapshots(folder))
+    storage, output = Storage(), str(folder / "out")
+    (note,) = read_publications(storage, output, "night-0")
+    forget_publication(storage, output, "night-0", note.place)
+    compact_run(storage, output, "night-0", target_bytes=1 << 30, check=lambda: None)
+    assert publish(folder) == 0
+    assert published(folder) == before
+    assert len(snapshots(folder)) == count + 1
+    assert len(list(load(folder, "images").scan(row_filter="run = 'night-0'").plan_files())) == 1
+
+
+def test_a_table_of_an_earlier_release_learns_the_new_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = IMAGES_SCHEMA.remove(IMAGES_SCHEMA.get_field_index("changed"))
+    with monkeypatch.context() as patch:
+        patch.setitem(iceberg_schema.SCHEMAS, "images", older)
+        with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (_, publisher):
+            publisher.make()
+    assert "changed" not in load(folder, "images").schema().column_names
+    publish(folder)
+    table = load(folder, "images")
+    assert table.schema().column_names[-2:] == ["run", "changed"]
+    assert table.scan().to_arrow().column("changed").null_count == 8
+    assert pa.types.is_boolean(table.scan().to_arrow().schema.field("changed").type)
+
+
+def test_a_night_with_nothing_to_do_is_one_snapshot(folder: Path) -> None:
+    publish(folder, run="night-0")
+    with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (_, publisher):
+        table = publisher.table("images")
+        assert [table.put("idle", [], {}, lambda: None) for _ in range(2)] == [True, False]
+    assert [each.summary.additional_properties["htc.run"] for each in snapshots(folder)] == ["night-0", "idle"]
+    assert len(published(folder)) == 4
