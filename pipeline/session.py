@@ -272,6 +272,14 @@ class Session:
         in_flight = fleet.images_in_flight
         self._throughput.record(self._tally.session_images + in_flight)
         done = min(self._run.image_count, self._tally.images_done + in_flight)
+        ready = len(fleet.ready_workers())
+        self._tally.metrics.stands(
+            workers=fleet.size,
+            workers_ready=ready,
+            shards_left=self._ledger.left,
+            images=self._run.image_count,
+            images_done=done,
+        )
         self._display.update(
             RunProgress(
                 images_total=self._run.image_count,
@@ -279,7 +287,7 @@ class Session:
                 images_failed=self._tally.errors,
                 images_per_s=self._throughput.window_images_per_s(),
                 eta_s=self._throughput.eta_s(self._run.image_count - done),
-                workers=len(fleet.ready_workers()),
+                workers=ready,
                 is_listing=not self._run.is_planned,
                 statuses=self._tally.statuses,
                 failure_reasons=self._tally.reasons,

@@ -12,10 +12,12 @@ from pipeline.config import JobSpec
 from pipeline.errors import HtcError
 from pipeline.memory import resident_bytes
 from pipeline.plan import Shard
+from pipeline.ray_metrics import WorkerTotals
 from pipeline.reports import Hang, ImageFailure, PieceReport, ShardReport
 from pipeline.segmenter import Segmenter
 from pipeline.stages import EncodedImage, ShardStages, WorkerTools
 from pipeline.tables import ImageRow, InstanceRow, build_image_row, commit_shard
+from pipeline.work_log import WorkLog
 
 
 class ShardProcessor:
@@ -25,6 +27,7 @@ class ShardProcessor:
         """`cpus`: cores this worker may use; that many images are decoded at once."""
         self._run = run
         self._tools = WorkerTools(segmenter, spec, model_label=model_label, cpus=cpus)
+        self._log = WorkLog()
 
     @property
     def device_name(self) -> str:
@@ -39,6 +42,10 @@ class ShardProcessor:
     def hang(self) -> Hang | None:
         """Images that take longer than the spec allows."""
         return self._tools.watch.hang()
+
+    def totals(self) -> WorkerTotals:
+        """What was done so far, for the metrics."""
+        return self._log.totals(batch_size=self.batch_size)
 
     def process(
         self, shard: Shard, assignment: Assignment, *, claim: Claim, on_images: Callable[[int], None]
@@ -62,15 +69,16 @@ class ShardProcessor:
             positions=positions,
             is_last_attempt=assignment.is_last,
             claim=claim,
-            on_images=on_images,
+            on_images=self._log.counting(on_images),
         )
-        outcomes = work.outcomes()
-        with work.clock.time("write"):
-            images = Shard(shard.index, tuple(shard.images[position] for position in positions))
-            image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)
-            if assignment.is_committed_by_worker:
-                claim.take()
-                self._commit(shard, image_rows, instance_rows)
+        with self._log.following(work.clock, work.bytes_read):
+            outcomes = work.outcomes()
+            with work.clock.time("write"):
+                images = Shard(shard.index, tuple(shard.images[position] for position in positions))
+                image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)
+                if assignment.is_committed_by_worker:
+                    claim.take()
+                    self._commit(shard, image_rows, instance_rows)
         report = ShardReport(
             index=shard.index,
             statuses=dict(Counter(row.status for row in image_rows)),

@@ -9,6 +9,7 @@ from pipeline.errors import HtcError, ImageStatus, RunError, StorageError
 from pipeline.gathering import gather_rows, report_of
 from pipeline.metrics import StageClock, Throughput
 from pipeline.plan import Shard
+from pipeline.ray_metrics import DriverMetrics
 from pipeline.records import run_folder
 from pipeline.reports import ImageFailure, ShardFailure, ShardReport, WorkerReady
 from pipeline.runs import Run
@@ -33,6 +34,7 @@ class Tally:
         self._storage = storage
         self._is_trained = is_trained
         self._stages = StageClock()
+        self.metrics = DriverMetrics(run.name)
         self._tracebacks = 0
         self._retries = 0
         self._workers_lost = 0
@@ -74,6 +76,7 @@ class Tally:
     def worker_lost(self) -> None:
         """Note a worker that died."""
         self._workers_lost += 1
+        self.metrics.worker_lost()
 
     def committed(self, report: ShardReport) -> None:
         """Note a shard that a worker committed."""
@@ -81,6 +84,7 @@ class Tally:
         self._instances += report.instances
         self.session_images += report.images
         self._stages.add(report.stage_s)
+        self.metrics.committed(report)
         for failure in report.failures:
             self._note_failure(failure)
             self.keep_traceback(failure.uri, failure.traceback)
@@ -88,6 +92,7 @@ class Tally:
     def attempt_failed(self, failure: ShardFailure) -> None:
         """Note an attempt that ended without a commit."""
         self._retries += 1
+        self.metrics.attempt_failed(failure)
         self.keep_traceback(f"shard {failure.index}", failure.traceback)
 
     def settled(self, shard: Shard, settled: Settled) -> ShardReport:

@@ -15,6 +15,7 @@ from pipeline.claims import Claim
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError
 from pipeline.plan import Shard
+from pipeline.ray_metrics import WorkerMetrics
 from pipeline.redaction import log_without_secrets
 from pipeline.reports import PieceReport, ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
 from pipeline.storage import Storage
@@ -62,6 +63,7 @@ class Worker:
         self._images_done: dict[int, int] = {}
         self._claims: dict[int, Claim] = {}
         self._lock = threading.Lock()
+        self._metrics = WorkerMetrics(settings.run)
 
     def start(self) -> WorkerReady | WorkerFailure:
         """Load the model; failures come back as values, never as exceptions."""
@@ -95,13 +97,18 @@ class Worker:
             logging.shutdown()
             os._exit(DEVICE_LOST_EXIT_CODE)
         finally:
+            self._metrics.tell(processor.totals())
             with self._lock:
                 self._images_done.pop(shard.index, None)
                 del self._claims[shard.index]
 
     def progress(self) -> WorkerProgress:
         """Images done in the shards that are under way, and what hangs."""
-        hang = self._processor.hang() if self._processor else None
+        hang = None
+        if self._processor is not None:
+            hang = self._processor.hang()
+            # The driver asks about once a second, which is often enough for them as well.
+            self._metrics.tell(self._processor.totals())
         with self._lock:
             return WorkerProgress(dict(self._images_done), hang)
 
