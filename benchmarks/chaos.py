@@ -1,12 +1,14 @@
 """Cause every fault on purpose, many times over, and prove that the tables come out the same.
 
-Usage: python benchmarks/chaos.py [--rounds 20] [--each 1] [--seed 0] [--only NAME ...] [--folder DIR] [--json FILE]
+Usage: python benchmarks/chaos.py [--rounds 20] [--each 2] [--seed 0] [--only NAME ...] [--folder DIR] [--json FILE]
+                                  [--resume]
 
 A reference run without faults; then the same input, on the disk or in S3, under each fault (--each rounds)
 and under all of them at random (--rounds rounds). After every round the tables are compared with the reference's,
 rows and masks. Prints a table, and one JSON line last. Exit status 1 when a round was not survived; its log and
 what there is to complain of stay in the folder. The network is a quick stand-in whose masks follow from the pixels:
-what is tested here is everything around it.
+what is tested here is everything around it. --json keeps every round as it ends; --resume goes on with such a file and
+plays only what is not in it.
 """
 
 import argparse
@@ -22,7 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import chaos_faults as faults  # noqa: E402 - the two folders come first
+import chaos_disks as disks  # noqa: E402 - the two folders come first
+import chaos_faults as faults  # noqa: E402
 import chaos_store_faults as store_faults  # noqa: E402
 from chaos_arena import Arena, Outcome, Place  # noqa: E402
 from chaos_round import Play  # noqa: E402
@@ -51,7 +54,9 @@ CASES: tuple[Case, ...] = (
     ("stall of 30 s", store_faults.stalled, ("s3",)),
     ("time-out", store_faults.timed_out, ("s3",)),
     ("store restarted", store_faults.store_restarted, ("s3",)),
-    ("disk full", faults.disk_full, ("local",)),
+    ("disk full", disks.disk_full, ("local",)),
+    ("disk full, a real one", disks.small_disk_full, ("local",)),
+    ("file too large", disks.file_too_large, ("local",)),
     ("object deleted", faults.object_deleted, BOTH),
     ("object replaced", faults.object_replaced, BOTH),
     ("poison image, segfault", faults.poison_segfault, BOTH),
@@ -63,7 +68,7 @@ CASES: tuple[Case, ...] = (
 def rounds_of(options: argparse.Namespace, has_server: bool) -> Iterator[tuple[str, Play, Place, int]]:
     """Every round to be played, as fault, place and seed."""
     wanted: list[str] = options.only
-    cases = [(case, options.each) for case in CASES]
+    cases = [(case, options.each) for case in CASES if case[1] is not disks.small_disk_full or disks.can_mount()]
     cases.append(((EVERYTHING, faults.everything, ("s3", "s3", "s3", "local")), options.rounds))
     for (name, play, places), count in cases:
         if wanted and not any(word in name for word in wanted):
@@ -102,14 +107,19 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
 
 
 def play_all(options: argparse.Namespace, folder: Path, console: Console) -> list[Outcome]:
-    """Play every round, one line each as it ends."""
+    """Play every round that was not played before, one line each as it ends."""
+    outcomes = load_outcomes(options.json) if options.resume else []
+    played = {(outcome.fault, outcome.place, outcome.seed) for outcome in outcomes}
     server = start_server(folder, console)
-    outcomes: list[Outcome] = []
     try:
         arena = Arena(folder, server)
         for name, play, place, seed in rounds_of(options, has_server=server is not None):
+            if (name, place, seed) in played:
+                continue
             outcome = arena.play(name, play, place=place, seed=seed)
             outcomes.append(outcome)
+            if options.json:
+                options.json.write_text(json.dumps([each.to_dict() for each in outcomes], indent=1))
             verdict = "survived" if outcome.is_survived else "NOT SURVIVED"
             console.print(f"{name} ({place}, seed {seed}): {verdict}, {outcome.seconds:.0f} s", highlight=False)
             for complaint in outcome.complaints[:10]:
@@ -117,7 +127,15 @@ def play_all(options: argparse.Namespace, folder: Path, console: Console) -> lis
     finally:
         if server is not None:
             server.kill()
-    return outcomes
+    order = [case[0] for case in CASES] + [EVERYTHING]
+    return sorted(outcomes, key=lambda outcome: (order.index(outcome.fault), outcome.seed))
+
+
+def load_outcomes(path: Path | None) -> list[Outcome]:
+    """Read the rounds of an earlier call; none where there is no file."""
+    if path is None or not path.exists():
+        return []
+    return [Outcome.from_dict(values) for values in json.loads(path.read_text())]
 
 
 def main() -> int:
@@ -128,7 +146,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="faults with one of these in their names")
     parser.add_argument("--folder", type=Path, help="for inputs, outputs and logs; a temporary one by default")
     parser.add_argument("--json", type=Path, help="write every round's outcome there")
+    parser.add_argument("--resume", action="store_true", help="go on with the rounds of --json")
     options = parser.parse_args()
+    if options.resume and not options.json:
+        parser.error("--resume needs --json FILE")
     folder = options.folder or Path(tempfile.mkdtemp(prefix="htc-chaos-bench-"))
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(WRITER.environment())
@@ -137,8 +158,6 @@ def main() -> int:
     outcomes = play_all(options, folder, console)
     print_table(outcomes, console)
     lost = [outcome for outcome in outcomes if not outcome.is_survived]
-    if options.json:
-        options.json.write_text(json.dumps([outcome.to_dict() for outcome in outcomes], indent=1))
     report = {
         "benchmark": "chaos",
         "rounds": len(outcomes),

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from chaos_checks import Tables, complaints_of, read_tables
 from chaos_input import Store, bucket_store, local_store, pictures
@@ -37,6 +37,12 @@ class Outcome:
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         return {**asdict(self), "is_survived": self.is_survived}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Outcome":
+        """Read what `to_dict` made."""
+        known = {name: values[name] for name in Outcome.__dataclass_fields__}
+        return Outcome(**known | {name: tuple(known[name]) for name in ("complaints", "exit_codes")})
 
     @property
     def is_survived(self) -> bool:

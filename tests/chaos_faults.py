@@ -10,11 +10,10 @@ from chaos_checks import Expected
 from chaos_cluster import two_nodes
 from chaos_input import REPLACED, SMALLER
 from chaos_plan import Plan, Strike
-from chaos_round import SLOW, Play, Round, inject, wait
+from chaos_round import PLANNED, SLOW, Play, Round, inject, wait
 from chaos_store_faults import storm
 from fault_proxy import Fault
 
-PLANNED = r"images in \d+ shards|Resuming run"
 DIED = r"Worker \d+: the worker died"
 PARTS = ("/instances/run=", "/images/run=")
 MOMENTS: tuple[Literal["before", "after"], ...] = ("before", "after")
@@ -88,19 +87,6 @@ def raylet_killed(it: Round) -> Expected:
         os.kill(cluster.raylet_pid, signal.SIGKILL)
         it.scene.end()
     return Expected(says=(r"Worker \d+: ",))
-
-
-def disk_full(it: Round) -> Expected:
-    """No space left for any write from some instant on; then there is some, and the same command."""
-    mark = it.scene.folder / "full"
-    plan = Plan(delay_s=SLOW.delay_s, full_disk=str(mark))
-    it.scene.start(plan)
-    it.scene.wait_for_log(PLANNED)
-    mark.touch()
-    it.scene.end()
-    mark.unlink()
-    it.scene.run_until_done(SLOW, most=2)
-    return Expected(says=("No space left",), commands=2)
 
 
 def object_deleted(it: Round) -> Expected:

@@ -1,6 +1,7 @@
 """A fast model whose detections are a function of the pixels, so that a wrong byte read is a wrong mask written."""
 
 import ctypes
+import resource
 import time
 import zlib
 from dataclasses import dataclass, replace
@@ -64,4 +65,6 @@ class LoadContentModel:
 
     def __call__(self, section: ModelSection) -> ContentModel:
         sabotage(self.plan, self.driver_pid)
+        if self.plan.largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.plan.largest_file, resource.RLIM_INFINITY))
         return ContentModel(replace(load_preset(section.preset), resize=RESIZE), self.plan)

@@ -35,6 +35,7 @@ class Plan:
     poison: what the model does on an image of POISON_SIZE.
     strike: a kill at a write, or None.
     full_disk: while a file of this name exists, local writes have no space left; "" for never.
+    largest_file: bytes that a file written by a worker may have; None for no limit.
     pressure_mib: how much the driver puts into Ray's object store and keeps there.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     poison: Poison = ""
     strike: Strike | None = None
     full_disk: str = ""
+    largest_file: int | None = None
     pressure_mib: int = 0
 
     def to_json(self) -> str:

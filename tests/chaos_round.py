@@ -16,6 +16,8 @@ from s3_server import S3Server
 
 # Long enough that a run has shards in every state when something happens to it.
 SLOW = Plan(delay_s=0.15)
+# What the log says once there are shards.
+PLANNED = r"images in \d+ shards|Resuming run"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Every round is the real command in processes of its own, against a real S3 serve
 
 from collections.abc import Iterator
 
+import chaos_disks as disks
 import chaos_faults as faults
 import chaos_store_faults as store_faults
 import pytest
@@ -31,7 +32,7 @@ def arena(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ("a worker dies as it writes", faults.worker_killed_at_write, "s3"),
         ("the driver dies in the middle of a commit", faults.DRIVER_DEATHS["after instances"], "s3"),
         ("an image kills every process", faults.poison_segfault, "s3"),
-        ("the disk is full", faults.disk_full, "local"),
+        ("the disk is full", disks.disk_full, "local"),
     ],
     ids=["store", "worker", "driver", "poison", "disk"],
 )
