@@ -206,10 +206,5 @@ def load_job(schedule: Schedule) -> JobSpec:
         SpecError: the file cannot be read, or the spec is wrong.
     """
     if isinstance(schedule.spec, str):
-        return load_spec(schedule.spec, _mode_keys(schedule.mode))
-    return load_spec(None, {**copy.deepcopy(schedule.spec), **_mode_keys(schedule.mode)})
-
-
-def _mode_keys(mode: Mode) -> dict[str, object]:
-    # `select` may be absent from the job spec of this version; without it every run is full.
-    return {"select.mode": mode} if "select" in JobSpec.model_fields else {}
+        return load_spec(schedule.spec, {"select.mode": schedule.mode})
+    return load_spec(None, {**copy.deepcopy(schedule.spec), "select.mode": schedule.mode})
