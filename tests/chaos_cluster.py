@@ -31,7 +31,10 @@ def two_nodes(folder: str, environment: Mapping[str, str]) -> Iterator[TwoNodes]
         folder: Ray's own, whose path must be short.
     """
     command = [sys.executable, __file__, folder]
-    with subprocess.Popen(command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    here = Path(__file__).parents[1]
+    with subprocess.Popen(
+        command, env=dict(environment), cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         if process.stdin is None or process.stdout is None:
             raise ValueError("pipes were asked for")
         try:

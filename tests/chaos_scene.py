@@ -84,7 +84,10 @@ class Scene:
         if self.endpoint_url:
             command += ["--endpoint-url", self.endpoint_url]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            # Ray's workers import from the current folder before anything else: it is this checkout's.
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=TESTS.parent, stdout=log, stderr=log, start_new_session=True
+            )
 
     def run(self, plan: Plan) -> int:
         """Run the command to its end and return its exit code."""
