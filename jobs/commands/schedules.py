@@ -70,6 +70,10 @@ def add(
         str | None,
         typer.Option("--address", metavar="URL", help="Ray cluster's dashboard. [default: the scheduler's machine]"),
     ] = None,
+    runtime_env: Annotated[
+        str | None,
+        typer.Option("--runtime-env", metavar="code|image|pip", help="As in `htc submit`. [default: code]"),
+    ] = None,
     webhook_url_env: Annotated[
         str | None,
         typer.Option("--webhook-url-env", metavar="VARIABLE", help="Tell the webhook whose URL it holds (Slack)."),
@@ -107,6 +111,7 @@ def add(
         "on_deadline": on_deadline,
         "jitter_s": parse_duration(jitter, "--jitter"),
         "address": address,
+        "runtime_env": runtime_env,
         "notify": {key: value for key, value in notify.items() if value is not None} or None,
         "is_paused": paused or None,
     }

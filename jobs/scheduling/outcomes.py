@@ -32,3 +32,8 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
     counts = {key: summary[key] for key in _COUNTS if isinstance(summary.get(key), int | float)}
     counts["failed"] = sum(count for name, count in summary.get("statuses", {}).items() if name != "ok")
     return Ending(status, str(summary.get("reason") or ""), exit_code, counts)
+
+
+def last_line(text: str) -> str:
+    """Return what was said last, which is why a run ended; 500 characters at most."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:500]

@@ -31,19 +31,14 @@ def main() -> None:
 
 
 def _write_ending(folder: Path, run: str, exit_code: int) -> None:
-    from jobs.scheduling.outcomes import ending_of
+    from jobs.scheduling.outcomes import ending_of, last_line
     from pipeline.config import load_spec
 
     sys.stdout.flush()
-    ending = ending_of(load_spec(folder / SPEC_FILE), run, exit_code, _last_line(folder / LOG_FILE))
+    said = (folder / LOG_FILE).read_text(encoding="utf-8", errors="backslashreplace")
+    ending = ending_of(load_spec(folder / SPEC_FILE), run, exit_code, last_line(said))
     with replaced_file(folder / ENDING_FILE) as file:
         file.write(json.dumps(asdict(ending)).encode())
-
-
-def _last_line(log: Path) -> str:
-    """Return what the run said last, which is why it ended."""
-    lines = log.read_text(encoding="utf-8", errors="backslashreplace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:500]
 
 
 if __name__ == "__main__":

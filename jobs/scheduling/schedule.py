@@ -19,6 +19,7 @@ from pipeline.spec_reading import absolute_uri, describe_problems, parse_yaml, r
 Overlap = Literal["skip", "queue", "replace"]
 CatchUp = Literal["none", "last", "all"]
 Mode = Literal["incremental", "full"]
+RuntimeEnv = Literal["code", "image", "pip"]
 Event = Literal["end", "failure", "deadline"]
 
 # The sentences are those for a job spec.
@@ -127,6 +128,7 @@ class Schedule(Section):
         `on_deadline: stop` stopped, so that what it has done stays and the next one goes on.
     jitter_s: each firing begins up to so much later, so that many schedules do not begin in the same second.
     address: the Ray cluster's dashboard ("http://head:8265"); None runs on the scheduler's own machine.
+    runtime_env: what the cluster gets, as in `htc submit --runtime-env`.
     """
 
     name: str = Field(
@@ -149,6 +151,7 @@ class Schedule(Section):
     deadline_s: float | None = Field(default=None, gt=0, description="seconds, more than 0, or null for none")
     on_deadline: Literal["notify", "stop"] = Field(default="notify", description='"notify" or "stop"')
     address: Uri | None = Field(default=None, min_length=1, description='a URL such as "http://head:8265", or null')
+    runtime_env: RuntimeEnv = Field(default="code", description='"code", "image" or "pip"')
     notify: NotifySection = NotifySection()
     is_paused: bool = Field(default=False, description="true or false")
 
