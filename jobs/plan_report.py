@@ -133,6 +133,8 @@ def _input_lines(survey: InputSurvey) -> Iterator[Line]:
 
 def _sample_lines(sample: SampleDecode) -> Iterator[Line]:
     total = len(sample.images) + len(sample.failures)
+    if not total:
+        return
     sizes = Counter(f"{image.shape[1]}x{image.shape[0]}" for image in sample.images)
     shown = ", ".join(f"{size} ({count})" if count > 1 else size for size, count in sizes.most_common(6))
     yield (

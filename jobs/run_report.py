@@ -11,6 +11,7 @@ from pipeline.summary import RunSummary
 
 MAX_REASONS = 8
 MAX_EXAMPLES = 10
+SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY n DESC"
 
 
 def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
@@ -28,7 +29,7 @@ def report_summary(summary: RunSummary, spec: JobSpec) -> None:
     write_table(["", ""], list(_outcome(summary, spec)), has_header=False)
     if summary.failure_reasons:
         _report_failures(summary)
-    for command in _next_commands(summary, spec.output.uri):
+    for command in _next_commands(summary, spec):
         write_line(command)
     if summary.reason:
         say(summary.reason)
@@ -75,9 +76,10 @@ def _report_failures(summary: RunSummary) -> None:
     write_line()
 
 
-def _next_commands(summary: RunSummary, output_uri: str) -> Iterator[str]:
-    folder = shlex.quote(_short_path(output_uri))
-    sql = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY n DESC"
+def _next_commands(summary: RunSummary, spec: JobSpec) -> Iterator[str]:
+    folder = shlex.quote(_short_path(spec.output.uri))
+    # An incremental run's own instances are those of a few images only.
+    sql = SQL if spec.select.mode == "full" else SQL.replace("FROM instances", "FROM current_instances")
     if summary.instances:
         yield f'Next: htc query {folder} "{sql}"'
         yield f"      htc show {folder} --to overlays"

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from pipeline.deletions import deletion_parts
 from pipeline.history import DELETED, EVENT, KINDS, History, hash_etags
 from pipeline.parts import parse_part
-from pipeline.uris import base_name
+from pipeline.uris import base_name, is_local
 
 if TYPE_CHECKING:
     from pipeline.results import Results
 
-READ_THREADS = 8
+# From a local disk decoding is the longer part, and that is done one after the other in any case.
+LOCAL_THREADS = 2
 # A shard has at most 100,000 images; compacted files are read in pieces of so many rows.
 PIECE_ROWS = 65_536
 _COLUMNS = ["image_id", "etag", "bytes", "status"]
@@ -39,6 +40,8 @@ class EarlierRows:
         self.runs = results.runs()
         self._results = results
         self._parts: list[tuple[int, str]] = []
+        is_here = is_local(results.output_uri)
+        self._threads = LOCAL_THREADS if is_here else results.storage.read_concurrency(results.output_uri)
 
     def events(self) -> Iterator[NDArray[Any]]:
         """Read all rows and all marks of deletion; arrays of `history.EVENT`.
@@ -49,7 +52,7 @@ class EarlierRows:
         self._parts = [(order, uri) for order, run in enumerate(self.runs) for uri in self._results.image_parts(run)]
         numbered = [(number, order, uri) for number, (order, uri) in enumerate(self._parts)]
         small = [each for each in numbered if not _is_compacted(each[2])]
-        for pieces in _ahead(lambda each: list(self._events_of(*each)), small):
+        for pieces in _ahead(self._threads, lambda each: list(self._events_of(*each)), small):
             yield from pieces
         for each in numbered:
             if _is_compacted(each[2]):
@@ -72,7 +75,7 @@ class EarlierRows:
         numbers, starts = np.unique(newest["part"][places], return_index=True)
         by_part = zip(numbers.tolist(), starts, [*starts[1:], len(places)], strict=False)
         wanted = [(number, places[start:stop]) for number, start, stop in by_part]
-        yield from _ahead(lambda each: self._names_in(history, *each), wanted)
+        yield from _ahead(self._threads, lambda each: self._names_in(history, *each), wanted)
 
     def _names_in(self, history: History, number: int, places: NDArray[np.int64]) -> pa.Table:
         order, uri = self._parts[number]
@@ -100,7 +103,13 @@ class EarlierRows:
             yield events
 
     def _pieces(self, uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        with self._results.storage.reading(uri) as file:
+        storage = self._results.storage
+        if not _is_compacted(uri):
+            # Small: one request for all of it is quicker than one for each column.
+            whole = pa.BufferReader(storage.read(uri))
+            yield from pq.ParquetFile(whole).iter_batches(PIECE_ROWS, columns=columns, use_threads=False)
+            return
+        with storage.reading(uri) as file:
             yield from pq.ParquetFile(file).iter_batches(PIECE_ROWS, columns=columns)
 
 
@@ -109,11 +118,11 @@ def _is_compacted(uri: str) -> bool:
     return part is not None and part.is_compacted
 
 
-def _ahead(read: Callable[[T], U], wanted: Iterable[T]) -> Iterator[U]:
+def _ahead(threads: int, read: Callable[[T], U], wanted: Iterable[T]) -> Iterator[U]:
     """Read in threads, a few ahead of who consumes, in order."""
     coming = iter(wanted)
-    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="history") as pool:
-        begun: deque[Future[U]] = deque(pool.submit(read, each) for each in islice(coming, 2 * READ_THREADS))
+    with ThreadPoolExecutor(threads, thread_name_prefix="history") as pool:
+        begun: deque[Future[U]] = deque(pool.submit(read, each) for each in islice(coming, 2 * threads))
         try:
             while begun:
                 found = begun.popleft().result()

@@ -11,6 +11,8 @@ from pipeline.records import RunRecord
 from pipeline.storage import Storage, join
 from pipeline.tables import committed_shards
 
+SELECTING = ("select.retry", "select.where")
+
 
 def refuse_occupied(storage: Storage, output_uri: str) -> None:
     """Refuse an output folder that holds files, but none of our runs."""
@@ -64,7 +66,11 @@ def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str,
     """Say why a run is not one of this spec and model, a line per key; empty when it is."""
     # Full runs, and those of before there were others, do not mention it.
     mode = {"select.mode": "full"}
-    differences = _differing(mode | record.identity, mode | spec.identity())
+    before, now = mode | record.identity, mode | spec.identity()
+    if before["select.mode"] != now["select.mode"]:
+        # The rest of the section belongs to the mode.
+        before, now = ({k: v for k, v in side.items() if k not in SELECTING} for side in (before, now))
+    differences = _differing(before, now)
     if not any(line.startswith("- model.") for line in differences):
         # A changed preset or threshold changes the model's hash too; the cause is worth a line, its effect is
         # not.

@@ -99,10 +99,11 @@ class Selection:
         images = iter(listed)
         while batch := list(islice(images, BATCH_IMAGES)):
             ids = np.fromiter((image_id(ref.uri) for ref in batch), np.int64, len(batch))
-            batch = self._with_versions(batch, ids)
-            self.history.mark(ids)
+            is_known, at = self.history.find(ids)
+            self.history.is_seen[at[is_known]] = True
             is_planned = _is_in(ids, self._planned)
-            reasons = self._judge(batch, ids)
+            batch = self._with_versions(batch, is_known)
+            reasons = self._judge(batch, ids, is_known, at)
             for number, count in enumerate(np.bincount(reasons[~is_planned], minlength=len(REASONS)).tolist()):
                 if REASONS[number] not in DONE:
                     self.counts[REASONS[number]] += count
@@ -111,9 +112,10 @@ class Selection:
                 self.counts[REASONS[reasons[place]]] += 1
                 yield batch[place]
 
-    def _judge(self, batch: list[ImageRef], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the place in REASONS of each image."""
-        is_known, at = self.history.find(ids)
+    def _judge(
+        self, batch: list[ImageRef], ids: NDArray[np.int64], is_known: NDArray[np.bool_], at: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the place in REASONS of each image; `is_known`, `at`: its place in the history."""
         reasons = np.full(len(batch), _NEW)
         if not is_known.any():
             return reasons if self._retry != "failed" else np.full(len(batch), _NOT_SELECTED)
@@ -138,9 +140,8 @@ class Selection:
             _NOT_SELECTED,
         )
 
-    def _with_versions(self, batch: list[ImageRef], ids: NDArray[np.int64]) -> list[ImageRef]:
+    def _with_versions(self, batch: list[ImageRef], is_known: NDArray[np.bool_]) -> list[ImageRef]:
         """Ask the store for the versions of known images that were listed without any, as text listings do."""
-        is_known, _ = self.history.find(ids)
         unsure = [
             place
             for place in np.flatnonzero(is_known).tolist()

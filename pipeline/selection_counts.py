@@ -18,7 +18,7 @@ def selection_lines(selection: Mapping[str, int]) -> list[str]:
     left = _counted(selection, _LEFT)
     lines = [f"{count_of(selection['listed'], 'image')} listed, {of_them}{f'; {left}' if left else ''}."]
     if deleted := selection.get("deleted", 0):
-        lines.append(f"{count_of(deleted, 'image')} not listed any more, marked in the table deletions.")
+        lines.append(f"{count_of(deleted, 'image')} not listed any more: to be found in the table deletions.")
     return lines
 
 
