@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.claims import AbandonedError
+from pipeline.claims import AbandonedError, OrphanedError
 from pipeline.errors import HtcError, ImageError, NotFoundError, RunError, StorageError
 from pipeline.redaction import redact
 from pipeline.reports import ImageFailure, PieceReport, ShardFailure, ShardReport
@@ -69,6 +69,8 @@ def at_shard_border(index: int, attempt: Callable[[], Report]) -> Report | Shard
         raise
     except AbandonedError:
         return ShardFailure(index, "abandoned", "another attempt commits the shard", is_charged=False)
+    except OrphanedError:
+        return ShardFailure(index, "orphaned", "the driver was not heard of for too long to commit the shard")
     except CommitError as error:
         log.exception("shard %d was not committed", index)
         return ShardFailure(index, "commit", one_line(error.__cause__ or error))

@@ -86,14 +86,15 @@ class ShardFailure:
 
     kind: "storage" when reading failed for now, "commit" when the tables could not be written, "bug" for an
         exception nobody foresaw, "death" when the worker's process or node went away, "hang" when it was
-        ended because an image took too long, "abandoned" when the driver asked to leave the commit to another.
+        ended because an image took too long, "abandoned" when the driver asked to leave the commit to another,
+        "orphaned" when the worker was cut off from the driver for so long that another may be at the shard.
     reason: one line.
     is_charged: whether the attempt counts against the shard; a preempted node is nobody's fault.
     suspects: positions in the shard of the images that were under way, when that is known.
     """
 
     index: int
-    kind: Literal["storage", "commit", "bug", "death", "hang", "abandoned"]
+    kind: Literal["storage", "commit", "bug", "death", "hang", "abandoned", "orphaned"]
     reason: str
     traceback: str | None = None
     is_charged: bool = True

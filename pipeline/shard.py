@@ -60,6 +60,7 @@ class ShardProcessor:
             StorageError: images cannot be read for now; never raised by the last attempt.
             CommitError: the tables cannot be written.
             AbandonedError: another attempt commits.
+            OrphanedError: the driver was not heard of for too long.
         """
         start = time.perf_counter()
         positions = assignment.positions or tuple(range(len(shard.images)))
@@ -78,7 +79,7 @@ class ShardProcessor:
                 image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)
                 if assignment.is_committed_by_worker:
                     claim.take()
-                    self._commit(shard, image_rows, instance_rows)
+                    self._commit(shard, image_rows, instance_rows, claim)
         report = ShardReport(
             index=shard.index,
             statuses=dict(Counter(row.status for row in image_rows)),
@@ -115,7 +116,7 @@ class ShardProcessor:
                 instance_rows.extend(outcome.rows)
         return image_rows, instance_rows
 
-    def _commit(self, shard: Shard, image_rows: list[ImageRow], instance_rows: list[InstanceRow]) -> None:
+    def _commit(self, shard: Shard, image_rows: list[ImageRow], instance_rows: list[InstanceRow], claim: Claim) -> None:
         try:
             commit_shard(
                 self._tools.storage,
@@ -124,6 +125,7 @@ class ShardProcessor:
                 shard.index,
                 image_rows,
                 instance_rows,
+                confirm=claim.confirm,
             )
         except HtcError as error:
             raise CommitError(str(error)) from error

@@ -7,7 +7,7 @@ counted twice.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -211,8 +211,13 @@ def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder n
     shard_index: int,
     image_rows: Sequence[ImageRow],
     instance_rows: Sequence[InstanceRow],
+    *,
+    confirm: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a shard's two parts, the images part last, because it commits.
+
+    Args:
+        confirm: called between the two; raises when the second may not be written any more.
 
     Raises:
         StorageError: a part cannot be written; the shard is not committed then.
@@ -220,6 +225,7 @@ def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder n
     instances = encode_part(instance_rows, INSTANCES_SCHEMA, InstanceRow)
     images = encode_part(image_rows, IMAGES_SCHEMA, ImageRow)
     storage.write(instances_part(output_uri, run, shard_index), instances)
+    confirm()
     storage.write(images_part(output_uri, run, shard_index), images)
 
 

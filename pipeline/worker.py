@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.assignments import Assignment
 from pipeline.borders import DeviceLostError, at_shard_border, one_line
-from pipeline.claims import Claim
+from pipeline.claims import Claim, Contact
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError
 from pipeline.plan import Shard
@@ -63,6 +63,7 @@ class Worker:
         self._images_done: dict[int, int] = {}
         self._claims: dict[int, Claim] = {}
         self._lock = threading.Lock()
+        self._contact = Contact(settings.spec.storage.patience_s)
         self._metrics = WorkerMetrics(settings.run)
 
     def start(self) -> WorkerReady | WorkerFailure:
@@ -84,7 +85,8 @@ class Worker:
         processor = self._processor
         if processor is None:
             return ShardFailure(shard.index, "bug", "the worker was given a shard before its model was loaded")
-        claim = Claim()
+        self._hear()
+        claim = Claim(self._contact)
         with self._lock:
             self._claims[shard.index] = claim
         try:
@@ -104,6 +106,7 @@ class Worker:
 
     def progress(self) -> WorkerProgress:
         """Images done in the shards that are under way, and what hangs."""
+        self._hear()
         hang = None
         if self._processor is not None:
             hang = self._processor.hang()
@@ -117,6 +120,13 @@ class Worker:
         with self._lock:
             claim = self._claims.get(index)
         return claim is not None and claim.abandon()
+
+    def _hear(self) -> None:
+        # A question may have waited here while this process, or its node, was away and the shards were given to others.
+        if self._contact.hear():
+            with self._lock:
+                for claim in self._claims.values():
+                    claim.lose()
 
     def _count(self, index: int) -> Callable[[int], None]:
         def count(images: int) -> None:

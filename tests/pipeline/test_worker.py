@@ -163,10 +163,10 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
             second_read.set()
         return fetch_image(ref, storage, max_bytes=max_bytes)
 
-    def waiting_commit(storage: Storage, output_uri: str, run: str, index: int, *rows: Any) -> None:
+    def waiting_commit(storage: Storage, output_uri: str, run: str, index: int, *rows: Any, **options: Any) -> None:
         if index == 0:
             was_overlapped["commit"] = second_inferred.wait(60)
-        commit_shard(storage, output_uri, run, index, *rows)
+        commit_shard(storage, output_uri, run, index, *rows, **options)
 
     monkeypatch.setattr(bench.model, "infer", waiting_infer)
     monkeypatch.setattr(pipeline.stages, "fetch_image", telling_read)
@@ -214,7 +214,7 @@ def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch:
     assert isinstance(worker.start(), WorkerReady)
     shard = Shard(3, refs_of(write_images(tmp_path / "in", 2)))
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **keywords: object) -> None:
         raise StorageError("The disk is full.")
 
     with monkeypatch.context() as patch:
