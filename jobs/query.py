@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -18,7 +20,7 @@ from htc_model.rle import decode_rle
 from jobs.answers import FORMATS, Answer, write_answer
 from jobs.files import replaced_file
 from jobs.interruptible import run_interruptibly
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, StorageError
 from pipeline.storage import Storage
 from pipeline.tables import INSTANCES_SCHEMA, open_results
 from pipeline.views import open_database, open_files, sql_errors_in_words
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.results import Results
 
 FETCH_ROWS = 2048
+# Files that a query was to read may be compacted meanwhile.
+ATTEMPTS = 3
 
 
 def query_output(
@@ -49,16 +53,36 @@ def query_output(
     Raises:
         SpecError: the SQL is wrong or not permitted, or the answer cannot be written.
         InputError: the folder holds no run.
+        StorageError: it was compacted or pruned again and again, or when half of the answer was written.
     """
     chosen = _choose_format(output_format, output_file)
     text = sys.stdin.read() if sql == "-" else sql
-    results = open_results(output_uri, Storage(storage_section))
-    database = open_database(results, is_external_allowed=is_external_allowed)
-    run_interruptibly(lambda: _execute(database, text, chosen, output_file), database.interrupt)
+    for attempt in range(ATTEMPTS):
+        results = open_results(output_uri, Storage(storage_section))
+        database = open_database(results, is_external_allowed=is_external_allowed)
+        is_told = Event()
+        try:
+            run_interruptibly(partial(_execute, database, text, chosen, output_file, is_told), database.interrupt)
+        except SpecError as error:
+            if not results.has_moved():
+                raise
+            # The same rows lie in other files now; but what was said cannot be taken back.
+            if is_told.is_set() or attempt + 1 == ATTEMPTS:
+                raise StorageError(
+                    f"{output_uri} was compacted or pruned while it was read, so this answer is not whole; ask again."
+                ) from error
+        else:
+            return
 
 
-def _execute(database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None) -> None:
-    """Run the SQL, write its last statement's answer, close the database."""
+def _execute(
+    database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None, is_told: Event
+) -> None:
+    """Run the SQL, write its last statement's answer, close the database.
+
+    Args:
+        is_told: is set before anything is written that cannot be taken back.
+    """
     with contextlib.closing(database), sql_errors_in_words():
         if output_format == "parquet" and output_file is not None:
             _write_parquet(database, sql, output_file)
@@ -66,6 +90,8 @@ def _execute(database: duckdb.DuckDBPyConnection, sql: str, output_format: str, 
         answer = database.execute(sql)
         if answer is None:
             raise SpecError("The SQL holds no statement.")
+        if output_file is None:
+            is_told.set()
         columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
         write_answer(Answer(columns, _rows(answer)), output_format, output_file)
 

@@ -59,6 +59,13 @@ class Results:
         """Count the shards of a run that are committed."""
         return sum(len(part.shards) for _, part in self._parts(run))
 
+    def has_moved(self) -> bool:
+        """Tell whether parts that were there when they were looked up are gone: compacted or pruned since."""
+        return any(
+            not set(parts) <= set(committed_parts(self.storage, self.output_uri, run))
+            for run, parts in self._committed.items()
+        )
+
     def instances_part(self, run: str, shard: int) -> str:
         """Return the uri of the part of `instances` that holds a committed shard, alone or compacted with others.
 

@@ -77,7 +77,7 @@ def choose_runs(standings: Sequence[Standing], needed: Collection[str], rules: R
         if not reason and standing.run in needed:
             reason = "the view current needs it"
         reason = reason or _published_reason(standing, rules)
-        reason = reason or _deletions_reason(standing, choices)
+        reason = reason or _deletions_reason(standing, choices, needed)
         choices.append(Choice(standing, reason))
     return choices
 
@@ -99,12 +99,12 @@ def _published_reason(standing: Standing, rules: Rules) -> str:
     return f"published in {left[0].catalog}, namespace {left[0].namespace}" if left else ""
 
 
-def _deletions_reason(standing: Standing, older: Sequence[Choice]) -> str:
-    """Keep marks of deleted images as long as there is an older run whose rows they may hide."""
+def _deletions_reason(standing: Standing, older: Sequence[Choice], needed: Collection[str]) -> str:
+    """Keep marks of deleted images that may hide rows of an older run, kept for a reason that `needed` knows not."""
     if not counts(standing.record):
         return ""
-    kept = next((each.standing.run for each in older if not each.is_removed), None)
-    return f"its marks of deleted images hide rows of the run {kept}" if kept else ""
+    kept = next((each for each in older if not each.is_removed and each.standing.run not in needed), None)
+    return f"its marks of deleted images may hide rows of the run {kept.standing.run}" if kept else ""
 
 
 def _age(age: timedelta) -> str:

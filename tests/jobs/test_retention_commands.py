@@ -3,16 +3,25 @@
 import json
 from pathlib import Path
 
+import duckdb
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from finished_runs import finish_run, tables_of, write_inputs
 from test_no_torch import run_without_torch
 
+import jobs.query
+from jobs.query import query_output
 from jobs.retention.compact import compact_output
 from jobs.retention.listing import report_runs
+from pipeline.compaction import compact_run
+from pipeline.errors import StorageError
 from pipeline.lease import take_lease
 from pipeline.publication import Publication, note_publication
+from pipeline.results import Results
 from pipeline.storage import Storage
 from pipeline.tables import open_results
+from pipeline.views import open_database
 
 
 @pytest.fixture
@@ -83,3 +92,37 @@ def test_what_cannot_be_compacted_says_why(output: str, capsys: pytest.CaptureFi
         lease.release()
     assert "works on the run night-1" in capsys.readouterr().err
     assert len(open_results(output).image_parts("night-1")) == 3
+
+
+@pytest.mark.parametrize("output_format", ["csv", "parquet"])
+def test_a_query_whose_files_are_compacted_as_it_begins_asks_again(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_format: str
+) -> None:
+    opened: list[str] = []
+
+    def open_and_compact(results: Results, **options: bool) -> duckdb.DuckDBPyConnection:
+        database = open_database(results, **options)
+        opened.append(
+            compact_run(Storage(), output, f"night-{len(opened)}", target_bytes=1 << 30, check=lambda: None).run
+        )
+        return database
+
+    monkeypatch.setattr(jobs.query, "open_database", open_and_compact)
+    answer = tmp_path / f"answer.{output_format}"
+    sql = "SELECT count(*) AS n, count(DISTINCT uri) AS m FROM images GROUP BY run ORDER BY n"
+    query_output(output, sql, output_file=answer)
+    assert opened == ["night-0", "night-1", "night-2"]
+    read = pq.read_table if output_format == "parquet" else pyarrow.csv.read_csv
+    answered = read(answer).to_pydict()
+    assert answered == {"n": [2, 6, 6], "m": [2, 6, 6]}
+
+
+def test_a_query_that_is_overtaken_again_and_again_says_so(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_and_remove(results: Results, **options: bool) -> duckdb.DuckDBPyConnection:
+        database = open_database(results, **options)
+        Path(results.image_parts()[0]).unlink()
+        return database
+
+    monkeypatch.setattr(jobs.query, "open_database", open_and_remove)
+    with pytest.raises(StorageError, match=r"compacted or pruned while it was read.*ask again"):
+        query_output(output, "SELECT * FROM images", output_format="csv")
