@@ -95,10 +95,10 @@ class CannedStorage(Storage):
         """The input is a folder."""
         return "folder" if uri.startswith("s3:") else super().kind(uri)
 
-    def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
         """The same names as the stub server's."""
         if not uri.startswith("s3:"):
-            yield from super().list(uri, glob)
+            yield from super().list(uri, glob, after=after)
             return
         for index in range(self.keys):
             yield Listed(f"s3://stub/{key_of(index, self.keys)}", index % 500_000, f"{index:032x}")

@@ -20,23 +20,30 @@ TEMP_SUFFIX = ".htc-tmp"
 listing."""
 
 
-def walk_files(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
+def walk_files(folder: str, after: str = "") -> Iterator[tuple[str, os.stat_result | None]]:
     """List the files below a folder as (path, stat), in the order of their whole paths (`uris.name_order`).
 
     Hidden files and folders are left out. A link that leads nowhere is listed with None: it is a missing
     image, not an absent one. A folder is entered once per way that leads to it, never inside itself.
 
+    Args:
+        after: only paths behind this one; folders that end before it are not entered.
+
     Raises:
         OSError: a folder cannot be listed.
     """
-    yield from _walk(folder.rstrip("/") or "/", ancestors=frozenset())
+    yield from _walk(folder.rstrip("/") or "/", name_order(after), ancestors=frozenset())
 
 
-def _walk(folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result | None]]:
+def _walk(
+    folder: str, after: bytes, ancestors: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, os.stat_result | None]]:
     found: list[tuple[str, str, os.stat_result | None]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
+                continue
+            if after and _ends_before(entry, after):
                 continue
             if entry.is_dir():
                 found.append((entry.name + "/", entry.path, None))
@@ -50,7 +57,14 @@ def _walk(folder: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[
             continue
         identity = _identity(path)
         if identity not in ancestors:
-            yield from _walk(path, ancestors | {identity})
+            yield from _walk(path, after, ancestors | {identity})
+
+
+def _ends_before(entry: os.DirEntry[str], after: bytes) -> bool:
+    path = name_order(entry.path)
+    if not entry.is_dir():
+        return path <= after
+    return path + b"/" < after and not after.startswith(path + b"/")
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:

@@ -31,6 +31,11 @@ class Planned:
         self._folder = folder
         self._entry = last.container or last.uri
 
+    @property
+    def place(self) -> str:
+        """A name shortly before the last entry's: a folder is listed from here on, and the last entry with it."""
+        return self._entry[:-1]
+
     def is_behind(self, uri: str) -> bool:
         """Tell whether a file of a folder comes before the one that was planned last."""
         return name_order(uri) < name_order(self._entry)

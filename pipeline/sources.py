@@ -136,7 +136,7 @@ class _Listing:
         return uri, None
 
     def _from_folder(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
-        for listed in self.storage.list(root, pattern):
+        for listed in self.storage.list(root, pattern, after=self.planned.place if self.planned else None):
             suffix = suffix_of(listed.uri)
             if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_behind(listed.uri)):
                 continue

@@ -57,7 +57,7 @@ class Storage:
         """How many reads below a uri may be under way at once."""
         return read_concurrency(self.section, is_local=is_local(uri))
 
-    def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
         """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
 
         Local folders and S3 are listed while the iterator is read, in little memory. Hidden names
@@ -66,6 +66,7 @@ class Storage:
         Args:
             uri: a folder, prefix or file, taken literally.
             glob: a pattern for the path relative to the folder, see `uris.glob_pattern`.
+            after: only what comes behind this name, which need not exist; one that lies outside means nothing.
         """
         kind = self.kind(uri)
         if kind == "absent":
@@ -74,7 +75,9 @@ class Storage:
             yield self.stat(uri)
             return
         pattern = glob_pattern(glob) if glob is not None else None
-        listing = self._list_local(uri) if is_local(uri) else self._list_remote(uri)
+        folder = join(local_path(uri) if is_local(uri) else uri, "")
+        start = after.removeprefix(folder) if after is not None and after.startswith(folder) else ""
+        listing = self._list_local(uri, start) if is_local(uri) else self._list_remote(uri, start)
         for relative, listed in listing:
             if pattern is None or pattern.fullmatch(relative):
                 yield listed
@@ -213,22 +216,22 @@ class Storage:
         except NotFoundError:
             return
 
-    def _list_local(self, uri: str) -> Iterator[tuple[str, Listed]]:
+    def _list_local(self, uri: str, after: str) -> Iterator[tuple[str, Listed]]:
         root = local_path(uri).rstrip("/")
         local_files.check_listable(root or "/")
         try:
-            for path, status in local_files.walk_files(root):
+            for path, status in local_files.walk_files(root, f"{root}/{after}" if after else ""):
                 size, etag = (None, None) if status is None else (status.st_size, local_files.etag_of(status))
                 yield path[len(root) + 1 :], Listed(path, size, etag)
         except OSError as error:
             raise _translated(error, str(error.filename or uri), "list") from error
 
-    def _list_remote(self, uri: str) -> Iterator[tuple[str, Listed]]:
+    def _list_remote(self, uri: str, after: str) -> Iterator[tuple[str, Listed]]:
         if scheme_of(uri) in S3_SCHEMES:
             client, path = self.client(uri)
-            found = find_on_s3(client, path, lambda request: self.call(request, uri, "list"))
+            found = find_on_s3(client, path, lambda request: self.call(request, uri, "list"), after)
         else:
-            found = self._find_anywhere(uri)
+            found = (each for each in self._find_anywhere(uri) if name_order(each[0]) > name_order(after))
         for relative, size, etag in found:
             is_hidden = relative.startswith(".") or "/." in relative
             # Consoles make "folders" by empty objects whose key ends in a slash.

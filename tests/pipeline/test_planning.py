@@ -61,8 +61,8 @@ class Gated(Storage):
         self.error = error
         self.gate = threading.Event()
 
-    def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
-        for number, listed in enumerate(super().list(uri, glob)):
+    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
+        for number, listed in enumerate(super().list(uri, glob, after=after)):
             if number == self.first and uri.endswith("/in"):
                 self.gate.wait(PATIENCE_S)
                 if self.error is not None:

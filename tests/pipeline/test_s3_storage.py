@@ -217,3 +217,16 @@ def test_a_server_that_is_not_there_is_told_after_the_retries(s3_bucket: str, no
     door = Storage(StorageSection(endpoint_url="http://127.0.0.1:9"))
     with pytest.raises(StorageError, match=r"just now \(.*127\.0\.0\.1:9"):
         door.read(join(s3_bucket, "a.jpg"))
+
+
+def test_a_listing_goes_on_behind_any_name(s3_bucket: str, door: Storage, tmp_path: Path) -> None:
+    names = ["a-/0.jpg", "a-.jpg", "a.jpg", "a/1.jpg", "a/b/2.jpg", "a/b/c/3.jpg", "a0.jpg", "b/4.jpg", "b.jpg", "ü/5.jpg"]
+    for root in (join(s3_bucket, "in"), str(tmp_path)):
+        for name in names:
+            door.write(join(root, name), b"x")
+        everything = [each.uri for each in door.list(root)]
+        assert len(everything) == len(names)
+        for after in [*everything, join(root, "a"), join(root, "a/"), join(root, "a/b/b"), join(root, ""), root, "z"]:
+            behind = [uri for uri in everything if uri.encode() > after.encode() or after in (root, "z")]
+            assert [each.uri for each in door.list(root, after=after)] == behind, after
+        assert [each.uri for each in door.list(root, "**/*.jpg", after=join(root, "a/b/2.jpg"))] == everything[5:]
