@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         from jobs.commands import (  # noqa: F401 - each adds its commands to the app
             cluster,
+            exports,
             manifests,
             retention,
             runs,

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from jobs.cluster_package import build_entrypoint
 from jobs.files import replaced_file
 from jobs.manifests.pods import SPEC_PATH, Manifest
@@ -19,27 +17,13 @@ from jobs.manifests.surroundings import (
     build_quota,
     build_spec_map,
 )
+from jobs.manifests.yaml_text import dump_manifests
 from pipeline.config import JobSpec
 from pipeline.errors import SpecError
 
 Kind = Literal["rayjob", "raycronjob", "raycluster"]
 # By the path of its file, the manifests in it.
 Bundle = dict[str, list[Manifest]]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes no anchors: `kubectl` reads them, people do not."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-_Dumper.add_representer(str, _text)
 
 
 def entrypoint_of(run: str | None = None) -> str:
@@ -96,7 +80,7 @@ def render(bundle: Mapping[str, list[Manifest]], *, comment: str = "") -> str:
     """Return all manifests as one YAML stream, `comment` above them."""
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     documents = [manifest for manifests in bundle.values() for manifest in manifests]
-    return head + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
+    return head + dump_manifests(documents)
 
 
 def write_bundle(bundle: Bundle, folder: Path, *, comment: str = "") -> list[Path]:

@@ -15,6 +15,19 @@ AGENT_PORT = 52365
 # The image's user, see infra/docker/Dockerfile.
 USER_ID = 1000
 HEAD_CPUS, HEAD_MEMORY_GIB = 2, 8
+# Together what the Pod Security Standard "restricted" asks for.
+POD_SECURITY: Manifest = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "fsGroup": USER_ID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+}
 # Only lists of shards and reports go through Ray's object store, see pipeline.cluster.
 OBJECT_STORE_BYTES = 200 * 2**20
 
@@ -82,14 +95,14 @@ def build_submitter_pod(shape: ClusterShape) -> Manifest:
         "name": "ray-job-submitter",
         "image": shape.image,
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": _container_security(),
+        "securityContext": CONTAINER_SECURITY,
     }
     return {
         "metadata": {"labels": labels_of(shape)},
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
-            "securityContext": _pod_security(),
+            "securityContext": POD_SECURITY,
             "containers": [container],
         },
     }
@@ -99,7 +112,7 @@ def autoscaler_container() -> Manifest:
     """What the autoscaler beside the head takes, and what it may do."""
     return {
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": _container_security(),
+        "securityContext": CONTAINER_SECURITY,
     }
 
 
@@ -109,7 +122,7 @@ def _pod(shape: ClusterShape, container: Manifest) -> Manifest:
         "spec": {
             # KubeRay makes a new pod instead; Ray's autoscaler counts pods, and must not find one come back to life.
             "restartPolicy": "Never",
-            "securityContext": _pod_security(),
+            "securityContext": POD_SECURITY,
             "containers": [container],
             "volumes": [{"name": "cache", "emptyDir": {"sizeLimit": "8Gi"}}],
         },
@@ -127,7 +140,7 @@ def _container(shape: ClusterShape, name: str, *, cpus: int, memory_gib: int) ->
         ],
         # Cores are not limited: Ray counts them by num-cpus, and throttled decoding would starve the GPU.
         "resources": {"requests": {"cpu": str(cpus), "memory": memory}, "limits": {"memory": memory}},
-        "securityContext": _container_security(),
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [{"name": "cache", "mountPath": CACHE_FOLDER}],
     }
     if shape.secrets:
@@ -144,21 +157,6 @@ def _probe(port: int, path: str, *, failures: int = 3) -> Manifest:
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
-
-
-def _pod_security() -> Manifest:
-    # With _container_security, what the Pod Security Standard "restricted" asks for.
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": USER_ID,
-        "runAsGroup": USER_ID,
-        "fsGroup": USER_ID,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
-def _container_security() -> Manifest:
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
 
 
 def _placement(shape: ClusterShape) -> tuple[dict[str, str], list[Manifest]]:

@@ -27,13 +27,13 @@ def build_ray_cluster(shape: ClusterShape) -> Manifest:
     }
 
 
-def build_ray_job(shape: ClusterShape, entrypoint: str) -> Manifest:
-    """One run on a cluster of its own, removed when it is done."""
+def build_ray_job(shape: ClusterShape, entrypoint: str, *, deadline_s: int | None = None) -> Manifest:
+    """One run on a cluster of its own, removed when it is done; `deadline_s` as for `build_ray_job_spec`."""
     return {
         "apiVersion": API_VERSION,
         "kind": "RayJob",
         "metadata": _metadata(shape),
-        "spec": build_ray_job_spec(shape, entrypoint),
+        "spec": build_ray_job_spec(shape, entrypoint, deadline_s=deadline_s),
     }
 
 

@@ -43,7 +43,9 @@ def write_out(bundle: Bundle, folder: Path | None, *, shape: ClusterShape, comme
         return
     for path in write_bundle(bundle, folder, comment=comment):
         say(f"{path}")
-    say(f"Apply with: kubectl apply -f {folder}/base -f {folder}/FILE (one of the others)")
+    for name in bundle:
+        if "/" not in name:
+            say(f"Apply with: kubectl apply -f {folder}/base && kubectl apply -f {folder}/{name}")
     for secret in shape.secrets:
         say(f"The Secret {secret} must exist: kubectl -n {shape.namespace} create secret generic {secret} ...")
     if shape.service_account:

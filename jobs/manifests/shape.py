@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline.config import JobSpec
 from pipeline.errors import SpecError
-from pipeline.uris import base_name
+from pipeline.uris import base_name, is_local
 
 SpotMarket = Literal["gke", "eks", "karpenter", "aks"]
 
@@ -112,8 +112,12 @@ def build_shape(
 
 def job_name(spec: JobSpec) -> str:
     """Return a name that Kubernetes takes: the spec's, else that of the output's last folder."""
-    wanted = spec.name or base_name(spec.output.uri.rstrip("/")) or "htc"
-    label = re.sub(r"[^a-z0-9]+", "-", wanted.lower()).strip("-")[:MAX_NAME].strip("-")
+    return label_of(spec.name or base_name(spec.output.uri.rstrip("/")) or "htc")
+
+
+def label_of(name: str) -> str:
+    """Return a name as a DNS label of at most MAX_NAME characters that begins with a letter."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:MAX_NAME].strip("-")
     return label if label[:1].isalpha() else f"htc-{label}"[:MAX_NAME].strip("-")
 
 
@@ -148,8 +152,6 @@ def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
 
 
 def _check_reachable(spec: JobSpec) -> None:
-    from pipeline.uris import is_local
-
     places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
     if spec.model.weights not in ("demo", "coco", "untrained"):
         places["model.weights"] = spec.model.weights

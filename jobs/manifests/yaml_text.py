@@ -1,0 +1,27 @@
+"""Manifests as YAML that people read: no anchors, long texts as blocks."""
+
+from collections.abc import Iterable
+
+import yaml
+
+from jobs.manifests.pods import Manifest
+
+
+class _Dumper(yaml.SafeDumper):
+    """Spells out what stands twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump_manifests(manifests: Iterable[Manifest]) -> str:
+    """Return the manifests as a stream of documents."""
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
