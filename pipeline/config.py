@@ -146,11 +146,16 @@ class RetrySection(Section):
 
     image_timeout_s: for decoding one image, inferring it or encoding its masks; far beyond what a sound image
         takes on any machine, because one that is cut off gets no second chance.
+    start_timeout_s: for a worker's process to load the model, fetching weights to its machine included; half a
+        gigabyte at 0.3 MB/s.
     """
 
     max_attempts: int = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
     max_error_rate: float = Field(default=0.05, ge=0, le=1, description="a share of the images, from 0 to 1")
     image_timeout_s: float | None = Field(default=300.0, gt=0, description="seconds, more than 0, or null for no limit")
+    start_timeout_s: float | None = Field(
+        default=1800.0, gt=0, description="seconds, more than 0, or null for no limit"
+    )
 
 
 class ImagesSection(Section):

@@ -48,10 +48,16 @@ class _Cause:
 
 @dataclass
 class _Member:
-    """One actor; refs are Ray's object refs."""
+    """One actor; refs are Ray's object refs.
+
+    begun_ref: answered as soon as the process is there, which may be long after it was asked for, on a cluster that
+    grows. begun_at: when it was.
+    """
 
     handle: Any
+    begun_ref: Any
     start_ref: Any
+    begun_at: float | None = None
     shard_refs: dict[Any, int] = field(default_factory=dict)
     abandon_refs: dict[Any, int] = field(default_factory=dict)
     progress_ref: Any = None
@@ -66,6 +72,8 @@ class _Member:
         owed = [*self.shard_refs, *self.abandon_refs]
         if not self.is_ready:
             owed.append(self.start_ref)
+        if self.begun_at is None:
+            owed.append(self.begun_ref)
         if self.progress_ref is not None:
             owed.append(self.progress_ref)
         return owed
@@ -84,6 +92,7 @@ class Fleet:
         self._members: dict[int, _Member] = {}
         self._deaths = worker_deaths()
         timeout_s = settings.spec.retry.image_timeout_s
+        self._start_timeout_s = settings.spec.retry.start_timeout_s
         self._silence_s = None if timeout_s is None else max(MIN_SILENCE_S, timeout_s)
 
     @property
@@ -111,7 +120,7 @@ class Fleet:
         """Start workers until `wanted` are alive."""
         while self.size < wanted:
             handle = self._actor.remote(self._settings)
-            self._members[next(self._numbers)] = _Member(handle, handle.start.remote())
+            self._members[next(self._numbers)] = _Member(handle, handle.progress.remote(), handle.start.remote())
 
     def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
         """Give a ready worker a shard."""
@@ -156,6 +165,9 @@ class Fleet:
                 events.append(event)
         for worker in self._silent_workers():
             dead.setdefault(worker, _Cause(f"the worker was ended: it answered nothing for {self._silence_s:.0f} s"))
+        for worker, seconds in self._late_starters().items():
+            reason = f"the worker was ended: it was loading its model for {seconds:.0f} s"
+            dead.setdefault(worker, _Cause(f"{reason}; the limit is retry.start_timeout_s"))
         events += [self._bury(worker, cause) for worker, cause in dead.items() if worker in self._members]
         return events + self._retire()
 
@@ -172,6 +184,10 @@ class Fleet:
             held = set(member.shard_refs.values())
             member.images_done = sum(done for index, done in progress.images_done.items() if index in held)
             return progress.hang
+        if ref == member.begun_ref:
+            ray.get(ref)
+            member.begun_at = time.monotonic()
+            return None
         if ref == member.start_ref:
             return self._started(worker, ray.get(ref))
         if ref in member.abandon_refs:
@@ -227,6 +243,18 @@ class Fleet:
             for number, member in self._members.items()
             if member.progress_ref is not None and member.asked_at < since
         ]
+
+    def _late_starters(self) -> dict[int, float]:
+        """The workers that load their model for too long, each with its seconds."""
+        if self._start_timeout_s is None:
+            return {}
+        now = time.monotonic()
+        loading_s = {
+            number: now - member.begun_at
+            for number, member in self._members.items()
+            if member.begun_at is not None and not member.is_ready
+        }
+        return {number: seconds for number, seconds in loading_s.items() if seconds > self._start_timeout_s}
 
     def _bury(self, worker: int, cause: _Cause) -> WorkerDied:
         member = self._members[worker]

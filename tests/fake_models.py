@@ -24,7 +24,7 @@ from htc_model.structures import ImageBatch, RawDetections
 from pipeline.config import ModelSection
 
 Raising = Literal["raise", "oom", "device_lost", "die"]
-Ending = Literal["exit", "kill", "segfault", "hang", "hang_mute", "die_once", "kill_once"]
+Ending = Literal["exit", "kill", "segfault", "hang", "hang_mute", "die_once", "kill_once", "hang_once"]
 Deed = Raising | Ending | Literal["miscount"]
 Size = tuple[int, int]
 
@@ -74,7 +74,7 @@ class FakeModel:
         )
 
     def _do(self, deed: Deed | None) -> None:
-        if deed in ("kill_once", "die_once"):
+        if deed in ("kill_once", "die_once", "hang_once"):
             mark = Path(self.marks) / "killed"
             if mark.exists():
                 return
@@ -97,7 +97,7 @@ def end_process(deed: Deed | None) -> None:
         os._exit(7)
     if deed == "segfault":
         ctypes.string_at(0)
-    if deed == "hang":
+    if deed in ("hang", "hang_once"):
         threading.Event().wait()
     if deed == "hang_mute":
         # PyDLL keeps the interpreter's lock, so that no other thread can answer.
@@ -114,7 +114,7 @@ class LoadFake:
     deeds: Mapping[Size, Deed] = field(default_factory=dict)
     delay_s: float = 0.0
     marks: str = ""
-    start_deed: Literal["", "value_error", "runtime_error", "exit"] = ""
+    start_deed: Literal["", "value_error", "runtime_error", "exit", "hang_once"] = ""
 
     def __call__(self, section: ModelSection) -> FakeModel:
         if self.start_deed == "value_error":
@@ -123,6 +123,9 @@ class LoadFake:
             raise RuntimeError("the card is taken")
         if self.start_deed == "exit":
             os._exit(7)
+        if self.start_deed == "hang_once" and not (mark := Path(self.marks) / "hung").exists():
+            mark.touch()
+            threading.Event().wait()
         return FakeModel(load_preset(section.preset), self.deeds, delay_s=self.delay_s, marks=self.marks)
 
 

@@ -82,6 +82,30 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(
     assert caught.value.exit_code == exit_code
 
 
+def test_a_worker_whose_start_hangs_is_replaced(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 8)
+    # Loading imports torch, which takes a busy machine some seconds.
+    spec = spec_with(tmp_path, retry__start_timeout_s=25.0, compute__workers=1)
+    summary = run(spec, progress=SilentProgress(), load_model=LoadFake(start_deed="hang_once", marks=str(tmp_path)))
+    assert (summary.status, summary.exit_code, summary.workers_lost) == ("complete", 0, 1)
+    assert set(statuses(spec).values()) == {"ok"}
+
+
+def test_a_stragglers_copy_commits_first_and_rows_stay_single(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 12)
+    write_image(paths[1], POISON)
+    spec = spec_with(tmp_path)
+    # The first that sees the image never ends; only the copy, which an idle worker makes, can.
+    summary = run(
+        spec, progress=SilentProgress(), load_model=LoadFake({POISON: "hang_once"}, marks=str(tmp_path), delay_s=0.05)
+    )
+    assert (summary.status, summary.exit_code, summary.workers_lost) == ("complete", 0, 0)
+    rows = image_rows(spec)
+    assert sorted(str(row["uri"]) for row in rows) == sorted(map(str, paths))
+    assert [row["attempts"] for row in rows if row["shard"] == 0] == [2] * 4
+    assert len({(row["image_id"], row["instance"]) for row in instance_rows(spec)}) == len(instance_rows(spec)) == 12
+
+
 def test_tables_that_cannot_be_written_stop_the_run_and_the_same_command_resumes(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 8)
     spec = spec_with(tmp_path, retry__max_attempts=1)

@@ -1,19 +1,21 @@
-"""Workers that leak or have done their part are replaced between two shards, and nobody's attempt is lost by it."""
+"""Workers that leak, have done their part or never begin are replaced, and nobody's attempt is lost by it."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from hand_clock import HandClock
 from shard_bench import spec_for
 
+import pipeline.fleet
 from pipeline.assignments import Assignment
 from pipeline.cluster import WorkerPlan
 from pipeline.config import ComputeSection
-from pipeline.events import ShardEnded, WorkerRetired, WorkerStarted
+from pipeline.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
 from pipeline.fleet import Fleet
 from pipeline.plan import Shard
-from pipeline.reports import ShardReport, WorkerReady
+from pipeline.reports import ShardReport, WorkerProgress, WorkerReady
 from pipeline.worker import WorkerSettings
 
 
@@ -36,6 +38,7 @@ class _Ref(list[object]):
 class FakeHandle:
     """An actor that does every shard at once and then holds three GiB."""
 
+    progress = FakeCall(WorkerProgress())
     start = FakeCall(WorkerReady("cpu", 1, 0.0))
     run_shard = FakeCall(ShardReport(0, {"ok": 1}, 0, {}, 0, 0.0, memory_bytes=3 * 2**30))
 
@@ -85,3 +88,29 @@ def test_a_worker_that_holds_too_much_memory_is_replaced(
     fleet = fleet_with(tmp_path, worker_max_memory_gib=limit_gib)
     assert do_shard(fleet, 0) == events
     assert len(killed) == len(events) - 1
+
+
+def test_a_worker_that_never_has_its_model_is_ended_once_its_process_is_there(
+    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = HandClock()
+    monkeypatch.setattr(pipeline.fleet.time, "monotonic", clock)
+    fleet = fleet_with(tmp_path)
+    answered: list[object] = []
+    monkeypatch.setattr(ray, "wait", lambda refs, **options: ([ref for ref in refs if ref in answered], []))
+    fleet.top_up(2)
+    member = fleet._members[1]
+    # A cluster that grows may take its time.
+    clock.now += 10_000.0
+    assert fleet.events(0.0) == []
+    answered.append(member.begun_ref)
+    assert fleet.events(0.0) == []
+    clock.now += fleet._settings.spec.retry.start_timeout_s or 0.0
+    assert fleet.events(0.0) == []
+    clock.now += 1.0
+    (death,) = fleet.events(0.0)
+    assert isinstance(death, WorkerDied)
+    assert (death.worker, death.was_ready) == (1, False)
+    assert "loading its model for 1801 s; the limit is retry.start_timeout_s" in death.reason
+    assert killed == [member.handle]
+    assert fleet.size == 1
