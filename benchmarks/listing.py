@@ -62,6 +62,10 @@ class StubS3(BaseHTTPRequestHandler):
         stop = min(start + int(asked.get("max-keys", PAGE_KEYS)), end)
         self._answer("".join(map(self._content, range(start, stop))), str(stop) if stop < end else None)
 
+    def version_string(self) -> str:
+        """It lists in S3's order."""
+        return "AmazonS3"
+
     def log_message(self, *arguments: object) -> None:
         """Say nothing."""
 
@@ -137,6 +141,8 @@ def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.conne
             "benchmark": "listing",
             "way": way,
             "keys": count,
+            "seconds": round(seconds, 1),
+            "cpu_s": round(cpu_s, 1),
             "keys_per_s": round(count / seconds),
             # What it would be on a machine that does nothing else; the storage's waits are not in it.
             "keys_per_cpu_s": round(count / cpu_s),

@@ -8,6 +8,7 @@ HtcError                      the message is one sentence for a person: what is 
 ├── StorageError              storage said no
 │   ├── NotFoundError         the object does not exist (any more)
 │   ├── AccessDeniedError     no permission, bad credentials
+│   ├── WebHostError          a host of the web among others fails; its images fail, and no others
 │   ├── ObjectTooLargeError   the object is larger than its reader can take
 │   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
 │       ├── SlowDownError     the store asks for fewer requests
@@ -58,6 +59,10 @@ class NotFoundError(StorageError):
 
 class AccessDeniedError(StorageError):
     """The object or folder exists but may not be read or written."""
+
+
+class WebHostError(StorageError):
+    """A host of the web does not give what it was asked for, while others answer: this image's trouble alone."""
 
 
 class TransientStorageError(StorageError):

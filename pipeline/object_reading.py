@@ -12,6 +12,9 @@ from typing import Any
 from pipeline.errors import IncompleteReadError, ObjectTooLargeError
 from pipeline.store_options import S3_SCHEMES
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
+from pipeline.uris import WEB_SCHEMES
+
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ def begin_read(client: Any, request: ReadRequest) -> Future[Fetched]:
     protocols = {client.protocol} if isinstance(client.protocol, str) else set(client.protocol)
     if protocols & S3_SCHEMES:
         return asyncio.run_coroutine_threadsafe(_get(client, request), client.loop)
+    if protocols & WEB_SCHEMES:
+        return asyncio.run_coroutine_threadsafe(_get_from_web(client, request), client.loop)
     if getattr(client, "async_impl", False):
         return asyncio.run_coroutine_threadsafe(_cat(client, request), client.loop)
     return _read_now(client, request)
@@ -95,6 +100,33 @@ async def _get(client: Any, request: ReadRequest) -> Fetched:
     return Fetched(payload, etag)
 
 
+async def _get_from_web(client: Any, request: ReadRequest) -> Fetched:
+    wanted = None if request.is_whole else _range(request)
+    # Compressed on the way it would have another size, and often another ETag.
+    headers = client.kwargs.get("headers", {}) | {"Accept-Encoding": "identity"}
+    options = client.kwargs | {"headers": headers | ({"Range": wanted} if wanted else {})}
+    session = await client.set_session()
+    async with session.get(client.encode_url(request.path), **options) as answer:
+        if answer.status == 416:
+            return Fetched(b"", None)
+        client._raise_not_found_for_status(answer, request.uri)
+        most = request.max_bytes
+        if most is not None and (answer.content_length or 0) > most:
+            raise ObjectTooLargeError(request.uri, answer.content_length)
+        payload = bytearray()
+        async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+            payload += chunk
+            if most is not None and len(payload) > most:
+                # Some hosts tell no length, and some tell a wrong one.
+                raise ObjectTooLargeError(request.uri, len(payload))
+        etag = unquoted(answer.headers.get("ETag"))
+        content_range = answer.headers.get("Content-Range") if answer.status == 206 else None
+    if content_range is None:
+        return Fetched(_check_whole(request, bytes(payload), etag), etag)
+    _check_range(request, payload, _total(content_range))
+    return Fetched(bytes(payload), etag)
+
+
 def _range(request: ReadRequest) -> str | None:
     if request.is_whole and request.listed is not None and request.listed.bytes is not None:
         return None
@@ -125,7 +157,7 @@ def _check_whole(request: ReadRequest, payload: bytes, etag: str | None) -> byte
     return payload if request.is_whole else payload[request.offset or 0 : request.end]
 
 
-def _check_range(request: ReadRequest, payload: bytes, total: int | None) -> None:
+def _check_range(request: ReadRequest, payload: bytes | bytearray, total: int | None) -> None:
     begin = request.offset or 0
     ends = [end for end in (request.end, total) if end is not None]
     expected = max(0, min(ends) - begin) if ends else len(payload)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pipeline.config import InputSection
-from pipeline.errors import InputError, NotFoundError
+from pipeline.errors import InputError, NotFoundError, WebHostError
 from pipeline.listing_files import LISTING_SUFFIXES, URI_COLUMNS, read_listing
 from pipeline.parquet_images import find_image_column, find_uri_column, inspect_parquet, read_uris
 from pipeline.planned import Planned
@@ -190,6 +190,8 @@ class _Listing:
         except NotFoundError:
             # Its row will say `missing`.
             return iter([ImageRef(uri)])
+        except WebHostError as error:
+            return iter([ImageRef(uri, container=uri, problem=str(error))])
         return self._from_container(listed, is_only_input=False)
 
     def _unplanned(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:

@@ -23,12 +23,16 @@ from pipeline.storage_errors import Verb, storage_error
 from pipeline.store import Store, in_our_words
 from pipeline.store_options import S3_SCHEMES, read_concurrency
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
-from pipeline.uris import glob_pattern, is_local, join, local_path, name_order, scheme_of
+from pipeline.uris import WEB_SCHEMES, glob_pattern, host_of, is_local, join, local_path, name_order, scheme_of
+from pipeline.web_store import WebHosts, WebStore
 
 __all__ = ["Fetched", "Listed", "Storage", "join"]
 
 # One PUT is atomic on these. Anywhere else a reader could see half an object, so we write aside and rename.
 _OBJECT_STORES = S3_SCHEMES | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
+
+# Hosts of a listing of URLs, each with its own health and pace.
+MOST_STORES = 1000
 
 Kind = Literal["file", "folder", "absent"]
 T = TypeVar("T")
@@ -47,6 +51,7 @@ class Storage:
         self.section = section or StorageSection()
         self._is_known = is_known
         self._stores: dict[str, Store] = {}
+        self._web_hosts = WebHosts()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Callable[..., "Storage"], tuple[StorageSection, bool]]:
@@ -259,10 +264,19 @@ class Storage:
 
     def _store(self, uri: str) -> Store:
         scheme = scheme_of(uri)
+        is_web = scheme in WEB_SCHEMES
+        name = f"{scheme}://{host_of(uri)}" if is_web else scheme
         with self._lock:
-            if scheme not in self._stores:
-                self._stores[scheme] = Store(scheme, self.section, uri, is_known=self._is_known)
-            return self._stores[scheme]
+            if name not in self._stores:
+                if len(self._stores) >= MOST_STORES:
+                    # The one used first; what it knew is learnt again.
+                    del self._stores[next(iter(self._stores))]
+                self._stores[name] = (
+                    WebStore(scheme, self.section, uri, self._web_hosts)
+                    if is_web
+                    else Store(scheme, self.section, uri, is_known=self._is_known)
+                )
+            return self._stores[name]
 
 
 def _arrived(section: StorageSection, is_known: bool) -> Storage:

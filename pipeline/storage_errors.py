@@ -8,6 +8,7 @@ import errno
 from typing import Literal
 
 from pipeline.errors import AccessDeniedError, NotFoundError, SlowDownError, StorageError, TransientStorageError
+from pipeline.uris import WEB_SCHEMES, scheme_of
 
 Verb = Literal["read", "write", "list", "delete"]
 
@@ -85,6 +86,9 @@ def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool)
     Returns:
         the error to raise instead, or None when the exception is a bug and should travel as it is.
     """
+    if isinstance(error, FileNotFoundError) and scheme_of(uri) in WEB_SCHEMES and error.__cause__ is not None:
+        # fsspec says "not found" of a URL whatever went wrong when it asked how long it is.
+        error = error.__cause__
     names = {kind.__name__ for kind in type(error).__mro__}
     status = _http_status(error)
     refusal = _refusal(error, names, status, uri, verb, is_local=is_local)
@@ -108,10 +112,16 @@ def _refusal(
     # No file can have a name with a null byte or half a character in it, so none is there.
     is_null = isinstance(error, ValueError) and "embedded null" in str(error)
     is_no_name = is_null or isinstance(error, UnicodeEncodeError)
-    if is_no_name or isinstance(error, FileNotFoundError | NotADirectoryError) or code in _MISSING or status == 404:
+    if (
+        is_no_name
+        or isinstance(error, FileNotFoundError | NotADirectoryError)
+        or code in _MISSING
+        or status in (404, 410)
+    ):
         return NotFoundError(f"{uri} does not exist.")
     if isinstance(error, PermissionError) or code in _FORBIDDEN or status in (401, 403):
         place = "the permissions" if is_local else "the credentials and the bucket's policy"
+        place = "that the URL is public, or signed" if scheme_of(uri) in WEB_SCHEMES else place
         return AccessDeniedError(f"No permission to {verb} {uri}; check {place}.")
     if names & _CREDENTIAL_ERRORS:
         return AccessDeniedError(

@@ -29,6 +29,14 @@ class Store:
         self._limiter = ReadLimiter(read_concurrency(section, is_local=False))
         self._hedges = Hedges(is_on=section.hedge_reads)
 
+    def wait_for(self, patience_s: float) -> None:
+        """Wait for the store so long from now on, when it is away."""
+        self._health.patience_s = patience_s
+
+    def has_answered_within(self, seconds: float) -> bool:
+        """Whether the store granted a request so lately."""
+        return time.monotonic() - self._health.last_success < seconds
+
     def call(self, action: Callable[[], T], uri: str, verb: Verb, *, is_expected: bool = False) -> T:
         """Make a request: translate its errors, and repeat it where that may help.
 

@@ -6,6 +6,7 @@ from pipeline.config import StorageSection
 from pipeline.errors import StorageError
 from pipeline.option_rules import merge_options, options_of
 from pipeline.s3_pages import quicken_listings
+from pipeline.uris import WEB_SCHEMES
 
 S3_SCHEMES = frozenset({"s3", "s3a"})
 GCS_SCHEMES = frozenset({"gs", "gcs"})
@@ -55,6 +56,8 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
     What the spec does not say is left out, so that fsspec's own settings (`FSSPEC_S3`, ~/.config/fsspec) hold. The
     endpoint is said only where it means something: S3 and Google Cloud Storage.
     """
+    import aiohttp
+
     options: dict[str, Any] = {}
     if scheme in S3_SCHEMES:
         # max_concurrency=1: otherwise s3fs sends a HEAD before each GET (1.5 x slower for 200 KB objects).
@@ -68,6 +71,10 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
                 "max_pool_connections": read_concurrency(section, is_local=False) + 16,
             },
         }
+    if scheme in WEB_SCHEMES:
+        # aiohttp would wait five minutes for a host that swallows everything.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        options = {"client_kwargs": {"timeout": timeout}}
     if scheme in AZURE_SCHEMES:
         # Left to itself, adlfs is anonymous wherever it finds no key, also where a managed identity would be found.
         options["anon"] = section.anonymous

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from pipeline.errors import SpecError
 
+WEB_SCHEMES = frozenset({"http", "https"})
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -22,6 +23,12 @@ def scheme_of(uri: str) -> str:
     """Return the scheme in lower case, "file" for a plain path."""
     match = _SCHEME.match(uri)
     return match.group(1).lower() if match else "file"
+
+
+def host_of(uri: str) -> str:
+    """Return what stands between the scheme and the first slash: a host, a bucket; "" for a local path."""
+    match = _SCHEME.match(uri)
+    return uri[match.end() :].partition("/")[0] if match and not is_local(uri) else ""
 
 
 def is_local(uri: str) -> bool:
