@@ -35,6 +35,7 @@ class ErrorBudget:
         self._done_before = 0
         self._errors_before = 0
         self._rates: list[float] = []
+        self._next_warning_at = MIN_ERRORS
 
     def wants_sample(self, *, images_done: int, errors: int) -> bool:
         """Whether the next shard should be drawn by lot."""
@@ -74,10 +75,22 @@ class ErrorBudget:
             why = f"shards drawn by lot show a rate of {rate:.0%} at least where {self._max_error_rate:.1%} is allowed"
         else:
             return ""
-        worst = "; ".join(f"{count:,} x {reason}" for reason, count in [*reasons.items()][:MAX_REASONS_SHOWN])
         return (
-            f"Stopped early: {errors:,} of {images_done:,} images failed, and {why}. The worst reasons: {worst}. "
+            f"Stopped early: {errors:,} of {images_done:,} images failed, and {why}. {_worst(reasons)} "
             "Mend the cause and start anew with --fresh, or raise retry.max_error_rate and go on."
+        )
+
+    def warning(self, *, images_done: int, errors: int, reasons: Mapping[str, int]) -> str:
+        """Say that more fail than may, while nobody knows how many images there are; empty most of the time.
+
+        It is said at MIN_ERRORS, and again whenever the errors have doubled.
+        """
+        if errors < self._next_warning_at or errors <= self._max_error_rate * images_done:
+            return ""
+        self._next_warning_at = 2 * errors
+        return (
+            f"{errors:,} of {images_done:,} images failed so far, where {self._max_error_rate:.1%} may; the run goes "
+            f"on while its input is still being listed. {_worst(reasons)}"
         )
 
     def _least_rate(self) -> float:
@@ -93,3 +106,8 @@ class ErrorBudget:
         rate, square = sum(self._rates) / count, CONFIDENCE_Z**2 / count
         spread = CONFIDENCE_Z * math.sqrt(rate * (1 - rate) / count + square / (4 * count))
         return max(0.0, (rate + square / 2 - spread) / (1 + square))
+
+
+def _worst(reasons: Mapping[str, int]) -> str:
+    worst = "; ".join(f"{count:,} x {reason}" for reason, count in [*reasons.items()][:MAX_REASONS_SHOWN])
+    return f"The worst reasons: {worst}."

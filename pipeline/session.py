@@ -118,16 +118,18 @@ class Session:
         return self._ledger.left > 0 or not is_planned
 
     def _judge(self) -> None:
-        """Stop when the run cannot end within its error budget; while images are still being listed it may."""
-        if self._run.is_planned and not self._hopeless:
-            self._hopeless = self._budget.verdict(
-                images=self._run.image_count,
-                images_done=self._tally.images_done,
-                errors=self._tally.errors,
-                reasons=self._tally.reasons,
-            )
-            if self._hopeless:
-                self._display.note(self._hopeless)
+        """Stop when the run cannot end within its error budget; while images are still being listed, only warn."""
+        if self._hopeless:
+            return
+        done, errors, reasons = self._tally.images_done, self._tally.errors, self._tally.reasons
+        if self._run.is_planned:
+            images = self._run.image_count
+            note = self._budget.verdict(images=images, images_done=done, errors=errors, reasons=reasons)
+            self._hopeless = note
+        else:
+            note = self._budget.warning(images_done=done, errors=errors, reasons=reasons)
+        if note:
+            self._display.note(note)
 
     def end(self, *, cut_short: str = "") -> RunSummary:
         """Judge, write summary.json and return it.

@@ -82,3 +82,15 @@ def test_a_few_bad_images_stop_nothing_whatever_the_budget(budget: float) -> Non
 
 def test_a_budget_of_everything_is_never_exceeded() -> None:
     assert simulate([SHARD_IMAGES] * 100, max_error_rate=1.0) == (100, "")
+
+
+def test_while_the_input_is_listed_too_many_errors_are_told_at_every_doubling() -> None:
+    budget = ErrorBudget(0.05)
+    told = [
+        done for done in range(1, 1001) if budget.warning(images_done=done, errors=done // 2, reasons={"bad": done})
+    ]
+    assert told == [200, 400, 800]
+    assert not ErrorBudget(0.5).warning(images_done=1000, errors=500, reasons={})
+    sentence = ErrorBudget(0.05).warning(images_done=1000, errors=200, reasons={"empty": 150, "gone": 50})
+    assert "200 of 1,000 images failed so far, where 5.0% may" in sentence
+    assert "150 x empty; 50 x gone." in sentence

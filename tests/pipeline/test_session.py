@@ -1,9 +1,11 @@
 """The driver's loop over workers in this process: what is retried, bisected, stopped, and what the tables say then."""
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +14,9 @@ from local_fleet import LocalFleet
 
 import pipeline.fleet
 import pipeline.ledger
+import pipeline.manifest
 import pipeline.session
+from pipeline import local_files
 from pipeline.bisection import CONFIRMING_DEATHS
 from pipeline.cluster import WorkerPlan
 from pipeline.config import ComputeSection, JobSpec, load_spec
@@ -41,9 +45,11 @@ class Notes(SilentProgress):
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
+        self.when: Callable[[str], None] = lambda sentence: None
 
     def note(self, sentence: str) -> None:
         self.sentences.append(sentence)
+        self.when(sentence)
 
 
 def spec_for(folder: Path, **overrides: object) -> JobSpec:
@@ -127,3 +133,28 @@ def test_bad_images_within_the_budget_stop_nothing(tmp_path: Path) -> None:
     summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
     assert (summary.status, summary.images_done) == ("complete", 420)
     assert any(assignment.is_drawn for assignment in LocalFleet.assignments)
+
+
+def test_too_many_errors_are_told_while_the_input_is_still_being_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(240):
+        (folder / f"{number:03d}.jpg").touch()
+    notes = Notes()
+    walk_files, is_told = local_files.walk_files, threading.Event()
+    notes.when = lambda sentence: is_told.set() if "still being listed. The worst" in sentence else None
+
+    def walk_on_when_told(*arguments: Any) -> Iterator[Any]:
+        for number, found in enumerate(walk_files(*arguments)):
+            if number == 220:
+                assert is_told.wait(60.0)
+            yield found
+
+    monkeypatch.setattr(local_files, "walk_files", walk_on_when_told)
+    monkeypatch.setattr(pipeline.manifest, "FIRST_PART_IMAGES", 200)
+    summary = run(spec_for(tmp_path, compute__shard_images=20), progress=notes, load_model=LoadFake())
+    assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
+    (warning,) = (sentence for sentence in notes.sentences if "failed so far, where 5.0% may" in sentence)
+    assert "100 x the file is empty (0 bytes)" in warning
