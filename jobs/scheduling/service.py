@@ -2,13 +2,16 @@
 
 import logging
 import socket
+import time
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from jobs.scheduling.alarms import Alarms, Times
 from jobs.scheduling.cluster_runs import ClusterRuns
+from jobs.scheduling.cron import due_times
 from jobs.scheduling.engine import Engine
 from jobs.scheduling.home import scheduler_lock
 from jobs.scheduling.launching import Launcher
@@ -16,6 +19,7 @@ from jobs.scheduling.local_runs import LocalRuns
 from jobs.scheduling.notices import deliver_open_notices
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
+from jobs.scheduling.tidying import tidy_history
 from pipeline.redaction import log_without_secrets
 from pipeline.signals import StopRequest
 
@@ -23,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # How soon a command's change is seen, and a run's end.
 POLL_S = 1.0
+TIDY_S = 3600.0
 
 
 def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drained: bool = False) -> int:
@@ -44,12 +49,16 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
         engine = Engine(store, places.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
         alarms = Alarms(store.path)
         alarms.start()
-        log.info("scheduler of %s on %s: %d schedules", home, socket.gethostname(), len(store.schedules()))
+        _announce(store, home)
+        tidied = float("-inf")
         try:
             while not stop.is_set:
                 engine.step()
                 alarms.set(_times(store))
                 _tell(store, alarms, home)
+                if time.monotonic() - tidied > TIDY_S:
+                    tidy_history(store, home)
+                    tidied = time.monotonic()
                 if is_once and not store.open_firings():
                     break
                 alarms.wait(POLL_S)
@@ -73,6 +82,15 @@ class Places:
         if schedule.address is None:
             return self._here
         return self._clusters.setdefault(schedule.address, ClusterRuns(schedule.address))
+
+
+def _announce(store: ScheduleStore, home: Path) -> None:
+    schedules = [stored.schedule for stored in store.schedules()]
+    log.info("scheduler of %s on %s: %d schedules", home, socket.gethostname(), len(schedules))
+    for schedule in schedules:
+        following = next(due_times(schedule.cron, schedule.time_zone, datetime.now(UTC)))
+        local = following.astimezone(ZoneInfo(schedule.time_zone))
+        log.info("%s: %s", schedule.name, "paused" if schedule.is_paused else f"next on {local:%a %Y-%m-%d %H:%M %Z}")
 
 
 def _times(store: ScheduleStore) -> dict[str, Times]:

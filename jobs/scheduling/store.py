@@ -147,6 +147,17 @@ class ScheduleStore:
         where = "schedule = ?1" if schedule else "?1 IS NULL"
         return self._firings(f"{where} ORDER BY scheduled DESC, name LIMIT ?2", [schedule, limit])
 
+    def forget_all_but(self, newest: int) -> None:
+        """Forget each schedule's firings but the newest that have ended, and what was told of them."""
+        with self._transaction():
+            self._connection.execute(
+                "DELETE FROM firings WHERE state = 'ended' AND name NOT IN (SELECT name FROM ("
+                "SELECT name, row_number() OVER (PARTITION BY schedule ORDER BY scheduled DESC) AS age FROM firings"
+                ") WHERE age <= ?)",
+                [newest],
+            )
+            self._connection.execute("DELETE FROM notices WHERE firing NOT IN (SELECT name FROM firings)")
+
     def open_notices(self) -> list[Notice]:
         """Return what nobody has been told yet, the oldest first."""
         return self._notices("state = 'open' ORDER BY number")
