@@ -122,7 +122,10 @@ class Opening:
             lease = None if is_complete else self._take_lease(record.run, undo)
             if lease is not None:
                 # The driver before us may have gone further since we looked.
-                record = load_record(self._storage, self._spec.output.uri, record.run) or record
+                found = load_record(self._storage, self._spec.output.uri, record.run)
+                if found is None:
+                    raise InputError(f"The run {record.run} was removed meanwhile; the same command begins another.")
+                record = found
             return self._resume(record, lease, done, undo)
 
     def _resume(self, record: RunRecord, lease: Lease | None, done: set[int] | None, undo: ExitStack) -> Run:

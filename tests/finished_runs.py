@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import load_spec
-from pipeline.runs import Run, open_run
+from pipeline.runs import Hold, Run, open_run
 from pipeline.storage import Storage
 from pipeline.tables import ImageRow, InstanceRow, build_image_row, commit_shard, open_results
 
@@ -50,16 +50,26 @@ def write_inputs(folder: Path, count: int) -> str:
 
 
 def open_night(
-    input_uri: str, output_uri: str, run: str, *, night: int = 0, shard_images: int = 2, storage: Storage | None = None
+    input_uri: str,
+    output_uri: str,
+    run: str,
+    *,
+    night: int = 0,
+    shard_images: int = 2,
+    storage: Storage | None = None,
+    hold: Hold | None = None,
 ) -> Run:
     """Begin a run, or go on with it, as the driver does.
 
     Args:
         night: days after FIRST_NIGHT that it began.
+        hold: takes its lease; None takes none.
     """
     overrides = {"input.uri": input_uri, "output.uri": output_uri, "compute.shard_images": shard_images}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
-    return open_run(spec, FINGERPRINT, storage or Storage(), run=run, now=FIRST_NIGHT + timedelta(days=night))
+    return open_run(
+        spec, FINGERPRINT, storage or Storage(), run=run, now=FIRST_NIGHT + timedelta(days=night), hold=hold
+    )
 
 
 def finish_run(

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from finished_runs import MeddledStorage, PowerCutError, files_below, finish_run, open_night, tables_of, write_inputs
 
-from pipeline.errors import RunError, SpecError
+from pipeline.errors import InputError, RunError, SpecError
+from pipeline.lease import Lease, take_lease
 from pipeline.records import load_record
 from pipeline.removal import remove_empty_folders, remove_run
 from pipeline.standing import half_pruned
@@ -90,6 +91,18 @@ def test_a_half_pruned_run_is_not_gone_on_with(tmp_path: Path, output: str) -> N
     with pytest.raises(SpecError, match=r"half pruned; `htc prune .* --yes` finishes that"):
         open_night(str(tmp_path / "in"), output, "old")
     assert open_night(str(tmp_path / "in"), output, "older", night=1).state == "complete"
+
+
+def test_a_run_that_is_removed_before_its_driver_has_the_lease_is_not_gone_on_with(tmp_path: Path, output: str) -> None:
+    finish_run(str(tmp_path / "in"), output, "cut", night=2, only_shards=1)
+
+    def hold(run: str) -> Lease:
+        remove_run(Storage(), output, run, check=lambda: None, moment=MOMENT)
+        return take_lease(Storage(), output, run)
+
+    with pytest.raises(InputError, match="The run cut was removed meanwhile"):
+        open_night(str(tmp_path / "in"), output, "cut", night=2, hold=hold)
+    assert not any("cut" in name for name in files_below(Path(output)))
 
 
 def test_a_lost_lease_removes_nothing(output: str) -> None:
