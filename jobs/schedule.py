@@ -169,7 +169,9 @@ def describe_firing(firing: Firing) -> str:
         return f"{firing.state}{late}" + (f": {firing.reason}" if firing.reason else "")
     counts = firing.ending.counts
     words = firing.ending.outcome.replace("_", " ") + late
-    if counts:
+    if counts.get("images") == 0:
+        words += ", no image to do"
+    elif counts:
         words += f", {counts.get('images_done', 0):,.0f} of {counts.get('images', 0):,.0f} images"
     return words + (f": {firing.ending.reason}" if firing.ending.reason else "")
 

@@ -82,6 +82,8 @@ def webhook_url(notify: NotifySection) -> str:
 
 def _describe_counts(counts: Mapping[str, float]) -> str:
     images, done = counts.get("images", 0), counts.get("images_done", 0)
+    if not images:
+        return "no image to do"
     parts = [f"{done:,.0f} of {images:,.0f} images", f"{counts.get('instances', 0):,.0f} instances"]
     if counts.get("failed"):
         parts.append(f"{counts['failed']:,.0f} images failed")

@@ -95,6 +95,11 @@ def test_a_webhook_gets_slacks_json_with_run_status_and_counts(
     ]
 
 
+def test_a_night_without_work_says_so(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+    tell({"webhook_url_env": "NIGHT_HOOK"}, ending=Ending("complete", "", 0, {"images": 0, "images_done": 0}))
+    assert webhook.bodies[0]["text"].endswith("run nightly-20261123-023000\nno image to do")
+
+
 def test_a_failure_tells_its_reason(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
     tell({"webhook_url_env": "NIGHT_HOOK"}, event="failure", ending=FAILED)
     text = webhook.bodies[0]["text"]

@@ -14,6 +14,7 @@ import pytest
 import time_machine
 
 from jobs.scheduling.alarms import Alarms, Times
+from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.schedule import build_schedule
 from jobs.scheduling.store import ScheduleStore
@@ -55,6 +56,46 @@ def add(home: Path, *, cron: str = "0 0 1 1 *", **keys: object) -> None:
     schedule = build_schedule({"name": "nightly", "spec": str(home / "job.yaml"), "cron": cron, **keys})
     with closing(ScheduleStore(home)) as store:
         store.put(schedule, datetime.now(UTC))
+
+
+STAND_IN = """
+import sys
+from pathlib import Path
+from jobs.scheduling import service
+from jobs.scheduling.local_runs import LocalRuns
+
+home, stand_in, *flags = sys.argv[1:]
+service.LocalRuns = lambda folder: LocalRuns(folder, (sys.executable, stand_in))
+service.run_scheduler(Path(home), local_runs=1, is_once="once" in flags, is_drained="drained" in flags)
+"""
+
+
+@pytest.fixture
+def start_stand_in(tmp_path: Path) -> Iterator[Start]:
+    """Start a scheduler whose runs last until there is a file `go`, with one that was asked for."""
+    started: list[subprocess.Popen[str]] = []
+    add(tmp_path)
+    schedule = build_schedule({"name": "nightly", "spec": str(tmp_path / "job.yaml"), "cron": "0 0 1 1 *"})
+    with closing(ScheduleStore(tmp_path)) as store:
+        store.insert(plan_firing(schedule, datetime.now(UTC), "manual"))
+
+    def run(*flags: str) -> subprocess.Popen[str]:
+        stand_in = Path(__file__).parents[1] / "stand_in_runner.py"
+        command = [sys.executable, "-c", STAND_IN, str(tmp_path), str(stand_in), *flags]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    let_go(tmp_path)
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def let_go(home: Path) -> None:
+    """Let the runs end that have begun."""
+    for folder in (home / "firings").iterdir():
+        (folder / "go").touch()
 
 
 def last_firing(home: Path) -> Firing:
@@ -112,6 +153,34 @@ def test_once_does_what_is_due_and_leaves(start: Start, tmp_path: Path) -> None:
     firing = last_firing(tmp_path)
     assert firing.kind == "caught_up"
     assert firing.ending == Ending("failed", f"There are no images in {tmp_path}/in.", 2)
+
+
+def test_a_run_goes_on_when_the_scheduler_leaves_and_the_next_one_finds_it(
+    start_stand_in: Start, tmp_path: Path
+) -> None:
+    first = start_stand_in()
+    read_until(first, "has begun")
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=PATIENCE_S)
+    name = last_firing(tmp_path).name
+    assert first.returncode == 0
+    assert f"leaving; {name} goes on, and the next scheduler finds it" in said
+    let_go(tmp_path)
+    second = start_stand_in("once")
+    second.communicate(timeout=PATIENCE_S)
+    assert last_firing(tmp_path).ending == Ending("complete", "", 0, {"images": 3})
+    assert (tmp_path / "firings" / name / "starts.txt").read_text().count("started") == 1
+
+
+def test_a_drained_scheduler_waits_for_the_run(start_stand_in: Start, tmp_path: Path) -> None:
+    process = start_stand_in("drained")
+    read_until(process, "has begun")
+    process.send_signal(signal.SIGTERM)
+    read_until(process, "waiting for the end of")
+    let_go(tmp_path)
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert last_firing(tmp_path).state == "ended"
 
 
 @contextmanager
