@@ -22,8 +22,9 @@ from jobs.files import replaced_file
 from jobs.interruptible import run_interruptibly
 from pipeline.errors import SpecError, StorageError
 from pipeline.storage import Storage
+from pipeline.stored_dataset import open_files
 from pipeline.tables import INSTANCES_SCHEMA, open_results
-from pipeline.views import open_database, open_files, sql_errors_in_words
+from pipeline.views import open_database, sql_errors_in_words
 
 if TYPE_CHECKING:
     from pipeline.config import StorageSection
@@ -98,7 +99,7 @@ def _execute(
 
 def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
     """Read one image's rows of `instances` from its shard's part, most confident first."""
-    files = open_files(results)
+    files = open_files(results.output_uri, results.storage)
     part = results.instances_part(run, shard)
     fragment = pads.ParquetFileFormat().make_fragment(part, files)
     # The number is a hash: the uri decides between two images that share one.

@@ -1,16 +1,14 @@
 """The rows of earlier runs, as events of `history`, read in pieces; and the names of images found again."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.ahead import read_ahead
 from pipeline.deletions import deletion_parts
 from pipeline.history import DELETED, EVENT, KINDS, History, hash_etags
 from pipeline.parts import parse_part
@@ -24,8 +22,6 @@ LOCAL_THREADS = 2
 # A shard has at most 100,000 images; compacted files are read in pieces of so many rows.
 PIECE_ROWS = 65_536
 _COLUMNS = ["image_id", "etag", "bytes", "status"]
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class EarlierRows:
@@ -52,7 +48,7 @@ class EarlierRows:
         self._parts = [(order, uri) for order, run in enumerate(self.runs) for uri in self._results.image_parts(run)]
         numbered = [(number, order, uri) for number, (order, uri) in enumerate(self._parts)]
         small = [each for each in numbered if not _is_compacted(each[2])]
-        for pieces in _ahead(self._threads, lambda each: list(self._events_of(*each)), small):
+        for pieces in read_ahead(self._threads, lambda each: list(self._events_of(*each)), small):
             yield from pieces
         for each in numbered:
             if _is_compacted(each[2]):
@@ -75,7 +71,7 @@ class EarlierRows:
         numbers, starts = np.unique(newest["part"][places], return_index=True)
         by_part = zip(numbers.tolist(), starts, [*starts[1:], len(places)], strict=False)
         wanted = [(number, places[start:stop]) for number, start, stop in by_part]
-        yield from _ahead(self._threads, lambda each: self._names_in(history, *each), wanted)
+        yield from read_ahead(self._threads, lambda each: self._names_in(history, *each), wanted)
 
     def _names_in(self, history: History, number: int, places: NDArray[np.int64]) -> pa.Table:
         order, uri = self._parts[number]
@@ -116,18 +112,3 @@ class EarlierRows:
 def _is_compacted(uri: str) -> bool:
     part = parse_part(base_name(uri))
     return part is not None and part.is_compacted
-
-
-def _ahead(threads: int, read: Callable[[T], U], wanted: Iterable[T]) -> Iterator[U]:
-    """Read in threads, a few ahead of who consumes, in order."""
-    coming = iter(wanted)
-    with ThreadPoolExecutor(threads, thread_name_prefix="history") as pool:
-        begun: deque[Future[U]] = deque(pool.submit(read, each) for each in islice(coming, 2 * threads))
-        try:
-            while begun:
-                found = begun.popleft().result()
-                begun.extend(pool.submit(read, each) for each in islice(coming, 1))
-                yield found
-        finally:
-            for future in begun:
-                future.cancel()

@@ -10,17 +10,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 
 from pipeline.deletions import DELETIONS_SCHEMA, deletion_parts
 from pipeline.errors import SpecError
 from pipeline.results import Results
-from pipeline.storage import Storage
+from pipeline.stored_dataset import StoredDataset, open_files
 from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.uris import is_local
 
@@ -92,21 +90,15 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
 def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:
     """Open "images", "instances" or "deletions" as an Arrow dataset of parts that count, with a `run` column."""
     schemas = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
-    files = open_files(results)
+    files = open_files(results.output_uri, results.storage)
     parquet = pads.ParquetFileFormat()
     fragments = []
     for name in results.runs() if run is None else [run]:
         fragments += [
             parquet.make_fragment(part, files, pads.field("run") == name) for part in _parts(results, table, name)
         ]
-    return pads.FileSystemDataset(fragments, schemas[table].append(pa.field("run", pa.string())), parquet, files)
-
-
-def open_files(results: Results) -> pafs.FileSystem:
-    """Return the file system on which Arrow finds the parts."""
-    if is_local(results.output_uri):
-        return pafs.LocalFileSystem()
-    return pafs.PyFileSystem(pafs.FSSpecHandler(_StorageFiles(results.storage)))
+    kind = pads.FileSystemDataset if is_local(results.output_uri) else StoredDataset
+    return kind(fragments, schemas[table].append(pa.field("run", pa.string())), parquet, files)
 
 
 @contextlib.contextmanager
@@ -122,25 +114,6 @@ def sql_errors_in_words() -> Iterator[None]:
         raise SpecError(f"{_one_sentence(error)} (--allow-external lets it).") from None
     except duckdb.Error as error:
         raise SpecError(f"{_one_sentence(error)}.") from None
-
-
-class _StorageFiles:
-    """What pyarrow asks of an fsspec file system to read a file, answered by our own storage door."""
-
-    protocol = "htc-storage"
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def isfile(self, path: str) -> bool:
-        """Say yes: the listing has just named the path, and asking costs a request per part."""
-        return bool(path)
-
-    def open(self, path: str, mode: str) -> IO[bytes]:
-        """Open a part for reading."""
-        if mode != "rb":
-            raise PermissionError(f"{path} is only read here")
-        return self._storage.open_input(path)
 
 
 def _parts(results: Results, table: str, run: str) -> list[str]:
