@@ -7,7 +7,7 @@ files hold each row exactly once.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +73,25 @@ def committed_parts(storage: Storage, output_uri: str, run: str) -> list[Part]:
     # be missed while the single ones that it stands for are gone already. It was there before they went.
     parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
     return choose_parts(parts)
+
+
+def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapping[str, int]) -> dict[str, list[Part]]:
+    """Do as `committed_parts` for many runs, with one listing for all of them.
+
+    Args:
+        shard_counts: by run, how many shards are planned; a run that lacks some is looked at once more.
+    """
+    found: dict[str, list[Part]] = {run: [] for run in shard_counts}
+    for part, listed in _list_parts(storage, join(output_uri, "images")):
+        run = listed.uri.split("/")[-2].removeprefix("run=")
+        if run in found:
+            found[run].append(part)
+    for run, parts in found.items():
+        if sum(len(part.shards) for part in choose_parts(parts)) < shard_counts[run]:
+            folder = partition_folder(output_uri, "images", run)
+            # See `committed_parts`.
+            parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
+    return {run: choose_parts(parts) for run, parts in found.items()}
 
 
 def choose_parts(parts: Sequence[Part]) -> list[Part]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, NotFoundError
-from pipeline.parts import Part, TableName, committed_parts, part_uri
+from pipeline.parts import Part, TableName, committed_parts_by_run, part_uri
 from pipeline.records import RunRecord, age_order, list_records
 from pipeline.storage import Storage
 from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
@@ -39,9 +39,8 @@ class Results:
 
     @cached_property
     def _committed(self) -> dict[str, list[Part]]:
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            parts = pool.map(lambda run: committed_parts(self.storage, self.output_uri, run), self.runs())
-            return dict(zip(self.runs(), parts, strict=True))
+        shard_counts = {record.run: record.shard_count for record in self.records}
+        return committed_parts_by_run(self.storage, self.output_uri, shard_counts)
 
     def runs(self) -> list[str]:
         """Return the runs' names, oldest first."""
@@ -61,10 +60,8 @@ class Results:
 
     def has_moved(self) -> bool:
         """Tell whether parts that were there when they were looked up are gone: compacted or pruned since."""
-        return any(
-            not set(parts) <= set(committed_parts(self.storage, self.output_uri, run))
-            for run, parts in self._committed.items()
-        )
+        now = Results(self.output_uri, self.storage)._committed
+        return any(not set(parts) <= set(now.get(run, ())) for run, parts in self._committed.items())
 
     def instances_part(self, run: str, shard: int) -> str:
         """Return the uri of the part of `instances` that holds a committed shard, alone or compacted with others.

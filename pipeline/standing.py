@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.results import Results
 
 State = Literal["complete", "incomplete", "going on"]
+READ_THREADS = 8
 TABLES = ("images", "instances", "deletions")
 
 
@@ -76,7 +78,10 @@ def survey_runs(results: "Results", *, now: datetime | None = None) -> list[Stan
     """
     listing = _list_all(results.storage, results.output_uri)
     moment = now or datetime.now(UTC)
-    return [_standing(results, record, listing, moment) for record in results.records]
+    # Looks all runs' parts up, once and before the threads would.
+    results.image_parts()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(pool.map(lambda record: _standing(results, record, listing, moment), results.records))
 
 
 def half_pruned(storage: Storage, output_uri: str) -> list[str]:

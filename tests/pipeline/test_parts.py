@@ -1,12 +1,16 @@
 """Which files of a run count: each shard once, alone or compacted with others."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.parts import Part, choose_parts, committed_parts, parse_part, part_uri
+from pipeline.parts import Part, choose_parts, committed_parts, committed_parts_by_run, parse_part, part_uri
 from pipeline.storage import Storage
+from pipeline.stored import Listed
 from pipeline.tables import committed_shards
+
+STRETCH = Part(0, 1, is_compacted=True)
 
 
 @pytest.mark.parametrize(
@@ -40,22 +44,41 @@ def test_a_compacted_part_counts_all_its_shards(tmp_path: Path) -> None:
     assert committed_shards(Storage(), str(tmp_path), "other") == set()
 
 
-def test_what_is_compacted_while_one_looks_is_not_missed(tmp_path: Path) -> None:
-    """The first look sees what is there before the stretch is written and after its shards are gone."""
+class Compacting(Storage):
+    """Compacts the run `r` while it is listed: the first look misses what was written after it had gone by."""
 
-    class Compacting(Storage):
-        looks = 0
+    looks = 0
 
-        def list(self, uri: str, glob: str | None = None):  # type: ignore[no-untyped-def]
-            self.looks += 1
-            if self.looks == 1:
-                yield from ()
-                self.write(part_uri(str(tmp_path), "images", "r", Part(0, 1, is_compacted=True)), b"")
-                for shard in (0, 1):
-                    self.delete(part_uri(str(tmp_path), "images", "r", Part(shard, shard)))
-                return
+    def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
+        self.looks += 1
+        if self.looks > 1:
             yield from super().list(uri, glob)
+            return
+        output = uri.partition("/images")[0]
+        self.write(part_uri(output, "images", "r", STRETCH), b"")
+        for shard in STRETCH.shards:
+            self.delete(part_uri(output, "images", "r", Part(shard, shard)))
+        yield from (listed for listed in super().list(uri, glob) if "parts-" not in listed.uri)
 
-    for shard in (0, 1):
-        Storage().write(part_uri(str(tmp_path), "images", "r", Part(shard, shard)), b"")
-    assert committed_parts(Compacting(), str(tmp_path), "r") == [Part(0, 1, is_compacted=True)]
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    """Two runs of two shards; one's name begins with the other's."""
+    for run in ("r", "r2"):
+        for shard in STRETCH.shards:
+            Storage().write(part_uri(str(tmp_path), "images", run, Part(shard, shard)), b"")
+    return str(tmp_path)
+
+
+def test_what_is_compacted_while_one_looks_is_not_missed(output: str) -> None:
+    assert committed_parts(Compacting(), output, "r") == [STRETCH]
+
+
+def test_nor_when_one_looks_at_all_runs_at_once(output: str) -> None:
+    storage = Compacting()
+    found = committed_parts_by_run(storage, output, {"r": 2, "r2": 2, "new": 1})
+    assert found == {"r": [STRETCH], "r2": [Part(0, 0), Part(1, 1)], "new": []}
+    # All at once, and again only those that lack some.
+    assert storage.looks == 3
+    assert committed_parts_by_run(storage, output, {"r2": 2}) == {"r2": [Part(0, 0), Part(1, 1)]}
+    assert storage.looks == 4
