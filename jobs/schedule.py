@@ -19,7 +19,7 @@ from jobs.scheduling.home import is_scheduler_there
 from jobs.scheduling.local_runs import LOG_FILE, firing_folder
 from jobs.scheduling.schedule import Schedule, build_schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore, StoredSchedule
-from pipeline.errors import SpecError
+from pipeline.errors import HtcError, SpecError
 from pipeline.progress import format_duration
 
 NEXT_SHOWN = 5
@@ -205,7 +205,7 @@ def _say_no_scheduler(home: Path) -> None:
 def _output_of(schedule: Schedule) -> str | None:
     try:
         return load_job(schedule).output.uri
-    except SpecError:
+    except HtcError:
         return None
 
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 
 from jobs.scheduling.cron import check_cron
 from pipeline.config import NAME_PATTERN, JobSpec, Section, Uri, load_spec
-from pipeline.errors import SpecError
+from pipeline.errors import RunError, SpecError, TransientStorageError
 from pipeline.spec_reading import absolute_uri, describe_problems, parse_yaml, read_spec_text
 
 Overlap = Literal["skip", "queue", "replace"]
@@ -207,7 +207,14 @@ def load_job(schedule: Schedule) -> JobSpec:
 
     Raises:
         SpecError: the file cannot be read, or the spec is wrong.
+        RunError: the store in which it lies is away just now.
     """
-    if isinstance(schedule.spec, str):
+    if not isinstance(schedule.spec, str):
+        return load_spec(None, {**copy.deepcopy(schedule.spec), "select.mode": schedule.mode})
+    try:
         return load_spec(schedule.spec, {"select.mode": schedule.mode})
-    return load_spec(None, {**copy.deepcopy(schedule.spec), "select.mode": schedule.mode})
+    except SpecError as error:
+        # A wrong spec fails its night at once; a store that is away for a minute must not.
+        if isinstance(error.__context__, TransientStorageError):
+            raise RunError(str(error)) from error
+        raise

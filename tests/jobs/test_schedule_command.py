@@ -1,6 +1,7 @@
 """`htc schedule ...` as an operator meets it: in one process, without a scheduler."""
 
 import json
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -194,3 +195,32 @@ def test_with_a_scheduler_nothing_is_pointed_out(htc: Htc, tmp_path: Path) -> No
 def test_the_folder_of_schedules_is_nobody_elses_to_read(htc: Htc, tmp_path: Path) -> None:
     add(htc)
     assert (tmp_path / "home").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"this is no database, whatever its name says" * 100, "cannot be read: file is not a database."),
+        (None, "were written by a newer htc; install that one."),
+    ],
+)
+def test_a_damaged_or_newer_database_is_one_sentence(
+    htc: Htc, tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
+    add(htc)
+    database = tmp_path / "home" / "schedules.sqlite"
+    if content is not None:
+        database.write_bytes(content)
+    else:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA user_version = 99")
+    code, out, err = htc("list")
+    assert (code, out) == (2, "")
+    assert err == f"The schedules in {database} {sentence}\n"
+
+
+def test_a_folder_that_cannot_be_made_names_the_ways_out(htc: Htc, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = htc("list", "--home", str(tmp_path / "file" / "home"))
+    assert code == 2
+    assert "name another with --home or HTC_HOME" in err

@@ -14,7 +14,8 @@ from jobs.scheduling.cluster_runs import AGAIN_S, POLL_S, ClusterRuns
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.schedule import build_schedule
-from pipeline.errors import SpecError
+from pipeline.errors import RunError, SpecError, TransientStorageError
+from pipeline.storage import Storage
 
 NIGHT = datetime(2026, 11, 23, 2, 30, tzinfo=UTC)
 RUN = "nightly-20261123-023000"
@@ -89,6 +90,18 @@ def test_a_spec_that_is_gone_is_no_clusters_fault(cluster: Cluster, firing: Firi
     Path(str(firing.schedule.spec)).unlink()
     with pytest.raises(SpecError, match="does not exist"):
         cluster.runs().start(firing)
+
+
+def test_a_spec_in_a_store_that_is_away_is_worth_another_attempt(
+    cluster: Cluster, firing: Firing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_away(*_: object) -> bytes:
+        raise TransientStorageError("the store is away")
+
+    monkeypatch.setattr(Storage, "read", be_away)
+    schedule = firing.schedule.model_copy(update={"spec": "s3://bucket/job.yaml"})
+    with pytest.raises(RunError, match="cannot be read: the store is away"):
+        cluster.runs().start(replace(firing, schedule=schedule))
 
 
 def test_a_job_is_seen_going_and_ended_with_its_last_words(cluster: Cluster, firing: Firing) -> None:
