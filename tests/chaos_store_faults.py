@@ -1,5 +1,6 @@
 """Every way in which a store can fail, through the proxy before it; and the store's own death."""
 
+import time
 from random import Random
 
 from chaos_checks import Expected
@@ -66,13 +67,14 @@ def timed_out(it: Round) -> Expected:
 
 
 def store_restarted(it: Round) -> Expected:
-    """The store is killed as by a power cut, and started again."""
+    """The store is killed as by a power cut, and started again some seconds later."""
     if it.server is None:
         raise no_store()
     it.scene.endpoint_url = it.server.endpoint_url
     it.scene.start(SLOW)
     it.scene.wait_for_log(r"images, ")
     it.server.kill()
+    time.sleep(it.random.uniform(2.0, 8.0))
     it.server.start()
     it.scene.end()
     return Expected()
