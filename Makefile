@@ -43,6 +43,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --recursive -ll -ii htc_model pipeline jobs
+	$(BIN)/hadolint infra/docker/Dockerfile
 	$(BIN)/python infra/audit.py
 
 format: $(STAMP)
