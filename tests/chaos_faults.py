@@ -77,12 +77,12 @@ def raylet_killed(it: Round) -> Expected:
     """
     if it.proxy is not None:
         it.proxy.inject([Fault("forbidden", 0.3, ("GET",), "/in/", first=1)])
-    slow = Plan(delay_s=0.4)
+    slow = Plan(delay_s=0.8)
     environment = it.scene.prepare(slow)
     with two_nodes(it.scene.ray_folder, environment) as cluster:
         it.scene.environment = {**it.scene.environment, "RAY_ADDRESS": cluster.address}
         it.scene.start(slow)
-        it.scene.wait_for_log(r"images/s")
+        it.scene.wait_until(lambda: not it.scene.is_running or cluster.has_worker, "no worker on the second node")
         wait(it.scene, it.random.uniform(0.0, 3.0))
         os.kill(cluster.raylet_pid, signal.SIGKILL)
         it.scene.end()
