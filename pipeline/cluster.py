@@ -156,6 +156,7 @@ def _init(compute: ComputeSection) -> None:
             f"Cannot reach the Ray cluster at {address}",
             "check RAY_ADDRESS and that the cluster runs the same version of Ray, or unset it to run on this machine",
         )
+        _silence_error_listener()
         return
     # More workers than cores is the user's explicit wish; Ray would wait for those cores forever.
     wanted = 0.0
