@@ -1,5 +1,6 @@
 """What can go wrong between this machine and a cluster, each said in one sentence with the way out."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -83,6 +84,10 @@ def _about_status(status: int, url: str, job_id: str | None) -> HtcError:
 def _about_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
     if job_id is not None and ("does not exist" in reason or "status code 404" in reason):
         return NoSuchJobError(f"The cluster at {url} knows no job {job_id}; htc list names those it knows.")
+    if taken := re.search(r"submission_id (\S+) already exists", reason):
+        # Ids hold the second: somebody has just submitted the same.
+        there = f"The job {taken[1]} is at this run already; follow it with: htc logs {taken[1]} -f"
+        return AlreadyGoingError(taken[1], there)
     if "status code 404" in reason or "Version check" in reason:
         return ClusterError(_about_stranger(url))
     first = next((line.strip() for line in reason.splitlines() if line.strip()), "it does not say why")

@@ -1,16 +1,19 @@
 """Reaching a cluster: addresses as people write them, and an answer within seconds when there is none."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fake_jobs import dashboard
+from test_no_torch import BLOCKER
 
 from jobs import cluster_client
 from jobs.cluster_client import check_version, connect, is_this_machine, resolve_address
-from jobs.cluster_errors import ClusterError, NoSuchJobError, in_our_words
+from jobs.cluster_errors import AlreadyGoingError, ClusterError, NoSuchJobError, in_our_words
 from pipeline.errors import SpecError
 
 
@@ -129,9 +132,23 @@ def test_what_ray_refuses_is_one_sentence() -> None:
     with pytest.raises(ClusterError) as caught, in_our_words("http://u"):
         raise RuntimeError(trace)
     assert "\n" not in str(caught.value)
+    taken = "Request failed with status code 400: Job with submission_id a-1 already exists. Please use another."
+    with pytest.raises(AlreadyGoingError, match="The job a-1 is at this run already"), in_our_words("http://u"):
+        raise RuntimeError(taken)
     # Our own errors, and bugs, pass as they are.
     with pytest.raises(ZeroDivisionError), in_our_words("http://u"):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("runtime_env", ["code", "image", "pip"])
+def test_submitting_needs_no_torch(tmp_path: Path, runtime_env: str) -> None:
+    blocker = BLOCKER.replace('"ray", ', "")
+    places = ["--input", str(tmp_path), "--output", str(tmp_path / "out"), "--runtime-env", runtime_env]
+    with dashboard() as url:
+        script = f"{blocker}\nfrom jobs import cli\ncli.main({['submit', '--address', url, *places]!r})"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^Submitted htc-\d{8}-\d{6}-[0-9a-f]{6} to ", done.stdout)
 
 
 def test_a_spec_that_is_wrong_is_said_before_anybody_is_called() -> None:
