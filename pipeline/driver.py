@@ -77,6 +77,9 @@ def run(
             require_images(spec, storage)
         spec = settle_model(spec, storage)
         fingerprint = take_fingerprint(spec.model, storage)
+        if spec.select.mode == "incremental":
+            # With many millions of rows it takes minutes.
+            display.note("Reading what earlier runs did.")
         opened = open_run(
             spec,
             fingerprint.to_dict(),
