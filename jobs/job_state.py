@@ -16,7 +16,8 @@ class JobState:
 
     phase: Ray's word for how far it is, in lower case. message: Ray's sentence about it.
     exit_code: of `htc run` on the cluster; None while it goes on, and where it never began.
-    output_uri, input_uri: of its spec. run: "" where the cluster names it or resumes the newest.
+    output_uri, input_uri: of its spec, "" when the cluster does not tell.
+    run: "" where the cluster names it or resumes the newest.
     storage: what is set in its storage section.
     started, ended: UTC.
     """
@@ -65,16 +66,20 @@ class JobState:
 
 
 def state_from_ray(details: Any) -> JobState | None:
-    """Read Ray's JobDetails; None for a job that is not ours."""
+    """Read Ray's JobDetails; None for a job that is not ours.
+
+    One that Kubernetes submitted is known by its command, and does not tell where its output is.
+    """
     metadata: Mapping[str, str] = details.metadata or {}
-    if not details.submission_id or "htc_output" not in metadata:
+    is_ours = "htc_output" in metadata or details.entrypoint.startswith("htc run ")
+    if not details.submission_id or not is_ours:
         return None
     return JobState(
         job_id=details.submission_id,
         phase=details.status.value.lower(),
         message=_first_words(details.message or ""),
         exit_code=details.driver_exit_code,
-        output_uri=metadata["htc_output"],
+        output_uri=metadata.get("htc_output", ""),
         input_uri=metadata.get("htc_input", ""),
         run=metadata.get("htc_run", ""),
         storage=json.loads(metadata.get("htc_storage", "{}")),

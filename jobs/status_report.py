@@ -36,14 +36,19 @@ def report_status(
         _write(None, read_status(target, Storage(storage_section), run=run), is_json=is_json)
         return
     job = _find_job(target, address)
+    _write(job, _status_of(job, run, is_json=is_json), is_json=is_json)
+
+
+def _status_of(job: JobState, run: str | None, *, is_json: bool) -> RunStatus | None:
+    if not job.output_uri:
+        return None
     try:
-        status = read_status(job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None)
+        return read_status(job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None)
     except (InputError, StorageError) as error:
         # The cluster may reach what this machine does not, and the run may not have begun.
         if not is_json:
             say(f"Of its output, this machine sees nothing yet: {error}")
-        status = None
-    _write(job, status, is_json=is_json)
+        return None
 
 
 def is_output(target: str) -> bool:
@@ -85,7 +90,7 @@ def job_lines(job: JobState, now: datetime) -> Iterator[Line]:
     if job.started:
         took = format_duration(((job.ended or now) - job.started).total_seconds())
         yield "started", f"{job.started:%Y-%m-%d %H:%M:%S} UTC, {'took' if job.ended else 'since'} {took}"
-    yield "output", job.output_uri
+    yield "output", job.output_uri or "unknown to the cluster; give htc status the folder"
     if job.phase == "failed" and job.exit_code is None and job.message:
         yield "message", " ".join(job.message.split())[:600]
 

@@ -79,7 +79,7 @@ def submit_job(
             entrypoint=build_entrypoint(SPEC_FILE, run=run, is_installed=runtime_env == "image"),
             job_id=job_id,
             runtime_env=environment,
-            metadata=_metadata(spec, run),
+            metadata=job_metadata(spec, run),
         )
     _yield_to_first(client, job_id, spec.output.uri, run)
     return job_id
@@ -143,7 +143,8 @@ def tail_logs(
         yield connected.logs(job_id)
 
 
-def _metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
+def job_metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
+    """Return what the cluster keeps with a job, so that it can be listed, and its output found."""
     storage = spec.storage.model_dump(mode="json", exclude_unset=True)
     return {
         "htc_output": spec.output.uri,

@@ -190,7 +190,7 @@ def test_what_ray_tells_of_a_job() -> None:
         type="SUBMISSION",
         submission_id=JOB,
         status="FAILED",
-        entrypoint="htc run",
+        entrypoint="htc run --spec job.yaml",
         message="Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):\nx",
         driver_exit_code=2,
         start_time=NOON.timestamp() * 1000,
@@ -202,5 +202,8 @@ def test_what_ray_tells_of_a_job() -> None:
     assert (state.phase, state.final_exit_code, state.storage) == ("failed", 2, {"anonymous": True})
     assert state.message == "Job entrypoint command failed with exit code 2"
     assert (state.started, state.ended) == (NOON, NOON + timedelta(seconds=9))
-    # Other people's jobs are not ours to list or to stop.
-    assert state_from_ray(details.model_copy(update={"metadata": {}})) is None
+    # Kubernetes submits without a word of ours; other people's jobs are not ours to list or to stop.
+    by_kubernetes = state_from_ray(details.model_copy(update={"metadata": {}}))
+    assert by_kubernetes is not None
+    assert by_kubernetes.output_uri == ""
+    assert state_from_ray(details.model_copy(update={"metadata": {}, "entrypoint": "python train.py"})) is None
