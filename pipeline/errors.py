@@ -9,6 +9,7 @@ HtcError                      the message is one sentence for a person: what is 
 │   ├── NotFoundError         the object does not exist (any more)
 │   ├── AccessDeniedError     no permission, bad credentials
 │   ├── WebHostError          a host of the web among others fails; its images fail, and no others
+│   ├── PastEndError          a range was asked for that begins behind the object's end
 │   ├── ObjectTooLargeError   the object is larger than its reader can take
 │   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
 │       ├── SlowDownError     the store asks for fewer requests
@@ -63,6 +64,10 @@ class AccessDeniedError(StorageError):
 
 class WebHostError(StorageError):
     """A host of the web does not give what it was asked for, while others answer: this image's trouble alone."""
+
+
+class PastEndError(StorageError):
+    """A range was asked for that begins behind the end of the object."""
 
 
 class TransientStorageError(StorageError):

@@ -1,8 +1,8 @@
 """A small file that drivers compete for: made only where there is none, replaced only while nobody else has.
 
-S3 does both by itself (If-None-Match, If-Match). Local folders are locked while one looks and writes. Any other
-store is looked at first and written then; two drivers may both win there in the same instant, and the one that was
-overwritten finds out when it next looks.
+S3, Google Cloud Storage and Azure do both by themselves (`conditional_put`). Local folders are locked while one looks
+and writes. Any other store is looked at first and written then; two drivers may both win there in the same instant, and
+the one that was overwritten finds out when it next looks.
 """
 
 import fcntl
@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pipeline.conditional_put import CONDITIONAL_SCHEMES, find_version, put_if
 from pipeline.errors import NotFoundError
 from pipeline.storage import Storage
 from pipeline.uris import is_local, local_path, scheme_of
-
-# Precondition failed; two conditional writes at once. Both say that somebody else was quicker.
-_LOST = {409, 412}
 
 
 @dataclass(frozen=True)
@@ -36,22 +33,23 @@ class ContestedFile:
         self.uri = uri
         self._storage = storage
         self._is_local = is_local(uri)
-        self._is_s3 = scheme_of(uri) in ("s3", "s3a")
+        self._scheme = scheme_of(uri)
+        self._is_conditional = self._scheme in CONDITIONAL_SCHEMES
 
     def read(self) -> Seen | None:
         """Read it; None when it is not there."""
         try:
             # The version first: if the file is replaced in between, `replace` will say so.
-            etag = self._storage.stat(self.uri).etag if self._is_s3 else None
+            version = self._version() if self._is_conditional else None
             payload = self._storage.read(self.uri)
         except NotFoundError:
             return None
-        return Seen(payload, etag or payload.decode("latin-1"))
+        return Seen(payload, version or payload.decode("latin-1"))
 
     def create(self, payload: bytes) -> str | None:
         """Make it, and return its version; None when it is there already."""
-        if self._is_s3:
-            return self._put_s3(payload, IfNoneMatch="*")
+        if self._is_conditional:
+            return self._put(payload, None)
         with self._guarded():
             if self._storage.exists(self.uri):
                 return None
@@ -59,8 +57,8 @@ class ContestedFile:
 
     def replace(self, payload: bytes, version: str) -> str | None:
         """Replace it while it is still of this version, and return the new one; None when it is not."""
-        if self._is_s3:
-            return self._put_s3(payload, IfMatch=f'"{version}"')
+        if self._is_conditional:
+            return self._put(payload, version)
         with self._guarded():
             seen = self.read()
             if seen is None or seen.version != version:
@@ -88,24 +86,13 @@ class ContestedFile:
         finally:
             os.close(descriptor)
 
-    def _put_s3(self, payload: bytes, **condition: str) -> str | None:
+    def _version(self) -> str:
         client, path = self._storage.client(self.uri)
-        bucket, key, _ = client.split_path(path)
+        return self._storage.call(lambda: find_version(client, path, self._scheme), self.uri, "read")
 
-        def put() -> str | None:
-            try:
-                answer: dict[str, Any] = client.call_s3("put_object", Bucket=bucket, Key=key, Body=payload, **condition)
-            except FileNotFoundError:
-                if "IfMatch" in condition:
-                    return None
-                raise
-            except OSError as error:
-                if isinstance(error, FileExistsError) or _status_of(error) in _LOST:
-                    return None
-                raise
-            return str(answer["ETag"]).strip('"')
-
-        return self._storage.call(put, self.uri, "write")
+    def _put(self, payload: bytes, version: str | None) -> str | None:
+        client, path = self._storage.client(self.uri)
+        return self._storage.call(lambda: put_if(client, path, self._scheme, payload, version), self.uri, "write")
 
 
 def _lock_folder(folder: Path) -> int:
@@ -116,10 +103,3 @@ def _lock_folder(folder: Path) -> int:
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
-
-
-def _status_of(error: OSError) -> int | None:
-    # s3fs turns a refused condition into an OSError or a FileExistsError; botocore's own error is its cause.
-    response = getattr(error.__cause__, "response", None)
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    return status if isinstance(status, int) else None

@@ -16,9 +16,9 @@ from pipeline import local_files
 from pipeline.config import StorageSection
 from pipeline.errors import NotFoundError
 from pipeline.object_reading import ReadRequest
+from pipeline.other_listing import finder_of
 from pipeline.range_file import open_ranges
 from pipeline.retrying import retry_local
-from pipeline.s3_listing import find_on_s3
 from pipeline.storage_errors import Verb, storage_error
 from pipeline.store import Store, in_our_words
 from pipeline.store_options import S3_SCHEMES, read_concurrency
@@ -232,9 +232,10 @@ class Storage:
             raise _translated(error, str(error.filename or uri), "list") from error
 
     def _list_remote(self, uri: str, after: str) -> Iterator[tuple[str, Listed]]:
-        if scheme_of(uri) in S3_SCHEMES:
+        find = finder_of(scheme_of(uri))
+        if find is not None:
             client, path = self.client(uri)
-            found = find_on_s3(client, path, lambda request: self.call(request, uri, "list"), after)
+            found = find(client, path, lambda request: self.call(request, uri, "list"), after)
         else:
             found = (each for each in self._find_anywhere(uri) if name_order(each[0]) > name_order(after))
         for relative, size, etag in found:

@@ -7,7 +7,14 @@ is installed is nobody's business here, so theirs are recognised by errno, by HT
 import errno
 from typing import Literal
 
-from pipeline.errors import AccessDeniedError, NotFoundError, SlowDownError, StorageError, TransientStorageError
+from pipeline.errors import (
+    AccessDeniedError,
+    NotFoundError,
+    PastEndError,
+    SlowDownError,
+    StorageError,
+    TransientStorageError,
+)
 from pipeline.uris import WEB_SCHEMES, scheme_of
 
 Verb = Literal["read", "write", "list", "delete"]
@@ -99,6 +106,8 @@ def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool)
         return SlowDownError(f"Storage asked for fewer requests when it was to {verb} {uri} ({reason}).")
     if _is_hiccup(error, names, status, is_local=is_local):
         return TransientStorageError(f"Storage could not {verb} {uri} just now ({reason}).")
+    if status == 416:
+        return PastEndError(f"{uri} ends before what was to be read of it.")
     if isinstance(error, OSError) or status is not None or "BotoCoreError" in names:
         return StorageError(f"Storage could not {verb} {uri} ({reason}).")
     return None

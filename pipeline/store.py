@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline.config import StorageSection
-from pipeline.errors import SlowDownError, StorageError
+from pipeline.errors import PastEndError, SlowDownError, StorageError
 from pipeline.object_reading import ReadRequest, begin_read
 from pipeline.read_pace import Hedges, ReadLimiter, first_answer
 from pipeline.retrying import StoreHealth
@@ -65,7 +65,11 @@ class Store:
             StorageError: it cannot be read.
         """
         is_listed = request.listed is not None and request.listed.etag is not None
-        return self.call(lambda: self._read_once(request), request.uri, "read", is_expected=is_listed)
+        try:
+            return self.call(lambda: self._read_once(request), request.uri, "read", is_expected=is_listed)
+        except PastEndError:
+            # Nothing, as of a local file.
+            return Fetched(b"", None)
 
     def _read_once(self, request: ReadRequest) -> Fetched:
         with self._limiter.slot():

@@ -1,5 +1,7 @@
 """How the remote stores' clients are opened: endpoint, anonymity, time-outs, and no second retry loop."""
 
+import logging
+import os
 from typing import Any
 
 from pipeline.config import StorageSection
@@ -32,6 +34,8 @@ def open_client(scheme: str, section: StorageSection, uri: str) -> Any:
     """Open the fsspec file system of a scheme; StorageError when nobody knows it or its library is missing."""
     import fsspec
 
+    if scheme in GCS_SCHEMES:
+        settle_gcsfs()
     try:
         client = fsspec.filesystem(scheme, use_listings_cache=False, **client_options(scheme, section))
     except ImportError as error:
@@ -45,9 +49,19 @@ def open_client(scheme: str, section: StorageSection, uri: str) -> Any:
         client.retries = 1
     if scheme in S3_SCHEMES:
         quicken_listings(client)
-        # s3fs takes `?versionId=` off every name, and would write `a?versionId=1` to `a`.
+        # s3fs takes `?versionId=` off every name, and would write `a?versionId=1` to `a`; adlfs does the same.
         client.split_path = lambda path: (*client._find_bucket_key(client._strip_protocol(path).lstrip("/")), None)
+    if scheme in AZURE_SCHEMES:
+        client.split_path = lambda path, **_: (*client._strip_protocol(path).lstrip("/").partition("/")[::2], None)
     return client
+
+
+def settle_gcsfs() -> None:
+    """Have gcsfs ask nothing more than it is asked for, and say nothing that is said here."""
+    # Otherwise it asks by gRPC what kind of bucket it is, for a minute where only HTTP gets through.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # It logs a traceback of every refusal, a lost race for a lease among them.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
