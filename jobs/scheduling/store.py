@@ -80,6 +80,8 @@ class ScheduleStore:
 
     def _prepare(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
+        # A power cut may take the last decisions along, which are then taken again: nothing is begun twice.
+        self._connection.execute("PRAGMA synchronous = NORMAL")
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
             raise SpecError(f"The schedules in {self.path} were written by a newer htc; install that one.")
