@@ -51,7 +51,16 @@ def build_dag(schedule: Schedule, spec_path: str) -> str:
     if schedule.address is None:
         words = ["htc", "run", "--spec", spec_path]
     else:
-        words = ["htc", "submit", spec_path, "--address", schedule.address, "--wait"]
+        words = [
+            "htc",
+            "submit",
+            spec_path,
+            "--address",
+            schedule.address,
+            "--runtime-env",
+            schedule.runtime_env,
+            "--wait",
+        ]
     is_stopped = schedule.deadline_s is not None and schedule.on_deadline == "stop"
     return _DAG.format(
         title=f"htc runs {schedule.name}",

@@ -124,7 +124,10 @@ def unexpressed_in_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> 
     if schedule.address is not None:
         missing.append("address; each run gets a cluster of its own")
     if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):
-        missing.append("a time that does not exist when summer time begins; Kubernetes leaves that night out")
+        missing.append(
+            "a time that does not exist when summer time begins, or exists twice when it ends; Kubernetes leaves out "
+            "the first and may do the second twice"
+        )
     return missing
 
 

@@ -35,7 +35,15 @@ def build_service(schedule: Schedule, spec_path: Path) -> str:
     if schedule.address is None:
         command += ["run", "--spec", str(spec_path)]
     else:
-        command += ["submit", str(spec_path), "--address", schedule.address, "--wait"]
+        command += [
+            "submit",
+            str(spec_path),
+            "--address",
+            schedule.address,
+            "--runtime-env",
+            schedule.runtime_env,
+            "--wait",
+        ]
     is_named = schedule.mode == "full"
     if is_named:
         # A run of its own for each night: the same command would find the last one complete.

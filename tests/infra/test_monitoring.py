@@ -55,6 +55,12 @@ def test_every_metric_that_is_asked_for_is_exported_and_every_exported_one_is_us
     assert exported_names() - asked == set()
 
 
+def test_the_documentation_names_every_metric_and_its_labels() -> None:
+    text = (MONITORING.parents[1] / "docs" / "monitoring.md").read_text()
+    rows = dict(re.findall(r"^\| `(ray_htc_\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+    assert {name: set(re.findall(r"`(\w+)`", labels)) | {"run"} for name, labels in rows.items()} == LABELS
+
+
 def test_recorded_names_are_those_of_the_rules() -> None:
     asked = set(re.findall(r"\bhtc:[\w:]+", "\n".join(all_expressions())))
     assert asked <= recorded()
