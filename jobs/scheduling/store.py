@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS notices (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS notices_by_state ON notices (state) WHERE state = 'open';
 """
+# Queries are put together of constants of this file only; values are bound.
 _COLUMNS = (
     "name, schedule, document, scheduled, begins, kind, state, handle, starts, is_late, stop_outcome, stop_asked, "
     "reason, begun, ended, outcome, exit_code, counts"
@@ -132,7 +133,7 @@ class ScheduleStore:
         values = _values(firing)
         sets = ", ".join(f"{column} = ?" for column in _COLUMNS.split(", "))
         with self._transaction():
-            self._connection.execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608
+            self._connection.execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608  # nosec B608
             self._tell(firing, event)
 
     def firing(self, name: str) -> Firing | None:
@@ -182,7 +183,7 @@ class ScheduleStore:
     def _insert(self, firing: Firing) -> bool:
         values = _values(firing)
         marks = ", ".join("?" * len(values))
-        done = self._connection.execute(f"INSERT OR IGNORE INTO firings ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608
+        done = self._connection.execute(f"INSERT OR IGNORE INTO firings ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608  # nosec B608
         return done.rowcount == 1
 
     def _tell(self, firing: Firing, event: Event | None) -> None:
@@ -200,11 +201,11 @@ class ScheduleStore:
             )
 
     def _firings(self, where: str, values: Sequence[object] = ()) -> list[Firing]:
-        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM firings WHERE {where}", values)  # noqa: S608
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM firings WHERE {where}", values)  # noqa: S608  # nosec B608
         return [_firing(row) for row in rows]
 
     def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notice]:
-        rows = self._connection.execute(f"SELECT * FROM notices WHERE {where}", values).fetchall()  # noqa: S608
+        rows = self._connection.execute(f"SELECT * FROM notices WHERE {where}", values).fetchall()  # noqa: S608  # nosec B608
         found = []
         for row in rows:
             firing = self.firing(row["firing"])
