@@ -20,6 +20,8 @@ from pipeline.tables import open_results
 # what the last driver wrote into summary.json.
 Standing = Literal["running", "dead", "complete", "incomplete", "over_error_budget", "interrupted"]
 
+MAX_REASONS = 20
+
 
 @dataclass(frozen=True)
 class Driver:
@@ -207,11 +209,15 @@ def _status(record: RunRecord, state: Standing, **told: Any) -> RunStatus:
 def _counted(results: Results, run: str) -> dict[str, Any]:
     """Count the rows that are there."""
     table = results.images(run, ["status", "error", "instances"])
-    statuses = Counter(table.column("status").to_pylist())
-    failures = table.filter(table.column("error").is_valid()).column("error").to_pylist()
+    statuses, failures = _frequencies(table.column("status")), _frequencies(table.column("error").drop_null())
     return {
         "images_done": len(table),
-        "statuses": dict(statuses),
-        "failure_reasons": dict(Counter(failures).most_common(20)),
-        "instances": sum(table.column("instances").to_pylist()),
+        "statuses": statuses,
+        "failure_reasons": dict(Counter(failures).most_common(MAX_REASONS)),
+        "instances": int(table.column("instances").to_numpy().sum()),
     }
+
+
+def _frequencies(column: Any) -> dict[str, int]:
+    # By Arrow: a run may have more rows than fit into memory as Python's objects.
+    return {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from jobs.cluster_package import build_entrypoint, requirements, runtime_env_for, spec_text
 from jobs.cluster_start import NEEDED, complaint
+from jobs.commands.app import app
 from pipeline.config import JobSpec, load_spec
 
 
@@ -84,3 +86,16 @@ def test_a_cluster_that_lacks_libraries_is_told_apart(monkeypatch: pytest.Monkey
     assert "lacks that-library; submit with --runtime-env pip" in complaint()
     monkeypatch.setattr("sys.version_info", (3, 9, 18, "final", 0))
     assert complaint() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
+
+
+def test_submit_takes_every_flag_of_run() -> None:
+    import jobs.commands.cluster
+    import jobs.commands.runs  # noqa: F401 - each adds its commands
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    of_run, of_submit = (
+        {option for each in commands[name].params for option in each.opts} for name in ("run", "submit")
+    )
+    # The spec is submit's argument, and its places are flags.
+    assert of_run - of_submit == {"--spec", "input_uri", "output_uri"}
+    assert {"--input", "--output", "spec"} <= of_submit
