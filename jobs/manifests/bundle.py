@@ -24,6 +24,7 @@ from pipeline.errors import SpecError
 Kind = Literal["rayjob", "raycronjob", "raycluster"]
 # By the path of its file, the manifests in it.
 Bundle = dict[str, list[Manifest]]
+_SPEC_FILE = "base/spec.yaml"
 
 
 def entrypoint_of(run: str | None = None) -> str:
@@ -39,7 +40,7 @@ def build_surroundings(spec: JobSpec, shape: ClusterShape, *, has_pod_monitor: b
     """What every kind needs, file by file in the order of applying."""
     bundle: Bundle = {
         "base/namespace.yaml": [build_namespace(shape), build_quota(shape)],
-        "base/spec.yaml": [build_spec_map(spec, shape)],
+        _SPEC_FILE: [build_spec_map(spec, shape)],
         "base/network.yaml": [build_network_policy(spec, shape)],
         "base/disruption.yaml": [build_disruption_budget(shape)],
     }
@@ -87,8 +88,9 @@ def write_bundle(bundle: Bundle, folder: Path, *, comment: str = "") -> list[Pat
     """Write a file for each of the bundle's and return their paths.
 
     Raises:
-        SpecError: the folder cannot be made or written.
+        SpecError: the folder cannot be made or written, or holds another job's manifests, which would lose their spec.
     """
+    _refuse_another_job(bundle, folder)
     paths = []
     for name, manifests in bundle.items():
         path = folder / name
@@ -100,6 +102,15 @@ def write_bundle(bundle: Bundle, folder: Path, *, comment: str = "") -> list[Pat
             sink.write(render({name: manifests}, comment=comment).encode())
         paths.append(path)
     return paths
+
+
+def _refuse_another_job(bundle: Bundle, folder: Path) -> None:
+    there = folder / _SPEC_FILE
+    if not there.exists():
+        return
+    (own,) = bundle[_SPEC_FILE]
+    if f"\n  name: {own['metadata']['name']}\n" not in there.read_text(encoding="utf-8"):
+        raise SpecError(f"{folder} holds the manifests of another job; give this one a folder of its own with --to.")
 
 
 def _ray_cron_job(spec: JobSpec, shape: ClusterShape, cron: str | None, time_zone: str) -> Manifest:

@@ -57,7 +57,7 @@ def test_every_metric_that_is_asked_for_is_exported_and_every_exported_one_is_us
 
 def test_the_documentation_names_every_metric_and_its_labels() -> None:
     text = (MONITORING.parents[1] / "docs" / "monitoring.md").read_text()
-    rows = dict(re.findall(r"^\| `(ray_htc_\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(ray_htc_\w+)` \|([^|]*)\|", text, re.MULTILINE))
     assert {name: set(re.findall(r"`(\w+)`", labels)) | {"run"} for name, labels in rows.items()} == LABELS
 
 

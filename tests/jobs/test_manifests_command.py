@@ -81,6 +81,14 @@ def test_all_kinds_go_into_a_folder(htc: Htc, spec: Path, tmp_path: Path) -> Non
     assert (cron_job["spec"]["schedule"], cron_job["spec"]["timeZone"]) == ("0 0 * * *", "UTC")
 
 
+def test_a_folder_holds_one_job(htc: Htc, spec: Path, tmp_path: Path) -> None:
+    assert htc("manifests", str(spec), *IMAGE, "--to", str(tmp_path / "k8s"))[0] == 0
+    assert htc("manifests", str(spec), *IMAGE, "--kind", "raycluster", "--to", str(tmp_path / "k8s"))[0] == 0
+    code, _, err = htc("manifests", str(spec), *IMAGE, "--name", "other", "--to", str(tmp_path / "k8s"))
+    assert code == 2
+    assert "holds the manifests of another job" in err
+
+
 def test_the_name_comes_from_the_output_where_the_spec_has_none(htc: Htc, spec: Path) -> None:
     _, out, _ = htc("manifests", str(spec), *IMAGE)
     assert list(yaml.safe_load_all(out))[-1]["metadata"]["name"] == "masks"
