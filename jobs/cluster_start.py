@@ -12,6 +12,7 @@ OLDEST_PYTHON = (3, 11)
 # What `htc run` imports, by the name that pip knows it by.
 NEEDED = {
     "PIL": "pillow",
+    "duckdb": "duckdb",
     "fsspec": "fsspec",
     "numpy": "numpy",
     "pyarrow": "pyarrow",

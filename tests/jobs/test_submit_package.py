@@ -1,5 +1,6 @@
 """What travels to the cluster: the spec, the code, the command."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def test_ray_installs_all_libraries_but_itself() -> None:
     assert "ray" not in names
     assert "pytest" not in names
     assert environment["pip"] == requirements()
+
+
+def test_every_library_is_looked_for_on_the_cluster() -> None:
+    names = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in requirements()}
+    # The others serve the operator's side: schedules and the Jobs API.
+    assert names - set(NEEDED.values()) == {"apscheduler", "cron-descriptor", "requests", "sqlalchemy", "tzdata"}
 
 
 def test_a_cluster_that_lacks_libraries_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
