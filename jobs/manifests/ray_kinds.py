@@ -1,5 +1,6 @@
 """KubeRay's kinds: RayCluster, RayJob, RayCronJob (ray.io/v1, KubeRay 1.6 and later)."""
 
+from jobs.cluster_package import STOP_WAIT_S
 from jobs.manifests.pods import (
     OBJECT_STORE_BYTES,
     Manifest,
@@ -10,6 +11,7 @@ from jobs.manifests.pods import (
     labels_of,
 )
 from jobs.manifests.shape import ClusterShape
+from jobs.manifests.yaml_text import dump_mapping
 
 API_VERSION = "ray.io/v1"
 # An idle worker pod is given back after so long: much longer than between two shards, much shorter than a GPU's
@@ -68,6 +70,7 @@ def build_ray_job_spec(shape: ClusterShape, entrypoint: str, *, deadline_s: int 
     """
     spec: Manifest = {
         "entrypoint": entrypoint,
+        "runtimeEnvYAML": dump_mapping({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}),
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": shape.keep_s,

@@ -25,3 +25,8 @@ _Dumper.add_representer(str, _text)
 def dump_manifests(manifests: Iterable[Manifest]) -> str:
     """Return the manifests as a stream of documents."""
     return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
+
+
+def dump_mapping(mapping: Manifest) -> str:
+    """Return a mapping as YAML that stands inside a manifest."""
+    return yaml.safe_dump(mapping, sort_keys=False)
