@@ -124,8 +124,8 @@ echo "ray $*" >> "$LOG"
 exec sleep 60
 """
 HTC = """#!/bin/bash
-echo "htc $* at $RAY_ADDRESS ${#RAY_AUTH_TOKEN}" >> "$LOG"
 trap 'echo stopped >> "$LOG"; exit 1' TERM
+echo "htc $* at $RAY_ADDRESS ${#RAY_AUTH_TOKEN}" >> "$LOG"
 for _ in $(seq "${HTC_RUNS:-1}"); do sleep 0.1; done
 exit 3
 """
@@ -152,6 +152,7 @@ def slurm(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             "SLURM_JOB_NODELIST": "n[1-3]",
             "SLURM_JOB_NUM_NODES": "3",
             "SLURM_CPUS_PER_TASK": "4",
+            "SLURM_GPUS_ON_NODE": "2",
             **variables,
         }
         script = str(INFRA / "slurm" / "htc.sbatch")
@@ -170,7 +171,7 @@ def test_slurm_starts_a_node_on_each_machine_and_passes_the_exit_code_on(
     starts = [line for line in log.splitlines() if line.startswith("srun")]
     assert sorted(line.split("--nodelist=")[1][:2] for line in starts) == ["n1", "n2", "n3"]
     assert all("--num-cpus=4" in line for line in starts)
-    assert "htc run --spec job.yaml --workers 3 --limit 10 at n1:6379 64" in log
+    assert "htc run --spec job.yaml --workers 6 --limit 10 at n1:6379 64" in log
 
 
 def test_slurm_gives_the_driver_time_to_end(slurm: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
