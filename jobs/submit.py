@@ -7,6 +7,7 @@ The spec travels as a file in the job's working folder, resolved, so that the cl
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
@@ -15,7 +16,7 @@ from jobs.cluster_errors import AlreadyGoingError
 from jobs.cluster_package import SPEC_FILE, RuntimeEnvKind, build_entrypoint, runtime_env_for
 from jobs.job_state import JobState
 from jobs.status import find_live_driver
-from pipeline.config import JobSpec
+from pipeline.config import NAME_PATTERN, JobSpec
 from pipeline.errors import SpecError, StorageError
 from pipeline.lease import RunHeldError
 from pipeline.progress_file import JOB_VARIABLE
@@ -59,13 +60,15 @@ def submit_job(
         client: a connection to use instead of opening one. now: the time that names the job, UTC.
 
     Raises:
-        SpecError: `fresh` with a run's name.
+        SpecError: `fresh` with a run's name, or a name that cannot be a folder's.
         AlreadyGoingError: a job that has not ended is at the same run.
         RunHeldError: a driver that is no job of this cluster is at it.
         ClusterError: the cluster cannot be reached, wants another token, or refuses.
     """
     if fresh and run:
         raise SpecError(f"--fresh begins a new run; leave it out to begin or resume the run {run}.")
+    if run is not None and not re.fullmatch(NAME_PATTERN, run):
+        raise SpecError(f"A run's name is made of letters, digits, dots, dashes and underscores, not {run!r}.")
     moment = now or datetime.now(UTC)
     job_id = new_job_id(spec, run, moment)
     run = job_id if fresh else run

@@ -49,6 +49,13 @@ def test_a_fresh_run_is_named_so_that_the_job_started_twice_begins_it_once(tmp_p
         submit(spec_in(tmp_path), client=client, fresh=True, run="night")
 
 
+def test_names_that_cannot_be_a_folders_are_refused_here(tmp_path: Path) -> None:
+    client = FakeJobs()
+    with pytest.raises(SpecError, match="A run's name is made of letters"):
+        submit(spec_in(tmp_path), client=client, run="a b; rm -rf /")
+    assert client.submitted == []
+
+
 def test_ids_tell_submissions_apart_and_nothing_else(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     assert new_job_id(spec, None, NOON) == new_job_id(spec, None, NOON)
