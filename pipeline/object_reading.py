@@ -169,7 +169,10 @@ async def _cat(client: Any, request: ReadRequest) -> Fetched:
     found = await client._info(request.path) if _is_versioned(request) else None
     now = _check_limit(request, found)
     start, end = _bounds(request)
-    return _as_fetched(request, now, await client._cat_file(request.path, start=start, end=end))
+    payload = await client._cat_file(request.path, start=start, end=end)
+    if _is_short(request, payload):
+        _check_range(request, payload, listed_from(request.uri, await client._info(request.path)).bytes)
+    return _as_fetched(request, now, payload)
 
 
 def _read_now(client: Any, request: ReadRequest) -> Future[Fetched]:
@@ -177,8 +180,16 @@ def _read_now(client: Any, request: ReadRequest) -> Future[Fetched]:
     done: Future[Fetched] = Future()
     now = _check_limit(request, client.info(request.path) if _is_versioned(request) else None)
     start, end = _bounds(request)
-    done.set_result(_as_fetched(request, now, client.cat_file(request.path, start=start, end=end)))
+    payload = client.cat_file(request.path, start=start, end=end)
+    if _is_short(request, payload):
+        _check_range(request, payload, listed_from(request.uri, client.info(request.path)).bytes)
+    done.set_result(_as_fetched(request, now, payload))
     return done
+
+
+def _is_short(request: ReadRequest, payload: bytes) -> bool:
+    # It was cut off on the way, or the object ends there: its size tells.
+    return request.length is not None and len(payload) < request.length
 
 
 def _is_versioned(request: ReadRequest) -> bool:
@@ -199,7 +210,7 @@ def _bounds(request: ReadRequest) -> tuple[int | None, int | None]:
 
 
 def _as_fetched(request: ReadRequest, now: Listed | None, payload: bytes) -> Fetched:
-    expected = request.length if not request.is_whole else (now.bytes if now is not None else None)
+    expected = now.bytes if request.is_whole and now is not None else None
     if request.length is not None and len(payload) > request.length:
         # Servers may ignore the range and send everything.
         payload = payload[request.offset or 0 : request.end]
