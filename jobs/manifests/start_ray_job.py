@@ -115,7 +115,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     template = yaml.safe_load(given.template.read_text(encoding="utf-8"))
     name = os.environ["JOB_NAME"]
-    server = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     jobs = RayJobs(server, template["metadata"]["namespace"])
     time.sleep(random.uniform(0, given.jitter_s))  # noqa: S311 - spreads load, keeps no secret
     try:

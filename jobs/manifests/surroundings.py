@@ -126,7 +126,7 @@ def _elsewhere(name: str) -> Manifest:
 
 
 def _endpoint_ports(spec: JobSpec) -> set[int]:
-    if spec.storage.endpoint_url is None:
-        return set()
-    url = urlsplit(spec.storage.endpoint_url)
-    return {url.port or (80 if url.scheme == "http" else 443)}
+    options = spec.storage.options.values()
+    urls = [spec.storage.endpoint_url, *(each.get("endpoint_url") for each in options), spec.input.uri]
+    split = [urlsplit(url) for url in urls if url]
+    return {url.port or (80 if url.scheme == "http" else 443) for url in split if url.scheme in ("http", "https")}

@@ -195,10 +195,12 @@ def test_the_quota_has_room_for_the_largest_cluster_and_its_helpers() -> None:
 
 
 def test_the_network_is_open_where_it_must_be_and_nowhere_else() -> None:
-    spec = make_spec(storage__endpoint_url="http://minio.store:9000")
+    spec = make_spec(
+        storage__endpoint_url="http://minio.store:9000", storage__options={"gs": {"endpoint_url": "http://g"}}
+    )
     plain = by_kind(make_manifests(spec, build_shape(spec, image=IMAGE)))["NetworkPolicy"]["spec"]
     ports = {port["port"] for rule in plain["egress"] for port in rule.get("ports", [])}
-    assert ports == {53, 443, 6443, 9000}
+    assert ports == {53, 80, 443, 6443, 9000}
     assert {port["port"] for rule in plain["ingress"] for port in rule.get("ports", [])} == {8265, 8080}
     known = by_kind(make_manifests(spec, build_shape(spec, image=IMAGE, service_account="htc")))["NetworkPolicy"][
         "spec"
