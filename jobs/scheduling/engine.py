@@ -150,7 +150,7 @@ class Engine:
     def _end(self, firing: Firing, ending: Ending, now: datetime, *, event: Event | None = None) -> Firing:
         ended = replace(firing, state="ended", ended=now, ending=ending)
         self._store.update(ended, event=event)
-        log.info("%s: %s. %s", firing.name, ending.outcome, ending.reason)
+        log.info("%s: %s", firing.name, " - ".join(filter(None, [ending.outcome, ending.reason])))
         return ended
 
 

@@ -58,5 +58,5 @@ def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) ->
         event = None
     ended = replace(firing, state="ended", ended=now, ending=ending)
     store.update(ended, event=event)
-    log.info("%s: %s. %s", firing.name, ending.outcome, ending.reason)
+    log.info("%s: %s", firing.name, " - ".join(filter(None, [ending.outcome, ending.reason])))
     return ended

@@ -134,7 +134,7 @@ def test_what_a_command_asks_for_is_done_by_the_scheduler_that_runs(
     add(tmp_path, notify={"exit_hook": ["sh", "-c", f"echo $HTC_STATUS $HTC_EXIT_CODE > {tmp_path}/told"]})
     asked = [sys.executable, "-m", "jobs", "schedule", "run-now", "nightly", "--home", str(tmp_path)]
     assert subprocess.run(asked, check=False).returncode == 0
-    read_until(process, "failed. There are no images in")
+    read_until(process, "failed - There are no images in")
     give_up = time.monotonic() + PATIENCE_S
     while not (tmp_path / "told").exists() and time.monotonic() < give_up:
         time.sleep(0.05)
