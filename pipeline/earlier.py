@@ -53,6 +53,10 @@ class EarlierRows:
         for each in numbered:
             if _is_compacted(each[2]):
                 yield from self._events_of(*each)
+        yield from self.marks()
+
+    def marks(self) -> Iterator[NDArray[Any]]:
+        """Read the marks of deletion alone."""
         for order, run in enumerate(self.runs):
             for uri in deletion_parts(self._results, run):
                 for piece in self._pieces(uri, ["image_id"]):
