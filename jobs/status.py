@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -102,7 +102,7 @@ def read_status(
     record = _record_of(results, run)
     summary = read_json(storage, join(run_folder(results.output_uri, record.run), "summary.json"))
     progress = load_progress(storage, results.output_uri, record.run)
-    driver = read_driver(storage, results.output_uri, record.run, job=(progress or {}).get("job") or "")
+    driver = read_driver(storage, results.output_uri, record.run, job=_job_of(progress))
     if driver is not None and is_alive(driver, clock()):
         return _running(record, progress, driver, results)
     return _ended(record, summary, driver, results, has_died=progress is not None or driver is not None)
@@ -141,8 +141,12 @@ def find_live_driver(storage: Storage, output_uri: str, run: str | None) -> tupl
     for name in names:
         driver = read_driver(storage, output_uri, name)
         if driver is not None and is_alive(driver, datetime.now(UTC)):
-            return name, driver
+            return name, replace(driver, job=_job_of(load_progress(storage, output_uri, name)))
     return None
+
+
+def _job_of(progress: Mapping[str, Any] | None) -> str:
+    return str((progress or {}).get("job") or "")
 
 
 def _record_of(results: Results, run: str | None) -> RunRecord:

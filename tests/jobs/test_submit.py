@@ -121,6 +121,10 @@ def test_a_run_that_another_driver_holds_is_refused_before_a_job_is_made(tmp_pat
         client = FakeJobs()
         with pytest.raises(RunHeldError, match="works on the run night"):
             submit(spec, client=client, run="night")
+        progress = tmp_path / "out" / "runs" / "night" / "progress.json"
+        progress.write_text('{"job": "photos-1"}')
+        with pytest.raises(RunHeldError, match=r"^The job photos-1 \(host "):
+            submit(spec, client=client, run="night")
         assert client.submitted == []
         # A driver that is dead holds nothing.
         path = tmp_path / "out" / "runs" / "night" / "lease.json"
