@@ -134,6 +134,19 @@ def run_now(home: Path, name: str) -> None:
     _say_no_scheduler(home)
 
 
+def stop_runs(home: Path, name: str) -> None:
+    """Stop what is going or waiting of a schedule; what it has committed stays."""
+    with closing(ScheduleStore(home)) as store:
+        names = store.ask_to_stop(name)
+        if not names:
+            _require(store, name)
+    if not names:
+        write_line(f"Nothing of {name} is going on.")
+        return
+    write_line(f"Asked to stop {', '.join(names)}; the schedule stays (htc schedule pause {name} ends that).")
+    _say_no_scheduler(home)
+
+
 def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> None:
     """Write the newest firings, and what became of each."""
     with closing(ScheduleStore(home)) as store:

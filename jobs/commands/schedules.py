@@ -173,6 +173,15 @@ def run_now_(name: Name, *, home: Home = None) -> None:
 
 
 @schedule_app.command()
+def stop(name: Name, *, home: Home = None) -> None:
+    """Stop its run that is going; what is committed stays."""
+    from jobs.schedule import stop_runs
+    from jobs.scheduling.home import settle_home
+
+    stop_runs(settle_home(home), name)
+
+
+@schedule_app.command()
 def history(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="[default: all]", show_default=False)] = None,
     *,

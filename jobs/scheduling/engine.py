@@ -53,6 +53,8 @@ class Engine:
                 if due is not None:
                     self._store.decide(stored.schedule.name, due.until, _firings_of(stored.schedule, due, now))
         self.watch()
+        for firing in self._store.stops_wanted():
+            self._stop(firing, Ending("stopped", "Stopped by htc schedule stop."), now)
         self._advance(now)
 
     def watch(self) -> None:
@@ -82,19 +84,20 @@ class Engine:
             return self._end(firing, Ending("skipped", reason), now)
         if turn == "replace":
             for other in others:
-                self._replace(other, firing, now)
+                if other.stop_outcome is None:
+                    self._stop(other, Ending("replaced", f"{firing.name} took its place."), now)
         waiting = replace(firing, state="waiting", reason=reason)
         self._store.update(waiting)
         return waiting
 
-    def _replace(self, other: Firing, firing: Firing, now: datetime) -> None:
-        if not other.is_going:
-            self._end(other, Ending("replaced", f"{firing.name} took its place before it began."), now)
-        elif other.stop_outcome is None:
-            reason = f"{firing.name} took its place."
-            stopping = replace(other, state="stopping", stop_outcome="replaced", reason=reason, stop_asked=now)
-            self._store.update(stopping)
-            self._launcher_of(other.schedule).stop(stopping, is_forced=False)
+    def _stop(self, firing: Firing, ending: Ending, now: datetime, *, event: Event | None = None) -> Firing:
+        """End a firing that has not begun, or ask its run to end, to be recorded so."""
+        if not firing.is_going:
+            return self._end(firing, ending, now, event=event)
+        stopping = replace(firing, state="stopping", stop_outcome=ending.outcome, stop_asked=now, reason=ending.reason)
+        self._store.update(stopping, event=event)
+        self._launcher_of(firing.schedule).stop(stopping, is_forced=False)
+        return stopping
 
     def _is_free_for(self, firing: Firing) -> bool:
         open_firings = self._store.open_firings()
@@ -129,15 +132,9 @@ class Engine:
         if firing.schedule.on_deadline == "notify":
             self._store.update(late, event="deadline")
             return late
-        if not firing.is_going:
-            ending = Ending("missed", "It had not begun by its deadline.")
-            return self._end(late, ending, now, event="deadline")
-        late = replace(
-            late, state="stopping", stop_outcome="stopped", stop_asked=now, reason="Stopped at its deadline."
-        )
-        self._store.update(late, event="deadline")
-        self._launcher_of(firing.schedule).stop(late, is_forced=False)
-        return late
+        if firing.is_going:
+            return self._stop(late, Ending("stopped", "Stopped at its deadline."), now, event="deadline")
+        return self._stop(late, Ending("missed", "It had not begun by its deadline."), now, event="deadline")
 
     def _others(self, firing: Firing) -> list[Firing]:
         """Return the schedule's firings that came before and have not ended."""

@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS firings (
     name TEXT PRIMARY KEY, schedule TEXT NOT NULL, document TEXT NOT NULL, scheduled REAL NOT NULL,
     begins REAL NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, handle TEXT, starts INTEGER NOT NULL,
     is_late INTEGER NOT NULL, stop_outcome TEXT, stop_asked REAL, reason TEXT NOT NULL, begun REAL, ended REAL,
-    outcome TEXT, exit_code INTEGER, counts TEXT
+    outcome TEXT, exit_code INTEGER, counts TEXT, is_stop_wanted INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX IF NOT EXISTS firings_by_state ON firings (state) WHERE state <> 'ended';
 CREATE INDEX IF NOT EXISTS firings_by_schedule ON firings (schedule, scheduled);
@@ -144,6 +144,18 @@ class ScheduleStore:
     def open_firings(self) -> list[Firing]:
         """Return those that have not ended, in the order in which they may begin."""
         return self._firings("state <> 'ended' ORDER BY begins, name")
+
+    def ask_to_stop(self, schedule: str) -> list[str]:
+        """Ask the scheduler to stop a schedule's firings that have not ended; returns their names."""
+        # A column that only commands write, so that the scheduler's own writes cannot undo it.
+        rows = self._connection.execute(
+            "UPDATE firings SET is_stop_wanted = 1 WHERE schedule = ? AND state <> 'ended' RETURNING name", [schedule]
+        )
+        return sorted(row["name"] for row in rows)
+
+    def stops_wanted(self) -> list[Firing]:
+        """Return the firings that somebody has asked to stop and that have not been told so."""
+        return self._firings("state <> 'ended' AND is_stop_wanted AND stop_outcome IS NULL ORDER BY begins")
 
     def history(self, schedule: str | None, limit: int) -> list[Firing]:
         """Return the newest firings, of one schedule or of all, newest first."""

@@ -15,6 +15,8 @@ MAX_STARTS = 3
 """A run whose process vanishes (killed, machine gone) is resumed; one that vanishes thrice would again."""
 # A driver that is asked to stop ends within seconds; one that waits for a store that is away takes a minute.
 STOP_PATIENCE = timedelta(minutes=2)
+# A cluster that is gone for good must not keep all later nights from beginning.
+UNSEEN_PATIENCE = timedelta(minutes=10)
 
 
 def watch_firing(store: ScheduleStore, launcher: Launcher, firing: Firing, now: datetime) -> Firing:
@@ -31,6 +33,8 @@ def watch_firing(store: ScheduleStore, launcher: Launcher, firing: Firing, now: 
         store.update(firing)
     if firing.state == "stopping" and firing.stop_asked is not None:
         # Asked again each time: the first request may have come before the run could listen.
+        if sight.state == "unseen" and now - firing.stop_asked > UNSEEN_PATIENCE:
+            return _end(store, firing, Ending("lost"), now)
         launcher.stop(firing, is_forced=now - firing.stop_asked > STOP_PATIENCE)
     return firing
 

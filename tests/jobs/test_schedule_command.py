@@ -107,6 +107,18 @@ def test_history_survives_the_schedule(htc: Htc) -> None:
     assert (firing["schedule"], firing["kind"], firing["outcome"]) == ("nightly", "manual", None)
 
 
+def test_stop_asks_the_scheduler_and_says_when_there_is_nothing_to_stop(htc: Htc, tmp_path: Path) -> None:
+    add(htc)
+    assert htc("stop", "nightly")[1] == "Nothing of nightly is going on.\n"
+    htc("run-now", "nightly")
+    _, out, err = htc("stop", "nightly")
+    assert out.startswith("Asked to stop nightly-")
+    assert err == NOBODY
+    with closing(ScheduleStore(tmp_path / "home")) as store:
+        assert [firing.schedule.name for firing in store.stops_wanted()] == ["nightly"]
+    assert htc("stop", "weekly")[0] == 2
+
+
 def test_a_schedule_may_come_from_a_file_with_flags_over_it(htc: Htc, tmp_path: Path) -> None:
     (tmp_path / "nightly.yaml").write_text(
         "name: nightly\ncron: '@daily'\ntime_zone: Asia/Tokyo\ncatch_up: all\n"
