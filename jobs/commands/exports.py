@@ -39,7 +39,7 @@ def export(
 ) -> None:
     """Write a schedule for Kubernetes, systemd or Airflow, and say what these cannot express.
 
-    Whoever takes it over fires it; remove or pause it here, or it runs twice. --image and what follows it are for
+    Whoever takes it over fires it; remove or pause it here, or it runs twice. --image to --pod-monitor are for
     --kubernetes.
     """
     from jobs.manifests import export as exporting
