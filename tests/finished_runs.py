@@ -58,14 +58,17 @@ def open_night(
     shard_images: int = 2,
     storage: Storage | None = None,
     hold: Hold | None = None,
+    mode: str = "full",
 ) -> Run:
     """Begin a run, or go on with it, as the driver does.
 
     Args:
         night: days after FIRST_NIGHT that it began.
         hold: takes its lease; None takes none.
+        mode: "full" or "incremental".
     """
-    overrides = {"input.uri": input_uri, "output.uri": output_uri, "compute.shard_images": shard_images}
+    overrides: dict[str, object] = {"input.uri": input_uri, "output.uri": output_uri, "select.mode": mode}
+    overrides |= {"compute.shard_images": shard_images, "select.max_deleted_share": 1.0}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
     return open_run(
         spec, FINGERPRINT, storage or Storage(), run=run, now=FIRST_NIGHT + timedelta(days=night), hold=hold
@@ -83,15 +86,16 @@ def finish_run(
     only_shards: int | None = None,
     storage: Storage | None = None,
     is_ok: Callable[[str], bool] = lambda _: True,
+    mode: str = "full",
 ) -> Run:
     """Run over all files of the input as a worker and a driver would leave it.
 
     Args:
-        night: see `open_night`.
+        night, mode: see `open_night`.
         only_shards: how many shards are committed, without a summary then; None commits all.
     """
     store = storage or Storage()
-    began = open_night(input_uri, output_uri, run, night=night, shard_images=shard_images, storage=store)
+    began = open_night(input_uri, output_uri, run, night=night, shard_images=shard_images, storage=store, mode=mode)
     rows: list[ImageRow] = []
     for shard in range(began.shard_count if only_shards is None else only_shards):
         made = [_rows_of(ref, shard, instances, is_ok) for ref in began.read_shard(shard).images]

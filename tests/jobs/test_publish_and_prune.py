@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from finished_runs import finish_run, open_night, tables_of
-from iceberg_reading import catalog_of, make_nights, publish, published, runs_in
+from iceberg_reading import catalog_of, load, make_nights, publish, published, runs_in
 from test_no_torch import run_without_torch
 
 from jobs.retention.compact import compact_output
@@ -138,3 +138,11 @@ def test_without_the_extra_it_says_what_to_install(folder: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "pyiceberg.catalog", None)
     with pytest.raises(SpecError, match=r"pip install 'htc-batch\[iceberg\]'"):
         publish(folder)
+
+
+def test_marks_of_deleted_images_are_published_too(folder: Path) -> None:
+    (folder / "in" / "0003.jpg").unlink()
+    finish_run(str(folder / "in"), str(folder / "out"), "night-3", night=3, mode="incremental")
+    publish(folder)
+    (marked,) = load(folder, "deletions").scan().to_arrow().to_pylist()
+    assert (Path(marked["uri"]).name, marked["last_ok_run"], marked["run"]) == ("0003.jpg", "night-1", "night-3")
