@@ -77,7 +77,8 @@ def raylet_killed(it: Round) -> Expected:
     """
     if it.proxy is not None:
         it.proxy.inject([Fault("forbidden", 0.3, ("GET",), "/in/", first=1)])
-    slow = Plan(delay_s=0.8)
+    # One image after the other, so that there is much left to do for the other node when it happens.
+    slow, it.scene.flags = Plan(delay_s=0.8), ("--batch-size", "1")
     environment = it.scene.prepare(slow)
     with two_nodes(it.scene.ray_folder, environment) as cluster:
         it.scene.environment = {**it.scene.environment, "RAY_ADDRESS": cluster.address}
