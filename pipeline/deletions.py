@@ -66,7 +66,7 @@ def read_deletions(results: "Results", run: str, columns: Sequence[str] | None =
 
 
 def write_deletions(storage: Storage, output_uri: str, run: str, tables: Iterator[pa.Table]) -> int:
-    """Write a run's marks, a file per table, in place of what a planning that was cut off has left.
+    """Write a run's marks, a file per table of DELETIONS_SCHEMA, in place of what a planning that was cut off has left.
 
     Returns:
         how many images are marked.
@@ -76,7 +76,7 @@ def write_deletions(storage: Storage, output_uri: str, run: str, tables: Iterato
     count = 0
     for number, table in enumerate(tables):
         sink = io.BytesIO()
-        pq.write_table(table.cast(DELETIONS_SCHEMA), sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd")
         uri = join(folder, f"part-{number:05d}.parquet")
         storage.write(uri, sink.getvalue())
         stale.discard(uri)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.ahead import read_ahead
-from pipeline.deletions import deletion_parts
+from pipeline.deletions import DELETIONS_SCHEMA, deletion_parts
 from pipeline.history import DELETED, EVENT, KINDS, History, hash_etags
 from pipeline.parts import parse_part
 from pipeline.uris import base_name, is_local
@@ -68,7 +68,7 @@ class EarlierRows:
         """Find the names of images of a history that was built of these events.
 
         Yields:
-            tables of image_id, uri, last_run and last_ok_run.
+            tables of `deletions.DELETIONS_SCHEMA`.
         """
         newest = history.entries["newest"]
         places = places[np.argsort(newest["part"][places], kind="stable")]
@@ -88,7 +88,7 @@ class EarlierRows:
             uris += piece.column("uri").take(found).to_pylist()
         oks = [self.runs[ok_order[number]] if ok_order[number] >= 0 else None for number in ids]
         columns = {"image_id": ids, "uri": uris, "last_run": [self.runs[order]] * len(ids), "last_ok_run": oks}
-        return pa.table(columns)
+        return pa.table(columns, schema=DELETIONS_SCHEMA)
 
     def _events_of(self, number: int, order: int, uri: str) -> Iterator[NDArray[Any]]:
         for piece in self._pieces(uri, _COLUMNS):

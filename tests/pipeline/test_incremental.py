@@ -20,7 +20,7 @@ def nights(tmp_path: Path) -> Nights:
     return nights
 
 
-def deleted(nights: Nights, run: str) -> list[tuple[str, str]]:
+def deleted(nights: Nights, run: str) -> list[tuple[str, str | None]]:
     table = read_deletions(open_results(str(nights.folder / "out")), run)
     return [(Path(row["uri"]).name, row["last_ok_run"]) for row in table.to_pylist()]
 
@@ -40,6 +40,15 @@ def test_new_and_changed_images_are_done_and_deleted_ones_marked(nights: Nights)
     assert names_of(run) == ["0.jpg", "b.jpg", "f.jpg"]
     assert counts_of(run) == {"listed": 6, "new": 2, "changed": 1, "unchanged": 3, "deleted": 1}
     assert deleted(nights, run.name) == [("c.jpg", first)]
+
+
+def test_deleted_images_that_were_never_ok_are_marked_beside_others(nights: Nights) -> None:
+    nights.put("0.jpg", "1.jpg", "2.jpg")
+    nights.night({"0.jpg": "unreadable"})
+    second = open_results(str(nights.folder / "out")).runs()[-1]
+    nights.remove("0.jpg", "2.jpg")
+    run = nights.open()
+    assert sorted(deleted(nights, run.name)) == [("0.jpg", None), ("2.jpg", second)]
 
 
 def test_what_was_done_last_night_is_not_done_again(nights: Nights) -> None:
