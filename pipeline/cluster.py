@@ -227,7 +227,7 @@ def describe_death(error: BaseException) -> str:
     for line in lines:
         if "exit detail:" in line:
             detail = line.split("exit detail:", 1)[1]
-            return f"the worker died: {detail.split('. Some common causes', 1)[0].strip()}"
+            return f"the worker died: {detail.split('. Some common causes', 1)[0].strip().rstrip('.')}"
     if getattr(error, "actor_init_failed", False):
-        return f"the worker could not begin: {lines[-1]}"
-    return f"the worker died: {lines[0] if lines else type(error).__name__}"
+        return f"the worker could not begin: {lines[-1].rstrip('.')}"
+    return f"the worker died: {lines[0].rstrip('.') if lines else type(error).__name__}"

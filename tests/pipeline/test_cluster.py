@@ -65,6 +65,7 @@ def test_a_death_is_described_in_one_line() -> None:
     assert describe_death(RuntimeError(text)) == (
         "the worker died: Worker unexpectedly exits with a connection error code 2. End of file"
     )
+    assert describe_death(RuntimeError("Owner's node has crashed.\n")) == "the worker died: Owner's node has crashed"
 
 
 def test_the_driver_needs_no_torch() -> None:
