@@ -97,12 +97,12 @@ def evaluate_run(
 
     Args:
         annotations_uri: a COCO JSON file, a path or a URI.
-        run: the newest when None.
+        run: the newest that has images when None.
         classes: names to score; by default the annotations' that the model knows.
 
     Raises: as `report_evaluation`.
     """
-    run = run or results.runs()[-1]
+    run = run or results.newest_run()
     images = results.images(run, ["image_id", "uri"]).to_pydict()
     document = _read_document(annotations_uri, storage)
     known = _model_classes(results, run)

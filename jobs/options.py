@@ -133,7 +133,9 @@ Anonymous = Annotated[
     typer.Option("--anonymous", help="Read public buckets without credentials."),
 ]
 StoredOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`.")]
-StoredRun = Annotated[str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest]")]
+StoredRun = Annotated[
+    str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest with images]")
+]
 Folder = Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; made if missing.")]
 
 

@@ -60,7 +60,7 @@ class RunPhotos:
     """
 
     def __init__(self, results: "Results", run: str | None = None) -> None:
-        self.run = results.runs()[-1] if run is None else run
+        self.run = results.newest_run() if run is None else run
         # Refuses an unknown name in words.
         results.image_parts(self.run)
         self._results = results

@@ -46,6 +46,11 @@ class Results:
         """Return the runs' names, oldest first."""
         return [record.run for record in self.records]
 
+    def newest_run(self) -> str:
+        """Return the newest run that has images, and so no night with nothing to do, unless there is none but those."""
+        with_images = [record.run for record in self.records if record.image_count]
+        return (with_images or self.runs())[-1]
+
     def image_parts(self, run: str | None = None) -> list[str]:
         """Return the uris of the committed parts of `images`, of one run or of all."""
         return [part_uri(self.output_uri, "images", name, part) for name, part in self._parts(run)]

@@ -64,3 +64,10 @@ def test_what_was_deleted_is_told_with_the_runs_that_know_it(tmp_path: Path) -> 
         marks = database.execute("SELECT uri, last_run, last_ok_run, run FROM deletions").fetchall()
         runs = database.execute("SELECT run, position FROM runs ORDER BY position").fetchall()
     assert (marks, runs) == ([("a", "0", None, "1")], [("0", 0), ("1", 1)])
+
+
+def test_the_newest_run_is_the_newest_that_did_something(tmp_path: Path) -> None:
+    write_nights(tmp_path, [Night({"a": "ok"}), Night({"b": "ok"}), Night({})])
+    assert open_results(str(tmp_path)).newest_run() == "1"
+    write_nights(tmp_path / "empty", [Night({}), Night({})])
+    assert open_results(str(tmp_path / "empty")).newest_run() == "1"
