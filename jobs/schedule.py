@@ -1,26 +1,32 @@
 """What the commands `htc schedule ...` do: write schedules down, and tell what became of them."""
 
 import json
-import shlex
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from jobs.console import say, write_line, write_table
-from jobs.scheduling.cron import describe_cron, due_times
+from jobs.scheduling.cron import due_times
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Firing
 from jobs.scheduling.home import is_scheduler_there
 from jobs.scheduling.local_runs import LOG_FILE, firing_folder
 from jobs.scheduling.schedule import Schedule, build_schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore, StoredSchedule
+from jobs.scheduling.wording import (
+    describe_duration,
+    describe_firing,
+    describe_times,
+    firing_values,
+    local_time,
+    next_time,
+    schedule_values,
+    shown,
+)
 from pipeline.errors import HtcError, SpecError
-from pipeline.progress import format_duration
 
 NEXT_SHOWN = 5
 
@@ -53,7 +59,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
         store.put(schedule, datetime.now(UTC))
     write_line(f"{'Replaced' if former else 'Added'} {schedule.name}: {describe_times(schedule)}.")
     if not schedule.is_paused:
-        write_line(f"Next: {_local(_next_time(schedule), schedule)}")
+        write_line(f"Next: {local_time(next_time(schedule), schedule)}")
     for warning in _warnings(schedule, neighbours, home):
         say(warning)
 
@@ -63,7 +69,7 @@ def list_schedules(home: Path, *, is_json: bool) -> None:
     with closing(ScheduleStore(home)) as store:
         rows = [(stored, _last_of(store, stored.schedule.name)) for stored in store.schedules()]
     if is_json:
-        write_line(json.dumps([{**_schedule_values(stored), "last": _firing_values(last)} for stored, last in rows]))
+        write_line(json.dumps([{**schedule_values(stored), "last": firing_values(last)} for stored, last in rows]))
         return
     if not rows:
         say(f"There are no schedules in {home}; add one with: htc schedule add NAME job.yaml --cron '30 2 * * *'")
@@ -72,7 +78,7 @@ def list_schedules(home: Path, *, is_json: bool) -> None:
         (
             stored.schedule.name,
             describe_times(stored.schedule),
-            "paused" if stored.schedule.is_paused else _local(_next_time(stored.schedule), stored.schedule),
+            "paused" if stored.schedule.is_paused else local_time(next_time(stored.schedule), stored.schedule),
             describe_firing(last) if last else "",
             "here" if stored.schedule.address is None else stored.schedule.address,
         )
@@ -89,13 +95,13 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
         last = _last_of(store, name)
     schedule = stored.schedule
     if is_json:
-        write_line(json.dumps({**_schedule_values(stored), "last": _firing_values(last)}))
+        write_line(json.dumps({**schedule_values(stored), "last": firing_values(last)}))
         return
-    rows = [(key, _shown(value)) for key, value in schedule.to_dict().items() if key != "notify"]
-    rows += [(f"notify.{key}", _shown(value)) for key, value in schedule.notify.model_dump(mode="json").items()]
+    rows = [(key, shown(value)) for key, value in schedule.to_dict().items() if key != "notify"]
+    rows += [(f"notify.{key}", shown(value)) for key, value in schedule.notify.model_dump(mode="json").items()]
     rows.append(("times", describe_times(schedule)))
     times = islice(due_times(schedule.cron, schedule.time_zone, datetime.now(UTC)), NEXT_SHOWN)
-    rows.extend(("next", _local(moment, schedule)) for moment in times)
+    rows.extend(("next", local_time(moment, schedule)) for moment in times)
     if last is not None:
         rows.append(("last", describe_firing(last)))
     write_table(["", ""], rows, has_header=False)
@@ -112,7 +118,7 @@ def pause_schedule(home: Path, name: str, *, is_paused: bool) -> None:
     if is_paused:
         write_line(f"Paused {name}; a run that is going goes on. Resume it with: htc schedule resume {name}")
     else:
-        write_line(f"Resumed {name}. Next: {_local(_next_time(schedule), schedule)}")
+        write_line(f"Resumed {name}. Next: {local_time(next_time(schedule), schedule)}")
 
 
 def remove_schedule(home: Path, name: str) -> None:
@@ -155,10 +161,10 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
             _require(store, name)
         problems = {firing.name: store.failed_notices(firing.name) for firing in firings}
     if is_json:
-        write_line(json.dumps([_firing_values(firing) for firing in firings]))
+        write_line(json.dumps([firing_values(firing) for firing in firings]))
         return
     rows = [
-        (firing.name, _local(firing.scheduled, firing.schedule), describe_firing(firing), _duration(firing))
+        (firing.name, local_time(firing.scheduled, firing.schedule), describe_firing(firing), describe_duration(firing))
         for firing in firings
     ]
     write_table(["run", "scheduled", "outcome", "took"], rows)
@@ -168,25 +174,6 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
     log = next((firing_folder(home, firing.name) / LOG_FILE for firing in firings if firing.starts), None)
     if log is not None and log.exists():
         say(f"The newest run's log: {log}")
-
-
-def describe_times(schedule: Schedule) -> str:
-    """Say when a schedule runs: "At 02:30, every day, Europe/Berlin"."""
-    return f"{describe_cron(schedule.cron)}, {schedule.time_zone}"
-
-
-def describe_firing(firing: Firing) -> str:
-    """Say what became of a firing, in a few words."""
-    late = ", late" if firing.is_late else ""
-    if firing.ending is None:
-        return f"{firing.state}{late}" + (f": {firing.reason}" if firing.reason else "")
-    counts = firing.ending.counts
-    words = firing.ending.outcome.replace("_", " ") + late
-    if counts.get("images") == 0:
-        words += ", no image to do"
-    elif counts:
-        words += f", {counts.get('images_done', 0):,.0f} of {counts.get('images', 0):,.0f} images"
-    return words + (f": {firing.ending.reason}" if firing.ending.reason else "")
 
 
 def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str]:
@@ -232,47 +219,3 @@ def _require(store: ScheduleStore, name: str) -> StoredSchedule:
 
 def _last_of(store: ScheduleStore, name: str) -> Firing | None:
     return next(iter(store.history(name, 1)), None)
-
-
-def _next_time(schedule: Schedule) -> datetime:
-    return next(due_times(schedule.cron, schedule.time_zone, datetime.now(UTC)))
-
-
-def _local(moment: datetime, schedule: Schedule) -> str:
-    local = moment.astimezone(ZoneInfo(schedule.time_zone))
-    return f"{local:%a %Y-%m-%d %H:%M %Z}"
-
-
-def _duration(firing: Firing) -> str:
-    if firing.begun is None:
-        return ""
-    return format_duration(((firing.ended or datetime.now(UTC)) - firing.begun).total_seconds())
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return shlex.join(value)
-    return json.dumps(value) if isinstance(value, dict) else "" if value is None else str(value)
-
-
-def _schedule_values(stored: StoredSchedule) -> dict[str, Any]:
-    schedule = stored.schedule
-    upcoming = None if schedule.is_paused else _next_time(schedule).isoformat()
-    return {**schedule.to_dict(), "next": upcoming}
-
-
-def _firing_values(firing: Firing | None) -> dict[str, Any] | None:
-    if firing is None:
-        return None
-    ending = asdict(firing.ending) if firing.ending else {"outcome": None, "reason": firing.reason}
-    moments = {"scheduled": firing.scheduled, "begun": firing.begun, "ended": firing.ended}
-    return {
-        "run": firing.name,
-        "schedule": firing.schedule.name,
-        "kind": firing.kind,
-        "state": firing.state,
-        "is_late": firing.is_late,
-        "handle": firing.handle,
-        **{name: moment.isoformat() if moment else None for name, moment in moments.items()},
-        **ending,
-    }

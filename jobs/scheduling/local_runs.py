@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -67,7 +68,6 @@ class LocalRuns:
 
     def look(self, firing: Firing) -> Sight:
         """Look for its ending, else for the lock of its process."""
-        _bury_children()
         folder = firing_folder(self._home, firing.name)
         # The lock first: the ending is written while it is held.
         is_going = _is_locked(folder / LOCK_FILE)
@@ -102,16 +102,9 @@ class LocalRuns:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        _children.append(child)
+        # Nobody else can bury it; how it ended is in its folder.
+        threading.Thread(target=child.wait, daemon=True, name=firing.name).start()
         return str(child.pid)
-
-
-# Children are the process's: nobody but it can bury them, whichever place had them started.
-_children: list[subprocess.Popen[bytes]] = []
-
-
-def _bury_children() -> None:
-    _children[:] = [child for child in _children if child.poll() is None]
 
 
 def read_ending(folder: Path) -> Ending | None:

@@ -4,16 +4,15 @@ Whatever the scheduler decides is written down before it is done, so that a sche
 succeeded by one that knows. Times are seconds since 1970, UTC.
 """
 
-import functools
-import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from jobs.scheduling.firing import Ending, Firing
+from jobs.scheduling.firing import Firing
+from jobs.scheduling.rows import COLUMNS, document_of, firing_of, schedule_of, time_of, values_of
 from jobs.scheduling.schedule import Event, Schedule
 from pipeline.errors import SpecError
 
@@ -38,11 +37,7 @@ CREATE TABLE IF NOT EXISTS notices (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS notices_by_state ON notices (state) WHERE state = 'open';
 """
-# Queries are put together of constants of this file only; values are bound.
-_COLUMNS = (
-    "name, schedule, document, scheduled, begins, kind, state, handle, starts, is_late, stop_outcome, stop_asked, "
-    "reason, begun, ended, outcome, exit_code, counts"
-)
+# Queries are put together of constants of this file and of rows.py only; values are bound.
 Channel = Literal["webhook", "hook"]
 
 
@@ -97,19 +92,19 @@ class ScheduleStore:
     def schedules(self) -> list[StoredSchedule]:
         """Return all schedules, by name."""
         rows = self._connection.execute("SELECT document, decided_until FROM schedules ORDER BY name")
-        return [StoredSchedule(_schedule(row["document"]), _time(row["decided_until"])) for row in rows]
+        return [StoredSchedule(schedule_of(row["document"]), time_of(row["decided_until"])) for row in rows]
 
     def find(self, name: str) -> Schedule | None:
         """Return one schedule."""
         row = self._connection.execute("SELECT document FROM schedules WHERE name = ?", [name]).fetchone()
-        return _schedule(row["document"]) if row else None
+        return schedule_of(row["document"]) if row else None
 
     def put(self, schedule: Schedule, now: datetime) -> None:
         """Write a schedule, new or changed; its firings count from now on."""
         self._connection.execute(
             "INSERT INTO schedules (name, document, added, decided_until) VALUES (?1, ?2, ?3, ?3) "
             "ON CONFLICT (name) DO UPDATE SET document = ?2, decided_until = ?3",
-            [schedule.name, _document(schedule), now.timestamp()],
+            [schedule.name, document_of(schedule), now.timestamp()],
         )
 
     def remove(self, name: str) -> None:
@@ -130,8 +125,8 @@ class ScheduleStore:
 
     def update(self, firing: Firing, *, event: Event | None = None) -> None:
         """Write a firing's new state, and with it what somebody is to be told."""
-        values = _values(firing)
-        sets = ", ".join(f"{column} = ?" for column in _COLUMNS.split(", "))
+        values = values_of(firing)
+        sets = ", ".join(f"{column} = ?" for column in COLUMNS.split(", "))
         with self._transaction():
             self._connection.execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608  # nosec B608
             self._tell(firing, event)
@@ -193,9 +188,9 @@ class ScheduleStore:
         return self._connection
 
     def _insert(self, firing: Firing) -> bool:
-        values = _values(firing)
+        values = values_of(firing)
         marks = ", ".join("?" * len(values))
-        done = self._connection.execute(f"INSERT OR IGNORE INTO firings ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608  # nosec B608
+        done = self._connection.execute(f"INSERT OR IGNORE INTO firings ({COLUMNS}) VALUES ({marks})", values)  # noqa: S608  # nosec B608
         return done.rowcount == 1
 
     def _tell(self, firing: Firing, event: Event | None) -> None:
@@ -213,8 +208,8 @@ class ScheduleStore:
             )
 
     def _firings(self, where: str, values: Sequence[object] = ()) -> list[Firing]:
-        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM firings WHERE {where}", values)  # noqa: S608  # nosec B608
-        return [_firing(row) for row in rows]
+        rows = self._connection.execute(f"SELECT {COLUMNS} FROM firings WHERE {where}", values)  # noqa: S608  # nosec B608
+        return [firing_of(row) for row in rows]
 
     def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notice]:
         rows = self._connection.execute(f"SELECT * FROM notices WHERE {where}", values).fetchall()  # noqa: S608  # nosec B608
@@ -224,71 +219,3 @@ class ScheduleStore:
             if firing is not None:
                 found.append(Notice(row["number"], firing, row["event"], row["channel"], row["reason"], row["problem"]))
         return found
-
-
-def _values(firing: Firing) -> list[object]:
-    ending = firing.ending
-    return [
-        firing.name,
-        firing.schedule.name,
-        _document(firing.schedule),
-        firing.scheduled.timestamp(),
-        firing.begins.timestamp(),
-        firing.kind,
-        firing.state,
-        firing.handle,
-        firing.starts,
-        firing.is_late,
-        firing.stop_outcome,
-        _seconds(firing.stop_asked),
-        ending.reason if ending else firing.reason,
-        _seconds(firing.begun),
-        _seconds(firing.ended),
-        ending.outcome if ending else None,
-        ending.exit_code if ending else None,
-        json.dumps(dict(ending.counts)) if ending else None,
-    ]
-
-
-def _firing(row: sqlite3.Row) -> Firing:
-    firing = Firing(
-        name=row["name"],
-        schedule=_schedule(row["document"]),
-        scheduled=_time(row["scheduled"]),
-        begins=_time(row["begins"]),
-        kind=row["kind"],
-        state=row["state"],
-        handle=row["handle"],
-        starts=row["starts"],
-        is_late=bool(row["is_late"]),
-        stop_outcome=row["stop_outcome"],
-        stop_asked=_optional_time(row["stop_asked"]),
-        reason=row["reason"],
-        begun=_optional_time(row["begun"]),
-        ended=_optional_time(row["ended"]),
-    )
-    if row["outcome"] is None:
-        return firing
-    counts: dict[str, Any] = json.loads(row["counts"] or "{}")
-    return replace(firing, ending=Ending(row["outcome"], row["reason"], row["exit_code"], counts))
-
-
-def _document(schedule: Schedule) -> str:
-    return json.dumps(schedule.to_dict())
-
-
-@functools.lru_cache(maxsize=1024)
-def _schedule(document: str) -> Schedule:
-    return Schedule.model_validate(json.loads(document))
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _optional_time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else _time(seconds)
-
-
-def _seconds(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()

@@ -58,8 +58,8 @@ class History:
         self.bench.place.trouble = None
         schedule = self.bench.store.schedules()[0].schedule
         self.bench.store.put(schedule.model_copy(update={"is_paused": True}), self.bench.clock.now)
-        # Eleven in the queue, of five minutes each.
-        for _ in range(70):
+        # What is made up for may be dozens, of five minutes each.
+        for _ in range(600):
             if not self.bench.store.open_firings():
                 break
             self.bench.pass_time(minutes=1, step_s=30)

@@ -1,0 +1,89 @@
+"""Firings and schedules as rows of the database, and back."""
+
+import functools
+import json
+import sqlite3
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs.scheduling.firing import Ending, Firing
+from jobs.scheduling.schedule import Schedule
+
+COLUMNS = (
+    "name, schedule, document, scheduled, begins, kind, state, handle, starts, is_late, stop_outcome, stop_asked, "
+    "reason, begun, ended, outcome, exit_code, counts"
+)
+
+
+def values_of(firing: Firing) -> list[object]:
+    """Return a firing's values in the order of `COLUMNS`."""
+    ending = firing.ending
+    return [
+        firing.name,
+        firing.schedule.name,
+        document_of(firing.schedule),
+        firing.scheduled.timestamp(),
+        firing.begins.timestamp(),
+        firing.kind,
+        firing.state,
+        firing.handle,
+        firing.starts,
+        firing.is_late,
+        firing.stop_outcome,
+        _seconds(firing.stop_asked),
+        ending.reason if ending else firing.reason,
+        _seconds(firing.begun),
+        _seconds(firing.ended),
+        ending.outcome if ending else None,
+        ending.exit_code if ending else None,
+        json.dumps(dict(ending.counts)) if ending else None,
+    ]
+
+
+def firing_of(row: sqlite3.Row) -> Firing:
+    """Make a firing of a row of `COLUMNS`."""
+    firing = Firing(
+        name=row["name"],
+        schedule=schedule_of(row["document"]),
+        scheduled=time_of(row["scheduled"]),
+        begins=time_of(row["begins"]),
+        kind=row["kind"],
+        state=row["state"],
+        handle=row["handle"],
+        starts=row["starts"],
+        is_late=bool(row["is_late"]),
+        stop_outcome=row["stop_outcome"],
+        stop_asked=_optional_time(row["stop_asked"]),
+        reason=row["reason"],
+        begun=_optional_time(row["begun"]),
+        ended=_optional_time(row["ended"]),
+    )
+    if row["outcome"] is None:
+        return firing
+    counts: dict[str, Any] = json.loads(row["counts"] or "{}")
+    return replace(firing, ending=Ending(row["outcome"], row["reason"], row["exit_code"], counts))
+
+
+def document_of(schedule: Schedule) -> str:
+    """Return a schedule as JSON."""
+    return json.dumps(schedule.to_dict())
+
+
+@functools.lru_cache(maxsize=1024)
+def schedule_of(document: str) -> Schedule:
+    """Make a schedule of its JSON."""
+    return Schedule.model_validate(json.loads(document))
+
+
+def time_of(seconds: float) -> datetime:
+    """Make a time in UTC of seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _optional_time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else time_of(seconds)
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
