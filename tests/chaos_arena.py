@@ -89,6 +89,8 @@ class Arena:
             try:
                 expected = play(it)
                 complaints = complaints_of(scene, self._server_url(place), reference, expected)
+                if expected.is_met and proxy is not None and not proxy.counts:
+                    complaints.append("no request met the fault")
             except HungError as hung:
                 complaints = [str(hung)]
             seconds = time.monotonic() - start

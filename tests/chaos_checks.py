@@ -42,11 +42,13 @@ class Expected:
     says: regular expressions that the log must hold.
     commands: how often the command may have been run.
     changed: the images whose rows the fault has to change, each with the columns that are looked at instead.
+    is_met: whether some request must have met a fault; a round without one proves nothing.
     """
 
     says: tuple[str, ...] = ()
     commands: int = 1
     changed: Mapping[str, Row] = field(default_factory=dict)
+    is_met: bool = False
 
 
 def read_tables(scene: Scene, endpoint_url: str) -> tuple[Tables, list[str]]:

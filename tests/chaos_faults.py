@@ -11,6 +11,7 @@ from chaos_cluster import two_nodes
 from chaos_input import REPLACED, SMALLER
 from chaos_plan import Plan, Strike
 from chaos_round import PLANNED, SLOW, Play, Round, inject, wait
+from chaos_scene import HungError
 from chaos_store_faults import storm
 from fault_proxy import Fault
 
@@ -59,6 +60,8 @@ def driver_killed_at(moment: Literal["before", "after"], keys: str) -> Play:
 
     def play(it: Round) -> Expected:
         it.scene.run_until_done(_plan_of_strike(it, "driver", moment, keys), most=2)
+        if it.scene.exit_codes[0] != -signal.SIGKILL:
+            raise HungError("the driver was never killed")
         return Expected(commands=2)
 
     return play
