@@ -121,7 +121,7 @@ class Session:
         """Stop when the run cannot end within its error budget; while images are still being listed, only warn."""
         if self._hopeless:
             return
-        done, errors, reasons = self._tally.images_done, self._tally.errors, self._tally.reasons
+        done, errors, reasons = self._tally.images_done, self._tally.fresh_errors, self._tally.reasons
         if self._run.is_planned:
             images = self._run.image_count
             note = self._budget.verdict(images=images, images_done=done, errors=errors, reasons=reasons)
@@ -179,7 +179,7 @@ class Session:
             return None
         is_planned = self._run.is_planned
         is_drawn = is_planned and self._budget.wants_sample(
-            images_done=self._tally.images_done, errors=self._tally.errors
+            images_done=self._tally.images_done, errors=self._tally.fresh_errors
         )
         assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_drawn=is_drawn)
         if assignment is not None and assignment.is_drawn:

@@ -64,6 +64,14 @@ class Tally:
         return {str(status): count for status, count in self._statuses.items()}
 
     @property
+    def fresh_errors(self) -> int:
+        """Rows that are not ok, less those that may be because they were not ok before: these are no news.
+
+        A night that tries last night's three failures again, and nothing else, is not over its error budget.
+        """
+        return max(0, self.errors - self._run.manifest.selection.get("retried", 0))
+
+    @property
     def reasons(self) -> dict[str, int]:
         """Rows by reason, the most frequent first, capped."""
         return dict(self._reasons.most_common(MAX_REASONS_SHOWN))
@@ -141,7 +149,7 @@ class Tally:
         status, reason = judge(
             images=images,
             images_done=self.images_done,
-            errors=self.errors,
+            errors=self.fresh_errors,
             max_error_rate=self._spec.retry.max_error_rate,
             has_bug=self._has_bug,
             is_interrupted=signal_name is not None,

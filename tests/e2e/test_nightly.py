@@ -145,14 +145,40 @@ def test_a_week_of_nights(bucket: Bucket) -> None:
 def test_failures_are_done_again_and_what_is_broken_is_not(bucket: Bucket) -> None:
     bucket.remove(*NAMES[10:])
     bucket.put({"bad.png": b"no image", "sad.png": photo(7, BAD)})
-    first, _ = bucket.night({BAD: "raise"}, retry__max_attempts=1)
-    assert first.statuses == {"ok": 10, "unreadable": 1, "failed": 1}
+    strict = {"retry__max_attempts": 1, "retry__max_error_rate": 0.1}
+    first, _ = bucket.night({BAD: "raise"}, **strict)
+    assert (first.status, first.statuses) == ("over_error_budget", {"ok": 10, "unreadable": 1, "failed": 1})
+    # That it fails again is no news, and no reason to wake anybody.
+    again, _ = bucket.night({BAD: "raise"}, **strict)
+    assert (again.status, again.exit_code, again.statuses) == ("complete", 0, {"failed": 1})
+    bucket.put({"worse.png": b"nor this"})
+    worse, _ = bucket.night({BAD: "raise"}, **strict)
+    assert (worse.status, worse.statuses) == ("over_error_budget", {"failed": 1, "unreadable": 1})
+    bucket.remove("worse.png")
     second, _ = bucket.night()
     assert (bucket.done(second.run), second.statuses) == (["sad.png"], {"ok": 1})
     bucket.put({"new.png": photo(8)})
     third, _ = bucket.night(select__retry="failed")
     assert (bucket.done(third.run), third.statuses) == (["bad.png"], {"unreadable": 1})
     assert sorted(bucket.current()) == sorted([*NAMES[:10], "sad.png"])
+
+
+def test_a_night_of_another_model_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        (tmp_path / "in" / NAMES[number]).write_bytes(photo(number))
+    overrides: dict[str, object] = {
+        "input.uri": str(tmp_path / "in"),
+        "output.uri": str(tmp_path / "out"),
+        "model.weights": "untrained",
+        "compute.shard_images": 2,
+        "select.mode": "incremental",
+    }
+    first, _ = run_night(overrides)
+    (tmp_path / f"out/images/run={first.run}/part-00001.parquet").unlink()
+    second, notes = run_night(overrides | {"model.score_threshold": 0.2})
+    assert any(sentence.startswith(f"Run {first.run} is not complete and was") for sentence in notes.sentences)
+    assert (second.run != first.run, second.images) == (True, 6)
 
 
 def test_a_bucket_that_looks_half_empty_is_not_believed(bucket: Bucket) -> None:
