@@ -202,19 +202,18 @@ class RayJobsClient:
         """See `JobsClient`."""
         # Ray offers it to coroutines only.
         pieces = cast("AsyncIterator[str]", self._client.tail_job_logs(job_id))
-        loop = asyncio.new_event_loop()
-        try:
+
+        async def next_piece() -> str | None:
+            return await anext(pieces, None)
+
+        # It also takes the connection down in order when Ctrl-C comes in between.
+        with asyncio.Runner() as runner:
             while True:
                 with in_our_words(self.url, job_id):
-                    try:
-                        piece = loop.run_until_complete(anext(pieces))
-                    except StopAsyncIteration:
-                        return
+                    piece = runner.run(next_piece())
+                if piece is None:
+                    return
                 yield piece
-        finally:
-            with contextlib.suppress(Exception):
-                loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
 
 
 def _timed_client(url: str) -> Any:
