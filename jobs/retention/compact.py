@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from jobs.console import say, size_of, write_line, write_table
+from jobs.retention.holding import lease_on
 from pipeline.compaction import Compacted, compact_run
 from pipeline.errors import InputError, RunError, SpecError
-from pipeline.lease import RunHeldError, take_lease
+from pipeline.lease import RunHeldError
 from pipeline.progress import count_of
 from pipeline.publication import read_publications
 from pipeline.standing import is_whole
@@ -70,8 +71,7 @@ def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:
     record = next(each for each in results.records if each.run == run)
     if not is_whole(results, record):
         raise _NotNowError(f"the run {run} is not complete; finish it first, or prune it.")
-    lease = take_lease(storage, output_uri, run, tell=say)
-    try:
+    with lease_on(storage, output_uri, run) as lease:
         places = read_publications(storage, output_uri, run)
         if places:
             raise _NotNowError(
@@ -79,8 +79,6 @@ def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:
                 f"publishing, or take it out with `htc publish --withdraw {run}` and publish it again."
             )
         return compact_run(storage, output_uri, run, target_bytes=target_bytes, check=lease.check)
-    finally:
-        lease.release()
 
 
 def _report(changed: list[Compacted], looked_at: int) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pyiceberg.partitioning import PARTITION_FIELD_ID_START, PartitionField, PartitionSpec
-from pyiceberg.schema import Schema
+from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import (
     BooleanType,
@@ -56,7 +56,9 @@ def iceberg_schema(schema: pa.Schema) -> Schema:
     """
     numbers = count(1)
     fields = [_field(field, numbers) for field in schema]
-    return Schema(*fields, NestedField(next(numbers), "run", StringType(), required=False))
+    whole = Schema(*fields, NestedField(next(numbers), "run", StringType(), required=False))
+    # Numbered as catalogs number the columns of a new table, so that their names can be mapped before it is there.
+    return assign_fresh_schema_ids(whole)
 
 
 def partition_by_run(schema: Schema) -> PartitionSpec:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NamespaceAlreadyExistsError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+)
 from pyiceberg.io.pyarrow import (
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
@@ -23,6 +28,7 @@ from pipeline.errors import SpecError, StorageError
 from pipeline.storage import Storage, join
 
 if TYPE_CHECKING:
+    from pyiceberg.schema import Schema
     from pyiceberg.table import Table
 
     from jobs.retention.iceberg_catalog import OpenCatalog
@@ -59,22 +65,11 @@ class IcebergTable:
     def make(self) -> None:
         """Create it where it is not there, and tell it the columns that it does not know yet."""
         if self._table is None:
-            schema = iceberg_schema(SCHEMAS[self.name])
-            namespace = self._identifier.rpartition(".")[0]
-            place = self._opened.location
-            location = None if place is None else join(place, namespace, self.name)
-            self._opened.catalog.create_namespace_if_not_exists(namespace)
             # Another publisher may be quicker.
-            with suppress(TableAlreadyExistsError):
-                self._opened.catalog.create_table(
-                    self._identifier,
-                    schema=schema,
-                    location=location,
-                    partition_spec=partition_by_run(schema),
-                    properties={**PROPERTIES, OUTPUT_PROPERTY: self._output_uri},
-                )
+            with suppress(TableAlreadyExistsError, NamespaceAlreadyExistsError):
+                self._create()
             self._table = self._load()
-        self._teach()
+        self._repeated(self._teach)
 
     def files(self) -> Mapping[str, Mapping[str, DataFile]]:
         """Return the files that it names now, by run and uri."""
@@ -190,16 +185,31 @@ class IcebergTable:
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             return list(pool.map(describe, wanted))
 
-    def _teach(self) -> None:
+    def _create(self) -> None:
+        schema = iceberg_schema(SCHEMAS[self.name])
+        namespace, place = self._identifier.rpartition(".")[0], self._opened.location
+        self._opened.catalog.create_namespace_if_not_exists(namespace)
+        self._opened.catalog.create_table(
+            self._identifier,
+            schema=schema,
+            location=None if place is None else join(place, namespace, self.name),
+            partition_spec=partition_by_run(schema),
+            properties={**PROPERTIES, OUTPUT_PROPERTY: self._output_uri, MAPPING_PROPERTY: _mapping_of(schema)},
+        )
+
+    def _teach(self) -> bool:
+        """Add the columns that are new; tell whether there were any."""
         table = self._table_there()
         news = missing_columns(table.schema(), SCHEMAS[self.name])
         if news.names:
             with table.update_schema() as update:
                 update.union_by_name(news)
-        if MAPPING_PROPERTY not in table.properties or news.names:
-            # Our files know no numbers of columns, only names.
+        # Our files know no numbers of columns, only names.
+        mapping = _mapping_of(table.schema())
+        if table.properties.get(MAPPING_PROPERTY) != mapping:
             with table.transaction() as transaction:
-                transaction.set_properties({MAPPING_PROPERTY: table.schema().name_mapping.model_dump_json()})
+                transaction.set_properties({MAPPING_PROPERTY: mapping})
+        return bool(news.names)
 
     def _load(self) -> "Table | None":
         try:
@@ -216,6 +226,10 @@ class IcebergTable:
         if self._table is None:
             raise StorageError(f"The table {self._identifier} was removed meanwhile; publish again.")
         return self._table
+
+
+def _mapping_of(schema: "Schema") -> str:
+    return schema.name_mapping.model_dump_json()
 
 
 def _read_footer(storage: Storage, uri: str) -> tuple[pq.FileMetaData, int]:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from jobs.console import say, size_of, write_line, write_table
 from jobs.retention.choice import Choice, Rules, choose_runs, read_age
+from jobs.retention.holding import lease_on
 from jobs.retention.iceberg_catalog import DEFAULT_NAMESPACE, catalog_label
 from jobs.retention.listing import state_of
 from jobs.retention.publish import opened_publisher
 from pipeline.current import needed_runs
 from pipeline.errors import SpecError
-from pipeline.lease import Lease, RunHeldError, take_lease
+from pipeline.lease import Lease, RunHeldError
 from pipeline.parts import committed_parts
 from pipeline.progress import count_of
 from pipeline.publication import read_publications
@@ -151,16 +152,13 @@ def _remove(
 ) -> bool:
     """Remove one run under its lease; False, and a sentence, when it is somebody's, or not what it was."""
     try:
-        lease = take_lease(storage, output_uri, run, tell=say)
+        with lease_on(storage, output_uri, run) as lease:
+            if not is_as_chosen(lease):
+                return False
+            remove_run(storage, output_uri, run, check=lease.check, moment=moment.isoformat())
     except RunHeldError as error:
         say(f"Not removed: {error}")
         return False
-    try:
-        if not is_as_chosen(lease):
-            return False
-        remove_run(storage, output_uri, run, check=lease.check, moment=moment.isoformat())
-    finally:
-        lease.release()
     remove_empty_folders(output_uri, run)
     return True
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from jobs.console import say, write_line, write_table
+from jobs.retention.holding import lease_on
 from jobs.retention.iceberg_catalog import DEFAULT_NAMESPACE, catalog_errors_in_words, open_catalog
 from pipeline.config import StorageSection
 from pipeline.errors import InputError, SpecError
-from pipeline.lease import Lease, RunHeldError, take_lease
+from pipeline.lease import RunHeldError
 from pipeline.progress import count_of
 from pipeline.publication import read_publications
-from pipeline.records import RunRecord, read_json, run_folder
+from pipeline.records import RunRecord, load_record, read_json, run_folder
 from pipeline.spec_reading import absolute_uri
 from pipeline.standing import is_whole
 from pipeline.storage import Storage, join
@@ -37,7 +39,7 @@ def publish_output(
         run: publish it even when it is over its error budget.
 
     Returns:
-        The exit code: 1 when a run could not be published now, else 0.
+        The exit code: 1 when somebody holds a run, which then waits with all later ones, else 0.
 
     Raises:
         SpecError: no such catalog, its tables are of another output, or the run is not finished.
@@ -47,17 +49,17 @@ def publish_output(
     with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
         records = _chosen(results, run)
         publisher.make()
-        published = [record for record in records if not publisher.has(results, record.run)]
-        held = [record.run for record in published if not _enter(publisher, results, record)]
-        entered = [record for record in published if record.run not in held]
+        missing = [record for record in records if not publisher.has(results, record.run)]
+        # In their order: behind a run that cannot enter now, none does.
+        entered = list(takewhile(lambda record: _enter(publisher, results, record), missing))
         gone = sorted(publisher.runs() - set(results.runs()))
         for name in gone:
             publisher.leave(name, None)
             write_line(f"The run {name} is in the output no more; it was taken out of the tables.")
         _report(results, entered)
-        if not entered and not gone and not held:
+        if not missing and not gone:
             write_line("Nothing to publish.")
-    return 1 if held else 0
+    return 0 if len(entered) == len(missing) else 1
 
 
 def withdraw_run(
@@ -78,11 +80,8 @@ def withdraw_run(
     """
     with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
         _require(results, run)
-        lease = take_lease(results.storage, results.output_uri, run, tell=say)
-        try:
+        with lease_on(results.storage, results.output_uri, run) as lease:
             was_there = publisher.leave(run, lease)
-        finally:
-            lease.release()
     write_line(f"The run {run} was taken out." if was_there else f"The run {run} was not in the tables.")
     return 0
 
@@ -144,16 +143,15 @@ def _left_out(results: "Results", record: RunRecord) -> str:
 
 
 def _enter(publisher: "Publisher", results: "Results", record: RunRecord) -> bool:
-    lease: Lease
     try:
-        lease = take_lease(results.storage, results.output_uri, record.run, tell=say)
+        with lease_on(results.storage, results.output_uri, record.run) as lease:
+            if load_record(results.storage, results.output_uri, record.run) is None:
+                say(f"Not published: the run {record.run} was pruned meanwhile.")
+                return False
+            publisher.enter(results, record, lease)
     except RunHeldError as error:
         say(f"Not published: {error}")
         return False
-    try:
-        publisher.enter(results, record, lease)
-    finally:
-        lease.release()
     return True
 
 

@@ -5,16 +5,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from finished_runs import PowerCutError, tables_of
+from finished_runs import PowerCutError, finish_run, tables_of
 from iceberg_reading import catalog_of, load, make_nights, publish, published, runs_in, snapshots
 
 from jobs.retention import iceberg_schema
 from jobs.retention.iceberg_table import IcebergTable
 from jobs.retention.prune import prune_output
 from jobs.retention.publish import opened_publisher
+from jobs.retention.publisher import Publisher
 from pipeline.compaction import compact_run
 from pipeline.lease import take_lease
 from pipeline.publication import forget_publication, read_publications
+from pipeline.results import Results
 from pipeline.storage import Storage
 from pipeline.tables import IMAGES_SCHEMA
 
@@ -46,6 +48,16 @@ def test_each_run_is_a_snapshot_that_says_which(folder: Path) -> None:
     assert noted.snapshots["images"] == snapshots(folder)[1].snapshot_id
     before = load(folder, "images").scan(snapshot_id=snapshots(folder)[0].snapshot_id).to_arrow()
     assert set(before.column("run").to_pylist()) == {"night-0"}
+
+
+def test_a_new_table_is_one_step(folder: Path) -> None:
+    """So that no publisher meets one that knows the names of no columns."""
+    with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (_, publisher):
+        publisher.make()
+    for name in ("images", "instances", "deletions"):
+        table = load(folder, name)
+        assert Path(table.metadata_location).name.startswith("00000-")
+        assert table.name_mapping() == table.schema().name_mapping
 
 
 def test_again_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,13 +108,34 @@ def test_cut_off_between_tables_the_next_one_finishes(
 
 
 def test_of_two_publishers_at_once_one_wins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lease = take_lease(Storage(), str(folder / "out"), "night-0")
+    publish(folder, run="night-0")
+    finish_run(str(folder / "in"), str(folder / "out"), "night-3", night=3)
+    lease = take_lease(Storage(), str(folder / "out"), "night-1")
     try:
         assert publish(folder) == 1
     finally:
         lease.release()
-    assert "works on the run night-0" in capsys.readouterr().err
-    assert runs_in(folder) == {"night-1"}
+    told = capsys.readouterr().err
+    assert "works on the run night-1" in told
+    assert told.endswith("; try again when that has ended.\n")
+    # Nights enter in their order.
+    assert runs_in(folder) == {"night-0"}
+    assert publish(folder) == 0
+    assert runs_in(folder) == {"night-0", "night-1", "night-3"}
+
+
+def test_a_run_that_was_pruned_meanwhile_is_not_published(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prune_first(publisher: Publisher, results: Results, run: str) -> bool:
+        prune_output(str(folder / "out"), keep_last=1, is_meant=True)
+        return False
+
+    monkeypatch.setattr(Publisher, "has", prune_first)
+    assert publish(folder, run="night-0") == 1
+    assert capsys.readouterr().err == "Not published: the run night-0 was pruned meanwhile.\n"
+    assert not any((folder / "out").rglob("published.json"))
+    assert published(folder) == []
 
 
 def test_of_two_publishers_without_a_lease_one_wins_too(folder: Path) -> None:
