@@ -139,9 +139,14 @@ def test_transient_failures_are_retried_and_then_told(
     assert len(calls) == retrying.ATTEMPTS_DOUBTED
 
 
-def test_a_short_remote_answer_is_not_taken_for_the_whole(memory_root: str, no_waiting: None) -> None:
+def test_a_short_remote_answer_is_not_taken_for_the_whole(
+    memory_root: str, no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     door = Storage()
-    door.write(join(memory_root, "a"), b"12345")
+    door.write(join(memory_root, "a"), b"0123456789abcdef")
+    assert door.read(join(memory_root, "a"), 14, 9) == b"ef"
+    client, _ = door.client(memory_root)
+    monkeypatch.setattr(client, "cat_file", lambda *_, **__: b"34")
     with pytest.raises(TransientStorageError, match="2 of 9 bytes"):
         door.read(join(memory_root, "a"), 3, 9)
 
