@@ -10,6 +10,7 @@ from planned_nights import OTHER_MODEL, Nights, counts_of, names_of
 
 from pipeline import manifest as manifests
 from pipeline import selection as selections
+from pipeline.compaction import compact_run
 from pipeline.deletions import read_deletions
 from pipeline.errors import InputError, StorageError
 from pipeline.records import list_records
@@ -154,3 +155,36 @@ def test_deletions_of_a_planning_that_failed_do_not_count(nights: Nights) -> Non
     assert deleted(output) == []
     with pytest.raises(InputError, match="3 of the 20 images"):
         nights.open(run="night", output__uri=output, select__max_deleted_share=0.1)
+
+
+def compact(output: str) -> None:
+    for record in list_records(Storage(), output):
+        compact_run(Storage(), output, record.run, target_bytes=10**9, check=lambda: None)
+
+
+def test_compacted_nights_are_looked_back_at(nights: Nights) -> None:
+    nights.commit(nights.open())
+    compact(str(nights.folder / "out"))
+    assert len(list((nights.folder / "out/images").rglob("*.parquet"))) == 2
+    nights.put("02.jpg", content="third")
+    nights.remove("04.jpg", "01.jpg")
+    run = nights.open()
+    assert names_of(run) == ["02.jpg"]
+    assert counts_of(run) == {"listed": 19, "changed": 1, "unchanged": 18, "deleted": 2}
+    assert deleted(str(nights.folder / "out")) == ["01.jpg", "04.jpg"]
+
+
+def test_a_run_that_is_compacted_while_it_is_read_is_read_again(nights: Nights) -> None:
+    class Compacting(Storage):
+        is_done = False
+
+        def read(self, uri: str, offset: int | None = None, length: int | None = None) -> bytes:
+            if "/images/" in uri and not self.is_done:
+                self.is_done = True
+                compact(str(nights.folder / "out"))
+            return super().read(uri, offset, length)
+
+    storage = Compacting()
+    run = nights.open(storage=storage)
+    assert storage.is_done
+    assert names_of(run) == sorted(CHANGED + NEW)
