@@ -103,6 +103,13 @@ def wait_until(is_true: Callable[[], object], timeout_s: float = 120.0) -> None:
         time.sleep(0.3)
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def main() -> None:
     # Ray reads its environment when it is imported.
     from ray._private.utils import write_ray_address
@@ -111,10 +118,10 @@ def main() -> None:
     folder, nodes = Path(sys.argv[1]) / "ray", int(sys.argv[2])
     # Ray writes a file there before it makes the folder.
     folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     head = {"num_cpus": 0 if nodes else 1, "include_dashboard": True, "dashboard_port": port, "temp_dir": str(folder)}
+    # Jobs are started through it, and its own port is taken where another Ray runs on this machine.
+    head["dashboard_agent_listen_port"] = free_port()
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})
     # As `ray start` does: otherwise a job looks for any Ray on this machine, and other tests have theirs.
     write_ray_address(cluster.address, str(folder))

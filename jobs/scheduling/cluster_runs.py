@@ -113,7 +113,7 @@ class ClusterRuns:
             return Sight("unseen", problem=str(error))
         if state is None:
             return Sight("gone")
-        return Sight("ended", _ending(firing, state)) if state.is_ended else Sight("going")
+        return Sight("ended", _ending(firing, state, client)) if state.is_ended else Sight("going")
 
     def _open(self) -> "JobsClient":
         from jobs.cluster_client import connect
@@ -127,13 +127,22 @@ def _find(client: "JobsClient", firing: Firing) -> str | None:
     return next((state.job_id for state in client.states() if state.run == firing.name), None)
 
 
-def _ending(firing: Firing, state: "JobState") -> Ending:
+def _ending(firing: Firing, state: "JobState", client: "JobsClient") -> Ending:
     exit_code = state.final_exit_code or 0
     if state.phase == "stopped":
         return Ending("interrupted", "The job was stopped.", exit_code)
-    reason = last_line(state.message)
+    reason = "" if exit_code == 0 else _last_words(state, client)
     try:
         return ending_of(load_job(firing.schedule), firing.name, exit_code, reason)
     except HtcError:
         # The spec was changed meanwhile, or taken away.
         return Ending("complete", "", 0) if exit_code == 0 else Ending("failed", reason, exit_code)
+
+
+def _last_words(state: "JobState", client: "JobsClient") -> str:
+    # Ray's own message only tells the exit code.
+    try:
+        said = last_line(client.logs(state.job_id)) if state.exit_code is not None else ""
+    except HtcError:
+        said = ""
+    return said or last_line(state.message)

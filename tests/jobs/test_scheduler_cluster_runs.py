@@ -108,12 +108,19 @@ def test_a_job_is_seen_going_and_ended_with_its_last_words(cluster: Cluster, fir
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     assert runs.look(started).state == "going"
-    message = "Job entrypoint command failed, last available logs:\nThe input s3://bucket/in cannot be read.\n"
-    cluster.jobs.end(str(started.handle), "failed", 2, message)
+    cluster.jobs.pieces = ["Run nightly\n", "The input s3://bucket/in cannot be read.\n\n"]
+    cluster.jobs.end(str(started.handle), "failed", 2, "Job entrypoint command failed with exit code 2")
     # It was looked at just now.
     assert runs.look(started).state == "going"
     cluster.clock.now += POLL_S
     assert runs.look(started).ending == Ending("failed", "The input s3://bucket/in cannot be read.", 2)
+
+
+def test_a_job_that_never_ran_ends_with_rays_words(cluster: Cluster, firing: Firing) -> None:
+    runs = cluster.runs()
+    started = replace(firing, handle=runs.start(firing), starts=1)
+    cluster.jobs.end(str(started.handle), "failed", None, "The runtime environment could not be set up.")
+    assert runs.look(started).ending == Ending("failed", "The runtime environment could not be set up.", 1)
 
 
 @pytest.mark.parametrize("phase", ["succeeded", "stopped"])
