@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, make_url
+from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import SpecError, StorageError
 from pipeline.redaction import redact
@@ -80,8 +82,12 @@ def open_catalog(name: str, output_uri: str, section: "StorageSection") -> OpenC
         if not folder.is_dir():
             raise SpecError(f"The catalog {label} cannot be made: the folder {folder} does not exist.")
         warehouse = join(output_uri, "iceberg")
-        catalog = load_catalog(SQL_CATALOG_NAME, type="sql", uri=label, warehouse=warehouse, **properties)
-        return OpenCatalog(catalog, label, warehouse)
+        sql = partial(load_catalog, SQL_CATALOG_NAME, type="sql", uri=label, warehouse=warehouse, **properties)
+        try:
+            return OpenCatalog(sql(), label, warehouse)
+        except OperationalError:
+            # Another publisher was making the file's own tables; now they are there.
+            return OpenCatalog(sql(), label, warehouse)
 
 
 def _sqlite_path(url: str) -> Path:
