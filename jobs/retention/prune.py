@@ -69,6 +69,8 @@ def prune_output(
     choices = choose_runs(survey_runs(results, now=moment), needed_runs(results), rules, moment)
     _report(choices)
     doomed = [choice for choice in choices if choice.is_removed]
+    if catalog is None and any(choice.kept_because.startswith("published") for choice in choices):
+        write_line("With --iceberg CATALOG, published runs are taken out of its tables first.")
     if not doomed:
         write_line("Nothing to remove.")
         return 1 if failures else 0

@@ -38,6 +38,7 @@ def test_published_runs_are_neither_pruned_nor_compacted(folder: Path, capsys: p
     assert compact_output(output, run="night-0") == 1
     told = capsys.readouterr()
     assert "published in sqlite" in told.out
+    assert "With --iceberg CATALOG" in told.out
     assert "compact before publishing" in told.err
     assert len(published(folder)) == 8
 
