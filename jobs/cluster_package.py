@@ -12,11 +12,16 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.config import JobSpec
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, WeightsUnavailableError
+from pipeline.spec_reading import WEIGHTS_WORDS
+from pipeline.uris import is_local, local_path
 
 RuntimeEnvKind = Literal["code", "image", "pip"]
 SPEC_FILE = "job.yaml"
 PACKAGES = ("htc_model", "pipeline", "jobs")
+WEIGHTS_FOLDER = "weights"
+# Ray keeps what is uploaded in the head's memory, and refuses more than 512 MiB.
+MAX_WEIGHTS_BYTES = 256 * 2**20
 # Ray kills a job three seconds after it asked it to end; a driver that waits for a slow store needs longer to write
 # its summary and give its lease back.
 STOP_WAIT_S = 120
@@ -49,20 +54,26 @@ def spec_text(spec: JobSpec) -> str:
 
 
 @contextmanager
-def runtime_env_for(spec: JobSpec, kind: RuntimeEnvKind, env_vars: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def runtime_env_for(
+    spec: JobSpec, kind: RuntimeEnvKind, env_vars: Mapping[str, str], *, is_shared: bool = False
+) -> Iterator[dict[str, Any]]:
     """Lay out what Ray uploads, for the time of the block, and yield the job's runtime environment.
 
     Args:
         kind: see `jobs.submit.submit_job`.
         env_vars: for the driver and the workers.
+        is_shared: all nodes see this machine's paths; otherwise a weights file of this machine goes along.
 
     Raises:
-        SpecError: "pip", and this htc-batch does not know its own requirements.
+        SpecError: "pip", and this htc-batch does not know its own requirements; or a weights file is too large.
+        WeightsUnavailableError: there is no such file.
     """
     with tempfile.TemporaryDirectory(prefix="htc-submit-") as name:
         root = Path(name)
         working = root / "job"
         working.mkdir()
+        if not is_shared:
+            spec = _take_weights_along(spec, working)
         (working / SPEC_FILE).write_text(spec_text(spec), encoding="utf-8")
         environment: dict[str, Any] = {
             "working_dir": str(working),
@@ -77,6 +88,25 @@ def runtime_env_for(spec: JobSpec, kind: RuntimeEnvKind, env_vars: Mapping[str, 
         if kind == "pip":
             environment["pip"] = requirements()
         yield environment
+
+
+def _take_weights_along(spec: JobSpec, working: Path) -> JobSpec:
+    """Put the weights file of a spec into the job's folder, which every node unpacks at the same place."""
+    named = spec.model.weights
+    if named in WEIGHTS_WORDS or not is_local(named):
+        return spec
+    path = Path(local_path(named))
+    if not path.is_file():
+        raise WeightsUnavailableError(f"There is no weights file {path}.")
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise SpecError(
+            f"{path} is larger than the {MAX_WEIGHTS_BYTES // 2**20} MiB that a job takes along; put it into storage "
+            "that the cluster reaches (s3://...) and name that, or add --shared-paths if all nodes have this path."
+        )
+    (working / WEIGHTS_FOLDER).mkdir()
+    shutil.copy(path, working / WEIGHTS_FOLDER / path.name)
+    model = spec.model.model_copy(update={"weights": f"{WEIGHTS_FOLDER}/{path.name}"})
+    return spec.model_copy(update={"model": model})
 
 
 def requirements() -> list[str]:

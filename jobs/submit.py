@@ -45,6 +45,7 @@ def submit_job(
     fresh: bool = False,
     runtime_env: RuntimeEnvKind = "code",
     env_vars: Mapping[str, str] | None = None,
+    is_shared: bool = False,
     client: JobsClient | None = None,
     now: datetime | None = None,
 ) -> str:
@@ -58,10 +59,12 @@ def submit_job(
         runtime_env: what the cluster gets: "code" (this very htc-batch; the cluster has the libraries), "image" (the
             spec only; the cluster's image has htc-batch), or "pip" (the code, and Ray installs the libraries).
         env_vars: set for the driver and the workers; whoever may see the cluster's dashboard may read them.
+        is_shared: all nodes see this machine's paths; otherwise a weights file of this machine is uploaded.
         client: a connection to use instead of opening one. now: the time that names the job, UTC.
 
     Raises:
-        SpecError: `fresh` with a run's name, or a name that cannot be a folder's.
+        SpecError: `fresh` with a run's name, a name that cannot be a folder's, or a weights file that is too large.
+        WeightsUnavailableError: there is no such weights file.
         AlreadyGoingError: a job that has not ended is at the same run.
         RunHeldError: a driver that is no job of this cluster is at it.
         ClusterError: the cluster cannot be reached, wants another token, or refuses.
@@ -78,7 +81,8 @@ def submit_job(
         log.info("%s", note)
     refuse_going(client.states(), spec.output.uri, run)
     _refuse_held(spec, run)
-    with runtime_env_for(spec, runtime_env, {JOB_VARIABLE: job_id, **(env_vars or {})}) as environment:
+    variables = {JOB_VARIABLE: job_id, **(env_vars or {})}
+    with runtime_env_for(spec, runtime_env, variables, is_shared=is_shared) as environment:
         client.submit(
             entrypoint=build_entrypoint(SPEC_FILE, run=run, is_installed=runtime_env == "image"),
             job_id=job_id,

@@ -52,7 +52,15 @@ def submit_and_report(
     if client.note and not is_json:
         say(client.note)
     refuse_local_paths(spec, client.url, is_shared=is_shared)
-    job_id = submit_job(spec, run=run, fresh=fresh, runtime_env=runtime_env, env_vars=env_vars, client=client)
+    job_id = submit_job(
+        spec,
+        run=run,
+        fresh=fresh,
+        runtime_env=runtime_env,
+        env_vars=env_vars,
+        is_shared=is_shared,
+        client=client,
+    )
     if is_json and not is_waited_for:
         write_line(json.dumps(client.state(job_id).to_dict()))
         return 0
@@ -90,10 +98,7 @@ def refuse_local_paths(spec: JobSpec, url: str, *, is_shared: bool) -> None:
     """
     if is_shared or is_this_machine(url):
         return
-    places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
-    if spec.model.weights not in {"demo", "coco", "untrained"}:
-        places["model.weights"] = spec.model.weights
-    for key, place in places.items():
+    for key, place in {"input.uri": spec.input.uri, "output.uri": spec.output.uri}.items():
         if is_local(place):
             raise SpecError(
                 f"{key} is {place}, a path of this machine, and the cluster at {url} is another: put it into storage "

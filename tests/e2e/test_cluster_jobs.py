@@ -1,4 +1,4 @@
-"""Jobs on a real cluster of three nodes and a head: followed while a node dies, stopped, resumed, refused."""
+"""Jobs on a real cluster of a head and three nodes: one outlives a node, one is stopped and resumed."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 import yaml
 from fake_models import write_images
 from real_cluster import TESTS, Done, RealCluster, htc, real_cluster, wait_until
-from s3_server import WRONG, S3Server
 
 from jobs.status import RunStatus, read_status
 from pipeline.errors import InputError
@@ -20,7 +19,7 @@ from pipeline.storage import Storage
 from pipeline.tables import open_results
 
 # One cluster for the file, which takes longer to start than its jobs to end.
-pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
         yield running
 
 
-def write_spec(folder: Path, images: int, **storage: str) -> str:
+def write_spec(folder: Path, images: int) -> str:
     write_images(folder / "in", images)
     spec = {
         "name": "photos",
@@ -45,7 +44,6 @@ def write_spec(folder: Path, images: int, **storage: str) -> str:
         "output": {"uri": str(folder / "out")},
         "model": {"preset": "htc_lite0_fpn", "weights": "untrained"},
         "compute": {"shard_images": 1},
-        "storage": storage,
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(spec))
     return str(folder / "job.yaml")
@@ -118,17 +116,3 @@ def test_a_job_that_is_stopped_is_resumed_by_the_same_submission(cluster: RealCl
     listed = json.loads(htc("list", "--address", cluster.url, "--json").out)
     phases = [each["phase"] for each in listed if each["output"] == str(tmp_path / "out")]
     assert phases == ["succeeded", "stopped"]
-
-
-def test_a_bucket_that_the_cluster_may_not_read_is_said_before_a_worker_starts(
-    cluster: RealCluster, tmp_path: Path, s3_server: S3Server, s3_bucket: str
-) -> None:
-    spec = write_spec(tmp_path, 1, endpoint_url=s3_server.endpoint_url)
-    key = [flag for name, value in WRONG.environment().items() for flag in ("--env", f"{name}={value}")]
-    refused = submit(cluster, spec, "--wait", "--input", s3_bucket, *key)
-    assert refused.code == 2
-    (sentence,) = [line for line in refused.err.splitlines() if line.startswith("On the cluster's node ")]
-    assert s3_bucket in sentence
-    assert WRONG.secret not in refused.err + refused.out
-    # Neither a run nor a folder for one.
-    assert not (tmp_path / "out").exists()

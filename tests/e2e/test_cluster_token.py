@@ -1,16 +1,19 @@
-"""A cluster that asks for a token: no word without it, and with it a job that brings its own code along."""
+"""A cluster that asks for a token; a job that brings its code and weights, and one that may not read its input."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_models import write_images
 from real_cluster import RealCluster, htc, real_cluster
+from s3_server import WRONG, S3Server
 
+from htc_model.registry import bundled_weights
 from pipeline.tables import open_results
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
@@ -33,7 +36,9 @@ def test_the_wrong_token_and_none_are_one_sentence(cluster: RealCluster) -> None
 def test_a_job_brings_its_own_code_and_no_word_of_the_token(cluster: RealCluster, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2)
     places = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    model = ["--model", "htc_lite0_fpn", "--weights", "untrained"]
+    # As one trains it on a laptop: the file goes along, and says which network it is for.
+    weights = shutil.copy(bundled_weights(), tmp_path / "mine.safetensors")
+    model = ["--weights", str(weights)]
     done = htc("submit", "--address", cluster.url, *places, *model, "--wait", environment=TOKEN)
     assert done.code == 0, done.err
     assert "python -m jobs.cluster_start run --spec job.yaml" in done.err
@@ -45,3 +50,17 @@ def test_a_job_brings_its_own_code_and_no_word_of_the_token(cluster: RealCluster
     again = htc("submit", "--address", cluster.url, *places, *model, "--wait", environment=TOKEN)
     assert again.code == 0
     assert "is complete already; nothing to do." in again.err
+
+
+def test_a_bucket_that_the_cluster_may_not_read_is_said_before_a_worker_starts(
+    cluster: RealCluster, tmp_path: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    places = ["--input", s3_bucket, "--output", str(tmp_path / "out"), "--endpoint-url", s3_server.endpoint_url]
+    key = [flag for name, value in WRONG.environment().items() for flag in ("--env", f"{name}={value}")]
+    refused = htc("submit", "--address", cluster.url, *places, *key, "--wait", environment=TOKEN)
+    assert refused.code == 2
+    (sentence,) = [line for line in refused.err.splitlines() if line.startswith("On the cluster's node ")]
+    assert f"the input cannot be listed: No permission to list {s3_bucket}" in sentence
+    assert WRONG.secret not in refused.err + refused.out
+    # Neither a run nor a folder for one.
+    assert not (tmp_path / "out").exists()

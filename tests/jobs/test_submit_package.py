@@ -8,10 +8,12 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from jobs import cluster_package
 from jobs.cluster_package import build_entrypoint, requirements, runtime_env_for, spec_text
 from jobs.cluster_start import NEEDED, complaint
 from jobs.commands.app import app
 from pipeline.config import JobSpec, load_spec
+from pipeline.errors import SpecError, WeightsUnavailableError
 
 
 def spec_of(**overrides: object) -> JobSpec:
@@ -59,6 +61,28 @@ def test_an_image_gets_the_spec_and_nothing_else() -> None:
         assert environment["env_vars"]["AWS_REGION"] == "eu-central-1"
         # Ray's own three seconds are too few for a driver to say good-bye to a slow store.
         assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+
+
+def test_a_weights_file_of_this_machine_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "my weights.safetensors"
+    weights.write_bytes(b"numbers")
+    spec = spec_of(model__weights=str(weights))
+    with runtime_env_for(spec, "image", {}) as environment:
+        job_folder = Path(environment["working_dir"])
+        monkeypatch.chdir(job_folder)
+        arrived = load_spec("job.yaml")
+        assert arrived.model.weights == str(job_folder / "weights" / "my weights.safetensors")
+        assert Path(arrived.model.weights).read_bytes() == b"numbers"
+        assert "preset" not in arrived.model.model_fields_set
+        monkeypatch.undo()
+    with runtime_env_for(spec, "image", {}, is_shared=True) as environment:
+        assert load_spec(Path(environment["working_dir"]) / "job.yaml").model.weights == str(weights)
+    monkeypatch.setattr(cluster_package, "MAX_WEIGHTS_BYTES", 3)
+    with pytest.raises(SpecError, match=r"is larger than .*put it into storage that the cluster reaches"):
+        runtime_env_for(spec, "image", {}).__enter__()
+    weights.unlink()
+    with pytest.raises(WeightsUnavailableError, match="There is no weights file"):
+        runtime_env_for(spec, "image", {}).__enter__()
 
 
 def test_code_travels_without_what_differs_between_machines() -> None:
