@@ -12,7 +12,7 @@ from pipeline.active_run import Run
 from pipeline.config import NAME_PATTERN, JobSpec
 from pipeline.errors import InputError, SpecError
 from pipeline.incremental import Incremental
-from pipeline.lease import Lease, clear_dead_lease
+from pipeline.lease import Lease, RunHeldError, clear_dead_lease
 from pipeline.leftovers import remove_leftovers
 from pipeline.manifest import Manifest
 from pipeline.plan import Planner, clear_parts
@@ -21,6 +21,7 @@ from pipeline.planning import Planning
 from pipeline.records import (
     RunRecord,
     age_order,
+    held_runs,
     installed_versions,
     list_records,
     load_record,
@@ -53,6 +54,7 @@ class Opening:
         self._hold = hold
         self._patience_s = patience_s
         self._passed_over = ""
+        self._may_have_company = spec.select.mode == "full"
 
     def find(self, run: str | None, *, fresh: bool) -> RunRecord | None:
         """Find the run to go on with; None when one is to be begun."""
@@ -60,6 +62,7 @@ class Opening:
         if run is not None and not re.fullmatch(NAME_PATTERN, run):
             raise SpecError(f"A run's name is made of letters, digits, dots, dashes and underscores, not {run!r}.")
         refuse_occupied(self._storage, output_uri)
+        self._may_have_company = self._may_have_company or fresh
         record = _find(self._storage, output_uri, run, fresh=fresh)
         if record is None:
             return None
@@ -88,6 +91,8 @@ class Opening:
         """Begin a run, if its input holds an image."""
         storage, output_uri = self._storage, self._spec.output.uri
         refuse_orphans(storage, output_uri, name)
+        if not self._may_have_company:
+            self._refuse_company(name)
         moment = _later_than_all(list_records(storage, output_uri), moment)
         folder = _manifest_folder(output_uri, name)
         planner = Planner(self._spec, storage, folder, incremental=self._look_back(moment.isoformat(), name))
@@ -110,6 +115,23 @@ class Opening:
             begun = Run(storage, output_uri, name, planning, is_new=True, done=set(), lease=lease)
             begun.passed_over = self._passed_over
             return begun
+
+    def _refuse_company(self, name: str) -> None:
+        """Refuse a night beside a run that is going on: it would do again what that one has not done yet."""
+        output_uri = self._spec.output.uri
+        for other in held_runs(self._storage, output_uri):
+            record = load_record(self._storage, output_uri, other)
+            # A complete run is held by who compacts it, and not in the way.
+            if self._hold is None or other == name or (record is not None and self._is_complete(record)):
+                continue
+            try:
+                # To be had when its driver is dead.
+                self._hold(other).release()
+            except RunHeldError as error:
+                raise RunHeldError(
+                    f"{str(error).split('; ')[0]}, and a night beside it would do the same images again; wait for it, "
+                    "stop it, or begin a night all the same with --fresh."
+                ) from error
 
     def go_on(self, record: RunRecord) -> Run:
         """Go on with a run; one that is complete is only looked at."""

@@ -106,6 +106,14 @@ def list_records(storage: Storage, output_uri: str) -> list[RunRecord]:
         return sorted((record for record in records if record is not None), key=age_order)
 
 
+def held_runs(storage: Storage, output_uri: str) -> list[str]:
+    """Return the names of the runs with a lease, be its holder alive or dead."""
+    try:
+        return [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/lease.json")]
+    except NotFoundError:
+        return []
+
+
 def age_order(record: RunRecord) -> tuple[str, str]:
     """Return what runs are sorted by, the oldest first."""
     return record.created, record.run

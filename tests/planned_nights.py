@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.config import JobSpec, load_spec
 from pipeline.errors import ImageStatus
-from pipeline.runs import Run, open_run
+from pipeline.lease import take_lease
+from pipeline.runs import Hold, Run, open_run
 from pipeline.storage import Storage
 from pipeline.stored import ReadVersion
 from pipeline.tables import build_image_row, commit_shard
@@ -55,12 +56,16 @@ class Nights:
         fingerprint: Mapping[str, Any] = FINGERPRINT,
         run: str | None = None,
         storage: Storage | None = None,
+        fresh: bool = False,
+        is_held: bool = False,
         **overrides: object,
     ) -> Run:
-        """Begin a night, or go on with one."""
+        """Begin a night, or go on with one; `is_held`: take its lease, as drivers do."""
         self.nights += 1
         moment = MIDNIGHT + timedelta(days=self.nights)
-        return open_run(self.spec(**overrides), fingerprint, storage or self.storage, run=run, now=moment)
+        spec, door = self.spec(**overrides), storage or self.storage
+        hold: Hold | None = (lambda name: take_lease(door, spec.output.uri, name)) if is_held else None
+        return open_run(spec, fingerprint, door, run=run, fresh=fresh, now=moment, hold=hold)
 
     def commit(self, run: Run, statuses: Mapping[str, ImageStatus] | None = None, shards: int | None = None) -> None:
         """Commit a night's shards, or the first ones; all images are ok but for those in `statuses`."""

@@ -1,5 +1,6 @@
 """A night whose planning is cut off: the same images and the same deletions in the end, whatever happens in between."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline import selection as selections
 from pipeline.compaction import compact_run
 from pipeline.deletions import read_deletions
 from pipeline.errors import InputError, StorageError
+from pipeline.lease import RunHeldError
 from pipeline.records import list_records
 from pipeline.runs import Run
 from pipeline.storage import Storage
@@ -136,6 +138,34 @@ def test_a_name_that_is_given_is_one_night(nights: Nights) -> None:
     nights.put("zz.jpg")
     assert nights.open(run="2026-01-02").state == "complete"
     assert names_of(nights.open(run="2026-01-03")) == ["zz.jpg"]
+
+
+def test_a_night_beside_a_run_that_goes_on_is_refused(nights: Nights) -> None:
+    full = nights.open(select__mode="full", run="full", is_held=True)
+    nights.commit(full, shards=1)
+    for name in (None, "night"):
+        with pytest.raises(RunHeldError, match=r"works on the run full .*--fresh") as caught:
+            nights.open(run=name, is_held=True)
+        assert "\n" not in str(caught.value)
+    beside = nights.open(fresh=True, is_held=True)
+    # The two of the shard that is done by now are not done again.
+    assert (beside.state, len(names_of(beside))) == ("new", len(CHANGED + NEW) - 2)
+    beside.close()
+    full.close()
+    assert nights.open(is_held=True).state == "resumed"
+
+
+def test_a_run_whose_driver_is_dead_is_in_nobodys_way(nights: Nights) -> None:
+    nights.commit(nights.open(select__mode="full", run="full"), shards=1)
+    lease = {"token": "t", "host": "elsewhere", "pid": 1, "process": "p"}
+    moments = dict.fromkeys(("since", "beat"), "2020-01-01T00:00:00+00:00")
+    path = nights.folder / "out/runs/full/lease.json"
+    path.write_text(json.dumps(lease | moments))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.lease.WATCH_S", 0.0)
+        run = nights.open(is_held=True)
+    assert (run.state, run.passed_over, path.exists()) == ("new", "full", False)
+    run.close()
 
 
 def test_a_clock_that_was_set_back_makes_no_run_old(nights: Nights) -> None:
