@@ -4,9 +4,11 @@ Specs cannot hold credentials, but error messages of storage clients can: in URL
 by quoting a header. What is known to be secret is found by value, in the environment; the rest by its shape.
 """
 
+import json
 import logging
 import os
 import re
+from collections.abc import Iterator
 
 REDACTED = "***"
 
@@ -29,6 +31,8 @@ _SHAPES = (
         rf"\g<head>{REDACTED}",
     ),
     (re.compile(r"(?P<head>\bAuthorization['\"]?\s*[:=]\s*b?['\"]?)[^'\"\r\n]+", re.I), rf"\g<head>{REDACTED}"),
+    # Connection strings of Azure.
+    (re.compile(r"(?P<head>\b(?:AccountKey|SharedAccessSignature)=)[^;\s'\"]+", re.I), rf"\g<head>{REDACTED}"),
     # AWS access key ids, as IAM makes them: a four-letter kind and sixteen characters.
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED),
 )
@@ -55,8 +59,24 @@ def _known_secrets() -> list[str]:
         # A path to a secret (AWS_WEB_IDENTITY_TOKEN_FILE, GOOGLE_APPLICATION_CREDENTIALS) is none itself.
         if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH and not value.startswith(("/", "~"))
     }
+    values |= set(_fsspec_secrets())
     # The longest first, in case one secret is part of another.
     return sorted(values, key=len, reverse=True)
+
+
+def _fsspec_secrets() -> Iterator[str]:
+    # FSSPEC_S3='{"key": ..., "secret": ...}' holds several settings at once.
+    for name, text in os.environ.items():
+        if not (name.startswith("FSSPEC_") and text.startswith("{")):
+            continue
+        try:
+            settings = json.loads(text)
+        except ValueError:
+            continue
+        for key, value in settings.items():
+            is_secret = key == "key" or _SECRET_NAME.search(key)
+            if is_secret and isinstance(value, str) and len(value) >= _MIN_SECRET_LENGTH:
+                yield value
 
 
 class RedactingFormatter(logging.Formatter):

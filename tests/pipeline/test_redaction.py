@@ -28,6 +28,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
             "headers {'Authorization': 'AWS4-HMAC-SHA256 Credential=x', 'Host': 'h'}",
             "{'Authorization': '***', 'Host': 'h'}",
         ),
+        ("AccountName=a;AccountKey=Eby8vdM02xNO/w==;Blob=b", "AccountName=a;AccountKey=***;Blob=b"),
         ("The key AKIAIOSFODNN7EXAMPLE is unknown", "The key *** is unknown"),
         ("s3://bucket/key/token/secret.jpg: not found", "s3://bucket/key/token/secret.jpg: not found"),
         ("12:30 user@host C:/x", "12:30 user@host C:/x"),
@@ -43,6 +44,12 @@ def test_the_environments_own_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SOME_TOKEN", "short")
     said = redact(f"signature made with {SECRET} from /var/run/token-file, short")
     assert said == "signature made with *** from /var/run/token-file, short"
+
+
+def test_secrets_among_fsspecs_own_settings_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSSPEC_S3", f'{{"key": "minioadmin", "secret": "{SECRET}", "profile": "nightly-photos"}}')
+    monkeypatch.setenv("FSSPEC_GS", '{"broken')
+    assert redact(f"{SECRET} of minioadmin, nightly-photos") == "*** of ***, nightly-photos"
 
 
 def test_log_lines_and_tracebacks_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
