@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import SpecError, StorageError
+from pipeline.errors import NotFoundError, SpecError, StorageError
 from pipeline.uris import has_scheme, is_local, local_path
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -51,13 +51,13 @@ def read_spec_text(path: str | Path) -> str:
 
             return Storage().read(str(path)).decode("utf-8-sig")
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotFoundError):
         raise SpecError(f"The job spec {path} does not exist.") from None
     except UnicodeDecodeError:
         raise SpecError(f"The job spec {path} is not UTF-8 text.") from None
     except (OSError, StorageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise SpecError(f"The job spec {path} cannot be read: {reason}.") from None
+        raise SpecError(f"The job spec {path} cannot be read: {str(reason).removesuffix('.')}.") from None
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import pytest
 from s3_server import PUBLIC_BUCKET, READER, WRITER, WRONG, Key, S3Server
 
 from pipeline import retrying
-from pipeline.config import InputSection, StorageSection
-from pipeline.errors import AccessDeniedError, InputError, NotFoundError, StorageError
+from pipeline.config import InputSection, StorageSection, load_spec
+from pipeline.errors import AccessDeniedError, InputError, NotFoundError, SpecError, StorageError
 from pipeline.image_reading import read_image
 from pipeline.sources import list_images
 from pipeline.storage import Storage, join
@@ -206,6 +206,17 @@ def test_a_public_bucket_needs_no_credentials_but_the_word(
         anonymous.read(join(s3_bucket, "in/a.jpg"))
 
 
+def test_a_job_spec_is_read_and_missed_by_name(
+    s3_server: S3Server, s3_bucket: str, door: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    door.write(join(s3_bucket, "job.yaml"), f"input: {{uri: {s3_bucket}/in}}\noutput: {{uri: out}}\n".encode())
+    assert load_spec(join(s3_bucket, "job.yaml")).input.uri == f"{s3_bucket}/in"
+    with pytest.raises(SpecError, match=f"^The job spec {s3_bucket}/none.yaml does not exist.$"):
+        load_spec(join(s3_bucket, "none.yaml"))
+
+
 def test_an_unknown_bucket_is_named(door: Storage) -> None:
     for attempt in (door.read, door.stat, lambda uri: list(door.list(uri)), lambda uri: door.write(uri, b"")):
         with pytest.raises(NotFoundError, match="s3://no-such-bucket/a"):
@@ -220,7 +231,18 @@ def test_a_server_that_is_not_there_is_told_after_the_retries(s3_bucket: str, no
 
 
 def test_a_listing_goes_on_behind_any_name(s3_bucket: str, door: Storage, tmp_path: Path) -> None:
-    names = ["a-/0.jpg", "a-.jpg", "a.jpg", "a/1.jpg", "a/b/2.jpg", "a/b/c/3.jpg", "a0.jpg", "b/4.jpg", "b.jpg", "ü/5.jpg"]
+    names = [
+        "a-/0.jpg",
+        "a-.jpg",
+        "a.jpg",
+        "a/1.jpg",
+        "a/b/2.jpg",
+        "a/b/c/3.jpg",
+        "a0.jpg",
+        "b/4.jpg",
+        "b.jpg",
+        "ü/5.jpg",
+    ]
     for root in (join(s3_bucket, "in"), str(tmp_path)):
         for name in names:
             door.write(join(root, name), b"x")
