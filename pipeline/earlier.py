@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.ahead import read_ahead
 from pipeline.deletions import DELETIONS_SCHEMA, deletion_parts
+from pipeline.errors import StorageError
 from pipeline.history import DELETED, EVENT, KINDS, History, hash_etags
 from pipeline.parts import parse_part
 from pipeline.uris import base_name, is_local
@@ -103,6 +104,12 @@ class EarlierRows:
             yield events
 
     def _pieces(self, uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._read_pieces(uri, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(f"{uri} is damaged: it is no whole Parquet file of ours.") from error
+
+    def _read_pieces(self, uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         storage = self._results.storage
         if not _is_compacted(uri):
             # Small: one request for all of it is quicker than one for each column.

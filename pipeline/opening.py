@@ -15,7 +15,7 @@ from pipeline.incremental import Incremental
 from pipeline.lease import Lease, RunHeldError, clear_dead_lease
 from pipeline.leftovers import remove_leftovers
 from pipeline.manifest import Manifest
-from pipeline.plan import Planner, clear_parts
+from pipeline.plan import Planner, clear_parts, require_input
 from pipeline.planned import find_planned
 from pipeline.planning import Planning
 from pipeline.records import (
@@ -175,6 +175,8 @@ class Opening:
     def _look_back(self, created: str, name: str) -> Incremental | None:
         if self._spec.select.mode == "full":
             return None
+        # Minutes of reading are not spent on a misspelt input.
+        require_input(self._spec, self._storage)
         return Incremental(self._spec, self._fingerprint, self._storage, before=(created, name))
 
     def _plan(self, record: RunRecord, planner: Planner, undo: ExitStack) -> Planning:

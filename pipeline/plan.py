@@ -219,6 +219,15 @@ def require_images(spec: JobSpec, storage: Storage) -> None:
     Planner(spec, storage, "")
 
 
+def require_input(spec: JobSpec, storage: Storage) -> None:
+    """Begin to list the input, which may be empty.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    next(_listed(spec, storage, SourceNotes()), None)
+
+
 def _listed(spec: JobSpec, storage: Storage, notes: SourceNotes, planned: Planned | None = None) -> Iterator[ImageRef]:
     try:
         yield from list_images(spec.input, storage, exclude=[spec.output.uri], notes=notes, planned=planned)

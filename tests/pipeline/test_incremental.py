@@ -7,7 +7,7 @@ import pytest
 from planned_nights import OTHER_MODEL, Nights, counts_of, names_of
 
 from pipeline.deletions import read_deletions
-from pipeline.errors import InputError, SpecError
+from pipeline.errors import InputError, SpecError, StorageError
 from pipeline.tables import open_results
 
 
@@ -179,6 +179,21 @@ def test_an_input_that_is_empty_by_now_is_refused_or_marked(nights: Nights) -> N
     assert (run.is_done, counts_of(run)) == (True, {"deleted": 5})
     nights.commit(run)
     with pytest.raises(InputError, match="no images"):
+        nights.open()
+
+
+def test_an_input_that_is_not_there_is_told_before_the_tables_are_read(nights: Nights) -> None:
+    (nights.folder / "in").rename(nights.folder / "moved")
+    for path in (nights.folder / "out/images").rglob("*.parquet"):
+        path.write_text("no table")
+    with pytest.raises(InputError, match="does not exist"):
+        nights.open()
+
+
+@pytest.mark.parametrize("content", [b"no table", b""])
+def test_a_damaged_part_is_named(nights: Nights, content: bytes) -> None:
+    next((nights.folder / "out/images").rglob("*.parquet")).write_bytes(content)
+    with pytest.raises(StorageError, match=r"part-0000.\.parquet is damaged"):
         nights.open()
 
 
