@@ -11,6 +11,7 @@ from finished_runs import finish_run, tables_of, write_inputs
 from test_no_torch import run_without_torch
 
 import jobs.query
+from jobs.evaluate import report_evaluation
 from jobs.query import query_output
 from jobs.retention.compact import compact_output
 from jobs.retention.listing import report_runs
@@ -126,3 +127,27 @@ def test_a_query_that_is_overtaken_again_and_again_says_so(output: str, monkeypa
     monkeypatch.setattr(jobs.query, "open_database", open_and_remove)
     with pytest.raises(StorageError, match=r"compacted or pruned while it was read.*ask again"):
         query_output(output, "SELECT * FROM images", output_format="csv")
+
+
+def test_a_compacted_run_scores_as_before(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{number:04d}.jpg" for number in range(6)]
+    document = {
+        "images": [{"id": number, "file_name": name, "width": 5, "height": 4} for number, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [
+            {"id": 1 + number, "image_id": number, "category_id": 1, "iscrowd": 0}
+            | {"bbox": [1, 1, 2, 2], "area": 4, "segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]]}
+            for number in range(6)
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+
+    def score() -> str:
+        capsys.readouterr()
+        report_evaluation(output, str(tmp_path / "truth.json"), run="night-0", classes=["person"], is_json=True)
+        return capsys.readouterr().out
+
+    before = score()
+    assert json.loads(before)["box_ap"] == pytest.approx(1.0)
+    assert compact_output(output) == 0
+    assert score() == before
