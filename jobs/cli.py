@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         get_command(app).main(args=None if arguments is None else list(arguments), prog_name="htc")
         sys.exit(0)
     except SystemExit as leaving:
-        # typer takes Ctrl-C for itself and leaves without a word.
-        if leaving.code == EXIT_INTERRUPTED:
+        # typer takes Ctrl-C for itself and leaves without a word; a command that took it has said its own.
+        if leaving.code == EXIT_INTERRUPTED and _comes_of_ctrl_c(leaving):
             _say("Stopped.")
         raise
     except KeyboardInterrupt:
@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(EXIT_FAILED)
     except Exception as error:  # noqa: BLE001 - the process's border: every error ends as a sentence and an exit code
         sys.exit(_report(error))
+
+
+def _comes_of_ctrl_c(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _report(error: Exception) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_jobs import NOON, FakeJobs
 
-from jobs import cluster_report, submit_report
+from jobs import cli, cluster_report, submit_report
 from jobs.cluster_errors import ClusterError
 from jobs.job_state import JobState, Phase, state_from_ray
 from jobs.submit_report import follow, read_env_vars, refuse_local_paths, submit_and_report
@@ -101,6 +101,22 @@ def test_ctrl_c_while_waiting_leaves_the_job_going(client: FakeJobs, tmp_path: P
     job_id = client.states()[0].job_id
     assert client.state(job_id).phase == "pending"
     assert f"the job {job_id} goes on. To end it: htc stop {job_id}" in capsys.readouterr().err
+
+
+def test_of_a_job_that_goes_on_nothing_is_said_to_be_stopped(
+    client: FakeJobs, tmp_path: Path, capsys: Captured
+) -> None:
+    def tail(job_id: str) -> Iterator[str]:
+        raise KeyboardInterrupt
+        yield ""
+
+    client.tail = tail  # type: ignore[method-assign]
+    places = ["--input", "s3://b/in", "--output", str(tmp_path / "out"), "--runtime-env", "image", "--shared-paths"]
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["submit", "--wait", *places])
+    assert leaving.value.code == 130
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("Not waiting any more; the job htc-")
 
 
 def test_a_connection_that_breaks_is_opened_again_and_nothing_is_told_twice(client: FakeJobs, capsys: Captured) -> None:
