@@ -38,6 +38,7 @@ class StubS3(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     keys = 0
+    latency_s = 0.0
 
     def do_HEAD(self) -> None:
         """There is no object of any name: whatever is asked for is a prefix."""
@@ -47,6 +48,7 @@ class StubS3(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """A page of keys, or the folders."""
+        time.sleep(self.latency_s)
         asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         prefix, token = asked.get("prefix", ""), asked.get("continuation-token")
         if asked.get("delimiter") and prefix == "in/":
@@ -108,9 +110,9 @@ class CannedStorage(Storage):
             yield Listed(f"s3://stub/{key_of(index, self.keys)}", index % 500_000, f"{index:032x}")
 
 
-def serve(keys: int, sink: "multiprocessing.connection.Connection") -> None:
+def serve(keys: int, latency_s: float, sink: "multiprocessing.connection.Connection") -> None:
     """Serve until killed; says its port first."""
-    StubS3.keys = keys
+    StubS3.keys, StubS3.latency_s = keys, latency_s
     server = ThreadingHTTPServer(("127.0.0.1", 0), StubS3)
     sink.send(server.server_address[1])
     server.serve_forever()
@@ -164,13 +166,16 @@ def main() -> None:
     """Measure the ways one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument(
+        "--latency-s", type=float, default=0.0, help="that the server takes for a page; S3: 0.05 to 0.2"
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     chosen = parser.parse_args()
     keys = chosen.keys
     # A forked child would begin with this process's memory.
     context = multiprocessing.get_context("spawn")
     reader, sink = context.Pipe(duplex=False)
-    server = context.Process(target=serve, args=(keys, sink), daemon=True)
+    server = context.Process(target=serve, args=(keys, chosen.latency_s, sink), daemon=True)
     server.start()
     endpoint_url = f"http://127.0.0.1:{reader.recv()}"
     try:
