@@ -40,7 +40,9 @@ def judge_due(schedule: Schedule, decided_until: datetime, now: datetime) -> Due
 
     A clock that was set back is followed, and what it tells twice begins once, since a firing's name is its time.
     """
-    times = due_times(schedule.cron, schedule.time_zone, min(decided_until, now))
+    if decided_until > now:
+        return Due(punctual=[], caught_up=[], missed=0, first_missed=None, last_missed=None, until=now)
+    times = due_times(schedule.cron, schedule.time_zone, decided_until)
     due = list(takewhile(lambda moment: moment <= now, times))
     if not due:
         return None

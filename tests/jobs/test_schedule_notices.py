@@ -41,6 +41,7 @@ class Webhook:
                 webhook.types.append(self.headers["Content-Type"])
                 self.send_response(webhook.codes.pop(0) if webhook.codes else 200)
                 self.send_header("Content-Length", "0")
+                self.send_header("Location", webhook.url)
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:

@@ -76,7 +76,7 @@ def test_a_firing_is_started_once_however_often_it_is_asked_for(
     (firing_folder(tmp_path, firing.name) / "go").touch()
     ended = see(place, firing, until="ended")
     assert (ended.state, ended.ending.outcome, ended.ending.counts) == ("ended", "complete", {"images": 3})
-    runs().start(firing)
+    assert runs().start(firing) == str(process)
     assert runs().look(firing).state == "ended"
     assert starts_of(tmp_path, firing) == 1
 

@@ -265,10 +265,21 @@ def test_a_clock_that_is_set_back_fires_nothing_twice(bench: Make) -> None:
     night = bench()
     night.add()
     night.pass_time(minutes=5)
+    before = night.store.firing("nightly-20261123-000400")
     night.be_away(minutes=-3)
     night.pass_time(minutes=5)
     assert list(night.minutes()) == [f"00:0{minute}" for minute in range(1, 8)]
+    assert night.store.firing("nightly-20261123-000400") == before
     assert len(night.place.started) == 7
+
+
+def test_a_clock_that_was_a_year_ahead_stops_no_schedule(bench: Make) -> None:
+    night = bench()
+    night.add(cron="0 * * * *", catch_up="none")
+    night.be_away(minutes=365 * 24 * 60)
+    night.be_away(minutes=-365 * 24 * 60)
+    night.pass_time(minutes=61)
+    assert night.outcomes()["nightly-20261123-010000"] == "complete"
 
 
 def test_this_machine_does_one_run_at_a_time(bench: Make) -> None:
