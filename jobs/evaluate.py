@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from htc_model.rle import decode_lengths
 from htc_model.training.annotations import AnnotationError, CocoAnnotations, read_annotations
 from htc_model.training.scoring import coco_document, score_results
 from jobs.console import say, write_line, write_table
@@ -54,7 +55,7 @@ def report_evaluation(
     """Score a run and write its average precisions, in percent.
 
     Raises:
-        InputError: no such run, no annotated photo in it, or two photos of one name.
+        InputError: no such run, no annotated photo in it, two photos of one name, or a damaged mask.
         SpecError: the annotations cannot be read.
     """
     storage = Storage(storage_section)
@@ -192,9 +193,19 @@ def _detections(
             "bbox": [box["x"], box["y"], box["width"], box["height"]],
         }
         if row["mask"] is not None:
-            detection["segmentation"] = row["mask"]
+            detection["segmentation"] = _whole_mask(row)
         detections.append(detection)
     return detections
+
+
+def _whole_mask(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    # pycocotools believes the counts, and never returns from some that do not fill the mask's size.
+    try:
+        decode_lengths(row["mask"])
+    except ValueError as error:
+        raise InputError(f"A mask of the image {row['image_id']} in the tables is damaged: {error}.") from None
+    mask: Mapping[str, Any] = row["mask"]
+    return mask
 
 
 def _named(names: Sequence[str]) -> str:

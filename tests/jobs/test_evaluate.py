@@ -1,6 +1,8 @@
 """`htc evaluate`: average precision from a run's tables."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,3 +123,21 @@ def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..
     strange.write_text(json.dumps(document))
     with pytest.raises(InputError, match="knows none of the classes"):
         report_evaluation(output.uri, str(strange))
+
+
+def test_a_mask_whose_runs_do_not_fill_it_is_named(output: Output, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    truth = write_truth(output, tmp_path / "truth.json")
+    part = open_results(output.uri).instance_parts("night")[0]
+    table = pq.ParquetFile(part).read()
+    rows = table.to_pylist()
+    rows[0]["mask"]["size"] = [rows[0]["mask"]["size"][0] + 1, rows[0]["mask"]["size"][1]]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    # In a process of its own, under a limit: pycocotools does not come back from such a mask.
+    words = ["evaluate", output.uri, str(truth), "--class", "person", "--class", "dog"]
+    program = f"from jobs import cli\ncli.main({words!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"A mask of the image {rows[0]['image_id']} in the tables is damaged" in done.stderr
