@@ -21,15 +21,16 @@ from pipeline.tables import build_image_row, commit_shard, images_part, instance
 TEMP = ".part-00001.parquet.4711-0a1b2c3d.htc-tmp"
 
 
-def begin(tmp_path: Path, storage: Storage | None = None) -> Run:
-    values = {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "compute.shard_images": 2}
+def begin(tmp_path: Path, storage: Storage | None = None, output: str | None = None) -> Run:
+    output = output or str(tmp_path / "out")
+    values = {"input.uri": str(tmp_path / "in"), "output.uri": output, "compute.shard_images": 2}
     store = storage or Storage()
     return open_run(
         load_spec(None, values),
         {"weights_sha256": "a"},
         store,
         run="night",
-        hold=lambda name: take_lease(store, str(tmp_path / "out"), name),
+        hold=lambda name: take_lease(store, output, name),
     )
 
 
@@ -103,6 +104,21 @@ def test_uploads_that_nobody_completed_are_aborted(s3_server: S3Server, s3_bucke
     left = files.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads", [])
     assert [each["Key"] for each in left] == ["out/images/run=night2/part-00000.parquet"]
     assert remove_leftovers(storage, f"{s3_bucket}/out", "night") == 0
+
+
+@pytest.mark.xdist_group("s3")
+def test_a_resumed_run_on_s3_begins_without_the_uploads_of_dead_attempts(
+    photos: Path, s3_server: S3Server, s3_bucket: str
+) -> None:
+    storage = Storage(StorageSection(endpoint_url=s3_server.endpoint_url))
+    bucket, files = s3_bucket.removeprefix("s3://"), s3_server.files()
+    begin(photos, storage, f"{s3_bucket}/out").close()
+    files.call_s3("create_multipart_upload", Bucket=bucket, Key="out/images/run=night/part-00001.parquet")
+    assert len(files.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]) == 1
+    run = begin(photos, storage, f"{s3_bucket}/out")
+    assert files.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads", []) == []
+    assert run.new_shards() == [0, 1, 2]
+    run.close()
 
 
 def test_a_store_that_lists_no_uploads_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
