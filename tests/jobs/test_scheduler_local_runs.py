@@ -125,6 +125,7 @@ def test_a_run_that_cannot_begin_ends_with_its_own_sentence(firing: Firing, tmp_
 def test_the_job_spec_is_read_anew_each_time(runs: Callable[[], LocalRuns], firing: Firing, tmp_path: Path) -> None:
     place = runs()
     place.start(firing)
+    process_of(tmp_path, firing)
     spec = Path(str(firing.schedule.spec))
     spec.write_text(spec.read_text() + "retry: {max_attempts: 7}\n")
     later = replace(firing, name="nightly-20261124-023000")
