@@ -7,11 +7,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 OBJECT_STORE_BYTES = 100 * 2**20
 PATIENCE_S = 60.0
@@ -23,14 +21,6 @@ class TwoNodes:
 
     address: str
     raylet_pid: int
-
-    @property
-    def has_worker(self) -> bool:
-        """Whether a worker of a run has begun on the second node; one that still begins is nobody's loss."""
-        with suppress(psutil.Error):
-            titles = [" ".join(each.cmdline()) for each in psutil.Process(self.raylet_pid).children()]
-            return any(title.startswith("ray::Worker") and "__init__" not in title for title in titles)
-        return False
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def file_too_large(it: Round) -> Expected:
     """No file of a worker may grow beyond two kilobytes; then it may, and the same command."""
     it.scene.run(replace(SLOW, largest_file=2048))
     it.scene.run_until_done(SLOW, most=2)
-    return Expected(says=("File too large",), commands=2)
+    return Expected(says=("No space left",), commands=2)
 
 
 def can_mount() -> bool:
