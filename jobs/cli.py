@@ -15,7 +15,10 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -30,21 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     try:
         _tolerate_unprintable_text()
-        from typer.main import get_command
-
-        from jobs.commands import (  # noqa: F401 - each adds its commands to the app
-            cluster,
-            exports,
-            manifests,
-            retention,
-            runs,
-            schedules,
-            tables,
-            weights,
-        )
-        from jobs.commands.app import app
-
-        get_command(app).main(args=None if arguments is None else list(arguments), prog_name="htc")
+        load_program().main(args=None if arguments is None else list(arguments), prog_name="htc")
         sys.exit(0)
     except SystemExit as leaving:
         # typer takes Ctrl-C for itself and leaves without a word; a command that took it has said its own.
@@ -66,6 +55,25 @@ def _comes_of_ctrl_c(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
+
+
+def load_program() -> "TyperGroup":
+    """Return `htc` with all its commands."""
+    from typer.main import get_group
+
+    from jobs.commands import (  # noqa: F401 - each adds its commands to the app
+        cluster,
+        exports,
+        manifests,
+        retention,
+        runs,
+        schedules,
+        tables,
+        weights,
+    )
+    from jobs.commands.app import app
+
+    return get_group(app)
 
 
 def _report(error: Exception) -> int:

@@ -22,6 +22,7 @@ from pipeline.progress_file import ProgressFile, remove_progress
 from pipeline.runs import Run, open_run
 from pipeline.selection_counts import selection_lines
 from pipeline.session import Session
+from pipeline.signals import sigterm_interrupts
 from pipeline.storage import Storage
 from pipeline.summary import RunSummary
 
@@ -72,6 +73,7 @@ def run(
             # Stays connected: the session finds it so, and whoever opened it closes it.
             closing.enter_context(ray_cluster(spec.compute, shards=None))
             look_from_nodes(spec, tell=display.note)
+        closing.enter_context(sigterm_interrupts())
         if spec.model.weights != "untrained" and weights_here(spec.model) is None:
             # Half a gigabyte of weights is not fetched for a misspelt input.
             require_images(spec, storage)

@@ -21,7 +21,10 @@ Verb = Literal["read", "write", "list", "delete"]
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full or over quota; free some and run again"),
+    errno.EFBIG: "files may not grow so large here (see `ulimit -f`)",
+}
 # Worth another attempt on a local disk: network file systems hiccup with these. A remote store gets the
 # benefit of the doubt for every errno that is not listed in _LASTING.
 _LOCAL_HICCUPS = {
@@ -138,7 +141,7 @@ def _refusal(
             "or say `storage: {anonymous: true}` for a public bucket."
         )
     if code in _FULL:
-        return StorageError(f"No space left to {verb} {uri}: the disk is full or over quota; free some and run again.")
+        return StorageError(f"No space left to {verb} {uri}: {_FULL[code]}.")
     if isinstance(error, IsADirectoryError):
         return NotFoundError(f"{uri} is a folder, not a file.")
     return None

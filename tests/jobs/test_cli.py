@@ -7,14 +7,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from outputs import Output
 
 from jobs import cli
+from jobs.commands.app import ORDER
 from pipeline.errors import RunError, RunMismatchError, WeightsUnavailableError
 
-COMMANDS = ["run", "plan", "train", "query", "show", "weights", "weights list", "weights fetch", "weights verify"]
+
+def command_names(group: Any, words: str = "") -> Iterator[str]:
+    """Every command there is, `schedule add` as two words."""
+    for name, command in group.commands.items():
+        yield f"{words}{name}"
+        if hasattr(command, "commands"):
+            yield from command_names(command, f"{words}{name} ")
+
+
+COMMANDS = sorted(command_names(cli.load_program()))
 Htc = Callable[..., tuple[int, str, str]]
 
 
@@ -37,6 +48,11 @@ def test_help_is_there_and_names_the_arguments(htc: Htc, command: str) -> None:
     assert code == 0
     assert out.startswith(f"Usage: htc {command}".rstrip())
     assert err == ""
+
+
+def test_every_command_has_its_place_in_the_list() -> None:
+    assert {name for name in COMMANDS if " " not in name} == set(ORDER)
+    assert len(COMMANDS) > len(ORDER)
 
 
 def test_every_flag_of_run_is_documented(htc: Htc) -> None:

@@ -1,5 +1,8 @@
 """What the driver refuses before it asks for weights or starts Ray."""
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from pipeline.config import load_spec
 from pipeline.driver import run
 from pipeline.errors import InputError
+from pipeline.planning import Planning
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["empty", "absent"])
@@ -23,3 +27,27 @@ def test_an_input_without_images_is_told_before_weights_are_fetched(
     with pytest.raises(InputError, match="photos"):
         run(spec)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_driver_that_is_ended_while_it_lists_lets_go_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = Path(__file__).parents[2] / "examples" / "photos"
+    shutil.copytree(photos, tmp_path / "in")
+    held: list[bool] = []
+
+    def ended(planning: Planning, patience_s: float) -> None:
+        if not held:
+            held.append(any(tmp_path.glob("out/runs/*/lease.json")))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Planning, "wait", ended)
+    former = signal.getsignal(signal.SIGTERM)
+    spec = load_spec(
+        None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(spec)
+    assert held == [True]
+    assert not list(tmp_path.glob("out/runs/*/lease.json"))
+    assert signal.getsignal(signal.SIGTERM) is former
