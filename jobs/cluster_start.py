@@ -39,6 +39,11 @@ def complaint() -> str:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         return f"The cluster runs Python {version}, and htc-batch needs {oldest} or later; use another image."
     missing = sorted(name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None)
+    if "ray" in missing:
+        return (
+            f"The cluster's `python` ({version}, {sys.executable}) is not the one that Ray runs on: put that one's "
+            "folder first on the PATH where `ray start` is called."
+        )
     if missing:
         return (
             f"The cluster's Python ({version}, {sys.executable}) lacks {', '.join(missing)}; submit with "

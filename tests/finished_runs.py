@@ -1,5 +1,6 @@
 """Runs as `htc run` leaves them, written through the pipeline's own doors without a network or photos."""
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,8 @@ class MeddledStorage(Storage):
         self.after = after
         self.dies_before = dies_before
         self.changes = 0
+        # Removals run in threads, and `after` is to look at one state.
+        self._one_by_one = threading.Lock()
 
     def write(self, uri: str, payload: bytes) -> None:
         self._count(lambda: super(MeddledStorage, self).write(uri, payload))
@@ -36,11 +39,12 @@ class MeddledStorage(Storage):
         self._count(lambda: super(MeddledStorage, self).delete(uri))
 
     def _count(self, change: Callable[[], None]) -> None:
-        if self.dies_before is not None and self.changes >= self.dies_before:
-            raise PowerCutError
-        change()
-        self.changes += 1
-        self.after(self.changes)
+        with self._one_by_one:
+            if self.dies_before is not None and self.changes >= self.dies_before:
+                raise PowerCutError
+            change()
+            self.changes += 1
+            self.after(self.changes)
 
 
 def write_inputs(folder: Path, count: int) -> str:

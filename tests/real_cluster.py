@@ -51,7 +51,9 @@ def real_cluster(nodes: int, environment: Mapping[str, str]) -> Iterator[RealClu
     # Ray's sockets lie below it, and a socket's path has at most 107 characters.
     folder = tempfile.mkdtemp(prefix="htc-ray-")
     command = [sys.executable, __file__, folder, str(nodes)]
-    settings = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **environment}
+    # A job's `python` is the first on the PATH where Ray was started, which a test run by its path has not set.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    settings = {**os.environ, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **environment}
     settings.pop("RAY_ADDRESS", None)
     try:
         with subprocess.Popen(command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

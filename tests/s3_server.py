@@ -137,7 +137,9 @@ class S3Server:
             "-ip.bind=127.0.0.1",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=128",
-            "-volume.max=0",
+            # Each bucket takes seven volumes, which are empty files at first; by itself the server allows as many
+            # as the disk could hold full ones.
+            "-volume.max=10000",
             "-filer",
             "-s3",
             f"-s3.config={self.folder / 'identities.json'}",

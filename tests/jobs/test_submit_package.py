@@ -108,13 +108,16 @@ def test_ray_installs_all_libraries_but_itself() -> None:
 def test_every_library_is_looked_for_on_the_cluster() -> None:
     names = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in requirements()}
     # The others serve the operator's side: schedules and the Jobs API.
-    assert names - set(NEEDED.values()) == {"apscheduler", "cron-descriptor", "requests", "sqlalchemy", "tzdata"}
+    operators = {"apscheduler", "cron-descriptor", "cronsim", "requests", "sqlalchemy", "tzdata"}
+    assert names - set(NEEDED.values()) == operators
 
 
 def test_a_cluster_that_lacks_libraries_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert complaint() == ""
     monkeypatch.setitem(NEEDED, "a_module_that_nobody_has", "that-library")
     assert "lacks that-library; submit with --runtime-env pip" in complaint()
+    monkeypatch.setitem(NEEDED, "another_that_nobody_has", "ray")
+    assert "is not the one that Ray runs on" in complaint()
     monkeypatch.setattr("sys.version_info", (3, 9, 18, "final", 0))
     assert complaint() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
 
