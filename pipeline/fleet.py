@@ -35,6 +35,9 @@ from pipeline.worker import MAX_CONCURRENCY, Worker, WorkerSettings
 PROGRESS_EVERY_S = 1.0
 # A worker whose code holds the interpreter's lock cannot answer, and sound code does so for seconds at times.
 MIN_SILENCE_S = 30.0
+# For the last question to all workers, which sound ones answer in milliseconds.
+FINAL_CHECK_S = 2.0
+LOST_RAYLET = "the raylet of its node died"
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,8 @@ class Fleet:
             except self._deaths as error:
                 dead.setdefault(worker, _Cause(describe_death(error), was_preempted(error)))
                 continue
-            if isinstance(event, Hang):
-                dead.setdefault(worker, _Cause(event.reason, hang=event))
+            if isinstance(event, _Cause):
+                dead.setdefault(worker, event)
             elif event is not None:
                 events.append(event)
         for worker in self._silent_workers():
@@ -171,19 +174,36 @@ class Fleet:
         events += [self._bury(worker, cause) for worker, cause in dead.items() if worker in self._members]
         return events + self._retire()
 
+    def final_check(self) -> list[WorkerDied]:
+        """Ask every ready worker once more: the death of one that held no shard goes unnoticed otherwise."""
+        asked = {member.handle.progress.remote(): number for number, member in self._members.items() if member.is_ready}
+        if not asked:
+            return []
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=FINAL_CHECK_S)
+        dead: dict[int, _Cause] = {}
+        for ref in answered:
+            try:
+                if ray.get(ref).has_lost_raylet:
+                    dead[asked[ref]] = _Cause(LOST_RAYLET, was_preempted=True)
+            except self._deaths as error:
+                dead[asked[ref]] = _Cause(describe_death(error), was_preempted(error))
+        return [self._bury(worker, cause) for worker, cause in dead.items()]
+
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""
         for worker in list(self._members):
             self._kill(worker)
 
-    def _receive(self, worker: int, ref: Any) -> Event | Hang | None:
+    def _receive(self, worker: int, ref: Any) -> Event | _Cause | None:
         member = self._members[worker]
         if ref == member.progress_ref:
             member.progress_ref = None
             progress: WorkerProgress = ray.get(ref)
             held = set(member.shard_refs.values())
             member.images_done = sum(done for index, done in progress.images_done.items() if index in held)
-            return progress.hang
+            if progress.has_lost_raylet:
+                return _Cause(LOST_RAYLET, was_preempted=True)
+            return _Cause(progress.hang.reason, hang=progress.hang) if progress.hang else None
         if ref == member.begun_ref:
             ray.get(ref)
             member.begun_at = time.monotonic()

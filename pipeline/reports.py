@@ -149,7 +149,10 @@ class WorkerProgress:
 
     images_done: images done in shards that are not committed yet, by shard.
     hang: the images that hang, if any do.
+    has_lost_raylet: whether the raylet that started the worker's process is dead; Ray ends such a process within a
+        second or so, and declares its node dead much later.
     """
 
     images_done: Mapping[int, int] = field(default_factory=dict)
     hang: Hang | None = None
+    has_lost_raylet: bool = False

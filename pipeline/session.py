@@ -107,6 +107,9 @@ class Session:
                     self._handle(fleet, event)
                 self._judge()
                 self._show(fleet)
+            if not self._stop.is_set:
+                for death in fleet.final_check():
+                    self._note_death(death)
         finally:
             fleet.shut_down()
 
@@ -234,10 +237,13 @@ class Session:
             raise error
         self._display.note(f"A worker could not load the model, trying again: {failure.reason}")
 
-    def _died(self, death: WorkerDied) -> None:
+    def _note_death(self, death: WorkerDied) -> None:
         self._tally.worker_lost()
         lost = ", ".join(map(str, death.lost_shards)) or "none"
         self._display.note(f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}.")
+
+    def _died(self, death: WorkerDied) -> None:
+        self._note_death(death)
         if not death.was_ready:
             self._start_failures += 1
             if self._start_failures >= MAX_START_FAILURES:

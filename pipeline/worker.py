@@ -65,6 +65,8 @@ class Worker:
         self._lock = threading.Lock()
         self._contact = Contact(settings.spec.storage.patience_s)
         self._metrics = WorkerMetrics(settings.run)
+        # The raylet starts the workers of its node; when it dies, the system gives its children another parent.
+        self._parent = os.getppid()
 
     def start(self) -> WorkerReady | WorkerFailure:
         """Load the model; failures come back as values, never as exceptions."""
@@ -105,7 +107,7 @@ class Worker:
                 del self._claims[shard.index]
 
     def progress(self) -> WorkerProgress:
-        """Images done in the shards that are under way, and what hangs."""
+        """Images done in the shards that are under way, what hangs, and whether the raylet is still there."""
         self._hear()
         hang = None
         if self._processor is not None:
@@ -113,7 +115,7 @@ class Worker:
             # The driver asks about once a second, which is often enough for them as well.
             self._metrics.tell(self._processor.totals())
         with self._lock:
-            return WorkerProgress(dict(self._images_done), hang)
+            return WorkerProgress(dict(self._images_done), hang, has_lost_raylet=os.getppid() != self._parent)
 
     def abandon(self, index: int) -> bool:
         """Leave the commit of a shard to the driver; False when it has begun or the attempt has ended."""

@@ -93,6 +93,9 @@ class LocalFleet:
                 return [self._step(number, member)]
         return []
 
+    def final_check(self) -> list[WorkerDied]:
+        return []
+
     def shut_down(self) -> None:
         self._members.clear()
 

@@ -114,3 +114,35 @@ def test_a_worker_that_never_has_its_model_is_ended_once_its_process_is_there(
     assert "loading its model for 1801 s; the limit is retry.start_timeout_s" in death.reason
     assert killed == [member.handle]
     assert fleet.size == 1
+
+
+class HandleWithoutRaylet(FakeHandle):
+    """An actor whose raylet has died."""
+
+    progress = FakeCall(WorkerProgress(has_lost_raylet=True))
+
+
+def test_a_worker_that_lost_its_raylet_is_replaced_and_its_shards_are_not_charged(
+    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = fleet_with(tmp_path)
+    fleet.submit(0, Shard(7, ()), Assignment(7, 1, is_last=False))
+    member = fleet._members[0]
+    # Only the question for progress is answered.
+    member.progress_ref = HandleWithoutRaylet.progress.remote()
+    monkeypatch.setattr(ray, "wait", lambda refs, **options: ([member.progress_ref], []))
+    (death,) = fleet.events(0.0)
+    assert isinstance(death, WorkerDied)
+    assert (death.lost_shards, death.was_preempted, "raylet" in death.reason) == ((7,), True, True)
+    assert killed == [member.handle]
+
+
+def test_the_death_of_a_worker_that_holds_no_shard_is_found_at_the_end(
+    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = fleet_with(tmp_path)
+    assert fleet.final_check() == []
+    fleet._members[0].handle = HandleWithoutRaylet()
+    (death,) = fleet.final_check()
+    assert (death.worker, death.lost_shards, "raylet" in death.reason) == (0, (), True)
+    assert fleet.final_check() == []

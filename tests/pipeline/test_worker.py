@@ -10,6 +10,7 @@ from shard_bench import Bench, fake, refs_of, spec_for
 
 import pipeline.shard
 import pipeline.stages
+import pipeline.worker
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.assignments import Assignment
 from pipeline.batching import BatchSize
@@ -251,3 +252,11 @@ def test_a_worker_without_a_model_refuses_shards(tmp_path: Path) -> None:
     failure = worker_for(tmp_path, LoadFake()).run_shard(Shard(0, ()), Assignment(0, 1, False))
     assert isinstance(failure, ShardFailure)
     assert failure.kind == "bug"
+
+
+def test_a_worker_reports_that_its_raylet_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = worker_for(tmp_path, LoadFake())
+    assert not worker.progress().has_lost_raylet
+    # What the system says once the parent is dead and its children are another process's.
+    monkeypatch.setattr(pipeline.worker.os, "getppid", lambda: 1)
+    assert worker.progress().has_lost_raylet
