@@ -84,14 +84,14 @@ def raylet_killed(it: Round) -> Expected:
     """
     if it.proxy is not None:
         it.proxy.inject([Fault("forbidden", 0.3, ("GET",), "/in/", first=1)])
-    slow, it.scene.flags = Plan(delay_s=0.4), ("--batch-size", "1")
+    slow, it.scene.flags = Plan(delay_s=1.0), ("--batch-size", "1")
     environment = it.scene.prepare(slow)
     with two_nodes(it.scene.ray_folder, environment) as cluster:
         it.scene.environment = {**it.scene.environment, "RAY_ADDRESS": cluster.address}
         it.scene.start(slow)
         # Both workers are at it by then.
         it.scene.wait_for_log(r"[1-9]\d*/\d+ images, ")
-        wait(it.scene, it.random.uniform(0.0, 5.0))
+        wait(it.scene, it.random.uniform(0.0, 7.0))
         os.kill(cluster.raylet_pid, signal.SIGKILL)
         killed_at = time.monotonic()
         it.scene.end()
