@@ -63,6 +63,10 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
 def _report_failures(summary: RunSummary) -> None:
     bad = sum(count for status, count in summary.statuses.items() if status != "ok")
     budget = f"{summary.error_rate:.2%} of the images, the budget is {summary.max_error_rate:.2%}"
+    if summary.max_errors > summary.max_error_rate * summary.images:
+        budget += f" or {count_of(summary.max_errors, 'image')}"
+    if summary.repeated_errors:
+        budget = f"{summary.repeated_errors:,} failed before as well and do not count; the others are {budget}"
     write_line(f"{count_of(bad, 'image')} without instances to trust ({budget}):")
     reasons = list(summary.failure_reasons.items())
     rows = [(f"{count:,}", reason) for reason, count in reasons[:MAX_REASONS]]

@@ -64,7 +64,7 @@ class Session:
         self._throughput = Throughput()
         self._stop = StopRequest()
         self._start_failures = 0
-        self._budget = ErrorBudget(spec.retry.max_error_rate)
+        self._budget = ErrorBudget(spec.retry.max_error_rate, spec.retry.max_errors)
         self._hopeless = ""
         self._ledger = ShardLedger(
             max_attempts=spec.retry.max_attempts,
@@ -181,9 +181,16 @@ class Session:
         is_drawn = is_planned and self._budget.wants_sample(
             images_done=self._tally.images_done, errors=self._tally.fresh_errors
         )
+        waiting = self._ledger.untouched
         assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_drawn=is_drawn)
         if assignment is not None and assignment.is_drawn:
-            self._budget.drew(assignment.index)
+            self._budget.sampled(
+                assignment.index,
+                shards=waiting,
+                shard_images=self._run.manifest.shard_images,
+                images=self._run.image_count,
+                errors=self._tally.fresh_errors,
+            )
         if assignment is None and is_planned and not held:
             assignment = self._ledger.copy_for(worker)
             if assignment is not None:

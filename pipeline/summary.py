@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from pipeline.error_budget import allowed_errors
 from pipeline.reports import ImageFailure
 
 RunStatus = Literal["complete", "incomplete", "over_error_budget", "interrupted"]
@@ -21,7 +22,9 @@ class RunSummary:
     reason: one sentence for a person when the status is not "complete", else empty.
     images: input images; `images_done` of them have their row.
     statuses: rows by status.
-    error_rate: rows that are not ok by all images, 0 to 1; `max_error_rate` is the budget.
+    errors: rows that are not ok and count against the error budget. repeated_errors: the other rows that are not ok: of
+        an incremental run's images that were not ok before either.
+    error_rate: `errors` by `images`, 0 to 1; `max_error_rate` is the budget, `max_errors` its floor.
     instances: rows in `instances`.
     session_images, seconds, images_per_s: of this session alone, start-up included.
     stage_shares: parts of the workers' time by stage, adding up to 1; this session.
@@ -47,6 +50,9 @@ class RunSummary:
     session_images: int
     seconds: float
     images_per_s: float
+    errors: int = 0
+    repeated_errors: int = 0
+    max_errors: int = 0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
     failure_examples: tuple[ImageFailure, ...] = ()
@@ -79,18 +85,22 @@ def judge(
     is_interrupted: bool,
     hopeless: str = "",
     is_planned: bool = True,
+    max_errors: int = 0,
+    is_any_ok: bool = True,
 ) -> tuple[RunStatus, str]:
     """Decide how a run ended.
 
     Args:
         images: input images.
         images_done: images that have their row.
-        errors: rows that are not ok.
+        errors: rows that are not ok and count against the error budget.
         max_error_rate: the budget, 0 to 1; a rate equal to it is within.
         has_bug: whether a shard was given up because of an exception that nobody foresaw.
         is_interrupted: whether a person or the system stopped the run.
         hopeless: why it was stopped before its end, when it could not end within the budget.
-        is_planned: whether the input was listed to its end; until then nobody knows how many images there are.
+        is_planned: whether the input was listed to its end; until then it is not known how many images there are.
+        max_errors: the floor of the budget, see `error_budget.allowed_errors`.
+        is_any_ok: whether any row is ok; without one there is no floor.
 
     Returns:
         The status and one sentence, empty for "complete".
@@ -103,10 +113,12 @@ def judge(
         )
     if has_bug:
         return "incomplete", "A shard failed with an exception of this program; its images are marked failed."
-    if images and errors / images > max_error_rate:
+    floor = max_errors if is_any_ok else 0
+    if errors > (allowed := allowed_errors(images, max_error_rate, floor)):
+        in_numbers = f", that is {allowed}" if allowed else ""
         return (
             "over_error_budget",
-            f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {max_error_rate:.1%}.",
+            f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {max_error_rate:.1%}{in_numbers}.",
         )
     return "complete", ""
 

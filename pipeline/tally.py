@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 
+import numpy as np
+
 from pipeline.assignments import Settled
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError, ImageStatus, RunError, StorageError
@@ -65,11 +67,12 @@ class Tally:
 
     @property
     def fresh_errors(self) -> int:
-        """Rows that are not ok, less those that may be because they were not ok before: these are no news.
+        """Rows that are not ok and whose images were ok, other or unknown before: what counts against the budget.
 
-        A night that tries last night's three failures again, and nothing else, is not over its error budget.
+        That an image is not ok that was not ok before either is no news: an incremental run that tries three failures
+        again, and nothing else, is not over its error budget.
         """
-        return max(0, self.errors - self._run.manifest.selection.get("retried", 0))
+        return self.errors - self._repeats
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -89,6 +92,7 @@ class Tally:
     def committed(self, report: ShardReport) -> None:
         """Note a shard that a worker committed."""
         self._statuses.update(report.statuses)
+        self._repeats += report.repeats
         self._instances += report.instances
         self.session_images += report.images
         self._stages.add(report.stage_s)
@@ -151,6 +155,8 @@ class Tally:
             images_done=self.images_done,
             errors=self.fresh_errors,
             max_error_rate=self._spec.retry.max_error_rate,
+            max_errors=self._spec.retry.max_errors,
+            is_any_ok=self._statuses["ok"] > 0,
             has_bug=self._has_bug,
             is_interrupted=signal_name is not None,
             hopeless=hopeless,
@@ -164,8 +170,11 @@ class Tally:
             images=images,
             images_done=self.images_done,
             statuses=self.statuses,
-            error_rate=self.errors / images if images else 0.0,
+            errors=self.fresh_errors,
+            repeated_errors=self._repeats,
+            error_rate=self.fresh_errors / images if images else 0.0,
             max_error_rate=self._spec.retry.max_error_rate,
+            max_errors=self._spec.retry.max_errors,
             instances=self._instances,
             session_images=self.session_images,
             seconds=seconds,
@@ -189,17 +198,23 @@ class Tally:
 
     def _forget(self) -> None:
         self._statuses: Counter[ImageStatus] = Counter()
+        self._repeats = 0
         self._instances = 0
         self._reasons: Counter[str] = Counter()
         self._examples: list[ImageFailure] = []
 
     def _count_tables(self) -> None:
-        columns = ["uri", "status", "error", "instances"]
+        columns = ["image_id", "uri", "status", "error", "instances"]
         table = open_results(self._spec.output.uri, self._storage).images(self._run.name, columns)
+        repeats = None
         for batch in table.to_batches():
             statuses = batch.column("status").to_pylist()
             self._statuses.update(statuses)
             self._instances += sum(batch.column("instances").to_pylist())
+            ids = np.asarray(batch.column("image_id"))[[status != "ok" for status in statuses]]
+            if len(ids):
+                repeats = self._run.repeats() if repeats is None else repeats
+                self._repeats += int(np.isin(ids, repeats).sum())
             for position, status in enumerate(statuses):
                 if status != "ok":
                     uri, reason = batch.column("uri")[position].as_py(), batch.column("error")[position].as_py()

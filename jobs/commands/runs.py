@@ -33,6 +33,7 @@ def run(
     where: options.Where = None,
     max_deleted_share: options.MaxDeletedShare = None,
     max_error_rate: options.MaxErrorRate = None,
+    max_errors: options.MaxErrors = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
 ) -> None:
@@ -69,6 +70,7 @@ def plan(
     where: options.Where = None,
     max_deleted_share: options.MaxDeletedShare = None,
     max_error_rate: options.MaxErrorRate = None,
+    max_errors: options.MaxErrors = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
     no_model: Annotated[
