@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jobs.console import say, write_line, write_table
 from pipeline.config import JobSpec
+from pipeline.outcomes import in_words
 from pipeline.progress import count_of, format_duration
 from pipeline.summary import RunSummary
 
@@ -42,7 +43,7 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     done = f"{count_of(summary.images_done, 'image')}"
     if summary.images_done < summary.images:
         done = f"{summary.images_done:,} of {count_of(summary.images, 'image')}"
-    yield "run", f"{summary.run} ({summary.status.replace('_', ' ')})"
+    yield "run", f"{summary.run} ({in_words(summary.status)})"
     yield "images", f"{done}: {counts}" if counts else done
     yield "instances", f"{summary.instances:,}"
     if summary.session_images:

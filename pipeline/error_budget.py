@@ -43,7 +43,7 @@ def next_wealth(wealth: NDArray[np.float64], value: NDArray[np.float64], mean: N
     Args:
         wealth: of each gambler, [..., BETS]; each begins with 1.
         value: what was observed, 0 to 1; [..., 1].
-        mean: what it is at most on average if the hypothesis is true, given all that was known before; above 0; [..., 1].
+        mean: what it is at most on average if the hypothesis is true, given all known before; above 0; [..., 1].
     """
     wealth *= 1 + BETS * (value / mean - 1)
 
@@ -51,9 +51,9 @@ def next_wealth(wealth: NDArray[np.float64], value: NDArray[np.float64], mean: N
 class SequentialTest:
     """Tests that values in [0, 1] have no larger means than is claimed, each given what was known before it.
 
-    Testing by betting (Waudby-Smith and Ramdas, 2024, doi:10.1093/jrsssb/qkad009, section 4). A gambler who stakes the
-    share c of the wealth on each value has it multiplied by 1 + c (value / mean - 1), which is 1 on average, or less, as
-    long as the claim is true. So the wealth is a nonnegative supermartingale, also for dependent values and without
+    Testing by betting (Waudby-Smith and Ramdas, 2024, doi:10.1093/jrsssb/qkad009). A gambler who stakes the share c of
+    the wealth on each value has it multiplied by 1 + c (value / mean - 1), which is 1 on average, or less, as long as
+    the claim is true. So the wealth is a nonnegative supermartingale, also for dependent values and without
     replacement, and so is the mean of several gamblers'. By Ville's inequality (1939) it ever reaches 1 / p with a
     probability of p at most, however often one looks. For values that are 0 or 1 it is Wald's sequential probability
     ratio test (1945).

@@ -169,8 +169,8 @@ class Selection:
 def failed_before(history: History, refs: Sequence[ImageRef]) -> NDArray[np.bool_]:
     """Tell of which images the newest earlier row is not ok, and of this very version; [N] bool.
 
-    Such an image that is not ok again is no news. One whose version is unknown now as it was then, such as an entry of a
-    text listing that is missing, counts as the same.
+    Such an image that is not ok again is no news. One whose version is unknown now as it was then, such as an entry of
+    a text listing that is missing, counts as the same.
     """
     ids = np.fromiter((image_id(ref.uri) for ref in refs), np.int64, len(refs))
     is_known, at = history.find(ids)

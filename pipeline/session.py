@@ -20,6 +20,7 @@ from pipeline.events import (
 )
 from pipeline.ledger import ShardLedger
 from pipeline.metrics import Throughput
+from pipeline.outcomes import exit_code_of
 from pipeline.progress import ProgressDisplay, RunProgress
 from pipeline.reports import PieceReport, ShardFailure, ShardReport, WorkerFailure
 from pipeline.runs import Run
@@ -150,7 +151,7 @@ class Session:
             if summary.status == "complete":
                 # Whoever waits for exit code 0 reads the summary next; the same command writes it.
                 reason = f"Every image has its row, but summary.json could not be written: {error}"
-                return replace(summary, status="incomplete", exit_code=1, reason=reason)
+                return replace(summary, status="incomplete", exit_code=exit_code_of("incomplete"), reason=reason)
         return summary
 
     def _settings(self, plan: WorkerPlan) -> WorkerSettings:

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
 
 from pipeline.error_budget import allowed_errors
+from pipeline.outcomes import Outcome
 from pipeline.reports import ImageFailure
 
-RunStatus = Literal["complete", "incomplete", "over_error_budget", "interrupted"]
 # Enough to see what is wrong; the `images` table has them all.
 MAX_EXAMPLES = 50
 
@@ -17,8 +16,8 @@ class RunSummary:
     """The outcome of one session of a run; totals are of the whole run, earlier sessions included.
 
     run: the run's name.
-    status: "complete" when every image has its row and the error rate is within the budget.
-    exit_code: 0 for complete, 1 for everything else.
+    status: see `outcomes`.
+    exit_code: 0 for complete, 1 for everything else; see `outcomes`.
     reason: one sentence for a person when the status is not "complete", else empty.
     images: input images; `images_done` of them have their row.
     statuses: rows by status.
@@ -38,7 +37,7 @@ class RunSummary:
     """
 
     run: str
-    status: RunStatus
+    status: Outcome
     exit_code: int
     reason: str
     images: int
@@ -87,7 +86,7 @@ def judge(
     is_planned: bool = True,
     max_errors: int = 0,
     is_any_ok: bool = True,
-) -> tuple[RunStatus, str]:
+) -> tuple[Outcome, str]:
     """Decide how a run ended.
 
     Args:
@@ -115,11 +114,9 @@ def judge(
         return "incomplete", "A shard failed with an exception of this program; its images are marked failed."
     floor = max_errors if is_any_ok else 0
     if errors > (allowed := allowed_errors(images, max_error_rate, floor)):
-        in_numbers = f", that is {allowed}" if allowed else ""
-        return (
-            "over_error_budget",
-            f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {max_error_rate:.1%}{in_numbers}.",
-        )
+        share = f"{max_error_rate:.1%}, that is {allowed}" if allowed else f"{max_error_rate:.1%}"
+        reason = f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {share}."
+        return "over_error_budget", reason
     return "complete", ""
 
 

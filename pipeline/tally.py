@@ -10,6 +10,7 @@ from pipeline.config import JobSpec
 from pipeline.errors import HtcError, ImageStatus, RunError, StorageError
 from pipeline.gathering import gather_rows, report_of
 from pipeline.metrics import StageClock, Throughput
+from pipeline.outcomes import exit_code_of
 from pipeline.plan import Shard
 from pipeline.ray_metrics import DriverMetrics
 from pipeline.records import run_folder
@@ -165,7 +166,7 @@ class Tally:
         return RunSummary(
             run=self._run.name,
             status=status,
-            exit_code=0 if status == "complete" else 1,
+            exit_code=exit_code_of(status),
             reason=reason,
             images=images,
             images_done=self.images_done,

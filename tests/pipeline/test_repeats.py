@@ -1,4 +1,4 @@
-"""Images that were not ok before and are not ok again are no news; every other bad image counts, in each session alike."""
+"""Images that were not ok before and are not ok again are no news; every other bad image counts."""
 
 from pathlib import Path
 
