@@ -32,9 +32,10 @@ class EarlierRows:
         records: the runs', oldest first: the `order` of an event is the place here. runs: their names.
     """
 
-    def __init__(self, results: "Results") -> None:
-        self.records = results.records
-        self.runs = results.runs()
+    def __init__(self, results: "Results", *, run: str | None = None) -> None:
+        """`run`: only this one; by default all of them."""
+        self.records = tuple(record for record in results.records if run is None or record.run == run)
+        self.runs = [record.run for record in self.records]
         self._results = results
         self._parts: list[tuple[int, str]] = []
         is_here = is_local(results.output_uri)

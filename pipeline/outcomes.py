@@ -23,8 +23,9 @@ OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 EXIT_COMPLETE: Final = 0
 EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
 EXIT_INPUT_CHANGED: Final = 3
-"""Of a run that was complete before, while its input is another one by now; 2 is bad usage, a bad spec or input."""
+"""Of a run that was complete before, while its input is another one by now."""
 
 
 @dataclass(frozen=True)

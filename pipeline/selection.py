@@ -121,12 +121,12 @@ class Selection:
         reasons = np.full(len(batch), _NEW)
         if not is_known.any():
             return reasons if self._retry != "failed" else np.full(len(batch), _NOT_SELECTED)
-        etags, sizes = _versions(batch)
+        etags, sizes = versions_of(batch)
         entries = self.history.entries[at]
         newest, ok = entries["newest"], entries["ok"]
         has_ok = ok["order"] >= 0
-        is_fresh = has_ok & self.traits.is_same_model[ok["order"]] & _is_same_version(etags, sizes, ok)
-        is_changed = ~_is_same_version(etags, sizes, newest)
+        is_fresh = has_ok & self.traits.is_same_model[ok["order"]] & is_same_version(etags, sizes, ok)
+        is_changed = ~is_same_version(etags, sizes, newest)
         is_own = self.traits.is_same_model[newest["order"]]
         if self._retry == "failed":
             is_again = is_known & (newest["kind"] != OK)
@@ -176,19 +176,19 @@ def failed_before(history: History, refs: Sequence[ImageRef]) -> NDArray[np.bool
     is_known, at = history.find(ids)
     if not is_known.any():
         return np.zeros(len(refs), bool)
-    etags, sizes = _versions(refs)
+    etags, sizes = versions_of(refs)
     newest = history.entries["newest"][at]
     has_none = (etags == 0) & (sizes < 0) & (newest["etag"] == 0) & (newest["bytes"] < 0)
-    return np.asarray(is_known & (newest["kind"] != OK) & (_is_same_version(etags, sizes, newest) | has_none))
+    return np.asarray(is_known & (newest["kind"] != OK) & (is_same_version(etags, sizes, newest) | has_none))
 
 
-def _versions(refs: Sequence[ImageRef]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def versions_of(refs: Sequence[ImageRef]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return the hashed etags, 0 for unknown, and the encoded bytes, -1 for unknown; [N] each."""
     etags = hash_etags((ref.etag for ref in refs), len(refs))
     return etags, np.fromiter((-1 if ref.bytes is None else ref.bytes for ref in refs), np.int64, len(refs))
 
 
-def _is_same_version(etags: NDArray[np.uint64], sizes: NDArray[np.int64], known: NDArray[Any]) -> NDArray[np.bool_]:
+def is_same_version(etags: NDArray[np.uint64], sizes: NDArray[np.int64], known: NDArray[Any]) -> NDArray[np.bool_]:
     """Compare versions where both are known, else sizes where both are, else say no."""
     has_both = (etags != 0) & (known["etag"] != 0)
     has_sizes = (sizes >= 0) & (known["bytes"] >= 0)
