@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jobs.console import say, write_line, write_table
 from pipeline.config import JobSpec
+from pipeline.error_budget import allowed_errors
 from pipeline.outcomes import in_words
 from pipeline.progress import count_of, format_duration
 from pipeline.summary import RunSummary
@@ -64,8 +65,9 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
 def _report_failures(summary: RunSummary) -> None:
     bad = sum(count for status, count in summary.statuses.items() if status != "ok")
     budget = f"{summary.error_rate:.2%} of the images, the budget is {summary.max_error_rate:.2%}"
-    if summary.max_errors > summary.max_error_rate * summary.images:
-        budget += f" or {count_of(summary.max_errors, 'image')}"
+    allowed = allowed_errors(summary.images, summary.max_error_rate, summary.max_errors)
+    if summary.status == "complete" and allowed > summary.max_error_rate * summary.images:
+        budget += f", but at least {count_of(allowed, 'image')}"
     if summary.repeated_errors:
         budget = f"{summary.repeated_errors:,} failed before as well and do not count; the others are {budget}"
     write_line(f"{count_of(bad, 'image')} without instances to trust ({budget}):")

@@ -126,7 +126,7 @@ def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSp
     if changes is None or not changes.has_any:
         return summary
     way = way_on(changes, is_named=is_named, max_deleted_share=spec.select.max_deleted_share)
-    reason = f"The input has changed since the run {summary.run} listed it: {changes.counts()}. {way}"
+    reason = f"The run {summary.run} is complete, and its input has changed since: {changes.counts()}. {way}"
     exit_code = EXIT_INPUT_CHANGED if summary.exit_code == EXIT_COMPLETE else summary.exit_code
     return replace(summary, exit_code=exit_code, reason=f"{summary.reason} {reason}".strip())
 

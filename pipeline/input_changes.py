@@ -1,12 +1,13 @@
-"""What of a complete run's input is new, changed or gone since: the input listed again, beside the run's rows.
+"""What of a complete run's input is new, changed or gone since: the input listed again, beside the rows.
 
-The rows are compared and not the frozen manifest, as they hold the versions that were read. It is what an incremental
-run does, so that the same command with --incremental finds just what is said here. Everything streams, and what is
+The rows are compared and not the frozen manifest, as they hold the versions that were read, and as later incremental
+runs have rows too. So the same command with --incremental finds just what is said here. Everything streams, and what is
 known of the run lies on disk once it is large, see `history`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -18,6 +19,7 @@ from pipeline.earlier import EarlierRows
 from pipeline.errors import HtcError, InputError, NotFoundError, StorageError
 from pipeline.history import MISSING, build_history
 from pipeline.progress import count_of
+from pipeline.records import is_of_input
 from pipeline.refs import ImageRef, image_id
 from pipeline.results import Results
 from pipeline.selection import BATCH_IMAGES, STAT_THREADS, is_same_version, versions_of
@@ -72,7 +74,7 @@ class InputComparison:
     """Watches a listing go by and counts what differs from a run's rows."""
 
     def __init__(self, spec: JobSpec, storage: Storage, run: str) -> None:
-        """Read the run's rows.
+        """Read the rows of the run, and of later ones over the same input: what these did is nothing new.
 
         Raises:
             StorageError: they cannot be read.
@@ -80,11 +82,11 @@ class InputComparison:
         self._spec = spec
         self._storage = storage
         try:
-            self._rows = EarlierRows(Results(spec.output.uri, storage), run=run)
+            self._rows = _rows_since(spec, storage, run)
             self._history = build_history(self._rows.events())
         except NotFoundError:
-            # Compacted since its parts were looked up.
-            self._rows = EarlierRows(Results(spec.output.uri, storage), run=run)
+            # Compacted or pruned since its parts were looked up.
+            self._rows = _rows_since(spec, storage, run)
             self._history = build_history(self._rows.events())
         self._counts = dict.fromkeys(("new", "changed", "gone"), 0)
         self._names: dict[str, list[str]] = {"new": [], "changed": [], "gone": []}
@@ -100,12 +102,12 @@ class InputComparison:
 
     def changes(self) -> InputChanges:
         """Return what differs; to be asked when the listing has come to its end."""
-        _, places = self._history.unseen(np.ones(1, bool))
+        _, places = self._history.unseen(np.ones(len(self._rows.runs), bool))
         if self._spec.input.limit is not None:
             places = self._places_gone_behind_limit(places)
         self._counts["gone"] += len(places)
-        wanted = places[: MAX_NAMES - len(self._names["gone"])]
-        self._names["gone"] += self._uris_at(wanted)
+        with closing(self._uris_at(places)) as uris:
+            self._names["gone"] += islice(uris, MAX_NAMES - len(self._names["gone"]))
         return InputChanges(
             **self._counts,
             known=len(self._history),
@@ -170,11 +172,11 @@ class InputComparison:
 
     def _places_gone_behind_limit(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of images that were not listed up to input.limit, keep those that are not there any more."""
-        asked = places[:MAX_QUESTIONS]
+        asked = list(self._uris_at(places[:MAX_QUESTIONS]))
         self._unasked += len(places) - len(asked)
         with ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat") as pool:
-            is_there = list(pool.map(self._is_there, self._uris_at(asked)))
-        return self._places_of([uri for uri, is_so in zip(self._uris_at(asked), is_there, strict=True) if not is_so])
+            is_there = list(pool.map(self._is_there, asked))
+        return self._places_of([uri for uri, is_so in zip(asked, is_there, strict=True) if not is_so])
 
     def _is_there(self, uri: str) -> bool:
         try:
@@ -192,9 +194,10 @@ class InputComparison:
         is_known, at = self._history.find(ids)
         return at[is_known]
 
-    def _uris_at(self, places: NDArray[np.int64]) -> list[str]:
-        tables = self._rows.tell_names(self._history, places)
-        return [uri for table in tables for uri in table.column("uri").to_pylist()]
+    def _uris_at(self, places: NDArray[np.int64]) -> Generator[str]:
+        """Yield the names of images of the run, in the run's order, and read no further than is asked for."""
+        for table in self._rows.tell_names(self._history, places):
+            yield from table.column("uri").to_pylist()
 
     def _note(self, kind: str, uris: Sequence[str]) -> None:
         self._counts[kind] += len(uris)
@@ -237,6 +240,12 @@ def way_on(changes: InputChanges, *, is_named: bool, max_deleted_share: float) -
         share = ", and with --max-deleted-share 1 if they are really gone"
     does = "does what is new or changed" if changes.new or changes.changed else "records what is gone"
     return f"The same command with --incremental{name}{share} {does}; --fresh{name} does every image again."
+
+
+def _rows_since(spec: JobSpec, storage: Storage, run: str) -> EarlierRows:
+    results = Results(spec.output.uri, storage)
+    since = results.records[results.runs().index(run) :]
+    return EarlierRows(results, records=[each for each in since if each.run == run or is_of_input(each, spec)])
 
 
 def _named(names: Sequence[str], count: int) -> str:
