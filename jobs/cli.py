@@ -1,7 +1,8 @@
 """The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
 
-Exit codes: 0 complete, 1 incomplete, over the error budget or failed, 2 bad usage or spec, 130 (as shells say)
-stopped by Ctrl-C; a run that Ctrl-C stops counts as incomplete and says how to resume.
+Exit codes: 0 complete; 1 incomplete, interrupted, over the error budget or failed; 2 bad usage, spec or input; 3 (`run`
+and `plan`) complete before, while the input has changed since; 130 (as shells say) stopped by Ctrl-C. A run that Ctrl-C
+stops has the exit code 1 and says how to resume.
 
 Only the standard library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands
 are in `jobs.commands`.

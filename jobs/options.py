@@ -22,6 +22,7 @@ OVERRIDES: Mapping[str, str] = {
     "batch_size": "compute.batch_size",
     "shard_images": "compute.shard_images",
     "max_error_rate": "retry.max_error_rate",
+    "max_errors": "retry.max_errors",
     "where": "select.where",
     "max_deleted_share": "select.max_deleted_share",
     "endpoint_url": "storage.endpoint_url",
@@ -98,6 +99,15 @@ MaxErrorRate = Annotated[
         "--max-error-rate",
         metavar="F",
         help="Share of bad images up to which the exit code is 0. [default: 0.05]",
+    ),
+]
+MaxErrors = Annotated[
+    int | None,
+    typer.Option(
+        "--max-errors",
+        metavar="N",
+        help="So many bad images are no failure whatever their share, up to half of all. "
+        "[default: 5, or 0 with --max-error-rate 0]",
     ),
 ]
 Incremental = Annotated[

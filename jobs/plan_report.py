@@ -14,6 +14,8 @@ from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model
 from pipeline.image_reading import read_image
 from pipeline.incremental import Incremental
+from pipeline.input_changes import InputChanges, InputComparison, way_on
+from pipeline.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, EXIT_USAGE
 from pipeline.plan import InputSurvey, survey_input
 from pipeline.progress import count_of, format_duration
 from pipeline.runs import Run, find_run
@@ -61,7 +63,8 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
         is_model_timed: load the model and time it on one of the sampled images.
 
     Returns:
-        The exit code: 0 when the run could start, 2 when its weights or model are not in order.
+        The exit code: 0 when the run could start, 2 when its weights or model are not in order, 3 when the run is
+        complete and its input has changed since.
 
     Raises:
         HtcError: the run could not start: no input, another run's spec, an occupied output.
@@ -72,17 +75,22 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
         spec = settle_model(spec)
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
     incremental = _look_back(spec, storage, run) if existing is None else None
-    survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES, incremental=incremental)
+    comparison = None
+    if existing is not None and existing.state == "complete" and spec.select.mode == "full":
+        comparison = InputComparison(spec, storage, existing.name)
+    survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES, incremental=incremental, comparison=comparison)
+    changes = None if comparison is None else comparison.changes()
     sample = _decode_sample(spec, survey, storage)
     check = check_model(spec, sample.images if is_model_timed else None)
-    lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run)]
+    lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
     lines += [*check.lines, *_time_lines(spec, survey, existing, check)]
     write_table(["", ""], lines, has_header=False)
     for uri, reason in sample.failures:
         say(f"Not decoded: {uri}: {reason}")
     if check.problem:
         say(check.problem)
-    return 2 if check.problem else 0
+        return EXIT_USAGE
+    return EXIT_INPUT_CHANGED if changes is not None and changes.has_any else EXIT_COMPLETE
 
 
 def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> Incremental | None:
@@ -143,7 +151,7 @@ def _sample_lines(sample: SampleDecode) -> Iterator[Line]:
     )
 
 
-def _run_lines(spec: JobSpec, existing: Run | None, name: str | None) -> Iterator[Line]:
+def _run_lines(spec: JobSpec, existing: Run | None, name: str | None, changes: InputChanges | None) -> Iterator[Line]:
     yield "output", spec.output.uri
     if existing is None:
         yield "run", f"a new run{f', {name}' if name else ''}"
@@ -151,8 +159,13 @@ def _run_lines(spec: JobSpec, existing: Run | None, name: str | None) -> Iterato
     left = len(existing.todo())
     if left:
         yield "run", f"resumes {existing.name}: {left:,} of {count_of(existing.shard_count, 'shard')} to go"
+    elif changes is not None and changes.has_any:
+        yield "run", f"{existing.name} is complete, and its input has changed since: {changes.counts()}"
+        yield "", way_on(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
     else:
         yield "run", f"{existing.name} is complete already; nothing to do (--fresh starts another)"
+    if changes is not None and changes.unasked:
+        yield "", f"{changes.unasked_note()}; an incremental run asks for all of them"
 
 
 def _time_lines(spec: JobSpec, survey: InputSurvey, existing: Run | None, check: ModelCheck) -> Iterator[Line]:

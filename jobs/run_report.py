@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jobs.console import say, write_line, write_table
 from pipeline.config import JobSpec
+from pipeline.error_budget import allowed_errors
+from pipeline.outcomes import in_words
 from pipeline.progress import count_of, format_duration
 from pipeline.summary import RunSummary
 
@@ -42,7 +44,7 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     done = f"{count_of(summary.images_done, 'image')}"
     if summary.images_done < summary.images:
         done = f"{summary.images_done:,} of {count_of(summary.images, 'image')}"
-    yield "run", f"{summary.run} ({summary.status.replace('_', ' ')})"
+    yield "run", f"{summary.run} ({in_words(summary.status)})"
     yield "images", f"{done}: {counts}" if counts else done
     yield "instances", f"{summary.instances:,}"
     if summary.session_images:
@@ -63,6 +65,11 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
 def _report_failures(summary: RunSummary) -> None:
     bad = sum(count for status, count in summary.statuses.items() if status != "ok")
     budget = f"{summary.error_rate:.2%} of the images, the budget is {summary.max_error_rate:.2%}"
+    allowed = allowed_errors(summary.images, summary.max_error_rate, summary.max_errors)
+    if summary.status == "complete" and allowed > summary.max_error_rate * summary.images:
+        budget += f", but at least {count_of(allowed, 'image')}"
+    if summary.repeated_errors:
+        budget = f"{summary.repeated_errors:,} failed before as well and do not count; the others are {budget}"
     write_line(f"{count_of(bad, 'image')} without instances to trust ({budget}):")
     reasons = list(summary.failure_reasons.items())
     rows = [(f"{count:,}", reason) for reason, count in reasons[:MAX_REASONS]]

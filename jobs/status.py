@@ -4,21 +4,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.lease import STALE_AFTER_S
 from pipeline.manifest import Manifest
+from pipeline.outcomes import State, find_state
 from pipeline.process_identity import is_dead_here
 from pipeline.progress_file import load_progress
 from pipeline.records import RunRecord, list_records, read_json, run_folder
 from pipeline.results import Results
 from pipeline.storage import Storage, join
 from pipeline.tables import open_results
-
-# "running": a driver works on it. "dead": one did, and went without a word; the same command resumes. The others are
-# what the last driver wrote into summary.json.
-Standing = Literal["running", "dead", "complete", "incomplete", "over_error_budget", "interrupted"]
 
 MAX_REASONS = 20
 
@@ -43,6 +40,7 @@ class Driver:
 class RunStatus:
     """How a run stands.
 
+    state: see `pipeline.outcomes`.
     images, shards: of the input, as far as it is listed; images_done: those that have their row.
     statuses: rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
     images_per_s: lately while it runs, of the last session when it has ended; None when nobody measured.
@@ -52,7 +50,7 @@ class RunStatus:
     """
 
     run: str
-    state: Standing
+    state: State
     created: str
     model: str
     images: int
@@ -103,9 +101,21 @@ def read_status(
     summary = read_json(storage, join(run_folder(results.output_uri, record.run), "summary.json"))
     progress = load_progress(storage, results.output_uri, record.run)
     driver = read_driver(storage, results.output_uri, record.run, job=_job_of(progress))
-    if driver is not None and is_alive(driver, clock()):
+    found = find_state(
+        results,
+        record,
+        is_held=driver is not None and is_alive(driver, clock()),
+        has_progress=progress is not None,
+        has_lease=driver is not None,
+        summary=summary,
+    )
+    if found.state == "running" and driver is not None:
         return _running(record, progress, driver, results)
-    return _ended(record, summary, driver, results, has_died=progress is not None or driver is not None)
+    if found.summary is None:
+        return _status(record, found.state, driver=driver, reason=found.reason, **_counted(results, record.run))
+    names = ("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason")
+    told = {name: found.summary[name] for name in names if name in found.summary}
+    return _status(record, found.state, driver=driver, **told)
 
 
 def read_driver(storage: Storage, output_uri: str, run: str, *, job: str = "") -> Driver | None:
@@ -176,24 +186,7 @@ def _running(record: RunRecord, progress: Mapping[str, Any] | None, driver: Driv
     )
 
 
-def _ended(
-    record: RunRecord, summary: Mapping[str, Any] | None, driver: Driver | None, results: Results, *, has_died: bool
-) -> RunStatus:
-    manifest = Manifest.from_dict(record.manifest)
-    is_whole = manifest.is_planned and results.committed_shards(record.run) >= manifest.shard_count
-    if summary is None or (has_died and not is_whole):
-        # What an earlier session wrote is not what there is now.
-        left = (
-            "all images have their row; the same command writes the summary" if is_whole else "the same command resumes"
-        )
-        reason = f"Its driver ended without a word: {left}."
-        return _status(record, "dead", driver=driver, reason=reason, **_counted(results, record.run))
-    names = ("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason")
-    told = {name: summary[name] for name in names if name in summary}
-    return _status(record, summary["status"], driver=driver, **told)
-
-
-def _status(record: RunRecord, state: Standing, **told: Any) -> RunStatus:
+def _status(record: RunRecord, state: State, **told: Any) -> RunStatus:
     manifest = Manifest.from_dict(record.manifest)
     known = {
         "images": manifest.image_count,

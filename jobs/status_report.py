@@ -11,6 +11,7 @@ from jobs.job_state import JobState
 from jobs.status import Driver, RunStatus, is_alive, read_status
 from pipeline.config import StorageSection
 from pipeline.errors import InputError, StorageError
+from pipeline.outcomes import in_words
 from pipeline.progress import count_of, format_duration
 from pipeline.storage import Storage
 from pipeline.uris import has_scheme
@@ -97,7 +98,7 @@ def job_lines(job: JobState, now: datetime) -> Iterator[Line]:
 
 def run_lines(status: RunStatus, now: datetime) -> Iterator[Line]:
     """What an output folder tells of a run."""
-    yield "run", f"{status.run} ({status.state.replace('_', ' ')})"
+    yield "run", f"{status.run} ({in_words(status.state)})"
     yield "images", _images(status)
     if status.instances is not None:
         yield "instances", f"{status.instances:,}"

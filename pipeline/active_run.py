@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import RunError, StorageError
 from pipeline.lease import Lease
 from pipeline.leftovers import remove_leftovers
 from pipeline.manifest import Manifest, ManifestReader, Shard
 from pipeline.planning import Planning
 from pipeline.records import read_json, run_folder, write_json
+from pipeline.repeats import Repeats
 from pipeline.storage import Storage, join
 from pipeline.tables import committed_shards
 
@@ -50,6 +54,7 @@ class Run:
         self._reader = ManifestReader(storage, join(self._folder, "manifest"), self.manifest)
         # Nobody else commits while the lease is held: one look at what earlier sessions did is enough.
         self._done_before = committed_shards(storage, output_uri, name) if done is None else done
+        self._repeats = Repeats(storage, output_uri, name)
         self._told_shards = 0
         self.when_planned: Callable[[], None] | None = None
         self.passed_over = ""
@@ -101,7 +106,12 @@ class Run:
 
     def read_shard(self, index: int) -> Shard:
         """Read one shard's images from the manifest."""
-        return self._reader.read_shard(index)
+        shard = self._reader.read_shard(index)
+        return self._repeats.noted(shard) if self.manifest.selection else shard
+
+    def repeats(self) -> NDArray[np.int64]:
+        """Return the image ids of the images that were not ok before this run, ascending; [N] int64."""
+        return self._repeats.numbers(self.manifest)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write summary.json; an earlier session's is replaced.

@@ -144,6 +144,9 @@ class ComputeSection(Section):
 class RetrySection(Section):
     """When to give up.
 
+    max_error_rate: the share of the images that may fail; a run in which more do is over its error budget.
+    max_errors: how many may fail in any case, so that one junk file among four is no failure; never more than half of
+        the images, and not when none is ok. 0 by default where max_error_rate is 0: then not a single one may.
     image_timeout_s: for decoding one image, inferring it or encoding its masks; far beyond what a sound image
         takes on any machine, because one that is cut off gets no second chance.
     start_timeout_s: for a worker's process to load the model, fetching weights to its machine included; half a
@@ -152,10 +155,18 @@ class RetrySection(Section):
 
     max_attempts: int = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
     max_error_rate: float = Field(default=0.05, ge=0, le=1, description="a share of the images, from 0 to 1")
+    max_errors: int = Field(default=5, ge=0, description="a whole number of images, 0 or more")
     image_timeout_s: float | None = Field(default=300.0, gt=0, description="seconds, more than 0, or null for no limit")
     start_timeout_s: float | None = Field(
         default=1800.0, gt=0, description="seconds, more than 0, or null for no limit"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_floor_where_none_may_fail(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("max_error_rate") == 0:
+            return {"max_errors": 0, **values}
+        return values
 
 
 class ImagesSection(Section):

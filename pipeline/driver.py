@@ -7,6 +7,7 @@ it at any instant costs at most the shards in flight, and the same command goes 
 import logging
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.cluster import ray_cluster
@@ -14,7 +15,9 @@ from pipeline.config import JobSpec
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model, take_fingerprint
+from pipeline.input_changes import InputChanges, compare_input, way_on
 from pipeline.lease import take_lease
+from pipeline.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
 from pipeline.plan import require_images
 from pipeline.preflight import look_from_nodes
 from pipeline.progress import ProgressDisplay, choose_progress, count_of
@@ -59,7 +62,8 @@ def run(
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
         row and the error rate is within the budget. Ctrl-C and SIGTERM end the run with the status
-        "interrupted".
+        "interrupted". Of a run that was complete before, the input is listed again; when it has changed, the
+        `exit_code` is `outcomes.EXIT_INPUT_CHANGED`, and the `reason` says how.
 
     Raises:
         HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError), or cannot go
@@ -102,7 +106,11 @@ def run(
             display.note("The model's weights are untrained: its detections mean nothing.")
         if spec.model.weights == "demo":
             display.note(DEMO_NOTE)
-        _announce(opened, display)
+        changes = None
+        if opened.state == "complete" and spec.select.mode == "full":
+            display.note(f"Run {opened.name} is complete already; its input is listed again.")
+            changes = compare_input(spec, storage, opened.name)
+        _announce(opened, display, changes)
         session = Session(spec, opened, storage, display, is_trained=fingerprint.trained, load_model=load_model)
         if not opened.is_done:
             try:
@@ -110,17 +118,30 @@ def run(
             except (RunError, InputError, StorageError) as error:
                 session.end(cut_short=str(error))
                 raise
-        return session.end()
+        return _with_changes(session.end(), changes, spec, is_named=run is not None)
 
 
-def _announce(opened: Run, display: ProgressDisplay) -> None:
+def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSpec, *, is_named: bool) -> RunSummary:
+    """Add what has changed in the input since the run; a run that is not complete says so first."""
+    if changes is None or not changes.has_any:
+        return summary
+    way = way_on(changes, is_named=is_named, max_deleted_share=spec.select.max_deleted_share)
+    reason = f"The run {summary.run} is complete, and its input has changed since: {changes.counts()}. {way}"
+    exit_code = EXIT_INPUT_CHANGED if summary.exit_code == EXIT_COMPLETE else summary.exit_code
+    return replace(summary, exit_code=exit_code, reason=f"{summary.reason} {reason}".strip())
+
+
+def _announce(opened: Run, display: ProgressDisplay, changes: InputChanges | None) -> None:
     if opened.passed_over:
         display.note(
             f"Run {opened.passed_over} is not complete and was started with another model or spec; it stays as it is, "
             "and what it has not done is done now."
         )
     if opened.state == "complete":
-        display.note(f"Run {opened.name} is complete already; nothing to do.")
+        if changes is not None and changes.unasked:
+            display.note(f"The input: {changes.unasked_note()}; an incremental run asks for all of them.")
+        if changes is None or not changes.has_any:
+            display.note(f"Run {opened.name} is complete already; nothing to do.")
     elif opened.state == "resumed":
         left = len(opened.todo())
         so_far = "" if opened.is_planned else " so far; the input is still being listed"

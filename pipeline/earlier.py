@@ -1,6 +1,6 @@
 """The rows of earlier runs, as events of `history`, read in pieces; and the names of images found again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.parts import parse_part
 from pipeline.uris import base_name, is_local
 
 if TYPE_CHECKING:
+    from pipeline.records import RunRecord
     from pipeline.results import Results
 
 # From a local disk decoding is the longer part, and that is done one after the other in any case.
@@ -32,9 +33,10 @@ class EarlierRows:
         records: the runs', oldest first: the `order` of an event is the place here. runs: their names.
     """
 
-    def __init__(self, results: "Results") -> None:
-        self.records = results.records
-        self.runs = results.runs()
+    def __init__(self, results: "Results", *, records: "Sequence[RunRecord] | None" = None) -> None:
+        """`records`: only these runs', oldest first; by default all of them."""
+        self.records = results.records if records is None else tuple(records)
+        self.runs = [record.run for record in self.records]
         self._results = results
         self._parts: list[tuple[int, str]] = []
         is_here = is_local(results.output_uri)

@@ -61,4 +61,7 @@ def report_of(shard: Shard, settled: Settled, rows: Rows) -> ShardReport:
         bytes_read=sum(piece.report.bytes_read for piece in settled.pieces),
         seconds=sum(piece.report.seconds for piece in settled.pieces),
         failures=tuple(failures),
+        repeats=sum(
+            row.status != "ok" and bool(ref.failed_before) for ref, row in zip(shard.images, images, strict=True)
+        ),
     )

@@ -16,7 +16,8 @@ OK: Final = 0
 TRANSIENT: Final = 1
 PERMANENT: Final = 2
 DELETED: Final = 3
-KINDS: Final = {"ok": OK, "failed": TRANSIENT, "missing": TRANSIENT, "unreadable": PERMANENT, "too_large": PERMANENT}
+MISSING: Final = 4
+KINDS: Final = {"ok": OK, "failed": TRANSIENT, "missing": MISSING, "unreadable": PERMANENT, "too_large": PERMANENT}
 """By status. A store that was ill and an object that was away may be well again; bytes that are no image stay so."""
 
 # etag: see `hash_etags`; bytes: -1 for unknown; order: of the run, 0 for the oldest; part: the file's number.

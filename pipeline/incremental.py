@@ -13,7 +13,7 @@ from pipeline.deletions import write_deletions
 from pipeline.earlier import EarlierRows
 from pipeline.errors import InputError, NotFoundError
 from pipeline.history import build_history
-from pipeline.records import RunRecord
+from pipeline.records import RunRecord, is_of_input
 from pipeline.results import Results
 from pipeline.selection import RunTraits, Selection
 from pipeline.storage import Storage
@@ -107,11 +107,7 @@ def _traits(spec: JobSpec, fingerprint: Mapping[str, Any], records: Sequence[Run
             for record in records
         ),
         flags(all(record.identity.get(key) == identity[key] for key in _LIMITS) for record in records),
-        flags(
-            str(record.identity.get("input.uri")).rstrip("/") == spec.input.uri.rstrip("/")
-            and record.identity.get("input.glob") == spec.input.glob
-            for record in records
-        ),
+        flags(is_of_input(record, spec) for record in records),
     )
 
 

@@ -92,6 +92,11 @@ class ShardLedger:
         """Shards that no worker holds."""
         return len(self._fresh) + len(self._retries)
 
+    @property
+    def untouched(self) -> int:
+        """Shards that no worker has held yet: those among which one is sampled."""
+        return len(self._fresh)
+
     def add(self, indices: Iterable[int]) -> None:
         """Take further shards, in the order to begin them."""
         self._fresh.extend(indices)
@@ -103,7 +108,7 @@ class ShardLedger:
 
         Args:
             has_peers: whether other workers are there to take over a shard that failed on this one.
-            is_drawn: whether a fresh shard is drawn by lot instead of taken in order; retries are not.
+            is_drawn: whether a fresh shard is sampled from all of these instead of taken in order; retries are not.
         """
         if len(held) >= SHARDS_IN_FLIGHT or any(self._is_suspect(index) for index in held):
             return None

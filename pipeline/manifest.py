@@ -25,6 +25,7 @@ PART_IMAGES = 65_536
 """Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
 
 _NOTED = b"htc_manifest"
+_PLAIN_COLUMNS = ("bytes", "etag", "offset", "row", "column", "problem", "failed_before")
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("position", pa.int64(), nullable=False),
@@ -40,6 +41,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("row", pa.int64()),
         pa.field("column", pa.string()),
         pa.field("problem", pa.string()),
+        # Null in no part that this release writes; the column is absent from those of older ones.
+        pa.field("failed_before", pa.bool_()),
     ],
     metadata={"htc_schema_version": str(SCHEMA_VERSION)},
 )
@@ -221,7 +224,7 @@ def encode_part(refs: list[ImageRef], first_position: int, manifest: Manifest) -
         "container": [None if ref.container is None else display_uri(ref.container) for ref in refs],
         "container_bytes": [_odd_bytes(ref.container) for ref in refs],
     }
-    for name in ("bytes", "etag", "offset", "row", "column", "problem"):
+    for name in _PLAIN_COLUMNS:
         columns[name] = [getattr(ref, name) for ref in refs]
     sink = io.BytesIO()
     schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, _NOTED: json.dumps(manifest.to_dict())})
@@ -242,5 +245,5 @@ def _ref_from_row(row: dict[str, Any]) -> ImageRef:
     for name in ("uri", "container"):
         odd: bytes | None = row[f"{name}_bytes"]
         names[name] = row[name] if odd is None else odd.decode("utf-8", "surrogateescape")
-    others = {name: row[name] for name in ("bytes", "etag", "offset", "row", "column", "problem")}
+    others = {name: row.get(name) for name in _PLAIN_COLUMNS}
     return ImageRef(uri=names["uri"], container=names["container"], **others)

@@ -66,6 +66,8 @@ class Opening:
         record = _find(self._storage, output_uri, run, fresh=fresh)
         if record is None:
             return None
+        if self._spec.select.mode == "full" and run is None:
+            record = self._full_run_below(record)
         if self._spec.select.mode == "full" or run is not None:
             refuse_mismatch(record, self._spec, self._fingerprint)
             return record
@@ -73,6 +75,22 @@ class Opening:
             return record
         self._passed_over = "" if self._is_complete(record) else record.run
         return None
+
+    def _full_run_below(self, newest: RunRecord) -> RunRecord:
+        """Return the full run that complete incremental runs of this spec and model have kept up to date.
+
+        It is the newest one itself when that is full; and also when it is of another kind, which is then refused.
+        """
+        for record in reversed(list_records(self._storage, self._spec.output.uri)):
+            is_full = record.identity.get("select.mode", "full") == "full"
+            if not is_full or record.run != newest.run:
+                differences = find_differences(record, self._spec, self._fingerprint)
+                is_ours = all(line.startswith("- select.mode:") for line in differences)
+                if not is_ours or not self._is_complete(record):
+                    return newest
+            if is_full:
+                return record
+        return newest
 
     def _is_unfinished(self, record: RunRecord) -> bool:
         """Whether a run is of this very spec and model and has not come to its end."""

@@ -13,6 +13,7 @@ from itertools import chain, islice, takewhile
 from pipeline.config import JobSpec
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError
 from pipeline.incremental import Incremental
+from pipeline.input_changes import InputComparison
 from pipeline.manifest import Manifest, ManifestReader, PartLayout, Shard, encode_part, part_uri
 from pipeline.planned import Planned
 from pipeline.refs import ImageRef, image_id
@@ -190,22 +191,33 @@ def clear_parts(storage: Storage, folder: str) -> None:
 
 
 def survey_input(
-    spec: JobSpec, storage: Storage, *, sample_images: int = 8, incremental: Incremental | None = None
+    spec: JobSpec,
+    storage: Storage,
+    *,
+    sample_images: int = 8,
+    incremental: Incremental | None = None,
+    comparison: InputComparison | None = None,
 ) -> InputSurvey:
     """Count the input as a new run would plan it, and write nothing.
+
+    Args:
+        comparison: with a complete run, for which the input may be empty by now; it watches the listing.
 
     Raises:
         InputError: the input holds no image, or cannot be listed.
     """
     tally = _Tally(spec.compute.shard_images, incremental=incremental)
     listed = _listed(spec, storage, tally.notes)
+    if comparison is not None:
+        listed = comparison.watch(listed)
     refs = tally.count(listed if incremental is None else incremental.selection.choose(listed))
     sample = tuple(islice(refs, sample_images))
     for _ in refs:
         pass
     if incremental is not None:
         tally.deleted = len(incremental.find_deleted())
-    if not (tally.images if incremental is None else incremental.has_listed or tally.deleted):
+    is_found = tally.images if incremental is None else incremental.has_listed or tally.deleted
+    if not is_found and comparison is None:
         _refuse_empty(spec, tally)
     return InputSurvey(tally.manifest(is_planned=True), sample)
 

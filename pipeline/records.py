@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+from pipeline.config import JobSpec
 from pipeline.errors import NotFoundError, SpecError, StorageError
 from pipeline.redaction import redact
 from pipeline.storage import Storage, join
@@ -117,6 +118,12 @@ def held_runs(storage: Storage, output_uri: str) -> list[str]:
 def age_order(record: RunRecord) -> tuple[str, str]:
     """Return what runs are sorted by, the oldest first."""
     return record.created, record.run
+
+
+def is_of_input(record: RunRecord, spec: JobSpec) -> bool:
+    """Tell whether a run listed the spec's input, up to a limit or not."""
+    is_same_uri = str(record.identity.get("input.uri")).rstrip("/") == spec.input.uri.rstrip("/")
+    return is_same_uri and record.identity.get("input.glob") == spec.input.glob
 
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:

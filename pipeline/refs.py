@@ -18,6 +18,8 @@ class ImageRef:
     column: the dotted path of that file's column with the image bytes.
     problem: why it cannot be read, when listing found that out (a damaged container); reading it says so
         again.
+    failed_before: of an incremental run, whether the newest earlier row of this very version is not ok; None in a
+        manifest of a release that did not write it down.
     """
 
     uri: str
@@ -28,6 +30,7 @@ class ImageRef:
     row: int | None = None
     column: str | None = None
     problem: str | None = None
+    failed_before: bool | None = False
 
 
 def image_id(uri: str) -> int:

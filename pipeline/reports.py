@@ -45,6 +45,7 @@ class ShardReport:
     bytes_read: encoded bytes of the images.
     seconds: wall time from the shard's start to its commit.
     failures: every image whose status is not ok.
+    repeats: how many of these were not ok before either, see `ImageRef.failed_before`.
     batch_size: the batch size in use at the end. memory_bytes: what the worker's process then held.
     """
 
@@ -55,6 +56,7 @@ class ShardReport:
     bytes_read: int
     seconds: float
     failures: tuple[ImageFailure, ...] = ()
+    repeats: int = 0
     batch_size: int = 1
     memory_bytes: int = 0
 
@@ -62,6 +64,11 @@ class ShardReport:
     def images(self) -> int:
         """Images of the shard, whatever became of them."""
         return sum(self.statuses.values())
+
+    @property
+    def fresh_errors(self) -> int:
+        """Images that are not ok and are no repeats: what counts against the error budget."""
+        return self.images - self.statuses.get("ok", 0) - self.repeats
 
 
 @dataclass(frozen=True)

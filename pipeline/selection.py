@@ -1,7 +1,7 @@
 """Which of the listed images an incremental run does: new ones, changed ones, and those that only another model did."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -108,9 +108,11 @@ class Selection:
                 if REASONS[number] not in DONE:
                     self.counts[REASONS[number]] += count
             is_chosen = ~is_planned & (reasons < len(DONE))
-            for place in np.flatnonzero(is_chosen).tolist():
+            places = np.flatnonzero(is_chosen).tolist()
+            has_failed = failed_before(self.history, [batch[place] for place in places]).tolist()
+            for place, is_repeat in zip(places, has_failed, strict=True):
                 self.counts[REASONS[reasons[place]]] += 1
-                yield batch[place]
+                yield replace(batch[place], failed_before=True) if is_repeat else batch[place]
 
     def _judge(
         self, batch: list[ImageRef], ids: NDArray[np.int64], is_known: NDArray[np.bool_], at: NDArray[np.int64]
@@ -119,13 +121,12 @@ class Selection:
         reasons = np.full(len(batch), _NEW)
         if not is_known.any():
             return reasons if self._retry != "failed" else np.full(len(batch), _NOT_SELECTED)
-        etags = hash_etags((ref.etag for ref in batch), len(batch))
-        sizes = np.fromiter((-1 if ref.bytes is None else ref.bytes for ref in batch), np.int64, len(batch))
+        etags, sizes = versions_of(batch)
         entries = self.history.entries[at]
         newest, ok = entries["newest"], entries["ok"]
         has_ok = ok["order"] >= 0
-        is_fresh = has_ok & self.traits.is_same_model[ok["order"]] & _is_same_version(etags, sizes, ok)
-        is_changed = ~_is_same_version(etags, sizes, newest)
+        is_fresh = has_ok & self.traits.is_same_model[ok["order"]] & is_same_version(etags, sizes, ok)
+        is_changed = ~is_same_version(etags, sizes, newest)
         is_own = self.traits.is_same_model[newest["order"]]
         if self._retry == "failed":
             is_again = is_known & (newest["kind"] != OK)
@@ -165,7 +166,29 @@ class Selection:
         return replace(ref, bytes=listed.bytes, etag=listed.etag)
 
 
-def _is_same_version(etags: NDArray[np.uint64], sizes: NDArray[np.int64], known: NDArray[Any]) -> NDArray[np.bool_]:
+def failed_before(history: History, refs: Sequence[ImageRef]) -> NDArray[np.bool_]:
+    """Tell of which images the newest earlier row is not ok, and of this very version; [N] bool.
+
+    Such an image that is not ok again is no news. One whose version is unknown now as it was then, such as an entry of
+    a text listing that is missing, counts as the same.
+    """
+    ids = np.fromiter((image_id(ref.uri) for ref in refs), np.int64, len(refs))
+    is_known, at = history.find(ids)
+    if not is_known.any():
+        return np.zeros(len(refs), bool)
+    etags, sizes = versions_of(refs)
+    newest = history.entries["newest"][at]
+    has_none = (etags == 0) & (sizes < 0) & (newest["etag"] == 0) & (newest["bytes"] < 0)
+    return np.asarray(is_known & (newest["kind"] != OK) & (is_same_version(etags, sizes, newest) | has_none))
+
+
+def versions_of(refs: Sequence[ImageRef]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return the hashed etags, 0 for unknown, and the encoded bytes, -1 for unknown; [N] each."""
+    etags = hash_etags((ref.etag for ref in refs), len(refs))
+    return etags, np.fromiter((-1 if ref.bytes is None else ref.bytes for ref in refs), np.int64, len(refs))
+
+
+def is_same_version(etags: NDArray[np.uint64], sizes: NDArray[np.int64], known: NDArray[Any]) -> NDArray[np.bool_]:
     """Compare versions where both are known, else sizes where both are, else say no."""
     has_both = (etags != 0) & (known["etag"] != 0)
     has_sizes = (sizes >= 0) & (known["bytes"] >= 0)

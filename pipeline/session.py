@@ -20,6 +20,7 @@ from pipeline.events import (
 )
 from pipeline.ledger import ShardLedger
 from pipeline.metrics import Throughput
+from pipeline.outcomes import exit_code_of
 from pipeline.progress import ProgressDisplay, RunProgress
 from pipeline.reports import PieceReport, ShardFailure, ShardReport, WorkerFailure
 from pipeline.runs import Run
@@ -64,7 +65,7 @@ class Session:
         self._throughput = Throughput()
         self._stop = StopRequest()
         self._start_failures = 0
-        self._budget = ErrorBudget(spec.retry.max_error_rate)
+        self._budget = ErrorBudget(spec.retry.max_error_rate, spec.retry.max_errors)
         self._hopeless = ""
         self._ledger = ShardLedger(
             max_attempts=spec.retry.max_attempts,
@@ -153,7 +154,7 @@ class Session:
             if summary.status == "complete":
                 # Whoever waits for exit code 0 reads the summary next; the same command writes it.
                 reason = f"Every image has its row, but summary.json could not be written: {error}"
-                return replace(summary, status="incomplete", exit_code=1, reason=reason)
+                return replace(summary, status="incomplete", exit_code=exit_code_of("incomplete"), reason=reason)
         return summary
 
     def _settings(self, plan: WorkerPlan) -> WorkerSettings:
@@ -184,9 +185,16 @@ class Session:
         is_drawn = is_planned and self._budget.wants_sample(
             images_done=self._tally.images_done, errors=self._tally.fresh_errors
         )
+        waiting = self._ledger.untouched
         assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_drawn=is_drawn)
         if assignment is not None and assignment.is_drawn:
-            self._budget.drew(assignment.index)
+            self._budget.sampled(
+                assignment.index,
+                shards=waiting,
+                shard_images=self._run.manifest.shard_images,
+                images=self._run.image_count,
+                errors=self._tally.fresh_errors,
+            )
         if assignment is None and is_planned and not held:
             assignment = self._ledger.copy_for(worker)
             if assignment is not None:

@@ -88,6 +88,10 @@ class ShardProcessor:
             bytes_read=work.bytes_read.value,
             seconds=time.perf_counter() - start,
             failures=tuple(each for each in outcomes if isinstance(each, ImageFailure)),
+            repeats=sum(
+                isinstance(each, ImageFailure) and bool(ref.failed_before)
+                for ref, each in zip(images.images, outcomes, strict=True)
+            ),
             batch_size=self.batch_size,
             memory_bytes=resident_bytes(),
         )

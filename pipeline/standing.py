@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import NotFoundError, StorageError
 from pipeline.lease import STALE_AFTER_S
+from pipeline.outcomes import State, find_state, is_run_whole
 from pipeline.process_identity import is_dead_here
 from pipeline.publication import NOTE, Publication, read_publications
 from pipeline.records import TOMBSTONE, RunRecord, read_json, run_folder
@@ -18,7 +19,6 @@ from pipeline.storage import Storage, join
 if TYPE_CHECKING:
     from pipeline.results import Results
 
-State = Literal["complete", "incomplete", "going on"]
 READ_THREADS = 8
 TABLES = ("images", "instances", "deletions")
 
@@ -27,6 +27,7 @@ TABLES = ("images", "instances", "deletions")
 class Standing:
     """One run.
 
+    state: see `outcomes`. is_whole: whether every image has its row, whatever became of it.
     holder: who works on it, for a person; empty when nobody does. images: planned so far; `images_done` have their
     row, of which `ok` are ok. instances: rows of `instances`.
     files, bytes: all that storage holds of the run.
@@ -42,6 +43,8 @@ class Standing:
     files: int
     bytes: int
     publications: tuple[Publication, ...]
+    is_whole: bool = True
+    reason: str = ""
 
     @property
     def run(self) -> str:
@@ -94,23 +97,27 @@ def half_pruned(storage: Storage, output_uri: str) -> list[str]:
 
 def is_whole(results: "Results", record: RunRecord) -> bool:
     """Tell whether every planned image has its row, and all are planned."""
-    is_planned = bool(record.manifest.get("is_planned", True))
-    return is_planned and results.committed_shards(record.run) >= record.shard_count
+    return is_run_whole(results, record)
 
 
 def _standing(results: "Results", record: RunRecord, listing: _Listing, moment: datetime) -> Standing:
     storage, output_uri, run = results.storage, results.output_uri, record.run
     has_lease, has_note = (run, "lease.json") in listing.notes, (run, NOTE) in listing.notes
     holder = _holder(storage, output_uri, run, moment) if has_lease else ""
-    is_complete = is_whole(results, record)
     summary = None
-    if is_complete and not holder and (run, "summary.json") in listing.notes:
+    if (run, "summary.json") in listing.notes:
         summary = read_json(storage, join(run_folder(output_uri, run), "summary.json"))
-    done, ok, instances = _counted(results, run) if summary is None else _told(summary)
-    state: State = "complete" if is_complete else "incomplete"
+    has_progress = (run, "progress.json") in listing.notes
+    found = find_state(
+        results, record, is_held=bool(holder), has_progress=has_progress, has_lease=has_lease, summary=summary
+    )
+    is_told = found.is_whole and found.summary is not None and not holder
+    done, ok, instances = _told(found.summary) if is_told and found.summary else _counted(results, run)
     return Standing(
         record=record,
-        state="going on" if holder and not is_complete else state,
+        state=found.state,
+        is_whole=found.is_whole,
+        reason=found.reason,
         holder=holder,
         images=record.image_count,
         images_done=done,

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
 
+from pipeline.error_budget import allowed_errors
+from pipeline.outcomes import Outcome
 from pipeline.reports import ImageFailure
 
-RunStatus = Literal["complete", "incomplete", "over_error_budget", "interrupted"]
 # Enough to see what is wrong; the `images` table has them all.
 MAX_EXAMPLES = 50
 
@@ -16,12 +16,14 @@ class RunSummary:
     """The outcome of one session of a run; totals are of the whole run, earlier sessions included.
 
     run: the run's name.
-    status: "complete" when every image has its row and the error rate is within the budget.
-    exit_code: 0 for complete, 1 for everything else.
+    status: see `outcomes`.
+    exit_code: 0 for complete, 1 for everything else; see `outcomes`.
     reason: one sentence for a person when the status is not "complete", else empty.
     images: input images; `images_done` of them have their row.
     statuses: rows by status.
-    error_rate: rows that are not ok by all images, 0 to 1; `max_error_rate` is the budget.
+    errors: rows that are not ok and count against the error budget. repeated_errors: the other rows that are not ok: of
+        an incremental run's images that were not ok before either.
+    error_rate: `errors` by `images`, 0 to 1; `max_error_rate` is the budget, `max_errors` its floor.
     instances: rows in `instances`.
     session_images, seconds, images_per_s: of this session alone, start-up included.
     stage_shares: parts of the workers' time by stage, adding up to 1; this session.
@@ -35,7 +37,7 @@ class RunSummary:
     """
 
     run: str
-    status: RunStatus
+    status: Outcome
     exit_code: int
     reason: str
     images: int
@@ -47,6 +49,9 @@ class RunSummary:
     session_images: int
     seconds: float
     images_per_s: float
+    errors: int = 0
+    repeated_errors: int = 0
+    max_errors: int = 0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
     failure_examples: tuple[ImageFailure, ...] = ()
@@ -79,18 +84,22 @@ def judge(
     is_interrupted: bool,
     hopeless: str = "",
     is_planned: bool = True,
-) -> tuple[RunStatus, str]:
+    max_errors: int = 0,
+    is_any_ok: bool = True,
+) -> tuple[Outcome, str]:
     """Decide how a run ended.
 
     Args:
         images: input images.
         images_done: images that have their row.
-        errors: rows that are not ok.
+        errors: rows that are not ok and count against the error budget.
         max_error_rate: the budget, 0 to 1; a rate equal to it is within.
         has_bug: whether a shard was given up because of an exception that nobody foresaw.
         is_interrupted: whether a person or the system stopped the run.
         hopeless: why it was stopped before its end, when it could not end within the budget.
-        is_planned: whether the input was listed to its end; until then nobody knows how many images there are.
+        is_planned: whether the input was listed to its end; until then it is not known how many images there are.
+        max_errors: the floor of the budget, see `error_budget.allowed_errors`.
+        is_any_ok: whether any row is ok; without one there is no floor.
 
     Returns:
         The status and one sentence, empty for "complete".
@@ -103,11 +112,11 @@ def judge(
         )
     if has_bug:
         return "incomplete", "A shard failed with an exception of this program; its images are marked failed."
-    if images and errors / images > max_error_rate:
-        return (
-            "over_error_budget",
-            f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {max_error_rate:.1%}.",
-        )
+    floor = max_errors if is_any_ok else 0
+    if errors > (allowed := allowed_errors(images, max_error_rate, floor)):
+        share = f"{max_error_rate:.1%}, that is {allowed}" if allowed else f"{max_error_rate:.1%}"
+        reason = f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {share}."
+        return "over_error_budget", reason
     return "complete", ""
 
 

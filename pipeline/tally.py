@@ -3,11 +3,14 @@
 import logging
 from collections import Counter
 
+import numpy as np
+
 from pipeline.assignments import Settled
 from pipeline.config import JobSpec
 from pipeline.errors import HtcError, ImageStatus, RunError, StorageError
 from pipeline.gathering import gather_rows, report_of
 from pipeline.metrics import StageClock, Throughput
+from pipeline.outcomes import exit_code_of
 from pipeline.plan import Shard
 from pipeline.ray_metrics import DriverMetrics
 from pipeline.records import run_folder
@@ -65,11 +68,12 @@ class Tally:
 
     @property
     def fresh_errors(self) -> int:
-        """Rows that are not ok, less those that may be because they were not ok before: these are no news.
+        """Rows that are not ok and whose images were ok, other or unknown before: what counts against the budget.
 
-        A night that tries last night's three failures again, and nothing else, is not over its error budget.
+        That an image is not ok that was not ok before either is no news: an incremental run that tries three failures
+        again, and nothing else, is not over its error budget.
         """
-        return max(0, self.errors - self._run.manifest.selection.get("retried", 0))
+        return self.errors - self._repeats
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -89,6 +93,7 @@ class Tally:
     def committed(self, report: ShardReport) -> None:
         """Note a shard that a worker committed."""
         self._statuses.update(report.statuses)
+        self._repeats += report.repeats
         self._instances += report.instances
         self.session_images += report.images
         self._stages.add(report.stage_s)
@@ -151,6 +156,8 @@ class Tally:
             images_done=self.images_done,
             errors=self.fresh_errors,
             max_error_rate=self._spec.retry.max_error_rate,
+            max_errors=self._spec.retry.max_errors,
+            is_any_ok=self._statuses["ok"] > 0,
             has_bug=self._has_bug,
             is_interrupted=signal_name is not None,
             hopeless=hopeless,
@@ -159,13 +166,16 @@ class Tally:
         return RunSummary(
             run=self._run.name,
             status=status,
-            exit_code=0 if status == "complete" else 1,
+            exit_code=exit_code_of(status),
             reason=reason,
             images=images,
             images_done=self.images_done,
             statuses=self.statuses,
-            error_rate=self.errors / images if images else 0.0,
+            errors=self.fresh_errors,
+            repeated_errors=self._repeats,
+            error_rate=self.fresh_errors / images if images else 0.0,
             max_error_rate=self._spec.retry.max_error_rate,
+            max_errors=self._spec.retry.max_errors,
             instances=self._instances,
             session_images=self.session_images,
             seconds=seconds,
@@ -189,17 +199,23 @@ class Tally:
 
     def _forget(self) -> None:
         self._statuses: Counter[ImageStatus] = Counter()
+        self._repeats = 0
         self._instances = 0
         self._reasons: Counter[str] = Counter()
         self._examples: list[ImageFailure] = []
 
     def _count_tables(self) -> None:
-        columns = ["uri", "status", "error", "instances"]
+        columns = ["image_id", "uri", "status", "error", "instances"]
         table = open_results(self._spec.output.uri, self._storage).images(self._run.name, columns)
+        repeats = None
         for batch in table.to_batches():
             statuses = batch.column("status").to_pylist()
             self._statuses.update(statuses)
             self._instances += sum(batch.column("instances").to_pylist())
+            ids = np.asarray(batch.column("image_id"))[[status != "ok" for status in statuses]]
+            if len(ids):
+                repeats = self._run.repeats() if repeats is None else repeats
+                self._repeats += int(np.isin(ids, repeats).sum())
             for position, status in enumerate(statuses):
                 if status != "ok":
                     uri, reason = batch.column("uri")[position].as_py(), batch.column("error")[position].as_py()

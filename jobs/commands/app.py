@@ -13,6 +13,12 @@ ORDER = (
 )
 
 
+EXIT_CODES = (
+    "Exit codes: 0 complete; 1 incomplete, interrupted, over its error budget, or failed; 2 bad usage, spec or input; "
+    "3 complete before, and its input has changed since; 130 another command than run was stopped by Ctrl-C."
+)
+
+
 class _InOrder(TyperGroup):
     """Lists the commands in `ORDER` rather than in that of the imports; a new one stands at the end."""
 
@@ -25,6 +31,7 @@ app = typer.Typer(
     name="htc",
     cls=_InOrder,
     help="Instance masks for large image collections: photos in, COCO masks in Parquet out.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -80,6 +80,7 @@ def submit(
     where: options.Where = None,
     max_deleted_share: options.MaxDeletedShare = None,
     max_error_rate: options.MaxErrorRate = None,
+    max_errors: options.MaxErrors = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
     as_json: AsJson = False,

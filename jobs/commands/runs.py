@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from jobs import options
-from jobs.commands.app import app
+from jobs.commands.app import EXIT_CODES, app
 
 
 # typer reads the parameters of `run` and `plan` from the signatures; their values arrive together in the
 # context, by the names that jobs.options maps to keys of the job spec.
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def run(
     context: typer.Context,
     input_uri: options.InputUri = None,
@@ -33,6 +33,7 @@ def run(
     where: options.Where = None,
     max_deleted_share: options.MaxDeletedShare = None,
     max_error_rate: options.MaxErrorRate = None,
+    max_errors: options.MaxErrors = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
 ) -> None:
@@ -40,13 +41,15 @@ def run(
 
     The same command again resumes what is left; --fresh starts over in a new run. With --incremental it begins a new
     run each time the last one is complete, of what has changed since.
+
+    Once the run is complete, the same command says what of INPUT is new, changed or gone since, and does nothing.
     """
     from jobs.run_report import run_and_report
 
     raise typer.Exit(run_and_report(options.load_job_spec(context.params), run=run_name, fresh=fresh))
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def plan(
     context: typer.Context,
     input_uri: options.InputUri = None,
@@ -69,6 +72,7 @@ def plan(
     where: options.Where = None,
     max_deleted_share: options.MaxDeletedShare = None,
     max_error_rate: options.MaxErrorRate = None,
+    max_errors: options.MaxErrors = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
     no_model: Annotated[

@@ -65,7 +65,7 @@ def choose_runs(standings: Sequence[Standing], needed: Collection[str], rules: R
         needed: those without which the view `current` would answer something else.
         now: UTC.
     """
-    complete = [each.run for each in standings if each.state == "complete"]
+    complete = [each.run for each in standings if each.is_whole]
     last = set(complete[-rules.keep_last :]) if rules.keep_last else set()
     choices: list[Choice] = []
     for index, standing in enumerate(standings):
@@ -85,7 +85,7 @@ def choose_runs(standings: Sequence[Standing], needed: Collection[str], rules: R
 def _standing_reason(standing: Standing, now: datetime, *, is_newest: bool) -> str:
     if standing.holder:
         return f"{standing.holder} works on it"
-    if standing.state == "complete":
+    if standing.is_whole:
         return ""
     if is_newest:
         return "incomplete, and the newest: the next run goes on with it"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.console import size_of, write_line, write_table
 from pipeline.current import needed_runs
+from pipeline.outcomes import in_words
 from pipeline.standing import Standing, half_pruned, survey_runs
 from pipeline.storage import Storage
 from pipeline.tables import open_results
@@ -37,6 +38,9 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
         return
     rows = [_cells(each, is_needed=each.run in needed) for each in standings]
     write_table(COLUMNS, rows, alignments=["right" if name in NUMBERS else "left" for name in COLUMNS])
+    for each in standings:
+        if each.reason:
+            write_line(f"{each.run}: {each.reason}")
     for run in unfinished:
         write_line(f"The run {run} is half pruned; `htc prune {output_uri} --yes` finishes that.")
 
@@ -49,11 +53,11 @@ def mode_of(standing: Standing) -> str:
 
 def state_of(standing: Standing) -> str:
     """Say how far a run is, and who works on it."""
-    if standing.state == "going on":
-        return f"going on ({standing.holder})"
+    if standing.state == "running":
+        return f"running ({standing.holder})"
     if standing.holder:
-        return f"{standing.state}, held ({standing.holder})"
-    return standing.state
+        return f"{in_words(standing.state)}, held ({standing.holder})"
+    return in_words(standing.state)
 
 
 def _cells(standing: Standing, *, is_needed: bool) -> list[str]:
@@ -77,6 +81,8 @@ def _described(standing: Standing, *, is_needed: bool) -> dict[str, Any]:
         "run": standing.run,
         "created": standing.record.created,
         "state": standing.state,
+        "is_whole": standing.is_whole,
+        "reason": standing.reason,
         "holder": standing.holder or None,
         "model": standing.record.fingerprint.get("preset"),
         "weights_sha256": standing.record.fingerprint.get("weights_sha256"),

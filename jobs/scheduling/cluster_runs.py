@@ -10,6 +10,7 @@ from jobs.scheduling.launching import Sight
 from jobs.scheduling.outcomes import ending_of, last_line
 from jobs.scheduling.schedule import load_job
 from pipeline.errors import HtcError, SpecError
+from pipeline.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
 
 if TYPE_CHECKING:
     from jobs.cluster_client import JobsClient
@@ -136,7 +137,8 @@ def _ending(firing: Firing, state: "JobState", client: "JobsClient") -> Ending:
         return ending_of(load_job(firing.schedule), firing.name, exit_code, reason)
     except HtcError:
         # The spec was changed meanwhile, or taken away.
-        return Ending("complete", "", 0) if exit_code == 0 else Ending("failed", reason, exit_code)
+        is_complete = exit_code in (EXIT_COMPLETE, EXIT_INPUT_CHANGED)
+        return Ending("complete", "", 0) if is_complete else Ending("failed", reason, exit_code)
 
 
 def _last_words(state: "JobState", client: "JobsClient") -> str:

@@ -15,6 +15,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from jobs.scheduling.schedule import NotifySection
 from jobs.scheduling.store import Notice, ScheduleStore
+from pipeline.outcomes import in_words
 from pipeline.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def deliver_open_notices(home: Path) -> None:
 def describe_notice(notice: Notice) -> str:
     """Say in a few lines what happened: schedule and run, status, counts, reason."""
     firing, ending = notice.firing, notice.firing.ending
-    outcome = ending.outcome.replace("_", " ") if ending and notice.event != "deadline" else ""
+    outcome = in_words(ending.outcome) if ending and notice.event != "deadline" else ""
     heading = _HEADINGS[notice.event]
     if notice.event == "deadline":
         heading += f": not at its end by {firing.deadline:%Y-%m-%d %H:%M} UTC"

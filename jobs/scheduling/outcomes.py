@@ -6,10 +6,10 @@ from typing import Any
 from jobs.scheduling.firing import Ending
 from pipeline.config import JobSpec
 from pipeline.errors import StorageError
+from pipeline.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, OUTCOMES
 from pipeline.storage import Storage
 from pipeline.uris import join
 
-_STATUSES = ("complete", "incomplete", "over_error_budget", "interrupted")
 _COUNTS = ("images", "images_done", "instances", "seconds")
 
 
@@ -27,7 +27,10 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
     except (StorageError, ValueError):
         summary = {}
     status = summary.get("status")
-    if status not in _STATUSES or (status == "complete") != (exit_code == 0):
+    if exit_code == EXIT_INPUT_CHANGED:
+        # Started again when it was complete, after its process had vanished: what came later is the next firing's.
+        exit_code = EXIT_COMPLETE
+    if status not in OUTCOMES or (status == "complete") != (exit_code == 0):
         return Ending("complete" if exit_code == 0 else "failed", "" if exit_code == 0 else otherwise, exit_code)
     counts = {key: summary[key] for key in _COUNTS if isinstance(summary.get(key), int | float)}
     counts["failed"] = sum(count for name, count in summary.get("statuses", {}).items() if name != "ok")

@@ -11,6 +11,7 @@ from jobs.scheduling.cron import describe_cron, due_times
 from jobs.scheduling.firing import Firing
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import StoredSchedule
+from pipeline.outcomes import in_words
 from pipeline.progress import format_duration
 
 
@@ -25,7 +26,7 @@ def describe_firing(firing: Firing) -> str:
     if firing.ending is None:
         return f"{firing.state}{late}" + (f": {firing.reason}" if firing.reason else "")
     counts = firing.ending.counts
-    words = firing.ending.outcome.replace("_", " ") + late
+    words = in_words(firing.ending.outcome) + late
     if counts.get("images") == 0:
         words += ", no image to do"
     elif counts:

@@ -87,7 +87,7 @@ def test_bad_images_are_rows_and_the_budget_decides(tmp_path: Path, budget: floa
     (tmp_path / "in" / "text.png").write_text("these are words")
     (tmp_path / "in" / "cut.png").write_bytes((tmp_path / "in" / "image-000.png").read_bytes()[:700])
     write_image(tmp_path / "in" / "large.png", (300, 400))
-    spec = spec_with(tmp_path, images__max_pixels=100_000, retry__max_error_rate=budget)
+    spec = spec_with(tmp_path, images__max_pixels=100_000, retry__max_error_rate=budget, retry__max_errors=0)
     summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
     assert (summary.status, summary.exit_code) == (status, exit_code)
     assert summary.statuses == {"ok": 6, "unreadable": 3, "too_large": 1}

@@ -147,6 +147,7 @@ def test_flags_win_over_the_spec_and_zero_is_a_value(tmp_path: Path, monkeypatch
     assert spec.model.preset == "htc_r101_fpn"
     assert spec.model.score_threshold == 0.7
     assert spec.retry.max_error_rate == 0
+    assert spec.retry.max_errors == 0
     assert spec.compute.workers == 3
     assert (seen["run"], seen["fresh"]) == ("r1", True)
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from outputs import FINGERPRINT, Output
+from outputs import FINGERPRINT, Output, commit
 from PIL import Image
 
 from jobs.plan_report import report_plan
 from pipeline.config import JobSpec, load_spec
 from pipeline.errors import InputError, OutputOccupiedError, RunMismatchError
 from pipeline.fingerprint import take_fingerprint
+from pipeline.storage import Storage
 
 
 def spec_for(photos: Path, output: Path, **more: object) -> JobSpec:
@@ -66,6 +67,33 @@ def test_a_resumed_run_names_what_is_left(
     code, out, _ = report(capsys, output.spec, run="tomorrow")
     assert "a new run, tomorrow" in out
     assert snapshot(tmp_path) == before
+
+
+def test_a_complete_run_is_compared_with_its_input(
+    output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.plan_report.known_fingerprint", lambda *_: FINGERPRINT)
+    commit(output.run, 2, Storage(), (0.9,))
+    code, out, _ = report(capsys, output.spec)
+    assert code == 0
+    assert "night is complete already; nothing to do" in out
+    Image.new("RGB", (9, 9)).save(output.photos / "new.png")
+    (output.photos / "broken.jpg").unlink()
+    before = snapshot(tmp_path)
+    code, out, _ = report(capsys, output.spec)
+    assert code == 3
+    assert "1 new (new.png), 1 gone (broken.jpg)" in out
+    assert "--incremental" in out
+    assert "nothing to do" not in out
+    assert report(capsys, output.spec, run="night")[0] == 3
+    assert snapshot(tmp_path) == before
+    # Nothing is there any more: that is a change, and no input that is missing.
+    for photo in output.photos.iterdir():
+        photo.unlink()
+    code, out, _ = report(capsys, output.spec)
+    assert code == 3
+    assert "7 gone" in out
+    assert "--max-deleted-share 1" in out
 
 
 def test_another_spec_is_refused_as_run_would(output: Output, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +168,6 @@ def test_plan_takes_the_same_fingerprint_as_run(output: Output) -> None:
     from dataclasses import asdict
 
     from jobs.model_check import known_fingerprint
-    from pipeline.storage import Storage
 
     spec = spec_for(output.photos, output.folder)
     assert known_fingerprint(spec, Storage(), None) == asdict(take_fingerprint(spec.model))

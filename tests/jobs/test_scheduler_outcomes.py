@@ -8,6 +8,7 @@ import pytest
 from jobs.scheduling.firing import Ending
 from jobs.scheduling.outcomes import ending_of, last_line
 from pipeline.config import JobSpec, load_spec
+from pipeline.outcomes import EXIT_INPUT_CHANGED
 
 SUMMARY = {
     "status": "over_error_budget",
@@ -45,6 +46,20 @@ def test_a_run_without_a_summary_failed_for_what_it_said_last(job: JobSpec) -> N
 def test_a_summary_that_is_not_this_attempts_is_not_believed(job: JobSpec, summary: object) -> None:
     write(job, summary)
     assert ending_of(job, "r", 1, "Killed.") == Ending("failed", "Killed.", 1)
+
+
+@pytest.mark.parametrize(
+    ("summary", "ending"),
+    [
+        ({**SUMMARY, "status": "complete", "reason": ""}, Ending("complete", "", 0, COUNTS)),
+        ({}, Ending("complete", "", 0)),
+    ],
+)
+def test_a_run_that_was_complete_when_it_was_started_again_is_complete(
+    job: JobSpec, summary: object, ending: Ending
+) -> None:
+    write(job, summary)
+    assert ending_of(job, "r", EXIT_INPUT_CHANGED, "The input has changed.") == ending
 
 
 def test_a_summary_of_before_does_not_make_a_good_run_bad(job: JobSpec) -> None:

@@ -55,7 +55,7 @@ def test_a_driver_that_is_not_heard_of_any_more_is_dead_and_the_rows_are_counted
     hold(run_folder, heard=NOON)
     tell_progress(run_folder)
     status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(minutes=10))
-    assert status.state == "dead"
+    assert status.state == "incomplete"
     # Two of three shards are committed, whatever the driver told last.
     assert (status.images, status.images_done, status.instances) == (7, 6, 10)
     assert status.statuses == {"ok": 5, "unreadable": 1}
@@ -78,7 +78,9 @@ def test_a_run_that_ended_says_what_its_summary_says(output: Output, run_folder:
     assert status.reason == "Stopped with 1 of 7 images to go."
     # A later session that died leaves its progress behind, and the summary is an older one's.
     tell_progress(run_folder)
-    assert read_status(output.uri, Storage()).state == "dead"
+    later = read_status(output.uri, Storage())
+    assert (later.state, later.images_done) == ("incomplete", 6)
+    assert "without a word" in later.reason
 
 
 def test_a_lease_that_is_not_ours_to_understand_is_nobody(output: Output, run_folder: Path) -> None:

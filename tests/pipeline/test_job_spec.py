@@ -47,6 +47,22 @@ def test_preset_and_weights_say_something_of_each_other(named: dict[str, object]
     assert (model.preset, model.weights) == (preset, weights)
 
 
+@pytest.mark.parametrize(
+    ("retry", "floor"),
+    [
+        ({}, 5),
+        ({"retry.max_error_rate": 0.2}, 5),
+        ({"retry.max_error_rate": 0.0}, 0),
+        ({"retry.max_error_rate": 0.0, "retry.max_errors": 3}, 3),
+        ({"retry.max_errors": 0}, 0),
+    ],
+)
+def test_a_few_images_may_fail_unless_none_may(retry: dict[str, object], floor: int) -> None:
+    spec = load_spec(None, {**TWO_URIS, **retry})
+    assert spec.retry.max_errors == floor
+    assert JobSpec.model_validate(spec.to_dict()) == spec
+
+
 def test_the_documented_yaml_is_accepted(tmp_path: Path) -> None:
     path = write_spec(
         tmp_path,
@@ -100,6 +116,7 @@ def test_remote_uris_stay_as_they_are() -> None:
         ("compute: {workers: true}", ["compute.workers must be", "true"]),
         ("compute: {shard_images: 0}", ["compute.shard_images must be", "0"]),
         ("retry: {max_error_rate: lots}", ["retry.max_error_rate must be", "lots"]),
+        ("retry: {max_errors: -1}", ["retry.max_errors must be", "-1"]),
         ("name: a/b", ["name must be letters"]),
         ("model: {preset: htc_r50_fnp}", ["htc_r50_fpn"]),
         ("model: {weights: cocoo}", ["model.weights", "did you mean coco?"]),

@@ -134,6 +134,42 @@ def test_how_a_run_ended(done: int, errors: int, has_bug: bool, is_interrupted: 
     assert bool(reason) == (status != "complete")
 
 
+@pytest.mark.parametrize(
+    ("images", "errors", "is_any_ok", "floor", "status"),
+    [
+        (4, 1, True, 5, "complete"),
+        (4, 2, True, 5, "complete"),
+        (4, 3, True, 5, "over_error_budget"),
+        (4, 4, False, 5, "over_error_budget"),
+        (4, 1, True, 0, "over_error_budget"),
+        (1, 1, False, 5, "over_error_budget"),
+        # One new image, and it is bad; the other three failed before as well.
+        (4, 1, False, 5, "over_error_budget"),
+        (4, 0, False, 5, "complete"),
+        (12, 5, True, 5, "complete"),
+        (12, 6, True, 5, "over_error_budget"),
+        (1000, 50, True, 5, "complete"),
+        (1000, 51, True, 5, "over_error_budget"),
+        (1000, 51, True, 51, "complete"),
+    ],
+)
+def test_a_few_bad_images_are_no_failure_unless_nothing_is_ok(
+    images: int, errors: int, is_any_ok: bool, floor: int, status: str
+) -> None:
+    judged, reason = judge(
+        images=images,
+        images_done=images,
+        errors=errors,
+        max_error_rate=0.05,
+        max_errors=floor,
+        is_any_ok=is_any_ok,
+        has_bug=False,
+        is_interrupted=False,
+    )
+    assert judged == status
+    assert (f"{errors} of {images} images failed" in reason) == (status != "complete")
+
+
 @pytest.mark.parametrize(("is_interrupted", "status"), [(False, "incomplete"), (True, "interrupted")])
 def test_a_run_whose_input_is_still_being_listed_is_never_complete(is_interrupted: bool, status: str) -> None:
     judged, reason = judge(

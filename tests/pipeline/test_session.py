@@ -125,6 +125,23 @@ def test_a_run_in_which_everything_fails_is_stopped_early_and_says_why(tmp_path:
     assert (ended.status, ended.images_done) == ("complete", 600)
 
 
+def test_a_sample_of_shards_stops_a_run_before_its_budget_is_spent(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(600):
+        (folder / f"{number:03d}.jpg").touch()
+    spec = spec_for(tmp_path, compute__shard_images=10, retry__max_error_rate=0.4)
+    summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
+    assert summary.status == "over_error_budget"
+    assert "sampled" in summary.reason
+    # 240 may fail.
+    assert 100 < summary.images_done < 240
+    # The floor of half of the images is taken for the budget where that is less.
+    lenient = spec_for(tmp_path, compute__shard_images=10, retry__max_errors=600, output__uri=str(tmp_path / "lenient"))
+    later = run(lenient, progress=SilentProgress(), load_model=LoadFake())
+    assert summary.images_done < later.images_done < 300
+
+
 def test_bad_images_within_the_budget_stop_nothing(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 300, (8, 8))
     for number in range(120):

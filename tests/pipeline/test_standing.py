@@ -49,7 +49,7 @@ def test_a_run_that_is_worked_on_says_by_whom(folder: Path) -> None:
     lease = take_lease(Storage(), str(folder), "cut")
     try:
         found = look(folder)
-        assert found["cut"].state == "going on"
+        assert found["cut"].state == "running"
         assert "process " in found["cut"].holder
         assert found["whole"].holder == ""
         # Nothing was heard of it for an hour.
@@ -61,7 +61,7 @@ def test_a_run_that_is_worked_on_says_by_whom(folder: Path) -> None:
 
 def test_a_lease_that_nobody_understands_holds(folder: Path) -> None:
     (folder / "runs" / "cut" / "lease.json").write_text('{"owner": "somebody"}')
-    assert look(folder)["cut"].state == "going on"
+    assert look(folder)["cut"].state == "running"
 
 
 def test_publications_are_noted_by_place(folder: Path) -> None:
