@@ -1,7 +1,7 @@
 """The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
 
 Exit codes: 0 complete, 1 incomplete, over the error budget or failed, 2 bad usage or spec, 130 (as shells say)
-stopped by Ctrl-C; a run that Ctrl-C stops counts as incomplete and says how to resume.
+stopped by Ctrl-C; a run that Ctrl-C, SIGTERM or SIGHUP stops counts as incomplete and says how to resume.
 
 Only the standard library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands
 are in `jobs.commands`.
@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+# All that matters is written by then.
+EXIT_GRACE_S = 1.5
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -31,6 +34,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: the words after `htc`; the process's own when None.
     """
+    try:
+        _run(arguments)
+    except SystemExit as leaving:
+        if arguments is None:
+            leave_soon(leaving.code if isinstance(leaving.code, int) else EXIT_FAILED)
+        raise
+
+
+def leave_soon(exit_code: int) -> None:
+    """When a signal has stopped the command, have the process end soon, whatever its threads wait for.
+
+    To be called last: a listing or a read that hangs in a store would keep the process for minutes.
+    """
+    signals = sys.modules.get("pipeline.signals")
+    if signals is not None and signals.was_stopped():
+        timer = threading.Timer(EXIT_GRACE_S, os._exit, [exit_code])
+        timer.daemon = True
+        timer.start()
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         _tolerate_unprintable_text()
         load_program().main(args=None if arguments is None else list(arguments), prog_name="htc")

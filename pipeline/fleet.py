@@ -2,13 +2,14 @@
 
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray import exceptions
+from ray import cloudpickle, exceptions
 
 from pipeline.assignments import Assignment
+from pipeline.callers_code import CallersModel, callers_search_path
 from pipeline.cluster import WorkerPlan, describe_death, was_preempted, worker_deaths
 from pipeline.errors import RunError
 from pipeline.events import (
@@ -87,6 +88,9 @@ class Fleet:
         self._actor: Any = ray.remote(Worker).options(
             num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
         )
+        if settings.load_model is not None:
+            carried = CallersModel(cloudpickle.dumps(settings.load_model), callers_search_path())
+            settings = replace(settings, load_model=carried)
         self._settings = settings
         self._numbers = itertools.count()
         self._members: dict[int, _Member] = {}

@@ -1,6 +1,7 @@
 """One session of a run: the loop between the ledger of shards and the fleet of workers."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,9 @@ class Session:
         *,
         is_trained: bool,
         load_model: "LoadModel | None" = None,
+        stop: StopRequest | None = None,
     ) -> None:
+        """`stop`: has its handlers in place already; by default a new one, in place while `work` does."""
         self._spec = spec
         self._run = run
         self._storage = storage
@@ -62,7 +65,8 @@ class Session:
         self._load_model = load_model
         self._tally = Tally(spec, run, storage, is_trained=is_trained)
         self._throughput = Throughput()
-        self._stop = StopRequest()
+        self._stop = stop or StopRequest()
+        self._catching: AbstractContextManager[object] = nullcontext() if stop else self._stop
         self._start_failures = 0
         self._budget = ErrorBudget(spec.retry.max_error_rate)
         self._hopeless = ""
@@ -82,10 +86,10 @@ class Session:
         self._ledger.add(self._run.new_shards())
         shards = self._ledger.left if is_planned else None
         self._judge()
-        if self._hopeless:
-            # An earlier session stopped for it, and nothing has changed.
+        if self._hopeless or self._stop.is_set:
+            # An earlier session stopped for it, and nothing has changed; or a signal came while the run was opened.
             return
-        with self._stop:
+        with self._catching:
             try:
                 with ray_cluster(self._spec.compute, shards=shards) as plan:
                     self._stop.install()
