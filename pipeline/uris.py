@@ -25,8 +25,8 @@ def home_path(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise SpecError(
-            f"{path} begins with a home folder that is not known: set HOME to a folder that can be written (or HTC_CACHE "
-            "for weights, HTC_HOME for schedules), or write the whole path."
+            f"{path} begins with a home folder that is not known: set HOME to a folder that can be written (or "
+            "HTC_CACHE for weights, HTC_HOME for schedules), or write the whole path."
         ) from None
 
 
