@@ -25,7 +25,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 # All that matters is written by then.
-EXIT_GRACE_S = 1.5
+EXIT_GRACE_S = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

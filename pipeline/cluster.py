@@ -112,15 +112,23 @@ def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
             elif thread.is_connecting and not os.environ.get("RAY_ADDRESS"):
                 # What Ray has to say to that is of no interest any more.
                 logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
-                end_processes(Path(os.environ["RAY_TMPDIR"]))
+                end_processes(Path(os.environ["RAY_TMPDIR"]), patience_s=0.0)
                 thread.give_up()
             thread.end()
 
 
-def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: int | None = None) -> WorkerPlan:
+def connected_resources() -> dict[str, float] | None:
+    """What the cluster has that this process is connected to, by Ray's names; None when it is connected to none."""
+    if not _is_connected():
+        return None
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: int | None = None) -> WorkerPlan:
+    resources = connected_resources() or {}
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     return plan_workers(compute, cpus=cpus, gpus=gpus, shards=shards, memory_bytes=memory_bytes)
 

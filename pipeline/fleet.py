@@ -131,11 +131,15 @@ class Fleet:
         member = self._members[worker]
         member.shard_refs[member.handle.run_shard.remote(shard, assignment)] = shard.index
 
-    def abandon(self, worker: int, index: int) -> None:
-        """Ask a worker to leave a shard's commit to the driver; it may be gone, or about to commit."""
+    def abandon(self, worker: int, index: int, *, is_queued: bool = False) -> None:
+        """Ask a worker to leave a shard's commit to the driver; it may be gone, or about to commit.
+
+        Args:
+            is_queued: only when none of the shard's images is done yet.
+        """
         member = self._members.get(worker)
         if member is not None:
-            member.abandon_refs[member.handle.abandon.remote(index)] = index
+            member.abandon_refs[member.handle.abandon.remote(index, is_queued=is_queued)] = index
 
     def events(self, timeout_s: float) -> list[Event]:
         """Wait until something happens, at most `timeout_s`; deaths come after what was finished before them.

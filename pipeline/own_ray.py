@@ -40,7 +40,7 @@ MIN_AGE_WITHOUT_OWNER_S = 3600.0
 # Sound processes of Ray are gone by then.
 ENDING_PATIENCE_S = 1.0
 # An ordinary start is through by then, and can be undone in the ordinary way.
-START_PATIENCE_S = 1.0
+START_PATIENCE_S = 0.5
 GIVING_UP_S = 0.5
 _POLL_S = 0.05
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{6}}")
@@ -91,15 +91,15 @@ def remove_dead_folders(base: Path) -> None:
                 _remove(folder)
 
 
-def end_processes(folder: Path) -> None:
+def end_processes(folder: Path, *, patience_s: float = ENDING_PATIENCE_S) -> None:
     """End the children of this process whose arguments name the folder, and their children.
 
-    Those of a Ray that was shut down end by themselves, and get a second for it.
+    Those of a Ray that was shut down end by themselves, within `patience_s`.
     """
     import psutil
 
     family = _family(folder)
-    _, alive = psutil.wait_procs(family, timeout=ENDING_PATIENCE_S)
+    _, alive = psutil.wait_procs(family, timeout=patience_s)
     while alive:
         for process in alive:
             with suppress(psutil.Error):

@@ -19,7 +19,7 @@ from pipeline.events import (
     WorkerRetired,
     WorkerStarted,
 )
-from pipeline.ledger import ShardLedger
+from pipeline.ledger import SHARDS_IN_FLIGHT, ShardLedger
 from pipeline.metrics import Throughput
 from pipeline.progress import ProgressDisplay, RunProgress
 from pipeline.reports import PieceReport, ShardFailure, ShardReport, WorkerFailure
@@ -172,11 +172,27 @@ class Session:
         # Workers that still begin do not count: with no cores left for them they never will, and a shard that
         # failed on the only other worker would wait forever.
         has_peers = len(ready) > 1
-        for worker, held in ready.items():
-            shards = list(held)
-            while (assignment := self._next_for(fleet, worker, shards, has_peers=has_peers)) is not None:
-                fleet.submit(worker, self._run.read_shard(assignment.index), assignment)
-                shards.append(assignment.index)
+        held = {worker: list(shards) for worker, shards in ready.items()}
+        # Before an idle worker copies a late shard.
+        self._reclaim(fleet, held)
+        # Breadth first: a second shard, whose reads overlap the first one's compute, is for a worker only when there
+        # are shards enough for those that hold none yet, or still load their model.
+        for depth in range(SHARDS_IN_FLIGHT):
+            for worker, shards in held.items():
+                idle = fleet.size - sum(bool(each) for each in held.values())
+                if len(shards) != depth or (depth > 0 and self._ledger.waiting <= idle):
+                    continue
+                assignment = self._next_for(fleet, worker, shards, has_peers=has_peers)
+                if assignment is not None:
+                    fleet.submit(worker, self._run.read_shard(assignment.index), assignment)
+                    shards.append(assignment.index)
+
+    def _reclaim(self, fleet: "Fleet", held: dict[int, list[int]]) -> None:
+        """Ask for shards back that are queued behind others, while workers are idle."""
+        idle = sum(not shards and fleet.may_take(worker) for worker, shards in held.items())
+        queued = [(worker, index) for worker, shards in held.items() for index in shards[1:]]
+        while (found := self._ledger.reclaim(queued, idle_workers=idle)) is not None:
+            fleet.abandon(*found, is_queued=True)
 
     def _next_for(self, fleet: "Fleet", worker: int, held: list[int], *, has_peers: bool) -> Assignment | None:
         if not fleet.may_take(worker):
@@ -188,7 +204,7 @@ class Session:
         assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_drawn=is_drawn)
         if assignment is not None and assignment.is_drawn:
             self._budget.drew(assignment.index)
-        if assignment is None and is_planned and not held:
+        if assignment is None and is_planned and not held and not self._ledger.is_reclaiming:
             assignment = self._ledger.copy_for(worker)
             if assignment is not None:
                 self._display.note(f"Shard {assignment.index} takes long; an idle worker does it as well.")
