@@ -26,6 +26,8 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 # All that matters is written by then.
 EXIT_GRACE_S = 1.0
+# For what a signal breaks off before there is a run; nothing is lost by leaving it.
+STUCK_S = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -35,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: the words after `htc`; the process's own when None.
     """
     try:
+        if arguments is None:
+            from pipeline.signals import StopRequest
+
+            StopRequest.when_breaking_off = staticmethod(_leave_though_stuck)
         _run(arguments)
     except SystemExit as leaving:
         if arguments is None:
@@ -52,6 +58,16 @@ def leave_soon(exit_code: int) -> None:
         timer = threading.Timer(EXIT_GRACE_S, os._exit, [exit_code])
         timer.daemon = True
         timer.start()
+
+
+def _leave_though_stuck() -> None:
+    def leave() -> None:
+        _say("Stopped, without waiting for what does not answer; the same command goes on.")
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(STUCK_S, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _run(arguments: Sequence[str] | None) -> NoReturn:

@@ -213,7 +213,9 @@ def _init(compute: ComputeSection) -> None:
 
         def connect() -> None:
             _knock(address)
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, job_config=_job_config(address))
+            # A client's connection (ray://) is made by Ray's own proxy, from a folder of its own.
+            options = {} if address.startswith("ray://") else {"job_config": _job_config()}
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
         at_cluster_border(
             connect,
@@ -253,12 +255,9 @@ class _FixedPath(list[str]):
         """Leave the path as it is."""
 
 
-def _job_config(address: str = "") -> "JobConfig | None":
+def _job_config() -> "JobConfig":
     from ray.job_config import JobConfig
 
-    if address.startswith("ray://"):
-        # Ray's own proxy connects there, from a folder of its own.
-        return None
     config = JobConfig()
     config._py_driver_sys_path = _FixedPath(worker_search_path())
     return config

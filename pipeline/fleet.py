@@ -89,7 +89,10 @@ class Fleet:
             num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
         )
         if settings.load_model is not None:
-            carried = CallersModel(cloudpickle.dumps(settings.load_model), callers_search_path())
+            carried = CallersModel(
+                cloudpickle.dumps(settings.load_model),  # type: ignore[no-untyped-call]
+                callers_search_path(),
+            )
             settings = replace(settings, load_model=carried)
         self._settings = settings
         self._numbers = itertools.count()

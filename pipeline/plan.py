@@ -140,7 +140,7 @@ class Planner:
         """
         tally, number = self._tally, self._planned.parts if self._planned else 0
         stopped = is_stopped or threading.Event()
-        images = takewhile(lambda _: not stopped.is_set(), self._refs)
+        images: Iterator[ImageRef] = takewhile(lambda _: not stopped.is_set(), self._refs)
         if self._planned is None:
             images = self._settle_layout(images)
         images = tally.count(images)

@@ -5,10 +5,10 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pipeline.errors import StoppedError
 
@@ -35,6 +35,9 @@ class StopRequest:
     Use as a context manager; the former handlers come back on leaving. Outside the main thread, where Python takes no
     handlers, nothing is caught. SIGHUP stays ignored where it is when the block begins: so does `nohup`.
     """
+
+    # Called when a signal breaks a step off; the process that is `htc` ends itself if that takes too long.
+    when_breaking_off: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         self._former: dict[int, Any] = {}
@@ -100,6 +103,8 @@ class StopRequest:
         _was_stopped.set()
         if number == signal.SIGHUP:
             _let_go_of_terminal()
+        if self._is_interrupting:
+            self.when_breaking_off()
         if is_second or self._is_interrupting:
             raise KeyboardInterrupt
 

@@ -90,10 +90,10 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
     return connection
 
 
-def _limits() -> dict[str, str | int]:
+def _limits() -> dict[str, str | bool | int | float | list[str]]:
     """DuckDB's own bounds, which look at the machine; a container's quotas may be narrower."""
     memory = usable_memory()
-    bounds: dict[str, str | int] = {"threads": usable_cpus()}
+    bounds: dict[str, str | bool | int | float | list[str]] = {"threads": usable_cpus()}
     return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
 
 

@@ -16,7 +16,6 @@ from pipeline.config import ModelSection
 
 def test_the_current_folder_is_not_searched_whatever_ray_adds(tmp_path: Path) -> None:
     config = _job_config()
-    assert config is not None
     config._py_driver_sys_path.extend([str(tmp_path)])
     assert list(config._get_proto_job_config().py_driver_sys_path) == worker_search_path()
 

@@ -3,8 +3,10 @@
 import os
 import pty
 import signal
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,17 @@ def test_in_a_block_that_interrupts_each_signal_does(number: signal.Signals) -> 
         send(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt), stop.interrupting():
             raise AssertionError("the block must not begin")
+
+
+def test_breaking_off_is_said_to_who_watches_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(StopRequest, "when_breaking_off", staticmethod(lambda: said.append("breaking off")))
+    with StopRequest() as stop:
+        send(signal.SIGTERM)
+        assert said == []
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt), stop.interrupting():
+        send(signal.SIGTERM)
+    assert said == ["breaking off"]
 
 
 @ALL
@@ -98,3 +111,38 @@ def test_a_terminal_that_is_gone_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -
         _let_go_of_terminal()
         terminal.write("written to nothing")
         terminal.flush()
+
+
+HANGING = """
+import sys
+import threading
+from pathlib import Path
+import pipeline.driver
+from jobs.cli import main
+
+def hang(spec, storage):
+    sys.stderr.write("listing")
+    sys.stderr.flush()
+    try:
+        threading.Event().wait(60)
+    finally:
+        # What unwinds does not return either, as a pool of reads from a store that is away.
+        threading.Event().wait(60)
+
+pipeline.driver.settle_model = hang
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_hangs_in_its_store_ends_all_the_same(tmp_path: Path, number: signal.Signals) -> None:
+    words = ["run", str(tmp_path / "in"), str(tmp_path / "out"), "--weights", "untrained"]
+    command = [sys.executable, "-c", HANGING, *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.read(7) == "listing"
+        process.send_signal(number)
+        said = process.stderr.read()
+        assert process.wait(30) == 1
+    assert "Stopped" in said
+    assert "Traceback" not in said
