@@ -1,8 +1,8 @@
 """The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
 
 Exit codes: 0 complete; 1 incomplete, interrupted, over the error budget or failed; 2 bad usage, spec or input; 3 (`run`
-and `plan`) complete before, while the input has changed since; 130 (as shells say) stopped by Ctrl-C. A run that Ctrl-C
-stops has the exit code 1 and says how to resume.
+and `plan`) complete before, while the input has changed since; 130 (as shells say) stopped by Ctrl-C. A run that
+Ctrl-C, SIGTERM or SIGHUP stops counts as incomplete, has the exit code 1 and says how to resume.
 
 Only the standard library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands
 are in `jobs.commands`.
@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+# All that matters is written by then.
+EXIT_GRACE_S = 1.0
+# For what a signal breaks off before there is a run; nothing is lost by leaving it.
+STUCK_S = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -32,6 +37,41 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: the words after `htc`; the process's own when None.
     """
+    try:
+        if arguments is None:
+            from pipeline.signals import StopRequest
+
+            StopRequest.when_breaking_off = staticmethod(_leave_though_stuck)
+        _run(arguments)
+    except SystemExit as leaving:
+        if arguments is None:
+            leave_soon(leaving.code if isinstance(leaving.code, int) else EXIT_FAILED)
+        raise
+
+
+def leave_soon(exit_code: int) -> None:
+    """When a signal has stopped the command, have the process end soon, whatever its threads wait for.
+
+    To be called last: a listing or a read that hangs in a store would keep the process for minutes.
+    """
+    signals = sys.modules.get("pipeline.signals")
+    if signals is not None and signals.was_stopped():
+        timer = threading.Timer(EXIT_GRACE_S, os._exit, [exit_code])
+        timer.daemon = True
+        timer.start()
+
+
+def _leave_though_stuck() -> None:
+    def leave() -> None:
+        _say("Stopped, without waiting for what does not answer; the same command goes on.")
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(STUCK_S, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         _tolerate_unprintable_text()
         load_program().main(args=None if arguments is None else list(arguments), prog_name="htc")

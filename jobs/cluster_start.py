@@ -6,6 +6,7 @@ Only the standard library, and only what every Python 3 understands, until it is
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 OLDEST_PYTHON = (3, 11)
@@ -52,6 +53,14 @@ def complaint() -> str:
     return ""
 
 
+def forget_current_folder() -> None:
+    """Take the folder that `python -m` puts first on the search path from it, unless this program lies there."""
+    # Not pathlib, which imports much, and from that very folder.
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+    if not getattr(sys.flags, "safe_path", False) and sys.path and os.path.realpath(sys.path[0]) != root:
+        del sys.path[0]
+
+
 def main() -> None:
     """Run `htc` with this process's arguments, or say why that cannot be."""
     problem = complaint()
@@ -64,4 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    forget_current_folder()
     main()

@@ -13,6 +13,7 @@ from pipeline.config import JobSpec, ModelSection
 from pipeline.errors import WeightsUnavailableError
 from pipeline.fetch import weights_here
 from pipeline.fingerprint import take_fingerprint
+from pipeline.machine_limits import usable_memory
 from pipeline.records import RunRecord, list_records, load_record
 from pipeline.storage import Storage
 
@@ -95,8 +96,9 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
 
 def plan_local_workers(spec: JobSpec, shards: int, gpus: int) -> tuple[WorkerPlan, str]:
     """Return the workers a run on this machine would start, and the same in words."""
-    plan = plan_workers(spec.compute, cpus=float(local_cpus()), gpus=float(gpus), shards=shards)
-    each = f"{plan.gpus:g} GPU and {plan.cpus:g} cores" if plan.gpus else f"{plan.cpus:g} of {local_cpus()} cores"
+    cpus, memory = local_cpus(), usable_memory()
+    plan = plan_workers(spec.compute, cpus=float(cpus), gpus=float(gpus), shards=shards, memory_bytes=memory)
+    each = f"{plan.gpus:g} GPU and {plan.cpus:g} cores" if plan.gpus else f"{plan.cpus:g} of {cpus} cores"
     elsewhere = ", if RAY_ADDRESS did not name a cluster" if os.environ.get("RAY_ADDRESS") else ""
     return plan, f"{plan.workers} with {each} each{elsewhere}"
 

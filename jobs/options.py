@@ -78,8 +78,8 @@ BatchSize = Annotated[
     typer.Option("--batch-size", metavar="auto|N", help="Images per inference. [default: auto]"),
 ]
 ShardImages = Annotated[
-    int | None,
-    typer.Option("--shard-images", metavar="N", help="Images per shard. [default: 256]"),
+    str | None,
+    typer.Option("--shard-images", metavar="auto|N", help="Images per shard; auto: several shards for each worker."),
 ]
 Limit = Annotated[
     int | None,

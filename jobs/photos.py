@@ -4,7 +4,6 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.query import read_instances
@@ -12,7 +11,7 @@ from pipeline.errors import InputError, NotFoundError
 from pipeline.manifest import Manifest, ManifestReader
 from pipeline.records import run_folder
 from pipeline.storage import join
-from pipeline.uris import display_uri
+from pipeline.uris import display_uri, home_path
 from pipeline.views import open_database
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class RunPhotos:
         return read_instances(self._results, self.run, photo.shard, photo.image_id, photo.uri)
 
     def _find_one(self, database: "duckdb.DuckDBPyConnection", uri: str) -> PhotoRow:
-        whole = str(Path(uri).expanduser().absolute()) if Path(uri).expanduser().exists() else uri
+        whole = str(home_path(uri).absolute()) if home_path(uri).exists() else uri
         values = {"run": self.run, "uri": whole, "ending": "/" + uri.lstrip("/")}
         found = [PhotoRow(*row) for row in _rows(database, _BY_URI, values)]
         if not found:

@@ -9,6 +9,7 @@ from pipeline.config import JobSpec
 from pipeline.error_budget import allowed_errors
 from pipeline.outcomes import in_words
 from pipeline.progress import count_of, format_duration
+from pipeline.signals import StopRequest, breaking_off
 from pipeline.summary import RunSummary
 
 MAX_REASONS = 8
@@ -18,7 +19,9 @@ SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY 
 
 def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
     """Run the job and report it; returns the exit code."""
-    from pipeline import driver
+    with breaking_off(StopRequest()) as stop, stop:
+        # Takes a second.
+        from pipeline import driver
 
     summary = driver.run(spec, run=run, fresh=fresh)
     report_summary(summary, spec)

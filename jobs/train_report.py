@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from jobs.console import say, write_line, write_table
 from pipeline.progress import count_of
+from pipeline.signals import StopRequest
 
 if TYPE_CHECKING:
     from htc_model.training.spec import TrainingSpec
@@ -40,7 +41,9 @@ def train_and_report(spec_path: str | None, overrides: Mapping[str, object]) -> 
     notes = _Notes(display)
     logging.getLogger("htc_model").addHandler(notes)
     try:
-        weights = train(spec, on_step=display.step)
+        # SIGTERM and SIGHUP end it as Ctrl-C does, so that a Ray of its own goes with it.
+        with StopRequest() as stop, stop.interrupting():
+            weights = train(spec, on_step=display.step)
     finally:
         logging.getLogger("htc_model").removeHandler(notes)
         display.close()

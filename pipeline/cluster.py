@@ -6,19 +6,32 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.borders import at_cluster_border
+from pipeline.callers_code import worker_search_path
 from pipeline.config import ComputeSection
 from pipeline.errors import RunError
+from pipeline.machine_limits import SHARED_MEMORY, free_shared_memory, usable_cpus, usable_memory
+from pipeline.own_ray import RayThread, end_processes, ray_folder
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
 
 # Images and tables never pass through Ray's object store: only shard lists and reports do.
 OBJECT_STORE_BYTES = 200 * 2**20
+# Ray refuses less (ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES).
+MIN_OBJECT_STORE_BYTES = 75 * 2**20
+# Of the memory that there is, no larger share.
+OBJECT_STORE_SHARE = 0.1
+# A worker on the CPU with what it reads ahead, at photos of 12 megapixels.
+WORKER_BYTES = 2 * 2**30
 # A GPU worker decodes on as many cores, which keeps pace with about 15 images/s of 12 megapixels.
 MAX_AUTO_CPUS_PER_GPU_WORKER = 8.0
 # For the connection alone; a cluster that cannot be connected to for so long is not there.
@@ -35,15 +48,21 @@ class WorkerPlan:
 
 
 def local_cpus() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use; see `machine_limits.usable_cpus`."""
+    return usable_cpus()
 
 
-def plan_workers(compute: ComputeSection, *, cpus: float, gpus: float, shards: int | None) -> WorkerPlan:
+def plan_workers(
+    compute: ComputeSection, *, cpus: float, gpus: float, shards: int | None, memory_bytes: int | None = None
+) -> WorkerPlan:
     """Spread `shards` over a machine or cluster with so many cores and GPUs.
 
     Workers sit on GPUs when there are any, one each unless the spec gives them a fraction; else on cores, one
     each. There are never more workers than shards, where their number is known, and always at least one.
+
+    Args:
+        memory_bytes: of this machine; where the spec leaves the number of workers open, those on cores get
+            WORKER_BYTES each.
 
     Raises:
         RunError: a worker needs more than the whole cluster has.
@@ -57,7 +76,8 @@ def plan_workers(compute: ComputeSection, *, cpus: float, gpus: float, shards: i
     cpus_each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
     by_gpus = math.floor(gpus / gpus_each + 1e-9) if gpus_each else None
     by_cpus = math.floor(cpus / cpus_each + 1e-9) if cpus_each else None
-    limits = [limit for limit in (by_gpus, by_cpus) if limit is not None]
+    by_memory = None if by_gpus or memory_bytes is None else max(1, memory_bytes // WORKER_BYTES)
+    limits = [limit for limit in (by_gpus, by_cpus, by_memory) if limit is not None]
     workers = (min(limits) if limits else 1) if compute.workers == "auto" else compute.workers
     workers = max(1, workers if shards is None else min(workers, shards))
     if gpus_each and compute.cpus_per_worker == "auto":
@@ -76,19 +96,57 @@ def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
         RunError: Ray cannot be reached or started, or has too little for one worker.
     """
     _quiet_environment()
-    is_ours = not _is_connected()
-    is_started_here = is_ours and not os.environ.get("RAY_ADDRESS")
-    with _kept_private() if is_started_here else nullcontext():
+    if _is_connected():
+        yield _plan_on_cluster(compute, shards)
+        return
+    with nullcontext() if os.environ.get("RAY_ADDRESS") else _kept_private():
         import ray
 
-        if is_ours:
-            _init(compute)
+        thread = RayThread(lambda: _init(compute))
         try:
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            yield plan_workers(compute, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), shards=shards)
+            thread.wait()
+            yield _plan_on_cluster(compute, shards, None if os.environ.get("RAY_ADDRESS") else usable_memory())
         finally:
-            if is_ours:
+            if thread.is_connected:
                 ray.shutdown()
+            elif thread.is_connecting and not os.environ.get("RAY_ADDRESS"):
+                # What Ray has to say to that is of no interest any more.
+                logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
+                end_processes(Path(os.environ["RAY_TMPDIR"]), patience_s=0.0)
+                thread.give_up()
+            thread.end()
+
+
+def connected_resources() -> dict[str, float] | None:
+    """What the cluster has that this process is connected to, by Ray's names; None when it is connected to none."""
+    if not _is_connected():
+        return None
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: int | None = None) -> WorkerPlan:
+    resources = connected_resources() or {}
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return plan_workers(compute, cpus=cpus, gpus=gpus, shards=shards, memory_bytes=memory_bytes)
+
+
+def object_store_options(folder: str, *, memory_bytes: int | None, shared_bytes: int) -> dict[str, Any]:
+    """The options of `ray.init` for its object store, which hardly holds anything here.
+
+    Args:
+        folder: for its file where shared memory is too small, as the 64 MB of many containers are.
+        memory_bytes: that may be used. shared_bytes: free in the file system of shared memory.
+    """
+    size = OBJECT_STORE_BYTES
+    if memory_bytes is not None:
+        size = max(MIN_OBJECT_STORE_BYTES, min(size, int(memory_bytes * OBJECT_STORE_SHARE)))
+    if sys.platform != "linux":
+        return {"object_store_memory": size}
+    fits = shared_bytes >= size
+    return {"object_store_memory": size, "_plasma_directory": str(SHARED_MEMORY) if fits else folder}
 
 
 def _quiet_environment() -> None:
@@ -106,7 +164,9 @@ def _is_connected() -> bool:
 
 @contextmanager
 def _kept_private() -> Iterator[None]:
-    """Have a Ray that is started in the block listen on the loopback address only, and there answer to its own alone.
+    """Have a Ray that is started in the block keep its files to itself, and listen on the loopback address only.
+
+    There it answers to its own processes alone.
 
     Its token is made for the block and lies in the environment, which the processes of this Ray inherit; Ray's own
     way is a file that all clusters of a user share. What the user has set stays as it is.
@@ -117,14 +177,18 @@ def _kept_private() -> Iterator[None]:
     has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if "RAY_AUTH_MODE" in settings and not has_token:
         settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.update(settings)
-    _reread_environment()
-    try:
-        yield
-    finally:
-        for name in settings:
-            os.environ.pop(name, None)
+    former_folder = os.environ.get("RAY_TMPDIR")
+    with ray_folder() as folder:
+        os.environ.update(settings | {"RAY_TMPDIR": str(folder)})
         _reread_environment()
+        try:
+            yield
+        finally:
+            for name in [*settings, "RAY_TMPDIR"]:
+                os.environ.pop(name, None)
+            if former_folder is not None:
+                os.environ["RAY_TMPDIR"] = former_folder
+            _reread_environment()
 
 
 def _reread_environment() -> None:
@@ -149,7 +213,9 @@ def _init(compute: ComputeSection) -> None:
 
         def connect() -> None:
             _knock(address)
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            # A client's connection (ray://) is made by Ray's own proxy, from a folder of its own.
+            options = {} if address.startswith("ray://") else {"job_config": _job_config()}
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
         at_cluster_border(
             connect,
@@ -168,15 +234,33 @@ def _init(compute: ComputeSection) -> None:
             address="local",
             num_cpus=max(local_cpus(), math.ceil(wanted)),
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            **object_store_options(
+                os.environ["RAY_TMPDIR"], memory_bytes=usable_memory(), shared_bytes=free_shared_memory()
+            ),
             log_to_driver=False,
             logging_level=logging.ERROR,
+            job_config=_job_config(),
         ),
         "Cannot start Ray on this machine",
-        "the same command tries again; a machine that is very busy, or short of memory or of space in /tmp, is the "
-        "usual cause",
+        "the same command tries again; a machine that is very busy, or short of memory or of space for temporary "
+        "files, is the usual cause",
     )
     _silence_error_listener()
+
+
+class _FixedPath(list[str]):
+    """A search path that Ray cannot add the driver's current folder and its script's folder to."""
+
+    def extend(self, folders: Iterable[str], /) -> None:
+        """Leave the path as it is."""
+
+
+def _job_config() -> "JobConfig":
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _FixedPath(worker_search_path())
+    return config
 
 
 def _knock(address: str) -> None:

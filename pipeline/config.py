@@ -33,6 +33,9 @@ def _digits_as_number(value: object) -> object:
 
 
 AutoCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_digits_as_number)]
+AutoShardImages = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)], BeforeValidator(_digits_as_number)
+]
 AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_digits_as_number)]
 
 
@@ -126,6 +129,7 @@ class ModelSection(Section):
 class ComputeSection(Section):
     """How the work is spread; nothing here but shard_images changes what is computed.
 
+    shard_images: "auto" gives every worker several shards, of 256 images at most; see `shard_size`.
     worker_max_shards, worker_max_memory_gib: a worker that did so many shards, or holds so much memory after one
         (resident, of its process alone), is replaced by a new one; null for no limit.
     """
@@ -136,7 +140,9 @@ class ComputeSection(Section):
     )
     cpus_per_worker: AutoShare = Field(default="auto", description='"auto" or a number, 0 or more')
     batch_size: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
-    shard_images: int = Field(default=256, ge=1, le=100_000, description="a whole number of images from 1 to 100000")
+    shard_images: AutoShardImages = Field(
+        default="auto", description='"auto" or a whole number of images from 1 to 100000'
+    )
     worker_max_shards: int | None = Field(default=None, ge=1, description="a whole number, at least 1, or null")
     worker_max_memory_gib: float | None = Field(default=None, gt=0, description="GiB, more than 0, or null")
 

@@ -14,7 +14,7 @@ from pipeline.cluster import ray_cluster
 from pipeline.config import JobSpec
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.fetch import weights_here
-from pipeline.fingerprint import settle_model, take_fingerprint
+from pipeline.fingerprint import ModelFingerprint, settle_model, take_fingerprint
 from pipeline.input_changes import InputChanges, compare_input, way_on
 from pipeline.lease import take_lease
 from pipeline.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
@@ -25,7 +25,7 @@ from pipeline.progress_file import ProgressFile, remove_progress
 from pipeline.runs import Run, open_run
 from pipeline.selection_counts import selection_lines
 from pipeline.session import Session
-from pipeline.signals import sigterm_interrupts
+from pipeline.signals import StopRequest, breaking_off
 from pipeline.storage import Storage
 from pipeline.summary import RunSummary
 
@@ -61,40 +61,22 @@ def run(
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
-        row and the error rate is within the budget. Ctrl-C and SIGTERM end the run with the status
+        row and the error rate is within the budget. Ctrl-C, SIGTERM and SIGHUP end the run with the status
         "interrupted". Of a run that was complete before, the input is listed again; when it has changed, the
         `exit_code` is `outcomes.EXIT_INPUT_CHANGED`, and the `reason` says how.
 
     Raises:
-        HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError), or cannot go
-            on (RunError, of which RunHeldError says that another driver is at it); what is committed stays.
+        HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError; StoppedError
+            for a signal), or cannot go on (RunError, of which RunHeldError says that another driver is at it); what is
+            committed stays.
     """
     display = progress or choose_progress()
     storage = Storage(spec.storage)
-    with ExitStack() as closing:
+    stop = StopRequest()
+    with stop, ExitStack() as closing:
         closing.callback(display.close)
-        if os.environ.get("RAY_ADDRESS"):
-            # Stays connected: the session finds it so, and whoever opened it closes it.
-            closing.enter_context(ray_cluster(spec.compute, shards=None))
-            look_from_nodes(spec, tell=display.note)
-        closing.enter_context(sigterm_interrupts())
-        if spec.model.weights != "untrained" and weights_here(spec.model) is None:
-            # Half a gigabyte of weights is not fetched for a misspelt input.
-            require_images(spec, storage)
-        spec = settle_model(spec, storage)
-        fingerprint = take_fingerprint(spec.model, storage)
-        if spec.select.mode == "incremental":
-            # With many millions of rows it takes minutes.
-            display.note("Reading what earlier runs did.")
-        opened = open_run(
-            spec,
-            fingerprint.to_dict(),
-            storage,
-            run=run,
-            fresh=fresh,
-            hold=lambda name: take_lease(storage, spec.output.uri, name, tell=display.note),
-            patience_s=LISTING_PATIENCE_S,
-        )
+        with breaking_off(stop):
+            opened, fingerprint, spec = _open(spec, storage, stop, closing, display, run=run, fresh=fresh)
         closing.callback(opened.close)
         if opened.state == "complete":
             remove_progress(storage, spec.output.uri, opened.name)
@@ -109,9 +91,11 @@ def run(
         changes = None
         if opened.state == "complete" and spec.select.mode == "full":
             display.note(f"Run {opened.name} is complete already; its input is listed again.")
-            changes = compare_input(spec, storage, opened.name)
+            with breaking_off(stop):
+                changes = compare_input(spec, storage, opened.name)
         _announce(opened, display, changes)
-        session = Session(spec, opened, storage, display, is_trained=fingerprint.trained, load_model=load_model)
+        is_trained = fingerprint.trained
+        session = Session(spec, opened, storage, display, is_trained=is_trained, load_model=load_model, stop=stop)
         if not opened.is_done:
             try:
                 session.work()
@@ -119,6 +103,42 @@ def run(
                 session.end(cut_short=str(error))
                 raise
         return _with_changes(session.end(), changes, spec, is_named=run is not None)
+
+
+def _open(
+    spec: JobSpec,
+    storage: Storage,
+    stop: StopRequest,
+    closing: ExitStack,
+    display: ProgressDisplay,
+    *,
+    run: str | None,
+    fresh: bool,
+) -> tuple[Run, ModelFingerprint, JobSpec]:
+    """Check what the run needs, and begin it or find it; the spec returned has the model's preset."""
+    if os.environ.get("RAY_ADDRESS"):
+        # Stays connected: the session finds it so, and whoever opened it closes it.
+        closing.enter_context(ray_cluster(spec.compute, shards=None))
+        look_from_nodes(spec, tell=display.note)
+    if spec.model.weights != "untrained" and weights_here(spec.model) is None:
+        # Half a gigabyte of weights is not fetched for a misspelt input.
+        require_images(spec, storage)
+    spec = settle_model(spec, storage)
+    fingerprint = take_fingerprint(spec.model, storage)
+    if spec.select.mode == "incremental":
+        # With many millions of rows it takes minutes.
+        display.note("Reading what earlier runs did.")
+    opened = open_run(
+        spec,
+        fingerprint.to_dict(),
+        storage,
+        run=run,
+        fresh=fresh,
+        hold=lambda name: take_lease(storage, spec.output.uri, name, tell=display.note),
+        patience_s=LISTING_PATIENCE_S,
+        deferring=stop.deferring,
+    )
+    return opened, fingerprint, spec
 
 
 def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSpec, *, is_named: bool) -> RunSummary:

@@ -17,6 +17,7 @@ HtcError                      the message is one sentence for a person: what is 
 ├── ImageError                one bad image: it becomes a row with this status and reason, never a crash
 ├── WeightsUnavailableError   weights cannot be had (offline, unknown name); exit code 2
 └── RunError                  the run cannot go on (cluster lost, disk full); what is committed stays
+    └── StoppedError          a signal came before the run could begin
 """
 
 from typing import Literal
@@ -120,3 +121,7 @@ class WeightsUnavailableError(HtcError):
 
 class RunError(HtcError):
     """The run cannot continue; committed shards stay and the same command resumes."""
+
+
+class StoppedError(RunError):
+    """Ctrl-C, SIGTERM or SIGHUP came before there was a run to give a summary of."""

@@ -24,7 +24,7 @@ from htc_model.registry import (
 from pipeline.config import ModelSection
 from pipeline.errors import NotFoundError, StorageError, WeightsUnavailableError
 from pipeline.storage import Storage
-from pipeline.uris import base_name, is_local, local_path
+from pipeline.uris import base_name, home_path, is_local, local_path
 
 CHUNK_BYTES = 16 * 2**20
 """Read at once, and thus lost at most when a download breaks."""
@@ -58,7 +58,7 @@ class WeightsReport:
 def cache_folder() -> Path:
     """Return the folder that downloaded weights are kept in; it may not exist yet."""
     root = os.environ.get("HTC_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "htc-batch") / "weights"
+    return (home_path(root) if root else home_path("~/.cache/htc-batch")) / "weights"
 
 
 def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Path | None:

@@ -2,13 +2,14 @@
 
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray import exceptions
+from ray import cloudpickle, exceptions
 
 from pipeline.assignments import Assignment
+from pipeline.callers_code import CallersModel, callers_search_path
 from pipeline.cluster import WorkerPlan, describe_death, was_preempted, worker_deaths
 from pipeline.errors import RunError
 from pipeline.events import (
@@ -90,6 +91,12 @@ class Fleet:
         self._actor: Any = ray.remote(Worker).options(
             num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
         )
+        if settings.load_model is not None:
+            carried = CallersModel(
+                cloudpickle.dumps(settings.load_model),  # type: ignore[no-untyped-call]
+                callers_search_path(),
+            )
+            settings = replace(settings, load_model=carried)
         self._settings = settings
         self._numbers = itertools.count()
         self._members: dict[int, _Member] = {}
@@ -130,11 +137,15 @@ class Fleet:
         member = self._members[worker]
         member.shard_refs[member.handle.run_shard.remote(shard, assignment)] = shard.index
 
-    def abandon(self, worker: int, index: int) -> None:
-        """Ask a worker to leave a shard's commit to the driver; it may be gone, or about to commit."""
+    def abandon(self, worker: int, index: int, *, is_queued: bool = False) -> None:
+        """Ask a worker to leave a shard's commit to the driver; it may be gone, or about to commit.
+
+        Args:
+            is_queued: only when none of the shard's images is done yet.
+        """
         member = self._members.get(worker)
         if member is not None:
-            member.abandon_refs[member.handle.abandon.remote(index)] = index
+            member.abandon_refs[member.handle.abandon.remote(index, is_queued=is_queued)] = index
 
     def events(self, timeout_s: float) -> list[Event]:
         """Wait until something happens, at most `timeout_s`; deaths come after what was finished before them.

@@ -21,6 +21,8 @@ DEATHS_BEFORE_BISECTION = 2
 # A shard that takes half as long again as usual is worth an idle worker, seldom earlier.
 STRAGGLER_FACTOR = 1.5
 DURATIONS_KEPT = 101
+# A worker answers within milliseconds; one that refused has begun with the shard's commit, or not even with the shard.
+RECLAIM_PATIENCE_S = 2.0
 
 
 @dataclass
@@ -81,6 +83,8 @@ class ShardLedger:
         self._running: dict[int, _Run] = {}
         self._records: dict[int, _Record] = {}
         self._durations_s: deque[float] = deque(maxlen=DURATIONS_KEPT)
+        # Shards that their workers were asked to give back, and when.
+        self._reclaimed: dict[int, float] = {}
 
     @property
     def left(self) -> int:
@@ -113,7 +117,7 @@ class ShardLedger:
         if len(held) >= SHARDS_IN_FLIGHT or any(self._is_suspect(index) for index in held):
             return None
         is_fresh = False
-        index = self._due_retry(worker, is_idle=not held, has_peers=has_peers)
+        index = self._due_retry(worker, held, has_peers=has_peers)
         if index is not None:
             self._records[index] = self._retries.pop(index)
         elif not self._fresh:
@@ -145,6 +149,34 @@ class ShardLedger:
         run.copy, run.is_copied = worker, True
         return Assignment(index, record.attempts, is_last=False, is_copy=True)
 
+    def reclaim(self, queued: Iterable[tuple[int, int]], *, idle_workers: int) -> tuple[int, int] | None:
+        """Choose a shard that is queued behind another one in its worker, for an idle worker to do it instead.
+
+        Args:
+            queued: workers with the shard that is second in each.
+            idle_workers: workers that hold nothing; for each, one shard at most is asked back at a time.
+
+        Returns:
+            One of the pairs, to be asked for; `abandoned` notes that it was given back. None when there is none, or
+            when shards wait that no worker holds.
+        """
+        now = self._clock()
+        still = {index: since for index, since in self._reclaimed.items() if now - since < RECLAIM_PATIENCE_S}
+        self._reclaimed = still
+        if self.waiting or len(still) >= idle_workers:
+            return None
+        for worker, index in queued:
+            run = self._running.get(index)
+            if run is not None and run.worker == worker and not run.is_copied and index not in still:
+                still[index] = now
+                return worker, index
+        return None
+
+    @property
+    def is_reclaiming(self) -> bool:
+        """Whether a worker was asked to give a shard back and may still do so."""
+        return bool(self._reclaimed)
+
     def is_running(self, index: int) -> bool:
         """Whether a worker has the shard in hand and its end is still open."""
         return index in self._running
@@ -153,6 +185,7 @@ class ShardLedger:
         """Note that a worker committed the shard; returns the worker that makes a copy for nothing now."""
         run = self._running.pop(index, None)
         self._records.pop(index, None)
+        self._reclaimed.pop(index, None)
         if run is None:
             return None
         self._durations_s.append(self._clock() - run.start_s)
@@ -176,13 +209,20 @@ class ShardLedger:
         return self._go_on(piece.index)
 
     def abandoned(self, index: int) -> Settled | None:
-        """Note that the first worker leaves the commit of a shard to the driver."""
+        """Note that the first worker leaves the commit of a shard to the driver, or gave a queued shard back."""
         run = self._running.get(index)
+        if self._reclaimed.pop(index, None) is not None and run is not None and run.piece is None and run.copy is None:
+            record = self._records[index]
+            # It was not begun with.
+            record.attempts -= 1
+            record.last_worker = run.worker
+            return self._go_on(index)
         return self._settle_with_copy(index) if run is not None and run.piece is not None else None
 
     def failed(self, worker: int, failure: ShardFailure) -> Settled | None:
         """Note a failed attempt; returns the shard when it is settled by that."""
         index = failure.index
+        self._reclaimed.pop(index, None)
         run = self._running.get(index)
         if run is not None and run.copy == worker:
             run.copy = None
@@ -244,10 +284,11 @@ class ShardLedger:
     def _is_suspect(self, index: int) -> bool:
         return index in self._records and self._records[index].is_suspect
 
-    def _due_retry(self, worker: int, *, is_idle: bool, has_peers: bool) -> int | None:
+    def _due_retry(self, worker: int, held: Collection[int], *, has_peers: bool) -> int | None:
         now = self._clock()
         for index, record in self._retries.items():
-            if record.ready_at > now or (record.is_suspect and not is_idle):
+            # A worker may still hold a shard that it gave back.
+            if record.ready_at > now or (record.is_suspect and held) or index in held:
                 continue
             if has_peers and record.last_worker == worker:
                 continue

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,6 +35,8 @@ from pipeline.uris import is_local, local_path
 
 Hold = Callable[[str], Lease]
 """Takes the lease on the run of a name."""
+Deferring = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which a request to stop is only remembered."""
 
 
 class Opening:
@@ -47,12 +49,15 @@ class Opening:
         storage: Storage,
         hold: Hold | None,
         patience_s: float | None,
+        *,
+        deferring: Deferring = nullcontext,
     ) -> None:
         self._spec = spec
         self._fingerprint = fingerprint
         self._storage = storage
         self._hold = hold
         self._patience_s = patience_s
+        self._deferring = deferring
         self._passed_over = ""
         self._may_have_company = spec.select.mode == "full"
 
@@ -206,8 +211,10 @@ class Opening:
             planning.run()
             return planning
         undo.callback(planning.stop)
-        planning.start()
-        planning.wait(self._patience_s)
+        # A run that has its record gets a summary as well, which needs it opened.
+        with self._deferring():
+            planning.start()
+            planning.wait(self._patience_s)
         planning.check()
         return planning
 

@@ -10,13 +10,14 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 
-from pipeline.config import JobSpec
+from pipeline.config import ComputeSection, JobSpec
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError
 from pipeline.incremental import Incremental
 from pipeline.input_changes import InputComparison
 from pipeline.manifest import Manifest, ManifestReader, PartLayout, Shard, encode_part, part_uri
 from pipeline.planned import Planned
 from pipeline.refs import ImageRef, image_id
+from pipeline.shard_size import MAX_SHARD_IMAGES, expected_workers, look_ahead
 from pipeline.sources import SourceNotes, list_images
 from pipeline.storage import Storage
 
@@ -47,11 +48,10 @@ class InputSurvey:
 class _Tally:
     """Counts images as they pass by, beginning with those that were planned before."""
 
-    def __init__(
-        self, shard_images: int, planned: Planned | None = None, incremental: Incremental | None = None
-    ) -> None:
+    def __init__(self, planned: Planned | None = None, incremental: Incremental | None = None) -> None:
         before = planned.manifest if planned else None
-        self.layout = before.layout if before else PartLayout.of(shard_images)
+        # Decided with the first part.
+        self.layout = before.layout if before else PartLayout.of(MAX_SHARD_IMAGES)
         self.images = before.image_count if before else 0
         self._listed_bytes = before.listed_bytes if before else 0
         self._unsized_images = before.unsized_images if before else 0
@@ -113,7 +113,8 @@ class Planner:
         self._folder = folder
         self._planned = planned
         self._incremental = incremental
-        self._tally = _Tally(spec.compute.shard_images, planned, incremental)
+        self._compute = spec.compute
+        self._tally = _Tally(planned, incremental)
         refs = _listed(spec, storage, self._tally.notes, None if incremental else planned)
         first = list(islice(refs, 1))
         is_empty = not first and not planned
@@ -125,7 +126,7 @@ class Planner:
             if planned is not None:
                 incremental.selection.go_on(planned.numbers(), planned.manifest.selection)
             refs = incremental.selection.choose(refs)
-        self._refs = self._tally.count(refs)
+        self._refs = refs
         self.manifest = planned.manifest if planned else self._tally.manifest(is_planned=False)
 
     def parts(self, is_stopped: threading.Event | None = None) -> Generator[Manifest]:
@@ -140,7 +141,10 @@ class Planner:
         """
         tally, number = self._tally, self._planned.parts if self._planned else 0
         stopped = is_stopped or threading.Event()
-        images = takewhile(lambda _: not stopped.is_set(), self._refs)
+        images: Iterator[ImageRef] = takewhile(lambda _: not stopped.is_set(), self._refs)
+        if self._planned is None:
+            images = self._settle_layout(images)
+        images = tally.count(images)
         is_full = True
         while is_full and (refs := list(islice(images, tally.layout.images(number)))) and not stopped.is_set():
             # Behind a part that is not full there is nothing.
@@ -156,6 +160,12 @@ class Planner:
         if not stopped.is_set() and (not is_full or self._conclude(stopped)):
             self.manifest = tally.manifest(is_planned=True)
             yield self.manifest
+
+    def _settle_layout(self, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:
+        """Decide how many images a shard has; returns the listing from its beginning."""
+        size, listed = _shard_size(self._compute, refs)
+        self._tally.layout = PartLayout.of(size)
+        return listed
 
     def _conclude(self, stopped: threading.Event) -> bool:
         """Write what is gone from the input, before the manifest says that it is whole; False when stopped."""
@@ -206,11 +216,13 @@ def survey_input(
     Raises:
         InputError: the input holds no image, or cannot be listed.
     """
-    tally = _Tally(spec.compute.shard_images, incremental=incremental)
+    tally = _Tally(incremental=incremental)
     listed = _listed(spec, storage, tally.notes)
     if comparison is not None:
         listed = comparison.watch(listed)
-    refs = tally.count(listed if incremental is None else incremental.selection.choose(listed))
+    size, chosen = _shard_size(spec.compute, listed if incremental is None else incremental.selection.choose(listed))
+    tally.layout = PartLayout.of(size)
+    refs = tally.count(chosen)
     sample = tuple(islice(refs, sample_images))
     for _ in refs:
         pass
@@ -245,6 +257,12 @@ def _listed(spec: JobSpec, storage: Storage, notes: SourceNotes, planned: Planne
         yield from list_images(spec.input, storage, exclude=[spec.output.uri], notes=notes, planned=planned)
     except (NotFoundError, AccessDeniedError) as error:
         raise InputError(f"The input cannot be listed: {error}") from error
+
+
+def _shard_size(compute: ComputeSection, refs: Iterator[ImageRef]) -> tuple[int, Iterator[ImageRef]]:
+    if compute.shard_images != "auto":
+        return compute.shard_images, refs
+    return look_ahead(refs, expected_workers(compute))
 
 
 def _refuse_empty(spec: JobSpec, tally: _Tally) -> None:

@@ -9,7 +9,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import Planner
 
 # Listing looks at the request to stop between two images; longer than this only a store that hangs takes.
-STOP_PATIENCE_S = 10.0
+STOP_PATIENCE_S = 2.0
 
 
 class Planning:

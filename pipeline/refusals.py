@@ -11,6 +11,7 @@ from pipeline.records import RunRecord
 from pipeline.storage import Storage, join
 from pipeline.tables import committed_shards
 
+SHARD_SIZE = "compute.shard_images"
 SELECTING = ("select.retry", "select.where")
 
 
@@ -66,7 +67,7 @@ def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str,
     """Say why a run is not one of this spec and model, a line per key; empty when it is."""
     # Full runs, and those of before there were others, do not mention it.
     mode = {"select.mode": "full"}
-    before, now = mode | record.identity, mode | spec.identity()
+    before, now = _settled_shard_size(mode | record.identity, mode | spec.identity(), record)
     if before["select.mode"] != now["select.mode"]:
         # The rest of the section belongs to the mode.
         before, now = ({k: v for k, v in side.items() if k not in SELECTING} for side in (before, now))
@@ -77,6 +78,17 @@ def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str,
         then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
         differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
     return differences
+
+
+def _settled_shard_size(
+    before: dict[str, Any], now: dict[str, Any], record: RunRecord
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where one side leaves the images per shard open, take the other's: a run keeps what it was planned with."""
+    if now[SHARD_SIZE] == "auto":
+        return before, {**now, SHARD_SIZE: before.get(SHARD_SIZE)}
+    if before.get(SHARD_SIZE) == "auto":
+        return {**before, SHARD_SIZE: record.manifest.get("shard_images")}, now
+    return before, now
 
 
 def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

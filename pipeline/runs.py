@@ -6,13 +6,14 @@ instant, the same command goes on, also with the planning.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.active_run import Run, RunState
 from pipeline.config import JobSpec
 from pipeline.leftovers import remove_dead_beginnings
-from pipeline.opening import Hold, Opening
+from pipeline.opening import Deferring, Hold, Opening
 from pipeline.records import RunRecord, run_folder
 from pipeline.storage import Storage
 
@@ -29,6 +30,7 @@ def open_run(
     now: datetime | None = None,
     hold: Hold | None = None,
     patience_s: float | None = None,
+    deferring: Deferring = nullcontext,
 ) -> Run:
     """Begin a run, or find the one to go on with.
 
@@ -41,6 +43,7 @@ def open_run(
         hold: takes the run's lease, before anything is written; not called for a complete run.
         patience_s: how long to wait for the end of the listing; afterwards planning goes on in a thread until
             `Run.close`. None plans all of it before returning.
+        deferring: makes a context for that wait, in which KeyboardInterrupt is not raised.
 
     Raises:
         OutputOccupiedError: the output folder holds something that is not ours.
@@ -50,7 +53,7 @@ def open_run(
         RunHeldError: another driver works on the run.
         StorageError: storage failed.
     """
-    opening = Opening(spec, model_fingerprint, storage, hold, patience_s)
+    opening = Opening(spec, model_fingerprint, storage, hold, patience_s, deferring=deferring)
     found = opening.find(run, fresh=fresh)
     if found is not None:
         return opening.go_on(found)

@@ -1,6 +1,7 @@
 """One session of a run: the loop between the ledger of shards and the fleet of workers."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from pipeline.events import (
     WorkerRetired,
     WorkerStarted,
 )
-from pipeline.ledger import ShardLedger
+from pipeline.ledger import SHARDS_IN_FLIGHT, ShardLedger
 from pipeline.metrics import Throughput
 from pipeline.outcomes import exit_code_of
 from pipeline.progress import ProgressDisplay, RunProgress
@@ -55,7 +56,9 @@ class Session:
         *,
         is_trained: bool,
         load_model: "LoadModel | None" = None,
+        stop: StopRequest | None = None,
     ) -> None:
+        """`stop`: has its handlers in place already; by default a new one, in place while `work` does."""
         self._spec = spec
         self._run = run
         self._storage = storage
@@ -63,7 +66,8 @@ class Session:
         self._load_model = load_model
         self._tally = Tally(spec, run, storage, is_trained=is_trained)
         self._throughput = Throughput()
-        self._stop = StopRequest()
+        self._stop = stop or StopRequest()
+        self._catching: AbstractContextManager[object] = nullcontext() if stop else self._stop
         self._start_failures = 0
         self._budget = ErrorBudget(spec.retry.max_error_rate, spec.retry.max_errors)
         self._hopeless = ""
@@ -83,10 +87,10 @@ class Session:
         self._ledger.add(self._run.new_shards())
         shards = self._ledger.left if is_planned else None
         self._judge()
-        if self._hopeless:
-            # An earlier session stopped for it, and nothing has changed.
+        if self._hopeless or self._stop.is_set:
+            # An earlier session stopped for it, and nothing has changed; or a signal came while the run was opened.
             return
-        with self._stop:
+        with self._catching:
             try:
                 with ray_cluster(self._spec.compute, shards=shards) as plan:
                     self._stop.install()
@@ -172,11 +176,27 @@ class Session:
         # Workers that still begin do not count: with no cores left for them they never will, and a shard that
         # failed on the only other worker would wait forever.
         has_peers = len(ready) > 1
-        for worker, held in ready.items():
-            shards = list(held)
-            while (assignment := self._next_for(fleet, worker, shards, has_peers=has_peers)) is not None:
-                fleet.submit(worker, self._run.read_shard(assignment.index), assignment)
-                shards.append(assignment.index)
+        held = {worker: list(shards) for worker, shards in ready.items()}
+        # Before an idle worker copies a late shard.
+        self._reclaim(fleet, held)
+        # Breadth first: a second shard, whose reads overlap the first one's compute, is for a worker only when there
+        # are shards enough for those that hold none yet, or still load their model.
+        for depth in range(SHARDS_IN_FLIGHT):
+            for worker, shards in held.items():
+                idle = fleet.size - sum(bool(each) for each in held.values())
+                if len(shards) != depth or (depth > 0 and self._ledger.waiting <= idle):
+                    continue
+                assignment = self._next_for(fleet, worker, shards, has_peers=has_peers)
+                if assignment is not None:
+                    fleet.submit(worker, self._run.read_shard(assignment.index), assignment)
+                    shards.append(assignment.index)
+
+    def _reclaim(self, fleet: "Fleet", held: dict[int, list[int]]) -> None:
+        """Ask for shards back that are queued behind others, while workers are idle."""
+        idle = sum(not shards and fleet.may_take(worker) for worker, shards in held.items())
+        queued = [(worker, index) for worker, shards in held.items() for index in shards[1:]]
+        while (found := self._ledger.reclaim(queued, idle_workers=idle)) is not None:
+            fleet.abandon(*found, is_queued=True)
 
     def _next_for(self, fleet: "Fleet", worker: int, held: list[int], *, has_peers: bool) -> Assignment | None:
         if not fleet.may_take(worker):
@@ -195,7 +215,7 @@ class Session:
                 images=self._run.image_count,
                 errors=self._tally.fresh_errors,
             )
-        if assignment is None and is_planned and not held:
+        if assignment is None and is_planned and not held and not self._ledger.is_reclaiming:
             assignment = self._ledger.copy_for(worker)
             if assignment is not None:
                 self._display.note(f"Shard {assignment.index} takes long; an idle worker does it as well.")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import NotFoundError, SpecError, StorageError
-from pipeline.uris import has_scheme, is_local, local_path
+from pipeline.uris import has_scheme, home_path, is_local, local_path
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -50,7 +50,7 @@ def read_spec_text(path: str | Path) -> str:
             from pipeline.storage import Storage
 
             return Storage().read(str(path)).decode("utf-8-sig")
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+        return home_path(path).read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotFoundError):
         raise SpecError(f"The job spec {path} does not exist.") from None
     except UnicodeDecodeError:
@@ -122,7 +122,7 @@ def absolute_uri(uri: str) -> str:
     """Make a local path absolute against the current folder; a URI with a scheme stays as it is."""
     if not is_local(uri):
         return uri
-    path = Path(local_path(uri)).expanduser()
+    path = home_path(local_path(uri))
     # resolve() would also follow symlinks and so rename the user's own folder; it is needed for `..` only.
     return str(path.resolve() if ".." in path.parts else path.absolute())
 

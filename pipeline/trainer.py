@@ -30,6 +30,7 @@ from pipeline.errors import ImageError, RunError, SpecError, StorageError
 from pipeline.fetch import resolve_weights
 from pipeline.images import decode_image
 from pipeline.label_maps import decode_label_map
+from pipeline.machine_limits import usable_cpus
 from pipeline.spec_reading import absolute_uri, read_spec
 from pipeline.storage import Storage, join
 
@@ -78,6 +79,8 @@ def train(spec: StoredTrainingSpec, *, on_step: OnStep | None = None) -> Path:
         return train_on_workers(_without_storage(spec), storage=spec.storage, on_step=on_step)
     has_gpu = spec.gpus_per_worker != 0 and torch.cuda.is_available()
     storage, device = Storage(spec.storage), "cuda" if has_gpu else "cpu"
+    # torch counts the machine's cores, and not what a container may use of them.
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cpus())))
     return train_alone(_without_storage(spec), storage=storage, device=device, on_step=on_step)
 
 

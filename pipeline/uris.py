@@ -7,11 +7,27 @@ must read back.
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipeline.errors import SpecError
 
 WEB_SCHEMES = frozenset({"http", "https"})
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def home_path(path: str | Path) -> Path:
+    """Replace a leading `~` by the user's home folder; other paths stay as they are.
+
+    Raises:
+        SpecError: this user has none, as in containers that run under a number of their own.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SpecError(
+            f"{path} begins with a home folder that is not known: set HOME to a folder that can be written (or "
+            "HTC_CACHE for weights, HTC_HOME for schedules), or write the whole path."
+        ) from None
 
 
 def has_scheme(uri: str) -> bool:

@@ -17,6 +17,7 @@ import pyarrow.dataset as pads
 
 from pipeline.deletions import DELETIONS_SCHEMA, deletion_parts
 from pipeline.errors import SpecError
+from pipeline.machine_limits import usable_cpus, usable_memory
 from pipeline.results import Results
 from pipeline.stored_dataset import StoredDataset, open_files
 from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
@@ -28,6 +29,8 @@ _CLOSED_SETTINGS = (
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
+# DuckDB's own default, of all the memory that it sees (duckdb.org/docs/configuration, memory_limit).
+DUCKDB_MEMORY_SHARE = 0.8
 _RUNS_SCHEMA = pa.schema(
     [
         ("run", pa.string()),
@@ -71,7 +74,7 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
     """
     # DuckDB would otherwise spill into `.tmp` in the current folder.
     spill = Path(tempfile.gettempdir()) / f"htc-query-{os.getpid()}"
-    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
+    connection = duckdb.connect(":memory:", config=_limits() | {"temp_directory": str(spill)})
     try:
         connection.register("images", open_dataset(results, "images"))
         connection.register("instances", open_dataset(results, "instances"))
@@ -85,6 +88,13 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
         connection.close()
         raise
     return connection
+
+
+def _limits() -> dict[str, str | bool | int | float | list[str]]:
+    """DuckDB's own bounds, which look at the machine; a container's quotas may be narrower."""
+    memory = usable_memory()
+    bounds: dict[str, str | bool | int | float | list[str]] = {"threads": usable_cpus()}
+    return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
 
 
 def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:

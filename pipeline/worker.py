@@ -117,10 +117,16 @@ class Worker:
         with self._lock:
             return WorkerProgress(dict(self._images_done), hang, has_lost_raylet=os.getppid() != self._parent)
 
-    def abandon(self, index: int) -> bool:
-        """Leave the commit of a shard to the driver; False when it has begun or the attempt has ended."""
+    def abandon(self, index: int, *, is_queued: bool = False) -> bool:
+        """Leave the commit of a shard to the driver; False when it has begun or the attempt has ended.
+
+        Args:
+            is_queued: only when none of its images is done yet; False is returned otherwise.
+        """
         with self._lock:
             claim = self._claims.get(index)
+            if is_queued and self._images_done.get(index):
+                return False
         return claim is not None and claim.abandon()
 
     def _hear(self) -> None:

@@ -75,7 +75,7 @@ class LocalFleet:
         self.assignments.append(assignment)
         self._members[worker].held.append((shard, assignment))
 
-    def abandon(self, worker: int, index: int) -> None:
+    def abandon(self, worker: int, index: int, *, is_queued: bool = False) -> None:
         member = self._members[worker]
         found = [pair for pair in member.held if pair[0].index == index]
         if found:

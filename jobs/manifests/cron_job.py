@@ -77,7 +77,7 @@ def stop_deadline_s(schedule: Schedule) -> int | None:
 
 
 def _job(schedule: Schedule, shape: ClusterShape, account: str) -> Manifest:
-    words = ["python", "-m", "jobs.manifests.start_ray_job", f"{TEMPLATE_FOLDER}/{TEMPLATE_FILE}"]
+    words = ["python", "-P", "-m", "jobs.manifests.start_ray_job", f"{TEMPLATE_FOLDER}/{TEMPLATE_FILE}"]
     if schedule.mode == "full":
         words.append("--run-of-its-own")
     if schedule.jitter_s:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from pipeline.errors import SpecError, StorageError
 from pipeline.redaction import redact
 from pipeline.storage import join
-from pipeline.uris import is_local, scheme_of
+from pipeline.uris import home_path, is_local, scheme_of
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -52,7 +52,7 @@ def catalog_label(name: str) -> str:
     """
     if name.startswith(SQLITE):
         path = _sqlite_path(name)
-        return URL.create("sqlite", database=str(path.expanduser().absolute())).render_as_string()
+        return URL.create("sqlite", database=str(home_path(path).absolute())).render_as_string()
     if "://" in name or not name.strip():
         raise SpecError(
             f"{redact(name)!r} is no catalog: --iceberg takes {SQLITE}/path/to/catalog.db, or a name from pyiceberg's "

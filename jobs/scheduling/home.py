@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import SpecError
+from pipeline.uris import home_path
 
 
 class SchedulerRunningError(SpecError):
@@ -21,8 +22,8 @@ def settle_home(home: Path | None) -> Path:
     Raises:
         SpecError: it cannot be made.
     """
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    folder = (home or Path(os.environ.get("HTC_HOME") or state / "htc")).expanduser().absolute()
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    folder = home_path(home or os.environ.get("HTC_HOME") or f"{state}/htc").absolute()
     try:
         # Job specs, logs and the database tell what this organisation looks at; nobody else needs to read them.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ import yaml
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.launching import Sight
 from jobs.scheduling.schedule import load_job
+from pipeline.callers_code import worker_search_path
 from pipeline.config import JobSpec
 from pipeline.errors import RunError
 
@@ -39,7 +40,8 @@ def firing_folder(home: Path, firing: str) -> Path:
     return home / "firings" / firing
 
 
-RUNNER = (sys.executable, "-m", "jobs.scheduling.runner")
+# -P: the scheduler's folder is not searched for modules.
+RUNNER = (sys.executable, "-P", "-m", "jobs.scheduling.runner")
 
 
 class LocalRuns:
@@ -99,6 +101,7 @@ class LocalRuns:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=_environment(),
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
@@ -114,6 +117,12 @@ def read_ending(folder: Path) -> Ending | None:
     except FileNotFoundError:
         return None
     return Ending(tree["outcome"], tree["reason"], tree["exit_code"], tree["counts"])
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment; a program that is not installed is found by it as well."""
+    paths = [*worker_search_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} if paths else dict(os.environ)
 
 
 def _handle(folder: Path) -> str:

@@ -27,6 +27,7 @@ def main() -> None:
     except SystemExit as leaving:
         exit_code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     _write_ending(folder, run, exit_code)
+    cli.leave_soon(exit_code)
     sys.exit(exit_code)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -74,12 +75,15 @@ def test_who_lacks_the_token_is_refused_and_the_token_is_written_nowhere(
             client(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token),
         ]
         said = [each.communicate(timeout=PATIENCE_S) for each in clients]
+        written = [path for folder in (tmp_path, ray_folder) for path in folder.rglob("*") if path.is_file()]
+        assert any("gcs_server" in path.name for path in written)
+        assert [path for path in written if token.encode() in path.read_bytes()] == []
+        (own,) = ray_folder.iterdir()
+        assert stat.S_IMODE(own.stat().st_mode) == 0o700
     assert [each.returncode == 0 for each in clients] == [False, False, True]
     assert ["inside" in out for out, _ in said] == [False, False, True]
     assert "unauthenticated" in said[1][1].lower()
     assert set(statuses(spec).values()) == {"ok"}
     assert "RAY_AUTH_TOKEN" not in os.environ
-    written = [path for folder in (tmp_path, ray_folder) for path in folder.rglob("*") if path.is_file()]
-    assert any("gcs_server" in path.name for path in written)
-    assert [path for path in written if token.encode() in path.read_bytes()] == []
+    assert list(ray_folder.iterdir()) == []
     assert token not in "".join(capfd.readouterr())

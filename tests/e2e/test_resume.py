@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,54 @@ def test_a_driver_killed_with_its_whole_group_resumes(tmp_path: Path) -> None:
     check_resumed_tables(tmp_path, before, resumed.stdout)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture
+def ray_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray's temporary folders are made; short, because its sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="htc-") as name:
+        monkeypatch.setenv("RAY_TMPDIR", name)
+        yield Path(name)
+
+
+def family_of(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def is_any_alive(family: list[psutil.Process]) -> bool:
+    return any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_stop_while_ray_starts_it_leaves_a_summary_and_nothing_else(
+    tmp_path: Path, ray_base: Path, number: signal.Signals
+) -> None:
+    write_images(tmp_path / "in", 4)
+    with started(tmp_path) as process:
+        # Its log folder is there before any of its processes is ready.
+        wait_until(lambda: any(ray_base.glob("htc-*/ray/session_2*/logs")), tmp_path)
+        family = family_of(process)
+        process.send_signal(number)
+        assert process.wait(timeout=PATIENCE_S) == 1
+    assert "interrupted: Stopped with" in (tmp_path / "log").read_text()
+    (summary,) = (tmp_path / "out" / "runs").glob("*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "interrupted"
+    assert list(ray_base.iterdir()) == []
+    wait_until(lambda: not is_any_alive(family), tmp_path)
+    assert not list(tmp_path.glob("out/runs/*/lease.json"))
+
+
+def test_what_a_killed_run_left_in_the_temporary_folder_is_removed_by_the_next(tmp_path: Path, ray_base: Path) -> None:
+    write_images(tmp_path / "in", 4)
+    with started(tmp_path) as process:
+        wait_until(lambda: any(ray_base.glob("htc-*/ray/session_2*/logs")), tmp_path)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (left,) = ray_base.iterdir()
+    assert resume(tmp_path).returncode == 0
+    assert not left.exists()
+    assert list(ray_base.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_stop_it_stops_cleanly_and_resumes(tmp_path: Path, number: signal.Signals) -> None:
     write_images(tmp_path / "in", IMAGES)
     with started(tmp_path) as process:

@@ -135,3 +135,18 @@ def test_the_job_spec_is_read_anew_each_time(runs: Callable[[], LocalRuns], firi
     process_of(tmp_path, later)
     place.stop(later, is_forced=True)
     assert see(place, later, until="gone").state == "gone"
+
+
+def test_a_run_imports_nothing_from_the_folder_of_the_scheduler(
+    tmp_path: Path, firing: Firing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("jobs", "pipeline", "types"):
+        (here / f"{name}.py").write_text("raise ImportError('imported from the current folder')")
+    monkeypatch.chdir(here)
+    place = LocalRuns(tmp_path)
+    place.start(firing)
+    sight = see(place, firing, until="ended, gone")
+    # The input holds no image, which is for the run itself to say.
+    assert (sight.state, sight.ending.exit_code) == ("ended", 2)

@@ -10,7 +10,14 @@ import ray
 from ray import exceptions
 
 from pipeline import cluster
-from pipeline.cluster import describe_death, plan_workers, ray_cluster, was_preempted, worker_deaths
+from pipeline.cluster import (
+    describe_death,
+    object_store_options,
+    plan_workers,
+    ray_cluster,
+    was_preempted,
+    worker_deaths,
+)
 from pipeline.config import ComputeSection
 from pipeline.errors import RunError
 
@@ -36,6 +43,44 @@ def test_workers_sit_on_gpus_when_there_are_any_else_on_cores(
 ) -> None:
     plan = plan_workers(compute, cpus=cpus, gpus=gpus, shards=shards)
     assert (plan.workers, plan.cpus, plan.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("compute", "gpus", "memory_gib", "workers"),
+    [
+        (ComputeSection(), 0, 64, 8),
+        (ComputeSection(), 0, 7, 3),
+        (ComputeSection(), 0, 1, 1),
+        (ComputeSection(workers=8), 0, 1, 8),
+        (ComputeSection(), 2, 1, 2),
+    ],
+)
+def test_workers_on_cores_are_no_more_than_the_memory_holds(
+    compute: ComputeSection, gpus: int, memory_gib: int, workers: int
+) -> None:
+    plan = plan_workers(compute, cpus=8, gpus=gpus, shards=None, memory_bytes=memory_gib * 2**30)
+    assert plan.workers == workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray has no file system of shared memory")
+@pytest.mark.parametrize(
+    ("memory_gib", "shared_mib", "size_mib", "place"),
+    [
+        (None, 1000, 200, "/dev/shm"),
+        (64, 1000, 200, "/dev/shm"),
+        (1, 1000, 102, "/dev/shm"),
+        (0.25, 1000, 75, "/dev/shm"),
+        (64, 64, 200, "/own"),
+        (64, 0, 200, "/own"),
+        (0.25, 80, 75, "/dev/shm"),
+    ],
+)
+def test_the_object_store_fits_memory_and_shared_memory(
+    memory_gib: float | None, shared_mib: int, size_mib: int, place: str
+) -> None:
+    memory = None if memory_gib is None else int(memory_gib * 2**30)
+    options = object_store_options("/own", memory_bytes=memory, shared_bytes=shared_mib * 2**20)
+    assert (options["object_store_memory"] // 2**20, options["_plasma_directory"]) == (size_mib, place)
 
 
 def test_gpus_that_are_not_there_are_refused_with_the_way_out() -> None:

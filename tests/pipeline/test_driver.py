@@ -1,16 +1,20 @@
 """What the driver refuses before it asks for weights or starts Ray."""
 
+import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_spec
+from pipeline.config import JobSpec, load_spec
 from pipeline.driver import run
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoppedError
 from pipeline.planning import Planning
+from pipeline.progress import SilentProgress
+from pipeline.storage import Storage
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["empty", "absent"])
@@ -29,25 +33,49 @@ def test_an_input_without_images_is_told_before_weights_are_fetched(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_driver_that_is_ended_while_it_lists_lets_go_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     photos = Path(__file__).parents[2] / "examples" / "photos"
     shutil.copytree(photos, tmp_path / "in")
     held: list[bool] = []
 
+    wait = Planning.wait
+
     def ended(planning: Planning, patience_s: float) -> None:
+        wait(planning, patience_s)
         if not held:
             held.append(any(tmp_path.glob("out/runs/*/lease.json")))
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Planning, "wait", ended)
-    former = signal.getsignal(signal.SIGTERM)
+    former = signal.getsignal(number)
     spec = load_spec(
         None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
     )
-    with pytest.raises(KeyboardInterrupt):
-        run(spec)
+    summary = run(spec, progress=SilentProgress())
+    assert (summary.status, summary.exit_code) == ("interrupted", 1)
+    (written,) = tmp_path.glob("out/runs/*/summary.json")
+    assert json.loads(written.read_text())["status"] == "interrupted"
     assert held == [True]
     assert not list(tmp_path.glob("out/runs/*/lease.json"))
-    assert signal.getsignal(signal.SIGTERM) is former
+    assert signal.getsignal(number) is former
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_before_there_is_a_run_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def hang(spec: JobSpec, storage: Storage) -> None:
+        os.kill(os.getpid(), number)
+        threading.Event().wait(60)
+
+    monkeypatch.setattr("pipeline.driver.settle_model", hang)
+    spec = load_spec(
+        None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
+    )
+    with pytest.raises(StoppedError, match=number.name) as stopped:
+        run(spec, progress=SilentProgress())
+    assert stopped.value.exit_code == 1
+    assert not (tmp_path / "out").exists()

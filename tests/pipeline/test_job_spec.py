@@ -28,7 +28,7 @@ def test_two_uris_are_enough() -> None:
     spec = load_spec(None, TWO_URIS)
     assert spec.input.uri == "/photos"
     assert (spec.model.preset, spec.model.weights) == ("htc_lite0_fpn", "demo")
-    assert (spec.compute.shard_images, spec.retry.max_attempts, spec.retry.max_error_rate) == (256, 4, 0.05)
+    assert (spec.compute.shard_images, spec.retry.max_attempts, spec.retry.max_error_rate) == ("auto", 4, 0.05)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_the_output_inside_the_input_is_no_input(tmp_path: Path) -> None:
 
 def test_a_survey_counts_and_writes_nothing(tmp_path: Path) -> None:
     make_photos(tmp_path, 20)
-    survey = survey_input(make_spec(tmp_path), Storage(), sample_images=3)
+    survey = survey_input(make_spec(tmp_path, compute__shard_images=256), Storage(), sample_images=3)
     assert (survey.manifest.image_count, survey.manifest.shard_count, len(survey.sample)) == (20, 1, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -151,10 +151,10 @@ def test_a_wrong_path_is_refused_in_words(tmp_path: Path) -> None:
 def test_a_damaged_manifest_is_noticed(tmp_path: Path) -> None:
     make_photos(tmp_path, 5)
     folder = tmp_path / "manifest"
-    manifest = plan_run(make_spec(tmp_path), Storage(), str(folder))
+    manifest = plan_run(make_spec(tmp_path, compute__shard_images=256), Storage(), str(folder))
     (folder / "part-00000.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(StorageError, match="damaged"):
         ManifestReader(Storage(), str(folder), manifest).read_shard(0)
-    plan_run(make_spec(tmp_path, input__limit=2), Storage(), str(folder))
+    plan_run(make_spec(tmp_path, compute__shard_images=256, input__limit=2), Storage(), str(folder))
     with pytest.raises(StorageError, match="not whole"):
         ManifestReader(Storage(), str(folder), manifest).read_shard(0)
