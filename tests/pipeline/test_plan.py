@@ -66,8 +66,12 @@ def test_odd_names_survive_the_manifest(tmp_path: Path) -> None:
     assert sorted(read_image(ref, Storage()) for ref in all_images(reader)) == sorted(raw_names)
 
 
+# A line that names a container stands for the images in it.
+LOOSE_NAMES = st.text(min_size=1, max_size=20).filter(lambda name: not name.lower().endswith((".parquet", ".tar")))
+
+
 @settings(deadline=None)  # a busy machine writes slowly
-@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=12, unique=True))
+@given(st.lists(LOOSE_NAMES, min_size=1, max_size=12, unique=True))
 def test_any_name_in_a_listing_comes_back_from_the_manifest(names: list[str]) -> None:
     with TemporaryDirectory() as folder:
         listing = Path(folder) / "list.jsonl"
