@@ -126,6 +126,11 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
         raise ImageError("unreadable", _reason(name, error)) from error
 
 
+def looks_like_image(payload: bytes) -> bool:
+    """Tell whether a file begins as one of an image format does, be it one that can be decoded here or not."""
+    return any(pattern.match(payload[:512]) for pattern, *_ in (*_READERS, *_UNSUPPORTED))
+
+
 @dataclass(frozen=True)
 class ImageHeader:
     """What decoding an image will take, in bytes.
