@@ -202,7 +202,7 @@ class _Rows:
             ImageError: it is too large, or not there.
             _ReplacedError: the file is another one by now.
         """
-        with _damage_named(), self._replacement_noticed():
+        with self._replacement_noticed(), _damage_named():
             for pages in self._pages:
                 pages.check(row - self.first, max_bytes)
             batch = None

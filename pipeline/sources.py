@@ -45,6 +45,12 @@ class SourceNotes:
     without_images: dict[str, str] = field(default_factory=dict)
     columns: Counter[str] = field(default_factory=Counter)
 
+    def restart(self) -> None:
+        """Forget everything: the whole input is listed again."""
+        self.duplicates = 0
+        for noted in (self.skipped, self.without_images, self.columns):
+            noted.clear()
+
     def note_without_images(self, uri: str, instead: str) -> None:
         """Note a Parquet file that is left out; the names of the first few are kept."""
         self.skipped[".parquet without images"] += 1
@@ -151,6 +157,26 @@ class _Listing:
         return uri, None
 
     def _from_folder(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
+        return self._walk(root, pattern) if self.uri_column is None else self._from_named(root, pattern)
+
+    def _from_named(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
+        """List a folder whose Parquet files name images, some of which may lie in it, or be named again."""
+        seen: set[int] = set()
+        planned: set[int] = set()
+        if self.planned:
+            # Names have no order to go on in, so that all is listed again, and noted again.
+            self.notes.restart()
+            planned = self.planned.all_numbers()
+        for ref in replace(self, planned=None)._walk(root, pattern):
+            number = image_id(ref.uri)
+            if number in seen:
+                self.notes.duplicates += 1
+                continue
+            seen.add(number)
+            if number not in planned:
+                yield ref
+
+    def _walk(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
         for listed in self.storage.list(root, pattern, after=self.planned.place if self.planned else None):
             suffix = suffix_of(listed.uri)
             if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_behind(listed.uri)):
@@ -185,8 +211,8 @@ class _Listing:
         planned: set[int] = set()
         if self.planned:
             # The whole listing is read again, and so are its notes.
-            self.notes.duplicates, planned = 0, self.planned.all_numbers()
-            self.notes.skipped.clear()
+            self.notes.restart()
+            planned = self.planned.all_numbers()
         for entry in entries:
             uri = resolve(entry, folder)
             refs = self._from_entry(uri) if suffix_of(uri) in _CONTAINER_SUFFIXES else iter([ImageRef(uri)])
@@ -266,7 +292,8 @@ class _Listing:
         elif columns.uri is not None and (is_only_input or self.uri_column is not None):
             self.notes.columns[columns.uri] += 1
             entries = read_uris(listed.uri, columns.uri, self.storage)
-            yield from self._from_listing(entries, folder_of(listed.uri))
+            # A file that names itself, or another that names it, would be gone through for ever.
+            yield from replace(self, uri_column=None)._from_listing(entries, folder_of(listed.uri))
         else:
             # Metadata beside the images (Hugging Face's image folders have some), not a container.
             names = f"{columns.uri} names images: name it with --uri-column" if columns.uri else columns.described
