@@ -128,7 +128,8 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
 
 def looks_like_image(payload: bytes) -> bool:
     """Tell whether a file begins as one of an image format does, be it one that can be decoded here or not."""
-    return any(pattern.match(payload[:512]) for pattern, *_ in (*_READERS, *_UNSUPPORTED))
+    patterns = [each[0] for each in _READERS] + [each[0] for each in _UNSUPPORTED]
+    return any(pattern.match(payload[:512]) for pattern in patterns)
 
 
 @dataclass(frozen=True)

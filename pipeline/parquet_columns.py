@@ -68,12 +68,12 @@ def choose_columns(
         found = _find_named(_candidates(schema), image_column)
         if found is not None:
             return Columns(rows, found.path, None, None, described)
-        problem = f"it has no column {image_column} with image bytes; its columns are {described}"
-        return Columns(rows, None, None, problem, described)
+        missing = f"it has no column {image_column} with image bytes; its columns are {described}"
+        return Columns(rows, None, None, missing, described)
     if uri_column is not None:
         named = _named_text(schema, uri_column)
-        problem = None if named else f"it has no column {uri_column} with text; its columns are {described}"
-        return Columns(rows, None, named, problem, described)
+        missing = f"it has no column {uri_column} with text; its columns are {described}"
+        return Columns(rows, None, named, None if named else missing, described)
     image, problem = _judge(listed, storage, schema, rows)
     uri = None if image else find_uri_column(schema)
     if image is None and problem is None:
@@ -83,7 +83,9 @@ def choose_columns(
 
 def find_uri_column(schema: pa.Schema) -> str | None:
     """Return the text column that names images by its name, upper or lower case; None when there is none."""
-    texts = {field.name.strip().lower(): field.name for field in reversed(list(schema)) if _is_text(field.type)}
+    texts: dict[str, str] = {
+        field.name.strip().lower(): field.name for field in reversed(list(schema)) if _is_text(field.type)
+    }
     return next((texts[name] for name in URI_COLUMNS if name in texts), None)
 
 
