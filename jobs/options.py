@@ -13,6 +13,8 @@ OVERRIDES: Mapping[str, str] = {
     "input_uri": "input.uri",
     "output_uri": "output.uri",
     "limit": "input.limit",
+    "image_column": "input.image_column",
+    "uri_column": "input.uri_column",
     "model": "model.preset",
     "weights": "model.weights",
     "score_threshold": "model.score_threshold",
@@ -84,6 +86,19 @@ ShardImages = Annotated[
 Limit = Annotated[
     int | None,
     typer.Option("--limit", metavar="N", help="Only the first N images."),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--image-column",
+        "--column",
+        metavar="NAME",
+        help="Of Parquet files, the column with image bytes. [default: judged by the first rows]",
+    ),
+]
+UriColumn = Annotated[
+    str | None,
+    typer.Option("--uri-column", metavar="NAME", help="Of Parquet files, the column that names images."),
 ]
 RunName = Annotated[
     str | None,

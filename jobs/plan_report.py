@@ -134,6 +134,8 @@ def _input_lines(survey: InputSurvey) -> Iterator[Line]:
     yield label, f"{count_of(manifest.image_count, 'image')}, {size}{unsized}"
     for line in selection_lines(manifest.selection):
         yield "", line
+    if columns := manifest.read_columns():
+        yield "column", columns
     for line in manifest.left_out():
         yield "", line
     yield "shards", f"{manifest.shard_count:,} of up to {count_of(manifest.shard_images, 'image')}"

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipeline.byte_budget import LaneClosedError
 from pipeline.claims import AbandonedError, OrphanedError
 from pipeline.errors import HtcError, ImageError, NotFoundError, RunError, StorageError, WebHostError
 from pipeline.redaction import redact
@@ -46,7 +47,7 @@ def at_image_border(uri: str, step: Callable[[], T], *, is_last_attempt: bool = 
     """
     try:
         return step()
-    except DeviceLostError:
+    except (DeviceLostError, LaneClosedError):
         raise
     except ImageError as error:
         return ImageFailure(uri, error.status, error.reason)

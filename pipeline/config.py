@@ -59,13 +59,25 @@ class Section(BaseModel):
 
 
 class InputSection(Section):
-    """Where the images are."""
+    """Where the images are.
+
+    image_column, uri_column: of Parquet files, the column with image bytes, or with the names of images; null to judge
+        by the columns' types, names and first rows.
+    """
 
     uri: Uri = Field(min_length=1, description="a path or URI")
     glob: str | None = Field(
         default=None, min_length=1, description='a pattern relative to input.uri, such as "**/*.jpg"'
     )
     limit: int | None = Field(default=None, ge=1, description="a whole number of images, at least 1")
+    image_column: str | None = Field(default=None, min_length=1, description="the name of a Parquet column, or null")
+    uri_column: str | None = Field(default=None, min_length=1, description="the name of a Parquet column, or null")
+
+    @model_validator(mode="after")
+    def _refuse_two_columns(self) -> Self:
+        if self.image_column is not None and self.uri_column is not None:
+            raise ValueError("image_column and uri_column exclude each other: images are bytes or names of files")
+        return self
 
 
 class OutputSection(Section):
@@ -222,7 +234,7 @@ class JobSpec(Section):
         pattern=NAME_PATTERN,
         description="letters, digits, dots, dashes and underscores, starting with a letter or digit",
     )
-    input: InputSection = Field(description="a section with the keys uri, glob, limit")
+    input: InputSection = Field(description="a section with the keys uri, glob, limit, image_column, uri_column")
     output: OutputSection = Field(description="a section with the key uri")
     storage: StorageSection = StorageSection()
     model: ModelSection = ModelSection()
@@ -251,8 +263,14 @@ class JobSpec(Section):
             "compute.shard_images": self.compute.shard_images,
             "images.max_pixels": self.images.max_pixels,
             "images.max_bytes": self.images.max_bytes,
+            **self._columns(),
             **self._selecting(),
         }
+
+    def _columns(self) -> dict[str, object]:
+        # Absent where nothing is chosen, as from runs that were begun when there was no choice.
+        chosen = {"input.image_column": self.input.image_column, "input.uri_column": self.input.uri_column}
+        return {key: column for key, column in chosen.items() if column is not None}
 
     def _selecting(self) -> dict[str, object]:
         # Absent from full runs, as from those that were begun when there was no other kind.

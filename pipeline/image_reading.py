@@ -8,11 +8,12 @@ import threading
 from collections import OrderedDict
 
 from pipeline.errors import ImageError, IncompleteReadError, NotFoundError, ObjectTooLargeError
-from pipeline.parquet_images import RowGroups
+from pipeline.parquet_images import ParquetRows
 from pipeline.refs import ImageRef, member_name
 from pipeline.storage import Fetched, Listed, Storage
 from pipeline.stored import ReadVersion
 from pipeline.tar_files import DamagedContainerError, TarMember, index_tar
+from pipeline.uris import folder_of, resolve
 
 # How often a tar may change between looking through it and reading from it.
 LOOKS = 3
@@ -39,7 +40,7 @@ def fetch_image(ref: ImageRef, storage: Storage, *, max_bytes: int | None = None
     if ref.container is None:
         found = _read_loose(ref, storage, max_bytes)
     elif ref.row is not None:
-        found = _row_groups.read(ref.container, ref.row, ref.column or "", storage, etag=ref.etag)
+        found = _read_row(ref, ref.container, ref.row, storage, max_bytes)
     else:
         found = _read_member(ref, ref.container, storage, max_bytes)
     _refuse_large(len(found.payload), max_bytes)
@@ -53,6 +54,19 @@ def _read_loose(ref: ImageRef, storage: Storage, max_bytes: int | None) -> Fetch
         return storage.fetch(ref.uri, listed=Listed(ref.uri, ref.bytes, ref.etag), max_bytes=max_bytes)
     except ObjectTooLargeError as error:
         raise _too_large(error.bytes, max_bytes) from error
+
+
+def _read_row(ref: ImageRef, container: str, row: int, storage: Storage, max_bytes: int | None) -> Fetched:
+    content = _parquet_rows.read(container, row, ref.column or "", storage, etag=ref.etag, max_bytes=max_bytes)
+    if content.payload is not None:
+        return Fetched(content.payload, content.etag)
+    if content.path is None:
+        raise ImageError("unreadable", "the row holds no image bytes (null)")
+    if "\0" in content.path:
+        raise ImageError("unreadable", "the row holds no image bytes (null), and its path is no name of a file")
+    # Hugging Face data sets hold the bytes or name a file that holds them. The version is that of the row.
+    uri = resolve(content.path, folder_of(container))
+    return Fetched(_read_loose(ImageRef(uri), storage, max_bytes).payload, content.etag)
 
 
 def _read_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int | None) -> Fetched:
@@ -139,5 +153,5 @@ def _index(container: str, storage: Storage) -> dict[str, TarMember]:
 
 
 # One cache of each per process: its reading threads work on neighbouring images.
-_row_groups = RowGroups()
+_parquet_rows = ParquetRows()
 _tar_indexes = TarIndexes()

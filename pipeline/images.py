@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,6 +124,52 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
         raise ImageError("too_large", _one_line(f"{name}: {error}")) from error
     except _DECODE_ERRORS as error:
         raise ImageError("unreadable", _reason(name, error)) from error
+
+
+def looks_like_image(payload: bytes) -> bool:
+    """Tell whether a file begins as one of an image format does, be it one that can be decoded here or not."""
+    patterns = [each[0] for each in _READERS] + [each[0] for each in _UNSUPPORTED]
+    return any(pattern.match(payload[:512]) for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What decoding an image will take, in bytes.
+
+    pixel_bytes: of the array that comes out. decoding_bytes: held beside it while the image is decoded, at most.
+    """
+
+    pixel_bytes: int
+    decoding_bytes: int
+
+
+# Bytes per pixel held beside the array that comes out: Pillow's own image (4, whatever the mode), its copies by
+# `convert` and `transpose` (4 each), and the bytes from which the array is made (3). Measured as the rise of the
+# resident memory on images of 24 megapixels: JPEG 11, progressive and turned 12, PNG and TIFF 11, GIF 8, CMYK 17,
+# WebP 20.
+_DECODING_BYTES_PER_PIXEL = 12
+_CMYK_BYTES_PER_PIXEL = 18
+_WEBP_BYTES_PER_PIXEL = 20
+
+
+def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+    """Tell from an image's header what `decode_image` will need; no pixel is decoded.
+
+    Returns:
+        Zeros for a file that `decode_image` refuses by its header.
+    """
+    try:
+        _, reader = _find_reader(payload)
+        _silence_pillow()
+        with reader(io.BytesIO(payload)) as image:
+            _check_size(image.size, max_pixels)
+            pixels = image.size[0] * image.size[1]
+            beside = _CMYK_BYTES_PER_PIXEL if image.mode == "CMYK" else _DECODING_BYTES_PER_PIXEL
+            beside = _WEBP_BYTES_PER_PIXEL if image.format == "WEBP" else beside
+            return ImageHeader(3 * pixels, beside * pixels)
+    except (ImageError, Image.DecompressionBombError, *_DECODE_ERRORS):
+        # The same file is refused again where it is decoded, with its reason.
+        return ImageHeader(0, 0)
 
 
 def batch_from_bytes(

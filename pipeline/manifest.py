@@ -95,8 +95,9 @@ class Manifest:
     """What is known of the frozen input.
 
     listed_bytes: encoded bytes of the images whose size listing told. unsized_images: the others.
-    duplicates, skipped: see `sources.SourceNotes`. first_part_shards: see `PartLayout`; 0 where all parts have
-        `part_shards`. is_planned: whether that is all; while the input is being listed, the counts grow.
+    duplicates, skipped, without_images, columns: see `sources.SourceNotes`. first_part_shards: see `PartLayout`; 0
+        where all parts have `part_shards`. is_planned: whether that is all; while the input is being listed, the
+        counts grow.
     selection: of an incremental run, what became of the listed images, see `selection_counts`; empty for a full one.
     """
 
@@ -111,6 +112,8 @@ class Manifest:
     first_part_shards: int = 0
     is_planned: bool = True
     selection: dict[str, int] = field(default_factory=dict)
+    without_images: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, int] = field(default_factory=dict)
 
     @property
     def layout(self) -> PartLayout:
@@ -126,7 +129,13 @@ class Manifest:
         if self.skipped:
             kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in self.skipped.items())
             lines.append(f"files that are no images, left out: {kinds}")
+        lines += [f"left out: {uri} ({instead})" for uri, instead in self.without_images.items()]
         return lines
+
+    def read_columns(self) -> str:
+        """Say which columns of Parquet files the images are read from; empty where there are none."""
+        counts = (f"{column} ({count:,} {'file' if count == 1 else 'files'})" for column, count in self.columns.items())
+        return ", ".join(counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-able values, for run.json."""

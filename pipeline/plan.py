@@ -57,7 +57,11 @@ class _Tally:
         self._unsized_images = before.unsized_images if before else 0
         # An incremental run lists everything again, and so it takes its notes again.
         is_noted = before is not None and incremental is None
-        self.notes = SourceNotes(before.duplicates, Counter(before.skipped)) if before and is_noted else SourceNotes()
+        self.notes = SourceNotes()
+        if before and is_noted:
+            self.notes = SourceNotes(
+                before.duplicates, Counter(before.skipped), dict(before.without_images), Counter(before.columns)
+            )
         self._incremental = incremental
         self.deleted = 0
 
@@ -78,6 +82,8 @@ class _Tally:
             unsized_images=self._unsized_images,
             duplicates=self.notes.duplicates,
             skipped=dict(self.notes.skipped.most_common()),
+            without_images=dict(self.notes.without_images),
+            columns=dict(self.notes.columns.most_common()),
             first_part_shards=self.layout.first_shards,
             is_planned=is_planned,
             selection={} if self._incremental is None else self._incremental.selection.told(self.deleted),
@@ -269,4 +275,5 @@ def _refuse_empty(spec: JobSpec, tally: _Tally) -> None:
     pattern = f" that match {spec.input.glob}" if spec.input.glob else ""
     others = ", ".join(f"{count} {suffix}" for suffix, count in tally.notes.skipped.most_common(5))
     found = f"; what is there is no image ({others})" if others else ""
+    found += "".join(f"; {uri}: {instead}" for uri, instead in tally.notes.without_images.items())
     raise InputError(f"There are no images{pattern} in {spec.input.uri}{found}.")

@@ -1,10 +1,9 @@
-"""Loads what comes next while the model is busy: in order, bounded in number and bytes."""
+"""Loads what comes next while the model is busy: in order, bounded in number; `byte_budget` bounds the bytes."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -31,33 +30,10 @@ class ByteGauge:
             self._bytes += count
 
 
-class ByteBudget:
-    """Lets bytes into memory, at most so many at once; what is larger goes in alone."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-        self._change = threading.Condition()
-
-    @contextmanager
-    def hold(self, count: int) -> Iterator[None]:
-        """Hold so many bytes, waiting until there is room for them."""
-        with self._change:
-            self._change.wait_for(lambda: self._held == 0 or self._held + count <= self._most)
-            self._held += count
-        try:
-            yield
-        finally:
-            with self._change:
-                self._held -= count
-                self._change.notify_all()
-
-
 class Prefetch(Generic[S, T]):
     """Runs `load` over `sources` on a thread pool and hands out the results in the order of the sources.
 
-    Loading begins at construction. At most `ahead` sources are loading or loaded and not handed out, and no
-    further one begins while `gauge` stands over `max_bytes`; those already begun may overshoot it. What
+    Loading begins at construction. At most `ahead` sources are loading or loaded and not handed out. What
     `load` raises is raised at its source's place. Use as a context manager: on leaving, whatever the reason,
     nothing begun is left behind.
     """
@@ -69,23 +45,31 @@ class Prefetch(Generic[S, T]):
         load: Callable[[S], T],
         *,
         ahead: int,
-        gauge: ByteGauge | None = None,
-        max_bytes: int = 0,
+        on_wait: Callable[[int], None] | None = None,
+        on_leave: Callable[[], None] | None = None,
     ) -> None:
+        """Begin to load.
+
+        Args:
+            pool: has a thread for each of `ahead` sources, or `load` does not wait for other sources.
+            on_wait: called with the number of the source, from 0, before its result is waited for.
+            on_leave: called before what is under way is waited for on leaving; makes a `load` that waits for its
+                turn end.
+        """
         self._pool = pool
         self._sources = iter(sources)
         self._load = load
         self._ahead = max(1, ahead)
-        self._gauge = gauge
-        self._max_bytes = max_bytes
+        self._on_wait = on_wait
+        self._on_leave = on_leave
+        self._handed_out = 0
         self._pending: deque[Future[T]] = deque()
         self._fill()
 
     def __iter__(self) -> Iterator[T]:
         while self._pending:
-            result = self._pending.popleft().result()
-            self._fill()
-            yield result
+            # No name here for the result: it would live until the next one is there.
+            yield self._next()
 
     def __enter__(self) -> Self:
         return self
@@ -98,17 +82,23 @@ class Prefetch(Generic[S, T]):
     ) -> None:
         for future in self._pending:
             future.cancel()
+        if self._on_leave is not None:
+            self._on_leave()
         wait(self._pending)
         self._pending.clear()
 
+    def _next(self) -> T:
+        if self._on_wait is not None:
+            self._on_wait(self._handed_out)
+        result = self._pending.popleft().result()
+        self._handed_out += 1
+        self._fill()
+        return result
+
     def _fill(self) -> None:
-        # One source always goes on: its result is what brings the gauge down again.
-        while len(self._pending) < self._ahead and not (self._pending and self._is_over_bytes()):
+        while len(self._pending) < self._ahead:
             for source in self._sources:
                 self._pending.append(self._pool.submit(self._load, source))
                 break
             else:
                 return
-
-    def _is_over_bytes(self) -> bool:
-        return self._gauge is not None and self._gauge.value > self._max_bytes

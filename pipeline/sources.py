@@ -13,8 +13,9 @@ from itertools import islice
 
 from pipeline.config import InputSection
 from pipeline.errors import InputError, NotFoundError, WebHostError
-from pipeline.listing_files import LISTING_SUFFIXES, URI_COLUMNS, read_listing
-from pipeline.parquet_images import find_image_column, find_uri_column, inspect_parquet, read_uris
+from pipeline.listing_files import LISTING_SUFFIXES, read_listing
+from pipeline.parquet_columns import choose_columns, require_columns
+from pipeline.parquet_images import read_uris
 from pipeline.planned import Planned
 from pipeline.refs import ImageRef, image_id, row_uri, tar_uri
 from pipeline.storage import Listed, Storage, join
@@ -25,6 +26,8 @@ __all__ = ["ImageRef", "SourceNotes", "list_images", "locate_image"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
+MOST_NAMED = 5
+"""Files that are left out and named; the others are only counted."""
 _ROW_URI = re.compile(r"(?P<container>.+)#row=(?P<row>\d+)", re.DOTALL)
 
 
@@ -33,11 +36,26 @@ class SourceNotes:
     """What listing left out, to be said to the user.
 
     duplicates: entries of a listing that named an image again. skipped: files that are no images, by
-        extension.
+        extension. without_images: of Parquet files among them, the first names with what they hold instead.
+        columns: how many Parquet files were read by a column.
     """
 
     duplicates: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    without_images: dict[str, str] = field(default_factory=dict)
+    columns: Counter[str] = field(default_factory=Counter)
+
+    def restart(self) -> None:
+        """Forget everything: the whole input is listed again."""
+        self.duplicates = 0
+        for noted in (self.skipped, self.without_images, self.columns):
+            noted.clear()
+
+    def note_without_images(self, uri: str, instead: str) -> None:
+        """Note a Parquet file that is left out; the names of the first few are kept."""
+        self.skipped[".parquet without images"] += 1
+        if len(self.without_images) < MOST_NAMED:
+            self.without_images[uri] = instead
 
 
 def list_images(
@@ -60,7 +78,8 @@ def list_images(
         StorageError: it cannot be listed.
     """
     folders = tuple(join(folder, "") for folder in exclude)
-    listing = _Listing(storage, folders, notes if notes is not None else SourceNotes(), planned)
+    noted = notes if notes is not None else SourceNotes()
+    listing = _Listing(storage, folders, noted, planned, section.image_column, section.uri_column)
     limit = section.limit
     if limit is not None and planned is not None:
         limit = max(0, limit - planned.manifest.image_count)
@@ -83,7 +102,7 @@ def locate_image(uri: str, storage: Storage) -> ImageRef:
         raise NotFoundError(f"{uri} does not exist.")
     match = _ROW_URI.fullmatch(uri)
     if match and storage.kind(match["container"]) == "file":
-        column = find_image_column(inspect_parquet(match["container"], storage)[0])
+        column = choose_columns(storage.stat(match["container"]), storage).image
         return ImageRef(uri, container=match["container"], row=int(match["row"]), column=column)
     return ImageRef(uri)
 
@@ -107,6 +126,8 @@ class _Listing:
     exclude: tuple[str, ...]
     notes: SourceNotes
     planned: Planned | None
+    image_column: str | None = None
+    uri_column: str | None = None
 
     def images(self, section: InputSection) -> Iterator[ImageRef]:
         kind = self.storage.kind(section.uri)
@@ -136,6 +157,26 @@ class _Listing:
         return uri, None
 
     def _from_folder(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
+        return self._walk(root, pattern) if self.uri_column is None else self._from_named(root, pattern)
+
+    def _from_named(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
+        """List a folder whose Parquet files name images, some of which may lie in it, or be named again."""
+        seen: set[int] = set()
+        planned: set[int] = set()
+        if self.planned:
+            # Names have no order to go on in, so that all is listed again, and noted again.
+            self.notes.restart()
+            planned = self.planned.all_numbers()
+        for ref in replace(self, planned=None)._walk(root, pattern):
+            number = image_id(ref.uri)
+            if number in seen:
+                self.notes.duplicates += 1
+                continue
+            seen.add(number)
+            if number not in planned:
+                yield ref
+
+    def _walk(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
         for listed in self.storage.list(root, pattern, after=self.planned.place if self.planned else None):
             suffix = suffix_of(listed.uri)
             if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_behind(listed.uri)):
@@ -170,8 +211,8 @@ class _Listing:
         planned: set[int] = set()
         if self.planned:
             # The whole listing is read again, and so are its notes.
-            self.notes.duplicates, planned = 0, self.planned.all_numbers()
-            self.notes.skipped.clear()
+            self.notes.restart()
+            planned = self.planned.all_numbers()
         for entry in entries:
             uri = resolve(entry, folder)
             refs = self._from_entry(uri) if suffix_of(uri) in _CONTAINER_SUFFIXES else iter([ImageRef(uri)])
@@ -237,25 +278,26 @@ class _Listing:
             raise damage
 
     def _from_parquet(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
-        schema, rows = inspect_parquet(listed.uri, self.storage)
-        column = find_image_column(schema)
-        if column is not None:
-            for row in range(rows):
+        columns = choose_columns(listed, self.storage, image_column=self.image_column, uri_column=self.uri_column)
+        if is_only_input:
+            require_columns(listed, columns)
+        if columns.image is not None:
+            self.notes.columns[columns.image] += 1
+            for row in range(columns.rows):
                 uri = row_uri(listed.uri, row)
-                yield ImageRef(uri, None, listed.etag, container=listed.uri, row=row, column=column)
-            return
-        uri_column = find_uri_column(schema)
-        if not is_only_input:
-            # Metadata beside the images (Hugging Face's image folders have some), not a container.
-            self.notes.skipped[".parquet without images"] += 1
-        elif uri_column is not None:
-            entries = read_uris(listed.uri, uri_column, self.storage)
-            yield from self._from_listing(entries, folder_of(listed.uri))
+                yield ImageRef(uri, None, listed.etag, container=listed.uri, row=row, column=columns.image)
+        elif columns.problem is not None:
+            # It has images, or should have: a row of its own says what is wrong, and counts as an error.
+            raise DamagedContainerError(columns.problem)
+        elif columns.uri is not None and (is_only_input or self.uri_column is not None):
+            self.notes.columns[columns.uri] += 1
+            entries = read_uris(listed.uri, columns.uri, self.storage)
+            # A file that names itself, or another that names it, would be gone through for ever.
+            yield from replace(self, uri_column=None)._from_listing(entries, folder_of(listed.uri))
         else:
-            raise InputError(
-                f"{listed.uri} has neither a column with image bytes nor one of the columns "
-                f"{', '.join(URI_COLUMNS)}; its columns are {', '.join(schema.names)}."
-            )
+            # Metadata beside the images (Hugging Face's image folders have some), not a container.
+            names = f"{columns.uri} names images: name it with --uri-column" if columns.uri else columns.described
+            self.notes.note_without_images(listed.uri, names)
 
 
 def _is_refused(uri: str) -> bool:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from htc_model.structures import RawDetections
 from pipeline.batching import Batcher
 from pipeline.borders import at_image_border
+from pipeline.byte_budget import ByteBudget, Lane, SharedBudget
 from pipeline.claims import Claim
 from pipeline.config import JobSpec
 from pipeline.image_reading import fetch_image
-from pipeline.images import decode_image
+from pipeline.images import decode_image, read_header
 from pipeline.metrics import StageClock
 from pipeline.plan import Shard
-from pipeline.prefetch import ByteBudget, ByteGauge, Prefetch
+from pipeline.prefetch import ByteGauge, Prefetch
 from pipeline.refs import ImageRef
 from pipeline.reports import ImageFailure
 from pipeline.segmenter import DecodedImage, Segmenter
@@ -30,12 +31,17 @@ from pipeline.stored import ReadVersion
 from pipeline.tables import InstanceRow, build_instance_rows
 from pipeline.watch import ImageWatch, Step
 
-# Images loaded ahead of the model, beyond those that wait in the batcher, and the bytes of pixels at which
-# loading pauses: 512 MiB are fourteen photos of 12 megapixels.
+# Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
+# Decoded pixels of both shards together, those in batches included: 512 MiB are fourteen photos of 12 megapixels.
 AHEAD_BYTES = 512 * 2**20
-# Encoded bytes being read or decoded, of both shards together.
-ENCODED_BYTES = 2**30
+# Encoded bytes that are being read or wait to be decoded, of both shards together: some 25 photos of 12 megapixels.
+ENCODED_BYTES = 128 * 2**20
+# What decoders hold beside the pixels that come out, for each core, and at least: three photos of 12 megapixels.
+DECODING_BYTES_PER_CPU = 256 * 2**20
+DECODING_BYTES = 512 * 2**20
+# Assumed of an image whose encoded size no listing told, until a larger one was read.
+UNLISTED_BYTES = 4 * 2**20
 # Encoding is as fast as inference or faster; where it is not, the model waits rather than hoarding masks.
 MAX_ENCODING = 32
 
@@ -53,11 +59,14 @@ class WorkerTools:
     """What the shards of one worker share.
 
     turn: held by the shard that infers.
-    encoded: holds back reads while too many bytes are being read and decoded.
-    decode_slots: as many as the worker has cores; the readers, more of them, take turns at decoding.
+    encoded, pixels, decoding: bound the bytes on their way to the model, see `byte_budget`.
+    read_slots: reads under way at once. decode_slots: as many as the worker has cores.
     """
 
-    def __init__(self, segmenter: Segmenter, spec: JobSpec, *, model_label: str, cpus: float) -> None:
+    def __init__(
+        self, segmenter: Segmenter, spec: JobSpec, *, model_label: str, cpus: float, ahead_bytes: int = AHEAD_BYTES
+    ) -> None:
+        """`ahead_bytes`: of decoded pixels, at most; one image more where a consumer waits for it."""
         self.segmenter = segmenter
         self.spec = spec
         self.model_label = model_label
@@ -66,8 +75,10 @@ class WorkerTools:
         self.reads = self.storage.read_concurrency(spec.input.uri)
         self.watch = ImageWatch(spec.retry.image_timeout_s)
         self.turn = threading.Lock()
-        self.readers = ThreadPoolExecutor(self.reads, thread_name_prefix="read")
-        self.encoded = ByteBudget(ENCODED_BYTES)
+        self.read_slots = threading.Semaphore(self.reads)
+        self.encoded = SharedBudget(ENCODED_BYTES)
+        self.pixels = SharedBudget(ahead_bytes)
+        self.decoding = ByteBudget(max(DECODING_BYTES, int(cpus * DECODING_BYTES_PER_CPU)))
         self.decode_slots = threading.Semaphore(max(1, int(cpus)))
         encoders = 2 if segmenter.device.type == "cuda" else 1
         self.encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
@@ -95,7 +106,10 @@ class ShardStages:
         self._claim = claim
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
-        self._pixels_held = ByteGauge()
+        self._numbers = {position: number for number, position in enumerate(positions)}
+        self._largest_unlisted = UNLISTED_BYTES
+        self._encoded_bytes: Lane
+        self._pixel_bytes: Lane
         self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
         self._encoding: deque[Future[EncodedImage | ImageFailure]] = deque()
@@ -108,15 +122,19 @@ class ShardStages:
             AbandonedError: another attempt commits the shard.
             StorageError: images cannot be read for now.
         """
+        self._encoded_bytes, self._pixel_bytes = self._tools.encoded.open_lane(), self._tools.pixels.open_lane()
+        ahead = max(AHEAD_IMAGES, self._tools.reads)
         try:
             with (
+                # Of its own: a load that waits for memory keeps its thread, and must not keep the other shard's.
+                ThreadPoolExecutor(ahead, thread_name_prefix="load") as loaders,
                 Prefetch(
-                    self._tools.readers,
-                    ((position, self._shard.images[position]) for position in self._positions),
+                    loaders,
+                    self._positions,
                     self._load,
-                    ahead=max(AHEAD_IMAGES, self._tools.reads),
-                    gauge=self._pixels_held,
-                    max_bytes=AHEAD_BYTES,
+                    ahead=ahead,
+                    on_wait=self._await,
+                    on_leave=self._leave,
                 ) as loaded,
                 # Begun before the turn comes, so that the first images are there when it does.
                 self._tools.turn,
@@ -124,6 +142,7 @@ class ShardStages:
                 self._segment_all(iter(loaded))
             ends = {position: future.result() for position, future in self._encoded.items()}
         finally:
+            self._leave()
             # Only when something flew past is there anything left to drop here.
             for future in self._encoded.values():
                 future.cancel()
@@ -136,36 +155,81 @@ class ShardStages:
             for position in self._positions
         ]
 
-    def _load(self, numbered: tuple[int, ImageRef]) -> tuple[int, DecodedImage | ImageFailure]:
-        position, ref = numbered
-        with self._tools.encoded.hold(ref.bytes or 0):
-            loaded = at_image_border(
+    def _await(self, number: int) -> None:
+        self._encoded_bytes.await_number(number)
+        self._pixel_bytes.await_number(number)
+
+    def _leave(self) -> None:
+        self._encoded_bytes.close()
+        self._pixel_bytes.close()
+
+    def _load(self, position: int) -> tuple[int, DecodedImage | ImageFailure]:
+        ref, number = self._shard.images[position], self._numbers[position]
+        try:
+            return position, at_image_border(
                 ref.uri, lambda: self._read_and_decode(position, ref), is_last_attempt=self._is_last_attempt
             )
-        return position, loaded
+        finally:
+            self._encoded_bytes.give_back(number)
+            # Those behind an image that failed before it asked must not wait for it.
+            self._encoded_bytes.skip(number)
+            self._pixel_bytes.skip(number)
 
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
-        limits = self._tools.spec.images
-        with self.clock.time("read"):
-            payload, self._versions[position] = fetch_image(ref, self._tools.storage, max_bytes=limits.max_bytes)
-        self.bytes_read.add(len(payload))
-        with self._tools.decode_slots, self.clock.time("decode"), self._watch([position], "decoding"):
-            pixels = decode_image(payload, max_pixels=limits.max_pixels)
-        self._pixels_held.add(pixels.nbytes)
+        number, limits = self._numbers[position], self._tools.spec.images
+        payload = self._read(number, position, ref)
+        header = read_header(payload, max_pixels=limits.max_pixels)
+        self._pixel_bytes.take(number, header.pixel_bytes)
+        is_decoded = False
+        try:
+            with (
+                self._tools.decoding.hold(header.decoding_bytes),
+                self._tools.decode_slots,
+                self.clock.time("decode"),
+                self._watch([position], "decoding"),
+            ):
+                pixels = decode_image(payload, max_pixels=limits.max_pixels)
+            is_decoded = True
+        finally:
+            self._pixel_bytes.resize(number, pixels.nbytes if is_decoded else 0)
         return DecodedImage(position, ref.uri, pixels)
 
+    def _read(self, number: int, position: int, ref: ImageRef) -> bytes:
+        """Read an image's encoded bytes, when there is room for them."""
+        # The rows of a Parquet file are read one behind the other: in any other order, pages were read again.
+        is_row = ref.row is not None
+        self._encoded_bytes.take(number, self._expected_bytes(ref), is_passed=not is_row)
+        with self._tools.read_slots, self.clock.time("read"):
+            payload, self._versions[position] = fetch_image(
+                ref, self._tools.storage, max_bytes=self._tools.spec.images.max_bytes
+            )
+        if ref.bytes is None:
+            self._largest_unlisted = max(self._largest_unlisted, len(payload))
+        self._encoded_bytes.resize(number, len(payload))
+        self._encoded_bytes.skip(number)
+        self.bytes_read.add(len(payload))
+        return payload
+
+    def _expected_bytes(self, ref: ImageRef) -> int:
+        max_bytes = self._tools.spec.images.max_bytes
+        # What is larger than the limit is refused unread.
+        return min(self._largest_unlisted if ref.bytes is None else ref.bytes, max_bytes)
+
     def _segment_all(self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]) -> None:
-        batcher: Batcher[DecodedImage] = Batcher(self._tools.segmenter.batch_size.current)
+        batcher: Batcher[DecodedImage] = Batcher(
+            self._tools.segmenter.batch_size.current, max_bytes=self._tools.pixels.most // 2
+        )
         while (each := self._next(loaded)) is not None:
             position, image = each
             if isinstance(image, ImageFailure):
                 self._fail(position, image)
                 continue
             batcher.batch_size = self._tools.segmenter.batch_size.current
-            for batch in batcher.add(self._tools.segmenter.padded_shape(image), image, image.pixels.nbytes):
-                self._segment(batch)
+            ready = batcher.add(self._tools.segmenter.padded_shape(image), image, image.pixels.nbytes)
             # Drops this frame's hold on the pixels while the next image is awaited.
             del each, image
+            for batch in ready:
+                self._segment(batch)
         for batch in batcher.flush():
             self._segment(batch)
 
@@ -176,29 +240,35 @@ class ShardStages:
             return next(loaded, None)
 
     def _segment(self, batch: list[DecodedImage]) -> None:
+        """Infer a batch and empty the list, so that its pixels are dropped before their bytes are given back."""
         self._claim.check()
-        pixel_bytes = sum(image.pixels.nbytes for image in batch)
+        numbers = [self._numbers[image.position] for image in batch]
         results = self._tools.segmenter.segment(batch, watch=self._watch_model)
         while True:
             with self.clock.time("infer"):
                 result = next(results, None)
             if result is None:
                 break
-            image, outcome = result
+            position, outcome = result[0].position, result[1]
+            # Encoding may take long, and needs no pixels.
+            del result
             if isinstance(outcome, ImageFailure):
-                self._fail(image.position, outcome)
+                self._fail(position, outcome)
             else:
-                self._encode(image, outcome)
+                self._encode(position, outcome)
                 self._on_images(1)
-        self._pixels_held.add(-pixel_bytes)
+        del results
+        batch.clear()
+        for number in numbers:
+            self._pixel_bytes.give_back(number)
 
-    def _encode(self, image: DecodedImage, raw: RawDetections) -> None:
+    def _encode(self, position: int, raw: RawDetections) -> None:
         while len(self._encoding) >= MAX_ENCODING:
             wait([self._encoding.popleft()])
-        ref = self._shard.images[image.position]
-        future = self._tools.encoders.submit(at_image_border, ref.uri, lambda: self._encode_rows(image.position, raw))
+        ref = self._shard.images[position]
+        future = self._tools.encoders.submit(at_image_border, ref.uri, lambda: self._encode_rows(position, raw))
         self._encoding.append(future)
-        self._encoded[image.position] = future
+        self._encoded[position] = future
 
     def _encode_rows(self, position: int, raw: RawDetections) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):

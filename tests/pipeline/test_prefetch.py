@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.prefetch import ByteBudget, ByteGauge, Prefetch
+from pipeline.prefetch import Prefetch
 
 
 @pytest.fixture
@@ -37,21 +37,24 @@ def test_no_more_than_the_bound_is_begun(pool: ThreadPoolExecutor) -> None:
     assert len(begun) <= 4
 
 
-def test_a_full_gauge_holds_back_all_but_one(pool: ThreadPoolExecutor) -> None:
-    gauge = ByteGauge()
-    begun: list[int] = []
+def test_the_number_that_is_waited_for_is_announced(pool: ThreadPoolExecutor) -> None:
+    awaited: list[int] = []
+    with Prefetch(pool, "abc", str.upper, ahead=2, on_wait=awaited.append) as loaded:
+        assert list(loaded) == ["A", "B", "C"]
+    assert awaited == [0, 1, 2]
+
+
+def test_loads_that_wait_for_something_are_woken_on_leaving(pool: ThreadPoolExecutor) -> None:
+    room = threading.Event()
 
     def load(number: int) -> int:
-        begun.append(number)
-        gauge.add(1000)
+        if number:
+            assert room.wait(60)
         return number
 
-    with Prefetch(pool, range(6), load, ahead=1, gauge=gauge, max_bytes=10) as loaded:
-        seen = []
-        for number in loaded:
-            seen.append(number)
-            assert len(begun) <= len(seen) + 1
-    assert seen == list(range(6))
+    with Prefetch(pool, range(9), load, ahead=3, on_leave=room.set) as loaded:
+        assert next(iter(loaded)) == 0
+    assert room.is_set()
 
 
 def test_an_exception_comes_at_its_place_and_the_rest_is_drained(pool: ThreadPoolExecutor) -> None:
@@ -69,27 +72,3 @@ def test_an_exception_comes_at_its_place_and_the_rest_is_drained(pool: ThreadPoo
     assert seen == [0, 1]
     # The pool is free again: nothing of the abandoned sources is queued on it.
     assert pool.submit(lambda: "free").result(timeout=10) == "free"
-
-
-def test_bytes_come_in_as_there_is_room_and_the_largest_alone() -> None:
-    budget, go = ByteBudget(100), threading.Event()
-    inside = threading.Semaphore(0)
-
-    def hold(count: int) -> None:
-        with budget.hold(count):
-            inside.release()
-            go.wait(60)
-
-    threads = [threading.Thread(target=hold, args=[count]) for count in (60, 40)]
-    for thread in threads:
-        thread.start()
-    for _ in threads:
-        assert inside.acquire(timeout=60)
-    late = [threading.Thread(target=hold, args=[count]) for count in (1, 500)]
-    for thread in late:
-        thread.start()
-    assert not inside.acquire(timeout=0.1)
-    go.set()
-    for thread in [*threads, *late]:
-        thread.join(timeout=60)
-        assert not thread.is_alive()

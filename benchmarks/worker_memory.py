@@ -1,0 +1,132 @@
+"""How much memory one worker holds on large photos: two shards at once, as in `htc run`, without Ray.
+
+    python benchmarks/worker_memory.py [--megapixels 12 24] [--images 32] [--cpus 1] [--model htc_lite0_fpn]
+
+For each size a process of its own loads the model, does two shards of `--images` synthetic JPEGs at once (their bytes
+are copies of one noisy photo) and prints its peak resident memory, as the system counted it (getrusage), beside what it
+held before the first image. `bound_mib` is what read-ahead may hold: pixels, encoded bytes and what decoders take. No
+peer is measured: what is compared is the same worker before and after a change. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+MIB = 2**20
+
+
+def write_photos(folder: Path, megapixels: float, count: int) -> list[Path]:
+    """Write `count` copies of one 4:3 JPEG with some detail everywhere."""
+    import numpy as np
+    from PIL import Image
+
+    height = int((megapixels * 1e6 * 3 / 4) ** 0.5)
+    width = height * 4 // 3
+    coarse = np.random.default_rng(0).integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8)
+    folder.mkdir(parents=True)
+    first = folder / "photo-000.jpg"
+    Image.fromarray(coarse).resize((width, height)).save(first, quality=90)
+    paths = [first]
+    for number in range(1, count):
+        path = folder / f"photo-{number:03d}.jpg"
+        path.write_bytes(first.read_bytes())
+        paths.append(path)
+    return paths
+
+
+def peak_mib() -> float:
+    """The most this process held so far."""
+    import resource
+
+    # getrusage(2): kilobytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def work(folder: Path, images: int, model: str, cpus: float) -> None:
+    """Be the worker: load the model, do two shards at once, print what it took."""
+    from pipeline.assignments import Assignment
+    from pipeline.config import load_spec
+    from pipeline.manifest import Shard
+    from pipeline.memory import resident_bytes
+    from pipeline.refs import ImageRef
+    from pipeline.worker import Worker, WorkerSettings
+
+    values = {"input.uri": str(folder / "in"), "output.uri": str(folder / "out"), "model.preset": model}
+    spec = load_spec(None, {**values, "model.weights": "untrained"})
+    worker = Worker(WorkerSettings(spec, "bench", model, cpus, 0))
+    worker.start()
+    paths = sorted((folder / "in").glob("*.jpg"))
+    shards = [
+        Shard(index, tuple(ImageRef(str(path), path.stat().st_size) for path in paths[index::2])) for index in range(2)
+    ]
+    before, start, reports = resident_bytes() / MIB, time.perf_counter(), []
+    threads = [
+        threading.Thread(
+            target=lambda shard=shard: reports.append(worker.run_shard(shard, Assignment(shard.index, 1, True)))
+        )
+        for shard in shards
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - start
+    statuses = [report.statuses for report in reports]
+    if statuses != [{"ok": images}] * 2:
+        raise SystemExit(f"not all images were done: {statuses}")
+    print(
+        json.dumps(
+            {
+                "before_mib": round(before),
+                "peak_mib": round(peak_mib()),
+                "images": 2 * images,
+                "images_per_s": round(2 * images / seconds, 2),
+            }
+        )
+    )
+
+
+def measure(megapixels: float, images: int, model: str, cpus: float) -> dict[str, Any]:
+    """Start a worker's process on a folder of photos and read its answer."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder / "in", megapixels, 2 * images)
+        command = [sys.executable, __file__, "--work", name, "--images", str(images), "--model", model]
+        answer = subprocess.run([*command, "--cpus", str(cpus)], check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    print(f"{megapixels:g} megapixels: {result['before_mib']} MiB before, {result['peak_mib']} MiB at the peak")
+    return {"megapixels": megapixels, **result}
+
+
+def main() -> None:
+    """Measure each size, the last line being JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[12, 24])
+    parser.add_argument("--images", type=int, default=32, help="per shard, of which two are done at once")
+    parser.add_argument("--cpus", type=float, default=1.0)
+    parser.add_argument("--model", default="htc_lite0_fpn")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work is not None:
+        work(arguments.work, arguments.images, arguments.model, arguments.cpus)
+        return
+    results = [
+        measure(megapixels, arguments.images, arguments.model, arguments.cpus) for megapixels in arguments.megapixels
+    ]
+    print(json.dumps({"benchmark": "worker_memory", "results": results, "python": platform.python_version()}))
+
+
+if __name__ == "__main__":
+    main()
