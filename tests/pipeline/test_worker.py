@@ -72,6 +72,20 @@ def test_bad_images_become_rows_and_their_neighbours_go_on(tmp_path: Path) -> No
     assert {failure.uri for failure in report.failures} == {str(large), str(text), str(empty), str(gone)}
 
 
+@pytest.mark.parametrize("deed", ["nan_scores", "nan_boxes", "infinite_masks", "overflow"])
+def test_an_image_whose_numbers_are_not_finite_fails_alone(tmp_path: Path, deed: Any) -> None:
+    """Neither an `ok` row without instances, nor NaN in the tables, nor its neighbours' failure."""
+    paths = [write_image(tmp_path / f"{number}.png", (20 + number, 30)) for number in range(4)]
+    bench = Bench(tmp_path, fake(deeds={(22, 30): deed}))
+    report = bench.process(paths)
+    assert [row["status"] for row in bench.image_rows()] == ["ok", "ok", "failed", "ok"]
+    assert "finite" in str(bench.image_rows()[2]["error"])
+    assert [row["uri"] for row in bench.instance_rows()] == [str(paths[number]) for number in (0, 1, 3)]
+    assert report.statuses == {"ok": 3, "failed": 1}
+    # A reason, not a bug of ours with its traceback.
+    assert not any(failure.traceback for failure in report.failures)
+
+
 def test_a_file_beyond_the_byte_limit_is_not_decoded(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", (20, 30))
     bench = Bench(tmp_path, max_bytes=10)
