@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from htc_model import semantic
 from htc_model.boxes import clip_boxes, decode_deltas
 from htc_model.config import ModelConfig
-from htc_model.finite import check_finite
+from htc_model.finite import check_finite, check_predictions
 from htc_model.heads import BOX_POOL, MASK_POOL, MASK_SIDE, BoxHead, MaskHead
 from htc_model.roi_pooling import pool_map, pool_pyramid
 
@@ -131,13 +131,14 @@ class CascadeHead(nn.Module):
         boxes = rois[:, None, 1:]
         for stage in range(self.config.num_stages):
             logits, deltas = self.box_forward(stage, pyramid, semantic_feat, rois)
-            # Before they are clipped: an infinite delta would become a plausible box at the image's border.
-            check_finite(f"scores and boxes of stage {stage + 1}", [logits, deltas])
+            check_predictions(f"scores and boxes of stage {stage + 1}", [logits], [deltas])
             boxes = self.refine(stage, rois, deltas, sizes)
             stage_logits.append(logits)
             # Only a last stage may have a box per class (ModelConfig), so here the one box is the next RoI.
             rois = torch.cat([rois[:, :1], boxes[:, 0]], dim=1)
         scores = (sum(stage_logits[1:], stage_logits[0]) / len(stage_logits)).softmax(dim=1)
+        # Finite logits may have an infinite sum.
+        check_finite("scores", [scores])
         return boxes, scores[:, :-1]
 
     def detect_masks(

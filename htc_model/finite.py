@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["NonFiniteError", "check_finite", "non_finite_keys", "unusable_keys"]
+__all__ = ["NonFiniteError", "check_finite", "check_predictions", "non_finite_keys", "unusable_keys"]
 
 # A batch norm divides by the square root of it.
 _VARIANCE = "running_var"
+
+# No box is as wide as that; float32 ends at 3.4e38.
+_LARGEST_SIDE_PX = 1e6
 
 
 class NonFiniteError(ArithmeticError):
@@ -28,6 +31,16 @@ def check_finite(name: str, tensors: Iterable[Tensor]) -> None:
     flags = [torch.isfinite(tensor).all() for tensor in tensors]
     if flags and not bool(torch.stack(flags).all()):
         raise NonFiniteError(f"{name} are not finite numbers (NaN or infinity)")
+
+
+def check_predictions(name: str, logits: Iterable[Tensor], deltas: Iterable[Tensor]) -> None:
+    """Make sure that logits are finite, and deltas too once they are multiplied by the size of a box.
+
+    Raises:
+        NonFiniteError: one is NaN, infinite, or so large that decoding it overflows. Clipped to the image, such a box
+            would look like one at the image's border.
+    """
+    check_finite(name, [*logits, *(deltas_of.float() * _LARGEST_SIDE_PX for deltas_of in deltas)])
 
 
 def non_finite_keys(state: Mapping[str, object]) -> tuple[str, ...]:

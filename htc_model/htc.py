@@ -11,7 +11,7 @@ from htc_model.cascade import CascadeHead
 from htc_model.config import ModelConfig, load_preset
 from htc_model.detections import BoxDetections, select_detections, to_original
 from htc_model.efficientnet import EfficientNetLite0
-from htc_model.finite import check_finite
+from htc_model.finite import check_predictions
 from htc_model.masks import encode_detections
 from htc_model.neck import FPN
 from htc_model.norms import use_group_norm
@@ -80,7 +80,7 @@ class HTC(nn.Module):
     def propose(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
         """Find where objects may be: per image boxes_xyxy [N, 4] in network pixels, best first."""
         logits, deltas = self.rpn_head(pyramid)
-        check_finite("objectness scores and boxes of the proposal network", [*logits, *deltas])
+        check_predictions("objectness scores and boxes of the proposal network", logits, deltas)
         return [boxes for boxes, _ in self.rpn_head.select_proposals(logits, deltas, batch.image_sizes)]
 
     def detect(

@@ -77,9 +77,10 @@ def _refuse_unusable(path: str, state: Mapping[str, Tensor]) -> None:
         raise WeightsError(f"{path} holds sparse tensors, which no layer here takes. {_describe('Sparse', sparse)}")
     keys = unusable_keys(state)
     if keys:
+        tensors = "a tensor" if len(keys) == 1 else f"{len(keys)} tensors"
         raise WeightsError(
-            f"{path} holds {len(keys)} tensors with values that are not finite numbers (NaN, infinity, or a variance "
-            f"below zero), as a training that diverged leaves them: use an earlier checkpoint, or fetch the file again. "
+            f"{path} holds {tensors} with values that are not finite numbers (NaN, infinity, or a variance "
+            f"below zero), as a training that diverged leaves them; use an earlier checkpoint, or fetch it again. "
             f"{_describe('Not finite', keys)}",
             unusable=keys,
         )

@@ -182,6 +182,24 @@ def test_activations_that_overflow_raise_where_they_arise(
         model.infer(batch)
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        ["roi_head.bbox_head.0.fc_cls.bias", "roi_head.bbox_head.1.fc_cls.bias", "roi_head.bbox_head.2.fc_cls.bias"],
+        ["rpn_head.rpn_reg.bias"],
+        ["roi_head.bbox_head.1.fc_reg.bias"],
+    ],
+    ids=["sum of logits", "proposals", "boxes"],
+)
+def test_finite_weights_whose_results_overflow_raise_too(batch: ImageBatch, parameters: list[str]) -> None:
+    model = lite()
+    with torch.no_grad():
+        for name in parameters:
+            model.get_parameter(name).view(-1)[0] = 3e38
+    with pytest.raises(NonFiniteError):
+        model.infer(batch)
+
+
 def test_bfloat16_that_overflows_raises_too(batch: ImageBatch) -> None:
     model = lite()
     with torch.no_grad():

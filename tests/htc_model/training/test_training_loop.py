@@ -190,14 +190,13 @@ def test_a_checkpoint_that_is_damaged_or_not_finite_is_refused_in_one_sentence(t
     with pytest.raises(KilledError):
         train(tmp_path, images=2, on_step=stop, checkpoint_steps=1)
     whole = path.read_bytes()
-    for part, key in (("model", "rpn_head.rpn_cls.bias"), ("average", "rpn_head.rpn_cls.bias"), ("optimiser", "")):
+    for part in ("model", "average", "optimiser"):
         path.write_bytes(whole)
         saved = torch.load(path, weights_only=True)
-        states = {"model": saved["model"], "average": saved["average"]["state"], "optimiser": {}}
-        if part == "optimiser":
-            states[part] = next(iter(saved["optimiser"]["state"].values()))
-            key = next(name for name, value in states[part].items() if torch.is_tensor(value) and value.ndim)
-        states[part][key][(0,) * states[part][key].ndim] = torch.nan
+        buffers = next(iter(saved["optimiser"]["state"].values()))
+        state = {"model": saved["model"], "average": saved["average"]["state"], "optimiser": buffers}[part]
+        key = next(name for name, value in state.items() if torch.is_tensor(value) and value.ndim)
+        state[key][(0,) * state[key].ndim] = torch.nan
         torch.save(saved, path)
         with pytest.raises(CheckpointError, match=rf"{key}.*remove it"):
             train(tmp_path, images=2)
