@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from htc_model import semantic
 from htc_model.boxes import clip_boxes, decode_deltas
 from htc_model.config import ModelConfig
+from htc_model.finite import check_finite, check_predictions
 from htc_model.heads import BOX_POOL, MASK_POOL, MASK_SIDE, BoxHead, MaskHead
 from htc_model.roi_pooling import pool_map, pool_pyramid
 
@@ -122,16 +123,22 @@ class CascadeHead(nn.Module):
         Returns:
             boxes_xyxy [K, 1, 4] or [K, classes, 4] of the last stage, and scores [K, classes] in [0, 1]: the
             softmax of the stages' mean logits (the mean of logits, not of probabilities), background dropped.
+
+        Raises:
+            NonFiniteError: a stage's logits or deltas are NaN or infinite.
         """
         stage_logits = []
         boxes = rois[:, None, 1:]
         for stage in range(self.config.num_stages):
             logits, deltas = self.box_forward(stage, pyramid, semantic_feat, rois)
+            check_predictions(f"scores and boxes of stage {stage + 1}", [logits], [deltas])
             boxes = self.refine(stage, rois, deltas, sizes)
             stage_logits.append(logits)
             # Only a last stage may have a box per class (ModelConfig), so here the one box is the next RoI.
             rois = torch.cat([rois[:, :1], boxes[:, 0]], dim=1)
         scores = (sum(stage_logits[1:], stage_logits[0]) / len(stage_logits)).softmax(dim=1)
+        # Finite logits may have an infinite sum.
+        check_finite("scores", [scores])
         return boxes, scores[:, :-1]
 
     def detect_masks(
@@ -150,6 +157,7 @@ class CascadeHead(nn.Module):
 
         Raises:
             OutOfMemoryError: not even the smallest chunk fits.
+            NonFiniteError: a mask's logits are NaN or infinite.
         """
         for chunk_rois in MASK_CHUNKS_ROIS[:-1]:
             try:
@@ -165,10 +173,12 @@ class CascadeHead(nn.Module):
         masks = [rois.new_zeros(0, MASK_SIDE, MASK_SIDE)]
         for chunk, chunk_labels in zip(torch.split(rois, chunk_rois), torch.split(labels, chunk_rois), strict=True):
             mask_feats = self.mask_forward(self.mask_features(pyramid, semantic_feat, chunk))
-            stage_probs = [
-                head.predict_class(mask_feat, chunk_labels).sigmoid()
+            stage_logits = [
+                head.predict_class(mask_feat, chunk_labels)
                 for head, mask_feat in zip(self.mask_heads, mask_feats, strict=True)
             ]
+            check_finite("mask logits", stage_logits)
+            stage_probs = [logits.sigmoid() for logits in stage_logits]
             masks.append(sum(stage_probs[1:], stage_probs[0]) / len(stage_probs))
         return torch.cat(masks)
 

@@ -21,6 +21,7 @@ class WeightsError(ValueError):
     """A weights file is damaged, unsafe or of another network; the message is for a person.
 
     missing, unexpected, misshaped: the keys that did not fit, whole lists; empty for other reasons.
+    unusable: the keys whose values are not finite, or are a variance below zero.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class WeightsError(ValueError):
         missing: tuple[str, ...] = (),
         unexpected: tuple[str, ...] = (),
         misshaped: tuple[str, ...] = (),
+        unusable: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.missing = missing
         self.unexpected = unexpected
         self.misshaped = misshaped
+        self.unusable = unusable
 
 
 class _Ignored:

@@ -11,6 +11,7 @@ from htc_model.cascade import CascadeHead
 from htc_model.config import ModelConfig, load_preset
 from htc_model.detections import BoxDetections, select_detections, to_original
 from htc_model.efficientnet import EfficientNetLite0
+from htc_model.finite import check_predictions
 from htc_model.masks import encode_detections
 from htc_model.neck import FPN
 from htc_model.norms import use_group_norm
@@ -51,6 +52,10 @@ class HTC(nn.Module):
 
         Returns:
             One RawDetections per image, most confident first.
+
+        Raises:
+            NonFiniteError: some image's activations overflow, or the weights hold NaN. Without this, comparisons
+                with NaN would filter its detections away and leave an image that looks empty.
         """
         pyramid = self.features(batch.pixels)
         semantic_feat = self.roi_head.semantic_forward(pyramid)
@@ -75,6 +80,7 @@ class HTC(nn.Module):
     def propose(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
         """Find where objects may be: per image boxes_xyxy [N, 4] in network pixels, best first."""
         logits, deltas = self.rpn_head(pyramid)
+        check_predictions("objectness scores and boxes of the proposal network", logits, deltas)
         return [boxes for boxes, _ in self.rpn_head.select_proposals(logits, deltas, batch.image_sizes)]
 
     def detect(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from htc_model.checkpoints import WeightsError, read_checkpoint
 from htc_model.config import PRESETS, ModelConfig, config_from_dict, config_to_dict
+from htc_model.finite import unusable_keys
 
 __all__ = [
     "LoadedWeights",
@@ -52,7 +53,8 @@ def load_weights(path: str | Path) -> LoadedWeights:
     """Read an OpenMMLab `.pth` (2.x or 3.x) or a `.safetensors` file; nothing in it is run.
 
     Raises:
-        WeightsError: absent, damaged, unsafe, or not weights.
+        WeightsError: absent, damaged, unsafe, not weights, or with values that no network can compute with (NaN,
+            infinity, a variance below zero), whose keys are named.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,7 +66,24 @@ def load_weights(path: str | Path) -> LoadedWeights:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     read = _read_safetensors if path.suffix == ".safetensors" else read_checkpoint
     state, metadata = read(path)
+    _refuse_unusable(str(path), state)
     return LoadedWeights(path=str(path), state=state, metadata=metadata, sha256=sha256)
+
+
+def _refuse_unusable(path: str, state: Mapping[str, Tensor]) -> None:
+    """Refuse values that would make every image empty: NaN is above no threshold."""
+    sparse = tuple(key for key, tensor in state.items() if tensor.layout is not torch.strided)
+    if sparse:
+        raise WeightsError(f"{path} holds sparse tensors, which no layer here takes. {_describe('Sparse', sparse)}")
+    keys = unusable_keys(state)
+    if keys:
+        tensors = "a tensor" if len(keys) == 1 else f"{len(keys)} tensors"
+        raise WeightsError(
+            f"{path} holds {tensors} with values that are not finite numbers (NaN, infinity, or a variance "
+            f"below zero), as a training that diverged leaves them; use an earlier checkpoint, or fetch it again. "
+            f"{_describe('Not finite', keys)}",
+            unusable=keys,
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,9 +106,10 @@ def load_into(model: nn.Module, loaded: LoadedWeights) -> None:
     """Copy weights into a model, strictly: every key fits, or nothing is copied.
 
     Raises:
-        WeightsError: see `check_fit`.
+        WeightsError: see `check_fit`; or a value is not finite.
     """
     check_fit(model, loaded)
+    _refuse_unusable(loaded.path, loaded.state)
     model.load_state_dict(loaded.state, strict=False)  # checked above; step counters may be absent
 
 

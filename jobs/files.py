@@ -29,7 +29,7 @@ def refuse_remote(path: Path) -> None:
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only when the block ends well.
+    """Open a file for writing that takes its name only when the block ends well, and its bytes are on the disk.
 
     Raises:
         SpecError: the folder is missing, not writable, full, or not on this machine.
@@ -39,9 +39,39 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with aside.open("wb") as sink:
             yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
         aside.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise SpecError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged, a file or a folder, so that it is out of the way and can still be looked at.
+
+    Returns:
+        its new name, `NAME.damaged`.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    number = 0
+    while (aside := path.with_name(f"{path.name}.damaged" + (f"-{number}" if number else ""))).exists():
+        number += 1
+    path.rename(aside)
+    _sync_folder(path.parent)
+    return aside
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a new name on the disk, where the file system lets one."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

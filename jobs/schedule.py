@@ -124,7 +124,9 @@ def pause_schedule(home: Path, name: str, *, is_paused: bool) -> None:
 def remove_schedule(home: Path, name: str) -> None:
     """Forget a schedule; a run that is going goes on, and the history stays."""
     with closing(ScheduleStore(home)) as store:
-        _require(store, name)
+        # Also one that cannot be read any more.
+        if not store.has(name):
+            _require(store, name)
         store.remove(name)
     write_line(f"Removed {name}; its history stays (htc schedule history {name}), and so do its tables.")
 

@@ -1,5 +1,7 @@
 """How a run stands, read from its output folder alone: also when the cluster that worked on it is gone."""
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,15 +9,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.lease import STALE_AFTER_S
+from pipeline.lease import judge_holders
 from pipeline.manifest import Manifest
 from pipeline.outcomes import State, find_state
-from pipeline.process_identity import is_dead_here
 from pipeline.progress_file import load_progress
 from pipeline.records import RunRecord, list_records, read_json, run_folder
 from pipeline.results import Results
 from pipeline.storage import Storage, join
 from pipeline.tables import open_results
+
+log = logging.getLogger(__name__)
 
 MAX_REASONS = 20
 
@@ -26,6 +29,7 @@ class Driver:
 
     host, pid: where it runs. since: when it took the run over. heard: when it last said that it lives. UTC.
     job: its id on the cluster, "" for a driver that no job started.
+    is_alive: whether it is at work, as far as can be known from here.
     """
 
     host: str
@@ -34,6 +38,7 @@ class Driver:
     heard: datetime
     process: str = ""
     job: str = ""
+    is_alive: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,14 @@ def read_status(
     *,
     run: str | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = log.info,
 ) -> RunStatus:
     """Find out how a run stands.
 
     Args:
         run: its name; by default the newest one.
+        sleep: waits while a lease is watched whose heartbeat is old, or in the future. tell: gets a sentence before.
 
     Raises:
         InputError: the output holds no run, or none of this name.
@@ -100,11 +108,13 @@ def read_status(
     record = _record_of(results, run)
     summary = read_json(storage, join(run_folder(results.output_uri, record.run), "summary.json"))
     progress = load_progress(storage, results.output_uri, record.run)
-    driver = read_driver(storage, results.output_uri, record.run, job=_job_of(progress))
+    driver = read_driver(
+        storage, results.output_uri, record.run, job=_job_of(progress), clock=clock, sleep=sleep, tell=tell
+    )
     found = find_state(
         results,
         record,
-        is_held=driver is not None and is_alive(driver, clock()),
+        is_held=driver is not None and driver.is_alive,
         has_progress=progress is not None,
         has_lease=driver is not None,
         summary=summary,
@@ -118,27 +128,27 @@ def read_status(
     return _status(record, found.state, driver=driver, **told)
 
 
-def read_driver(storage: Storage, output_uri: str, run: str, *, job: str = "") -> Driver | None:
-    """Read who holds a run's lease; None when nobody does, or it is not ours to understand.
+def read_driver(
+    storage: Storage,
+    output_uri: str,
+    run: str,
+    *,
+    job: str = "",
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = log.info,
+) -> Driver | None:
+    """Read who holds a run's lease; None when no driver does, or it is not readable.
 
     Raises:
         StorageError: it cannot be read.
     """
-    lease = read_json(storage, join(run_folder(output_uri, run), "lease.json"))
-    try:
-        if lease is None:
-            return None
-        since, heard = (datetime.fromisoformat(lease[name]).astimezone(UTC) for name in ("since", "beat"))
-        return Driver(str(lease["host"]), int(lease["pid"]), since, heard, str(lease["process"]), job)
-    except (KeyError, TypeError, ValueError):
+    holding = judge_holders(storage, output_uri, [run], clock=clock, sleep=sleep, tell=tell).get(run)
+    if holding is None or holding.holder is None:
         return None
-
-
-def is_alive(driver: Driver, now: datetime) -> bool:
-    """Whether a driver that holds a lease is at work, as far as one can tell from here."""
-    if is_dead_here(driver.host, driver.process):
-        return False
-    return (now - driver.heard).total_seconds() <= STALE_AFTER_S
+    holder = holding.holder
+    since, heard = (datetime.fromisoformat(moment).astimezone(UTC) for moment in (holder.since, holder.beat))
+    return Driver(holder.host, holder.pid, since, heard, holder.process, job, holding.is_alive)
 
 
 def find_live_driver(storage: Storage, output_uri: str, run: str | None) -> tuple[str, Driver] | None:
@@ -150,7 +160,7 @@ def find_live_driver(storage: Storage, output_uri: str, run: str | None) -> tupl
     names = [run] if run else [record.run for record in list_records(storage, output_uri)[-1:]]
     for name in names:
         driver = read_driver(storage, output_uri, name)
-        if driver is not None and is_alive(driver, datetime.now(UTC)):
+        if driver is not None and driver.is_alive:
             return name, replace(driver, job=_job_of(load_progress(storage, output_uri, name)))
     return None
 

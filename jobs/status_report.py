@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.console import say, write_line, write_table
 from jobs.job_state import JobState
-from jobs.status import Driver, RunStatus, is_alive, read_status
+from jobs.status import Driver, RunStatus, read_status
 from pipeline.config import StorageSection
 from pipeline.errors import InputError, StorageError
 from pipeline.outcomes import in_words
@@ -34,7 +34,7 @@ def report_status(
         HtcError: there is no such job or run, or it cannot be asked.
     """
     if target is not None and is_output(target):
-        _write(None, read_status(target, Storage(storage_section), run=run), is_json=is_json)
+        _write(None, read_status(target, Storage(storage_section), run=run, tell=say), is_json=is_json)
         return
     job = _find_job(target, address)
     _write(job, _status_of(job, run, is_json=is_json), is_json=is_json)
@@ -44,7 +44,7 @@ def _status_of(job: JobState, run: str | None, *, is_json: bool) -> RunStatus | 
     if not job.output_uri:
         return None
     try:
-        return read_status(job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None)
+        return read_status(job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None, tell=say)
     except (InputError, StorageError) as error:
         # The cluster may reach what this machine does not, and the run may not have begun.
         if not is_json:
@@ -127,7 +127,7 @@ def _images(status: RunStatus) -> str:
 def _driver(driver: Driver, now: datetime) -> str:
     heard = format_duration(max(0.0, (now - driver.heard).total_seconds()))
     job = f"job {driver.job}, " if driver.job else ""
-    end = "" if is_alive(driver, now) else "; it is dead"
+    end = "" if driver.is_alive else "; it is dead"
     return f"{job}process {driver.pid} on {driver.host}, heard of {heard} ago{end}"
 
 

@@ -18,7 +18,7 @@ from jobs.job_state import JobState
 from jobs.status import find_live_driver
 from pipeline.config import NAME_PATTERN, JobSpec
 from pipeline.errors import SpecError, StorageError
-from pipeline.lease import STALE_AFTER_S, RunHeldError
+from pipeline.lease import WATCH_S, RunHeldError
 from pipeline.progress import format_duration
 from pipeline.progress_file import JOB_VARIABLE
 from pipeline.storage import Storage
@@ -194,7 +194,7 @@ def _refuse_held(spec: JobSpec, run: str | None) -> None:
         raise RunHeldError(
             f"{who} (host {driver.host}, process {driver.pid}) works on the run {name}; wait for it, stop it, or start "
             f"another run with --fresh or --run NAME (a driver that is dead loses the run "
-            f"{format_duration(STALE_AFTER_S)} after it was last heard of)."
+            f"{format_duration(WATCH_S)} after another one asks for it)."
         )
 
 

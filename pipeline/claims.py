@@ -1,13 +1,16 @@
 """Who commits a shard that two workers are doing: asked once, answered once; and nobody whom the driver has lost."""
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Literal
 
-# As long as a lease that nobody renews is believed (pipeline.lease.STALE_AFTER_S): after that another driver may be at
-# the run. A driver that waits for its store is silent meanwhile; that time comes on top.
+from pipeline.lease import awake_and_asleep_s
+
+# As long as a driver counts on a lease that it cannot renew (pipeline.lease.STALE_AFTER_S). A driver that waits for its
+# store is silent meanwhile; that time comes on top.
 ORPHAN_AFTER_S = 120.0
+# Whatever the store's patience: a heartbeat before another driver may be at the run (pipeline.lease.WATCH_S).
+ORPHANED_BY_S = 185.0
 
 
 class AbandonedError(Exception):
@@ -21,9 +24,9 @@ class OrphanedError(Exception):
 class Contact:
     """When the driver was last heard of; used from all threads of a worker."""
 
-    def __init__(self, patience_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`patience_s`: how long the driver may wait for its store."""
-        self._limit_s = ORPHAN_AFTER_S + patience_s
+    def __init__(self, patience_s: float, *, clock: Callable[[], float] = awake_and_asleep_s) -> None:
+        """`patience_s`: how long the driver may wait for its store. `clock`: also counts a suspended machine's time."""
+        self._limit_s = min(ORPHAN_AFTER_S + patience_s, ORPHANED_BY_S)
         self._clock = clock
         self._heard_s = clock()
 

@@ -17,15 +17,25 @@ def identify_process() -> str:
     return f"{boot} {os.getpid()} {started}" if boot and started else ""
 
 
+def is_alive_here(host: str, process: str) -> bool:
+    """Tell whether a process that said it is `process` on `host` is one of this machine, and runs."""
+    return _judge(host, process) is True
+
+
 def is_dead_here(host: str, process: str) -> bool:
     """Tell whether a process that said it is `process` on `host` was one of this machine, and has ended.
 
     False also means: it cannot be known from here.
     """
+    return _judge(host, process) is False
+
+
+def _judge(host: str, process: str) -> bool | None:
+    """Whether it runs; None when that cannot be known from here."""
     boot, pid, started = [*process.rsplit(" ", 2), "", ""][:3]
     if host != socket.gethostname() or not boot or boot != _boot() or not pid.isdigit():
-        return False
-    return _started(int(pid)) != started
+        return None
+    return _started(int(pid)) == started
 
 
 def _boot() -> str:

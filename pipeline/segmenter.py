@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from htc_model.config import ModelConfig
+from htc_model.finite import NonFiniteError, check_finite
 from htc_model.masks import CHUNK_COLUMNS, encode_detections
 from htc_model.preprocess import build_batch, padded_size
 from htc_model.structures import Detections, ImageBatch, RawDetections
@@ -96,6 +97,22 @@ def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
     return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * height * width))))
 
 
+def _finite(raw: RawDetections) -> RawDetections:
+    """Return detections whose numbers are all finite.
+
+    Raises:
+        ImageError: `failed`, one is NaN or infinite.
+    """
+    try:
+        check_finite("scores", [raw.scores])
+        check_finite("boxes", [raw.boxes_xyxy])
+        if raw.mask_probs is not None:
+            check_finite("masks", [raw.mask_probs])
+    except NonFiniteError as error:
+        raise ImageError("failed", f"the model computed no result: {error}") from error
+    return raw
+
+
 def _unwatched(images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
     return nullcontext()
 
@@ -149,7 +166,9 @@ class Segmenter:
                 outcome = at_image_border(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
             if isinstance(outcome, list):
                 self.batch_size.succeeded(len(batch))
-                yield from zip(batch, outcome, strict=True)
+                for image, raw in zip(batch, outcome, strict=True):
+                    # Whatever the model is: NaN would be rows that no reader can order or filter.
+                    yield image, at_image_border(image.uri, lambda raw=raw: _finite(raw))  # type: ignore[misc]
             elif len(batch) > 1:
                 half = (len(batch) + 1) // 2 if outcome is None else 1
                 pieces = [batch[start : start + half] for start in range(0, len(batch), half)]
@@ -194,6 +213,9 @@ class Segmenter:
             batch = build_batch([image.pixels for image in images], self.model.config, self.device)
             with torch.inference_mode(), self._autocast():
                 return self.model.infer(batch)
+        except NonFiniteError as error:
+            # A batch is taken apart, so that only the image at fault fails.
+            raise ImageError("failed", f"the model computed no result: {error}") from error
         except torch.OutOfMemoryError:
             self.batch_size.ran_out(len(images))
             log.warning("out of memory with %d images, now at most %d", len(images), self.batch_size.current)

@@ -1,23 +1,26 @@
 """How each run of an output stands: how far it is, who works on it, what it takes in storage."""
 
+import logging
 import re
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import NotFoundError, StorageError
-from pipeline.lease import STALE_AFTER_S
+from pipeline.errors import NotFoundError
+from pipeline.lease import Holding, judge_holders
 from pipeline.outcomes import State, find_state, is_run_whole
-from pipeline.process_identity import is_dead_here
 from pipeline.publication import NOTE, Publication, read_publications
 from pipeline.records import TOMBSTONE, RunRecord, read_json, run_folder
 from pipeline.storage import Storage, join
 
 if TYPE_CHECKING:
     from pipeline.results import Results
+
+log = logging.getLogger(__name__)
 
 READ_THREADS = 8
 TABLES = ("images", "instances", "deletions")
@@ -70,21 +73,32 @@ class _Listing:
     notes: set[tuple[str, str]]
 
 
-def survey_runs(results: "Results", *, now: datetime | None = None) -> list[Standing]:
+def survey_runs(
+    results: "Results",
+    *,
+    now: datetime | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = log.info,
+) -> list[Standing]:
     """Look at all runs of an output, oldest first; those that are half pruned are no runs.
 
     Args:
-        now: UTC, to tell whether a lease is alive; the clock's when None.
+        now: UTC, when it is; the clock's when None.
+        sleep: waits while a lease is watched whose heartbeat is old, or in the future. tell: gets a sentence before.
 
     Raises:
         StorageError: storage failed, or a run's files are damaged.
     """
     listing = _list_all(results.storage, results.output_uri)
     moment = now or datetime.now(UTC)
+    held = [record.run for record in results.records if (record.run, "lease.json") in listing.notes]
+    holders = judge_holders(results.storage, results.output_uri, held, clock=lambda: moment, sleep=sleep, tell=tell)
     # Looks all runs' parts up, once and before the threads would.
     results.image_parts()
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(lambda record: _standing(results, record, listing, moment), results.records))
+        return list(
+            pool.map(lambda record: _standing(results, record, listing, holders.get(record.run)), results.records)
+        )
 
 
 def half_pruned(storage: Storage, output_uri: str) -> list[str]:
@@ -100,10 +114,10 @@ def is_whole(results: "Results", record: RunRecord) -> bool:
     return is_run_whole(results, record)
 
 
-def _standing(results: "Results", record: RunRecord, listing: _Listing, moment: datetime) -> Standing:
+def _standing(results: "Results", record: RunRecord, listing: _Listing, holding: Holding | None) -> Standing:
     storage, output_uri, run = results.storage, results.output_uri, record.run
     has_lease, has_note = (run, "lease.json") in listing.notes, (run, NOTE) in listing.notes
-    holder = _holder(storage, output_uri, run, moment) if has_lease else ""
+    holder = "" if holding is None else _holder(holding)
     summary = None
     if (run, "summary.json") in listing.notes:
         summary = read_json(storage, join(run_folder(output_uri, run), "summary.json"))
@@ -140,20 +154,11 @@ def _counted(results: "Results", run: str) -> tuple[int, int, int]:
     return len(table), ok, sum(table.column("instances").to_pylist())
 
 
-def _holder(storage: Storage, output_uri: str, run: str, moment: datetime) -> str:
-    """Name who holds a run's lease; empty when the holder is dead or has been silent for too long."""
-    try:
-        lease = read_json(storage, join(run_folder(output_uri, run), "lease.json")) or {}
-    except StorageError:
-        return "somebody whose lease cannot be read"
-    try:
-        host, pid, process = str(lease["host"]), lease["pid"], str(lease["process"])
-        silence_s = (moment - datetime.fromisoformat(lease["beat"])).total_seconds()
-    except (KeyError, ValueError, TypeError):
-        return "somebody whose lease cannot be read" if lease else ""
-    if is_dead_here(host, process) or silence_s > STALE_AFTER_S:
-        return ""
-    return f"host {host}, process {pid}"
+def _holder(holding: Holding) -> str:
+    """Name who holds a run's lease; empty when that driver is dead."""
+    if holding.holder is None:
+        return "a driver whose lease cannot be read"
+    return f"host {holding.holder.host}, process {holding.holder.pid}" if holding.is_alive else ""
 
 
 def _list_all(storage: Storage, output_uri: str) -> _Listing:

@@ -167,6 +167,14 @@ class Worker:
         )
 
 
+def _is_for_a_person(error: ValueError) -> bool:
+    """Whether the message says all there is to say about the weights or the network, without a traceback."""
+    from htc_model.checkpoints import WeightsError
+    from htc_model.config import ModelConfigError
+
+    return isinstance(error, WeightsError | ModelConfigError)
+
+
 def _at_start_border(load: "Callable[[], ShardProcessor]") -> "ShardProcessor | WorkerFailure":
     # Wrong weights and unknown presets (both ValueErrors of the network's package) fail everywhere in the
     # same way; anything else, such as a card that somebody else fills, may go well in another process.
@@ -175,6 +183,8 @@ def _at_start_border(load: "Callable[[], ShardProcessor]") -> "ShardProcessor | 
     except HtcError as error:
         return WorkerFailure(one_line(error), is_permanent=True, exit_code=error.exit_code)
     except ValueError as error:
+        if _is_for_a_person(error):
+            return WorkerFailure(str(error), is_permanent=True, exit_code=2)
         log.exception("the model cannot be loaded")
         return WorkerFailure(str(error), is_permanent=True, exit_code=2, traceback=traceback.format_exc())
     except (RuntimeError, OSError, ImportError, MemoryError) as error:

@@ -5,6 +5,7 @@ detection per image, the whole image, of a category that depends on its size.
 """
 
 import ctypes
+import math
 import os
 import signal
 import threading
@@ -20,12 +21,14 @@ from local_fleet import Death
 from PIL import Image
 
 from htc_model.config import ModelConfig, load_preset
+from htc_model.finite import NonFiniteError
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.config import ModelSection
 
 Raising = Literal["raise", "oom", "device_lost", "die"]
 Ending = Literal["exit", "kill", "segfault", "hang", "hang_mute", "die_once", "kill_once", "hang_once"]
-Deed = Raising | Ending | Literal["miscount"]
+Spoiling = Literal["nan_scores", "nan_boxes", "infinite_masks", "overflow"]
+Deed = Raising | Ending | Spoiling | Literal["miscount"]
 Size = tuple[int, int]
 
 
@@ -63,13 +66,14 @@ class FakeModel:
             self.busy -= 1
 
     def _detect(self, size: Size) -> RawDetections:
-        self._do(self.deeds.get(size))
+        deed = self.deeds.get(size)
+        self._do(deed)
         height, width = size
         return RawDetections(
-            boxes_xyxy=torch.tensor([[0.0, 0.0, float(width), float(height)]]),
-            scores=torch.tensor([0.9]),
+            boxes_xyxy=torch.tensor([[0.0, 0.0, float(width), math.nan if deed == "nan_boxes" else float(height)]]),
+            scores=torch.tensor([math.nan if deed == "nan_scores" else 0.9]),
             labels=torch.tensor([(height + width) % len(self.config.classes)]),
-            mask_probs=torch.ones(1, 28, 28),
+            mask_probs=torch.full((1, 28, 28), math.inf if deed == "infinite_masks" else 1.0),
             original_size=size,
         )
 
@@ -83,6 +87,7 @@ class FakeModel:
             "raise": ZeroDivisionError("told to"),
             "oom": torch.OutOfMemoryError("CUDA out of memory (pretended)"),
             "device_lost": torch.AcceleratorError("CUDA error: unspecified launch failure (pretended)"),
+            "overflow": NonFiniteError("mask logits are not finite numbers (NaN or infinity)"),
             "die": Death(),
             "die_once": Death(),
         }

@@ -1,6 +1,8 @@
 """A training run's state on disk: written completely or not at all, read back by the same run only."""
 
 import os
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 
 from htc_model.config import ModelConfig, config_from_dict, config_to_dict
+from htc_model.finite import unusable_keys
 from htc_model.training.spec import TrainingSpec
 
 # Settings that may change when a run is resumed: they decide how fast or how often, not what is computed.
@@ -57,11 +60,12 @@ def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Ch
         spec, config: of the run that wants to go on.
 
     Raises:
-        CheckpointError: it belongs to another network or to other settings, which are named.
+        CheckpointError: it belongs to another network or to other settings, which are named; or it is damaged, or
+            holds values that are not finite.
     """
     if not path.exists():
         return None
-    checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    checkpoint = _load(path)
     theirs, ours = checkpoint.config, config_to_dict(config)
     if theirs["name"] != ours["name"]:
         raise CheckpointError(
@@ -76,6 +80,34 @@ def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Ch
             "Restore them or train into another output folder."
         )
     return checkpoint
+
+
+def _load(path: Path) -> Checkpoint:
+    way_out = "remove it to train from the beginning, or put an earlier copy in its place"
+    try:
+        checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        unusable = unusable_keys(checkpoint.model) or unusable_keys(checkpoint.average["state"])
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); {way_out}.") from error
+    unusable = unusable or _unusable_in(checkpoint.optimiser)
+    if unusable:
+        raise CheckpointError(
+            f"{path} holds values that are not finite numbers, or variances below zero, in {len(unusable)} tensors, "
+            f"the first of them {unusable[0]}; {way_out}, with a lower optimiser.learning_rate."
+        )
+    return checkpoint
+
+
+def _unusable_in(optimiser: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name what an optimiser's state holds that is not finite: "optimiser.3.exp_avg"."""
+    return tuple(
+        f"optimiser.{number}.{key}"
+        for number, buffers in optimiser.get("state", {}).items()
+        for key in unusable_keys(buffers)
+    )
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

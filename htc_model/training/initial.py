@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from htc_model.config import ModelConfigError
+from htc_model.finite import unusable_keys
 from htc_model.htc import HTC
 
 # Batch norm's count of its updates, which nothing here reads.
@@ -87,8 +88,14 @@ def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
 
     Raises:
         ModelConfigError: nothing fits, or the trunk's norms are of the other kind; this is the state of another
-            network.
+            network. Or a value is not finite.
     """
+    unusable = unusable_keys(state)
+    if unusable:
+        raise ModelConfigError(
+            f"The initial weights hold values that are not finite numbers, or variances below zero, in "
+            f"{len(unusable)} tensors, the first of them {unusable[0]}; start from other weights."
+        )
     own = model.state_dict()
     is_trunk = not any(name.startswith("backbone.") for name in state)
     given = {f"backbone.{name}": tensor for name, tensor in state.items()} if is_trunk else dict(state)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from htc_model.finite import NonFiniteError, non_finite_keys, unusable_keys
 from htc_model.htc import HTC
 from htc_model.structures import ImageBatch
 from htc_model.training import ranks
@@ -181,6 +182,7 @@ def _take_step(training: Training, batch: TrainingBatch, steps: int) -> dict[str
     spec = training.spec
     parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
     ranks.average_gradients(parameters)
+    _check_gradients(training, batch)
     if spec.optimiser.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(parameters, spec.optimiser.clip_norm)
     factor = learning_rate_factor(
@@ -194,6 +196,17 @@ def _take_step(training: Training, batch: TrainingBatch, steps: int) -> dict[str
     training.optimiser.step()
     training.average.update(training.model)
     return losses
+
+
+def _check_gradients(training: Training, batch: TrainingBatch) -> None:
+    """Refuse gradients that are not finite: clipped by their norm, one of them would make every weight NaN."""
+    gradients = {name: parameter.grad for name, parameter in training.model.named_parameters()}
+    wrong = non_finite_keys(gradients)
+    if wrong:
+        raise TrainingStoppedError(
+            f"The gradient of {wrong[0]} is not finite at step {training.step}, batch {', '.join(batch.names)}, though "
+            "its loss is; lower optimiser.learning_rate, or train with precision float32."
+        )
 
 
 def _compute_gradients(training: Training, batch: TrainingBatch) -> dict[str, float]:
@@ -240,14 +253,27 @@ def _evaluate(training: Training, files: TrainingFiles, epoch: int, evaluate: Ev
         return
     learning = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
     training.model.load_state_dict(training.average.state)
-    scores = evaluate(training.model)
+    try:
+        scores = evaluate(training.model)
+    except NonFiniteError as error:
+        raise TrainingStoppedError(
+            f"The averaged weights cannot be scored after step {training.step}: {error}; lower optimiser.learning_rate."
+        ) from error
     training.model.load_state_dict(learning)
     _write_metrics(files.metrics, {"step": training.step, "epoch": epoch, "evaluation": scores})
 
 
 def _save(training: Training, files: TrainingFiles, config: dict[str, Any]) -> None:
-    if ranks.rank() == 0:
-        write_checkpoint(files.checkpoint, training.checkpoint(config))
+    if ranks.rank() != 0:
+        return
+    wrong = unusable_keys(training.model.state_dict()) or unusable_keys(training.average.state)
+    if wrong:
+        # The checkpoint before stays, from which one can go on with other settings.
+        raise TrainingStoppedError(
+            f"{wrong[0]} is not finite after step {training.step}; no checkpoint of that is written, lower "
+            "optimiser.learning_rate."
+        )
+    write_checkpoint(files.checkpoint, training.checkpoint(config))
 
 
 def _write_metrics(path: Path, line: Mapping[str, Any]) -> None:

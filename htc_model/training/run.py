@@ -136,8 +136,15 @@ def _last_scores(files: TrainingFiles) -> dict[str, Any]:
 
 
 def halve_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Store kernels in half precision; norms, biases and counters, few and wide in range, stay as they are."""
+    """Store kernels in half precision; norms, biases and counters, few and wide in range, stay as they are.
+
+    So does a kernel with a value beyond half precision's range (65,504), which would become infinite.
+    """
     return {
-        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 and _fits_half(tensor) else tensor
         for name, tensor in state.items()
     }
+
+
+def _fits_half(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.half()).all())

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jobs.console import size_of, write_line, write_table
+from jobs.console import say, size_of, write_line, write_table
 from pipeline.current import needed_runs
 from pipeline.outcomes import in_words
 from pipeline.standing import Standing, half_pruned, survey_runs
@@ -30,7 +30,7 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
         StorageError: storage failed.
     """
     results = open_results(output_uri, Storage(storage_section))
-    standings = survey_runs(results)
+    standings = survey_runs(results, tell=say)
     needed = needed_runs(results)
     unfinished = half_pruned(results.storage, results.output_uri)
     if is_json:

@@ -66,7 +66,7 @@ def prune_output(
         write_line(f"The run {run} is half pruned; {'finishing that.' if is_meant else '--yes finishes that.'}")
     failures = sum(not _remove(storage, output_uri, run, moment) for run in unfinished) if is_meant else 0
     results = open_results(output_uri, storage)
-    choices = choose_runs(survey_runs(results, now=moment), needed_runs(results), rules, moment)
+    choices = choose_runs(survey_runs(results, now=moment, tell=say), needed_runs(results), rules, moment)
     _report(choices)
     doomed = [choice for choice in choices if choice.is_removed]
     if catalog is None and any(choice.kept_because.startswith("published") for choice in choices):

@@ -6,8 +6,9 @@ tables: APScheduler forgets a time when it hands it to a thread, so that a crash
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,10 @@ from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from sqlalchemy import URL, create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.scheduling.cron import due_times
+from pipeline.errors import SpecError
 
 log = logging.getLogger(__name__)
 _woken = threading.Event()
@@ -61,6 +64,7 @@ class Alarms:
             job_defaults={"misfire_grace_time": None, "coalesce": True},
             timezone=UTC,
         )
+        self._database = database
         self._set: dict[str, Times] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="notices")
         self._work: Future[None] | None = None
@@ -68,18 +72,39 @@ class Alarms:
         logging.getLogger("apscheduler").setLevel(logging.WARNING)
 
     def start(self) -> None:
-        """Begin; alarms that a scheduler before us has set ring as well."""
-        self._scheduler.start()
+        """Begin; alarms that a scheduler before us has set ring as well.
+
+        Raises:
+            SpecError: their table is damaged.
+        """
+        with self._named_damage():
+            self._scheduler.start()
 
     def stop(self) -> None:
         """End, after what runs in the background."""
-        self._scheduler.shutdown()
+        if self._scheduler.running:
+            self._scheduler.shutdown()
         self._pool.shutdown()
 
     def set(self, schedules: Mapping[str, Times]) -> None:
         """Set the alarm of each schedule, and take away those of schedules that are no more."""
         if schedules == self._set:
             return
+        with self._named_damage():
+            self._set_all(schedules)
+
+    @contextmanager
+    def _named_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SpecError(
+                f"The alarms in {self._database} cannot be read or written: {reason}; put a copy in its place, or move "
+                "it away to begin without schedules."
+            ) from None
+
+    def _set_all(self, schedules: Mapping[str, Times]) -> None:
         known = self._set or {}
         for job in self._scheduler.get_jobs():
             if job.id not in schedules:

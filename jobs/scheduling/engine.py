@@ -6,7 +6,8 @@ again, which the launchers do once only, and what stands as "running" is looked 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -14,7 +15,7 @@ from jobs.scheduling.firing import Ending, Firing, Kind, firing_name
 from jobs.scheduling.launching import Launcher
 from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
 from jobs.scheduling.schedule import Event, Schedule
-from jobs.scheduling.store import ScheduleStore
+from jobs.scheduling.store import DAMAGE, ScheduleStore, StoreDamagedError, StoredSchedule
 from jobs.scheduling.watch import watch_firing
 from pipeline.errors import HtcError, SpecError
 
@@ -43,39 +44,83 @@ class Engine:
         self._launcher_of = launcher_of
         self._clock = clock
         self._local_runs = local_runs
+        # Of schedules and firings: since when, and why, they cannot be seen to.
+        self._troubles: dict[str, tuple[datetime, str]] = {}
 
     def step(self) -> None:
         """Do all that is to be done now."""
         now = self._clock()
         for stored in self._store.schedules():
-            if not stored.schedule.is_paused:
-                due = judge_due(stored.schedule, stored.decided_until, now)
-                if due is not None:
-                    self._store.decide(stored.schedule.name, due.until, _firings_of(stored.schedule, due, now))
+            with self._border(stored.schedule.name):
+                self._decide(stored, now)
         self.watch()
         for firing in self._store.stops_wanted():
-            self._stop(firing, Ending("stopped", "Stopped by htc schedule stop."), now)
+            with self._border(firing.name):
+                self._stop(firing, Ending("stopped", "Stopped by htc schedule stop."), now)
         self._advance(now)
+        self._give_up(now)
 
     def watch(self) -> None:
         """Look after what has begun, and begin nothing."""
         for firing in self._store.open_firings():
             if firing.is_going and firing.state != "starting":
-                watch_firing(self._store, self._launcher_of(firing.schedule), firing, self._clock())
+                with self._border(firing.name):
+                    watch_firing(self._store, self._launcher_of(firing.schedule), firing, self._clock())
+
+    def _decide(self, stored: StoredSchedule, now: datetime) -> None:
+        if stored.schedule.is_paused:
+            return
+        due = judge_due(stored.schedule, stored.decided_until, now)
+        if due is not None:
+            self._store.decide(stored.schedule.name, due.until, _firings_of(stored.schedule, due, now))
+
+    @contextmanager
+    def _border(self, name: str) -> Iterator[None]:
+        """Keep the trouble of one schedule or firing from all others; it is tried again at the next step.
+
+        Raises:
+            StoreDamagedError: the database is damaged, which is everybody's trouble.
+        """
+        try:
+            yield
+        except StoreDamagedError:
+            raise
+        except (HtcError, *DAMAGE) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            since, known = self._troubles.get(name, (self._clock(), ""))
+            if reason != known:
+                log.error("%s cannot be seen to: %s", name, reason)
+                log.debug("%s", name, exc_info=error)
+            self._troubles[name] = since, reason
+
+    def _give_up(self, now: datetime) -> None:
+        """End the firings that could not be seen to for so long that those after them had better begin."""
+        open_firings = {firing.name: firing for firing in self._store.open_firings()}
+        for name, (since, reason) in list(self._troubles.items()):
+            if name not in open_firings:
+                if now - since > START_PATIENCE:
+                    # A schedule, or a firing that has ended: said once more if it goes on.
+                    del self._troubles[name]
+            elif now - since > START_PATIENCE:
+                del self._troubles[name]
+                self._end(open_firings[name], Ending("failed", reason, 1), now, event="failure")
 
     def _advance(self, now: datetime) -> None:
         """Let firings begin whose turn it is, in the order of their times."""
         for listed in self._store.open_firings():
-            # Read anew: another one's turn may have ended it.
-            firing = self._store.firing(listed.name) or listed
-            current = self._mark_late(firing, now)
-            if current.state == "due" and current.begins <= now:
-                current = self._take_turn(current, now)
-            if current.state == "waiting" and self._is_free_for(current):
-                current = replace(current, state="starting", begun=now, reason="")
-                self._store.update(current)
-            if current.state == "starting":
-                self._start(current, now)
+            with self._border(listed.name):
+                # Read anew: another one's turn may have ended it.
+                self._advance_one(self._store.firing(listed.name) or listed, now)
+
+    def _advance_one(self, firing: Firing, now: datetime) -> None:
+        current = self._mark_late(firing, now)
+        if current.state == "due" and current.begins <= now:
+            current = self._take_turn(current, now)
+        if current.state == "waiting" and self._is_free_for(current):
+            current = replace(current, state="starting", begun=now, reason="")
+            self._store.update(current)
+        if current.state == "starting":
+            self._start(current, now)
 
     def _take_turn(self, firing: Firing, now: datetime) -> Firing:
         others = self._others(firing)

@@ -1,9 +1,10 @@
 """A firing: one scheduled time of one schedule, and what became of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, get_args
 
 from jobs.scheduling.schedule import Schedule
 from pipeline import outcomes
@@ -81,6 +82,28 @@ class Firing:
         """When it must have ended."""
         seconds = self.schedule.deadline_s
         return None if seconds is None else self.scheduled + timedelta(seconds=seconds)
+
+
+def ending_from(tree: object) -> Ending:
+    """Make an ending of the JSON that was written of one.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if not isinstance(tree, Mapping):
+        raise ValueError("it is not a table")
+    outcome, reason, exit_code = (tree.get(key) for key in ("outcome", "reason", "exit_code"))
+    counts = tree.get("counts")
+    if outcome not in get_args(Outcome):
+        raise ValueError(f"its outcome is {outcome!r}")
+    if not isinstance(reason, str) or not (exit_code is None or type(exit_code) is int):
+        raise ValueError("its reason is not text, or its exit code not a whole number")
+    is_counted = isinstance(counts, Mapping) and all(
+        isinstance(count, int | float) and math.isfinite(count) for count in counts.values()
+    )
+    if not is_counted:
+        raise ValueError("its counts are not a table of numbers")
+    return Ending(outcome, reason, exit_code, counts)
 
 
 def firing_name(schedule: str, scheduled: datetime, kind: Kind) -> str:

@@ -2,14 +2,18 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jobs.files import set_aside
 from pipeline.errors import SpecError
 from pipeline.uris import home_path
+
+log = logging.getLogger(__name__)
 
 
 class SchedulerRunningError(SpecError):
@@ -42,7 +46,18 @@ def scheduler_lock(home: Path) -> Iterator[None]:
         SchedulerRunningError: it is taken; says by whom.
     """
     path = home / "scheduler.lock"
-    with path.open("a+", encoding="utf-8") as file:
+    if path.is_dir():
+        try:
+            log.error("%s is a folder, where a file should be; it is now %s", path, set_aside(path).name)
+        except OSError as error:
+            raise SpecError(f"{path} is a folder and cannot be renamed: {error.strerror or error}.") from None
+    try:
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise SpecError(
+            f"{path} cannot be opened: {error.strerror or error}; name another folder with --home."
+        ) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -62,7 +77,7 @@ def scheduler_lock(home: Path) -> Iterator[None]:
 def holder_of(home: Path) -> str:
     """Say who holds the lock, in words; empty where nobody has written."""
     with contextlib.suppress(OSError):
-        return (home / "scheduler.lock").read_text(encoding="utf-8").strip()
+        return (home / "scheduler.lock").read_text(encoding="utf-8", errors="replace").strip()
     return ""
 
 

@@ -19,7 +19,8 @@ from typing import IO
 
 import yaml
 
-from jobs.scheduling.firing import Ending, Firing
+from jobs.files import replaced_file, set_aside
+from jobs.scheduling.firing import Ending, Firing, ending_from
 from jobs.scheduling.launching import Sight
 from jobs.scheduling.schedule import load_job
 from pipeline.callers_code import worker_search_path
@@ -59,9 +60,13 @@ class LocalRuns:
         job = load_job(firing.schedule)
         folder = firing_folder(self._home, firing.name)
         try:
+            if not folder.is_dir() and folder.exists():
+                _set_aside(folder)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_odd(folder / LOCK_FILE):
+                _set_aside(folder / LOCK_FILE)
             with (folder / LOCK_FILE).open("a+b") as lock:
-                if (folder / ENDING_FILE).exists() or not _try_lock(lock):
+                if read_ending(folder) is not None or not _try_lock(lock):
                     return _handle(folder)
                 return self._launch(firing, job, folder, lock)
         except OSError as error:
@@ -72,7 +77,10 @@ class LocalRuns:
         """Look for its ending, else for the lock of its process."""
         folder = firing_folder(self._home, firing.name)
         # The lock first: the ending is written while it is held.
-        is_going = _is_locked(folder / LOCK_FILE)
+        try:
+            is_going = _is_locked(folder / LOCK_FILE)
+        except OSError as error:
+            return Sight("unseen", problem=f"{folder / LOCK_FILE} cannot be read: {error.strerror or error}")
         ending = read_ending(folder)
         if ending is not None:
             return Sight("ended", ending)
@@ -81,18 +89,27 @@ class LocalRuns:
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
         """Send SIGTERM, on which the run ends as interrupted, or SIGKILL."""
         folder = firing_folder(self._home, firing.name)
-        if not _is_locked(folder / LOCK_FILE):
-            return
         try:
+            if not _is_locked(folder / LOCK_FILE):
+                return
             process = int((folder / PROCESS_FILE).read_text(encoding="ascii"))
+            # A damaged file may hold any number: 0 and -1 would stop us, and all the machine.
+            if process <= 1 or not _is_run(process, folder):
+                raise ValueError(f"{process} is not its process")
             os.kill(process, signal.SIGKILL if is_forced else signal.SIGTERM)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             log.info("%s has no process to stop yet: %s", firing.name, error)
 
     def _launch(self, firing: Firing, job: JobSpec, folder: Path, lock: IO[bytes]) -> str:
+        for name in (ENDING_FILE, PROCESS_FILE, SPEC_FILE, LOG_FILE):
+            path = folder / name
+            # Here, an ending is one that cannot be read.
+            if _is_odd(path) or (name == ENDING_FILE and path.exists()):
+                _set_aside(path)
         (folder / PROCESS_FILE).unlink(missing_ok=True)
         text = yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True)
-        (folder / SPEC_FILE).write_text(text, encoding="utf-8")
+        with replaced_file(folder / SPEC_FILE) as file:
+            file.write(text.encode())
         command = [*self._runner, str(folder), str(lock.fileno()), firing.name]
         with (folder / LOG_FILE).open("ab") as output:
             # A session of its own: Ctrl-C at the scheduler's terminal is not meant for it.
@@ -111,12 +128,30 @@ class LocalRuns:
 
 
 def read_ending(folder: Path) -> Ending | None:
-    """Read how a run ended; None while it has not said so."""
+    """Read how a run ended; None while it has not said so, and where what it has said cannot be read.
+
+    A run whose ending is lost is started again, finds that all is committed, and ends as it did.
+    """
+    path = folder / ENDING_FILE
+    if _is_odd(path):
+        log.error("%s is no file, and taken for missing", path)
+        return None
     try:
-        tree = json.loads((folder / ENDING_FILE).read_text(encoding="utf-8"))
+        return ending_from(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    return Ending(tree["outcome"], tree["reason"], tree["exit_code"], tree["counts"])
+    except (OSError, ValueError, RecursionError) as error:
+        log.error("%s is damaged, and taken for missing: %s", path, error)
+        return None
+
+
+def _is_odd(path: Path) -> bool:
+    """Whether something else than a file has the name: a folder, a link to nothing, a pipe that never answers."""
+    return os.path.lexists(path) and not path.is_file()
+
+
+def _set_aside(path: Path) -> None:
+    log.error("%s is damaged; it is now %s", path, set_aside(path).name)
 
 
 def _environment() -> dict[str, str]:
@@ -128,8 +163,17 @@ def _environment() -> dict[str, str]:
 def _handle(folder: Path) -> str:
     try:
         return (folder / PROCESS_FILE).read_text(encoding="ascii")
-    except OSError:
+    except (OSError, ValueError):
         return ""
+
+
+def _is_run(process: int, folder: Path) -> bool:
+    """Whether a process was started with this folder; believed where the system does not show commands."""
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return not Path("/proc/self/cmdline").exists()
+    return os.fsencode(str(folder)) in command.split(b"\0")
 
 
 def _try_lock(lock: IO[bytes]) -> bool:
@@ -141,8 +185,10 @@ def _try_lock(lock: IO[bytes]) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
+    if _is_odd(path):
+        return False
     try:
         with path.open("rb") as lock:
             return not _try_lock(lock)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

@@ -1,6 +1,7 @@
 """What a run's summary says, as a firing's ending."""
 
 import json
+import math
 from typing import Any
 
 from jobs.scheduling.firing import Ending
@@ -24,7 +25,9 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
         summary: dict[str, Any] = json.loads(
             Storage(job.storage).read(join(job.output.uri, "runs", run, "summary.json"))
         )
-    except (StorageError, ValueError):
+    except (StorageError, ValueError, RecursionError):
+        summary = {}
+    if not isinstance(summary, dict):
         summary = {}
     status = summary.get("status")
     if exit_code == EXIT_INPUT_CHANGED:
@@ -32,9 +35,15 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
         exit_code = EXIT_COMPLETE
     if status not in OUTCOMES or (status == "complete") != (exit_code == 0):
         return Ending("complete" if exit_code == 0 else "failed", "" if exit_code == 0 else otherwise, exit_code)
-    counts = {key: summary[key] for key in _COUNTS if isinstance(summary.get(key), int | float)}
-    counts["failed"] = sum(count for name, count in summary.get("statuses", {}).items() if name != "ok")
+    counts = {key: summary[key] for key in _COUNTS if _is_count(summary.get(key))}
+    statuses = summary.get("statuses")
+    if isinstance(statuses, dict):
+        counts["failed"] = sum(count for name, count in statuses.items() if name != "ok" and _is_count(count))
     return Ending(status, str(summary.get("reason") or ""), exit_code, counts)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def last_line(text: str) -> str:

@@ -5,9 +5,9 @@ import json
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import get_args
 
-from jobs.scheduling.firing import Ending, Firing
+from jobs.scheduling.firing import Firing, Kind, State, ending_from
 from jobs.scheduling.schedule import Schedule
 
 COLUMNS = (
@@ -43,6 +43,8 @@ def values_of(firing: Firing) -> list[object]:
 
 def firing_of(row: sqlite3.Row) -> Firing:
     """Make a firing of a row of `COLUMNS`."""
+    if row["kind"] not in get_args(Kind) or row["state"] not in get_args(State):
+        raise ValueError(f"its kind is {row['kind']!r} and its state {row['state']!r}")
     firing = Firing(
         name=row["name"],
         schedule=schedule_of(row["document"]),
@@ -61,8 +63,10 @@ def firing_of(row: sqlite3.Row) -> Firing:
     )
     if row["outcome"] is None:
         return firing
-    counts: dict[str, Any] = json.loads(row["counts"] or "{}")
-    return replace(firing, ending=Ending(row["outcome"], row["reason"], row["exit_code"], counts))
+    ending = {key: row[key] for key in ("outcome", "reason", "exit_code")} | {
+        "counts": json.loads(row["counts"] or "{}")
+    }
+    return replace(firing, ending=ending_from(ending))
 
 
 def document_of(schedule: Schedule) -> str:

@@ -20,7 +20,8 @@ def main() -> None:
     folder, lock, run = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     # Ray's processes outlive a driver that is killed, and must not be taken for it.
     os.set_inheritable(lock, False)
-    (folder / PROCESS_FILE).write_text(str(os.getpid()), encoding="ascii")
+    with replaced_file(folder / PROCESS_FILE) as file:
+        file.write(str(os.getpid()).encode())
     exit_code = cli.EXIT_FAILED
     try:
         cli.main(["run", "--spec", str(folder / SPEC_FILE), "--run", run])

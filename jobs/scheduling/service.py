@@ -48,10 +48,10 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
         places = Places(home)
         engine = Engine(store, places.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
         alarms = Alarms(store.path)
-        alarms.start()
-        _announce(store, home)
         tidied = float("-inf")
         try:
+            alarms.start()
+            _announce(store, home)
             while not stop.is_set:
                 engine.step()
                 alarms.set(_times(store))
@@ -88,7 +88,10 @@ def _announce(store: ScheduleStore, home: Path) -> None:
     schedules = [stored.schedule for stored in store.schedules()]
     log.info("scheduler of %s on %s: %d schedules", home, socket.gethostname(), len(schedules))
     for schedule in schedules:
-        following = next(due_times(schedule.cron, schedule.time_zone, datetime.now(UTC)))
+        following = next(due_times(schedule.cron, schedule.time_zone, datetime.now(UTC)), None)
+        if following is None:
+            log.info("%s: never due", schedule.name)
+            continue
         local = following.astimezone(ZoneInfo(schedule.time_zone))
         log.info("%s: %s", schedule.name, "paused" if schedule.is_paused else f"next on {local:%a %Y-%m-%d %H:%M %Z}")
 

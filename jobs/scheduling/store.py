@@ -4,19 +4,25 @@ Whatever the scheduler decides is written down before it is done, so that a sche
 succeeded by one that knows. Times are seconds since 1970, UTC.
 """
 
+import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jobs.scheduling.firing import Firing
 from jobs.scheduling.rows import COLUMNS, document_of, firing_of, schedule_of, time_of, values_of
 from jobs.scheduling.schedule import Event, Schedule
 from pipeline.errors import SpecError
 
+log = logging.getLogger(__name__)
+
 VERSION = 1
+# What reading a damaged row raises: no JSON, other keys or types, a time outside the calendar.
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, OSError, RecursionError)
 # A command waits so long for another one's transaction, which takes milliseconds.
 _BUSY_S = 30.0
 _TABLES = """
@@ -39,6 +45,10 @@ CREATE INDEX IF NOT EXISTS notices_by_state ON notices (state) WHERE state = 'op
 """
 # Queries are put together of constants of this file and of rows.py only; values are bound.
 Channel = Literal["webhook", "hook"]
+
+
+class StoreDamagedError(SpecError):
+    """The database as a whole cannot be read or written; no schedule can be seen to."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,40 @@ class ScheduleStore:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.path = home / "schedules.sqlite"
+        self._damaged: set[tuple[str, object]] = set()
         try:
             self._connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
+            # Bytes that are no text spoil their row, and not the query.
+            self._connection.text_factory = lambda text: text.decode(errors="replace")
             self._prepare()
-        except sqlite3.DatabaseError as error:
-            raise SpecError(f"The schedules in {self.path} cannot be read: {error}.") from None
+        except sqlite3.Error as error:
+            raise StoreDamagedError(f"The schedules in {self.path} cannot be read: {error}.") from None
+
+    def _damage(self, error: sqlite3.Error) -> StoreDamagedError:
+        return StoreDamagedError(
+            f"The schedules in {self.path} cannot be read or written: {error}; put a copy in its place, or move "
+            "it away to begin without schedules."
+        )
+
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._damage(error) from None
+
+    def _rows(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._damage(error) from None
+
+    def _note_damage(self, kind: str, name: object, error: Exception) -> None:
+        """Log once that a row cannot be read, which is then taken for missing."""
+        if (kind, name) not in self._damaged:
+            self._damaged.add((kind, name))
+            reason = " ".join(str(error).split())[:200]
+            log.error("the %s %s in %s is damaged, and taken for missing: %s", kind, name, self.path, reason)
 
     def _prepare(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -91,17 +129,26 @@ class ScheduleStore:
 
     def schedules(self) -> list[StoredSchedule]:
         """Return all schedules, by name."""
-        rows = self._connection.execute("SELECT document, decided_until FROM schedules ORDER BY name")
-        return [StoredSchedule(schedule_of(row["document"]), time_of(row["decided_until"])) for row in rows]
+        found = []
+        for row in self._rows("SELECT name, document, decided_until FROM schedules ORDER BY name"):
+            try:
+                found.append(StoredSchedule(schedule_of(row["document"]), time_of(row["decided_until"])))
+            except DAMAGE as error:
+                self._note_damage("schedule", row["name"], error)
+        return found
 
     def find(self, name: str) -> Schedule | None:
         """Return one schedule."""
-        row = self._connection.execute("SELECT document FROM schedules WHERE name = ?", [name]).fetchone()
-        return schedule_of(row["document"]) if row else None
+        stored = [each.schedule for each in self.schedules() if each.schedule.name == name]
+        return stored[0] if stored else None
+
+    def has(self, name: str) -> bool:
+        """Whether there is a schedule of this name, readable or not."""
+        return bool(self._rows("SELECT 1 FROM schedules WHERE name = ?", [name]))
 
     def put(self, schedule: Schedule, now: datetime) -> None:
         """Write a schedule, new or changed; its firings count from now on."""
-        self._connection.execute(
+        self._execute(
             "INSERT INTO schedules (name, document, added, decided_until) VALUES (?1, ?2, ?3, ?3) "
             "ON CONFLICT (name) DO UPDATE SET document = ?2, decided_until = ?3",
             [schedule.name, document_of(schedule), now.timestamp()],
@@ -109,7 +156,7 @@ class ScheduleStore:
 
     def remove(self, name: str) -> None:
         """Forget a schedule; what was fired stays in the history."""
-        self._connection.execute("DELETE FROM schedules WHERE name = ?", [name])
+        self._execute("DELETE FROM schedules WHERE name = ?", [name])
 
     def decide(self, name: str, until: datetime, firings: Iterable[tuple[Firing, Event | None]]) -> None:
         """Write what was decided about a schedule's firings up to a time; those known already stay as they are."""
@@ -117,7 +164,7 @@ class ScheduleStore:
             for firing, event in firings:
                 if self._insert(firing):
                     self._tell(firing, event)
-            self._connection.execute("UPDATE schedules SET decided_until = ? WHERE name = ?", [until.timestamp(), name])
+            self._execute("UPDATE schedules SET decided_until = ? WHERE name = ?", [until.timestamp(), name])
 
     def insert(self, firing: Firing) -> bool:
         """Add one firing; False where it is there already."""
@@ -128,7 +175,7 @@ class ScheduleStore:
         values = values_of(firing)
         sets = ", ".join(f"{column} = ?" for column in COLUMNS.split(", "))
         with self._transaction():
-            self._connection.execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608  # nosec B608
+            self._execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608  # nosec B608
             self._tell(firing, event)
 
     def firing(self, name: str) -> Firing | None:
@@ -143,7 +190,7 @@ class ScheduleStore:
     def ask_to_stop(self, schedule: str) -> list[str]:
         """Ask the scheduler to stop a schedule's firings that have not ended; returns their names."""
         # A column that only commands write, so that the scheduler's own writes cannot undo it.
-        rows = self._connection.execute(
+        rows = self._rows(
             "UPDATE firings SET is_stop_wanted = 1 WHERE schedule = ? AND state <> 'ended' RETURNING name", [schedule]
         )
         return sorted(row["name"] for row in rows)
@@ -160,13 +207,13 @@ class ScheduleStore:
     def forget_all_but(self, newest: int) -> None:
         """Forget each schedule's firings but the newest that have ended, and what was told of them."""
         with self._transaction():
-            self._connection.execute(
+            self._execute(
                 "DELETE FROM firings WHERE state = 'ended' AND name NOT IN (SELECT name FROM ("
                 "SELECT name, row_number() OVER (PARTITION BY schedule ORDER BY scheduled DESC) AS age FROM firings"
                 ") WHERE age <= ?)",
                 [newest],
             )
-            self._connection.execute("DELETE FROM notices WHERE firing NOT IN (SELECT name FROM firings)")
+            self._execute("DELETE FROM notices WHERE firing NOT IN (SELECT name FROM firings)")
 
     def open_notices(self) -> list[Notice]:
         """Return what nobody has been told yet, the oldest first."""
@@ -179,18 +226,23 @@ class ScheduleStore:
     def close_notice(self, notice: Notice) -> None:
         """Note that a notice was delivered, or with its `problem` that it could not be."""
         state = "failed" if notice.problem else "sent"
-        self._connection.execute(
+        self._execute(
             "UPDATE notices SET state = ?, problem = ? WHERE number = ?", [state, notice.problem, notice.number]
         )
 
-    def _transaction(self) -> sqlite3.Connection:
-        self._connection.execute("BEGIN IMMEDIATE")
-        return self._connection
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            with self._connection:
+                yield
+        except sqlite3.Error as error:
+            raise self._damage(error) from None
 
     def _insert(self, firing: Firing) -> bool:
         values = values_of(firing)
         marks = ", ".join("?" * len(values))
-        done = self._connection.execute(f"INSERT OR IGNORE INTO firings ({COLUMNS}) VALUES ({marks})", values)  # noqa: S608  # nosec B608
+        done = self._execute(f"INSERT OR IGNORE INTO firings ({COLUMNS}) VALUES ({marks})", values)  # noqa: S608  # nosec B608
         return done.rowcount == 1
 
     def _tell(self, firing: Firing, event: Event | None) -> None:
@@ -202,20 +254,27 @@ class ScheduleStore:
         channels: list[Channel] = ["webhook"] if has_webhook else []
         channels += ["hook"] if notify.exit_hook else []
         for channel in channels:
-            self._connection.execute(
+            self._execute(
                 "INSERT INTO notices (firing, event, channel, reason, state, problem) VALUES (?, ?, ?, ?, 'open', '')",
                 [firing.name, event, channel, reason],
             )
 
     def _firings(self, where: str, values: Sequence[object] = ()) -> list[Firing]:
-        rows = self._connection.execute(f"SELECT {COLUMNS} FROM firings WHERE {where}", values)  # noqa: S608  # nosec B608
-        return [firing_of(row) for row in rows]
+        found = []
+        for row in self._rows(f"SELECT {COLUMNS} FROM firings WHERE {where}", values):  # noqa: S608  # nosec B608
+            try:
+                found.append(firing_of(row))
+            except DAMAGE as error:
+                self._note_damage("firing", row["name"], error)
+        return found
 
     def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notice]:
-        rows = self._connection.execute(f"SELECT * FROM notices WHERE {where}", values).fetchall()  # noqa: S608  # nosec B608
+        rows = self._rows(f"SELECT * FROM notices WHERE {where}", values)  # noqa: S608  # nosec B608
         found = []
         for row in rows:
             firing = self.firing(row["firing"])
-            if firing is not None:
+            if row["event"] not in get_args(Event) or row["channel"] not in get_args(Channel):
+                self._note_damage("notice", row["number"], ValueError(f"its event is {row['event']!r}"))
+            elif firing is not None:
                 found.append(Notice(row["number"], firing, row["event"], row["channel"], row["reason"], row["problem"]))
         return found

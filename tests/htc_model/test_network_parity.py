@@ -28,7 +28,8 @@ KEY_LISTS = sorted((DATA / "keys").glob("*.txt"))
 COMMON = {f"C{i}" for i in range(2, 6)} | {f"P{i}" for i in range(2, 7)}
 COMMON |= {f"rpn_{kind}{level}" for kind in ("cls", "reg") for level in range(5)}
 COMMON |= {"fixed_roifeat7", "fixed_roifeat14", "fixed_level", "proposals unmatched"}
-COMMON |= {"detections matched", "score", "box", "mask IoU, worst", "mask IoU, mean"}
+COMMON |= {"detections missing", "missing at no decision", "score", "box"}
+COMMON |= {"mask IoU, mean", "mask pixels far from the threshold"}
 PER_STAGE = ("fixed_cls{}", "fixed_reg{}", "fixed_mask{}", "fixed_mask{}.pick")
 
 

@@ -27,6 +27,14 @@ def run_folder(output: Output) -> Path:
     return output.folder / "runs" / "night"
 
 
+def at_once(seconds: float) -> None:
+    """Nothing changes while it is watched."""
+
+
+def never(seconds: float) -> None:
+    pytest.fail(f"waited {seconds} s")
+
+
 def hold(run_folder: Path, *, heard: datetime) -> None:
     """Lay down a lease, as a driver on another machine does."""
     (run_folder / "lease.json").write_text(json.dumps(LEASE | {"beat": heard.isoformat()}))
@@ -40,7 +48,7 @@ def tell_progress(run_folder: Path, job: str | None = "photos-1") -> None:
 def test_a_run_that_is_worked_on(output: Output, run_folder: Path) -> None:
     hold(run_folder, heard=NOON)
     tell_progress(run_folder)
-    status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(seconds=20))
+    status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(seconds=20), sleep=never)
     assert (status.run, status.state) == ("night", "running")
     assert (status.images, status.images_done, status.workers) == (7, 5, 3)
     assert (status.images_per_s, status.eta_s) == (2.0, 90.0)
@@ -54,13 +62,35 @@ def test_a_driver_that_is_not_heard_of_any_more_is_dead_and_the_rows_are_counted
 ) -> None:
     hold(run_folder, heard=NOON)
     tell_progress(run_folder)
-    status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(minutes=10))
+    status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(minutes=10), sleep=at_once)
     assert status.state == "incomplete"
     # Two of three shards are committed, whatever the driver told last.
     assert (status.images, status.images_done, status.instances) == (7, 6, 10)
     assert status.statuses == {"ok": 5, "unreadable": 1}
     assert status.failure_reasons == {"the file is empty": 1}
     assert status.reason == "Its driver ended without a word: the same command resumes."
+
+
+@pytest.mark.parametrize(
+    "off", [timedelta(days=365), timedelta(minutes=3), timedelta(minutes=-3), timedelta(days=-365)]
+)
+def test_a_heartbeat_of_another_time_is_judged_by_whether_it_changes(
+    output: Output, run_folder: Path, off: timedelta
+) -> None:
+    """A clock that is ahead made a dead driver "running" until that date."""
+    hold(run_folder, heard=NOON + off)
+    tell_progress(run_folder)
+    told: list[str] = []
+    status = read_status(output.uri, Storage(), clock=lambda: NOON, sleep=at_once, tell=told.append)
+    assert status.state == "dead"
+    assert status.driver is not None
+    assert not status.driver.is_alive
+    assert "night" in told[0]
+
+    def beat(seconds: float) -> None:
+        hold(run_folder, heard=NOON + off + timedelta(seconds=15))
+
+    assert read_status(output.uri, Storage(), clock=lambda: NOON, sleep=beat).state == "running"
 
 
 def test_a_driver_that_has_just_begun(output: Output, run_folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from s3_server import S3Server
 
 from pipeline.config import JobSpec, StorageSection, load_spec
-from pipeline.lease import FORGOTTEN_AFTER_S, Holder, clear_dead_lease, take_lease
+from pipeline.lease import FORGOTTEN_AFTER_S, WATCH_S, Holder, clear_dead_lease, take_lease
 from pipeline.process_identity import identify_process
 from pipeline.runs import Run, open_run
 from pipeline.storage import Storage
@@ -44,8 +44,10 @@ def leave(storage: Storage, uri: str, holder: Holder) -> str:
         (ALIVE, 0.0, False),
         (FAR_AWAY, FORGOTTEN_AFTER_S, False),
         (FAR_AWAY, FORGOTTEN_AFTER_S + 1, True),
+        (FAR_AWAY, -FORGOTTEN_AFTER_S, False),
+        (FAR_AWAY, -FORGOTTEN_AFTER_S - 1, True),
     ],
-    ids=["dead here", "alive", "far away", "long forgotten"],
+    ids=["dead here", "alive", "far away", "long forgotten", "ahead", "far ahead"],
 )
 def test_only_the_dead_lose_their_lease(
     output: tuple[Storage, str], holder: Holder, silence_s: float, is_cleared: bool
@@ -53,8 +55,23 @@ def test_only_the_dead_lose_their_lease(
     storage, uri = output
     lease = leave(storage, uri, holder)
     later = NOON + timedelta(seconds=silence_s)
-    assert clear_dead_lease(storage, uri, "night", clock=lambda: later) is is_cleared
+    waits: list[float] = []
+    assert clear_dead_lease(storage, uri, "night", clock=lambda: later, sleep=waits.append) is is_cleared
     assert storage.exists(lease) is not is_cleared
+    assert sum(waits) == (WATCH_S if is_cleared and holder is FAR_AWAY else 0)
+
+
+def test_a_lease_that_is_renewed_while_it_is_watched_stays(output: tuple[Storage, str]) -> None:
+    """Of a driver whose clock is years behind."""
+    storage, uri = output
+    lease = leave(storage, uri, FAR_AWAY)
+    later = NOON + timedelta(days=900)
+
+    def renew(seconds: float) -> None:
+        leave(storage, uri, replace(FAR_AWAY, beats=1))
+
+    assert not clear_dead_lease(storage, uri, "night", clock=lambda: later, sleep=renew)
+    assert storage.exists(lease)
 
 
 def test_where_there_is_none_or_nobody_can_read_it_nothing_happens(output: tuple[Storage, str]) -> None:

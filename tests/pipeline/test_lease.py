@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,9 +13,11 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from hand_clock import HandClock
 from s3_server import S3Server
 
 from pipeline import lease as leases
+from pipeline.claims import ORPHANED_BY_S, Contact
 from pipeline.config import StorageSection, load_spec
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.lease import Holder, Lease, RunHeldError, take_lease
@@ -155,19 +158,68 @@ def test_a_number_that_was_given_to_another_process_does_not_keep_the_lease(tmp_
 @pytest.mark.parametrize("process", ["", "another-boot pid:[1] 99 1", "nonsense"])
 def test_a_process_that_cannot_be_judged_from_here_counts_as_alive(tmp_path: Path, process: str) -> None:
     leave(Storage(), str(tmp_path), host=socket.gethostname(), process=process)
-    with pytest.raises(RunHeldError, match="was heard of 1 s ago"):
-        take_lease(Storage(), str(tmp_path), "night", sleep=never, clock=lambda: at(1))
+
+    def beat(seconds: float) -> None:
+        leave(Storage(), str(tmp_path), host=socket.gethostname(), process=process, beats=1)
+
+    with pytest.raises(RunHeldError, match="was heard of 0 s ago"):
+        take_lease(Storage(), str(tmp_path), "night", sleep=beat, clock=lambda: at(1))
 
 
-def test_a_silent_driver_loses_the_run_after_it_was_watched(output: tuple[Storage, str]) -> None:
+@pytest.mark.parametrize("beat_s", [0.0, 119.0, 3e8, -3e8], ids=["now", "lately", "in ten years", "ten years ago"])
+def test_a_silent_driver_loses_the_run_after_it_was_watched_whatever_its_clock_said(
+    output: tuple[Storage, str], beat_s: float
+) -> None:
+    """A heartbeat in the future locked a run until that date."""
+    storage, uri = output
+    leave(storage, uri, beat=at(beat_s).isoformat(), since=at(beat_s).isoformat())
+    waits: list[float] = []
+    told: list[str] = []
+    take_lease(storage, uri, "night", sleep=waits.append, clock=lambda: at(0), tell=told.append).release()
+    assert sum(waits) == leases.WATCH_S
+    assert "far-away" in told[0]
+
+
+def test_the_times_fit_together() -> None:
+    # The holder, and workers that it cannot reach, have ended before another driver begins.
+    assert leases.WATCH_S - leases.STALE_AFTER_S >= leases.BEAT_EVERY_S
+    assert leases.WATCH_S - ORPHANED_BY_S >= leases.BEAT_EVERY_S
+    assert leases.GLANCE_S > leases.BEAT_EVERY_S
+    assert Contact(3600.0)._limit_s == ORPHANED_BY_S
+
+
+def test_the_file_changes_with_each_heartbeat_though_the_clock_stands_still(tmp_path: Path) -> None:
+    mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, clock=lambda: NOON)
+    seen = [Storage().read(lease_uri(str(tmp_path)))]
+    for _ in range(3):
+        mine.renew()
+        seen.append(Storage().read(lease_uri(str(tmp_path))))
+    assert len(set(seen)) == 4
+    mine.release()
+
+
+def test_a_hung_driver_of_this_machine_is_watched_too(tmp_path: Path) -> None:
+    """It lives, but its heartbeats have stopped; its clock has been set back since."""
+    leave(Storage(), str(tmp_path), host=socket.gethostname(), process=identify_process())
+    with pytest.raises(RunHeldError, match=f"host {socket.gethostname()}"):
+        take_lease(Storage(), str(tmp_path), "night", sleep=never, clock=lambda: at(100))
+    for moment in (121, -1):
+        leave(Storage(), str(tmp_path), host=socket.gethostname(), process=identify_process())
+        waits: list[float] = []
+        take_lease(
+            Storage(),
+            str(tmp_path),
+            "night",
+            sleep=waits.append,
+            clock=lambda moment=moment: at(moment),  # type: ignore[misc]
+        ).release()
+        assert sum(waits) == leases.WATCH_S
+
+
+def test_a_lease_given_back_while_it_is_watched_is_taken(output: tuple[Storage, str]) -> None:
     storage, uri = output
     leave(storage, uri)
-    with pytest.raises(RunHeldError, match=r"host far-away, process 4711.* 1 min 59 s ago"):
-        take_lease(storage, uri, "night", sleep=never, clock=lambda: at(119))
-    waits: list[float] = []
-    take_lease(storage, uri, "night", sleep=waits.append, clock=lambda: at(121)).release()
-    assert waits == [leases.WATCH_S]
-    assert leases.WATCH_S > leases.BEAT_EVERY_S
+    take_lease(storage, uri, "night", sleep=lambda _: storage.delete(lease_uri(uri))).release()
 
 
 def test_a_driver_whose_clock_is_behind_keeps_the_run_while_it_breathes(output: tuple[Storage, str]) -> None:
@@ -203,25 +255,53 @@ class Unwritable(Storage):
         return super().read(uri, offset, length)
 
 
-def test_a_store_that_is_away_too_long_costs_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = Unwritable()
-    mine = take_lease(storage, str(tmp_path), "night", sleep=never)
+def test_a_store_that_is_away_too_long_costs_the_lease(tmp_path: Path) -> None:
+    storage, clock = Unwritable(), HandClock()
+    mine = take_lease(storage, str(tmp_path), "night", sleep=never, seconds=clock)
     storage.is_away = True
+    clock.now += leases.STALE_AFTER_S
     mine.renew()
     mine.check()
-    monkeypatch.setattr(leases, "STALE_AFTER_S", -1.0)
+    clock.now += 1
     with pytest.raises(RunError, match="could not be renewed for"):
         mine.check()
     storage.is_away = False
     mine.release()
 
 
-def test_a_driver_that_slept_keeps_the_run_when_nobody_took_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = take_lease(Storage(), str(tmp_path), "night", sleep=never)
-    monkeypatch.setattr(leases, "STALE_AFTER_S", -1.0)
+def test_a_driver_that_slept_keeps_the_run_when_nobody_took_it(tmp_path: Path) -> None:
+    """A laptop was closed: the first commit afterwards asks the store."""
+    clock = HandClock()
+    mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, seconds=clock)
+    clock.now += 8 * 3600
+    before = Storage().read(lease_uri(str(tmp_path)))
     mine.check()
+    assert Storage().read(lease_uri(str(tmp_path))) != before
+    clock.now += 8 * 3600
     leave(Storage(), str(tmp_path))
     with pytest.raises(RunError, match="taken the run over"):
+        mine.check()
+
+
+def test_a_suspended_machines_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`time.monotonic` stands still meanwhile."""
+    asked: list[int] = []
+    monkeypatch.setattr("time.clock_gettime", lambda clock: float(asked.append(clock) or 7))
+    assert leases.awake_and_asleep_s() == 7
+    assert asked == [time.CLOCK_BOOTTIME]
+
+
+def test_a_lease_that_was_not_renewed_is_not_believed_after_a_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that another write got ahead of counted as none, and as no loss either."""
+    clock = HandClock()
+    mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, seconds=clock)
+    monkeypatch.setattr(ContestedFile, "replace", lambda *_: None)
+    clock.now += leases.STALE_AFTER_S
+    mine.check()
+    clock.now += 1
+    with pytest.raises(RunError, match="could not be renewed for"):
         mine.check()
 
 

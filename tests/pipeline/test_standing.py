@@ -1,6 +1,8 @@
 """How runs stand, as `htc runs` and `htc prune` see them."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from finished_runs import finish_run, write_inputs
 
 from pipeline.errors import StorageError
-from pipeline.lease import take_lease
+from pipeline.lease import GLANCE_S, Holder, take_lease
 from pipeline.publication import Publication, forget_publication, note_publication, read_publications
 from pipeline.standing import Standing, survey_runs
 from pipeline.storage import Storage
@@ -24,8 +26,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def look(folder: Path, now: datetime | None = None) -> dict[str, Standing]:
-    return {each.run: each for each in survey_runs(open_results(str(folder)), now=now)}
+def look(
+    folder: Path, now: datetime | None = None, sleep: Callable[[float], None] | None = None
+) -> dict[str, Standing]:
+    watch = sleep or (lambda seconds: pytest.fail(f"waited {seconds} s"))
+    return {each.run: each for each in survey_runs(open_results(str(folder)), now=now, sleep=watch)}
 
 
 def test_counts_and_sizes(folder: Path) -> None:
@@ -52,11 +57,32 @@ def test_a_run_that_is_worked_on_says_by_whom(folder: Path) -> None:
         assert found["cut"].state == "running"
         assert "process " in found["cut"].holder
         assert found["whole"].holder == ""
-        # Nothing was heard of it for an hour.
-        late = datetime.now(UTC) + timedelta(hours=1)
-        assert look(folder, late)["cut"].state == "incomplete"
     finally:
         lease.release()
+
+
+@pytest.mark.parametrize("off", [timedelta(days=365), timedelta(hours=1), timedelta(hours=-1), timedelta(days=-365)])
+def test_a_heartbeat_of_another_time_is_judged_by_whether_it_changes(folder: Path, off: timedelta) -> None:
+    """Leases of several drivers are watched together, once."""
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    beat = (now + off).isoformat()
+    holder = Holder("t", "far-away", 4711, "", beat, beat)
+    for run in ("cut", "whole"):
+        (folder / "runs" / run / "lease.json").write_bytes(holder.encode())
+    waits: list[float] = []
+    found = look(folder, now, waits.append)
+    assert {run: each.holder for run, each in found.items()} == {"cut": "", "whole": ""}
+    assert (found["cut"].state, waits) == ("incomplete", [GLANCE_S])
+
+    def renew(seconds: float) -> None:
+        (folder / "runs" / "cut" / "lease.json").write_bytes(replace(holder, beats=1).encode())
+
+    found = look(folder, now, renew)
+    assert (found["cut"].state, found["cut"].holder, found["whole"].holder) == (
+        "going on",
+        "host far-away, process 4711",
+        "",
+    )
 
 
 def test_a_lease_that_nobody_understands_holds(folder: Path) -> None:

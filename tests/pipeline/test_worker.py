@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_models import LoadFake, write_image, write_images
 from shard_bench import Bench, fake, refs_of, spec_for
 
@@ -71,6 +72,31 @@ def test_bad_images_become_rows_and_their_neighbours_go_on(tmp_path: Path) -> No
     assert all(row["error"] for row in bench.image_rows() if row["status"] != "ok")
     assert report.statuses == {"ok": 2, "too_large": 1, "unreadable": 2, "missing": 1}
     assert {failure.uri for failure in report.failures} == {str(large), str(text), str(empty), str(gone)}
+
+
+def test_weights_that_are_not_finite_end_the_worker_in_one_sentence(tmp_path: Path) -> None:
+    """Without the traceback that a bug of ours has."""
+    torch.save({"a": torch.tensor([float("nan")])}, tmp_path / "w.pth")
+    spec = spec_for(tmp_path)
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"weights": str(tmp_path / "w.pth")})})
+    failure = Worker(WorkerSettings(spec, "r", "fake", cpus=1, gpus=0)).start()
+    assert isinstance(failure, WorkerFailure)
+    assert (failure.is_permanent, failure.exit_code, failure.traceback) == (True, 2, None)
+    assert "finite" in failure.reason
+
+
+@pytest.mark.parametrize("deed", ["nan_scores", "nan_boxes", "infinite_masks", "overflow"])
+def test_an_image_whose_numbers_are_not_finite_fails_alone(tmp_path: Path, deed: Any) -> None:
+    """Neither an `ok` row without instances, nor NaN in the tables, nor its neighbours' failure."""
+    paths = [write_image(tmp_path / f"{number}.png", (20 + number, 30)) for number in range(4)]
+    bench = Bench(tmp_path, fake(deeds={(22, 30): deed}))
+    report = bench.process(paths)
+    assert [row["status"] for row in bench.image_rows()] == ["ok", "ok", "failed", "ok"]
+    assert "finite" in str(bench.image_rows()[2]["error"])
+    assert [row["uri"] for row in bench.instance_rows()] == [str(paths[number]) for number in (0, 1, 3)]
+    assert report.statuses == {"ok": 3, "failed": 1}
+    # A reason, not a bug of ours with its traceback.
+    assert not any(failure.traceback for failure in report.failures)
 
 
 def test_a_file_beyond_the_byte_limit_is_not_decoded(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from htc_model.training import loop
 from htc_model.training.annotations import read_annotations
 from htc_model.training.checkpoint import CheckpointError
 from htc_model.training.loop import TrainingStoppedError
-from htc_model.training.run import EvaluationSet, run_training
+from htc_model.training.run import EvaluationSet, halve_state, run_training
 from htc_model.training.setup import build_training_model
 from htc_model.weights import load_into, load_weights
 
@@ -156,6 +156,65 @@ def test_a_loss_that_is_not_a_number_stops_with_the_batch_named(tmp_path):
     assert ".png" in message
     assert "s0.loss_cls" in message
     assert "lower optimiser.learning_rate" in message
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path, monkeypatch):
+    def spoilt(training, batch):
+        for parameter in training.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        training.model.rpn_head.rpn_cls.bias.grad[0] = torch.inf
+        return {"total": 1.0}
+
+    monkeypatch.setattr(loop, "_compute_gradients", spoilt)
+    with pytest.raises(TrainingStoppedError, match=r"rpn_cls\.bias is not finite.*\.png.*learning_rate"):
+        train(tmp_path, checkpoint_steps=1)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    def spoil(training, batch, steps):
+        training.model.rpn_head.rpn_cls.bias.data[0] = torch.nan
+        return {"total": 1.0}
+
+    monkeypatch.setattr(loop, "_take_step", spoil)
+    with pytest.raises(TrainingStoppedError, match=r"rpn_cls\.bias is not finite"):
+        train(tmp_path, checkpoint_steps=1)
+    assert not list(tmp_path.glob("*.pt")) + list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_checkpoint_that_is_damaged_or_not_finite_is_refused_in_one_sentence(tmp_path):
+    def stop(done, steps, losses):
+        raise KilledError
+
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KilledError):
+        train(tmp_path, images=2, on_step=stop, checkpoint_steps=1)
+    whole = path.read_bytes()
+    for part in ("model", "average", "optimiser"):
+        path.write_bytes(whole)
+        saved = torch.load(path, weights_only=True)
+        buffers = next(iter(saved["optimiser"]["state"].values()))
+        state = {"model": saved["model"], "average": saved["average"]["state"], "optimiser": buffers}[part]
+        key = next(name for name, value in state.items() if torch.is_tensor(value) and value.ndim)
+        state[key][(0,) * state[key].ndim] = torch.nan
+        torch.save(saved, path)
+        with pytest.raises(CheckpointError, match=rf"{key}.*remove it"):
+            train(tmp_path, images=2)
+    for content in (b"", b"garbage", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="readable"):
+            train(tmp_path, images=2)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(tmp_path, images=2)
+
+
+def test_kernels_beyond_half_precision_are_stored_whole():
+    state = {"a": torch.full((2, 2), 70_000.0), "b": torch.ones(2, 2), "c": torch.full((2,), 70_000.0)}
+    halved = halve_state(state)
+    assert [halved[key].dtype for key in "abc"] == [torch.float32, torch.float16, torch.float32]
+    assert all(torch.isfinite(tensor).all() for tensor in halved.values())
 
 
 @pytest.mark.parametrize(
