@@ -94,6 +94,9 @@ def test_a_complete_run_is_compared_with_its_input(
     assert code == 3
     assert "7 gone" in out
     assert "--max-deleted-share 1" in out
+    output.photos.rmdir()
+    with pytest.raises(InputError, match="is complete and stays as it is"):
+        report(capsys, output.spec)
 
 
 def test_another_spec_is_refused_as_run_would(output: Output, capsys: pytest.CaptureFixture[str]) -> None:
