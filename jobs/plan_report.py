@@ -14,7 +14,7 @@ from pipeline.fetch import weights_here
 from pipeline.fingerprint import settle_model
 from pipeline.image_reading import read_image
 from pipeline.incremental import Incremental
-from pipeline.input_changes import InputChanges, InputComparison, way_on
+from pipeline.input_changes import InputChanges, InputComparison, input_errors_beside, way_on
 from pipeline.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, EXIT_USAGE
 from pipeline.plan import InputSurvey, survey_input
 from pipeline.progress import count_of, format_duration
@@ -75,11 +75,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
         spec = settle_model(spec)
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
     incremental = _look_back(spec, storage, run) if existing is None else None
-    comparison = None
-    if existing is not None and existing.state == "complete" and spec.select.mode == "full":
-        comparison = InputComparison(spec, storage, existing.name)
-    survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES, incremental=incremental, comparison=comparison)
-    changes = None if comparison is None else comparison.changes()
+    survey, changes = _survey(spec, storage, existing, incremental)
     sample = _decode_sample(spec, survey, storage)
     check = check_model(spec, sample.images if is_model_timed else None)
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
@@ -91,6 +87,18 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
         say(check.problem)
         return EXIT_USAGE
     return EXIT_INPUT_CHANGED if changes is not None and changes.has_any else EXIT_COMPLETE
+
+
+def _survey(
+    spec: JobSpec, storage: Storage, existing: Run | None, incremental: Incremental | None
+) -> tuple[InputSurvey, InputChanges | None]:
+    """List the input, and compare it with the run that has done it, if one has."""
+    if existing is None or existing.state != "complete" or spec.select.mode != "full":
+        return survey_input(spec, storage, sample_images=SAMPLE_IMAGES, incremental=incremental), None
+    comparison = InputComparison(spec, storage, existing.name)
+    with input_errors_beside(existing.name):
+        survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES, comparison=comparison)
+        return survey, comparison.changes()
 
 
 def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> Incremental | None:

@@ -7,7 +7,7 @@ known of the run lies on disk once it is large, see `history`.
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -216,10 +216,21 @@ def compare_input(spec: JobSpec, storage: Storage, run: str) -> InputChanges:
         StorageError: the run's rows cannot be read.
     """
     comparison = InputComparison(spec, storage, run)
-    try:
+    with input_errors_beside(run):
         for _ in comparison.watch(list_images(spec.input, storage, exclude=[spec.output.uri])):
             pass
         return comparison.changes()
+
+
+@contextmanager
+def input_errors_beside(run: str) -> Iterator[None]:
+    """Say of an input that cannot be listed inside the block that the complete run is not touched by that.
+
+    Raises:
+        InputError: with the exit code of the error that it is made of.
+    """
+    try:
+        yield
     except HtcError as error:
         raised = InputError(
             f"The run {run} is complete and stays as it is, but its input cannot be compared with it: {error}"

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from finished_runs import FINGERPRINT as FINISHED
+from finished_runs import finish_run, write_inputs
 from outputs import FINGERPRINT, Output, commit
 from PIL import Image
 
@@ -94,6 +96,19 @@ def test_a_complete_run_is_compared_with_its_input(
     assert code == 3
     assert "7 gone" in out
     assert "--max-deleted-share 1" in out
+
+
+def test_an_input_that_is_not_there_any_more_leaves_a_complete_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.plan_report.known_fingerprint", lambda *_: FINISHED)
+    photos = write_inputs(tmp_path / "in", 4)
+    finish_run(photos, str(tmp_path / "out"), "night")
+    spec = spec_for(Path(photos), tmp_path / "out", **{"model.preset": "htc_r50_fpn", "compute.shard_images": 2})
+    assert report(capsys, spec)[0] == 0
+    (tmp_path / "in").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="run night is complete and stays as it is"):
+        report(capsys, spec)
 
 
 def test_another_spec_is_refused_as_run_would(output: Output, capsys: pytest.CaptureFixture[str]) -> None:

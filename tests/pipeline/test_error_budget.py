@@ -143,7 +143,7 @@ def test_a_run_within_its_budget_is_stopped_as_seldom_as_is_said(kind: str, budg
 
 @pytest.mark.parametrize("values", [(1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.9, 0.3, 0.1, 0.0, 0.0, 0.2), (0.5,) * 6])
 def test_no_order_of_sampling_is_expected_to_make_a_gambler_rich(values: tuple[float, ...]) -> None:
-    """Exact, over all orders: on average nobody gains anything against a claim that is true."""
+    """Exact, over all orders: on average no stake gains anything against a claim that is true."""
     wealths = []
     for order in permutations(values):
         wealth, left = np.ones(len(BETS)), sum(values)

@@ -13,13 +13,14 @@ import pytest
 from fake_models import LoadFake, write_image, write_images
 from local_fleet import LocalFleet
 from planned_nights import OTHER_MODEL, Nights
+from s3_server import S3Server
 
 import pipeline.fleet
 import pipeline.input_changes
 import pipeline.session
 from pipeline.cluster import WorkerPlan
 from pipeline.compaction import compact_run
-from pipeline.config import JobSpec, load_spec
+from pipeline.config import JobSpec, StorageSection, load_spec
 from pipeline.driver import run
 from pipeline.errors import ImageStatus, InputError, RunMismatchError
 from pipeline.input_changes import InputChanges, compare_input, way_on
@@ -360,3 +361,17 @@ def test_a_summary_that_was_lost_is_written_with_the_runs_own_exit_code(tmp_path
     assert code == EXIT_INPUT_CHANGED
     assert "another name for --run" in reason
     assert '"exit_code": 0' in summary.read_text()
+
+
+@pytest.mark.xdist_group("s3")
+def test_a_bucket(s3_server: S3Server, s3_bucket: str, tmp_path: Path) -> None:
+    files = s3_server.files()
+    for name in ("a.jpg", "b.jpg", "c d.jpg"):
+        files.pipe_file(f"{s3_bucket}/in/{name}", b"x")
+    nights = Nights(tmp_path, storage=Storage(StorageSection(endpoint_url=s3_server.endpoint_url)))
+    full = Full(nights, input__uri=f"{s3_bucket}/in/", output__uri=f"{s3_bucket}/out").done()
+    assert not full.changes().has_any
+    files.pipe_file(f"{s3_bucket}/in/b.jpg", b"y")
+    files.pipe_file(f"{s3_bucket}/in/e.jpg", b"x")
+    files.rm_file(f"{s3_bucket}/in/c d.jpg")
+    assert full.counts() == "1 new (e.jpg), 1 changed (b.jpg), 1 gone (c d.jpg)"

@@ -203,6 +203,8 @@ def test_a_session_counts_repeats_as_the_next_one_does(tmp_path: Path) -> None:
     options: dict[str, object] = {"select__mode": "incremental", "images__max_pixels": 1001}
     second = work(tmp_path, **options)
     assert (second.errors, second.repeated_errors, second.statuses) == (1, 6, {"too_large": 6, "unreadable": 1})
+    # The one new image is bad, and no other is ok: no floor covers that.
+    assert (second.status, second.max_errors) == ("over_error_budget", 5)
     third = work(tmp_path, **options, run=second.run)
     assert (third.errors, third.repeated_errors) == (1, 6)
     (tmp_path / "in" / "junk.png").unlink()
