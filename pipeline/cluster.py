@@ -214,7 +214,7 @@ def _init(compute: ComputeSection) -> None:
         def connect() -> None:
             _knock(address)
             # A client's connection (ray://) is made by Ray's own proxy, from a folder of its own.
-            options = {} if address.startswith("ray://") else {"job_config": _job_config()}
+            options: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
         at_cluster_border(

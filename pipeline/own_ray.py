@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 PREFIX = "htc-"
 OWNER_FILE = "owner.json"
 # sun_path of unix(7) without the closing zero; macOS has four less.
-MAX_SOCKET_PATH = 103
+MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 # /htc-123456, and below it Ray's longest: /ray/session_2026-11-25_23-59-59_123456_1234567/sockets/plasma_store
 _BELOW_BASE = 11 + 68
 # A folder without an owner's file is being made, or was when its process was killed.

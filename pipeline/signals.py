@@ -104,7 +104,7 @@ class StopRequest:
         if number == signal.SIGHUP:
             _let_go_of_terminal()
         if self._is_interrupting:
-            self.when_breaking_off()
+            type(self).when_breaking_off()
         if is_second or self._is_interrupting:
             raise KeyboardInterrupt
 

@@ -1,6 +1,7 @@
 """Images per shard where the spec leaves them open: every worker gets several, and a run keeps what it began with."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -88,6 +89,16 @@ def test_a_listing_longer_than_a_part_keeps_one_size(tmp_path: Path) -> None:
     assert (run.image_count, run.shard_count, run.manifest.shard_images) == (3_000, 16, 188)
     planned = [ref.uri for index in range(16) for ref in run.read_shard(index).images]
     assert planned == [f"/photos/{number:07d}.jpg" for number in range(3_000)]
+
+
+def test_the_members_of_a_container_are_cut_alike(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 25)
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "photos.tar", "w") as container:
+        for photo in sorted((tmp_path / "photos").iterdir()):
+            container.add(photo, photo.name)
+    run = opened(spec_for(tmp_path))
+    assert (run.image_count, run.shard_count) == (25, 7)
 
 
 def test_an_explicit_number_stays(tmp_path: Path) -> None:
