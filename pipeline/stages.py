@@ -36,8 +36,9 @@ from pipeline.watch import ImageWatch, Step
 
 # Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
-# Decoded pixels of both shards together, those in batches included: 512 MiB are fourteen photos of 12 megapixels.
-AHEAD_BYTES = 512 * 2**20
+# Decoded pixels of both shards together, those in batches included: 384 MiB are eleven photos of 12 megapixels. With
+# them a worker of the bundled model stays within 2 GiB (benchmarks/worker_memory.py).
+AHEAD_BYTES = 384 * 2**20
 # Encoded bytes that are being read or wait to be decoded, of both shards together: some 25 photos of 12 megapixels.
 ENCODED_BYTES = 128 * 2**20
 # What decoders hold beside the pixels that come out, for each core, and at least: three photos of 12 megapixels.
