@@ -64,7 +64,7 @@ def work(folder: Path, images: int, model: str, cpus: float) -> None:
     from pipeline.worker import Worker, WorkerSettings
 
     values = {"input.uri": str(folder / "in"), "output.uri": str(folder / "out"), "model.preset": model}
-    spec = load_spec(None, {**values, "model.weights": "untrained"})
+    spec = load_spec(None, values)
     worker = Worker(WorkerSettings(spec, "bench", model, cpus, 0))
     worker.start()
     paths = sorted((folder / "in").glob("*.jpg"))

@@ -153,7 +153,7 @@ def _find_named(candidates: list[_Candidate], name: str) -> _Candidate | None:
 
 
 def _named_text(schema: pa.Schema, name: str) -> str | None:
-    names = [field.name for field in schema if _is_text(field.type) or _is_bytes(storage_type(field.type))]
+    names: list[str] = [each.name for each in schema if _is_text(each.type) or _is_bytes(storage_type(each.type))]
     exact = [each for each in names if each == name] or [each for each in names if each.lower() == name.lower()]
     if exact:
         return exact[0]

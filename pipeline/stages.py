@@ -12,6 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from htc_model.structures import RawDetections
 from pipeline.batching import Batcher
 from pipeline.borders import at_image_border
@@ -33,8 +36,9 @@ from pipeline.watch import ImageWatch, Step
 
 # Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
-# Decoded pixels of both shards together, those in batches included: 512 MiB are fourteen photos of 12 megapixels.
-AHEAD_BYTES = 512 * 2**20
+# Decoded pixels of both shards together, those in batches included: 384 MiB are eleven photos of 12 megapixels. With
+# them a worker of the bundled model stays within 2 GiB (benchmarks/worker_memory.py).
+AHEAD_BYTES = 384 * 2**20
 # Encoded bytes that are being read or wait to be decoded, of both shards together: some 25 photos of 12 megapixels.
 ENCODED_BYTES = 128 * 2**20
 # What decoders hold beside the pixels that come out, for each core, and at least: three photos of 12 megapixels.
@@ -60,7 +64,9 @@ class WorkerTools:
 
     turn: held by the shard that infers.
     encoded, pixels, decoding: bound the bytes on their way to the model, see `byte_budget`.
-    read_slots: reads under way at once. decode_slots: as many as the worker has cores.
+    read_slots: reads under way at once.
+    decoders: as many as the worker has cores. Threads of their own, because glibc keeps freed memory for each thread
+        that asked for it: decoded by the 32 that read, a few photos left a gigabyte behind.
     """
 
     def __init__(
@@ -79,7 +85,7 @@ class WorkerTools:
         self.encoded = SharedBudget(ENCODED_BYTES)
         self.pixels = SharedBudget(ahead_bytes)
         self.decoding = ByteBudget(max(DECODING_BYTES, int(cpus * DECODING_BYTES_PER_CPU)))
-        self.decode_slots = threading.Semaphore(max(1, int(cpus)))
+        self.decoders = ThreadPoolExecutor(max(1, int(cpus)), thread_name_prefix="decode")
         encoders = 2 if segmenter.device.type == "cuda" else 1
         self.encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
 
@@ -180,19 +186,18 @@ class ShardStages:
         payload = self._read(number, position, ref)
         header = read_header(payload, max_pixels=limits.max_pixels)
         self._pixel_bytes.take(number, header.pixel_bytes)
-        is_decoded = False
+        pixel_bytes = 0
         try:
-            with (
-                self._tools.decoding.hold(header.decoding_bytes),
-                self._tools.decode_slots,
-                self.clock.time("decode"),
-                self._watch([position], "decoding"),
-            ):
-                pixels = decode_image(payload, max_pixels=limits.max_pixels)
-            is_decoded = True
+            with self._tools.decoding.hold(header.decoding_bytes):
+                pixels = self._tools.decoders.submit(self._decode, position, payload).result()
+            pixel_bytes = pixels.nbytes
         finally:
-            self._pixel_bytes.resize(number, pixels.nbytes if is_decoded else 0)
+            self._pixel_bytes.resize(number, pixel_bytes)
         return DecodedImage(position, ref.uri, pixels)
+
+    def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
+        with self.clock.time("decode"), self._watch([position], "decoding"):
+            return decode_image(payload, max_pixels=self._tools.spec.images.max_pixels)
 
     def _read(self, number: int, position: int, ref: ImageRef) -> bytes:
         """Read an image's encoded bytes, when there is room for them."""
