@@ -2,7 +2,7 @@
 
 import shlex
 
-from jobs.manifests.cron_fields import is_shifted_by_the_clock
+from jobs.manifests.cron_fields import is_shifted_by_the_clock, portable_cron
 from jobs.scheduling.schedule import Schedule
 
 _DAG = '''"""{title}. Written by `htc schedule export --airflow`; edit it freely.
@@ -67,7 +67,7 @@ def build_dag(schedule: Schedule, spec_path: str) -> str:
         dag_id=f"htc-{schedule.name}",
         spec=spec_path,
         time_zone=schedule.time_zone,
-        cron=schedule.cron,
+        cron=portable_cron(schedule.cron, "Airflow"),
         is_caught_up=schedule.catch_up == "all",
         timeout=f"timedelta(seconds={schedule.deadline_s:g})" if is_stopped else None,
         is_paused=schedule.is_paused,

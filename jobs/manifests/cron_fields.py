@@ -1,45 +1,51 @@
-"""A cron expression taken apart: the values that each of its fields allows."""
+"""A schedule's times as other programs read them: whether a clock change shifts them, and cron that all read alike."""
 
 import itertools
-from dataclasses import dataclass
+import re
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from jobs.scheduling.cron import due_times
+from jobs.scheduling.cron_values import CronFields, split_cron
+from pipeline.errors import SpecError
 
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+__all__ = ["CronFields", "is_shifted_by_the_clock", "portable_cron", "split_cron"]
+
 # Two changes of the clock lie within it, whenever one looks.
 LOOK_AHEAD = timedelta(days=366)
+# What every reader of cron takes alike: no steps, no * among others, and Sunday as 0.
+_PLAIN_DAYS = re.compile(r"\*|\d+(-\d+)?(,\d+(-\d+)?)*")
+_PLAIN_WEEKDAYS = re.compile(r"\*|([0-6]|[A-Za-z]+)(-([0-6]|[A-Za-z]+))?(,([0-6]|[A-Za-z]+)(-([0-6]|[A-Za-z]+))?)*")
 
 
-@dataclass(frozen=True)
-class CronFields:
-    """The values allowed by each field, ascending; a field that allows all is None.
+def portable_cron(expression: str, reader: str) -> str:
+    """Write a checked expression so that robfig/cron (Kubernetes, KubeRay) and croniter (Airflow) are due when we are.
 
-    weekdays: 0 is Sunday. is_either_day: both days are restricted, and crontab(5) takes either.
+    They differ in the days: robfig knows no 7 and ends steps of weekdays with Saturday, and whether */2 counts as a
+    restricted day differs from one release to the next.
+
+    Args:
+        reader: who will read it, for the message.
+
+    Raises:
+        SpecError: a day must match both fields of days, which only our cron, systemd and Debian's can say.
     """
-
-    minutes: tuple[int, ...] | None
-    hours: tuple[int, ...] | None
-    days: tuple[int, ...] | None
-    months: tuple[int, ...] | None
-    weekdays: tuple[int, ...] | None
-    is_either_day: bool
-
-
-def split_cron(expression: str) -> CronFields:
-    """Take an expression apart that `jobs.scheduling.cron.check_cron` has returned."""
+    fields = split_cron(expression)
+    if fields.days is not None and fields.weekdays is not None and not fields.is_either_day:
+        raise SpecError(
+            f"cron {expression!r} is due on days of the month only if they are certain weekdays, which {reader} cannot "
+            "express: it takes either; restrict one of the two fields, or export to systemd."
+        )
     minute, hour, day, month, weekday = expression.split()
-    return CronFields(
-        minutes=_values(minute, 0, 59),
-        hours=_values(hour, 0, 23),
-        days=_values(day, 1, 31),
-        months=_values(month, 1, 12, _MONTHS),
-        weekdays=_values(weekday, 0, 6, _DAYS),
-        # A field that begins with * does not count as restricted, */2 among them.
-        is_either_day=not day.startswith("*") and not weekday.startswith("*"),
-    )
+    if fields.days is None:
+        day = "*"
+    elif not _PLAIN_DAYS.fullmatch(day):
+        day = ",".join(map(str, fields.days))
+    if fields.weekdays is None:
+        weekday = "*"
+    elif not _PLAIN_WEEKDAYS.fullmatch(weekday):
+        weekday = ",".join(map(str, fields.weekdays))
+    return " ".join((minute, hour, day, month, weekday))
 
 
 def is_shifted_by_the_clock(expression: str, time_zone: str, now: datetime | None = None) -> bool:
@@ -54,19 +60,3 @@ def is_shifted_by_the_clock(expression: str, time_zone: str, now: datetime | Non
         if not (is_hour and is_minute):
             return True
     return False
-
-
-def _values(field: str, least: int, greatest: int, names: tuple[str, ...] = ()) -> tuple[int, ...] | None:
-    allowed: set[int] = set()
-    for term in field.split(","):
-        span, _, step = term.partition("/")
-        first, _, last = span.partition("-")
-        begin = least if first == "*" else _number(first, names, least)
-        end = _number(last, names, least) if last else greatest if first == "*" or step else begin
-        # 7 is Sunday too, also as the end of a range.
-        allowed.update(value % 7 if greatest == 6 else value for value in range(begin, end + 1, int(step or 1)))
-    return None if allowed == set(range(least, greatest + 1)) else tuple(sorted(allowed))
-
-
-def _number(text: str, names: tuple[str, ...], least: int) -> int:
-    return int(text) if text.isdecimal() else least + names.index(text.lower())

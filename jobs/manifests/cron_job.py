@@ -1,5 +1,6 @@
 """A schedule for KubeRay without RayCronJob: a CronJob whose pod creates a RayJob and waits for its end."""
 
+from jobs.manifests.cron_fields import portable_cron
 from jobs.manifests.pods import CONTAINER_SECURITY, POD_SECURITY, Manifest, labels_of
 from jobs.manifests.ray_kinds import build_ray_job
 from jobs.manifests.shape import ClusterShape
@@ -50,7 +51,7 @@ def build_cron_job(schedule: Schedule, shape: ClusterShape, entrypoint: str) -> 
             "kind": "CronJob",
             "metadata": _metadata(shape, shape.name),
             "spec": {
-                "schedule": schedule.cron,
+                "schedule": portable_cron(schedule.cron, "Kubernetes"),
                 "timeZone": schedule.time_zone,
                 "suspend": schedule.is_paused,
                 "concurrencyPolicy": CONCURRENCY[schedule.overlap],

@@ -11,7 +11,7 @@ from jobs.console import say
 from jobs.files import replaced_file
 from jobs.manifests.airflow import build_dag, unexpressed_in_airflow
 from jobs.manifests.bundle import build_surroundings, entrypoint_of
-from jobs.manifests.cron_fields import is_shifted_by_the_clock
+from jobs.manifests.cron_fields import is_shifted_by_the_clock, portable_cron
 from jobs.manifests.cron_job import build_cron_job, stop_deadline_s
 from jobs.manifests.ray_kinds import build_ray_cron_job
 from jobs.manifests.report import write_out
@@ -64,7 +64,7 @@ def export_to_kubernetes(
         manifest = build_ray_cron_job(
             shape,
             entrypoint_of(),
-            cron=schedule.cron,
+            cron=portable_cron(schedule.cron, "KubeRay"),
             time_zone=schedule.time_zone,
             is_paused=schedule.is_paused,
             deadline_s=stop_deadline_s(schedule),

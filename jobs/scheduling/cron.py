@@ -1,9 +1,10 @@
 """Cron expressions: what is wrong with one, and when it is due.
 
 Five fields as in crontab(5): minute, hour, day of month, month, day of week; names of months and days; `@daily` and
-its kin. Where both days are restricted, either is enough. The nights on which clocks change go as in Debian's
-cron(8), which the library cronsim follows: a time of day that does not exist is due when the clock has jumped, one
-that exists twice is due the first time only, and what has a wildcard in minute or hour keeps its real distance.
+its kin. Where both days are restricted, either is enough; a field that begins with * does not count as restricted
+(*/2 neither), and then a day must be both. The nights on which clocks change go as in Debian's cron(8), which the
+library cronsim follows: a time of day that does not exist is due when the clock has jumped, one that exists twice is
+due the first time only, and what has a wildcard in minute or hour keeps its real distance.
 """
 
 import difflib
@@ -13,8 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from cron_descriptor import Options, get_description
 from cronsim import CronSim, CronSimError
+
+from jobs.scheduling.cron_values import split_cron
+from jobs.scheduling.cron_words import describe_fields
 
 ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -60,10 +63,10 @@ def check_cron(expression: str) -> str:
     if len(words) == 1 and words[0].startswith("@"):
         return _expand(words[0])
     _check_count(expression, words)
-    for word, field in zip(words, _FIELDS, strict=True):
-        for term in word.split(","):
-            _check_term(term, word, field)
-    fields = " ".join(words)
+    fields = " ".join(
+        ",".join(_check_term(term, word, field) for term in word.split(","))
+        for word, field in zip(words, _FIELDS, strict=True)
+    )
     try:
         is_ever_due = next(CronSim(fields, datetime(2026, 1, 1)), None) is not None
     except CronSimError:
@@ -75,9 +78,7 @@ def check_cron(expression: str) -> str:
 
 def describe_cron(expression: str) -> str:
     """Say in English when a checked expression is due: "At 02:30, every day"."""
-    # Not in the language of the operator's locale: the rest of the program is in English.
-    options = Options(use_24hour_time_format=True, verbose=True, locale_code="en_US")
-    return str(get_description(expression, options))
+    return describe_fields(split_cron(expression))
 
 
 def due_times(expression: str, time_zone: str, after: datetime) -> Iterator[datetime]:
@@ -127,7 +128,8 @@ def _count(words: list[str]) -> str:
     return f"{len(words)} field" if len(words) == 1 else f"{len(words)} fields"
 
 
-def _check_term(term: str, word: str, field: _Field) -> None:
+def _check_term(term: str, word: str, field: _Field) -> str:
+    """Return a term of a field; without its step where that leads nowhere."""
     if term == "?":
         raise ValueError(f'the {field.name} "?" is Quartz\'s; write * instead')
     parts = re.fullmatch(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<step>\w+))?", term)
@@ -135,11 +137,22 @@ def _check_term(term: str, word: str, field: _Field) -> None:
         raise ValueError(f"the {field.name} {word!r} cannot be read; write *, 5, 1-5, 1,15 or */10")
     if parts["step"] is not None and (not parts["step"].isdecimal() or int(parts["step"]) == 0):
         raise ValueError(f"the {field.name} {word!r} has a step that is not a whole number from 1 on")
+    # Days of the week are seven, though Sunday has two numbers.
+    count = min(field.greatest - field.least + 1, 7 if field.names is _DAYS else 60)
+    if parts["step"] is not None and int(parts["step"]) > count:
+        raise ValueError(
+            f"the {field.name} {word!r} has a step of more than its {count} values; name those that are meant"
+        )
     if parts["first"] == "*":
-        return
+        return term
     first = _number(parts["first"], field)
-    if parts["last"] is not None and _number(parts["last"], field) < first:
+    last = None if parts["last"] is None else _number(parts["last"], field)
+    if last == first:
+        # cronsim takes 5-5/2 for 5/2.
+        return parts["first"]
+    if last is not None and last < first:
         raise ValueError(f"the {field.name} {term!r} runs backwards; write two ranges with a comma between them")
+    return term
 
 
 def _number(text: str, field: _Field) -> int:
