@@ -99,7 +99,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Score this class; repeatable. [default: all the model knows]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line, in [0, 1], instead of a table.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse flawed annotations instead of naming and leaving them out.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line, in [0, 1], with every flaw, instead of a table.")
+    ] = False,
     run_name: options.StoredRun = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
@@ -113,6 +118,7 @@ def evaluate(
             annotations,
             run=run_name,
             classes=classes or (),
+            is_strict=strict,
             is_json=as_json,
             storage_section=options.storage_section(endpoint_url, anonymous),
         )
