@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -117,6 +118,19 @@ def held_runs(storage: Storage, output_uri: str) -> list[str]:
 def age_order(record: RunRecord) -> tuple[str, str]:
     """Return what runs are sorted by, the oldest first."""
     return record.created, record.run
+
+
+def began(record: RunRecord) -> datetime:
+    """Return when a run began, UTC.
+
+    Raises:
+        StorageError: its record is damaged.
+    """
+    try:
+        moment = datetime.fromisoformat(record.created)
+    except (TypeError, ValueError):
+        raise StorageError(f"The record of the run {record.run} is damaged: created is {record.created!r}.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:

@@ -15,7 +15,9 @@ class OutputFormat(enum.StrEnum):
 
     TABLE = "table"
     CSV = "csv"
+    TSV = "tsv"
     JSON = "json"
+    JSONL = "jsonl"
     PARQUET = "parquet"
 
 
@@ -29,7 +31,12 @@ def query(
         typer.Option("--format", help="[default: table, or what --output's suffix says]", show_default=False),
     ] = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write there instead of to stdout.")
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Write there instead of to stdout: .csv, .tsv, .json, .jsonl (all also .gz), .parquet, .txt.",
+        ),
     ] = None,
     allow_external: Annotated[
         bool, typer.Option("--allow-external", help="Let the SQL read and write other files and settings.")
@@ -40,6 +47,8 @@ def query(
     """Ask DuckDB about the tables of a run.
 
     The views images, instances and runs hold committed rows only; a column `run` tells runs apart.
+    In JSON, image_id and other whole numbers beyond 2^53 are text, as many readers would round them.
+    Times are in UTC.
     """
     from jobs.query import query_output
 
