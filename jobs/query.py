@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from htc_model.rle import decode_rle
-from jobs.answers import FORMATS, Answer, write_answer
-from jobs.files import replaced_file
+from jobs.answers import Answer, write_answer
+from jobs.files import refuse_remote, replaced_file
 from jobs.interruptible import run_interruptibly
 from pipeline.errors import SpecError, StorageError
 from pipeline.storage import Storage
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
     from pipeline.results import Results
 
 FETCH_ROWS = 2048
+# What a file's name says of the answer's format.
+SUFFIXES = {
+    "csv": "csv",
+    "tsv": "tsv",
+    "json": "json",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "parquet": "parquet",
+    "txt": "table",
+}
 # Files that a query was to read may be compacted meanwhile.
 ATTEMPTS = 3
 
@@ -48,16 +59,18 @@ def query_output(
 
     Args:
         sql: one or more statements; "-" stands for the text on stdin.
-        output_format: table, csv, json (an array of objects) or parquet; None: what the file's suffix says.
+        output_format: table, csv, tsv, json (an array of objects), jsonl (an object a line) or parquet; None: what the
+            file's suffix says.
         output_file: None is stdout.
 
     Raises:
-        SpecError: the SQL is wrong or not permitted, or the answer cannot be written.
+        SpecError: the SQL is wrong or not permitted, the file's name says no known format (before the query runs), or
+            the answer cannot be written.
         InputError: the folder holds no run.
         StorageError: it was compacted or pruned again and again, or when half of the answer was written.
     """
     chosen = _choose_format(output_format, output_file)
-    text = sys.stdin.read() if sql == "-" else sql
+    text = _read_sql(sql)
     for attempt in range(ATTEMPTS):
         results = open_results(output_uri, Storage(storage_section))
         database = open_database(results, is_external_allowed=is_external_allowed)
@@ -127,16 +140,65 @@ def decode_mask(row: Mapping[str, Any]) -> NDArray[np.bool_]:
     return decoded
 
 
+def _read_sql(sql: str) -> str:
+    """Read the SQL from stdin if it is "-".
+
+    Raises:
+        SpecError: it is no Unicode text, which DuckDB would answer with an error of its own workings.
+    """
+    try:
+        text = sys.stdin.read() if sql == "-" else sql
+        text.encode()
+    except UnicodeError as error:
+        raise SpecError(f"The SQL is not text in UTF-8: {error.reason}.") from None
+    return text
+
+
 def _rows(answer: duckdb.DuckDBPyConnection) -> Iterator[Sequence[object]]:
-    while rows := answer.fetchmany(FETCH_ROWS):
+    while rows := _fetch(answer):
         yield from rows
 
 
+def _fetch(answer: duckdb.DuckDBPyConnection) -> Sequence[Sequence[object]]:
+    try:
+        rows: Sequence[Sequence[object]] = answer.fetchmany(FETCH_ROWS)
+    except (OverflowError, ValueError) as error:
+        raise SpecError(
+            f"The answer holds a value that Python cannot ({error}), such as an interval of a million years; cast it "
+            "to VARCHAR."
+        ) from None
+    return rows
+
+
 def _choose_format(output_format: str | None, output_file: Path | None) -> str:
-    suffix = output_file.suffix.lower().removeprefix(".") if output_file else ""
-    chosen = output_format or (suffix if suffix in FORMATS else "table")
-    if chosen == "parquet" and output_file is None:
-        raise SpecError("Parquet is no text: name a file with --output FILE.")
+    """Decide on the format before the query takes its time.
+
+    Raises:
+        SpecError: the file's name says none, or another than the one that is asked for, or it cannot be written.
+    """
+    if output_file is None:
+        if output_format == "parquet":
+            raise SpecError("Parquet is no text: name a file with --output FILE.")
+        return output_format or "table"
+    refuse_remote(output_file)
+    if output_file.is_dir():
+        raise SpecError(f"{output_file} cannot be written: it is a folder.")
+    if not output_file.parent.is_dir():
+        raise SpecError(f"{output_file} cannot be written: No such file or directory.")
+    is_packed = output_file.suffix.lower() == ".gz"
+    suffix = Path(output_file.stem if is_packed else output_file.name).suffix.lower().removeprefix(".")
+    said = SUFFIXES.get(suffix)
+    if said is None and output_format is None:
+        known = ", ".join(f".{each}" for each in SUFFIXES)
+        raise SpecError(
+            f"{output_file}: its ending says no format that can be written. --output takes {known} (all but "
+            ".parquet also with .gz behind); for another name say which with --format."
+        )
+    chosen = output_format or str(said)
+    if said not in {None, "table", chosen}:
+        raise SpecError(f"{output_file} is a name for {said}, and --format asks for {chosen}; change one of the two.")
+    if is_packed and chosen == "parquet":
+        raise SpecError(f"{output_file}: Parquet is compressed in itself; leave out .gz.")
     return chosen
 
 
@@ -145,9 +207,12 @@ def _write_parquet(database: duckdb.DuckDBPyConnection, sql: str, output_file: P
     if relation is None:
         raise SpecError("The SQL has no answer to write: its last statement returns no rows.")
     batches = relation.to_arrow_reader(FETCH_ROWS)
-    with (
-        replaced_file(output_file) as sink,
-        pq.ParquetWriter(sink, batches.schema, compression="zstd") as writer,
-    ):
-        for batch in batches:
-            writer.write_batch(batch)
+    try:
+        with (
+            replaced_file(output_file) as sink,
+            pq.ParquetWriter(sink, batches.schema, compression="zstd") as writer,
+        ):
+            for batch in batches:
+                writer.write_batch(batch)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise SpecError(f"Parquet cannot hold this answer: {str(error).splitlines()[0]}; cast it to VARCHAR.") from None

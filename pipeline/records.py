@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -124,6 +125,19 @@ def is_of_input(record: RunRecord, spec: JobSpec) -> bool:
     """Tell whether a run listed the spec's input, up to a limit or not."""
     is_same_uri = str(record.identity.get("input.uri")).rstrip("/") == spec.input.uri.rstrip("/")
     return is_same_uri and record.identity.get("input.glob") == spec.input.glob
+
+
+def began(record: RunRecord) -> datetime:
+    """Return when a run began, UTC.
+
+    Raises:
+        StorageError: its record is damaged.
+    """
+    try:
+        moment = datetime.fromisoformat(record.created)
+    except (TypeError, ValueError):
+        raise StorageError(f"The record of the run {record.run} is damaged: created is {record.created!r}.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:

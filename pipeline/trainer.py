@@ -1,6 +1,5 @@
 """Training from files: the spec, COCO annotations and images, each from a local path or any storage."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from htc_model.training.loop import OnStep, TrainingStoppedError
 from htc_model.training.run import EvaluationSet, run_training
 from htc_model.training.spec import DataSection, TrainingSpec
 from htc_model.weights import load_weights
+from pipeline.coco_files import read_coco
 from pipeline.config import ModelSection, StorageSection, Uri
 from pipeline.errors import ImageError, RunError, SpecError, StorageError
 from pipeline.fetch import resolve_weights
@@ -132,17 +132,20 @@ def train_alone(
 
 
 def _load_data(
-    sections: Sequence[DataSection], spec: TrainingSpec, storage: Storage, *, keeps_empty_images: bool | None = None
+    sections: Sequence[DataSection], spec: TrainingSpec, storage: Storage, *, is_truth: bool = False
 ) -> CocoAnnotations:
-    keeps_empty = spec.keeps_empty_images if keeps_empty_images is None else keeps_empty_images
+    # Images without objects stay in the truth: a detection on one of them is wrong and must count.
+    keeps_empty = is_truth or spec.keeps_empty_images
     parts = []
     for section in sections:
         uri = absolute_uri(section.annotations)
         try:
-            document = json.loads(storage.read(uri))
-            part = read_annotations(document, classes=spec.model.classes, keeps_empty_images=keeps_empty)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise SpecError(f"{uri} is no JSON: {error}.") from error
+            part = read_annotations(
+                read_coco(uri, storage),
+                classes=spec.model.classes,
+                keeps_empty_images=keeps_empty,
+                is_truth=is_truth,
+            )
         except AnnotationError as error:
             raise SpecError(f"{uri}: {error}") from error
         folder = absolute_uri(section.images)
@@ -164,8 +167,7 @@ def _load_evaluation(
     load_image: Callable[[str], NDArray[np.uint8]],
     training: CocoAnnotations,
 ) -> EvaluationSet:
-    # Images without objects stay: a detection on one of them is wrong and must count.
-    annotations = _load_data([section], spec, storage, keeps_empty_images=True)
+    annotations = _load_data([section], spec, storage, is_truth=True)
     if annotations.category_ids != training.category_ids:
         raise SpecError(
             f"{section.annotations} has the classes {', '.join(annotations.classes)}, the training data "

@@ -18,6 +18,7 @@ import pyarrow.dataset as pads
 from pipeline.deletions import DELETIONS_SCHEMA, deletion_parts
 from pipeline.errors import SpecError
 from pipeline.machine_limits import usable_cpus, usable_memory
+from pipeline.records import began
 from pipeline.results import Results
 from pipeline.stored_dataset import StoredDataset, open_files
 from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
@@ -34,7 +35,7 @@ DUCKDB_MEMORY_SHARE = 0.8
 _RUNS_SCHEMA = pa.schema(
     [
         ("run", pa.string()),
-        ("created", pa.string()),
+        ("created", pa.timestamp("us", tz="UTC")),
         ("input", pa.string()),
         ("model", pa.string()),
         ("weights_sha256", pa.string()),
@@ -80,6 +81,8 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
         connection.register("instances", open_dataset(results, "instances"))
         connection.register("deletions", open_dataset(results, "deletions"))
         connection.register("runs", _runs_table(results))
+        # Times read the same on every machine; the wheel has the extension that knows time zones.
+        connection.execute("SET TimeZone = 'UTC'")
         for view in (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
             connection.execute(view)
         for setting in () if is_external_allowed else _CLOSED_SETTINGS:
@@ -136,7 +139,7 @@ def _runs_table(results: Results) -> pa.Table:
     rows = [
         {
             "run": record.run,
-            "created": record.created,
+            "created": began(record),
             "input": record.spec.get("input", {}).get("uri"),
             "model": record.fingerprint.get("preset"),
             "weights_sha256": record.fingerprint.get("weights_sha256"),

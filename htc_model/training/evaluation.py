@@ -29,13 +29,13 @@ def evaluate_model(model: HTC, annotations: CocoAnnotations, load_image: LoadIma
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     results: list[dict[str, Any]] = []
-    for image in annotations.images:
+    for number, image in enumerate(annotations.images):
         batch = build_batch([load_image(image.file_name)], model.config, device)
         detections = encode_detections(model.infer(batch)[0])
-        results.extend(_coco_results(detections, image.image_id, annotations.category_ids))
+        results.extend(_coco_results(detections, number, annotations.category_ids))
     for module, is_training in was_training.items():
         module.training = is_training
-    image_ids = [image.image_id for image in annotations.images]
+    image_ids = list(range(len(annotations.images)))
     document = coco_document(annotations)
     return score_results(results, document, image_ids, annotations.category_ids, has_masks=model.config.has_masks)
 

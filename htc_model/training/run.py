@@ -79,6 +79,10 @@ def run_training(
     checkpoint = read_checkpoint(files.checkpoint, spec.model_dump(mode="json"), config)
     for bad in annotations.bad:
         logger.warning("left out %s", bad)
+    for mended in annotations.mended:
+        logger.warning("mended %s", mended)
+    for note in annotations.notes:
+        logger.warning("%s", note)
     model, initial = build_training_model(spec, config, load_state)
     fresh = [] if initial is None else describe_reinitialised(model, initial)
     if fresh and spec.model.initial != "imagenet":

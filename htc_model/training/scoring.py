@@ -3,24 +3,29 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from htc_model.training.annotations import CocoAnnotations
 
 # COCOeval.stats: what its first six numbers are; sizes small < 32^2 <= medium < 96^2 <= large pixels.
 _STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+# COCOeval's Params.areaRng, pixels; both ends belong to a size.
+AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e5**2)}
 
 
 def score_results(
-    results: list[dict[str, Any]],
+    results: Sequence[Mapping[str, Any]],
     document: Mapping[str, Any],
-    image_ids: list[int],
+    image_ids: Sequence[int],
     category_ids: tuple[int, ...],
     *,
     has_masks: bool,
 ) -> dict[str, float]:
     """Score detections.
+
+    An object without a mask counts for boxes only; for masks its box is a region to ignore, as a crowd's: a
+    detection there is neither right nor wrong.
 
     Args:
         results: image_id, category_id, score, bbox (x, y, width, height) and, with masks, segmentation (RLE).
@@ -30,12 +35,14 @@ def score_results(
 
     Returns:
         "box_ap", "box_ap50", "box_ap75", "box_ap_small", … and "mask_ap", … in [0, 1]; -1 where there is nothing to
-        score.
+        score. Without "mask_ap", … when no object of the truth has a mask.
     """
     scores: dict[str, float] = {}
-    kinds = {"box": "bbox", "mask": "segm"} if has_masks else {"box": "bbox"}
+    kinds = {"box": "bbox"}
+    if has_masks and any(entry.get("segmentation") for entry in document["annotations"]):
+        kinds["mask"] = "segm"
     for name, kind in kinds.items():
-        stats = _average_precision(results, document, image_ids, category_ids, kind) if results else [0.0] * len(_STATS)
+        stats = _average_precision(results, document, image_ids, category_ids, kind)
         scores |= {f"{name}_{stat}": float(value) for stat, value in zip(_STATS, stats, strict=False)}
     return scores
 
@@ -43,36 +50,50 @@ def score_results(
 def coco_document(annotations: CocoAnnotations) -> dict[str, Any]:
     """Write annotations as the COCO document that pycocotools scores against, numbered anew.
 
-    What reading left out is not in it: pycocotools would fall over some of that.
+    An image's number is its place in `annotations.images`, from 0: pycocotools cannot sort ids of several kinds, and
+    takes an annotation's id 0 for none. Boxes are those of the file, not clipped. What reading left out is not in
+    it: pycocotools would fail on some of that.
     """
-    objects = [(image, entry) for image in annotations.images for entry in image.objects]
+    objects = [(number, entry) for number, image in enumerate(annotations.images) for entry in image.objects]
     written: list[dict[str, Any]] = []
-    for number, (image, entry) in enumerate(objects, start=1):
-        x1, y1, x2, y2 = entry.box_xyxy
+    for number, (image_number, entry) in enumerate(objects, start=1):
         written.append(
             {
                 "id": number,
-                "image_id": image.image_id,
+                "image_id": image_number,
                 "category_id": annotations.category_ids[entry.label],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "segmentation": entry.segmentation or [[x1, y1, x2, y1, x2, y2, x1, y2]],
+                "bbox": list(entry.bbox_xywh),
+                "segmentation": entry.segmentation,
                 "area": entry.area,
                 "iscrowd": int(entry.is_crowd),
             }
         )
     return {
         "images": [
-            {"id": image.image_id, "height": image.height, "width": image.width} for image in annotations.images
+            {"id": number, "height": image.height, "width": image.width}
+            for number, image in enumerate(annotations.images)
         ],
         "annotations": written,
         "categories": [{"id": number} for number in annotations.category_ids],
     }
 
 
+def count_by_size(document: Mapping[str, Any], image_ids: Sequence[int]) -> dict[str, int]:
+    """Count the objects that are scored, crowds aside: "all", and by size, each as `AREA_RANGES` says."""
+    wanted = set(image_ids)
+    areas = [
+        entry["area"]
+        for entry in document["annotations"]
+        if entry["image_id"] in wanted and not entry.get("iscrowd", 0)
+    ]
+    sizes = {name: sum(low <= area <= high for area in areas) for name, (low, high) in AREA_RANGES.items()}
+    return {"all": len(areas), **sizes}
+
+
 def _average_precision(
-    results: list[dict[str, Any]],
+    results: Sequence[Mapping[str, Any]],
     document: Mapping[str, Any],
-    image_ids: list[int],
+    image_ids: Sequence[int],
     category_ids: tuple[int, ...],
     kind: str,
 ) -> list[float]:
@@ -83,12 +104,39 @@ def _average_precision(
         # pycocotools prints its tables, and uses numpy in a way that numpy has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         truth = COCO()
-        truth.dataset = dict(document)
+        truth.dataset = {**document, "annotations": [_truth(entry, kind) for entry in document["annotations"]]}
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), kind)
-        evaluation.params.imgIds = image_ids
+        detections = _results(results, kind)
+        if detections:
+            found = truth.loadRes(detections)
+        else:
+            # loadRes looks at the first result.
+            found = COCO()
+            found.dataset = {**truth.dataset, "annotations": []}
+            found.createIndex()
+        evaluation = COCOeval(truth, found, kind)
+        evaluation.params.imgIds = list(image_ids)
         evaluation.params.catIds = list(category_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return [float(value) for value in evaluation.stats]
+
+
+def _truth(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Copy an object, since pycocotools writes into it; one without a mask becomes a region to ignore."""
+    copied = dict(entry)
+    if kind == "segm" and not entry.get("segmentation"):
+        x, y, width, height = entry["bbox"]
+        copied["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        copied["iscrowd"] = 1
+    return copied
+
+
+def _results(results: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
+    if kind == "bbox":
+        return [dict(result) for result in results]
+    # loadRes takes a detection's area, and so its size, from the box if there is one: COCO's is that of the mask.
+    return [
+        {key: value for key, value in result.items() if key != "bbox"} for result in results if "segmentation" in result
+    ]

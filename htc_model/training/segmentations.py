@@ -1,6 +1,7 @@
 """One annotation's box and mask, checked value by value: what cannot be used is told in a few words."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,22 @@ from htc_model.rle import decode_lengths
 _MIN_POLYGON_NUMBERS = 6
 # So many image sizes may a corner lie outside. pycocotools walks along an edge pixel by pixel, however long it is.
 _MOST_IMAGE_SIZES = 2
+_NO_FIT = "the run lengths do not fit the image"
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Box:
+    """An object's box in pixels: xyxy is clipped to the image.
+
+    unclipped_xywh: as in the file; None where it was taken from the mask, which `flaw` gives the reason for (empty when
+    the file simply has no box).
+    """
+
+    xyxy: tuple[float, float, float, float]
+    unclipped_xywh: tuple[float, float, float, float] | None = None
+    flaw: str = ""
 
 
 class RejectedError(Exception):
@@ -31,16 +46,16 @@ def sound_segmentation(segmentation: Any, size: Size) -> tuple[Any, list[str]]:
         the segmentation without its flawed polygons (None for nothing at all), and those polygons' flaws.
 
     Raises:
-        RejectedError: there are run lengths, and they are not this image's.
+        RejectedError: it is neither polygons nor run lengths of this image.
     """
-    if segmentation is None or segmentation in ([], {}):
+    if segmentation is None or segmentation in ([], {}, ""):
         return None, []
     if not isinstance(segmentation, list):
-        if not _is_sound_rle(segmentation, size):
-            raise RejectedError("the run lengths do not fit the image")
-        return segmentation, []
-    flaws = [_polygon_flaw(part, size) for part in segmentation]
-    sound = [part for part, flaw in zip(segmentation, flaws, strict=True) if flaw is None]
+        return _sound_rle(segmentation, size), []
+    # One polygon without the list around it.
+    parts = [segmentation] if _are_numbers(segmentation) else segmentation
+    flaws = [_polygon_flaw(part, size) for part in parts]
+    sound = [part for part, flaw in zip(parts, flaws, strict=True) if flaw is None]
     return sound, [flaw for flaw in flaws if flaw is not None]
 
 
@@ -62,58 +77,97 @@ def _are_numbers(values: Any) -> bool:
     )
 
 
-def _is_sound_rle(segmentation: Any, size: Size) -> bool:
-    if not isinstance(segmentation, Mapping) or segmentation.get("size") != list(size):
-        return False
-    counts = segmentation.get("counts")
+def _sound_rle(segmentation: Any, size: Size) -> Mapping[str, Any]:
+    """Check run lengths, and write plain ones as whole numbers.
+
+    Raises:
+        RejectedError: they are not this image's.
+    """
+    if not isinstance(segmentation, Mapping):
+        raise RejectedError("the segmentation is neither polygons nor run lengths")
+    rle_size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not _are_numbers(rle_size) or len(rle_size) != 2 or counts is None:
+        raise RejectedError("run lengths without size or counts")
+    if rle_size != list(size):
+        raise RejectedError(_NO_FIT)
+    whole: dict[str, Any] = {"size": list(size), "counts": counts}
     if isinstance(counts, list):
-        are_whole = all(isinstance(count, int) and count >= 0 for count in counts)
-        return are_whole and sum(counts) == size[0] * size[1]
+        if not _are_numbers(counts) or not all(count >= 0 and float(count).is_integer() for count in counts):
+            raise RejectedError(_NO_FIT)
+        whole["counts"] = [int(count) for count in counts]
+        if sum(whole["counts"]) != size[0] * size[1]:
+            raise RejectedError(_NO_FIT)
+        return whole
     if not isinstance(counts, str | bytes):
-        return False
+        raise RejectedError(_NO_FIT)
     try:
-        decode_lengths(segmentation)
+        decode_lengths(whole)
     except ValueError:
-        return False
-    return True
+        raise RejectedError(_NO_FIT) from None
+    return whole
 
 
-def clip_box(bbox: Any, segmentation: Any, size: Size) -> tuple[float, float, float, float]:
-    """Find an object's box in pixels, x1, y1, x2, y2, clipped to the image.
+def read_box(bbox: Any, segmentation: Any, size: Size) -> Box:
+    """Find an object's box.
 
     Args:
-        bbox: COCO's x, y, width, height; without it the box is the mask's.
-        segmentation: of `sound_segmentation`.
+        bbox: COCO's x, y, width, height; where it is missing, or cannot be used, the box is the mask's.
+        segmentation: of `sound_segmentation`; None without a mask.
         size: (height, width) of the image.
 
     Raises:
         RejectedError: there is no box, or nothing of it inside the image.
     """
+    flaw = ""
     if bbox:
         if not _are_numbers(bbox) or len(bbox) != 4:
-            raise RejectedError("the box is not four numbers")
-        x1, y1, x2, y2 = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
-    elif isinstance(segmentation, list):
+            flaw = "the box is not four numbers"
+        elif bbox[2] <= 0 or bbox[3] <= 0:
+            flaw = "the box has no area"
+        else:
+            x, y, width, height = (float(value) for value in bbox)
+            xyxy = _clip((x, y, x + width, y + height), size)
+            if xyxy is not None:
+                return Box(xyxy, (x, y, width, height))
+            flaw = "no area inside the image"
+    if segmentation is None:
+        raise RejectedError(flaw or "no box and no mask")
+    xyxy = _clip(_box_of_mask(segmentation, size), size)
+    if xyxy is None:
+        raise RejectedError(flaw or "no area inside the image")
+    return Box(xyxy, flaw=flaw)
+
+
+def _box_of_mask(segmentation: Any, size: Size) -> tuple[float, float, float, float]:
+    if isinstance(segmentation, list):
         corners = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in segmentation])
         (x1, y1), (x2, y2) = corners.min(axis=0), corners.max(axis=0)
-    elif segmentation is not None:
-        x1, y1, width, height = pycocotools.mask.toBbox(to_rle(segmentation, size)).tolist()
-        x2, y2 = x1 + width, y1 + height
-    else:
-        raise RejectedError("no box and no mask")
-    limits = (size[1], size[0]) * 2
-    x1, y1, x2, y2 = (
-        min(max(float(edge), 0.0), float(limit)) for edge, limit in zip((x1, y1, x2, y2), limits, strict=True)
-    )
-    if not (x2 > x1 and y2 > y1):
-        raise RejectedError("no area inside the image")
-    return x1, y1, x2, y2
+        return x1, y1, x2, y2
+    x1, y1, width, height = pycocotools.mask.toBbox(to_rle(segmentation, size)).tolist()
+    return x1, y1, x1 + width, y1 + height
 
 
-def read_area(area: Any, box_xyxy: tuple[float, float, float, float]) -> float:
-    """Take the file's area in pixels, or the box's where there is none; scoring sorts objects by it."""
+def _clip(xyxy: tuple[float, float, float, float], size: Size) -> tuple[float, float, float, float] | None:
+    """Clip a box to the image; None when nothing is left of it."""
+    height, width = size
+    x1, x2 = (min(max(float(edge), 0.0), float(width)) for edge in (xyxy[0], xyxy[2]))
+    y1, y2 = (min(max(float(edge), 0.0), float(height)) for edge in (xyxy[1], xyxy[3]))
+    return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
+
+
+def read_area(area: Any, box_xyxy: tuple[float, float, float, float], segmentation: Any, size: Size) -> float:
+    """Take the file's area in pixels; where there is none, the mask's, and the box's without a mask.
+
+    Scoring sorts objects by it.
+
+    Args:
+        segmentation: of `sound_segmentation`; None without a mask.
+        size: (height, width) of the image.
+    """
     if _are_numbers([area]) and area >= 0:
         return float(area)
+    if segmentation is not None:
+        return float(pycocotools.mask.area(to_rle(segmentation, size)))
     x1, y1, x2, y2 = box_xyxy
     return (x2 - x1) * (y2 - y1)
 

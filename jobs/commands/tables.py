@@ -15,7 +15,9 @@ class OutputFormat(enum.StrEnum):
 
     TABLE = "table"
     CSV = "csv"
+    TSV = "tsv"
     JSON = "json"
+    JSONL = "jsonl"
     PARQUET = "parquet"
 
 
@@ -29,7 +31,12 @@ def query(
         typer.Option("--format", help="[default: table, or what --output's suffix says]", show_default=False),
     ] = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write there instead of to stdout.")
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Write there instead of to stdout: .csv, .tsv, .json, .jsonl (all also .gz), .parquet, .txt.",
+        ),
     ] = None,
     allow_external: Annotated[
         bool, typer.Option("--allow-external", help="Let the SQL read and write other files and settings.")
@@ -40,6 +47,8 @@ def query(
     """Ask DuckDB about the tables of a run.
 
     The views images, instances and runs hold committed rows only; a column `run` tells runs apart.
+    In JSON, image_id and other whole numbers beyond 2^53 are text, as many readers would round them.
+    Times are in UTC.
     """
     from jobs.query import query_output
 
@@ -99,7 +108,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Score this class; repeatable. [default: all the model knows]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line, in [0, 1], instead of a table.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse flawed annotations instead of naming and leaving them out.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line, in [0, 1], with every flaw, instead of a table.")
+    ] = False,
     run_name: options.StoredRun = None,
     endpoint_url: options.EndpointUrl = None,
     anonymous: options.Anonymous = False,
@@ -113,6 +127,7 @@ def evaluate(
             annotations,
             run=run_name,
             classes=classes or (),
+            is_strict=strict,
             is_json=as_json,
             storage_section=options.storage_section(endpoint_url, anonymous),
         )

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from jobs.answers import json_value
 from jobs.console import say, size_of, write_line, write_table
 from pipeline.current import needed_runs
 from pipeline.outcomes import in_words
@@ -34,7 +35,9 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
     needed = needed_runs(results)
     unfinished = half_pruned(results.storage, results.output_uri)
     if is_json:
-        write_line(json.dumps([_described(each, is_needed=each.run in needed) for each in standings]))
+        described = [_described(each, is_needed=each.run in needed) for each in standings]
+        # Iceberg's snapshot ids are beyond 2^53.
+        write_line(json.dumps(json_value(described)))
         return
     rows = [_cells(each, is_needed=each.run in needed) for each in standings]
     write_table(COLUMNS, rows, alignments=["right" if name in NUMBERS else "left" for name in COLUMNS])

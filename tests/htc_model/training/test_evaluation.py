@@ -64,7 +64,12 @@ def test_broken_annotations_are_left_out_of_the_scoring():
     document = small_document(4)
     results = list(perfect_results(document))
     first = document["annotations"][0]
-    broken = [{"segmentation": [[1, 1, 2, 2]]}, {"category_id": 99}, {"image_id": 99}, {"bbox": [500, 500, 9, 9]}]
+    broken = [
+        {"segmentation": [[1, 1, 2, 2]]},
+        {"category_id": 99},
+        {"image_id": 99},
+        {"bbox": [0, 0, 0, 9], "segmentation": None},
+    ]
     document["annotations"] += [first | {"id": 50 + number} | flaw for number, flaw in enumerate(broken)]
     del first["area"]
     document["annotations"][1] |= {"segmentation": [*document["annotations"][1]["segmentation"], [3, 3, 4, 4]]}
