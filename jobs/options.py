@@ -13,6 +13,7 @@ OVERRIDES: Mapping[str, str] = {
     "input_uri": "input.uri",
     "output_uri": "output.uri",
     "limit": "input.limit",
+    "uri_column": "input.uri_column",
     "model": "model.preset",
     "weights": "model.weights",
     "score_threshold": "model.score_threshold",
@@ -32,7 +33,7 @@ InputUri = Annotated[
     str | None,
     typer.Argument(
         metavar="INPUT",
-        help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .jsonl, .parquet).",
+        help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .tsv, .json, .jsonl, .parquet).",
         show_default=False,
     ),
 ]
@@ -83,6 +84,14 @@ ShardImages = Annotated[
 Limit = Annotated[
     int | None,
     typer.Option("--limit", metavar="N", help="Only the first N images."),
+]
+UriColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--uri-column",
+        metavar="NAME",
+        help="Column (or key) of a listing that names the images; a number where there is no heading.",
+    ),
 ]
 RunName = Annotated[
     str | None,

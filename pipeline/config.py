@@ -5,7 +5,6 @@ Unknown keys are refused, because a misspelt key that is silently ignored costs 
 wrong setting. This module imports no torch, Ray, pyarrow or fsspec: `htc --help` goes through it.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from htc_model.registry import BUNDLED_PRESET
+from pipeline.addresses import address_problem, credential_in, secrets_in
 from pipeline.errors import SpecError
 from pipeline.option_rules import check_options
 from pipeline.spec_reading import absolute_uri, read_spec, weights_reference
@@ -38,11 +38,18 @@ AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeVal
 
 def _without_credentials(uri: str) -> str:
     # The spec is copied into run.json, and its uris into every row.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@", uri):
+    if credential_in(uri):
         raise ValueError(
             "credentials are not written into a spec; take them out of the URL, and set them in the environment "
             "or a profile"
         )
+    if secrets := secrets_in(uri):
+        raise ValueError(
+            f"{secrets[0]} is a secret, and secrets are not written into a spec; take it out of the URL, or fetch the "
+            "file and name the copy"
+        )
+    if problem := address_problem(uri):
+        raise ValueError(problem)
     return uri
 
 
@@ -56,13 +63,20 @@ class Section(BaseModel):
 
 
 class InputSection(Section):
-    """Where the images are."""
+    """Where the images are.
+
+    uri_column: of a listing or of Parquet files; a key where entries are JSON. A number counts the columns of a text
+        listing without a heading, from 1.
+    """
 
     uri: Uri = Field(min_length=1, description="a path or URI")
     glob: str | None = Field(
         default=None, min_length=1, description='a pattern relative to input.uri, such as "**/*.jpg"'
     )
     limit: int | None = Field(default=None, ge=1, description="a whole number of images, at least 1")
+    uri_column: str | None = Field(
+        default=None, min_length=1, description="the heading (or number) of the column that names the images, or null"
+    )
 
 
 class OutputSection(Section):
@@ -205,7 +219,7 @@ class JobSpec(Section):
         pattern=NAME_PATTERN,
         description="letters, digits, dots, dashes and underscores, starting with a letter or digit",
     )
-    input: InputSection = Field(description="a section with the keys uri, glob, limit")
+    input: InputSection = Field(description="a section with the keys uri, glob, limit, uri_column")
     output: OutputSection = Field(description="a section with the key uri")
     storage: StorageSection = StorageSection()
     model: ModelSection = ModelSection()
@@ -235,6 +249,8 @@ class JobSpec(Section):
             "images.max_pixels": self.images.max_pixels,
             "images.max_bytes": self.images.max_bytes,
             **self._selecting(),
+            # Absent where it is not said, as from runs that were begun before there was such a key.
+            **({} if self.input.uri_column is None else {"input.uri_column": self.input.uri_column}),
         }
 
     def _selecting(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.paged_listing import list_keys
 from pipeline.s3_listing import Call, find_on_s3
-from pipeline.store_options import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
+from pipeline.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
 
 PAGE_KEYS = 1000
 # Of an object only what is asked for is sent.

@@ -12,18 +12,30 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from pipeline import local_files
+from pipeline import local_files, store_options
 from pipeline.config import StorageSection
-from pipeline.errors import NotFoundError
+from pipeline.errors import NotFoundError, UnsupportedSchemeError
 from pipeline.object_reading import ReadRequest
 from pipeline.other_listing import finder_of
 from pipeline.range_file import open_ranges
 from pipeline.retrying import retry_local
+from pipeline.signed_addresses import SignedAddresses
 from pipeline.storage_errors import Verb, storage_error
 from pipeline.store import Store, in_our_words
-from pipeline.store_options import S3_SCHEMES, read_concurrency
+from pipeline.store_options import read_concurrency
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
-from pipeline.uris import WEB_SCHEMES, glob_pattern, host_of, is_local, join, local_path, name_order, scheme_of
+from pipeline.uris import (
+    S3_SCHEMES,
+    WEB_SCHEMES,
+    WELL_KNOWN_SCHEMES,
+    glob_pattern,
+    host_of,
+    is_local,
+    join,
+    local_path,
+    name_order,
+    scheme_of,
+)
 from pipeline.web_store import WebHosts, WebStore
 
 __all__ = ["Fetched", "Listed", "Storage", "join"]
@@ -50,7 +62,10 @@ class Storage:
         """`is_known`: another process of the run has reached the stores, so that one that is away is waited for."""
         self.section = section or StorageSection()
         self._is_known = is_known
+        self.signed = SignedAddresses()
         self._stores: dict[str, Store] = {}
+        # Schemes that were asked about, and why they cannot be opened.
+        self._problems: dict[str, str | None] = {}
         self._web_hosts = WebHosts()
         self._lock = threading.Lock()
 
@@ -61,6 +76,20 @@ class Storage:
     def read_concurrency(self, uri: str) -> int:
         """How many reads below a uri may be under way at once."""
         return read_concurrency(self.section, is_local=is_local(uri))
+
+    def scheme_problem(self, uri: str) -> str | None:
+        """Say why addresses of this scheme cannot be opened here, None when they can; asks no store."""
+        scheme = scheme_of(uri)
+        if is_local(uri) or scheme in self._problems:
+            return self._problems.get(scheme)
+        problem = store_options.scheme_problem(scheme, self.section)
+        if problem is None and scheme not in WELL_KNOWN_SCHEMES:
+            try:
+                self._store(uri)
+            except UnsupportedSchemeError as error:
+                problem = str(error).removesuffix(".")
+        self._problems[scheme] = problem
+        return problem
 
     def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
         """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
@@ -253,9 +282,12 @@ class Storage:
             yield name[len(path) :].removeprefix("/"), listed.bytes, listed.etag
 
     def client(self, uri: str) -> tuple[Any, str]:
-        """Return the fsspec file system for a remote uri, and the uri as that file system spells it."""
+        """Return the fsspec file system for a remote uri, and the uri as that file system spells it.
+
+        Of a signed URL that is the address with its signature.
+        """
         client = self._store(uri).client
-        return client, client._strip_protocol(uri)
+        return client, client._strip_protocol(self.signed.find(uri) or uri)
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
         """Run one storage call: translate its errors, and retry those that may pass (`pipeline.retrying`)."""
@@ -266,17 +298,24 @@ class Storage:
     def _store(self, uri: str) -> Store:
         scheme = scheme_of(uri)
         is_web = scheme in WEB_SCHEMES
+        if self._problems.get(scheme) is not None:
+            raise UnsupportedSchemeError(f"{self._problems[scheme]}.")
         name = f"{scheme}://{host_of(uri)}" if is_web else scheme
         with self._lock:
             if name not in self._stores:
                 if len(self._stores) >= MOST_STORES:
                     # The one used first; what it knew is learnt again.
                     del self._stores[next(iter(self._stores))]
-                self._stores[name] = (
-                    WebStore(scheme, self.section, uri, self._web_hosts)
-                    if is_web
-                    else Store(scheme, self.section, uri, is_known=self._is_known)
-                )
+                try:
+                    self._stores[name] = (
+                        WebStore(scheme, self.section, uri, self._web_hosts)
+                        if is_web
+                        else Store(scheme, self.section, is_known=self._is_known)
+                    )
+                except UnsupportedSchemeError as error:
+                    # A listing may name it a million times.
+                    self._problems[scheme] = str(error).removesuffix(".")
+                    raise
             return self._stores[name]
 
 

@@ -22,9 +22,9 @@ class Store:
     client: the fsspec file system.
     """
 
-    def __init__(self, scheme: str, section: StorageSection, uri: str, *, is_known: bool) -> None:
-        """`uri`: for the message when the scheme has no library. `is_known`: another process has used it already."""
-        self.client: Any = open_client(scheme, section, uri)
+    def __init__(self, scheme: str, section: StorageSection, *, is_known: bool) -> None:
+        """`is_known`: another process has used it already."""
+        self.client: Any = open_client(scheme, section)
         self._health = StoreHealth(section.patience_s, has_answered=is_known)
         self._limiter = ReadLimiter(read_concurrency(section, is_local=False))
         self._hedges = Hedges(is_on=section.hedge_reads)

@@ -73,6 +73,7 @@ def submit(
     batch_size: options.BatchSize = None,
     shard_images: options.ShardImages = None,
     limit: options.Limit = None,
+    uri_column: options.UriColumn = None,
     run_name: options.RunName = None,
     fresh: options.Fresh = False,
     incremental: options.Incremental = False,
