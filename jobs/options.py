@@ -33,7 +33,7 @@ InputUri = Annotated[
     str | None,
     typer.Argument(
         metavar="INPUT",
-        help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .tsv, .json, .jsonl, .parquet).",
+        help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .json, .parquet …).",
         show_default=False,
     ),
 ]

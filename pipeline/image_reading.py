@@ -12,7 +12,7 @@ from pipeline.parquet_images import RowGroups
 from pipeline.refs import ImageRef, member_name
 from pipeline.storage import Fetched, Listed, Storage
 from pipeline.stored import ReadVersion
-from pipeline.tar_files import DamagedContainerError, TarMember, index_tar
+from pipeline.tar_files import TarMember, read_tar
 
 # How often a tar may change between looking through it and reading from it.
 LOOKS = 3
@@ -76,6 +76,8 @@ def _find_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int
         member = _tar_indexes.find(listed, member_name(ref.uri, container), storage)
         if member is None:
             raise NotFoundError(f"{ref.uri} does not exist any more.")
+        if member.problem is not None:
+            raise ImageError("unreadable", member.problem)
         _refuse_large(member.bytes, max_bytes)
         found = storage.fetch(container, member.offset, member.bytes)
         if found.etag == listed.etag:
@@ -128,14 +130,10 @@ class TarIndexes:
 
 
 def _index(container: str, storage: Storage) -> dict[str, TarMember]:
-    members: dict[str, TarMember] = {}
-    try:
-        for member in index_tar(container, storage):
-            members[member.name] = member
-    except DamagedContainerError as error:
-        if not members:
-            raise ImageError("unreadable", str(error)) from error
-    return members
+    index = read_tar(container, storage, lambda _: True)
+    if index.damage is not None and not index.members:
+        raise ImageError("unreadable", str(index.damage)) from index.damage
+    return index.members
 
 
 # One cache of each per process: its reading threads work on neighbouring images.

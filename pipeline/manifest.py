@@ -7,6 +7,7 @@ found by arithmetic.
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.errors import StorageError
 from pipeline.refs import ImageRef
 from pipeline.storage import Storage, join
 from pipeline.tables import SCHEMA_VERSION
+from pipeline.tar_files import archive_suffix
 from pipeline.uris import display_uri
 
 FIRST_PART_IMAGES = 1024
@@ -47,10 +49,14 @@ MANIFEST_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work, retry and output: a fixed list of images."""
+    """The unit of work, retry and output: a fixed list of images.
+
+    signed: the addresses of those images and containers that are read by signed URLs; kept in memory only.
+    """
 
     index: int
     images: tuple[ImageRef, ...]
+    signed: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class Manifest:
     """What is known of the frozen input.
 
     listed_bytes: encoded bytes of the images whose size listing told. unsized_images: the others.
-    duplicates, skipped: see `sources.SourceNotes`. first_part_shards: see `PartLayout`; 0 where all parts have
+    duplicates, skipped, refused, links, link, listing, signed: see `sources.SourceNotes`.
+    first_part_shards: see `PartLayout`; 0 where all parts have
         `part_shards`. is_planned: whether that is all; while the input is being listed, the counts grow.
     selection: of an incremental run, what became of the listed images, see `selection_counts`; empty for a full one.
     """
@@ -105,6 +112,11 @@ class Manifest:
     unsized_images: int
     duplicates: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    links: int = 0
+    link: str = ""
+    listing: str = ""
+    signed: int = 0
     first_part_shards: int = 0
     is_planned: bool = True
     selection: dict[str, int] = field(default_factory=dict)
@@ -120,9 +132,17 @@ class Manifest:
         if self.duplicates:
             entries = "entry names" if self.duplicates == 1 else "entries name"
             lines.append(f"{self.duplicates:,} {entries} an image again, and each image is taken once")
-        if self.skipped:
-            kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in self.skipped.items())
-            lines.append(f"files that are no images, left out: {kinds}")
+        archives = {kind: count for kind, count in self.skipped.items() if archive_suffix(f"a{kind}") is not None}
+        if archives:
+            lines.append(f"archives, left out: {_counted(archives)}; unpack them, or repack them as plain .tar")
+        if others := {kind: count for kind, count in self.skipped.items() if kind not in archives}:
+            lines.append(f"files that are no images, left out: {_counted(others)}")
+        if self.links:
+            what = "1 link to a folder" if self.links == 1 else f"{self.links:,} links to folders"
+            lines.append(f"{what} not entered, as the files are listed by other names: {display_uri(self.link)}")
+        if self.refused:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.refused.items())
+            lines.append(f"rows that say why they cannot be read: {kinds}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +154,10 @@ class Manifest:
         """Read what `to_dict` wrote; later versions' keys are ignored."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.items())
 
 
 class ManifestReader:
@@ -163,7 +187,8 @@ class ManifestReader:
         expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
         if len(table) != expected or table.column("shard")[0].as_py() != index:
             raise StorageError(f"{part_uri(self._folder, number)} is damaged: shard {index} is not whole.")
-        return Shard(index, tuple(refs_of(table)))
+        images = tuple(refs_of(table))
+        return Shard(index, images, self._storage.signed.find_all(ref.container or ref.uri for ref in images))
 
     def _read_part(self, number: int) -> pa.Table:
         if self._part is None or self._part[0] != number:

@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, TypeVar
 from pipeline import local_files, store_options
 from pipeline.config import StorageSection
 from pipeline.errors import NotFoundError, UnsupportedSchemeError
+from pipeline.local_files import OnLink
 from pipeline.object_reading import ReadRequest
 from pipeline.other_listing import finder_of
 from pipeline.range_file import open_ranges
@@ -30,6 +31,7 @@ from pipeline.uris import (
     WELL_KNOWN_SCHEMES,
     glob_pattern,
     host_of,
+    is_hidden_name,
     is_local,
     join,
     local_path,
@@ -91,7 +93,9 @@ class Storage:
         self._problems[scheme] = problem
         return problem
 
-    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
+    def list(
+        self, uri: str, glob: str | None = None, *, after: str | None = None, on_link: OnLink | None = None
+    ) -> Iterator[Listed]:
         """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
 
         Local folders and S3 are listed while the iterator is read, in little memory. Hidden names
@@ -101,6 +105,7 @@ class Storage:
             uri: a folder, prefix or file, taken literally.
             glob: a pattern for the path relative to the folder, see `uris.glob_pattern`.
             after: only what comes behind this name, which need not exist; one that lies outside means nothing.
+            on_link: see `local_files.walk_files`.
         """
         kind = self.kind(uri)
         if kind == "absent":
@@ -108,10 +113,12 @@ class Storage:
         if kind == "file":
             yield self.stat(uri)
             return
+        if uri.endswith("//") and not is_local(uri):
+            uri = self._folder_of_slashes(uri)
         pattern = glob_pattern(glob) if glob is not None else None
         folder = join(local_path(uri) if is_local(uri) else uri, "")
         start = after.removeprefix(folder) if after is not None and after.startswith(folder) else ""
-        listing = self._list_local(uri, start) if is_local(uri) else self._list_remote(uri, start)
+        listing = self._list_local(uri, start, on_link) if is_local(uri) else self._list_remote(uri, start)
         for relative, listed in listing:
             if pattern is None or pattern.fullmatch(relative):
                 yield listed
@@ -250,11 +257,22 @@ class Storage:
         except NotFoundError:
             return
 
-    def _list_local(self, uri: str, after: str) -> Iterator[tuple[str, Listed]]:
+    def _folder_of_slashes(self, uri: str) -> str:
+        """Return the folder that a uri with several slashes at its end names.
+
+        In a bucket `a//` is another prefix than `a/`, and where it holds nothing, one slash too many was typed.
+        """
+        bare = uri.rstrip("/")
+        is_bucket = bare.count("/") == 2
+        if not is_bucket and next(self._list_remote(uri, ""), None) is not None:
+            return uri
+        return bare
+
+    def _list_local(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, Listed]]:
         root = local_path(uri).rstrip("/")
         local_files.check_listable(root or "/")
         try:
-            for path, status in local_files.walk_files(root, f"{root}/{after}" if after else ""):
+            for path, status in local_files.walk_files(root, f"{root}/{after}" if after else "", on_link):
                 size, etag = (None, None) if status is None else (status.st_size, local_files.etag_of(status))
                 yield path[len(root) + 1 :], Listed(path, size, etag)
         except OSError as error:
@@ -268,7 +286,7 @@ class Storage:
         else:
             found = (each for each in self._find_anywhere(uri) if name_order(each[0]) > name_order(after))
         for relative, size, etag in found:
-            is_hidden = relative.startswith(".") or "/." in relative
+            is_hidden = (relative.startswith(".") or "/." in relative) and is_hidden_name(relative)
             # Consoles make "folders" by empty objects whose key ends in a slash.
             if relative and not relative.endswith("/") and not is_hidden:
                 yield relative, Listed(join(uri, relative), size, unquoted(etag))

@@ -89,6 +89,11 @@ def suffix_of(uri: str) -> str:
     return name[dot:].lower() if dot > 0 else ""
 
 
+def is_hidden_name(relative: str) -> bool:
+    """Tell whether a part of a name begins with a dot; `.` and `..`, which keys of a bucket may hold, are no such."""
+    return any(part.startswith(".") and part not in (".", "..") for part in relative.split("/"))
+
+
 def resolve(entry: str, folder: str) -> str:
     """Read a listing's entry: a URI or absolute path stays, anything else is relative to the listing's
     folder.
