@@ -67,12 +67,13 @@ def key_of_names(values: Iterable[Any], uri: str, wanted: str | None) -> str | N
     Raises:
         InputError: none of them has a name there, or names could be under several keys.
     """
+    values = list(values)
     objects = [each for each in values if isinstance(each, dict)]
     if wanted is not None:
         if objects and not any(name_in(each, wanted) for each in objects):
             raise InputError(f"No entry of {uri} has the key {wanted}; its keys are {_keys(objects)}.")
         return wanted
-    if not objects or any(name_in(each, None) for each in objects):
+    if not objects or any(isinstance(each, str) or entry_of(each, None).text for each in values):
         return None
     likely = [
         name

@@ -16,7 +16,16 @@ from pipeline.errors import InputError
 from pipeline.listing_columns import Table, looks_like_name, parse_rows, read_table
 from pipeline.listing_entries import URI_COLUMNS, Entry, entry_of, key_of_names, name_in
 from pipeline.listing_json import read_json_entries
-from pipeline.listing_text import DAMAGE, SAMPLE_BYTES, Encoding, detect_encoding, guess_encoding, lines_of, unpacked
+from pipeline.listing_text import (
+    DAMAGE,
+    GUESS,
+    SAMPLE_BYTES,
+    Encoding,
+    detect_encoding,
+    guess_encoding,
+    lines_of,
+    unpacked,
+)
 from pipeline.storage import Storage
 from pipeline.uris import folder_of, has_scheme, is_local, local_path, resolve, suffix_of
 
@@ -117,6 +126,8 @@ def open_listing(uri: str, storage: Storage, column: str | None = None) -> Listi
         # Old file systems hold names that are no UTF-8: their bytes are carried through unchanged.
         candidate = Encoding("utf-8", "bytes that are not UTF-8, kept as they are")
         reading, words = _understand(uri, storage, candidate, head, column)
+    if encoding is None and is_local(uri) and _names_exist(reading, head):
+        reading = replace(reading, encoding=replace(reading.encoding, shown=reading.encoding.shown.removesuffix(GUESS)))
     shown = [f"{packer}, {words}" if packer else words, reading.encoding.shown]
     return Listing(", ".join(shown), reading.entries)
 
@@ -124,7 +135,7 @@ def open_listing(uri: str, storage: Storage, column: str | None = None) -> Listi
 def _eight_bit(head: bytes, uri: str) -> list[Encoding]:
     """Return what 8-bit text may be, in the order of trust; on a disk, other than in a bucket, names need no UTF-8."""
     raw = Encoding("utf-8", "bytes that are not UTF-8, kept as they are")
-    guesses = [guess_encoding(head), Encoding("cp1252", "cp1252 (a guess)", "replace")]
+    guesses = [guess_encoding(head), Encoding("cp1252", f"cp1252{GUESS}", "replace")]
     return [raw, *guesses] if is_local(uri) else guesses
 
 

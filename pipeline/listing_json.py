@@ -19,14 +19,14 @@ _LISTS = ("images", "files", "data", "items", "urls", "uris", "paths")
 Read = Callable[[IO[str]], Iterator[Entry]]
 
 
-class _Encoded(io.RawIOBase):
-    """Text as UTF-8, which ijson reads."""
+class _Encoded:
+    """Text as UTF-8, which is what ijson reads."""
 
     def __init__(self, text: IO[str]) -> None:
         self._text = text
 
     def read(self, size: int = -1) -> bytes:
-        return self._text.read(size if size and size > 0 else 2**16).encode("utf-8", "surrogateescape")
+        return self._text.read(size if size >= 0 else 2**16).encode("utf-8", "surrogateescape")
 
 
 def read_json_entries(sample: str, uri: str, column: str | None, *, is_whole: bool) -> tuple[Read, str]:

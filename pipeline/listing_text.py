@@ -20,6 +20,8 @@ SAMPLE_BYTES = 2**18
 LONGEST_LINE = 2**24
 """Characters; a caption has some hundred, and a file without line ends must not fill the memory."""
 
+GUESS = " (a guess)"
+
 _MARKS = (
     # The longer ones first: UTF-32's little-endian mark begins with that of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
@@ -118,7 +120,7 @@ def guess_encoding(head: bytes) -> Encoding:
     best = from_bytes(head).best()
     codec = best.encoding if best is not None else "cp1252"
     # "latin_1" and "cp1252" differ in control characters only, and people mean the second.
-    return Encoding("cp1252" if codec == "latin_1" else codec, f"{codec.replace('_', '-')} (a guess)", "replace")
+    return Encoding("cp1252" if codec == "latin_1" else codec, f"{codec.replace('_', '-')}{GUESS}", "replace")
 
 
 def _is_text(head: bytes, codec: str) -> bool:

@@ -26,6 +26,8 @@ FIRST_PART_IMAGES = 1024
 PART_IMAGES = 65_536
 """Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
 
+COMMENT_LINES = "comment lines"
+"""How a listing's comments are counted among what was skipped."""
 _NOTED = b"htc_manifest"
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -135,7 +137,11 @@ class Manifest:
         archives = {kind: count for kind, count in self.skipped.items() if archive_suffix(f"a{kind}") is not None}
         if archives:
             lines.append(f"archives, left out: {_counted(archives)}; unpack them, or repack them as plain .tar")
-        if others := {kind: count for kind, count in self.skipped.items() if kind not in archives}:
+        if comments := self.skipped.get(COMMENT_LINES):
+            lines.append(f"comments in the listing, left out: {comments:,}")
+        if others := {
+            kind: count for kind, count in self.skipped.items() if kind not in archives and kind != COMMENT_LINES
+        }:
             lines.append(f"files that are no images, left out: {_counted(others)}")
         if self.links:
             what = "1 link to a folder" if self.links == 1 else f"{self.links:,} links to folders"

@@ -16,6 +16,7 @@ from pipeline.config import InputSection
 from pipeline.errors import InputError, NotFoundError, WebHostError
 from pipeline.listing_files import URI_COLUMNS, Entry, is_listing, open_listing
 from pipeline.listing_text import SAMPLE_BYTES, looks_like_text
+from pipeline.manifest import COMMENT_LINES
 from pipeline.parquet_images import find_image_column, find_uri_column, inspect_parquet, read_uris
 from pipeline.planned import Planned
 from pipeline.redaction import redact
@@ -40,6 +41,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", "
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
 _SHOWN_NAMES = 3
 _LONGEST_SHOWN = 80
+_LONGEST_REASON = 120
 # Of a row of its own for an address that cannot be read; what is longer is named by its line.
 _LONGEST_NAME = 2048
 _ROW_URI = re.compile(r"(?P<container>.+)#row=(?P<row>\d+)", re.DOTALL)
@@ -227,7 +229,7 @@ class _Listing:
         understood = self.notes.listing
         for entry in entries:
             if entry.is_comment:
-                self.notes.skipped["comment lines"] += 1
+                self.notes.skipped[COMMENT_LINES] += 1
                 continue
             if len(shown) < _SHOWN_NAMES and entry.text:
                 shown.append(_shown_name(entry.text))
@@ -261,7 +263,10 @@ class _Listing:
             self.notes.signed += 1
         scheme_problem = self.storage.scheme_problem(name)
         if scheme_problem is not None:
-            self.notes.refused[f"of {scheme_of(name)}:// ({scheme_problem})"] += 1
+            scheme = f"{scheme_of(name)}://"
+            reason = scheme_problem.removeprefix(f"{scheme} ")
+            reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 3]}..."
+            self.notes.refused[f"of {scheme} ({reason})"] += 1
             return iter([ImageRef(name)])
         if _is_refused(name):
             self.notes.refused[f"of {archive_suffix(name)}"] += 1

@@ -61,7 +61,7 @@ def scheme_problem(scheme: str, section: StorageSection) -> str | None:
 
 def _required(system: type) -> set[str]:
     """Name the parameters that a file system cannot be opened without."""
-    parameters = list(inspect.signature(system).parameters.values())
+    parameters = list(inspect.signature(system.__init__).parameters.values())[1:]  # type: ignore[misc]
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {each.name for each in parameters if each.default is each.empty and each.kind in kinds}
 
