@@ -146,9 +146,7 @@ class Manifest:
         if self.links:
             what = "1 link to a folder" if self.links == 1 else f"{self.links:,} links to folders"
             lines.append(f"{what} not entered, as the files are listed by other names: {display_uri(self.link)}")
-        if self.refused:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.refused.items())
-            lines.append(f"rows that say why they cannot be read: {kinds}")
+        lines += [f"not readable, each a row with its reason: {count:,} {kind}" for kind, count in self.refused.items()]
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterat
 
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.lstrip("/").partition("/")
-    return bucket, f"{key.rstrip('/')}/" if key else ""
+    return bucket, f"{key.rstrip('/')}{key[len(key.rstrip('/')) :] or '/'}" if key else ""
 
 
 def _gcs_page(client: Any, bucket: str, request: dict[str, Any]) -> dict[str, Any]:

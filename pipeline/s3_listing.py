@@ -14,11 +14,11 @@ def find_on_s3(client: Any, path: str, call: Call, after: str = "") -> Iterator[
 
     Args:
         client: an s3fs file system.
-        path: bucket and prefix as that spells them.
+        path: bucket and prefix as that spells them; several slashes at its end are part of the prefix.
         after: a name relative to the path; only what comes behind it is listed.
     """
     bucket, key, _ = client.split_path(path)
-    prefix = f"{key.rstrip('/')}/" if key else ""
+    prefix = f"{key.rstrip('/')}{path[len(path.rstrip('/')) :] or '/'}" if key else ""
 
     def fetch(request: dict[str, Any]) -> dict[str, Any]:
         return call(lambda: client.call_s3("list_objects_v2", Bucket=bucket, **request))

@@ -247,11 +247,11 @@ class _Listing:
         """List what an entry names: an image, a container's images, or the row that says why it is neither."""
         place = f"{local_path(listing) if is_local(listing) else listing}#{entry.place}"
         if entry.text is None:
-            self.notes.refused["entries that name no image"] += 1
+            self.notes.refused["without a name"] += 1
             return iter([ImageRef(place, problem=f"{entry.place.replace('=', ' ')} of the listing: {entry.problem}")])
         address = read_address(entry.text, folder)
         if address.problem is not None:
-            self.notes.refused["entries that are no address to be read"] += 1
+            self.notes.refused["without a valid address"] += 1
             is_name = len(address.name) <= _LONGEST_NAME and address.name[:5].lower() != "data:"
             return iter([ImageRef(address.name if is_name else place, problem=address.problem)])
         name = address.name
@@ -266,7 +266,7 @@ class _Listing:
             scheme = f"{scheme_of(name)}://"
             reason = scheme_problem.removeprefix(f"{scheme} ")
             reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 3]}..."
-            self.notes.refused[f"of {scheme} ({reason})"] += 1
+            self.notes.refused[f"of {scheme}, which {reason}"] += 1
             return iter([ImageRef(name)])
         if _is_refused(name):
             self.notes.refused[f"of {archive_suffix(name)}"] += 1
@@ -321,7 +321,7 @@ class _Listing:
         for member in index.members.values():
             uri = tar_uri(member.name, listed.uri)
             if member.problem is not None:
-                self.notes.refused["members of a tar"] += 1
+                self.notes.refused["inside a tar (links, sparse files)"] += 1
             yield ImageRef(
                 uri, member.bytes, listed.etag, container=listed.uri, offset=member.offset, problem=member.problem
             )

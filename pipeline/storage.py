@@ -26,6 +26,7 @@ from pipeline.store import Store, in_our_words
 from pipeline.store_options import read_concurrency
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
 from pipeline.uris import (
+    BUCKET_SCHEMES,
     S3_SCHEMES,
     WEB_SCHEMES,
     WELL_KNOWN_SCHEMES,
@@ -264,7 +265,7 @@ class Storage:
         """
         bare = uri.rstrip("/")
         is_bucket = bare.count("/") == 2
-        if not is_bucket and next(self._list_remote(uri, ""), None) is not None:
+        if scheme_of(uri) in BUCKET_SCHEMES and not is_bucket and next(self._list_remote(uri, ""), None) is not None:
             return uri
         return bare
 
@@ -282,6 +283,8 @@ class Storage:
         find = finder_of(scheme_of(uri))
         if find is not None:
             client, path = self.client(uri)
+            # File systems take slashes off the end; of several, each is part of the prefix.
+            path = f"{path.rstrip('/')}{uri[len(uri.rstrip('/')) :]}" if uri.endswith("//") else path
             found = find(client, path, lambda request: self.call(request, uri, "list"), after)
         else:
             found = (each for each in self._find_anywhere(uri) if name_order(each[0]) > name_order(after))

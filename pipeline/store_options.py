@@ -18,6 +18,8 @@ _INSIDE_OTHERS = frozenset(
     {"zip", "tar", "jar", "libarchive", "reference", "dir", "data", "generic", "async_wrapper"}
     | {"simplecache", "filecache", "blockcache", "cached", "chained"}
 )
+# Of a library that could not be loaded: every place where it looked is no help.
+_LONGEST_REASON = 80
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
@@ -45,7 +47,7 @@ def scheme_problem(scheme: str, section: StorageSection) -> str | None:
     try:
         system = fsspec.get_filesystem_class(scheme)
     except ValueError:
-        return f"no store is known by the scheme {scheme}://"
+        return f"{scheme}:// is a scheme that no store is known by"
     except (ImportError, AttributeError) as error:
         extra = EXTRAS.get(scheme)
         remedy = f"; pip install 'htc-batch[{extra}]'" if extra else ""
@@ -85,7 +87,7 @@ def open_client(scheme: str, section: StorageSection) -> Any:
         if scheme in WELL_KNOWN_SCHEMES and isinstance(error, OSError | RuntimeError):
             raise
         # Hadoop's library finds no Java, a wrapper finds nothing to wrap: whatever it is, it will be so next time.
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)[:_LONGEST_REASON]}"
         raise UnsupportedSchemeError(f"{scheme}:// cannot be opened here ({redact(reason)}).") from error
     if hasattr(client, "retries"):
         # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.

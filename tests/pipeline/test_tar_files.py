@@ -100,7 +100,7 @@ def test_a_link_is_read_as_what_it_leads_to_and_a_broken_one_is_a_row(tmp_path: 
     assert outcomes([locate_image(ref.uri, Storage()) for ref in refs]) == EXPECTED
     assert notes.duplicates == 1
     assert notes.skipped == {"no extension": 2, ".txt": 1}
-    assert notes.refused == {"members of a tar": 5}
+    assert notes.refused == {"inside a tar (links, sparse files)": 5}
 
 
 def test_links_of_a_tar_that_changed_after_the_listing_are_found_again(tmp_path: Path) -> None:
