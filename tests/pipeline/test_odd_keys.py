@@ -35,14 +35,14 @@ MARKERS = ["img/", "img/folder/"]
 HIDDEN = ["img/.hidden/a.jpg", "img/..a.jpg"]
 
 
-@pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "hush-hush")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+@pytest.fixture(scope="module")
+def door() -> Iterator[Storage]:
     objects = {key: key.encode() for key in [*KEYS, *HIDDEN]} | dict.fromkeys(MARKERS, b"")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with plain_s3(objects) as endpoint:
+    with plain_s3(objects) as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "hush-hush")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield Storage(StorageSection(endpoint_url=endpoint))
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
