@@ -84,7 +84,8 @@ def test_signed_images_are_read_resumed_and_known_again_and_no_secret_is_kept(
     again = spec_of(tmp_path, select__mode="incremental")
     incremental = open_it(again)
     counts = incremental.manifest.selection
-    assert (counts["new"], counts["changed"], counts["unchanged"], counts["deleted"]) == (0, 0, 9, 0)
+    assert (counts["new"], counts["changed"], counts["unchanged"], counts["deleted"]) == (0, 1, 9, 0)
+    assert [ref.problem is None for ref in incremental.read_shard(0).images] == [False]
     incremental.close()
 
     texts = everything_in(tmp_path / "out") | {"log": caplog.text}
