@@ -72,7 +72,7 @@ class SourceNotes:
 
     def clear(self) -> None:
         """Forget everything, as the whole input is listed again."""
-        self.__init__()  # type: ignore[misc]
+        vars(self).update(vars(SourceNotes()))
 
 
 def list_images(
@@ -337,6 +337,8 @@ class _Listing:
                 yield ImageRef(uri, None, listed.etag, container=listed.uri, row=row, column=column)
             return
         uri_column = self.column or find_uri_column(schema)
+        if is_only_input and self.column is not None and self.column not in schema.names:
+            raise InputError(f"{listed.uri} has no column {self.column}; its columns are {', '.join(schema.names)}.")
         if not is_only_input:
             # Metadata beside the images (Hugging Face's image folders have some), not a container.
             self.notes.skipped[".parquet without images"] += 1
