@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from urllib.parse import unquote
 
 REDACTED = "***"
@@ -50,6 +51,7 @@ def is_secret_option(name: str) -> bool:
     return _SECRET_OPTION.search(name) is not None
 
 
+@lru_cache(maxsize=1024)
 def is_secret_parameter(name: str) -> bool:
     """Tell whether a query parameter of a URL holds a credential or a signature, by its name."""
     return _SECRET_PARAMETER.search(name.replace("-", "_")) is not None or _SECRET_PARAMETER.search(name) is not None

@@ -13,7 +13,7 @@ from itertools import islice
 
 from pipeline.addresses import read_address
 from pipeline.config import InputSection
-from pipeline.errors import InputError, NotFoundError, WebHostError
+from pipeline.errors import InputError, NotFoundError, StorageError, TransientStorageError
 from pipeline.listing_files import URI_COLUMNS, Entry, is_listing, open_listing
 from pipeline.listing_text import SAMPLE_BYTES, looks_like_text
 from pipeline.manifest import COMMENT_LINES
@@ -245,15 +245,21 @@ class _Listing:
 
     def _from_entry(self, entry: Entry, folder: str, listing: str, seen: set[int]) -> Iterator[ImageRef]:
         """List what an entry names: an image, a container's images, or the row that says why it is neither."""
-        place = f"{local_path(listing) if is_local(listing) else listing}#{entry.place}"
         if entry.text is None:
             self.notes.refused["without a name"] += 1
-            return iter([ImageRef(place, problem=f"{entry.place.replace('=', ' ')} of the listing: {entry.problem}")])
+            return iter(
+                [
+                    ImageRef(
+                        _place(entry, listing),
+                        problem=f"{entry.place.replace('=', ' ')} of the listing: {entry.problem}",
+                    )
+                ]
+            )
         address = read_address(entry.text, folder)
         if address.problem is not None:
             self.notes.refused["without a valid address"] += 1
             is_name = len(address.name) <= _LONGEST_NAME and address.name[:5].lower() != "data:"
-            return iter([ImageRef(address.name if is_name else place, problem=address.problem)])
+            return iter([ImageRef(address.name if is_name else _place(entry, listing), problem=address.problem)])
         name = address.name
         if address.signed is not None:
             if not address.is_same_object and image_id(name) in seen and self._is_other(name, address.signed):
@@ -282,7 +288,10 @@ class _Listing:
         except NotFoundError:
             # Its row will say `missing`.
             return iter([ImageRef(uri)])
-        except WebHostError as error:
+        except TransientStorageError:
+            raise
+        except StorageError as error:
+            # One container that refuses is no reason to end the job.
             return iter([ImageRef(uri, container=uri, problem=str(error))])
         return self._from_container(listed, is_only_input=False)
 
@@ -355,6 +364,10 @@ class _Listing:
 
 def _is_refused(uri: str) -> bool:
     return archive_suffix(uri) is not None
+
+
+def _place(entry: Entry, listing: str) -> str:
+    return f"{local_path(listing) if is_local(listing) else listing}#{entry.place}"
 
 
 def _numbered(names: Iterable[str]) -> Iterator[Entry]:

@@ -10,7 +10,7 @@ from typing import IO, cast
 
 from pipeline.errors import HtcError
 from pipeline.storage import Storage
-from pipeline.uris import base_name, suffix_of, without_query
+from pipeline.uris import suffix_of, without_query
 
 _ARCHIVES = (
     *(f".tar.{packer}" for packer in ("gz", "bz2", "xz", "zst", "lz4", "lzma", "br", "z")),
@@ -68,8 +68,9 @@ class TarIndex:
 
 def archive_suffix(uri: str) -> str | None:
     """Return the extension of an archive that cannot be read by ranges, None for any other name."""
-    name = base_name(without_query(uri)).lower()
-    return next((each for each in _ARCHIVES if name.endswith(each)), None)
+    name = (without_query(uri) if "?" in uri or "#" in uri else uri).lower()
+    # Asked of every line of a listing: one call for all of them.
+    return next(each for each in _ARCHIVES if name.endswith(each)) if name.endswith(_ARCHIVES) else None
 
 
 class _HeaderReader:

@@ -6,11 +6,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry as fsspec_registry
 
 from pipeline.addresses import LONGEST_ADDRESS, read_address
 from pipeline.borders import at_image_border
 from pipeline.config import InputSection, load_spec
-from pipeline.errors import InputError, SpecError, StorageError, UnsupportedSchemeError
+from pipeline.errors import (
+    AccessDeniedError,
+    ImageError,
+    InputError,
+    SpecError,
+    StorageError,
+    UnsupportedSchemeError,
+)
 from pipeline.image_reading import read_image
 from pipeline.plan import survey_input
 from pipeline.reports import ImageFailure
@@ -197,3 +206,36 @@ def test_errors_name_the_image_and_hide_what_signs_it(tmp_path: Path) -> None:
 def test_a_missing_listing_is_still_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         list(list_images(InputSection(uri=str(tmp_path / "l.csv")), Storage()))
+
+
+def test_a_container_that_refuses_is_a_row_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "l.txt").write_text("s3://bucket/x.tar\na.jpg\n")
+    storage, stat = Storage(), Storage.stat
+
+    def refuse(self: Storage, uri: str) -> object:
+        if uri.startswith("s3://"):
+            raise AccessDeniedError(f"No permission to read {uri}.")
+        return stat(self, uri)
+
+    monkeypatch.setattr(Storage, "stat", refuse)
+    bad, good = list_images(InputSection(uri=str(tmp_path / "l.txt")), storage)
+    assert read_image(good, storage) == b"a"
+    with pytest.raises(ImageError, match="No permission"):
+        read_image(bad, storage)
+
+
+def test_a_store_that_is_not_known_here_costs_its_own_image_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(MemoryFileSystem):
+        protocol = "odd"
+
+        def cat_file(self, path: str, *_: object, **__: object) -> bytes:
+            raise RuntimeError(f"an error of its own kind about {path}")
+
+    monkeypatch.setitem(fsspec_registry, "odd", Odd)
+    failure = at_image_border("odd://a/b.jpg", lambda: read_image(ImageRef("odd://a/b.jpg"), Storage()))
+    assert isinstance(failure, ImageFailure)
+    assert (failure.status, failure.traceback) == ("failed", None)
+    assert "its own kind" in failure.reason
