@@ -36,7 +36,8 @@ def find_on_gcs(client: Any, path: str, call: Call, after: str = "") -> Iterator
 
     # "Lexicographical order, by UTF-8" (Cloud Storage, "List objects"); startOffset is said there, too.
     for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_plain=True):
-        yield found.key[len(prefix) :], found.bytes, found.etag
+        if found.key.startswith(prefix):
+            yield found.key[len(prefix) :], found.bytes, found.etag
 
 
 def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
@@ -49,7 +50,8 @@ def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterat
         return call(lambda: sync(client.loop, _azure_page, client, container, request))
 
     for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_plain=False):
-        yield found.key[len(prefix) :], found.bytes, found.etag
+        if found.key.startswith(prefix):
+            yield found.key[len(prefix) :], found.bytes, found.etag
 
 
 def _split(path: str) -> tuple[str, str]:

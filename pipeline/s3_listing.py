@@ -24,4 +24,6 @@ def find_on_s3(client: Any, path: str, call: Call, after: str = "") -> Iterator[
         return call(lambda: client.call_s3("list_objects_v2", Bucket=bucket, **request))
 
     for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else ""):
-        yield found.key[len(prefix) :], found.bytes, found.etag
+        # Servers that keep keys as paths take slashes in a row for one, and answer with keys of another prefix.
+        if found.key.startswith(prefix):
+            yield found.key[len(prefix) :], found.bytes, found.etag
