@@ -35,7 +35,7 @@ InputUri = Annotated[
     str | None,
     typer.Argument(
         metavar="INPUT",
-        help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .jsonl, .parquet).",
+        help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .json, .parquet …).",
         show_default=False,
     ),
 ]
@@ -98,7 +98,12 @@ ImageColumn = Annotated[
 ]
 UriColumn = Annotated[
     str | None,
-    typer.Option("--uri-column", metavar="NAME", help="Of Parquet files, the column that names images."),
+    typer.Option(
+        "--uri-column",
+        metavar="NAME",
+        help="Column (or key) of a listing or of Parquet files that names the images; a number where a text listing "
+        "has no heading.",
+    ),
 ]
 RunName = Annotated[
     str | None,

@@ -18,6 +18,7 @@ from pipeline.input_changes import InputChanges, InputComparison, input_errors_b
 from pipeline.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, EXIT_USAGE
 from pipeline.plan import InputSurvey, survey_input
 from pipeline.progress import count_of, format_duration
+from pipeline.redaction import redact
 from pipeline.runs import Run, find_run
 from pipeline.selection_counts import selection_lines
 from pipeline.storage import Storage
@@ -82,7 +83,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     lines += [*check.lines, *_time_lines(spec, survey, existing, check)]
     write_table(["", ""], lines, has_header=False)
     for uri, reason in sample.failures:
-        say(f"Not decoded: {uri}: {reason}")
+        say(redact(f"Not decoded: {uri}: {reason}"))
     if check.problem:
         say(check.problem)
         return EXIT_USAGE
@@ -126,7 +127,11 @@ def _decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> Samp
             payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
             sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels))
         except NotFoundError:
-            sample.failures.append((ref.uri, "missing: it is gone since it was listed"))
+            # What a store listed was there; what a text file names need never have been.
+            was_there = ref.bytes is not None or ref.etag is not None
+            sample.failures.append(
+                (ref.uri, f"missing: {'it is gone since it was listed' if was_there else 'not found'}")
+            )
         except ImageError as error:
             sample.failures.append((ref.uri, f"{error.status}: {error.reason}"))
         except HtcError as error:
@@ -140,6 +145,8 @@ def _input_lines(survey: InputSurvey) -> Iterator[Line]:
     unsized = f", {count_of(manifest.unsized_images, 'image')} of unknown size" if manifest.unsized_images else ""
     label = "to do" if manifest.selection else "input"
     yield label, f"{count_of(manifest.image_count, 'image')}, {size}{unsized}"
+    if manifest.listing:
+        yield "listing", manifest.listing
     for line in selection_lines(manifest.selection):
         yield "", line
     if columns := manifest.read_columns():

@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from pipeline.byte_budget import LaneClosedError
 from pipeline.claims import AbandonedError, OrphanedError
-from pipeline.errors import HtcError, ImageError, NotFoundError, RunError, StorageError, WebHostError
+from pipeline.errors import (
+    HtcError,
+    ImageError,
+    NotFoundError,
+    RunError,
+    StorageError,
+    UnsupportedSchemeError,
+    WebHostError,
+)
 from pipeline.redaction import redact
 from pipeline.reports import ImageFailure, PieceReport, ShardFailure, ShardReport
 
@@ -53,7 +61,7 @@ def at_image_border(uri: str, step: Callable[[], T], *, is_last_attempt: bool = 
         return ImageFailure(uri, error.status, error.reason)
     except NotFoundError as error:
         return ImageFailure(uri, "missing", one_line(error))
-    except WebHostError as error:
+    except (WebHostError, UnsupportedSchemeError) as error:
         return ImageFailure(uri, "failed", one_line(error))
     except StorageError as error:
         if not is_last_attempt:

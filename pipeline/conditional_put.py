@@ -7,8 +7,8 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.store_options import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
 from pipeline.stored import unquoted
+from pipeline.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
 
 CONDITIONAL_SCHEMES = S3_SCHEMES | GCS_SCHEMES | AZURE_SCHEMES
 # Precondition failed; two conditional writes at once. Both say that somebody else was quicker.

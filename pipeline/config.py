@@ -5,7 +5,6 @@ Unknown keys are refused, because a misspelt key that is silently ignored costs 
 wrong setting. This module imports no torch, Ray, pyarrow or fsspec: `htc --help` goes through it.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from htc_model.registry import BUNDLED_PRESET
+from pipeline.addresses import address_problem, credential_in, secrets_in
 from pipeline.errors import SpecError
 from pipeline.option_rules import check_options
 from pipeline.spec_reading import absolute_uri, read_spec, weights_reference
@@ -41,11 +41,18 @@ AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeVal
 
 def _without_credentials(uri: str) -> str:
     # The spec is copied into run.json, and its uris into every row.
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@", uri):
+    if credential_in(uri):
         raise ValueError(
             "credentials are not written into a spec; take them out of the URL, and set them in the environment "
             "or a profile"
         )
+    if secrets := secrets_in(uri):
+        raise ValueError(
+            f"{secrets[0]} is a secret, and secrets are not written into a spec; take it out of the URL, or fetch the "
+            "file and name the copy"
+        )
+    if problem := address_problem(uri):
+        raise ValueError(problem)
     return uri
 
 
@@ -61,8 +68,10 @@ class Section(BaseModel):
 class InputSection(Section):
     """Where the images are.
 
-    image_column, uri_column: of Parquet files, the column with image bytes, or with the names of images; null to judge
-        by the columns' types, names and first rows.
+    image_column: of Parquet files, the column with image bytes; null to judge by the columns' types, names and first
+        rows.
+    uri_column: of a listing or of Parquet files, the column with the names of images; a key where entries are JSON. A
+        number counts the columns of a text listing without a heading, from 1.
     """
 
     uri: Uri = Field(min_length=1, description="a path or URI")
@@ -71,7 +80,9 @@ class InputSection(Section):
     )
     limit: int | None = Field(default=None, ge=1, description="a whole number of images, at least 1")
     image_column: str | None = Field(default=None, min_length=1, description="the name of a Parquet column, or null")
-    uri_column: str | None = Field(default=None, min_length=1, description="the name of a Parquet column, or null")
+    uri_column: str | None = Field(
+        default=None, min_length=1, description="the heading (or number) of the column that names the images, or null"
+    )
 
     @model_validator(mode="after")
     def _refuse_two_columns(self) -> Self:

@@ -179,6 +179,8 @@ def _announce_plan(opened: Run, display: ProgressDisplay) -> None:
     display.note(
         f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
     )
+    if opened.manifest.listing:
+        display.note(f"The listing is {opened.manifest.listing}.")
     for line in selection_lines(opened.manifest.selection):
         display.note(line)
     for line in opened.manifest.left_out():

@@ -9,6 +9,7 @@ HtcError                      the message is one sentence for a person: what is 
 │   ├── NotFoundError         the object does not exist (any more)
 │   ├── AccessDeniedError     no permission, bad credentials
 │   ├── WebHostError          a host of the web among others fails; its images fail, and no others
+│   ├── UnsupportedSchemeError  the address is of a kind that cannot be opened here; no retry helps
 │   ├── PastEndError          a range was asked for that begins behind the object's end
 │   ├── ObjectTooLargeError   the object is larger than its reader can take
 │   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
@@ -65,6 +66,10 @@ class AccessDeniedError(StorageError):
 
 class WebHostError(StorageError):
     """A host of the web does not give what it was asked for, while others answer: this image's trouble alone."""
+
+
+class UnsupportedSchemeError(StorageError):
+    """No client can be opened for the scheme of an address: unknown, its package missing, or its options."""
 
 
 class PastEndError(StorageError):

@@ -7,13 +7,14 @@ bytes, perhaps another image's, so a tar is looked through again for the member 
 import threading
 from collections import OrderedDict
 
+from pipeline.addresses import read_address
 from pipeline.errors import ImageError, IncompleteReadError, NotFoundError, ObjectTooLargeError
 from pipeline.parquet_images import ParquetRows
 from pipeline.refs import ImageRef, member_name
 from pipeline.storage import Fetched, Listed, Storage
 from pipeline.stored import ReadVersion
-from pipeline.tar_files import DamagedContainerError, TarMember, index_tar
-from pipeline.uris import folder_of, resolve
+from pipeline.tar_files import TarMember, read_tar
+from pipeline.uris import folder_of
 
 # How often a tar may change between looking through it and reading from it.
 LOOKS = 3
@@ -62,11 +63,13 @@ def _read_row(ref: ImageRef, container: str, row: int, storage: Storage, max_byt
         return Fetched(content.payload, content.etag)
     if content.path is None:
         raise ImageError("unreadable", "the row holds no image bytes (null)")
-    if "\0" in content.path:
-        raise ImageError("unreadable", "the row holds no image bytes (null), and its path is no name of a file")
     # Hugging Face data sets hold the bytes or name a file that holds them. The version is that of the row.
-    uri = resolve(content.path, folder_of(container))
-    return Fetched(_read_loose(ImageRef(uri), storage, max_bytes).payload, content.etag)
+    address = read_address(content.path, folder_of(container))
+    if address.problem is not None:
+        raise ImageError("unreadable", f"the row holds no image bytes (null), and of its path: {address.problem}")
+    if address.signed is not None:
+        storage.signed.add({address.name: address.signed})
+    return Fetched(_read_loose(ImageRef(address.name), storage, max_bytes).payload, content.etag)
 
 
 def _read_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int | None) -> Fetched:
@@ -90,6 +93,8 @@ def _find_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int
         member = _tar_indexes.find(listed, member_name(ref.uri, container), storage)
         if member is None:
             raise NotFoundError(f"{ref.uri} does not exist any more.")
+        if member.problem is not None:
+            raise ImageError("unreadable", member.problem)
         _refuse_large(member.bytes, max_bytes)
         found = storage.fetch(container, member.offset, member.bytes)
         if found.etag == listed.etag:
@@ -142,14 +147,10 @@ class TarIndexes:
 
 
 def _index(container: str, storage: Storage) -> dict[str, TarMember]:
-    members: dict[str, TarMember] = {}
-    try:
-        for member in index_tar(container, storage):
-            members[member.name] = member
-    except DamagedContainerError as error:
-        if not members:
-            raise ImageError("unreadable", str(error)) from error
-    return members
+    index = read_tar(container, storage, lambda _: True)
+    if index.damage is not None and not index.members:
+        raise ImageError("unreadable", str(index.damage)) from index.damage
+    return index.members
 
 
 # One cache of each per process: its reading threads work on neighbouring images.

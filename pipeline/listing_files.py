@@ -1,104 +1,254 @@
-"""Listings: text files that name the images, one by one, in the order the user wants them."""
+"""Listings: text files that name the images, one by one, in the order the user wants them.
 
-import csv
+What a listing is (CSV and by what its columns are separated, JSON, lines), in which encoding, and which column holds
+the names is told from its first bytes, and reported to the user. What cannot be told is refused, with the way to say
+it; a line that cannot be understood later on becomes an image's row that says why, and the rest goes on.
+"""
+
 import io
 import json
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
 
 from pipeline.errors import InputError
-from pipeline.storage import Storage
-from pipeline.uris import suffix_of
-
-LISTING_SUFFIXES = frozenset({".txt", ".csv", ".jsonl", ".ndjson"})
-URI_COLUMNS = (
-    "uri",
-    "url",
-    "path",
-    "file_name",
-    "filename",
-    "image_uri",
-    "image_url",
-    "image_path",
-    "image",
-    "file",
+from pipeline.listing_columns import Table, looks_like_name, parse_rows, read_table
+from pipeline.listing_entries import URI_COLUMNS, Entry, entry_of, key_of_names, name_in
+from pipeline.listing_json import read_json_entries
+from pipeline.listing_text import (
+    DAMAGE,
+    GUESS,
+    SAMPLE_BYTES,
+    Encoding,
+    detect_encoding,
+    guess_encoding,
+    lines_of,
+    unpacked,
 )
-"""The column or key that holds the names, the first of these that is there."""
+from pipeline.storage import Storage
+from pipeline.uris import folder_of, has_scheme, is_local, local_path, resolve, suffix_of
+
+__all__ = ["LISTING_SUFFIXES", "URI_COLUMNS", "Entry", "Listing", "is_listing", "open_listing"]
+
+LISTING_SUFFIXES = frozenset(
+    {".txt", ".text", ".lst", ".list", ".urls", ".csv", ".tsv", ".tab", ".psv", ".json", ".jsonl", ".ndjson"}
+)
+_PACKED_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
+_TABLES = frozenset({".csv", ".tsv", ".tab", ".psv"})
+_LINES_OF_JSON = frozenset({".jsonl", ".ndjson"})
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", "": ""}
 
 
-def read_listing(uri: str, storage: Storage) -> Iterator[str]:
-    """Read the names in a .txt (one a line), .csv (a column of URI_COLUMNS or the first) or .jsonl listing.
+@dataclass(frozen=True)
+class Listing:
+    """A listing, of which is known how to read it.
 
-    Names are taken literally: neither trimmed (a name may end in a space) nor decoded. Empty lines are
-    skipped.
+    understood: its format, encoding and column in words. entries: reads it, each time from the beginning.
+    """
+
+    understood: str
+    entries: Callable[[], Iterator[Entry]]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How a listing is read: its encoding, and what turns its text into entries."""
+
+    uri: str
+    storage: Storage
+    encoding: Encoding
+    read: Callable[[IO[str]], Iterator[Entry]]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries; damage in the middle becomes one more, which says so.
+
+        Raises:
+            InputError: it is damaged before its first entry.
+        """
+        last = Entry("line=0")
+        with self.storage.reading(self.uri) as raw:
+            plain, _, _ = unpacked(raw, self.uri)
+            text = io.TextIOWrapper(plain, encoding=self.encoding.codec, errors=self.encoding.errors, newline="")
+            entries = self.read(text)
+            while True:
+                try:
+                    entry = next(entries, None)
+                except (*DAMAGE, OSError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise
+                    yield _damaged(last, str(error), self.uri)
+                    return
+                if entry is None:
+                    return
+                last = entry
+                yield entry
+
+
+def _damaged(last: Entry, reason: str, uri: str) -> Entry:
+    if last.place == "line=0":
+        raise InputError(f"{uri} cannot be read: {reason}.")
+    return Entry("end", problem=f"the listing is damaged behind {last.place.replace('=', ' ')}: {reason}")
+
+
+def is_listing(uri: str) -> bool:
+    """Tell a listing by its name; `.csv.gz` is one too."""
+    return _format_suffix(uri) in LISTING_SUFFIXES
+
+
+def _format_suffix(uri: str) -> str:
+    suffix = suffix_of(uri)
+    return (
+        suffix_of(uri[: -len(suffix)])
+        if suffix in _PACKED_SUFFIXES and suffix_of(uri) == uri[-len(suffix) :].lower()
+        else suffix
+    )
+
+
+def open_listing(uri: str, storage: Storage, column: str | None = None) -> Listing:
+    """Find out how to read a listing.
+
+    Args:
+        column: the heading, key or number that the user gave for the names.
 
     Raises:
-        InputError: a line that cannot be understood, by its number.
+        InputError: it cannot be told where the names are; the message says how to tell it.
+        StorageError: it cannot be read.
     """
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
-    read = readers.get(suffix_of(uri), _read_lines)
-    # Old file systems hold names that are no UTF-8; surrogateescape carries their bytes through unchanged.
-    with (
-        storage.reading(uri) as raw,
-        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        yield from read(text, uri)
+    with storage.reading(uri) as raw:
+        _, head, packer = unpacked(raw, uri)
+    encoding = detect_encoding(head)
+    for candidate in [encoding] if encoding else _eight_bit(head, uri):
+        reading, words = _understand(uri, storage, candidate, head, column)
+        if encoding or _names_exist(reading, head) or not is_local(uri):
+            break
+    else:
+        # Old file systems hold names that are no UTF-8: their bytes are carried through unchanged.
+        candidate = Encoding("utf-8", "bytes that are not UTF-8, kept as they are")
+        reading, words = _understand(uri, storage, candidate, head, column)
+    if encoding is None and is_local(uri) and _names_exist(reading, head):
+        reading = replace(reading, encoding=replace(reading.encoding, shown=reading.encoding.shown.removesuffix(GUESS)))
+    shown = [f"{packer}, {words}" if packer else words, reading.encoding.shown]
+    return Listing(", ".join(shown), reading.entries)
 
 
-def _read_lines(text: IO[str], _uri: str) -> Iterator[str]:
-    for line in text:
-        name = line.rstrip("\r\n")
-        if name:
-            yield name
+def _eight_bit(head: bytes, uri: str) -> list[Encoding]:
+    """Return what 8-bit text may be, in the order of trust; on a disk, other than in a bucket, names need no UTF-8."""
+    raw = Encoding("utf-8", "bytes that are not UTF-8, kept as they are")
+    guesses = [guess_encoding(head), Encoding("cp1252", f"cp1252{GUESS}", "replace")]
+    return [raw, *guesses] if is_local(uri) else guesses
 
 
-def _read_csv(text: IO[str], uri: str) -> Iterator[str]:
-    rows = csv.reader(text, strict=True)
-    column: int | None = None
-    try:
-        for row in rows:
-            if not row:
-                continue
-            if column is None:
-                column, is_header = _csv_column(row)
-                if is_header:
-                    continue
-            if len(row) <= column:
-                raise InputError(f"Line {rows.line_num} of {uri} has {len(row)} columns, too few for a name.")
-            if row[column]:
-                yield row[column]
-    except csv.Error as error:
-        raise InputError(f"Line {rows.line_num} of {uri} is not valid CSV: {error}.") from None
+def _names_exist(reading: _Reading, head: bytes) -> bool:
+    """Whether a file is there for one of the first names that are not ASCII."""
+    if not is_local(reading.uri):
+        return False
+    text = io.StringIO(head.decode(reading.encoding.codec, reading.encoding.errors), newline="")
+    folder = folder_of(local_path(reading.uri))
+    odd = (each.text for each in reading.read(text) if each.text and not each.text.isascii())
+    for name in (each for each, _ in zip(odd, range(20), strict=False)):
+        path = resolve(name, folder)
+        try:
+            if not has_scheme(path) and Path(path).exists():
+                return True
+        except (ValueError, OSError):
+            continue
+    return False
 
 
-def _csv_column(first_row: list[str]) -> tuple[int, bool]:
-    """Find the column of the names, and tell whether the first row is a header."""
-    heads = [cell.strip().lower() for cell in first_row]
-    for name in URI_COLUMNS:
-        if name in heads:
-            return heads.index(name), True
-    # A name of an image has a slash or an extension; a heading of a column has neither.
-    return 0, not any(char in first_row[0] for char in "/.")
+def _understand(
+    uri: str, storage: Storage, encoding: Encoding, head: bytes, column: str | None
+) -> tuple[_Reading, str]:
+    sample = head.decode(encoding.codec, "replace" if encoding.errors == "replace" else encoding.errors)
+    is_whole = len(head) < SAMPLE_BYTES
+    if not is_whole:
+        # The last line may be cut.
+        sample = sample[: max(sample.rfind("\n"), sample.rfind("\r")) + 1] or sample
+    sample = sample.removeprefix("\ufeff")
+    suffix = _format_suffix(uri)
+    first = sample.lstrip()[:1]
+    if suffix in _LINES_OF_JSON or (suffix == ".json" and first and _is_lines_of_json(sample)):
+        key = key_of_names(_json_lines(sample), uri, column)
+        words = "JSON lines" + (f", names from the key {key}" if key else "")
+        return _Reading(uri, storage, encoding, lambda text: _read_jsonl(text, key)), words
+    if suffix == ".json":
+        read, words = read_json_entries(sample, uri, column, is_whole=is_whole)
+        return _Reading(uri, storage, encoding, read), words
+    if suffix in _TABLES:
+        table = read_table(sample, uri, column, preferred="\t" if suffix in {".tsv", ".tab"} else ",")
+        return _Reading(uri, storage, encoding, lambda text: _read_csv(text, table)), _table_words(table)
+    return _Reading(uri, storage, encoding, _read_lines), "one name a line"
 
 
-def _read_jsonl(text: IO[str], uri: str) -> Iterator[str]:
-    for number, line in enumerate(text, start=1):
+def _table_words(table: Table) -> str:
+    separated = f"CSV separated by {_SEPARATORS[table.separator]}" if table.separator else "CSV of one column"
+    if table.heading is None:
+        return f"{separated} without a heading, names from column {table.column + 1}"
+    return f"{separated}, names from the column {table.heading}"
+
+
+def _read_lines(text: IO[str]) -> Iterator[Entry]:
+    """Names are taken literally: not trimmed, as a name may end in a space."""
+    for number, line in lines_of(text):
+        place = f"line={number}"
+        if line is None:
+            yield Entry(place, problem="a line of more than 16 million characters")
+            continue
+        name = line.rstrip("\r\n").removeprefix("\ufeff") if number == 1 else line.rstrip("\r\n")
+        if name.strip():
+            yield Entry(place, name, is_comment=_is_comment(name))
+
+
+def _is_comment(line: str) -> bool:
+    # `#1.jpg` is a name, `# my list` is none.
+    return line.startswith("#") and (line[1:2] in ("", " ", "\t", "#", "!") or not looks_like_name(line[1:]))
+
+
+def _read_csv(text: IO[str], table: Table) -> Iterator[Entry]:
+    for number, cells, problem in parse_rows(lines_of(text), table):
+        place = f"line={number}"
+        if problem is not None:
+            yield Entry(place, problem=problem)
+        elif cells is not None:
+            yield Entry(place, cells)
+
+
+def _json_lines(sample: str) -> list[Any]:
+    found = []
+    for line in sample.splitlines()[:100]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            found.append(json.loads(line))
         except (ValueError, RecursionError):
-            raise InputError(f"Line {number} of {uri} is not valid JSON.") from None
-        if isinstance(entry, dict):
-            entry = next((entry[name] for name in URI_COLUMNS if isinstance(entry.get(name), str)), None)
-        if not isinstance(entry, str) or not entry:
-            raise InputError(
-                f"Line {number} of {uri} names no image; give it one of the keys {', '.join(URI_COLUMNS)}."
-            )
+            continue
+    return found
+
+
+def _is_lines_of_json(sample: str) -> bool:
+    """Whether more than one line is a JSON value of its own, or the one there is names an image itself."""
+    lines = [line for line in sample.splitlines() if line.strip()][:2]
+    try:
+        values = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        return False
+    if len(values) > 1:
+        return True
+    return isinstance(values[0], str) or (isinstance(values[0], dict) and name_in(values[0], None) is not None)
+
+
+def _read_jsonl(text: IO[str], key: str | None) -> Iterator[Entry]:
+    for number, line in lines_of(text):
+        place = f"line={number}"
+        if line is None:
+            yield Entry(place, problem="a line of more than 16 million characters")
+            continue
+        bare = line.strip().removeprefix("\ufeff")
+        if not bare:
+            continue
         try:
-            entry.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise InputError(
-                f"Line {number} of {uri} holds half a Unicode character; no file has such a name."
-            ) from None
-        yield entry
+            value = json.loads(bare)
+        except (ValueError, RecursionError):
+            yield Entry(place, problem="it is not valid JSON")
+            continue
+        yield replace(entry_of(value, key), place=place)

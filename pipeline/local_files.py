@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import AccessDeniedError, IncompleteReadError, ObjectTooLargeError
@@ -20,44 +20,91 @@ TEMP_SUFFIX = ".htc-tmp"
 listing."""
 
 
-def walk_files(folder: str, after: str = "") -> Iterator[tuple[str, os.stat_result | None]]:
+OnLink = Callable[[str, str], None]
+"""Called for a link to a folder that is not entered, with the link's path and the real folder's."""
+
+Identity = tuple[int, int]
+
+
+def walk_files(
+    folder: str, after: str = "", on_link: OnLink | None = None
+) -> Iterator[tuple[str, os.stat_result | None]]:
     """List the files below a folder as (path, stat), in the order of their whole paths (`uris.name_order`).
 
-    Hidden files and folders are left out. A link that leads nowhere is listed with None: it is a missing
-    image, not an absent one. A folder is entered once per way that leads to it, never inside itself.
+    Hidden files and folders are left out. A link to a file is listed as one, and a link that leads nowhere with None:
+    it is a missing image, not an absent one. Each real folder is entered once: one that lies below `folder` by its
+    own path and never by a link, one that lies elsewhere by the first link that leads to it, in the order of paths.
 
     Args:
         after: only paths behind this one; folders that end before it are not entered.
+        on_link: called for each link to a folder that is not entered, because its files come under another name.
 
     Raises:
         OSError: a folder cannot be listed.
     """
-    yield from _walk(folder.rstrip("/") or "/", name_order(after), ancestors=frozenset())
+    yield from _Walk(folder.rstrip("/") or "/", name_order(after), on_link).files()
 
 
-def _walk(
-    folder: str, after: bytes, ancestors: frozenset[tuple[int, int]]
-) -> Iterator[tuple[str, os.stat_result | None]]:
-    found: list[tuple[str, str, os.stat_result | None]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if after and _ends_before(entry, after):
-                continue
-            if entry.is_dir():
-                found.append((entry.name + "/", entry.path, None))
-            elif entry.is_file() or entry.is_symlink():
-                found.append((entry.name, entry.path, _stat(entry)))
-    # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths.
-    found.sort(key=lambda each: name_order(each[0]))
-    for name, path, status in found:
-        if not name.endswith("/"):
-            yield path, status
-            continue
-        identity = _identity(path)
-        if identity not in ancestors:
-            yield from _walk(path, after, ancestors | {identity})
+class _Walk:
+    """One walk through a folder; what it keeps is of the folders that lie elsewhere, and links lead to."""
+
+    def __init__(self, root: str, after: bytes, on_link: OnLink | None) -> None:
+        self._root = root
+        self._real_root = os.path.realpath(root)
+        self._after = after
+        self._on_link = on_link
+        # By which path each folder that lies elsewhere was entered first.
+        self._elsewhere: dict[Identity, str] = {}
+        self._is_whole = not after
+
+    def files(self) -> Iterator[tuple[str, os.stat_result | None]]:
+        yield from self._below(self._root, is_elsewhere=False)
+
+    def _below(self, folder: str, *, is_elsewhere: bool) -> Iterator[tuple[str, os.stat_result | None]]:
+        found: list[tuple[str, os.DirEntry[str]]] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if self._after and _ends_before(entry, self._after):
+                    continue
+                if entry.is_dir():
+                    found.append((entry.name + "/", entry))
+                elif entry.is_file() or entry.is_symlink():
+                    found.append((entry.name, entry))
+        # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths.
+        found.sort(key=lambda each: name_order(each[0]))
+        for name, entry in found:
+            if not name.endswith("/"):
+                yield entry.path, _stat(entry)
+            elif not (is_elsewhere or entry.is_symlink()):
+                yield from self._below(entry.path, is_elsewhere=False)
+            elif self._may_enter(entry):
+                yield from self._below(entry.path, is_elsewhere=True)
+
+    def _may_enter(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder that is reached by a link is entered, as its files come under no other name."""
+        real = os.path.realpath(entry.path)
+        below = real.removeprefix(self._real_root.rstrip("/") + "/")
+        is_root = real == self._real_root
+        # A hidden folder is not entered by its own path.
+        is_own = is_root or (below != real and not any(part.startswith(".") for part in below.split("/")))
+        if not is_own and self._first_path(entry) == entry.path:
+            return True
+        if entry.is_symlink() and self._on_link is not None:
+            self._on_link(entry.path, real)
+        return False
+
+    def _first_path(self, entry: os.DirEntry[str]) -> str:
+        if not self._is_whole:
+            # What comes before `after` was passed over, and some of it may lead there, too.
+            self._is_whole = True
+            whole = _Walk(self._root, b"", None)
+            for path, _ in whole.files():
+                if name_order(path) > self._after:
+                    break
+            self._elsewhere = whole._elsewhere
+        return self._elsewhere.setdefault(_identity(entry.path), entry.path)
 
 
 def _ends_before(entry: os.DirEntry[str], after: bytes) -> bool:

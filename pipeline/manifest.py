@@ -7,6 +7,7 @@ found by arithmetic.
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.errors import StorageError
 from pipeline.refs import ImageRef
 from pipeline.storage import Storage, join
 from pipeline.tables import SCHEMA_VERSION
+from pipeline.tar_files import archive_suffix
 from pipeline.uris import display_uri
 
 FIRST_PART_IMAGES = 1024
@@ -24,6 +26,8 @@ FIRST_PART_IMAGES = 1024
 PART_IMAGES = 65_536
 """Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
 
+COMMENT_LINES = "comment lines"
+"""How a listing's comments are counted among what was skipped."""
 _NOTED = b"htc_manifest"
 _PLAIN_COLUMNS = ("bytes", "etag", "offset", "row", "column", "problem", "failed_before")
 MANIFEST_SCHEMA = pa.schema(
@@ -50,10 +54,14 @@ MANIFEST_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work, retry and output: a fixed list of images."""
+    """The unit of work, retry and output: a fixed list of images.
+
+    signed: the addresses of those images and containers that are read by signed URLs; kept in memory only.
+    """
 
     index: int
     images: tuple[ImageRef, ...]
+    signed: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,9 @@ class Manifest:
     """What is known of the frozen input.
 
     listed_bytes: encoded bytes of the images whose size listing told. unsized_images: the others.
-    duplicates, skipped, without_images, columns: see `sources.SourceNotes`. first_part_shards: see `PartLayout`; 0
-        where all parts have `part_shards`. is_planned: whether that is all; while the input is being listed, the
-        counts grow.
+    duplicates, skipped, without_images, columns, refused, links, link, listing, signed: see `sources.SourceNotes`.
+    first_part_shards: see `PartLayout`; 0 where all parts have `part_shards`. is_planned: whether that is all; while
+        the input is being listed, the counts grow.
     selection: of an incremental run, what became of the listed images, see `selection_counts`; empty for a full one.
     """
 
@@ -109,6 +117,11 @@ class Manifest:
     unsized_images: int
     duplicates: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    links: int = 0
+    link: str = ""
+    listing: str = ""
+    signed: int = 0
     first_part_shards: int = 0
     is_planned: bool = True
     selection: dict[str, int] = field(default_factory=dict)
@@ -126,9 +139,19 @@ class Manifest:
         if self.duplicates:
             entries = "entry names" if self.duplicates == 1 else "entries name"
             lines.append(f"{self.duplicates:,} {entries} an image again, and each image is taken once")
-        if self.skipped:
-            kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in self.skipped.items())
-            lines.append(f"files that are no images, left out: {kinds}")
+        archives = {kind: count for kind, count in self.skipped.items() if archive_suffix(f"a{kind}") is not None}
+        if archives:
+            lines.append(f"archives, left out: {_counted(archives)}; unpack them, or repack them as plain .tar")
+        if comments := self.skipped.get(COMMENT_LINES):
+            lines.append(f"comments in the listing, left out: {comments:,}")
+        if others := {
+            kind: count for kind, count in self.skipped.items() if kind not in archives and kind != COMMENT_LINES
+        }:
+            lines.append(f"files that are no images, left out: {_counted(others)}")
+        if self.links:
+            what = "1 link to a folder" if self.links == 1 else f"{self.links:,} links to folders"
+            lines.append(f"{what} not entered, as the files are listed by other names: {display_uri(self.link)}")
+        lines += [f"not readable, each a row with its reason: {count:,} {kind}" for kind, count in self.refused.items()]
         lines += [f"left out: {uri} ({instead})" for uri, instead in self.without_images.items()]
         return lines
 
@@ -146,6 +169,10 @@ class Manifest:
         """Read what `to_dict` wrote; later versions' keys are ignored."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.items())
 
 
 class ManifestReader:
@@ -175,7 +202,8 @@ class ManifestReader:
         expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
         if len(table) != expected or table.column("shard")[0].as_py() != index:
             raise StorageError(f"{part_uri(self._folder, number)} is damaged: shard {index} is not whole.")
-        return Shard(index, tuple(refs_of(table)))
+        images = tuple(refs_of(table))
+        return Shard(index, images, self._storage.signed.find_all(ref.container or ref.uri for ref in images))
 
     def _read_part(self, number: int) -> pa.Table:
         if self._part is None or self._part[0] != number:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import IncompleteReadError, ObjectTooLargeError
-from pipeline.store_options import S3_SCHEMES
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
-from pipeline.uris import WEB_SCHEMES
+from pipeline.uris import S3_SCHEMES, WEB_SCHEMES
 
 CHUNK_BYTES = 2**20
 

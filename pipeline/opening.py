@@ -15,7 +15,7 @@ from pipeline.incremental import Incremental
 from pipeline.lease import Lease, RunHeldError, clear_dead_lease
 from pipeline.leftovers import remove_leftovers
 from pipeline.manifest import Manifest
-from pipeline.plan import Planner, clear_parts, require_input
+from pipeline.plan import Planner, clear_parts, require_input, sign_again
 from pipeline.planned import find_planned
 from pipeline.planning import Planning
 from pipeline.records import (
@@ -179,6 +179,8 @@ class Opening:
             remove_leftovers(storage, output_uri, record.run)
         manifest = Manifest.from_dict(record.manifest)
         planning = manifest if manifest.is_planned else self._plan_on(record, undo)
+        if lease is not None and manifest.is_planned and manifest.signed:
+            sign_again(self._spec, storage)
         run = Run(storage, output_uri, record.run, planning, is_new=False, done=done, lease=lease)
         undo.pop_all()
         return run

@@ -8,16 +8,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.redaction import redact
+from pipeline.redaction import is_secret_option, redact
 
 SAME_STORE = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "adl": "abfs"}
 """Schemes that are other names for one store."""
 
-_SECRET_NAME = re.compile(
-    r"secret|token|passw|credential|authorization|cookie|connection_string|^sas|key$|access_?key|key_id$|^username$"
-    r"|^user$|^auth$",
-    re.I,
-)
 # What this program sets by itself, and what to do instead.
 _OURS = {
     "anon": "say `storage: {anonymous: true}`",
@@ -74,14 +69,14 @@ def _check_store(scheme: str, section: object) -> dict[str, Any]:
         raise ValueError("local files have no options; take that section out")
     for path, value in _walk(scheme, section):
         name = path.rpartition(".")[2]
-        if _SECRET_NAME.search(name):
+        if is_secret_option(name):
             raise ValueError(
                 f"{path} is a credential, and credentials are not written into a spec; set them in the environment or "
                 "a profile"
             )
         if name in _OURS:
             raise ValueError(f"{path} is set by htc itself; {_OURS[name]}")
-        if isinstance(value, str) and (redact(value) != value or _has_user(value)):
+        if isinstance(value, str) and redact(value) != value:
             raise ValueError(
                 f"{path} looks like a credential, and credentials are not written into a spec; set them in the "
                 "environment or a profile"
@@ -89,10 +84,6 @@ def _check_store(scheme: str, section: object) -> dict[str, Any]:
         if not isinstance(value, Mapping | list | str | int | float | bool | None):
             raise ValueError(f"{path} must be text, a number, true, false, null, or a section of these")
     return dict(section)
-
-
-def _has_user(value: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*@", value) is not None
 
 
 def _walk(path: str, value: object) -> Iterator[tuple[str, object]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.paged_listing import list_keys
 from pipeline.s3_listing import Call, find_on_s3
-from pipeline.store_options import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
+from pipeline.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
 
 PAGE_KEYS = 1000
 # Of an object only what is asked for is sent.
@@ -36,7 +36,8 @@ def find_on_gcs(client: Any, path: str, call: Call, after: str = "") -> Iterator
 
     # "Lexicographical order, by UTF-8" (Cloud Storage, "List objects"); startOffset is said there, too.
     for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_plain=True):
-        yield found.key[len(prefix) :], found.bytes, found.etag
+        if found.key.startswith(prefix):
+            yield found.key[len(prefix) :], found.bytes, found.etag
 
 
 def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
@@ -49,12 +50,13 @@ def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterat
         return call(lambda: sync(client.loop, _azure_page, client, container, request))
 
     for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_plain=False):
-        yield found.key[len(prefix) :], found.bytes, found.etag
+        if found.key.startswith(prefix):
+            yield found.key[len(prefix) :], found.bytes, found.etag
 
 
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.lstrip("/").partition("/")
-    return bucket, f"{key.rstrip('/')}/" if key else ""
+    return bucket, f"{key.rstrip('/')}{key[len(key.rstrip('/')) :] or '/'}" if key else ""
 
 
 def _gcs_page(client: Any, bucket: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ IMAGE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", 
 _SAMPLE_ROWS = 16
 # More than any magic number needs; an image that is larger than this is one row, and judged by its beginning anyway.
 _SAMPLE_BYTES = 512 * 2**20
-# How text begins that is a JPEG, PNG, GIF or WebP in base64, or a data URL.
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "data:image/")
+# How text begins that is a JPEG, PNG, GIF or WebP in base64. A data: URL among names is a row of its own that says so.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 
 
 @dataclass(frozen=True)

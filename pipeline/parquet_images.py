@@ -63,17 +63,15 @@ def inspect_parquet(uri: str, storage: Storage) -> tuple[pa.Schema, int]:
         return file.schema_arrow, file.metadata.num_rows
 
 
-def read_uris(uri: str, column: str, storage: Storage) -> Iterator[str]:
-    """Read a column of URIs, in order, nulls and empty ones left out; no other column is read."""
+def read_uris(uri: str, column: str, storage: Storage) -> Iterator[str | None]:
+    """Read a column of URIs, in order, None for a row without one; no other column is read."""
     with _open(uri, storage) as (file, _):
         parts = column_parts(file.schema_arrow, column)
         if parts is None:
             raise DamagedContainerError(f"it has no column {column} any more")
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[".".join(parts)], use_threads=False):
             for row in range(batch.num_rows):
-                entry = text_of(follow(batch, row, parts))
-                if entry:
-                    yield entry
+                yield text_of(follow(batch, row, parts)) or None
 
 
 def column_parts(schema: pa.Schema, column: str) -> tuple[str, ...] | None:

@@ -20,6 +20,7 @@ from pipeline.refs import ImageRef, image_id
 from pipeline.shard_size import MAX_SHARD_IMAGES, expected_workers, look_ahead
 from pipeline.sources import SourceNotes, list_images
 from pipeline.storage import Storage
+from pipeline.uris import display_uri
 
 __all__ = [
     "InputSurvey",
@@ -57,11 +58,7 @@ class _Tally:
         self._unsized_images = before.unsized_images if before else 0
         # An incremental run lists everything again, and so it takes its notes again.
         is_noted = before is not None and incremental is None
-        self.notes = SourceNotes()
-        if before and is_noted:
-            self.notes = SourceNotes(
-                before.duplicates, Counter(before.skipped), dict(before.without_images), Counter(before.columns)
-            )
+        self.notes = _notes_of(before) if before and is_noted else SourceNotes()
         self._incremental = incremental
         self.deleted = 0
 
@@ -84,10 +81,29 @@ class _Tally:
             skipped=dict(self.notes.skipped.most_common()),
             without_images=dict(self.notes.without_images),
             columns=dict(self.notes.columns.most_common()),
+            refused=dict(self.notes.refused.most_common()),
+            links=self.notes.links,
+            link=display_uri(self.notes.link),
+            listing=display_uri(self.notes.listing),
+            signed=self.notes.signed,
             first_part_shards=self.layout.first_shards,
             is_planned=is_planned,
             selection={} if self._incremental is None else self._incremental.selection.told(self.deleted),
         )
+
+
+def _notes_of(manifest: Manifest) -> SourceNotes:
+    return SourceNotes(
+        manifest.duplicates,
+        Counter(manifest.skipped),
+        Counter(manifest.refused),
+        manifest.links,
+        manifest.link,
+        manifest.listing,
+        manifest.signed,
+        dict(manifest.without_images),
+        Counter(manifest.columns),
+    )
 
 
 class Planner:
@@ -256,6 +272,16 @@ def require_input(spec: JobSpec, storage: Storage) -> None:
         InputError: it cannot be listed.
     """
     next(_listed(spec, storage, SourceNotes()), None)
+
+
+def sign_again(spec: JobSpec, storage: Storage) -> None:
+    """Read the listing for its signed addresses alone, as a run that goes on does: nothing of them is written down.
+
+    Raises:
+        InputError: the listing cannot be read any more.
+    """
+    for _ in _listed(spec, storage, SourceNotes()):
+        pass
 
 
 def _listed(spec: JobSpec, storage: Storage, notes: SourceNotes, planned: Planned | None = None) -> Iterator[ImageRef]:

@@ -23,6 +23,7 @@ from pipeline.errors import (
     NotFoundError,
     RunError,
     StorageError,
+    UnsupportedSchemeError,
     WeightsUnavailableError,
 )
 from pipeline.fetch import weights_here
@@ -117,7 +118,7 @@ def _look_at_input(spec: JobSpec, storage: Storage) -> None:
     for ref in first:
         try:
             read_image(ref, storage, max_bytes=spec.images.max_bytes)
-        except (ImageError, NotFoundError):
+        except (ImageError, NotFoundError, UnsupportedSchemeError):
             # One image's own trouble becomes its row.
             return
         except StorageError as error:

@@ -146,7 +146,11 @@ class Selection:
         unsure = [
             place
             for place in np.flatnonzero(is_known).tolist()
-            if batch[place].etag is None and batch[place].bytes is None and batch[place].container is None
+            if batch[place].etag is None
+            and batch[place].bytes is None
+            # What cannot be read has no version, and its name need not be an address.
+            and batch[place].container is None
+            and batch[place].problem is None
         ]
         if not unsure:
             return batch

@@ -63,6 +63,7 @@ class ShardProcessor:
             OrphanedError: the driver was not heard of for too long.
         """
         start = time.perf_counter()
+        self._tools.storage.signed.add(shard.signed)
         positions = assignment.positions or tuple(range(len(shard.images)))
         work = ShardStages(
             self._tools,

@@ -11,16 +11,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from pipeline.addresses import read_address
 from pipeline.config import InputSection
-from pipeline.errors import InputError, NotFoundError, WebHostError
-from pipeline.listing_files import LISTING_SUFFIXES, read_listing
+from pipeline.errors import InputError, NotFoundError, StorageError, TransientStorageError
+from pipeline.listing_files import Entry, is_listing, open_listing
+from pipeline.listing_text import SAMPLE_BYTES, looks_like_text
+from pipeline.manifest import COMMENT_LINES
 from pipeline.parquet_columns import choose_columns, require_columns
 from pipeline.parquet_images import read_uris
 from pipeline.planned import Planned
+from pipeline.redaction import redact
 from pipeline.refs import ImageRef, image_id, row_uri, tar_uri
 from pipeline.storage import Listed, Storage, join
-from pipeline.tar_files import REFUSED_SUFFIXES, DamagedContainerError, index_tar
-from pipeline.uris import base_name, first_magic, folder_of, resolve, suffix_of
+from pipeline.tar_files import UNREADABLE_ARCHIVE, DamagedContainerError, archive_suffix, read_tar
+from pipeline.uris import (
+    base_name,
+    first_magic,
+    folder_of,
+    has_magic,
+    is_local,
+    local_path,
+    scheme_of,
+    suffix_of,
+    without_query,
+)
 
 __all__ = ["ImageRef", "SourceNotes", "list_images", "locate_image"]
 
@@ -28,34 +42,50 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", "
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
 MOST_NAMED = 5
 """Files that are left out and named; the others are only counted."""
+_SHOWN_NAMES = 3
+_LONGEST_SHOWN = 80
+_LONGEST_REASON = 120
+# Of a row of its own for an address that cannot be read; what is longer is named by its line.
+_LONGEST_NAME = 2048
 _ROW_URI = re.compile(r"(?P<container>.+)#row=(?P<row>\d+)", re.DOTALL)
 
 
 @dataclass
 class SourceNotes:
-    """What listing left out, to be said to the user.
+    """What listing understood and left out, to be said to the user.
 
-    duplicates: entries of a listing that named an image again. skipped: files that are no images, by
-        extension. without_images: of Parquet files among them, the first names with what they hold instead.
-        columns: how many Parquet files were read by a column.
+    duplicates: entries of a listing, or members of a tar, that named an image again. skipped: files that are no
+        images, by extension. refused: entries that cannot be read, each of which has its row, by kind.
+    links: links to folders that were not entered, as their files are listed under other names; `link` is the first.
+    listing: how the listing was read, with its first names. signed: images whose address has a signature.
+    without_images: of Parquet files that were skipped, the first names with what they hold instead.
+    columns: how many Parquet files were read by a column.
     """
 
     duplicates: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    links: int = 0
+    link: str = ""
+    listing: str = ""
+    signed: int = 0
     without_images: dict[str, str] = field(default_factory=dict)
     columns: Counter[str] = field(default_factory=Counter)
-
-    def restart(self) -> None:
-        """Forget everything: the whole input is listed again."""
-        self.duplicates = 0
-        for noted in (self.skipped, self.without_images, self.columns):
-            noted.clear()
 
     def note_without_images(self, uri: str, instead: str) -> None:
         """Note a Parquet file that is left out; the names of the first few are kept."""
         self.skipped[".parquet without images"] += 1
         if len(self.without_images) < MOST_NAMED:
             self.without_images[uri] = instead
+
+    def note_link(self, link: str, folder: str) -> None:
+        """Count a link to a folder that is listed elsewhere."""
+        self.links += 1
+        self.link = self.link or f"{link} -> {folder}"
+
+    def clear(self) -> None:
+        """Forget everything, as the whole input is listed again."""
+        vars(self).update(vars(SourceNotes()))
 
 
 def list_images(
@@ -108,16 +138,13 @@ def locate_image(uri: str, storage: Storage) -> ImageRef:
 
 
 def _tar_member(uri: str, name: str, container: str, storage: Storage) -> ImageRef:
-    found: ImageRef | None = None
-    try:
-        for member in index_tar(container, storage):
-            if member.name == name:
-                found = ImageRef(uri, bytes=member.bytes, container=container, offset=member.offset)
-    except DamagedContainerError as error:
-        found = found or ImageRef(uri, container=container, problem=str(error))
-    if found is None:
-        raise NotFoundError(f"{uri} does not exist.")
-    return found
+    index = read_tar(container, storage, lambda each: each == name)
+    member = index.members.get(name)
+    if member is not None:
+        return ImageRef(uri, bytes=member.bytes, container=container, offset=member.offset, problem=member.problem)
+    if index.damage is not None:
+        return ImageRef(uri, container=container, problem=str(index.damage))
+    raise NotFoundError(f"{uri} does not exist.")
 
 
 @dataclass(frozen=True)
@@ -165,7 +192,7 @@ class _Listing:
         planned: set[int] = set()
         if self.planned:
             # Names have no order to go on in, so that all is listed again, and noted again.
-            self.notes.restart()
+            self.notes.clear()
             planned = self.planned.all_numbers()
         for ref in replace(self, planned=None)._walk(root, pattern):
             number = image_id(ref.uri)
@@ -177,7 +204,9 @@ class _Listing:
                 yield ref
 
     def _walk(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
-        for listed in self.storage.list(root, pattern, after=self.planned.place if self.planned else None):
+        root, pattern = self._into_folder(root, pattern)
+        after = self.planned.place if self.planned else None
+        for listed in self.storage.list(root, pattern, after=after, on_link=self.notes.note_link):
             suffix = suffix_of(listed.uri)
             if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_behind(listed.uri)):
                 continue
@@ -189,34 +218,58 @@ class _Listing:
                 # A pattern is taken at its word, because many buckets name images without an extension.
                 yield ImageRef(listed.uri, listed.bytes, listed.etag)
             else:
-                self.notes.skipped[suffix or "no extension"] += 1
+                self.notes.skipped[archive_suffix(listed.uri) or suffix or "no extension"] += 1
+
+    def _into_folder(self, root: str, pattern: str | None) -> tuple[str, str | None]:
+        """Move the leading folders of a pattern that are no wildcards into the root.
+
+        A link to a folder that lies below the root is not entered (`local_files.walk_files`), unless it is the very
+        one that is asked for.
+        """
+        while pattern is not None and is_local(root):
+            first, slash, rest = pattern.partition("/")
+            if not slash or not first or has_magic(first) or self.storage.kind(join(root, first)) != "folder":
+                break
+            root, pattern = join(root, first), rest
+        return root, pattern
 
     def _from_file(self, uri: str) -> Iterator[ImageRef]:
         suffix = suffix_of(uri)
         if _is_refused(uri):
-            raise InputError(
-                f"{base_name(uri)} cannot be read by ranges; unpack it, or repack it as a plain .tar "
-                "(images are compressed already)."
-            )
+            raise InputError(f"{base_name(uri)} {UNREADABLE_ARCHIVE}.")
         if suffix in _CONTAINER_SUFFIXES:
             return self._unplanned(self.storage.stat(uri), is_only_input=True)
-        if suffix in LISTING_SUFFIXES:
-            return self._from_listing(read_listing(uri, self.storage), folder_of(uri))
+        if is_listing(uri):
+            listing = open_listing(uri, self.storage, self.uri_column)
+            self.notes.listing = listing.understood
+            return self._from_listing(listing.entries(), uri)
         listed = self.storage.stat(uri)
+        if suffix not in IMAGE_SUFFIXES and looks_like_text(self.storage.read(uri, 0, SAMPLE_BYTES)):
+            raise InputError(
+                f"{uri} is text, and its name does not tell what it lists; call it .txt (one name a line), .csv, .tsv, "
+                ".json or .jsonl."
+            )
         return iter([ImageRef(listed.uri, listed.bytes, listed.etag)])
 
-    def _from_listing(self, entries: Iterable[str], folder: str) -> Iterator[ImageRef]:
+    def _from_listing(self, entries: Iterable[Entry], listing: str) -> Iterator[ImageRef]:
         # Numbers of 8 bytes stand for the uris: a listing may name a hundred million images.
         seen: set[int] = set()
         planned: set[int] = set()
         if self.planned:
             # The whole listing is read again, and so are its notes.
-            self.notes.restart()
-            planned = self.planned.all_numbers()
+            understood, planned = self.notes.listing, self.planned.all_numbers()
+            self.notes.clear()
+            self.notes.listing = understood
+        folder, shown = folder_of(local_path(listing) if is_local(listing) else listing), list[str]()
+        understood = self.notes.listing
         for entry in entries:
-            uri = resolve(entry, folder)
-            refs = self._from_entry(uri) if suffix_of(uri) in _CONTAINER_SUFFIXES else iter([ImageRef(uri)])
-            for ref in refs:
+            if entry.is_comment:
+                self.notes.skipped[COMMENT_LINES] += 1
+                continue
+            if len(shown) < _SHOWN_NAMES and entry.text:
+                shown.append(_shown_name(entry.text))
+                self.notes.listing = f"{understood}: {', '.join(shown)}"
+            for ref in self._from_entry(entry, folder, listing, seen):
                 number = image_id(ref.uri)
                 if number in seen:
                     self.notes.duplicates += 1
@@ -225,13 +278,55 @@ class _Listing:
                 if number not in planned:
                     yield ref
 
-    def _from_entry(self, uri: str) -> Iterator[ImageRef]:
+    def _from_entry(self, entry: Entry, folder: str, listing: str, seen: set[int]) -> Iterator[ImageRef]:
+        """List what an entry names: an image, a container's images, or the row that says why it is neither."""
+        if entry.text is None:
+            self.notes.refused["without a name"] += 1
+            return iter(
+                [
+                    ImageRef(
+                        _place(entry, listing),
+                        problem=f"{entry.place.replace('=', ' ')} of the listing: {entry.problem}",
+                    )
+                ]
+            )
+        address = read_address(entry.text, folder)
+        if address.problem is not None:
+            self.notes.refused["without a valid address"] += 1
+            is_name = len(address.name) <= _LONGEST_NAME and address.name[:5].lower() != "data:"
+            return iter([ImageRef(address.name if is_name else _place(entry, listing), problem=address.problem)])
+        name = address.name
+        if address.signed is not None:
+            if not address.is_same_object and image_id(name) in seen and self._is_other(name, address.signed):
+                # What tells the two apart is a secret, and cannot be part of a name.
+                name = f"{name}#{entry.place}"
+            self.storage.signed.add({name: address.signed})
+            self.notes.signed += 1
+        scheme_problem = self.storage.scheme_problem(name)
+        if scheme_problem is not None:
+            scheme = f"{scheme_of(name)}://"
+            reason = scheme_problem.removeprefix(f"{scheme} ")
+            reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 3]}..."
+            self.notes.refused[f"of {scheme}, which {reason}"] += 1
+            return iter([ImageRef(name)])
+        if _is_refused(name):
+            self.notes.refused[f"of {archive_suffix(name)}"] += 1
+            return iter([ImageRef(name, container=name, problem=f"it {UNREADABLE_ARCHIVE}")])
+        return self._from_named_container(name) if suffix_of(name) in _CONTAINER_SUFFIXES else iter([ImageRef(name)])
+
+    def _is_other(self, name: str, signed: str) -> bool:
+        return self.storage.signed.find(name) not in (None, signed)
+
+    def _from_named_container(self, uri: str) -> Iterator[ImageRef]:
         try:
             listed = self.storage.stat(uri)
         except NotFoundError:
             # Its row will say `missing`.
             return iter([ImageRef(uri)])
-        except WebHostError as error:
+        except TransientStorageError:
+            raise
+        except StorageError as error:
+            # One container that refuses is no reason to end the job.
             return iter([ImageRef(uri, container=uri, problem=str(error))])
         return self._from_container(listed, is_only_input=False)
 
@@ -259,23 +354,23 @@ class _Listing:
             yield ImageRef(listed.uri, listed.bytes, listed.etag, container=listed.uri, problem=str(error))
 
     def _from_tar(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
-        # In a tar that was appended to, the last member of a name is the one that counts; a dict keeps its
-        # place.
-        members: dict[str, ImageRef] = {}
-        damage: DamagedContainerError | None = None
-        try:
-            for member in index_tar(listed.uri, self.storage):
-                suffix = suffix_of(member.name)
-                if suffix not in IMAGE_SUFFIXES or base_name(member.name).startswith("."):
-                    self.notes.skipped[suffix or "no extension"] += 1
-                    continue
-                uri = tar_uri(member.name, listed.uri)
-                members[uri] = ImageRef(uri, member.bytes, listed.etag, container=listed.uri, offset=member.offset)
-        except DamagedContainerError as error:
-            damage = error
-        yield from members.values()
-        if damage is not None:
-            raise damage
+        def is_wanted(name: str) -> bool:
+            return suffix_of(name) in IMAGE_SUFFIXES and not base_name(name).startswith(".")
+
+        # In a tar that was appended to, the last member of a name is the one that counts.
+        index = read_tar(listed.uri, self.storage, is_wanted)
+        self.notes.duplicates += index.replaced
+        for name, count in index.others.items():
+            self.notes.skipped[name] += count
+        for member in index.members.values():
+            uri = tar_uri(member.name, listed.uri)
+            if member.problem is not None:
+                self.notes.refused["inside a tar (links, sparse files)"] += 1
+            yield ImageRef(
+                uri, member.bytes, listed.etag, container=listed.uri, offset=member.offset, problem=member.problem
+            )
+        if index.damage is not None:
+            raise index.damage
 
     def _from_parquet(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
         columns = choose_columns(listed, self.storage, image_column=self.image_column, uri_column=self.uri_column)
@@ -290,15 +385,30 @@ class _Listing:
             # It has images, or should have: a row of its own says what is wrong, and counts as an error.
             raise DamagedContainerError(columns.problem)
         elif columns.uri is not None and (is_only_input or self.uri_column is not None):
-            self.notes.columns[columns.uri] += 1
-            entries = read_uris(listed.uri, columns.uri, self.storage)
+            if is_only_input:
+                self.notes.listing = f"Parquet, names from the column {columns.uri}"
             # A file that names itself, or another that names it, would be gone through for ever.
-            yield from replace(self, uri_column=None)._from_listing(entries, folder_of(listed.uri))
+            yield from replace(self, uri_column=None)._from_listing(self._rows(listed, columns.uri), listed.uri)
         else:
             # Metadata beside the images (Hugging Face's image folders have some), not a container.
             names = f"{columns.uri} names images: name it with --uri-column" if columns.uri else columns.described
             self.notes.note_without_images(listed.uri, names)
 
+    def _rows(self, listed: Listed, column: str) -> Iterator[Entry]:
+        # Noted with the first row, as the notes may be taken anew before it.
+        self.notes.columns[column] += 1
+        for row, name in enumerate(read_uris(listed.uri, column, self.storage)):
+            yield Entry(f"row={row}", name) if name else Entry(f"row={row}", problem=f"the column {column} is empty")
+
 
 def _is_refused(uri: str) -> bool:
-    return uri.lower().endswith(REFUSED_SUFFIXES)
+    return archive_suffix(uri) is not None
+
+
+def _place(entry: Entry, listing: str) -> str:
+    return f"{local_path(listing) if is_local(listing) else listing}#{entry.place}"
+
+
+def _shown_name(text: str) -> str:
+    name = redact(without_query(text))
+    return name if len(name) <= _LONGEST_SHOWN else f"...{name[3 - _LONGEST_SHOWN :]}"

@@ -12,18 +12,33 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from pipeline import local_files
+from pipeline import local_files, store_options
 from pipeline.config import StorageSection
-from pipeline.errors import NotFoundError
+from pipeline.errors import NotFoundError, UnsupportedSchemeError
+from pipeline.local_files import OnLink
 from pipeline.object_reading import ReadRequest
 from pipeline.other_listing import finder_of
 from pipeline.range_file import open_ranges
 from pipeline.retrying import retry_local
+from pipeline.signed_addresses import SignedAddresses
 from pipeline.storage_errors import Verb, storage_error
 from pipeline.store import Store, in_our_words
-from pipeline.store_options import S3_SCHEMES, read_concurrency
+from pipeline.store_options import read_concurrency
 from pipeline.stored import Fetched, Listed, listed_from, unquoted
-from pipeline.uris import WEB_SCHEMES, glob_pattern, host_of, is_local, join, local_path, name_order, scheme_of
+from pipeline.uris import (
+    BUCKET_SCHEMES,
+    S3_SCHEMES,
+    WEB_SCHEMES,
+    WELL_KNOWN_SCHEMES,
+    glob_pattern,
+    host_of,
+    is_hidden_name,
+    is_local,
+    join,
+    local_path,
+    name_order,
+    scheme_of,
+)
 from pipeline.web_store import WebHosts, WebStore
 
 __all__ = ["Fetched", "Listed", "Storage", "join"]
@@ -50,7 +65,10 @@ class Storage:
         """`is_known`: another process of the run has reached the stores, so that one that is away is waited for."""
         self.section = section or StorageSection()
         self._is_known = is_known
+        self.signed = SignedAddresses()
         self._stores: dict[str, Store] = {}
+        # Schemes that were asked about, and why they cannot be opened.
+        self._problems: dict[str, str | None] = {}
         self._web_hosts = WebHosts()
         self._lock = threading.Lock()
 
@@ -62,7 +80,23 @@ class Storage:
         """How many reads below a uri may be under way at once."""
         return read_concurrency(self.section, is_local=is_local(uri))
 
-    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
+    def scheme_problem(self, uri: str) -> str | None:
+        """Say why addresses of this scheme cannot be opened here, None when they can; asks no store."""
+        scheme = scheme_of(uri)
+        if is_local(uri) or scheme in self._problems:
+            return self._problems.get(scheme)
+        problem = store_options.scheme_problem(scheme, self.section)
+        if problem is None and scheme not in WELL_KNOWN_SCHEMES:
+            try:
+                self._store(uri)
+            except UnsupportedSchemeError as error:
+                problem = str(error).removesuffix(".")
+        self._problems[scheme] = problem
+        return problem
+
+    def list(
+        self, uri: str, glob: str | None = None, *, after: str | None = None, on_link: OnLink | None = None
+    ) -> Iterator[Listed]:
         """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
 
         Local folders and S3 are listed while the iterator is read, in little memory. Hidden names
@@ -72,6 +106,7 @@ class Storage:
             uri: a folder, prefix or file, taken literally.
             glob: a pattern for the path relative to the folder, see `uris.glob_pattern`.
             after: only what comes behind this name, which need not exist; one that lies outside means nothing.
+            on_link: see `local_files.walk_files`.
         """
         kind = self.kind(uri)
         if kind == "absent":
@@ -79,10 +114,12 @@ class Storage:
         if kind == "file":
             yield self.stat(uri)
             return
+        if uri.endswith("//") and not is_local(uri):
+            uri = self._folder_of_slashes(uri)
         pattern = glob_pattern(glob) if glob is not None else None
         folder = join(local_path(uri) if is_local(uri) else uri, "")
         start = after.removeprefix(folder) if after is not None and after.startswith(folder) else ""
-        listing = self._list_local(uri, start) if is_local(uri) else self._list_remote(uri, start)
+        listing = self._list_local(uri, start, on_link) if is_local(uri) else self._list_remote(uri, start)
         for relative, listed in listing:
             if pattern is None or pattern.fullmatch(relative):
                 yield listed
@@ -221,11 +258,22 @@ class Storage:
         except NotFoundError:
             return
 
-    def _list_local(self, uri: str, after: str) -> Iterator[tuple[str, Listed]]:
+    def _folder_of_slashes(self, uri: str) -> str:
+        """Return the folder that a uri with several slashes at its end names.
+
+        In a bucket `a//` is another prefix than `a/`, and where it holds nothing, one slash too many was typed.
+        """
+        bare = uri.rstrip("/")
+        is_bucket = bare.count("/") == 2
+        if scheme_of(uri) in BUCKET_SCHEMES and not is_bucket and next(self._list_remote(uri, ""), None) is not None:
+            return uri
+        return bare
+
+    def _list_local(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, Listed]]:
         root = local_path(uri).rstrip("/")
         local_files.check_listable(root or "/")
         try:
-            for path, status in local_files.walk_files(root, f"{root}/{after}" if after else ""):
+            for path, status in local_files.walk_files(root, f"{root}/{after}" if after else "", on_link):
                 size, etag = (None, None) if status is None else (status.st_size, local_files.etag_of(status))
                 yield path[len(root) + 1 :], Listed(path, size, etag)
         except OSError as error:
@@ -235,11 +283,13 @@ class Storage:
         find = finder_of(scheme_of(uri))
         if find is not None:
             client, path = self.client(uri)
+            # File systems take slashes off the end; of several, each is part of the prefix.
+            path = f"{path.rstrip('/')}{uri[len(uri.rstrip('/')) :]}" if uri.endswith("//") else path
             found = find(client, path, lambda request: self.call(request, uri, "list"), after)
         else:
             found = (each for each in self._find_anywhere(uri) if name_order(each[0]) > name_order(after))
         for relative, size, etag in found:
-            is_hidden = relative.startswith(".") or "/." in relative
+            is_hidden = (relative.startswith(".") or "/." in relative) and is_hidden_name(relative)
             # Consoles make "folders" by empty objects whose key ends in a slash.
             if relative and not relative.endswith("/") and not is_hidden:
                 yield relative, Listed(join(uri, relative), size, unquoted(etag))
@@ -253,9 +303,12 @@ class Storage:
             yield name[len(path) :].removeprefix("/"), listed.bytes, listed.etag
 
     def client(self, uri: str) -> tuple[Any, str]:
-        """Return the fsspec file system for a remote uri, and the uri as that file system spells it."""
+        """Return the fsspec file system for a remote uri, and the uri as that file system spells it.
+
+        Of a signed URL that is the address with its signature.
+        """
         client = self._store(uri).client
-        return client, client._strip_protocol(uri)
+        return client, client._strip_protocol(self.signed.find(uri) or uri)
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
         """Run one storage call: translate its errors, and retry those that may pass (`pipeline.retrying`)."""
@@ -266,17 +319,24 @@ class Storage:
     def _store(self, uri: str) -> Store:
         scheme = scheme_of(uri)
         is_web = scheme in WEB_SCHEMES
+        if self._problems.get(scheme) is not None:
+            raise UnsupportedSchemeError(f"{self._problems[scheme]}.")
         name = f"{scheme}://{host_of(uri)}" if is_web else scheme
         with self._lock:
             if name not in self._stores:
                 if len(self._stores) >= MOST_STORES:
                     # The one used first; what it knew is learnt again.
                     del self._stores[next(iter(self._stores))]
-                self._stores[name] = (
-                    WebStore(scheme, self.section, uri, self._web_hosts)
-                    if is_web
-                    else Store(scheme, self.section, uri, is_known=self._is_known)
-                )
+                try:
+                    self._stores[name] = (
+                        WebStore(scheme, self.section, uri, self._web_hosts)
+                        if is_web
+                        else Store(scheme, self.section, is_known=self._is_known)
+                    )
+                except UnsupportedSchemeError as error:
+                    # A listing may name it a million times.
+                    self._problems[scheme] = str(error).removesuffix(".")
+                    raise
             return self._stores[name]
 
 

@@ -15,7 +15,8 @@ from pipeline.errors import (
     StorageError,
     TransientStorageError,
 )
-from pipeline.uris import WEB_SCHEMES, scheme_of
+from pipeline.redaction import redact
+from pipeline.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, scheme_of
 
 Verb = Literal["read", "write", "list", "delete"]
 
@@ -100,18 +101,20 @@ def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool)
         # fsspec says "not found" of a URL whatever went wrong when it asked how long it is.
         error = error.__cause__
     names = {kind.__name__ for kind in type(error).__mro__}
+    uri = redact(uri)
     status = _http_status(error)
     refusal = _refusal(error, names, status, uri, verb, is_local=is_local)
     if refusal is not None:
         return refusal
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = redact(f"{type(error).__name__}: {one_line(error)}")
     if _is_slow_down(error, status):
         return SlowDownError(f"Storage asked for fewer requests when it was to {verb} {uri} ({reason}).")
     if _is_hiccup(error, names, status, is_local=is_local):
         return TransientStorageError(f"Storage could not {verb} {uri} just now ({reason}).")
     if status == 416:
         return PastEndError(f"{uri} ends before what was to be read of it.")
-    if isinstance(error, OSError) or status is not None or "BotoCoreError" in names:
+    is_foreign = not is_local and scheme_of(uri) not in WELL_KNOWN_SCHEMES
+    if is_foreign or isinstance(error, OSError) or status is not None or "BotoCoreError" in names:
         return StorageError(f"Storage could not {verb} {uri} ({reason}).")
     return None
 
@@ -121,9 +124,10 @@ def _refusal(
 ) -> StorageError | None:
     """Name the failures that no second try cures; None for all others."""
     code = error.errno if isinstance(error, OSError) else None
-    # No file can have a name with a null byte or half a character in it, so none is there.
+    # No file can have a name with a null byte or half a character in it, or one so long, so none is there.
     is_null = isinstance(error, ValueError) and "embedded null" in str(error)
-    is_no_name = is_null or isinstance(error, UnicodeEncodeError)
+    is_too_long = is_local and verb == "read" and code == errno.ENAMETOOLONG
+    is_no_name = is_null or is_too_long or isinstance(error, UnicodeEncodeError)
     if (
         is_no_name
         or isinstance(error, FileNotFoundError | NotADirectoryError)

@@ -5,13 +5,22 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline.config import StorageSection
-from pipeline.errors import PastEndError, SlowDownError, StorageError
+from pipeline.errors import (
+    NotFoundError,
+    ObjectTooLargeError,
+    PastEndError,
+    SlowDownError,
+    StorageError,
+    TransientStorageError,
+    WebHostError,
+)
 from pipeline.object_reading import ReadRequest, begin_read
 from pipeline.read_pace import Hedges, ReadLimiter, first_answer
 from pipeline.retrying import StoreHealth
 from pipeline.storage_errors import Verb, storage_error
 from pipeline.store_options import open_client, read_concurrency
 from pipeline.stored import Fetched
+from pipeline.uris import WELL_KNOWN_SCHEMES
 
 T = TypeVar("T")
 
@@ -22,9 +31,10 @@ class Store:
     client: the fsspec file system.
     """
 
-    def __init__(self, scheme: str, section: StorageSection, uri: str, *, is_known: bool) -> None:
-        """`uri`: for the message when the scheme has no library. `is_known`: another process has used it already."""
-        self.client: Any = open_client(scheme, section, uri)
+    def __init__(self, scheme: str, section: StorageSection, *, is_known: bool) -> None:
+        """`is_known`: another process has used it already."""
+        self._is_well_known = scheme in WELL_KNOWN_SCHEMES
+        self.client: Any = open_client(scheme, section)
         self._health = StoreHealth(section.patience_s, has_answered=is_known)
         self._limiter = ReadLimiter(read_concurrency(section, is_local=False))
         self._hedges = Hedges(is_on=section.hedge_reads)
@@ -70,6 +80,14 @@ class Store:
         except PastEndError:
             # Nothing, as of a local file.
             return Fetched(b"", None)
+        except (NotFoundError, ObjectTooLargeError, TransientStorageError):
+            raise
+        except StorageError as error:
+            if self._is_well_known:
+                raise
+            # What a store that this program does not know refuses is that image's failure: nothing says that
+            # another attempt at the whole shard would help.
+            raise WebHostError(str(error)) from error
 
     def _read_once(self, request: ReadRequest) -> Fetched:
         with self._limiter.slot():

@@ -1,18 +1,25 @@
 """How the remote stores' clients are opened: endpoint, anonymity, time-outs, and no second retry loop."""
 
+import inspect
 import logging
 import os
 from typing import Any
 
 from pipeline.config import StorageSection
-from pipeline.errors import StorageError
+from pipeline.errors import UnsupportedSchemeError
 from pipeline.option_rules import merge_options, options_of
+from pipeline.redaction import redact
 from pipeline.s3_pages import quicken_listings
-from pipeline.uris import WEB_SCHEMES
+from pipeline.storage_errors import one_line
+from pipeline.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES, WEB_SCHEMES, WELL_KNOWN_SCHEMES
 
-S3_SCHEMES = frozenset({"s3", "s3a"})
-GCS_SCHEMES = frozenset({"gs", "gcs"})
-AZURE_SCHEMES = frozenset({"abfs", "abfss", "az", "adl"})
+# File systems of fsspec that stand before another address.
+_INSIDE_OTHERS = frozenset(
+    {"zip", "tar", "jar", "libarchive", "reference", "dir", "data", "generic", "async_wrapper"}
+    | {"simplecache", "filecache", "blockcache", "cached", "chained"}
+)
+# Of a library that could not be loaded: every place where it looked is no help.
+_LONGEST_REASON = 80
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
@@ -30,20 +37,58 @@ def read_concurrency(section: StorageSection, *, is_local: bool) -> int:
     return 16 if is_local else 32
 
 
-def open_client(scheme: str, section: StorageSection, uri: str) -> Any:
-    """Open the fsspec file system of a scheme; StorageError when nobody knows it or its library is missing."""
+def scheme_problem(scheme: str, section: StorageSection) -> str | None:
+    """Say why addresses of a scheme cannot be opened, None when they can; no store is asked anything.
+
+    A package that is missing is named, and so are options that the file system needs and the spec does not give.
+    """
+    import fsspec
+
+    try:
+        system = fsspec.get_filesystem_class(scheme)
+    except ValueError:
+        return f"{scheme}:// is a scheme that no store is known by"
+    except (ImportError, AttributeError) as error:
+        extra = EXTRAS.get(scheme)
+        remedy = f"; pip install 'htc-batch[{extra}]'" if extra else ""
+        return f"{scheme}:// needs a package that is not installed ({one_line(error)}){remedy}"
+    if scheme in _INSIDE_OTHERS:
+        return f"{scheme}:// names something inside another file, which is not read; unpack it, and name the files"
+    missing = _required(system) - {*options_of(section.options, scheme), *fsspec.config.conf.get(scheme, {})}
+    if missing:
+        names = ", ".join(sorted(missing))
+        return f"{scheme}:// cannot be opened without its options {names}; set them in storage.options.{scheme}"
+    return None
+
+
+def _required(system: type) -> set[str]:
+    """Name the parameters that a file system cannot be opened without."""
+    parameters = list(inspect.signature(system.__init__).parameters.values())[1:]  # type: ignore[misc]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {each.name for each in parameters if each.default is each.empty and each.kind in kinds}
+
+
+def open_client(scheme: str, section: StorageSection) -> Any:
+    """Open the fsspec file system of a scheme.
+
+    Raises:
+        UnsupportedSchemeError: fsspec does not know the scheme, its package is missing, or it does not open.
+    """
     import fsspec
 
     if scheme in GCS_SCHEMES:
         settle_gcsfs()
+    problem = scheme_problem(scheme, section)
+    if problem is not None:
+        raise UnsupportedSchemeError(f"{problem}.")
     try:
         client = fsspec.filesystem(scheme, use_listings_cache=False, **client_options(scheme, section))
-    except ImportError as error:
-        extra = EXTRAS.get(scheme)
-        remedy = f"pip install 'htc-batch[{extra}]'" if extra else "install the library named there"
-        raise StorageError(f"{scheme}:// needs a library that is not installed ({error}); {remedy}.") from error
-    except ValueError as error:
-        raise StorageError(f"{uri} has an unknown scheme, {scheme}:// ({error}).") from error
+    except (ImportError, ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
+        if scheme in WELL_KNOWN_SCHEMES and isinstance(error, OSError | RuntimeError):
+            raise
+        # Hadoop's library finds no Java, a wrapper finds nothing to wrap: whatever it is, it will be so next time.
+        reason = f"{type(error).__name__}: {one_line(error)[:_LONGEST_REASON]}"
+        raise UnsupportedSchemeError(f"{scheme}:// cannot be opened here ({redact(reason)}).") from error
     if hasattr(client, "retries"):
         # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
         client.retries = 1

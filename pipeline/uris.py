@@ -1,17 +1,24 @@
 """Names of files and objects, as plain text.
 
 A local file is its absolute path without a scheme; a remote object keeps its scheme (`s3://bucket/key`).
-Nothing is ever percent-decoded or encoded: `a%20b`, `a b`, `a#b` and `a?b` are four different names, and each
-must read back.
+Nothing but a `file:` URL is ever percent-decoded or encoded: `a%20b`, `a b`, `a#b` and `a?b` are four different
+names, and each must read back.
 """
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline.errors import SpecError
 
 WEB_SCHEMES = frozenset({"http", "https"})
+S3_SCHEMES = frozenset({"s3", "s3a"})
+GCS_SCHEMES = frozenset({"gs", "gcs"})
+AZURE_SCHEMES = frozenset({"abfs", "abfss", "az", "adl"})
+BUCKET_SCHEMES = S3_SCHEMES | GCS_SCHEMES | AZURE_SCHEMES
+WELL_KNOWN_SCHEMES = BUCKET_SCHEMES | WEB_SCHEMES | {"memory"}
+"""Stores that this program is tested with: an exception that no library of theirs is known to raise is our bug."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -53,9 +60,24 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> str:
-    """Strip `file://` or `local://` from a local name."""
+    """Return the path that a local name stands for.
+
+    A `file:` URL is decoded as RFC 8089 says: `file:///a%20b` and `file://localhost/a%20b` are `/a b`.
+    """
     match = _SCHEME.match(uri)
-    return uri[match.end() :] if match else uri
+    if match is None:
+        return uri
+    path = uri[match.end() :]
+    if match.group(1).lower() != "file":
+        return path
+    if path[:10].lower() == "localhost/":
+        path = path[9:]
+    return unquote(path, errors="surrogateescape") if "%" in path else path
+
+
+def without_query(uri: str) -> str:
+    """Return a web address up to its `?` or `#`; in any other name these are characters like all others."""
+    return re.split(r"[?#]", uri, maxsplit=1)[0] if scheme_of(uri) in WEB_SCHEMES else uri
 
 
 def join(uri: str, *parts: str) -> str:
@@ -72,15 +94,20 @@ def base_name(uri: str) -> str:
 
 def folder_of(uri: str) -> str:
     """Return the uri without its last part and without a trailing slash (`/` for a root)."""
-    head = uri.rstrip("/").rpartition("/")[0]
+    head = without_query(uri).rstrip("/").rpartition("/")[0]
     return head or "/"
 
 
 def suffix_of(uri: str) -> str:
     """Return the last extension in lower case with its dot, or "" when the name has none."""
-    name = base_name(uri)
+    name = base_name(without_query(uri))
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
+
+
+def is_hidden_name(relative: str) -> bool:
+    """Tell whether a part of a name begins with a dot; `.` and `..`, which keys of a bucket may hold, are no such."""
+    return any(part.startswith(".") and part not in (".", "..") for part in relative.split("/"))
 
 
 def resolve(entry: str, folder: str) -> str:

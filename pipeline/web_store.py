@@ -59,7 +59,7 @@ class WebStore(Store):
     """One host of the web."""
 
     def __init__(self, scheme: str, section: StorageSection, uri: str, hosts: WebHosts) -> None:
-        super().__init__(scheme, section, uri, is_known=False)
+        super().__init__(scheme, section, is_known=False)
         self._host = host_of(uri)
         self._hosts = hosts
         self._patience_s = section.patience_s

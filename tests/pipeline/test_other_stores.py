@@ -165,3 +165,10 @@ def test_what_is_written_in_pieces_reads_back(place: Place) -> None:
     large = bytes(range(256)) * 4096 * 52
     place.door.write(join(place.root, "large"), large)
     assert place.door.read(join(place.root, "large")) == large
+
+
+def test_slashes_at_the_end_of_a_prefix_lose_no_image(place: Place) -> None:
+    place.door.write(join(place.root, "img/a.jpg"), b"a")
+    for slashes in ("", "/", "//"):
+        refs = list(list_images(InputSection(uri=f"{place.root}/img{slashes}"), place.door))
+        assert [(ref.uri, read_image(ref, place.door)) for ref in refs] == [(join(place.root, "img/a.jpg"), b"a")]

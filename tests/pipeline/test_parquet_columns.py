@@ -105,7 +105,9 @@ def test_every_text_type_names_images(tmp_path: Path, kind: pa.DataType | None) 
     names = pa.array(["b.jpg", None, "c.jpg", ""])
     column = names.dictionary_encode() if kind is None else names.cast(kind)
     refs = listed(write(tmp_path / "x.parquet", {"url": column}))
-    assert [ref.uri for ref in refs] == [f"{tmp_path}/b.jpg", f"{tmp_path}/c.jpg"]
+    rows = [f"{tmp_path}/x.parquet#row={row}" for row in (1, 3)]
+    assert [ref.uri for ref in refs] == [f"{tmp_path}/b.jpg", rows[0], f"{tmp_path}/c.jpg", rows[1]]
+    assert ["url is empty" in (ref.problem or "") for ref in refs] == [False, True, False, True]
 
 
 def test_each_row_of_a_hugging_face_file_has_its_own_outcome(tmp_path: Path) -> None:

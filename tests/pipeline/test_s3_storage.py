@@ -252,3 +252,14 @@ def test_a_listing_goes_on_behind_any_name(s3_bucket: str, door: Storage, tmp_pa
             behind = [uri for uri in everything if uri.encode() > after.encode() or after in (root, "z")]
             assert [each.uri for each in door.list(root, after=after)] == behind, after
         assert [each.uri for each in door.list(root, "**/*.jpg", after=join(root, "a/b/2.jpg"))] == everything[5:]
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//", "///"])
+def test_slashes_at_the_end_of_a_prefix_lose_no_image(door: Storage, s3_bucket: str, slashes: str) -> None:
+    # This server takes slashes in a row for one.
+    names = ["a.jpg", "b c.jpg", "d/e.jpg"]
+    for name in names:
+        door.write(join(s3_bucket, "img", name), name.encode())
+    refs = list(list_images(InputSection(uri=f"{s3_bucket}/img{slashes}"), door))
+    assert [ref.uri for ref in refs] == [join(s3_bucket, "img", name) for name in names]
+    assert [read_image(ref, door).decode() for ref in refs] == names

@@ -56,7 +56,7 @@ def test_a_folder_is_taken_recursively_in_order_and_the_rest_is_counted(tmp_path
     assert payloads(refs) == [b"a.gif", b"b.jpg", b"d/c.TIFF"]
     assert [ref.bytes for ref in refs] == [5, 5, 8]
     assert all(ref.etag for ref in refs)
-    assert notes.skipped == {".txt": 1, "no extension": 1, ".gz": 1}
+    assert notes.skipped == {".txt": 1, "no extension": 1, ".tar.gz": 1}
 
 
 def test_odd_names_come_back_exactly(tmp_path: Path) -> None:
@@ -230,17 +230,29 @@ def test_listings_may_name_shards_and_files_that_are_gone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("l.jsonl", '{"uri": "a"}\n{oops}\n', "Line 2"),
-        ("l.jsonl", '{"label": 1}\n', "names no image"),
-        ("l.jsonl", '"\\ud800.jpg"\n', "half a Unicode character"),
-        ("l.csv", 'path\n"a.jpg\n', "not valid CSV"),
-        ("l.csv", "label,path\n1\n", "too few"),
+        ("l.jsonl", '{"uri": "a"}\n{oops}\n', "line 2 .* not valid JSON"),
+        ("l.jsonl", '"a"\n"\\ud800.jpg"\n', "half a Unicode character"),
+        ("l.csv", 'path\n"a.jpg\nb.jpg\n', "line 2 .* quotes"),
+        ("l.csv", "label,path\n1\n2,b.jpg\n", "line 2 .* names are in column 2"),
     ],
 )
-def test_a_bad_line_of_a_listing_is_named(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_a_bad_line_of_a_listing_is_a_row_and_the_others_go_on(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=words):
-        listed(tmp_path / name)
+    notes = SourceNotes()
+    bad, good = sorted(listed(tmp_path / name, notes), key=lambda ref: ref.problem is None)
+    assert good.problem is None
+    assert bad.uri == f"{tmp_path / name}#line=2"
+    assert sum(notes.refused.values()) == 1
+    with pytest.raises(ImageError, match=words):
+        read_image(bad, Storage())
+
+
+def test_a_listing_whose_entries_have_no_known_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.jsonl").write_text('{"label": 1}\n')
+    with pytest.raises(InputError, match="uri_column"):
+        listed(tmp_path / "l.jsonl")
 
 
 def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:

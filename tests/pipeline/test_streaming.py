@@ -52,8 +52,8 @@ class SlowListing:
         self.was_overtaken = False
         self.reached = threading.Event()
 
-    def walk(self, folder: str, after: str = "") -> Iterator[tuple[str, Any]]:
-        for number, found in enumerate(self._walk(folder, after)):
+    def walk(self, folder: str, *arguments: Any) -> Iterator[tuple[str, Any]]:
+        for number, found in enumerate(self._walk(folder, *arguments)):
             if number == self._first and folder == str(self._folder / "in"):
                 self.reached.set()
                 self._wait_for_a_commit()

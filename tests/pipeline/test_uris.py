@@ -41,7 +41,9 @@ def test_a_backward_range_is_refused_in_words() -> None:
         ("../a.jpg", "s3://bucket/lists", "s3://bucket/a.jpg"),
         ("/else/a.jpg", "s3://bucket/lists", "/else/a.jpg"),
         ("s3://other/a.jpg", "/photos", "s3://other/a.jpg"),
-        ("file:///p/a%20b.jpg", "/photos", "/p/a%20b.jpg"),
+        ("file:///p/a%20b.jpg", "/photos", "/p/a b.jpg"),
+        ("file://localhost/p/a%2520b.jpg", "s3://bucket/lists", "/p/a%20b.jpg"),
+        ("file:///p/caf%E9.jpg", "/photos", "/p/caf\udce9.jpg"),
     ],
 )
 def test_listing_entries_resolve_against_the_listing(entry: str, folder: str, expected: str) -> None:

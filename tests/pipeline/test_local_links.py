@@ -1,0 +1,108 @@
+"""Links in folders: each real folder is walked once, under a name that does not depend on where a walk begins."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import InputSection
+from pipeline.local_files import walk_files
+from pipeline.sources import ImageRef, SourceNotes, list_images
+from pipeline.storage import Storage
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def names(root: Path, after: str = "") -> list[str]:
+    found = [path for path, _ in walk_files(str(root), f"{root}/{after}" if after else "")]
+    return [path.removeprefix(f"{root}/") for path in found]
+
+
+def listed(uri: Path | str, notes: SourceNotes | None = None) -> list[ImageRef]:
+    return list(list_images(InputSection(uri=str(uri)), Storage(), notes=notes))
+
+
+def test_folders_that_link_to_each_other_are_walked_once(tmp_path: Path) -> None:
+    # Seven folders, each with a link to every other: as many ways through them as there are orders.
+    for one in range(7):
+        make(tmp_path, f"d{one}/{one}.jpg")
+        for other in range(7):
+            (tmp_path / f"d{one}/to{other}").symlink_to(tmp_path / f"d{other}")
+    notes = SourceNotes()
+    assert [ref.uri for ref in listed(tmp_path, notes)] == [f"{tmp_path}/d{one}/{one}.jpg" for one in range(7)]
+    assert notes.links == 49
+    assert notes.link == f"{tmp_path}/d0/to0 -> {tmp_path}/d0"
+
+
+@pytest.fixture
+def maze(tmp_path: Path) -> Path:
+    """Links to folders inside, outside, above, hidden, and of each other."""
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    make(outside, "deep/o.jpg", "p.jpg")
+    make(root, "m/a.jpg", "m/n/b.jpg", ".hidden/h.jpg", "z.jpg")
+    for link, target in {
+        "a-early": root / "m",
+        "b-out": outside / "deep",
+        "c/again": outside,
+        "m/loop": root / "m",
+        "m/up": root,
+        "n-hidden": root / ".hidden",
+        "o-hidden": root / ".hidden",
+        "q-above": tmp_path,
+        "x-out": outside / "deep",
+        "y.jpg": root / "m/a.jpg",
+        "y2.jpg": root / "none.jpg",
+    }.items():
+        (root / link).parent.mkdir(exist_ok=True)
+        (root / link).symlink_to(target)
+    (outside / "back").symlink_to(root / "m")
+    return root
+
+
+MAZE = [
+    "b-out/o.jpg",
+    "c/again/p.jpg",
+    "m/a.jpg",
+    "m/n/b.jpg",
+    "n-hidden/h.jpg",
+    "y.jpg",
+    "y2.jpg",
+    "z.jpg",
+]
+
+
+def test_a_real_folder_keeps_its_own_name_and_one_outside_the_first_links(maze: Path) -> None:
+    assert names(maze) == MAZE
+    # A link to a file is an image of its own; one that leads nowhere is a missing one.
+    assert [status is None for path, status in walk_files(str(maze)) if path.endswith("y2.jpg")] == [True]
+
+
+@pytest.mark.parametrize("place", range(len(MAZE)))
+def test_a_walk_that_goes_on_behind_any_name_gives_what_was_left(maze: Path, place: int) -> None:
+    assert names(maze, MAZE[place]) == MAZE[place + 1 :]
+
+
+def test_the_root_may_be_a_link_itself_and_its_name_is_kept(maze: Path) -> None:
+    link = maze.parent / "link"
+    link.symlink_to(maze)
+    assert names(link) == MAZE
+    assert names(maze / "m/up/m/n") == ["b.jpg"]
+
+
+def test_a_link_that_is_asked_for_by_a_pattern_is_entered(maze: Path) -> None:
+    assert [ref.uri for ref in listed(f"{maze}/a-early/*.jpg")] == [f"{maze}/a-early/a.jpg"]
+    section = InputSection(uri=str(maze), glob="a-early/n/**/*.jpg")
+    assert [ref.uri for ref in list_images(section, Storage())] == [f"{maze}/a-early/n/b.jpg"]
+
+
+def test_links_are_no_reason_to_ask_for_every_files_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *(f"{one}/{two}.jpg" for one in range(10) for two in range(10)))
+    asked: list[str] = []
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path, **_: asked.append(str(path)) or real(path))
+    assert len(names(tmp_path)) == 100
+    assert len(asked) == 1

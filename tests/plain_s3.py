@@ -1,0 +1,89 @@
+"""A bucket in memory behind just enough of S3's API, which takes keys as they are.
+
+SeaweedFS keeps keys as paths of a tree and cannot hold `a//b` beside `a/b`; Amazon's service does.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from hashlib import md5
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    objects: dict[str, bytes]
+
+    def do_HEAD(self) -> None:
+        self._answer(has_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(has_body=True)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is logged."""
+
+    def _answer(self, *, has_body: bool) -> None:
+        # urlsplit of "//a" would take a for a host.
+        path, _, query = self.path.partition("?")
+        bucket, _, key = path.lstrip("/").partition("/") if not path.startswith("//") else ("", "", "")
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(f"?{query}").query, True).items()}
+        key = unquote(key)
+        if bucket == "bucket" and not key:
+            self._send(200, self._listing(asked), "application/xml", has_body=has_body)
+        elif key in self.objects:
+            self._send(200, self.objects[key], "image/jpeg", has_body=has_body)
+        else:
+            error = b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"
+            self._send(404, error, "application/xml", has_body=has_body)
+
+    def _listing(self, asked: dict[str, str]) -> bytes:
+        prefix, delimiter, after = asked.get("prefix", ""), asked.get("delimiter", ""), asked.get("start-after", "")
+        contents, folders = [], dict[str, None]()
+        for key in sorted(self.objects, key=str.encode):
+            if not key.startswith(prefix) or key.encode() <= after.encode():
+                continue
+            head, mark, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+            if mark:
+                folders[f"{prefix}{head}{mark}"] = None
+            else:
+                contents.append(key)
+        most = int(asked.get("max-keys", "1000"))
+        parts = [
+            f"<Contents><Key>{escape(key)}</Key><Size>{len(self.objects[key])}</Size>"
+            f"<ETag>&quot;{md5(self.objects[key]).hexdigest()}&quot;</ETag></Contents>"  # S3's own
+            for key in contents[:most]
+        ]
+        parts += [f"<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>" for each in folders]
+        count = len(parts)
+        text = f"<ListBucketResult><KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>{''.join(parts)}"
+        return f"{text}</ListBucketResult>".encode()
+
+    def _send(self, status: int, body: bytes, kind: str, *, has_body: bool) -> None:
+        self.send_response(status)
+        self.send_header("Server", "AmazonS3")
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Last-Modified", formatdate(0, usegmt=True))
+        self.send_header("ETag", f'"{md5(body).hexdigest()}"')  # S3's own
+        self.end_headers()
+        if has_body:
+            self.wfile.write(body)
+
+
+@contextmanager
+def plain_s3(objects: dict[str, bytes]) -> Iterator[str]:
+    """Serve `s3://bucket` with these objects; yields the endpoint."""
+    handler = type("Handler", (_Handler,), {"objects": objects})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
