@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from pipeline.config import StorageSection, load_spec
@@ -101,10 +102,10 @@ class CannedStorage(Storage):
         """The input is a folder."""
         return "folder" if uri.startswith("s3:") else super().kind(uri)
 
-    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[Listed]:
         """The same names as the stub server's."""
         if not uri.startswith("s3:"):
-            yield from super().list(uri, glob, after=after)
+            yield from super().list(uri, glob, **options)
             return
         for index in range(self.keys):
             yield Listed(f"s3://stub/{key_of(index, self.keys)}", index % 500_000, f"{index:032x}")

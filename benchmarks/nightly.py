@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,10 +56,10 @@ class CannedStorage(Storage):
         """The input is a folder."""
         return "folder" if uri.startswith("s3:") else super().kind(uri)
 
-    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[Listed]:
         """The names in order."""
         if not uri.startswith("s3:"):
-            yield from super().list(uri, glob, after=after)
+            yield from super().list(uri, glob, **options)
             return
         for key in range(self.keys + self.keys // 50):
             if key % 100 != 99 or key >= self.keys:

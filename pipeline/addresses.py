@@ -69,7 +69,8 @@ def read_address(entry: str, folder: str) -> Address:
     scheme, _, rest = entry.partition("://")
     uri = resolve(f"{scheme.lower()}://{rest}", folder)
     if scheme_of(uri) not in WEB_SCHEMES:
-        return Address(uri)
+        is_object = scheme_of(uri) not in BUCKET_SCHEMES or rest.rstrip("/").count("/")
+        return Address(uri) if is_object else _refused(uri, "it names a bucket, and no object in it")
     name, is_same_object = public_name(uri)
     return Address(name, None if name == uri else uri, is_same_object)
 

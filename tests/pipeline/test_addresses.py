@@ -70,6 +70,8 @@ def test_a_signature_is_no_part_of_a_name(query: str, kept: str) -> None:
         ("http://ho st/a.jpg", "control character"),
         ("http://host/a\tb.jpg", "control character"),
         ("s3:///a.jpg", "no bucket"),
+        ("s3://bucket", "no object"),
+        ("gs://bucket/", "no object"),
         ("data:image/png;base64,iVBORw0KGgo=", "data:"),
         ("file://server/a.jpg", "machine server"),
         ("file:///a%00.jpg", "null character"),

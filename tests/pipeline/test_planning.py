@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,8 +62,8 @@ class Gated(Storage):
         self.error = error
         self.gate = threading.Event()
 
-    def list(self, uri: str, glob: str | None = None, *, after: str | None = None) -> Iterator[Listed]:
-        for number, listed in enumerate(super().list(uri, glob, after=after)):
+    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[Listed]:
+        for number, listed in enumerate(super().list(uri, glob, **options)):
             if number == self.first and uri.endswith("/in"):
                 self.gate.wait(PATIENCE_S)
                 if self.error is not None:
@@ -148,12 +149,13 @@ def test_closing_a_run_stops_its_planning(tmp_path: Path) -> None:
 
 
 def test_an_input_that_cannot_be_listed_to_its_end_leaves_no_run(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text("".join(f'"{index}.jpg"\n' for index in range(30)) + "{oops\n")
-    with pytest.raises(InputError, match=r"Line 31 .* is not valid JSON"):
-        begin(spec_of(tmp_path, "in.jsonl"))
+    make_photos(tmp_path / "in", [f"{index:02d}.jpg" for index in range(31)])
+    storage = Gated(first=30, error=InputError("the listing broke off"))
+    storage.gate.set()
+    with pytest.raises(InputError, match="broke off"):
+        begin(spec_of(tmp_path), storage)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    (tmp_path / "in.jsonl").write_text('"1.jpg"\n')
-    assert begin(spec_of(tmp_path, "in.jsonl", **{"input.limit": 3})).image_count == 1
+    assert begin(spec_of(tmp_path, **{"input.limit": 3})).image_count == 3
 
 
 def make_tar(path: Path, names: list[str]) -> None:
