@@ -13,6 +13,7 @@ from itertools import islice
 
 from pipeline.config import InputSection
 from pipeline.errors import InputError, NotFoundError, WebHostError
+from pipeline.image_formats import IMAGE_SUFFIXES
 from pipeline.listing_files import LISTING_SUFFIXES, URI_COLUMNS, read_listing
 from pipeline.parquet_images import find_image_column, find_uri_column, inspect_parquet, read_uris
 from pipeline.planned import Planned
@@ -23,7 +24,6 @@ from pipeline.uris import base_name, first_magic, folder_of, resolve, suffix_of
 
 __all__ = ["ImageRef", "SourceNotes", "list_images", "locate_image"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
 _ROW_URI = re.compile(r"(?P<container>.+)#row=(?P<row>\d+)", re.DOTALL)
 
