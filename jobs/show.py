@@ -13,11 +13,13 @@ from jobs.overlay import DrawnInstance, draw_overlay
 from jobs.photos import PhotoRow, RunPhotos
 from jobs.query import decode_mask
 from pipeline.errors import HtcError, InputError, SpecError
+from pipeline.image_formats import IMAGE_SUFFIXES
 from pipeline.image_reading import read_image
 from pipeline.images import decode_image
 from pipeline.progress import count_of
 from pipeline.storage import Storage
 from pipeline.tables import open_results
+from pipeline.uris import suffix_of
 
 if TYPE_CHECKING:
     from pipeline.config import StorageSection
@@ -95,7 +97,8 @@ def picture_paths(uris: Sequence[str], folder: Path) -> list[Path]:
     for uri in uris:
         # A tar's member comes before the first "::", its container after it.
         last = uri.removeprefix("tar://").split("::")[0].rstrip("/").rsplit("/", 1)[-1]
-        stem = re.sub(r"\.(jpe?g|png|webp|tiff?|bmp|gif)$", "", last, flags=re.IGNORECASE)
+        suffix = suffix_of(last)
+        stem = last[: -len(suffix)] if suffix in IMAGE_SUFFIXES else last
         safe = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:MAX_NAME_CHARS] or "image"
         candidate, repeat = safe, 1
         while candidate.lower() in taken:

@@ -3,6 +3,7 @@
 The published pipeline reads images with OpenCV's `IMREAD_COLOR`; the same pixels come out here, bit for
 bit for JPEG (CMYK too), PNG, BMP and lossless WebP: EXIF orientation applied, alpha and transparency
 dropped (not blended), ICC profiles ignored, 16 bits cut to the upper 8, the first frame of an animation.
+docs/formats.md says what that means for each format.
 """
 
 import io
@@ -17,17 +18,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
+    PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    features,
 )
 
+from pipeline import jpeg_files, png_files
 from pipeline.errors import ImageError
+from pipeline.heif_images import decode_heif, open_heif
+from pipeline.image_formats import find_format
+from pipeline.tiff_images import decode_tiff_page, open_tiff
 
 if TYPE_CHECKING:
     import torch
@@ -38,35 +46,19 @@ if TYPE_CHECKING:
 # Where Pillow itself calls an image a decompression bomb: twice its MAX_IMAGE_PIXELS of 89,478,485.
 DEFAULT_MAX_PIXELS = 178_956_970
 
-# The file's first bytes decide, not its name. The readers are called by name, not through `Image.open`,
-# so that no other plugin of the process is ever tried on foreign bytes.
-_READERS: tuple[tuple[re.Pattern[bytes], str, type[ImageFile.ImageFile]], ...] = tuple(
-    (re.compile(pattern, re.DOTALL), name, reader)
-    for pattern, name, reader in (
-        (rb"\xff\xd8\xff", "JPEG", JpegImagePlugin.JpegImageFile),
-        (rb"\x89PNG\r\n\x1a\n", "PNG", PngImagePlugin.PngImageFile),
-        (rb"RIFF....WEBP", "WebP", WebPImagePlugin.WebPImageFile),
-        (rb"II[*+]\0|MM\0[*+]", "TIFF", TiffImagePlugin.TiffImageFile),
-        (rb"GIF8[79]a", "GIF", GifImagePlugin.GifImageFile),
-        (rb"BM", "BMP", BmpImagePlugin.BmpImageFile),
-    )
-)
-# Formats that people do have, and that deserve their name in the reason.
-_UNSUPPORTED: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
-    (re.compile(pattern, re.DOTALL), name)
-    for pattern, name in (
-        (rb"....ftyp(?:avif|avis)", "AVIF"),
-        (rb"....ftyp(?:heic|heix|hevc|mif1|msf1)", "HEIC"),
-        (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
-        (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
-        (rb"8BPS", "Photoshop"),
-        (rb"%PDF", "PDF"),
-        (rb"\s*(?:<\?xml[^>]*>\s*)?<svg", "SVG"),
-    )
-)
-_SUPPORTED_NAMES = "JPEG, PNG, WebP, TIFF, BMP and GIF"
+# The readers are called by name, not through `Image.open`, so that no other plugin of the process is ever tried on
+# foreign bytes.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+}
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
-_BITS_PER_SAMPLE_TAG = 258  # TIFF 6.0, section 8
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -112,14 +104,21 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
     Raises:
         ImageError: `unreadable` or `too_large`, with one line for the row.
     """
-    name, reader = _find_reader(payload)
+    name = find_format(payload)
     _silence_pillow()
     try:
-        with reader(io.BytesIO(payload)) as image:
-            _check_size(image.size, max_pixels)
-            image.load()
-            upright = _transpose(_convert_to_rgb(image), image)
-            return np.array(upright, dtype=np.uint8)
+        if name == "HEIC":
+            heif = open_heif(payload)
+            _check_size(heif.size, max_pixels)
+            return decode_heif(heif)
+        if name == "TIFF":
+            found = open_tiff(payload, max_pixels)
+            return (
+                _decode(payload, name, max_pixels, page=found.index or 0)
+                if found.is_for_pillow
+                else decode_tiff_page(found)
+            )
+        return _decode(_prepare(payload, name), name, max_pixels)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", _one_line(f"{name}: {error}")) from error
     except _DECODE_ERRORS as error:
@@ -191,16 +190,34 @@ def batch_from_bytes(
     return build_batch([decode_image(payload, max_pixels=max_pixels) for payload in payloads], config, device)
 
 
-def _find_reader(payload: bytes) -> tuple[str, type[ImageFile.ImageFile]]:
-    if not payload:
-        raise ImageError("unreadable", "the file is empty (0 bytes)")
-    for pattern, name, reader in _READERS:
-        if pattern.match(payload):
-            return name, reader
-    for pattern, name in _UNSUPPORTED:
-        if pattern.match(payload[:512]):
-            raise ImageError("unreadable", f"{name} files are not supported ({_SUPPORTED_NAMES} are)")
-    raise ImageError("unreadable", f"not an image: starts with {ascii(payload[:16])[1:]}")
+def _prepare(payload: bytes, name: str) -> bytes:
+    """Leave out what the pixels do not need and Pillow may stumble over."""
+    if name == "PNG":
+        return png_files.without_metadata(payload)
+    if name == "JPEG":
+        return jpeg_files.without_metadata(payload)
+    if name == "AVIF" and not features.check("avif"):
+        raise ImageError(
+            "unreadable", "AVIF needs a Pillow that was built with it, as the wheels of 11.3 and later are"
+        )
+    return payload
+
+
+def _decode(payload: bytes, name: str, max_pixels: int, *, page: int = 0) -> NDArray[np.uint8]:
+    """Decode with Pillow."""
+    with _READERS[name](io.BytesIO(payload)) as image:
+        if page:
+            image.seek(page)
+        _check_size(image.size, max_pixels)
+        if isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode == "RGB" and image.tile[0].codec_name == "ppm":
+            return _decode_deep_ppm(payload, image)
+        frame = image.tile[0].extents if isinstance(image, GifImagePlugin.GifImageFile) and image.tile else None
+        image.load()
+        upright = _transpose(_convert_to_rgb(image), image)
+        pixels = np.array(upright, dtype=np.uint8)
+        if frame is not None and isinstance(image, GifImagePlugin.GifImageFile):
+            _fill_around(pixels, frame, image)
+        return pixels
 
 
 def _silence_pillow() -> None:
@@ -227,19 +244,40 @@ def _convert_to_rgb(image: ImageFile.ImageFile) -> Image.Image:
     image.info.pop("transparency", None)  # else Pillow would carry it along, or warn
     if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile):
         return _convert_cmyk_jpeg(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        upper_bits = np.asarray(image) >> (_gray_bits(image) - 8)
-        return Image.fromarray(upper_bits.astype(np.uint8)).convert("RGB")
-    if image.mode in {"I", "F"}:
-        raise ValueError("32-bit samples have no defined brightness; store 8 or 16 bits per sample")
+    if image.mode.startswith("I"):  # 16-bit gray of PNG and PNM
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
-def _gray_bits(image: ImageFile.ImageFile) -> int:
-    """Read how many bits a deep gray sample uses: 16, or what a TIFF says (12 is common in microscopy)."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(8, int(image.tag_v2.get(_BITS_PER_SAMPLE_TAG, (16,))[0]))
-    return 16
+def _decode_deep_ppm(payload: bytes, image: PpmImagePlugin.PpmImageFile) -> NDArray[np.uint8]:
+    """Cut 16-bit colours to their upper 8 as everywhere else; Pillow would round them."""
+    tile = image.tile[0]
+    most = tile.args[1] if isinstance(tile.args, tuple) else 255
+    if payload[:2] != b"P6" or most <= 255:
+        image.load()
+        return np.array(image, dtype=np.uint8)
+    width, height = image.size
+    samples = np.frombuffer(payload, ">u2", count=width * height * 3, offset=tile.offset).reshape(height, width, 3)
+    if most == 65535:
+        return (samples >> 8).astype(np.uint8)
+    scaled: NDArray[np.uint32] = np.minimum(samples, most).astype(np.uint32) * 65535 // most
+    return (scaled >> 8).astype(np.uint8)
+
+
+def _fill_around(
+    pixels: NDArray[np.uint8], frame: tuple[int, int, int, int], image: GifImagePlugin.GifImageFile
+) -> None:
+    """Give the canvas around a GIF's first frame the background colour, as OpenCV does, where it is not transparent."""
+    left, top, right, bottom = frame
+    height, width = pixels.shape[:2]
+    background, palette = image.info.get("background"), image.global_palette
+    if (left, top, right, bottom) == (0, 0, width, height) or palette is None or "transparency" in image.info:
+        return
+    color = palette.palette[3 * int(background or 0) :][:3]
+    if len(color) == 3:
+        inside = pixels[top:bottom, left:right].copy()
+        pixels[:] = np.frombuffer(bytes(color), np.uint8)
+        pixels[top:bottom, left:right] = inside
 
 
 def _convert_cmyk_jpeg(image: Image.Image) -> Image.Image:
@@ -279,9 +317,11 @@ def _read_orientation(exif_block: object) -> int:
 
 
 def _reason(name: str, error: Exception) -> str:
-    if isinstance(error, EOFError) or "truncated" in str(error).lower():
-        return f"truncated {name}: the file ends before the picture does"
     text = str(error)
+    if isinstance(error, EOFError) or ("truncated" in text.lower() and "chunk" not in text):
+        return f"truncated {name}: the file ends before the picture does"
+    if re.search("unsupported|not supported|cannot handle|not yet supported", text, re.IGNORECASE):
+        return _one_line(f"{name} of a kind that is not supported: {text}")
     if isinstance(error, SyntaxError) and "not identified" in text:  # Pillow's word for any odd header
         text = "the header is cut off or makes no sense"
     return _one_line(f"damaged {name}: {text or type(error).__name__}")

@@ -8,6 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.errors import ImageError
 from pipeline.images import DEFAULT_MAX_PIXELS
+from pipeline.png_files import without_metadata
 
 # Grey levels are labels as they are, and so are a palette's indices; its colours are for looking at.
 _MODES = ("L", "P")
@@ -23,7 +24,7 @@ def decode_label_map(payload: bytes) -> NDArray[np.uint8]:
         ImageError: no such PNG.
     """
     try:
-        with PngImagePlugin.PngImageFile(io.BytesIO(payload)) as image:
+        with PngImagePlugin.PngImageFile(io.BytesIO(without_metadata(payload))) as image:
             if image.mode not in _MODES:
                 raise ImageError("unreadable", f"a semantic map must have one 8-bit channel, not be {image.mode}")
             if image.width * image.height > DEFAULT_MAX_PIXELS:

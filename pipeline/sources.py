@@ -14,6 +14,7 @@ from itertools import islice
 from pipeline.addresses import read_address
 from pipeline.config import InputSection
 from pipeline.errors import InputError, NotFoundError, StorageError, TransientStorageError
+from pipeline.image_formats import IMAGE_SUFFIXES
 from pipeline.listing_files import Entry, is_listing, open_listing
 from pipeline.listing_text import SAMPLE_BYTES, looks_like_text
 from pipeline.manifest import COMMENT_LINES
@@ -38,7 +39,6 @@ from pipeline.uris import (
 
 __all__ = ["ImageRef", "SourceNotes", "list_images", "locate_image"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
 MOST_NAMED = 5
 """Files that are left out and named; the others are only counted."""

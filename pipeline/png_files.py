@@ -1,0 +1,67 @@
+"""PNG files reduced to what their pixels need: damaged or huge metadata must not cost the picture.
+
+Chunks, their order and their checksums: PNG specification (third edition), sections 5 and 11.
+"""
+
+import struct
+import zlib
+
+from pipeline.errors import ImageError
+
+_SIGNATURE_BYTES = 8
+_FRAME_BYTES = 12
+"""A chunk's length, name and checksum; its contents come on top."""
+_PALETTE_TYPE = 3
+_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+
+
+def without_metadata(payload: bytes) -> bytes:
+    """Return the PNG without its metadata but for the orientation (`eXIf`, when its checksum is right).
+
+    Transparency and animation go too: neither is used. A file that ends early, or whose chunks make no sense,
+    is returned from there on as it is, for the decoder to judge.
+
+    Raises:
+        ImageError: `unreadable`: Apple's private variant, a critical chunk that is not in the standard, or pixel data
+            that do not match their checksum.
+    """
+    kept: list[bytes] = [payload[:_SIGNATURE_BYTES]]
+    view = memoryview(payload)
+    position, color_type, is_changed = _SIGNATURE_BYTES, None, False
+    while position + _FRAME_BYTES <= len(payload):
+        length, name = struct.unpack_from(">I4s", payload, position)
+        end = position + _FRAME_BYTES + length
+        if end > len(payload) or not name.isalpha():
+            break
+        _refuse_foreign(name)
+        if name == b"IHDR" and length >= 10:
+            color_type = payload[position + 8 + 9]
+        is_needed = name in _CRITICAL and (name != b"PLTE" or color_type == _PALETTE_TYPE)
+        if name in (b"IDAT", b"eXIf"):
+            is_sound = zlib.crc32(view[position + 4 : end - 4]) == struct.unpack_from(">I", payload, end - 4)[0]
+            if name == b"IDAT" and not is_sound:
+                raise ImageError("unreadable", "damaged PNG: the pixel data do not match their checksum (IDAT)")
+            is_needed = is_sound
+        if is_needed:
+            kept.append(payload[position:end])
+        else:
+            is_changed = True
+        position = end
+        if name == b"IEND":
+            break
+    else:
+        end = position
+    if not is_changed:
+        return payload
+    return b"".join([*kept, payload[position:]])
+
+
+def _refuse_foreign(name: bytes) -> None:
+    if name == b"CgBI":
+        raise ImageError(
+            "unreadable",
+            "Apple's private kind of PNG (CgBI) is not supported; `pngcrush -revert-iphone-optimizations` reverts it",
+        )
+    # The first letter's case says whether a decoder may skip it (section 5.4).
+    if name not in _CRITICAL and name[:1].isupper():
+        raise ImageError("unreadable", f"PNG with the critical chunk {name.decode()}, which is not in the standard")
