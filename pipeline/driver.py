@@ -108,7 +108,7 @@ def run(
             display.note(DEMO_NOTE)
         changes = None
         if opened.state == "complete" and spec.select.mode == "full":
-            display.note(f"Run {opened.name} is complete already; its input is listed again.")
+            display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
             changes = compare_input(spec, storage, opened.name)
         _announce(opened, display, changes)
         session = Session(spec, opened, storage, display, is_trained=fingerprint.trained, load_model=load_model)
