@@ -90,7 +90,7 @@ def run(
             display.note(DEMO_NOTE)
         changes = None
         if opened.state == "complete" and spec.select.mode == "full":
-            display.note(f"Run {opened.name} is complete already; its input is listed again.")
+            display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
             with breaking_off(stop):
                 changes = compare_input(spec, storage, opened.name)
         _announce(opened, display, changes)

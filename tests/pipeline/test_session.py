@@ -125,6 +125,20 @@ def test_a_run_in_which_everything_fails_is_stopped_early_and_says_why(tmp_path:
     assert (ended.status, ended.images_done) == ("complete", 600)
 
 
+def test_one_junk_file_among_four_is_no_failure_and_four_are_one(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 4)
+    paths[0].write_text("junk")
+    few = run(spec_for(tmp_path), progress=SilentProgress(), load_model=LoadFake())
+    assert (few.status, few.exit_code, few.error_rate, few.max_errors) == ("complete", 0, 0.25, 5)
+    strict = spec_for(tmp_path, retry__max_errors=0)
+    again = run(strict, fresh=True, progress=SilentProgress(), load_model=LoadFake())
+    assert (again.status, again.exit_code) == ("over_error_budget", 1)
+    for path in paths:
+        path.write_text("junk")
+    junk = run(spec_for(tmp_path), fresh=True, progress=SilentProgress(), load_model=LoadFake())
+    assert (junk.status, junk.exit_code) == ("over_error_budget", 1)
+
+
 def test_a_sample_of_shards_stops_a_run_before_its_budget_is_spent(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
