@@ -14,6 +14,7 @@ from htc_model.structures import ImageBatch, RawDetections
 from pipeline.assignments import Assignment
 from pipeline.batching import BatchSize
 from pipeline.borders import DeviceLostError
+from pipeline.claims import Claim
 from pipeline.errors import StorageError, TransientStorageError
 from pipeline.plan import Shard
 from pipeline.refs import ImageRef
@@ -251,3 +252,16 @@ def test_a_worker_without_a_model_refuses_shards(tmp_path: Path) -> None:
     failure = worker_for(tmp_path, LoadFake()).run_shard(Shard(0, ()), Assignment(0, 1, False))
     assert isinstance(failure, ShardFailure)
     assert failure.kind == "bug"
+
+
+def test_a_queued_shard_is_given_back_and_one_with_images_done_only_when_another_attempt_commits(
+    tmp_path: Path,
+) -> None:
+    worker = worker_for(tmp_path, LoadFake())
+    assert not worker.abandon(3, is_queued=True)
+    worker._claims[3] = Claim()
+    worker._images_done[3] = 1
+    assert not worker.abandon(3, is_queued=True)
+    assert worker.abandon(3)
+    worker._claims[4] = Claim()
+    assert worker.abandon(4, is_queued=True)
