@@ -16,6 +16,7 @@ from htc_model.structures import ImageBatch, RawDetections
 from pipeline.assignments import Assignment
 from pipeline.batching import BatchSize
 from pipeline.borders import DeviceLostError
+from pipeline.claims import Claim
 from pipeline.errors import StorageError, TransientStorageError
 from pipeline.plan import Shard
 from pipeline.refs import ImageRef
@@ -286,3 +287,16 @@ def test_a_worker_reports_that_its_raylet_is_gone(tmp_path: Path, monkeypatch: p
     # What the system says once the parent is dead and its children are another process's.
     monkeypatch.setattr(pipeline.worker.os, "getppid", lambda: 1)
     assert worker.progress().has_lost_raylet
+
+
+def test_a_queued_shard_is_given_back_and_one_with_images_done_only_when_another_attempt_commits(
+    tmp_path: Path,
+) -> None:
+    worker = worker_for(tmp_path, LoadFake())
+    assert not worker.abandon(3, is_queued=True)
+    worker._claims[3] = Claim()
+    worker._images_done[3] = 1
+    assert not worker.abandon(3, is_queued=True)
+    assert worker.abandon(3)
+    worker._claims[4] = Claim()
+    assert worker.abandon(4, is_queued=True)
