@@ -61,7 +61,7 @@ def test_odd_names_read_back_from_separated_text(output: Output, tmp_path: Path,
     separator = "\t" if "tsv" in suffix else ","
     for names in (
         pd.read_csv(path, sep=separator, keep_default_na=False)["name"].tolist(),
-        pl.read_csv(path, separator=separator, missing_utf8_is_empty_string=True)["name"].to_list(),
+        pl.read_csv(path, separator=separator)["name"].fill_null("").to_list(),
     ):
         assert names == NAMES
 
