@@ -1,7 +1,6 @@
 """A query's answer as text: a table for people; CSV, TSV, JSON and JSON lines for programs."""
 
 import base64
-import csv
 import datetime
 import decimal
 import gzip
@@ -202,9 +201,20 @@ def _write_tsv(answer: Answer, stream: TextIO) -> None:
 
 
 def _write_separated(answer: Answer, stream: TextIO, separator: str) -> None:
-    writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
-    writer.writerow([name for name, _ in answer.columns])
-    writer.writerows(["" if cell is None else cell for cell in row] for row in _text_rows(answer))
+    rows: Iterator[list[str | None]] = chain([[name for name, _ in answer.columns]], _text_rows(answer))
+    stream.writelines(f"{separator.join(_quoted(cell, separator, len(row)) for cell in row)}\n" for row in rows)
+
+
+def _quoted(cell: str | None, separator: str, cells: int) -> str:
+    """Quote a cell where RFC 4180 asks for it; NULL is empty, empty text is "".
+
+    Python's csv leaves a carriage return unquoted up to 3.12, where readers end the row.
+    """
+    if cell is None:
+        # A row of one empty cell would be a blank line, which readers skip.
+        return '""' if cells == 1 else ""
+    is_plain = cell and not any(special in cell for special in (separator, '"', "\n", "\r"))
+    return cell if is_plain else '"' + cell.replace('"', '""') + '"'
 
 
 def _write_json(answer: Answer, stream: TextIO) -> None:

@@ -107,7 +107,11 @@ UriColumn = Annotated[
 ]
 RunName = Annotated[
     str | None,
-    typer.Option("--run", metavar="NAME", help="Create or resume this run; without it, the newest."),
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Create or resume this run; without it, the newest. A new name must not read as a number, a date or null.",
+    ),
 ]
 Fresh = Annotated[
     bool,

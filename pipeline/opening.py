@@ -29,6 +29,7 @@ from pipeline.records import (
     write_record,
 )
 from pipeline.refusals import find_differences, refuse_mismatch, refuse_occupied, refuse_orphans
+from pipeline.run_names import refuse_other_types
 from pipeline.storage import Storage, join
 from pipeline.tables import committed_shards
 from pipeline.uris import is_local, local_path
@@ -70,6 +71,8 @@ class Opening:
         self._may_have_company = self._may_have_company or fresh
         record = _find(self._storage, output_uri, run, fresh=fresh)
         if record is None:
+            if run is not None:
+                refuse_other_types(run)
             return None
         if self._spec.select.mode == "full" and run is None:
             record = self._full_run_below(record)

@@ -48,7 +48,8 @@ def open_run(
     Raises:
         OutputOccupiedError: the output folder holds something that is not ours.
         RunMismatchError: the run was started with another model or spec.
-        SpecError: `fresh` with the name of a run that exists, or a name that cannot be a folder's.
+        SpecError: `fresh` with the name of a run that exists, a name that cannot be a folder's, or a new one that
+            readers would take for a number, a date or another type.
         InputError: a new run, and the input holds no image, or cannot be listed.
         RunHeldError: another driver works on the run.
         StorageError: storage failed.

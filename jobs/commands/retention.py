@@ -108,6 +108,14 @@ def publish(
     run_name: Annotated[
         str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all finished ones]")
     ] = None,
+    include_over_budget: Annotated[
+        bool,
+        typer.Option(
+            "--include-over-budget",
+            help="Also runs over their error budget, and whole ones without a summary; without it they are named and "
+            "the exit code is 1.",
+        ),
+    ] = False,
     withdraw: Annotated[
         str | None, typer.Option("--withdraw", metavar="RUN", help="Take this run out of the tables instead.")
     ] = None,
@@ -124,5 +132,12 @@ def publish(
     if withdraw is not None:
         raise typer.Exit(withdraw_run(output_uri, iceberg, withdraw, namespace=namespace, storage_section=section))
     raise typer.Exit(
-        publish_output(output_uri, iceberg, namespace=namespace, run=run_name, storage_section=section),
+        publish_output(
+            output_uri,
+            iceberg,
+            namespace=namespace,
+            run=run_name,
+            is_over_budget_included=include_over_budget,
+            storage_section=section,
+        ),
     )

@@ -7,7 +7,6 @@ from jobs.retention.holding import lease_on
 from pipeline.compaction import Compacted, compact_run
 from pipeline.errors import InputError, RunError, SpecError
 from pipeline.lease import RunHeldError
-from pipeline.progress import count_of
 from pipeline.publication import read_publications
 from pipeline.standing import is_whole
 from pipeline.storage import Storage
@@ -40,7 +39,8 @@ def compact_output(
         target_mib: what a large file may come to.
 
     Returns:
-        The exit code: 1 when the run that was named cannot be compacted now, else 0.
+        The exit code: 1 when a run cannot be compacted now, but for those that are published or, unless they were
+        named, not complete; else 0.
 
     Raises:
         SpecError: the target is out of bounds.
@@ -53,17 +53,17 @@ def compact_output(
     results = open_results(output_uri, Storage(storage_section))
     if run is not None and run not in results.runs():
         raise InputError(f"There is no run {run} in {output_uri}; its runs are {', '.join(results.runs())}.")
-    done, refused = [], []
+    done, refused, is_held = [], [], False
     for name in [run] if run is not None else results.runs():
         try:
             done.append(_compact(results, name, target_mib * MIB))
         except (_NotNowError, RunHeldError) as error:
             refused.append(str(error))
-    if refused:
-        others = "" if len(refused) == 1 else f" (and {count_of(len(refused) - 1, 'other run')} likewise not now)"
-        say(f"Not compacted: {refused[0]}{others}")
+            is_held = is_held or isinstance(error, RunHeldError)
+    for reason in refused:
+        say(f"Not compacted: {reason}")
     _report([each for each in done if each.stretches], len(done))
-    return 1 if refused and run is not None else 0
+    return 1 if is_held or (refused and run is not None) else 0
 
 
 def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:

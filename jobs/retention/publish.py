@@ -19,6 +19,8 @@ from pipeline.standing import is_whole
 from pipeline.storage import Storage, join
 from pipeline.tables import open_results
 
+INCLUDE_FLAG = "--include-over-budget"
+
 if TYPE_CHECKING:
     from jobs.retention.publisher import Publisher
     from pipeline.results import Results
@@ -30,6 +32,7 @@ def publish_output(
     *,
     namespace: str = DEFAULT_NAMESPACE,
     run: str | None = None,
+    is_over_budget_included: bool = False,
     storage_section: StorageSection | None = None,
 ) -> int:
     """Publish one run, or all that are finished and not published yet, oldest first; take out those that are gone.
@@ -37,9 +40,10 @@ def publish_output(
     Args:
         catalog: sqlite:///path, or a name from pyiceberg's configuration.
         run: publish it even when it is over its error budget.
+        is_over_budget_included: publish all whole runs, also those over their error budget and those without a summary.
 
     Returns:
-        The exit code: 1 when somebody holds a run, which then waits with all later ones, else 0.
+        The exit code: 1 when a run is left out, or another process holds one, which then waits with all later ones.
 
     Raises:
         SpecError: no such catalog, its tables are of another output, or the run is not finished.
@@ -47,7 +51,7 @@ def publish_output(
         StorageError: storage or the catalog failed; the next call finishes.
     """
     with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
-        records = _chosen(results, run)
+        records, left_out = _chosen(results, run, publisher, is_over_budget_included=is_over_budget_included)
         publisher.make()
         missing = [record for record in records if not publisher.has(results, record.run)]
         # In their order: behind a run that cannot enter now, none does.
@@ -57,9 +61,12 @@ def publish_output(
             publisher.leave(name, None)
             write_line(f"The run {name} is in the output no more; it was taken out of the tables.")
         _report(results, entered)
+        for name, reason in left_out.items():
+            say(f"Not published: the run {name} {reason}.")
         if not missing and not gone:
-            write_line("Nothing to publish.")
-    return 0 if len(entered) == len(missing) else 1
+            others = f" but {count_of(len(left_out), 'run')} left out" if left_out else ""
+            write_line(f"Nothing to publish{others}.")
+    return 0 if len(entered) == len(missing) and not left_out else 1
 
 
 def withdraw_run(
@@ -113,33 +120,38 @@ def _require(results: "Results", run: str) -> None:
         raise InputError(f"There is no run {run} in {results.output_uri}; its runs are {', '.join(results.runs())}.")
 
 
-def _chosen(results: "Results", run: str | None) -> list[RunRecord]:
-    """Return the runs to publish; say why others are left out."""
+def _chosen(
+    results: "Results", run: str | None, publisher: "Publisher", *, is_over_budget_included: bool
+) -> tuple[list[RunRecord], dict[str, str]]:
+    """Return the runs to publish, and why each other run that is not published is left out."""
     if run is not None:
         _require(results, run)
         record = next(each for each in results.records if each.run == run)
         if not is_whole(results, record):
             raise SpecError(f"The run {run} is not finished; readers of the tables see whole runs only.")
-        return [record]
-    chosen = []
+        return [record], {}
+    chosen, left_out = [], {}
     for record in results.records:
-        reason = _left_out(results, record)
-        if reason:
-            say(f"Not published: the run {record.run} {reason}.")
-        else:
+        reason = _left_out(results, record, is_over_budget_included=is_over_budget_included)
+        noted = read_publications(results.storage, results.output_uri, record.run) if reason else ()
+        # What was published by name is not left out.
+        if not reason or any(each.place == publisher.place and each.snapshots for each in noted):
             chosen.append(record)
-    return chosen
+        else:
+            left_out[record.run] = reason
+    return chosen, left_out
 
 
-def _left_out(results: "Results", record: RunRecord) -> str:
+def _left_out(results: "Results", record: RunRecord, *, is_over_budget_included: bool) -> str:
     if not is_whole(results, record):
-        return "is not finished"
+        return "is not finished; go on with it by the same `htc run`, or remove it with `htc prune`"
+    if is_over_budget_included:
+        return ""
+    also = f"; --run {record.run} or {INCLUDE_FLAG} publishes it all the same"
     summary = read_json(results.storage, join(run_folder(results.output_uri, record.run), "summary.json"))
     if summary is None:
-        return "has no summary; the same `htc run` writes it"
-    if summary.get("status") != "complete":
-        return f"ended as {summary.get('status')}; --run {record.run} publishes it all the same"
-    return ""
+        return f"has no summary, which the same `htc run` writes{also}"
+    return "" if summary.get("status") == "complete" else f"ended as {summary.get('status')}{also}"
 
 
 def _enter(publisher: "Publisher", results: "Results", record: RunRecord) -> bool:

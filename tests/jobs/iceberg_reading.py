@@ -8,6 +8,9 @@ from pyiceberg.catalog import load_catalog
 
 from jobs.retention.publish import publish_output
 
+# What publishing ends with while the run "cut" of `make_nights` is left out.
+LEFT_OUT = 1
+
 
 def make_nights(tmp_path: Path) -> Path:
     """Make a folder of an awkward name, with two complete nights in its `out` and one that was cut off."""

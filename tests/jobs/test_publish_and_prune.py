@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from finished_runs import finish_run, open_night, tables_of
-from iceberg_reading import catalog_of, load, make_nights, publish, published, runs_in
+from finished_runs import finish_run, open_night, tables_of, write_inputs
+from iceberg_reading import LEFT_OUT, catalog_of, load, make_nights, publish, published, runs_in
 from test_no_torch import run_without_torch
 
 from jobs.retention.compact import compact_output
@@ -26,7 +26,7 @@ def test_a_run_that_is_gone_leaves_the_tables(folder: Path, capsys: pytest.Captu
     publish(folder)
     for path in ("images/run=night-0", "instances/run=night-0", "runs/night-0"):
         shutil.rmtree(folder / "out" / path)
-    assert publish(folder) == 0
+    assert publish(folder) == LEFT_OUT
     assert "The run night-0 is in the output no more" in capsys.readouterr().out
     assert runs_in(folder) == runs_in(folder, "instances") == {"night-1"}
 
@@ -49,7 +49,7 @@ def test_pruning_takes_runs_out_of_the_catalog_first(folder: Path) -> None:
     assert prune_output(output, keep_last=1, is_meant=True, catalog=catalog_of(folder)) == 0
     assert runs_in(folder) == runs_in(folder, "instances") == {"night-1"}
     assert published(folder) == tables_of(output, "night-1")["images"]
-    assert publish(folder) == 0
+    assert publish(folder) == LEFT_OUT
     assert runs_in(folder) == {"night-1"}
 
 
@@ -61,7 +61,7 @@ def test_a_run_is_withdrawn_by_name_and_may_come_back(folder: Path, capsys: pyte
     assert "was taken out.\nThe run night-0 was not in the tables.\n" in capsys.readouterr().out
     assert runs_in(folder) == {"night-1"}
     assert compact_output(output, run="night-0") == 0
-    assert publish(folder) == 0
+    assert publish(folder) == LEFT_OUT
     assert runs_in(folder) == {"night-0", "night-1"}
     with pytest.raises(InputError, match="There is no run nights"):
         withdraw_run(output, catalog, "nights")
@@ -73,10 +73,44 @@ def test_a_run_over_its_error_budget_is_published_by_name_only(
     summary = folder / "out" / "runs" / "night-1" / "summary.json"
     summary.write_text(summary.read_text().replace('"complete"', '"over_error_budget"'))
     publish(folder)
-    assert "night-1 ended as over_error_budget; --run night-1 publishes it all the same" in capsys.readouterr().err
+    assert "night-1 ended as over_error_budget; --run night-1 or --include-over-budget" in capsys.readouterr().err
     assert runs_in(folder) == {"night-0"}
     assert publish(folder, run="night-1") == 0
     assert runs_in(folder) == {"night-0", "night-1"}
+    # Published by name, it is not left out any more.
+    assert publish(folder) == LEFT_OUT
+    assert "night-1" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("has_summary", [True, False])
+def test_a_run_that_is_left_out_is_named_ends_in_one_and_enters_with_the_flag(
+    folder: Path, capsys: pytest.CaptureFixture[str], has_summary: bool
+) -> None:
+    finish_run(str(folder / "in"), str(folder / "out"), "cut", night=2)
+    summary = folder / "out" / "runs" / "night-1" / "summary.json"
+    text = summary.read_text()
+    summary.unlink()
+    if has_summary:
+        summary.write_text(text.replace('"complete"', '"over_error_budget"'))
+    assert publish(folder) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("Not published: the run night-1 ")
+    assert runs_in(folder) == {"night-0", "cut"}
+    assert publish(folder) == 1
+    assert capsys.readouterr().out == "Nothing to publish but 1 run left out.\n"
+    assert publish(folder, is_over_budget_included=True) == 0
+    assert runs_in(folder) == {"night-0", "night-1", "cut"}
+    assert publish(folder) == 0
+    assert capsys.readouterr().out.endswith("Nothing to publish.\n")
+
+
+def test_nothing_but_what_is_left_out_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_inputs(tmp_path / "in", 4)
+    finish_run(images, str(tmp_path / "out"), "cut", only_shards=1)
+    assert publish(tmp_path) == 1
+    told = capsys.readouterr()
+    assert (told.out, "the run cut is not finished" in told.err) == ("Nothing to publish but 1 run left out.\n", True)
+    assert publish(tmp_path, is_over_budget_included=True) == 1
 
 
 def test_tables_of_another_output_are_left_alone(folder: Path) -> None:

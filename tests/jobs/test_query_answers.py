@@ -61,7 +61,7 @@ def test_odd_names_read_back_from_separated_text(output: Output, tmp_path: Path,
     separator = "\t" if "tsv" in suffix else ","
     for names in (
         pd.read_csv(path, sep=separator, keep_default_na=False)["name"].tolist(),
-        pl.read_csv(path, separator=separator, missing_utf8_is_empty_string=True)["name"].to_list(),
+        pl.read_csv(path, separator=separator)["name"].fill_null("").to_list(),
     ):
         assert names == NAMES
 
@@ -201,7 +201,7 @@ STATEMENTS = [
 @pytest.mark.parametrize("sql", STATEMENTS, ids=range(len(STATEMENTS)))
 def test_no_statement_fails_in_more_than_a_sentence(output: Output, tmp_path: Path, sql: str) -> None:
     written = 0
-    for suffix in ("txt", "csv", "tsv", "json", "jsonl", "parquet"):
+    for suffix in ("csv", "json", "parquet"):
         path = tmp_path / f"x.{suffix}"
         try:
             answer(output, sql, path)
@@ -210,7 +210,7 @@ def test_no_statement_fails_in_more_than_a_sentence(output: Output, tmp_path: Pa
         else:
             written += 1
     # A kind of value that Parquet lacks is no reason for the others to fail.
-    assert written in {0, 5, 6}
+    assert written in {0, 2, 3}
 
 
 def test_sql_from_stdin_that_is_no_text_is_one_sentence(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,21 @@ def test_what_cannot_be_compacted_says_why(output: str, capsys: pytest.CaptureFi
     assert len(open_results(output).image_parts("night-1")) == 3
 
 
+def test_all_runs_that_are_not_compacted_are_named(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    note_publication(Storage(), output, "night-0", Publication("prod", "htc", ""))
+    assert compact_output(output) == 0
+    told = capsys.readouterr().err
+    assert [line.startswith("Not compacted: the run ") for line in told.splitlines()] == [True, True]
+    assert "run night-0 is published" in told
+    assert "run cut is not complete" in told
+    lease = take_lease(Storage(), output, "night-1")
+    try:
+        # It could have been compacted, and was not.
+        assert compact_output(output) == 1
+    finally:
+        lease.release()
+
+
 @pytest.mark.parametrize("output_format", ["csv", "parquet"])
 def test_a_query_whose_files_are_compacted_as_it_begins_asks_again(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_format: str
