@@ -11,6 +11,7 @@ HtcError                      the message is one sentence for a person: what is 
 │   ├── WebHostError          a host of the web among others fails; its images fail, and no others
 │   ├── PastEndError          a range was asked for that begins behind the object's end
 │   ├── ObjectTooLargeError   the object is larger than its reader can take
+│   ├── DamagedFileError      a file of the output is not as it was written; `htc doctor` finds all of them
 │   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
 │       ├── SlowDownError     the store asks for fewer requests
 │       └── IncompleteReadError   it answered, and not with all of the object
@@ -64,6 +65,10 @@ class AccessDeniedError(StorageError):
 
 class WebHostError(StorageError):
     """A host of the web does not give what it was asked for, while others answer: this image's trouble alone."""
+
+
+class DamagedFileError(StorageError):
+    """A file of the output is missing, truncated, or not of this program; the message names it and `htc doctor`."""
 
 
 class PastEndError(StorageError):

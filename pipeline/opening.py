@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ class Opening:
     def _plan_on(self, record: RunRecord, undo: ExitStack) -> Manifest | Planning:
         """Go on with a planning that was cut off."""
         folder = _manifest_folder(self._spec.output.uri, record.run)
-        planned = find_planned(self._storage, folder)
+        planned = find_planned(self._storage, folder, noted_images=int(record.manifest.get("image_count", 0)))
         if planned is not None and planned.manifest.is_planned:
             # Only the last word about it is missing.
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=planned.manifest.to_dict()))
@@ -183,6 +183,7 @@ class Opening:
         def keep(manifest: Manifest) -> None:
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=manifest.to_dict()))
 
+        planner.record = {name: value for name, value in asdict(record).items() if name != "manifest"}
         planning = Planning(planner, keep)
         if self._patience_s is None:
             planning.run()
