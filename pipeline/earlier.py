@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class EarlierRows:
         while wanted:
             done = yield from self._found_names(history, wanted)
             left = [number for number in wanted if number not in done]
-            self._results.reading(lambda left=left: self._reach(left))
+            self._results.reading(partial(self._reach, left))
             wanted = {number: wanted[number] for number in left if self._address_now(*self._parts[number])}
 
     def _found_names(

@@ -175,6 +175,16 @@ class ManifestReader:
         return self._part[1]
 
 
+def manifest_uris(folder: str, manifest: Manifest) -> list[str]:
+    """Name the parts that hold what a manifest says, in their order."""
+    uris: list[str] = []
+    images = 0
+    while images < manifest.image_count:
+        images += manifest.layout.images(len(uris))
+        uris.append(part_uri(folder, len(uris)))
+    return uris
+
+
 def part_uri(folder: str, number: int) -> str:
     """Name a part of the manifest in `folder`."""
     return join(folder, f"part-{number:05d}.parquet")

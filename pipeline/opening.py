@@ -93,7 +93,7 @@ class Opening:
         refuse_orphans(storage, output_uri, name)
         if not self._may_have_company:
             self._refuse_company(name)
-        moment = _later_than_all(list_records(storage, output_uri), moment)
+        moment = _later_than_all(list_records(storage, output_uri, damaged_runs={}), moment)
         folder = _manifest_folder(output_uri, name)
         planner = Planner(self._spec, storage, folder, incremental=self._look_back(moment.isoformat(), name))
         with ExitStack() as undo:

@@ -4,16 +4,23 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import NotFoundError, StorageError
+import pyarrow as pa
+
+from pipeline.damage import warn
+from pipeline.errors import DamagedFileError, NotFoundError, StorageError
 from pipeline.lease import STALE_AFTER_S
+from pipeline.part_files import read_part
 from pipeline.process_identity import is_dead_here
 from pipeline.publication import NOTE, Publication, read_publications
 from pipeline.records import TOMBSTONE, RunRecord, read_json, run_folder
 from pipeline.storage import Storage, join
+from pipeline.summary import read_summary
+from pipeline.tables import IMAGES_SCHEMA
 
 if TYPE_CHECKING:
     from pipeline.results import Results
@@ -105,7 +112,7 @@ def _standing(results: "Results", record: RunRecord, listing: _Listing, moment: 
     is_complete = is_whole(results, record)
     summary = None
     if is_complete and not holder and (run, "summary.json") in listing.notes:
-        summary = read_json(storage, join(run_folder(output_uri, run), "summary.json"))
+        summary = read_summary(storage, output_uri, run)
     done, ok, instances = _counted(results, run) if summary is None else _told(summary)
     state: State = "complete" if is_complete else "incomplete"
     return Standing(
@@ -118,25 +125,51 @@ def _standing(results: "Results", record: RunRecord, listing: _Listing, moment: 
         instances=instances,
         files=listing.files[run],
         bytes=listing.sizes[run],
-        publications=read_publications(storage, output_uri, run) if has_note else (),
+        publications=_publications(storage, output_uri, run) if has_note else (),
     )
 
 
 def _told(summary: Mapping[str, Any]) -> tuple[int, int, int]:
-    statuses = summary["statuses"]
-    return sum(statuses.values()), statuses.get("ok", 0), summary["instances"]
+    statuses = summary.get("statuses", {})
+    return sum(statuses.values()), statuses.get("ok", 0), summary.get("instances", 0)
 
 
 def _counted(results: "Results", run: str) -> tuple[int, int, int]:
-    table = results.images(run, ["status", "instances"])
+    """Count the rows of a run; those of a damaged file are left out, which is reported."""
+    try:
+        table = results.images(run, ["status", "instances"])
+    except DamagedFileError as error:
+        warn(error)
+        table = _readable(results, run)
     ok = table.column("status").to_pylist().count("ok")
     return len(table), ok, sum(table.column("instances").to_pylist())
+
+
+def _readable(results: "Results", run: str) -> pa.Table:
+    tables = []
+    for uri in results.image_parts(run):
+        with suppress(DamagedFileError, NotFoundError):
+            tables.append(read_part(results.storage, uri, IMAGES_SCHEMA, ["status", "instances"]))
+    empty = pa.schema([IMAGES_SCHEMA.field(name) for name in ("status", "instances")]).empty_table()
+    return pa.concat_tables([empty, *tables])
+
+
+def _publications(storage: Storage, output_uri: str, run: str) -> tuple[Publication, ...]:
+    try:
+        return read_publications(storage, output_uri, run)
+    except DamagedFileError as error:
+        warn(error)
+        # It may be published: nothing of it may be removed.
+        return (Publication("a catalog unknown", "", ""),)
 
 
 def _holder(storage: Storage, output_uri: str, run: str, moment: datetime) -> str:
     """Name who holds a run's lease; empty when the holder is dead or has been silent for too long."""
     try:
         lease = read_json(storage, join(run_folder(output_uri, run), "lease.json")) or {}
+    except DamagedFileError as error:
+        warn(error)
+        return "somebody whose lease cannot be read"
     except StorageError:
         return "somebody whose lease cannot be read"
     try:

@@ -9,14 +9,15 @@ from jobs.console import say, write_line, write_table
 from jobs.retention.holding import lease_on
 from jobs.retention.iceberg_catalog import DEFAULT_NAMESPACE, catalog_errors_in_words, open_catalog
 from pipeline.config import StorageSection
-from pipeline.errors import InputError, SpecError
+from pipeline.errors import SpecError
 from pipeline.lease import RunHeldError
 from pipeline.progress import count_of
 from pipeline.publication import read_publications
-from pipeline.records import RunRecord, load_record, read_json, run_folder
+from pipeline.records import RunRecord, load_record
 from pipeline.spec_reading import absolute_uri
 from pipeline.standing import is_whole
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage
+from pipeline.summary import read_summary
 from pipeline.tables import open_results
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def publish_output(
         run: publish it even when it is over its error budget.
 
     Returns:
-        The exit code: 1 when somebody holds a run, which then waits with all later ones, else 0.
+        The exit code: 1 when another process holds a run, which then waits with all later ones, or when a run's record
+        is damaged, else 0.
 
     Raises:
         SpecError: no such catalog, its tables are of another output, or the run is not finished.
@@ -52,14 +54,16 @@ def publish_output(
         missing = [record for record in records if not publisher.has(results, record.run)]
         # In their order: behind a run that cannot enter now, none does.
         entered = list(takewhile(lambda record: _enter(publisher, results, record), missing))
-        gone = sorted(publisher.runs() - set(results.runs()))
+        # A run whose record is damaged is still there.
+        gone = sorted(publisher.runs() - {*results.runs(), *results.damaged_runs})
         for name in gone:
             publisher.leave(name, None)
             write_line(f"The run {name} is in the output no more; it was taken out of the tables.")
         _report(results, entered)
         if not missing and not gone:
             write_line("Nothing to publish.")
-    return 0 if len(entered) == len(missing) else 1
+    is_left_out = run is None and bool(results.damaged_runs)
+    return 0 if len(entered) == len(missing) and not is_left_out else 1
 
 
 def withdraw_run(
@@ -109,8 +113,7 @@ def opened_publisher(
 
 
 def _require(results: "Results", run: str) -> None:
-    if run not in results.runs():
-        raise InputError(f"There is no run {run} in {results.output_uri}; its runs are {', '.join(results.runs())}.")
+    results.check_run(run)
 
 
 def _chosen(results: "Results", run: str | None) -> list[RunRecord]:
@@ -134,9 +137,9 @@ def _chosen(results: "Results", run: str | None) -> list[RunRecord]:
 def _left_out(results: "Results", record: RunRecord) -> str:
     if not is_whole(results, record):
         return "is not finished"
-    summary = read_json(results.storage, join(run_folder(results.output_uri, record.run), "summary.json"))
+    summary = read_summary(results.storage, results.output_uri, record.run)
     if summary is None:
-        return "has no summary; the same `htc run` writes it"
+        return "has no summary to read; the same `htc run` writes it"
     if summary.get("status") != "complete":
         return f"ended as {summary.get('status')}; --run {record.run} publishes it all the same"
     return ""
