@@ -74,6 +74,7 @@ def _leave_though_stuck() -> None:
 def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         _tolerate_unprintable_text()
+        _show_damage()
         load_program().main(args=None if arguments is None else list(arguments), prog_name="htc")
         sys.exit(0)
     except SystemExit as leaving:
@@ -157,6 +158,24 @@ def _tolerate_unprintable_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _show_damage() -> None:
+    """Write what the pipeline reports of damaged files to stderr, each sentence once a command."""
+    import logging
+
+    said: set[str] = set()
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sentence = record.getMessage()
+            if sentence not in said:
+                said.add(sentence)
+                _say(sentence)
+
+    reports = logging.getLogger("pipeline.damage")
+    reports.handlers = [Shown()]
+    reports.propagate = False
 
 
 def _say(sentence: str) -> None:

@@ -1,6 +1,5 @@
 """Which photos of a run to look at, and what the tables say of them."""
 
-import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pipeline.manifest import Manifest, ManifestReader
 from pipeline.records import run_folder
 from pipeline.storage import join
 from pipeline.uris import display_uri, home_path
-from pipeline.views import open_database
+from pipeline.views import ask
 
 if TYPE_CHECKING:
     import duckdb
@@ -79,8 +78,8 @@ class RunPhotos:
         Raises:
             InputError: there are none.
         """
-        with contextlib.closing(open_database(self._results)) as database:
-            photos = [PhotoRow(*row) for row in _rows(database, _SAMPLE, {"run": self.run, "count": count})]
+        values = {"run": self.run, "count": count}
+        photos = ask(self._results, lambda database: [PhotoRow(*row) for row in _rows(database, _SAMPLE, values)])
         if not photos:
             raise InputError(f"Run {self.run} has no image with the status ok; `htc query` says why.")
         return photos
@@ -91,8 +90,7 @@ class RunPhotos:
         Raises:
             InputError: there is no such image, or several.
         """
-        with contextlib.closing(open_database(self._results)) as database:
-            photos = [self._find_one(database, uri) for uri in uris]
+        photos = ask(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
         return list({photo.uri: photo for photo in photos}.values())
 
     def locate(self, photo: PhotoRow) -> "ImageRef":

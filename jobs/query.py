@@ -22,10 +22,11 @@ from jobs.answers import Answer, write_answer
 from jobs.files import refuse_remote, replaced_file
 from jobs.interruptible import run_interruptibly
 from pipeline.errors import SpecError, StorageError
+from pipeline.part_files import check_columns, damage_named
 from pipeline.storage import Storage
 from pipeline.stored_dataset import open_files
 from pipeline.tables import INSTANCES_SCHEMA, open_results
-from pipeline.views import open_database, sql_errors_in_words
+from pipeline.views import check_parts, open_database, sql_errors_in_words
 
 if TYPE_CHECKING:
     from pipeline.config import StorageSection
@@ -67,6 +68,7 @@ def query_output(
         SpecError: the SQL is wrong or not permitted, the file's name says no known format (before the query runs), or
             the answer cannot be written.
         InputError: the folder holds no run.
+        DamagedFileError: a part is damaged or missing.
         StorageError: it was compacted or pruned again and again, or when half of the answer was written.
     """
     chosen = _choose_format(output_format, output_file)
@@ -77,8 +79,9 @@ def query_output(
         is_told = Event()
         try:
             run_interruptibly(partial(_execute, database, text, chosen, output_file, is_told), database.interrupt)
-        except SpecError as error:
+        except (SpecError, StorageError) as error:
             if not results.has_moved():
+                check_parts(results, error)
                 raise
             # The same rows lie in other files now; but what was said cannot be taken back.
             if is_told.is_set() or attempt + 1 == ATTEMPTS:
@@ -111,13 +114,25 @@ def _execute(
 
 
 def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
-    """Read one image's rows of `instances` from its shard's part, most confident first."""
+    """Read one image's rows of `instances` from its shard's part, most confident first.
+
+    Raises:
+        DamagedFileError: the part is damaged or missing.
+        InputError: the shard is not committed.
+    """
     files = open_files(results.output_uri, results.storage)
-    part = results.instances_part(run, shard)
-    fragment = pads.ParquetFileFormat().make_fragment(part, files)
     # The number is a hash: the uri decides between two images that share one.
     wanted = (pads.field("image_id") == image_id) & (pads.field("uri") == uri)
-    rows: list[dict[str, Any]] = fragment.to_table(schema=INSTANCES_SCHEMA, filter=wanted).to_pylist()
+
+    def read() -> pa.Table:
+        # Asked for each time: the part may be compacted with others meanwhile.
+        part = results.instances_part(run, shard)
+        fragment = pads.ParquetFileFormat().make_fragment(part, files)
+        with damage_named(part):
+            check_columns(part, fragment.physical_schema, INSTANCES_SCHEMA)
+            return fragment.to_table(schema=INSTANCES_SCHEMA, filter=wanted)
+
+    rows: list[dict[str, Any]] = results.reading(read).to_pylist()
     return sorted(rows, key=lambda row: row["instance"])
 
 

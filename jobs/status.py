@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.errors import InputError
 from pipeline.lease import judge_holders
 from pipeline.manifest import Manifest
 from pipeline.outcomes import State, find_state
 from pipeline.progress_file import load_progress
-from pipeline.records import RunRecord, list_records, read_json, run_folder
+from pipeline.records import RunRecord, list_records
 from pipeline.results import Results
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage
+from pipeline.summary import read_summary
 from pipeline.tables import open_results
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def read_status(
     """
     results = open_results(output_uri, storage)
     record = _record_of(results, run)
-    summary = read_json(storage, join(run_folder(results.output_uri, record.run), "summary.json"))
+    summary = read_summary(storage, results.output_uri, record.run)
     progress = load_progress(storage, results.output_uri, record.run)
     driver = read_driver(
         storage, results.output_uri, record.run, job=_job_of(progress), clock=clock, sleep=sleep, tell=tell
@@ -157,7 +157,7 @@ def find_live_driver(storage: Storage, output_uri: str, run: str | None) -> tupl
     Raises:
         StorageError: the output cannot be read.
     """
-    names = [run] if run else [record.run for record in list_records(storage, output_uri)[-1:]]
+    names = [run] if run else [record.run for record in list_records(storage, output_uri, damaged_runs={})[-1:]]
     for name in names:
         driver = read_driver(storage, output_uri, name)
         if driver is not None and driver.is_alive:
@@ -173,8 +173,7 @@ def _record_of(results: Results, run: str | None) -> RunRecord:
     records = {record.run: record for record in results.records}
     if run is None:
         return results.records[-1]
-    if run not in records:
-        raise InputError(f"There is no run {run} in {results.output_uri}; its runs are {', '.join(records)}.")
+    results.check_run(run)
     return records[run]
 
 

@@ -12,9 +12,10 @@ from pipeline.lease import Lease
 from pipeline.leftovers import remove_leftovers
 from pipeline.manifest import Manifest, ManifestReader, Shard
 from pipeline.planning import Planning
-from pipeline.records import read_json, run_folder, write_json
+from pipeline.records import run_folder, write_json
 from pipeline.repeats import Repeats
 from pipeline.storage import Storage, join
+from pipeline.summary import read_summary
 from pipeline.tables import committed_shards
 
 RunState = Literal["new", "resumed", "complete"]
@@ -127,8 +128,8 @@ class Run:
         write_json(self._storage, join(self._folder, "summary.json"), summary, is_redacted=True)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Read summary.json; None when no session came to its end."""
-        return read_json(self._storage, join(self._folder, "summary.json"))
+        """Read summary.json; None when no session came to its end, or it is damaged, which is reported."""
+        return read_summary(self._storage, self.output_uri, self.name)
 
     def close(self) -> None:
         """Stop planning, remove what dead attempts left, and give back the lease; the run is not worked on any more."""

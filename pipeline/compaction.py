@@ -92,6 +92,7 @@ def compact_run(
 
     Raises:
         RunError: the lease was lost. What is there still counts once.
+        DamagedFileError: a small part is damaged or missing.
         StorageError: storage failed, or what was written does not hold the rows that it should; likewise.
     """
     before = {table: dict(listed_parts(storage, output_uri, table, run)) for table in TABLES}
@@ -121,7 +122,7 @@ def _switch(storage: Storage, output_uri: str, run: str, stretch: Stretch, check
         target = part_uri(output_uri, table, run, stretch.part)
         check()
         storage.write(target, merged.payload)
-        found = count_rows(storage, target)
+        found = count_rows(storage, target, table)
         if found != merged.rows:
             raise StorageError(f"{target} holds {found} rows instead of {merged.rows}; the small parts are kept.")
     check()

@@ -19,8 +19,13 @@ def needed_runs(results: "Results") -> set[str]:
     first: a deletion must not go before the rows that it hides.
 
     Raises:
+        DamagedFileError: a part is damaged or missing.
         StorageError: a part cannot be read.
     """
+    return results.reading(lambda: _needed_runs(results))
+
+
+def _needed_runs(results: "Results") -> set[str]:
     rows = EarlierRows(results)
     history = build_history(rows.events())
     needed = {int(order) for order in np.unique(history.entries["ok"]["order"]) if order >= 0}

@@ -4,15 +4,15 @@ A run's marks count once its planning is complete (run.json says so): they are w
 planning was cut off in between.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import NotFoundError, StorageError
+from pipeline.errors import NotFoundError
+from pipeline.part_files import read_part
 from pipeline.storage import Storage, join
+from pipeline.tables import encode_table
 
 if TYPE_CHECKING:
     from pipeline.records import RunRecord
@@ -53,15 +53,12 @@ def read_deletions(results: "Results", run: str, columns: Sequence[str] | None =
     """Read the images that a run found deleted.
 
     Raises:
+        DamagedFileError: a file of theirs is damaged.
         StorageError: they cannot be read.
     """
     names = [name for name in DELETIONS_SCHEMA.names if columns is None or name in columns]
     tables = [pa.schema([DELETIONS_SCHEMA.field(name) for name in names]).empty_table()]
-    for uri in deletion_parts(results, run):
-        try:
-            tables.append(pq.read_table(io.BytesIO(results.storage.read(uri)), columns=names))
-        except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"{uri} is damaged: it is no whole Parquet file.") from error
+    tables += [read_part(results.storage, uri, DELETIONS_SCHEMA, names) for uri in deletion_parts(results, run)]
     return pa.concat_tables(tables, promote_options="default")
 
 
@@ -75,10 +72,8 @@ def write_deletions(storage: Storage, output_uri: str, run: str, tables: Iterato
     stale = set(_listed(storage, folder))
     count = 0
     for number, table in enumerate(tables):
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
         uri = join(folder, f"part-{number:05d}.parquet")
-        storage.write(uri, sink.getvalue())
+        storage.write(uri, encode_table(table, run))
         stale.discard(uri)
         count += len(table)
     for uri in stale:

@@ -12,6 +12,7 @@ HtcError                      the message is one sentence for a person: what is 
 │   ├── UnsupportedSchemeError  the address is of a kind that cannot be opened here; no retry helps
 │   ├── PastEndError          a range was asked for that begins behind the object's end
 │   ├── ObjectTooLargeError   the object is larger than its reader can take
+│   ├── DamagedFileError      a file of the output is not as it was written; `htc doctor` finds all of them
 │   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
 │       ├── SlowDownError     the store asks for fewer requests
 │       └── IncompleteReadError   it answered, and not with all of the object
@@ -70,6 +71,10 @@ class WebHostError(StorageError):
 
 class UnsupportedSchemeError(StorageError):
     """No client can be opened for the scheme of an address: unknown, its package missing, or its options."""
+
+
+class DamagedFileError(StorageError):
+    """A file of the output is missing, truncated, or not of this program; the message names it and `htc doctor`."""
 
 
 class PastEndError(StorageError):

@@ -70,6 +70,9 @@ _UNSUPPORTED: tuple[tuple[str, bytes], ...] = (
     ("TGA", rb".[\0\x01][\x01-\x03\x09-\x0b].{13}[\x08\x0f\x10\x18\x20][\0-\x3f]"),
     ("gzip-compressed", rb"\x1f\x8b"),
 )
+_STRONG = frozenset(
+    {"JPEG 2000", "JPEG XL", "JPEG XR", "Photoshop", "OpenEXR", "DirectDraw (DDS)", "QOI", "GIMP (XCF)"}
+)
 # ISO base media brands: MPEG-A part 12 (HEIF), AVIF 1.1.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset(
@@ -106,6 +109,20 @@ def find_format(payload: bytes) -> str:
     if unsupported is not None:
         raise ImageError("unreadable", unsupported_reason(unsupported))
     raise ImageError("unreadable", f"not an image: starts with {ascii(payload[:16])[1:]}")
+
+
+def looks_like_image(payload: bytes) -> bool:
+    """Tell whether a file begins as one of an image format does, be it one that is decoded here or not.
+
+    Formats whose beginnings are a few common bytes (TGA, PCX, icons) do not count: a hash may begin so.
+    """
+    if payload[4:8] == b"ftyp":
+        try:
+            return bool(_media_format(payload))
+        except ImageError as error:
+            return "camera raw" in error.reason
+    strong = tuple(each for each in _UNSUPPORTED if each[0] in _STRONG)
+    return _match(_SUPPORTED + _RAW + strong, payload) is not None
 
 
 def raw_reason(kind: str) -> str:

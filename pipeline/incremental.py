@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import JobSpec
 from pipeline.deletions import write_deletions
-from pipeline.earlier import EarlierRows
-from pipeline.errors import InputError, NotFoundError
-from pipeline.history import build_history
+from pipeline.earlier import read_history
+from pipeline.errors import InputError
 from pipeline.records import RunRecord, is_of_input
 from pipeline.results import Results
 from pipeline.selection import RunTraits, Selection
@@ -37,6 +36,7 @@ class Incremental:
 
         Raises:
             SpecError: select.where is wrong.
+            DamagedFileError: a file of an earlier run is damaged or missing.
             StorageError: the tables cannot be read.
         """
         self._spec = spec
@@ -49,13 +49,7 @@ class Incremental:
             from pipeline.picking import pick_images
 
             picked = pick_images(results, spec.select.where)
-        self._rows = EarlierRows(results)
-        try:
-            history = build_history(self._rows.events())
-        except NotFoundError:
-            # Compacted or pruned since we looked.
-            self._rows = EarlierRows(Results(spec.output.uri, storage, before=before))
-            history = build_history(self._rows.events())
+        self._rows, history = read_history(results)
         traits = _traits(spec, fingerprint, self._rows.records)
         self.selection = Selection(history, traits, retry=spec.select.retry, picked=picked, storage=storage)
 

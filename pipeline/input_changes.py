@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import JobSpec
-from pipeline.earlier import EarlierRows
+from pipeline.earlier import read_history
 from pipeline.errors import HtcError, InputError, NotFoundError, StorageError
-from pipeline.history import MISSING, build_history
+from pipeline.history import MISSING
 from pipeline.progress import count_of
 from pipeline.records import is_of_input
 from pipeline.refs import ImageRef, image_id
@@ -81,13 +81,10 @@ class InputComparison:
         """
         self._spec = spec
         self._storage = storage
-        try:
-            self._rows = _rows_since(spec, storage, run)
-            self._history = build_history(self._rows.events())
-        except NotFoundError:
-            # Compacted or pruned since its parts were looked up.
-            self._rows = _rows_since(spec, storage, run)
-            self._history = build_history(self._rows.events())
+        results = Results(spec.output.uri, storage)
+        since = results.records[results.runs().index(run) :]
+        records = [each for each in since if each.run == run or is_of_input(each, spec)]
+        self._rows, self._history = read_history(results, records=records)
         self._counts = dict.fromkeys(("new", "changed", "gone"), 0)
         self._names: dict[str, list[str]] = {"new": [], "changed": [], "gone": []}
         self._questions = 0
@@ -251,12 +248,6 @@ def way_on(changes: InputChanges, *, is_named: bool, max_deleted_share: float) -
         share = ", and with --max-deleted-share 1 if they are really gone"
     does = "does what is new or changed" if changes.new or changes.changed else "records what is gone"
     return f"The same command with --incremental{name}{share} {does}; --fresh{name} does every image again."
-
-
-def _rows_since(spec: JobSpec, storage: Storage, run: str) -> EarlierRows:
-    results = Results(spec.output.uri, storage)
-    since = results.records[results.runs().index(run) :]
-    return EarlierRows(results, records=[each for each in since if each.run == run or is_of_input(each, spec)])
 
 
 def _named(names: Sequence[str], count: int) -> str:

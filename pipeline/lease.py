@@ -333,7 +333,8 @@ def _refuse_held(  # noqa: PLR0917 - what was seen, then how to look at it
     holder = _holder_of(seen)
     if holder is None:
         raise RunHeldError(
-            f"{file.uri} cannot be read as a lease; if no other driver works on the run {run}, remove that file."
+            f"{file.uri} cannot be read as a lease; if no other driver works on the run {run}, remove that file, or "
+            f"let `htc doctor OUTPUT --repair` do it."
         )
     if is_dead_here(holder.host, holder.process):
         tell(f"{_named(holder)} is dead and leaves the run {run} to this one.")

@@ -21,7 +21,7 @@ from pipeline.storage import Storage, join
 from pipeline.uris import is_local, local_path, scheme_of
 
 log = logging.getLogger(__name__)
-_TEMP_NAME = re.compile(rf"\..+\.\d+-[0-9a-f]+{re.escape(TEMP_SUFFIX)}", re.DOTALL)
+TEMP_NAME = re.compile(rf"\..+\.\d+-[0-9a-f]+{re.escape(TEMP_SUFFIX)}", re.DOTALL)
 
 
 def remove_leftovers(storage: Storage, output_uri: str, run: str) -> int:
@@ -71,7 +71,7 @@ def _remove_files(folder: str) -> int:
     count = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            if _TEMP_NAME.fullmatch(name):
+            if TEMP_NAME.fullmatch(name):
                 with suppress(OSError):
                     Path(parent, name).unlink()
                     count += 1

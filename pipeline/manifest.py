@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.damage import damaged, missing
+from pipeline.errors import NotFoundError
+from pipeline.part_files import read_part as read_columns
 from pipeline.refs import ImageRef
 from pipeline.storage import Storage, join
 from pipeline.tables import SCHEMA_VERSION
@@ -30,6 +32,7 @@ COMMENT_LINES = "comment lines"
 """How a listing's comments are counted among what was skipped."""
 _NOTED = b"htc_manifest"
 _PLAIN_COLUMNS = ("bytes", "etag", "offset", "row", "column", "problem", "failed_before")
+_RECORD = b"htc_run"
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("position", pa.int64(), nullable=False),
@@ -201,7 +204,7 @@ class ManifestReader:
         table = self._read_part(number).slice(within * plan.shard_images, plan.shard_images)
         expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
         if len(table) != expected or table.column("shard")[0].as_py() != index:
-            raise StorageError(f"{part_uri(self._folder, number)} is damaged: shard {index} is not whole.")
+            raise damaged(part_uri(self._folder, number), f"shard {index} is not whole")
         images = tuple(refs_of(table))
         return Shard(index, images, self._storage.signed.find_all(ref.container or ref.uri for ref in images))
 
@@ -209,6 +212,16 @@ class ManifestReader:
         if self._part is None or self._part[0] != number:
             self._part = (number, read_part(self._storage, part_uri(self._folder, number)))
         return self._part[1]
+
+
+def manifest_uris(folder: str, manifest: Manifest) -> list[str]:
+    """Name the parts that hold what a manifest says, in their order."""
+    uris: list[str] = []
+    images = 0
+    while images < manifest.image_count:
+        images += manifest.layout.images(len(uris))
+        uris.append(part_uri(folder, len(uris)))
+    return uris
 
 
 def part_uri(folder: str, number: int) -> str:
@@ -220,12 +233,13 @@ def read_part(storage: Storage, uri: str) -> pa.Table:
     """Read a part of a manifest.
 
     Raises:
-        StorageError: it cannot be read, or is damaged.
+        DamagedFileError: it is damaged, or missing.
+        StorageError: it cannot be read.
     """
     try:
-        return pq.read_table(io.BytesIO(storage.read(uri)))
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{uri} is damaged: it is no whole Parquet file.") from error
+        return read_columns(storage, uri, MANIFEST_SCHEMA)
+    except NotFoundError as error:
+        raise missing(uri, "it holds images of the run") from error
 
 
 def refs_of(table: pa.Table) -> list[ImageRef]:
@@ -245,12 +259,21 @@ def manifest_up_to(table: pa.Table) -> Manifest | None:
     return None if noted is None else Manifest.from_dict(json.loads(noted))
 
 
-def encode_part(refs: list[ImageRef], first_position: int, manifest: Manifest) -> bytes:
+def record_in(table: pa.Table) -> dict[str, Any] | None:
+    """Return the content of run.json as a part keeps it, all but `manifest`; None for a part of an earlier release."""
+    noted = (table.schema.metadata or {}).get(_RECORD)
+    return None if noted is None else dict(json.loads(noted))
+
+
+def encode_part(
+    refs: list[ImageRef], first_position: int, manifest: Manifest, record: Mapping[str, Any] | None = None
+) -> bytes:
     """Encode a part.
 
     Args:
         first_position: of its first image in the whole input.
         manifest: all parts, this one included; kept inside, so that planning that was cut off can go on.
+        record: the rest of run.json; kept inside, so that `htc doctor` can restore that file.
     """
     positions = range(first_position, first_position + len(refs))
     columns: dict[str, list[Any]] = {
@@ -264,8 +287,9 @@ def encode_part(refs: list[ImageRef], first_position: int, manifest: Manifest) -
     for name in _PLAIN_COLUMNS:
         columns[name] = [getattr(ref, name) for ref in refs]
     sink = io.BytesIO()
-    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, _NOTED: json.dumps(manifest.to_dict())})
-    pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, compression="zstd")
+    noted = {_NOTED: json.dumps(manifest.to_dict())} | ({} if record is None else {_RECORD: json.dumps(record)})
+    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, **noted})
+    pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
-from pipeline.parts import TableName
+from pipeline.damage import missing
+from pipeline.errors import NotFoundError, StorageError
+from pipeline.part_files import check_columns, open_part, read_part
+from pipeline.parts import TableName, run_of
 from pipeline.storage import Storage
-from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME, stored_schema, with_run_name
 
 # Read at once; each is some hundred images' rows.
 PARTS_AT_ONCE = 16
-SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA}
+# What columns a file has is looked at afterwards: those of a later version are worth a sentence of their own.
+_ANY = pa.schema([])
+SCHEMAS = {"images": stored_schema(IMAGES_SCHEMA), "instances": stored_schema(INSTANCES_SCHEMA)}
 # DuckDB works by groups of 122,880 rows. Rows of instances carry their masks, some 250 bytes each: a smaller group is
 # what one reads to look at one photo (8 MiB instead of 30).
 ROW_GROUP_ROWS = {"images": 122_880, "instances": 32_768}
@@ -31,17 +35,18 @@ class Merged:
 
 
 def merge_parts(storage: Storage, uris: Sequence[str], table: TableName) -> Merged:
-    """Read parts and encode them as one file.
+    """Read parts of a run and encode them as one file.
 
     The rows of a part are sorted by uri and number of the instance, and parts follow each other as given. Images are
     planned in the order of their names, so that the statistics of the row groups tell which of them hold a prefix.
 
     Raises:
+        DamagedFileError: a part is damaged, or missing.
         StorageError: a part cannot be read, or was written by a later version.
     """
     schema, rows, expected = SCHEMAS[table], 0, 0
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_index=True) as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_index=True, write_page_checksum=True) as writer:
         waiting: list[pa.Table] = []
         for part in _read_parts(storage, uris, schema):
             expected += len(part)
@@ -57,17 +62,15 @@ def merge_parts(storage: Storage, uris: Sequence[str], table: TableName) -> Merg
     return Merged(sink.getvalue(), rows)
 
 
-def count_rows(storage: Storage, uri: str) -> int:
+def count_rows(storage: Storage, uri: str, table: TableName) -> int:
     """Read from a part's footer how many rows it holds.
 
     Raises:
-        StorageError: it cannot be read, or is no whole Parquet file.
+        DamagedFileError: it is not a valid Parquet file, or not one of the table.
+        StorageError: it cannot be read.
     """
-    try:
-        with storage.reading(uri) as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{uri} is damaged: it is no whole Parquet file.") from error
+    with open_part(storage, uri, SCHEMAS[table]) as part:
+        return int(part.metadata.num_rows)
 
 
 def _write_groups(writer: pq.ParquetWriter, waiting: list[pa.Table], group_rows: int) -> int:
@@ -90,15 +93,18 @@ def _read_parts(storage: Storage, uris: Sequence[str], schema: pa.Schema) -> Ite
 
 def _read_part(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:
     try:
-        # A file, not `read_table`, which would find a column `run` in the folder's name.
-        found = pq.ParquetFile(io.BytesIO(storage.read(uri))).read()
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{uri} is damaged: it is no whole Parquet file.") from error
+        found = read_part(storage, uri, _ANY)
+    except NotFoundError as error:
+        # The lease is held: nobody else has moved it.
+        raise missing(uri, "its shard is committed, and its rows are needed") from error
     unknown = [name for name in found.schema.names if name not in schema.names]
     if unknown:
         raise StorageError(
             f"{uri} has columns that this version does not know ({', '.join(unknown)}); update htc-batch."
         )
+    check_columns(uri, found.schema, schema)
+    if RUN_NAME.name not in found.schema.names:
+        found = with_run_name(found, run_of(uri))
     # Parts of an older release lack the columns that came later; they are null there.
     whole = pa.concat_tables([schema.empty_table(), found], promote_options="default")
     return whole.select(schema.names).cast(schema)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class Opening:
         refuse_orphans(storage, output_uri, name)
         if not self._may_have_company:
             self._refuse_company(name)
-        moment = _later_than_all(list_records(storage, output_uri), moment)
+        moment = _later_than_all(list_records(storage, output_uri, damaged_runs={}), moment)
         folder = _manifest_folder(output_uri, name)
         planner = Planner(self._spec, storage, folder, incremental=self._look_back(moment.isoformat(), name))
         with ExitStack() as undo:
@@ -191,7 +191,7 @@ class Opening:
     def _plan_on(self, record: RunRecord, undo: ExitStack) -> Manifest | Planning:
         """Go on with a planning that was cut off."""
         folder = _manifest_folder(self._spec.output.uri, record.run)
-        planned = find_planned(self._storage, folder)
+        planned = find_planned(self._storage, folder, noted_images=int(record.manifest.get("image_count", 0)))
         if planned is not None and planned.manifest.is_planned:
             # Only the last word about it is missing.
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=planned.manifest.to_dict()))
@@ -211,6 +211,7 @@ class Opening:
         def keep(manifest: Manifest) -> None:
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=manifest.to_dict()))
 
+        planner.record = {name: value for name, value in asdict(record).items() if name != "manifest"}
         planning = Planning(planner, keep)
         if self._patience_s is None:
             planning.run()

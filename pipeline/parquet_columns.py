@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.errors import ImageError, InputError
-from pipeline.images import looks_like_image
+from pipeline.image_formats import looks_like_image
 from pipeline.listing_files import URI_COLUMNS
 from pipeline.parquet_images import ParquetRows, column_parts, inspect_parquet, storage_type
 from pipeline.storage import Storage

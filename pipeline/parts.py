@@ -9,8 +9,10 @@ files hold each row exactly once.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from pipeline.damage import damaged
 from pipeline.errors import NotFoundError
 from pipeline.storage import Storage, join
 from pipeline.stored import Listed
@@ -60,19 +62,31 @@ def partition_folder(output_uri: str, table: str, run: str) -> str:
     return join(output_uri, table, f"run={run}")
 
 
+def run_of(uri: str) -> str:
+    """Return the run whose file lies at a uri."""
+    return uri.split("/")[-2].removeprefix("run=")
+
+
 def part_uri(output_uri: str, table: TableName, run: str, part: Part) -> str:
     """Name one file of a table."""
     return join(partition_folder(output_uri, table, run), part.name)
 
 
-def committed_parts(storage: Storage, output_uri: str, run: str) -> list[Part]:
-    """Return the files that hold the committed rows of a run, each row once, in the order of shards."""
+def committed_parts(storage: Storage, output_uri: str, run: str, *, shard_count: int | None = None) -> list[Part]:
+    """Return the files that hold the committed rows of a run, each row once, in the order of shards.
+
+    Args:
+        shard_count: how many shards are planned; a file of a later shard is not the run's. None: not known.
+
+    Raises:
+        DamagedFileError: two large files share shards.
+    """
     folder = partition_folder(output_uri, "images", run)
     parts = [part for part, _ in _list_parts(storage, folder)]
     # Listed again, because a listing is no picture of one instant: a file of a stretch that is written meanwhile may
     # be missed while the single ones that it stands for are gone already. It was there before they went.
     parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
-    return choose_parts(parts)
+    return _counting(output_uri, run, parts, shard_count)
 
 
 def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapping[str, int]) -> dict[str, list[Part]]:
@@ -80,18 +94,22 @@ def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapp
 
     Args:
         shard_counts: by run, how many shards are planned; a run that lacks some is looked at once more.
+
+    Raises:
+        DamagedFileError: two large files share shards.
     """
     found: dict[str, list[Part]] = {run: [] for run in shard_counts}
     for part, listed in _list_parts(storage, join(output_uri, "images")):
-        run = listed.uri.split("/")[-2].removeprefix("run=")
+        run = run_of(listed.uri)
         if run in found:
             found[run].append(part)
     for run, parts in found.items():
-        if sum(len(part.shards) for part in choose_parts(parts)) < shard_counts[run]:
+        planned = [part for part in parts if part.last < shard_counts[run]]
+        if sum(len(part.shards) for part in choose_parts(planned)) < shard_counts[run]:
             folder = partition_folder(output_uri, "images", run)
             # See `committed_parts`.
             parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
-    return {run: choose_parts(parts) for run, parts in found.items()}
+    return {run: _counting(output_uri, run, parts, shard_counts[run]) for run, parts in found.items()}
 
 
 def choose_parts(parts: Sequence[Part]) -> list[Part]:
@@ -104,6 +122,21 @@ def choose_parts(parts: Sequence[Part]) -> list[Part]:
     covered = {shard for part in chosen for shard in part.shards}
     single = {part for part in parts if not part.is_compacted and part.first not in covered}
     return sorted([*chosen, *single])
+
+
+def find_overlaps(chosen: Sequence[Part]) -> list[tuple[Part, Part]]:
+    """Return neighbours in the order of shards that share some; compaction never writes such."""
+    return [(one, other) for one, other in pairwise(chosen) if other.first <= one.last]
+
+
+def _counting(output_uri: str, run: str, parts: Sequence[Part], shard_count: int | None) -> list[Part]:
+    """Choose among the files of a run those that hold each row once."""
+    # What lies beyond the last shard is not of this run, whoever has put it there.
+    chosen = choose_parts([part for part in parts if shard_count is None or part.last < shard_count])
+    for one, other in find_overlaps(chosen):
+        both = part_uri(output_uri, "images", run, other)
+        raise damaged(both, f"{one.name} beside it holds some of the same shards, so that rows would count twice")
+    return chosen
 
 
 def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) -> list[tuple[Part, Listed]]:

@@ -6,9 +6,10 @@ planning that is cut off goes on behind them.
 
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
+from typing import Any
 
 from pipeline.config import ComputeSection, JobSpec
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError
@@ -148,6 +149,8 @@ class Planner:
             if planned is not None:
                 incremental.selection.go_on(planned.numbers(), planned.manifest.selection)
             refs = incremental.selection.choose(refs)
+        # What run.json holds besides the manifest, see `manifest.encode_part`.
+        self.record: Mapping[str, Any] | None = None
         self._refs = refs
         self.manifest = planned.manifest if planned else self._tally.manifest(is_planned=False)
 
@@ -174,7 +177,7 @@ class Planner:
             if not is_full and not self._conclude(stopped):
                 return
             self.manifest = tally.manifest(is_planned=not is_full)
-            payload = encode_part(refs, tally.images - len(refs), self.manifest)
+            payload = encode_part(refs, tally.images - len(refs), self.manifest, self.record)
             self._storage.write(part_uri(self._folder, number), payload)
             number += 1
             if is_full:

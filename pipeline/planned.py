@@ -5,6 +5,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.damage import missing
 from pipeline.errors import NotFoundError
 from pipeline.manifest import Manifest, manifest_up_to, names_of, part_uri, read_part, refs_of
 from pipeline.refs import ImageRef, image_id
@@ -69,23 +70,36 @@ class Planned:
         return np.concatenate(found)
 
 
-def find_planned(storage: Storage, folder: str) -> Planned | None:
+def find_planned(storage: Storage, folder: str, *, noted_images: int = 0) -> Planned | None:
     """Look for the parts of a manifest in `folder`; None when there is none to go on from.
 
+    Args:
+        noted_images: how many images run.json says are planned; they may be worked on, and are never planned anew.
+
     Raises:
+        DamagedFileError: a part is damaged, or missing.
         StorageError: they cannot be read.
     """
-    try:
-        present = {listed.uri.rpartition("/")[2] for listed in storage.list(folder)}
-    except NotFoundError:
-        return None
-    parts = 0
-    while part_uri("", parts).rpartition("/")[2] in present:
-        parts += 1
+    parts = _count_parts(storage, folder)
     if not parts:
+        if noted_images:
+            raise missing(part_uri(folder, 0), "it holds images of the run")
         return None
     table = read_part(storage, part_uri(folder, parts - 1))
     manifest = manifest_up_to(table)
     if manifest is None or not len(table):
         return None
+    if manifest.image_count < noted_images:
+        raise missing(part_uri(folder, parts), "it holds images of the run")
     return Planned(storage, folder, manifest, parts, refs_of(table.slice(len(table) - 1))[0])
+
+
+def _count_parts(storage: Storage, folder: str) -> int:
+    try:
+        present = {listed.uri.rpartition("/")[2] for listed in storage.list(folder)}
+    except NotFoundError:
+        return 0
+    parts = 0
+    while part_uri("", parts).rpartition("/")[2] in present:
+        parts += 1
+    return parts

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.progress import ProgressDisplay, RunProgress
-from pipeline.records import read_json, run_folder, write_json
+from pipeline.records import read_derived_json, run_folder, write_json
 from pipeline.storage import Storage, join
 
 log = logging.getLogger(__name__)
@@ -98,15 +98,28 @@ def progress_uri(output_uri: str, run: str) -> str:
 
 
 def load_progress(storage: Storage, output_uri: str, run: str) -> Mapping[str, Any] | None:
-    """Read a run's progress.json; None when no driver has left one.
+    """Read a run's progress.json; None when no driver has left one, or it is damaged, which is reported.
 
     Returns:
         written, since (UTC, ISO 8601), job (the id, or None), and the fields of `RunProgress`.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: storage failed.
     """
-    return read_json(storage, progress_uri(output_uri, run))
+    content = read_derived_json(storage, progress_uri(output_uri, run))
+    if content is None or not _is_whole(content):
+        return None
+    return content
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    if not {"written", *RunProgress.__dataclass_fields__} <= content.keys():
+        return False
+    try:
+        datetime.fromisoformat(content["written"])
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def remove_progress(storage: Storage, output_uri: str, run: str) -> None:

@@ -10,13 +10,16 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.config import JobSpec
-from pipeline.errors import NotFoundError, SpecError, StorageError
+from pipeline.damage import damaged, missing, warn
+from pipeline.errors import DamagedFileError, NotFoundError, SpecError, StorageError
 from pipeline.redaction import redact
 from pipeline.storage import Storage, join
 from pipeline.tables import SCHEMA_VERSION
 
 PACKAGES = ("htc-batch", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "fsspec", "s3fs")
 TOMBSTONE = "pruned.json"
+ENDED = frozenset({"summary.json", "published.json"})
+"""Files that a run has only after its run.json: one that lacks that has lost it."""
 READ_THREADS = 16
 
 
@@ -70,14 +73,21 @@ def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None
 
     Raises:
         SpecError: the run is being pruned.
-        StorageError: it is damaged, or of a later version of this program.
+        DamagedFileError: it is damaged.
+        StorageError: it is of a later version of this program.
     """
     if storage.exists(tombstone_uri(output_uri, run)):
         raise SpecError(f"The run {run} is half pruned; `htc prune {output_uri} --yes` finishes that.")
-    return _read_record(storage, output_uri, run)
+    return read_record(storage, output_uri, run)
 
 
-def _read_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
+def read_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
+    """Read a run's record as it is written, whether the run is being pruned or not; None when it is not there.
+
+    Raises:
+        DamagedFileError: it is damaged.
+        StorageError: it is of a later version of this program, or storage failed.
+    """
     uri = join(run_folder(output_uri, run), "run.json")
     content = read_json(storage, uri)
     if content is None:
@@ -85,27 +95,77 @@ def _read_record(storage: Storage, output_uri: str, run: str) -> RunRecord | Non
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise StorageError(f"{uri} was written by a later version of htc (schema {version}); update htc-batch.")
+    return record_from(uri, content, run)
+
+
+def record_from(uri: str, content: Mapping[str, Any], run: str) -> RunRecord:
+    """Check a record that was read, and return it.
+
+    Raises:
+        DamagedFileError: the file at `uri` holds no record of the run.
+    """
     try:
         known = {name: content[name] for name in RunRecord.__dataclass_fields__}
     except KeyError as error:
-        raise StorageError(f"{uri} is damaged: it has no {error}.") from None
+        raise damaged(uri, f"it has no {error}") from None
+    _check_record(uri, known, run)
     return RunRecord(**known)
 
 
-def list_records(storage: Storage, output_uri: str) -> list[RunRecord]:
+def _check_record(uri: str, content: Mapping[str, Any], run: str) -> None:
+    """Make sure of what everything else relies on."""
+    if content["run"] != run:
+        raise damaged(uri, f"it is of the run {content['run']}")
+    for name in ("spec", "identity", "fingerprint", "manifest"):
+        if not isinstance(content[name], dict):
+            raise damaged(uri, f"its {name} is no JSON object")
+    counts = [content["manifest"].get(name) for name in ("image_count", "shard_count")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise damaged(uri, "its manifest does not say how many images and shards there are")
+    if not isinstance(content["created"], str) or not content["created"]:
+        raise damaged(uri, "it does not say when the run was created")
+
+
+def list_records(
+    storage: Storage, output_uri: str, *, damaged_runs: dict[str, DamagedFileError] | None = None
+) -> list[RunRecord]:
     """Read all runs' records, oldest first.
 
     Left out are runs without run.json, which were never planned, and those that are half pruned.
+
+    Args:
+        damaged_runs: takes the error of each run whose run.json is damaged, by its name; the others are returned.
+
+    Raises:
+        DamagedFileError: a run.json is damaged or missing, and `damaged_runs` was not given.
+        StorageError: one is of a later version, or storage failed.
     """
     try:
         found = [each.uri.split("/")[-2:] for each in storage.list(join(output_uri, "runs"), glob="*/*.json")]
     except NotFoundError:
         return []
     pruned = {run for run, name in found if name == TOMBSTONE}
-    names = [run for run, name in found if name == "run.json" and run not in pruned]
+    whole = [run for run, name in found if name == "run.json" and run not in pruned]
+    lost = sorted({run for run, name in found if name in ENDED} - {*pruned, *whole})
+
+    def read(run: str) -> RunRecord | DamagedFileError | None:
+        try:
+            record = read_record(storage, output_uri, run)
+        except DamagedFileError as error:
+            return error
+        if record is None and run in lost:
+            return missing(join(run_folder(output_uri, run), "run.json"), "the files beside it are of a run")
+        return record
+
+    names = [*whole, *lost]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        records = pool.map(lambda name: _read_record(storage, output_uri, name), names)
-        return sorted((record for record in records if record is not None), key=age_order)
+        outcomes = dict(zip(names, pool.map(read, names), strict=True))
+    for run, outcome in outcomes.items():
+        if isinstance(outcome, DamagedFileError):
+            if damaged_runs is None:
+                raise outcome
+            damaged_runs[run] = outcome
+    return sorted((record for record in outcomes.values() if isinstance(record, RunRecord)), key=age_order)
 
 
 def held_runs(storage: Storage, output_uri: str) -> list[str]:
@@ -144,17 +204,26 @@ def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     """Read a JSON object; None when the file is not there.
 
     Raises:
-        StorageError: it holds something else.
+        DamagedFileError: it holds something else.
     """
     try:
         content = json.loads(storage.read(uri))
     except NotFoundError:
         return None
-    except ValueError as error:
-        raise StorageError(f"{uri} is damaged: it is not JSON ({error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(uri, f"it is not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise StorageError(f"{uri} is damaged: it must hold a JSON object.")
+        raise damaged(uri, "it does not hold a JSON object")
     return content
+
+
+def read_derived_json(storage: Storage, uri: str) -> dict[str, Any] | None:
+    """Read a JSON object that is derived from others; None when it is not there, or damaged, which is reported."""
+    try:
+        return read_json(storage, uri)
+    except DamagedFileError as error:
+        warn(error)
+        return None
 
 
 def write_json(storage: Storage, uri: str, content: Mapping[str, object], *, is_redacted: bool = False) -> None:

@@ -9,8 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.earlier import EarlierRows
-from pipeline.errors import NotFoundError
+from pipeline.earlier import read_history
 from pipeline.history import History, build_history
 from pipeline.manifest import Manifest, Shard, part_uri, read_part, refs_of
 from pipeline.records import age_order, load_record, run_folder
@@ -60,11 +59,4 @@ class Repeats:
         record = load_record(self._storage, self._output_uri, self._run)
         if record is None:
             return build_history([])
-        try:
-            return self._look_back(age_order(record))
-        except NotFoundError:
-            # Compacted or pruned since its parts were looked up.
-            return self._look_back(age_order(record))
-
-    def _look_back(self, before: tuple[str, str]) -> History:
-        return build_history(EarlierRows(Results(self._output_uri, self._storage, before=before)).events())
+        return read_history(Results(self._output_uri, self._storage, before=age_order(record)))[1]

@@ -6,16 +6,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import NotFoundError
+import pyarrow as pa
+
+from pipeline.damage import warn
+from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.lease import Holding, judge_holders
-from pipeline.outcomes import State, find_state, is_run_whole
+from pipeline.outcomes import RunState, State, find_state, is_run_whole
+from pipeline.part_files import read_part
 from pipeline.publication import NOTE, Publication, read_publications
-from pipeline.records import TOMBSTONE, RunRecord, read_json, run_folder
+from pipeline.records import TOMBSTONE, RunRecord
 from pipeline.storage import Storage, join
+from pipeline.summary import read_summary
+from pipeline.tables import IMAGES_SCHEMA
 
 if TYPE_CHECKING:
     from pipeline.results import Results
@@ -120,11 +127,16 @@ def _standing(results: "Results", record: RunRecord, listing: _Listing, holding:
     holder = "" if holding is None else _holder(holding)
     summary = None
     if (run, "summary.json") in listing.notes:
-        summary = read_json(storage, join(run_folder(output_uri, run), "summary.json"))
+        summary = read_summary(storage, output_uri, run)
     has_progress = (run, "progress.json") in listing.notes
-    found = find_state(
-        results, record, is_held=bool(holder), has_progress=has_progress, has_lease=has_lease, summary=summary
-    )
+    try:
+        found = find_state(
+            results, record, is_held=bool(holder), has_progress=has_progress, has_lease=has_lease, summary=summary
+        )
+    except DamagedFileError as error:
+        warn(error)
+        # Its rows cannot be judged before they are whole again.
+        found = RunState("incomplete", is_run_whole(results, record), str(error))
     is_told = found.is_whole and found.summary is not None and not holder
     done, ok, instances = _told(found.summary) if is_told and found.summary else _counted(results, run)
     return Standing(
@@ -139,19 +151,42 @@ def _standing(results: "Results", record: RunRecord, listing: _Listing, holding:
         instances=instances,
         files=listing.files[run],
         bytes=listing.sizes[run],
-        publications=read_publications(storage, output_uri, run) if has_note else (),
+        publications=_publications(storage, output_uri, run) if has_note else (),
     )
 
 
 def _told(summary: Mapping[str, Any]) -> tuple[int, int, int]:
-    statuses = summary["statuses"]
-    return sum(statuses.values()), statuses.get("ok", 0), summary["instances"]
+    statuses = summary.get("statuses", {})
+    return sum(statuses.values()), statuses.get("ok", 0), summary.get("instances", 0)
 
 
 def _counted(results: "Results", run: str) -> tuple[int, int, int]:
-    table = results.images(run, ["status", "instances"])
+    """Count the rows of a run; those of a damaged file are left out, which is reported."""
+    try:
+        table = results.images(run, ["status", "instances"])
+    except DamagedFileError as error:
+        warn(error)
+        table = _readable(results, run)
     ok = table.column("status").to_pylist().count("ok")
     return len(table), ok, sum(table.column("instances").to_pylist())
+
+
+def _readable(results: "Results", run: str) -> pa.Table:
+    tables = []
+    for uri in results.image_parts(run):
+        with suppress(DamagedFileError, NotFoundError):
+            tables.append(read_part(results.storage, uri, IMAGES_SCHEMA, ["status", "instances"]))
+    empty = pa.schema([IMAGES_SCHEMA.field(name) for name in ("status", "instances")]).empty_table()
+    return pa.concat_tables([empty, *tables])
+
+
+def _publications(storage: Storage, output_uri: str, run: str) -> tuple[Publication, ...]:
+    try:
+        return read_publications(storage, output_uri, run)
+    except DamagedFileError as error:
+        warn(error)
+        # It may be published: nothing of it may be removed.
+        return (Publication("a catalog unknown", "", ""),)
 
 
 def _holder(holding: Holding) -> str:

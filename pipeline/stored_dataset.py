@@ -1,6 +1,8 @@
 """Parquet parts in any store as an Arrow dataset that SQL can read."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO
 
 import pyarrow as pa
@@ -8,12 +10,32 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from pipeline.ahead import read_ahead
+from pipeline.part_files import check_columns, damage_named
 from pipeline.parts import parse_part
 from pipeline.storage import Storage
 from pipeline.uris import base_name, is_local
 
 # Pieces of wide tables lie in memory while they are waited for.
 READ_THREADS = 8
+
+
+class CheckedDataset(pads.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
+    """A dataset over local files that makes sure of each before it is scanned.
+
+    Arrow takes a column that a file lacks for null: a foreign file would count as rows of nothing. The footers are
+    read once, and kept for the scan.
+    """
+
+    def scanner(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pads.Scanner:
+        """Begin a scan, as `pyarrow.dataset.Dataset.scanner` does.
+
+        Raises:
+            DamagedFileError: a file is damaged, missing, or not one of the table.
+        """
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for _ in pool.map(partial(_check, self.schema), self.get_fragments(filter=filter)):
+                pass
+        return super().scanner(columns=columns, filter=filter)
 
 
 class StoredDataset(pads.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
@@ -53,8 +75,16 @@ class _Scanner:
                 yield fragment
 
     def _read(self, fragment: pads.Fragment) -> pa.Table:
+        _check(self._dataset.schema, fragment)
         # A whole table is waited for with Python let go.
         return fragment.to_table(schema=self._dataset.schema, columns=self._columns, filter=self._wanted)
+
+
+def _check(schema: pa.Schema, fragment: pads.Fragment) -> None:
+    """Make sure that a file is one of the table; `schema`: with `run` at the end, which no file has."""
+    with damage_named(fragment.path):
+        found = fragment.physical_schema
+    check_columns(fragment.path, found, schema.remove(schema.get_field_index("run")))
 
 
 class _StorageFiles:

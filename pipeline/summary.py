@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from pipeline.damage import damaged, warn
 from pipeline.error_budget import allowed_errors
-from pipeline.outcomes import Outcome
+from pipeline.errors import DamagedFileError
+from pipeline.outcomes import OUTCOMES, Outcome
+from pipeline.records import read_json, run_folder
 from pipeline.reports import ImageFailure
+from pipeline.storage import Storage, join
 
 # Enough to see what is wrong; the `images` table has them all.
 MAX_EXAMPLES = 50
+_NUMBERS = ("images", "images_done", "instances")
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,43 @@ class RunSummary:
             for failure in self.failure_examples
         ]
         return values
+
+
+def summary_uri(output_uri: str, run: str) -> str:
+    """Return where a run's summary.json lies."""
+    return join(run_folder(output_uri, run), "summary.json")
+
+
+def read_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] | None:
+    """Read a run's summary.json; None when it is not there, or damaged, which is reported: the tables tell the same.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    try:
+        return load_summary(storage, output_uri, run)
+    except DamagedFileError as error:
+        warn(error)
+        return None
+
+
+def load_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] | None:
+    """Read a run's summary.json; None when it is not there.
+
+    Raises:
+        DamagedFileError: it is damaged.
+        StorageError: storage failed.
+    """
+    uri = summary_uri(output_uri, run)
+    content = read_json(storage, uri)
+    if content is None:
+        return None
+    if content.get("status") not in OUTCOMES:
+        raise damaged(uri, "it does not say how the run ended")
+    statuses, numbers = content.get("statuses", {}), [content.get(name, 0) for name in _NUMBERS]
+    if not isinstance(statuses, dict) or not all(isinstance(each, int) for each in [*statuses.values(), *numbers]):
+        raise damaged(uri, "its counts are no numbers")
+    return content
 
 
 def judge(

@@ -70,6 +70,19 @@ INSTANCES_SCHEMA = pa.schema(
 )
 
 
+RUN_NAME = pa.field("run_name", pa.string())
+"""The run's name again, in the files alone: readers that take no columns from folders' names have no `run`.
+
+Not called `run`: pandas finds a dictionary of that name in the folders' names and pyarrow's data sets a string, so
+that a column of either type would stop one of them. Absent from files of earlier releases; null there.
+"""
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a table's files, which our own readers, who know the run, see without its last column."""
+    return schema.append(RUN_NAME)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRow:
     """One row of `images`: what became of one input image.
@@ -222,27 +235,41 @@ def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder n
     Raises:
         StorageError: a part cannot be written; the shard is not committed then.
     """
-    instances = encode_part(instance_rows, INSTANCES_SCHEMA, InstanceRow)
-    images = encode_part(image_rows, IMAGES_SCHEMA, ImageRow)
+    instances = encode_part(instance_rows, INSTANCES_SCHEMA, InstanceRow, run=run)
+    images = encode_part(image_rows, IMAGES_SCHEMA, ImageRow, run=run)
     storage.write(instances_part(output_uri, run, shard_index), instances)
     confirm()
     storage.write(images_part(output_uri, run, shard_index), images)
 
 
-def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type) -> bytes:
-    """Encode rows (dataclasses whose fields are the schema's columns) as one Parquet file, Zstandard."""
+def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type, *, run: str) -> bytes:
+    """Encode rows (dataclasses whose fields are the schema's columns) of a run as one Parquet file, Zstandard."""
     names = [field.name for field in fields(kind)]
     columns = list(zip(*([getattr(row, name) for name in names] for row in rows), strict=True))
     arrays = [
         pa.array(columns[index] if columns else [], type=schema.field(name).type) for index, name in enumerate(names)
     ]
+    return encode_table(pa.Table.from_arrays(arrays, schema=schema), run)
+
+
+def encode_table(table: pa.Table, run: str) -> bytes:
+    """Encode rows of a run as one Parquet file, with the run's name and with checksums, which tell a damaged page."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    pq.write_table(with_run_name(table, run), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
+def with_run_name(table: pa.Table, run: str) -> pa.Table:
+    """Append the run's name to rows as files hold them."""
+    return table.append_column(RUN_NAME, pa.array([run], pa.string()).take(pa.array([0] * len(table), pa.int8())))
+
+
 def committed_shards(storage: Storage, output_uri: str, run: str) -> set[int]:
-    """Return the shards whose images part is there, also when it was compacted with others."""
+    """Return the shards whose images part is there, also when it was compacted with others.
+
+    Raises:
+        DamagedFileError: two files hold the same shards.
+    """
     return {shard for part in committed_parts(storage, output_uri, run) for shard in part.shards}
 
 

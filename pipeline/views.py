@@ -8,19 +8,22 @@ still reach the Parquet reader.
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from pipeline.damage import missing
 from pipeline.deletions import DELETIONS_SCHEMA, deletion_parts
-from pipeline.errors import SpecError
+from pipeline.errors import DamagedFileError, HtcError, NotFoundError, SpecError, StorageError
 from pipeline.machine_limits import usable_cpus, usable_memory
+from pipeline.part_files import read_part
 from pipeline.records import began
-from pipeline.results import Results
-from pipeline.stored_dataset import StoredDataset, open_files
+from pipeline.results import ATTEMPTS, Results
+from pipeline.stored_dataset import CheckedDataset, StoredDataset, open_files
 from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.uris import is_local
 
@@ -32,6 +35,11 @@ _CLOSED_SETTINGS = (
 )
 # DuckDB's own default, of all the memory that it sees (duckdb.org/docs/configuration, memory_limit).
 DUCKDB_MEMORY_SHARE = 0.8
+T = TypeVar("T")
+_SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
+_SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+# What Arrow's errors hold when they come through DuckDB; those over the SQL itself do not.
+_SIGNS_OF_DAMAGE = ("Parquet", "arrow", "Arrow", "CRC", "page", "IOError", "No such file")
 _RUNS_SCHEMA = pa.schema(
     [
         ("run", pa.string()),
@@ -100,18 +108,57 @@ def _limits() -> dict[str, str | bool | int | float | list[str]]:
     return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
 
 
+def ask(results: Results, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """Ask the views that `htc query` has, and again when the parts were compacted or pruned meanwhile.
+
+    Args:
+        question: reads its whole answer.
+
+    Raises:
+        SpecError: the SQL is wrong, or not permitted.
+        DamagedFileError: a part is damaged or missing.
+        StorageError: parts moved again and again.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            with contextlib.closing(open_database(results)) as database, sql_errors_in_words():
+                return question(database)
+        except (SpecError, StorageError) as error:
+            if not results.has_moved():
+                check_parts(results, error)
+                raise
+            results.look_again()
+    raise StorageError(f"{results.output_uri} was compacted or pruned again and again while it was read; try again.")
+
+
+def check_parts(results: Results, error: HtcError) -> None:
+    """Look whether a damaged part is the cause of an error over the views, and name it.
+
+    Raises:
+        DamagedFileError: a part is damaged or missing.
+    """
+    if isinstance(error, DamagedFileError) or not any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+        return
+    for table, schema in _SCHEMAS.items():
+        for run in results.runs():
+            for uri in _parts(results, table, run):
+                try:
+                    read_part(results.storage, uri, schema)
+                except NotFoundError as absence:
+                    raise missing(uri, "its shard is committed") from absence
+
+
 def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:
     """Open "images", "instances" or "deletions" as an Arrow dataset of parts that count, with a `run` column."""
-    schemas = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
     files = open_files(results.output_uri, results.storage)
-    parquet = pads.ParquetFileFormat()
+    parquet = pads.ParquetFileFormat(default_fragment_scan_options=_SCAN_OPTIONS)
     fragments = []
     for name in results.runs() if run is None else [run]:
         fragments += [
             parquet.make_fragment(part, files, pads.field("run") == name) for part in _parts(results, table, name)
         ]
-    kind = pads.FileSystemDataset if is_local(results.output_uri) else StoredDataset
-    return kind(fragments, schemas[table].append(pa.field("run", pa.string())), parquet, files)
+    kind = CheckedDataset if is_local(results.output_uri) else StoredDataset
+    return kind(fragments, _SCHEMAS[table].append(pa.field("run", pa.string())), parquet, files)
 
 
 @contextlib.contextmanager

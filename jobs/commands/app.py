@@ -8,7 +8,7 @@ ORDER = (
     *("run", "plan", "query", "show", "evaluate"),
     *("submit", "status", "logs", "stop", "list", "manifests"),
     *("schedule", "scheduler"),
-    *("runs", "prune", "compact", "publish"),
+    *("runs", "prune", "compact", "publish", "doctor"),
     *("train", "weights"),
 )
 

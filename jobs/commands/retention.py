@@ -1,4 +1,4 @@
-"""Runs, prune, compact, publish: what becomes of an output."""
+"""Runs, prune, compact, publish, doctor: what becomes of an output."""
 
 from typing import Annotated
 
@@ -21,7 +21,8 @@ def list_runs(
     """List the runs of OUTPUT: how far, how large, and whether the newest results need them."""
     from jobs.retention.listing import report_runs
 
-    report_runs(output_uri, is_json=as_json, storage_section=options.storage_section(endpoint_url, anonymous))
+    section = options.storage_section(endpoint_url, anonymous)
+    raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=section))
 
 
 @app.command()
@@ -141,3 +142,25 @@ def publish(
             storage_section=section,
         ),
     )
+
+
+@app.command()
+def doctor(
+    output_uri: options.StoredOutput,
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Derive again what can be, and move the rest to OUTPUT/quarantine."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Find damaged, missing and foreign files in OUTPUT.
+
+    Exit code 0: nothing was found, or all of it was repaired. 1: something is left.
+    """
+    from jobs.doctor import examine_and_report
+
+    section = options.storage_section(endpoint_url, anonymous)
+    raise typer.Exit(examine_and_report(output_uri, is_repaired=repair, is_json=as_json, storage_section=section))

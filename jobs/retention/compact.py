@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from jobs.console import say, size_of, write_line, write_table
 from jobs.retention.holding import lease_on
 from pipeline.compaction import Compacted, compact_run
-from pipeline.errors import InputError, RunError, SpecError
+from pipeline.errors import DamagedFileError, RunError, SpecError
 from pipeline.lease import RunHeldError
 from pipeline.publication import read_publications
 from pipeline.standing import is_whole
@@ -39,8 +39,8 @@ def compact_output(
         target_mib: what a large file may come to.
 
     Returns:
-        The exit code: 1 when a run cannot be compacted now, but for those that are published or, unless they were
-        named, not complete; else 0.
+        The exit code: 1 when a file of a run is damaged, or a run cannot be compacted now, but for those that are
+        published or, unless they were named, not complete; else 0.
 
     Raises:
         SpecError: the target is out of bounds.
@@ -51,19 +51,22 @@ def compact_output(
     if not 1 <= target_mib <= MAX_TARGET_MIB:
         raise SpecError(f"--target-mib is between 1 and {MAX_TARGET_MIB}, not {target_mib}.")
     results = open_results(output_uri, Storage(storage_section))
-    if run is not None and run not in results.runs():
-        raise InputError(f"There is no run {run} in {output_uri}; its runs are {', '.join(results.runs())}.")
-    done, refused, is_held = [], [], False
+    if run is not None:
+        results.check_run(run)
+    done, refused, is_held, is_damaged = [], [], False, False
     for name in [run] if run is not None else results.runs():
         try:
             done.append(_compact(results, name, target_mib * MIB))
         except (_NotNowError, RunHeldError) as error:
             refused.append(str(error))
             is_held = is_held or isinstance(error, RunHeldError)
+        except DamagedFileError as error:
+            is_damaged = True
+            refused.append(f"the run {name}: {error}")
     for reason in refused:
         say(f"Not compacted: {reason}")
     _report([each for each in done if each.stretches], len(done))
-    return 1 if is_held or (refused and run is not None) else 0
+    return 1 if is_held or is_damaged or (refused and run is not None) else 0
 
 
 def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:

@@ -1,13 +1,13 @@
 """One Iceberg table over the files that runs have written: which runs it names, and how a run comes and goes."""
 
 import io
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.exceptions import (
     CommitFailedException,
@@ -24,8 +24,11 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.typedef import Record
 
 from jobs.retention.iceberg_schema import PROPERTIES, SCHEMAS, iceberg_schema, missing_columns, partition_by_run
-from pipeline.errors import SpecError, StorageError
+from pipeline.damage import missing
+from pipeline.errors import NotFoundError, SpecError, StorageError
+from pipeline.part_files import check_columns, damage_named
 from pipeline.storage import Storage, join
+from pipeline.tables import RUN_NAME
 
 if TYPE_CHECKING:
     from pyiceberg.schema import Schema
@@ -158,11 +161,13 @@ class IcebergTable:
         metadata = self._table_there().metadata
         schema = metadata.schema()
         plan = compute_statistics_plan(schema, metadata.properties)
-        numbers = parquet_path_to_id_mapping(schema)
+        numbers = {**parquet_path_to_id_mapping(schema), RUN_NAME.name: schema.find_field("run").field_id}
+
+        known = {*schema.column_names, RUN_NAME.name}
 
         def describe(uri: str) -> DataFile:
-            footer, size = _read_footer(self._storage, uri)
-            unknown = [name for name in footer.schema.to_arrow_schema().names if name not in schema.column_names]
+            footer, size = _read_footer(self._storage, uri, self.name)
+            unknown = [name for name in footer.schema.to_arrow_schema().names if name not in known]
             if unknown:
                 raise StorageError(f"{uri} has columns that this version does not know; update htc-batch.")
             statistics = data_file_statistics_from_parquet_metadata(
@@ -229,13 +234,21 @@ class IcebergTable:
 
 
 def _mapping_of(schema: "Schema") -> str:
-    return schema.name_mapping.model_dump_json()
+    """Return which column of a file is which of the table's: the run's name is `run`, also in files that hold it."""
+    mapping = schema.name_mapping.model_dump()
+    for field in mapping:
+        if field["names"] == ["run"]:
+            field["names"] = ["run", RUN_NAME.name]
+    return json.dumps(mapping)
 
 
-def _read_footer(storage: Storage, uri: str) -> tuple[pq.FileMetaData, int]:
+def _read_footer(storage: Storage, uri: str, table: str) -> tuple[pq.FileMetaData, int]:
     """Return a file's footer and its size in bytes."""
     try:
-        with storage.reading(uri) as file:
-            return pq.ParquetFile(file).metadata, file.seek(0, io.SEEK_END)
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{uri} is damaged: it is no whole Parquet file.") from error
+        with damage_named(uri), storage.reading(uri) as file:
+            footer = pq.ParquetFile(file).metadata
+            check_columns(uri, footer.schema.to_arrow_schema(), SCHEMAS[table])
+            return footer, file.seek(0, io.SEEK_END)
+    except NotFoundError as error:
+        # The lease is held: nobody else has moved it.
+        raise missing(uri, "its shard is committed") from error

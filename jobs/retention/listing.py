@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.answers import json_value
 from jobs.console import say, size_of, write_line, write_table
 from pipeline.current import needed_runs
+from pipeline.damage import warn
+from pipeline.errors import DamagedFileError
 from pipeline.outcomes import in_words
 from pipeline.standing import Standing, half_pruned, survey_runs
 from pipeline.storage import Storage
@@ -23,8 +25,11 @@ COLUMNS = (
 NUMBERS = frozenset({"images", "ok", "failed", "instances", "files", "size"})
 
 
-def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "StorageSection | None" = None) -> None:
+def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "StorageSection | None" = None) -> int:
     """List the runs, oldest first, as a table or as one JSON array.
+
+    Returns:
+        The exit code: 1 when files that it needed are damaged, else 0.
 
     Raises:
         InputError: the folder holds no run.
@@ -32,20 +37,30 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
     """
     results = open_results(output_uri, Storage(storage_section))
     standings = survey_runs(results, tell=say)
-    needed = needed_runs(results)
+    needed: set[str] | None = None
+    try:
+        needed = needed_runs(results)
+    except DamagedFileError as error:
+        warn(error)
+    code = 1 if needed is None or results.damaged_runs else 0
     unfinished = half_pruned(results.storage, results.output_uri)
     if is_json:
-        described = [_described(each, is_needed=each.run in needed) for each in standings]
+        described = [_described(each, is_needed=_is_in(each.run, needed)) for each in standings]
         # Iceberg's snapshot ids are beyond 2^53.
         write_line(json.dumps(json_value(described)))
-        return
-    rows = [_cells(each, is_needed=each.run in needed) for each in standings]
+        return code
+    rows = [_cells(each, is_needed=_is_in(each.run, needed)) for each in standings]
     write_table(COLUMNS, rows, alignments=["right" if name in NUMBERS else "left" for name in COLUMNS])
     for each in standings:
         if each.reason:
             write_line(f"{each.run}: {each.reason}")
     for run in unfinished:
         write_line(f"The run {run} is half pruned; `htc prune {output_uri} --yes` finishes that.")
+    return code
+
+
+def _is_in(run: str, needed: set[str] | None) -> bool | None:
+    return None if needed is None else run in needed
 
 
 def mode_of(standing: Standing) -> str:
@@ -63,7 +78,7 @@ def state_of(standing: Standing) -> str:
     return in_words(standing.state)
 
 
-def _cells(standing: Standing, *, is_needed: bool) -> list[str]:
+def _cells(standing: Standing, *, is_needed: bool | None) -> list[str]:
     published = [str(each.snapshots.get("images", "not finished")) for each in standing.publications]
     return [
         standing.run,
@@ -74,12 +89,12 @@ def _cells(standing: Standing, *, is_needed: bool) -> list[str]:
         *(f"{number:,}" for number in (standing.images, standing.ok, standing.failed, standing.instances)),
         f"{standing.files:,}",
         size_of(standing.bytes),
-        "needed" if is_needed else "",
+        "unknown" if is_needed is None else "needed" * is_needed,
         ", ".join(published),
     ]
 
 
-def _described(standing: Standing, *, is_needed: bool) -> dict[str, Any]:
+def _described(standing: Standing, *, is_needed: bool | None) -> dict[str, Any]:
     return {
         "run": standing.run,
         "created": standing.record.created,

@@ -52,20 +52,28 @@ def prune_output(
         The exit code: 1 when a run that was to be removed could not be, else 0.
 
     Raises:
-        SpecError: neither rule is given.
+        SpecError: neither rule is given, and no removal is to be finished.
+        DamagedFileError: a run.json is damaged, so that nobody knows which rows are still needed; or a part is.
         InputError: the folder holds no run.
         StorageError: storage failed; what is removed by halves is finished by the next prune.
     """
     place = None if catalog is None else (catalog_label(catalog), namespace)
-    rules = _read_rules(keep_last, older_than, [place] if place else [])
     moment = now or datetime.now(UTC)
     storage = Storage(storage_section)
     output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
-    unfinished = half_pruned(storage, output_uri)
+    has_rules = keep_last is not None or older_than is not None
+    # Finishing what was begun needs no rule.
+    unfinished = half_pruned(storage, output_uri) if has_rules or is_meant else []
+    rules = _read_rules(keep_last, older_than, [place] if place else []) if has_rules or not unfinished else None
     for run in unfinished:
         write_line(f"The run {run} is half pruned; {'finishing that.' if is_meant else '--yes finishes that.'}")
     failures = sum(not _remove(storage, output_uri, run, moment) for run in unfinished) if is_meant else 0
+    if rules is None:
+        return 1 if failures else 0
     results = open_results(output_uri, storage)
+    for error in results.damaged_runs.values():
+        # What the view current needs is not known without that run.
+        raise error
     choices = choose_runs(survey_runs(results, now=moment, tell=say), needed_runs(results), rules, moment)
     _report(choices)
     doomed = [choice for choice in choices if choice.is_removed]
@@ -138,11 +146,17 @@ def _is_as_chosen(results: "Results", run: str, shards: int) -> bool:
     places = read_publications(results.storage, results.output_uri, run)
     if places:
         say(f"Not removed: the run {run} was published in {places[0].catalog} meanwhile.")
-    elif sum(len(part.shards) for part in committed_parts(results.storage, results.output_uri, run)) != shards:
+    elif _count_shards(results, run) != shards:
         say(f"Not removed: the run {run} went on meanwhile.")
     else:
         return True
     return False
+
+
+def _count_shards(results: "Results", run: str) -> int:
+    shard_count = next(each.shard_count for each in results.records if each.run == run)
+    parts = committed_parts(results.storage, results.output_uri, run, shard_count=shard_count)
+    return sum(len(part.shards) for part in parts)
 
 
 def _remove(

@@ -9,14 +9,15 @@ from jobs.console import say, write_line, write_table
 from jobs.retention.holding import lease_on
 from jobs.retention.iceberg_catalog import DEFAULT_NAMESPACE, catalog_errors_in_words, open_catalog
 from pipeline.config import StorageSection
-from pipeline.errors import InputError, SpecError
+from pipeline.errors import SpecError
 from pipeline.lease import RunHeldError
 from pipeline.progress import count_of
 from pipeline.publication import read_publications
-from pipeline.records import RunRecord, load_record, read_json, run_folder
+from pipeline.records import RunRecord, load_record
 from pipeline.spec_reading import absolute_uri
 from pipeline.standing import is_whole
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage
+from pipeline.summary import read_summary
 from pipeline.tables import open_results
 
 INCLUDE_FLAG = "--include-over-budget"
@@ -43,7 +44,8 @@ def publish_output(
         is_over_budget_included: publish all whole runs, also those over their error budget and those without a summary.
 
     Returns:
-        The exit code: 1 when a run is left out, or another process holds one, which then waits with all later ones.
+        The exit code: 1 when a run is left out, its record is damaged, or another process holds one, which then waits
+        with all later ones; else 0.
 
     Raises:
         SpecError: no such catalog, its tables are of another output, or the run is not finished.
@@ -56,7 +58,8 @@ def publish_output(
         missing = [record for record in records if not publisher.has(results, record.run)]
         # In their order: behind a run that cannot enter now, none does.
         entered = list(takewhile(lambda record: _enter(publisher, results, record), missing))
-        gone = sorted(publisher.runs() - set(results.runs()))
+        # A run whose record is damaged is still there.
+        gone = sorted(publisher.runs() - {*results.runs(), *results.damaged_runs})
         for name in gone:
             publisher.leave(name, None)
             write_line(f"The run {name} is in the output no more; it was taken out of the tables.")
@@ -66,7 +69,8 @@ def publish_output(
         if not missing and not gone:
             others = f" but {count_of(len(left_out), 'run')} left out" if left_out else ""
             write_line(f"Nothing to publish{others}.")
-    return 0 if len(entered) == len(missing) and not left_out else 1
+    is_left_out = bool(left_out) or (run is None and bool(results.damaged_runs))
+    return 0 if len(entered) == len(missing) and not is_left_out else 1
 
 
 def withdraw_run(
@@ -116,8 +120,7 @@ def opened_publisher(
 
 
 def _require(results: "Results", run: str) -> None:
-    if run not in results.runs():
-        raise InputError(f"There is no run {run} in {results.output_uri}; its runs are {', '.join(results.runs())}.")
+    results.check_run(run)
 
 
 def _chosen(
@@ -148,9 +151,9 @@ def _left_out(results: "Results", record: RunRecord, *, is_over_budget_included:
     if is_over_budget_included:
         return ""
     also = f"; --run {record.run} or {INCLUDE_FLAG} publishes it all the same"
-    summary = read_json(results.storage, join(run_folder(results.output_uri, record.run), "summary.json"))
+    summary = read_summary(results.storage, results.output_uri, record.run)
     if summary is None:
-        return f"has no summary, which the same `htc run` writes{also}"
+        return f"has no summary to read, which the same `htc run` writes{also}"
     return "" if summary.get("status") == "complete" else f"ended as {summary.get('status')}{also}"
 
 

@@ -89,7 +89,8 @@ class Publisher:
         return any(changes)
 
     def _files(self, results: "Results", run: str) -> dict[str, list[str]]:
-        parts = committed_parts(self._storage, self._output_uri, run)
+        shard_counts = {each.run: each.shard_count for each in results.records}
+        parts = committed_parts(self._storage, self._output_uri, run, shard_count=shard_counts[run])
         return {
             "instances": [part_uri(self._output_uri, "instances", run, part) for part in parts],
             "deletions": deletion_parts(results, run),

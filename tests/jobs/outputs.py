@@ -111,6 +111,6 @@ def make_output_folder(
         commit(run, shard, storage, scores)
     # Cut off between its two parts: the instances are there, the images part that would commit them is not.
     orphan = instance_row(run.read_shard(2).images[0], 0, 0.99, (33, 47), "orphan")
-    part = encode_part([orphan], INSTANCES_SCHEMA, InstanceRow)
+    part = encode_part([orphan], INSTANCES_SCHEMA, InstanceRow, run=run.name)
     storage.write(instances_part(run.output_uri, run.name, 2), part)
     return Output(tmp_path / output, photos, spec, run)

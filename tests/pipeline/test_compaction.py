@@ -131,7 +131,8 @@ def test_rows_are_sorted_and_parts_of_an_older_release_get_the_new_column(tmp_pa
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), uris[1])
     merged = merge_parts(Storage(), uris, "images")
     table = pq.read_table(pa.BufferReader(merged.payload))
-    assert table.schema.names == IMAGES_SCHEMA.names
+    assert table.schema.names == [*IMAGES_SCHEMA.names, "run_name"]
+    assert set(table.column("run_name").to_pylist()) == {"r"}
     assert table.column("uri").to_pylist() == ["a", "b", "a", "b"]
     assert merged.rows == 4
 
