@@ -73,8 +73,6 @@ _UNSUPPORTED: tuple[tuple[str, bytes], ...] = (
 _STRONG = frozenset(
     {"JPEG 2000", "JPEG XL", "JPEG XR", "Photoshop", "OpenEXR", "DirectDraw (DDS)", "QOI", "GIMP (XCF)"}
 )
-    {"JPEG 2000", "JPEG XL", "JPEG XR", "Photoshop", "OpenEXR", "DirectDraw (DDS)", "QOI", "GIMP (XCF)"}
-)
 # ISO base media brands: MPEG-A part 12 (HEIF), AVIF 1.1.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS = frozenset(
