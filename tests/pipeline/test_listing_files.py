@@ -93,6 +93,8 @@ def test_a_listing_is_understood_and_what_was_understood_is_reported(
         ("l.jsonl", '{"first": "a.jpg", "second": "b.jpg"}\n'),
         ("l.json", '{"first": {"second": ["a.jpg"]}}'),
         ("l.json", "a.jpg"),
+        ("l.json", "[" * 100_000),
+        ("l.json", ""),
         ("l.dat", "a.jpg\nb.jpg\n"),
         ("l.txt.gz", b"\x1f\x8b\x08\0"),
         ("l.txt.zst", b"\x28\xb5\x2f\xfd\0\0"),
