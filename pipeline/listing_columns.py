@@ -19,6 +19,8 @@ _SAMPLE_ROWS = 100
 # A quoted cell may hold line breaks (captions do); a quote that is never closed must not swallow the rest.
 _MOST_LINES = 1000
 _MOST_CHARACTERS = 2**20
+# Excel's first line of a file that names its separator.
+_SAID = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,5}$")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
@@ -28,13 +30,15 @@ class Table:
     """How a table's lines are read.
 
     separator: "" for a table of one column. column: that of the names, from 0. heading: of that column, None when the
-    table has no line of headings. width: how many columns the lines have.
+    table has no line of headings. width: how many columns the lines have. is_spaced: whether a space stands before each
+    name, as in `1, a.jpg`.
     """
 
     separator: str
     column: int
     heading: str | None
     width: int
+    is_spaced: bool = False
 
 
 def looks_like_name(cell: str) -> bool:
@@ -54,6 +58,8 @@ def read_table(sample: str, uri: str, wanted: str | None, *, preferred: str) -> 
         InputError: it cannot be told which column holds the names.
     """
     lines = [line for line in sample.splitlines(keepends=True) if line.strip()][: 4 * _SAMPLE_ROWS]
+    if lines and (said := _SAID.fullmatch(lines[0].strip())):
+        preferred, lines = said[1], lines[1:]
     order = [preferred, *(each for each in _SEPARATORS if each != preferred)]
     tables = {each: _sample_rows(lines, each) for each in order}
     separator = _choose_separator(tables, wanted)
@@ -61,7 +67,9 @@ def read_table(sample: str, uri: str, wanted: str | None, *, preferred: str) -> 
     if not rows:
         return Table(separator, 0, None, 1)
     column, heading = _choose_column(rows, uri, wanted)
-    return Table(separator, column, heading, len(rows[0]))
+    names = [row[column] for row in rows[heading is not None :] if len(row) > column and row[column]]
+    is_spaced = column > 0 and bool(names) and all(name.startswith(" ") for name in names)
+    return Table(separator, column, heading, len(rows[0]), is_spaced)
 
 
 def _sample_rows(lines: list[str], separator: str) -> list[list[str]]:
@@ -167,6 +175,8 @@ def parse_rows(lines: Iterator[tuple[int, str | None]], table: Table) -> Iterato
             continue
         if number == 1:
             line = line.removeprefix("\ufeff")
+            if _SAID.fullmatch(line.strip(" \r\n")):
+                continue
         cells, problem = _cells(line, reader, table)
         if cells is not None and not any(cell.strip() for cell in cells):
             continue
@@ -237,7 +247,7 @@ def _lenient(line: str, table: Table) -> tuple[list[str] | None, str | None]:
 def _name_of(cells: list[str], table: Table) -> tuple[str | None, str | None]:
     if len(cells) <= table.column:
         return None, f"it has {_columns(len(cells))}, and names are in column {table.column + 1}"
-    name = cells[table.column]
+    name = cells[table.column].lstrip(" ") if table.is_spaced else cells[table.column]
     surplus = [cell for cell in cells[table.width :] if cell.strip()]
     if surplus and not looks_like_name(name):
         return None, (

@@ -16,6 +16,9 @@ from pipeline.listing_entries import Entry, entry_of, key_of_names
 _LISTS = ("images", "files", "data", "items", "urls", "uris", "paths")
 """Keys under which an object may hold the array of names; COCO's is the first."""
 
+_DEEPEST = 64
+"""Levels of nesting; the polygons of COCO are on the sixth."""
+
 Read = Callable[[IO[str]], Iterator[Entry]]
 
 
@@ -51,10 +54,26 @@ def read_json_entries(sample: str, uri: str, column: str | None, *, is_whole: bo
     return lambda text: _read(text, prefix, key), words
 
 
+def _events(source: object) -> Iterator[tuple[str, str, Any]]:
+    """Parse JSON into ijson's events; nesting costs it the square of the depth, and no listing needs any."""
+
+    def shallow() -> Iterator[tuple[str, Any]]:
+        depth = 0
+        for event, value in ijson.basic_parse(source):
+            depth += event in ("start_map", "start_array")
+            depth -= event in ("end_map", "end_array")
+            if depth > _DEEPEST:
+                raise ijson.JSONError(f"nested deeper than {_DEEPEST} levels")
+            yield event, value
+
+    found: Iterator[tuple[str, str, Any]] = ijson.parse(shallow())
+    return found
+
+
 def _list_in(sample: str, uri: str, *, is_whole: bool) -> str:
     found = []
     try:
-        for path, event, value in ijson.parse(io.BytesIO(sample.encode("utf-8", "surrogatepass"))):
+        for path, event, value in _events(io.BytesIO(sample.encode("utf-8", "surrogatepass"))):
             if path == "" and event == "map_key":
                 found.append(str(value))
     except ijson.JSONError as error:
@@ -75,7 +94,7 @@ def _list_in(sample: str, uri: str, *, is_whole: bool) -> str:
 def _first_values(sample: str, prefix: str) -> list[Any]:
     values: list[Any] = []
     try:
-        for value in ijson.items(io.BytesIO(sample.encode("utf-8", "surrogatepass")), prefix):
+        for value in ijson.items(_events(io.BytesIO(sample.encode("utf-8", "surrogatepass"))), prefix):
             values.append(value)
             if len(values) == 100:
                 break
@@ -88,7 +107,7 @@ def _first_values(sample: str, prefix: str) -> list[Any]:
 def _read(text: IO[str], prefix: str, key: str | None) -> Iterator[Entry]:
     number = 0
     try:
-        for value in ijson.items(_Encoded(text), prefix):
+        for value in ijson.items(_events(_Encoded(text)), prefix):
             number += 1
             yield replace(entry_of(value, key), place=f"item={number}")
     except (ijson.JSONError, UnicodeError) as error:

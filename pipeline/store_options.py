@@ -44,6 +44,9 @@ def scheme_problem(scheme: str, section: StorageSection) -> str | None:
     """
     import fsspec
 
+    if scheme in GCS_SCHEMES:
+        # Before its library is imported.
+        settle_gcsfs()
     try:
         system = fsspec.get_filesystem_class(scheme)
     except ValueError:
@@ -76,8 +79,6 @@ def open_client(scheme: str, section: StorageSection) -> Any:
     """
     import fsspec
 
-    if scheme in GCS_SCHEMES:
-        settle_gcsfs()
     problem = scheme_problem(scheme, section)
     if problem is not None:
         raise UnsupportedSchemeError(f"{problem}.")

@@ -57,6 +57,9 @@ def taken(folder: Path, name: str, content: str | bytes, column: str | None = No
         *[("l.txt", LINES.encode(codec), "UTF-32") for codec in ("utf-32", "utf-32-le")],
         ("l.csv", TABLE.encode("utf-16"), "semicolons, names from the column url, UTF-16"),
         ("l.csv", TABLE.encode("utf-8-sig"), "the column url, UTF-8"),
+        ("l.csv", f"sep=;\n{TABLE}", "semicolons, names from the column url"),
+        ("l.csv", "id, url\n1, a.jpg\n2, b.jpg\n", "commas, names from the column url"),
+        ("l.csv", '"label","url"\n"1","a.jpg"\n"2","b.jpg"\n', "commas, names from the column url"),
         ("l.lst", LINES, "one name a line"),
         ("L.TXT", "\n# my list\n" + LINES.replace("\n", "\r"), "one name a line"),
         ("l.json", json.dumps(["a.jpg", "b.jpg"]), "JSON, an array"),
@@ -76,7 +79,7 @@ def test_a_listing_is_understood_and_what_was_understood_is_reported(
     names, notes = taken(folder, name, content)
     assert names == ["a.jpg", "b.jpg"]
     assert said in notes.listing
-    assert notes.listing.endswith(": a.jpg, b.jpg")
+    assert [each.strip() for each in notes.listing.rpartition(": ")[2].split(",")] == ["a.jpg", "b.jpg"]
     assert not notes.refused
 
 
@@ -90,6 +93,8 @@ def test_a_listing_is_understood_and_what_was_understood_is_reported(
         ("l.jsonl", '{"first": "a.jpg", "second": "b.jpg"}\n'),
         ("l.json", '{"first": {"second": ["a.jpg"]}}'),
         ("l.json", "a.jpg"),
+        ("l.json", "[" * 100_000),
+        ("l.json", ""),
         ("l.dat", "a.jpg\nb.jpg\n"),
         ("l.txt.gz", b"\x1f\x8b\x08\0"),
         ("l.txt.zst", b"\x28\xb5\x2f\xfd\0\0"),
