@@ -2,8 +2,8 @@
 
 A TIFF is judged by its tags before anything is decoded. Ordinary 8-bit images, bilevel and palette images stay with
 Pillow, which is fast; deep samples, planes and newer compressions go through tifffile and imagecodecs; everything else
-is refused with the reason. Camera raw files are TIFFs too, and their first image is a thumbnail: they are recognised and
-refused, because a thumbnail in the photo's place would be a wrong result without a word.
+is refused with the reason. Camera raw files are TIFFs too, and their first image is a thumbnail: they are recognised
+and refused, because a thumbnail in the photo's place would be a wrong result without a word.
 
 Numbers of tags and of their values: TIFF 6.0; BigTIFF; TIFF/EP (ISO 12234-2); DNG 1.7; tifffile's `TIFF.TAGS`.
 """
