@@ -188,7 +188,7 @@ def test_an_ending_of_other_types_is_none(change: dict[str, object]) -> None:
             ending_from({other: value for other, value in ENDING.items() if other != key} | {"counts": 0})
 
 
-@pytest.mark.parametrize("number", ["1", "0", "-1", "9" * 40, "", "x", str(os.getpid())])
+@pytest.mark.parametrize("number", ["1", "0", "-1", "9" * 40, "", "x", "this process"])
 def test_no_foreign_process_is_stopped_for_a_damaged_number(
     tmp_path: Path, number: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +197,7 @@ def test_no_foreign_process_is_stopped_for_a_damaged_number(
     firing = plan_firing(bench.add(), bench.clock.now, "cron")
     folder = firing_folder(tmp_path, firing.name)
     folder.mkdir(parents=True)
-    (folder / "process.txt").write_text(number)
+    (folder / "process.txt").write_text(str(os.getpid()) if number == "this process" else number)
     monkeypatch.setattr("jobs.scheduling.local_runs._is_locked", lambda path: True)
     monkeypatch.setattr("os.kill", lambda *call: pytest.fail(f"kill {call}"))
     LocalRuns(tmp_path).stop(firing, is_forced=True)
