@@ -221,6 +221,7 @@ def test_sql_from_stdin_that_is_no_text_is_one_sentence(output: Output, monkeypa
 
 
 def test_a_module_that_duckdb_misses_is_named_without_a_traceback() -> None:
-    told = "Required module 'x' failed to import:\nTraceback (most recent call last):\n\n  File \"a\"\nNo module named 'x'\n"
+    traceback = "Traceback (most recent call last):\n\n  File \"a\"\nNo module named 'x'\n"
+    told = f"Required module 'x' failed to import:\n{traceback}"
     with pytest.raises(SpecError, match="failed to import: No module named 'x'"), sql_errors_in_words():
         raise duckdb.InvalidInputException(told)
