@@ -80,7 +80,9 @@ def flaw_sentences(truth: CocoAnnotations, uri: str) -> list[str]:
             f"wrong: {_by_kind(truth.bad)}."
         )
     if truth.mended:
-        sentences.append(f"{uri}: {count_of(len(truth.mended), 'flaw')} mended: {_by_kind(truth.mended)}.")
+        sentences.append(
+            f"{uri}: {count_of(len(truth.mended), 'flaw')} in what still counts: {_by_kind(truth.mended)}."
+        )
     return sentences
 
 

@@ -203,6 +203,9 @@ def _runs_table(results: Results) -> pa.Table:
 
 
 def _one_sentence(error: duckdb.Error) -> str:
-    """Keep DuckDB's message and its suggestion, drop the excerpt of the SQL with its caret."""
+    """Keep DuckDB's message and its suggestion, drop the excerpt of the SQL with its caret, and Python's traceback."""
     message = str(error).split("\nLINE ")[0]
+    head, traceback, lines = message.partition("Traceback (most recent call last)")
+    if traceback:
+        message = head + lines.strip().splitlines()[-1]
     return " ".join(message.split()).rstrip(".")

@@ -224,7 +224,7 @@ def _read_size(image: Mapping[str, Any], name: str, reading: _Reading) -> Size |
         return height, width
     size = reading.find_size(name)
     if size is not None:
-        kind = f"image without height and width, taken as {size[1]} x {size[0]} pixels"
+        kind = "image without height and width: they are those of the image itself"
         reading.mended.append(BadAnnotation(None, name, kind))
     return size
 

@@ -21,6 +21,7 @@ from pipeline.errors import SpecError
 from pipeline.publication import Publication, note_publication
 from pipeline.storage import Storage
 from pipeline.tables import open_results
+from pipeline.views import sql_errors_in_words
 
 NAMES = ["plain", "tab\there", "line\nbreak", 'quo"te', "comma, semicolon;", "carriage\rreturn", "", "ü"]
 _VALUES = ", ".join(f"('{name}', {number})" for number, name in enumerate(NAMES))
@@ -217,3 +218,10 @@ def test_sql_from_stdin_that_is_no_text_is_one_sentence(output: Output, monkeypa
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"SELECT '\xff'"), encoding="utf-8"))
     with pytest.raises(SpecError, match="UTF-8"):
         query_output(output.uri, "-")
+
+
+def test_a_module_that_duckdb_misses_is_named_without_a_traceback() -> None:
+    traceback = "Traceback (most recent call last):\n\n  File \"a\"\nNo module named 'x'\n"
+    told = f"Required module 'x' failed to import:\n{traceback}"
+    with pytest.raises(SpecError, match="failed to import: No module named 'x'"), sql_errors_in_words():
+        raise duckdb.InvalidInputException(told)

@@ -134,10 +134,10 @@ def test_a_night_of_another_model_is_left_and_its_rest_done_now(nights: Nights) 
 
 
 def test_a_name_that_is_given_is_one_night(nights: Nights) -> None:
-    nights.commit(nights.open(run="2026-01-02"))
+    nights.commit(nights.open(run="night-2026-01-02"))
     nights.put("zz.jpg")
-    assert nights.open(run="2026-01-02").state == "complete"
-    assert names_of(nights.open(run="2026-01-03")) == ["zz.jpg"]
+    assert nights.open(run="night-2026-01-02").state == "complete"
+    assert names_of(nights.open(run="night-2026-01-03")) == ["zz.jpg"]
 
 
 def test_a_night_beside_a_run_that_goes_on_is_refused(nights: Nights) -> None:

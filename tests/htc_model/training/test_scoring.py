@@ -238,7 +238,7 @@ def test_a_size_that_is_missing_is_asked_for(size):
         document, right(None), find_size=lambda name: (SIDE, SIDE) if name == "0.png" else None
     )
     assert scores["mask_ap"] == pytest.approx(1)
-    assert "taken as 96 x 96 pixels" in annotations.mended[0].kind
+    assert "those of the image itself" in annotations.mended[0].kind
 
 
 def test_sizes_and_run_lengths_may_be_decimals():
