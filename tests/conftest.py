@@ -51,7 +51,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Count the examples of a hypothesis test, or of a history test that counts its own."""
     yield
     statistics = getattr(item, "hypothesis_statistics", "")
-    counted = sum(int(number) for number in re.findall(r"(\d+) (?:passing|failing|invalid) examples", statistics))
+    counted = sum(int(number) for number in re.findall(r"(\d+) (?:passing|failing|invalid)\b", statistics))
     own = sum(value for name, value in item.user_properties if name == "examples" and isinstance(value, int))
     if counted or own:
         _examples[item.nodeid] = counted + own
