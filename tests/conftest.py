@@ -1,11 +1,18 @@
 """Puts tests/ on the import path, so that every test can `import goldens`; the S3 server that tests share."""
 
+import re
 import zlib
 from collections.abc import Iterator
 
 import fsspec
 import pytest
+from hypothesis import settings
 from s3_server import WRITER, S3Server, ServerUnavailableError
+
+# `--hypothesis-profile=long`: for hours, not for CI. Tests ask for a share of `settings.default.max_examples`, so
+# that the profile multiplies them all.
+LONG_FACTOR = 200
+settings.register_profile("long", max_examples=100 * LONG_FACTOR, deadline=None, print_blob=True)
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +41,27 @@ def s3_bucket(s3_server: S3Server, request: pytest.FixtureRequest, monkeypatch: 
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     yield s3_server.make_bucket(f"htc-{zlib.crc32(request.node.nodeid.encode()):08x}")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+_examples: dict[str, int] = {}
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Count the examples of a hypothesis test, or of a history test that counts its own."""
+    yield
+    statistics = getattr(item, "hypothesis_statistics", "")
+    counted = sum(int(number) for number in re.findall(r"(\d+) (?:passing|failing|invalid)\b", statistics))
+    own = sum(value for name, value in item.user_properties if name == "examples" and isinstance(value, int))
+    if counted or own:
+        _examples[item.nodeid] = counted + own
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print how many random examples were run, with `--hypothesis-profile=long`."""
+    if config.getoption("--hypothesis-profile", None) != "long" or not _examples:
+        return
+    terminalreporter.section("random examples")
+    for nodeid, count in sorted(_examples.items()):
+        terminalreporter.write_line(f"{count:9,} {nodeid}")
+    terminalreporter.write_line(f"{sum(_examples.values()):9,} examples in all")

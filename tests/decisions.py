@@ -190,7 +190,7 @@ def _explain(
 def _explain_one(mine: Side, place: int, other: Side, other_explained: set[int], ladder: Ladder) -> Reason | None:
     have = mine.detections
     one = Boxes(have.boxes[[place]], have.scores[[place]], have.labels[[place]])
-    if one.scores[0] - ladder.score_threshold < ladder.score_margin:
+    if abs(one.scores[0] - ladder.score_threshold) < ladder.score_margin:
         return "score threshold"
     theirs, own = other.candidates, mine.candidates
     for twin in are_same(one, theirs.found, ladder.score_margin)[0].nonzero()[0]:
@@ -240,7 +240,9 @@ def _is_at_border(rois: Tensor, side: int, *, has_semantic: bool) -> Tensor:
 
 
 def _grown(rois: Tensor, by_px: float) -> Tensor:
-    return rois + rois.new_tensor([0, -by_px, -by_px, by_px, by_px])
+    grown = rois + rois.new_tensor([0, -by_px, -by_px, by_px, by_px])
+    # A box of less than that has no negative size.
+    return torch.cat([grown[:, :3], torch.maximum(grown[:, 3:], grown[:, 1:3])], dim=1)
 
 
 def _grid(rois: Tensor, side: int, *, has_semantic: bool) -> Tensor:

@@ -92,17 +92,16 @@ def ending_from(tree: object) -> Ending:
     """
     if not isinstance(tree, Mapping):
         raise ValueError("it is not a table")
-    outcome, reason, exit_code = (tree.get(key) for key in ("outcome", "reason", "exit_code"))
-    counts = tree.get("counts")
-    if outcome not in get_args(Outcome):
-        raise ValueError(f"its outcome is {outcome!r}")
+    outcome = next((known for known in get_args(Outcome) if known == tree.get("outcome")), None)
+    reason, exit_code, counts = (tree.get(key) for key in ("reason", "exit_code", "counts"))
+    if outcome is None:
+        raise ValueError(f"its outcome is {tree.get('outcome')!r}")
     if not isinstance(reason, str) or not (exit_code is None or type(exit_code) is int):
         raise ValueError("its reason is not text, or its exit code not a whole number")
-    is_counted = isinstance(counts, Mapping) and all(
-        isinstance(count, int | float) and math.isfinite(count) for count in counts.values()
-    )
-    if not is_counted:
-        raise ValueError("its counts are not a table of numbers")
+    if not isinstance(counts, Mapping):
+        raise ValueError("its counts are not a table")
+    if not all(isinstance(count, int | float) and math.isfinite(count) for count in counts.values()):
+        raise ValueError("its counts are not numbers")
     return Ending(outcome, reason, exit_code, counts)
 
 

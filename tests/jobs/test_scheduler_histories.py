@@ -96,7 +96,7 @@ class History:
         self.bench.be_away(minutes=0.1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples * 3 // 10, deadline=None)
 @given(
     events=st.lists(EVENTS, min_size=3, max_size=10),
     overlap=st.sampled_from(["skip", "queue", "replace"]),

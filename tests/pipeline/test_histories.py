@@ -1,7 +1,7 @@
 """Hundreds of random histories of one run: whatever died when, the tables in the end are those of a calm run."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -11,6 +11,7 @@ from chaos_checks import Tables, compare, leftovers, read_tables
 from chaos_input import local_store
 from chaos_scene import Scene
 from histories import DriverDeath, Fate, FatedLoad, enact
+from hypothesis import settings
 
 import pipeline.session
 from pipeline.cluster import WorkerPlan
@@ -19,7 +20,7 @@ from pipeline.driver import run
 from pipeline.errors import RunError, StorageError
 from pipeline.progress import SilentProgress
 
-HISTORIES = 24
+HISTORIES = 24 * settings.default.max_examples // 100
 SESSIONS = 12
 
 
@@ -66,8 +67,11 @@ def history(folder: Path, seed: int | None, *, is_poisoned: bool = False) -> tup
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_whatever_died_when_the_tables_are_those_of_a_calm_run(tmp_path: Path) -> None:
+@pytest.mark.timeout(600 * settings.default.max_examples // 100)
+def test_whatever_died_when_the_tables_are_those_of_a_calm_run(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("examples", HISTORIES)
     local_store(tmp_path / "in").fill()
     calm, complaints, _ = history(tmp_path / "calm", None)
     assert complaints == []

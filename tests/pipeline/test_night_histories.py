@@ -86,7 +86,9 @@ def live_through(nights: Nights, account: Account, draw: Draw) -> None:
 
 
 @given(st.lists(DRAWS, min_size=2, max_size=5))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=settings.default.max_examples * 3 // 25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 def test_any_week_is_accounted_for(draws: list[Draw]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         nights, account = Nights(Path(folder)), Account()
