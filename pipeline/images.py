@@ -127,7 +127,7 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
 
 
 def looks_like_image(payload: bytes) -> bool:
-    """Tell whether a file begins as one of an image format does, be it one that can be decoded here or not."""
+    """Return whether a file begins as an image does, also one of a format that cannot be decoded here."""
     patterns = [each[0] for each in _READERS] + [each[0] for each in _UNSUPPORTED]
     return any(pattern.match(payload[:512]) for pattern in patterns)
 
@@ -153,7 +153,7 @@ _WEBP_BYTES_PER_PIXEL = 20
 
 
 def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
-    """Tell from an image's header what `decode_image` will need; no pixel is decoded.
+    """Read from the header of an image what `decode_image` will need; no pixel is decoded.
 
     Returns:
         Zeros for a file that `decode_image` refuses by its header.

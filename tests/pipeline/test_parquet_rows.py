@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import pipeline.parquet_images
 from pipeline.config import InputSection
-from pipeline.errors import ImageError, InputError, StorageError
+from pipeline.errors import ImageError, StorageError
 from pipeline.image_reading import read_image
 from pipeline.parquet_images import ParquetRows
 from pipeline.parquet_pages import Page, read_chunks, read_pages
@@ -155,7 +155,7 @@ def test_two_shards_read_one_row_group_at_two_places_without_beginning_again(
                 thread.start()
             for thread in threads:
                 thread.join()
-        # Rows before all readers are still to be had, by beginning again.
+        # Rows before all readers are read by beginning again.
         read(0, 3)
     assert 3 <= len(opened) <= 4
 
@@ -240,25 +240,11 @@ def test_random_bytes_as_a_footer_are_refused(payload: bytes) -> None:
             assert all(chunk.length >= 0 for chunk in group.values())
 
 
-def test_a_damaged_size_statistic_does_not_end_the_process(tmp_path: Path) -> None:
-    """pyarrow's own reading of such a footer aborts; found by fuzzing."""
-    table = pa.table({"image": [{"bytes": b"x" * 40, "path": "a.jpg"}] * 4, "label": [1, 2, 3, 4]})
-    pq.write_table(table, tmp_path / "x.parquet")
-    content = (tmp_path / "x.parquet").read_bytes()
-    # SizeStatistics of the integers: field 2, a list, becomes field 1, a number of bytes, which integers have not.
-    at = content.rindex(b"\x3c", 0, content.rindex(b"ARROW:schema"))
-    for flipped in range(8):
-        damaged = bytearray(content)
-        damaged[at + 1] ^= 1 << flipped
-        (tmp_path / "x.parquet").write_bytes(damaged)
-        outcomes, *_ = read_apart(tmp_path / "x.parquet", [0]) if _can_be_listed(tmp_path / "x.parquet") else ([0],)
-        assert len(outcomes) == 1
-
-
-def _can_be_listed(path: Path) -> bool:
-    with suppress(InputError):
-        return bool(refs_of(path))
-    return False
+def test_a_damaged_size_statistic_does_not_end_the_process() -> None:
+    """One bit of its footer was flipped; `RowGroupMetaData.column` of pyarrow 26.0 aborts on it. Found by fuzzing."""
+    outcomes, count, _ = read_apart(ROOT / "tests/data/damaged_size_statistic.parquet", [0, 11])
+    assert count == 12
+    assert outcomes == ["unreadable"] * 2
 
 
 def page_header(*fields: bytes) -> bytes:
