@@ -81,7 +81,10 @@ def work(folder: Path, images: int, model: str, cpus: float) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            # A worker that its driver does not ask commits nothing.
+            worker.progress()
+            thread.join(1.0)
     seconds = time.perf_counter() - start
     statuses = [report.statuses for report in reports]
     if statuses != [{"ok": images}] * 2:

@@ -26,7 +26,7 @@ class ByteBudget:
     """Lets bytes into memory in the order in which they are asked for, at most so many at once.
 
     What is larger than the whole budget goes in alone. For steps that end by themselves; where bytes are given back
-    only by somebody who waits for other bytes, use `SharedBudget`.
+    only after other bytes were let in, use `SharedBudget`.
     """
 
     def __init__(self, most: int) -> None:

@@ -4,6 +4,7 @@ What changed after the listing is read as it is now. In a container that changed
 bytes, perhaps another image's, so a tar is looked through again for the member of that name.
 """
 
+import atexit
 import threading
 from collections import OrderedDict
 
@@ -155,4 +156,5 @@ def _index(container: str, storage: Storage) -> dict[str, TarMember]:
 
 # One cache of each per process: its reading threads work on neighbouring images.
 _parquet_rows = ParquetRows()
+atexit.register(_parquet_rows.close)
 _tar_indexes = TarIndexes()

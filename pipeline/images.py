@@ -147,7 +147,7 @@ _MOST_BYTES_PER_PIXEL = 20
 
 
 def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
-    """Tell from an image's header what `decode_image` will need; no pixel is decoded.
+    """Read from the header of an image what `decode_image` will need; no pixel is decoded.
 
     Returns:
         Zeros for a file that `decode_image` refuses by its header.

@@ -183,7 +183,7 @@ def _look(listed: Listed, candidate: _Candidate, storage: Storage, rows: int) ->
 
 
 def _base64_problem(listed: Listed, storage: Storage, schema: pa.Schema, uri: str | None, rows: int) -> str | None:
-    """Notice images that are written as text, which nobody's file is named like."""
+    """Notice images that are written as text; no file has such a name."""
     texts = [field.name for field in schema if _is_text(field.type)]
     for name in [uri] if uri is not None else [each for each in texts if each.lower() in IMAGE_COLUMNS]:
         with ParquetRows(kept=1) as reader:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import local_files
 from pipeline.errors import ImageError, IncompleteReadError, PastEndError
-from pipeline.parquet_pages import Page, read_pages
+from pipeline.parquet_pages import Chunk, Page, read_chunks, read_pages
 from pipeline.storage import Storage
 from pipeline.storage_errors import storage_error
 from pipeline.stored import Listed
@@ -60,7 +60,8 @@ def inspect_parquet(uri: str, storage: Storage) -> tuple[pa.Schema, int]:
         DamagedContainerError: it is no whole Parquet file.
     """
     with _open(uri, storage) as (file, _):
-        return file.schema_arrow, file.metadata.num_rows
+        # Asked for here, where a name that cannot be read is damage.
+        return pa.schema(list(file.schema_arrow), file.schema_arrow.metadata), file.metadata.num_rows
 
 
 def read_uris(uri: str, column: str, storage: Storage) -> Iterator[str | None]:
@@ -121,10 +122,11 @@ def text_of(scalar: pa.Scalar | None) -> str | None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A version of a file: its footer, each row group's first row, and at the end the number of rows."""
+    """A version of a file: its footer, each row group's columns and first row, and at the end the number of rows."""
 
     etag: str | None
     metadata: pq.FileMetaData
+    chunks: list[dict[str, Chunk]]
     starts: list[int]
 
 
@@ -177,11 +179,11 @@ class _Rows:
         if beside is not None:
             self._parts["path"] = beside
         names = [".".join(each) for each in self._parts.values()]
-        chunks = self._layout.metadata.row_group(group)
-        selected = [chunks.column(index) for index in range(chunks.num_columns)]
-        selected = [chunk for chunk in selected if chunk.path_in_schema in names]
+        selected = [chunk for name, chunk in self._layout.chunks[group].items() if name in names]
+        if len(selected) != len(names):
+            raise DamagedContainerError(f"a row group has no column {column}")
         # A read of a remote file costs a request, so there the footer is believed where it says that all is small.
-        is_small = max((chunk.total_uncompressed_size for chunk in selected), default=0) <= MOST_PAGE_BYTES
+        is_small = max((chunk.uncompressed_bytes for chunk in selected), default=0) <= MOST_PAGE_BYTES
         is_checked = _version_of(self._raw) is not None or not is_small
         # Around the buffer, which a few bytes of a page's beginning would fill with the page.
         headers = self._open() if is_checked else None
@@ -236,9 +238,8 @@ class _Rows:
 class _Pages:
     """What a column's pages take, as far as they were looked at."""
 
-    def __init__(self, headers: IO[bytes], chunk: pq.ColumnChunkMetaData) -> None:
-        offsets = [each for each in (chunk.dictionary_page_offset, chunk.data_page_offset) if each]
-        self._pages = read_pages(headers, min(offsets, default=0), chunk.total_compressed_size)
+    def __init__(self, headers: IO[bytes], chunk: Chunk) -> None:
+        self._pages = read_pages(headers, chunk.start, chunk.length)
         self._rows = 0
         self._largest = 0
         self._last: Page | None = None
@@ -265,7 +266,9 @@ class _Pages:
                 size = page.bytes - _PAGE_OVERHEAD_BYTES
                 # A dictionary's only value is that of every row that is not null.
                 if size > max_bytes:
-                    raise ImageError("too_large", f"{size} bytes encoded, more than images.max_bytes = {max_bytes}")
+                    raise ImageError(
+                        "too_large", f"some {size} bytes encoded, more than images.max_bytes = {max_bytes}"
+                    )
         largest = max(self._largest, self._last.bytes if self._last else 0)
         if largest > most:
             raise ImageError(
@@ -315,6 +318,10 @@ class ParquetRows:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; reading on opens it again."""
         with self._lock:
             while self._readers:
                 self._readers.popitem()[1].close()
@@ -361,8 +368,7 @@ class ParquetRows:
     ) -> RowContent:
         layout = self._layouts.get(listed)
         if layout is None:
-            with _open(listed[0], storage) as (file, now):
-                layout = self._layouts[listed] = _Layout(now.etag, file.metadata, _row_group_starts(file.metadata))
+            layout = self._layouts[listed] = _read_layout(listed[0], storage)
             if len(self._layouts) > 64:
                 self._layouts.popitem(last=False)
         group = _index_of(row, layout.starts)
@@ -405,6 +411,19 @@ class ParquetRows:
             self._readers.pop(key).close()
 
 
+def _read_layout(uri: str, storage: Storage) -> _Layout:
+    with _open(uri, storage) as (file, now):
+        metadata = file.metadata
+    with storage.reading_version(uri) as (raw, again):
+        if again.etag != now.etag:
+            raise _ReplacedError
+        # Around the buffer: a footer is read once.
+        chunks = read_chunks(getattr(raw, "raw", raw))
+    if len(chunks) != metadata.num_row_groups:
+        raise DamagedContainerError("its footer makes no sense")
+    return _Layout(now.etag, metadata, chunks, _row_group_starts(metadata))
+
+
 def _index_of(row: int, starts: list[int]) -> int:
     if not 0 <= row < starts[-1]:
         raise ImageError("unreadable", f"the Parquet file has {starts[-1]} rows now, none of number {row}")
@@ -436,6 +455,9 @@ def _damage_named() -> Iterator[None]:
         yield
     except pa.ArrowException as error:
         raise DamagedContainerError(" ".join(str(error).split())) from error
+    except UnicodeDecodeError as error:
+        # pyarrow's, for the name of a column.
+        raise DamagedContainerError("a column's name is no UTF-8") from error
     except OSError as error:
         # Arrow reports a damaged file as a bare OSError without errno; storage trouble has one, or a
         # subclass.

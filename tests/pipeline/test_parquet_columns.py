@@ -275,3 +275,11 @@ def test_the_flags_reach_the_spec(tmp_path: Path) -> None:
     assert load_job_spec({**given, "uri_column": "link"}).input.uri_column == "link"
     with pytest.raises(SpecError, match="exclude"):
         load_job_spec({**given, "image_column": "mask", "uri_column": "link"})
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path, store_schema: bool) -> None:
+    path = write(tmp_path / "x.parquet", {"imxge": binary(IMAGES)}, store_schema=store_schema)
+    path.write_bytes(path.read_bytes().replace(b"imxge", b"im\xffge"))
+    with pytest.raises(InputError, match="cannot be read"):
+        listed(path)
