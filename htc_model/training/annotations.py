@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,10 +209,12 @@ def _read_image(image: Any, reading: _Reading) -> None:
             reading.mended.append(BadAnnotation(None, name, "image listed twice, counted once"))
             return
         flaw = "image id that another image has"
-    size = None if flaw else _read_size(image, name, reading)
-    if size is None:
-        flaw = flaw or "image without height and width"
+    if flaw or not isinstance(name, str) or not _is_id(image_id):
         reading.bad.append(BadAnnotation(None, str(name or "an image"), flaw))
+        return
+    size = _read_size(image, name, reading)
+    if size is None:
+        reading.bad.append(BadAnnotation(None, name, "image without height and width"))
         return
     reading.images[image_id] = image
     reading.sizes[image_id] = size
@@ -361,7 +363,7 @@ def _why_not_found(value: Any, known: Mapping[ImageId, Any] | frozenset[ImageId]
     return f"the {kind} is not in the file"
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: Any) -> TypeGuard[int | float | str]:
     """Whether pycocotools could look this up: a number, or text."""
     return (isinstance(value, int | str) and not isinstance(value, bool)) or (
         isinstance(value, float) and math.isfinite(value)

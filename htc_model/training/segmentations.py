@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pycocotools.mask
@@ -70,7 +70,7 @@ def _polygon_flaw(part: Any, size: Size) -> str | None:
     return None
 
 
-def _are_numbers(values: Any) -> bool:
+def _are_numbers(values: Any) -> TypeGuard[list[float]]:
     """Whether this is a list of finite numbers; true and false are none."""
     return isinstance(values, list) and all(
         isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value)) for value in values
