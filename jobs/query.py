@@ -149,7 +149,7 @@ def _read_sql(sql: str) -> str:
     try:
         text = sys.stdin.read() if sql == "-" else sql
         text.encode()
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise SpecError(f"The SQL is not text in UTF-8: {error.reason}.") from None
     return text
 
