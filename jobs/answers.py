@@ -84,14 +84,14 @@ def write_answer(answer: Answer, output_format: str, output_file: Path | None) -
     with replaced_file(output_file) as file:
         is_packed = output_file.suffix.lower() == ".gz"
         # Without a name and a time in it, the same answer is the same file.
-        sink = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if is_packed else file
-        text = io.TextIOWrapper(cast("BinaryIO", sink), encoding="utf-8", newline="")
+        packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if is_packed else None
+        text = io.TextIOWrapper(cast("BinaryIO", file if packed is None else packed), encoding="utf-8", newline="")
         writer(answer, text)
         text.flush()
         # The wrapper would otherwise close the file under replaced_file.
         text.detach()
-        if is_packed:
-            sink.close()
+        if packed is not None:
+            packed.close()
 
 
 def json_value(value: object, *, is_float32: bool = False, is_text: bool = False) -> object:

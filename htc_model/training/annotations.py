@@ -198,7 +198,8 @@ def _read_image(image: Any, reading: _Reading) -> None:
     if not isinstance(image, Mapping):
         reading.bad.append(BadAnnotation(None, "an image", f"image without keys: {type(image).__name__}"))
         return
-    image_id, name = image.get("id"), image.get("file_name")
+    image_id: Any = image.get("id")
+    name: Any = image.get("file_name")
     flaw = ""
     if not isinstance(name, str) or not name:
         flaw = "image without file_name"
@@ -236,7 +237,7 @@ def _merge_categories(categories: list[Any], *, is_truth: bool) -> tuple[dict[st
     named: dict[str, list[ImageId]] = {}
     for category in categories:
         is_sound = isinstance(category, Mapping) and isinstance(category.get("name"), str)
-        number = category.get("id") if is_sound else None
+        number: Any = category.get("id") if is_sound else None
         if not _is_id(number) or (_whole(number) is None and not is_truth):
             kind = "an id" if is_truth else "an id, a whole number as the tables have it,"
             raise AnnotationError(f"The category {category} needs {kind} and a name.")
@@ -278,13 +279,13 @@ def _read_annotation(annotation: Any, reading: _Reading) -> None:
     if not isinstance(annotation, Mapping):
         reading.bad.append(BadAnnotation(None, "the file", f"annotation without keys: {type(annotation).__name__}"))
         return
-    image_id = annotation.get("image_id")
+    image_id: Any = annotation.get("image_id")
     image = reading.images.get(image_id) if _is_id(image_id) else None
     name = image["file_name"] if image else f"image {image_id}"
     try:
         if image is None:
             raise RejectedError(_why_not_found(image_id, reading.images, "image"))
-        category_id = annotation.get("category_id")
+        category_id: Any = annotation.get("category_id")
         if not _is_id(category_id) or category_id not in reading.known_ids:
             raise RejectedError(_why_not_found(category_id, reading.known_ids, "category"))
         label = reading.labels.get(category_id)
@@ -333,7 +334,7 @@ def _check_repeat(annotation: Mapping[str, Any], name: str, reading: _Reading) -
     Raises:
         RejectedError: the very same annotation was there before.
     """
-    number = annotation.get("id")
+    number: Any = annotation.get("id")
     if not _is_id(number):
         return
     earlier = reading.seen.setdefault(number, annotation)

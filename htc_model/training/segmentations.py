@@ -85,7 +85,8 @@ def _sound_rle(segmentation: Any, size: Size) -> Mapping[str, Any]:
     """
     if not isinstance(segmentation, Mapping):
         raise RejectedError("the segmentation is neither polygons nor run lengths")
-    rle_size, counts = segmentation.get("size"), segmentation.get("counts")
+    rle_size: Any = segmentation.get("size")
+    counts: Any = segmentation.get("counts")
     if not _are_numbers(rle_size) or len(rle_size) != 2 or counts is None:
         raise RejectedError("run lengths without size or counts")
     if rle_size != list(size):
