@@ -180,7 +180,8 @@ def _ended(
 ) -> RunStatus:
     manifest = Manifest.from_dict(record.manifest)
     is_whole = manifest.is_planned and results.committed_shards(record.run) >= manifest.shard_count
-    if summary is None or (has_died and not is_whole):
+    is_stale = not is_whole and (has_died or (summary is not None and summary["status"] == "complete"))
+    if summary is None or is_stale:
         # What an earlier session wrote is not what there is now.
         left = (
             "all images have their row; the same command writes the summary" if is_whole else "the same command resumes"
