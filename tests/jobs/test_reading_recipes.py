@@ -1,6 +1,5 @@
-"""The recipes of docs/reading.md, as they stand there: what readers without htc see, and how they see committed rows."""
+"""The recipes of docs/reading.md, as they stand there: what readers without htc see."""
 
-import os
 import re
 from pathlib import Path
 
