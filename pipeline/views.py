@@ -39,7 +39,7 @@ T = TypeVar("T")
 _SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
 _SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
 # What Arrow's errors hold when they come through DuckDB; those over the SQL itself do not.
-_SIGNS_OF_DAMAGE = ("Parquet", "arrow", "Arrow", "CRC", "page", "IOError", "No such file")
+_SIGNS_OF_DAMAGE = ("Parquet", "arrow", "Arrow", "CRC", "page", "IOError", "No such file", "NotFoundError")
 _RUNS_SCHEMA = pa.schema(
     [
         ("run", pa.string()),

@@ -1,0 +1,74 @@
+"""Foreign files, overlaps, contradictions, live leases: what the doctor says and what it leaves alone."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from finished_runs import finish_run, write_inputs
+
+from jobs.doctor import examine_and_report
+from pipeline.compaction import compact_run
+from pipeline.doctor import examine_output
+from pipeline.errors import DamagedFileError, InputError
+from pipeline.lease import take_lease
+from pipeline.storage import Storage
+from pipeline.tables import open_results
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    finish_run(write_inputs(tmp_path / "in", 8), str(tmp_path / "out"), "r")
+    return tmp_path / "out"
+
+
+def kinds(output: Path) -> list[tuple[str, str]]:
+    findings = examine_output(Storage(), str(output)).findings
+    return sorted((finding.file.removeprefix(f"{output}/"), finding.kind) for finding in findings)
+
+
+def test_foreign_files_are_not_counted_and_moved(output: Path) -> None:
+    part = output / "images/run=r/part-00000.parquet"
+    for name in ("images/run=r/part-00099.parquet", "images/mine.parquet", "runs/r/notes.txt"):
+        shutil.copy(part, output / name)
+    assert len(open_results(str(output)).images()) == 8
+    assert [kind for _, kind in kinds(output)] == ["foreign"] * 3
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert kinds(output) == []
+    assert len(list(output.glob("quarantine/*/images/mine.parquet"))) == 1
+
+
+def test_a_part_of_other_images_is_sent_back(output: Path) -> None:
+    folder = output / "images/run=r"
+    shutil.copy(folder / "part-00000.parquet", folder / "part-00001.parquet")
+    assert kinds(output) == [("images/run=r/part-00001.parquet", "mismatch")]
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert open_results(str(output)).committed_shards("r") == 3
+
+
+def test_large_files_that_share_shards_are_refused_and_repaired(output: Path) -> None:
+    compact_run(Storage(), str(output), "r", target_bytes=1 << 30, check=lambda: None)
+    for table in ("images", "instances"):
+        folder = output / table / "run=r"
+        shutil.copy(folder / "parts-00000-00003.parquet", folder / "parts-00002-00003.parquet")
+        (folder / "parts-00000-00003.parquet").rename(folder / "parts-00000-00002.parquet")
+    with pytest.raises(DamagedFileError, match="twice"):
+        open_results(str(output)).images()
+    assert ("images/run=r/parts-00002-00003.parquet", "overlap") in kinds(output)
+
+
+def test_a_run_that_is_held_is_left_alone(output: Path) -> None:
+    part = output / "images/run=r/part-00001.parquet"
+    part.write_bytes(b"")
+    lease = take_lease(Storage(), str(output), "r")
+    try:
+        assert examine_and_report(str(output), is_repaired=True) == 1
+        assert part.exists()
+    finally:
+        lease.release()
+    assert examine_and_report(str(output), is_repaired=True) == 0
+
+
+def test_no_output_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run"):
+        examine_output(Storage(), str(tmp_path), now=datetime.now(UTC))
