@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.lease import judge_holders
 from pipeline.manifest import Manifest
 from pipeline.outcomes import State, find_state
-from pipeline.progress_file import load_progress
+from pipeline.progress_file import load_progress, progress_uri
 from pipeline.records import RunRecord, list_records
 from pipeline.results import Results
 from pipeline.storage import Storage
@@ -115,7 +115,8 @@ def read_status(
         results,
         record,
         is_held=driver is not None and driver.is_alive,
-        has_progress=progress is not None,
+        # A damaged one was left by a driver as well.
+        has_progress=progress is not None or storage.exists(progress_uri(results.output_uri, record.run)),
         has_lease=driver is not None,
         summary=summary,
     )

@@ -1,6 +1,7 @@
 """Puts tests/ on the import path, so that every test can `import goldens`; the S3 server that tests share."""
 
 import re
+import signal
 import zlib
 from collections.abc import Iterator
 
@@ -13,6 +14,10 @@ from s3_server import WRITER, S3Server, ServerUnavailableError
 # that the profile multiplies them all.
 LONG_FACTOR = 200
 settings.register_profile("long", max_examples=100 * LONG_FACTOR, deadline=None, print_blob=True)
+
+# Under nohup the tests, and the commands that they start, would ignore the signal that some of them are about.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,8 @@ def test_current_is_the_same_after_pruning(tmp_path: Path, seed: int) -> None:
     try:
         assert prune_output(output, keep_last=dice.choice((1, 2)), is_meant=True, now=None if held else now) == 0
         assert current(output) == before
-        assert compact_output(output) == 0
+        # A run that another process holds is left as it is, which the exit code says.
+        assert compact_output(output) in ((0, 1) if held else (0,))
         assert current(output) == before
     finally:
         if held is not None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from jobs.submit import new_job_id, submit_job
 from pipeline.config import JobSpec, load_spec
 from pipeline.errors import SpecError
 from pipeline.lease import RunHeldError, take_lease
+from pipeline.progress import RunProgress
 from pipeline.storage import Storage
 
 # What travels is test_submit_package's subject; here it is the spec alone.
@@ -122,7 +123,8 @@ def test_a_run_that_another_driver_holds_is_refused_before_a_job_is_made(tmp_pat
         with pytest.raises(RunHeldError, match="works on the run night"):
             submit(spec, client=client, run="night")
         progress = tmp_path / "out" / "runs" / "night" / "progress.json"
-        progress.write_text('{"job": "photos-1"}')
+        known = {"written": NOON.isoformat(), "since": NOON.isoformat(), "job": "photos-1"}
+        progress.write_text(json.dumps(known | asdict(RunProgress(1, 0, 0, 0.0, None, 0))))
         with pytest.raises(RunHeldError, match=r"^The job photos-1 \(host "):
             submit(spec, client=client, run="night")
         assert client.submitted == []

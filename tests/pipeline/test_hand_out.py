@@ -16,7 +16,7 @@ from pipeline.assignments import Assignment
 from pipeline.cluster import WorkerPlan
 from pipeline.config import ComputeSection, load_spec
 from pipeline.driver import run
-from pipeline.events import Event, ShardAbandoned, ShardEnded, WorkerStarted
+from pipeline.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
 from pipeline.plan import Shard
 from pipeline.progress import SilentProgress
 from pipeline.reports import ShardFailure, WorkerReady
@@ -94,6 +94,9 @@ class TimedFleet:
         ended = self._workers[worker].run_shard(shard, assignment)
         self.done.append((shard.index, worker, self.clock.now))
         return [ShardEnded(worker, ended), *self._begin(worker)]
+
+    def final_check(self) -> list[WorkerDied]:
+        return []
 
     def shut_down(self) -> None:
         self._held.clear()

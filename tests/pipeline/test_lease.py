@@ -365,10 +365,10 @@ def test_a_run_that_was_taken_over_hands_out_nothing_and_writes_no_summary(tmp_p
 
 
 def test_a_run_that_cannot_begin_gives_its_lease_back(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('"1.jpg"\n{oops\n')
-    values = {"input.uri": str(tmp_path / "in.jsonl"), "output.uri": str(tmp_path / "out")}
+    (tmp_path / "in.tar").write_bytes(b"no tar" * 200)
+    values = {"input.uri": str(tmp_path / "in.tar"), "output.uri": str(tmp_path / "out")}
     storage = Storage()
-    with pytest.raises(InputError, match="Line 2"):
+    with pytest.raises(InputError, match="cannot be read"):
         open_run(
             load_spec(None, values),
             {},

@@ -79,7 +79,7 @@ def test_a_heartbeat_of_another_time_is_judged_by_whether_it_changes(folder: Pat
 
     found = look(folder, now, renew)
     assert (found["cut"].state, found["cut"].holder, found["whole"].holder) == (
-        "going on",
+        "running",
         "host far-away, process 4711",
         "",
     )
