@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from pipeline.damage import damaged
+from pipeline.errors import StorageError
 from pipeline.records import read_json, run_folder, write_json
 from pipeline.storage import Storage, join
 
@@ -34,13 +34,14 @@ def read_publications(storage: Storage, output_uri: str, run: str) -> tuple[Publ
 
     Raises:
         DamagedFileError: the note is damaged.
+        StorageError: it may be of a later version.
     """
     uri = _note_uri(output_uri, run)
     content = read_json(storage, uri) or {}
     try:
         return tuple(Publication(**each) for each in content.get("publications", []))
     except TypeError as error:
-        raise damaged(uri, f"or of a later version of htc ({error})") from None
+        raise StorageError(f"{uri} is damaged, or of a later version of htc ({error}).") from None
 
 
 def note_publication(storage: Storage, output_uri: str, run: str, publication: Publication) -> None:
