@@ -7,6 +7,7 @@ is installed is nobody's business here, so theirs are recognised by errno, by HT
 import errno
 from typing import Literal
 
+from pipeline.damage import UNKNOWN_OUTPUT, damaged, output_of
 from pipeline.errors import (
     AccessDeniedError,
     NotFoundError,
@@ -147,6 +148,10 @@ def _refusal(
     if code in _FULL:
         return StorageError(f"No space left to {verb} {uri}: {_FULL[code]}.")
     if isinstance(error, IsADirectoryError):
+        if output_of(uri) != UNKNOWN_OUTPUT:
+            return damaged(uri, "a folder is in its place")
+        if verb == "write":
+            return StorageError(f"{uri} cannot be written, because a folder of that name is there; move it away.")
         return NotFoundError(f"{uri} is a folder, not a file.")
     return None
 

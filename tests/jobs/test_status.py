@@ -113,9 +113,16 @@ def test_a_run_that_ended_says_what_its_summary_says(output: Output, run_folder:
     assert "without a word" in later.reason
 
 
-def test_a_lease_that_is_not_ours_to_understand_is_nobody(output: Output, run_folder: Path) -> None:
+def test_a_lease_that_cannot_be_read_is_held_as_for_htc_runs(output: Output, run_folder: Path) -> None:
     (run_folder / "lease.json").write_text('{"token": 1}')
-    assert read_status(output.uri, Storage()).driver is None
+    status = read_status(output.uri, Storage())
+    (standing,) = survey_runs(open_results(output.uri))
+    assert (status.state, standing.state) == ("running", "running")
+    assert "cannot be read" in dict(run_lines(status, NOON))["driver"]
+    assert "cannot be read" in standing.holder
+    assert json.loads(json.dumps(status.to_dict()))["driver"]["host"] is None
+    assert find_live_driver(Storage(), output.uri, None) is not None
+    (run_folder / "lease.json").unlink()
     assert find_live_driver(Storage(), output.uri, None) is None
     hold(run_folder, heard=datetime.now(UTC))
     found = find_live_driver(Storage(), output.uri, None)
