@@ -103,9 +103,7 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
     return [*done, *others.done], left
 
 
-def _clear_lease(
-    storage: Storage, output_uri: str, run: str, aside: RunRepair, sleep: Callable[[float], None]
-) -> None:
+def _clear_lease(storage: Storage, output_uri: str, run: str, aside: RunRepair, sleep: Callable[[float], None]) -> None:
     """Remove a lease that cannot be read and that no driver renews meanwhile."""
     file = ContestedFile(storage, _lease_uri(output_uri, run))
     try:

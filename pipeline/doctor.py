@@ -157,7 +157,7 @@ class _Examination:
         findings = [
             finding
             for finding in findings
-            if finding.kind == "foreign" and finding.file in self._folders
+            if (finding.kind == "foreign" and finding.file in self._folders)
             or not self._folders.intersection((finding.file, finding.file.rpartition("/")[0]))
         ]
         try:
@@ -273,7 +273,7 @@ class _Examination:
             )
 
     def _look_for_folders(self) -> None:
-        """Find folders where only files may be; on a disk alone, as a store can hold a folder's name beside a file's."""
+        """Find folders where only files may be; in a bucket these are no hindrance to a file of the same name."""
         if not is_local(self._output_uri):
             return
         places = [Path(local_path(join(self._output_uri, table, f"run={self._run}"))) for table in TABLES]

@@ -44,8 +44,8 @@ def refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
     """Refuse a new run whose partition is taken: parts of a run that lost its record would count as done."""
     if committed_shards(storage, output_uri, name):
         raise OutputOccupiedError(
-            f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; name another run, "
-            f"or have it restored: {advice(output_uri)}"
+            f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; name another "
+            f"run, or have that file restored: {advice(output_uri)}"
         )
 
 

@@ -113,9 +113,9 @@ class RunTables:
                     uri,
                     "missing" if is_missing else "damaged",
                     "it holds images of the run" if is_missing else reason_of(error),
-                    way_out="nothing else says which images were planned: restore it from a copy. The committed rows stay "
-                    "readable; an unfinished run cannot go on, and a new one does what it has not done "
-                    "(`htc run` with --incremental) or everything (--fresh)",
+                    way_out="restore it from a copy, as nothing else says which images were planned; the committed "
+                    "rows stay readable, and an unfinished run cannot go on: begin another with --fresh (with "
+                    "--incremental as well it does only what is left)",
                 )
                 self.is_planned = False
                 return planned

@@ -21,7 +21,8 @@ from pipeline.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, scheme_of
 
 Verb = Literal["read", "write", "list", "delete"]
 
-_MISSING = {errno.ENOENT, errno.ENOTDIR}
+# A link that leads to itself leads nowhere.
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full or over quota; free some and run again"),
@@ -147,13 +148,15 @@ def _refusal(
         )
     if code in _FULL:
         return StorageError(f"No space left to {verb} {uri}: {_FULL[code]}.")
-    if isinstance(error, IsADirectoryError):
-        if output_of(uri) != UNKNOWN_OUTPUT:
-            return damaged(uri, "a folder is in its place")
-        if verb == "write":
-            return StorageError(f"{uri} cannot be written, because a folder of that name is there; move it away.")
-        return NotFoundError(f"{uri} is a folder, not a file.")
-    return None
+    return _folder_in_place(uri, verb) if isinstance(error, IsADirectoryError) else None
+
+
+def _folder_in_place(uri: str, verb: Verb) -> StorageError:
+    if output_of(uri) != UNKNOWN_OUTPUT:
+        return damaged(uri, "a folder is in its place")
+    if verb == "write":
+        return StorageError(f"{uri} cannot be written, because a folder of that name is there; move it away.")
+    return NotFoundError(f"{uri} is a folder, not a file.")
 
 
 def one_line(error: BaseException) -> str:

@@ -12,11 +12,13 @@ from test_no_torch import run_without_torch
 
 from jobs.job_state import JobState
 from jobs.status import find_live_driver, read_status
-from jobs.status_report import is_output, report_status
+from jobs.status_report import is_output, report_status, run_lines
 from pipeline.config import StorageSection
 from pipeline.errors import InputError
 from pipeline.progress import RunProgress
+from pipeline.standing import survey_runs
 from pipeline.storage import Storage
+from pipeline.tables import open_results
 
 LEASE = {"token": "t", "host": "head-1", "pid": 12, "process": "", "since": "2026-03-01T11:00:00+00:00"}
 PROGRESS = RunProgress(7, 5, 1, 2.0, 90.0, 3, statuses={"ok": 4, "unreadable": 1}, failure_reasons={"it is torn": 1})
