@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.deletions import DELETIONS_SCHEMA, counts
-from pipeline.errors import DamagedFileError, InputError, NotFoundError
+from pipeline.errors import AccessDeniedError, DamagedFileError, InputError, NotFoundError
 from pipeline.findings import Finding, Kind, Repair
 from pipeline.lease import STALE_AFTER_S
 from pipeline.leftovers import TEMP_NAME
@@ -104,10 +104,17 @@ def examine_run(
     Raises:
         StorageError: storage failed.
     """
-    for _ in range(ATTEMPTS - 1):
-        with suppress(NotFoundError):
-            return _Examination(storage, output_uri, run, now or datetime.now(UTC), is_ours=is_ours).report()
-    return _Examination(storage, output_uri, run, now or datetime.now(UTC), is_ours=is_ours).report()
+    moment = now or datetime.now(UTC)
+    try:
+        for _ in range(ATTEMPTS - 1):
+            with suppress(NotFoundError):
+                return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
+        return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
+    except AccessDeniedError as error:
+        # It may be in order: nothing of the run is moved.
+        problem = str(error).partition(";")[0].rstrip(".")
+        way_out = "give htc that permission, and look again"
+        return RunReport(run, (Finding(run_folder(output_uri, run), run, "unreadable", problem, "none", way_out),))
 
 
 class _Examination:
