@@ -1,5 +1,6 @@
 """Every kind of file of an output, damaged in every way, under every command: an exit code and one sentence."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from damaged_outputs import (
 )
 
 from jobs.doctor import examine_and_report
+from pipeline.compaction import compact_run
+from pipeline.storage import Storage
+from pipeline.tables import open_results
 
 SPOILT = frozenset({"truncated", "empty", "garbage", "other"})
 # The commands that cannot do without a file of a kind; the others report it, if they look at it, and go on.
@@ -143,6 +147,33 @@ def test_repaired_nothing_is_found_and_the_same_run_brings_back_every_row(
         ], harm
         assert htc("run", str(sound / "in"), str(output), *MODEL, "--incremental", "--run", "second")[0] == 0, harm
         assert contents_of(str(output)) == contents_of(str(sound / "out")), harm
+
+
+def test_two_runs_with_everything_damaged_come_back_whole(sound: Path, tmp_path: Path, htc: Htc) -> None:
+    output = Path(shutil.copytree(sound / "out", tmp_path / "out"))
+    compact_run(Storage(), str(output), "first", target_bytes=1 << 30, check=lambda: None)
+    for run, part in (("first", "parts-00000-00002.parquet"), ("second", "part-00000.parquet")):
+        HARMS["truncated"](output / "images" / f"run={run}" / part)
+        for name in ("run.json", "summary.json"):
+            HARMS["truncated"](output / "runs" / run / name)
+        shutil.copy(output / "instances" / f"run={run}" / part, output / "images" / f"run={run}/part-00077.parquet")
+        shutil.copy(output / "instances" / f"run={run}" / part, output / "images" / f"{run}.parquet")
+    HARMS["deleted"](output / "instances/run=second/part-00001.parquet")
+    HARMS["garbage"](output / FILES["deletions"])
+    assert htc("doctor", str(output))[0] == 1
+    code, told = htc("doctor", f"{output}/", "--repair")
+    assert code == 0, told
+    assert "Nothing is damaged" in htc("doctor", str(output))[1]
+    where = [str(sound / "in"), str(output), *MODEL]
+    # One image of the first run is not there any more: its row says so, and there is one.
+    assert htc("run", *where, "--run", "first", "--max-errors", "9")[0] == 0
+    assert htc("run", *where, "--run", "second", "--incremental")[0] == 0
+    found, before = open_results(str(output)).images(), open_results(str(sound / "out")).images()
+    assert sorted(found.column("uri").to_pylist()) == sorted(before.column("uri").to_pylist())
+    statuses = dict(zip(found.column("uri").to_pylist(), found.column("status").to_pylist(), strict=True))
+    gone = str(sound / "in" / "image-000.png")
+    assert statuses == dict.fromkeys(statuses, "ok") | {gone: "missing"}
+    assert "Nothing is damaged" in htc("doctor", str(output))[1]
 
 
 def test_a_damaged_manifest_is_found_and_not_repaired(sound: Path, tmp_path: Path, htc: Htc) -> None:
