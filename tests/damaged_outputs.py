@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,9 @@ def _one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
     yield WorkerPlan(1, 1.0, 0.0)
 
 
+_program = cache(cli.load_program)
+
+
 @contextmanager
 def without_ray() -> Iterator[None]:
     """Have `htc run` do its work in this process for the time of a block."""
@@ -69,6 +73,8 @@ def without_ray() -> Iterator[None]:
         patch.setattr(pipeline.fleet, "Fleet", FakeFleet)
         patch.setattr(pipeline.session, "ray_cluster", _one_worker)
         patch.setattr(pipeline.ledger, "FIRST_BACKOFF_S", 0.0)
+        # Built anew it would take as long as a command.
+        patch.setattr(cli, "load_program", _program)
         yield
 
 

@@ -33,6 +33,7 @@ NEEDED = {
     "progress": set[str](),
     "lease": {"compact"},
 }
+MOST_READING = frozenset({"doctor", "runs", "status", "query", "plan", "run", "compact"})
 # What is not there is a shard that is not done, a summary that is not written, a run that is not held.
 NEEDED_TO_BE_THERE = frozenset({"instances", "deletions", "manifest", "record"})
 
@@ -98,6 +99,10 @@ def test_every_command_ends_in_words(sound: Path, tmp_path: Path, htc: Htc, kind
         output = damaged_copy(sound, folder, kind, harm)
         more = more_commands(sound, folder, output) if harm == "truncated" else []
         for command in [*commands(sound, folder, output), *more]:
+            # What is empty or garbage takes the way of what is truncated, and what is derived is hardly read.
+            is_like_another = harm in ("empty", "garbage", "other") or kind in ("summary", "progress", "lease")
+            if harm != "truncated" and is_like_another and command[0] not in MOST_READING:
+                continue
             code, told = htc(*command)
             asked = (harm, command, code, told)
             assert code in (0, 1, 2, 3), asked
