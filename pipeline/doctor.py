@@ -161,12 +161,7 @@ class _Examination:
 
     def _protected(self, findings: list[Finding]) -> Iterator[Finding]:
         """Leave files alone that a catalog names; and leave out what a folder explains that is in a file's place."""
-        findings = [
-            finding
-            for finding in findings
-            if (finding.kind == "foreign" and finding.file in self._folders)
-            or not self._folders.intersection((finding.file, finding.file.rpartition("/")[0]))
-        ]
+        findings = [finding for finding in findings if not self._is_explained(finding)]
         try:
             places = read_publications(self._storage, self._output_uri, self._run) if NOTE in self._files else ()
         except DamagedFileError as error:
@@ -182,6 +177,12 @@ class _Examination:
                 yield replace(finding, repair="none", way_out=way_out)
             else:
                 yield finding
+
+    def _is_explained(self, finding: Finding) -> bool:
+        """Whether a folder that was found is, or holds, what another finding is about."""
+        if finding.file in self._folders:
+            return finding.kind != "foreign"
+        return any(finding.file.startswith(f"{folder}/") for folder in self._folders)
 
     def _look_at_lease(self) -> bool:
         """Tell whether another process works on the run."""

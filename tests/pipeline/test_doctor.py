@@ -90,6 +90,18 @@ def test_links_that_lead_nowhere_are_damaged_files(output: Path) -> None:
     assert not [path for path in output.rglob("*") if path.is_symlink() and "quarantine" not in path.parts]
 
 
+def test_a_folder_with_files_goes_as_a_whole(output: Path) -> None:
+    folder = output / "images/run=r/part-00001.parquet"
+    folder.unlink()
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a", "deep/b"):
+        (folder / name).write_bytes(b"x")
+    assert [name for name, kind in kinds(output) if kind == "foreign"] == ["images/run=r/part-00001.parquet"]
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert kinds(output) == []
+    assert len(list(output.glob("quarantine/*/images/run=r/part-00001.parquet/deep/b"))) == 1
+
+
 def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = str(output / "images/run=r/part-00001.parquet")
 
