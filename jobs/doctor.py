@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs.console import say, write_line, write_table
 from pipeline.doctor import Report, examine_output
-from pipeline.errors import RunError
+from pipeline.errors import DamagedFileError, RunError
 from pipeline.findings import Finding
 from pipeline.lease import WATCH_S, RunHeldError, take_lease
 from pipeline.lease_store import ContestedFile
@@ -56,7 +56,9 @@ def examine_and_report(
     _write_findings(report.output_uri, left)
     for run in report.runs:
         if run.is_held:
-            write_line(f"The run {run.run} is worked on; what may still change there was not looked at.")
+            is_known = all(finding.file != _lease_uri(report.output_uri, run.run) for finding in run.findings)
+            verb = "is" if is_known else "may be"
+            write_line(f"The run {run.run} {verb} worked on; what can still change there was not looked at.")
         elif run.shards_left > 0:
             shards = count_of(run.shards_left, "shard")
             write_line(f"The run {run.run} has {shards} to do; the same `htc run` with --run {run.run} does them.")
@@ -73,12 +75,13 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
     moment = datetime.now(UTC)
     done: list[str] = []
     left: list[Finding] = []
+    others = RunRepair(storage, report.output_uri, moment, lambda: None)
     for run in report.runs:
         if all(finding.repair == "none" for finding in run.findings):
             left += run.findings
             continue
         if any(finding.file == _lease_uri(report.output_uri, run.run) for finding in run.findings):
-            _clear_lease(storage, report.output_uri, run.run, sleep)
+            _clear_lease(storage, report.output_uri, run.run, others, sleep)
         try:
             lease = take_lease(storage, report.output_uri, run.run, tell=say, sleep=sleep)
         except RunHeldError as error:
@@ -95,16 +98,20 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
             left += is_left
         finally:
             lease.release()
-    others = RunRepair(storage, report.output_uri, moment, lambda: None)
     for finding in report.others:
         others.repair(finding)
     return [*done, *others.done], left
 
 
-def _clear_lease(storage: Storage, output_uri: str, run: str, sleep: Callable[[float], None]) -> None:
+def _clear_lease(storage: Storage, output_uri: str, run: str, aside: RunRepair, sleep: Callable[[float], None]) -> None:
     """Remove a lease that cannot be read and that no driver renews meanwhile."""
     file = ContestedFile(storage, _lease_uri(output_uri, run))
-    seen = file.read()
+    try:
+        seen = file.read()
+    except DamagedFileError:
+        # A folder in its place, which no driver can renew.
+        aside.set_aside(file.uri)
+        return
     say(f"{file.uri} cannot be read; watching it for {WATCH_S:.0f} s, in case a driver renews it.")
     sleep(WATCH_S)
     now = file.read()

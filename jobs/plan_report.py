@@ -75,6 +75,8 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     if weights is not None and weights.is_file():
         spec = settle_model(spec)
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
+    if existing is not None:
+        _read_manifest(existing)
     incremental = _look_back(spec, storage, run) if existing is None else None
     survey, changes = _survey(spec, storage, existing, incremental)
     sample = _decode_sample(spec, survey, storage)
@@ -116,6 +118,13 @@ def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bo
         return find_run(spec, fingerprint, storage, run=run, fresh=fresh)
     except _WouldWriteError:
         return None
+
+
+def _read_manifest(existing: Run) -> None:
+    """Read each part of the manifest that holds a shard to do, as going on will."""
+    layout = existing.manifest.layout
+    for shard in {layout.find(shard)[0]: shard for shard in existing.todo()}.values():
+        existing.read_shard(shard)
 
 
 def _decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> SampleDecode:

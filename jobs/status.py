@@ -27,15 +27,16 @@ MAX_REASONS = 20
 class Driver:
     """Who holds the run's lease.
 
-    host, pid: where it runs. since: when it took the run over. heard: when it last said that it lives. UTC.
+    host, pid: where it runs; "" and 0 when its lease cannot be read, which counts as held. since: when it took the run
+    over. heard: when it last said that it lives. UTC; None when its lease cannot be read.
     job: its id on the cluster, "" for a driver that no job started.
     is_alive: whether it is at work, as far as can be known from here.
     """
 
     host: str
     pid: int
-    since: datetime
-    heard: datetime
+    since: datetime | None
+    heard: datetime | None
     process: str = ""
     job: str = ""
     is_alive: bool = True
@@ -75,10 +76,10 @@ class RunStatus:
     def to_dict(self) -> dict[str, object]:
         """Plain JSON-able values."""
         driver = self.driver and {
-            "host": self.driver.host,
-            "pid": self.driver.pid,
-            "since": self.driver.since.isoformat(),
-            "heard": self.driver.heard.isoformat(),
+            "host": self.driver.host or None,
+            "pid": self.driver.pid or None,
+            "since": self.driver.since and self.driver.since.isoformat(),
+            "heard": self.driver.heard and self.driver.heard.isoformat(),
             "job": self.driver.job or None,
         }
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -139,14 +140,16 @@ def read_driver(
     sleep: Callable[[float], None] = time.sleep,
     tell: Callable[[str], None] = log.info,
 ) -> Driver | None:
-    """Read who holds a run's lease; None when no driver does, or it is not readable.
+    """Read who holds a run's lease; None when there is none. One that cannot be read is held, as for `htc runs`.
 
     Raises:
         StorageError: it cannot be read.
     """
     holding = judge_holders(storage, output_uri, [run], clock=clock, sleep=sleep, tell=tell).get(run)
-    if holding is None or holding.holder is None:
+    if holding is None:
         return None
+    if holding.holder is None:
+        return Driver("", 0, None, None, job=job)
     holder = holding.holder
     since, heard = (datetime.fromisoformat(moment).astimezone(UTC) for moment in (holder.since, holder.beat))
     return Driver(holder.host, holder.pid, since, heard, holder.process, job, holding.is_alive)

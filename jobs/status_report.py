@@ -125,6 +125,8 @@ def _images(status: RunStatus) -> str:
 
 
 def _driver(driver: Driver, now: datetime) -> str:
+    if driver.heard is None:
+        return "its lease cannot be read"
     heard = format_duration(max(0.0, (now - driver.heard).total_seconds()))
     job = f"job {driver.job}, " if driver.job else ""
     end = "" if driver.is_alive else "; it is dead"

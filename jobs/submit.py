@@ -190,6 +190,11 @@ def _refuse_held(spec: JobSpec, run: str | None) -> None:
         return
     if held is not None:
         name, driver = held
+        if not driver.host:
+            raise RunHeldError(
+                f"The lease of the run {name} cannot be read, so that a driver may work on it; "
+                f"`htc doctor {spec.output.uri} --repair` removes the lease unless a driver renews it."
+            )
         who = f"The job {driver.job}" if driver.job else "A driver"
         raise RunHeldError(
             f"{who} (host {driver.host}, process {driver.pid}) works on the run {name}; wait for it, stop it, or start "

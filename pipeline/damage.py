@@ -9,6 +9,7 @@ from pipeline.errors import DamagedFileError
 log = logging.getLogger(__name__)
 """Takes what is damaged and does not stop the work; the commands write its lines to stderr."""
 
+UNKNOWN_OUTPUT = "OUTPUT"
 _PLACE = re.compile(
     r"(?P<output>.*)/(?:(?:images|instances|deletions)/run=[^/]+/[^/]+|runs/[^/]+/(?:manifest/)?[^/]+)", re.DOTALL
 )
@@ -42,4 +43,4 @@ def advice(output_uri: str) -> str:
 def output_of(uri: str) -> str:
     """Return the output folder that a file of an output lies in; "OUTPUT" when the name does not tell."""
     match = _PLACE.fullmatch(uri)
-    return match["output"] if match else "OUTPUT"
+    return match["output"] if match else UNKNOWN_OUTPUT

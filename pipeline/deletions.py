@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipeline.damage import missing
 from pipeline.errors import NotFoundError
 from pipeline.part_files import read_part
 from pipeline.storage import Storage, join
@@ -36,11 +37,22 @@ def deletions_folder(output_uri: str, run: str) -> str:
 
 
 def deletion_parts(results: "Results", run: str) -> list[str]:
-    """Return the uris of a run's marks; none while its planning is not complete."""
+    """Return the uris of a run's marks; none while its planning is not complete.
+
+    Raises:
+        DamagedFileError: a file of them is missing, and the run was not pruned meanwhile.
+    """
     record = next((each for each in results.records if each.run == run), None)
     if record is None or not counts(record):
         return []
-    return list(_listed(results.storage, deletions_folder(results.output_uri, run)))
+    folder = deletions_folder(results.output_uri, run)
+    found = set(_listed(results.storage, folder))
+    # Their files are numbered from 0. That the last ones are missing is seen by `htc doctor`, which reads all.
+    for number in range(max(1, len(found))):
+        uri = _part_uri(folder, number)
+        if uri not in found and not _is_pruned(results, run):
+            raise missing(uri, f"the run {run} found images deleted")
+    return sorted(found)
 
 
 def counts(record: "RunRecord") -> bool:
@@ -72,13 +84,24 @@ def write_deletions(storage: Storage, output_uri: str, run: str, tables: Iterato
     stale = set(_listed(storage, folder))
     count = 0
     for number, table in enumerate(tables):
-        uri = join(folder, f"part-{number:05d}.parquet")
+        uri = _part_uri(folder, number)
         storage.write(uri, encode_table(table, run))
         stale.discard(uri)
         count += len(table)
     for uri in stale:
         storage.delete(uri)
     return count
+
+
+def _part_uri(folder: str, number: int) -> str:
+    return join(folder, f"part-{number:05d}.parquet")
+
+
+def _is_pruned(results: "Results", run: str) -> bool:
+    from pipeline.records import run_folder, tombstone_uri
+
+    record_uri = join(run_folder(results.output_uri, run), "run.json")
+    return results.storage.exists(tombstone_uri(results.output_uri, run)) or not results.storage.exists(record_uri)
 
 
 def _listed(storage: Storage, folder: str) -> Iterator[str]:

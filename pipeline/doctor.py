@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.deletions import DELETIONS_SCHEMA, counts
-from pipeline.errors import DamagedFileError, InputError, NotFoundError
+from pipeline.errors import AccessDeniedError, DamagedFileError, InputError, NotFoundError
 from pipeline.findings import Finding, Kind, Repair
 from pipeline.lease import STALE_AFTER_S
 from pipeline.leftovers import TEMP_NAME
@@ -32,6 +32,7 @@ ATTEMPTS = 3
 _KNOWN = re.compile(
     r"(?:run|lease|progress|summary|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
 )
+_OWN_FOLDERS = frozenset({"manifest", "errors"})
 _DELETIONS_PART = re.compile(r"part-\d{5,}\.parquet")
 
 
@@ -103,10 +104,17 @@ def examine_run(
     Raises:
         StorageError: storage failed.
     """
-    for _ in range(ATTEMPTS - 1):
-        with suppress(NotFoundError):
-            return _Examination(storage, output_uri, run, now or datetime.now(UTC), is_ours=is_ours).report()
-    return _Examination(storage, output_uri, run, now or datetime.now(UTC), is_ours=is_ours).report()
+    moment = now or datetime.now(UTC)
+    try:
+        for _ in range(ATTEMPTS - 1):
+            with suppress(NotFoundError):
+                return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
+        return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
+    except AccessDeniedError as error:
+        # It may be in order: nothing of the run is moved.
+        problem = str(error).partition(";")[0].rstrip(".")
+        way_out = "give htc that permission, and look again"
+        return RunReport(run, (Finding(run_folder(output_uri, run), run, "unreadable", problem, "none", way_out),))
 
 
 class _Examination:
@@ -123,16 +131,18 @@ class _Examination:
         self._files = files.folders.get(run, {})
         self._tables: Mapping[str, list[Listed]] = files.tables.get(run, {})
         self._findings: list[Finding] = [_foreign(uri) for uri in files.foreign]
+        self._folders: set[str] = set()
 
     def report(self) -> RunReport:
         if TOMBSTONE in self._files:
             way_out = f"`htc prune {self._output_uri} --yes` finishes that"
             self._find(TOMBSTONE, "unfinished", "the run is half pruned", way_out=way_out)
             return RunReport(self._run, tuple(self._findings))
+        self._look_for_folders()
         is_held = not self._is_ours and self._look_at_lease()
         record = self._record()
         if record is None:
-            return RunReport(self._run, tuple(self._findings), is_held=is_held)
+            return RunReport(self._run, tuple(self._protected(self._findings)), is_held=is_held)
         self._look_at_folder(record, is_held=is_held)
         tables = RunTables(self._storage, self._output_uri, record, self._parts(), is_held=is_held)
         tables.check()
@@ -141,7 +151,8 @@ class _Examination:
         if not is_held:
             self._look_at_summary(record, tables)
             self._look_for_unfinished_files()
-        left = record.shard_count - len(tables.committed)
+        # Without its manifest a run cannot go on.
+        left = record.shard_count - len(tables.committed) if tables.is_planned else 0
         return RunReport(self._run, tuple(self._protected(self._findings)), left, is_held)
 
     def _find(self, name: str, kind: Kind, problem: str, repair: Repair = "none", *, way_out: str = "") -> None:
@@ -149,7 +160,8 @@ class _Examination:
         self._findings.append(Finding(uri, self._run, kind, problem, repair, way_out))
 
     def _protected(self, findings: list[Finding]) -> Iterator[Finding]:
-        """Leave files alone that a driver works on, or that a catalog names."""
+        """Leave files alone that a catalog names; and leave out what a folder explains that is in a file's place."""
+        findings = [finding for finding in findings if not self._is_explained(finding)]
         try:
             places = read_publications(self._storage, self._output_uri, self._run) if NOTE in self._files else ()
         except DamagedFileError as error:
@@ -166,6 +178,12 @@ class _Examination:
             else:
                 yield finding
 
+    def _is_explained(self, finding: Finding) -> bool:
+        """Whether a folder that was found is, or holds, what another finding is about."""
+        if finding.file in self._folders:
+            return finding.kind != "foreign"
+        return any(finding.file.startswith(f"{folder}/") for folder in self._folders)
+
     def _look_at_lease(self) -> bool:
         """Tell whether another process works on the run."""
         if "lease.json" not in self._files:
@@ -178,7 +196,8 @@ class _Examination:
             return not is_dead_here(str(lease["host"]), str(lease["process"])) and silence_s <= STALE_AFTER_S
         except (DamagedFileError, KeyError, TypeError, ValueError):
             self._find("lease.json", "damaged", "it does not say who works on the run", "remove")
-            return False
+            # A driver may: see `lease.judge_holders`.
+            return True
 
     def _record(self) -> RunRecord | None:
         try:
@@ -260,6 +279,20 @@ class _Examination:
             self._find(
                 "summary.json", "mismatch", f"it counts other rows than the {tables.rows} there are", "derive_summary"
             )
+
+    def _look_for_folders(self) -> None:
+        """Find folders where only files may be; in a bucket these are no hindrance to a file of the same name."""
+        if not is_local(self._output_uri):
+            return
+        places = [Path(local_path(join(self._output_uri, table, f"run={self._run}"))) for table in TABLES]
+        folder = Path(local_path(self._folder))
+        for place in (*places, folder, folder / "manifest"):
+            if not place.is_dir():
+                continue
+            for entry in sorted(place.iterdir()):
+                if entry.is_dir() and not (place == folder and entry.name in _OWN_FOLDERS):
+                    self._folders.add(str(entry))
+                    self._find(str(entry), "foreign", "a folder is where htc has files only", "set_aside")
 
     def _look_for_unfinished_files(self) -> None:
         if not is_local(self._output_uri):

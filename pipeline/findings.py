@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Kind = Literal["damaged", "missing", "mismatch", "foreign", "overlap", "leftover", "unfinished"]
+Kind = Literal["damaged", "missing", "mismatch", "foreign", "overlap", "leftover", "unfinished", "unreadable"]
 """damaged: not as it was written. missing: needed, and not there. mismatch: two files contradict each other.
-foreign: htc did not write it. overlap: rows count twice. leftover: of a process that died. unfinished: a removal."""
+foreign: htc did not write it. overlap: rows count twice. leftover: of a process that died. unfinished: a removal.
+unreadable: there is no permission to read it."""
 Repair = Literal[
     "redo", "set_aside", "derive_summary", "restore_record", "forget_deletions", "write_empty", "remove", "none"
 ]

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import socket
 import threading
 import time
@@ -18,7 +19,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from pipeline.errors import RunError, StorageError
+from pipeline.damage import output_of
+from pipeline.errors import DamagedFileError, RunError, StorageError
 from pipeline.lease_store import ContestedFile, Seen
 from pipeline.process_identity import identify_process, is_alive_here, is_dead_here
 from pipeline.progress import format_duration
@@ -295,7 +297,12 @@ def judge_holders(
     doubtful: dict[str, tuple[ContestedFile, Seen]] = {}
     for run in runs:
         file = ContestedFile(storage, join(run_folder(output_uri, run), "lease.json"))
-        seen = file.read()
+        try:
+            seen = file.read()
+        except DamagedFileError:
+            # A folder is in its place.
+            holdings[run] = Holding(None, is_alive=True)
+            continue
         if seen is None:
             continue
         holder = _holder_of(seen)
@@ -333,8 +340,8 @@ def _refuse_held(  # noqa: PLR0917 - what was seen, then how to look at it
     holder = _holder_of(seen)
     if holder is None:
         raise RunHeldError(
-            f"{file.uri} cannot be read as a lease; if no other driver works on the run {run}, remove that file, or "
-            f"let `htc doctor OUTPUT --repair` do it."
+            f"{file.uri} cannot be read as a lease, so that another driver may work on the run {run} "
+            f"(`htc doctor {shlex.quote(output_of(file.uri))} --repair` removes it unless a driver renews it)."
         )
     if is_dead_here(holder.host, holder.process):
         tell(f"{_named(holder)} is dead and leaves the run {run} to this one.")

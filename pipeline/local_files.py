@@ -68,9 +68,9 @@ class _Walk:
                     continue
                 if self._after and _ends_before(entry, self._after):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     found.append((entry.name + "/", entry))
-                elif entry.is_file() or entry.is_symlink():
+                elif entry.is_symlink() or entry.is_file():
                     found.append((entry.name, entry))
         # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths.
         found.sort(key=lambda each: name_order(each[0]))
@@ -109,7 +109,7 @@ class _Walk:
 
 def _ends_before(entry: os.DirEntry[str], after: bytes) -> bool:
     path = name_order(entry.path)
-    if not entry.is_dir():
+    if not _is_folder(entry):
         return path <= after
     return path + b"/" < after and not after.startswith(path + b"/")
 
@@ -119,6 +119,20 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
         return entry.stat()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        # A link that leads to itself, or a chain of links that is too long: it leads nowhere.
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _identity(path: str) -> tuple[int, int]:

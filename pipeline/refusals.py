@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from pipeline.config import JobSpec
+from pipeline.damage import advice
 from pipeline.errors import NotFoundError, OutputOccupiedError, RunMismatchError
 from pipeline.records import RunRecord
 from pipeline.storage import Storage, join
@@ -43,8 +44,8 @@ def refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
     """Refuse a new run whose partition is taken: parts of a run that lost its record would count as done."""
     if committed_shards(storage, output_uri, name):
         raise OutputOccupiedError(
-            f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; "
-            "name another run, or remove its two partitions."
+            f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; name another "
+            f"run, or have that file restored: {advice(output_uri)}"
         )
 
 

@@ -25,6 +25,7 @@ class RunTables:
 
     Attributes:
         findings: so far. rows: of `images` that are right. committed: the shards whose images part is there.
+        is_planned: whether the manifest can be read.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RunTables:
         self._is_held = is_held
         self.findings: list[Finding] = []
         self.rows = 0
+        self.is_planned = True
         self.committed: set[int] = set()
 
     def check(self) -> None:
@@ -111,9 +113,11 @@ class RunTables:
                     uri,
                     "missing" if is_missing else "damaged",
                     "it holds images of the run" if is_missing else reason_of(error),
-                    way_out="restore it from a copy; the rows that are committed stay readable, and an unfinished run "
-                    "cannot go on: begin another with --fresh",
+                    way_out="restore it from a copy, as nothing else says which images were planned; the committed "
+                    "rows stay readable, and an unfinished run cannot go on: begin another with --fresh (with "
+                    "--incremental as well it does only what is left)",
                 )
+                self.is_planned = False
                 return planned
             shards = np.asarray(table.column("shard"))
             ids = np.fromiter(map(image_id, names_of(table)), np.int64, len(table))

@@ -19,10 +19,11 @@ from pipeline.lease import Holding, judge_holders
 from pipeline.outcomes import RunState, State, find_state, is_run_whole
 from pipeline.part_files import read_part
 from pipeline.publication import NOTE, Publication, read_publications
-from pipeline.records import TOMBSTONE, RunRecord
+from pipeline.records import TOMBSTONE, RunRecord, run_folder
 from pipeline.storage import Storage, join
 from pipeline.summary import read_summary
 from pipeline.tables import IMAGES_SCHEMA
+from pipeline.uris import is_local
 
 if TYPE_CHECKING:
     from pipeline.results import Results
@@ -98,7 +99,7 @@ def survey_runs(
     """
     listing = _list_all(results.storage, results.output_uri)
     moment = now or datetime.now(UTC)
-    held = [record.run for record in results.records if (record.run, "lease.json") in listing.notes]
+    held = [record.run for record in results.records if _has_lease(results, record.run, listing)]
     holders = judge_holders(results.storage, results.output_uri, held, clock=lambda: moment, sleep=sleep, tell=tell)
     # Looks all runs' parts up, once and before the threads would.
     results.image_parts()
@@ -106,6 +107,12 @@ def survey_runs(
         return list(
             pool.map(lambda record: _standing(results, record, listing, holders.get(record.run)), results.records)
         )
+
+
+def _has_lease(results: "Results", run: str, listing: _Listing) -> bool:
+    # No listing of files has a folder, which on a disk can be in the place of a lease, and no driver gets past it.
+    uri = join(run_folder(results.output_uri, run), "lease.json")
+    return (run, "lease.json") in listing.notes or (is_local(uri) and results.storage.kind(uri) == "folder")
 
 
 def half_pruned(storage: Storage, output_uri: str) -> list[str]:

@@ -5,8 +5,10 @@ is installed is nobody's business here, so theirs are recognised by errno, by HT
 """
 
 import errno
+from pathlib import Path
 from typing import Literal
 
+from pipeline.damage import UNKNOWN_OUTPUT, damaged, output_of
 from pipeline.errors import (
     AccessDeniedError,
     NotFoundError,
@@ -16,11 +18,12 @@ from pipeline.errors import (
     TransientStorageError,
 )
 from pipeline.redaction import redact
-from pipeline.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, scheme_of
+from pipeline.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, local_path, scheme_of
 
 Verb = Literal["read", "write", "list", "delete"]
 
-_MISSING = {errno.ENOENT, errno.ENOTDIR}
+# A link that leads to itself leads nowhere.
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full or over quota; free some and run again"),
@@ -134,7 +137,7 @@ def _refusal(
         or code in _MISSING
         or status in (404, 410)
     ):
-        return NotFoundError(f"{uri} does not exist.")
+        return _not_there(uri, is_local=is_local)
     if isinstance(error, PermissionError) or code in _FORBIDDEN or status in (401, 403):
         place = "the permissions" if is_local else "the credentials and the bucket's policy"
         place = "that the URL is public, or signed" if scheme_of(uri) in WEB_SCHEMES else place
@@ -146,9 +149,21 @@ def _refusal(
         )
     if code in _FULL:
         return StorageError(f"No space left to {verb} {uri}: {_FULL[code]}.")
-    if isinstance(error, IsADirectoryError):
-        return NotFoundError(f"{uri} is a folder, not a file.")
-    return None
+    return _folder_in_place(uri, verb) if isinstance(error, IsADirectoryError) else None
+
+
+def _not_there(uri: str, *, is_local: bool) -> StorageError:
+    if is_local and output_of(uri) != UNKNOWN_OUTPUT and Path(local_path(uri)).is_symlink():
+        return damaged(uri, "it is a link that leads nowhere")
+    return NotFoundError(f"{uri} does not exist.")
+
+
+def _folder_in_place(uri: str, verb: Verb) -> StorageError:
+    if output_of(uri) != UNKNOWN_OUTPUT:
+        return damaged(uri, "a folder is in its place")
+    if verb == "write":
+        return StorageError(f"{uri} cannot be written, because a folder of that name is there; move it away.")
+    return NotFoundError(f"{uri} is a folder, not a file.")
 
 
 def one_line(error: BaseException) -> str:

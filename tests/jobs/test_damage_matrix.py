@@ -1,156 +1,129 @@
 """Every kind of file of an output, damaged in every way, under every command: an exit code and one sentence."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from finished_runs import finish_run, write_inputs
+from damaged_outputs import (
+    FILES,
+    HARMS,
+    MODEL,
+    Htc,
+    contents_of,
+    damaged_copy,
+    htc_of,
+    rows_of,
+    write_sound_output,
+)
 
-from jobs import cli
-from pipeline.lease import take_lease
+from jobs.doctor import examine_and_report
+from pipeline.compaction import compact_run
 from pipeline.storage import Storage
 from pipeline.tables import open_results
 
-Htc = Callable[..., tuple[int, str]]
-FILES = {
-    "images": "images/run=second/part-00001.parquet",
-    "instances": "instances/run=second/part-00001.parquet",
-    "deletions": "deletions/run=second/part-00000.parquet",
-    "manifest": "runs/second/manifest/part-00000.parquet",
-    "record": "runs/second/run.json",
-    "summary": "runs/second/summary.json",
-    "progress": "runs/second/progress.json",
-    "lease": "runs/second/lease.json",
+SPOILT = frozenset({"truncated", "empty", "garbage", "other"})
+# The commands that cannot do without a file of a kind; the others report it, if they look at it, and go on.
+NEEDED = {
+    "images": {"runs", "query", "prune", "evaluate", "show", "plan", "run", "compact"},
+    "instances": {"query", "evaluate", "show", "compact"},
+    "deletions": {"runs", "query", "prune", "plan", "run"},
+    "manifest": {"show"},
+    "record": {"runs", "status", "prune", "evaluate", "show", "plan", "run"},
+    "summary": set[str](),
+    "progress": set[str](),
+    "lease": {"compact"},
 }
-HARMS: dict[str, Callable[[Path], object]] = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "empty": lambda path: path.write_bytes(b""),
-    "garbage": lambda path: path.write_bytes(b"\x00\xffPAR1 {" * 40),
-    "deleted": lambda path: path.unlink(),
-    "other": lambda path: path.write_bytes(b"[]"),
-}
+MOST_READING = frozenset({"doctor", "runs", "status", "query", "plan", "run", "compact"})
+# What is not there is a shard that is not done, a summary that is not written, a run that is not held.
+NEEDED_TO_BE_THERE = frozenset({"instances", "deletions", "manifest", "record"})
 
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A full run and an incremental one that found an image deleted, both complete; a driver's leavings."""
     root = tmp_path_factory.mktemp("sound")
-    images = Path(write_inputs(root / "in", 6))
-    finish_run(str(images), str(root / "out"), "first")
-    (images / "0000.jpg").unlink()
-    for number in range(4):
-        (images / f"1{number}.jpg").write_bytes(b"y")
-    finish_run(str(images), str(root / "out"), "second", night=1, mode="incremental")
+    write_sound_output(root)
     assert all((root / "out" / name).exists() for kind, name in FILES.items() if kind not in ("progress", "lease"))
-    (root / "out/runs/second/progress.json").write_text("{}")
     return root
 
 
 @pytest.fixture
 def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
-    """Type a command; returns its exit code and what it said."""
-
-    def type_it(*arguments: str) -> tuple[int, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main(list(arguments))
-        told = capsys.readouterr()
-        return int(leaving.value.code or 0), told.out + told.err
-
-    return type_it
-
-
-def damaged_copy(sound: Path, folder: Path, kind: str, harm: str) -> Path:
-    output = folder / "out"
-    shutil.copytree(sound / "out", output)
-    if kind == "lease":
-        lease = take_lease(Storage(), str(output), "second")
-        content = Path(output, FILES["lease"]).read_bytes()
-        lease.release()
-        Path(output, FILES["lease"]).write_bytes(content)
-    HARMS[harm](output / FILES[kind])
-    return output
+    return htc_of(capsys)
 
 
 def commands(sound: Path, folder: Path, output: Path) -> list[list[str]]:
+    """Every command that reads an output, once; those that write to it come last."""
     out, run = str(output), ["--run", "second"]
-    incremental = [str(sound / "in"), out, "--incremental", "--model", "htc_r50_fpn", "--weights", "untrained"]
     truth = folder / "truth.json"
     truth.write_text(
-        '{"images": [{"id": 1, "file_name": "10.jpg", "width": 5, "height": 4}], "annotations": [],'
-        ' "categories": [{"id": 1, "name": "person"}]}'
+        '{"images": [{"id": 1, "file_name": "more-image-003.png", "width": 48, "height": 32}], "annotations": '
+        '[{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0, "segmentation": '
+        '[[0, 0, 9, 0, 9, 9, 0, 9]]}], "categories": [{"id": 1, "name": "person"}]}'
     )
+    tables = "SELECT (SELECT count(uri) FROM current), count(score), (SELECT count(status) FROM images) FROM instances"
     return [
-        ["runs", out],
-        ["runs", out, "--json"],
-        ["prune", out, "--keep-last", "1"],
-        ["query", out, "SELECT count(score) FROM instances, (SELECT count(status) FROM images)"],
-        ["query", out, "SELECT count(uri) FROM current"],
-        ["show", out, "--to", str(folder / "png"), *run],
-        ["evaluate", out, str(truth), *run],
-        ["status", out, *run],
-        ["publish", out, "--iceberg", f"sqlite:///{folder}/catalog.db"],
-        ["compact", out],
-        ["plan", *incremental, "--no-model"],
-        ["plan", *incremental, *run, "--no-model"],
         ["doctor", out],
-        ["doctor", out, "--json"],
+        ["runs", out],
+        ["status", out, *run],
+        ["query", out, tables],
+        ["prune", out, "--keep-last", "1"],
+        ["evaluate", out, str(truth), *run],
+        ["show", out, "--to", str(folder / "png"), *run, "--sample", "4"],
+        ["plan", str(sound / "in"), out, *MODEL, "--incremental", "--no-model"],
+        ["run", str(sound / "in"), out, *MODEL, "--incremental"],
+        ["compact", out],
     ]
 
 
-# All commands over two harms; those that read the file in the most ways over the others, which take the same path.
-WHOLE = ("truncated", "deleted")
-FEW = ("runs", "query", "status", "doctor")
+def more_commands(sound: Path, folder: Path, output: Path) -> list[list[str]]:
+    """The other ways that some of them read an output; tried with one kind of damage."""
+    out, where = str(output), [str(sound / "in"), str(output), *MODEL]
+    return [
+        ["doctor", out, "--json"],
+        ["runs", out, "--json"],
+        ["plan", *where, "--incremental", "--run", "second", "--no-model"],
+        ["plan", *where, "--run", "first", "--no-model"],
+        ["run", *where, "--run", "first"],
+        ["run", *where, "--incremental", "--run", "second"],
+        ["publish", out, "--iceberg", f"sqlite:///{folder}/catalog.db"],
+    ]
 
 
-@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("kind", FILES)
-def test_every_command_ends_in_words(sound: Path, tmp_path: Path, htc: Htc, kind: str, harm: str) -> None:
-    output = damaged_copy(sound, tmp_path, kind, harm)
-    for command in commands(sound, tmp_path, output):
-        if harm not in WHOLE and (command[0] not in FEW or "--json" in command):
+def test_every_command_ends_in_words(sound: Path, tmp_path: Path, htc: Htc, kind: str) -> None:
+    for harm in HARMS:
+        # In Parquet it is one more garbage.
+        if harm == "other" and FILES[kind].endswith(".parquet"):
             continue
-        code, told = htc(*command)
-        assert code in (0, 1, 2), (command, told)
-        assert "Unexpected" not in told, (command, told)
-        assert "Traceback" not in told, (command, told)
-        if " is damaged: " in told and command[0] != "doctor":
-            assert Path(FILES[kind]).name in told, (command, told)
-            assert f"htc doctor {output}" in told, (command, told)
+        folder = tmp_path / harm
+        output = damaged_copy(sound, folder, kind, harm)
+        more = more_commands(sound, folder, output) if harm == "truncated" else []
+        for command in [*commands(sound, folder, output), *more]:
+            # What is empty or garbage takes the way of what is truncated, and what is derived is hardly read.
+            is_like_another = harm in ("empty", "garbage", "other") or kind in ("summary", "progress", "lease")
+            if harm != "truncated" and is_like_another and command[0] not in MOST_READING:
+                continue
+            code, told = htc(*command)
+            asked = (harm, command, code, told)
+            assert code in (0, 1, 2, 3), asked
+            assert "Unexpected" not in told, asked
+            assert "Traceback" not in told, asked
+            is_spoilt = harm in SPOILT or (kind in NEEDED_TO_BE_THERE and harm in ("deleted", "folder"))
+            if command not in more and is_spoilt and command[0] in NEEDED[kind]:
+                assert code == 1, asked
+                assert Path(FILES[kind]).name in told, asked
+            if command == ["doctor", str(output)]:
+                assert code == (0 if harm == "deleted" and kind in ("progress", "lease") else 1), asked
+            if command[0] != "doctor" and (" is damaged: " in told or " is missing: " in told):
+                assert Path(FILES[kind]).name in told, asked
+                assert f"htc doctor {output}" in told, asked
 
 
-@pytest.mark.parametrize("harm", ["truncated", "deleted"])
-@pytest.mark.parametrize(
-    ("kind", "command"),
-    [
-        ("images", ["prune", "OUT", "--keep-last", "1"]),
-        ("images", ["query", "OUT", "SELECT count(status) FROM images"]),
-        ("instances", ["query", "OUT", "SELECT count(score) FROM instances"]),
-        ("deletions", ["runs", "OUT"]),
-        ("record", ["status", "OUT", "--run", "second"]),
-        ("record", ["prune", "OUT", "--keep-last", "1"]),
-    ],
-)
-def test_who_needs_a_damaged_file_names_it(
-    sound: Path, tmp_path: Path, htc: Htc, *, kind: str, harm: str, command: list[str]
-) -> None:
-    if harm == "deleted" and kind in ("images", "deletions"):
-        # A shard without its images part is one that is not done, and a run without records has deleted nothing.
-        return
-    output = damaged_copy(sound, tmp_path, kind, harm)
-    code, told = htc(*(str(output) if word == "OUT" else word for word in command))
-    assert code == 1
-    assert str(output / FILES[kind]) in told
-    assert f"htc doctor {output}" in told
-
-
-@pytest.mark.parametrize("kind", ["summary", "progress", "lease"])
-def test_derived_files_block_nothing(sound: Path, tmp_path: Path, htc: Htc, kind: str) -> None:
-    output = damaged_copy(sound, tmp_path, kind, "truncated")
-    for command in (["runs", str(output)], ["status", str(output)], ["compact", str(output)]):
-        assert htc(*command)[0] == 0, command
-    assert FILES[kind] in htc("doctor", str(output))[1]
+def test_derived_files_block_nothing(sound: Path, tmp_path: Path, htc: Htc) -> None:
+    for kind in ("summary", "progress"):
+        output = damaged_copy(sound, tmp_path / kind, kind, "truncated")
+        assert [htc(name, str(output))[0] for name in ("runs", "status", "compact")] == [0, 0, 0]
+        assert FILES[kind] in htc("doctor", str(output))[1]
 
 
 def test_other_runs_are_read_beside_a_damaged_record(sound: Path, tmp_path: Path, htc: Htc) -> None:
@@ -160,35 +133,73 @@ def test_other_runs_are_read_beside_a_damaged_record(sound: Path, tmp_path: Path
     assert "runs/second/run.json is damaged" in told
 
 
-@pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("kind", [kind for kind in FILES if kind not in ("manifest", "lease")])
-def test_repaired_nothing_is_found_and_no_row_is_lost(
-    sound: Path, tmp_path: Path, htc: Htc, kind: str, harm: str
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "manifest"])
+def test_repaired_nothing_is_found_and_the_same_run_brings_back_every_row(
+    sound: Path, tmp_path: Path, htc: Htc, kind: str
 ) -> None:
-    output = damaged_copy(sound, tmp_path, kind, harm)
-    if (kind, harm) != ("progress", "deleted"):
-        assert htc("doctor", str(output))[0] == 1
-    assert htc("doctor", str(output), "--repair")[0] == 0
-    code, told = htc("doctor", str(output))
-    assert (code, "Nothing is damaged" in told) == (0, True), told
-    sound_rows, rows = rows_of(sound / "out"), rows_of(output)
-    if kind in ("images", "instances"):
-        # The shard is to be done again, and what could be read of it is kept.
-        assert rows == [row for row in sound_rows if row[1:] != ("second", 1)]
-        kept = list(output.glob("quarantine/*/images/run=second/part-00001.parquet"))
-        assert len(kept) == (0 if (kind, harm) == ("images", "deleted") else 1)
-    else:
-        assert rows == sound_rows
+    is_redone = kind in ("images", "instances")
+    for harm in ("truncated", "deleted", "folder"):
+        output = damaged_copy(sound, tmp_path / harm, kind, harm)
+        # As `htc doctor OUTPUT --repair`, but for the minutes that a lease is watched.
+        assert examine_and_report(str(output), is_repaired=True, sleep=lambda seconds: None) == 0, harm
+        code, told = htc("doctor", str(output))
+        assert (code, "Nothing is damaged" in told) == (0, True), (harm, told)
+        moved = {str(path.relative_to(output)).split("/", 2)[2] for path in output.glob("quarantine/*/*/*/*")}
+        if harm == "folder" or (harm == "truncated" and kind not in ("progress", "lease")):
+            assert FILES[kind] in moved, harm
+        assert rows_of(output) == [
+            row for row in rows_of(sound / "out") if not is_redone or row[1:] != ("second", 1)
+        ], harm
+        assert htc("run", str(sound / "in"), str(output), *MODEL, "--incremental", "--run", "second")[0] == 0, harm
+        assert contents_of(str(output)) == contents_of(str(sound / "out")), harm
 
 
-def rows_of(output: Path) -> list[tuple[str, str, int]]:
-    table = open_results(str(output)).images(columns=["uri", "shard"])
-    return sorted((row["uri"], row["run"], row["shard"]) for row in table.to_pylist())
+def test_two_runs_with_everything_damaged_come_back_whole(sound: Path, tmp_path: Path, htc: Htc) -> None:
+    output = Path(shutil.copytree(sound / "out", tmp_path / "out"))
+    compact_run(Storage(), str(output), "first", target_bytes=1 << 30, check=lambda: None)
+    for run, part in (("first", "parts-00000-00002.parquet"), ("second", "part-00000.parquet")):
+        HARMS["truncated"](output / "images" / f"run={run}" / part)
+        for name in ("run.json", "summary.json"):
+            HARMS["truncated"](output / "runs" / run / name)
+        shutil.copy(output / "instances" / f"run={run}" / part, output / "images" / f"run={run}/part-00077.parquet")
+        shutil.copy(output / "instances" / f"run={run}" / part, output / "images" / f"{run}.parquet")
+    HARMS["deleted"](output / "instances/run=second/part-00001.parquet")
+    HARMS["garbage"](output / FILES["deletions"])
+    assert htc("doctor", str(output))[0] == 1
+    code, told = htc("doctor", f"{output}/", "--repair")
+    assert code == 0, told
+    assert "Nothing is damaged" in htc("doctor", str(output))[1]
+    where = [str(sound / "in"), str(output), *MODEL]
+    # One image of the first run is not there any more: its row says so, and there is one.
+    assert htc("run", *where, "--run", "first", "--max-errors", "9")[0] == 0
+    assert htc("run", *where, "--run", "second", "--incremental")[0] == 0
+    found, before = open_results(str(output)).images(), open_results(str(sound / "out")).images()
+    assert sorted(found.column("uri").to_pylist()) == sorted(before.column("uri").to_pylist())
+    statuses = dict(zip(found.column("uri").to_pylist(), found.column("status").to_pylist(), strict=True))
+    gone = str(sound / "in" / "image-000.png")
+    assert statuses == dict.fromkeys(statuses, "ok") | {gone: "missing"}
+    assert "Nothing is damaged" in htc("doctor", str(output))[1]
 
 
 def test_a_damaged_manifest_is_found_and_not_repaired(sound: Path, tmp_path: Path, htc: Htc) -> None:
     output = damaged_copy(sound, tmp_path, "manifest", "truncated")
     before = (output / FILES["manifest"]).read_bytes()
+    (output / FILES["images"]).unlink()
+    where = [str(sound / "in"), str(output), *MODEL]
     code, told = htc("doctor", str(output), "--repair")
-    assert (code, "restore it from a copy" in told) == (1, True)
+    assert (code, "restore it from a copy" in told, "--fresh" in told, "to do; the same" in told) == (
+        1,
+        True,
+        True,
+        False,
+    )
     assert (output / FILES["manifest"]).read_bytes() == before
+    # Neither plan nor run say that they go on with it; and the way out that the doctor names works.
+    for command in (["plan", *where, "--incremental", "--no-model"], ["run", *where, "--incremental"]):
+        code, told = htc(*command)
+        assert (code, f"htc doctor {output}" in told) == (1, True), told
+    assert htc("run", *where, "--incremental", "--fresh", "--run", "third")[0] == 0
+    assert htc("query", str(output), "SELECT count(*) AS n FROM current", "--format", "csv")[1].splitlines()[:2] == [
+        "n",
+        "9",
+    ]

@@ -152,6 +152,19 @@ def test_a_removal_that_was_cut_off_is_finished(output: str, capsys: pytest.Capt
     assert not any("night-0" in str(path) for path in Path(output).rglob("*"))
 
 
+def test_yes_alone_finishes_a_removal_that_was_cut_off(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PowerCutError):
+        remove_run(MeddledStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
+    before = open_results(output).runs()
+    assert prune_output(output, is_meant=True, now=NOW) == 0
+    assert "The run night-0 is half pruned; finishing that." in capsys.readouterr().out
+    assert not any("night-0" in str(path) for path in Path(output).rglob("*"))
+    # No other run goes, and without anything to finish a rule is needed again.
+    assert open_results(output).runs() == before == ["night-1", "night-2", "night-3"]
+    with pytest.raises(SpecError, match="keep-last"):
+        prune_output(output, is_meant=True, now=NOW)
+
+
 @pytest.mark.parametrize(
     ("keep_last", "older_than", "sentence"),
     [

@@ -12,11 +12,13 @@ from test_no_torch import run_without_torch
 
 from jobs.job_state import JobState
 from jobs.status import find_live_driver, read_status
-from jobs.status_report import is_output, report_status
+from jobs.status_report import is_output, report_status, run_lines
 from pipeline.config import StorageSection
 from pipeline.errors import InputError
 from pipeline.progress import RunProgress
+from pipeline.standing import survey_runs
 from pipeline.storage import Storage
+from pipeline.tables import open_results
 
 LEASE = {"token": "t", "host": "head-1", "pid": 12, "process": "", "since": "2026-03-01T11:00:00+00:00"}
 PROGRESS = RunProgress(7, 5, 1, 2.0, 90.0, 3, statuses={"ok": 4, "unreadable": 1}, failure_reasons={"it is torn": 1})
@@ -113,9 +115,16 @@ def test_a_run_that_ended_says_what_its_summary_says(output: Output, run_folder:
     assert "without a word" in later.reason
 
 
-def test_a_lease_that_is_not_ours_to_understand_is_nobody(output: Output, run_folder: Path) -> None:
+def test_a_lease_that_cannot_be_read_is_held_as_for_htc_runs(output: Output, run_folder: Path) -> None:
     (run_folder / "lease.json").write_text('{"token": 1}')
-    assert read_status(output.uri, Storage()).driver is None
+    status = read_status(output.uri, Storage())
+    (standing,) = survey_runs(open_results(output.uri))
+    assert (status.state, standing.state) == ("running", "running")
+    assert "cannot be read" in dict(run_lines(status, NOON))["driver"]
+    assert "cannot be read" in standing.holder
+    assert json.loads(json.dumps(status.to_dict()))["driver"]["host"] is None
+    assert find_live_driver(Storage(), output.uri, None) is not None
+    (run_folder / "lease.json").unlink()
     assert find_live_driver(Storage(), output.uri, None) is None
     hold(run_folder, heard=datetime.now(UTC))
     found = find_live_driver(Storage(), output.uri, None)

@@ -3,16 +3,19 @@
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
+import pyarrow.parquet as pq
 import pytest
 from finished_runs import finish_run, write_inputs
 
 from jobs.doctor import examine_and_report
 from pipeline.compaction import compact_run
 from pipeline.doctor import examine_output
-from pipeline.errors import DamagedFileError, InputError
+from pipeline.errors import AccessDeniedError, DamagedFileError, InputError
 from pipeline.lease import take_lease
 from pipeline.storage import Storage
+from pipeline.stored import Listed
 from pipeline.tables import open_results
 
 
@@ -72,3 +75,62 @@ def test_a_run_that_is_held_is_left_alone(output: Path) -> None:
 def test_no_output_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run"):
         examine_output(Storage(), str(tmp_path), now=datetime.now(UTC))
+
+
+def test_links_that_lead_nowhere_are_damaged_files(output: Path) -> None:
+    names = ("images/run=r/part-00001.parquet", "runs/r/run.json", "runs/r/summary.json", "runs/r/lease.json")
+    for name in names:
+        (output / name).unlink(missing_ok=True)
+        (output / name).symlink_to(Path(name).name)
+    (output / "images/loop").symlink_to("loop")
+    assert ("runs/r/run.json", "damaged") in kinds(output)
+    assert examine_and_report(str(output), is_repaired=True, sleep=lambda seconds: None) == 0
+    assert kinds(output) == []
+    assert open_results(str(output)).committed_shards("r") == 3
+    assert not [path for path in output.rglob("*") if path.is_symlink() and "quarantine" not in path.parts]
+
+
+def test_a_folder_with_files_goes_as_a_whole(output: Path) -> None:
+    folder = output / "images/run=r/part-00001.parquet"
+    folder.unlink()
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a", "deep/b"):
+        (folder / name).write_bytes(b"x")
+    assert [name for name, kind in kinds(output) if kind == "foreign"] == ["images/run=r/part-00001.parquet"]
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert kinds(output) == []
+    assert len(list(output.glob("quarantine/*/images/run=r/part-00001.parquet/deep/b"))) == 1
+
+
+def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = str(output / "images/run=r/part-00001.parquet")
+
+    class Forbidding(Storage):
+        def open_version(self, uri: str) -> tuple[IO[bytes], Listed]:
+            if uri == part:
+                raise AccessDeniedError(f"No permission to read {uri}; check the permissions.")
+            return super().open_version(uri)
+
+    monkeypatch.setattr("jobs.doctor.Storage", Forbidding)
+    finish_run(str(output.parent / "in"), str(output), "other")
+    (output / "images/run=other/part-00000.parquet").write_bytes(b"")
+    assert examine_and_report(str(output), is_repaired=True) == 1
+    assert Path(part).exists()
+    # The other run is mended all the same.
+    assert not (output / "images/run=other/part-00000.parquet").exists()
+
+
+def test_parts_without_rows_are_sent_back(output: Path) -> None:
+    for table in ("images", "instances"):
+        part = output / table / "run=r/part-00002.parquet"
+        pq.write_table(pq.ParquetFile(part).read().slice(0, 0), part)
+    assert kinds(output) == [("images/run=r/part-00002.parquet", "mismatch")]
+
+
+@pytest.mark.parametrize("typed", ["{}/", "{}//", "file://{}", "."])
+def test_an_output_has_one_name(output: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.chdir(output)
+    (output / "images/run=r/part-00001.parquet").write_bytes(b"")
+    assert examine_and_report(typed.format(output), is_repaired=True) == 0
+    assert len(list(output.glob("quarantine/*/images/run=r/part-00001.parquet"))) == 1
+    assert kinds(output) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import InputSection
+from pipeline.errors import NotFoundError
 from pipeline.local_files import walk_files
 from pipeline.sources import ImageRef, SourceNotes, list_images
 from pipeline.storage import Storage
@@ -106,3 +107,13 @@ def test_links_are_no_reason_to_ask_for_every_files_state(tmp_path: Path, monkey
     monkeypatch.setattr(os.path, "realpath", lambda path, **_: asked.append(str(path)) or real(path))
     assert len(names(tmp_path)) == 100
     assert len(asked) == 1
+
+
+def test_a_link_to_itself_leads_nowhere(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "c.jpg")
+    (tmp_path / "b.jpg").symlink_to("b.jpg")
+    # A row of its own, as any link that leads nowhere: a missing image.
+    assert [Path(ref.uri).name for ref in listed(tmp_path)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert names(tmp_path, "a.jpg") == ["b.jpg", "c.jpg"]
+    with pytest.raises(NotFoundError):
+        Storage().read(str(tmp_path / "b.jpg"))
