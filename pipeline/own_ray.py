@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 PREFIX = "htc-"
 OWNER_FILE = "owner.json"
+KEEP_VARIABLE = "HTC_KEEP_RAY_FOLDER"
+"""Of the environment: when set, the folder with Ray's logs stays, for those who look for a fault of a worker."""
+_KEPT_FILE = "kept"
 # sun_path of unix(7) without the closing zero; macOS has four less.
 MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 # /htc-123456, and below it Ray's longest: /ray/session_2026-11-25_23-59-59_123456_1234567/sockets/plasma_store
@@ -80,14 +83,18 @@ def ray_folder() -> Iterator[Path]:
         yield folder
     finally:
         end_processes(folder)
-        _remove(folder)
+        if os.environ.get(KEEP_VARIABLE):
+            (folder / _KEPT_FILE).touch()
+            log.warning("Ray's folder stays: %s", folder)
+        else:
+            _remove(folder)
 
 
 def remove_dead_folders(base: Path) -> None:
     """Remove what killed processes of this user left in `base`."""
     for folder in base.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            if _NAME.fullmatch(folder.name) and _is_dead(folder):
+            if _NAME.fullmatch(folder.name) and _is_dead(folder) and not (folder / _KEPT_FILE).exists():
                 log.info("removing %s, which a killed process left", folder)
                 _remove(folder)
 

@@ -61,6 +61,7 @@ class RemoteRun:
 def htc(server: S3Server, folder: Path, ray_folder: Path, *arguments: str, key: Key = WRITER) -> Completed:
     """Run the command as a user would, with a key in the environment."""
     own = {"HTC_CACHE": str(folder / "cache"), "RAY_TMPDIR": str(ray_folder), "OMP_NUM_THREADS": "1"}
+    own["HTC_KEEP_RAY_FOLDER"] = "1"
     command = [sys.executable, "-m", "jobs", *arguments, "--endpoint-url", server.endpoint_url]
     environment = {**os.environ, **key.environment(), **own}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
@@ -161,7 +162,8 @@ def test_the_instances_are_those_of_local_files(remote_run: RemoteRun, tmp_path:
     opened = open_run(spec, take_fingerprint(spec.model).to_dict(), Storage(), run="night")
     worker = Worker(WorkerSettings(spec, "night", PRESET, cpus=1.0, gpus=0.0))
     worker.start()
-    worker.run_shard(opened.read_shard(0), Assignment(0, attempt=1, is_last=True))
+    for index in range(opened.shard_count):
+        worker.run_shard(opened.read_shard(index), Assignment(index, attempt=1, is_last=True))
 
     def seen(output: str, root: str) -> list[dict[str, object]]:
         rows = open_results(output, remote_run.storage).instances().to_pylist()

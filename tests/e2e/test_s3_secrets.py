@@ -67,6 +67,7 @@ def profile_run(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -
         "AWS_EC2_METADATA_DISABLED": "true",
         "HTC_CACHE": str(folder / "cache"),
         "RAY_TMPDIR": str(ray_folder),
+        "HTC_KEEP_RAY_FOLDER": "1",
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "jobs", "run", "--spec", str(spec)]

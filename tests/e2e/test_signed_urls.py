@@ -19,7 +19,8 @@ SIGNATURE, TOKEN, OLD = "hush-signature-7c7c7c7c", "hush-token-5b5b5b5b", "hush-
 def test_a_listing_of_signed_urls_is_run_and_no_secret_is_told(tmp_path: Path) -> None:
     # Ray's sockets lie below it, and a socket's path has at most 107 characters.
     ray_folder = Path(tempfile.mkdtemp(prefix="htc-s-"))
-    own = {"RAY_TMPDIR": str(ray_folder), "OMP_NUM_THREADS": "1", "HTC_CACHE": str(tmp_path / "cache")}
+    own = {"RAY_TMPDIR": str(ray_folder), "HTC_KEEP_RAY_FOLDER": "1", "OMP_NUM_THREADS": "1"}
+    own["HTC_CACHE"] = str(tmp_path / "cache")
     with signing_host() as host:
         expired = host.sign(OLD)[0]
         urls = [*host.sign(SIGNATURE)[1:], expired]

@@ -56,6 +56,14 @@ def test_it_is_gone_after_an_exception_as_well(base: Path) -> None:
     assert list(base.iterdir()) == []
 
 
+def test_it_stays_when_that_is_asked_for(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(own_ray.KEEP_VARIABLE, "1")
+    with ray_folder() as folder:
+        (folder / OWNER_FILE).write_text(json.dumps({"host": socket.gethostname(), "process": dead_process()}))
+    remove_dead_folders(base)
+    assert list(base.iterdir()) == [folder]
+
+
 @pytest.mark.skipif(not identify_process(), reason="this system does not tell when a process was started")
 def test_what_a_killed_process_left_is_removed_by_the_next(base: Path) -> None:
     left_by(base, dead_process())
