@@ -238,3 +238,15 @@ def test_while_the_input_is_listed_too_many_errors_are_told_at_every_doubling() 
     sentence = ErrorBudget(0.05).warning(images_done=1000, errors=200, reasons={"empty": 150, "gone": 50})
     assert "200 of 1,000 images failed so far, where 5.0% may" in sentence
     assert "150 x empty; 50 x gone." in sentence
+
+
+def test_what_was_observed_is_counted_until_the_claim_is_rejected() -> None:
+    test = SequentialTest(1e-4)
+    for value in (0.25, 1.0, 0.25):
+        test.observe(value, 0.5)
+    assert (test.count, test.total, test.is_rejected) == (3, 1.5, False)
+    while not test.is_rejected:
+        test.observe(1.0, 0.01)
+    seen = test.count
+    test.observe(1.0, 0.01)
+    assert test.count == seen

@@ -4,7 +4,7 @@ import pytest
 from hand_clock import HandClock
 
 from pipeline.assignments import Assignment, Contest, Settled
-from pipeline.ledger import MAX_BACKOFF_S, ShardLedger
+from pipeline.ledger import FIRST_BACKOFF_S, MAX_BACKOFF_S, RECLAIM_PATIENCE_S, STRAGGLER_FACTOR, ShardLedger
 from pipeline.reports import PieceReport, ShardFailure, ShardReport
 
 SHARD_IMAGES = 8
@@ -245,3 +245,185 @@ def test_a_copy_that_fails_leaves_the_shard_to_its_worker() -> None:
     assert ledger.failed(0, failure(1, "death")) is None
     assert ledger.committed(1) is None
     assert ledger.left == 0
+
+
+@pytest.mark.parametrize(
+    ("failures", "longest_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (7, MAX_BACKOFF_S), (9, MAX_BACKOFF_S)]
+)
+def test_the_pause_before_a_retry_doubles_up_to_a_limit(failures: int, longest_s: float) -> None:
+    assert FIRST_BACKOFF_S == 0.5
+    pauses = []
+    for _ in range(40):
+        ledger, clock = ledger_of(1, max_attempts=100)
+        for _ in range(failures):
+            take(ledger, 0)
+            ledger.failed(0, failure(0))
+            waited = clock.now
+            while ledger.next_for(0, (), has_peers=False) is None:
+                clock.now += longest_s / 64
+            pauses.append(clock.now - waited)
+            # What was taken to measure the pause is given back uncharged, without a pause that grows.
+            ledger.failed(0, failure(0, is_charged=False))
+            clock.now += MAX_BACKOFF_S
+        del pauses[:-1]
+        assert longest_s / 2 <= pauses[0] <= longest_s * (1 + 1 / 32)
+
+
+def test_a_sampled_shard_says_so_and_a_retry_or_one_in_order_does_not() -> None:
+    ledger, clock = ledger_of(3)
+    drawn = ledger.next_for(0, (), has_peers=False, is_drawn=True)
+    assert drawn is not None
+    assert drawn.is_drawn is True
+    assert drawn.index in (0, 1, 2)
+    in_order = ledger.next_for(1, (), has_peers=False)
+    assert in_order is not None
+    assert in_order.is_drawn is False
+    ledger.failed(0, failure(drawn.index))
+    clock.now += MAX_BACKOFF_S
+    again = ledger.next_for(0, (), has_peers=False, is_drawn=True)
+    assert again is not None
+    assert (again.index, again.is_drawn) == (drawn.index, False)
+
+
+def test_the_shards_sampled_are_all_of_them_in_some_order() -> None:
+    firsts = set()
+    for _ in range(60):
+        ledger, _ = ledger_of(4)
+        taken = []
+        for worker in range(4):
+            assignment = ledger.next_for(worker, (), has_peers=False, is_drawn=True)
+            assert assignment is not None
+            taken.append(assignment.index)
+        assert sorted(taken) == [0, 1, 2, 3]
+        firsts.add(taken[0])
+    assert firsts == {0, 1, 2, 3}
+
+
+def test_a_shard_is_late_from_half_as_long_again_as_usual() -> None:
+    ledger, clock = ledger_of(2)
+    take(ledger, 0)
+    clock.now += 100.0
+    ledger.committed(0)
+    take(ledger, 0)
+    clock.now += STRAGGLER_FACTOR * 100.0 - 0.001
+    assert ledger.copy_for(1) is None
+    clock.now += 0.001
+    copy = ledger.copy_for(1)
+    assert copy is not None
+    assert (copy.index, copy.is_copy, copy.is_last) == (1, True, False)
+
+
+def test_a_suspect_is_not_copied() -> None:
+    ledger, clock = ledger_of(2)
+    take(ledger, 0)
+    clock.now += 1.0
+    ledger.committed(0)
+    take(ledger, 0)
+    ledger.failed(0, failure(1, "death"))
+    clock.now += MAX_BACKOFF_S
+    take(ledger, 1)
+    clock.now += 1000.0
+    assert ledger.copy_for(2) is None
+
+
+def test_deaths_lead_to_bisection_at_the_second_or_with_the_last_attempt() -> None:
+    for max_attempts, deaths in ((5, 2), (2, 2), (1, 1)):
+        ledger, clock = ledger_of(1, max_attempts=max_attempts)
+        for number in range(deaths):
+            assert take(ledger, 0).positions == (), (max_attempts, number)
+            ledger.failed(0, failure(0, "death"))
+            clock.now += MAX_BACKOFF_S
+        assert take(ledger, 0).positions == tuple(range(SHARD_IMAGES // 2))
+
+
+def test_what_is_settled_by_bisection_names_its_shard_and_its_attempts() -> None:
+    ledger, clock = ledger_of(2)
+    ledger.next_for(9, (), has_peers=False)
+    attempts, settled = 0, None
+    poison = 5
+    while settled is None:
+        clock.now += MAX_BACKOFF_S
+        assignment = take(ledger, 0)
+        attempts += 1
+        positions = assignment.positions or tuple(range(SHARD_IMAGES))
+        if poison in positions:
+            settled = ledger.failed(0, failure(1, "death"))
+        else:
+            settled = ledger.survived(0, piece_of(1, positions))
+    assert (settled.index, settled.attempts) == (1, attempts)
+    assert set(settled.verdicts) == {poison}
+
+
+def test_a_worker_that_survives_may_go_on_with_the_shard_whatever_its_peers() -> None:
+    ledger, clock = ledger_of(1)
+    for _ in range(2):
+        take(ledger, 0)
+        ledger.failed(0, failure(0, "death"))
+        clock.now += MAX_BACKOFF_S
+    half = take(ledger, 1)
+    ledger.survived(1, piece_of(0, half.positions))
+    rest = ledger.next_for(1, (), has_peers=True)
+    assert rest is not None
+    # Its attempts are counted anew: this is one of three.
+    assert not rest.is_last
+
+
+def test_news_of_a_shard_that_is_settled_is_ignored() -> None:
+    ledger, _ = ledger_of(1)
+    take(ledger, 0)
+    assert ledger.committed(0) is None
+    assert ledger.committed(0) is None
+    assert ledger.abandoned(0) is None
+    assert ledger.failed(0, failure(0)) is None
+
+
+def test_a_shard_is_asked_back_once_and_given_back_without_an_attempt() -> None:
+    ledger, clock = ledger_of(2)
+    take(ledger, 0)
+    take(ledger, 0, 0)
+    assert ledger.reclaim([(0, 1)], idle_workers=1) == (0, 1)
+    assert ledger.reclaim([(0, 1)], idle_workers=1) is None
+    assert ledger.is_reclaiming
+    # A worker that does not answer is not waited for.
+    clock.now += RECLAIM_PATIENCE_S
+    assert ledger.reclaim([], idle_workers=1) is None
+    assert not ledger.is_reclaiming
+    assert ledger.reclaim([(0, 1)], idle_workers=1) == (0, 1)
+    assert ledger.abandoned(1) is None
+    assert not ledger.is_reclaiming
+    # With peers the worker that gave it back does not get it again.
+    assert ledger.next_for(0, (0,), has_peers=True) is None
+    given = ledger.next_for(1, (), has_peers=True)
+    assert given is not None
+    assert (given.index, given.attempt) == (1, 1)
+    # One that nobody was asked for is not given back.
+    assert ledger.abandoned(0) is None
+    assert ledger.is_running(0)
+
+
+@pytest.mark.parametrize("end", ["committed", "failed"])
+def test_a_shard_that_ends_is_not_waited_for_any_more(end: str) -> None:
+    ledger, _ = ledger_of(2)
+    take(ledger, 0)
+    take(ledger, 0, 0)
+    assert ledger.reclaim([(0, 1)], idle_workers=1) == (0, 1)
+    if end == "committed":
+        ledger.committed(1)
+    else:
+        ledger.failed(0, failure(1))
+    assert not ledger.is_reclaiming
+
+
+def test_a_retry_that_is_not_due_or_not_for_this_worker_does_not_hide_the_next_one() -> None:
+    ledger, clock = ledger_of(3)
+    for worker in range(3):
+        ledger.next_for(worker, (), has_peers=True)
+    # The first waits, the second failed on this worker, the third is due.
+    ledger.failed(1, failure(1, is_charged=False))
+    clock.now += MAX_BACKOFF_S
+    ledger.failed(2, failure(2, is_charged=False))
+    clock.now += MAX_BACKOFF_S
+    ledger.failed(0, failure(0))
+    found = ledger.next_for(1, (), has_peers=True)
+    assert found is not None
+    assert found.index == 2
