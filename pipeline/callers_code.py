@@ -40,7 +40,8 @@ class CallersModel:
     def __call__(self, section: "ModelSection") -> "SegmentationModel":
         """Import the caller's code and load the model."""
         sys.path.extend(folder for folder in self.folders if folder not in sys.path)
-        load_model = cast("LoadModel", pickle.loads(self.pickled))  # noqa: S301 - what this run's driver has sent
+        # What this run's driver has sent, as everything else that Ray unpickles here.
+        load_model = cast("LoadModel", pickle.loads(self.pickled))  # noqa: S301  # nosec B301
         return load_model(section)
 
 

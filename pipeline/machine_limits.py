@@ -16,7 +16,8 @@ from pathlib import Path
 # Where /proc does not say: what container runtimes mount.
 _USUAL_MOUNTS = {"": ("sys/fs/cgroup",), "cpu": ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")}
 _USUAL_MOUNTS["memory"] = ("sys/fs/cgroup/memory",)
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the system's, not a file of ours
+# The system's, not a file of ours.
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108
 
 
 @dataclass(frozen=True)

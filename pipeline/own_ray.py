@@ -56,7 +56,7 @@ def choose_base() -> Path:
     Raises:
         RunError: none of them is short enough for the addresses of Ray's sockets, and writable.
     """
-    wanted = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108
+    wanted = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108  # nosec B108
     folders = [Path(name).absolute() for name in wanted if name]
     for folder in folders:
         fits = len(os.fsencode(folder)) + _BELOW_BASE <= MAX_SOCKET_PATH
