@@ -204,11 +204,20 @@ def _base64_problem(listed: Listed, storage: Storage, schema: pa.Schema, uri: st
 def _find_names(listed: Listed, storage: Storage, schema: pa.Schema) -> str | None:
     """Return the only text column most of whose first rows look like names of images, as in a table of text."""
     found = []
-    for name in (field.name for field in schema if _is_text(field.type)):
+    for name in _texts_in(list(schema), ""):
         cells = [cell for cell in islice(read_uris(listed.uri, name, storage), _SAMPLE_ROWS) if cell]
         if cells and 2 * sum(map(looks_like_name, cells)) >= len(cells):
             found.append(name)
     return found[0] if len(found) == 1 else None
+
+
+def _texts_in(fields: list[pa.Field], prefix: str) -> Iterator[str]:
+    for field in fields:
+        name, kind = f"{prefix}{field.name}", storage_type(field.type)
+        if _is_text(kind):
+            yield name
+        elif pa.types.is_struct(kind):
+            yield from _texts_in([kind.field(index) for index in range(kind.num_fields)], f"{name}.")
 
 
 def _list_problem(schema: pa.Schema) -> str | None:

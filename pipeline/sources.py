@@ -244,7 +244,10 @@ class _Listing:
             self.notes.listing = listing.understood
             return self._from_listing(listing.entries(), uri)
         listed = self.storage.stat(uri)
-        if suffix not in IMAGE_SUFFIXES and looks_like_text(self.storage.read(uri, 0, SAMPLE_BYTES)):
+        sample = b"" if suffix in IMAGE_SUFFIXES else self.storage.read(uri, 0, SAMPLE_BYTES)
+        if sample.startswith(b"PAR1"):
+            raise InputError(f"{uri} is Parquet, and its name does not say so; call it .parquet.")
+        if sample and looks_like_text(sample):
             raise InputError(
                 f"{uri} is text, and its name does not tell what it lists; call it .txt (one name a line), .csv, .tsv, "
                 ".json or .jsonl."

@@ -292,6 +292,8 @@ def test_the_only_column_of_names_is_found_by_its_rows(tmp_path: Path) -> None:
     refs = listed(path)
     assert (refs[0].uri, refs[0].problem is not None) == (f"{path}#row=0", True)
     assert read_all(refs[1:]) == [IMAGES[1]]
+    path = write(tmp_path / "struct.parquet", {"image": pa.array([{"path": "b.jpg", "width": 3}])})
+    assert read_all(listed(path)) == [IMAGES[1]]
     for columns in ({"left": ["a.jpg"], "right": ["b.jpg"]}, {"caption": ["a dog"], "n": [1]}):
         path = write(tmp_path / "none.parquet", columns)
         with pytest.raises(InputError, match="--uri-column"):
@@ -310,3 +312,15 @@ def test_a_folder_without_a_known_column_names_the_way_out(tmp_path: Path) -> No
     write(tmp_path / "0.parquet", {"left": ["0.jpg"], "right": ["x.jpg"]})
     with pytest.raises(InputError, match="--uri-column"):
         survey_input(spec_with(tmp_path), Storage())
+
+
+def test_parquet_by_another_name_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "x.pq", {"image": binary(IMAGES)})
+    with pytest.raises(InputError, match=r"is Parquet.*\.parquet"):
+        listed(tmp_path / "x.pq")
+
+
+def test_damage_is_a_sentence_with_one_full_stop(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no Parquet at all")
+    with pytest.raises(InputError, match=r"[^.]\.$"):
+        listed(tmp_path / "x.parquet")
