@@ -20,7 +20,8 @@ from pipeline.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, scheme_of
 
 Verb = Literal["read", "write", "list", "delete"]
 
-_MISSING = {errno.ENOENT, errno.ENOTDIR}
+# A link that leads back to itself leads nowhere.
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full or over quota; free some and run again"),
