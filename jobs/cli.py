@@ -8,6 +8,8 @@ Only the standard library is imported at the top, so that Ctrl-C is quiet from t
 are in `jobs.commands`.
 """
 
+import atexit
+import errno
 import io
 import os
 import sys
@@ -29,6 +31,8 @@ EXIT_INTERRUPTED = 130
 EXIT_GRACE_S = 1.0
 # For what a signal breaks off before there is a run; nothing is lost by leaving it.
 STUCK_S = 3.0
+# A disk or a quota that is used up, as behind `> file`.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -39,14 +43,41 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     try:
         if arguments is None:
+            # Before anything else is imported: what is registered first runs last.
+            atexit.register(_leave_before_threads_meet_a_dead_interpreter)
             from pipeline.signals import StopRequest
 
             StopRequest.when_breaking_off = staticmethod(_leave_though_stuck)
         _run(arguments)
     except SystemExit as leaving:
         if arguments is None:
-            leave_soon(leaving.code if isinstance(leaving.code, int) else EXIT_FAILED)
+            global _exit_code  # noqa: PLW0603 - one process, one exit code
+            _exit_code = 0 if leaving.code is None else leaving.code if isinstance(leaving.code, int) else EXIT_FAILED
+            leave_soon(_exit_code)
         raise
+
+
+_exit_code: int | None = None
+
+
+def _leave_before_threads_meet_a_dead_interpreter() -> None:
+    """End the process once every other exit handler has run, and keep its exit code.
+
+    Threads of libraries (pyarrow's, that let go of a file a little later than the reader does) ask for the interpreter
+    when it is gone; Python ends such a thread inside C++, which aborts the process: a command that did its work would
+    end with "terminate called without an active exception" and 134.
+    """
+    if _exit_code is None:
+        return
+    exit_code = _exit_code
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            if stream is sys.stdout and not exit_code:
+                exit_code = _say_full(error)
+    os._exit(exit_code)
 
 
 def leave_soon(exit_code: int) -> None:
@@ -89,8 +120,15 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         # The reader (`| head`) has what it wanted; the interpreter's flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
+    except OSError as error:
+        sys.exit(_say_full(error) if error.errno in _FULL else _report(error))
     except Exception as error:  # noqa: BLE001 - the process's border: every error ends as a sentence and an exit code
         sys.exit(_report(error))
+
+
+def _say_full(error: OSError) -> int:
+    _say(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.")
+    return EXIT_FAILED
 
 
 def _comes_of_ctrl_c(error: BaseException | None) -> bool:

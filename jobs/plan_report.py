@@ -136,8 +136,8 @@ def _decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> Samp
             payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
             sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels))
         except NotFoundError:
-            # What a store listed was there; what a text file names need never have been.
-            was_there = ref.bytes is not None or ref.etag is not None
+            # What a store listed was there; what a text file or a row names need never have been.
+            was_there = ref.row is None and (ref.bytes is not None or ref.etag is not None)
             sample.failures.append(
                 (ref.uri, f"missing: {'it is gone since it was listed' if was_there else 'not found'}")
             )

@@ -188,8 +188,9 @@ def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str
         except ValueError as error:
             warnings.append(f"Notices could not be sent from here: {error}; the scheduler needs it.")
     if neighbours:
+        write = "writes" if len(neighbours) == 1 else "write"
         warnings.append(
-            f"{', '.join(neighbours)} writes into the same output; two runs at once do the same work twice."
+            f"{', '.join(neighbours)} {write} into the same output; two runs at once do the same work twice."
         )
     if not is_scheduler_there(home):
         warnings.append(_NO_SCHEDULER)

@@ -5,7 +5,7 @@ import json
 import zlib
 from typing import Any
 
-from pipeline.errors import SpecError
+from pipeline.errors import NotFoundError, SpecError
 from pipeline.spec_reading import absolute_uri
 from pipeline.storage import Storage
 
@@ -17,11 +17,14 @@ def read_coco(uri: str, storage: Storage) -> Any:
     """Read a JSON document, in UTF-8, UTF-16 or UTF-32; whether it is COCO's is for `read_annotations` to say.
 
     Raises:
-        SpecError: it is not JSON.
+        SpecError: it is not there, or not JSON.
         StorageError: it cannot be read.
     """
     uri = absolute_uri(uri)
-    payload = storage.read(uri)
+    try:
+        payload = storage.read(uri)
+    except NotFoundError as error:
+        raise SpecError(str(error)) from error
     if payload.startswith(_GZIP_MAGIC):
         try:
             payload = gzip.decompress(payload)

@@ -71,22 +71,24 @@ def _events(source: object) -> Iterator[tuple[str, str, Any]]:
 
 
 def _list_in(sample: str, uri: str, *, is_whole: bool) -> str:
-    found = []
+    found, arrays = list[str](), set[str]()
     try:
         for path, event, value in _events(io.BytesIO(sample.encode("utf-8", "surrogatepass"))):
             if path == "" and event == "map_key":
                 found.append(str(value))
+            elif event == "start_array":
+                arrays.add(path)
     except ijson.JSONError as error:
         if is_whole and not found:
             raise InputError(f"{uri} is not valid JSON: {str(error).splitlines()[0]}.") from None
-    known = [name for name in _LISTS if name in found]
+    known = [name for name in _LISTS if name in arrays]
     # Behind the annotations, which may be long, comes what COCO files always have.
     if not known and not is_whole:
         return _LISTS[0]
     if not known:
         raise InputError(
-            f"{uri} is a JSON object without an array of names (its keys are {', '.join(found[:8])}); it takes an "
-            "array, an object with the key images, or one object a line (.jsonl)."
+            f"{uri} is a JSON object without an array of names (its keys: {', '.join(found[:8]) or 'none'}); a listing "
+            "is an array, an object with an array images or files, or one object a line (.jsonl)."
         )
     return known[0]
 

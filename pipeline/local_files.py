@@ -68,9 +68,9 @@ class _Walk:
                     continue
                 if self._after and _ends_before(entry, self._after):
                     continue
-                if _is_folder(entry):
+                if _leads_to(entry, os.DirEntry.is_dir):
                     found.append((entry.name + "/", entry))
-                elif entry.is_symlink() or entry.is_file():
+                elif entry.is_symlink() or _leads_to(entry, os.DirEntry.is_file):
                     found.append((entry.name, entry))
         # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths.
         found.sort(key=lambda each: name_order(each[0]))
@@ -109,9 +109,19 @@ class _Walk:
 
 def _ends_before(entry: os.DirEntry[str], after: bytes) -> bool:
     path = name_order(entry.path)
-    if not _is_folder(entry):
+    if not _leads_to(entry, os.DirEntry.is_dir):
         return path <= after
     return path + b"/" < after and not after.startswith(path + b"/")
+
+
+def _leads_to(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    try:
+        return kind(entry)
+    except OSError:
+        if entry.is_symlink():
+            # One that leads back to itself, or where this user may not go: its row says so, and the others go on.
+            return False
+        raise
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -119,19 +129,9 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
         return entry.stat()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
+    except OSError:
+        if entry.is_symlink():
             return None
-        raise
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        # A link that leads to itself, or a chain of links that is too long: it leads nowhere.
-        if error.errno == errno.ELOOP:
-            return False
         raise
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 
 from pipeline.errors import ImageError, InputError
 from pipeline.image_formats import looks_like_image
+from pipeline.listing_columns import looks_like_name
 from pipeline.listing_files import URI_COLUMNS
-from pipeline.parquet_images import ParquetRows, column_parts, inspect_parquet, storage_type
+from pipeline.parquet_images import ParquetRows, column_parts, inspect_parquet, read_uris, storage_type
 from pipeline.storage import Storage
 from pipeline.stored import Listed
 
@@ -78,6 +80,7 @@ def choose_columns(
     uri = None if image else find_uri_column(schema)
     if image is None and problem is None:
         problem = _base64_problem(listed, storage, schema, uri, rows)
+        uri = uri if uri or problem else _find_names(listed, storage, schema)
     return Columns(rows, image, uri, problem, described)
 
 
@@ -198,6 +201,25 @@ def _base64_problem(listed: Listed, storage: Storage, schema: pa.Schema, uri: st
     return None
 
 
+def _find_names(listed: Listed, storage: Storage, schema: pa.Schema) -> str | None:
+    """Return the only text column most of whose first rows look like names of images, as in a table of text."""
+    found = []
+    for name in _texts_in(list(schema), ""):
+        cells = [cell for cell in islice(read_uris(listed.uri, name, storage), _SAMPLE_ROWS) if cell]
+        if cells and 2 * sum(map(looks_like_name, cells)) >= len(cells):
+            found.append(name)
+    return found[0] if len(found) == 1 else None
+
+
+def _texts_in(fields: list[pa.Field], prefix: str) -> Iterator[str]:
+    for field in fields:
+        name, kind = f"{prefix}{field.name}", storage_type(field.type)
+        if _is_text(kind):
+            yield name
+        elif pa.types.is_struct(kind):
+            yield from _texts_in([kind.field(index) for index in range(kind.num_fields)], f"{name}.")
+
+
 def _list_problem(schema: pa.Schema) -> str | None:
     for field in schema:
         kind = storage_type(field.type)
@@ -231,7 +253,7 @@ def require_columns(listed: Listed, columns: Columns) -> None:
         raise InputError(f"{listed.uri} cannot be read: {columns.problem}.")
     if columns.image is None and columns.uri is None:
         raise InputError(
-            f"{listed.uri} has no column with image bytes, and none with names of images that is called "
-            f"{', '.join(URI_COLUMNS)}; its columns are {columns.described}. Name one with input.image_column "
-            "(--image-column) or input.uri_column (--uri-column)."
+            f"{listed.uri} has no column with image bytes, none that is called {', '.join(URI_COLUMNS)}, and none or "
+            f"several whose first rows look like names of images; its columns are {columns.described}. Name one with "
+            "input.image_column (--image-column) or input.uri_column (--uri-column)."
         )

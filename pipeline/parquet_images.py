@@ -449,12 +449,17 @@ def _open(uri: str, storage: Storage) -> Iterator[tuple[pq.ParquetFile, Listed]]
         yield file, listed
 
 
+def _one_line(error: Exception) -> str:
+    # Without Arrow's full stop, as it stands inside a sentence.
+    return " ".join(str(error).split()).rstrip(".")
+
+
 @contextmanager
 def _damage_named() -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:
-        raise DamagedContainerError(" ".join(str(error).split())) from error
+        raise DamagedContainerError(_one_line(error)) from error
     except UnicodeDecodeError as error:
         # pyarrow's, for the name of a column.
         raise DamagedContainerError("a column's name is no UTF-8") from error
@@ -462,5 +467,5 @@ def _damage_named() -> Iterator[None]:
         # Arrow reports a damaged file as a bare OSError without errno; storage trouble has one, or a
         # subclass.
         if type(error) is OSError and error.errno is None:
-            raise DamagedContainerError(" ".join(str(error).split())) from error
+            raise DamagedContainerError(_one_line(error)) from error
         raise

@@ -304,5 +304,7 @@ def _refuse_empty(spec: JobSpec, tally: _Tally) -> None:
     pattern = f" that match {spec.input.glob}" if spec.input.glob else ""
     others = ", ".join(f"{count} {suffix}" for suffix, count in tally.notes.skipped.most_common(5))
     found = f"; what is there is no image ({others})" if others else ""
-    found += "".join(f"; {uri}: {instead}" for uri, instead in tally.notes.without_images.items())
-    raise InputError(f"There are no images{pattern} in {spec.input.uri}{found}.")
+    without = tally.notes.without_images
+    found += "".join(f"; {uri}: {instead}" for uri, instead in without.items())
+    way_out = " Name the column with images (--image-column) or with their names (--uri-column)." if without else ""
+    raise InputError(f"There are no images{pattern} in {spec.input.uri}{found}.{way_out}")

@@ -244,14 +244,17 @@ class _Listing:
             self.notes.listing = listing.understood
             return self._from_listing(listing.entries(), uri)
         listed = self.storage.stat(uri)
-        if suffix not in IMAGE_SUFFIXES and looks_like_text(self.storage.read(uri, 0, SAMPLE_BYTES)):
+        sample = b"" if suffix in IMAGE_SUFFIXES else self.storage.read(uri, 0, SAMPLE_BYTES)
+        if sample.startswith(b"PAR1"):
+            raise InputError(f"{uri} is Parquet, and its name does not say so; call it .parquet.")
+        if sample and looks_like_text(sample):
             raise InputError(
                 f"{uri} is text, and its name does not tell what it lists; call it .txt (one name a line), .csv, .tsv, "
                 ".json or .jsonl."
             )
         return iter([ImageRef(listed.uri, listed.bytes, listed.etag)])
 
-    def _from_listing(self, entries: Iterable[Entry], listing: str) -> Iterator[ImageRef]:
+    def _from_listing(self, entries: Iterable[Entry], listing: str, *, is_shown: bool = True) -> Iterator[ImageRef]:
         # Numbers of 8 bytes stand for the uris: a listing may name a hundred million images.
         seen: set[int] = set()
         planned: set[int] = set()
@@ -266,7 +269,7 @@ class _Listing:
             if entry.is_comment:
                 self.notes.skipped[COMMENT_LINES] += 1
                 continue
-            if len(shown) < _SHOWN_NAMES and entry.text:
+            if is_shown and len(shown) < _SHOWN_NAMES and entry.text:
                 shown.append(_shown_name(entry.text))
                 self.notes.listing = f"{understood}: {', '.join(shown)}"
             for ref in self._from_entry(entry, folder, listing, seen):
@@ -385,10 +388,13 @@ class _Listing:
             # It has images, or should have: a row of its own says what is wrong, and counts as an error.
             raise DamagedContainerError(columns.problem)
         elif columns.uri is not None and (is_only_input or self.uri_column is not None):
-            if is_only_input:
+            # Of many files the first stands for all.
+            is_first = is_only_input or not self.notes.listing
+            if is_first:
                 self.notes.listing = f"Parquet, names from the column {columns.uri}"
             # A file that names itself, or another that names it, would be gone through for ever.
-            yield from replace(self, uri_column=None)._from_listing(self._rows(listed, columns.uri), listed.uri)
+            rows = self._rows(listed, columns.uri)
+            yield from replace(self, uri_column=None)._from_listing(rows, listed.uri, is_shown=is_first)
         else:
             # Metadata beside the images (Hugging Face's image folders have some), not a container.
             names = f"{columns.uri} names images: name it with --uri-column" if columns.uri else columns.described

@@ -22,7 +22,7 @@ from pipeline.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, local_path, scheme_of
 
 Verb = Literal["read", "write", "list", "delete"]
 
-# A link that leads to itself leads nowhere.
+# A link that leads back to itself leads nowhere.
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {

@@ -31,6 +31,19 @@ LONGEST_HEADER_BYTES = 2**20
 """TarFile reads an extended header (a long name, attributes) whole; real ones have a few hundred bytes."""
 
 
+_PACKERS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"PK\x03\x04": "ZIP",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!": "RAR",
+}
+"""First bytes of what is called .tar and is none; asked only where no tar can be read, as names may begin so too."""
+
+
 class DamagedContainerError(HtcError):
     """A container ends early or is not what its name says; what was found before stands."""
 
@@ -102,6 +115,12 @@ def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
     return tarfile.open(fileobj=cast(IO[bytes], _HeaderReader(file)), mode="r:")
 
 
+def _packer_of(file: IO[bytes]) -> str | None:
+    file.seek(0)
+    head = file.read(max(map(len, _PACKERS)))
+    return next((name for start, name in _PACKERS.items() if head.startswith(start)), None)
+
+
 def index_tar(uri: str, storage: Storage) -> Iterator[TarMember]:
     """List the files and links of an uncompressed tar, in its order; also of tars that were put one behind another.
 
@@ -130,6 +149,9 @@ def _index_part(file: IO[bytes], start: int) -> Generator[TarMember, None, int |
         if file.read(_BLOCK_BYTES).strip(b"\0"):
             raise DamagedContainerError(f"the tar is damaged at byte {end}")
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        packer = _packer_of(file) if start == 0 else None
+        if packer is not None:
+            raise DamagedContainerError(f"it is packed ({packer}) and {UNREADABLE_ARCHIVE}") from error
         behind = f" at byte {start}" if start else ""
         raise DamagedContainerError(f"it is not a whole, uncompressed tar ({error}){behind}") from error
     return _next_part(file, end)

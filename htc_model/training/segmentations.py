@@ -62,7 +62,11 @@ def sound_segmentation(segmentation: Any, size: Size) -> tuple[Any, list[str]]:
 def _polygon_flaw(part: Any, size: Size) -> str | None:
     if isinstance(part, Mapping):
         return "run lengths among polygons"
-    if not _are_numbers(part) or len(part) < _MIN_POLYGON_NUMBERS or len(part) % 2:
+    if not _are_numbers(part):
+        return "polygon with coordinates that are no finite numbers"
+    if len(part) % 2:
+        return "polygon with half a point"
+    if len(part) < _MIN_POLYGON_NUMBERS:
         return "polygon with < 3 points"
     reach = _MOST_IMAGE_SIZES * max(size)
     if min(part) < -reach or max(part) > max(size) + reach:

@@ -132,7 +132,7 @@ def _check_term(term: str, word: str, field: _Field) -> str:
     """Return a term of a field; without its step where that leads nowhere."""
     if term == "?":
         raise ValueError(f'the {field.name} "?" is Quartz\'s; write * instead')
-    parts = re.fullmatch(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<step>\w+))?", term)
+    parts = re.fullmatch(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<step>\w+))?", term, re.ASCII)
     if parts is None or (parts["first"] == "*" and parts["last"]):
         raise ValueError(f"the {field.name} {word!r} cannot be read; write *, 5, 1-5, 1,15 or */10")
     if parts["step"] is not None and (not parts["step"].isdecimal() or int(parts["step"]) == 0):

@@ -240,3 +240,57 @@ def test_text_that_the_terminal_cannot_show_is_escaped(output: Output) -> None:
         env=environment,
     )
     assert "a#b%20 \\xfc.jpg" in done.stdout
+
+
+THREAD_THAT_OUTLIVES_THE_INTERPRETER = """
+import atexit, io, sys, threading, time
+import pyarrow as pa, pyarrow.parquet as pq
+from jobs import cli
+
+table = io.BytesIO()
+pq.write_table(pa.table({"a": [1]}), table)
+has_begun = threading.Event()
+
+class Slow(io.BytesIO):
+    def read(self, *size):
+        if threading.current_thread() is not threading.main_thread():
+            has_begun.set()
+            time.sleep(0.5)
+        return super().read(*size)
+
+class Program:
+    def main(self, **options):
+        part = pq.ParquetFile(Slow(table.getvalue()), pre_buffer=True)
+        threading.Thread(target=part.read, daemon=True).start()
+        has_begun.wait(30)
+        atexit.register(print, "put away")
+        print("done")
+        sys.exit(3)
+
+cli.load_program = Program
+cli.main()
+"""
+
+
+def test_a_librarys_thread_does_not_abort_a_command_that_is_done() -> None:
+    left = subprocess.run(
+        [sys.executable, "-c", THREAD_THAT_OUTLIVES_THE_INTERPRETER], capture_output=True, text=True, check=False
+    )
+    assert (left.returncode, left.stdout, left.stderr) == (3, "done\nput away\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("word", ["x", "x" * 100_000])
+def test_a_full_disk_behind_the_output_is_a_sentence(word: str) -> None:
+    program = f"""
+from jobs import cli
+cli.load_program = lambda: type("Program", (), {{"main": lambda self, **options: print({word!r})}})()
+cli.main()
+"""
+    with Path("/dev/full").open("w") as full:
+        left = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert left.returncode == 1
+    assert left.stderr.count("cannot be written") == 1
+    assert left.stderr.count("\n") == 1

@@ -206,6 +206,11 @@ def test_what_is_no_annotation_file_is_one_sentence(output: Output, truth: Path,
     assert "\n" not in str(caught.value)
 
 
+def test_annotations_that_are_not_there_are_bad_usage(output: Output, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="does not exist"):
+        report_evaluation(output.uri, str(tmp_path / "nowhere.json"))
+
+
 def test_two_images_for_one_photo_are_refused_by_name(output: Output, truth: Path) -> None:
     def repeat(document: dict[str, Any]) -> None:
         document["images"].append(document["images"][0] | {"id": 55})

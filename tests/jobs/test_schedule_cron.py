@@ -141,3 +141,8 @@ def test_a_daily_time_is_due_once_on_every_day(minute: int, hour: int, zone: str
     days = [moment.astimezone(ZoneInfo(zone)).date() for moment in times]
     assert {(later - day).days for day, later in pairwise(days)} == {1}
     assert times[0] > start
+
+
+def test_digits_of_other_scripts_are_not_called_a_day_that_never_comes() -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        check_cron("\N{ARABIC-INDIC DIGIT THREE} 0 * * *")

@@ -102,7 +102,7 @@ def test_a_compressed_tar_cannot_swell(tmp_path: Path) -> None:
         member.size = 50 * MIB
         tar.addfile(member, io.BytesIO(bytes(member.size)))
     (tmp_path / "x.tar").write_bytes(packed.getvalue())
-    with pytest.raises(HtcError, match="not a whole, uncompressed tar"):
+    with pytest.raises(HtcError, match="packed"):
         listed(tmp_path / "x.tar")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import InputSection
 from pipeline.errors import NotFoundError
+from pipeline.image_reading import read_image
 from pipeline.local_files import walk_files
 from pipeline.sources import ImageRef, SourceNotes, list_images
 from pipeline.storage import Storage
@@ -109,11 +110,22 @@ def test_links_are_no_reason_to_ask_for_every_files_state(tmp_path: Path, monkey
     assert len(asked) == 1
 
 
-def test_a_link_to_itself_leads_nowhere(tmp_path: Path) -> None:
-    make(tmp_path, "a.jpg", "c.jpg")
-    (tmp_path / "b.jpg").symlink_to("b.jpg")
-    # A row of its own, as any link that leads nowhere: a missing image.
-    assert [Path(ref.uri).name for ref in listed(tmp_path)] == ["a.jpg", "b.jpg", "c.jpg"]
-    assert names(tmp_path, "a.jpg") == ["b.jpg", "c.jpg"]
-    with pytest.raises(NotFoundError):
-        Storage().read(str(tmp_path / "b.jpg"))
+def test_a_link_that_leads_back_to_itself_is_one_row_beside_the_others(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "z.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "one.jpg").symlink_to("two.jpg")
+    (tmp_path / "two.jpg").symlink_to("one.jpg")
+    (tmp_path / "long.jpg").symlink_to("x" * 300)
+    (tmp_path / "through.jpg").symlink_to("a.jpg/b.jpg")
+    expected = ["a.jpg", "long.jpg", "loop.jpg", "one.jpg", "through.jpg", "two.jpg", "z.jpg"]
+    assert names(tmp_path) == expected
+    assert names(tmp_path, "long.jpg") == expected[2:]
+    read = {}
+    for ref in listed(tmp_path):
+        try:
+            read[ref.uri.rpartition("/")[2]] = read_image(ref, Storage()).decode()
+        except NotFoundError:
+            continue
+    assert read == {"a.jpg": "a.jpg", "z.jpg": "z.jpg"}
+    with pytest.raises(NotFoundError, match=r"loop\.jpg"):
+        listed(tmp_path / "loop.jpg")

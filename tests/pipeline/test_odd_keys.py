@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from plain_s3 import plain_s3
 
@@ -86,10 +88,16 @@ def test_a_name_that_never_was_is_not_called_gone(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("never.jpg\n")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/gone.jpg").write_bytes(b"x")
+    row = pa.StructArray.from_arrays([pa.array([None], pa.binary()), pa.array(["never.jpg"])], ["bytes", "path"])
+    pq.write_table(pa.table({"image": row}), tmp_path / "rows.parquet")
     reasons = {}
-    for name in ("l.txt", "in"):
+    for name in ("l.txt", "rows.parquet", "in"):
         spec = load_spec(None, {"input.uri": str(tmp_path / name), "output.uri": str(tmp_path / "out")})
         survey = survey_input(spec, Storage())
-        (tmp_path / "in/gone.jpg").unlink(missing_ok=name == "l.txt") if name == "in" else None
+        (tmp_path / "in/gone.jpg").unlink() if name == "in" else None
         reasons[name] = _decode_sample(spec, survey, Storage()).failures[0][1]
-    assert reasons == {"l.txt": "missing: not found", "in": "missing: it is gone since it was listed"}
+    assert reasons == {
+        "l.txt": "missing: not found",
+        "rows.parquet": "missing: not found",
+        "in": "missing: it is gone since it was listed",
+    }

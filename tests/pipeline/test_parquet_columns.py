@@ -283,3 +283,44 @@ def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path, store_schema: 
     path.write_bytes(path.read_bytes().replace(b"imxge", b"im\xffge"))
     with pytest.raises(InputError, match="cannot be read"):
         listed(path)
+
+
+def test_the_only_column_of_names_is_found_by_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_bytes(IMAGES[1])
+    hashes = binary([b"x" * 32, b"y" * 32])
+    path = write(tmp_path / "one.parquet", {"link": [None, "b.jpg"], "caption": ["a dog", "a cat"], "sha": hashes})
+    refs = listed(path)
+    assert (refs[0].uri, refs[0].problem is not None) == (f"{path}#row=0", True)
+    assert read_all(refs[1:]) == [IMAGES[1]]
+    path = write(tmp_path / "struct.parquet", {"image": pa.array([{"path": "b.jpg", "width": 3}])})
+    assert read_all(listed(path)) == [IMAGES[1]]
+    for columns in ({"left": ["a.jpg"], "right": ["b.jpg"]}, {"caption": ["a dog"], "n": [1]}):
+        path = write(tmp_path / "none.parquet", columns)
+        with pytest.raises(InputError, match="--uri-column"):
+            listed(path)
+
+
+def test_a_folder_of_named_images_says_how_it_is_read(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"{number}.parquet", {"link": [f"{number}.jpg", "x.jpg"]})
+    notes = SourceNotes()
+    assert len(listed(tmp_path, notes, uri_column="link")) == 4
+    assert notes.listing == "Parquet, names from the column link: 0.jpg, x.jpg"
+
+
+def test_a_folder_without_a_known_column_names_the_way_out(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet", {"left": ["0.jpg"], "right": ["x.jpg"]})
+    with pytest.raises(InputError, match="--uri-column"):
+        survey_input(spec_with(tmp_path), Storage())
+
+
+def test_parquet_by_another_name_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "x.pq", {"image": binary(IMAGES)})
+    with pytest.raises(InputError, match=r"is Parquet.*\.parquet"):
+        listed(tmp_path / "x.pq")
+
+
+def test_damage_is_a_sentence_with_one_full_stop(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no Parquet at all")
+    with pytest.raises(InputError, match=r"[^.]\.$"):
+        listed(tmp_path / "x.parquet")

@@ -1,7 +1,9 @@
 """Tars as people have them: links, parts put one behind another, sparse members, names that come twice."""
 
+import bz2
 import gzip
 import io
+import lzma
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -173,3 +175,21 @@ def test_a_packed_archive_is_refused_or_named_never_taken_for_an_image(tmp_path:
     with pytest.raises(ImageError, match="unpack it"):
         read_image(bad, Storage())
     assert read_image(good, Storage()) == b"a"
+
+
+@pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_a_packed_tar_that_is_called_a_plain_one_is_named(
+    tmp_path: Path, pack: Callable[[bytes], bytes], name: str
+) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(pack(made(path, fill_with_links)))
+    with pytest.raises(InputError, match=rf"packed \({name}\).*unpack it"):
+        listed(path)
+    (problem,) = (ref.problem for ref in listed(tmp_path))
+    assert problem is not None
+    assert name in problem
+
+
+def test_a_member_that_is_named_like_a_packed_file_is_read(tmp_path: Path) -> None:
+    made(tmp_path / "x.tar", lambda tar: add(tar, "BZh.jpg", b"b"))
+    assert outcomes(listed(tmp_path / "x.tar")) == {"BZh.jpg": "b"}
