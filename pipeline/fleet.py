@@ -198,6 +198,10 @@ class Fleet:
                     dead[asked[ref]] = _Cause(LOST_RAYLET, was_preempted=True)
             except self._deaths as error:
                 dead[asked[ref]] = _Cause(describe_death(error), was_preempted(error))
+        for worker in {asked[ref] for ref in set(asked) - set(answered)}:
+            # Ray takes many seconds to declare a node dead, and its workers' answers stay away meanwhile.
+            if not self._members[worker].shard_refs:
+                dead[worker] = _Cause(f"it answered nothing for {FINAL_CHECK_S:.0f} s at the end", was_preempted=True)
         return [self._bury(worker, cause) for worker, cause in dead.items()]
 
     def shut_down(self) -> None:

@@ -18,8 +18,8 @@ from fault_proxy import Fault
 
 DIED = r"Worker \d+: the worker died"
 PARTS = ("/instances/run=", "/images/run=")
-# From the driver's last question to its end, on a busy core.
-LAST_QUESTION_S = 1.5
+# From the driver's last question to its end, on a busy core; a guess on the large side.
+LAST_QUESTION_S = 3.0
 MOMENTS: tuple[Literal["before", "after"], ...] = ("before", "after")
 # In the order of their writing; a driver killed there leaves a run at each of its stages.
 DRIVER_WRITES = {

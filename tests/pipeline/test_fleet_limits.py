@@ -146,3 +146,13 @@ def test_the_death_of_a_worker_that_holds_no_shard_is_found_at_the_end(
     (death,) = fleet.final_check()
     assert (death.worker, death.lost_shards, "raylet" in death.reason) == (0, (), True)
     assert fleet.final_check() == []
+
+
+def test_an_idle_worker_that_does_not_answer_at_the_end_is_named(
+    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = fleet_with(tmp_path)
+    monkeypatch.setattr(ray, "wait", lambda refs, **options: ([], refs))
+    (death,) = fleet.final_check()
+    assert (death.worker, death.lost_shards, "answered nothing" in death.reason) == (0, (), True)
+    assert len(killed) == 1
