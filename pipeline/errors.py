@@ -72,6 +72,8 @@ class WebHostError(StorageError):
 class UnsupportedSchemeError(StorageError):
     """No client can be opened for the scheme of an address: unknown, its package missing, or its options."""
 
+    exit_code = 2
+
 
 class DamagedFileError(StorageError):
     """A file of the output is missing, truncated, or not of this program; the message names it and `htc doctor`."""

@@ -9,6 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry as fsspec_registry
 
+from jobs.cli import main
 from pipeline.addresses import LONGEST_ADDRESS, read_address
 from pipeline.borders import at_image_border
 from pipeline.config import InputSection, load_spec
@@ -241,3 +242,12 @@ def test_a_store_that_is_not_known_here_costs_its_own_image_only(monkeypatch: py
     assert isinstance(failure, ImageFailure)
     assert (failure.status, failure.traceback) == ("failed", None)
     assert "its own kind" in failure.reason
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_a_place_that_cannot_be_opened_here_is_bad_usage(tmp_path: Path, place: str) -> None:
+    (tmp_path / "in").mkdir()
+    where = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")} | {place: "nosuch://x/y"}
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", where["input"], where["output"], "--no-model"])
+    assert ended.value.code == 2
