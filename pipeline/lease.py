@@ -254,8 +254,12 @@ def clear_dead_lease(
         if _watch(file, seen, WATCH_S, sleep) is not seen:
             return False
     # Taken over first: whoever else has seen it too finds it changed, and nobody's new lease is removed.
-    if file.replace(_mine(clock()).encode(), seen.version) is None:
-        return False
+    mine = _mine(clock())
+    if file.replace(mine.encode(), seen.version) is None:
+        # Unless the store took it, and only its answer was lost: the second try then found the first one's lease.
+        found = _holder_of(file.read())
+        if found is None or found.token != mine.token:
+            return False
     file.delete()
     return True
 

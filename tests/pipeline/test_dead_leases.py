@@ -10,6 +10,7 @@ from s3_server import S3Server
 
 from pipeline.config import JobSpec, StorageSection, load_spec
 from pipeline.lease import FORGOTTEN_AFTER_S, WATCH_S, Holder, clear_dead_lease, take_lease
+from pipeline.lease_store import ContestedFile
 from pipeline.process_identity import identify_process
 from pipeline.runs import Run, open_run
 from pipeline.storage import Storage
@@ -71,6 +72,36 @@ def test_a_lease_that_is_renewed_while_it_is_watched_stays(output: tuple[Storage
         leave(storage, uri, replace(FAR_AWAY, beats=1))
 
     assert not clear_dead_lease(storage, uri, "night", clock=lambda: later, sleep=renew)
+    assert storage.exists(lease)
+
+
+def test_a_lease_whose_answer_was_lost_is_removed_all_the_same(
+    output: tuple[Storage, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the chaos suite: the store took the replacement, and the second try found it changed."""
+    storage, uri = output
+    lease = leave(storage, uri, DEAD)
+    replace_it = ContestedFile.replace
+
+    def lose_the_answer(file: ContestedFile, payload: bytes, version: str) -> None:
+        assert replace_it(file, payload, version) is not None
+
+    monkeypatch.setattr(ContestedFile, "replace", lose_the_answer)
+    assert clear_dead_lease(storage, uri, "night", clock=lambda: NOON)
+    assert not storage.exists(lease)
+
+
+def test_a_lease_that_another_command_replaced_stays(
+    output: tuple[Storage, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, uri = output
+    lease = leave(storage, uri, DEAD)
+
+    def lose_the_race(file: ContestedFile, payload: bytes, version: str) -> None:
+        leave(storage, uri, replace(ALIVE, token="other"))
+
+    monkeypatch.setattr(ContestedFile, "replace", lose_the_race)
+    assert not clear_dead_lease(storage, uri, "night", clock=lambda: NOON)
     assert storage.exists(lease)
 
 
