@@ -194,7 +194,11 @@ class _Listing:
             # Names have no order to go on in, so that all is listed again, and noted again.
             self.notes.clear()
             planned = self.planned.all_numbers()
-        for ref in replace(self, planned=None)._walk(root, pattern):
+        yield from self._once(replace(self, planned=None)._walk(root, pattern), seen, planned)
+
+    def _once(self, refs: Iterator[ImageRef], seen: set[int], planned: set[int]) -> Iterator[ImageRef]:
+        """Pass each image on the first time that it is named, but for those that were planned before."""
+        for ref in refs:
             number = image_id(ref.uri)
             if number in seen:
                 self.notes.duplicates += 1
@@ -272,14 +276,7 @@ class _Listing:
             if is_shown and len(shown) < _SHOWN_NAMES and entry.text:
                 shown.append(_shown_name(entry.text))
                 self.notes.listing = f"{understood}: {', '.join(shown)}"
-            for ref in self._from_entry(entry, folder, listing, seen):
-                number = image_id(ref.uri)
-                if number in seen:
-                    self.notes.duplicates += 1
-                    continue
-                seen.add(number)
-                if number not in planned:
-                    yield ref
+            yield from self._once(self._from_entry(entry, folder, listing, seen), seen, planned)
 
     def _from_entry(self, entry: Entry, folder: str, listing: str, seen: set[int]) -> Iterator[ImageRef]:
         """List what an entry names: an image, a container's images, or the row that says why it is neither."""
