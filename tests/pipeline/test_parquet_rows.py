@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -145,19 +146,31 @@ def test_two_shards_read_one_row_group_at_two_places_without_beginning_again(
     monkeypatch.setattr(pipeline.parquet_images, "_Rows", Counted)
     with ParquetRows() as rows:
 
-        def read(first: int, last: int) -> None:
-            for row in range(first, last):
-                assert rows.read(str(path), row, "image", Storage()).payload == b"%d" % row
+        def read(row: int) -> None:
+            assert rows.read(str(path), row, "image", Storage()).payload == b"%d" % row
 
-        for starts in ((0, 200), (400,)):
-            threads = [threading.Thread(target=read, args=(start, start + 150)) for start in starts]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        # Rows before all readers are read by beginning again.
-        read(0, 3)
-    assert 3 <= len(opened) <= 4
+        for row in range(150):
+            read(row)
+            read(200 + row)
+        assert len(opened) == 2
+        # Shortly behind the second reader, then far behind both, then before all of them.
+        for row in (*range(380, 400), *range(500, 520), *range(3)):
+            read(row)
+    assert len(opened) == 4
+
+
+def test_threads_share_the_readers_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", [b"%d" % number for number in range(600)])
+    starts = range(0, 600, 150)
+    with ParquetRows() as rows, ThreadPoolExecutor(len(starts)) as pool:
+        together = threading.Barrier(len(starts))
+
+        def read(first: int) -> list[bytes | None]:
+            together.wait(60)
+            return [rows.read(str(path), row, "image", Storage()).payload for row in range(first, first + 150)]
+
+        found = [payload for payloads in pool.map(read, starts) for payload in payloads]
+    assert found == [b"%d" % number for number in range(600)]
 
 
 def test_no_file_stays_open_behind_the_last_row(tmp_path: Path) -> None:
