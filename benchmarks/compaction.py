@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.compaction import compact_run
-from pipeline.manifest import Manifest
-from pipeline.parts import Part, part_uri
-from pipeline.records import RunRecord, write_record
-from pipeline.results import Results
-from pipeline.storage import Storage
-from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.views import open_database
+from pipeline.maintenance.compaction import compact_run
+from pipeline.output.parts import Part, part_uri
+from pipeline.output.results import Results
+from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.run_record import RunRecord, write_record
+from pipeline.output.views import open_database
+from pipeline.planning.manifest import Manifest
+from pipeline.storage.storage import Storage
 
 RUN = "night"
 INSTANCES_PER_IMAGE = 4

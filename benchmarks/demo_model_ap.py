@@ -30,11 +30,11 @@ SCORE_THRESHOLD = 0.001
 
 def score_set(folder: Path, work: Path, weights: str) -> dict[str, Any]:
     """Segment one set's held-out photos and score them."""
-    from jobs.evaluate import evaluate_run
-    from pipeline.config import load_spec
-    from pipeline.driver import run
-    from pipeline.storage import Storage
-    from pipeline.tables import open_results
+    from jobs.results.evaluate import evaluate_run
+    from pipeline.driver.run import run
+    from pipeline.job_spec.job import load_spec
+    from pipeline.output.rows import open_results
+    from pipeline.storage.storage import Storage
 
     annotations = folder / "instances_heldout.json"
     names = [image["file_name"] for image in json.loads(annotations.read_text())["images"]]

@@ -42,8 +42,8 @@ class Segment:
     def __init__(self, preset: str) -> None:
         import torch
 
-        from pipeline.config import ModelSection
-        from pipeline.segmenter import load_model
+        from pipeline.job_spec.job import ModelSection
+        from pipeline.worker.segmenter import load_model
 
         torch.set_num_threads(1)
         self.model = load_model(ModelSection(preset=preset, weights="untrained"))
@@ -58,8 +58,8 @@ class Segment:
         return rows
 
     def segment(self, payload: bytes) -> list[tuple[str, float, bytes]]:
-        from htc_model.masks import encode_detections
-        from pipeline.images import batch_from_bytes
+        from htc_model.masks.encode import encode_detections
+        from pipeline.inputs.decode import batch_from_bytes
 
         raw = self.model.infer(batch_from_bytes([payload], self.model.config))[0]
         found = encode_detections(raw)

@@ -29,10 +29,10 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from htc_model.config import load_preset
-from htc_model.deterministic import untrained_state
-from htc_model.htc import HTC, build_model
+from htc_model.network.detector import HTC, build_model
 from htc_model.preprocess import build_batch
 from htc_model.structures import Detections
+from htc_model.weights.untrained import untrained_state
 
 HEIGHT, WIDTH = 427, 640
 IOU_MATCHED, SCORE_MATCHED = 0.95, 1e-3  # what counts as the same detection, as in the parity tests

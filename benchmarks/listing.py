@@ -18,10 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.config import StorageSection, load_spec
-from pipeline.plan import plan_run
-from pipeline.sources import list_images
-from pipeline.storage import Listed, Storage
+from pipeline.inputs.listing import list_images
+from pipeline.job_spec.job import StorageSection, load_spec
+from pipeline.planning.planner import plan_run
+from pipeline.storage.storage import Listed, Storage
 
 FOLDERS = 40
 PAGE_KEYS = 1000

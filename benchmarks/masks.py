@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from htc_model.masks import encode_masks
+from htc_model.masks.encode import encode_masks
 from htc_model.structures import Rle
 
 INSTANCES = 100
@@ -71,7 +71,7 @@ def main() -> None:
         theirs_s = median_s(lambda: paste_and_encode(maps, boxes, size), 1)  # noqa: B023
         result = {
             "benchmark": "masks",
-            "compares": "htc_model.masks.encode_masks with full-size grid_sample + pycocotools.encode",
+            "compares": "htc_model.masks.encode.encode_masks with full-size grid_sample + pycocotools.encode",
             "height": height,
             "width": width,
             "instances": INSTANCES,

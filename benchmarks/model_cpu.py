@@ -26,13 +26,13 @@ import torchvision
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from htc_model.boxes import boxes_to_rois  # noqa: E402
 from htc_model.config import load_preset  # noqa: E402
-from htc_model.deterministic import untrained_state  # noqa: E402
-from htc_model.htc import HTC, build_model  # noqa: E402
-from htc_model.masks import encode_detections  # noqa: E402
+from htc_model.masks.encode import encode_detections  # noqa: E402
+from htc_model.network.box_ops import boxes_to_rois  # noqa: E402
+from htc_model.network.detector import HTC, build_model  # noqa: E402
 from htc_model.structures import ImageBatch  # noqa: E402
-from pipeline.images import batch_from_bytes  # noqa: E402
+from htc_model.weights.untrained import untrained_state  # noqa: E402
+from pipeline.inputs.decode import batch_from_bytes  # noqa: E402
 
 T = TypeVar("T")
 

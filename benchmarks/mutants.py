@@ -35,7 +35,9 @@ def verdicts() -> list[tuple[str, str, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", help="such as pipeline.ledger; by default all that are configured")
+    parser.add_argument(
+        "modules", nargs="*", help="such as pipeline.driver.shard_queue; by default all that are configured"
+    )
     parser.add_argument("--run", action="store_true", help="make and test the mutants first")
     options = parser.parse_args()
     if options.run:

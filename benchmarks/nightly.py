@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import JobSpec, load_spec
-from pipeline.current import needed_runs
-from pipeline.records import RunRecord, write_record
-from pipeline.refs import image_id
-from pipeline.runs import open_run
-from pipeline.storage import Listed, Storage
-from pipeline.tables import IMAGES_SCHEMA, INSTANCES_SCHEMA, images_part, instances_part, open_results
+from pipeline.inputs.image_ref import image_id
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.maintenance.needed_runs import needed_runs
+from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA, images_part, instances_part, open_results
+from pipeline.output.run_record import RunRecord, write_record
+from pipeline.runs.open import open_run
+from pipeline.storage.storage import Listed, Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
 SHARD_IMAGES = 256
@@ -136,7 +136,7 @@ def group_current(spec: JobSpec, keys: int) -> dict[str, object]:
 
 def ask(spec: JobSpec, sql: str) -> object:
     """Answer a query of one number."""
-    from pipeline.views import open_database
+    from pipeline.output.views import open_database
 
     with open_database(open_results(spec.output.uri)) as database:
         return database.execute(sql).fetchall()[0][0]

@@ -2,13 +2,13 @@
 
     python benchmarks/table1_small.py OUTPUT --data FOLDER [--start WEIGHTS] [--seeds 0 1 2] [--epochs 1]
 
-FOLDER holds coco_person1/ and coco_mini/ (docs/models/htc_lite0_fpn.md). All systems have htc_lite0_fpn's
-backbone and see the same pictures of persons in the same order for equally many steps; layers that two systems share
-start with the same numbers. The rules of training are each system's published ones (htc_model/training/rules.py). HTC's
-three switches are also turned on one by one in Cascade Mask R-CNN; there, mask information flow without interleaving
-means that mask head t also receives the features of head t-1, but is trained on the boxes that entered stage t, not on
-those that box head t has just refined. The semantic branch learns the class of each pixel, drawn from the instances'
-masks (smaller ones over larger ones, crowds ignored, the rest one class), since the data has no stuff maps.
+FOLDER holds coco_person1/ and coco_mini/ (docs/models/htc_lite0_fpn.md). All systems have htc_lite0_fpn's backbone and
+see the same pictures of persons in the same order for equally many steps; layers that two systems share start with the
+same numbers. The rules of training are each system's published ones (htc_model/training/train_config.py). HTC's three
+switches are also turned on one by one in Cascade Mask R-CNN; there, mask information flow without interleaving means
+that mask head t also receives the features of head t-1, but is trained on the boxes that entered stage t, not on those
+that box head t has just refined. The semantic branch learns the class of each pixel, drawn from the instances' masks
+(smaller ones over larger ones, crowds ignored, the rest one class), since the data has no stuff maps.
 
 --start gives all systems the same trained backbone, neck and proposal network; the heads always start at random.
 
@@ -36,10 +36,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from table1_data import write_documents  # noqa: E402
 from table1_report import MAIN_SYSTEMS, SWITCHES_ALONE, describe_cells  # noqa: E402
 
-from htc_model.training.curves import read_metrics  # noqa: E402
+from htc_model.training.plots import read_metrics  # noqa: E402
 from htc_model.training.spec import TrainingSpec  # noqa: E402
-from htc_model.weights import load_weights, save_weights  # noqa: E402
-from pipeline.trainer import train_alone  # noqa: E402
+from htc_model.weights.load import load_weights, save_weights  # noqa: E402
+from pipeline.training.single import train_alone  # noqa: E402
 
 # What `--start` gives: all that comes before the heads that are compared.
 _SHARED_PARTS = ("backbone.", "neck.", "rpn_head.")

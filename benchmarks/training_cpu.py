@@ -24,14 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from htc_model.config import load_preset  # noqa: E402
-from htc_model.htc import HTC, build_model  # noqa: E402
+from htc_model.network.detector import HTC, build_model  # noqa: E402
 from htc_model.structures import ImageBatch  # noqa: E402
-from htc_model.training import stage, step  # noqa: E402
+from htc_model.training import cascade_losses as stage  # noqa: E402
+from htc_model.training import detector_losses as step  # noqa: E402
 from htc_model.training.ema import WeightAverage  # noqa: E402
 from htc_model.training.freezing import freeze_trunk, set_training_mode  # noqa: E402
-from htc_model.training.initial import initialise_heads  # noqa: E402
-from htc_model.training.rules import TrainingRules, rules_for  # noqa: E402
+from htc_model.training.pretrained import initialise_heads  # noqa: E402
 from htc_model.training.targets import Truth  # noqa: E402
+from htc_model.training.train_config import TrainingRules, rules_for  # noqa: E402
 
 PARTS = {
     "train_proposals": "proposal losses",

@@ -57,11 +57,11 @@ def peak_mib() -> float:
 def work(folder: Path, images: int, model: str, cpus: float) -> None:
     """Be the worker: load the model, do two shards at once, print what it took."""
     from pipeline.assignments import Assignment
-    from pipeline.config import load_spec
-    from pipeline.manifest import Shard
-    from pipeline.memory import resident_bytes
-    from pipeline.refs import ImageRef
-    from pipeline.worker import Worker, WorkerSettings
+    from pipeline.inputs.image_ref import ImageRef
+    from pipeline.job_spec.job import load_spec
+    from pipeline.planning.manifest import Shard
+    from pipeline.worker.memory import resident_bytes
+    from pipeline.worker.worker import Worker, WorkerSettings
 
     values = {"input.uri": str(folder / "in"), "output.uri": str(folder / "out"), "model.preset": model}
     spec = load_spec(None, values)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from htc_model.coco import COCO_CATEGORY_IDS, COCO_CLASSES
+from htc_model.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 
 BackboneKind = Literal["resnet", "efficientnet_lite0"]
 Norm = Literal["batch", "group"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.reports import PieceReport, ShardFailure
+from pipeline.messages import PieceReport, ShardFailure
 
 
 @dataclass(frozen=True)

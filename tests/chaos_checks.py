@@ -10,11 +10,11 @@ from typing import Any
 
 from chaos_scene import Scene
 
-from pipeline.config import StorageSection
-from pipeline.refs import image_id
-from pipeline.storage import Storage
-from pipeline.tables import open_results
-from pipeline.uris import is_local
+from pipeline.inputs.image_ref import image_id
+from pipeline.job_spec.job import StorageSection
+from pipeline.output.rows import open_results
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local
 
 Row = dict[str, Any]
 # What a fault may change without any harm, and what differs between two stores that hold the same files.

@@ -10,8 +10,8 @@ from chaos_model import LoadContentModel
 from chaos_plan import ENVIRONMENT_NAME, Plan
 from chaos_sabotage import sabotage
 
-from jobs.cli import main
-from pipeline import driver
+from jobs.cli.main import main
+from pipeline.driver import run as driver
 
 BLOCK_MIB = 16
 

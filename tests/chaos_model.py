@@ -12,7 +12,7 @@ from chaos_sabotage import sabotage
 
 from htc_model.config import ModelConfig, ResizeConfig, load_preset
 from htc_model.structures import ImageBatch, RawDetections
-from pipeline.config import ModelSection
+from pipeline.job_spec.job import ModelSection
 
 MAX_INSTANCES = 3
 # Small, so that a round is spent on faults and not on resizing.

@@ -10,8 +10,8 @@ from typing import Any
 
 from chaos_plan import Plan, Strike
 
-from pipeline import local_files
-from pipeline.storage import Storage
+from pipeline.storage import local as local_files
+from pipeline.storage.storage import Storage
 
 
 def sabotage(plan: Plan, driver_pid: int) -> None:

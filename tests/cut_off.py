@@ -1,7 +1,7 @@
 """Storage that dies."""
 
 from pipeline.errors import StorageError
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 
 class CutOff(Storage):

@@ -11,16 +11,16 @@ import pytest
 from fake_models import LoadFake, write_images
 from local_fleet import LocalFleet
 
-import pipeline.fleet
-import pipeline.ledger
-import pipeline.session
-from jobs import cli
-from pipeline.cluster import WorkerPlan
-from pipeline.config import ComputeSection
-from pipeline.lease import take_lease
-from pipeline.storage import Storage
-from pipeline.tables import open_results
-from pipeline.worker import WorkerSettings
+import pipeline.driver.session
+import pipeline.driver.shard_queue
+import pipeline.driver.worker_pool
+from jobs.cli import main as cli
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.job_spec.job import ComputeSection
+from pipeline.output.rows import open_results
+from pipeline.runs.lease import take_lease
+from pipeline.storage.storage import Storage
+from pipeline.worker.worker import WorkerSettings
 
 Htc = Callable[..., tuple[int, str]]
 MODEL = ("--model", "htc_lite0_fpn", "--weights", "untrained", "--shard-images", "2")
@@ -70,9 +70,9 @@ _program = cache(cli.load_program)
 def without_ray() -> Iterator[None]:
     """Have `htc run` do its work in this process for the time of a block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.fleet, "Fleet", FakeFleet)
-        patch.setattr(pipeline.session, "ray_cluster", _one_worker)
-        patch.setattr(pipeline.ledger, "FIRST_BACKOFF_S", 0.0)
+        patch.setattr(pipeline.driver.worker_pool, "Fleet", FakeFleet)
+        patch.setattr(pipeline.driver.session, "ray_cluster", _one_worker)
+        patch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
         # Built anew it would take as long as a command.
         patch.setattr(cli, "load_program", _program)
         yield

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from htc_model.backbone import STRIDES
-from htc_model.boxes import boxes_to_rois
 from htc_model.config import ModelConfig
-from htc_model.heads import BOX_POOL, MASK_POOL
-from htc_model.htc import HTC
-from htc_model.roi_pooling import roi_levels
-from htc_model.semantic import STRIDE as SEMANTIC_STRIDE
+from htc_model.network.box_ops import boxes_to_rois
+from htc_model.network.detector import HTC
+from htc_model.network.resnet import STRIDES
+from htc_model.network.roi_align import roi_levels
+from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
+from htc_model.network.semantic_head import STRIDE as SEMANTIC_STRIDE
 from htc_model.structures import ImageBatch
 
 Reason = Literal["score threshold", "NMS overlap", "NMS order", "follows another", "cut", "RoI grid", "proposal"]

@@ -23,7 +23,7 @@ from PIL import Image
 from htc_model.config import ModelConfig, load_preset
 from htc_model.finite import NonFiniteError
 from htc_model.structures import ImageBatch, RawDetections
-from pipeline.config import ModelSection
+from pipeline.job_spec.job import ModelSection
 
 Raising = Literal["raise", "oom", "device_lost", "die"]
 Ending = Literal["exit", "kill", "segfault", "hang", "hang_mute", "die_once", "kill_once", "hang_once"]

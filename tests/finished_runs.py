@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import load_spec
-from pipeline.runs import Hold, Run, open_run
-from pipeline.storage import Storage
-from pipeline.tables import ImageRow, InstanceRow, build_image_row, commit_shard, open_results
+from pipeline.job_spec.job import load_spec
+from pipeline.output.rows import ImageRow, InstanceRow, build_image_row, commit_shard, open_results
+from pipeline.runs.open import Hold, Run, open_run
+from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}
 FIRST_NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)

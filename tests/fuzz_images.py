@@ -151,12 +151,12 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
     from chaos_plan import Plan
 
     from pipeline.assignments import Assignment
-    from pipeline.config import load_spec
-    from pipeline.fingerprint import take_fingerprint
-    from pipeline.runs import open_run
-    from pipeline.storage import Storage
-    from pipeline.tables import open_results
-    from pipeline.worker import Worker, WorkerSettings
+    from pipeline.job_spec.job import load_spec
+    from pipeline.output.rows import open_results
+    from pipeline.runs.open import open_run
+    from pipeline.storage.storage import Storage
+    from pipeline.weights.fingerprint import take_fingerprint
+    from pipeline.worker.worker import Worker, WorkerSettings
 
     values: dict[str, object] = {
         "input.uri": str(folder / "in"),

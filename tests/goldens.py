@@ -30,16 +30,16 @@ from decisions import (
 )
 from torch import Tensor
 
-from htc_model.boxes import boxes_to_rois
 from htc_model.config import load_preset
-from htc_model.deterministic import untrained_state
-from htc_model.heads import BOX_POOL, MASK_POOL
-from htc_model.htc import HTC, build_model
-from htc_model.masks import decode_rle, encode_detections
-from htc_model.roi_pooling import pool_map, pool_pyramid, roi_levels
-from htc_model.semantic import STRIDE as SEMANTIC_STRIDE
+from htc_model.masks.encode import decode_rle, encode_detections
+from htc_model.network.box_ops import boxes_to_rois
+from htc_model.network.detector import HTC, build_model
+from htc_model.network.roi_align import pool_map, pool_pyramid, roi_levels
+from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
+from htc_model.network.semantic_head import STRIDE as SEMANTIC_STRIDE
 from htc_model.structures import ImageBatch, RawDetections
-from pipeline.images import batch_from_bytes
+from htc_model.weights.untrained import untrained_state
+from pipeline.inputs.decode import batch_from_bytes
 
 DATA = Path(__file__).parent / "data"
 PRESET_OF_GOLDEN: Mapping[str, str] = {

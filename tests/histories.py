@@ -18,21 +18,21 @@ from chaos_model import ContentModel
 from chaos_plan import POISON_SIZE, Plan
 from local_fleet import Death, LocalFleet, Member
 
-import pipeline.active_run
-import pipeline.fleet
-import pipeline.lease
-import pipeline.ledger
-import pipeline.manifest
-import pipeline.session
-import pipeline.stages
+import pipeline.driver.session
+import pipeline.driver.shard_queue
+import pipeline.driver.worker_pool
+import pipeline.planning.manifest
+import pipeline.runs.lease
+import pipeline.runs.run
+import pipeline.worker.shard_pipeline
 from htc_model.config import load_preset
 from htc_model.structures import ImageBatch, RawDetections
-from pipeline.config import ModelSection
+from pipeline.driver.events import Event
 from pipeline.errors import StorageError, TransientStorageError
-from pipeline.events import Event
-from pipeline.image_reading import fetch_image
-from pipeline.leftovers import remove_leftovers
-from pipeline.storage import Storage
+from pipeline.inputs.read import fetch_image
+from pipeline.job_spec.job import ModelSection
+from pipeline.runs.cleanup import remove_leftovers
+from pipeline.storage.storage import Storage
 
 
 class DriverDeath(BaseException):
@@ -153,17 +153,17 @@ class FatedFleet(LocalFleet):
 def enact(fate: Fate, patch: pytest.MonkeyPatch) -> None:
     """Put the fate between the program and its storage, and the fleet of this process in Ray's place."""
     FatedFleet.fate, FatedFleet.orphans = fate, []
-    patch.setattr(pipeline.fleet, "Fleet", FatedFleet)
-    patch.setattr(pipeline.ledger, "FIRST_BACKOFF_S", 0.0)
+    patch.setattr(pipeline.driver.worker_pool, "Fleet", FatedFleet)
+    patch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
     # Several parts of the manifest for two dozen images.
-    patch.setattr(pipeline.manifest, "FIRST_PART_IMAGES", 4)
-    patch.setattr(pipeline.manifest, "PART_IMAGES", 8)
+    patch.setattr(pipeline.planning.manifest, "FIRST_PART_IMAGES", 4)
+    patch.setattr(pipeline.planning.manifest, "PART_IMAGES", 8)
     # The dead driver's process is this one, and alive.
-    patch.setattr(pipeline.lease, "is_dead_here", lambda host, process: True)
+    patch.setattr(pipeline.runs.lease, "is_dead_here", lambda host, process: True)
     patch.setattr(Storage, "write", _fated_write(fate, Storage.write))
     patch.setattr(Storage, "delete", _unless_dead(fate, Storage.delete))
-    patch.setattr(pipeline.active_run, "remove_leftovers", _unless_dead(fate, remove_leftovers))
-    patch.setattr(pipeline.stages, "fetch_image", _fated_read(fate, fetch_image))
+    patch.setattr(pipeline.runs.run, "remove_leftovers", _unless_dead(fate, remove_leftovers))
+    patch.setattr(pipeline.worker.shard_pipeline, "fetch_image", _fated_read(fate, fetch_image))
 
 
 def _fated_write(fate: Fate, write: Callable[..., None]) -> Callable[..., None]:

@@ -5,11 +5,11 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pipeline.assignments import Assignment
-from pipeline.cluster import WorkerPlan
-from pipeline.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
-from pipeline.plan import Shard
-from pipeline.reports import WorkerReady
-from pipeline.worker import Worker, WorkerSettings
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
+from pipeline.messages import WorkerReady
+from pipeline.planning.planner import Shard
+from pipeline.worker.worker import Worker, WorkerSettings
 
 
 class Death(BaseException):
@@ -24,7 +24,7 @@ class Member:
 
 
 class LocalFleet:
-    """Does what `pipeline.fleet.Fleet` does, step by step.
+    """Does what `pipeline.driver.worker_pool.Fleet` does, step by step.
 
     starts: workers begun, over all fleets of the class.
     assignments: everything that was handed out.

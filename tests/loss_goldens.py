@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htc_model.boxes import boxes_to_rois
 from htc_model.config import ResizeConfig
-from htc_model.deterministic import untrained_state
-from htc_model.htc import HTC, build_model
-from htc_model.rle import decode_rle
+from htc_model.masks.rle import decode_rle
+from htc_model.network.box_ops import boxes_to_rois
+from htc_model.network.detector import HTC, build_model
 from htc_model.structures import ImageBatch, Rle
+from htc_model.training.detector_losses import StepTrace, run_step
 from htc_model.training.freezing import RESNET_FROZEN_STAGES, freeze_trunk, set_training_mode
-from htc_model.training.rules import rules_for
-from htc_model.training.step import StepTrace, run_step
 from htc_model.training.targets import RoiSample, Truth
+from htc_model.training.train_config import rules_for
+from htc_model.weights.untrained import untrained_state
 
 LOSS_GOLDENS = Path(__file__).parent / "data" / "losses"
 PRESET_OF_LOSS_GOLDEN: Mapping[str, str] = {

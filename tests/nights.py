@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.deletions import DELETIONS_SCHEMA, write_deletions
 from pipeline.errors import ImageStatus
-from pipeline.records import RunRecord, write_record
-from pipeline.refs import ImageRef, image_id
-from pipeline.storage import Storage
-from pipeline.tables import InstanceRow, build_image_row, commit_shard
+from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.output.deletions import DELETIONS_SCHEMA, write_deletions
+from pipeline.output.rows import InstanceRow, build_image_row, commit_shard
+from pipeline.output.run_record import RunRecord, write_record
+from pipeline.storage.storage import Storage
 
 BOX = {"x": 0.0, "y": 0.0, "width": 1.0, "height": 1.0}
 

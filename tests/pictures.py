@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.images import decode_image
+from pipeline.inputs.decode import decode_image
 
 
 def gradient(height: int = 24, width: int = 40) -> Image.Image:

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import JobSpec, load_spec
 from pipeline.errors import ImageStatus
-from pipeline.lease import take_lease
-from pipeline.runs import Hold, Run, open_run
-from pipeline.storage import Storage
-from pipeline.stored import ReadVersion
-from pipeline.tables import build_image_row, commit_shard
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.output.rows import build_image_row, commit_shard
+from pipeline.runs.lease import take_lease
+from pipeline.runs.open import Hold, Run, open_run
+from pipeline.storage.objects import ReadVersion
+from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
 OTHER_MODEL = {**FINGERPRINT, "weights_sha256": "b" * 64}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.scheduling.engine import Engine
 from jobs.scheduling.firing import Ending, Firing
-from jobs.scheduling.launching import Sight
+from jobs.scheduling.launcher import Sight
 from jobs.scheduling.schedule import Schedule, build_schedule
 from jobs.scheduling.store import ScheduleStore
 from pipeline.errors import HtcError

@@ -9,14 +9,14 @@ from fake_models import FakeModel
 
 from htc_model.config import load_preset
 from pipeline.assignments import Assignment
-from pipeline.claims import Claim
-from pipeline.config import JobSpec
-from pipeline.plan import Shard
-from pipeline.refs import ImageRef
-from pipeline.reports import ShardReport
-from pipeline.segmenter import Segmenter
-from pipeline.shard import ShardProcessor
-from pipeline.tables import images_part, instances_part
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.job_spec.job import JobSpec
+from pipeline.messages import ShardReport
+from pipeline.output.rows import images_part, instances_part
+from pipeline.planning.planner import Shard
+from pipeline.worker.commit_claim import Claim
+from pipeline.worker.segmenter import Segmenter
+from pipeline.worker.shard_processor import ShardProcessor
 
 Row = dict[str, object]
 

@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from htc_model.rle import decode_rle
-from htc_model.training.segmentations import RejectedError, Size, read_area, read_box, sound_segmentation, to_rle
+from htc_model.masks.rle import decode_rle
+from htc_model.training.annotation_parsing import RejectedError, Size, read_area, read_box, sound_segmentation, to_rle
 
 # As JSON has them: whole numbers, decimals, text.
 ImageId = int | float | str

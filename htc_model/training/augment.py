@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from htc_model.config import ResizeConfig
 from htc_model.preprocess import resized_size
-from htc_model.training.pictures import Picture, drop_invisible, resize_picture
+from htc_model.training.samples import Picture, drop_invisible, resize_picture
 
 # An object cut or covered down to fewer pixels than this (at network scale) teaches nothing.
 _MIN_VISIBLE_PIXELS = 16

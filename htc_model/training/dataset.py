@@ -14,7 +14,7 @@ from htc_model.config import ModelConfig
 from htc_model.structures import ImageBatch
 from htc_model.training.annotations import AnnotationError, CocoAnnotations
 from htc_model.training.augment import Augmentation, augment_picture
-from htc_model.training.pictures import (
+from htc_model.training.samples import (
     LoadImage,
     LoadStuff,
     Picture,

@@ -3,7 +3,7 @@
 from torch import nn
 
 from htc_model.config import ModelConfigError
-from htc_model.htc import HTC
+from htc_model.network.detector import HTC
 
 # Of a ResNet: the stem is stage 0. Stages 0 and 1 stay as ImageNet left them (MMDetection, frozen_stages=1).
 RESNET_FROZEN_STAGES = 1

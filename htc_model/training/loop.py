@@ -12,18 +12,18 @@ from typing import Any
 import torch
 
 from htc_model.finite import NonFiniteError, non_finite_keys, unusable_keys
-from htc_model.htc import HTC
+from htc_model.network.detector import HTC
 from htc_model.structures import ImageBatch
-from htc_model.training import ranks
+from htc_model.training import distributed as ranks
 from htc_model.training.annotations import CocoAnnotations
 from htc_model.training.checkpoint import Checkpoint, write_checkpoint
 from htc_model.training.dataset import BatchPlan, TrainingBatch, TrainingPictures, iterate_batches
+from htc_model.training.detector_losses import run_step
 from htc_model.training.ema import WeightAverage
 from htc_model.training.freezing import set_training_mode
-from htc_model.training.rules import TrainingRules
 from htc_model.training.schedule import learning_rate_factor
 from htc_model.training.spec import TrainingSpec
-from htc_model.training.step import run_step
+from htc_model.training.train_config import TrainingRules
 
 logger = logging.getLogger(__name__)
 

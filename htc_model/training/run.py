@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from htc_model.config import config_to_dict
-from htc_model.htc import HTC
-from htc_model.training import ranks
+from htc_model.network.detector import HTC
+from htc_model.training import distributed as ranks
 from htc_model.training.annotations import CocoAnnotations
-from htc_model.training.checkpoint import read_checkpoint
-from htc_model.training.curves import draw_curves, read_metrics
-from htc_model.training.dataset import TrainingPictures
-from htc_model.training.ema import WeightAverage
-from htc_model.training.evaluation import evaluate_model
-from htc_model.training.initial import describe_reinitialised
-from htc_model.training.loop import OnStep, Training, TrainingFiles, train_steps
-from htc_model.training.pictures import LoadImage, LoadStuff
-from htc_model.training.setup import (
+from htc_model.training.build import (
     LoadState,
     build_optimiser,
     build_training_model,
     training_config,
     training_rules,
 )
+from htc_model.training.checkpoint import read_checkpoint
+from htc_model.training.dataset import TrainingPictures
+from htc_model.training.ema import WeightAverage
+from htc_model.training.evaluate import evaluate_model
+from htc_model.training.loop import OnStep, Training, TrainingFiles, train_steps
+from htc_model.training.plots import draw_curves, read_metrics
+from htc_model.training.pretrained import describe_reinitialised
+from htc_model.training.samples import LoadImage, LoadStuff
 from htc_model.training.spec import TrainingSpec
-from htc_model.weights import save_weights
+from htc_model.weights.load import save_weights
 
 logger = logging.getLogger(__name__)
 

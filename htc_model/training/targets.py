@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from htc_model.heads import MASK_SIDE
-from htc_model.training.assign import UNUSED, AssignRule, assign_boxes
-from htc_model.training.sampling import Sample, SampleRule, sample_assigned
+from htc_model.network.roi_heads import MASK_SIDE
+from htc_model.training.matcher import UNUSED, AssignRule, assign_boxes
+from htc_model.training.sampler import Sample, SampleRule, sample_assigned
 
 
 @dataclass(frozen=True)

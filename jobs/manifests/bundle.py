@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from jobs.cluster_package import build_entrypoint
-from jobs.files import replaced_file
+from jobs.cluster.package import build_entrypoint
+from jobs.manifests.cluster_shape import ClusterShape
+from jobs.manifests.kuberay import build_ray_cluster, build_ray_cron_job, build_ray_job
 from jobs.manifests.pods import SPEC_PATH, Manifest
-from jobs.manifests.ray_kinds import build_ray_cluster, build_ray_cron_job, build_ray_job
-from jobs.manifests.shape import ClusterShape
-from jobs.manifests.surroundings import (
+from jobs.manifests.resources import (
     build_disruption_budget,
     build_namespace,
     build_network_policy,
@@ -17,9 +16,10 @@ from jobs.manifests.surroundings import (
     build_quota,
     build_spec_map,
 )
-from jobs.manifests.yaml_text import dump_manifests
-from pipeline.config import JobSpec
+from jobs.manifests.yaml_dump import dump_manifests
+from jobs.terminal.output_file import replaced_file
 from pipeline.errors import SpecError
+from pipeline.job_spec.job import JobSpec
 
 Kind = Literal["rayjob", "raycronjob", "raycluster"]
 # By the path of its file, the manifests in it.

@@ -1,10 +1,10 @@
 """A schedule for KubeRay without RayCronJob: a CronJob whose pod creates a RayJob and waits for its end."""
 
+from jobs.manifests.cluster_shape import ClusterShape
 from jobs.manifests.cron_fields import portable_cron
+from jobs.manifests.kuberay import build_ray_job
 from jobs.manifests.pods import CONTAINER_SECURITY, POD_SECURITY, Manifest, labels_of
-from jobs.manifests.ray_kinds import build_ray_job
-from jobs.manifests.shape import ClusterShape
-from jobs.manifests.yaml_text import dump_manifests
+from jobs.manifests.yaml_dump import dump_manifests
 from jobs.scheduling.schedule import Schedule
 
 TEMPLATE_FOLDER = "/etc/htc-start"
@@ -78,7 +78,7 @@ def stop_deadline_s(schedule: Schedule) -> int | None:
 
 
 def _job(schedule: Schedule, shape: ClusterShape, account: str) -> Manifest:
-    words = ["python", "-P", "-m", "jobs.manifests.start_ray_job", f"{TEMPLATE_FOLDER}/{TEMPLATE_FILE}"]
+    words = ["python", "-P", "-m", "jobs.entrypoints.kube_cron_job", f"{TEMPLATE_FOLDER}/{TEMPLATE_FILE}"]
     if schedule.mode == "full":
         words.append("--run-of-its-own")
     if schedule.jitter_s:

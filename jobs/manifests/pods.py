@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs.manifests.shape import ClusterShape, SpotMarket
+from jobs.manifests.cluster_shape import ClusterShape, SpotMarket
 
 Manifest = dict[str, Any]
 
@@ -28,7 +28,7 @@ CONTAINER_SECURITY: Manifest = {
     "capabilities": {"drop": ["ALL"]},
     "runAsNonRoot": True,
 }
-# Only lists of shards and reports go through Ray's object store, see pipeline.cluster.
+# Only lists of shards and reports go through Ray's object store, see pipeline.cluster.connection.
 OBJECT_STORE_BYTES = 200 * 2**20
 
 # How the clouds mark their spot nodes: label and taint. Google: cloud.google.com/kubernetes-engine/docs/how-to/spot-vms

@@ -16,8 +16,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from jobs.scheduling.cron_description import describe_fields
 from jobs.scheduling.cron_values import split_cron
-from jobs.scheduling.cron_words import describe_fields
 
 ALIASES = {
     "@yearly": "0 0 1 1 *",

@@ -12,11 +12,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jobs.scheduling.firing import Ending, Firing, Kind, firing_name
-from jobs.scheduling.launching import Launcher
+from jobs.scheduling.launcher import Launcher
+from jobs.scheduling.monitor import watch_firing
 from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
 from jobs.scheduling.schedule import Event, Schedule
 from jobs.scheduling.store import DAMAGE, ScheduleStore, StoreDamagedError, StoredSchedule
-from jobs.scheduling.watch import watch_firing
 from pipeline.errors import HtcError, SpecError
 
 log = logging.getLogger(__name__)

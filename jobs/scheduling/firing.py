@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
 from jobs.scheduling.schedule import Schedule
-from pipeline import outcomes
+from pipeline.runs import outcomes
 
 Kind = Literal["cron", "caught_up", "manual"]
 State = Literal["due", "waiting", "starting", "running", "stopping", "ended"]
@@ -27,9 +27,9 @@ GOING: tuple[State, ...] = ("starting", "running", "stopping")
 class Ending:
     """How a firing ended.
 
-    outcome: the run's, see `pipeline.outcomes`; or what kept it from having one: "failed" (it could not begin, or broke
-        off), "lost" (its process vanished), "stopped" (at its deadline), "replaced" (by the next firing), "skipped"
-        (the one before was still going), "missed" (no scheduler was there).
+    outcome: the run's, see `pipeline.runs.outcomes`; or what kept it from having one: "failed" (it could not begin, or
+        broke off), "lost" (its process vanished), "stopped" (at its deadline), "replaced" (by the next firing),
+        "skipped" (the one before was still going), "missed" (no scheduler was there).
     exit_code: of `htc run`; None where nothing ran.
     reason: one sentence for a person, empty for "complete".
     counts: images, images_done, instances, failed, seconds of the run, where they are known.

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.files import set_aside
+from jobs.terminal.output_file import set_aside
 from pipeline.errors import SpecError
-from pipeline.uris import home_path
+from pipeline.storage.uris import home_path
 
 log = logging.getLogger(__name__)
 

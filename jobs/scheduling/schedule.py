@@ -12,9 +12,9 @@ from zoneinfo import available_timezones
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from jobs.scheduling.cron import check_cron
-from pipeline.config import NAME_PATTERN, JobSpec, Section, Uri, load_spec
 from pipeline.errors import RunError, SpecError, TransientStorageError
-from pipeline.spec_reading import absolute_uri, describe_problems, parse_yaml, read_spec_text
+from pipeline.job_spec.job import NAME_PATTERN, JobSpec, Section, Uri, load_spec
+from pipeline.job_spec.parsing import absolute_uri, describe_problems, parse_yaml, read_spec_text
 
 Overlap = Literal["skip", "queue", "replace"]
 CatchUp = Literal["none", "last", "all"]

@@ -10,16 +10,16 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from jobs.scheduling.alarms import Alarms, Times
-from jobs.scheduling.cluster_runs import ClusterRuns
+from jobs.scheduling.cleanup import tidy_history
+from jobs.scheduling.cluster_launcher import ClusterRuns
 from jobs.scheduling.cron import due_times
 from jobs.scheduling.engine import Engine
 from jobs.scheduling.home import scheduler_lock
-from jobs.scheduling.launching import Launcher
-from jobs.scheduling.local_runs import LocalRuns
-from jobs.scheduling.notices import deliver_open_notices
+from jobs.scheduling.launcher import Launcher
+from jobs.scheduling.local_launcher import LocalRuns
+from jobs.scheduling.notifications import deliver_open_notices
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
-from jobs.scheduling.tidying import tidy_history
 from pipeline.redaction import log_without_secrets
 from pipeline.signals import StopRequest
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from jobs.scheduling.firing import Firing
-from jobs.scheduling.rows import COLUMNS, document_of, firing_of, schedule_of, time_of, values_of
 from jobs.scheduling.schedule import Event, Schedule
+from jobs.scheduling.serialization import COLUMNS, document_of, firing_of, schedule_of, time_of, values_of
 from pipeline.errors import SpecError
 
 log = logging.getLogger(__name__)

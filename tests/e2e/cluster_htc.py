@@ -5,8 +5,8 @@ import os
 
 from fake_models import LoadFake
 
-from jobs.cli import main
-from pipeline import driver
+from jobs.cli.main import main
+from pipeline.driver import run as driver
 
 if __name__ == "__main__":
     driver.run = functools.partial(driver.run, load_model=LoadFake(delay_s=float(os.environ.get("HTC_DELAY_S", "0"))))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import ray_cluster
-from pipeline.config import ComputeSection
+from pipeline.cluster.connection import ray_cluster
+from pipeline.job_spec.job import ComputeSection
 
 TESTS = Path(__file__).parents[1]
 

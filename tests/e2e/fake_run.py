@@ -6,8 +6,8 @@ from pathlib import Path
 from fake_models import LoadFake
 from runs_of import spec_with
 
-from pipeline.driver import run
-from pipeline.progress import LineProgress
+from pipeline.driver.progress import LineProgress
+from pipeline.driver.run import run
 
 
 def main() -> int:

@@ -12,13 +12,13 @@ import pytest
 from fake_models import Deed, LoadFake, Size
 from local_fleet import LocalFleet
 
-import pipeline.fleet
-import pipeline.session
-from pipeline.cluster import WorkerPlan
-from pipeline.config import ComputeSection, load_spec
-from pipeline.driver import run
-from pipeline.progress import LineProgress, SilentProgress
-from pipeline.summary import RunSummary
+import pipeline.driver.session
+import pipeline.driver.worker_pool
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.progress import LineProgress, SilentProgress
+from pipeline.driver.run import run
+from pipeline.job_spec.job import ComputeSection, load_spec
+from pipeline.runs.summary import RunSummary
 
 
 class Notes(SilentProgress):
@@ -41,8 +41,8 @@ def without_ray() -> Iterator[None]:
     """Do the work in this process for the time of a block."""
     with pytest.MonkeyPatch.context() as patch:
         LocalFleet.forget()
-        patch.setattr(pipeline.fleet, "Fleet", LocalFleet)
-        patch.setattr(pipeline.session, "ray_cluster", one_worker)
+        patch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+        patch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
         yield
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.config import JobSpec, load_spec
-from pipeline.tables import open_results
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.output.rows import open_results
 
 Row = dict[str, object]
 # What may differ between a run that met faults and one that did not.

@@ -13,10 +13,10 @@ import yaml
 from fake_models import write_images
 from real_cluster import TESTS, Done, RealCluster, htc, real_cluster, wait_until
 
-from jobs.status import RunStatus, read_status
+from jobs.results.status import RunStatus, read_status
 from pipeline.errors import InputError
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.output.rows import open_results
+from pipeline.storage.storage import Storage
 
 # One cluster for the file, which takes longer to start than its jobs to end.
 pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow, pytest.mark.timeout(600)]

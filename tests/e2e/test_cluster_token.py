@@ -10,8 +10,8 @@ from fake_models import write_images
 from real_cluster import RealCluster, htc, real_cluster
 from s3_server import WRONG, S3Server
 
-from htc_model.registry import bundled_weights
-from pipeline.tables import open_results
+from htc_model.weights.model_zoo import bundled_weights
+from pipeline.output.rows import open_results
 
 pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
@@ -41,7 +41,7 @@ def test_a_job_brings_its_own_code_and_no_word_of_the_token(cluster: RealCluster
     model = ["--weights", str(weights)]
     done = htc("submit", "--address", cluster.url, *places, *model, "--wait", environment=TOKEN)
     assert done.code == 0, done.err
-    assert "python -m jobs.cluster_start run --spec job.yaml" in done.err
+    assert "python -m jobs.entrypoints.cluster_job run --spec job.yaml" in done.err
     assert TOKEN["RAY_AUTH_TOKEN"] not in done.out + done.err
     rows = open_results(str(tmp_path / "out")).images(None, ["status"]).to_pylist()
     assert [row["status"] for row in rows] == ["ok", "ok"]

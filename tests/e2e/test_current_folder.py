@@ -11,7 +11,7 @@ from fake_models import write_images
 
 # What this program and its libraries import at some time, as a person may have named a script or a folder.
 FILES = ("pipeline", "htc_model", "torch", "numpy", "pyarrow", "types", "random", "typing", "queue", "utils")
-HTC = "import sys; from jobs.cli import main; main(sys.argv[1:])"
+HTC = "import sys; from jobs.cli.main import main; main(sys.argv[1:])"
 TRAP = "raise ImportError('imported from the current folder: ' + __name__)\n"
 OWN_MODEL = """
 import sys
@@ -23,9 +23,9 @@ def load(section):
 OWN_SCRIPT = """
 import sys
 from own_model import load
-from pipeline.config import load_spec
-from pipeline.driver import run
-from pipeline.progress import SilentProgress
+from pipeline.job_spec.job import load_spec
+from pipeline.driver.run import run
+from pipeline.driver.progress import SilentProgress
 if __name__ == "__main__":
     sys.exit(run(load_spec("job.json"), progress=SilentProgress(), load_model=load).exit_code)
 """

@@ -7,9 +7,9 @@ import pytest
 from fault_proxy import Fault, FaultDice, FaultProxy, Kind
 from s3_server import S3Server
 
-from pipeline.config import StorageSection
 from pipeline.errors import AccessDeniedError
-from pipeline.storage import Storage
+from pipeline.job_spec.job import StorageSection
+from pipeline.storage.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
 PAYLOAD = bytes(range(256)) * 64

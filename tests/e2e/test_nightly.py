@@ -17,12 +17,12 @@ from local_night import Notes, run_night
 from PIL import Image
 from s3_server import S3Server
 
-from pipeline.config import StorageSection
 from pipeline.errors import InputError
-from pipeline.storage import Storage
-from pipeline.summary import RunSummary
-from pipeline.tables import open_results
-from pipeline.views import open_database
+from pipeline.job_spec.job import StorageSection
+from pipeline.output.rows import open_results
+from pipeline.output.views import open_database
+from pipeline.runs.summary import RunSummary
+from pipeline.storage.storage import Storage
 
 pytestmark = pytest.mark.xdist_group("s3")
 TESTS = Path(__file__).parents[1]

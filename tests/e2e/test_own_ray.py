@@ -15,10 +15,10 @@ import pytest
 from fake_models import LoadFake, write_images
 from runs_of import spec_with, statuses
 
-from pipeline.cluster import ray_cluster
-from pipeline.config import ComputeSection
-from pipeline.driver import run
-from pipeline.progress import LineProgress
+from pipeline.cluster.connection import ray_cluster
+from pipeline.driver.progress import LineProgress
+from pipeline.driver.run import run
+from pipeline.job_spec.job import ComputeSection
 
 CLIENT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('inside', ray.cluster_resources())"
 PATIENCE_S = 120.0

@@ -7,11 +7,11 @@ import pytest
 from fake_models import Deed, LoadFake, write_image, write_images
 from runs_of import image_rows, instance_rows, spec_with, stable, statuses
 
-import pipeline.fleet
-from pipeline.bisection import CONFIRMING_DEATHS
-from pipeline.driver import run
-from pipeline.ledger import DEATHS_BEFORE_BISECTION
-from pipeline.progress import SilentProgress
+import pipeline.driver.worker_pool
+from pipeline.driver.bisection import CONFIRMING_DEATHS
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
+from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 POISON = (32, 47)
@@ -43,7 +43,7 @@ def test_an_image_that_crashes_the_process_fails_alone(tmp_path: Path) -> None:
 def test_an_image_that_hangs_is_cut_off_and_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: Deed
 ) -> None:
-    monkeypatch.setattr(pipeline.fleet, "MIN_SILENCE_S", 3.0)
+    monkeypatch.setattr(pipeline.driver.worker_pool, "MIN_SILENCE_S", 3.0)
     paths = write_images(tmp_path / "in", 8)
     write_image(paths[2], POISON)
     spec = spec_with(tmp_path, retry__image_timeout_s=1.0, retry__max_error_rate=0.2, compute__workers=1)

@@ -7,12 +7,12 @@ import pytest
 from fake_models import LoadFake, write_image, write_images
 from runs_of import image_rows, instance_rows, spec_with, stable, statuses
 
-from pipeline.driver import run
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
 from pipeline.errors import RunMismatchError
-from pipeline.fingerprint import take_fingerprint
-from pipeline.progress import SilentProgress
-from pipeline.runs import open_run
-from pipeline.storage import Storage
+from pipeline.runs.open import open_run
+from pipeline.storage.storage import Storage
+from pipeline.weights.fingerprint import take_fingerprint
 
 PHOTOS = Path(__file__).parents[1] / "data" / "images"
 

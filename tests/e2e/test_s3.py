@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 from s3_server import READER, WRITER, WRONG, Key, S3Server
 
-from htc_model.deterministic import untrained_state
-from htc_model.htc import build_model
-from htc_model.weights import save_weights
+from htc_model.network.detector import build_model
+from htc_model.weights.load import save_weights
+from htc_model.weights.untrained import untrained_state
 from pipeline.assignments import Assignment
-from pipeline.config import JobSpec, StorageSection, load_spec
-from pipeline.fingerprint import take_fingerprint
-from pipeline.runs import open_run
-from pipeline.storage import Storage
-from pipeline.tables import build_image_row, commit_shard, open_results
-from pipeline.worker import Worker, WorkerSettings
+from pipeline.job_spec.job import JobSpec, StorageSection, load_spec
+from pipeline.output.rows import build_image_row, commit_shard, open_results
+from pipeline.runs.open import open_run
+from pipeline.storage.storage import Storage
+from pipeline.weights.fingerprint import take_fingerprint
+from pipeline.worker.worker import Worker, WorkerSettings
 
 pytestmark = pytest.mark.xdist_group("s3")
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"

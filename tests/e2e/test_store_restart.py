@@ -10,12 +10,12 @@ from PIL import Image
 from s3_server import S3Server
 
 from pipeline.assignments import Assignment
-from pipeline.config import load_spec
-from pipeline.reports import ShardReport
-from pipeline.runs import open_run
-from pipeline.storage import Storage
-from pipeline.tables import open_results
-from pipeline.worker import Worker, WorkerSettings
+from pipeline.job_spec.job import load_spec
+from pipeline.messages import ShardReport
+from pipeline.output.rows import open_results
+from pipeline.runs.open import open_run
+from pipeline.storage.storage import Storage
+from pipeline.worker.worker import Worker, WorkerSettings
 
 pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
 IMAGES, SHARD_IMAGES = 24, 4

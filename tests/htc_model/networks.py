@@ -10,10 +10,10 @@ from goldens import DATA
 from PIL import Image
 
 from htc_model.config import ModelConfig, ResizeConfig, load_preset
-from htc_model.deterministic import untrained_state
-from htc_model.htc import HTC, build_model
+from htc_model.network.detector import HTC, build_model
 from htc_model.preprocess import build_batch
 from htc_model.structures import ImageBatch, RawDetections
+from htc_model.weights.untrained import untrained_state
 
 
 def lite_config(**changes: Any) -> ModelConfig:

@@ -10,8 +10,8 @@ from goldens import Golden, compare_detections
 from networks import assert_wellformed, lite_config, photo, photo_batch, untrained_model
 
 from htc_model.config import ModelConfig, ResizeConfig, load_preset
-from htc_model.htc import HTC
-from htc_model.masks import encode_detections
+from htc_model.masks.encode import encode_detections
+from htc_model.network.detector import HTC
 from htc_model.structures import ImageBatch, RawDetections
 
 R50 = replace(load_preset("htc_r50_fpn"), resize=ResizeConfig(long_side=320, short_side=240), rpn_proposals=300)

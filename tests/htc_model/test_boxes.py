@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from htc_model import boxes as boxes_module
-from htc_model.boxes import MAX_LOG_RATIO, boxes_to_rois, clip_boxes, decode_deltas, grouped_nms, has_area
+from htc_model.network import box_ops as boxes_module
+from htc_model.network.box_ops import MAX_LOG_RATIO, boxes_to_rois, clip_boxes, decode_deltas, grouped_nms, has_area
 
 STDS = (0.1, 0.1, 0.2, 0.2)
 

@@ -11,11 +11,11 @@ from decisions import Boxes, Candidates, Ladder, Side, collect_candidates, expla
 from goldens import DATA, Golden, Row, build_golden_model, compare_detections, golden_batch, load_golden, measure
 from torch import Tensor, nn
 
-from htc_model import roi_pooling
-from htc_model.boxes import boxes_to_rois
-from htc_model.cascade import CascadeHead
-from htc_model.detections import select_detections, to_original
-from htc_model.htc import HTC
+from htc_model.network import roi_align as roi_pooling
+from htc_model.network.box_ops import boxes_to_rois
+from htc_model.network.cascade_roi_head import CascadeHead
+from htc_model.network.detector import HTC
+from htc_model.network.postprocess import select_detections, to_original
 from htc_model.structures import ImageBatch, RawDetections
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from htc_model.deterministic import untrained_state
+from htc_model.weights.untrained import untrained_state
 
 KEYS_FILE = Path(__file__).parents[1] / "data" / "crc" / "untrained_keys.tsv"
 DTYPES = {"float32": torch.float32, "int64": torch.int64}

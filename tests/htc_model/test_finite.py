@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from htc_model.checkpoints import WeightsError
 from htc_model.config import ModelConfigError, load_preset
-from htc_model.deterministic import untrained_state
 from htc_model.finite import NonFiniteError, check_finite, non_finite_keys, unusable_keys
-from htc_model.htc import HTC, build_model
+from htc_model.network.detector import HTC, build_model
 from htc_model.preprocess import build_batch
 from htc_model.structures import ImageBatch
-from htc_model.training.initial import load_initial
-from htc_model.weights import LoadedWeights, convert_weights, load_into, load_weights, save_weights
+from htc_model.training.pretrained import load_initial
+from htc_model.weights.load import LoadedWeights, convert_weights, load_into, load_weights, save_weights
+from htc_model.weights.openmmlab import WeightsError
+from htc_model.weights.untrained import untrained_state
 
 NAN, INFINITY = math.nan, math.inf
 PLAIN = {"neck.a.weight": torch.ones(2, 3), "neck.a.bias": torch.zeros(2), "bn.running_var": torch.tensor([1.0, 0.0])}

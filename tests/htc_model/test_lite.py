@@ -55,7 +55,7 @@ def test_detects_on_a_photo() -> None:
 
 def test_timm_is_imported_only_for_it() -> None:
     code = (
-        "import sys, torch; from htc_model.htc import build_model\n"
+        "import sys, torch; from htc_model.network.detector import build_model\n"
         "with torch.device('meta'): build_model('mask_rcnn_r50_fpn')\n"
         "sys.exit('timm' in sys.modules)"
     )

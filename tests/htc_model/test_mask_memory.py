@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import lite_config, photo_batch, untrained_model
 
-from htc_model.cascade import MASK_CHUNKS_ROIS, CascadeHead
+from htc_model.network.cascade_roi_head import MASK_CHUNKS_ROIS, CascadeHead
 
 
 def limit_rois(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from htc_model.masks import decode_rle, encode_detections, encode_masks
+from htc_model.masks.encode import decode_rle, encode_detections, encode_masks
 from htc_model.structures import RawDetections
 
 # pycocotools' compiled `decode` answers numpy 2 in numpy 1's way; ours does not go through it.
@@ -161,7 +161,7 @@ def test_a_model_without_masks_has_none() -> None:
 _GROWTH_CODE = """
 import re, torch
 from pathlib import Path
-from htc_model.masks import encode_masks
+from htc_model.masks.encode import encode_masks
 torch.set_num_threads(1)
 probs, boxes = torch.rand(100, 28, 28), torch.tensor([[0.0, 0.0, 4000.0, 3000.0]]).expand(100, 4)
 encode_masks(probs[:1, :2, :2], boxes[:1], (3, 4))  # the libraries' own memory

@@ -23,7 +23,7 @@ from goldens import (
 )
 
 from htc_model.config import PRESETS
-from htc_model.htc import HTC, build_model
+from htc_model.network.detector import HTC, build_model
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = sorted((DATA / "goldens").glob("*.npz"))

@@ -16,7 +16,7 @@ from htc_model.config import (
     config_to_dict,
     load_preset,
 )
-from htc_model.htc import build_model
+from htc_model.network.detector import build_model
 
 
 def with_group_norm(config: ModelConfig) -> ModelConfig:

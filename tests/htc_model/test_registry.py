@@ -3,7 +3,7 @@
 import pytest
 
 from htc_model.config import PRESETS
-from htc_model.registry import (
+from htc_model.weights.model_zoo import (
     PUBLISHED,
     UnknownWeightsError,
     find,

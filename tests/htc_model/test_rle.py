@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from htc_model.rle import decode_rle, encode_bitmap, encode_runs, rle_area
+from htc_model.masks.rle import decode_rle, encode_bitmap, encode_runs, rle_area
 
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70))
 
@@ -102,5 +102,5 @@ def test_a_mask_without_pixels_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_reading_masks_needs_no_torch() -> None:
-    code = "import sys; import htc_model.rle, htc_model.registry; sys.exit('torch' in sys.modules)"
+    code = "import sys; import htc_model.masks.rle, htc_model.weights.model_zoo; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from htc_model.roi_pooling import pool_map, pool_pyramid, roi_levels
+from htc_model.network.roi_align import pool_map, pool_pyramid, roi_levels
 
 COORDINATE = st.floats(-30, 250, width=32)
 

@@ -3,7 +3,7 @@
 import torch
 from networks import lite_config, photo_batch, untrained_model
 
-from htc_model.rpn import build_anchors
+from htc_model.network.rpn import build_anchors
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from htc_model.config import config_from_dict, load_preset
-from htc_model.deterministic import untrained_state
-from htc_model.htc import build_model
-from htc_model.weights import (
+from htc_model.network.detector import build_model
+from htc_model.weights.load import (
     LoadedWeights,
     WeightsError,
     convert_weights,
@@ -24,6 +23,7 @@ from htc_model.weights import (
     save_weights,
     state_sha256,
 )
+from htc_model.weights.untrained import untrained_state
 
 LITE = "htc_lite0_fpn"
 # Written by mmengine 0.10's own classes: message_hub with HistoryBuffers (numpy arrays), optimizer, meta.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import cli
+from jobs.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -71,7 +71,7 @@ def test_the_build_gets_all_that_it_needs_and_no_weights_but_the_bundled(tmp_pat
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     listed = run_tool(sys.executable, "-m", "zipfile", "-l", wheel).stdout
-    assert "jobs/manifests/start_ray_job.py" in listed
+    assert "jobs/entrypoints/kube_cron_job.py" in listed
     weights = [line.split()[0] for line in listed.splitlines() if ".safetensors" in line or ".pth" in line]
     assert weights
     assert all(name.startswith("htc_model/bundled/") for name in weights)

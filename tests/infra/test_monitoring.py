@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.ray_metrics import METRICS, exported_names
+from pipeline.telemetry import METRICS, exported_names
 
 MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
 LABELS = {metric.exported(name): {"run", *metric.labels} for name, metric in METRICS.items()}

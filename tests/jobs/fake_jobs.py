@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from jobs.cluster_errors import ClusterError, NoSuchJobError
-from jobs.job_state import JobState, Phase
+from jobs.cluster.errors import ClusterError, NoSuchJobError
+from jobs.cluster.job_state import JobState, Phase
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ from typing import Any
 from finished_runs import finish_run, write_inputs
 from pyiceberg.catalog import load_catalog
 
-from jobs.retention.publish import publish_output
+from jobs.maintenance.publish import publish_output
 
 # What publishing ends with while the run "cut" of `make_nights` is left out.
 LEFT_OUT = 1

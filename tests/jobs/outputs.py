@@ -1,4 +1,4 @@
-"""An output folder as a run leaves it, written through pipeline.tables, without a network."""
+"""An output folder as a run leaves it, written through pipeline.output.rows, without a network."""
 
 import shutil
 from dataclasses import dataclass
@@ -9,10 +9,17 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.config import JobSpec, load_spec
-from pipeline.runs import Run, open_run
-from pipeline.storage import Storage
-from pipeline.tables import INSTANCES_SCHEMA, InstanceRow, build_image_row, commit_shard, encode_part, instances_part
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.output.rows import (
+    INSTANCES_SCHEMA,
+    InstanceRow,
+    build_image_row,
+    commit_shard,
+    encode_part,
+    instances_part,
+)
+from pipeline.runs.open import Run, open_run
+from pipeline.storage.storage import Storage
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from outputs import Output
 
-from jobs import cli
-from jobs.commands.app import ORDER
+from jobs.cli import main as cli
+from jobs.cli.app import ORDER
 from pipeline.errors import RunError, RunMismatchError, WeightsUnavailableError
 
 
@@ -135,7 +135,7 @@ def test_flags_win_over_the_spec_and_zero_is_a_value(tmp_path: Path, monkeypatch
         seen.update(spec=spec, **arguments)
         return 0
 
-    monkeypatch.setattr("jobs.run_report.run_and_report", take)
+    monkeypatch.setattr("jobs.running.run.run_and_report", take)
     monkeypatch.chdir(tmp_path)
     flags = ["--max-error-rate", "0", "--score-threshold", "0.7", "--workers", "3", "--run", "r1", "--fresh"]
     with pytest.raises(SystemExit) as left:
@@ -166,7 +166,7 @@ def test_foreseen_errors_are_one_sentence(
     def fail(*_: object, **__: object) -> int:
         raise error
 
-    monkeypatch.setattr("jobs.run_report.run_and_report", fail)
+    monkeypatch.setattr("jobs.running.run.run_and_report", fail)
     assert htc("run", "a", "b") == (code, "", f"{error}\n")
 
 
@@ -176,7 +176,7 @@ def test_unforeseen_errors_leave_their_traceback_in_a_file(
     def fail(*_: object, **__: object) -> int:
         raise KeyError("lost")
 
-    monkeypatch.setattr("jobs.run_report.run_and_report", fail)
+    monkeypatch.setattr("jobs.running.run.run_and_report", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, out, err = htc("run", "a", "b")
     (report,) = tmp_path.glob("htc-failure-*.log")

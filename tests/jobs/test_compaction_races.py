@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from damaged_outputs import MODEL, Htc, htc_of, write_sound_output
 
-import pipeline.doctor
-from pipeline.compaction import compact_run
-from pipeline.config import load_spec
-from pipeline.input_changes import compare_input
-from pipeline.manifest import Manifest
-from pipeline.records import list_records
-from pipeline.repeats import Repeats
-from pipeline.results import Results
-from pipeline.storage import Storage
+import pipeline.maintenance.doctor.examine
+from pipeline.job_spec.job import load_spec
+from pipeline.maintenance.compaction import compact_run
+from pipeline.output.results import Results
+from pipeline.output.run_record import list_records
+from pipeline.planning.input_changes import compare_input
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.repeated_failures import Repeats
+from pipeline.storage.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def compacted_after_the_look(output: Path) -> Iterator[list[str]]:
             for run in ("first", "second"):
                 compact_run(Storage(), str(output), run, target_bytes=1 << 30, check=lambda: None)
 
-    look, list_files = Results.__dict__["_committed"].func, pipeline.doctor._list_files
+    look, list_files = Results.__dict__["_committed"].func, pipeline.maintenance.doctor.examine._list_files
 
     def looking(results: Results) -> Any:
         found = look(results)
@@ -62,7 +62,7 @@ def compacted_after_the_look(output: Path) -> Iterator[list[str]]:
         prop = type(Results.__dict__["_committed"])(looking)
         prop.__set_name__(Results, "_committed")
         patch.setattr(Results, "_committed", prop)
-        patch.setattr(pipeline.doctor, "_list_files", listing)
+        patch.setattr(pipeline.maintenance.doctor.examine, "_list_files", listing)
         yield looks
 
 

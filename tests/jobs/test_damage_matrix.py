@@ -16,10 +16,10 @@ from damaged_outputs import (
     write_sound_output,
 )
 
-from jobs.doctor import examine_and_report
-from pipeline.compaction import compact_run
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from jobs.maintenance.doctor import examine_and_report
+from pipeline.maintenance.compaction import compact_run
+from pipeline.output.rows import open_results
+from pipeline.storage.storage import Storage
 
 SPOILT = frozenset({"truncated", "empty", "garbage", "other"})
 # The commands that cannot do without a file of a kind; the others report it, if they look at it, and go on.

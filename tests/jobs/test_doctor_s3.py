@@ -7,12 +7,12 @@ from damaged_outputs import contents_of
 from finished_runs import finish_run, write_inputs
 from s3_server import S3Server
 
-from jobs.doctor import examine_and_report
-from pipeline.compaction import compact_run
-from pipeline.config import StorageSection
+from jobs.maintenance.doctor import examine_and_report
 from pipeline.errors import DamagedFileError
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.job_spec.job import StorageSection
+from pipeline.maintenance.compaction import compact_run
+from pipeline.output.rows import open_results
+from pipeline.storage.storage import Storage
 
 pytestmark = pytest.mark.xdist_group("s3")
 

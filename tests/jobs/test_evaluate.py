@@ -11,9 +11,9 @@ import pytest
 from outputs import Output
 from typer.testing import CliRunner
 
-from jobs.commands.tables import app
+from jobs.cli.results import app
 from pipeline.errors import InputError, SpecError
-from pipeline.tables import open_results
+from pipeline.output.rows import open_results
 
 runner = CliRunner()
 
@@ -103,7 +103,7 @@ def test_the_table_says_what_was_scored(output: Output, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..., Output], tmp_path: Path) -> None:
-    from jobs.evaluate import report_evaluation
+    from jobs.results.evaluate import report_evaluation
 
     truth = write_truth(output, tmp_path / "truth.json")
     with pytest.raises(InputError, match="no run nights"):

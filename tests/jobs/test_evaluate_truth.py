@@ -11,8 +11,8 @@ from outputs import Output
 from test_evaluate import write_truth
 from typer.testing import CliRunner
 
-from jobs.commands.tables import app
-from jobs.evaluate import report_evaluation
+from jobs.cli.results import app
+from jobs.results.evaluate import report_evaluation
 from pipeline.errors import InputError, SpecError
 
 Change = Callable[[dict[str, Any]], object]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from outputs import Output
 
-from jobs.cli import main
+from jobs.cli.main import main
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import yaml
 from manifest_schemas import check_manifest
 from test_no_torch import run_without_torch
 
-from jobs import cli
+from jobs.cli import main as cli
 from jobs.manifests.airflow import build_dag
 from jobs.manifests.cron_fields import is_shifted_by_the_clock, split_cron
 from jobs.manifests.systemd import calendar_of
 from jobs.scheduling.cron import check_cron, due_times
 from jobs.scheduling.schedule import Schedule, build_schedule
-from pipeline.config import JobSpec
+from pipeline.job_spec.job import JobSpec
 
 Htc = Callable[..., tuple[int, str, str]]
 SPEC = {"input": {"uri": "s3://bucket/in/"}, "output": {"uri": "s3://bucket/masks/"}}

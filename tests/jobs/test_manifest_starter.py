@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import requests
 
-from jobs.manifests import start_ray_job
-from jobs.manifests.start_ray_job import BusyServerError, RayJobs, build_own_job, follow
+from jobs.entrypoints import kube_cron_job as start_ray_job
+from jobs.entrypoints.kube_cron_job import BusyServerError, RayJobs, build_own_job, follow
 
 TEMPLATE = {
     "apiVersion": "ray.io/v1",

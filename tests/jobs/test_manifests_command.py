@@ -8,7 +8,7 @@ import yaml
 from manifest_schemas import check_manifest
 from test_no_torch import run_without_torch
 
-from jobs import cli
+from jobs.cli import main as cli
 
 Htc = Callable[..., tuple[int, str, str]]
 SPEC = "input: {uri: 's3://bucket/in/'}\noutput: {uri: 's3://bucket/masks/'}\n"

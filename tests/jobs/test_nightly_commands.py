@@ -7,8 +7,8 @@ import pytest
 from planned_nights import FINGERPRINT, OTHER_MODEL, Nights
 from test_no_torch import run_without_torch
 
-from jobs.options import load_job_spec
-from jobs.plan_report import report_plan
+from jobs.cli.options import load_job_spec
+from jobs.running.plan import report_plan
 from pipeline.errors import InputError, SpecError
 
 
@@ -30,7 +30,7 @@ def snapshot(folder: Path) -> dict[str, int]:
 
 def plan(nights: Nights, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any] = FINGERPRINT, **more: object) -> int:
     """What `htc plan` prints; the model's file is not at hand."""
-    monkeypatch.setattr("jobs.plan_report.known_fingerprint", lambda *_: model)
+    monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: model)
     spec = nights.spec(model__weights="untrained", **more)
     return report_plan(spec, run=None, fresh=False, is_model_timed=False)
 

@@ -9,18 +9,18 @@ from typing import Any, get_args
 import pytest
 from finished_runs import finish_run, write_inputs
 
-from jobs.retention.compact import compact_output
-from jobs.retention.listing import report_runs
-from jobs.retention.prune import prune_output
+from jobs.maintenance.compact import compact_output
+from jobs.maintenance.list_runs import report_runs
+from jobs.maintenance.prune import prune_output
+from jobs.results.status import read_status
+from jobs.scheduling.endings import ending_of
 from jobs.scheduling.firing import Outcome as FiringOutcome
-from jobs.scheduling.outcomes import ending_of
-from jobs.status import read_status
-from pipeline.config import load_spec
-from pipeline.lease import take_lease
-from pipeline.outcomes import OUTCOMES, State, exit_code_of, in_words
-from pipeline.standing import survey_runs
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.job_spec.job import load_spec
+from pipeline.maintenance.survey import survey_runs
+from pipeline.output.rows import open_results
+from pipeline.runs.lease import take_lease
+from pipeline.runs.outcomes import OUTCOMES, State, exit_code_of, in_words
+from pipeline.storage.storage import Storage
 
 RUN = "night"
 

@@ -10,11 +10,11 @@ from finished_runs import finish_run, write_inputs
 from outputs import FINGERPRINT, Output, commit
 from PIL import Image
 
-from jobs.plan_report import report_plan
-from pipeline.config import JobSpec, load_spec
+from jobs.running.plan import report_plan
 from pipeline.errors import InputError, OutputOccupiedError, RunMismatchError
-from pipeline.fingerprint import take_fingerprint
-from pipeline.storage import Storage
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.storage.storage import Storage
+from pipeline.weights.fingerprint import take_fingerprint
 
 
 def spec_for(photos: Path, output: Path, **more: object) -> JobSpec:
@@ -59,7 +59,7 @@ def test_a_new_run_is_counted_and_nothing_is_written(
 def test_a_resumed_run_names_what_is_left(
     output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.plan_report.known_fingerprint", lambda *_: FINGERPRINT)
+    monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINGERPRINT)
     before = snapshot(tmp_path)
     code, out, _ = report(capsys, output.spec)
     assert code == 0
@@ -74,7 +74,7 @@ def test_a_resumed_run_names_what_is_left(
 def test_a_complete_run_is_compared_with_its_input(
     output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.plan_report.known_fingerprint", lambda *_: FINGERPRINT)
+    monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINGERPRINT)
     commit(output.run, 2, Storage(), (0.9,))
     code, out, _ = report(capsys, output.spec)
     assert code == 0
@@ -101,7 +101,7 @@ def test_a_complete_run_is_compared_with_its_input(
 def test_an_input_that_is_not_there_any_more_leaves_a_complete_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.plan_report.known_fingerprint", lambda *_: FINISHED)
+    monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINISHED)
     photos = write_inputs(tmp_path / "in", 4)
     finish_run(photos, str(tmp_path / "out"), "night")
     spec = spec_for(Path(photos), tmp_path / "out", **{"model.preset": "htc_r50_fpn", "compute.shard_images": 2})
@@ -138,7 +138,7 @@ def test_weights_are_looked_for_without_a_network(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("plan must not fetch")
 
-    monkeypatch.setattr("pipeline.fetch.download", refuse)
+    monkeypatch.setattr("pipeline.weights.cache.download", refuse)
     new = tmp_path / "new"
     code, out, _ = report(capsys, spec_for(output.photos, new, **{"model.weights": "coco"}), is_model_timed=True)
     assert code == 0
@@ -182,7 +182,7 @@ def test_weights_of_another_network_are_named(
 def test_plan_takes_the_same_fingerprint_as_run(output: Output) -> None:
     from dataclasses import asdict
 
-    from jobs.model_check import known_fingerprint
+    from jobs.running.model_check import known_fingerprint
 
     spec = spec_for(output.photos, output.folder)
     assert known_fingerprint(spec, Storage(), None) == asdict(take_fingerprint(spec.model))

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from finished_runs import FIRST_NIGHT, MeddledStorage, PowerCutError, files_below, finish_run, write_inputs
 
-from jobs.retention.choice import Choice, Rules, choose_runs, read_age
-from jobs.retention.prune import prune_output
+from jobs.maintenance.prune import prune_output
+from jobs.maintenance.prune_policy import Choice, Rules, choose_runs, read_age
 from pipeline.errors import SpecError
-from pipeline.lease import take_lease
-from pipeline.publication import Publication, note_publication
-from pipeline.removal import remove_run
-from pipeline.standing import Standing, survey_runs
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.maintenance.publications import Publication, note_publication
+from pipeline.maintenance.removal import remove_run
+from pipeline.maintenance.survey import Standing, survey_runs
+from pipeline.output.rows import open_results
+from pipeline.runs.lease import take_lease
+from pipeline.storage.storage import Storage
 
 NOW = FIRST_NIGHT + timedelta(days=10)
 
@@ -126,7 +126,7 @@ def test_a_run_that_somebody_took_meanwhile_is_not_removed(
         note_publication(Storage(), output, "night-0", note)
         return chosen
 
-    monkeypatch.setattr("jobs.retention.prune.choose_runs", choose_and_publish)
+    monkeypatch.setattr("jobs.maintenance.prune.choose_runs", choose_and_publish)
     assert prune_output(output, keep_last=2, is_meant=True, now=NOW) == 1
     assert "Not removed: the run night-0 was published in prod meanwhile." in capsys.readouterr().err
     assert open_results(output).runs() == ["night-0", "night-1", "night-2", "night-3"]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from finished_runs import FIRST_NIGHT, finish_run
 
-from jobs.retention.compact import compact_output
-from jobs.retention.prune import prune_output
-from pipeline.lease import take_lease
-from pipeline.storage import Storage
-from pipeline.tables import open_results
-from pipeline.views import open_database
+from jobs.maintenance.compact import compact_output
+from jobs.maintenance.prune import prune_output
+from pipeline.output.rows import open_results
+from pipeline.output.views import open_database
+from pipeline.runs.lease import take_lease
+from pipeline.storage.storage import Storage
 
 NIGHTS = 6
 IMAGES = 5

@@ -8,17 +8,17 @@ import pytest
 from finished_runs import PowerCutError, finish_run, tables_of
 from iceberg_reading import LEFT_OUT, catalog_of, load, make_nights, publish, published, runs_in, snapshots
 
-from jobs.retention import iceberg_schema
-from jobs.retention.iceberg_table import IcebergTable
-from jobs.retention.prune import prune_output
-from jobs.retention.publish import opened_publisher
-from jobs.retention.publisher import Publisher
-from pipeline.compaction import compact_run
-from pipeline.lease import take_lease
-from pipeline.publication import forget_publication, read_publications
-from pipeline.results import Results
-from pipeline.storage import Storage
-from pipeline.tables import IMAGES_SCHEMA
+from jobs.maintenance.iceberg import schema as iceberg_schema
+from jobs.maintenance.iceberg.publisher import Publisher
+from jobs.maintenance.iceberg.table import IcebergTable
+from jobs.maintenance.prune import prune_output
+from jobs.maintenance.publish import opened_publisher
+from pipeline.maintenance.compaction import compact_run
+from pipeline.maintenance.publications import forget_publication, read_publications
+from pipeline.output.results import Results
+from pipeline.output.rows import IMAGES_SCHEMA
+from pipeline.runs.lease import take_lease
+from pipeline.storage.storage import Storage
 
 
 @pytest.fixture

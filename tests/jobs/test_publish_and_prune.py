@@ -10,9 +10,9 @@ from finished_runs import finish_run, open_night, tables_of, write_inputs
 from iceberg_reading import LEFT_OUT, catalog_of, load, make_nights, publish, published, runs_in
 from test_no_torch import run_without_torch
 
-from jobs.retention.compact import compact_output
-from jobs.retention.prune import prune_output
-from jobs.retention.publish import publish_output, withdraw_run
+from jobs.maintenance.compact import compact_output
+from jobs.maintenance.prune import prune_output
+from jobs.maintenance.publish import publish_output, withdraw_run
 from pipeline.errors import InputError, SpecError, StorageError
 
 

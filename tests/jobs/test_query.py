@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from outputs import Output, ellipse_mask
 
-from jobs.query import decode_mask, query_output
+from jobs.results.query import decode_mask, query_output
 from pipeline.errors import InputError, SpecError
-from pipeline.tables import open_results
-from pipeline.views import open_database
+from pipeline.output.rows import open_results
+from pipeline.output.views import open_database
 
 
 def ask(capsys: pytest.CaptureFixture[str], output: Output, sql: str, output_format: str = "json") -> str:

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from outputs import Output
 
-import jobs.query
-from jobs.query import query_output
-from jobs.retention.listing import report_runs
+import jobs.results.query
+from jobs.maintenance.list_runs import report_runs
+from jobs.results.query import query_output
 from pipeline.errors import SpecError
-from pipeline.publication import Publication, note_publication
-from pipeline.storage import Storage
-from pipeline.tables import open_results
-from pipeline.views import sql_errors_in_words
+from pipeline.maintenance.publications import Publication, note_publication
+from pipeline.output.rows import open_results
+from pipeline.output.views import sql_errors_in_words
+from pipeline.storage.storage import Storage
 
 NAMES = ["plain", "tab\there", "line\nbreak", 'quo"te', "comma, semicolon;", "carriage\rreturn", "", "ü"]
 _VALUES = ", ".join(f"('{name}', {number})" for number, name in enumerate(NAMES))
@@ -37,7 +37,7 @@ def answer(output: Output, sql: str, path: Path, output_format: str | None = Non
 def test_a_name_that_says_no_format_is_refused_before_the_query_runs(
     output: Output, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.query, "open_results", lambda *_: pytest.fail("the query was begun"))
+    monkeypatch.setattr(jobs.results.query, "open_results", lambda *_: pytest.fail("the query was begun"))
     with pytest.raises(SpecError, match=name.replace(".", r"\.")):
         query_output(output.uri, "SELECT 1", output_file=tmp_path / name)
     assert not (tmp_path / name).exists()

@@ -10,19 +10,19 @@ import pytest
 from finished_runs import finish_run, tables_of, write_inputs
 from test_no_torch import run_without_torch
 
-import jobs.query
-from jobs.evaluate import report_evaluation
-from jobs.query import query_output
-from jobs.retention.compact import compact_output
-from jobs.retention.listing import report_runs
-from pipeline.compaction import compact_run
+import jobs.results.query
+from jobs.maintenance.compact import compact_output
+from jobs.maintenance.list_runs import report_runs
+from jobs.results.evaluate import report_evaluation
+from jobs.results.query import query_output
 from pipeline.errors import StorageError
-from pipeline.lease import take_lease
-from pipeline.publication import Publication, note_publication
-from pipeline.results import Results
-from pipeline.storage import Storage
-from pipeline.tables import open_results
-from pipeline.views import open_database
+from pipeline.maintenance.compaction import compact_run
+from pipeline.maintenance.publications import Publication, note_publication
+from pipeline.output.results import Results
+from pipeline.output.rows import open_results
+from pipeline.output.views import open_database
+from pipeline.runs.lease import take_lease
+from pipeline.storage.storage import Storage
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_query_whose_files_are_compacted_as_it_begins_asks_again(
         )
         return database
 
-    monkeypatch.setattr(jobs.query, "open_database", open_and_compact)
+    monkeypatch.setattr(jobs.results.query, "open_database", open_and_compact)
     answer = tmp_path / f"answer.{output_format}"
     sql = "SELECT count(*) AS n, count(DISTINCT uri) AS m FROM images GROUP BY run ORDER BY n"
     query_output(output, sql, output_file=answer)
@@ -139,7 +139,7 @@ def test_a_query_that_is_overtaken_again_and_again_says_so(output: str, monkeypa
         Path(results.image_parts()[0]).unlink()
         return database
 
-    monkeypatch.setattr(jobs.query, "open_database", open_and_remove)
+    monkeypatch.setattr(jobs.results.query, "open_database", open_and_remove)
     with pytest.raises(StorageError, match=r"compacted or pruned while it was read.*ask again"):
         query_output(output, "SELECT * FROM images", output_format="csv")
 

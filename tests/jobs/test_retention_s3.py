@@ -10,9 +10,9 @@ from finished_runs import finish_run, tables_of, write_inputs
 from pyiceberg.catalog import load_catalog
 from s3_server import READER, S3Server
 
-from jobs import cli
-from pipeline.config import StorageSection
-from pipeline.storage import Storage
+from jobs.cli import main as cli
+from pipeline.job_spec.job import StorageSection
+from pipeline.storage.storage import Storage
 
 Htc = Callable[..., tuple[int, str]]
 pytestmark = pytest.mark.xdist_group("s3")

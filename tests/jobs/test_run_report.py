@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run_report import report_summary
-from pipeline.config import load_spec
-from pipeline.reports import ImageFailure
-from pipeline.summary import RunSummary
+from jobs.running.run import report_summary
+from pipeline.job_spec.job import load_spec
+from pipeline.messages import ImageFailure
+from pipeline.runs.summary import RunSummary
 
 SUMMARY = RunSummary(
     run="night",

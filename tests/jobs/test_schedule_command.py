@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
+from jobs.cli import main as cli
 from jobs.scheduling.firing import Ending
 from jobs.scheduling.home import scheduler_lock
 from jobs.scheduling.store import ScheduleStore

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tenacity import wait_none
 
-from jobs.scheduling import notices
+from jobs.scheduling import notifications as notices
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending
 from jobs.scheduling.schedule import Event, build_schedule

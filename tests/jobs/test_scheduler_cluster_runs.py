@@ -8,14 +8,14 @@ import pytest
 from fake_jobs import FakeJobs
 from hand_clock import HandClock
 
-from jobs.cluster_errors import AlreadyGoingError, ClusterError
-from jobs.job_state import JobState
-from jobs.scheduling.cluster_runs import AGAIN_S, POLL_S, ClusterRuns
+from jobs.cluster.errors import AlreadyGoingError, ClusterError
+from jobs.cluster.job_state import JobState
+from jobs.scheduling.cluster_launcher import AGAIN_S, POLL_S, ClusterRuns
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.schedule import build_schedule
 from pipeline.errors import RunError, SpecError, TransientStorageError
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 NIGHT = datetime(2026, 11, 23, 2, 30, tzinfo=UTC)
 RUN = "nightly-20261123-023000"

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from schedule_bench import ScheduleBench
 
-from jobs.cli import main
-from jobs.files import replaced_file, set_aside
+from jobs.cli.main import main
+from jobs.scheduling.endings import ending_of
 from jobs.scheduling.engine import START_PATIENCE, Engine, plan_firing
 from jobs.scheduling.firing import Ending, Firing, ending_from
 from jobs.scheduling.home import holder_of, is_scheduler_there, scheduler_lock
-from jobs.scheduling.launching import Sight
-from jobs.scheduling.local_runs import LocalRuns, firing_folder, read_ending
-from jobs.scheduling.outcomes import ending_of
+from jobs.scheduling.launcher import Sight
+from jobs.scheduling.local_launcher import LocalRuns, firing_folder, read_ending
 from jobs.scheduling.schedule import load_job
 from jobs.scheduling.store import StoreDamagedError
+from jobs.terminal.output_file import replaced_file, set_aside
 from pipeline.errors import SpecError
 
 START = "2026-11-23T00:00:30+00:00"
@@ -198,7 +198,7 @@ def test_no_foreign_process_is_stopped_for_a_damaged_number(
     folder = firing_folder(tmp_path, firing.name)
     folder.mkdir(parents=True)
     (folder / "process.txt").write_text(str(os.getpid()) if number == "this process" else number)
-    monkeypatch.setattr("jobs.scheduling.local_runs._is_locked", lambda path: True)
+    monkeypatch.setattr("jobs.scheduling.local_launcher._is_locked", lambda path: True)
     monkeypatch.setattr("os.kill", lambda *call: pytest.fail(f"kill {call}"))
     LocalRuns(tmp_path).stop(firing, is_forced=True)
 

@@ -13,8 +13,8 @@ import pytest
 
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Firing
-from jobs.scheduling.launching import Sight
-from jobs.scheduling.local_runs import LocalRuns, firing_folder
+from jobs.scheduling.launcher import Sight
+from jobs.scheduling.local_launcher import LocalRuns, firing_folder
 from jobs.scheduling.schedule import build_schedule
 
 STAND_IN = (sys.executable, str(Path(__file__).parents[1] / "stand_in_runner.py"))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.scheduling.endings import ending_of, last_line
 from jobs.scheduling.firing import Ending
-from jobs.scheduling.outcomes import ending_of, last_line
-from pipeline.config import JobSpec, load_spec
-from pipeline.outcomes import EXIT_INPUT_CHANGED
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.runs.outcomes import EXIT_INPUT_CHANGED
 
 SUMMARY = {
     "status": "over_error_budget",

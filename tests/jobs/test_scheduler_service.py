@@ -62,7 +62,7 @@ STAND_IN = """
 import sys
 from pathlib import Path
 from jobs.scheduling import service
-from jobs.scheduling.local_runs import LocalRuns
+from jobs.scheduling.local_launcher import LocalRuns
 
 home, stand_in, *flags = sys.argv[1:]
 service.LocalRuns = lambda folder: LocalRuns(folder, (sys.executable, stand_in))

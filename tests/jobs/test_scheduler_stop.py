@@ -8,7 +8,7 @@ import pytest
 from schedule_bench import ScheduleBench
 
 from jobs.scheduling.firing import Firing
-from jobs.scheduling.launching import Sight
+from jobs.scheduling.launcher import Sight
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from jobs.scheduling.cleanup import tidy_history
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending
 from jobs.scheduling.schedule import build_schedule
 from jobs.scheduling.store import ScheduleStore
-from jobs.scheduling.tidying import tidy_history
 
 
 def test_all_but_the_newest_firings_and_logs_go_and_what_is_going_stays(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from outputs import Output, ellipse_mask
 from PIL import Image
 
-from jobs.overlay import DrawnInstance, draw_overlay, instance_colour, text_colour
-from jobs.show import picture_paths, show_overlays
+from jobs.results.overlay import DrawnInstance, draw_overlay, instance_colour, text_colour
+from jobs.results.show import picture_paths, show_overlays
 from pipeline.errors import InputError, SpecError
 
 

@@ -10,15 +10,15 @@ from fake_jobs import NOON, FakeJobs
 from outputs import Output
 from test_no_torch import run_without_torch
 
-from jobs.job_state import JobState
-from jobs.status import find_live_driver, read_status
-from jobs.status_report import is_output, report_status, run_lines
-from pipeline.config import StorageSection
+from jobs.cluster.job_state import JobState
+from jobs.cluster.status_command import is_output, report_status, run_lines
+from jobs.results.status import find_live_driver, read_status
+from pipeline.driver.progress import RunProgress
 from pipeline.errors import InputError
-from pipeline.progress import RunProgress
-from pipeline.standing import survey_runs
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.job_spec.job import StorageSection
+from pipeline.maintenance.survey import survey_runs
+from pipeline.output.rows import open_results
+from pipeline.storage.storage import Storage
 
 LEASE = {"token": "t", "host": "head-1", "pid": 12, "process": "", "since": "2026-03-01T11:00:00+00:00"}
 PROGRESS = RunProgress(7, 5, 1, 2.0, 90.0, 3, statuses={"ok": 4, "unreadable": 1}, failure_reasons={"it is torn": 1})
@@ -168,7 +168,7 @@ def report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jobs: list[JobState], *, is_json: bool = False
 ) -> tuple[str, str]:
     client = FakeJobs(jobs={job.job_id: job for job in jobs})
-    monkeypatch.setattr("jobs.cluster_client.connect", lambda address: client)
+    monkeypatch.setattr("jobs.cluster.client.connect", lambda address: client)
     report_status(None, run=None, address=None, storage_section=StorageSection(), is_json=is_json)
     captured = capsys.readouterr()
     return captured.out, captured.err

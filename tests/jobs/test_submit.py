@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from fake_jobs import NOON, FakeJobs
 
-from jobs.cluster_errors import AlreadyGoingError
-from jobs.job_state import JobState
-from jobs.submit import new_job_id, submit_job
-from pipeline.config import JobSpec, load_spec
+from jobs.cluster.errors import AlreadyGoingError
+from jobs.cluster.job_state import JobState
+from jobs.cluster.submit import new_job_id, submit_job
+from pipeline.driver.progress import RunProgress
 from pipeline.errors import SpecError
-from pipeline.lease import RunHeldError, take_lease
-from pipeline.progress import RunProgress
-from pipeline.storage import Storage
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.runs.lease import RunHeldError, take_lease
+from pipeline.storage.storage import Storage
 
 # What travels is test_submit_package's subject; here it is the spec alone.
 submit = partial(submit_job, runtime_env="image")

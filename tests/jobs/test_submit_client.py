@@ -11,9 +11,9 @@ import pytest
 from fake_jobs import dashboard
 from test_no_torch import BLOCKER
 
-from jobs import cluster_client
-from jobs.cluster_client import check_version, connect, is_this_machine, resolve_address
-from jobs.cluster_errors import AlreadyGoingError, ClusterError, NoSuchJobError, in_our_words
+from jobs.cluster import client as cluster_client
+from jobs.cluster.client import check_version, connect, is_this_machine, resolve_address
+from jobs.cluster.errors import AlreadyGoingError, ClusterError, NoSuchJobError, in_our_words
 from pipeline.errors import SpecError
 
 

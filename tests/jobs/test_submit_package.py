@@ -8,12 +8,12 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from jobs import cluster_package
-from jobs.cluster_package import build_entrypoint, requirements, runtime_env_for, spec_text
-from jobs.cluster_start import NEEDED, complaint
-from jobs.commands.app import app
-from pipeline.config import JobSpec, load_spec
+from jobs.cli.app import app
+from jobs.cluster import package as cluster_package
+from jobs.cluster.package import build_entrypoint, requirements, runtime_env_for, spec_text
+from jobs.entrypoints.cluster_job import NEEDED, complaint
 from pipeline.errors import SpecError, WeightsUnavailableError
+from pipeline.job_spec.job import JobSpec, load_spec
 
 
 def spec_of(**overrides: object) -> JobSpec:
@@ -42,7 +42,7 @@ def test_a_spec_arrives_as_it_was_checked(spec: JobSpec, tmp_path: Path) -> None
 def test_the_command_line_of_a_job() -> None:
     assert build_entrypoint("/etc/htc/job.yaml") == "htc run --spec /etc/htc/job.yaml"
     assert build_entrypoint("job.yaml", run="a-1", is_installed=False) == (
-        "python -m jobs.cluster_start run --spec job.yaml --run a-1"
+        "python -m jobs.entrypoints.cluster_job run --spec job.yaml --run a-1"
     )
     assert shlex.split(build_entrypoint("my job.yaml", fresh=True)) == [
         "htc",
@@ -123,8 +123,8 @@ def test_a_cluster_that_lacks_libraries_is_told_apart(monkeypatch: pytest.Monkey
 
 
 def test_submit_takes_every_flag_of_run() -> None:
-    import jobs.commands.cluster
-    import jobs.commands.runs  # noqa: F401 - each adds its commands
+    import jobs.cli.cluster
+    import jobs.cli.run  # noqa: F401 - each adds its commands
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     of_run, of_submit = (

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from fake_jobs import NOON, FakeJobs
 
-from jobs import cli, cluster_report, submit_report
-from jobs.cluster_errors import ClusterError
-from jobs.job_state import JobState, Phase, state_from_ray
-from jobs.submit_report import follow, read_env_vars, refuse_local_paths, submit_and_report
-from pipeline.config import JobSpec, load_spec
+from jobs.cli import main as cli
+from jobs.cluster import job_commands as cluster_report
+from jobs.cluster import submit_command as submit_report
+from jobs.cluster.errors import ClusterError
+from jobs.cluster.job_state import JobState, Phase, state_from_ray
+from jobs.cluster.submit_command import follow, read_env_vars, refuse_local_paths, submit_and_report
 from pipeline.errors import SpecError
+from pipeline.job_spec.job import JobSpec, load_spec
 
 Captured = pytest.CaptureFixture[str]
 JOB = "photos-20260301-120000-aaaaaa"

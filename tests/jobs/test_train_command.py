@@ -14,8 +14,8 @@ import pytest
 import yaml
 from small_photos import add_annotation, write_training_folder
 
-from htc_model.weights import load_weights
-from jobs import cli
+from htc_model.weights.load import load_weights
+from jobs.cli import main as cli
 
 Htc = Callable[..., tuple[int, str, str]]
 PATIENCE_S = 120.0

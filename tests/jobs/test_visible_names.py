@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from jobs.console import say, write_line, write_table
-from pipeline.progress import LineProgress
-from pipeline.visible import visible
+from jobs.terminal.console import say, write_line, write_table
+from pipeline.driver.progress import LineProgress
+from pipeline.text import visible
 
 TITLE = "a\x1b]0;owned\x07b\x9bc\u202ed.jpg"
 SPELT = r"a\x1b]0;owned\x07b\x9bc\u202ed.jpg"

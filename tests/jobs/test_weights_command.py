@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from htc_model.config import load_preset
-from htc_model.htc import build_model
-from htc_model.weights import WeightsError
-from jobs import weights_report
+from htc_model.network.detector import build_model
+from htc_model.weights.load import WeightsError
+from jobs.running import weights as weights_report
 from pipeline.errors import SpecError
 
 
@@ -65,7 +65,7 @@ def test_verify_names_the_preset_and_a_wrong_hash(lite_file: Path, capsys: pytes
 
 
 def test_convert_keeps_every_value(lite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from htc_model.weights import load_weights, state_sha256
+    from htc_model.weights.load import load_weights, state_sha256
 
     target = tmp_path / "mine.safetensors"
     weights_report.report_convert(lite_file, target)

@@ -8,9 +8,9 @@ import sys
 import ray
 from fake_models import LoadFake
 
-from pipeline.config import load_spec
-from pipeline.driver import run
-from pipeline.progress import SilentProgress
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
+from pipeline.job_spec.job import load_spec
 
 
 def main(source: str, target: str, marks: str) -> int:

@@ -9,10 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry as fsspec_registry
 
-from jobs.cli import main
-from pipeline.addresses import LONGEST_ADDRESS, read_address
-from pipeline.borders import at_image_border
-from pipeline.config import InputSection, load_spec
+from jobs.cli.main import main
 from pipeline.errors import (
     AccessDeniedError,
     ImageError,
@@ -21,12 +18,15 @@ from pipeline.errors import (
     StorageError,
     UnsupportedSchemeError,
 )
-from pipeline.image_reading import read_image
-from pipeline.plan import survey_input
-from pipeline.reports import ImageFailure
-from pipeline.signed_addresses import SignedAddresses
-from pipeline.sources import ImageRef, SourceNotes, list_images
-from pipeline.storage import Storage
+from pipeline.inputs.listing import ImageRef, SourceNotes, list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection, load_spec
+from pipeline.messages import ImageFailure
+from pipeline.planning.planner import survey_input
+from pipeline.storage.addresses import LONGEST_ADDRESS, read_address
+from pipeline.storage.signed_urls import SignedAddresses
+from pipeline.storage.storage import Storage
+from pipeline.worker.error_boundaries import at_image_border
 
 SIGNED = "https://b.s3.amazonaws.com/a.jpg"
 AWS = "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2F1&X-Amz-Date=2&X-Amz-Expires=9&X-Amz-SignedHeaders=host"

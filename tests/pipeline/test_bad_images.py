@@ -11,7 +11,7 @@ from pictures import decode_error, encoded, gradient
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.images import decode_image
+from pipeline.inputs.decode import decode_image
 
 
 @pytest.mark.parametrize(

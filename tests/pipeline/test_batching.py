@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batching import Batcher, BatchSize
+from pipeline.worker.batching import Batcher, BatchSize
 
 Image = tuple[int, tuple[int, int]]
 SHAPES = st.sampled_from([(800, 1088), (800, 1216), (1088, 800), (32, 1344)])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bisection import CONFIRMING_DEATHS, HOPELESS_DEATHS, Bisection
-from pipeline.reports import PieceReport, ShardFailure, ShardReport
+from pipeline.driver.bisection import CONFIRMING_DEATHS, HOPELESS_DEATHS, Bisection
+from pipeline.messages import PieceReport, ShardFailure, ShardReport
 
 
 def piece_of(positions: tuple[int, ...]) -> PieceReport:

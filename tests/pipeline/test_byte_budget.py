@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.byte_budget import ByteBudget, LaneClosedError, SharedBudget
+from pipeline.worker.byte_budget import ByteBudget, LaneClosedError, SharedBudget
 
 PATIENCE_S = 60.0
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fake_models import LoadFake
 
-from pipeline import callers_code
-from pipeline.callers_code import CallersModel, callers_search_path, worker_search_path
-from pipeline.cluster import _job_config
-from pipeline.config import ModelSection
+from pipeline.cluster import search_path as callers_code
+from pipeline.cluster.connection import _job_config
+from pipeline.cluster.search_path import CallersModel, callers_search_path, worker_search_path
+from pipeline.job_spec.job import ModelSection
 
 
 def test_the_current_folder_is_not_searched_whatever_ray_adds(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.query import query_output
-from pipeline.records import RunRecord, write_record
-from pipeline.refs import ImageRef
-from pipeline.storage import Storage
-from pipeline.stored import ReadVersion
-from pipeline.tables import build_image_row, commit_shard, images_part, open_results
+from jobs.results.query import query_output
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.output.rows import build_image_row, commit_shard, images_part, open_results
+from pipeline.output.run_record import RunRecord, write_record
+from pipeline.storage.objects import ReadVersion
+from pipeline.storage.storage import Storage
 
 REF = ImageRef("/in/a.jpg", bytes=10, etag="then")
 

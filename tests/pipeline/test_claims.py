@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.claims import AbandonedError, Claim
+from pipeline.worker.commit_claim import AbandonedError, Claim
 
 
 def test_what_was_abandoned_cannot_be_taken() -> None:

@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray import exceptions
 
-from pipeline import cluster
-from pipeline.cluster import (
+from pipeline.cluster import connection as cluster
+from pipeline.cluster.connection import (
     describe_death,
     object_store_options,
     plan_workers,
@@ -18,8 +18,8 @@ from pipeline.cluster import (
     was_preempted,
     worker_deaths,
 )
-from pipeline.config import ComputeSection
 from pipeline.errors import RunError
+from pipeline.job_spec.job import ComputeSection
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_driver_needs_no_torch() -> None:
     script = (
         "import sys\n"
         "sys.modules['torch'] = None\n"
-        "import pipeline.driver, pipeline.fleet, pipeline.session, pipeline.tally\n"
+        "import pipeline.driver.run, pipeline.driver.worker_pool, pipeline.driver.session, pipeline.driver.run_totals\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 

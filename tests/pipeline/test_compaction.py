@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from finished_runs import MeddledStorage, PowerCutError, files_below, finish_run, open_night, tables_of, write_inputs
 
-import pipeline.merging
-from pipeline.compaction import Compacted, compact_run, plan_stretches
+import pipeline.output.merge
 from pipeline.errors import RunError, StorageError
-from pipeline.merging import merge_parts
-from pipeline.parts import Part, committed_parts
-from pipeline.storage import Storage
-from pipeline.tables import IMAGES_SCHEMA, committed_shards, images_part, instances_part
+from pipeline.maintenance.compaction import Compacted, compact_run, plan_stretches
+from pipeline.output.merge import merge_parts
+from pipeline.output.parts import Part, committed_parts
+from pipeline.output.rows import IMAGES_SCHEMA, committed_shards, images_part, instances_part
+from pipeline.storage.storage import Storage
 
 LARGE = 1 << 30
 
@@ -145,7 +145,7 @@ def test_columns_of_a_later_version_are_not_lost(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_full_and_have_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pipeline.merging.ROW_GROUP_ROWS, "images", 3)
+    monkeypatch.setitem(pipeline.output.merge.ROW_GROUP_ROWS, "images", 3)
     finish_run(write_inputs(tmp_path / "in", 8), str(tmp_path / "out"), "r")
     compact(str(tmp_path / "out"))
     (part,) = committed_parts(Storage(), str(tmp_path / "out"), "r")

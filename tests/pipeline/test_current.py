@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from nights import Night, write_nights
 
-from pipeline.current import needed_runs
-from pipeline.tables import open_results
-from pipeline.views import open_database
+from pipeline.maintenance.needed_runs import needed_runs
+from pipeline.output.rows import open_results
+from pipeline.output.views import open_database
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
-from pipeline.config import JobSpec, StorageSection, load_spec
-from pipeline.lease import FORGOTTEN_AFTER_S, WATCH_S, Holder, clear_dead_lease, take_lease
-from pipeline.lease_store import ContestedFile
-from pipeline.process_identity import identify_process
-from pipeline.runs import Run, open_run
-from pipeline.storage import Storage
+from pipeline.job_spec.job import JobSpec, StorageSection, load_spec
+from pipeline.runs.lease import FORGOTTEN_AFTER_S, WATCH_S, Holder, clear_dead_lease, take_lease
+from pipeline.runs.open import Run, open_run
+from pipeline.runs.process_id import identify_process
+from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.storage import Storage
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 ALIVE = Holder("t", socket.gethostname(), 1, identify_process(), NOON.isoformat(), NOON.isoformat())

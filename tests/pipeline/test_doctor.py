@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from finished_runs import finish_run, write_inputs
 
-from jobs.doctor import examine_and_report
-from pipeline.compaction import compact_run
-from pipeline.doctor import examine_output
+from jobs.maintenance.doctor import examine_and_report
 from pipeline.errors import AccessDeniedError, DamagedFileError, InputError
-from pipeline.lease import take_lease
-from pipeline.storage import Storage
-from pipeline.stored import Listed
-from pipeline.tables import open_results
+from pipeline.maintenance.compaction import compact_run
+from pipeline.maintenance.doctor.examine import examine_output
+from pipeline.output.rows import open_results
+from pipeline.runs.lease import take_lease
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: 
                 raise AccessDeniedError(f"No permission to read {uri}; check the permissions.")
             return super().open_version(uri)
 
-    monkeypatch.setattr("jobs.doctor.Storage", Forbidding)
+    monkeypatch.setattr("jobs.maintenance.doctor.Storage", Forbidding)
     finish_run(str(output.parent / "in"), str(output), "other")
     (output / "images/run=other/part-00000.parquet").write_bytes(b"")
     assert examine_and_report(str(output), is_repaired=True) == 1

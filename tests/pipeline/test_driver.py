@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import JobSpec, load_spec
-from pipeline.driver import run
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
 from pipeline.errors import InputError, StoppedError
-from pipeline.planning import Planning
-from pipeline.progress import SilentProgress
-from pipeline.storage import Storage
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.planning.background import Planning
+from pipeline.storage.storage import Storage
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["empty", "absent"])
@@ -71,7 +71,7 @@ def test_a_signal_before_there_is_a_run_is_one_sentence(
         os.kill(os.getpid(), number)
         threading.Event().wait(60)
 
-    monkeypatch.setattr("pipeline.driver.settle_model", hang)
+    monkeypatch.setattr("pipeline.driver.run.settle_model", hang)
     spec = load_spec(
         None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
     )

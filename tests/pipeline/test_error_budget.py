@@ -7,7 +7,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from pipeline.error_budget import (
+from pipeline.messages import ShardReport
+from pipeline.runs.error_budget import (
     BETS,
     FALSE_STOP_PROBABILITY,
     MIN_ERRORS,
@@ -16,7 +17,6 @@ from pipeline.error_budget import (
     allowed_errors,
     next_wealth,
 )
-from pipeline.reports import ShardReport
 
 SHARD_IMAGES = 256
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from htc_model import registry
 from htc_model.config import ModelConfigError
-from htc_model.deterministic import untrained_state
-from htc_model.htc import build_model
-from htc_model.weights import WeightsError
-from pipeline import fetch
-from pipeline.config import ModelSection
+from htc_model.network.detector import build_model
+from htc_model.weights import model_zoo as registry
+from htc_model.weights.load import WeightsError
+from htc_model.weights.untrained import untrained_state
 from pipeline.errors import StorageError, WeightsUnavailableError
-from pipeline.fetch import cache_folder, download, fetch_weights, resolve_weights, verify_file
-from pipeline.storage import Storage
+from pipeline.job_spec.job import ModelSection
+from pipeline.storage.storage import Storage
+from pipeline.weights import cache as fetch
+from pipeline.weights.cache import cache_folder, download, fetch_weights, resolve_weights, verify_file
 
 CONTENT = bytes(range(256)) * 400
 DIGITS = hashlib.sha256(CONTENT).hexdigest()[:8]

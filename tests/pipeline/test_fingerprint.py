@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from htc_model.config import ModelConfig, load_preset
-from htc_model.weights import save_weights
-from pipeline.config import JobSpec, load_spec
+from htc_model.weights.load import save_weights
 from pipeline.errors import SpecError
-from pipeline.fingerprint import configured, settle_model, take_fingerprint
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.weights.fingerprint import configured, settle_model, take_fingerprint
 
 
 @pytest.fixture

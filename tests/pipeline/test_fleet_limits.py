@@ -8,15 +8,15 @@ import ray
 from hand_clock import HandClock
 from shard_bench import spec_for
 
-import pipeline.fleet
+import pipeline.driver.worker_pool
 from pipeline.assignments import Assignment
-from pipeline.cluster import WorkerPlan
-from pipeline.config import ComputeSection
-from pipeline.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
-from pipeline.fleet import Fleet
-from pipeline.plan import Shard
-from pipeline.reports import ShardReport, WorkerProgress, WorkerReady
-from pipeline.worker import WorkerSettings
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
+from pipeline.driver.worker_pool import Fleet
+from pipeline.job_spec.job import ComputeSection
+from pipeline.messages import ShardReport, WorkerProgress, WorkerReady
+from pipeline.planning.planner import Shard
+from pipeline.worker.worker import WorkerSettings
 
 
 class FakeCall:
@@ -94,7 +94,7 @@ def test_a_worker_that_never_has_its_model_is_ended_once_its_process_is_there(
     tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = HandClock()
-    monkeypatch.setattr(pipeline.fleet.time, "monotonic", clock)
+    monkeypatch.setattr(pipeline.driver.worker_pool.time, "monotonic", clock)
     fleet = fleet_with(tmp_path)
     answered: list[object] = []
     monkeypatch.setattr(ray, "wait", lambda refs, **options: ([ref for ref in refs if ref in answered], []))

@@ -17,12 +17,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import InputSection, load_spec
 from pipeline.errors import HtcError, ImageError, NotFoundError, SpecError
-from pipeline.image_reading import read_image
-from pipeline.sources import SourceNotes, list_images
-from pipeline.storage import Storage
-from pipeline.tar_files import DamagedContainerError, index_tar
+from pipeline.inputs.containers.tar import DamagedContainerError, index_tar
+from pipeline.inputs.listing import SourceNotes, list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection, load_spec
+from pipeline.storage.storage import Storage
 
 # A busy machine is slow, which is no finding.
 settings.register_profile("readers", deadline=None, suppress_health_check=list(HealthCheck))

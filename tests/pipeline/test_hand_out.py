@@ -9,19 +9,19 @@ import pytest
 from fake_models import LoadFake, write_images
 from hand_clock import HandClock
 
-import pipeline.fleet
-import pipeline.ledger
-import pipeline.session
+import pipeline.driver.session
+import pipeline.driver.shard_queue
+import pipeline.driver.worker_pool
 from pipeline.assignments import Assignment
-from pipeline.cluster import WorkerPlan
-from pipeline.config import ComputeSection, load_spec
-from pipeline.driver import run
-from pipeline.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
-from pipeline.plan import Shard
-from pipeline.progress import SilentProgress
-from pipeline.reports import ShardFailure, WorkerReady
-from pipeline.tables import open_results
-from pipeline.worker import Worker, WorkerSettings
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
+from pipeline.job_spec.job import ComputeSection, load_spec
+from pipeline.messages import ShardFailure, WorkerReady
+from pipeline.output.rows import open_results
+from pipeline.planning.planner import Shard
+from pipeline.worker.worker import Worker, WorkerSettings
 
 
 class TimedFleet:
@@ -126,10 +126,12 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> type[TimedFleet]:
         assert compute.workers != "auto"
         yield WorkerPlan(compute.workers, 1.0, 0.0)
 
-    ledger_class = pipeline.ledger.ShardLedger
-    monkeypatch.setattr(pipeline.fleet, "Fleet", Fresh)
-    monkeypatch.setattr(pipeline.session, "ray_cluster", cluster)
-    monkeypatch.setattr(pipeline.session, "ShardLedger", lambda **options: ledger_class(**options, clock=Fresh.clock))
+    ledger_class = pipeline.driver.shard_queue.ShardLedger
+    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", Fresh)
+    monkeypatch.setattr(pipeline.driver.session, "ray_cluster", cluster)
+    monkeypatch.setattr(
+        pipeline.driver.session, "ShardLedger", lambda **options: ledger_class(**options, clock=Fresh.clock)
+    )
     return Fresh
 
 

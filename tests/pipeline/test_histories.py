@@ -13,12 +13,12 @@ from chaos_scene import Scene
 from histories import DriverDeath, Fate, FatedLoad, enact
 from hypothesis import settings
 
-import pipeline.session
-from pipeline.cluster import WorkerPlan
-from pipeline.config import ComputeSection, load_spec
-from pipeline.driver import run
+import pipeline.driver.session
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
 from pipeline.errors import RunError, StorageError
-from pipeline.progress import SilentProgress
+from pipeline.job_spec.job import ComputeSection, load_spec
 
 HISTORIES = 24 * settings.default.max_examples // 100
 SESSIONS = 12
@@ -55,7 +55,7 @@ def history(folder: Path, seed: int | None, *, is_poisoned: bool = False) -> tup
     scene = Scene(folder, str(folder.parent / "in"), str(folder / "out"))
     fate = Fate(Random(seed), is_poisoned)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.session, "ray_cluster", two_workers)
+        patch.setattr(pipeline.driver.session, "ray_cluster", two_workers)
         enact(fate, patch)
         if seed is None:
             fate.begin_session = lambda *, is_calm: None  # type: ignore[method-assign]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import history as histories
-from pipeline.history import DELETED, EVENT, OK, History, build_history, hash_etags
+from pipeline.planning import history as histories
+from pipeline.planning.history import DELETED, EVENT, OK, History, build_history, hash_etags
 
 Event = tuple[int, int, int, int]
 # Numbers of every sign, some at the ends; few, so that most come several times.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import InputSection, load_spec
 from pipeline.errors import HtcError, ImageError, SpecError
-from pipeline.image_reading import read_image
-from pipeline.refs import ImageRef
-from pipeline.sources import SourceNotes, list_images
-from pipeline.storage import Storage
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import SourceNotes, list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection, load_spec
+from pipeline.storage.storage import Storage
 
 MIB = 2**20
 

@@ -13,12 +13,12 @@ import pytest
 from pictures import decode_error, encoded, gradient
 from PIL import Image, ImageOps
 
-from pipeline.config import InputSection
-from pipeline.image_reading import read_image
-from pipeline.images import decode_image
-from pipeline.label_maps import decode_label_map
-from pipeline.sources import SourceNotes, list_images, locate_image
-from pipeline.storage import Storage
+from pipeline.inputs.decode import decode_image
+from pipeline.inputs.label_maps import decode_label_map
+from pipeline.inputs.listing import SourceNotes, list_images, locate_image
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage.storage import Storage
 
 ORIENTATION = 0x0112
 

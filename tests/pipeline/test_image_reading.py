@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import local_files, retrying
-from pipeline.config import InputSection
 from pipeline.errors import ImageError, NotFoundError, TransientStorageError
-from pipeline.image_reading import fetch_image
-from pipeline.refs import ImageRef
-from pipeline.sources import list_images
-from pipeline.storage import Storage
-from pipeline.stored import ReadVersion
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import fetch_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage import local as local_files
+from pipeline.storage import retry as retrying
+from pipeline.storage.objects import ReadVersion
+from pipeline.storage.storage import Storage
 
 
 def listed(path: Path) -> list[ImageRef]:

@@ -13,7 +13,7 @@ from pictures import decode_error, encoded, gradient
 from PIL import Image
 
 from htc_model.config import load_preset
-from pipeline.images import batch_from_bytes, decode_image
+from pipeline.inputs.decode import batch_from_bytes, decode_image
 
 PHOTOS = Path(__file__).parents[1] / "data" / "images"
 # sha256 of the pixels that OpenCV's IMREAD_COLOR gives (BGR, row by row); the CMYK one is exact too.

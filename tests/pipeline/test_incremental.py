@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from planned_nights import OTHER_MODEL, Nights, counts_of, names_of
 
-from pipeline.deletions import read_deletions
 from pipeline.errors import InputError, SpecError, StorageError
-from pipeline.tables import open_results
+from pipeline.output.deletions import read_deletions
+from pipeline.output.rows import open_results
 
 
 @pytest.fixture

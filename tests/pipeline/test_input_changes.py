@@ -15,20 +15,20 @@ from local_fleet import LocalFleet
 from planned_nights import OTHER_MODEL, Nights
 from s3_server import S3Server
 
-import pipeline.fleet
-import pipeline.input_changes
-import pipeline.session
-from pipeline.cluster import WorkerPlan
-from pipeline.compaction import compact_run
-from pipeline.config import JobSpec, StorageSection, load_spec
-from pipeline.driver import run
+import pipeline.driver.session
+import pipeline.driver.worker_pool
+import pipeline.planning.input_changes
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
 from pipeline.errors import ImageStatus, InputError, RunMismatchError
-from pipeline.input_changes import InputChanges, compare_input, way_on
-from pipeline.outcomes import EXIT_INPUT_CHANGED
-from pipeline.progress import SilentProgress
-from pipeline.storage import Storage
-from pipeline.stored import ReadVersion
-from pipeline.tables import build_image_row, commit_shard, open_results
+from pipeline.job_spec.job import JobSpec, StorageSection, load_spec
+from pipeline.maintenance.compaction import compact_run
+from pipeline.output.rows import build_image_row, commit_shard, open_results
+from pipeline.planning.input_changes import InputChanges, compare_input, way_on
+from pipeline.runs.outcomes import EXIT_INPUT_CHANGED
+from pipeline.storage.objects import ReadVersion
+from pipeline.storage.storage import Storage
 
 
 class Full:
@@ -184,14 +184,14 @@ def test_entries_of_a_listing(nights: Nights, monkeypatch: pytest.MonkeyPatch) -
     assert (found.new, found.changed, found.gone) == (1, 2, 2)
     assert [Path(name).name for name in found.gone_names] == ["a.jpg", "e.jpg"]
     assert [Path(name).name for name in found.changed_names] == ["b.jpg", "never.jpg"]
-    monkeypatch.setattr(pipeline.input_changes, "MAX_QUESTIONS", 1)
+    monkeypatch.setattr(pipeline.planning.input_changes, "MAX_QUESTIONS", 1)
     found = full.changes()
     assert (found.changed, found.gone, found.unasked) == (0, 2, 2)
     assert "2 images" in found.unasked_note()
 
 
 def test_what_is_known_of_a_run_may_lie_on_disk(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.history.EVENTS_IN_MEMORY", 2)
+    monkeypatch.setattr("pipeline.planning.history.EVENTS_IN_MEMORY", 2)
     full = Full(nights).done()
     nights.put("0.jpg")
     nights.remove("b.jpg")
@@ -272,9 +272,9 @@ def test_names_that_are_no_text_are_no_change(nights: Nights) -> None:
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str, list[str]]]:
     """Runs the driver over tmp_path/in; returns exit code, status, reason and what was said."""
     LocalFleet.forget()
-    monkeypatch.setattr(pipeline.fleet, "Fleet", LocalFleet)
+    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
     monkeypatch.setattr(
-        pipeline.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
+        pipeline.driver.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
     )
 
     class Notes(SilentProgress):

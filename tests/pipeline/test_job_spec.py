@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import JobSpec, load_spec
 from pipeline.errors import SpecError
+from pipeline.job_spec.job import JobSpec, load_spec
 
 TWO_URIS: dict[str, object] = {"input.uri": "/photos", "output.uri": "/tables"}
 
@@ -193,7 +193,7 @@ def test_identity_holds_what_is_selected_and_not_when_to_refuse() -> None:
 
 def test_the_spec_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom pipeline.config import load_spec\n"
+        "import sys\nfrom pipeline.job_spec.job import load_spec\n"
         "load_spec(None, {'input.uri': 'a', 'output.uri': 'b'})\n"
         "heavy = {'torch', 'ray', 'pyarrow', 'fsspec', 'duckdb'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"

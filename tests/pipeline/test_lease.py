@@ -16,22 +16,22 @@ import pytest
 from hand_clock import HandClock
 from s3_server import S3Server
 
-from pipeline import lease as leases
-from pipeline.claims import ORPHANED_BY_S, Contact
-from pipeline.config import StorageSection, load_spec
 from pipeline.errors import InputError, RunError, StorageError
-from pipeline.lease import Holder, Lease, RunHeldError, take_lease
-from pipeline.lease_store import ContestedFile
-from pipeline.process_identity import identify_process
-from pipeline.runs import Run, open_run
-from pipeline.storage import Storage
+from pipeline.job_spec.job import StorageSection, load_spec
+from pipeline.runs import lease as leases
+from pipeline.runs.lease import Holder, Lease, RunHeldError, take_lease
+from pipeline.runs.open import Run, open_run
+from pipeline.runs.process_id import identify_process
+from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.storage import Storage
+from pipeline.worker.commit_claim import ORPHANED_BY_S, Contact
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 HOLDER = Holder("t", "far-away", 4711, "", NOON.isoformat(), NOON.isoformat())
 SCRIPT = """
 import sys, time
-from pipeline.lease import take_lease
-from pipeline.storage import Storage
+from pipeline.runs.lease import take_lease
+from pipeline.storage.storage import Storage
 take_lease(Storage(), sys.argv[1], "night")
 print("held", flush=True)
 time.sleep(600)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from pipeline import lease as leases
 from pipeline.errors import RunError, StorageError
-from pipeline.lease import Holder, Lease, RunHeldError, take_lease
-from pipeline.lease_store import ContestedFile
-from pipeline.storage import Storage
+from pipeline.runs import lease as leases
+from pipeline.runs.lease import Holder, Lease, RunHeldError, take_lease
+from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.storage import Storage
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 STEP_S = 5.0

@@ -4,8 +4,14 @@ import pytest
 from hand_clock import HandClock
 
 from pipeline.assignments import Assignment, Contest, Settled
-from pipeline.ledger import FIRST_BACKOFF_S, MAX_BACKOFF_S, RECLAIM_PATIENCE_S, STRAGGLER_FACTOR, ShardLedger
-from pipeline.reports import PieceReport, ShardFailure, ShardReport
+from pipeline.driver.shard_queue import (
+    FIRST_BACKOFF_S,
+    MAX_BACKOFF_S,
+    RECLAIM_PATIENCE_S,
+    STRAGGLER_FACTOR,
+    ShardLedger,
+)
+from pipeline.messages import PieceReport, ShardFailure, ShardReport
 
 SHARD_IMAGES = 8
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
-from pipeline import local_files
-from pipeline.config import StorageSection, load_spec
 from pipeline.errors import StorageError
-from pipeline.lease import take_lease
-from pipeline.leftovers import remove_leftovers
-from pipeline.runs import Run, open_run
-from pipeline.storage import Storage
-from pipeline.tables import build_image_row, commit_shard, images_part, instances_part, open_results
+from pipeline.job_spec.job import StorageSection, load_spec
+from pipeline.output.rows import build_image_row, commit_shard, images_part, instances_part, open_results
+from pipeline.runs.cleanup import remove_leftovers
+from pipeline.runs.lease import take_lease
+from pipeline.runs.open import Run, open_run
+from pipeline.storage import local as local_files
+from pipeline.storage.storage import Storage
 
 TEMP = ".part-00001.parquet.4711-0a1b2c3d.htc-tmp"
 

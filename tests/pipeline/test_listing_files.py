@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import InputSection
 from pipeline.errors import ImageError, InputError
-from pipeline.image_reading import read_image
-from pipeline.sources import ImageRef, SourceNotes, list_images
-from pipeline.storage import Storage
+from pipeline.inputs.listing import ImageRef, SourceNotes, list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage.storage import Storage
 
 TABLE = "url;label\na.jpg;1\nb.jpg;2\n"
 LINES = "a.jpg\nb.jpg\n"

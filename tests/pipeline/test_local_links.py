@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import InputSection
 from pipeline.errors import NotFoundError
-from pipeline.image_reading import read_image
-from pipeline.local_files import walk_files
-from pipeline.sources import ImageRef, SourceNotes, list_images
-from pipeline.storage import Storage
+from pipeline.inputs.listing import ImageRef, SourceNotes, list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage.local import walk_files
+from pipeline.storage.storage import Storage
 
 
 def make(folder: Path, *names: str) -> None:

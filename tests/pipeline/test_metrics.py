@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from pipeline.metrics import StageClock, Throughput
-from pipeline.progress import LineProgress, RunProgress, format_duration
-from pipeline.summary import judge
+from pipeline.driver.progress import LineProgress, RunProgress, format_duration
+from pipeline.driver.throughput import StageClock, Throughput
+from pipeline.runs.summary import judge
 
 
 class HandClock:

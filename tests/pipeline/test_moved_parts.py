@@ -7,17 +7,17 @@ from threading import Event
 import pytest
 from finished_runs import FINGERPRINT, finish_run, tables_of, write_inputs
 
-from jobs.photos import RunPhotos
-from jobs.query import query_output
-from pipeline.compaction import compact_run
-from pipeline.config import load_spec
-from pipeline.current import needed_runs
-from pipeline.doctor import examine_output
-from pipeline.incremental import Incremental
-from pipeline.picking import pick_images
-from pipeline.results import Results
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from jobs.results.image_lookup import RunPhotos
+from jobs.results.query import query_output
+from pipeline.job_spec.job import load_spec
+from pipeline.maintenance.compaction import compact_run
+from pipeline.maintenance.doctor.examine import examine_output
+from pipeline.maintenance.needed_runs import needed_runs
+from pipeline.output.results import Results
+from pipeline.output.rows import open_results
+from pipeline.planning.incremental import Incremental
+from pipeline.planning.where_filter import pick_images
+from pipeline.storage.storage import Storage
 
 
 def compact(output: str) -> None:

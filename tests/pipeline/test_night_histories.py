@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planned_nights import FINGERPRINT, OTHER_MODEL, Nights, counts_of, names_of
 
-from pipeline.current import needed_runs
 from pipeline.errors import ImageStatus
-from pipeline.tables import open_results
-from pipeline.views import open_database
+from pipeline.maintenance.needed_runs import needed_runs
+from pipeline.output.rows import open_results
+from pipeline.output.views import open_database
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 STATUSES: list[ImageStatus] = ["ok", "ok", "ok", "failed", "unreadable"]

@@ -9,16 +9,16 @@ import pytest
 from cut_off import CutOff
 from planned_nights import OTHER_MODEL, Nights, counts_of, names_of
 
-from pipeline import manifest as manifests
-from pipeline import selection as selections
-from pipeline.compaction import compact_run
-from pipeline.deletions import read_deletions
 from pipeline.errors import InputError, StorageError
-from pipeline.lease import RunHeldError
-from pipeline.records import list_records
-from pipeline.runs import Run
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.maintenance.compaction import compact_run
+from pipeline.output.deletions import read_deletions
+from pipeline.output.rows import open_results
+from pipeline.output.run_record import list_records
+from pipeline.planning import manifest as manifests
+from pipeline.planning import selection as selections
+from pipeline.runs.lease import RunHeldError
+from pipeline.runs.open import Run
+from pipeline.storage.storage import Storage
 
 OLD = [f"{number:02d}.jpg" for number in range(0, 40, 2)]
 CHANGED, NEW, GONE = OLD[1:16:2], ["01.jpg", "15.jpg", "31.jpg", "99.jpg"], [OLD[0], OLD[10], OLD[19]]
@@ -162,7 +162,7 @@ def test_a_run_whose_driver_is_dead_is_in_nobodys_way(nights: Nights) -> None:
     path = nights.folder / "out/runs/full/lease.json"
     path.write_text(json.dumps(lease | moments))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.lease.WATCH_S", 0.0)
+        patch.setattr("pipeline.runs.lease.WATCH_S", 0.0)
         run = nights.open(is_held=True)
     assert (run.state, run.passed_over, path.exists()) == ("new", "full", False)
     run.close()

@@ -13,11 +13,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import retrying
-from pipeline.config import StorageSection
 from pipeline.errors import IncompleteReadError, NotFoundError, ObjectTooLargeError, TransientStorageError
-from pipeline.range_file import open_ranges
-from pipeline.storage import Fetched, Listed, Storage
+from pipeline.job_spec.job import StorageSection
+from pipeline.storage import retry as retrying
+from pipeline.storage.range_file import open_ranges
+from pipeline.storage.storage import Fetched, Listed, Storage
 
 PICTURE = bytes(range(256)) * 40
 

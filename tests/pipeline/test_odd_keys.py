@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from plain_s3 import plain_s3
 
-from jobs.plan_report import _decode_sample
-from pipeline.config import InputSection, StorageSection, load_spec
-from pipeline.image_reading import read_image
-from pipeline.plan import survey_input
-from pipeline.sources import list_images
-from pipeline.storage import Storage
+from jobs.running.plan import _decode_sample
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection, StorageSection, load_spec
+from pipeline.planning.planner import survey_input
+from pipeline.storage.storage import Storage
 
 KEYS = [
     "/leading.jpg",

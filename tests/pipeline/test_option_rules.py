@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.config import load_spec
 from pipeline.errors import SpecError
+from pipeline.job_spec.job import load_spec
 
 PLAIN = {"input.uri": "in", "output.uri": "out"}
 

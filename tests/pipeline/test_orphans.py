@@ -11,12 +11,12 @@ from hand_clock import HandClock
 from shard_bench import refs_of, spec_for
 
 from pipeline.assignments import Assignment
-from pipeline.claims import ORPHAN_AFTER_S, Claim, Contact, OrphanedError
-from pipeline.config import JobSpec
-from pipeline.plan import Shard
-from pipeline.reports import ShardFailure, ShardReport
-from pipeline.tables import images_part, instances_part
-from pipeline.worker import Worker, WorkerSettings
+from pipeline.job_spec.job import JobSpec
+from pipeline.messages import ShardFailure, ShardReport
+from pipeline.output.rows import images_part, instances_part
+from pipeline.planning.planner import Shard
+from pipeline.worker.commit_claim import ORPHAN_AFTER_S, Claim, Contact, OrphanedError
+from pipeline.worker.worker import Worker, WorkerSettings
 
 BEFORE, AFTER = (32, 48), (20, 28)
 

@@ -10,13 +10,13 @@ import pytest
 from object_servers import azurite, fake_gcs
 from s3_server import ServerUnavailableError
 
-from pipeline import other_listing
-from pipeline.config import InputSection, StorageSection
 from pipeline.errors import NotFoundError, ObjectTooLargeError
-from pipeline.image_reading import read_image
-from pipeline.lease_store import ContestedFile
-from pipeline.sources import list_images
-from pipeline.storage import Storage, join
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection, StorageSection
+from pipeline.storage import listing_gcs_azure as other_listing
+from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.storage import Storage, join
 
 pytestmark = pytest.mark.xdist_group("other-stores")
 # What S3 lists in another order than a tree of folders, and what libraries take for something else.

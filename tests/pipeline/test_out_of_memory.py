@@ -5,13 +5,13 @@ import pytest
 import torch
 from fake_models import FakeModel
 
-import pipeline.segmenter
+import pipeline.worker.segmenter
 from htc_model.config import load_preset
-from htc_model.masks import decode_rle, encode_detections
+from htc_model.masks.encode import decode_rle, encode_detections
 from htc_model.structures import Detections, RawDetections
-from pipeline.borders import DeviceLostError
 from pipeline.errors import ImageError
-from pipeline.segmenter import MASK_CHUNKS, Segmenter
+from pipeline.worker.error_boundaries import DeviceLostError
+from pipeline.worker.segmenter import MASK_CHUNKS, Segmenter
 
 
 def raw_detections() -> RawDetections:
@@ -34,7 +34,7 @@ def limit_columns(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         return encode_detections(raw, chunk_columns=chunk_columns)
 
-    monkeypatch.setattr(pipeline.segmenter, "encode_detections", bounded)
+    monkeypatch.setattr(pipeline.worker.segmenter, "encode_detections", bounded)
     return chunks
 
 
@@ -62,6 +62,6 @@ def test_a_device_lost_over_masks_is_not_the_images_fault(
     def lost(raw: RawDetections, *, chunk_columns: int) -> Detections:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure (pretended)")
 
-    monkeypatch.setattr(pipeline.segmenter, "encode_detections", lost)
+    monkeypatch.setattr(pipeline.worker.segmenter, "encode_detections", lost)
     with pytest.raises(DeviceLostError):
         segmenter.encode(raw_detections())

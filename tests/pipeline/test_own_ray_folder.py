@@ -13,10 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import own_ray
+from pipeline.cluster import local_ray as own_ray
+from pipeline.cluster.local_ray import (
+    OWNER_FILE,
+    RayThread,
+    choose_base,
+    end_processes,
+    ray_folder,
+    remove_dead_folders,
+)
 from pipeline.errors import RunError
-from pipeline.own_ray import OWNER_FILE, RayThread, choose_base, end_processes, ray_folder, remove_dead_folders
-from pipeline.process_identity import identify_process
+from pipeline.runs.process_id import identify_process
 from pipeline.signals import StopRequest
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import paged_listing
-from pipeline.paged_listing import LEAST_FOLDER_KEYS, MOST_FOLDERS, PAGES_AHEAD, PARALLEL_FOLDERS, list_keys
+from pipeline.storage import listing as paged_listing
+from pipeline.storage.listing import LEAST_FOLDER_KEYS, MOST_FOLDERS, PAGES_AHEAD, PARALLEL_FOLDERS, list_keys
 
 PAGE_KEYS = 10
 

@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import ComputeSection, InputSection, JobSpec
 from pipeline.errors import ImageError, InputError, NotFoundError, SpecError
-from pipeline.image_reading import read_image
-from pipeline.manifest import Manifest, ManifestReader
-from pipeline.plan import Planner, survey_input
-from pipeline.planned import find_planned
-from pipeline.refs import ImageRef
-from pipeline.sources import SourceNotes, list_images
-from pipeline.storage import Storage
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import SourceNotes, list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import ComputeSection, InputSection, JobSpec
+from pipeline.planning.manifest import Manifest, ManifestReader
+from pipeline.planning.planner import Planner, survey_input
+from pipeline.planning.resume_point import find_planned
+from pipeline.storage.storage import Storage
 
 
 def jpeg(shade: int) -> bytes:
@@ -216,7 +216,7 @@ def test_a_folder_of_files_that_name_images_has_each_image_once(tmp_path: Path) 
 def test_planning_of_named_images_goes_on_without_losing_or_doubling_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.manifest.FIRST_PART_IMAGES", 2)
+    monkeypatch.setattr("pipeline.planning.manifest.FIRST_PART_IMAGES", 2)
     write(tmp_path / "in/one.parquet", {"link": ["z.jpg", "a.jpg", "m.jpg"]})
     write(tmp_path / "in/two.parquet", {"link": ["b.jpg", "z.jpg", "y.jpg"]})
     spec = spec_with(tmp_path / "in", uri_column="link").model_copy(update={"compute": ComputeSection(shard_images=1)})
@@ -268,7 +268,7 @@ def test_the_columns_are_part_of_what_a_run_is_only_where_they_are_chosen(tmp_pa
 
 
 def test_the_flags_reach_the_spec(tmp_path: Path) -> None:
-    from jobs.options import load_job_spec
+    from jobs.cli.options import load_job_spec
 
     given = {"input_uri": str(tmp_path), "output_uri": str(tmp_path / "out")}
     assert load_job_spec({**given, "image_column": "mask"}).input.image_column == "mask"

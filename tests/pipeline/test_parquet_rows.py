@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.parquet_images
-from pipeline.config import InputSection
+import pipeline.inputs.containers.parquet
 from pipeline.errors import ImageError, StorageError
-from pipeline.image_reading import read_image
-from pipeline.parquet_images import ParquetRows
-from pipeline.parquet_pages import Page, read_chunks, read_pages
-from pipeline.refs import ImageRef
-from pipeline.sources import list_images
-from pipeline.storage import Storage
-from pipeline.tar_files import DamagedContainerError
+from pipeline.inputs.containers.parquet import ParquetRows
+from pipeline.inputs.containers.parquet_pages import Page, read_chunks, read_pages
+from pipeline.inputs.containers.tar import DamagedContainerError
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage.storage import Storage
 
 MIB = 2**20
 ROOT = Path(__file__).parents[2]
@@ -45,11 +45,11 @@ def refs_of(path: Path) -> list[ImageRef]:
 READ = """
 import json, sys
 import pyarrow as pa
-from pipeline.config import InputSection
+from pipeline.job_spec.job import InputSection
 from pipeline.errors import ImageError
-from pipeline.image_reading import read_image
-from pipeline.sources import list_images
-from pipeline.storage import Storage
+from pipeline.inputs.read import read_image
+from pipeline.inputs.listing import list_images
+from pipeline.storage.storage import Storage
 refs, outcomes = list(list_images(InputSection(uri=sys.argv[1]), Storage())), []
 for row in json.loads(sys.argv[3]):
     try:
@@ -122,7 +122,7 @@ def test_rows_around_one_that_is_too_large_are_read(tmp_path: Path) -> None:
 
 
 def test_a_page_that_is_too_large_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.parquet_images, "MOST_PAGE_BYTES", 1000)
+    monkeypatch.setattr(pipeline.inputs.containers.parquet, "MOST_PAGE_BYTES", 1000)
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": [bytes([n]) * 90 for n in range(30)]}), path, use_dictionary=False)
     for ref in refs_of(path)[::7]:
@@ -136,14 +136,14 @@ def test_two_shards_read_one_row_group_at_two_places_without_beginning_again(
 ) -> None:
     path = write(tmp_path / "x.parquet", [b"%d" % number for number in range(600)])
     opened: list[int] = []
-    former = pipeline.parquet_images._Rows
+    former = pipeline.inputs.containers.parquet._Rows
 
     class Counted(former):
         def __init__(self, *arguments: object) -> None:
             opened.append(1)
             super().__init__(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline.parquet_images, "_Rows", Counted)
+    monkeypatch.setattr(pipeline.inputs.containers.parquet, "_Rows", Counted)
     with ParquetRows() as rows:
 
         def read(row: int) -> None:

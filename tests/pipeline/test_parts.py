@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.parts import Part, choose_parts, committed_parts, committed_parts_by_run, parse_part, part_uri
-from pipeline.storage import Storage
-from pipeline.stored import Listed
-from pipeline.tables import committed_shards
+from pipeline.output.parts import Part, choose_parts, committed_parts, committed_parts_by_run, parse_part, part_uri
+from pipeline.output.rows import committed_shards
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage
 
 STRETCH = Part(0, 1, is_compacted=True)
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import manifest as manifests
-from pipeline.config import JobSpec, load_spec
 from pipeline.errors import InputError, StorageError
-from pipeline.image_reading import read_image
-from pipeline.plan import ManifestReader, plan_run, survey_input
-from pipeline.refs import ImageRef
-from pipeline.storage import Storage
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.planning import manifest as manifests
+from pipeline.planning.planner import ManifestReader, plan_run, survey_input
+from pipeline.storage.storage import Storage
 
 ODD_NAMES = ["a b.jpg", "ä.png", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[x]*?.webp", "a::b.bmp"]
 

@@ -16,12 +16,12 @@ from cut_off import CutOff
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import manifest as manifests
-from pipeline.config import JobSpec, load_spec
 from pipeline.errors import InputError, StorageError
-from pipeline.manifest import PartLayout
-from pipeline.runs import Run, open_run
-from pipeline.storage import Listed, Storage
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.planning import manifest as manifests
+from pipeline.planning.manifest import PartLayout
+from pipeline.runs.open import Run, open_run
+from pipeline.storage.storage import Listed, Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
 PATIENCE_S = 30.0

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.prefetch import Prefetch
+from pipeline.worker.prefetch import Prefetch
 
 
 @pytest.fixture

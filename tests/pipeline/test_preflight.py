@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from fake_models import write_images
 
-from pipeline.config import JobSpec, load_spec
+from pipeline.cluster.node_calls import MAX_NODES, choose_nodes
+from pipeline.cluster.preflight import PreflightError, Sight, look, look_from_nodes
 from pipeline.errors import StorageError
-from pipeline.node_calls import MAX_NODES, choose_nodes
-from pipeline.preflight import PreflightError, Sight, look, look_from_nodes
-from pipeline.storage import Storage
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.storage.storage import Storage
 
 
 def spec_in(folder: Path, **overrides: object) -> JobSpec:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.driver.progress import RunProgress, SilentProgress
+from pipeline.driver.progress_file import JOB_VARIABLE, ProgressFile, load_progress
 from pipeline.errors import StorageError
-from pipeline.progress import RunProgress, SilentProgress
-from pipeline.progress_file import JOB_VARIABLE, ProgressFile, load_progress
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 PROGRESS = RunProgress(10, 4, 1, 2.5, 3.0, 2, statuses={"ok": 3, "missing": 1}, failure_reasons={"it is gone": 1})
 

@@ -14,12 +14,12 @@ import pytest
 from fake_models import write_image, write_images
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import ray_metrics
-from pipeline.metrics import StageClock
-from pipeline.prefetch import ByteGauge
-from pipeline.ray_metrics import MAX_REASON_LABELS, DriverMetrics, WorkerMetrics, WorkerTotals, reason_words
-from pipeline.reports import ImageFailure, ShardReport
-from pipeline.work_log import WorkLog
+from pipeline import telemetry as ray_metrics
+from pipeline.driver.throughput import StageClock
+from pipeline.messages import ImageFailure, ShardReport
+from pipeline.telemetry import MAX_REASON_LABELS, DriverMetrics, WorkerMetrics, WorkerTotals, reason_words
+from pipeline.worker.prefetch import ByteGauge
+from pipeline.worker.totals import WorkLog
 
 TESTS = Path(__file__).parents[1]
 # By name and labels, without those of Ray's own.

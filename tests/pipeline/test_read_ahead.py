@@ -12,12 +12,12 @@ import pytest
 from fake_models import FakeModel, write_images
 from shard_bench import Bench, spec_for
 
-import pipeline.stages
+import pipeline.worker.shard_pipeline
 from htc_model.config import load_preset
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.errors import TransientStorageError
-from pipeline.images import read_header
-from pipeline.stages import WorkerTools
+from pipeline.inputs.decode import read_header
+from pipeline.worker.shard_pipeline import WorkerTools
 
 SIZE = (32, 48)
 PIXEL_BYTES = 32 * 48 * 3
@@ -52,7 +52,9 @@ class LivePixels:
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> LivePixels:
     live = LivePixels()
-    monkeypatch.setattr(pipeline.stages, "decode_image", live.watch(pipeline.stages.decode_image))
+    monkeypatch.setattr(
+        pipeline.worker.shard_pipeline, "decode_image", live.watch(pipeline.worker.shard_pipeline.decode_image)
+    )
     return live
 
 
@@ -156,7 +158,7 @@ def test_an_attempt_that_storage_ends_leaves_nothing_held_for_the_next(
     tmp_path: Path, live: LivePixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path / "in", 20)
-    fetch_image = pipeline.stages.fetch_image
+    fetch_image = pipeline.worker.shard_pipeline.fetch_image
 
     def broken(ref: Any, *rest: Any, **options: Any) -> Any:
         if ref.uri == str(paths[7]):
@@ -165,7 +167,7 @@ def test_an_attempt_that_storage_ends_leaves_nothing_held_for_the_next(
 
     bench = bench_with(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.stages, "fetch_image", broken)
+        patch.setattr(pipeline.worker.shard_pipeline, "fetch_image", broken)
         with pytest.raises(TransientStorageError):
             bench.process(paths)
     tools = bench.processor._tools
@@ -180,15 +182,15 @@ def test_encoded_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Monke
     shards = [write_images(tmp_path / f"in{index}", 30) for index in range(2)]
     size = max(path.stat().st_size for paths in shards for path in paths)
     bench, peaks = bench_with(tmp_path, 100), [0]
-    monkeypatch.setattr(pipeline.stages, "UNLISTED_BYTES", size)
+    monkeypatch.setattr(pipeline.worker.shard_pipeline, "UNLISTED_BYTES", size)
     bench.processor._tools.encoded.most = 5 * size
-    decode = pipeline.stages.decode_image
+    decode = pipeline.worker.shard_pipeline.decode_image
 
     def slow(payload: bytes, **options: Any) -> np.ndarray:
         peaks[0] = max(peaks[0], bench.processor._tools.encoded.held)
         return decode(payload, **options)
 
-    monkeypatch.setattr(pipeline.stages, "decode_image", slow)
+    monkeypatch.setattr(pipeline.worker.shard_pipeline, "decode_image", slow)
     run_both(bench, shards)
     assert 0 < peaks[0] <= 6 * size
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from pipeline.read_pace import (
+from pipeline.storage.pacing import (
     FEWEST_READS,
     LEAST_SLOW_S,
     MOST_SLOW_S,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.borders import one_line
-from pipeline.progress import LineProgress
-from pipeline.records import read_json, write_json
+from pipeline.driver.progress import LineProgress
+from pipeline.output.run_record import read_json, write_json
 from pipeline.redaction import RedactingFormatter, redact
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
+from pipeline.worker.error_boundaries import one_line
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 

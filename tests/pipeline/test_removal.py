@@ -9,11 +9,11 @@ import pytest
 from finished_runs import MeddledStorage, PowerCutError, files_below, finish_run, open_night, tables_of, write_inputs
 
 from pipeline.errors import InputError, RunError, SpecError
-from pipeline.lease import Lease, take_lease
-from pipeline.records import load_record
-from pipeline.removal import remove_empty_folders, remove_run
-from pipeline.standing import half_pruned
-from pipeline.storage import Storage
+from pipeline.maintenance.removal import remove_empty_folders, remove_run
+from pipeline.maintenance.survey import half_pruned
+from pipeline.output.run_record import load_record
+from pipeline.runs.lease import Lease, take_lease
+from pipeline.storage.storage import Storage
 
 MOMENT = "2026-03-09T00:00:00+00:00"
 

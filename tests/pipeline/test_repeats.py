@@ -9,21 +9,21 @@ from fake_models import LoadFake, write_image, write_images
 from local_fleet import LocalFleet
 from planned_nights import OTHER_MODEL, Nights
 
-import pipeline.fleet
-import pipeline.session
+import pipeline.driver.session
+import pipeline.driver.worker_pool
 from pipeline.assignments import Settled
-from pipeline.cluster import WorkerPlan
-from pipeline.config import load_spec
-from pipeline.driver import run
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.assemble import gather_rows, report_of
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
+from pipeline.driver.run_totals import Tally
+from pipeline.driver.throughput import Throughput
 from pipeline.errors import ImageStatus
-from pipeline.gathering import gather_rows, report_of
-from pipeline.metrics import Throughput
-from pipeline.plan import Shard
-from pipeline.progress import SilentProgress
-from pipeline.refs import ImageRef
-from pipeline.reports import ShardFailure
-from pipeline.summary import RunSummary
-from pipeline.tally import Tally
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.job_spec.job import load_spec
+from pipeline.messages import ShardFailure
+from pipeline.planning.planner import Shard
+from pipeline.runs.summary import RunSummary
 
 ALL_BAD: dict[str, ImageStatus] = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), "failed")
 
@@ -170,9 +170,9 @@ def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
     LocalFleet.forget()
-    monkeypatch.setattr(pipeline.fleet, "Fleet", LocalFleet)
+    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
     monkeypatch.setattr(
-        pipeline.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
+        pipeline.driver.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
     )
 
 

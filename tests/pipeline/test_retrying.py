@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipeline import retrying
 from pipeline.errors import (
     AccessDeniedError,
     IncompleteReadError,
@@ -14,7 +13,8 @@ from pipeline.errors import (
     StorageError,
     TransientStorageError,
 )
-from pipeline.retrying import ATTEMPTS, ATTEMPTS_ALONE, ATTEMPTS_DOUBTED, RetryBudget, StoreHealth, retry_local
+from pipeline.storage import retry as retrying
+from pipeline.storage.retry import ATTEMPTS, ATTEMPTS_ALONE, ATTEMPTS_DOUBTED, RetryBudget, StoreHealth, retry_local
 
 
 @pytest.fixture(autouse=True)

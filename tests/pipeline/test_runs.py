@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import JobSpec, load_spec
 from pipeline.errors import InputError, OutputOccupiedError, RunMismatchError, SpecError, StorageError
-from pipeline.runs import Run, open_run
-from pipeline.storage import Storage
-from pipeline.tables import build_image_row, commit_shard
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.output.rows import build_image_row, commit_shard
+from pipeline.runs.open import Run, open_run
+from pipeline.storage.storage import Storage
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}

@@ -12,12 +12,12 @@ import pytest
 from fault_proxy import Fault, FaultProxy, Kind
 from s3_server import S3Server
 
-from pipeline import retrying
-from pipeline.config import InputSection, StorageSection
 from pipeline.errors import AccessDeniedError, NotFoundError, ObjectTooLargeError, SlowDownError, TransientStorageError
-from pipeline.image_reading import fetch_image
-from pipeline.sources import list_images
-from pipeline.storage import Fetched, Listed, Storage, join
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import fetch_image
+from pipeline.job_spec.job import InputSection, StorageSection
+from pipeline.storage import retry as retrying
+from pipeline.storage.storage import Fetched, Listed, Storage, join
 
 pytestmark = pytest.mark.xdist_group("s3")
 OBJECTS = 12

@@ -11,7 +11,7 @@ from botocore.session import get_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.s3_pages import quicken_listings, take_contents
+from pipeline.storage.s3_page_parser import quicken_listings, take_contents
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>'
 SPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'

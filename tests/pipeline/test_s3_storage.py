@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import PUBLIC_BUCKET, READER, WRITER, WRONG, Key, S3Server
 
-from pipeline import retrying
-from pipeline.config import InputSection, StorageSection, load_spec
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError, SpecError, StorageError
-from pipeline.image_reading import read_image
-from pipeline.sources import list_images
-from pipeline.storage import Storage, join
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection, StorageSection, load_spec
+from pipeline.storage import retry as retrying
+from pipeline.storage.storage import Storage, join
 
 pytestmark = pytest.mark.xdist_group("s3")
 ODD_NAMES = [

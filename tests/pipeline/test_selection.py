@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import NotFoundError
-from pipeline.history import EVENT, OK, History, build_history, hash_etags
-from pipeline.refs import ImageRef, image_id
-from pipeline.selection import BATCH_IMAGES, RunTraits, Selection
-from pipeline.stored import Listed
+from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.planning.history import EVENT, OK, History, build_history, hash_etags
+from pipeline.planning.selection import BATCH_IMAGES, RunTraits, Selection
+from pipeline.storage.objects import Listed
 
 URI = "s3://bucket/a.jpg"
 SAME = np.array([True])

@@ -12,17 +12,17 @@ import pytest
 from fake_models import LoadFake, write_image, write_images
 from local_fleet import LocalFleet
 
-import pipeline.fleet
-import pipeline.ledger
-import pipeline.manifest
-import pipeline.session
-from pipeline import local_files
-from pipeline.bisection import CONFIRMING_DEATHS
-from pipeline.cluster import WorkerPlan
-from pipeline.config import ComputeSection, JobSpec, load_spec
-from pipeline.driver import run
-from pipeline.ledger import DEATHS_BEFORE_BISECTION
-from pipeline.progress import SilentProgress
+import pipeline.driver.session
+import pipeline.driver.shard_queue
+import pipeline.driver.worker_pool
+import pipeline.planning.manifest
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver.bisection import CONFIRMING_DEATHS
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run import run
+from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
+from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
+from pipeline.storage import local as local_files
 
 POISON = (32, 47)
 
@@ -35,9 +35,9 @@ def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[Worke
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     LocalFleet.forget()
-    monkeypatch.setattr(pipeline.fleet, "Fleet", LocalFleet)
-    monkeypatch.setattr(pipeline.session, "ray_cluster", one_worker)
-    monkeypatch.setattr(pipeline.ledger, "FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+    monkeypatch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
+    monkeypatch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
 
 
 class Notes(SilentProgress):
@@ -184,7 +184,7 @@ def test_too_many_errors_are_told_while_the_input_is_still_being_listed(
             yield found
 
     monkeypatch.setattr(local_files, "walk_files", walk_on_when_told)
-    monkeypatch.setattr(pipeline.manifest, "FIRST_PART_IMAGES", 200)
+    monkeypatch.setattr(pipeline.planning.manifest, "FIRST_PART_IMAGES", 200)
     summary = run(spec_for(tmp_path, compute__shard_images=20), progress=notes, load_model=LoadFake())
     assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
     (warning,) = (sentence for sentence in notes.sentences if "failed so far, where 5.0% may" in sentence)

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from fake_models import write_images
 
-import pipeline.shard_size
-from pipeline.config import ComputeSection, JobSpec, load_spec
+import pipeline.planning.shard_size
 from pipeline.errors import RunMismatchError
-from pipeline.plan import survey_input
-from pipeline.runs import Run, open_run
-from pipeline.shard_size import choose_shard_images, expected_workers, local_gpus, look_ahead
-from pipeline.storage import Storage
+from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
+from pipeline.planning.planner import survey_input
+from pipeline.planning.shard_size import choose_shard_images, expected_workers, local_gpus, look_ahead
+from pipeline.runs.open import Run, open_run
+from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "0" * 64, "config_sha256": "1" * 64, "trained": True}
 
@@ -141,18 +141,18 @@ def test_an_incremental_run_is_cut_by_what_it_has_to_do(tmp_path: Path) -> None:
 
 
 def test_the_workers_that_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.shard_size, "connected_resources", lambda: None)
-    monkeypatch.setattr(pipeline.shard_size, "local_cpus", lambda: 6)
-    monkeypatch.setattr(pipeline.shard_size, "local_gpus", lambda: 0)
-    monkeypatch.setattr(pipeline.shard_size, "usable_memory", lambda: 64 * 2**30)
+    monkeypatch.setattr(pipeline.planning.shard_size, "connected_resources", lambda: None)
+    monkeypatch.setattr(pipeline.planning.shard_size, "local_cpus", lambda: 6)
+    monkeypatch.setattr(pipeline.planning.shard_size, "local_gpus", lambda: 0)
+    monkeypatch.setattr(pipeline.planning.shard_size, "usable_memory", lambda: 64 * 2**30)
     assert expected_workers(ComputeSection()) == 6
     assert expected_workers(ComputeSection(cpus_per_worker=2.0)) == 3
     assert expected_workers(ComputeSection(workers=3)) == 3
-    monkeypatch.setattr(pipeline.shard_size, "usable_memory", lambda: 5 * 2**30)
+    monkeypatch.setattr(pipeline.planning.shard_size, "usable_memory", lambda: 5 * 2**30)
     assert expected_workers(ComputeSection()) == 2
-    monkeypatch.setattr(pipeline.shard_size, "local_gpus", lambda: 1)
+    monkeypatch.setattr(pipeline.planning.shard_size, "local_gpus", lambda: 1)
     assert expected_workers(ComputeSection()) == 1
-    monkeypatch.setattr(pipeline.shard_size, "connected_resources", lambda: {"CPU": 64.0, "GPU": 8.0})
+    monkeypatch.setattr(pipeline.planning.shard_size, "connected_resources", lambda: {"CPU": 64.0, "GPU": 8.0})
     assert expected_workers(ComputeSection()) == 8
     assert expected_workers(ComputeSection(gpus_per_worker=99.0)) == 1
 

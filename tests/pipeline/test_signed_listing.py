@@ -11,15 +11,15 @@ from signing_host import SigningHost, everything_in, signing_host
 
 from htc_model.config import load_preset
 from pipeline.assignments import Assignment
-from pipeline.claims import Claim
-from pipeline.config import JobSpec, load_spec
 from pipeline.errors import InputError
-from pipeline.lease import take_lease
-from pipeline.runs import Run, open_run
-from pipeline.segmenter import Segmenter
-from pipeline.shard import ShardProcessor
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.output.rows import open_results
+from pipeline.runs.lease import take_lease
+from pipeline.runs.open import Run, open_run
+from pipeline.storage.storage import Storage
+from pipeline.worker.commit_claim import Claim
+from pipeline.worker.segmenter import Segmenter
+from pipeline.worker.shard_processor import ShardProcessor
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
 TOKEN = "hush-token-in-the-host"  # to be looked for

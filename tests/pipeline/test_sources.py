@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import InputSection
 from pipeline.errors import ImageError, InputError, NotFoundError
-from pipeline.image_reading import read_image
-from pipeline.sources import ImageRef, SourceNotes, list_images, locate_image
-from pipeline.storage import Storage
+from pipeline.inputs.listing import ImageRef, SourceNotes, list_images, locate_image
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage.storage import Storage
 
 ODD_NAMES = ["a b.jpg", "ä.png", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.JPG", "A.jpg", "[x]*?.webp", "a::b.bmp"]
 

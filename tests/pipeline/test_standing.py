@@ -10,11 +10,11 @@ import pytest
 from finished_runs import finish_run, write_inputs
 
 from pipeline.errors import StorageError
-from pipeline.lease import GLANCE_S, Holder, take_lease
-from pipeline.publication import Publication, forget_publication, note_publication, read_publications
-from pipeline.standing import Standing, survey_runs
-from pipeline.storage import Storage
-from pipeline.tables import open_results
+from pipeline.maintenance.publications import Publication, forget_publication, note_publication, read_publications
+from pipeline.maintenance.survey import Standing, survey_runs
+from pipeline.output.rows import open_results
+from pipeline.runs.lease import GLANCE_S, Holder, take_lease
+from pipeline.storage.storage import Storage
 
 
 @pytest.fixture

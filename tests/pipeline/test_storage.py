@@ -15,10 +15,11 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import local_files, retrying
-from pipeline.config import StorageSection
 from pipeline.errors import AccessDeniedError, NotFoundError, StorageError, TransientStorageError
-from pipeline.storage import Storage, join
+from pipeline.job_spec.job import StorageSection
+from pipeline.storage import local as local_files
+from pipeline.storage import retry as retrying
+from pipeline.storage.storage import Storage, join
 
 ODD_NAMES = ["a b.jpg", "ä.jpg", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[a]*?.jpg", "a::b.jpg"]
 
@@ -166,7 +167,7 @@ def test_no_permission_is_said_in_words(open_folder: Path) -> None:
     (secret / "a.jpg").write_bytes(b"x")
     secret.chmod(0)
     code = (
-        "import os, sys\nfrom pipeline.storage import Storage\nfrom pipeline.errors import AccessDeniedError\n"
+        "import os, sys\nfrom pipeline.storage.storage import Storage\nfrom pipeline.errors import AccessDeniedError\n"
         "if os.geteuid() == 0:\n    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "root = sys.argv[1]\n"
         "for verb in (lambda: list(Storage().list(root)), lambda: Storage().read(root + '/a.jpg'),\n"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import StorageSection, load_spec
 from pipeline.errors import SpecError
-from pipeline.store_options import client_options, read_concurrency
+from pipeline.job_spec.job import StorageSection, load_spec
+from pipeline.storage.client import client_options, read_concurrency
 
 
 @pytest.mark.parametrize(("asked", "remote", "local"), [("auto", 32, 16), (5, 5, 5), (200, 200, 200)])

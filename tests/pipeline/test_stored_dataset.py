@@ -7,10 +7,10 @@ from typing import IO
 import pytest
 from nights import Night, write_nights
 
-from pipeline.ahead import read_ahead
-from pipeline.results import Results
-from pipeline.storage import Storage
-from pipeline.views import open_database
+from pipeline.concurrency import read_ahead
+from pipeline.output.results import Results
+from pipeline.output.views import open_database
+from pipeline.storage.storage import Storage
 
 QUESTIONS = [
     "SELECT uri, run, instances FROM current ORDER BY uri",

@@ -12,17 +12,18 @@ import pytest
 from fake_models import LoadFake, write_images
 from local_fleet import LocalFleet
 
-import pipeline.fleet
-import pipeline.session
-from pipeline import driver, local_files
-from pipeline import manifest as manifests
-from pipeline.cluster import WorkerPlan
-from pipeline.config import ComputeSection, JobSpec, load_spec
-from pipeline.driver import run
+import pipeline.driver.session
+import pipeline.driver.worker_pool
+from pipeline.cluster.connection import WorkerPlan
+from pipeline.driver import run as driver
+from pipeline.driver.progress import LineProgress, RunProgress, SilentProgress
+from pipeline.driver.run import run
 from pipeline.errors import InputError, RunError
-from pipeline.lease import RunHeldError
-from pipeline.progress import LineProgress, RunProgress, SilentProgress
-from pipeline.tables import open_results
+from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
+from pipeline.output.rows import open_results
+from pipeline.planning import manifest as manifests
+from pipeline.runs.lease import RunHeldError
+from pipeline.storage import local as local_files
 
 PATIENCE_S = 60.0
 
@@ -76,8 +77,8 @@ def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[Worke
 @pytest.fixture(autouse=True)
 def _one_process_and_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers without Ray; the first part holds two shards."""
-    monkeypatch.setattr(pipeline.fleet, "Fleet", LocalFleet)
-    monkeypatch.setattr(pipeline.session, "ray_cluster", one_worker)
+    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+    monkeypatch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
     monkeypatch.setattr(manifests, "FIRST_PART_IMAGES", 8)
     monkeypatch.setattr(driver, "LISTING_PATIENCE_S", 0.0)
 
@@ -168,7 +169,7 @@ def test_a_driver_that_was_taken_over_ends_at_once(tmp_path: Path) -> None:
                 held.unlink()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.lease.STALE_AFTER_S", -1.0)
+        patch.setattr("pipeline.runs.lease.STALE_AFTER_S", -1.0)
         with pytest.raises(RunError, match=r"The lease .* was removed\. This driver stops"):
             run(spec, progress=TakesOver(), load_model=LoadFake())
     assert not list((tmp_path / "out/images").rglob("*.parquet"))

@@ -14,10 +14,8 @@ from pycocotools import mask as coco_mask
 from htc_model.config import load_preset
 from htc_model.structures import Detections, Rle
 from pipeline.errors import InputError, StorageError
-from pipeline.records import RunRecord, write_record
-from pipeline.refs import ImageRef, image_id
-from pipeline.storage import Storage
-from pipeline.tables import (
+from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.output.rows import (
     IMAGES_SCHEMA,
     INSTANCES_SCHEMA,
     ImageRow,
@@ -28,6 +26,8 @@ from pipeline.tables import (
     committed_shards,
     open_results,
 )
+from pipeline.output.run_record import RunRecord, write_record
+from pipeline.storage.storage import Storage
 
 # pycocotools 2.0.11 hands NumPy 2 an array type without the `copy` keyword, and every decode says so.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

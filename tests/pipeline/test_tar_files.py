@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import InputSection
 from pipeline.errors import ImageError, InputError
-from pipeline.image_reading import read_image
-from pipeline.sources import ImageRef, SourceNotes, list_images, locate_image
-from pipeline.storage import Storage
+from pipeline.inputs.listing import ImageRef, SourceNotes, list_images, locate_image
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage.storage import Storage
 
 
 def listed(path: Path, notes: SourceNotes | None = None) -> list[ImageRef]:

@@ -13,7 +13,7 @@ from PIL import Image
 from tiff_writer import Layout, write_pages, write_tiff
 
 from pipeline.errors import ImageError
-from pipeline.images import decode_image
+from pipeline.inputs.decode import decode_image
 
 HEIGHT, WIDTH = 21, 35
 BYTE_COMPRESSIONS = ("none", "lzw", "adobe_deflate", "deflate", "packbits", "zstd", "lzma")
@@ -362,7 +362,7 @@ def test_a_small_deflated_strip_cannot_grow_without_bound() -> None:
 
 
 def test_an_ordinary_tiff_stays_with_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.images.decode_tiff_page", None)
+    monkeypatch.setattr("pipeline.inputs.decode.decode_tiff_page", None)
     for options in ({}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"compression": "packbits"}):
         assert decode_image(encoded(gradient(), "TIFF", **options)).shape == (24, 40, 3)
 

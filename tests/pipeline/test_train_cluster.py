@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from small_photos import write_training_folder
 
-from pipeline.cluster import ray_cluster
-from pipeline.config import ComputeSection
+from pipeline.cluster.connection import ray_cluster
 from pipeline.errors import RunError, SpecError
-from pipeline.trainer import load_training_spec, train
+from pipeline.job_spec.job import ComputeSection
+from pipeline.training.single import load_training_spec, train
 
 pytestmark = [
     # Of Ray Train, about itself.

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from htc_model.weights import load_weights
+from htc_model.weights.load import load_weights
 from pipeline.errors import RunError, SpecError
-from pipeline.trainer import load_training_spec, train
+from pipeline.training.single import load_training_spec, train
 
 
 @pytest.fixture

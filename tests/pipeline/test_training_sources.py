@@ -11,10 +11,10 @@ from PIL import Image
 from s3_server import S3Server
 from small_photos import SIDE, write_training_folder
 
-from htc_model.weights import load_weights
+from htc_model.weights.load import load_weights
 from pipeline.errors import ImageError, SpecError
-from pipeline.label_maps import decode_label_map
-from pipeline.trainer import load_training_spec, train
+from pipeline.inputs.label_maps import decode_label_map
+from pipeline.training.single import load_training_spec, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.refs import image_id
-from pipeline.uris import display_uri, glob_pattern, join, resolve, suffix_of
+from pipeline.inputs.image_ref import image_id
+from pipeline.storage.uris import display_uri, glob_pattern, join, resolve, suffix_of
 
 
 @pytest.mark.parametrize(

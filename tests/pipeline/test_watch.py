@@ -3,8 +3,8 @@
 import pytest
 from hand_clock import HandClock
 
-from pipeline.reports import Hang
-from pipeline.watch import ImageWatch
+from pipeline.messages import Hang
+from pipeline.worker.watchdog import ImageWatch
 
 
 def test_what_is_within_its_time_does_not_hang() -> None:

@@ -11,15 +11,15 @@ from typing import ClassVar
 
 import pytest
 
-from pipeline import retrying
-from pipeline.borders import at_image_border
-from pipeline.config import InputSection
 from pipeline.errors import NotFoundError, ObjectTooLargeError, TransientStorageError, WebHostError
-from pipeline.image_reading import read_image
-from pipeline.refs import ImageRef
-from pipeline.reports import ImageFailure
-from pipeline.sources import list_images
-from pipeline.storage import Storage
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import InputSection
+from pipeline.messages import ImageFailure
+from pipeline.storage import retry as retrying
+from pipeline.storage.storage import Storage
+from pipeline.worker.error_boundaries import at_image_border
 
 NO_SUCH_HOST = "http://nowhere.invalid"
 REFUSES = "http://127.0.0.1:9"
@@ -137,7 +137,7 @@ def test_a_host_that_was_given_up_is_left_alone_for_a_while(host: str, monkeypat
     assert isinstance(failure, ImageFailure)
     assert failure.reason.startswith("localhost:")
     assert Host.asked["/500.jpg"] == asked
-    monkeypatch.setattr("pipeline.web_store.REST_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.web.REST_S", 0.0)
     assert outcome(storage, f"{broken}/2.jpg") == b"body of 2.jpg"
 
 

@@ -9,22 +9,22 @@ import torch
 from fake_models import LoadFake, write_image, write_images
 from shard_bench import Bench, fake, refs_of, spec_for
 
-import pipeline.shard
-import pipeline.stages
-import pipeline.worker
+import pipeline.worker.shard_pipeline
+import pipeline.worker.shard_processor
+import pipeline.worker.worker
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.assignments import Assignment
-from pipeline.batching import BatchSize
-from pipeline.borders import DeviceLostError
-from pipeline.claims import Claim
 from pipeline.errors import StorageError, TransientStorageError
-from pipeline.plan import Shard
-from pipeline.refs import ImageRef
-from pipeline.reports import ShardFailure, ShardReport, WorkerFailure, WorkerReady
-from pipeline.storage import Storage
-from pipeline.stored import ReadVersion
-from pipeline.tables import images_part
-from pipeline.worker import Worker, WorkerSettings
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.messages import ShardFailure, ShardReport, WorkerFailure, WorkerReady
+from pipeline.output.rows import images_part
+from pipeline.planning.planner import Shard
+from pipeline.storage.objects import ReadVersion
+from pipeline.storage.storage import Storage
+from pipeline.worker.batching import BatchSize
+from pipeline.worker.commit_claim import Claim
+from pipeline.worker.error_boundaries import DeviceLostError
+from pipeline.worker.worker import Worker, WorkerSettings
 
 
 def test_a_shard_becomes_one_row_per_image_and_one_per_instance(tmp_path: Path) -> None:
@@ -176,7 +176,11 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
     began, second_read, second_inferred = threading.Event(), threading.Event(), threading.Event()
     was_overlapped: dict[str, bool] = {}
     bench = Bench(tmp_path, batch_size=2)
-    infer, fetch_image, commit_shard = bench.model.infer, pipeline.stages.fetch_image, pipeline.shard.commit_shard
+    infer, fetch_image, commit_shard = (
+        bench.model.infer,
+        pipeline.worker.shard_pipeline.fetch_image,
+        pipeline.worker.shard_processor.commit_shard,
+    )
 
     def waiting_infer(batch: ImageBatch) -> list[RawDetections]:
         if (30, 20) in batch.original_sizes:
@@ -197,8 +201,8 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
         commit_shard(storage, output_uri, run, index, *rows, **options)
 
     monkeypatch.setattr(bench.model, "infer", waiting_infer)
-    monkeypatch.setattr(pipeline.stages, "fetch_image", telling_read)
-    monkeypatch.setattr(pipeline.shard, "commit_shard", waiting_commit)
+    monkeypatch.setattr(pipeline.worker.shard_pipeline, "fetch_image", telling_read)
+    monkeypatch.setattr(pipeline.worker.shard_processor, "commit_shard", waiting_commit)
     threads = [
         threading.Thread(target=bench.process, args=(paths,), kwargs={"index": index})
         for index, paths in enumerate((first, second))
@@ -216,14 +220,14 @@ def test_storage_trouble_sinks_the_shard_until_the_last_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path / "in", 4)
-    fetch_image = pipeline.stages.fetch_image
+    fetch_image = pipeline.worker.shard_pipeline.fetch_image
 
     def flaky(ref: ImageRef, storage: object, *, max_bytes: int) -> tuple[bytes, ReadVersion]:
         if ref.uri == str(paths[2]):
             raise TransientStorageError(f"{ref.uri}: 503 SlowDown")
         return fetch_image(ref, storage, max_bytes=max_bytes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline.stages, "fetch_image", flaky)
+    monkeypatch.setattr(pipeline.worker.shard_pipeline, "fetch_image", flaky)
     bench = Bench(tmp_path)
     with pytest.raises(TransientStorageError):
         bench.process(paths)
@@ -246,7 +250,7 @@ def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch:
         raise StorageError("The disk is full.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.shard, "commit_shard", full)
+        patch.setattr(pipeline.worker.shard_processor, "commit_shard", full)
         failure = worker.run_shard(shard, Assignment(3, 1, False))
     assert isinstance(failure, ShardFailure)
     assert (failure.index, failure.kind, failure.reason) == (3, "commit", "The disk is full.")
@@ -255,7 +259,7 @@ def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch:
         raise KeyError("our bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.shard, "build_image_row", broken)
+        patch.setattr(pipeline.worker.shard_processor, "build_image_row", broken)
         failure = worker.run_shard(shard, Assignment(3, 1, False))
     assert isinstance(failure, ShardFailure)
     assert failure.kind == "bug"
@@ -285,7 +289,7 @@ def test_a_worker_reports_that_its_raylet_is_gone(tmp_path: Path, monkeypatch: p
     worker = worker_for(tmp_path, LoadFake())
     assert not worker.progress().has_lost_raylet
     # What the system says once the parent is dead and its children are another process's.
-    monkeypatch.setattr(pipeline.worker.os, "getppid", lambda: 1)
+    monkeypatch.setattr(pipeline.worker.worker.os, "getppid", lambda: 1)
     assert worker.progress().has_lost_raylet
 
 

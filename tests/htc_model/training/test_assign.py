@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from htc_model.training.assign import BACKGROUND, UNUSED, AssignRule, assign_boxes, pairwise_iou
+from htc_model.training.matcher import BACKGROUND, UNUSED, AssignRule, assign_boxes, pairwise_iou
 
 # The names of the golden's columns, and the rule behind each.
 RULES = {

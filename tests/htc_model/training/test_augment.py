@@ -12,7 +12,7 @@ from htc_model.training.augment import (
     flip_picture,
     paste_objects,
 )
-from htc_model.training.pictures import Picture, load_picture, mask_boxes, resize_picture
+from htc_model.training.samples import Picture, load_picture, mask_boxes, resize_picture
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from small_data import small_config
 from torch import nn
 
 from htc_model.config import ModelConfigError
-from htc_model.htc import build_model
+from htc_model.network.detector import build_model
 from htc_model.training.freezing import freeze_trunk, set_training_mode
-from htc_model.training.initial import (
+from htc_model.training.pretrained import (
     describe_reinitialised,
     initialise_heads,
     load_imagenet_lite0,

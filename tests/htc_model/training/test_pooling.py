@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_data import small_config
 
-from htc_model.cascade import CascadeHead
-from htc_model.roi_pooling import pool_pyramid
-from htc_model.training.pooling import box_features, mask_features, sum_pyramid_rows
+from htc_model.network.cascade_roi_head import CascadeHead
+from htc_model.network.roi_align import pool_pyramid
+from htc_model.training.roi_features import box_features, mask_features, sum_pyramid_rows
 
 
 def random_rois(count: int, *, width: float = 640.0, height: float = 512.0) -> torch.Tensor:

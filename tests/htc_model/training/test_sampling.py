@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from htc_model.training.assign import BACKGROUND, UNUSED
-from htc_model.training.sampling import SampleRule, sample_assigned
+from htc_model.training.matcher import BACKGROUND, UNUSED
+from htc_model.training.sampler import SampleRule, sample_assigned
 
 
 def assignment(positives: int, negatives: int, unused: int = 3) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from small_data import SIDE, small_document
 
 from htc_model.training.annotations import read_annotations
-from htc_model.training.scoring import coco_document, count_by_size, score_results
+from htc_model.training.coco_eval import coco_document, count_by_size, score_results
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 TINY = Path(__file__).parents[3] / "examples" / "training" / "tiny"

@@ -8,14 +8,14 @@ from small_data import draw_image, small_config, small_document
 from torch import Tensor
 
 from htc_model.config import CASCADE_STDS
-from htc_model.htc import HTC, build_model
+from htc_model.network.detector import HTC, build_model
 from htc_model.training.annotations import read_annotations
+from htc_model.training.detector_losses import StepTrace, run_step
 from htc_model.training.freezing import set_training_mode
-from htc_model.training.initial import initialise_heads
-from htc_model.training.pictures import build_training_batch, load_picture
-from htc_model.training.rules import rules_for
-from htc_model.training.step import StepTrace, run_step
+from htc_model.training.pretrained import initialise_heads
+from htc_model.training.samples import build_training_batch, load_picture
 from htc_model.training.targets import Truth
+from htc_model.training.train_config import rules_for
 
 
 def small_model(**changes) -> HTC:

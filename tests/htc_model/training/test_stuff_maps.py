@@ -10,9 +10,9 @@ from small_data import SIDE, draw_image, small_config, small_document, small_spe
 from htc_model.config import load_preset
 from htc_model.training.annotations import read_annotations
 from htc_model.training.augment import Augmentation, augment_picture, crop_picture, flip_picture, paste_objects
+from htc_model.training.build import training_config
 from htc_model.training.dataset import TrainingPictures
-from htc_model.training.pictures import build_truth, load_picture, resize_picture
-from htc_model.training.setup import training_config
+from htc_model.training.samples import build_truth, load_picture, resize_picture
 from htc_model.training.spec import ModelSection
 
 GRASS, THING = 17, 3

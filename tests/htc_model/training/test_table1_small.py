@@ -11,10 +11,10 @@ from small_data import SIDE, draw_image, small_document
 from benchmarks import table1_small
 from benchmarks.table1_report import describe_cells, paired_gains
 from htc_model.config import load_preset
-from htc_model.htc import build_model
-from htc_model.training.setup import build_training_model, training_config
+from htc_model.network.detector import build_model
+from htc_model.training.build import build_training_model, training_config
 from htc_model.training.spec import ModelSection
-from htc_model.weights import load_weights, save_weights
+from htc_model.weights.load import load_weights, save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

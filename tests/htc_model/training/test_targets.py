@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from htc_model.training.assign import BACKGROUND, UNUSED, AssignRule
-from htc_model.training.sampling import SampleRule
+from htc_model.training.matcher import BACKGROUND, UNUSED, AssignRule
+from htc_model.training.sampler import SampleRule
 from htc_model.training.targets import (
     Truth,
     assign_anchors,

@@ -8,14 +8,14 @@ import torch
 from small_data import draw_image, small_document, small_spec
 
 from htc_model.config import ModelConfigError, config_from_dict
-from htc_model.htc import build_model
+from htc_model.network.detector import build_model
 from htc_model.training import loop
 from htc_model.training.annotations import read_annotations
+from htc_model.training.build import build_training_model
 from htc_model.training.checkpoint import CheckpointError
 from htc_model.training.loop import TrainingStoppedError
 from htc_model.training.run import EvaluationSet, halve_state, run_training
-from htc_model.training.setup import build_training_model
-from htc_model.weights import load_into, load_weights
+from htc_model.weights.load import load_into, load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -1,0 +1,1 @@
+"""The network's parts, from backbone to detections, and the detector that composes them."""

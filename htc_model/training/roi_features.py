@@ -1,0 +1,53 @@
+"""RoI features in training: on a CPU by sums of weighted rows, elsewhere by torchvision's RoIAlign.
+
+The sums (`row_pooling.py`) are the same numbers, and their gradient is a sum of weighted rows again. torchvision's CPU
+kernel adds the gradient sample by sample, which was two fifths of a whole step; see benchmarks/training_cpu.py.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from htc_model.network import semantic_head as semantic
+from htc_model.network.cascade_roi_head import CascadeHead
+from htc_model.network.resnet import STRIDES
+from htc_model.network.roi_align import roi_levels
+from htc_model.network.roi_align_cpu import sum_rows
+from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
+
+
+def box_features(head: CascadeHead, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
+    """Pool what a box head sees, as `CascadeHead.box_features`: rois [K, 5] -> [K, C, 7, 7]."""
+    if rois.device.type != "cpu":
+        return head.box_features(pyramid, semantic_feat, rois)
+    features = sum_pyramid_rows(pyramid, rois, BOX_POOL)
+    if semantic_feat is None:
+        return features
+    return features + _sum_map_rows(semantic_feat, rois, semantic.STRIDE, BOX_POOL, MASK_POOL // BOX_POOL)
+
+
+def mask_features(head: CascadeHead, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
+    """Pool what the mask heads see, as `CascadeHead.mask_features`: rois [K, 5] -> [K, C, 14, 14]."""
+    if rois.device.type != "cpu":
+        return head.mask_features(pyramid, semantic_feat, rois)
+    features = sum_pyramid_rows(pyramid, rois, MASK_POOL)
+    if semantic_feat is None:
+        return features
+    return features + _sum_map_rows(semantic_feat, rois, semantic.STRIDE, MASK_POOL, 1)
+
+
+def sum_pyramid_rows(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
+    """Pool each RoI from its own level of P2..P5: pyramid, rois [K, 5] -> [K, C, side, side] float32."""
+    levels = roi_levels(rois)
+    members = [torch.nonzero(levels == level).squeeze(1) for level in range(len(STRIDES))]
+    pooled = [
+        _sum_map_rows(pyramid[level], rois[chosen], stride, side, 1)
+        for level, (chosen, stride) in enumerate(zip(members, STRIDES, strict=True))
+    ]
+    return torch.cat(pooled)[torch.cat(members).argsort()]
+
+
+def _sum_map_rows(feature: Tensor, rois: Tensor, stride: int, side: int, averaged: int) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return sum_rows(feature.float(), rois, stride, side, averaged)

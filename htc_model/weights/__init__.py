@@ -1,0 +1,1 @@
+"""Weights: published checkpoints, files, conversion, and values without any file."""

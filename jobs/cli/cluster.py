@@ -1,0 +1,171 @@
+"""Submit, status, logs, stop, list: jobs on a Ray cluster."""
+
+import enum
+from typing import Annotated
+
+import typer
+
+from jobs.cli import options
+from jobs.cli.app import app
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="The cluster's dashboard. [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, or http://127.0.0.1:8265]",
+        show_default=False,
+    ),
+]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `htc submit` prints it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
+
+class RuntimeEnv(enum.StrEnum):
+    """What a job takes along."""
+
+    CODE = "code"
+    IMAGE = "image"
+    PIP = "pip"
+
+
+# typer reads the parameters from the signature; their values arrive together in the context, see `run`.
+@app.command()
+def submit(
+    context: typer.Context,
+    spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it.")] = None,
+    *,
+    address: Address = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow it to its end, and exit as `htc run` would.")
+    ] = False,
+    runtime_env: Annotated[
+        RuntimeEnv,
+        typer.Option(
+            "--runtime-env",
+            help="code: take this htc-batch along; image: the cluster's image has it; pip: Ray installs the libraries.",
+        ),
+    ] = RuntimeEnv.CODE,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            metavar="NAME[=VALUE]",
+            help="Set in the job, by default to its value here; repeatable. The dashboard shows it: not for secrets.",
+            show_default=False,
+        ),
+    ] = None,
+    shared_paths: Annotated[
+        bool, typer.Option("--shared-paths", help="Local paths are the same on all nodes of the cluster.")
+    ] = False,
+    input_uri: Annotated[
+        str | None, typer.Option("--input", metavar="URI", help="Images, as for `htc run`.", show_default=False)
+    ] = None,
+    output_uri: Annotated[
+        str | None, typer.Option("--output", metavar="URI", help="Folder or prefix for the tables.", show_default=False)
+    ] = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    score_threshold: options.ScoreThreshold = None,
+    max_detections: options.MaxDetections = None,
+    precision: options.Precision = None,
+    workers: options.Workers = None,
+    batch_size: options.BatchSize = None,
+    shard_images: options.ShardImages = None,
+    limit: options.Limit = None,
+    image_column: options.ImageColumn = None,
+    uri_column: options.UriColumn = None,
+    run_name: options.RunName = None,
+    fresh: options.Fresh = False,
+    incremental: options.Incremental = False,
+    retry_failed: options.RetryFailed = False,
+    where: options.Where = None,
+    max_deleted_share: options.MaxDeletedShare = None,
+    max_error_rate: options.MaxErrorRate = None,
+    max_errors: options.MaxErrors = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a job on a Ray cluster.
+
+    The same submission again resumes what is left; --fresh starts over in a new run.
+    """
+    from jobs.cluster.submit_command import submit_and_report
+
+    code = submit_and_report(
+        options.load_job_spec(context.params),
+        address=address,
+        run=run_name,
+        fresh=fresh,
+        runtime_env=runtime_env.value,
+        env=env or [],
+        is_shared=shared_paths,
+        is_waited_for=wait,
+        is_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[JOB|OUTPUT]", help="A job's id, or an output folder. [default: the newest job]"),
+    ] = None,
+    *,
+    run_name: options.StoredRun = None,
+    address: Address = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a job or a run is.
+
+    For an output folder no cluster is asked: all it tells lies there.
+    """
+    from jobs.cluster.status_command import report_status
+
+    report_status(
+        target,
+        run=run_name,
+        address=address,
+        storage_section=options.storage_section(endpoint_url, anonymous),
+        is_json=as_json,
+    )
+
+
+@app.command()
+def logs(
+    job: Job,
+    *,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a job has said."""
+    from jobs.cluster.job_commands import report_logs
+
+    report_logs(job, address=address, is_followed=follow, is_json=as_json)
+
+
+@app.command()
+def stop(
+    job: Job,
+    *,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended. [default: wait]")] = True,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a job; what it has committed stays, and the same submission resumes."""
+    from jobs.cluster.job_commands import report_stop
+
+    raise typer.Exit(report_stop(job, address=address, is_waited_for=wait, is_json=as_json))
+
+
+@app.command("list")
+def list_all(*, address: Address = None, as_json: AsJson = False) -> None:
+    """List a cluster's jobs, the newest first."""
+    from jobs.cluster.job_commands import report_list
+
+    report_list(address=address, is_json=as_json)

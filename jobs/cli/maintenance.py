@@ -1,0 +1,166 @@
+"""Runs, prune, compact, publish, doctor: what becomes of an output."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli import options
+from jobs.cli.app import app
+
+Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where the catalog's tables are.")]
+
+
+@app.command("runs")
+def list_runs(
+    output_uri: options.StoredOutput,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """List the runs of OUTPUT: how far, how large, and whether the newest results need them."""
+    from jobs.maintenance.list_runs import report_runs
+
+    section = options.storage_section(endpoint_url, anonymous)
+    raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=section))
+
+
+@app.command()
+def prune(
+    output_uri: options.StoredOutput,
+    *,
+    keep_last: Annotated[
+        int | None,
+        typer.Option("--keep-last", metavar="N", help="Keep the N newest complete runs.", show_default=False),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Keep runs younger than this: 30d, 12h, 4w."),
+    ] = None,
+    iceberg: Annotated[
+        str | None,
+        typer.Option("--iceberg", metavar="CATALOG", help="Take published runs out of this catalog's tables first."),
+    ] = None,
+    namespace: Namespace = "htc",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")] = False,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Remove old runs that the newest results do not need.
+
+    Never a run that somebody works on, that is published, or that holds the newest result of an image.
+    """
+    from jobs.maintenance.prune import prune_output
+
+    raise typer.Exit(
+        prune_output(
+            output_uri,
+            keep_last=keep_last,
+            older_than=older_than,
+            is_meant=yes,
+            catalog=iceberg,
+            namespace=namespace,
+            storage_section=options.storage_section(endpoint_url, anonymous),
+        )
+    )
+
+
+@app.command()
+def compact(
+    output_uri: options.StoredOutput,
+    *,
+    run_name: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all complete ones]")
+    ] = None,
+    target_mib: Annotated[int, typer.Option("--target-mib", metavar="N", help="Largest size of a file.")] = 256,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Put the many small files of finished runs together into few large ones.
+
+    The same rows, sooner read. Whoever uses htc sees each row once at every instant.
+    """
+    from jobs.maintenance.compact import compact_output
+
+    raise typer.Exit(
+        compact_output(
+            output_uri,
+            run=run_name,
+            target_mib=target_mib,
+            storage_section=options.storage_section(endpoint_url, anonymous),
+        )
+    )
+
+
+@app.command()
+def publish(
+    output_uri: options.StoredOutput,
+    *,
+    iceberg: Annotated[
+        str,
+        typer.Option(
+            "--iceberg",
+            metavar="CATALOG",
+            help="sqlite:///PATH, or a catalog of pyiceberg's configuration.",
+            show_default=False,
+        ),
+    ],
+    namespace: Namespace = "htc",
+    run_name: Annotated[
+        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all finished ones]")
+    ] = None,
+    include_over_budget: Annotated[
+        bool,
+        typer.Option(
+            "--include-over-budget",
+            help="Also runs over their error budget, and whole ones without a summary; without it they are named and "
+            "the exit code is 1.",
+        ),
+    ] = False,
+    withdraw: Annotated[
+        str | None, typer.Option("--withdraw", metavar="RUN", help="Take this run out of the tables instead.")
+    ] = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Enter finished runs into the tables of an Iceberg catalog.
+
+    By reference: no file is copied. One snapshot per run, so that whoever reads the tables sees whole runs only.
+    """
+    from jobs.maintenance.publish import publish_output, withdraw_run
+
+    section = options.storage_section(endpoint_url, anonymous)
+    if withdraw is not None:
+        raise typer.Exit(withdraw_run(output_uri, iceberg, withdraw, namespace=namespace, storage_section=section))
+    raise typer.Exit(
+        publish_output(
+            output_uri,
+            iceberg,
+            namespace=namespace,
+            run=run_name,
+            is_over_budget_included=include_over_budget,
+            storage_section=section,
+        ),
+    )
+
+
+@app.command()
+def doctor(
+    output_uri: options.StoredOutput,
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Derive again what can be, and move the rest to OUTPUT/quarantine."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Find damaged, missing and foreign files in OUTPUT.
+
+    Exit code 0: nothing was found, or all of it was repaired. 1: something is left.
+    """
+    from jobs.maintenance.doctor import examine_and_report
+
+    section = options.storage_section(endpoint_url, anonymous)
+    raise typer.Exit(examine_and_report(output_uri, is_repaired=repair, is_json=as_json, storage_section=section))

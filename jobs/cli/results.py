@@ -1,0 +1,134 @@
+"""Query, show, evaluate: what is asked of an output."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli import options
+from jobs.cli.app import app
+
+
+class OutputFormat(enum.StrEnum):
+    """How `htc query` writes its answer."""
+
+    TABLE = "table"
+    CSV = "csv"
+    TSV = "tsv"
+    JSON = "json"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+@app.command()
+def query(
+    output_uri: options.StoredOutput,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')],
+    *,
+    output_format: Annotated[
+        OutputFormat | None,
+        typer.Option("--format", help="[default: table, or what --output's suffix says]", show_default=False),
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Write there instead of to stdout: .csv, .tsv, .json, .jsonl (all also .gz), .parquet, .txt.",
+        ),
+    ] = None,
+    allow_external: Annotated[
+        bool, typer.Option("--allow-external", help="Let the SQL read and write other files and settings.")
+    ] = False,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Ask DuckDB about the tables of a run.
+
+    The views images, instances and runs hold committed rows only; a column `run` tells runs apart.
+    In JSON, image_id and other whole numbers beyond 2^53 are text, as many readers would round them.
+    Times are in UTC.
+    """
+    from jobs.results.query import query_output
+
+    query_output(
+        output_uri,
+        sql,
+        output_format=output_format.value if output_format else None,
+        output_file=output_file,
+        is_external_allowed=allow_external,
+        storage_section=options.storage_section(endpoint_url, anonymous),
+    )
+
+
+@app.command()
+def show(
+    output_uri: options.StoredOutput,
+    to: options.Folder,
+    *,
+    uri: Annotated[
+        list[str] | None,
+        typer.Option("--uri", metavar="URI", help="An image's uri, or the end of one; repeatable.", show_default=False),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", metavar="N", min=1, help="N images spread over the run. [default: 16]"),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", metavar="F", min=0, max=1, help="Draw instances from it on. [default: 0.3]"),
+    ] = None,
+    run_name: options.StoredRun = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Draw masks, boxes, labels and scores over photos."""
+    from jobs.results.show import show_overlays
+
+    raise typer.Exit(
+        show_overlays(
+            output_uri,
+            to,
+            uris=uri or [],
+            sample=sample,
+            min_score=min_score,
+            run=run_name,
+            storage_section=options.storage_section(endpoint_url, anonymous),
+        )
+    )
+
+
+@app.command()
+def evaluate(
+    output_uri: options.StoredOutput,
+    annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="A COCO JSON file, a path or URI.")],
+    *,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Score this class; repeatable. [default: all the model knows]"),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse flawed annotations instead of naming and leaving them out.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line, in [0, 1], with every flaw, instead of a table.")
+    ] = False,
+    run_name: options.StoredRun = None,
+    endpoint_url: options.EndpointUrl = None,
+    anonymous: options.Anonymous = False,
+) -> None:
+    """Score a run's boxes and masks against COCO annotations (average precision)."""
+    from jobs.results.evaluate import report_evaluation
+
+    raise typer.Exit(
+        report_evaluation(
+            output_uri,
+            annotations,
+            run=run_name,
+            classes=classes or (),
+            is_strict=strict,
+            is_json=as_json,
+            storage_section=options.storage_section(endpoint_url, anonymous),
+        )
+    )

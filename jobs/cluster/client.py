@@ -1,0 +1,247 @@
+"""The connection to a cluster's Jobs API: an address that is meant, answers within seconds, errors in our words."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Protocol, cast
+from urllib.parse import urlsplit
+
+from jobs.cluster.errors import ClusterError, NoSuchJobError, in_our_words
+from jobs.cluster.job_state import JobState, state_from_ray
+from pipeline.errors import SpecError
+
+DASHBOARD_PORT = 8265
+# The first with token authentication; declared in pyproject.toml too.
+OLDEST_RAY = (2, 52)
+# Ray's own ports: of `ray start --head --port`, and of Ray Client. Whoever names one means that cluster.
+_OTHER_PORTS = {6379, 10001}
+# An address that answers nothing at all is given up within ten seconds, connecting and version together.
+CONNECT_TIMEOUT_S = 4.0
+READ_TIMEOUT_S = 60.0
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+# Each upload is an INFO line, and the demo weights among them a WARNING.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+_environment_lock = threading.Lock()
+
+
+class JobsClient(Protocol):
+    """What is asked of a cluster; every method raises ClusterError when it cannot be asked."""
+
+    @property
+    def url(self) -> str:
+        """The dashboard's."""
+
+    @property
+    def ray_version(self) -> str:
+        """The cluster's Ray."""
+
+    @property
+    def note(self) -> str:
+        """What is worth saying before a job is submitted there, see `check_version`; which also may refuse."""
+
+    def submit(
+        self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
+    ) -> None:
+        """Start a job."""
+
+    def state(self, job_id: str) -> JobState:
+        """Look at one job; NoSuchJobError when there is none of this id, or it is not ours."""
+
+    def states(self) -> list[JobState]:
+        """All our jobs, the newest first."""
+
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to end; False when it had ended."""
+
+    def logs(self, job_id: str) -> str:
+        """Its output so far."""
+
+    def tail(self, job_id: str) -> Iterator[str]:
+        """Its output from the beginning, in pieces, until it ends."""
+
+
+def resolve_address(address: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the URL of a cluster's dashboard, with scheme and port.
+
+    Args:
+        address: a URL, `host`, `host:port`, or the address that `ray start` or Ray Client prints, of which only the
+            host is taken; None for what the environment says, else this machine.
+
+    Raises:
+        SpecError: it is no address.
+    """
+    named = address or next((environment[name] for name in _ADDRESS_VARIABLES if environment.get(name)), None)
+    if named is None or named in {"auto", "local"}:
+        return f"http://127.0.0.1:{DASHBOARD_PORT}"
+    parts = urlsplit(named if "://" in named else f"//{named}")
+    scheme = parts.scheme if parts.scheme in {"http", "https"} else "http"
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if not parts.hostname or port == -1 or parts.scheme not in {"", "http", "https", "ray"}:
+        raise SpecError(f"{named} is no cluster's address; give the dashboard's, such as http://10.0.0.1:8265.")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if parts.scheme in {"http", "https"}:
+        # As written: a proxy may serve the dashboard on any port, and below any path.
+        return named.rstrip("/")
+    is_other = port in _OTHER_PORTS or parts.scheme == "ray"
+    return f"{scheme}://{host}:{DASHBOARD_PORT if port is None or is_other else port}"
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether an address is of this machine: the cluster runs here, or a tunnel to it begins here."""
+    return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
+
+
+def check_version(cluster: str, here: str, url: str) -> str:
+    """Compare the cluster's Ray with this machine's; the cluster's is the one that a job runs with.
+
+    Returns:
+        One sentence when they differ and it does not matter, else "".
+
+    Raises:
+        ClusterError: the cluster's is too old for a job, or of another major version.
+    """
+    if cluster == here:
+        return ""
+    both = f"The cluster at {url} runs Ray {cluster}, and this machine Ray {here}"
+    theirs, ours = _numbers(cluster), _numbers(here)
+    if theirs < OLDEST_RAY:
+        oldest = ".".join(map(str, OLDEST_RAY))
+        raise ClusterError(f"{both}; htc-batch needs Ray {oldest} or later there: give the cluster a newer image.")
+    if theirs[:1] != ours[:1]:
+        raise ClusterError(f"{both}; install the same here (pip install 'ray[default]=={cluster}').")
+    return f"{both}; the job runs with the cluster's."
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def connect(address: str | None = None) -> "RayJobsClient":
+    """Open a connection; answers within ten seconds whether there is a cluster.
+
+    Args:
+        address: see `resolve_address`.
+
+    Raises:
+        SpecError: it is no address.
+        ClusterError: nothing answers there, it is no Ray dashboard, or it wants another token.
+    """
+    return RayJobsClient(resolve_address(address))
+
+
+class RayJobsClient:
+    """`JobsClient` by Ray's JobSubmissionClient."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        with in_our_words(url), _meant_address(url):
+            self._client = _timed_client(url)
+
+    @property
+    def url(self) -> str:
+        """See `JobsClient`."""
+        return self._url
+
+    @property
+    def note(self) -> str:
+        """See `JobsClient`."""
+        import ray
+
+        return check_version(self.ray_version, ray.__version__, self.url)
+
+    @property
+    def ray_version(self) -> str:
+        """See `JobsClient`."""
+        return str(self._client._server_ray_version or "unknown")
+
+    def submit(
+        self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
+    ) -> None:
+        """See `JobsClient`."""
+        with in_our_words(self.url):
+            self._client.submit_job(
+                entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env), metadata=dict(metadata)
+            )
+
+    def state(self, job_id: str) -> JobState:
+        """See `JobsClient`."""
+        with in_our_words(self.url, job_id):
+            state = state_from_ray(self._client.get_job_info(job_id))
+        if state is None:
+            raise NoSuchJobError(f"The job {job_id} at {self.url} was not submitted by htc.")
+        return state
+
+    def states(self) -> list[JobState]:
+        """See `JobsClient`."""
+        with in_our_words(self.url):
+            found = [state for details in self._client.list_jobs() if (state := state_from_ray(details))]
+        return sorted(found, key=lambda state: (state.started is not None and state.started.timestamp()) or 0.0)[::-1]
+
+    def stop(self, job_id: str) -> bool:
+        """See `JobsClient`."""
+        with in_our_words(self.url, job_id):
+            return bool(self._client.stop_job(job_id))
+
+    def logs(self, job_id: str) -> str:
+        """See `JobsClient`."""
+        with in_our_words(self.url, job_id):
+            return str(self._client.get_job_logs(job_id))
+
+    def tail(self, job_id: str) -> Iterator[str]:
+        """See `JobsClient`."""
+        # Ray offers it to coroutines only.
+        pieces = cast("AsyncIterator[str]", self._client.tail_job_logs(job_id))
+
+        async def next_piece() -> str | None:
+            return await anext(pieces, None)
+
+        # It also takes the connection down in order when Ctrl-C comes in between.
+        with asyncio.Runner() as runner:
+            while True:
+                with in_our_words(self.url, job_id):
+                    piece = runner.run(next_piece())
+                if piece is None:
+                    return
+                yield piece
+
+
+def _timed_client(url: str) -> Any:
+    """Ray's client, which waits for nobody forever."""
+    from ray.job_submission import JobSubmissionClient
+
+    class TimedClient(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            limit_s = CONNECT_TIMEOUT_S if endpoint == "/api/version" else READ_TIMEOUT_S
+            options.setdefault("timeout", (CONNECT_TIMEOUT_S, limit_s))
+            return super()._do_request(method, endpoint, **options)
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return TimedClient(url)
+
+
+@contextlib.contextmanager
+def _meant_address(url: str) -> Iterator[None]:
+    """Have Ray take the address that was given: it prefers its environment variables to any argument."""
+    name = _ADDRESS_VARIABLES[0]
+    with _environment_lock:
+        former = os.environ.get(name)
+        os.environ[name] = url
+        try:
+            yield
+        finally:
+            if former is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = former

@@ -1,0 +1,86 @@
+"""`htc logs`, `htc stop`, `htc list`: what a cluster tells of its jobs, for people and as JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from jobs.cluster.client import connect
+from jobs.cluster.job_state import JobState
+from jobs.cluster.package import STOP_WAIT_S
+from jobs.cluster.submit_command import ending
+from jobs.terminal.console import say, write_line, write_table
+from pipeline.driver.progress import format_duration
+
+LOOK_EVERY_S = 0.5
+
+
+def report_logs(job_id: str, *, address: str | None, is_followed: bool, is_json: bool) -> None:
+    """Write a job's output to stdout, as it is, or as one JSON object per piece.
+
+    Raises:
+        HtcError: see `jobs.cluster.submit.tail_logs`.
+    """
+    client = connect(address)
+    # Also when followed: a job that does not exist is better said than waited for.
+    client.state(job_id)
+    for piece in client.tail(job_id) if is_followed else [client.logs(job_id)]:
+        sys.stdout.write(json.dumps({"job": job_id, "text": piece}) + "\n" if is_json else piece)
+        sys.stdout.flush()
+
+
+def report_stop(job_id: str, *, address: str | None, is_waited_for: bool, is_json: bool) -> int:
+    """Stop a job and say how it ended; returns the exit code, 1 for a job that would not end.
+
+    Raises:
+        HtcError: see `jobs.cluster.submit.stop_job`.
+    """
+    client = connect(address)
+    was_going = client.stop(job_id)
+    state = client.state(job_id)
+    end_s = time.monotonic() + STOP_WAIT_S + 10
+    while is_waited_for and not state.is_ended and time.monotonic() < end_s:
+        time.sleep(LOOK_EVERY_S)
+        state = client.state(job_id)
+    if is_json:
+        write_line(json.dumps(state.to_dict()))
+    elif not was_going:
+        write_line(f"The job {job_id} had ended already ({state.phase}).")
+    elif state.is_ended:
+        write_line(ending(state))
+    else:
+        say(f"The job {job_id} was asked to stop and is {state.phase}.")
+    return 0 if state.is_ended or not is_waited_for else 1
+
+
+def report_list(*, address: str | None, is_json: bool) -> None:
+    """Write a cluster's jobs to stdout.
+
+    Raises:
+        HtcError: see `jobs.cluster.submit.list_jobs`.
+    """
+    client = connect(address)
+    states = client.states()
+    if is_json:
+        sys.stdout.write(json.dumps([state.to_dict() for state in states], indent=2) + "\n")
+    elif not states:
+        say(f"The cluster at {client.url} remembers no job of htc; start one with: htc submit SPEC")
+    else:
+        rows = job_rows(states, datetime.now(UTC))
+        write_table(["job", "state", "exit code", "started (UTC)", "took", "output"], rows)
+
+
+def job_rows(states: Sequence[JobState], now: datetime) -> list[list[str]]:
+    """One row of text per job."""
+    return [
+        [
+            state.job_id,
+            state.phase,
+            "" if state.final_exit_code is None else str(state.final_exit_code),
+            f"{state.started:%Y-%m-%d %H:%M:%S}" if state.started else "",
+            format_duration(((state.ended or now) - state.started).total_seconds()) if state.started else "",
+            state.output_uri,
+        ]
+        for state in states
+    ]

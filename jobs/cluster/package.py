@@ -1,0 +1,136 @@
+"""What a job takes along to a cluster: its spec as a file, and this program where the cluster may lack it."""
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipeline.errors import SpecError, WeightsUnavailableError
+from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.parsing import WEIGHTS_WORDS
+from pipeline.storage.uris import is_local, local_path
+
+RuntimeEnvKind = Literal["code", "image", "pip"]
+SPEC_FILE = "job.yaml"
+PACKAGES = ("htc_model", "pipeline", "jobs")
+WEIGHTS_FOLDER = "weights"
+# Ray keeps what is uploaded in the head's memory, and refuses more than 512 MiB.
+MAX_WEIGHTS_BYTES = 256 * 2**20
+# Ray kills a job three seconds after it asked it to end; a driver that waits for a slow store needs longer to write
+# its summary and give its lease back.
+STOP_WAIT_S = 120
+# Never installed into a cluster that runs: the Ray that serves the job must be the one that it imports.
+_NOT_INSTALLED = ("ray",)
+
+
+def build_entrypoint(spec_file: str, *, run: str | None = None, fresh: bool = False, is_installed: bool = True) -> str:
+    """Return the shell command line of a job.
+
+    Args:
+        spec_file: where the spec lies on the cluster.
+        run: the run to begin or go on with. fresh: begin another one each time the command is started.
+        is_installed: the cluster's image has `htc`; else the job brings it along.
+    """
+    words = ["htc", "run"] if is_installed else ["python", "-m", "jobs.entrypoints.cluster_job", "run"]
+    words += ["--spec", spec_file]
+    if run:
+        words += ["--run", run]
+    if fresh:
+        words.append("--fresh")
+    return shlex.join(words)
+
+
+def spec_text(spec: JobSpec) -> str:
+    """Return a spec as YAML that loads to the same spec elsewhere; what was not set is left to its default there."""
+    # A preset that nobody named must stay unnamed: weights files say which network they are for.
+    tree = spec.model_dump(mode="json", exclude_unset=True)
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def runtime_env_for(
+    spec: JobSpec, kind: RuntimeEnvKind, env_vars: Mapping[str, str], *, is_shared: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Lay out what Ray uploads, for the time of the block, and yield the job's runtime environment.
+
+    Args:
+        kind: see `jobs.cluster.submit.submit_job`.
+        env_vars: for the driver and the workers.
+        is_shared: all nodes see this machine's paths; otherwise a weights file of this machine goes along.
+
+    Raises:
+        SpecError: "pip", and this htc-batch does not know its own requirements; or a weights file is too large.
+        WeightsUnavailableError: there is no such file.
+    """
+    with tempfile.TemporaryDirectory(prefix="htc-submit-") as name:
+        root = Path(name)
+        working = root / "job"
+        working.mkdir()
+        if not is_shared:
+            spec = _take_weights_along(spec, working)
+        (working / SPEC_FILE).write_text(spec_text(spec), encoding="utf-8")
+        environment: dict[str, Any] = {
+            "working_dir": str(working),
+            "env_vars": {
+                "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+                "RAY_USAGE_STATS_ENABLED": "0",
+                **env_vars,
+            },
+        }
+        if kind != "image":
+            environment["py_modules"] = [str(_copy_package(each, root)) for each in PACKAGES]
+        if kind == "pip":
+            environment["pip"] = requirements()
+        yield environment
+
+
+def _take_weights_along(spec: JobSpec, working: Path) -> JobSpec:
+    """Put the weights file of a spec into the job's folder, which every node unpacks at the same place."""
+    named = spec.model.weights
+    if named in WEIGHTS_WORDS or not is_local(named):
+        return spec
+    path = Path(local_path(named))
+    if not path.is_file():
+        raise WeightsUnavailableError(f"There is no weights file {path}.")
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise SpecError(
+            f"{path} is larger than the {MAX_WEIGHTS_BYTES // 2**20} MiB that a job takes along; put it into storage "
+            "that the cluster reaches (s3://...) and name that, or add --shared-paths if all nodes have this path."
+        )
+    (working / WEIGHTS_FOLDER).mkdir()
+    shutil.copy(path, working / WEIGHTS_FOLDER / path.name)
+    model = spec.model.model_copy(update={"weights": f"{WEIGHTS_FOLDER}/{path.name}"})
+    return spec.model_copy(update={"model": model})
+
+
+def requirements() -> list[str]:
+    """Return the libraries that this program runs with, as pip spells them; Ray itself is the cluster's.
+
+    Raises:
+        SpecError: it is not installed as a package.
+    """
+    try:
+        declared = metadata.requires("htc-batch") or []
+    except metadata.PackageNotFoundError:
+        raise SpecError(
+            "htc-batch is not installed as a package here, so that its requirements are unknown; pip install it, or "
+            "use --runtime-env image."
+        ) from None
+    needed = (line.split(";", 1) for line in declared)
+    return [parts[0].strip() for parts in needed if "extra" not in parts[-1] and not _is_clusters_own(parts[0])]
+
+
+def _is_clusters_own(requirement: str) -> bool:
+    return requirement.replace("[", " ").replace(">", " ").replace("=", " ").split()[0] in _NOT_INSTALLED
+
+
+def _copy_package(name: str, root: Path) -> Path:
+    """Copy a package without what differs between machines: Ray tells uploads apart by their content."""
+    source = Path(__file__).resolve().parents[2] / name
+    return Path(shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")))

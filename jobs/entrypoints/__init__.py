@@ -1,0 +1,1 @@
+"""Programs that others start by name: on a cluster, by the scheduler, in Kubernetes."""

@@ -1,0 +1,86 @@
+"""Start of a job that brought its own code to the cluster.
+
+`python -m jobs.entrypoints.cluster_job run ...` is `htc run ...`.
+
+Only the standard library, and only what every Python 3 understands, until it is sure that the rest is there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+OLDEST_PYTHON = (3, 11)
+# What `htc run` imports, by the name that pip knows it by.
+NEEDED = {
+    "PIL": "pillow",
+    "charset_normalizer": "charset-normalizer",
+    "duckdb": "duckdb",
+    "fsspec": "fsspec",
+    "ijson": "ijson",
+    "imagecodecs": "imagecodecs",
+    "numpy": "numpy",
+    "pi_heif": "pi-heif",
+    "psutil": "psutil",
+    "pyarrow": "pyarrow",
+    "pycocotools": "pycocotools",
+    "pydantic": "pydantic",
+    "pytz": "pytz",
+    "ray": "ray",
+    "rich": "rich",
+    "s3fs": "s3fs",
+    "safetensors": "safetensors",
+    "tenacity": "tenacity",
+    "tifffile": "tifffile",
+    "timm": "timm",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "typer": "typer",
+    "yaml": "pyyaml",
+}
+EXIT_USAGE = 2
+
+
+def complaint() -> str:
+    """Say what the cluster's Python lacks; empty when it has all that is needed."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        return f"The cluster runs Python {version}, and htc-batch needs {oldest} or later; use another image."
+    missing = sorted(name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None)
+    if "ray" in missing:
+        return (
+            f"The cluster's `python` ({version}, {sys.executable}) is not the one that Ray runs on: put that one's "
+            "folder first on the PATH where `ray start` is called."
+        )
+    if missing:
+        return (
+            f"The cluster's Python ({version}, {sys.executable}) lacks {', '.join(missing)}; submit with "
+            "--runtime-env pip to have Ray install it, or use an image that has htc-batch."
+        )
+    return ""
+
+
+def forget_current_folder() -> None:
+    """Take the folder that `python -m` puts first on the search path from it, unless this program lies there."""
+    # Not pathlib, which imports much, and from that very folder.
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120
+    if not getattr(sys.flags, "safe_path", False) and sys.path and os.path.realpath(sys.path[0]) != root:
+        del sys.path[0]
+
+
+def main() -> None:
+    """Run `htc` with this process's arguments, or say why that cannot be."""
+    problem = complaint()
+    if problem:
+        sys.stderr.write(problem + "\n")
+        sys.exit(EXIT_USAGE)
+    from jobs.cli.main import main as htc
+
+    htc()
+
+
+if __name__ == "__main__":
+    forget_current_folder()
+    main()

@@ -1,0 +1,1 @@
+"""Runs of an output: listed, removed, compacted, published, examined."""

@@ -1,0 +1,1 @@
+"""Runs as snapshots of Iceberg tables."""

@@ -1,0 +1,140 @@
+"""The catalog that `htc publish` writes to: one in a SQLite file, or one that pyiceberg's own configuration names."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import OperationalError
+
+from pipeline.errors import SpecError, StorageError
+from pipeline.redaction import redact
+from pipeline.storage.storage import join
+from pipeline.storage.uris import home_path, is_local, scheme_of
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+    from pipeline.job_spec.job import StorageSection
+
+# A catalog in SQL holds several by name; ours are all called so, and whoever reads one must say the same.
+SQL_CATALOG_NAME = "htc"
+DEFAULT_NAMESPACE = "htc"
+SQLITE = "sqlite:///"
+# pyiceberg would take pyarrow's S3 client, which knows fewer kinds of credentials than the one that the run used.
+S3_FILES = "pyiceberg.io.fsspec.FsspecFileIO"
+
+
+@dataclass(frozen=True)
+class OpenCatalog:
+    """A catalog and how it is called.
+
+    label: as `pipeline.maintenance.publications` notes it, the same from whatever folder one
+    asks. location: where the metadata of new tables goes; None leaves that to the catalog.
+    """
+
+    catalog: "Catalog"
+    label: str
+    location: str | None
+
+
+def catalog_label(name: str) -> str:
+    """Say a catalog's name so that it means the same in every folder.
+
+    A SQLite file's is a URL, as for SQLAlchemy and pyiceberg: a percent sign in the path is written %25.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if name.startswith(SQLITE):
+        path = _sqlite_path(name)
+        return URL.create("sqlite", database=str(home_path(path).absolute())).render_as_string()
+    if "://" in name or not name.strip():
+        raise SpecError(
+            f"{redact(name)!r} is no catalog: --iceberg takes {SQLITE}/path/to/catalog.db, or a name from pyiceberg's "
+            "own configuration (~/.pyiceberg.yaml, PYICEBERG_CATALOG__NAME__URI)."
+        )
+    return name
+
+
+def open_catalog(name: str, output_uri: str, section: "StorageSection") -> OpenCatalog:
+    """Open a catalog; a SQLite file that does not exist is made.
+
+    The metadata of a SQLite catalog's tables lies in OUTPUT/iceberg, beside the files that it names.
+
+    Raises:
+        SpecError: pyiceberg is not installed, or there is no such catalog, or it cannot be reached.
+    """
+    label = catalog_label(name)
+    try:
+        from pyiceberg.catalog import load_catalog
+    except ImportError as error:
+        raise SpecError(f"Publishing needs pyiceberg ({error}): pip install 'htc-batch[iceberg]'.") from None
+    properties = _file_properties(output_uri, section)
+    with catalog_errors_in_words(label):
+        if not label.startswith(SQLITE):
+            return OpenCatalog(load_catalog(label, **properties), label, None)
+        folder = _sqlite_path(label).parent
+        if not folder.is_dir():
+            raise SpecError(f"The catalog {label} cannot be made: the folder {folder} does not exist.")
+        warehouse = join(output_uri, "iceberg")
+        sql = partial(load_catalog, SQL_CATALOG_NAME, type="sql", uri=label, warehouse=warehouse, **properties)
+        try:
+            return OpenCatalog(sql(), label, warehouse)
+        except OperationalError:
+            # Another publisher was making the file's own tables; now they are there.
+            return OpenCatalog(sql(), label, warehouse)
+
+
+def _sqlite_path(url: str) -> Path:
+    database = make_url(url).database
+    if not database or database == ":memory:":
+        raise SpecError(f"{url} names no file; say {SQLITE}/path/to/catalog.db.")
+    return Path(database)
+
+
+@contextmanager
+def catalog_errors_in_words(label: str) -> Iterator[None]:
+    """Say in one sentence what a catalog's library raises inside the block.
+
+    Raises:
+        SpecError: the catalog is misspelt, not configured, or of another kind.
+        StorageError: it failed, or storage did.
+    """
+    import requests
+    import sqlalchemy.exc
+    from pyiceberg import exceptions
+
+    theirs: tuple[type[Exception], ...] = tuple(
+        kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)
+    )
+    others = (OSError, requests.RequestException, sqlalchemy.exc.SQLAlchemyError)
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise SpecError(f"The catalog {label} cannot be used: {_words(error)}.") from error
+    except sqlalchemy.exc.DBAPIError as error:
+        raise StorageError(f"The catalog {label} cannot be used: {_words(error.orig or error)}.") from error
+    except theirs + others as error:
+        raise StorageError(f"The catalog {label} cannot be used: {type(error).__name__}: {_words(error)}.") from error
+
+
+def _words(error: BaseException) -> str:
+    return redact(" ".join(str(error).split()))[:300].rstrip(".")
+
+
+def _file_properties(output_uri: str, section: "StorageSection") -> dict[str, str]:
+    """How pyiceberg reaches the files: as we do, and credentials are left to its own search."""
+    if is_local(output_uri) or scheme_of(output_uri) not in ("s3", "s3a"):
+        return {}
+    properties = {"py-io-impl": S3_FILES}
+    endpoint_url = section.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint_url:
+        properties["s3.endpoint"] = endpoint_url
+    if section.anonymous:
+        properties["s3.anonymous"] = "true"
+    return properties

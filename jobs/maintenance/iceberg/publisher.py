@@ -1,0 +1,110 @@
+"""The three Iceberg tables of an output, and how a run enters and leaves them.
+
+A run enters `instances` first, then `deletions`, and `images` last, as a worker writes a shard: whoever begins at
+`images` sees whole runs only. It leaves the other way round. What is cut off in between is finished by the next call.
+"""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from jobs.maintenance.iceberg.schema import SCHEMAS
+from jobs.maintenance.iceberg.table import IcebergTable
+from pipeline.maintenance.publications import Publication, forget_publication, note_publication, read_publications
+from pipeline.output.deletions import deletion_parts
+from pipeline.output.parts import committed_parts, part_uri
+
+if TYPE_CHECKING:
+    from jobs.maintenance.iceberg.catalog import OpenCatalog
+    from pipeline.output.results import Results
+    from pipeline.output.run_record import RunRecord
+    from pipeline.runs.lease import Lease
+    from pipeline.storage.storage import Storage
+
+
+class Publisher:
+    """The tables of one output in one namespace of a catalog.
+
+    Raises:
+        SpecError: the namespace holds tables of another output.
+    """
+
+    def __init__(self, opened: "OpenCatalog", namespace: str, output_uri: str, storage: "Storage") -> None:
+        self.place = (opened.label, namespace)
+        self._output_uri = output_uri
+        self._storage = storage
+        self._tables = {name: IcebergTable(opened, namespace, name, output_uri, storage) for name in SCHEMAS}
+
+    def table(self, name: str) -> IcebergTable:
+        """Return one of the tables."""
+        return self._tables[name]
+
+    def make(self) -> None:
+        """Create the tables that are missing, and tell all of them the newest columns."""
+        for table in self._tables.values():
+            table.make()
+
+    def runs(self) -> set[str]:
+        """Return the runs that any of the tables names files of."""
+        return {run for table in self._tables.values() for run in table.files()}
+
+    def has(self, results: "Results", run: str) -> bool:
+        """Tell whether a run is published as it is now, and its folder says so."""
+        noted = [each for each in read_publications(self._storage, self._output_uri, run) if each.place == self.place]
+        if not noted or not noted[0].snapshots:
+            return False
+        wanted = self._files(results, run)
+        return all(
+            set(table.files().get(run, {})) == set(wanted[name])
+            and (wanted[name] or table.snapshot_of(run) is not None)
+            for name, table in self._tables.items()
+        )
+
+    def enter(self, results: "Results", record: "RunRecord", lease: "Lease") -> bool:
+        """Publish a run; tell whether anything was left to do.
+
+        Raises:
+            RunError: the lease is lost.
+            StorageError: storage or the catalog failed.
+        """
+        run, moment = record.run, datetime.now(UTC).isoformat(timespec="seconds")
+        # Noted first: from here on nobody removes files that a table may name.
+        note_publication(self._storage, self._output_uri, run, Publication(*self.place, moment))
+        wanted, properties = self._files(results, run), _properties(record)
+        changes = [table.put(run, wanted[name], properties, lease.check) for name, table in self._tables.items()]
+        snapshots = {name: table.snapshot_of(run) for name, table in self._tables.items()}
+        kept = {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None}
+        note_publication(self._storage, self._output_uri, run, Publication(*self.place, moment, kept))
+        return any(changes)
+
+    def leave(self, run: str, lease: "Lease | None") -> bool:
+        """Take a run out of the tables; tell whether it was there.
+
+        Args:
+            lease: on the run; None when the output has no such run any more.
+        """
+        check = (lambda: None) if lease is None else lease.check
+        changes = [table.drop(run, check) for table in reversed(self._tables.values())]
+        if lease is not None:
+            forget_publication(self._storage, self._output_uri, run, self.place)
+        return any(changes)
+
+    def _files(self, results: "Results", run: str) -> dict[str, list[str]]:
+        shard_counts = {each.run: each.shard_count for each in results.records}
+        parts = committed_parts(self._storage, self._output_uri, run, shard_count=shard_counts[run])
+        return {
+            "instances": [part_uri(self._output_uri, "instances", run, part) for part in parts],
+            "deletions": deletion_parts(results, run),
+            "images": [part_uri(self._output_uri, "images", run, part) for part in parts],
+        }
+
+
+def _properties(record: "RunRecord") -> dict[str, str]:
+    fingerprint = record.fingerprint
+    told = {
+        "htc.created": record.created,
+        "htc.model": fingerprint.get("preset"),
+        "htc.weights-sha256": fingerprint.get("weights_sha256"),
+        "htc.config-sha256": fingerprint.get("config_sha256"),
+        "htc.images": record.image_count,
+    }
+    return {name: str(value) for name, value in told.items() if value is not None}

@@ -1,0 +1,184 @@
+"""`htc publish`: finished runs into the tables of an Iceberg catalog, by reference, a snapshot each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from jobs.maintenance.iceberg.catalog import DEFAULT_NAMESPACE, catalog_errors_in_words, open_catalog
+from jobs.maintenance.run_lease import lease_on
+from jobs.terminal.console import say, write_line, write_table
+from pipeline.driver.progress import count_of
+from pipeline.errors import SpecError
+from pipeline.job_spec.job import StorageSection
+from pipeline.job_spec.parsing import absolute_uri
+from pipeline.maintenance.publications import read_publications
+from pipeline.maintenance.survey import is_whole
+from pipeline.output.rows import open_results
+from pipeline.output.run_record import RunRecord, load_record
+from pipeline.runs.lease import RunHeldError
+from pipeline.runs.summary import read_summary
+from pipeline.storage.storage import Storage
+
+INCLUDE_FLAG = "--include-over-budget"
+
+if TYPE_CHECKING:
+    from jobs.maintenance.iceberg.publisher import Publisher
+    from pipeline.output.results import Results
+
+
+def publish_output(
+    output_uri: str,
+    catalog: str,
+    *,
+    namespace: str = DEFAULT_NAMESPACE,
+    run: str | None = None,
+    is_over_budget_included: bool = False,
+    storage_section: StorageSection | None = None,
+) -> int:
+    """Publish one run, or all that are finished and not published yet, oldest first; take out those that are gone.
+
+    Args:
+        catalog: sqlite:///path, or a name from pyiceberg's configuration.
+        run: publish it even when it is over its error budget.
+        is_over_budget_included: publish all whole runs, also those over their error budget and those without a summary.
+
+    Returns:
+        The exit code: 1 when a run is left out, its record is damaged, or another process holds one, which then waits
+        with all later ones; else 0.
+
+    Raises:
+        SpecError: no such catalog, its tables are of another output, or the run is not finished.
+        InputError: no such run, or no run at all.
+        StorageError: storage or the catalog failed; the next call finishes.
+    """
+    with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
+        records, left_out = _chosen(results, run, publisher, is_over_budget_included=is_over_budget_included)
+        publisher.make()
+        missing = [record for record in records if not publisher.has(results, record.run)]
+        # In their order: behind a run that cannot enter now, none does.
+        entered = list(takewhile(lambda record: _enter(publisher, results, record), missing))
+        # A run whose record is damaged is still there.
+        gone = sorted(publisher.runs() - {*results.runs(), *results.damaged_runs})
+        for name in gone:
+            publisher.leave(name, None)
+            write_line(f"The run {name} is in the output no more; it was taken out of the tables.")
+        _report(results, entered)
+        for name, reason in left_out.items():
+            say(f"Not published: the run {name} {reason}.")
+        if not missing and not gone:
+            others = f" but {count_of(len(left_out), 'run')} left out" if left_out else ""
+            write_line(f"Nothing to publish{others}.")
+    is_left_out = bool(left_out) or (run is None and bool(results.damaged_runs))
+    return 0 if len(entered) == len(missing) and not is_left_out else 1
+
+
+def withdraw_run(
+    output_uri: str,
+    catalog: str,
+    run: str,
+    *,
+    namespace: str = DEFAULT_NAMESPACE,
+    storage_section: StorageSection | None = None,
+) -> int:
+    """Take a run out of the tables; its files stay.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SpecError, InputError, StorageError: see `publish_output`.
+    """
+    with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
+        _require(results, run)
+        with lease_on(results.storage, results.output_uri, run) as lease:
+            was_there = publisher.leave(run, lease)
+    write_line(f"The run {run} was taken out." if was_there else f"The run {run} was not in the tables.")
+    return 0
+
+
+@contextmanager
+def opened_publisher(
+    output_uri: str, catalog: str, namespace: str, storage_section: StorageSection | None
+) -> "Iterator[tuple[Results, Publisher]]":
+    """Open an output and its tables in a catalog; inside the block the catalog's errors become ours.
+
+    Raises:
+        SpecError: no such catalog, or its tables are of another output.
+        InputError: the folder holds no run.
+    """
+    section = storage_section or StorageSection()
+    # The tables name files from anywhere, not from this folder.
+    results = open_results(absolute_uri(output_uri), Storage(section))
+    if not namespace or not all(part.isidentifier() for part in namespace.split(".")):
+        raise SpecError(f"--namespace is a name, or several with dots between them, not {namespace!r}.")
+    opened = open_catalog(catalog, results.output_uri, section)
+    from jobs.maintenance.iceberg.publisher import Publisher
+
+    with catalog_errors_in_words(opened.label):
+        yield results, Publisher(opened, namespace, results.output_uri, results.storage)
+
+
+def _require(results: "Results", run: str) -> None:
+    results.check_run(run)
+
+
+def _chosen(
+    results: "Results", run: str | None, publisher: "Publisher", *, is_over_budget_included: bool
+) -> tuple[list[RunRecord], dict[str, str]]:
+    """Return the runs to publish, and why each other run that is not published is left out."""
+    if run is not None:
+        _require(results, run)
+        record = next(each for each in results.records if each.run == run)
+        if not is_whole(results, record):
+            raise SpecError(f"The run {run} is not finished; readers of the tables see whole runs only.")
+        return [record], {}
+    chosen, left_out = [], {}
+    for record in results.records:
+        reason = _left_out(results, record, is_over_budget_included=is_over_budget_included)
+        noted = read_publications(results.storage, results.output_uri, record.run) if reason else ()
+        # What was published by name is not left out.
+        if not reason or any(each.place == publisher.place and each.snapshots for each in noted):
+            chosen.append(record)
+        else:
+            left_out[record.run] = reason
+    return chosen, left_out
+
+
+def _left_out(results: "Results", record: RunRecord, *, is_over_budget_included: bool) -> str:
+    if not is_whole(results, record):
+        return "is not finished; go on with it by the same `htc run`, or remove it with `htc prune`"
+    if is_over_budget_included:
+        return ""
+    also = f"; --run {record.run} or {INCLUDE_FLAG} publishes it all the same"
+    summary = read_summary(results.storage, results.output_uri, record.run)
+    if summary is None:
+        return f"has no summary to read, which the same `htc run` writes{also}"
+    return "" if summary.get("status") == "complete" else f"ended as {summary.get('status')}{also}"
+
+
+def _enter(publisher: "Publisher", results: "Results", record: RunRecord) -> bool:
+    try:
+        with lease_on(results.storage, results.output_uri, record.run) as lease:
+            if load_record(results.storage, results.output_uri, record.run) is None:
+                say(f"Not published: the run {record.run} was pruned meanwhile.")
+                return False
+            publisher.enter(results, record, lease)
+    except RunHeldError as error:
+        say(f"Not published: {error}")
+        return False
+    return True
+
+
+def _report(results: "Results", entered: list[RunRecord]) -> None:
+    if not entered:
+        return
+    rows = []
+    for record in entered:
+        noted = read_publications(results.storage, results.output_uri, record.run)[-1]
+        rows.append(
+            [record.run, f"{record.image_count:,}", *(str(noted.snapshots.get(t, "")) for t in ("images", "instances"))]
+        )
+    columns = ["run", "images", "snapshot of images", "of instances"]
+    write_table(columns, rows, alignments=["left", "right", "right", "right"])
+    write_line(f"{count_of(len(entered), 'run')} published.")

@@ -1,0 +1,198 @@
+"""What of a cluster the job spec does not say: its image, its pods' sizes, how many of them, who they are."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Literal
+
+from pipeline.errors import SpecError
+from pipeline.job_spec.job import JobSpec
+from pipeline.storage.uris import base_name, is_local
+
+SpotMarket = Literal["gke", "eks", "karpenter", "aks"]
+
+# KubeRay appends up to 16 characters to the names of what it makes, and the names of Services end at 63.
+MAX_NAME = 36
+# Of a node with one GPU and 8 cores (AWS g5.2xlarge and g6.2xlarge, Google g2-standard-8), what its daemons leave.
+CPUS_PER_GPU = 6
+MEMORY_GIB_PER_GPU = 24
+# Without a GPU: an ordinary node of 8 cores.
+CPUS_PER_POD = 6
+MEMORY_GIB_PER_POD = 20
+
+
+@dataclass(frozen=True)
+class ClusterShape:
+    """How a run's cluster looks.
+
+    name: of the job and all that belongs to it, a DNS label.
+    image: what all pods run; holds htc-batch and Ray.
+    ray_version: the image's.
+    min_workers, max_workers: worker pods; Ray's autoscaler moves between them.
+    gpus, cpus, memory_gib: of one worker pod.
+    spot: whose spot nodes the workers may be on; the head never is.
+    secrets: Secrets whose keys become the pods' environment, such as AWS_ACCESS_KEY_ID.
+    service_account: the pods' identity towards the cloud; it exists already.
+    token_secret: a Secret whose key auth_token holds the cluster's token; by default KubeRay makes one.
+    retries: how often the whole cluster is made again when the driver's or the head's node dies.
+    keep_s: seconds until the finished job's pods are removed.
+    """
+
+    name: str
+    namespace: str
+    image: str
+    ray_version: str
+    min_workers: int
+    max_workers: int
+    gpus: int
+    cpus: int
+    memory_gib: int
+    spot: SpotMarket | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    service_account: str | None = None
+    token_secret: str | None = None
+    retries: int = 3
+    keep_s: int = 600
+
+
+def build_shape(
+    spec: JobSpec,
+    *,
+    image: str | None,
+    name: str | None = None,
+    namespace: str = "htc",
+    workers: str = "1:4",
+    gpus: int = 1,
+    cpus: int | None = None,
+    memory_gib: int | None = None,
+    spot: SpotMarket | None = None,
+    node_selector: Iterable[str] = (),
+    secrets: Iterable[str] = (),
+    service_account: str | None = None,
+    token_secret: str | None = None,
+    ray_version: str | None = None,
+) -> ClusterShape:
+    """Check a command's options and fill in what they leave open.
+
+    Args:
+        workers: "4" or "1:8"; worker pods, at least and at most.
+        node_selector: labels of the workers' nodes, each "key=value".
+
+    Raises:
+        SpecError: an option is wrong or missing, or the spec names what no pod can see.
+    """
+    if not image:
+        raise SpecError(
+            "Name the image that the pods run: --image REGISTRY/htc-batch:TAG; infra/docker/Dockerfile builds it."
+        )
+    if gpus < 0:
+        raise SpecError(f"--gpus is {gpus}; give the GPUs of one worker pod, 0 for none.")
+    _check_reachable(spec)
+    fewest, most = _parse_workers(workers)
+    return ClusterShape(
+        name=_checked_name(name, "--name") if name else job_name(spec),
+        namespace=_checked_name(namespace, "--namespace"),
+        image=image,
+        ray_version=ray_version or _installed_ray(),
+        min_workers=fewest,
+        max_workers=most,
+        gpus=gpus,
+        cpus=cpus or (CPUS_PER_GPU * gpus if gpus else CPUS_PER_POD),
+        memory_gib=memory_gib or (MEMORY_GIB_PER_GPU * gpus if gpus else MEMORY_GIB_PER_POD),
+        spot=spot,
+        node_selector=dict(_parse_label(text) for text in node_selector),
+        secrets=tuple(_checked_name(each, "--secret") for each in secrets),
+        service_account=_checked_name(service_account, "--service-account") if service_account else None,
+        token_secret=_checked_name(token_secret, "--token-secret") if token_secret else None,
+    )
+
+
+def job_name(spec: JobSpec) -> str:
+    """Return a name that Kubernetes takes: the spec's, else that of the output's last folder."""
+    return label_of(spec.name or base_name(spec.output.uri.rstrip("/")) or "htc")
+
+
+def label_of(name: str) -> str:
+    """Return a name as a DNS label of at most MAX_NAME characters that begins with a letter."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:MAX_NAME].strip("-")
+    return label if label[:1].isalpha() else f"htc-{label}"[:MAX_NAME].strip("-")
+
+
+def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
+    """Return the spec with its compute section made definite for the cluster's largest size.
+
+    The driver counts what is there when it starts, which in a cluster that grows is the least.
+
+    Raises:
+        SpecError: a worker does not fit into a pod.
+    """
+    compute = spec.compute
+    gpus_each = (1.0 if shape.gpus else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
+    if gpus_each > shape.gpus:
+        raise SpecError(
+            f"compute.gpus_per_worker is {gpus_each:g}, and a pod has {shape.gpus}; give it more with --gpus."
+        )
+    if gpus_each:
+        per_pod = math.floor(shape.gpus / gpus_each + 1e-9)
+        cpus_each = shape.cpus / per_pod if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+    else:
+        cpus_each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+        per_pod = math.floor(shape.cpus / cpus_each + 1e-9) if cpus_each else 1
+    if per_pod < 1 or cpus_each * per_pod > shape.cpus + 1e-9:
+        raise SpecError(
+            f"compute.cpus_per_worker is {cpus_each:g}, and {max(1, per_pod)} of them do not fit into a pod of "
+            f"{shape.cpus}; give it more with --cpus."
+        )
+    workers = per_pod * shape.max_workers if compute.workers == "auto" else compute.workers
+    fitted = compute.model_copy(update={"workers": workers, "gpus_per_worker": gpus_each, "cpus_per_worker": cpus_each})
+    return spec.model_copy(update={"compute": fitted})
+
+
+def _check_reachable(spec: JobSpec) -> None:
+    places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
+    if spec.model.weights not in ("demo", "coco", "untrained"):
+        places["model.weights"] = spec.model.weights
+    for key, uri in places.items():
+        if is_local(uri):
+            raise SpecError(f"{key} is {uri}, a place on this machine; pods see buckets, such as s3://bucket/folder/.")
+
+
+def _parse_workers(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
+    if match is None:
+        raise SpecError(f'--workers is {text!r}; give the number of worker pods, "4", or at least and at most, "1:8".')
+    fewest = int(match[1])
+    most = int(match[2] or fewest)
+    if fewest < 1:
+        # The driver sizes its work by a node that is there, and an empty cluster has no GPU at all.
+        raise SpecError("--workers begins at 0; at least one worker pod must be there when the run begins.")
+    if most < fewest:
+        raise SpecError(f"--workers is {text}: at most {most} is less than at least {fewest}.")
+    return fewest, most
+
+
+def _checked_name(name: str, option: str) -> str:
+    longest = MAX_NAME if option == "--name" else 63
+    if len(name) > longest or not re.fullmatch(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", name):
+        raise SpecError(
+            f"{option} is {name!r}; Kubernetes wants small letters, digits and dashes, a letter first, "
+            f"{longest} characters at most."
+        )
+    return name
+
+
+def _parse_label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"(?:[a-z0-9.-]+/)?[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", key):
+        raise SpecError(f"--node-selector is {text!r}; give a node's label as KEY=VALUE.")
+    return key, value
+
+
+def _installed_ray() -> str:
+    try:
+        return metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        raise SpecError("Ray is not installed here; name the image's version with --ray-version 2.60.0.") from None

@@ -1,0 +1,157 @@
+"""What `htc schedule export` writes: a schedule for Kubernetes, systemd or Airflow, and what these cannot do."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster.package import spec_text
+from jobs.manifests.airflow import build_dag, unexpressed_in_airflow
+from jobs.manifests.bundle import build_surroundings, entrypoint_of
+from jobs.manifests.cluster_shape import build_shape, label_of
+from jobs.manifests.command import write_out
+from jobs.manifests.cron_fields import is_shifted_by_the_clock, portable_cron
+from jobs.manifests.cron_job import build_cron_job, stop_deadline_s
+from jobs.manifests.kuberay import build_ray_cron_job
+from jobs.manifests.systemd import build_service, build_timer, unexpressed_in_systemd
+from jobs.scheduling.schedule import Schedule, load_job, load_schedule
+from jobs.scheduling.store import ScheduleStore
+from jobs.terminal.console import say
+from jobs.terminal.output_file import replaced_file
+from pipeline.errors import SpecError
+
+
+def find_schedule(home: Path, name: str | None, file: str | None) -> Schedule:
+    """Return a stored schedule by its name, or the one that a file describes.
+
+    Raises:
+        SpecError: there is none of that name, or the file is wrong; or both are given, or neither.
+    """
+    if (name is None) == (file is None):
+        raise SpecError("Name a schedule, or give one in a file with --file.")
+    if file is not None:
+        return load_schedule(file)
+    with closing(ScheduleStore(home)) as store:
+        schedule = store.find(str(name))
+    if schedule is None:
+        raise SpecError(f"There is no schedule {name} in {home}; htc schedule list shows those there are.")
+    return schedule
+
+
+def export_to_kubernetes(
+    schedule: Schedule,
+    *,
+    has_ray_cron_job: bool,
+    shape_options: Mapping[str, Any],
+    has_pod_monitor: bool,
+    folder: Path | None,
+) -> None:
+    """Write a RayCronJob, or a CronJob that creates RayJobs, with all that they need.
+
+    Raises:
+        SpecError: the schedule cannot be expressed at all, or see `build_shape`.
+    """
+    spec = load_job(schedule)
+    shape = build_shape(spec, **{**shape_options, "name": shape_options.get("name") or label_of(schedule.name)})
+    bundle = build_surroundings(spec, shape, has_pod_monitor=has_pod_monitor)
+    if has_ray_cron_job:
+        if schedule.mode == "full":
+            raise SpecError(
+                "A RayCronJob starts the same command every time, and a full run that is complete is not done again; "
+                "use mode: incremental, or --without-raycronjob, which gives each run a name of its own."
+            )
+        manifest = build_ray_cron_job(
+            shape,
+            entrypoint_of(),
+            cron=portable_cron(schedule.cron, "KubeRay"),
+            time_zone=schedule.time_zone,
+            is_paused=schedule.is_paused,
+            deadline_s=stop_deadline_s(schedule),
+        )
+        bundle["raycronjob.yaml"] = [manifest]
+    else:
+        bundle["cronjob.yaml"] = build_cron_job(schedule, shape, entrypoint_of())
+    comment = _tell(schedule, unexpressed_in_kubernetes(schedule, has_ray_cron_job=has_ray_cron_job), "Kubernetes")
+    write_out(bundle, folder, shape=shape, comment=comment)
+
+
+def export_to_systemd(schedule: Schedule, folder: Path | None) -> None:
+    """Write a timer, its service and the job spec that this reads."""
+    spec_path = (folder or Path("/etc/htc")).absolute() / f"htc-{schedule.name}.yaml"
+    comment = _tell(schedule, unexpressed_in_systemd(schedule), "systemd")
+    files = {
+        f"htc-{schedule.name}.timer": build_timer(schedule),
+        f"htc-{schedule.name}.service": build_service(schedule, spec_path),
+        spec_path.name: spec_text(load_job(schedule)),
+    }
+    _write_texts(files, folder, comment)
+
+
+def export_to_airflow(schedule: Schedule, folder: Path | None) -> None:
+    """Write a DAG and the job spec that it reads."""
+    spec_path = (folder or Path("/etc/htc")).absolute() / f"htc-{schedule.name}.yaml"
+    comment = _tell(schedule, unexpressed_in_airflow(schedule), "Airflow")
+    files = {
+        f"htc_{schedule.name.replace('-', '_').replace('.', '_')}.py": build_dag(schedule, str(spec_path)),
+        spec_path.name: spec_text(load_job(schedule)),
+    }
+    _write_texts(files, folder, comment)
+
+
+def unexpressed_in_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> list[str]:
+    """Say which of the schedule's policies Kubernetes does not have."""
+    missing = []
+    if has_ray_cron_job:
+        missing.append(
+            f"overlap: {schedule.overlap}; a RayCronJob starts the job whatever is going on, and the run's lease "
+            "refuses it, so that it is shown as failed and nothing is done twice"
+        )
+        missing.append(f"catch_up: {schedule.catch_up}; what becomes of a missed time is KubeRay's affair")
+        if schedule.jitter_s:
+            missing.append("jitter_s")
+    else:
+        if schedule.overlap == "queue":
+            missing.append("overlap: queue; what is due while a run is going on is left out (Forbid)")
+        if schedule.catch_up == "all":
+            missing.append("catch_up: all; a CronJob makes up for the last missed time only")
+    if schedule.deadline_s is not None and schedule.on_deadline == "notify":
+        missing.append("deadline_s with on_deadline: notify; a job can only be stopped at it")
+    if schedule.deadline_s is not None and schedule.on_deadline == "stop":
+        missing.append("that deadline_s counts from the scheduled time; Kubernetes counts from the job's start")
+    if schedule.notify.model_dump(exclude_defaults=True):
+        missing.append("notify; infra/monitoring/rules.yml has alerts for Prometheus")
+    if schedule.address is not None:
+        missing.append("address; each run gets a cluster of its own")
+    if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):
+        missing.append(
+            "a time that does not exist when summer time begins, or exists twice when it ends; Kubernetes leaves out "
+            "the first and may do the second twice"
+        )
+    return missing
+
+
+def _tell(schedule: Schedule, missing: list[str], where: str) -> str:
+    """Say what is lost on the way, and return it for the files' heads."""
+    if not missing:
+        return f"The schedule {schedule.name}, written by htc schedule export."
+    lines = [f"Of the schedule {schedule.name}, {where} cannot express:", *(f"- {each}" for each in missing)]
+    for line in lines:
+        say(line)
+    return "\n".join(lines)
+
+
+def _write_texts(files: Mapping[str, str], folder: Path | None, comment: str) -> None:
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    if folder is None:
+        for name, text in files.items():
+            sys.stdout.write(f"# {name}\n{head}{text}\n")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"{folder} cannot be made: {error.strerror or error}.") from error
+    for name, text in files.items():
+        with replaced_file(folder / name) as sink:
+            sink.write(f"{head}{text}".encode())
+        say(f"{folder / name}")

@@ -1,0 +1,155 @@
+"""The truth of `htc evaluate`: COCO annotations in the words of a run, and what had to be done to understand them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from htc_model.training.annotations import AnnotationError, BadAnnotation, CocoAnnotations, read_annotations
+from pipeline.driver.progress import count_of
+from pipeline.errors import InputError, SpecError
+
+# Of each kind of flaw; --json names all.
+MAX_NAMED = 10
+
+FindSize = Callable[[str], tuple[int, int] | None]
+
+
+def read_truth(
+    document: Any,
+    uri: str,
+    run: str,
+    *,
+    known: Sequence[str],
+    classes: Sequence[str],
+    is_model_known: bool,
+    find_size: FindSize,
+) -> tuple[CocoAnnotations, list[str]]:
+    """Read annotations to score a run against.
+
+    A category whose name differs from the model's in case or in spaces around it only is taken for it.
+
+    Args:
+        uri: of the document, and `run`: the run's name, for messages.
+        known: names of the model's classes; where these are not known, of those that the run has found.
+        classes: names to score; empty for all that the model knows, or for all of the document.
+        find_size: (height, width) in pixels of the run's image of a file name.
+
+    Returns:
+        the annotations, and sentences on how they were understood.
+
+    Raises:
+        SpecError: the document cannot be scored against.
+        InputError: the model knows none of its classes.
+    """
+    notes: list[str] = []
+    try:
+        prepared = _with_names(document, known, notes)
+        chosen = [_canonical(name, _category_names(prepared)) for name in classes] or None
+        truth = read_annotations(prepared, classes=chosen, keeps_empty_images=True, is_truth=True, find_size=find_size)
+        if chosen is None and is_model_known:
+            shared = [name for name in truth.classes if name in known]
+            if not shared:
+                raise InputError(
+                    f"The model of run {run} knows none of the classes in {uri}: it knows {_listed(known)}, the file "
+                    f"has {_listed(truth.classes)}."
+                )
+            left = [name for name in truth.classes if name not in known]
+            if left:
+                notes.append(
+                    f"Not scored: {len(left)} of the file's {len(truth.classes)} classes, which the model does not "
+                    f"know ({_listed(left)})."
+                )
+                truth = read_annotations(
+                    prepared, classes=shared, keeps_empty_images=True, is_truth=True, find_size=find_size
+                )
+        elif chosen is None:
+            notes.append(
+                f"The model of run {run} is not on this machine, so its classes are not known: all "
+                f"{len(truth.classes)} of the file are scored, and --class names others."
+            )
+    except AnnotationError as error:
+        raise SpecError(f"{uri}: {error}") from error
+    return truth, [*notes, *truth.notes]
+
+
+def flaw_sentences(truth: CocoAnnotations, uri: str) -> list[str]:
+    """Say how many annotations are flawed, how, and which."""
+    sentences = []
+    if truth.bad:
+        sentences.append(
+            f"{uri}: {count_of(len(truth.bad), 'flaw')}; what is flawed is left out, so detections of it count as "
+            f"wrong: {_by_kind(truth.bad)}."
+        )
+    if truth.mended:
+        sentences.append(
+            f"{uri}: {count_of(len(truth.mended), 'flaw')} in what still counts: {_by_kind(truth.mended)}."
+        )
+    return sentences
+
+
+def refuse_flaws(truth: CocoAnnotations, uri: str) -> None:
+    """Refuse annotations with any flaw.
+
+    Raises:
+        SpecError: there is one; all kinds are named.
+    """
+    sentences = flaw_sentences(truth, uri)
+    if sentences:
+        raise SpecError(f"{' '.join(sentences)} --strict scores nothing against flawed annotations.")
+
+
+def _by_kind(flaws: Sequence[BadAnnotation]) -> str:
+    kinds: dict[str, list[str]] = {}
+    for flaw in flaws:
+        where = flaw.image if flaw.annotation_id is None else f"annotation {flaw.annotation_id} of {flaw.image}"
+        kinds.setdefault(flaw.kind, []).append(where)
+    return "; ".join(f"{len(places)} x {kind} ({_listed(places, MAX_NAMED)})" for kind, places in kinds.items())
+
+
+def _with_names(document: Any, known: Sequence[str], notes: list[str]) -> Any:
+    """Copy a document, with file names where images only have an address, and with the model's names of classes."""
+    if not isinstance(document, Mapping):
+        return document
+    images, categories = document.get("images"), document.get("categories")
+    if not isinstance(images, list) or not isinstance(categories, list):
+        return document
+    names = [*known, *_category_names(document)]
+    renamed = []
+    for category in categories:
+        name = category.get("name") if isinstance(category, Mapping) else None
+        if not isinstance(name, str):
+            renamed.append(category)
+            continue
+        canonical = _canonical(name, names)
+        if canonical != name:
+            notes.append(f"The annotations' class {name!r} is taken for {canonical!r}.")
+        renamed.append({**category, "name": canonical})
+    return {**document, "images": [_with_file_name(image) for image in images], "categories": renamed}
+
+
+def _with_file_name(image: Any) -> Any:
+    """Take the name from COCO's address (LVIS has no other), or from an id that is text, where there is none."""
+    if not isinstance(image, Mapping) or isinstance(image.get("file_name"), str):
+        return image
+    for key in ("coco_url", "id"):
+        if isinstance(image.get(key), str) and image[key]:
+            return {**image, "file_name": image[key].rsplit("/", 1)[-1] if key == "coco_url" else image[key]}
+    return image
+
+
+def _category_names(document: Any) -> list[str]:
+    categories = document.get("categories") if isinstance(document, Mapping) else None
+    if not isinstance(categories, list):
+        return []
+    names = [category.get("name") for category in categories if isinstance(category, Mapping)]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _canonical(name: str, names: Sequence[str]) -> str:
+    """Return the first of the names that this one is, but for case and the spaces around it; itself if it is new."""
+    folded = name.strip().casefold()
+    return next((each for each in names if each.strip().casefold() == folded), name)
+
+
+def _listed(names: Sequence[str], limit: int = 3) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,133 @@
+"""Which photos of a run to look at, and what the tables say of them."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.results.query import read_instances
+from pipeline.errors import InputError, NotFoundError
+from pipeline.output.run_record import run_folder
+from pipeline.output.views import ask
+from pipeline.planning.manifest import Manifest, ManifestReader
+from pipeline.storage.storage import join
+from pipeline.storage.uris import display_uri, home_path
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from pipeline.inputs.listing import ImageRef
+    from pipeline.output.results import Results
+
+# Enough names to find the one that was misspelt, few enough to compare at once.
+MAX_NAMES_COMPARED = 50_000
+
+_COLUMNS = "image_id, uri, status, error, width, height, shard"
+_BY_URI = f"""
+    SELECT {_COLUMNS} FROM images WHERE run = $run AND (uri = $uri OR ends_with(uri, $ending))
+    ORDER BY uri = $uri DESC, uri LIMIT 2
+"""  # noqa: S608 - our own column names
+# The smallest hashes of the images' numbers: spread over the input, and the same every time.
+_SAMPLE = f"""
+    SELECT * FROM (
+        SELECT {_COLUMNS} FROM images WHERE run = $run AND status = 'ok'
+        ORDER BY md5(image_id::VARCHAR), uri LIMIT $count
+    ) ORDER BY uri
+"""  # noqa: S608 - our own column names
+_NAMES = f"SELECT uri FROM images WHERE run = $run LIMIT {MAX_NAMES_COMPARED}"  # noqa: S608 - a number
+
+
+@dataclass(frozen=True)
+class PhotoRow:
+    """One row of `images`, as far as drawing needs it; width and height in pixels, None if never decoded."""
+
+    image_id: int
+    uri: str
+    status: str
+    error: str | None
+    width: int | None
+    height: int | None
+    shard: int
+
+
+class RunPhotos:
+    """The photos of one run: choose some, find their files again, read their instances.
+
+    Raises:
+        InputError: there is no run of this name.
+    """
+
+    def __init__(self, results: "Results", run: str | None = None) -> None:
+        self.run = results.newest_run() if run is None else run
+        # Refuses an unknown name in words.
+        results.image_parts(self.run)
+        self._results = results
+        record = next(record for record in results.records if record.run == self.run)
+        self._fingerprint = record.fingerprint
+        folder = join(run_folder(results.output_uri, self.run), "manifest")
+        self._planned = ManifestReader(results.storage, folder, Manifest.from_dict(record.manifest))
+
+    @property
+    def is_trained(self) -> bool:
+        """Tell whether the run's model had trained weights."""
+        return bool(self._fingerprint.get("trained", True))
+
+    def sample(self, count: int) -> list[PhotoRow]:
+        """Choose `count` of the images with the status ok, always the same, in the order of their uris.
+
+        Raises:
+            InputError: there are none.
+        """
+        values = {"run": self.run, "count": count}
+        photos = ask(self._results, lambda database: [PhotoRow(*row) for row in _rows(database, _SAMPLE, values)])
+        if not photos:
+            raise InputError(f"Run {self.run} has no image with the status ok; `htc query` says why.")
+        return photos
+
+    def find(self, uris: Sequence[str]) -> list[PhotoRow]:
+        """Find each uri as it is, or as the end (after a slash) of exactly one image's uri; none twice.
+
+        Raises:
+            InputError: there is no such image, or several.
+        """
+        photos = ask(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
+        return list({photo.uri: photo for photo in photos}.values())
+
+    def locate(self, photo: PhotoRow) -> "ImageRef":
+        """Find in the run's manifest where the photo's bytes lie.
+
+        Raises:
+            NotFoundError: the manifest does not name it.
+        """
+        for ref in self._planned.read_shard(photo.shard).images:
+            if display_uri(ref.uri) == photo.uri:
+                return ref
+        raise NotFoundError(f"{photo.uri} is not in the manifest of run {self.run}.")
+
+    def instances(self, photo: PhotoRow) -> list[dict[str, Any]]:
+        """Read the photo's rows of `instances`, most confident first."""
+        return read_instances(self._results, self.run, photo.shard, photo.image_id, photo.uri)
+
+    def _find_one(self, database: "duckdb.DuckDBPyConnection", uri: str) -> PhotoRow:
+        whole = str(home_path(uri).absolute()) if home_path(uri).exists() else uri
+        values = {"run": self.run, "uri": whole, "ending": "/" + uri.lstrip("/")}
+        found = [PhotoRow(*row) for row in _rows(database, _BY_URI, values)]
+        if not found:
+            raise InputError(f"Run {self.run} has no image {uri}{self._suggestion(database, uri)}.")
+        if len(found) > 1 and found[0].uri != whole:
+            raise InputError(
+                f"{uri} is the end of several uris ({found[0].uri}, {found[1].uri}, ...); give more of it."
+            )
+        return found[0]
+
+    def _suggestion(self, database: "duckdb.DuckDBPyConnection", uri: str) -> str:
+        known = [str(row[0]) for row in _rows(database, _NAMES, {"run": self.run})]
+        by_name = {name.rsplit("/", 1)[-1]: name for name in known}
+        close = difflib.get_close_matches(uri.rsplit("/", 1)[-1], by_name, n=1)
+        return f"; did you mean {by_name[close[0]]}?" if close else ""
+
+
+def _rows(database: "duckdb.DuckDBPyConnection", sql: str, values: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    answer = database.execute(sql, values)
+    while rows := answer.fetchmany(1024):
+        yield from rows

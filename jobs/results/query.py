@@ -1,0 +1,233 @@
+"""SQL over an output's tables, through the views of `pipeline.output.views`, without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from htc_model.masks.rle import decode_rle
+from jobs.results.formats import Answer, write_answer
+from jobs.terminal.interrupt import run_interruptibly
+from jobs.terminal.output_file import refuse_remote, replaced_file
+from pipeline.errors import SpecError, StorageError
+from pipeline.output.dataset import open_files
+from pipeline.output.part_files import check_columns, damage_named
+from pipeline.output.rows import INSTANCES_SCHEMA, open_results
+from pipeline.output.views import check_parts, open_database, sql_errors_in_words
+from pipeline.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.job_spec.job import StorageSection
+    from pipeline.output.results import Results
+
+FETCH_ROWS = 2048
+# What a file's name says of the answer's format.
+SUFFIXES = {
+    "csv": "csv",
+    "tsv": "tsv",
+    "json": "json",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "parquet": "parquet",
+    "txt": "table",
+}
+# Files that a query was to read may be compacted meanwhile.
+ATTEMPTS = 3
+
+
+def query_output(
+    output_uri: str,
+    sql: str,
+    *,
+    output_format: str | None = None,
+    output_file: Path | None = None,
+    is_external_allowed: bool = False,
+    storage_section: StorageSection | None = None,
+) -> None:
+    """Run SQL over an output folder and write the last statement's answer.
+
+    Args:
+        sql: one or more statements; "-" stands for the text on stdin.
+        output_format: table, csv, tsv, json (an array of objects), jsonl (an object a line) or parquet; None: what the
+            file's suffix says.
+        output_file: None is stdout.
+
+    Raises:
+        SpecError: the SQL is wrong or not permitted, the file's name says no known format (before the query runs), or
+            the answer cannot be written.
+        InputError: the folder holds no run.
+        DamagedFileError: a part is damaged or missing.
+        StorageError: it was compacted or pruned again and again, or when half of the answer was written.
+    """
+    chosen = _choose_format(output_format, output_file)
+    text = _read_sql(sql)
+    for attempt in range(ATTEMPTS):
+        results = open_results(output_uri, Storage(storage_section))
+        database = open_database(results, is_external_allowed=is_external_allowed)
+        is_told = Event()
+        try:
+            run_interruptibly(partial(_execute, database, text, chosen, output_file, is_told), database.interrupt)
+        except (SpecError, StorageError) as error:
+            if not results.has_moved():
+                check_parts(results, error)
+                raise
+            # The same rows lie in other files now; but what was said cannot be taken back.
+            if is_told.is_set() or attempt + 1 == ATTEMPTS:
+                raise StorageError(
+                    f"{output_uri} was compacted or pruned while it was read, so this answer is not whole; ask again."
+                ) from error
+        else:
+            return
+
+
+def _execute(
+    database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None, is_told: Event
+) -> None:
+    """Run the SQL, write its last statement's answer, close the database.
+
+    Args:
+        is_told: is set before anything is written that cannot be taken back.
+    """
+    with contextlib.closing(database), sql_errors_in_words():
+        if output_format == "parquet" and output_file is not None:
+            _write_parquet(database, sql, output_file)
+            return
+        answer = database.execute(sql)
+        if answer is None:
+            raise SpecError("The SQL holds no statement.")
+        if output_file is None:
+            is_told.set()
+        columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
+        write_answer(Answer(columns, _rows(answer)), output_format, output_file)
+
+
+def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
+    """Read one image's rows of `instances` from its shard's part, most confident first.
+
+    Raises:
+        DamagedFileError: the part is damaged or missing.
+        InputError: the shard is not committed.
+    """
+    files = open_files(results.output_uri, results.storage)
+    # The number is a hash: the uri decides between two images that share one.
+    wanted = (pads.field("image_id") == image_id) & (pads.field("uri") == uri)
+
+    def read() -> pa.Table:
+        # Asked for each time: the part may be compacted with others meanwhile.
+        part = results.instances_part(run, shard)
+        fragment = pads.ParquetFileFormat().make_fragment(part, files)
+        with damage_named(part):
+            check_columns(part, fragment.physical_schema, INSTANCES_SCHEMA)
+            return fragment.to_table(schema=INSTANCES_SCHEMA, filter=wanted)
+
+    rows: list[dict[str, Any]] = results.reading(read).to_pylist()
+    return sorted(rows, key=lambda row: row["instance"])
+
+
+def decode_mask(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Decode the mask of one row of `instances`.
+
+    Args:
+        row: the row as a mapping with the key "mask", or the mask itself: size [height, width] and counts.
+
+    Returns:
+        [H, W] bool, of the original image's size.
+
+    Raises:
+        ValueError: the row has no mask, as with a box-only model.
+    """
+    mask = row.get("mask", row if "counts" in row else None)
+    if mask is None:
+        raise ValueError("this row has no mask; box-only models write none")
+    decoded: NDArray[np.bool_] = np.asarray(decode_rle(mask), dtype=bool)
+    return decoded
+
+
+def _read_sql(sql: str) -> str:
+    """Read the SQL from stdin if it is "-".
+
+    Raises:
+        SpecError: it is no Unicode text, which DuckDB would answer with an error of its own workings.
+    """
+    try:
+        text = sys.stdin.read() if sql == "-" else sql
+        text.encode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise SpecError(f"The SQL is not text in UTF-8: {error.reason}.") from None
+    return text
+
+
+def _rows(answer: duckdb.DuckDBPyConnection) -> Iterator[Sequence[object]]:
+    while rows := _fetch(answer):
+        yield from rows
+
+
+def _fetch(answer: duckdb.DuckDBPyConnection) -> Sequence[Sequence[object]]:
+    try:
+        rows: Sequence[Sequence[object]] = answer.fetchmany(FETCH_ROWS)
+    except (OverflowError, ValueError) as error:
+        raise SpecError(
+            f"The answer holds a value that Python cannot ({error}), such as an interval of a million years; cast it "
+            "to VARCHAR."
+        ) from None
+    return rows
+
+
+def _choose_format(output_format: str | None, output_file: Path | None) -> str:
+    """Decide on the format before the query takes its time.
+
+    Raises:
+        SpecError: the file's name says none, or another than the one that is asked for, or it cannot be written.
+    """
+    if output_file is None:
+        if output_format == "parquet":
+            raise SpecError("Parquet is no text: name a file with --output FILE.")
+        return output_format or "table"
+    refuse_remote(output_file)
+    if output_file.is_dir():
+        raise SpecError(f"{output_file} cannot be written: it is a folder.")
+    if not output_file.parent.is_dir():
+        raise SpecError(f"{output_file} cannot be written: No such file or directory.")
+    is_packed = output_file.suffix.lower() == ".gz"
+    suffix = Path(output_file.stem if is_packed else output_file.name).suffix.lower().removeprefix(".")
+    said = SUFFIXES.get(suffix)
+    if said is None and output_format is None:
+        known = ", ".join(f".{each}" for each in SUFFIXES)
+        raise SpecError(
+            f"{output_file}: its ending says no format that can be written. --output takes {known} (all but "
+            ".parquet also with .gz behind); for another name say which with --format."
+        )
+    chosen = output_format or str(said)
+    if said not in {None, "table", chosen}:
+        raise SpecError(f"{output_file} is a name for {said}, and --format asks for {chosen}; change one of the two.")
+    if is_packed and chosen == "parquet":
+        raise SpecError(f"{output_file}: Parquet is compressed in itself; leave out .gz.")
+    return chosen
+
+
+def _write_parquet(database: duckdb.DuckDBPyConnection, sql: str, output_file: Path) -> None:
+    relation = database.sql(sql)
+    if relation is None:
+        raise SpecError("The SQL has no answer to write: its last statement returns no rows.")
+    batches = relation.to_arrow_reader(FETCH_ROWS)
+    try:
+        with (
+            replaced_file(output_file) as sink,
+            pq.ParquetWriter(sink, batches.schema, compression="zstd") as writer,
+        ):
+            for batch in batches:
+                writer.write_batch(batch)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise SpecError(f"Parquet cannot hold this answer: {str(error).splitlines()[0]}; cast it to VARCHAR.") from None

@@ -1,0 +1,233 @@
+"""How a run stands, read from its output folder alone: also when the cluster that worked on it is gone."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.driver.progress_file import load_progress, progress_uri
+from pipeline.output.results import Results
+from pipeline.output.rows import open_results
+from pipeline.output.run_record import RunRecord, list_records
+from pipeline.planning.manifest import Manifest
+from pipeline.runs.lease import judge_holders
+from pipeline.runs.outcomes import State, find_state
+from pipeline.runs.summary import read_summary
+from pipeline.storage.storage import Storage
+
+log = logging.getLogger(__name__)
+
+MAX_REASONS = 20
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who holds the run's lease.
+
+    host, pid: where it runs; "" and 0 when its lease cannot be read, which counts as held. since: when it took the run
+    over. heard: when it last said that it lives. UTC; None when its lease cannot be read.
+    job: its id on the cluster, "" for a driver that no job started.
+    is_alive: whether it is at work, as far as can be known from here.
+    """
+
+    host: str
+    pid: int
+    since: datetime | None
+    heard: datetime | None
+    process: str = ""
+    job: str = ""
+    is_alive: bool = True
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands.
+
+    state: see `pipeline.runs.outcomes`.
+    images, shards: of the input, as far as it is listed; images_done: those that have their row.
+    statuses: rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
+    images_per_s: lately while it runs, of the last session when it has ended; None when nobody measured.
+    eta_s: seconds to go; None when nothing tells. workers: with their model loaded, now.
+    driver: the holder of the lease, alive or not; None without one.
+    told: when the numbers are from, UTC; None for those counted just now. reason: why it is not complete.
+    """
+
+    run: str
+    state: State
+    created: str
+    model: str
+    images: int
+    images_done: int
+    shards: int
+    is_listing: bool
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    failure_reasons: Mapping[str, int] = field(default_factory=dict)
+    instances: int | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    workers: int | None = None
+    driver: Driver | None = None
+    told: datetime | None = None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON-able values."""
+        driver = self.driver and {
+            "host": self.driver.host or None,
+            "pid": self.driver.pid or None,
+            "since": self.driver.since and self.driver.since.isoformat(),
+            "heard": self.driver.heard and self.driver.heard.isoformat(),
+            "job": self.driver.job or None,
+        }
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {"driver": driver, "told": self.told and self.told.isoformat()}
+
+
+def read_status(
+    output_uri: str,
+    storage: Storage,
+    *,
+    run: str | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = log.info,
+) -> RunStatus:
+    """Find out how a run stands.
+
+    Args:
+        run: its name; by default the newest one.
+        sleep: waits while a lease is watched whose heartbeat is old, or in the future. tell: gets a sentence before.
+
+    Raises:
+        InputError: the output holds no run, or none of this name.
+        StorageError: it cannot be read.
+    """
+    results = open_results(output_uri, storage)
+    record = _record_of(results, run)
+    summary = read_summary(storage, results.output_uri, record.run)
+    progress = load_progress(storage, results.output_uri, record.run)
+    driver = read_driver(
+        storage, results.output_uri, record.run, job=_job_of(progress), clock=clock, sleep=sleep, tell=tell
+    )
+    found = find_state(
+        results,
+        record,
+        is_held=driver is not None and driver.is_alive,
+        # A damaged one was left by a driver as well.
+        has_progress=progress is not None or storage.exists(progress_uri(results.output_uri, record.run)),
+        has_lease=driver is not None,
+        summary=summary,
+    )
+    if found.state == "running" and driver is not None:
+        return _running(record, progress, driver, results)
+    if found.summary is None:
+        return _status(record, found.state, driver=driver, reason=found.reason, **_counted(results, record.run))
+    names = ("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason")
+    told = {name: found.summary[name] for name in names if name in found.summary}
+    return _status(record, found.state, driver=driver, **told)
+
+
+def read_driver(
+    storage: Storage,
+    output_uri: str,
+    run: str,
+    *,
+    job: str = "",
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = log.info,
+) -> Driver | None:
+    """Read who holds a run's lease; None when there is none. One that cannot be read is held, as for `htc runs`.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    holding = judge_holders(storage, output_uri, [run], clock=clock, sleep=sleep, tell=tell).get(run)
+    if holding is None:
+        return None
+    if holding.holder is None:
+        return Driver("", 0, None, None, job=job)
+    holder = holding.holder
+    since, heard = (datetime.fromisoformat(moment).astimezone(UTC) for moment in (holder.since, holder.beat))
+    return Driver(holder.host, holder.pid, since, heard, holder.process, job, holding.is_alive)
+
+
+def find_live_driver(storage: Storage, output_uri: str, run: str | None) -> tuple[str, Driver] | None:
+    """Find the driver that works on a run, by default on the newest one; None when nobody does.
+
+    Raises:
+        StorageError: the output cannot be read.
+    """
+    names = [run] if run else [record.run for record in list_records(storage, output_uri, damaged_runs={})[-1:]]
+    for name in names:
+        driver = read_driver(storage, output_uri, name)
+        if driver is not None and driver.is_alive:
+            return name, replace(driver, job=_job_of(load_progress(storage, output_uri, name)))
+    return None
+
+
+def _job_of(progress: Mapping[str, Any] | None) -> str:
+    return str((progress or {}).get("job") or "")
+
+
+def _record_of(results: Results, run: str | None) -> RunRecord:
+    records = {record.run: record for record in results.records}
+    if run is None:
+        return results.records[-1]
+    results.check_run(run)
+    return records[run]
+
+
+def _running(record: RunRecord, progress: Mapping[str, Any] | None, driver: Driver, results: Results) -> RunStatus:
+    if progress is None:
+        # It has just begun, or its storage refuses the file.
+        return _status(record, "running", driver=driver, **_counted(results, record.run))
+    return _status(
+        record,
+        "running",
+        driver=driver,
+        told=datetime.fromisoformat(progress["written"]),
+        images=progress["images_total"],
+        is_listing=progress["is_listing"],
+        **{
+            name: progress[name]
+            for name in ("images_done", "statuses", "failure_reasons", "images_per_s", "eta_s", "workers")
+        },
+    )
+
+
+def _status(record: RunRecord, state: State, **told: Any) -> RunStatus:
+    manifest = Manifest.from_dict(record.manifest)
+    known = {
+        "images": manifest.image_count,
+        "images_done": 0,
+        "is_listing": not manifest.is_planned,
+        "shards": manifest.shard_count,
+    }
+    return RunStatus(
+        run=record.run,
+        state=state,
+        created=record.created,
+        model=str(record.fingerprint.get("preset", "")),
+        **{**known, **told},
+    )
+
+
+def _counted(results: Results, run: str) -> dict[str, Any]:
+    """Count the rows that are there."""
+    table = results.images(run, ["status", "error", "instances"])
+    statuses, failures = _frequencies(table.column("status")), _frequencies(table.column("error").drop_null())
+    return {
+        "images_done": len(table),
+        "statuses": statuses,
+        "failure_reasons": dict(Counter(failures).most_common(MAX_REASONS)),
+        "instances": int(table.column("instances").to_numpy().sum()),
+    }
+
+
+def _frequencies(column: Any) -> dict[str, int]:
+    # By Arrow: a run may have more rows than fit into memory as Python's objects.
+    return {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}

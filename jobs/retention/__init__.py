@@ -1,1 +1,0 @@
-"""What becomes of an output: its runs listed, removed, compacted and published."""

@@ -1,0 +1,1 @@
+"""Commands that compute on this machine: run, plan, train, weights."""

@@ -1,0 +1,151 @@
+"""Whether a spec's model could start here, and how long it takes for one image."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from htc_model.weights.model_zoo import UnknownWeightsError, find
+from jobs.terminal.console import size_of
+from pipeline.cluster.connection import WorkerPlan, local_cpus, plan_workers
+from pipeline.errors import WeightsUnavailableError
+from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.machine_limits import usable_memory
+from pipeline.output.run_record import RunRecord, list_records, load_record
+from pipeline.storage.storage import Storage
+from pipeline.weights.cache import weights_here
+from pipeline.weights.fingerprint import take_fingerprint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# A first inference shorter than this is mostly warming up, and is repeated.
+WARM_UP_S = 3.0
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What looking at the model told.
+
+    lines: for the report. problem: one sentence when the run could not start with it.
+    image_s: seconds for one image of `timed_size` ("640x427") on one worker, None if not timed.
+    load_s: seconds until the model was loaded. gpus: what the timing ran on, and a run here would.
+    """
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    problem: str | None = None
+    image_s: float | None = None
+    timed_size: str = ""
+    load_s: float = 0.0
+    gpus: int = 0
+
+
+def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> ModelCheck:
+    """Look for the weights; with images, load the model strictly and time it on the middle-sized one.
+
+    Args:
+        images: decoded images; None leaves torch alone.
+    """
+    section = spec.model
+    weights = weights_here(section)
+    if section.weights == "untrained":
+        lines = [("model", f"{section.preset}, untrained weights: its detections mean nothing")]
+    elif weights is None:
+        problem = _why_not_fetchable(section)
+        fetch = "" if problem else "; the run fetches them"
+        lines = [("model", f"{section.preset}, weights {section.weights}: not on this machine{fetch}")]
+        return ModelCheck([*lines, ("", "neither loaded nor timed")], problem)
+    elif not weights.is_file():
+        return ModelCheck([("model", section.preset)], f"There is no weights file {weights}.")
+    else:
+        size = size_of(weights.stat().st_size)
+        lines = [("model", f"{section.preset}, weights {weights} ({size})")]
+    if images is None:
+        return ModelCheck(lines)
+    return _load_and_time(spec, sorted(images, key=lambda image: image.shape[0] * image.shape[1]), lines)
+
+
+def _why_not_fetchable(section: ModelSection) -> str | None:
+    """Say why a run could not fetch its published weights, as far as that is known without a network."""
+    if section.weights != "coco":
+        return None
+    try:
+        has_file = find(section.preset).url is not None
+    except UnknownWeightsError:
+        has_file = False
+    if has_file:
+        return None
+    return f"No weights of {section.preset} are published; give --weights FILE, or --weights untrained."
+
+
+def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mapping[str, Any]:
+    """Take the model's fingerprint without fetching anything.
+
+    Weights that are not here yet are taken to be those of the run that would be resumed.
+    """
+    weights = weights_here(spec.model)
+    if spec.model.weights == "untrained" or (weights is not None and weights.is_file()):
+        return asdict(take_fingerprint(spec.model))
+    record = _record(spec, storage, run)
+    untrained = asdict(take_fingerprint(spec.model.model_copy(update={"weights": "untrained"})))
+    recorded = record.fingerprint if record else {}
+    return {**untrained, "weights_sha256": recorded.get("weights_sha256"), "trained": True}
+
+
+def plan_local_workers(spec: JobSpec, shards: int, gpus: int) -> tuple[WorkerPlan, str]:
+    """Return the workers a run on this machine would start, and the same in words."""
+    cpus, memory = local_cpus(), usable_memory()
+    plan = plan_workers(spec.compute, cpus=float(cpus), gpus=float(gpus), shards=shards, memory_bytes=memory)
+    each = f"{plan.gpus:g} GPU and {plan.cpus:g} cores" if plan.gpus else f"{plan.cpus:g} of {cpus} cores"
+    elsewhere = ", if RAY_ADDRESS did not name a cluster" if os.environ.get("RAY_ADDRESS") else ""
+    return plan, f"{plan.workers} with {each} each{elsewhere}"
+
+
+def _record(spec: JobSpec, storage: Storage, run: str | None) -> RunRecord | None:
+    if run is not None:
+        return load_record(storage, spec.output.uri, run)
+    return next(iter(list_records(storage, spec.output.uri)[::-1]), None)
+
+
+def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: list[tuple[str, str]]) -> ModelCheck:
+    import torch
+
+    from htc_model.masks.encode import encode_detections
+    from htc_model.preprocess import build_batch
+    from htc_model.weights.load import WeightsError
+    from pipeline.worker.segmenter import load_model, pick_device
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    plan, _ = plan_local_workers(spec, shards=1, gpus=gpus)
+    device = pick_device(plan.gpus)
+    start = time.perf_counter()
+    try:
+        model = load_model(spec.model)
+    except (WeightsUnavailableError, WeightsError) as error:
+        return ModelCheck(lines, str(error), gpus=gpus)
+    if isinstance(model, torch.nn.Module):
+        model.to(device)
+    load_s = time.perf_counter() - start
+    if spec.model.weights != "untrained":
+        lines = [*lines, ("", "the weights fit the preset, key by key")]
+    if not images:
+        return ModelCheck(lines, load_s=load_s, gpus=gpus)
+    image = images[len(images) // 2]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(plan.cpus)))
+    try:
+        image_s = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                raw = model.infer(build_batch([image], model.config, device))
+            encode_detections(raw[0])
+            image_s = time.perf_counter() - start
+            if image_s > WARM_UP_S:
+                break
+    finally:
+        torch.set_num_threads(threads)
+    size = f"{image.shape[1]}x{image.shape[0]}"
+    return ModelCheck(lines, image_s=image_s, timed_size=size, load_s=load_s, gpus=gpus)

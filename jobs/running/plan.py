@@ -1,0 +1,214 @@
+"""`htc plan`: what a run would do, found out without writing anything."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NoReturn
+
+from jobs.running.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
+from jobs.terminal.console import say, size_of, write_table
+from pipeline.driver.progress import count_of, format_duration
+from pipeline.errors import HtcError, ImageError, NotFoundError
+from pipeline.inputs.read import read_image
+from pipeline.job_spec.job import JobSpec
+from pipeline.planning.incremental import Incremental
+from pipeline.planning.input_changes import InputChanges, InputComparison, input_errors_beside, way_on
+from pipeline.planning.planner import InputSurvey, survey_input
+from pipeline.planning.selection_report import selection_lines
+from pipeline.redaction import redact
+from pipeline.runs.open import Run, find_run
+from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, EXIT_USAGE
+from pipeline.storage.storage import Storage
+from pipeline.weights.cache import weights_here
+from pipeline.weights.fingerprint import settle_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SAMPLE_IMAGES = 8
+Line = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class SampleDecode:
+    """What reading and decoding a few images told.
+
+    images: [H, W, 3] uint8 RGB. failures: uri and reason of each that is no image.
+    """
+
+    images: "list[NDArray[np.uint8]]"
+    failures: list[tuple[str, str]]
+
+
+class _WouldWriteError(Exception):
+    """The run would start writing now: everything before this has been checked."""
+
+
+class _ReadOnlyStorage(Storage):
+    """Storage for looking only, so that the very code that begins a run can tell what it would do."""
+
+    def write(self, uri: str, payload: bytes) -> NoReturn:
+        """Stop here: nothing is written."""
+        raise _WouldWriteError(uri)
+
+    def delete(self, uri: str) -> None:
+        """Leave it where it is."""
+
+
+def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: bool) -> int:
+    """Write to stdout what `htc run` with the same arguments would do; write nothing else anywhere.
+
+    Args:
+        is_model_timed: load the model and time it on one of the sampled images.
+
+    Returns:
+        The exit code: 0 when the run could start, 2 when its weights or model are not in order, 3 when the run is
+        complete and its input has changed since.
+
+    Raises:
+        HtcError: the run could not start: no input, another run's spec, an occupied output.
+    """
+    storage = _ReadOnlyStorage(spec.storage)
+    weights = weights_here(spec.model)
+    if weights is not None and weights.is_file():
+        spec = settle_model(spec)
+    existing = _existing_run(spec, storage, run=run, fresh=fresh)
+    if existing is not None:
+        _read_manifest(existing)
+    incremental = _look_back(spec, storage, run) if existing is None else None
+    survey, changes = _survey(spec, storage, existing, incremental)
+    sample = _decode_sample(spec, survey, storage)
+    check = check_model(spec, sample.images if is_model_timed else None)
+    lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
+    lines += [*check.lines, *_time_lines(spec, survey, existing, check)]
+    write_table(["", ""], lines, has_header=False)
+    for uri, reason in sample.failures:
+        say(redact(f"Not decoded: {uri}: {reason}"))
+    if check.problem:
+        say(check.problem)
+        return EXIT_USAGE
+    return EXIT_INPUT_CHANGED if changes is not None and changes.has_any else EXIT_COMPLETE
+
+
+def _survey(
+    spec: JobSpec, storage: Storage, existing: Run | None, incremental: Incremental | None
+) -> tuple[InputSurvey, InputChanges | None]:
+    """List the input, and compare it with the run that has done it, if one has."""
+    if existing is None or existing.state != "complete" or spec.select.mode != "full":
+        return survey_input(spec, storage, sample_images=SAMPLE_IMAGES, incremental=incremental), None
+    comparison = InputComparison(spec, storage, existing.name)
+    with input_errors_beside(existing.name):
+        survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES, comparison=comparison)
+        return survey, comparison.changes()
+
+
+def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> Incremental | None:
+    if spec.select.mode == "full":
+        return None
+    fingerprint = known_fingerprint(spec, storage, run)
+    return Incremental(spec, fingerprint, storage, before=(datetime.now(UTC).isoformat(), ""))
+
+
+def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> Run | None:
+    """Find the run that would be resumed; None when a new one would begin."""
+    fingerprint = known_fingerprint(spec, storage, run)
+    try:
+        return find_run(spec, fingerprint, storage, run=run, fresh=fresh)
+    except _WouldWriteError:
+        return None
+
+
+def _read_manifest(existing: Run) -> None:
+    """Read each part of the manifest that holds a shard to do, as going on will."""
+    layout = existing.manifest.layout
+    for shard in {layout.find(shard)[0]: shard for shard in existing.todo()}.values():
+        existing.read_shard(shard)
+
+
+def _decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> SampleDecode:
+    from pipeline.inputs.decode import decode_image
+
+    sample = SampleDecode([], [])
+    for ref in survey.sample:
+        try:
+            payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
+            sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels))
+        except NotFoundError:
+            # What a store listed was there; what a text file or a row names need never have been.
+            was_there = ref.row is None and (ref.bytes is not None or ref.etag is not None)
+            sample.failures.append(
+                (ref.uri, f"missing: {'it is gone since it was listed' if was_there else 'not found'}")
+            )
+        except ImageError as error:
+            sample.failures.append((ref.uri, f"{error.status}: {error.reason}"))
+        except HtcError as error:
+            sample.failures.append((ref.uri, str(error)))
+    return sample
+
+
+def _input_lines(survey: InputSurvey) -> Iterator[Line]:
+    manifest = survey.manifest
+    size = size_of(manifest.listed_bytes)
+    unsized = f", {count_of(manifest.unsized_images, 'image')} of unknown size" if manifest.unsized_images else ""
+    label = "to do" if manifest.selection else "input"
+    yield label, f"{count_of(manifest.image_count, 'image')}, {size}{unsized}"
+    if manifest.listing:
+        yield "listing", manifest.listing
+    for line in selection_lines(manifest.selection):
+        yield "", line
+    if columns := manifest.read_columns():
+        yield "column", columns
+    for line in manifest.left_out():
+        yield "", line
+    yield "shards", f"{manifest.shard_count:,} of up to {count_of(manifest.shard_images, 'image')}"
+
+
+def _sample_lines(sample: SampleDecode) -> Iterator[Line]:
+    total = len(sample.images) + len(sample.failures)
+    if not total:
+        return
+    sizes = Counter(f"{image.shape[1]}x{image.shape[0]}" for image in sample.images)
+    shown = ", ".join(f"{size} ({count})" if count > 1 else size for size, count in sizes.most_common(6))
+    yield (
+        "sample",
+        f"{len(sample.images)} of the first {count_of(total, 'image')} decode" + (f": {shown}" if shown else ""),
+    )
+
+
+def _run_lines(spec: JobSpec, existing: Run | None, name: str | None, changes: InputChanges | None) -> Iterator[Line]:
+    yield "output", spec.output.uri
+    if existing is None:
+        yield "run", f"a new run{f', {name}' if name else ''}"
+        return
+    left = len(existing.todo())
+    if left:
+        yield "run", f"resumes {existing.name}: {left:,} of {count_of(existing.shard_count, 'shard')} to go"
+    elif changes is not None and changes.has_any:
+        yield "run", f"{existing.name} is complete, and its input has changed since: {changes.counts()}"
+        yield "", way_on(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
+    else:
+        yield "run", f"{existing.name} is complete already; nothing to do (--fresh starts another)"
+    if changes is not None and changes.unasked:
+        yield "", f"{changes.unasked_note()}; an incremental run asks for all of them"
+
+
+def _time_lines(spec: JobSpec, survey: InputSurvey, existing: Run | None, check: ModelCheck) -> Iterator[Line]:
+    """Extrapolate one timed image to all that are left, over this machine's workers."""
+    manifest = existing.manifest if existing else survey.manifest
+    shards = len(existing.todo()) if existing else manifest.shard_count
+    workers, description = plan_local_workers(spec, max(1, shards), check.gpus)
+    yield "workers", description
+    if check.image_s is None or not shards:
+        return
+    images = min(manifest.image_count, shards * manifest.shard_images)
+    seconds = images * check.image_s / workers.workers + check.load_s
+    yield "time", f"about {format_duration(seconds)} on this machine for {count_of(images, 'image')}"
+    yield (
+        "",
+        (
+            f"estimated from one {check.timed_size} image ({check.image_s:.2f} s) and the model's start "
+            f"({check.load_s:.1f} s); reading and writing overlap and are not counted"
+        ),
+    )

@@ -1,0 +1,108 @@
+"""`htc run`: run the job, then say what came of it and what to do next."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.terminal.console import say, write_line, write_table
+from pipeline.driver.progress import count_of, format_duration
+from pipeline.job_spec.job import JobSpec
+from pipeline.runs.error_budget import allowed_errors
+from pipeline.runs.outcomes import in_words
+from pipeline.runs.summary import RunSummary
+from pipeline.signals import StopRequest, breaking_off
+
+MAX_REASONS = 8
+MAX_EXAMPLES = 10
+SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY n DESC"
+
+
+def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
+    """Run the job and report it; returns the exit code."""
+    with breaking_off(StopRequest()) as stop, stop:
+        # Takes a second.
+        from pipeline.driver import run as driver
+
+    summary = driver.run(spec, run=run, fresh=fresh)
+    report_summary(summary, spec)
+    return summary.exit_code
+
+
+def report_summary(summary: RunSummary, spec: JobSpec) -> None:
+    """Write the run's outcome to stdout, and why it is not complete to stderr."""
+    write_line()
+    write_table(["", ""], list(_outcome(summary, spec)), has_header=False)
+    if summary.failure_reasons:
+        _report_failures(summary)
+    for command in _next_commands(summary, spec):
+        write_line(command)
+    if summary.reason:
+        say(summary.reason)
+    if summary.error_log:
+        say(f"The tracebacks of unforeseen failures are in {summary.error_log}.")
+
+
+def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
+    counts = ", ".join(f"{count:,} {status}" for status, count in sorted(summary.statuses.items()) if count)
+    done = f"{count_of(summary.images_done, 'image')}"
+    if summary.images_done < summary.images:
+        done = f"{summary.images_done:,} of {count_of(summary.images, 'image')}"
+    yield "run", f"{summary.run} ({in_words(summary.status)})"
+    yield "images", f"{done}: {counts}" if counts else done
+    yield "instances", f"{summary.instances:,}"
+    if summary.session_images:
+        speed = f"{summary.images_per_s:.2f} images/s"
+        yield "speed", f"{speed}, {summary.session_images:,} in {format_duration(summary.seconds)}, start included"
+    shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
+    if worth_telling := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
+        yield "time went to", ", ".join(worth_telling)
+    if summary.device:
+        yield "device", summary.device
+    if summary.retries or summary.workers_lost:
+        yield "trouble", f"{summary.retries} retries, {summary.workers_lost} workers lost"
+    trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"
+    yield "model", f"{summary.model or spec.model.preset}{trained}"
+    yield "tables", f"{spec.output.uri} (images/, instances/, runs/{summary.run}/)"
+
+
+def _report_failures(summary: RunSummary) -> None:
+    bad = sum(count for status, count in summary.statuses.items() if status != "ok")
+    budget = f"{summary.error_rate:.2%} of the images, the budget is {summary.max_error_rate:.2%}"
+    allowed = allowed_errors(summary.images, summary.max_error_rate, summary.max_errors)
+    if summary.status == "complete" and allowed > summary.max_error_rate * summary.images:
+        budget += f", but at least {count_of(allowed, 'image')}"
+    if summary.repeated_errors:
+        budget = f"{summary.repeated_errors:,} failed before as well and do not count; the others are {budget}"
+    write_line(f"{count_of(bad, 'image')} without instances to trust ({budget}):")
+    reasons = list(summary.failure_reasons.items())
+    rows = [(f"{count:,}", reason) for reason, count in reasons[:MAX_REASONS]]
+    write_table(["images", "reason"], rows, alignments=["right", "left"])
+    if len(reasons) > MAX_REASONS:
+        write_line(f"... and {count_of(len(reasons) - MAX_REASONS, 'more reason')}")
+    for failure in summary.failure_examples[:MAX_EXAMPLES]:
+        write_line(f"  {failure.status}  {failure.uri}  {failure.reason}")
+    if bad > min(MAX_EXAMPLES, len(summary.failure_examples)):
+        write_line("The images table has them all: SELECT uri, status, error FROM images WHERE status <> 'ok'")
+    write_line()
+
+
+def _next_commands(summary: RunSummary, spec: JobSpec) -> Iterator[str]:
+    folder = shlex.quote(_short_path(spec.output.uri))
+    # An incremental run's own instances are those of a few images only.
+    sql = SQL if spec.select.mode == "full" else SQL.replace("FROM instances", "FROM current_instances")
+    if summary.instances:
+        yield f'Next: htc query {folder} "{sql}"'
+        yield f"      htc show {folder} --to overlays"
+
+
+def _short_path(uri: str) -> str:
+    """Name a folder below the current one the way the operator would type it."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        # Somebody removed it while the run went on.
+        return uri
+    path = Path(uri)
+    if path.is_absolute() and path.is_relative_to(here) and path != here:
+        return str(path.relative_to(here))
+    return uri

@@ -1,0 +1,133 @@
+"""`htc train`: train what a spec asks for, show how it goes, and say where the result is."""
+
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from jobs.terminal.console import say, write_line, write_table
+from pipeline.driver.progress import count_of
+from pipeline.signals import StopRequest
+
+if TYPE_CHECKING:
+    from htc_model.training.spec import TrainingSpec
+
+LINE_EVERY_S = 10.0
+# A data set may have thousands of flaws; the weights file counts them all by kind.
+MAX_NOTES = 20
+_SHOWN_CLASSES = 8
+
+
+def train_and_report(spec_path: str | None, overrides: Mapping[str, object]) -> None:
+    """Train, or go on with the training that the output folder holds, and report it.
+
+    Args:
+        spec_path: of the YAML training spec.
+        overrides: values by dotted key; None stands for a flag not given.
+
+    Raises:
+        HtcError: see `pipeline.training.single`.
+    """
+    from pipeline.training.single import load_training_spec, train
+
+    spec = load_training_spec(spec_path, overrides)
+    display = _TrainingDisplay(Console(stderr=True))
+    notes = _Notes(display)
+    logging.getLogger("htc_model").addHandler(notes)
+    try:
+        # SIGTERM and SIGHUP end it as Ctrl-C does, so that a Ray of its own goes with it.
+        with StopRequest() as stop, stop.interrupting():
+            weights = train(spec, on_step=display.step)
+    finally:
+        logging.getLogger("htc_model").removeHandler(notes)
+        display.close()
+    if not display.has_steps:
+        say("Nothing was left to train: all steps were done before.")
+    _report(spec, weights)
+
+
+class _TrainingDisplay:
+    """A bar on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.description}"), console=console)
+        self._row: TaskID | None = None
+        self._last_line = 0.0
+        self.has_steps = False
+
+    def step(self, done: int, steps: int, losses: Mapping[str, float]) -> None:
+        """Show a finished step."""
+        self.has_steps = True
+        loss = f"loss {losses['total']:.3f}"
+        if not self._console.is_terminal:
+            if done == steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
+                self._last_line = time.monotonic()
+                self.note(f"{done}/{steps} steps, {loss}")
+            return
+        if self._row is None:
+            self._bar.start()
+            self._row = self._bar.add_task("", total=steps, completed=done)
+        self._bar.update(self._row, completed=done, description=loss)
+
+    def note(self, sentence: str) -> None:
+        """Write a sentence above the bar."""
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+        sys.stderr.flush()
+
+
+class _Notes(logging.Handler):
+    """Shows the network's warnings (flawed annotations, unreadable pictures), the first ones of each kind."""
+
+    def __init__(self, display: _TrainingDisplay) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+        self._told = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a warning, or say once that there are more."""
+        self._told += 1
+        if self._told <= MAX_NOTES:
+            message = record.getMessage()
+            self._display.note(message[:1].upper() + message[1:])
+        elif self._told == MAX_NOTES + 1:
+            self._display.note("There is more of that; metrics.jsonl has the pictures, the weights file the counts.")
+
+
+def _report(spec: "TrainingSpec", weights: Path) -> None:
+    from htc_model.weights.load import load_weights
+
+    metadata = load_weights(weights).metadata
+    folder = weights.parent
+    classes = metadata["classes"]
+    shown = ", ".join(classes[:_SHOWN_CLASSES]) + (", ..." if len(classes) > _SHOWN_CLASSES else "")
+    lines = [
+        ("trained", f"{spec.model.preset}, {metadata['steps']:,} steps on {count_of(metadata['pictures'], 'picture')}"),
+        ("classes", f"{len(classes)}: {shown}"),
+    ]
+    if fresh := metadata.get("initialised_at_random"):
+        lines.append(("at random", f"{', '.join(fresh)} (no initial weights fit)"))
+    for kind, count in metadata["left_out"].items():
+        lines.append(("left out", f"{count_of(count, 'annotation')}: {kind}"))
+    for data_set, scores in metadata["scores"].items():
+        told = ", ".join(f"{name} {scores[name]:.3f}" for name in ("mask_ap", "mask_ap50", "box_ap") if name in scores)
+        lines.append(("scores", f"{told} on {data_set}"))
+    lines.append(("weights", str(weights)))
+    lines.append(("metrics", str(folder / "metrics.jsonl")))
+    curves = folder / "curves.png"
+    if curves.exists():
+        lines.append(("curves", str(curves)))
+    write_line()
+    write_table(["", ""], lines, has_header=False)
+    write_line(f"Next: htc run PHOTOS OUTPUT --weights {shlex.quote(str(weights))}")

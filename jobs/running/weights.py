@@ -1,0 +1,113 @@
+"""`htc weights`: the published checkpoints, and files of one's own."""
+
+import time
+from pathlib import Path
+
+from jobs.terminal.console import say, size_of, write_line, write_table
+from jobs.terminal.output_file import refuse_remote
+from pipeline.driver.progress import count_of
+from pipeline.errors import SpecError
+from pipeline.weights.cache import cache_folder, fetch_weights, verify_file
+
+# Often enough to see that a slow download lives.
+PROGRESS_EVERY_S = 5.0
+
+
+def report_published() -> None:
+    """List every published checkpoint with its AP on COCO val2017, in percent, and whether its file is here."""
+    from htc_model.weights.model_zoo import BUNDLED_PRESET, PUBLISHED
+
+    folder = cache_folder()
+    rows = [
+        (
+            published.name,
+            published.preset,
+            f"{published.box_ap:.1f}",
+            f"{published.mask_ap:.1f}",
+            published.sha256_prefix or "",
+            _place(folder, published.file_name),
+            published.note,
+        )
+        for published in PUBLISHED
+    ]
+    columns = ["name", "preset", "box AP", "mask AP", "sha256", "file", "note"]
+    write_table(columns, rows, alignments=["left", "left", "right", "right", "left", "left", "left"])
+    sources = dict.fromkeys(published.source for published in PUBLISHED)
+    write_line(f"AP as published: {'; '.join(sources)}.")
+    write_line(f"Files are kept in {folder}; htc weights fetch NAME downloads one.")
+    write_line(f"Comes along: {BUNDLED_PRESET}, a small model of persons (--weights demo, the default).")
+
+
+def report_fetch(name: str, folder: Path | None) -> None:
+    """Download a checkpoint and write its path.
+
+    Raises:
+        WeightsUnavailableError: unknown name, no network, wrong hash; the message says what to do.
+    """
+    if folder is not None:
+        refuse_remote(folder)
+    write_line(str(fetch_weights(name, folder, on_progress=_DownloadLines())))
+
+
+def report_verify(file: Path, preset: str | None) -> int:
+    """Write what a weights file is; returns 1 when its hash is not the one its name promises, else 0.
+
+    Raises:
+        ValueError: of htc_model: the file cannot be read, or does not fit the preset.
+    """
+    refuse_remote(file)
+    report = verify_file(file, preset)
+    lines = [("file", f"{report.path} ({size_of(report.bytes)})"), ("sha256", report.sha256)]
+    if report.is_hash_right is not None:
+        agrees = "as its name says" if report.is_hash_right else f"but its name says {report.expected_prefix}"
+        lines.append(("", agrees))
+    lines.append(("published as", report.published or "no published checkpoint"))
+    lines.append(("fits", report.preset or "no preset"))
+    lines.append(("holds", f"{report.parameters:,} numbers"))
+    if report.classes is not None:
+        shown = ", ".join(report.classes[:5]) + (", ..." if len(report.classes) > 5 else "")
+        lines.append(("classes", f"{len(report.classes)}: {shown}"))
+    write_table(["", ""], lines, has_header=False)
+    if report.is_hash_right is False:
+        say(f"{file} is damaged or renamed: its sha256 does not begin with {report.expected_prefix}.")
+        return 1
+    return 0
+
+
+def report_convert(source: Path, target: Path) -> None:
+    """Write a checkpoint anew as .safetensors and say what the new file holds.
+
+    Raises:
+        SpecError: the source and the target are one file.
+        ValueError: of htc_model: the source cannot be read, or the target not be written.
+    """
+    from htc_model.weights.load import convert_weights
+
+    for path in (source, target):
+        refuse_remote(path)
+    if source.exists() and target.exists() and source.samefile(target):
+        raise SpecError(f"{source} cannot be converted into itself; name another file.")
+    loaded = convert_weights(source, target)
+    size = size_of(target.stat().st_size)
+    write_line(f"{target}: {count_of(len(loaded.state), 'tensor')}, {size}, sha256 {loaded.sha256}")
+
+
+def _place(folder: Path, file_name: str | None) -> str:
+    if file_name is None:
+        return "unknown"
+    return "here" if (folder / file_name).is_file() else "to fetch"
+
+
+class _DownloadLines:
+    """Says every few seconds how much of a download is here."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, here: int, total: int | None) -> None:
+        is_end = here == total
+        if not is_end and time.monotonic() - self._said < PROGRESS_EVERY_S:
+            return
+        self._said = time.monotonic()
+        of_total = f" of {size_of(total)}" if total is not None else ""
+        say(f"{size_of(here)}{of_total}")

@@ -1,0 +1,51 @@
+"""What a run's summary says, as a firing's ending."""
+
+import json
+import math
+from typing import Any
+
+from jobs.scheduling.firing import Ending
+from pipeline.errors import StorageError
+from pipeline.job_spec.job import JobSpec
+from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, OUTCOMES
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
+
+_COUNTS = ("images", "images_done", "instances", "seconds")
+
+
+def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
+    """Say how a run ended, by its exit code and by its summary, where it left one.
+
+    Args:
+        otherwise: the reason where the summary gives none.
+    """
+    try:
+        # An older summary of the same run is not this attempt's, when the attempt did not get so far.
+        summary: dict[str, Any] = json.loads(
+            Storage(job.storage).read(join(job.output.uri, "runs", run, "summary.json"))
+        )
+    except (StorageError, ValueError, RecursionError):
+        summary = {}
+    if not isinstance(summary, dict):
+        summary = {}
+    status = summary.get("status")
+    if exit_code == EXIT_INPUT_CHANGED:
+        # Started again when it was complete, after its process had vanished: what came later is the next firing's.
+        exit_code = EXIT_COMPLETE
+    if status not in OUTCOMES or (status == "complete") != (exit_code == 0):
+        return Ending("complete" if exit_code == 0 else "failed", "" if exit_code == 0 else otherwise, exit_code)
+    counts = {key: summary[key] for key in _COUNTS if _is_count(summary.get(key))}
+    statuses = summary.get("statuses")
+    if isinstance(statuses, dict):
+        counts["failed"] = sum(count for name, count in statuses.items() if name != "ok" and _is_count(count))
+    return Ending(status, str(summary.get("reason") or ""), exit_code, counts)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def last_line(text: str) -> str:
+    """Return what was said last, which is why a run ended; 500 characters at most."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:500]

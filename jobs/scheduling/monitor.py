@@ -1,0 +1,66 @@
+"""Looking after one firing that has begun: has it ended, has it vanished, does it obey."""
+
+import logging
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from jobs.scheduling.firing import Ending, Firing
+from jobs.scheduling.launcher import Launcher
+from jobs.scheduling.schedule import Event
+from jobs.scheduling.store import ScheduleStore
+
+log = logging.getLogger(__name__)
+
+MAX_STARTS = 3
+"""A run whose process vanishes (killed, machine gone) is resumed; one that vanishes thrice would again."""
+# A driver that is asked to stop ends within seconds; one that waits for a store that is away takes a minute.
+STOP_PATIENCE = timedelta(minutes=2)
+# A cluster that is gone for good must not keep all later nights from beginning.
+UNSEEN_PATIENCE = timedelta(minutes=10)
+
+
+def watch_firing(store: ScheduleStore, launcher: Launcher, firing: Firing, now: datetime) -> Firing:
+    """Look at a firing that is running or stopping, and write down what has changed."""
+    sight = launcher.look(firing)
+    if sight.state == "ended":
+        return _end(store, firing, sight.ending, now)
+    if sight.state == "gone":
+        return _after_loss(store, firing, now)
+    if sight.problem != firing.reason and firing.state == "running":
+        if sight.problem:
+            log.warning("%s cannot be looked at: %s", firing.name, sight.problem)
+        firing = replace(firing, reason=sight.problem)
+        store.update(firing)
+    if firing.state == "stopping" and firing.stop_asked is not None:
+        # Asked again each time: the first request may have come before the run could listen.
+        if sight.state == "unseen" and now - firing.stop_asked > UNSEEN_PATIENCE:
+            return _end(store, firing, Ending("lost"), now)
+        launcher.stop(firing, is_forced=now - firing.stop_asked > STOP_PATIENCE)
+    return firing
+
+
+def _after_loss(store: ScheduleStore, firing: Firing, now: datetime) -> Firing:
+    if firing.stop_outcome is not None:
+        return _end(store, firing, Ending(firing.stop_outcome, firing.reason), now)
+    if firing.starts >= MAX_STARTS:
+        reason = f"Its process vanished {firing.starts} times without a word (killed, or out of memory)."
+        return _end(store, firing, Ending("lost", reason), now)
+    log.warning("%s vanished without a word; it is resumed", firing.name)
+    again = replace(firing, state="starting", begun=now, reason="Its process vanished; resumed.")
+    store.update(again)
+    return again
+
+
+def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) -> Firing:
+    if firing.stop_outcome is not None and ending.outcome != "complete":
+        ending = replace(ending, outcome=firing.stop_outcome, reason=firing.reason)
+    event: Event | None = "failure"
+    if ending.outcome == "complete":
+        event = "end"
+    elif firing.stop_outcome is not None:
+        # Stopped at its deadline, of which somebody was told then; or replaced, as the schedule wants it.
+        event = None
+    ended = replace(firing, state="ended", ended=now, ending=ending)
+    store.update(ended, event=event)
+    log.info("%s: %s", firing.name, " - ".join(filter(None, [ending.outcome, ending.reason])))
+    return ended

@@ -1,0 +1,158 @@
+"""Telling people: a webhook that takes Slack's JSON, and a program of the operator's own.
+
+A notice that cannot be delivered is noted in the history and in the log, and never stands in a run's way.
+"""
+
+import logging
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from jobs.scheduling.schedule import NotifySection
+from jobs.scheduling.store import Notice, ScheduleStore
+from pipeline.redaction import redact
+from pipeline.runs.outcomes import in_words
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 10.0
+ATTEMPTS = 5
+LONGEST_WAIT_S = 20.0
+HOOK_TIMEOUT_S = 300.0
+_HEADINGS = {"end": "complete", "failure": "FAILED", "deadline": "LATE"}
+
+
+class _WebhookError(Exception):
+    """The webhook did not take the notice; worth another attempt."""
+
+
+def deliver_open_notices(home: Path) -> None:
+    """Deliver what nobody has been told yet; each at least once."""
+    store = ScheduleStore(home)
+    try:
+        for notice in store.open_notices():
+            problem = _send_webhook(notice) if notice.channel == "webhook" else _run_hook(notice)
+            if problem:
+                log.warning("%s: the %s was not told: %s", notice.firing.name, notice.channel, problem)
+            store.close_notice(replace(notice, problem=problem))
+    finally:
+        store.close()
+
+
+def describe_notice(notice: Notice) -> str:
+    """Say in a few lines what happened: schedule and run, status, counts, reason."""
+    firing, ending = notice.firing, notice.firing.ending
+    outcome = in_words(ending.outcome) if ending and notice.event != "deadline" else ""
+    heading = _HEADINGS[notice.event]
+    if notice.event == "deadline":
+        heading += f": not at its end by {firing.deadline:%Y-%m-%d %H:%M} UTC"
+    elif outcome and outcome != heading:
+        heading += f" ({outcome})"
+    lines = [f"htc schedule {firing.schedule.name}: {heading}", f"run {firing.name}"]
+    if ending and ending.counts:
+        lines.append(_describe_counts(ending.counts))
+    if notice.reason:
+        lines.append(notice.reason)
+    return redact("\n".join(lines))
+
+
+def webhook_url(notify: NotifySection) -> str:
+    """Read the webhook's URL from where the schedule says that it stands.
+
+    Raises:
+        ValueError: it is not there; the message names the place, never the URL.
+    """
+    if notify.webhook_url_env:
+        url = os.environ.get(notify.webhook_url_env, "").strip()
+        place = f"the environment variable {notify.webhook_url_env}"
+    else:
+        place = f"the file {notify.webhook_url_file}"
+        try:
+            url = Path(notify.webhook_url_file or "").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ValueError(f"{place} cannot be read") from None
+    if not url.startswith(("https://", "http://")):
+        raise ValueError(f"{place} holds no URL" if url else f"{place} is empty or not set")
+    return url
+
+
+def _describe_counts(counts: Mapping[str, float]) -> str:
+    images, done = counts.get("images", 0), counts.get("images_done", 0)
+    if not images:
+        return "no image to do"
+    parts = [f"{done:,.0f} of {images:,.0f} images", f"{counts.get('instances', 0):,.0f} instances"]
+    if counts.get("failed"):
+        parts.append(f"{counts['failed']:,.0f} images failed")
+    return ", ".join(parts)
+
+
+def _send_webhook(notice: Notice) -> str:
+    try:
+        url = webhook_url(notice.firing.schedule.notify)
+        Retrying(
+            retry=retry_if_exception_type(_WebhookError),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S),
+            reraise=True,
+        )(_post, url, {"text": describe_notice(notice)})
+    except (_WebhookError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _post(url: str, body: Mapping[str, str]) -> None:
+    try:
+        answer = requests.post(url, json=body, timeout=TIMEOUT_S, allow_redirects=False)
+    except requests.RequestException as error:
+        # Not its text, which quotes the URL.
+        raise _WebhookError(f"the webhook cannot be reached ({type(error).__name__})") from None
+    if answer.status_code >= 500 or answer.status_code == 429:
+        raise _WebhookError(f"the webhook answered {answer.status_code}")
+    if not 200 <= answer.status_code < 300:
+        raise ValueError(f"the webhook answered {answer.status_code}; is its URL still right?")
+
+
+def _run_hook(notice: Notice) -> str:
+    command = notice.firing.schedule.notify.exit_hook or []
+    try:
+        done = subprocess.run(  # noqa: S603 - the operator's own program, without a shell
+            command,
+            env={**os.environ, **hook_environment(notice)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=HOOK_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{command[0]} did not end within {HOOK_TIMEOUT_S:g} s"
+    except OSError as error:
+        return f"{command[0]} cannot be run: {error.strerror}"
+    if done.returncode == 0:
+        return ""
+    said = redact(done.stderr.decode(errors="backslashreplace").strip().rpartition("\n")[2])
+    return f"{command[0]} ended with exit code {done.returncode}" + (f": {said[:200]}" if said else "")
+
+
+def hook_environment(notice: Notice) -> dict[str, str]:
+    """Tell the exit hook what happened, as environment variables."""
+    firing, ending = notice.firing, notice.firing.ending
+    job = firing.schedule.spec
+    variables = {
+        "HTC_EVENT": notice.event,
+        "HTC_SCHEDULE": firing.schedule.name,
+        "HTC_RUN": firing.name,
+        "HTC_SCHEDULED": firing.scheduled.isoformat(),
+        "HTC_SPEC": job if isinstance(job, str) else "",
+        "HTC_STATUS": ending.outcome if ending else firing.state,
+        "HTC_EXIT_CODE": "" if ending is None or ending.exit_code is None else str(ending.exit_code),
+        "HTC_REASON": redact(notice.reason),
+        "HTC_TEXT": describe_notice(notice),
+    }
+    for name, count in (ending.counts if ending else {}).items():
+        variables[f"HTC_{name.upper()}"] = f"{count:g}" if name == "seconds" else f"{count:.0f}"
+    return variables

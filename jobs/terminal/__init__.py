@@ -1,0 +1,1 @@
+"""The operator's terminal: text, Ctrl-C, output files."""

@@ -1,0 +1,1 @@
+"""Ray: start or join a cluster, ask its nodes, size its workers."""

@@ -1,0 +1,317 @@
+"""Ray as the driver sees it: which cluster, how many workers, and what it means that one died."""
+
+import logging
+import math
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pipeline.cluster.local_ray import RayThread, end_processes, ray_folder
+from pipeline.cluster.search_path import worker_search_path
+from pipeline.errors import RunError
+from pipeline.job_spec.job import ComputeSection
+from pipeline.machine_limits import SHARED_MEMORY, free_shared_memory, usable_cpus, usable_memory
+from pipeline.worker.error_boundaries import at_cluster_border
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
+
+# Images and tables never pass through Ray's object store: only shard lists and reports do.
+OBJECT_STORE_BYTES = 200 * 2**20
+# Ray refuses less (ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES).
+MIN_OBJECT_STORE_BYTES = 75 * 2**20
+# Of the memory that there is, no larger share.
+OBJECT_STORE_SHARE = 0.1
+# A worker on the CPU with what it reads ahead, at photos of 12 megapixels.
+WORKER_BYTES = 2 * 2**30
+# A GPU worker decodes on as many cores, which keeps pace with about 15 images/s of 12 megapixels.
+MAX_AUTO_CPUS_PER_GPU_WORKER = 8.0
+# For the connection alone; a cluster that cannot be connected to for so long is not there.
+KNOCK_S = 10.0
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """How many workers, and what each reserves; fractions allowed."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def local_cpus() -> int:
+    """Cores this process may use; see `machine_limits.usable_cpus`."""
+    return usable_cpus()
+
+
+def plan_workers(
+    compute: ComputeSection, *, cpus: float, gpus: float, shards: int | None, memory_bytes: int | None = None
+) -> WorkerPlan:
+    """Spread `shards` over a machine or cluster with so many cores and GPUs.
+
+    Workers sit on GPUs when there are any, one each unless the spec gives them a fraction; else on cores, one
+    each. There are never more workers than shards, where their number is known, and always at least one.
+
+    Args:
+        memory_bytes: of this machine; where the spec leaves the number of workers open, those on cores get
+            WORKER_BYTES each.
+
+    Raises:
+        RunError: a worker needs more than the whole cluster has.
+    """
+    gpus_each = (1.0 if gpus >= 1 else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
+    if gpus_each > gpus:
+        raise RunError(
+            f"compute.gpus_per_worker is {gpus_each:g}, but there are {gpus:g} GPUs here; "
+            "leave it out or set it to 0 to run on the CPU."
+        )
+    cpus_each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+    by_gpus = math.floor(gpus / gpus_each + 1e-9) if gpus_each else None
+    by_cpus = math.floor(cpus / cpus_each + 1e-9) if cpus_each else None
+    by_memory = None if by_gpus or memory_bytes is None else max(1, memory_bytes // WORKER_BYTES)
+    limits = [limit for limit in (by_gpus, by_cpus, by_memory) if limit is not None]
+    workers = (min(limits) if limits else 1) if compute.workers == "auto" else compute.workers
+    workers = max(1, workers if shards is None else min(workers, shards))
+    if gpus_each and compute.cpus_per_worker == "auto":
+        cpus_each = max(1.0, min(MAX_AUTO_CPUS_PER_GPU_WORKER, float(math.floor(cpus / workers))))
+    return WorkerPlan(workers, cpus_each, gpus_each)
+
+
+@contextmanager
+def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
+    """Connect to Ray, or start it on this machine, for the time of the block; yields the workers to start.
+
+    A cluster that RAY_ADDRESS names, or that this process is connected to already, is used and left running.
+    One that is started here is gone afterwards.
+
+    Raises:
+        RunError: Ray cannot be reached or started, or has too little for one worker.
+    """
+    _quiet_environment()
+    if _is_connected():
+        yield _plan_on_cluster(compute, shards)
+        return
+    with nullcontext() if os.environ.get("RAY_ADDRESS") else _kept_private():
+        import ray
+
+        thread = RayThread(lambda: _init(compute))
+        try:
+            thread.wait()
+            yield _plan_on_cluster(compute, shards, None if os.environ.get("RAY_ADDRESS") else usable_memory())
+        finally:
+            if thread.is_connected:
+                ray.shutdown()
+            elif thread.is_connecting and not os.environ.get("RAY_ADDRESS"):
+                # What Ray has to say to that is of no interest any more.
+                logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
+                end_processes(Path(os.environ["RAY_TMPDIR"]), patience_s=0.0)
+                thread.give_up()
+            thread.end()
+
+
+def connected_resources() -> dict[str, float] | None:
+    """What the cluster has that this process is connected to, by Ray's names; None when it is connected to none."""
+    if not _is_connected():
+        return None
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: int | None = None) -> WorkerPlan:
+    resources = connected_resources() or {}
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return plan_workers(compute, cpus=cpus, gpus=gpus, shards=shards, memory_bytes=memory_bytes)
+
+
+def object_store_options(folder: str, *, memory_bytes: int | None, shared_bytes: int) -> dict[str, Any]:
+    """The options of `ray.init` for its object store, which hardly holds anything here.
+
+    Args:
+        folder: for its file where shared memory is too small, as the 64 MB of many containers are.
+        memory_bytes: that may be used. shared_bytes: free in the file system of shared memory.
+    """
+    size = OBJECT_STORE_BYTES
+    if memory_bytes is not None:
+        size = max(MIN_OBJECT_STORE_BYTES, min(size, int(memory_bytes * OBJECT_STORE_SHARE)))
+    if sys.platform != "linux":
+        return {"object_store_memory": size}
+    fits = shared_bytes >= size
+    return {"object_store_memory": size, "_plasma_directory": str(SHARED_MEMORY) if fits else folder}
+
+
+def _quiet_environment() -> None:
+    # Read when ray is first imported, by this process and by those that it starts.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _is_connected() -> bool:
+    # Asked without importing it: its environment is not ready yet.
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+@contextmanager
+def _kept_private() -> Iterator[None]:
+    """Have a Ray that is started in the block keep its files to itself, and listen on the loopback address only.
+
+    There it answers to its own processes alone.
+
+    Its token is made for the block and lies in the environment, which the processes of this Ray inherit; Ray's own
+    way is a file that all clusters of a user share. What the user has set stays as it is.
+    """
+    # The first name is historical: on every system it means the loopback address.
+    settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+    settings = {name: value for name, value in settings.items() if not os.environ.get(name)}
+    has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if "RAY_AUTH_MODE" in settings and not has_token:
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    former_folder = os.environ.get("RAY_TMPDIR")
+    with ray_folder() as folder:
+        os.environ.update(settings | {"RAY_TMPDIR": str(folder)})
+        _reread_environment()
+        try:
+            yield
+        finally:
+            for name in [*settings, "RAY_TMPDIR"]:
+                os.environ.pop(name, None)
+            if former_folder is not None:
+                os.environ["RAY_TMPDIR"] = former_folder
+            _reread_environment()
+
+
+def _reread_environment() -> None:
+    # Ray keeps what it read when it was imported, which somebody else may have done before us.
+    if "ray" in sys.modules:
+        with suppress(ImportError, AttributeError):
+            from ray._private import ray_constants
+
+            raylet: Any = import_module("ray._raylet")
+            usual = "0" if sys.platform in ("darwin", "win32") else "1"
+            is_open = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", usual) == "1"
+            ray_constants.ENABLE_RAY_CLUSTER = is_open
+            raylet.Config.initialize("")
+            raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _init(compute: ComputeSection) -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+
+        def connect() -> None:
+            _knock(address)
+            # A client's connection (ray://) is made by Ray's own proxy, from a folder of its own.
+            options: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+        at_cluster_border(
+            connect,
+            f"Cannot reach the Ray cluster at {address}",
+            "check RAY_ADDRESS and that the cluster runs the same version of Ray, or unset it to run on this machine",
+        )
+        _silence_error_listener()
+        return
+    # More workers than cores is the user's explicit wish; Ray would wait for those cores forever.
+    wanted = 0.0
+    if compute.workers != "auto":
+        each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+        wanted = compute.workers * each
+    at_cluster_border(
+        lambda: ray.init(
+            address="local",
+            num_cpus=max(local_cpus(), math.ceil(wanted)),
+            include_dashboard=False,
+            **object_store_options(
+                os.environ["RAY_TMPDIR"], memory_bytes=usable_memory(), shared_bytes=free_shared_memory()
+            ),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            job_config=_job_config(),
+        ),
+        "Cannot start Ray on this machine",
+        "the same command tries again; a machine that is very busy, or short of memory or of space for temporary "
+        "files, is the usual cause",
+    )
+    _silence_error_listener()
+
+
+class _FixedPath(list[str]):
+    """A search path that Ray cannot add the driver's current folder and its script's folder to."""
+
+    def extend(self, folders: Iterable[str], /) -> None:
+        """Leave the path as it is."""
+
+
+def _job_config() -> "JobConfig":
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _FixedPath(worker_search_path())
+    return config
+
+
+def _knock(address: str) -> None:
+    # Ray itself tries for many minutes where nobody answers, and says why only in the end.
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), KNOCK_S).close()
+
+
+def _silence_error_listener() -> None:
+    # Whatever the log settings, Ray prints every worker's death as a page of general advice on standard output, in the
+    # middle of the progress bar and of results that are piped somewhere. The driver says it in one line.
+    from ray._private import worker as private
+
+    if hasattr(private, "print_to_stdstream"):
+        private.print_to_stdstream = lambda *arguments, **keywords: None
+
+
+def worker_deaths() -> tuple[type[Exception], ...]:
+    """The Ray exceptions after which a worker is gone and its shard is worth another one.
+
+    Named one by one because they share no base: NodeDiedError, WorkerCrashedError and OutOfMemoryError are
+        not RayActorErrors. ActorUnavailableError (a RayActorError) may heal, but waiting for it costs more
+        than a new worker.
+    """
+    from ray import exceptions
+
+    return (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.OutOfMemoryError,
+        exceptions.OutOfDiskError,
+        exceptions.ObjectLostError,
+    )
+
+
+def was_preempted(error: BaseException) -> bool:
+    """Whether the node was taken away, which nobody's shard is to blame for."""
+    from ray import exceptions
+
+    return isinstance(error, exceptions.NodeDiedError) or bool(getattr(error, "preempted", False))
+
+
+def describe_death(error: BaseException) -> str:
+    """One line saying how a worker ended, without Ray's general advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if "exit detail:" in line:
+            detail = line.split("exit detail:", 1)[1]
+            return f"the worker died: {detail.split('. Some common causes', 1)[0].strip().rstrip('.')}"
+    if getattr(error, "actor_init_failed", False):
+        return f"the worker could not begin: {lines[-1].rstrip('.')}"
+    return f"the worker died: {lines[0].rstrip('.') if lines else type(error).__name__}"

@@ -1,0 +1,1 @@
+"""The driver: hands shards to workers, retries, and ends the run with a summary."""

@@ -1,0 +1,67 @@
+"""A shard's rows put together by the driver: from pieces that were done, verdicts, and reasons to give up."""
+
+from collections import Counter
+from itertools import groupby
+from operator import attrgetter
+
+from pipeline.assignments import Settled
+from pipeline.driver.throughput import StageClock
+from pipeline.messages import ImageFailure, ShardReport
+from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
+from pipeline.planning.planner import Shard
+
+Rows = tuple[list[ImageRow], list[InstanceRow]]
+
+
+def gather_rows(shard: Shard, settled: Settled, *, model: str) -> Rows:
+    """Put a shard's rows together in the order of its images, one per image whatever became of it.
+
+    Args:
+        model: what the model column says of images that no worker has brought through.
+
+    Returns:
+        The rows of `images` and of `instances`.
+    """
+    reasons = dict.fromkeys(range(len(shard.images)), settled.rest.reason if settled.rest else "")
+    reasons.update(settled.verdicts)
+    images = {
+        position: build_image_row(
+            shard.images[position],
+            shard=shard.index,
+            model=model,
+            status="failed",
+            error=reason,
+            attempts=settled.attempts,
+        )
+        for position, reason in reasons.items()
+    }
+    instances: dict[int, list[InstanceRow]] = {}
+    for piece in settled.pieces:
+        images.update(zip(piece.positions, piece.image_rows, strict=True))
+        for number, rows in groupby(piece.instance_rows, attrgetter("image_id")):
+            instances[number] = list(rows)
+    ordered = [images[position] for position in sorted(images)]
+    return ordered, [row for image in ordered for row in instances.get(image.image_id, [])]
+
+
+def report_of(shard: Shard, settled: Settled, rows: Rows) -> ShardReport:
+    """Sum up a gathered shard as its worker would have."""
+    images, instances = rows
+    clock = StageClock()
+    for piece in settled.pieces:
+        clock.add(piece.report.stage_s)
+    done = {position for piece in settled.pieces for position in piece.positions}
+    failures = [failure for piece in settled.pieces for failure in piece.report.failures]
+    failures += [ImageFailure(row.uri, row.status, row.error or "") for at, row in enumerate(images) if at not in done]
+    return ShardReport(
+        index=shard.index,
+        statuses=dict(Counter(row.status for row in images)),
+        instances=len(instances),
+        stage_s=clock.seconds(),
+        bytes_read=sum(piece.report.bytes_read for piece in settled.pieces),
+        seconds=sum(piece.report.seconds for piece in settled.pieces),
+        failures=tuple(failures),
+        repeats=sum(
+            row.status != "ok" and bool(ref.failed_before) for ref, row in zip(shard.images, images, strict=True)
+        ),
+    )

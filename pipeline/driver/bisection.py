@@ -1,0 +1,102 @@
+"""Finds the images of one shard that kill workers, by halving; plain bookkeeping without Ray.
+
+The shard's images are tried in groups, and what a group came to when it survived is kept, so that no image is
+computed again for nothing. A group that kills is halved. When its first half survives, the second half must
+hold the killer and is halved without a death of its own. One killer among n images so costs at most
+log2(n) + CONFIRMING_DEATHS workers, half as many on average.
+"""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from pipeline.messages import PieceReport, ShardFailure
+
+# An image is accused for good when it killed twice all alone: workers also die by chance, and an alone image is
+# soon done, so that chance hardly strikes it twice.
+CONFIRMING_DEATHS = 2
+# After so many deaths without one survivor every sixteenth of the shard holds a killer: it is not the images then.
+HOPELESS_DEATHS = 32
+
+
+@dataclass
+class _Group:
+    positions: tuple[int, ...]
+    is_first_half: bool = False
+    deaths: int = 0
+
+
+class Bisection:
+    """The state of one shard's halving.
+
+    pieces: what the surviving groups came to.
+    verdicts: the images that fail, by their position in the shard, with the reason.
+    """
+
+    def __init__(self, image_count: int) -> None:
+        self.pieces: list[PieceReport] = []
+        self.verdicts: dict[int, str] = {}
+        # First in, first out: the whole breadth of the shard is seen before its depth, which is how a broken
+        # machine, on which everything dies, is told from a broken image.
+        self._groups: deque[_Group] = deque([_Group(tuple(range(image_count)))])
+        self._deaths = 0
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """Positions in the shard to try next, ascending; empty when every image is settled."""
+        return self._groups[0].positions if self._groups else ()
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether everything dies, whatever the image."""
+        return not self.pieces and self._deaths >= HOPELESS_DEATHS
+
+    def survived(self, piece: PieceReport) -> None:
+        """Note that the group came through."""
+        group = self._groups.popleft()
+        self.pieces.append(piece)
+        if group.is_first_half:
+            self._halve(self._groups.popleft())
+
+    def killed(self, failure: ShardFailure) -> None:
+        """Note that a worker died on the group, or was ended because it hung.
+
+        A hang names its images, so that one that hung is settled at once; the suspects that a death leaves
+        narrow the search, and cost one more death at most when they are wrong.
+        """
+        group = self._groups.popleft()
+        self._deaths += 1
+        group.deaths += 1
+        suspects = tuple(each for each in group.positions if each in set(failure.suspects))
+        if failure.kind == "hang" and len(suspects) == 1:
+            self.verdicts[suspects[0]] = failure.reason
+            self._add(_without(group.positions, suspects))
+        elif 0 < len(suspects) < len(group.positions):
+            self._split(_without(group.positions, suspects), suspects)
+        elif len(group.positions) > 1:
+            self._halve(group)
+        elif group.deaths < CONFIRMING_DEATHS:
+            self._groups.appendleft(group)
+        else:
+            self.verdicts[group.positions[0]] = failure.reason
+
+    def _halve(self, group: _Group) -> None:
+        """Halve a group that holds a killer; a single image has to show it by itself."""
+        if len(group.positions) == 1:
+            self._groups.appendleft(group)
+            return
+        middle = len(group.positions) // 2
+        self._split(group.positions[:middle], group.positions[middle:])
+
+    def _split(self, first: Sequence[int], second: Sequence[int]) -> None:
+        # Side by side, because a surviving first half tells on the second.
+        self._groups.append(_Group(tuple(first), is_first_half=True))
+        self._groups.append(_Group(tuple(second)))
+
+    def _add(self, positions: Sequence[int]) -> None:
+        if positions:
+            self._groups.append(_Group(tuple(positions)))
+
+
+def _without(positions: Sequence[int], others: Collection[int]) -> tuple[int, ...]:
+    return tuple(each for each in positions if each not in others)

@@ -1,0 +1,176 @@
+"""What a person sees while the run goes on: a bar on a terminal, a plain line every ten seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from pipeline.redaction import redact
+from pipeline.text import visible
+
+# Often enough to see that it lives, seldom enough that a night's log stays readable.
+LINE_EVERY_S = 10.0
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return "1 image", "1,204 images"; nouns whose plural only takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Where the run stands.
+
+    images_total, images_done: of the whole run, earlier sessions included.
+    images_failed: rows whose status is not ok.
+    images_per_s: over the last minute.
+    eta_s: seconds to go; None while nothing tells.
+    workers: workers whose model is loaded.
+    is_listing: whether the input is still being listed, so that images_total grows and nothing tells the end.
+    statuses: committed rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
+    """
+
+    images_total: int
+    images_done: int
+    images_failed: int
+    images_per_s: float
+    eta_s: float | None
+    workers: int
+    is_listing: bool = False
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    failure_reasons: Mapping[str, int] = field(default_factory=dict)
+
+
+class ProgressDisplay(Protocol):
+    """Shows a run's progress; the driver calls it from one thread."""
+
+    def note(self, sentence: str) -> None:
+        """Say one thing worth knowing."""
+
+    def update(self, progress: RunProgress) -> None:
+        """Show where the run stands; called several times a second."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    def note(self, sentence: str) -> None:
+        """Drop the sentence."""
+
+    def update(self, progress: RunProgress) -> None:
+        """Drop the progress."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class LineProgress:
+    """Plain lines for logs and pipes."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        every_s: float = LINE_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._every_s = every_s
+        self._clock = clock
+        self._last: float | None = None
+        self._shown: int | None = None
+
+    def note(self, sentence: str) -> None:
+        """Write the sentence on a line of its own."""
+        self._stream.write(f"{visible(redact(sentence))}\n")
+        self._stream.flush()
+
+    def update(self, progress: RunProgress) -> None:
+        """Write a line when the last one is long enough ago, and when the last image is done."""
+        now = self._clock()
+        is_end = _is_end(progress)
+        if not is_end and self._last is not None and now - self._last < self._every_s:
+            return
+        more = "+" if progress.is_listing else ""
+        line = f"{progress.images_done}/{progress.images_total}{more} images, {describe(progress)}"
+        # The end is reported many times over while the last parts are written.
+        if is_end and self._shown == progress.images_done:
+            return
+        self._last = now
+        self._shown = progress.images_done
+        self.note(line)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class BarProgress:
+    """A bar with images, images/s, time to go and failures, on a terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._bar = Progress(
+            SpinnerColumn(),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            console=console or Console(stderr=True),
+        )
+        self._row: TaskID | None = None
+
+    def note(self, sentence: str) -> None:
+        """Print the sentence above the bar."""
+        self._bar.console.print(visible(redact(sentence)), markup=False, highlight=False)
+
+    def update(self, progress: RunProgress) -> None:
+        """Move the bar."""
+        if self._row is None:
+            self._bar.start()
+            self._row = self._bar.add_task("", total=None)
+        # None leaves the total as it is: unknown until everything is listed.
+        total = None if progress.is_listing else progress.images_total
+        self._bar.update(self._row, total=total, completed=progress.images_done, description=describe(progress))
+
+    def close(self) -> None:
+        """Stop drawing; the last state of the bar stays on the screen."""
+        self._bar.stop()
+
+
+def describe(progress: RunProgress) -> str:
+    """Speed, time to go, failures and workers in a few words."""
+    if not progress.workers and not _is_end(progress):
+        return "starting workers"
+    parts = [f"{progress.images_per_s:.2f} images/s"]
+    if progress.is_listing:
+        parts.append("listing")
+    elif not _is_end(progress):
+        parts.append(f"ETA {format_duration(progress.eta_s)}")
+    parts.append(f"{progress.images_failed} failed")
+    return ", ".join(parts)
+
+
+def _is_end(progress: RunProgress) -> bool:
+    return progress.images_done >= progress.images_total and not progress.is_listing
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as a person says them: `42 s`, `3 min 10 s`, `2 h 05 min`; `unknown` for None."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def choose_progress() -> ProgressDisplay:
+    """The bar when standard error is a terminal, plain lines otherwise."""
+    return BarProgress() if sys.stderr.isatty() else LineProgress()

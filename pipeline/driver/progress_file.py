@@ -1,0 +1,128 @@
+"""How far a run is, in its own folder, for whoever cannot see the driver: runs/<run>/progress.json.
+
+Written every few seconds while a driver works, replaced as a whole, and removed when the session ends well or badly:
+summary.json says the rest. One that lies there without a lease tells of a driver that died.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.driver.progress import ProgressDisplay, RunProgress
+from pipeline.errors import StorageError
+from pipeline.output.run_record import read_derived_json, run_folder, write_json
+from pipeline.storage.storage import Storage, join
+
+log = logging.getLogger(__name__)
+
+# Soon enough for whoever has just started it; then as often as the lease is renewed.
+FIRST_AFTER_S = 3.0
+EVERY_S = 15.0
+# Storage that hangs must not hold up the end of a run.
+JOIN_S = 5.0
+# Set for the jobs that `htc submit` starts, so that the output tells which of them works on it.
+JOB_VARIABLE = "HTC_JOB"
+
+
+class ProgressFile:
+    """A `ProgressDisplay` that also writes progress.json, from a thread of its own: storage may be slow."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        output_uri: str,
+        run: str,
+        display: ProgressDisplay,
+        *,
+        every_s: float = EVERY_S,
+        first_after_s: float = FIRST_AFTER_S,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._storage = storage
+        self._uri = progress_uri(output_uri, run)
+        self._display = display
+        self._every_s = every_s
+        self._first_after_s = first_after_s
+        self._clock = clock
+        self._since = clock()
+        self._progress: RunProgress | None = None
+        self._is_ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_writing, name="progress file", daemon=True)
+        self._thread.start()
+
+    def note(self, sentence: str) -> None:
+        """Pass the sentence on."""
+        self._display.note(sentence)
+
+    def update(self, progress: RunProgress) -> None:
+        """Keep it for the next writing, and pass it on."""
+        self._progress = progress
+        self._display.update(progress)
+
+    def close(self) -> None:
+        """Stop writing and remove the file; the display stays open."""
+        self._is_ended.set()
+        self._thread.join(JOIN_S)
+        with suppress(StorageError):
+            self._storage.delete(self._uri)
+
+    def _keep_writing(self) -> None:
+        wait_s = self._first_after_s
+        while not self._is_ended.wait(wait_s):
+            wait_s = self._every_s
+            if self._progress is not None:
+                self._write(self._progress)
+
+    def _write(self, progress: RunProgress) -> None:
+        content = {
+            "written": self._clock().isoformat(),
+            "since": self._since.isoformat(),
+            "job": os.environ.get(JOB_VARIABLE),
+            **asdict(progress),
+        }
+        try:
+            write_json(self._storage, self._uri, content, is_redacted=True)
+        except StorageError as error:
+            # It is a courtesy: the run goes on without.
+            log.info("progress.json was not written: %s", error)
+
+
+def progress_uri(output_uri: str, run: str) -> str:
+    """Return where a run's progress.json lies."""
+    return join(run_folder(output_uri, run), "progress.json")
+
+
+def load_progress(storage: Storage, output_uri: str, run: str) -> Mapping[str, Any] | None:
+    """Read a run's progress.json; None when no driver has left one, or it is damaged, which is reported.
+
+    Returns:
+        written, since (UTC, ISO 8601), job (the id, or None), and the fields of `RunProgress`.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    content = read_derived_json(storage, progress_uri(output_uri, run))
+    if content is None or not _is_whole(content):
+        return None
+    return content
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    if not {"written", *RunProgress.__dataclass_fields__} <= content.keys():
+        return False
+    try:
+        datetime.fromisoformat(content["written"])
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def remove_progress(storage: Storage, output_uri: str, run: str) -> None:
+    """Remove what a driver left that died when all was done."""
+    with suppress(StorageError):
+        storage.delete(progress_uri(output_uri, run))

@@ -1,0 +1,92 @@
+"""How fast the run goes: images per second over its lifetime and lately, shares of the stages, time to go."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from pipeline.messages import STAGES, Stage
+
+# Long enough to smooth over whole shards of slow workers, short enough to show that one has died.
+WINDOW_S = 60.0
+
+
+class StageClock:
+    """Seconds by stage, added up from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def time(self, stage: Stage) -> Iterator[None]:
+        """Add the wall time of the block to `stage`, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add({stage: time.perf_counter() - start})
+
+    def add(self, seconds: Mapping[Stage, float]) -> None:
+        """Add seconds by stage."""
+        with self._lock:
+            for stage, value in seconds.items():
+                self._seconds[stage] += value
+
+    def seconds(self) -> dict[Stage, float]:
+        """Seconds by stage so far, every stage named."""
+        with self._lock:
+            return dict(self._seconds)
+
+    def shares(self) -> dict[Stage, float]:
+        """Every stage's part of all stage seconds, adding up to 1; all 0 before anything was timed."""
+        seconds = self.seconds()
+        total = sum(seconds.values())
+        return {stage: value / total if total else 0.0 for stage, value in seconds.items()}
+
+
+class Throughput:
+    """Images per second since the start and within the last minute.
+
+    The clock is monotonic and in seconds. Only images of this session count: what an earlier session
+    committed says nothing about how fast this one is.
+    """
+
+    def __init__(self, *, window_s: float = WINDOW_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window_s = window_s
+        self._clock = clock
+        self._start = clock()
+        self._done = 0
+        self._samples: deque[tuple[float, int]] = deque([(self._start, 0)])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since construction."""
+        return self._clock() - self._start
+
+    def record(self, images_done: int) -> None:
+        """Note that `images_done` images are done in all; fewer than before (a lost shard) is taken too."""
+        now = self._clock()
+        self._done = images_done
+        self._samples.append((now, images_done))
+        # Keep one sample at or before the window's edge, so that the window is spanned whole.
+        while len(self._samples) > 2 and self._samples[1][0] <= now - self._window_s:
+            self._samples.popleft()
+
+    def lifetime_images_per_s(self) -> float:
+        """Images per second since the start, start-up included; 0 before the first image."""
+        return self._done / self.seconds if self.seconds > 0 else 0.0
+
+    def window_images_per_s(self) -> float:
+        """Images per second over the last window, never negative."""
+        then, before = self._samples[0]
+        elapsed = self._clock() - then
+        return max(0.0, (self._done - before) / elapsed) if elapsed > 0 else 0.0
+
+    def eta_s(self, images_left: int) -> float | None:
+        """Seconds until `images_left` more are done at the recent rate; None while nothing tells."""
+        if images_left <= 0:
+            return 0.0
+        rate = self.window_images_per_s() or self.lifetime_images_per_s()
+        return images_left / rate if rate > 0 else None

@@ -1,0 +1,316 @@
+"""The workers of a run as Ray actors: started, given shards, asked how far they are, replaced when they die."""
+
+import itertools
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray import cloudpickle, exceptions
+
+from pipeline.assignments import Assignment
+from pipeline.cluster.connection import WorkerPlan, describe_death, was_preempted, worker_deaths
+from pipeline.cluster.search_path import CallersModel, callers_search_path
+from pipeline.driver.events import (
+    Event,
+    ShardAbandoned,
+    ShardEnded,
+    WorkerDied,
+    WorkerNotStarted,
+    WorkerRetired,
+    WorkerStarted,
+)
+from pipeline.errors import RunError
+from pipeline.messages import (
+    Hang,
+    PieceReport,
+    ShardFailure,
+    ShardReport,
+    WorkerFailure,
+    WorkerProgress,
+    WorkerReady,
+)
+from pipeline.planning.planner import Shard
+from pipeline.worker.worker import MAX_CONCURRENCY, Worker, WorkerSettings
+
+PROGRESS_EVERY_S = 1.0
+# A worker whose code holds the interpreter's lock cannot answer, and sound code does so for seconds at times.
+MIN_SILENCE_S = 30.0
+# For the last question to all workers, which sound ones answer in milliseconds.
+FINAL_CHECK_S = 2.0
+LOST_RAYLET = "the raylet of its node died"
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """Why a worker is gone."""
+
+    reason: str
+    was_preempted: bool = False
+    hang: Hang | None = None
+
+
+@dataclass
+class _Member:
+    """One actor; refs are Ray's object refs.
+
+    begun_ref: answered as soon as the process is there, which may be long after it was asked for, on a cluster that
+    grows. begun_at: when it was.
+    """
+
+    handle: Any
+    begun_ref: Any
+    start_ref: Any
+    begun_at: float | None = None
+    shard_refs: dict[Any, int] = field(default_factory=dict)
+    abandon_refs: dict[Any, int] = field(default_factory=dict)
+    progress_ref: Any = None
+    asked_at: float = 0.0
+    images_done: int = 0
+    is_ready: bool = False
+    shards_done: int = 0
+    memory_bytes: int = 0
+
+    def refs(self) -> list[Any]:
+        """Everything this worker owes an answer for."""
+        owed = [*self.shard_refs, *self.abandon_refs]
+        if not self.is_ready:
+            owed.append(self.start_ref)
+        if self.begun_at is None:
+            owed.append(self.begun_ref)
+        if self.progress_ref is not None:
+            owed.append(self.progress_ref)
+        return owed
+
+
+class Fleet:
+    """All workers of a run; called from one thread."""
+
+    def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
+        # max_restarts and max_task_retries stay 0: the driver decides what is tried again, and where.
+        self._actor: Any = ray.remote(Worker).options(
+            num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
+        )
+        if settings.load_model is not None:
+            carried = CallersModel(
+                cloudpickle.dumps(settings.load_model),  # type: ignore[no-untyped-call]
+                callers_search_path(),
+            )
+            settings = replace(settings, load_model=carried)
+        self._settings = settings
+        self._numbers = itertools.count()
+        self._members: dict[int, _Member] = {}
+        self._deaths = worker_deaths()
+        timeout_s = settings.spec.retry.image_timeout_s
+        self._start_timeout_s = settings.spec.retry.start_timeout_s
+        self._silence_s = None if timeout_s is None else max(MIN_SILENCE_S, timeout_s)
+
+    @property
+    def size(self) -> int:
+        """Workers alive, those still loading their model included."""
+        return len(self._members)
+
+    @property
+    def images_in_flight(self) -> int:
+        """Images done in shards that are not committed yet, as far as the workers have told."""
+        return sum(member.images_done for member in self._members.values())
+
+    def ready_workers(self) -> dict[int, tuple[int, ...]]:
+        """The workers that have their model, each with the shards it holds."""
+        return {
+            number: tuple(member.shard_refs.values()) for number, member in self._members.items() if member.is_ready
+        }
+
+    def may_take(self, worker: int) -> bool:
+        """Whether a worker is good for one more shard."""
+        member = self._members[worker]
+        return not self._why_spent(member, member.shards_done + len(member.shard_refs))
+
+    def top_up(self, wanted: int) -> None:
+        """Start workers until `wanted` are alive."""
+        while self.size < wanted:
+            handle = self._actor.remote(self._settings)
+            self._members[next(self._numbers)] = _Member(handle, handle.progress.remote(), handle.start.remote())
+
+    def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
+        """Give a ready worker a shard."""
+        member = self._members[worker]
+        member.shard_refs[member.handle.run_shard.remote(shard, assignment)] = shard.index
+
+    def abandon(self, worker: int, index: int, *, is_queued: bool = False) -> None:
+        """Ask a worker to leave a shard's commit to the driver; it may be gone, or about to commit.
+
+        Args:
+            is_queued: only when none of the shard's images is done yet.
+        """
+        member = self._members.get(worker)
+        if member is not None:
+            member.abandon_refs[member.handle.abandon.remote(index, is_queued=is_queued)] = index
+
+    def events(self, timeout_s: float) -> list[Event]:
+        """Wait until something happens, at most `timeout_s`; deaths come after what was finished before them.
+
+        Raises:
+            RunError: the cluster itself is gone.
+        """
+        self._ask_for_progress()
+        owners = {ref: number for number, member in self._members.items() for ref in member.refs()}
+        if not owners:
+            time.sleep(timeout_s)
+            return []
+        try:
+            ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s)
+            if ready:
+                ready, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
+        except (exceptions.RaySystemError, exceptions.LocalRayletDiedError) as error:
+            raise RunError(f"The Ray cluster is gone: {describe_death(error)}.") from error
+        events: list[Event] = []
+        dead: dict[int, _Cause] = {}
+        for ref in ready:
+            worker = owners[ref]
+            try:
+                event = self._receive(worker, ref)
+            except self._deaths as error:
+                dead.setdefault(worker, _Cause(describe_death(error), was_preempted(error)))
+                continue
+            if isinstance(event, _Cause):
+                dead.setdefault(worker, event)
+            elif event is not None:
+                events.append(event)
+        for worker in self._silent_workers():
+            dead.setdefault(worker, _Cause(f"the worker was ended: it answered nothing for {self._silence_s:.0f} s"))
+        for worker, seconds in self._late_starters().items():
+            reason = f"the worker was ended: it was loading its model for {seconds:.0f} s"
+            dead.setdefault(worker, _Cause(f"{reason}; the limit is retry.start_timeout_s"))
+        events += [self._bury(worker, cause) for worker, cause in dead.items() if worker in self._members]
+        return events + self._retire()
+
+    def final_check(self) -> list[WorkerDied]:
+        """Ask every ready worker once more: the death of one that held no shard goes unnoticed otherwise."""
+        asked = {member.handle.progress.remote(): number for number, member in self._members.items() if member.is_ready}
+        if not asked:
+            return []
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=FINAL_CHECK_S)
+        dead: dict[int, _Cause] = {}
+        for ref in answered:
+            try:
+                if ray.get(ref).has_lost_raylet:
+                    dead[asked[ref]] = _Cause(LOST_RAYLET, was_preempted=True)
+            except self._deaths as error:
+                dead[asked[ref]] = _Cause(describe_death(error), was_preempted(error))
+        for worker in {asked[ref] for ref in set(asked) - set(answered)}:
+            # Ray takes many seconds to declare a node dead, and its workers' answers stay away meanwhile.
+            if not self._members[worker].shard_refs:
+                dead[worker] = _Cause(f"it answered nothing for {FINAL_CHECK_S:.0f} s at the end", was_preempted=True)
+        return [self._bury(worker, cause) for worker, cause in dead.items()]
+
+    def shut_down(self) -> None:
+        """Kill all workers; what they have not committed is lost to this session."""
+        for worker in list(self._members):
+            self._kill(worker)
+
+    def _receive(self, worker: int, ref: Any) -> Event | _Cause | None:
+        member = self._members[worker]
+        if ref == member.progress_ref:
+            member.progress_ref = None
+            progress: WorkerProgress = ray.get(ref)
+            held = set(member.shard_refs.values())
+            member.images_done = sum(done for index, done in progress.images_done.items() if index in held)
+            if progress.has_lost_raylet:
+                return _Cause(LOST_RAYLET, was_preempted=True)
+            return _Cause(progress.hang.reason, hang=progress.hang) if progress.hang else None
+        if ref == member.begun_ref:
+            ray.get(ref)
+            member.begun_at = time.monotonic()
+            return None
+        if ref == member.start_ref:
+            return self._started(worker, ray.get(ref))
+        if ref in member.abandon_refs:
+            left = member.abandon_refs.pop(ref)
+            return ShardAbandoned(worker, left) if ray.get(ref) else None
+        index = member.shard_refs[ref]
+        try:
+            outcome: ShardReport | PieceReport | ShardFailure = ray.get(ref)
+        except exceptions.RayTaskError as error:
+            # Nothing should get past the worker's own border; what does is a bug all the same.
+            outcome = ShardFailure(index, "bug", describe_death(error), str(error))
+        del member.shard_refs[ref]
+        member.images_done = 0
+        member.shards_done += 1
+        if not isinstance(outcome, ShardFailure):
+            report = outcome.report if isinstance(outcome, PieceReport) else outcome
+            member.memory_bytes = report.memory_bytes
+        return ShardEnded(worker, outcome)
+
+    def _started(self, worker: int, outcome: WorkerReady | WorkerFailure) -> Event:
+        if isinstance(outcome, WorkerFailure):
+            self._kill(worker)
+            return WorkerNotStarted(worker, outcome)
+        self._members[worker].is_ready = True
+        return WorkerStarted(worker, outcome)
+
+    def _why_spent(self, member: _Member, shards: int) -> str:
+        """Why a worker should get no further shard after so many; empty when it may."""
+        limits = self._settings.spec.compute
+        if limits.worker_max_shards is not None and shards >= limits.worker_max_shards:
+            return f"it has done {shards} shards"
+        if limits.worker_max_memory_gib is not None and member.memory_bytes > limits.worker_max_memory_gib * 2**30:
+            return f"it holds {member.memory_bytes / 2**30:.1f} GiB"
+        return ""
+
+    def _retire(self) -> list[Event]:
+        """End the workers that are spent and hold no shard any more."""
+        spent = {
+            number: why
+            for number, member in self._members.items()
+            if not member.shard_refs and (why := self._why_spent(member, member.shards_done))
+        }
+        for number in spent:
+            self._kill(number)
+        return [WorkerRetired(number, why) for number, why in spent.items()]
+
+    def _silent_workers(self) -> list[int]:
+        if self._silence_s is None:
+            return []
+        since = time.monotonic() - self._silence_s
+        return [
+            number
+            for number, member in self._members.items()
+            if member.progress_ref is not None and member.asked_at < since
+        ]
+
+    def _late_starters(self) -> dict[int, float]:
+        """The workers that load their model for too long, each with its seconds."""
+        if self._start_timeout_s is None:
+            return {}
+        now = time.monotonic()
+        loading_s = {
+            number: now - member.begun_at
+            for number, member in self._members.items()
+            if member.begun_at is not None and not member.is_ready
+        }
+        return {number: seconds for number, seconds in loading_s.items() if seconds > self._start_timeout_s}
+
+    def _bury(self, worker: int, cause: _Cause) -> WorkerDied:
+        member = self._members[worker]
+        self._kill(worker)
+        return WorkerDied(
+            worker,
+            cause.reason,
+            was_ready=member.is_ready,
+            was_preempted=cause.was_preempted,
+            lost_shards=tuple(member.shard_refs.values()),
+            hang=cause.hang,
+        )
+
+    def _kill(self, worker: int) -> None:
+        # Also when it seems dead: one that merely could not be reached must not commit behind the driver's
+        # back.
+        ray.kill(self._members.pop(worker).handle)
+
+    def _ask_for_progress(self) -> None:
+        now = time.monotonic()
+        for member in self._members.values():
+            if member.shard_refs and member.progress_ref is None and now - member.asked_at >= PROGRESS_EVERY_S:
+                member.progress_ref = member.handle.progress.remote()
+                member.asked_at = now

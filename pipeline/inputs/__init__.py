@@ -1,0 +1,1 @@
+"""From an input URI to images: list, read, decode."""

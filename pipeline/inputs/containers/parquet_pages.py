@@ -1,0 +1,214 @@
+"""The headers of a Parquet column's pages: how much memory a page takes is known before it is decompressed.
+
+A page is what a Parquet reader decompresses at once, and no reader of pyarrow says its size beforehand. The footer
+tells only a column chunk's sum, which is large for a sound file with thousands of images; so the headers themselves
+are read, which are Thrift structs in the compact protocol (parquet-format, README.md, "Data Pages"; parquet.thrift,
+`PageHeader`; thrift-compact-protocol.md).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from pipeline.inputs.containers.tar import DamagedContainerError
+
+# Headers have some thirty bytes; with the smallest and largest value of an odd writer, more. Arrow reads 16 MiB.
+_HEADER_BYTES = 1024
+_LONGEST_HEADER_BYTES = 2**20
+# Structs and lists in each other: parquet.thrift has eight (the levels' histograms of a column's pages).
+_MOST_DEPTH = 12
+
+_DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 1, 2, 3
+_HEADER_OF = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page.
+
+    bytes: of memory once it is decompressed. values: in it, nulls among them. is_dictionary: it holds the distinct
+    values that all data pages behind it refer to.
+    """
+
+    bytes: int
+    values: int
+    is_dictionary: bool
+
+
+def read_pages(file: IO[bytes], start: int, length: int) -> Iterator[Page]:
+    """Read the page headers of a column chunk, one by one.
+
+    Args:
+        file: unbuffered where a read costs a request.
+        start, length: of the chunk, in bytes.
+
+    Raises:
+        DamagedContainerError: what stands there is no page header.
+        OSError: the file cannot be read; so does what else `file` raises.
+    """
+    position, end, file_bytes = start, start + length, file.seek(0, 2)
+    if end > file_bytes:
+        raise DamagedContainerError("a column reaches beyond the end of the file")
+    while position < end:
+        # Not up to the chunk's end: parquet-mr once left the dictionary's header out of its length (PARQUET-816).
+        fields, header_bytes = _read_header(file, position, file_bytes)
+        kind, uncompressed, compressed = fields.get(1), fields.get(2), fields.get(3)
+        if not isinstance(uncompressed, int) or not isinstance(compressed, int) or min(uncompressed, compressed) < 0:
+            raise DamagedContainerError("a page has no size")
+        position += header_bytes + compressed
+        if kind == _INDEX_PAGE:
+            continue
+        inner = fields.get(_HEADER_OF.get(kind, -1)) if isinstance(kind, int) else None
+        values = inner.get(1) if isinstance(inner, dict) else None
+        if not isinstance(values, int) or values < 0:
+            raise DamagedContainerError("a page does not say how many values it has")
+        # A page is held as it lies in the file, too.
+        yield Page(max(uncompressed, compressed), values, kind == _DICTIONARY_PAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A column of a row group: where its pages lie in the file, and their bytes once they are decompressed."""
+
+    start: int
+    length: int
+    uncompressed_bytes: int
+
+
+def read_chunks(file: IO[bytes]) -> list[dict[str, Chunk]]:
+    """Read where the columns' pages lie, by row group and by the column's dotted path, from a file's footer.
+
+    pyarrow tells the same, but where a footer is damaged, `RowGroupMetaData.column` ends the process (26.0: the C++
+    exception of an odd size statistic is not caught).
+
+    Raises:
+        DamagedContainerError: the footer makes no sense.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 8))
+    length = int.from_bytes(_read_up_to(file, 8)[:4], "little")
+    if length + 8 > size:
+        raise DamagedContainerError("its footer is longer than the file")
+    file.seek(size - 8 - length)
+    try:
+        # parquet.thrift: FileMetaData.row_groups, RowGroup.columns, ColumnChunk.meta_data.
+        groups = _Compact(_read_up_to(file, length)).read_struct().get(4)
+        return [dict(map(_chunk, _structs(group.get(1)))) for group in _structs(groups)]
+    except IndexError:
+        raise DamagedContainerError("its footer is cut off or makes no sense") from None
+
+
+def _structs(value: object) -> list[dict[int, object]]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise DamagedContainerError("its footer makes no sense")
+    return value
+
+
+def _chunk(column: dict[int, object]) -> tuple[str, Chunk]:
+    # ColumnMetaData: 3 path_in_schema, 6 total_uncompressed_size, 7 total_compressed_size, 9 data_page_offset, 11
+    # dictionary_page_offset.
+    (found,) = _structs([column.get(3)])
+    path, sizes = found.get(3), [found.get(number) for number in (6, 7, 9, 11)]
+    if not isinstance(path, list) or not all(isinstance(name, bytes) for name in path):
+        raise DamagedContainerError("a column of its footer has no name")
+    uncompressed, compressed, data, dictionary = (each if isinstance(each, int) else 0 for each in sizes)
+    start = min((each for each in (data, dictionary) if each > 0), default=0)
+    name = ".".join(name.decode("utf-8", "surrogateescape") for name in path)
+    return name, Chunk(start, max(0, compressed), max(0, uncompressed))
+
+
+def _read_header(file: IO[bytes], position: int, end: int) -> "tuple[dict[int, object], int]":
+    size = _HEADER_BYTES
+    while True:
+        file.seek(position)
+        payload = _read_up_to(file, min(size, end - position))
+        try:
+            reader = _Compact(payload)
+            return reader.read_struct(), reader.position
+        except IndexError:
+            # The header is longer, or it is cut off.
+            if len(payload) < size or size >= _LONGEST_HEADER_BYTES:
+                raise DamagedContainerError("a page header is cut off or makes no sense") from None
+        size *= 8
+
+
+def _read_up_to(file: IO[bytes], size: int) -> bytes:
+    # Unbuffered files may return less than there is.
+    pieces = []
+    while size > 0 and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+class _Compact:
+    """Reads Thrift's compact protocol: integers and structs, and past all else. IndexError when the bytes end."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self.position = 0
+
+    def read_struct(self, depth: int = 0) -> dict[int, object]:
+        if depth > _MOST_DEPTH:
+            raise DamagedContainerError("a page header is nested too deeply")
+        fields: dict[int, object] = {}
+        number = 0
+        while (head := self._byte()) != 0:
+            delta, kind = head >> 4, head & 0x0F
+            number = number + delta if delta else self._zigzag()
+            fields[number] = self._value(kind, depth)
+        return fields
+
+    def _value(self, kind: int, depth: int) -> object:
+        if kind in (1, 2):
+            return kind == 1
+        if kind in (4, 5, 6):
+            return self._zigzag()
+        if kind == 8:
+            return self._bytes(self._varint())
+        if kind in (9, 10):
+            return self._list(depth + 1)
+        if kind == 12:
+            return self.read_struct(depth + 1)
+        sizes = {3: 1, 7: 8}
+        if kind not in sizes:
+            # Maps: neither page headers nor footers have any.
+            raise DamagedContainerError(f"a header holds a value of the unknown kind {kind}")
+        return self._bytes(sizes[kind])
+
+    def _list(self, depth: int) -> list[object]:
+        if depth > _MOST_DEPTH:
+            raise DamagedContainerError("a header is nested too deeply")
+        head = self._byte()
+        size, kind = head >> 4, head & 0x0F
+        size = self._varint() if size == 15 else size
+        # A truth value takes a byte here, and a bit of its field's head elsewhere.
+        return [self._byte() == 1 if kind in (1, 2) else self._value(kind, depth) for _ in range(size)]
+
+    def _byte(self) -> int:
+        value = self._payload[self.position]
+        self.position += 1
+        return value
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+            if shift > 63:
+                raise DamagedContainerError("a page header holds a number of more than 64 bits")
+
+    def _zigzag(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def _bytes(self, count: int) -> bytes:
+        end = self.position + count
+        if end > len(self._payload):
+            raise IndexError
+        value = self._payload[self.position : end]
+        self.position = end
+        return value

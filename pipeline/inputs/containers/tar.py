@@ -1,0 +1,272 @@
+"""Tar shards: where each image lies, so that reading one is a single range read."""
+
+import errno
+import posixpath
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import IO, cast
+
+from pipeline.errors import HtcError
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import suffix_of, without_query
+
+_ARCHIVES = (
+    *(f".tar.{packer}" for packer in ("gz", "bz2", "xz", "zst", "lz4", "lzma", "br", "z")),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tlz", ".taz", ".zip", ".7z", ".rar"),
+)
+UNREADABLE_ARCHIVE = (
+    "cannot be read by ranges, as its members lie packed together; unpack it, or repack it as a plain .tar (images are "
+    "compressed already)"
+)
+"""Of an archive that is no plain tar: a compressed tar must be unpacked from its start."""
+
+_RECORD_BYTES = 10_240
+"""What tar writes at a time by default (POSIX pax, "blocksize"); old ones leave what was there in the last record."""
+_MOST_LINKS = 40
+"""Links followed from one to the next, as many as Linux does (path_resolution(7))."""
+_BLOCK_BYTES = 512
+LONGEST_HEADER_BYTES = 2**20
+"""TarFile reads an extended header (a long name, attributes) whole; real ones have a few hundred bytes."""
+
+
+_PACKERS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"PK\x03\x04": "ZIP",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!": "RAR",
+}
+"""First bytes of what is called .tar and is none; asked only where no tar can be read, as names may begin so too."""
+
+
+class DamagedContainerError(HtcError):
+    """A container ends early or is not what its name says; what was found before stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A file of a tar: its name as stored, and where its bytes lie.
+
+    place: where its header begins. link: the name that it links to. is_hard: whether that counts from the tar's root.
+    problem: why its bytes cannot be read by a range.
+    """
+
+    name: str
+    offset: int
+    bytes: int
+    place: int = 0
+    link: str | None = None
+    is_hard: bool = False
+    problem: str | None = None
+
+
+@dataclass
+class TarIndex:
+    """The wanted members of a tar by their names, each with the place of its bytes or its problem.
+
+    replaced: members that a later one of the same name replaces. others: files that were not wanted, by extension.
+    damage: what ended the reading early.
+    """
+
+    members: dict[str, TarMember]
+    replaced: int
+    others: Counter[str]
+    damage: DamagedContainerError | None = None
+
+
+def archive_suffix(uri: str) -> str | None:
+    """Return the extension of an archive that cannot be read by ranges, None for any other name."""
+    name = (without_query(uri) if "?" in uri or "#" in uri else uri).lower()
+    # Asked of every line of a listing: one call for all of them.
+    return next(each for each in _ARCHIVES if name.endswith(each)) if name.endswith(_ARCHIVES) else None
+
+
+class _HeaderReader:
+    """What TarFile reads headers from; a header that says it is huge must not fill the memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes; at most {LONGEST_HEADER_BYTES} are read")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # A member of 2**60 bytes puts the next header where no file system has an address.
+            raise tarfile.ReadError(f"a member reaches to byte {offset}") from error
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
+    # Of a file, an archive that is only read uses three methods.
+    return tarfile.open(fileobj=cast(IO[bytes], _HeaderReader(file)), mode="r:")
+
+
+def _packer_of(file: IO[bytes]) -> str | None:
+    file.seek(0)
+    head = file.read(max(map(len, _PACKERS)))
+    return next((name for start, name in _PACKERS.items() if head.startswith(start)), None)
+
+
+def index_tar(uri: str, storage: Storage) -> Iterator[TarMember]:
+    """List the files and links of an uncompressed tar, in its order; also of tars that were put one behind another.
+
+    Raises:
+        DamagedContainerError: after the members that are whole enough to be named.
+    """
+    with storage.reading(uri) as file:
+        start: int | None = 0
+        while start is not None:
+            start = yield from _index_part(file, start)
+
+
+def _index_part(file: IO[bytes], start: int) -> Generator[TarMember, None, int | None]:
+    """List the members from `start` to the end mark; returns where the next part begins, None when there is none."""
+    try:
+        file.seek(start)
+        with _open_tar(file) as tar:
+            while (member := tar.next()) is not None:
+                # TarFile remembers every member; a tar of a million images would fill the memory.
+                tar.members = []  # type: ignore[attr-defined]
+                if not member.isdir():
+                    yield _member(member)
+            # At a header it cannot read, TarFile stops as if the archive ended there.
+            end = tar.offset
+        file.seek(end)
+        if file.read(_BLOCK_BYTES).strip(b"\0"):
+            raise DamagedContainerError(f"the tar is damaged at byte {end}")
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        packer = _packer_of(file) if start == 0 else None
+        if packer is not None:
+            raise DamagedContainerError(f"it is packed ({packer}) and {UNREADABLE_ARCHIVE}") from error
+        behind = f" at byte {start}" if start else ""
+        raise DamagedContainerError(f"it is not a whole, uncompressed tar ({error}){behind}") from error
+    return _next_part(file, end)
+
+
+def _next_part(file: IO[bytes], end: int) -> int | None:
+    """Look behind the end mark for another tar (`cat a.tar b.tar`)."""
+    file.seek(end)
+    place = end
+    while block := file.read(_RECORD_BYTES):
+        if not block.strip(b"\0"):
+            place += len(block)
+            continue
+        place += (len(block) - len(block.lstrip(b"\0"))) // _BLOCK_BYTES * _BLOCK_BYTES
+        break
+    else:
+        return None
+    file.seek(place)
+    try:
+        tarfile.TarInfo.frombuf(file.read(_BLOCK_BYTES), "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        if place < -(-(end + 2 * _BLOCK_BYTES) // _RECORD_BYTES) * _RECORD_BYTES:
+            return None
+        raise DamagedContainerError(f"behind its end, at byte {place}, is something that is no tar") from error
+    return place
+
+
+def _member(member: tarfile.TarInfo) -> TarMember:
+    problem = None
+    if member.issparse():
+        problem = "a sparse member of a tar, which cannot be read by a range; unpack it, and pack it anew without -S"
+    elif not (member.isreg() or member.islnk() or member.issym()):
+        problem = "a device or pipe, not a file"
+    is_link = member.islnk() or member.issym()
+    return TarMember(
+        member.name,
+        member.offset_data,
+        0 if is_link else member.size,
+        place=member.offset,
+        link=member.linkname if is_link else None,
+        is_hard=member.islnk(),
+        problem=problem,
+    )
+
+
+def read_tar(uri: str, storage: Storage, is_wanted: Callable[[str], bool]) -> TarIndex:
+    """Index a tar's members whose names are wanted; a link is the file that it leads to, under its own name.
+
+    What cannot be read of the tar itself is noted as its damage; storage errors are raised.
+    """
+    index = TarIndex({}, 0, Counter())
+    links = False
+    try:
+        for member in index_tar(uri, storage):
+            if not is_wanted(member.name):
+                index.others[suffix_of(member.name) or "no extension"] += 1
+                continue
+            index.replaced += member.name in index.members
+            links = links or member.link is not None
+            index.members[member.name] = member
+    except DamagedContainerError as error:
+        index.damage = error
+    if links:
+        _follow_links(uri, storage, index)
+    return index
+
+
+def _follow_links(uri: str, storage: Storage, index: TarIndex) -> None:
+    """Put in each link's place what it leads to, which need not be a member that is wanted itself."""
+    links = {name: member for name, member in index.members.items() if member.link is not None}
+    everything: dict[str, list[TarMember]] = {}
+    # The names that links lead to, and those that these may lead to: a link is followed by its names alone.
+    wanted = {_plain(_target(member) or "") for member in links.values()}
+    grown = -1
+    while len(wanted) != grown:
+        grown = len(wanted)
+        everything = {}
+        try:
+            for member in index_tar(uri, storage):
+                if _plain(member.name) in wanted:
+                    everything.setdefault(_plain(member.name), []).append(member)
+        except DamagedContainerError as error:
+            index.damage = index.damage or error
+        wanted |= {
+            _plain(_target(each) or "") for some in everything.values() for each in some if each.link is not None
+        }
+    for name, link in links.items():
+        index.members[name] = _resolved(link, everything)
+
+
+def _resolved(link: TarMember, everything: dict[str, list[TarMember]]) -> TarMember:
+    at = link
+    for _ in range(_MOST_LINKS):
+        target = _target(at)
+        if target is None:
+            return replace(link, problem=f"a link that leads out of the tar, to {at.link}")
+        found = everything.get(_plain(target), [])
+        # A hard link was made of what had the name by then; a soft one is looked up by its name when it is read.
+        found = [each for each in found if each.place < at.place] if at.is_hard else found
+        if not found:
+            return replace(link, problem=f"a link to {at.link}, which is no file of this tar")
+        at = found[-1]
+        if at.link is None:
+            return replace(link, offset=at.offset, bytes=at.bytes, problem=at.problem)
+    return replace(link, problem=f"a link that leads back to itself, by {link.link}")
+
+
+def _target(link: TarMember) -> str | None:
+    """Name the member that a link leads to, None when that lies outside."""
+    name = link.link or ""
+    if not link.is_hard:
+        name = name if name.startswith("/") else posixpath.join(posixpath.dirname(link.name), name)
+    plain = _plain(name)
+    return None if plain == ".." or plain.startswith("../") or (name.startswith("/") and not link.is_hard) else name
+
+
+def _plain(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/") if name else ""

@@ -1,0 +1,336 @@
+"""From the bytes of one file to RGB pixels; a bad file is an `ImageError` with a reason, never a crash.
+
+The published pipeline reads images with OpenCV's `IMREAD_COLOR`; the same pixels come out here, bit for
+bit for JPEG (CMYK too), PNG, BMP and lossless WebP: EXIF orientation applied, alpha and transparency
+dropped (not blended), ICC profiles ignored, 16 bits cut to the upper 8, the first frame of an animation.
+docs/formats.md says what that means for each format.
+"""
+
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
+
+from pipeline.errors import ImageError
+from pipeline.inputs.formats import jpeg as jpeg_files
+from pipeline.inputs.formats import png as png_files
+from pipeline.inputs.formats.detect import find_format
+from pipeline.inputs.formats.heif import decode_heif, open_heif
+from pipeline.inputs.formats.tiff import decode_tiff_page, open_tiff
+
+if TYPE_CHECKING:
+    import torch
+
+    from htc_model.config import ModelConfig
+    from htc_model.structures import ImageBatch
+
+# Where Pillow itself calls an image a decompression bomb: twice its MAX_IMAGE_PIXELS of 89,478,485.
+DEFAULT_MAX_PIXELS = 178_956_970
+
+# The readers are called by name, not through `Image.open`, so that no other plugin of the process is ever tried on
+# foreign bytes.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+}
+_ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's readers raise on damaged files, found by fuzzing. MemoryError is left out: it is about this
+# machine, not about the file.
+_DECODE_ERRORS = (
+    OSError,  # most damage, PIL.UnidentifiedImageError among it
+    SyntaxError,  # headers
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    ZeroDivisionError,
+    AttributeError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+_MAX_REASON_CHARS = 200
+
+
+def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode one image file.
+
+    Safe to call from several threads. At most about 12 bytes per pixel are held at once.
+
+    Args:
+        payload: the whole file.
+        max_pixels: width x height beyond which the file is refused; read from the header, before decoding.
+
+    Returns:
+        [H, W, 3] uint8 RGB, upright, contiguous and writable.
+
+    Raises:
+        ImageError: `unreadable` or `too_large`, with one line for the row.
+    """
+    name = find_format(payload)
+    _silence_pillow()
+    try:
+        if name == "HEIC":
+            heif = open_heif(payload)
+            _check_size(heif.size, max_pixels)
+            return decode_heif(heif)
+        if name == "TIFF":
+            found = open_tiff(payload, max_pixels)
+            return (
+                _decode(payload, name, max_pixels, page=found.index or 0)
+                if found.is_for_pillow
+                else decode_tiff_page(found)
+            )
+        return _decode(_prepare(payload, name), name, max_pixels)
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", _one_line(f"{name}: {error}")) from error
+    except _DECODE_ERRORS as error:
+        raise ImageError("unreadable", _reason(name, error)) from error
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What decoding an image will take, in bytes.
+
+    pixel_bytes: of the array that comes out. decoding_bytes: held beside it while the image is decoded, at most.
+    """
+
+    pixel_bytes: int
+    decoding_bytes: int
+
+
+# Bytes per pixel held beside the array that comes out: Pillow's own image (4, whatever the mode), its copies by
+# `convert` and `transpose` (4 each), and the bytes from which the array is made (3). Measured as the rise of the
+# resident memory on images of 24 megapixels: JPEG 11, progressive and turned 12, PNG and TIFF 11, GIF 8, CMYK 17,
+# WebP 20. AVIF is read as WebP is. HEIC (the planes and their RGB copy) and TIFFs that tifffile assembles (a strip of
+# eight bytes per pixel, its samples, their turned copy) are counted from their code.
+_DECODING_BYTES_PER_PIXEL = 12
+_CMYK_BYTES_PER_PIXEL = 18
+_MOST_BYTES_PER_PIXEL = 20
+
+
+def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+    """Read from the header of an image what `decode_image` will need; no pixel is decoded.
+
+    Returns:
+        Zeros for a file that `decode_image` refuses by its header.
+    """
+    try:
+        name = find_format(payload)
+        _silence_pillow()
+        if name == "HEIC":
+            return _header(open_heif(payload).size, max_pixels, _MOST_BYTES_PER_PIXEL)
+        if name == "TIFF":
+            found = open_tiff(payload, max_pixels)
+            each = _DECODING_BYTES_PER_PIXEL if found.is_for_pillow else _MOST_BYTES_PER_PIXEL
+            return _header((found.page.imagewidth, found.page.imagelength), max_pixels, each)
+        with _READERS[name](io.BytesIO(_prepare(payload, name))) as image:
+            each = _CMYK_BYTES_PER_PIXEL if image.mode == "CMYK" else _DECODING_BYTES_PER_PIXEL
+            return _header(image.size, max_pixels, _MOST_BYTES_PER_PIXEL if name in ("WebP", "AVIF") else each)
+    except (ImageError, Image.DecompressionBombError, *_DECODE_ERRORS):
+        # The same file is refused again where it is decoded, with its reason.
+        return ImageHeader(0, 0)
+
+
+def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: int) -> ImageHeader:
+    _check_size(size, max_pixels)
+    pixels = size[0] * size[1]
+    return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels)
+
+
+def batch_from_bytes(
+    payloads: Sequence[bytes],
+    config: "ModelConfig",
+    device: "torch.device | str" = "cpu",
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> "ImageBatch":
+    """Decode, resize, normalise and stack: everything between the bytes of files and the network.
+
+    Raises:
+        ImageError: a file is bad.
+        ValueError: no files, or their padded shapes differ (see `htc_model.preprocess.padded_size`).
+    """
+    # Here, so that `htc show` decodes photos where torch is not installed.
+    from htc_model.preprocess import build_batch
+
+    return build_batch([decode_image(payload, max_pixels=max_pixels) for payload in payloads], config, device)
+
+
+def _prepare(payload: bytes, name: str) -> bytes:
+    """Leave out what the pixels do not need and Pillow may stumble over."""
+    if name == "PNG":
+        return png_files.without_metadata(payload)
+    if name == "JPEG":
+        return jpeg_files.without_metadata(payload)
+    if name == "AVIF" and not features.check("avif"):
+        raise ImageError(
+            "unreadable", "AVIF needs a Pillow that was built with it, as the wheels of 11.3 and later are"
+        )
+    return payload
+
+
+def _decode(payload: bytes, name: str, max_pixels: int, *, page: int = 0) -> NDArray[np.uint8]:
+    """Decode with Pillow."""
+    with _READERS[name](io.BytesIO(payload)) as image:
+        if page:
+            image.seek(page)
+        _check_size(image.size, max_pixels)
+        if isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode == "RGB" and image.tile[0].codec_name == "ppm":
+            return _decode_deep_ppm(payload, image)
+        frame = image.tile[0].extents if isinstance(image, GifImagePlugin.GifImageFile) and image.tile else None
+        image.load()
+        upright = _transpose(_convert_to_rgb(image), image)
+        pixels = np.array(upright, dtype=np.uint8)
+        if frame is not None and isinstance(image, GifImagePlugin.GifImageFile):
+            _fill_around(pixels, frame, image)
+        return pixels
+
+
+def _silence_pillow() -> None:
+    """Keep Pillow's remarks on odd metadata out of the log: what matters becomes a row's reason.
+
+    `warnings.catch_warnings` swaps state of the whole process and is unsafe between threads; a filter that
+    stays is safe. It is looked for each time because others (pytest) may have reset the list.
+    """
+    silence = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if silence not in warnings.filters:
+        warnings.filterwarnings("ignore", category=Warning, module=r"PIL\.")
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ValueError(f"the header says {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError("too_large", f"{width} x {height} is {width * height} pixels; the limit is {max_pixels}")
+
+
+def _convert_to_rgb(image: ImageFile.ImageFile) -> Image.Image:
+    """Bring any mode to 8-bit RGB the way OpenCV does, transparency dropped."""
+    image.info.pop("transparency", None)  # else Pillow would carry it along, or warn
+    if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile):
+        return _convert_cmyk_jpeg(image)
+    if image.mode.startswith("I"):  # 16-bit gray of PNG and PNM
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _decode_deep_ppm(payload: bytes, image: PpmImagePlugin.PpmImageFile) -> NDArray[np.uint8]:
+    """Cut 16-bit colours to their upper 8 as everywhere else; Pillow would round them."""
+    tile = image.tile[0]
+    most = tile.args[1] if isinstance(tile.args, tuple) else 255
+    if payload[:2] != b"P6" or most <= 255:
+        image.load()
+        return np.array(image, dtype=np.uint8)
+    width, height = image.size
+    samples = np.frombuffer(payload, ">u2", count=width * height * 3, offset=tile.offset).reshape(height, width, 3)
+    if most == 65535:
+        return (samples >> 8).astype(np.uint8)
+    scaled: NDArray[np.uint32] = np.minimum(samples, most).astype(np.uint32) * 65535 // most
+    return (scaled >> 8).astype(np.uint8)
+
+
+def _fill_around(
+    pixels: NDArray[np.uint8], frame: tuple[int, int, int, int], image: GifImagePlugin.GifImageFile
+) -> None:
+    """Give the canvas around a GIF's first frame the background colour, as OpenCV does, where it is not transparent."""
+    left, top, right, bottom = frame
+    height, width = pixels.shape[:2]
+    background, palette = image.info.get("background"), image.global_palette
+    if (left, top, right, bottom) == (0, 0, width, height) or palette is None or "transparency" in image.info:
+        return
+    color = palette.palette[3 * int(background or 0) :][:3]
+    if len(color) == 3:
+        inside = pixels[top:bottom, left:right].copy()
+        pixels[:] = np.frombuffer(bytes(color), np.uint8)
+        pixels[top:bottom, left:right] = inside
+
+
+def _convert_cmyk_jpeg(image: Image.Image) -> Image.Image:
+    """Mix ink to light in OpenCV's integer arithmetic (imgcodecs, CMYK2BGR): k - ((255 - c) * k >> 8).
+
+    The formula is about the file's samples, which are inverted by Adobe's convention; Pillow has turned
+    them back to ink. Channel by channel, to hold one wide copy at a time.
+    """
+    cyan, magenta, yellow, black = (np.asarray(channel) for channel in image.split())
+    light = np.uint16(255) - black
+    mixed = [(light - (ink * light >> 8)).astype(np.uint8) for ink in (cyan, magenta, yellow)]
+    return Image.fromarray(np.stack(mixed, axis=-1))
+
+
+def _transpose(rgb: Image.Image, source: ImageFile.ImageFile) -> Image.Image:
+    """Turn the picture upright after its EXIF orientation; Pillow has done so for TIFF by itself."""
+    if isinstance(source, TiffImagePlugin.TiffImageFile):
+        return rgb
+    how = _UPRIGHT.get(_read_orientation(source.info.get("exif", b"")))
+    return rgb if how is None else rgb.transpose(how)
+
+
+def _read_orientation(exif_block: object) -> int:
+    """Read the orientation 1 to 8 from an EXIF block, 1 when there is none or the block is damaged.
+
+    The pixels are sound whatever the metadata says. XMP's orientation is not looked at: OpenCV does not.
+    """
+    if not isinstance(exif_block, bytes) or not exif_block:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(exif_block)
+        orientation = exif.get(_ORIENTATION_TAG, 1)
+    except _DECODE_ERRORS:
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _reason(name: str, error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, EOFError) or ("truncated" in text.lower() and "chunk" not in text):
+        return f"truncated {name}: the file ends before the picture does"
+    if re.search("unsupported|not supported|cannot handle|not yet supported", text, re.IGNORECASE):
+        return _one_line(f"{name} of a kind that is not supported: {text}")
+    if isinstance(error, SyntaxError) and "not identified" in text:  # Pillow's word for any odd header
+        text = "the header is cut off or makes no sense"
+    return _one_line(f"damaged {name}: {text or type(error).__name__}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_MAX_REASON_CHARS]

@@ -1,0 +1,1 @@
+"""Image formats: detection, and what Pillow does not read."""

@@ -1,0 +1,1 @@
+"""Text files that name images: plain, delimited, JSON."""

@@ -1,0 +1,117 @@
+"""Listings that are one JSON value: an array of names or objects, or an object with such an array, as COCO's are.
+
+Read piece by piece (ijson): the annotations of a large COCO file are gigabytes, of which the names are a small part.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import IO, Any
+
+import ijson  # type: ignore[import-untyped]
+
+from pipeline.errors import InputError
+from pipeline.inputs.listings.entries import Entry, entry_of, key_of_names
+
+_LISTS = ("images", "files", "data", "items", "urls", "uris", "paths")
+"""Keys under which an object may hold the array of names; COCO's is the first."""
+
+_DEEPEST = 64
+"""Levels of nesting; the polygons of COCO are on the sixth."""
+
+Read = Callable[[IO[str]], Iterator[Entry]]
+
+
+class _Encoded:
+    """Text as UTF-8, which is what ijson reads."""
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+
+    def read(self, size: int = -1) -> bytes:
+        return self._text.read(size if size >= 0 else 2**16).encode("utf-8", "surrogateescape")
+
+
+def read_json_entries(sample: str, uri: str, column: str | None, *, is_whole: bool) -> tuple[Read, str]:
+    """Find the array of names in a JSON value.
+
+    Args:
+        sample: the beginning of it. is_whole: whether that is all.
+
+    Returns:
+        what reads the entries, and words for what was understood.
+
+    Raises:
+        InputError: it is not JSON, or holds no such array.
+    """
+    first = sample.lstrip()[:1]
+    if first not in ("[", "{"):
+        raise InputError(f"{uri} is not valid JSON: it begins with {sample.lstrip()[:20]!r}.")
+    prefix = "item" if first == "[" else f"{_list_in(sample, uri, is_whole=is_whole)}.item"
+    key = key_of_names(_first_values(sample, prefix), uri, column)
+    place = "an array" if prefix == "item" else f"the array {prefix.removesuffix('.item')}"
+    words = f"JSON, {place}" + (f", names from the key {key}" if key else "")
+    return lambda text: _read(text, prefix, key), words
+
+
+def _events(source: object) -> Iterator[tuple[str, str, Any]]:
+    """Parse JSON into ijson's events; nesting costs it the square of the depth, and no listing needs any."""
+
+    def shallow() -> Iterator[tuple[str, Any]]:
+        depth = 0
+        for event, value in ijson.basic_parse(source):
+            depth += event in ("start_map", "start_array")
+            depth -= event in ("end_map", "end_array")
+            if depth > _DEEPEST:
+                raise ijson.JSONError(f"nested deeper than {_DEEPEST} levels")
+            yield event, value
+
+    found: Iterator[tuple[str, str, Any]] = ijson.parse(shallow())
+    return found
+
+
+def _list_in(sample: str, uri: str, *, is_whole: bool) -> str:
+    found, arrays = list[str](), set[str]()
+    try:
+        for path, event, value in _events(io.BytesIO(sample.encode("utf-8", "surrogatepass"))):
+            if path == "" and event == "map_key":
+                found.append(str(value))
+            elif event == "start_array":
+                arrays.add(path)
+    except ijson.JSONError as error:
+        if is_whole and not found:
+            raise InputError(f"{uri} is not valid JSON: {str(error).splitlines()[0]}.") from None
+    known = [name for name in _LISTS if name in arrays]
+    # Behind the annotations, which may be long, comes what COCO files always have.
+    if not known and not is_whole:
+        return _LISTS[0]
+    if not known:
+        raise InputError(
+            f"{uri} is a JSON object without an array of names (its keys: {', '.join(found[:8]) or 'none'}); a listing "
+            "is an array, an object with an array images or files, or one object a line (.jsonl)."
+        )
+    return known[0]
+
+
+def _first_values(sample: str, prefix: str) -> list[Any]:
+    values: list[Any] = []
+    try:
+        for value in ijson.items(_events(io.BytesIO(sample.encode("utf-8", "surrogatepass"))), prefix):
+            values.append(value)
+            if len(values) == 100:
+                break
+    except (ijson.JSONError, UnicodeError):
+        # The sample ends within a value, or the file is damaged there: reading it will tell.
+        return values
+    return values
+
+
+def _read(text: IO[str], prefix: str, key: str | None) -> Iterator[Entry]:
+    number = 0
+    try:
+        for value in ijson.items(_events(_Encoded(text)), prefix):
+            number += 1
+            yield replace(entry_of(value, key), place=f"item={number}")
+    except (ijson.JSONError, UnicodeError) as error:
+        # As of a compressed file that is cut off.
+        raise EOFError(f"it is not valid JSON ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,1 @@
+"""The job spec: its model, and reading it from YAML and options."""

@@ -1,0 +1,328 @@
+"""The job spec: what one run reads, writes and computes.
+
+A spec is a YAML file, or flags, or both; flags win. Every key is optional but `input.uri` and `output.uri`.
+Unknown keys are refused, because a misspelt key that is silently ignored costs a night of computing with the
+wrong setting. This module imports no torch, Ray, pyarrow or fsspec: `htc --help` goes through it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from htc_model.weights.model_zoo import BUNDLED_PRESET
+from pipeline.errors import SpecError
+from pipeline.job_spec.parsing import absolute_uri, read_spec, weights_reference
+from pipeline.storage.addresses import address_problem, credential_in, secrets_in
+from pipeline.storage.options import check_options
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""A run's name is a folder and a Hive partition value, so no slash, `=`, `%` or space."""
+
+
+def _digits_as_number(value: object) -> object:
+    # YAML users quote numbers and command lines know only text; "8" can mean nothing but 8 here.
+    if isinstance(value, str) and value != "auto":
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value
+
+
+AutoCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_digits_as_number)]
+AutoShardImages = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)], BeforeValidator(_digits_as_number)
+]
+AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_digits_as_number)]
+
+
+def _without_credentials(uri: str) -> str:
+    # The spec is copied into run.json, and its uris into every row.
+    if credential_in(uri):
+        raise ValueError(
+            "credentials are not written into a spec; take them out of the URL, and set them in the environment "
+            "or a profile"
+        )
+    if secrets := secrets_in(uri):
+        raise ValueError(
+            f"{secrets[0]} is a secret, and secrets are not written into a spec; take it out of the URL, or fetch the "
+            "file and name the copy"
+        )
+    if problem := address_problem(uri):
+        raise ValueError(problem)
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_credentials)]
+
+
+class Section(BaseModel):
+    """A frozen part of the spec; unknown keys are refused and types are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class InputSection(Section):
+    """Where the images are.
+
+    image_column: of Parquet files, the column with image bytes; null to judge by the columns' types, names and first
+        rows.
+    uri_column: of a listing or of Parquet files, the column with the names of images; a key where entries are JSON. A
+        number counts the columns of a text listing without a heading, from 1.
+    """
+
+    uri: Uri = Field(min_length=1, description="a path or URI")
+    glob: str | None = Field(
+        default=None, min_length=1, description='a pattern relative to input.uri, such as "**/*.jpg"'
+    )
+    limit: int | None = Field(default=None, ge=1, description="a whole number of images, at least 1")
+    image_column: str | None = Field(default=None, min_length=1, description="the name of a Parquet column, or null")
+    uri_column: str | None = Field(
+        default=None, min_length=1, description="the heading (or number) of the column that names the images, or null"
+    )
+
+    @model_validator(mode="after")
+    def _refuse_two_columns(self) -> Self:
+        if self.image_column is not None and self.uri_column is not None:
+            raise ValueError("image_column and uri_column exclude each other: images are bytes or names of files")
+        return self
+
+
+class OutputSection(Section):
+    """Where the tables go."""
+
+    uri: Uri = Field(min_length=1, description="a path or URI")
+
+
+class StorageSection(Section):
+    """How remote storage is reached; credentials come from the environment only.
+
+    endpoint_url: of S3 and Google Cloud Storage; for one of them alone, `options: {s3: {endpoint_url: ...}}`.
+    options: by scheme, what else its fsspec file system is opened with, see `option_rules`.
+    read_concurrency: reads under way at once in each process, at most; a store that asks for fewer gets fewer.
+    hedge_reads: whether a read that takes unusually long is asked for a second time.
+    patience_s: how long a store that was there and is away now is waited for.
+    """
+
+    endpoint_url: Uri | None = Field(
+        default=None, min_length=1, description='a URL such as "http://127.0.0.1:8333", or null'
+    )
+    anonymous: bool = Field(default=False, description="true or false")
+    read_concurrency: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
+    hedge_reads: bool = Field(default=True, description="true or false")
+    patience_s: float = Field(default=60.0, ge=0, le=86_400, description="a number of seconds from 0 to 86400")
+    options: Annotated[dict[str, dict[str, Any]], BeforeValidator(check_options)] = Field(
+        default={}, description="sections by scheme, such as {s3: {requester_pays: true}}"
+    )
+
+
+class ModelSection(Section):
+    """Which network, with which weights.
+
+    preset: what the weights are for, by default; for "coco" and "untrained" htc_r50_fpn.
+    weights: "demo" (the small model that comes along), "coco" (the preset's published checkpoint), "untrained"
+        (fixed pseudo-random values, for tests) or a path or URI of a .pth or .safetensors file. By default "demo"
+        where no preset is named or its own is, else "coco".
+    score_threshold: MMDetection's published `test_cfg.rcnn.score_thr` of every preset here.
+    max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
+    """
+
+    preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
+    weights: Uri = Field(default="coco", min_length=1, description='"demo", "coco", "untrained", or a path or URI')
+    score_threshold: float = Field(default=0.05, ge=0, le=1, description="a number from 0 to 1")
+    max_detections: int = Field(default=100, ge=1, le=10_000, description="a whole number from 1 to 10000")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_together(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        chosen = dict(values)
+        if chosen.get("preset", BUNDLED_PRESET) == BUNDLED_PRESET:
+            chosen.setdefault("weights", "demo")
+        if chosen.get("weights") == "demo":
+            chosen.setdefault("preset", BUNDLED_PRESET)
+        return chosen
+
+
+class ComputeSection(Section):
+    """How the work is spread; nothing here but shard_images changes what is computed.
+
+    shard_images: "auto" gives every worker several shards, of 256 images at most; see `shard_size`.
+    worker_max_shards, worker_max_memory_gib: a worker that did so many shards, or holds so much memory after one
+        (resident, of its process alone), is replaced by a new one; null for no limit.
+    """
+
+    workers: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
+    gpus_per_worker: AutoShare = Field(
+        default="auto", description='"auto" or a number, 0 or more (fractions share a GPU)'
+    )
+    cpus_per_worker: AutoShare = Field(default="auto", description='"auto" or a number, 0 or more')
+    batch_size: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
+    shard_images: AutoShardImages = Field(
+        default="auto", description='"auto" or a whole number of images from 1 to 100000'
+    )
+    worker_max_shards: int | None = Field(default=None, ge=1, description="a whole number, at least 1, or null")
+    worker_max_memory_gib: float | None = Field(default=None, gt=0, description="GiB, more than 0, or null")
+
+
+class RetrySection(Section):
+    """When to give up.
+
+    max_error_rate: the share of the images that may fail; a run in which more do is over its error budget.
+    max_errors: how many may fail in any case, so that one junk file among four is no failure; never more than half of
+        the images, and not when none is ok. 0 by default where max_error_rate is 0: then not a single one may.
+    image_timeout_s: for decoding one image, inferring it or encoding its masks; far beyond what a sound image
+        takes on any machine, because one that is cut off gets no second chance.
+    start_timeout_s: for a worker's process to load the model, fetching weights to its machine included; half a
+        gigabyte at 0.3 MB/s.
+    """
+
+    max_attempts: int = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
+    max_error_rate: float = Field(default=0.05, ge=0, le=1, description="a share of the images, from 0 to 1")
+    max_errors: int = Field(default=5, ge=0, description="a whole number of images, 0 or more")
+    image_timeout_s: float | None = Field(default=300.0, gt=0, description="seconds, more than 0, or null for no limit")
+    start_timeout_s: float | None = Field(
+        default=1800.0, gt=0, description="seconds, more than 0, or null for no limit"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_floor_where_none_may_fail(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("max_error_rate") == 0:
+            return {"max_errors": 0, **values}
+        return values
+
+
+class ImagesSection(Section):
+    """Which images are refused before they can hurt.
+
+    max_pixels: twice Pillow's decompression-bomb warning level (`Image.MAX_IMAGE_PIXELS` = 89478485), the
+        size at which Pillow itself raises.
+    max_bytes: encoded size; 512 MiB holds any camera's TIFF, and two of them fill what a worker reads at once.
+    """
+
+    max_pixels: int = Field(default=178_956_970, ge=1, description="a whole number of pixels, at least 1")
+    max_bytes: int = Field(default=512 * 1024 * 1024, ge=1, description="a whole number of bytes, at least 1")
+
+
+class SelectSection(Section):
+    """Which of the listed images a run does; see docs/nightly.md.
+
+    mode: "full" does them all, "incremental" those that are new or changed, or whose results are of another model.
+    retry: what becomes of unchanged images whose newest row, of the same model, is not ok. "transient" does those
+        again that are `failed` or `missing`, "none" does not, "failed" does nothing else than images whose newest row
+        is not ok.
+    where: SQL that answers `image_id` or `uri`; of unchanged images that only have another model's results, these
+        are done again, and no others.
+    max_deleted_share: a listing that lacks more of the known images than this is refused.
+    """
+
+    mode: Literal["full", "incremental"] = Field(default="full", description='"full" or "incremental"')
+    retry: Literal["none", "transient", "failed"] = Field(
+        default="transient", description='"none", "transient" or "failed"'
+    )
+    where: str | None = Field(default=None, min_length=1, description="an SQL statement, or null")
+    max_deleted_share: float = Field(default=0.5, ge=0, le=1, description="a share of the known images, from 0 to 1")
+
+    @model_validator(mode="after")
+    def _refuse_choice_of_everything(self) -> Self:
+        if self.mode == "full" and (self.where is not None or self.retry == "failed"):
+            key = "`where`" if self.where is not None else "`retry: failed`"
+            raise ValueError(f"{key} needs `mode: incremental` (--incremental), as a full run does every image")
+        return self
+
+
+class JobSpec(Section):
+    """One run's whole description."""
+
+    name: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        description="letters, digits, dots, dashes and underscores, starting with a letter or digit",
+    )
+    input: InputSection = Field(description="a section with the keys uri, glob, limit, image_column, uri_column")
+    output: OutputSection = Field(description="a section with the key uri")
+    storage: StorageSection = StorageSection()
+    model: ModelSection = ModelSection()
+    compute: ComputeSection = ComputeSection()
+    retry: RetrySection = RetrySection()
+    images: ImagesSection = ImagesSection()
+    select: SelectSection = SelectSection()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved spec as plain JSON-able values, for run.json."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, object]:
+        """Return, by dotted key, what must not change between the attempts to finish one run.
+
+        `model.weights` is absent: the fingerprint's sha256 of the file says more than its path.
+        """
+        return {
+            "input.uri": self.input.uri,
+            "input.glob": self.input.glob,
+            "input.limit": self.input.limit,
+            "model.preset": self.model.preset,
+            "model.score_threshold": self.model.score_threshold,
+            "model.max_detections": self.model.max_detections,
+            "model.precision": self.model.precision,
+            "compute.shard_images": self.compute.shard_images,
+            "images.max_pixels": self.images.max_pixels,
+            "images.max_bytes": self.images.max_bytes,
+            **self._columns(),
+            **self._selecting(),
+        }
+
+    def _columns(self) -> dict[str, object]:
+        # Absent where nothing is chosen, as from runs that were begun when there was no choice.
+        chosen = {"input.image_column": self.input.image_column, "input.uri_column": self.input.uri_column}
+        return {key: column for key, column in chosen.items() if column is not None}
+
+    def _selecting(self) -> dict[str, object]:
+        # Absent from full runs, as from those that were begun when there was no other kind.
+        select = self.select
+        if select.mode == "full":
+            return {}
+        return {"select.mode": select.mode, "select.retry": select.retry, "select.where": select.where}
+
+    def absolute(self) -> Self:
+        """Return the spec with every local path made absolute against the current folder."""
+        return self.model_copy(
+            update={
+                "input": self.input.model_copy(update={"uri": absolute_uri(self.input.uri)}),
+                "output": self.output.model_copy(update={"uri": absolute_uri(self.output.uri)}),
+                "model": self.model.model_copy(update={"weights": weights_reference(self.model.weights)}),
+            }
+        )
+
+
+def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> JobSpec:
+    """Read a YAML spec and lay the flags over it.
+
+    Args:
+        path: a YAML file, local or remote; None when the flags say everything.
+        overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
+
+    Returns:
+        the checked spec, local paths absolute.
+
+    Raises:
+        SpecError: one sentence per problem, all problems at once.
+    """
+    spec = read_spec(JobSpec, path, overrides)
+    _check_preset(spec.model.preset)
+    return spec.absolute()
+
+
+def _check_preset(preset: str) -> None:
+    from htc_model.config import load_preset
+
+    try:
+        load_preset(preset)
+    except ValueError as error:
+        raise SpecError(f"model.preset: {error}") from None

@@ -1,0 +1,1 @@
+"""Whole outputs: survey, compaction, removal, publications, doctor."""

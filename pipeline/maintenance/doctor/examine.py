@@ -1,0 +1,361 @@
+"""`htc doctor`: every file of an output that is damaged, missing, foreign or left over; looks, and changes nothing."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import AccessDeniedError, DamagedFileError, InputError, NotFoundError
+from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
+from pipeline.maintenance.doctor.rebuild import rebuild_record
+from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
+from pipeline.maintenance.publications import NOTE, read_publications
+from pipeline.output.deletions import DELETIONS_SCHEMA, counts
+from pipeline.output.part_files import open_part
+from pipeline.output.parts import Part, TableName, parse_part
+from pipeline.output.run_record import ENDED, TOMBSTONE, RunRecord, read_json, read_record, run_folder
+from pipeline.planning.manifest import Manifest, manifest_uris
+from pipeline.runs.cleanup import TEMP_NAME
+from pipeline.runs.lease import STALE_AFTER_S
+from pipeline.runs.process_id import is_dead_here
+from pipeline.runs.summary import load_summary
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage, join
+from pipeline.storage.uris import base_name, is_local, local_path
+
+TABLES = ("images", "instances", "deletions")
+ATTEMPTS = 3
+_KNOWN = re.compile(
+    r"(?:run|lease|progress|summary|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
+)
+_OWN_FOLDERS = frozenset({"manifest", "errors"})
+_DELETIONS_PART = re.compile(r"part-\d{5,}\.parquet")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run: what was found, and its shards that have no images part, as far as they are planned.
+
+    is_held: whether a driver or another command works on it; then what may still change is not looked at.
+    """
+
+    run: str
+    findings: tuple[Finding, ...]
+    shards_left: int = 0
+    is_held: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """An output: its runs, what was found in files that are of none, and how many files there are."""
+
+    output_uri: str
+    runs: tuple[RunReport, ...]
+    others: tuple[Finding, ...]
+    files: int
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Everything that was found."""
+        return (*(finding for run in self.runs for finding in run.findings), *self.others)
+
+
+@dataclass
+class _Files:
+    """What lies there: by run and table, and by run the files of its own folder, by their names in it."""
+
+    tables: dict[str, dict[str, list[Listed]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    folders: dict[str, dict[str, Listed]] = field(default_factory=lambda: defaultdict(dict))
+    foreign: list[str] = field(default_factory=list)
+    count: int = 0
+
+
+def examine_output(storage: Storage, output_uri: str, *, now: datetime | None = None) -> Report:
+    """Look at every file of an output that is htc's, at its content too.
+
+    Args:
+        now: UTC, to tell whether a lease is alive; the clock's when None.
+
+    Raises:
+        InputError: there is no output.
+        StorageError: storage failed.
+    """
+    output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
+    files = _list_files(storage, output_uri, None)
+    if not files.folders and not files.tables:
+        raise InputError(f"{output_uri} holds no run of htc; start one with `htc run INPUT {output_uri}`.")
+    reports = [examine_run(storage, output_uri, run, now=now) for run in sorted({*files.folders, *files.tables})]
+    others = [_foreign(uri) for uri in files.foreign]
+    return Report(output_uri, tuple(reports), tuple(others), files.count)
+
+
+def examine_run(
+    storage: Storage, output_uri: str, run: str, *, now: datetime | None = None, is_ours: bool = False
+) -> RunReport:
+    """Look at one run, again when its files are compacted or pruned meanwhile.
+
+    Args:
+        is_ours: whether the lease is the caller's own.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    moment = now or datetime.now(UTC)
+    try:
+        for _ in range(ATTEMPTS - 1):
+            with suppress(NotFoundError):
+                return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
+        return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
+    except AccessDeniedError as error:
+        # It may be in order: nothing of the run is moved.
+        problem = str(error).partition(";")[0].rstrip(".")
+        way_out = "give htc that permission, and look again"
+        return RunReport(run, (Finding(run_folder(output_uri, run), run, "unreadable", problem, "none", way_out),))
+
+
+class _Examination:
+    """One look at one run."""
+
+    def __init__(self, storage: Storage, output_uri: str, run: str, now: datetime, *, is_ours: bool) -> None:
+        self._storage = storage
+        self._output_uri = output_uri
+        self._run = run
+        self._now = now
+        self._is_ours = is_ours
+        self._folder = run_folder(output_uri, run)
+        files = _list_files(storage, output_uri, run)
+        self._files = files.folders.get(run, {})
+        self._tables: Mapping[str, list[Listed]] = files.tables.get(run, {})
+        self._findings: list[Finding] = [_foreign(uri) for uri in files.foreign]
+        self._folders: set[str] = set()
+
+    def report(self) -> RunReport:
+        if TOMBSTONE in self._files:
+            way_out = f"`htc prune {self._output_uri} --yes` finishes that"
+            self._find(TOMBSTONE, "unfinished", "the run is half pruned", way_out=way_out)
+            return RunReport(self._run, tuple(self._findings))
+        self._look_for_folders()
+        is_held = not self._is_ours and self._look_at_lease()
+        record = self._record()
+        if record is None:
+            return RunReport(self._run, tuple(self._protected(self._findings)), is_held=is_held)
+        self._look_at_folder(record, is_held=is_held)
+        tables = RunTables(self._storage, self._output_uri, record, self._parts(), is_held=is_held)
+        tables.check()
+        self._findings += tables.findings
+        self._look_at_deletions(record)
+        if not is_held:
+            self._look_at_summary(record, tables)
+            self._look_for_unfinished_files()
+        # Without its manifest a run cannot go on.
+        left = record.shard_count - len(tables.committed) if tables.is_planned else 0
+        return RunReport(self._run, tuple(self._protected(self._findings)), left, is_held)
+
+    def _find(self, name: str, kind: Kind, problem: str, repair: Repair = "none", *, way_out: str = "") -> None:
+        uri = name if name.startswith(self._output_uri) else join(self._folder, name)
+        self._findings.append(Finding(uri, self._run, kind, problem, repair, way_out))
+
+    def _protected(self, findings: list[Finding]) -> Iterator[Finding]:
+        """Leave files alone that a catalog names; and leave out what a folder explains that is in a file's place."""
+        findings = [finding for finding in findings if not self._is_explained(finding)]
+        try:
+            places = read_publications(self._storage, self._output_uri, self._run) if NOTE in self._files else ()
+        except DamagedFileError as error:
+            way_out = "look into the catalogs whether they name the run's files, and remove it when none does"
+            yield Finding(join(self._folder, NOTE), self._run, "damaged", reason_of(error), "none", way_out)
+            places = ()
+        for finding in findings:
+            if places and finding.repair in ("redo", "forget_deletions", "write_empty"):
+                way_out = (
+                    f"it is published in {places[0].catalog}: take it out first with `htc publish {self._output_uri} "
+                    f"--iceberg {places[0].catalog} --withdraw {self._run}`"
+                )
+                yield replace(finding, repair="none", way_out=way_out)
+            else:
+                yield finding
+
+    def _is_explained(self, finding: Finding) -> bool:
+        """Whether a folder that was found is, or holds, what another finding is about."""
+        if finding.file in self._folders:
+            return finding.kind != "foreign"
+        return any(finding.file.startswith(f"{folder}/") for folder in self._folders)
+
+    def _look_at_lease(self) -> bool:
+        """Tell whether another process works on the run."""
+        if "lease.json" not in self._files:
+            return False
+        try:
+            lease = read_json(self._storage, join(self._folder, "lease.json"))
+            if lease is None:
+                return False
+            silence_s = (self._now - datetime.fromisoformat(lease["beat"])).total_seconds()
+            return not is_dead_here(str(lease["host"]), str(lease["process"])) and silence_s <= STALE_AFTER_S
+        except (DamagedFileError, KeyError, TypeError, ValueError):
+            self._find("lease.json", "damaged", "it does not say who works on the run", "remove")
+            # A driver may: see `lease.judge_holders`.
+            return True
+
+    def _record(self) -> RunRecord | None:
+        try:
+            record = read_record(self._storage, self._output_uri, self._run)
+            problem = "" if record is None else _manifest_problem(record)
+        except DamagedFileError as error:
+            record, problem = None, reason_of(error)
+        if problem:
+            self._find_lost_record("damaged", problem)
+            return None
+        is_run = not ENDED.isdisjoint(self._files) or any(name.startswith("manifest/") for name in self._files)
+        if record is None and (is_run or any(self._tables.values())):
+            self._find_lost_record("missing", "there are rows, a manifest or a summary of such a run")
+        return record
+
+    def _find_lost_record(self, kind: Kind, problem: str) -> None:
+        if rebuild_record(self._storage, self._output_uri, self._run) is not None:
+            self._find("run.json", kind, problem, "restore_record")
+            return
+        way_out = (
+            f"restore it from a copy, or move runs/{self._run} and the folders run={self._run} out of the output; "
+            "until then the run's rows are not read"
+        )
+        self._find("run.json", kind, problem, way_out=way_out)
+
+    def _parts(self) -> dict[TableName, list[Part]]:
+        found: dict[TableName, list[Part]] = {"images": [], "instances": []}
+        for table, parts in found.items():
+            for listed in self._tables.get(table, []):
+                part = parse_part(base_name(listed.uri))
+                if part is not None:
+                    parts.append(part)
+        return found
+
+    def _look_at_folder(self, record: RunRecord, *, is_held: bool) -> None:
+        manifest = Manifest.from_dict(record.manifest)
+        if manifest.is_planned:
+            wanted = set(manifest_uris(join(self._folder, "manifest"), manifest))
+            for name, listed in self._files.items():
+                if name.startswith("manifest/") and listed.uri not in wanted:
+                    self._find(name, "foreign", "the manifest has no such part", "set_aside")
+        if "progress.json" in self._files and not is_held:
+            self._find("progress.json", "leftover", "its driver is gone", "remove")
+
+    def _look_at_deletions(self, record: RunRecord) -> None:
+        if not counts(record):
+            return
+        noted, found, is_readable = int(record.manifest["selection"]["deleted"]), 0, True
+        for listed in self._tables.get("deletions", []):
+            try:
+                with open_part(self._storage, listed.uri, DELETIONS_SCHEMA) as part:
+                    found += sum(batch.num_rows for batch in part.iter_batches())
+            except DamagedFileError as error:
+                is_readable = False
+                self._find(listed.uri, "damaged", reason_of(error), "forget_deletions")
+        if is_readable and found != noted:
+            folder = join(self._output_uri, "deletions", f"run={self._run}")
+            problem = f"it holds {found} records of deleted images, and run.json says {noted}"
+            self._find(folder, "mismatch" if found else "missing", problem, "forget_deletions")
+
+    def _look_at_summary(self, record: RunRecord, tables: RunTables) -> None:
+        is_whole = bool(record.manifest.get("is_planned", True)) and len(tables.committed) == record.shard_count
+        try:
+            summary = load_summary(self._storage, self._output_uri, self._run)
+        except DamagedFileError as error:
+            self._find("summary.json", "damaged", reason_of(error), "derive_summary")
+            return
+        if summary is None:
+            if is_whole:
+                self._find("summary.json", "missing", "all images have their rows", "derive_summary")
+            return
+        if not is_whole and summary["status"] == "complete":
+            missing = sorted(set(range(record.shard_count)) - tables.committed)
+            shards = (
+                f"{len(missing)} of its {record.shard_count} shards, such as {missing[0]}," if missing else "its end"
+            )
+            self._find("summary.json", "mismatch", f"it says complete, and {shards} has no images part", "set_aside")
+        elif is_whole and not tables.findings and sum((summary.get("statuses") or {}).values()) not in (0, tables.rows):
+            self._find(
+                "summary.json", "mismatch", f"it counts other rows than the {tables.rows} there are", "derive_summary"
+            )
+
+    def _look_for_folders(self) -> None:
+        """Find folders where only files may be; in a bucket these are no hindrance to a file of the same name."""
+        if not is_local(self._output_uri):
+            return
+        places = [Path(local_path(join(self._output_uri, table, f"run={self._run}"))) for table in TABLES]
+        folder = Path(local_path(self._folder))
+        for place in (*places, folder, folder / "manifest"):
+            if not place.is_dir():
+                continue
+            for entry in sorted(place.iterdir()):
+                if entry.is_dir() and not (place == folder and entry.name in _OWN_FOLDERS):
+                    self._folders.add(str(entry))
+                    self._find(str(entry), "foreign", "a folder is where htc has files only", "set_aside")
+
+    def _look_for_unfinished_files(self) -> None:
+        if not is_local(self._output_uri):
+            # Unfinished uploads are seen by their owner only, and the next run aborts them.
+            return
+        folders = [join(self._output_uri, table, f"run={self._run}") for table in TABLES] + [self._folder]
+        for folder in folders:
+            for parent, _, names in os.walk(local_path(folder)):
+                for name in names:
+                    if TEMP_NAME.fullmatch(name):
+                        self._find(str(Path(parent, name)), "leftover", "a process died while it wrote it", "remove")
+
+
+def _manifest_problem(record: RunRecord) -> str:
+    try:
+        manifest = Manifest.from_dict(record.manifest)
+        datetime.fromisoformat(record.created)
+    except (TypeError, ValueError) as error:
+        return f"it does not hold what it must ({error})"
+    numbers = (manifest.image_count, manifest.shard_count, manifest.shard_images, manifest.part_shards)
+    if not all(isinstance(number, int) for number in numbers) or min(manifest.shard_images, manifest.part_shards) < 1:
+        return "its manifest does not say how the images are cut into shards"
+    return ""
+
+
+def _foreign(uri: str) -> Finding:
+    return Finding(uri, "", "foreign", "htc does not write files of this name here", "set_aside")
+
+
+def _list_files(storage: Storage, output_uri: str, run: str | None) -> _Files:
+    """List the files of a run, or of all."""
+    files = _Files()
+    for table in TABLES:
+        folder = join(output_uri, table) if run is None else join(output_uri, table, f"run={run}")
+        for listed in _below(storage, folder):
+            files.count += 1
+            path = listed.uri.removeprefix(join(output_uri, table)).lstrip("/").split("/")
+            is_ours = len(path) == 2 and path[0].startswith("run=") and _is_part(table, path[1])
+            if is_ours:
+                files.tables[path[0].removeprefix("run=")][table].append(listed)
+            elif run is not None or not path[0].startswith("run="):
+                files.foreign.append(listed.uri)
+            else:
+                files.tables[path[0].removeprefix("run=")]
+    folder = join(output_uri, "runs") if run is None else run_folder(output_uri, run)
+    for listed in _below(storage, folder):
+        files.count += 1
+        name, _, path_in = listed.uri.removeprefix(join(output_uri, "runs")).lstrip("/").partition("/")
+        if _KNOWN.fullmatch(path_in):
+            files.folders[name][path_in] = listed
+        elif run is not None or not path_in:
+            files.foreign.append(listed.uri)
+        else:
+            files.folders[name]
+    return files
+
+
+def _is_part(table: str, name: str) -> bool:
+    return _DELETIONS_PART.fullmatch(name) is not None if table == "deletions" else parse_part(name) is not None
+
+
+def _below(storage: Storage, folder: str) -> Iterator[Listed]:
+    try:
+        yield from storage.list(folder)
+    except NotFoundError:
+        return

@@ -1,0 +1,82 @@
+"""What of a run's folder can be derived again: run.json from the manifest's parts, summary.json from the tables."""
+
+from dataclasses import replace
+from typing import Any
+
+from pipeline.errors import DamagedFileError, NotFoundError, StorageError
+from pipeline.job_spec.job import JobSpec
+from pipeline.output.run_record import RunRecord, record_from, run_folder
+from pipeline.planning.manifest import Manifest, manifest_up_to, read_part, record_in
+from pipeline.runs.summary import load_summary
+from pipeline.storage.storage import Storage, join
+
+
+def rebuild_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
+    """Put run.json together again from what the manifest's parts keep of it; None when they keep nothing.
+
+    When the last word that all is planned is missing, the record says that it is not: the next session finds out.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    folder = run_folder(output_uri, run)
+    try:
+        parts = [each.uri for each in storage.list(join(folder, "manifest"), "part-*.parquet")]
+    except NotFoundError:
+        return None
+    best: RunRecord | None = None
+    for uri in parts:
+        try:
+            table = read_part(storage, uri)
+            content, manifest = record_in(table), manifest_up_to(table)
+            if content is None or manifest is None:
+                continue
+            record = record_from(uri, {**content, "manifest": manifest.to_dict()}, run)
+        except DamagedFileError:
+            continue
+        if best is None or record.image_count > best.image_count:
+            best = record
+    return None if best is None else _completed(storage, output_uri, best)
+
+
+def _completed(storage: Storage, output_uri: str, record: RunRecord) -> RunRecord:
+    """Say that all is planned where a summary says that the run came to its end."""
+    if record.manifest.get("is_planned", True):
+        return record
+    try:
+        summary = load_summary(storage, output_uri, record.run)
+    except DamagedFileError:
+        return record
+    if summary is None or summary["status"] != "complete" or summary.get("images") != record.image_count:
+        return record
+    return replace(record, manifest={**record.manifest, "is_planned": True})
+
+
+def derive_summary(storage: Storage, output_uri: str, record: RunRecord) -> dict[str, object]:
+    """Derive summary.json from the tables, as a session that found nothing to do would write it.
+
+    Raises:
+        DamagedFileError: a part of the tables is damaged or missing.
+        StorageError: run.json is of another version, or storage failed.
+    """
+    # Both count and judge what a session counts and judges.
+    from pipeline.driver.run_totals import Tally
+    from pipeline.driver.throughput import Throughput
+    from pipeline.runs.run import Run
+
+    spec = _spec_of(output_uri, record)
+    run = Run(storage, output_uri, record.run, Manifest.from_dict(record.manifest), is_new=False)
+    tally = Tally(spec, run, storage, is_trained=bool(record.fingerprint.get("trained", True)))
+    return tally.summary(Throughput(), signal_name=None).to_dict()
+
+
+def _spec_of(output_uri: str, record: RunRecord) -> JobSpec:
+    # The output may have been moved since.
+    values: dict[str, Any] = {**record.spec, "output": {"uri": output_uri}}
+    try:
+        return JobSpec.model_validate(values)
+    except ValueError as error:
+        raise StorageError(
+            f"The spec in run.json of {record.run} is of another version of htc, so that its summary cannot be "
+            f"derived ({' '.join(str(error).split())[:120]}); the same `htc run` writes it."
+        ) from error

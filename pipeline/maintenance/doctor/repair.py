@@ -1,0 +1,170 @@
+"""`htc doctor --repair`: derives again what can be, and sets aside what cannot be read; no row is deleted.
+
+What is taken out of the tables is moved to OUTPUT/quarantine/<moment>/, under the name that it had in the output. A run
+is repaired under its lease, and looked at again before that, so that nothing is moved under a driver's hands.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import DamagedFileError, NotFoundError
+from pipeline.maintenance.doctor.examine import examine_run
+from pipeline.maintenance.doctor.findings import Finding
+from pipeline.maintenance.doctor.rebuild import derive_summary, rebuild_record
+from pipeline.output.deletions import DELETIONS_SCHEMA, deletions_folder
+from pipeline.output.part_files import open_part
+from pipeline.output.rows import INSTANCES_SCHEMA, encode_table
+from pipeline.output.run_record import read_record, write_json, write_record
+from pipeline.runs.cleanup import remove_leftovers
+from pipeline.runs.lease import Lease
+from pipeline.runs.summary import summary_uri
+from pipeline.storage.storage import Storage, join
+from pipeline.storage.uris import is_local, local_path
+
+QUARANTINE = "quarantine"
+# A record, then the tables that it speaks of, then what is derived of these, then once more to be sure.
+ROUNDS = 4
+ORDER = ("restore_record", "forget_deletions", "redo", "write_empty", "set_aside", "remove", "derive_summary")
+
+
+class RunRepair:
+    """Repairs one run, whose lease the caller holds; or files that are of no run."""
+
+    def __init__(self, storage: Storage, output_uri: str, moment: datetime, check: Callable[[], None]) -> None:
+        """`moment`: UTC, names the folder of what is set aside. `check`: raises when the lease is lost."""
+        self._storage = storage
+        self._output_uri = output_uri
+        self._quarantine = join(output_uri, QUARANTINE, f"{moment.astimezone(UTC):%Y%m%dT%H%M%SZ}")
+        self._check = check
+        self.done: list[str] = []
+
+    def set_aside(self, uri: str) -> None:
+        """Move a file below quarantine/; no error when it is gone.
+
+        Raises:
+            StorageError: storage failed; the file is where it was, or in both places.
+        """
+        self._check()
+        target = join(self._quarantine, uri.removeprefix(self._output_uri).lstrip("/"))
+        with suppress(NotFoundError):
+            if is_local(uri):
+                self._storage.call(lambda: _rename(local_path(uri), local_path(target)), uri, "write")
+            else:
+                self._storage.write(target, self._storage.read(uri))
+                self._storage.delete(uri)
+            self.done.append(f"{uri} was moved to {target}.")
+
+    def repair(self, finding: Finding) -> None:
+        """Do what a finding asks for.
+
+        Raises:
+            RunError: the lease is lost.
+            StorageError: storage failed; the next repair finishes.
+        """
+        match finding.repair:
+            case "set_aside":
+                self.set_aside(finding.file)
+            case "redo":
+                self._redo(finding)
+            case "restore_record":
+                self._restore_record(finding)
+            case "derive_summary":
+                self._derive_summary(finding)
+            case "forget_deletions":
+                self._forget_deletions(finding)
+            case "write_empty":
+                self.set_aside(finding.file)
+                self._storage.write(finding.file, encode_table(INSTANCES_SCHEMA.empty_table(), finding.run))
+                self.done.append(f"{finding.file} was written: its images have no instances.")
+            case "remove":
+                self._check()
+                self._storage.delete(finding.file)
+                self.done.append(f"{finding.file} was removed.")
+            case "none":
+                pass
+
+    def _redo(self, finding: Finding) -> None:
+        name = finding.file.rpartition("/")[2]
+        # The images part first: from then on the shard is not committed, and nobody looks for the other.
+        for table in ("images", "instances"):
+            self.set_aside(join(self._output_uri, table, f"run={finding.run}", name))
+        # It may say that the run is complete.
+        self.set_aside(summary_uri(self._output_uri, finding.run))
+
+    def _restore_record(self, finding: Finding) -> None:
+        record = rebuild_record(self._storage, self._output_uri, finding.run)
+        if record is None:
+            return
+        self.set_aside(finding.file)
+        self._check()
+        write_record(self._storage, self._output_uri, record)
+        self.done.append(f"{finding.file} was restored from the manifest.")
+
+    def _derive_summary(self, finding: Finding) -> None:
+        record = read_record(self._storage, self._output_uri, finding.run)
+        if record is None:
+            return
+        self.set_aside(finding.file)
+        try:
+            summary = derive_summary(self._storage, self._output_uri, record)
+        except DamagedFileError:
+            # Its parts are set aside in this very repair; the next session writes it.
+            return
+        self._check()
+        write_json(self._storage, finding.file, summary, is_redacted=True)
+        self.done.append(f"{finding.file} was derived from the tables.")
+
+    def _forget_deletions(self, finding: Finding) -> None:
+        record = read_record(self._storage, self._output_uri, finding.run)
+        if record is None:
+            return
+        if finding.file.endswith(".parquet"):
+            self.set_aside(finding.file)
+        count = 0
+        with suppress(NotFoundError):
+            for listed in self._storage.list(deletions_folder(self._output_uri, finding.run)):
+                with suppress(DamagedFileError), open_part(self._storage, listed.uri, DELETIONS_SCHEMA) as part:
+                    count += part.metadata.num_rows
+        selection = {**record.manifest.get("selection", {}), "deleted": count}
+        self._check()
+        manifest = {**record.manifest, "selection": selection}
+        write_record(self._storage, self._output_uri, replace(record, manifest=manifest))
+        self.done.append(f"The run {finding.run} counts {count} deleted images now.")
+
+
+def repair_run(
+    storage: Storage, output_uri: str, run: str, lease: Lease, moment: datetime
+) -> tuple[list[str], list[Finding]]:
+    """Repair a run.
+
+    Args:
+        lease: on the run.
+        moment: UTC.
+
+    Returns:
+        What was done, a sentence each, and what is left, which a person has to look at.
+
+    Raises:
+        RunError: the lease is lost.
+        StorageError: storage failed; the next repair finishes.
+    """
+    repair = RunRepair(storage, output_uri, moment, lease.check)
+    remove_leftovers(storage, output_uri, run)
+    # What is restored first lets the next look see more.
+    for _ in range(ROUNDS):
+        findings = examine_run(storage, output_uri, run, now=moment, is_ours=True).findings
+        todo = [finding for finding in findings if finding.repair != "none"]
+        if not todo:
+            break
+        for finding in sorted(todo, key=lambda each: ORDER.index(each.repair)):
+            repair.repair(finding)
+    left = examine_run(storage, output_uri, run, now=moment, is_ours=True).findings
+    return repair.done, list(left)
+
+
+def _rename(path: str, target: str) -> None:
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).rename(target)

@@ -1,0 +1,230 @@
+"""Whether the files of one run hold each planned image once, with all its instances."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import DamagedFileError
+from pipeline.inputs.image_ref import image_id
+from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
+from pipeline.output.part_files import open_part
+from pipeline.output.parts import Part, TableName, choose_parts, find_overlaps, part_uri
+from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.run_record import RunRecord, run_folder
+from pipeline.planning.manifest import Manifest, manifest_uris, names_of, read_part
+from pipeline.storage.storage import Storage, join
+
+Ids = NDArray[np.int64]
+
+
+class RunTables:
+    """Checks the tables of a run against its manifest and each other.
+
+    Attributes:
+        findings: so far. rows: of `images` that are right. committed: the shards whose images part is there.
+        is_planned: whether the manifest can be read.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        output_uri: str,
+        record: RunRecord,
+        listed: Mapping[TableName, Sequence[Part]],
+        *,
+        is_held: bool,
+    ) -> None:
+        """`listed`: the parts that are there, by table. `is_held`: a driver works on the run, and has files open."""
+        self._storage = storage
+        self._output_uri = output_uri
+        self._record = record
+        self._listed = listed
+        self._is_held = is_held
+        self.findings: list[Finding] = []
+        self.rows = 0
+        self.is_planned = True
+        self.committed: set[int] = set()
+
+    def check(self) -> None:
+        """Look at everything.
+
+        Raises:
+            NotFoundError: a part that was listed is gone: compacted or pruned meanwhile.
+            StorageError: storage failed.
+        """
+        planned = self._planned()
+        images = self._within("images")
+        chosen = self._without_overlaps(choose_parts(images))
+        self.committed = {shard for part in chosen for shard in part.shards}
+        present = set(self._listed["instances"])
+        for part in chosen:
+            self._check_part(part, planned, has_instances=part in present)
+        if not self._is_held:
+            self._check_leftovers(set(images) - set(chosen), set(self._within("instances")) - set(chosen))
+
+    def _uri(self, table: TableName, part: Part) -> str:
+        return part_uri(self._output_uri, table, self._record.run, part)
+
+    def _find(self, uri: str, kind: Kind, problem: str, repair: Repair = "none", way_out: str = "") -> None:
+        self.findings.append(Finding(uri, self._record.run, kind, problem, repair, way_out))
+
+    def _within(self, table: TableName) -> list[Part]:
+        """Return the parts of planned shards; the others are foreign."""
+        within = []
+        for part in self._listed[table]:
+            if part.last < self._record.shard_count:
+                within.append(part)
+            elif not self._is_held:
+                shards = self._record.shard_count
+                self._find(
+                    self._uri(table, part),
+                    "foreign",
+                    f"the run has {shards} shards, and it is of a later one",
+                    "set_aside",
+                )
+        return within
+
+    def _without_overlaps(self, chosen: Sequence[Part]) -> list[Part]:
+        parts = list(chosen)
+        while overlaps := find_overlaps(parts):
+            one, other = overlaps[0]
+            worse = min(one, other, key=lambda part: len(part.shards))
+            better = other if worse is one else one
+            self._find(
+                self._uri("images", worse), "overlap", f"{better.name} beside it holds some of the same shards", "redo"
+            )
+            parts.remove(worse)
+        return parts
+
+    def _planned(self) -> dict[int, Ids]:
+        """Read which images each shard has; shards of parts that cannot be read are left out."""
+        manifest = Manifest.from_dict(self._record.manifest)
+        planned: dict[int, Ids] = {}
+        count = 0
+        for uri in manifest_uris(join(run_folder(self._output_uri, self._record.run), "manifest"), manifest):
+            try:
+                table = read_part(self._storage, uri)
+            except DamagedFileError as error:
+                is_missing = "is missing" in str(error)
+                self._find(
+                    uri,
+                    "missing" if is_missing else "damaged",
+                    "it holds images of the run" if is_missing else reason_of(error),
+                    way_out="restore it from a copy, as nothing else says which images were planned; the committed "
+                    "rows stay readable, and an unfinished run cannot go on: begin another with --fresh (with "
+                    "--incremental as well it does only what is left)",
+                )
+                self.is_planned = False
+                return planned
+            shards = np.asarray(table.column("shard"))
+            ids = np.fromiter(map(image_id, names_of(table)), np.int64, len(table))
+            count += len(table)
+            for shard in np.unique(shards).tolist():
+                planned[shard] = np.sort(ids[shards == shard])
+        if count < manifest.image_count:
+            uri = join(run_folder(self._output_uri, self._record.run), "run.json")
+            self._find(
+                uri,
+                "mismatch",
+                f"it says {manifest.image_count} images, and the manifest holds {count}",
+                way_out="restore the manifest from a copy, or begin another run with --fresh",
+            )
+        return planned
+
+    def _check_part(self, part: Part, planned: Mapping[int, Ids], *, has_instances: bool) -> None:
+        uri = self._uri("images", part)
+        try:
+            images = _read(self._storage, uri, IMAGES_SCHEMA, ["image_id", "shard", "status", "instances"])
+        except DamagedFileError as error:
+            self._find(uri, "damaged", reason_of(error), "redo")
+            return
+        problem = _compare(images, part, planned)
+        if problem:
+            self._find(uri, "mismatch", problem, "redo")
+            return
+        self.rows += len(images)
+        self._check_instances(part, images, has_instances=has_instances)
+
+    def _check_instances(self, part: Part, images: pa.Table, *, has_instances: bool) -> None:
+        uri = self._uri("instances", part)
+        expected = {
+            number: count
+            for number, count in zip(
+                *(images.column(name).to_pylist() for name in ("image_id", "instances")), strict=True
+            )
+            if count
+        }
+        if not has_instances:
+            rows = sum(expected.values())
+            self._find(
+                uri, "missing", f"its shard is committed with {rows} instances", "redo" if rows else "write_empty"
+            )
+            return
+        try:
+            found = _read(self._storage, uri, INSTANCES_SCHEMA, ["image_id"])
+        except DamagedFileError as error:
+            self._find(uri, "damaged", reason_of(error), "redo" if expected else "write_empty")
+            return
+        if Counter(found.column("image_id").to_pylist()) != expected:
+            said = sum(expected.values())
+            self._find(
+                uri,
+                "mismatch",
+                f"it holds {len(found)} instances where its images have {said}, or those of others",
+                "redo",
+            )
+
+    def _check_leftovers(self, images: set[Part], instances: set[Part]) -> None:
+        """Name files that a compaction left, and instances of shards that are not committed."""
+        named = {finding.file for finding in self.findings}
+        for part in sorted(images):
+            uri = self._uri("images", part)
+            if uri not in named:
+                self._find(
+                    uri,
+                    "leftover",
+                    "a large file stands for it, and readers without htc see its rows twice",
+                    "set_aside",
+                )
+        for part in sorted(instances):
+            uri = self._uri("instances", part)
+            is_double = self.committed.issuperset(part.shards)
+            problem = (
+                "a large file stands for it, and readers without htc see its rows twice"
+                if is_double
+                else "its shard is not committed, and readers without htc see its rows"
+            )
+            if self._uri("images", part) not in named:
+                self._find(uri, "leftover", problem, "set_aside")
+
+
+def _read(storage: Storage, uri: str, schema: pa.Schema, kept: list[str]) -> pa.Table:
+    """Read all of a part, so that damage anywhere shows, and keep some columns."""
+    with open_part(storage, uri, schema) as part:
+        batches = [batch.select(kept) for batch in part.iter_batches()]
+    return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in kept]))
+
+
+def _compare(images: pa.Table, part: Part, planned: Mapping[int, Ids]) -> str:
+    """Say what is wrong with the rows of a part; empty when each planned image has one row."""
+    shards, ids = np.asarray(images.column("shard")), np.asarray(images.column("image_id"))
+    strange = sorted(set(np.unique(shards).tolist()) - set(part.shards))
+    if strange:
+        return f"it holds rows of shard {strange[0]}, which its name does not say"
+    for shard in part.shards:
+        if shard not in planned:
+            continue
+        own = np.sort(ids[shards == shard])
+        if len(own) != len(planned[shard]):
+            return f"it holds {len(own)} rows of shard {shard}, of which {len(planned[shard])} images are planned"
+        if not np.array_equal(own, planned[shard]):
+            return f"its rows of shard {shard} are not of the images that are planned"
+    return ""
+
+
+def reason_of(error: DamagedFileError) -> str:
+    """Return the clause of a sentence about a damaged file."""
+    return str(error).split(" is damaged: ", 1)[-1].split("; `htc doctor", 1)[0]

@@ -1,0 +1,68 @@
+"""Where a run is published: a note in its folder, so that nobody removes files that a catalog's tables name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from pipeline.errors import StorageError
+from pipeline.output.run_record import read_json, run_folder, write_json
+from pipeline.storage.storage import Storage, join
+
+NOTE = "published.json"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One catalog's tables that name the run's files.
+
+    catalog: as it was given, without secrets. published: UTC, ISO 8601. snapshots: by table, the snapshot that
+    brought the run; empty while it is being published, and when that was cut off.
+    """
+
+    catalog: str
+    namespace: str
+    published: str
+    snapshots: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What tells one publication from another."""
+        return self.catalog, self.namespace
+
+
+def read_publications(storage: Storage, output_uri: str, run: str) -> tuple[Publication, ...]:
+    """Read where a run is published; empty when it is nowhere.
+
+    Raises:
+        DamagedFileError: the note is damaged.
+        StorageError: it may be of a later version.
+    """
+    uri = _note_uri(output_uri, run)
+    content = read_json(storage, uri) or {}
+    try:
+        return tuple(Publication(**each) for each in content.get("publications", []))
+    except TypeError as error:
+        raise StorageError(f"{uri} is damaged, or of a later version of htc ({error}).") from None
+
+
+def note_publication(storage: Storage, output_uri: str, run: str, publication: Publication) -> None:
+    """Write down that a run is published, or being so; an older note of the same place is replaced."""
+    others = [each for each in read_publications(storage, output_uri, run) if each.place != publication.place]
+    _write(storage, output_uri, run, [*others, publication])
+
+
+def forget_publication(storage: Storage, output_uri: str, run: str, place: tuple[str, str]) -> None:
+    """Write down that a run is published in a place no more."""
+    noted = read_publications(storage, output_uri, run)
+    others = [each for each in noted if each.place != place]
+    if others:
+        _write(storage, output_uri, run, others)
+    elif noted:
+        storage.delete(_note_uri(output_uri, run))
+
+
+def _write(storage: Storage, output_uri: str, run: str, publications: Sequence[Publication]) -> None:
+    write_json(storage, _note_uri(output_uri, run), {"publications": [asdict(each) for each in publications]})
+
+
+def _note_uri(output_uri: str, run: str) -> str:
+    return join(run_folder(output_uri, run), NOTE)

@@ -1,0 +1,227 @@
+"""How each run of an output stands: how far it is, who works on it, what it takes in storage."""
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.errors import DamagedFileError, NotFoundError
+from pipeline.maintenance.publications import NOTE, Publication, read_publications
+from pipeline.output.part_files import read_part
+from pipeline.output.rows import IMAGES_SCHEMA
+from pipeline.output.run_record import TOMBSTONE, RunRecord, run_folder
+from pipeline.runs.lease import Holding, judge_holders
+from pipeline.runs.outcomes import RunState, State, find_state, is_run_whole
+from pipeline.runs.summary import read_summary
+from pipeline.storage.damage import warn
+from pipeline.storage.storage import Storage, join
+from pipeline.storage.uris import is_local
+
+if TYPE_CHECKING:
+    from pipeline.output.results import Results
+
+log = logging.getLogger(__name__)
+
+READ_THREADS = 8
+TABLES = ("images", "instances", "deletions")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run.
+
+    state: see `outcomes`. is_whole: whether every image has its row, whatever became of it.
+    holder: who works on it, for a person; empty when nobody does. images: planned so far; `images_done` have their
+    row, of which `ok` are ok. instances: rows of `instances`.
+    files, bytes: all that storage holds of the run.
+    """
+
+    record: RunRecord
+    state: State
+    holder: str
+    images: int
+    images_done: int
+    ok: int
+    instances: int
+    files: int
+    bytes: int
+    publications: tuple[Publication, ...]
+    is_whole: bool = True
+    reason: str = ""
+
+    @property
+    def run(self) -> str:
+        """The run's name."""
+        return self.record.run
+
+    @property
+    def failed(self) -> int:
+        """Rows that are not ok."""
+        return self.images_done - self.ok
+
+    @property
+    def began(self) -> datetime:
+        """When it began, UTC."""
+        moment = datetime.fromisoformat(self.record.created)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    files: Counter[str]
+    sizes: Counter[str]
+    notes: set[tuple[str, str]]
+
+
+def survey_runs(
+    results: "Results",
+    *,
+    now: datetime | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = log.info,
+) -> list[Standing]:
+    """Look at all runs of an output, oldest first; those that are half pruned are no runs.
+
+    Args:
+        now: UTC, when it is; the clock's when None.
+        sleep: waits while a lease is watched whose heartbeat is old, or in the future. tell: gets a sentence before.
+
+    Raises:
+        StorageError: storage failed, or a run's files are damaged.
+    """
+    listing = _list_all(results.storage, results.output_uri)
+    moment = now or datetime.now(UTC)
+    held = [record.run for record in results.records if _has_lease(results, record.run, listing)]
+    holders = judge_holders(results.storage, results.output_uri, held, clock=lambda: moment, sleep=sleep, tell=tell)
+    # Looks all runs' parts up, once and before the threads would.
+    results.image_parts()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(
+            pool.map(lambda record: _standing(results, record, listing, holders.get(record.run)), results.records)
+        )
+
+
+def _has_lease(results: "Results", run: str, listing: _Listing) -> bool:
+    # No listing of files has a folder, which on a disk can be in the place of a lease, and no driver gets past it.
+    uri = join(run_folder(results.output_uri, run), "lease.json")
+    return (run, "lease.json") in listing.notes or (is_local(uri) and results.storage.kind(uri) == "folder")
+
+
+def half_pruned(storage: Storage, output_uri: str) -> list[str]:
+    """Return the names of the runs whose removal was begun and not finished."""
+    try:
+        return [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob=f"*/{TOMBSTONE}")]
+    except NotFoundError:
+        return []
+
+
+def is_whole(results: "Results", record: RunRecord) -> bool:
+    """Tell whether every planned image has its row, and all are planned."""
+    return is_run_whole(results, record)
+
+
+def _standing(results: "Results", record: RunRecord, listing: _Listing, holding: Holding | None) -> Standing:
+    storage, output_uri, run = results.storage, results.output_uri, record.run
+    has_lease, has_note = (run, "lease.json") in listing.notes, (run, NOTE) in listing.notes
+    holder = "" if holding is None else _holder(holding)
+    summary = None
+    if (run, "summary.json") in listing.notes:
+        summary = read_summary(storage, output_uri, run)
+    has_progress = (run, "progress.json") in listing.notes
+    try:
+        found = find_state(
+            results, record, is_held=bool(holder), has_progress=has_progress, has_lease=has_lease, summary=summary
+        )
+    except DamagedFileError as error:
+        warn(error)
+        # Its rows cannot be judged before they are whole again.
+        found = RunState("incomplete", is_run_whole(results, record), str(error))
+    is_told = found.is_whole and found.summary is not None and not holder
+    done, ok, instances = _told(found.summary) if is_told and found.summary else _counted(results, run)
+    return Standing(
+        record=record,
+        state=found.state,
+        is_whole=found.is_whole,
+        reason=found.reason,
+        holder=holder,
+        images=record.image_count,
+        images_done=done,
+        ok=ok,
+        instances=instances,
+        files=listing.files[run],
+        bytes=listing.sizes[run],
+        publications=_publications(storage, output_uri, run) if has_note else (),
+    )
+
+
+def _told(summary: Mapping[str, Any]) -> tuple[int, int, int]:
+    statuses = summary.get("statuses", {})
+    return sum(statuses.values()), statuses.get("ok", 0), summary.get("instances", 0)
+
+
+def _counted(results: "Results", run: str) -> tuple[int, int, int]:
+    """Count the rows of a run; those of a damaged file are left out, which is reported."""
+    try:
+        table = results.images(run, ["status", "instances"])
+    except DamagedFileError as error:
+        warn(error)
+        table = _readable(results, run)
+    ok = table.column("status").to_pylist().count("ok")
+    return len(table), ok, sum(table.column("instances").to_pylist())
+
+
+def _readable(results: "Results", run: str) -> pa.Table:
+    tables = []
+    for uri in results.image_parts(run):
+        with suppress(DamagedFileError, NotFoundError):
+            tables.append(read_part(results.storage, uri, IMAGES_SCHEMA, ["status", "instances"]))
+    empty = pa.schema([IMAGES_SCHEMA.field(name) for name in ("status", "instances")]).empty_table()
+    return pa.concat_tables([empty, *tables])
+
+
+def _publications(storage: Storage, output_uri: str, run: str) -> tuple[Publication, ...]:
+    try:
+        return read_publications(storage, output_uri, run)
+    except DamagedFileError as error:
+        warn(error)
+        # It may be published: nothing of it may be removed.
+        return (Publication("a catalog unknown", "", ""),)
+
+
+def _holder(holding: Holding) -> str:
+    """Name who holds a run's lease; empty when that driver is dead."""
+    if holding.holder is None:
+        return "a driver whose lease cannot be read"
+    return f"host {holding.holder.host}, process {holding.holder.pid}" if holding.is_alive else ""
+
+
+def _list_all(storage: Storage, output_uri: str) -> _Listing:
+    """Count files and bytes by run, and note which small files each run's folder holds."""
+    listing = _Listing(Counter(), Counter(), set())
+    for run, path, size in _walk(storage, output_uri):
+        listing.files[run] += 1
+        listing.sizes[run] += size
+        if re.fullmatch(r"runs/[^/]+/[^/]+\.json", path):
+            listing.notes.add((run, path.rpartition("/")[2]))
+    return listing
+
+
+def _walk(storage: Storage, output_uri: str) -> Iterator[tuple[str, str, int]]:
+    """Yield each file's run, its path below the output, and its bytes."""
+    for folder in (*TABLES, "runs"):
+        try:
+            for listed in storage.list(join(output_uri, folder)):
+                path = listed.uri[len(output_uri) :].lstrip("/")
+                name = path.split("/")[1]
+                if folder == "runs" or name.startswith("run="):
+                    yield name.removeprefix("run="), path, listed.bytes or 0
+        except NotFoundError:
+            continue

@@ -1,0 +1,165 @@
+"""What a worker tells the driver; plain values that survive pickling whatever went wrong."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.errors import ImageStatus
+
+if TYPE_CHECKING:
+    from pipeline.output.rows import ImageRow, InstanceRow
+from pipeline.storage.objects import ReadVersion
+
+# Seconds of a shard by stage. Stages overlap, so their sum exceeds the wall clock: read and decode are summed
+# over threads, wait is the time the model stood idle for want of decoded images.
+Stage = Literal["read", "decode", "wait", "infer", "encode", "write"]
+STAGES: tuple[Stage, ...] = ("read", "decode", "wait", "infer", "encode", "write")
+
+
+@dataclass(frozen=True)
+class ImageFailure:
+    """One image that got no instances because something was wrong with it.
+
+    uri: the image.
+    status: its row's status.
+    reason: its row's error, one line.
+    traceback: set when the exception was not foreseen, that is, for our own bugs.
+    read: what was read of it, None when nothing was.
+    """
+
+    uri: str
+    status: ImageStatus
+    reason: str
+    traceback: str | None = None
+    read: ReadVersion | None = None
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """One shard, committed.
+
+    index: the shard.
+    statuses: number of images by status.
+    instances: rows written to `instances`.
+    stage_s: seconds by stage.
+    bytes_read: encoded bytes of the images.
+    seconds: wall time from the shard's start to its commit.
+    failures: every image whose status is not ok.
+    repeats: how many of these were not ok before either, see `ImageRef.failed_before`.
+    batch_size: the batch size in use at the end. memory_bytes: what the worker's process then held.
+    """
+
+    index: int
+    statuses: Mapping[ImageStatus, int]
+    instances: int
+    stage_s: Mapping[Stage, float]
+    bytes_read: int
+    seconds: float
+    failures: tuple[ImageFailure, ...] = ()
+    repeats: int = 0
+    batch_size: int = 1
+    memory_bytes: int = 0
+
+    @property
+    def images(self) -> int:
+        """Images of the shard, whatever became of them."""
+        return sum(self.statuses.values())
+
+    @property
+    def fresh_errors(self) -> int:
+        """Images that are not ok and are no repeats: what counts against the error budget."""
+        return self.images - self.statuses.get("ok", 0) - self.repeats
+
+
+@dataclass(frozen=True)
+class PieceReport:
+    """Some or all of a shard's images, done but not committed: the driver commits them with the others.
+
+    positions: the images by their place in the shard, ascending.
+    report: as of a committed shard.
+    image_rows: one per position; instance_rows: of all of them, in the same order.
+    """
+
+    index: int
+    positions: tuple[int, ...]
+    report: ShardReport
+    image_rows: "tuple[ImageRow, ...]"
+    instance_rows: "tuple[InstanceRow, ...]"
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """One attempt that ended without a commit.
+
+    kind: "storage" when reading failed for now, "commit" when the tables could not be written, "bug" for an
+        exception nobody foresaw, "death" when the worker's process or node went away, "hang" when it was
+        ended because an image took too long, "abandoned" when the driver asked to leave the commit to another,
+        "orphaned" when the worker was cut off from the driver for so long that another may be at the shard.
+    reason: one line.
+    is_charged: whether the attempt counts against the shard; a preempted node is nobody's fault.
+    suspects: positions in the shard of the images that were under way, when that is known.
+    """
+
+    index: int
+    kind: Literal["storage", "commit", "bug", "death", "hang", "abandoned", "orphaned"]
+    reason: str
+    traceback: str | None = None
+    is_charged: bool = True
+    suspects: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """The worker holds its model.
+
+    device: "cpu" or "cuda" with the card's name.
+    batch_size: the batch size it starts with.
+    load_s: seconds from the process's start of loading to the model being ready.
+    """
+
+    device: str
+    batch_size: int
+    load_s: float
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """The worker could not load its model.
+
+    reason: one sentence for the user.
+    is_permanent: whether every other worker would fail in the same way (wrong weights, unknown preset).
+    exit_code: of the run when it ends for this.
+    """
+
+    reason: str
+    is_permanent: bool
+    exit_code: int = 1
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Images that take longer than the spec allows.
+
+    index: their shard; positions: their places in it, several for a batch.
+    reason: one line, with the seconds.
+    """
+
+    index: int
+    positions: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class WorkerProgress:
+    """How far a worker is.
+
+    images_done: images done in shards that are not committed yet, by shard.
+    hang: the images that hang, if any do.
+    has_lost_raylet: whether the raylet that started the worker's process is dead; Ray ends such a process within a
+        second or so, and declares its node dead much later.
+    """
+
+    images_done: Mapping[int, int] = field(default_factory=dict)
+    hang: Hang | None = None
+    has_lost_raylet: bool = False

@@ -1,0 +1,110 @@
+"""Several Parquet parts of a table as one: the same rows in the same order of shards, laid out for queries."""
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import NotFoundError, StorageError
+from pipeline.output.part_files import check_columns, open_part, read_part
+from pipeline.output.parts import TableName, run_of
+from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME, stored_schema, with_run_name
+from pipeline.storage.damage import missing
+from pipeline.storage.storage import Storage
+
+# Read at once; each is some hundred images' rows.
+PARTS_AT_ONCE = 16
+# What columns a file has is looked at afterwards: those of a later version are worth a sentence of their own.
+_ANY = pa.schema([])
+SCHEMAS = {"images": stored_schema(IMAGES_SCHEMA), "instances": stored_schema(INSTANCES_SCHEMA)}
+# DuckDB works by groups of 122,880 rows. Rows of instances carry their masks, some 250 bytes each: a smaller group is
+# what one reads to look at one photo (8 MiB instead of 30).
+ROW_GROUP_ROWS = {"images": 122_880, "instances": 32_768}
+ORDER = {"images": [("uri", "ascending")], "instances": [("uri", "ascending"), ("instance", "ascending")]}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One Parquet file, and how many rows it must hold."""
+
+    payload: bytes
+    rows: int
+
+
+def merge_parts(storage: Storage, uris: Sequence[str], table: TableName) -> Merged:
+    """Read parts of a run and encode them as one file.
+
+    The rows of a part are sorted by uri and number of the instance, and parts follow each other as given. Images are
+    planned in the order of their names, so that the statistics of the row groups tell which of them hold a prefix.
+
+    Raises:
+        DamagedFileError: a part is damaged, or missing.
+        StorageError: a part cannot be read, or was written by a later version.
+    """
+    schema, rows, expected = SCHEMAS[table], 0, 0
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_index=True, write_page_checksum=True) as writer:
+        waiting: list[pa.Table] = []
+        for part in _read_parts(storage, uris, schema):
+            expected += len(part)
+            waiting.append(part.sort_by(ORDER[table]))
+            if sum(map(len, waiting)) >= ROW_GROUP_ROWS[table]:
+                rows += _write_groups(writer, waiting, ROW_GROUP_ROWS[table])
+        if waiting or not rows:
+            last = pa.concat_tables(waiting or [schema.empty_table()])
+            writer.write_table(last, row_group_size=ROW_GROUP_ROWS[table])
+            rows += len(last)
+    if rows != expected:
+        raise StorageError(f"{uris[0]} and its neighbours hold {expected} rows, of which {rows} were written.")
+    return Merged(sink.getvalue(), rows)
+
+
+def count_rows(storage: Storage, uri: str, table: TableName) -> int:
+    """Read from a part's footer how many rows it holds.
+
+    Raises:
+        DamagedFileError: it is not a valid Parquet file, or not one of the table.
+        StorageError: it cannot be read.
+    """
+    with open_part(storage, uri, SCHEMAS[table]) as part:
+        return int(part.metadata.num_rows)
+
+
+def _write_groups(writer: pq.ParquetWriter, waiting: list[pa.Table], group_rows: int) -> int:
+    """Write the whole row groups of what is waiting, leave the rest, and return the rows written."""
+    whole = pa.concat_tables(waiting)
+    count = len(whole) // group_rows * group_rows
+    writer.write_table(whole.slice(0, count), row_group_size=group_rows)
+    waiting[:] = [whole.slice(count)]
+    return count
+
+
+def _read_parts(storage: Storage, uris: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
+    def read(uri: str) -> pa.Table:
+        return _read_part(storage, uri, schema)
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        for start in range(0, len(uris), PARTS_AT_ONCE):
+            yield from pool.map(read, uris[start : start + PARTS_AT_ONCE])
+
+
+def _read_part(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:
+    try:
+        found = read_part(storage, uri, _ANY)
+    except NotFoundError as error:
+        # The lease is held: nobody else has moved it.
+        raise missing(uri, "its shard is committed, and its rows are needed") from error
+    unknown = [name for name in found.schema.names if name not in schema.names]
+    if unknown:
+        raise StorageError(
+            f"{uri} has columns that this version does not know ({', '.join(unknown)}); update htc-batch."
+        )
+    check_columns(uri, found.schema, schema)
+    if RUN_NAME.name not in found.schema.names:
+        found = with_run_name(found, run_of(uri))
+    # Parts of an older release lack the columns that came later; they are null there.
+    whole = pa.concat_tables([schema.empty_table(), found], promote_options="default")
+    return whole.select(schema.names).cast(schema)

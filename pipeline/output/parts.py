@@ -1,0 +1,154 @@
+"""The files of a run's tables: one per shard as workers write them, or one per stretch of shards once compacted.
+
+`part-00042.parquet` holds shard 42, `parts-00000-00099.parquet` the shards 0 to 99. A file of `images` counts its
+shards as committed, and brings along the file of the same name in `instances`. A file of a stretch stands for every
+single one inside it: compacting writes it before it removes those, so that at each instant a listing tells which
+files hold each row exactly once.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from pipeline.errors import NotFoundError
+from pipeline.storage.damage import damaged
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage, join
+from pipeline.storage.uris import base_name
+
+TableName = Literal["images", "instances"]
+_NAME = re.compile(r"part-(\d{5,})\.parquet|parts-(\d{5,})-(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Part:
+    """One file of each table: the shards `first` to `last`, both included.
+
+    is_compacted: whether it replaces the files of its shards; a stretch of one shard is still no worker's file.
+    """
+
+    first: int
+    last: int
+    is_compacted: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        if self.is_compacted:
+            return f"parts-{self.first:05d}-{self.last:05d}.parquet"
+        return f"part-{self.first:05d}.parquet"
+
+    @property
+    def shards(self) -> range:
+        """The shards whose rows it holds."""
+        return range(self.first, self.last + 1)
+
+
+def parse_part(name: str) -> Part | None:
+    """Read a file's name; None when it is not one of ours."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    if match.group(1) is not None:
+        return Part(int(match.group(1)), int(match.group(1)))
+    first, last = int(match.group(2)), int(match.group(3))
+    return Part(first, last, is_compacted=True) if first <= last else None
+
+
+def partition_folder(output_uri: str, table: str, run: str) -> str:
+    """Name the folder of a run's files in a table."""
+    return join(output_uri, table, f"run={run}")
+
+
+def run_of(uri: str) -> str:
+    """Return the run whose file lies at a uri."""
+    return uri.split("/")[-2].removeprefix("run=")
+
+
+def part_uri(output_uri: str, table: TableName, run: str, part: Part) -> str:
+    """Name one file of a table."""
+    return join(partition_folder(output_uri, table, run), part.name)
+
+
+def committed_parts(storage: Storage, output_uri: str, run: str, *, shard_count: int | None = None) -> list[Part]:
+    """Return the files that hold the committed rows of a run, each row once, in the order of shards.
+
+    Args:
+        shard_count: how many shards are planned; a file of a later shard is not the run's. None: not known.
+
+    Raises:
+        DamagedFileError: two large files share shards.
+    """
+    folder = partition_folder(output_uri, "images", run)
+    parts = [part for part, _ in _list_parts(storage, folder)]
+    # Listed again, because a listing is no picture of one instant: a file of a stretch that is written meanwhile may
+    # be missed while the single ones that it stands for are gone already. It was there before they went.
+    parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
+    return _counting(output_uri, run, parts, shard_count)
+
+
+def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapping[str, int]) -> dict[str, list[Part]]:
+    """Do as `committed_parts` for many runs, with one listing for all of them.
+
+    Args:
+        shard_counts: by run, how many shards are planned; a run that lacks some is looked at once more.
+
+    Raises:
+        DamagedFileError: two large files share shards.
+    """
+    found: dict[str, list[Part]] = {run: [] for run in shard_counts}
+    for part, listed in _list_parts(storage, join(output_uri, "images")):
+        run = run_of(listed.uri)
+        if run in found:
+            found[run].append(part)
+    for run, parts in found.items():
+        planned = [part for part in parts if part.last < shard_counts[run]]
+        if sum(len(part.shards) for part in choose_parts(planned)) < shard_counts[run]:
+            folder = partition_folder(output_uri, "images", run)
+            # See `committed_parts`.
+            parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
+    return {run: _counting(output_uri, run, parts, shard_counts[run]) for run, parts in found.items()}
+
+
+def choose_parts(parts: Sequence[Part]) -> list[Part]:
+    """Leave out the files that a compacted one stands for, and repeats; in the order of shards."""
+    compacted = sorted({part for part in parts if part.is_compacted}, key=lambda part: (part.first, -part.last))
+    chosen: list[Part] = []
+    for part in compacted:
+        if not chosen or part.last > chosen[-1].last:
+            chosen.append(part)
+    covered = {shard for part in chosen for shard in part.shards}
+    single = {part for part in parts if not part.is_compacted and part.first not in covered}
+    return sorted([*chosen, *single])
+
+
+def find_overlaps(chosen: Sequence[Part]) -> list[tuple[Part, Part]]:
+    """Return neighbours in the order of shards that share some; compaction never writes such."""
+    return [(one, other) for one, other in pairwise(chosen) if other.first <= one.last]
+
+
+def _counting(output_uri: str, run: str, parts: Sequence[Part], shard_count: int | None) -> list[Part]:
+    """Choose among the files of a run those that hold each row once."""
+    # What lies beyond the last shard is not of this run, whoever has put it there.
+    chosen = choose_parts([part for part in parts if shard_count is None or part.last < shard_count])
+    for one, other in find_overlaps(chosen):
+        both = part_uri(output_uri, "images", run, other)
+        raise damaged(both, f"{one.name} beside it holds some of the same shards, so that rows would count twice")
+    return chosen
+
+
+def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) -> list[tuple[Part, Listed]]:
+    """List all files of a run in a table, those included that count no more or not yet."""
+    return list(_list_parts(storage, partition_folder(output_uri, table, run)))
+
+
+def _list_parts(storage: Storage, folder: str, glob: str | None = None) -> Iterator[tuple[Part, Listed]]:
+    try:
+        for listed in storage.list(folder, glob):
+            part = parse_part(base_name(listed.uri))
+            if part is not None:
+                yield part, listed
+    except NotFoundError:
+        return

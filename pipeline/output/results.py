@@ -1,0 +1,190 @@
+"""Reading a finished or unfinished output: committed parts only, whoever wrote the rest."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TypeVar
+
+import pyarrow as pa
+
+from pipeline.errors import DamagedFileError, InputError, NotFoundError, StorageError
+from pipeline.output.part_files import open_part
+from pipeline.output.parts import Part, TableName, committed_parts_by_run, part_uri
+from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.run_record import RunRecord, age_order, list_records
+from pipeline.storage.damage import advice, warn
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local, local_path
+
+READ_THREADS = 8
+# Files that are to be read may be compacted or pruned meanwhile.
+ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+class Results:
+    """The tables of one output folder.
+
+    What is committed is looked up once, when it is first needed; open it again to see a run's progress.
+    """
+
+    def __init__(self, output_uri: str, storage: Storage, *, before: tuple[str, str] | None = None) -> None:
+        """Look for the runs.
+
+        Args:
+            before: leave out the run with this `records.age_order` and later ones; then there may be none at all, and
+                none may be damaged: what an incremental run leaves alone depends on each.
+
+        Raises:
+            InputError: there is no run.
+            DamagedFileError: no run.json can be read, or one of those `before`.
+        """
+        self.output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
+        self.storage = storage
+        self._before = before
+        self.damaged_runs: dict[str, DamagedFileError] = {}
+        if before is None and not self.records:
+            for error in self.damaged_runs.values():
+                raise error
+            raise InputError(f"{output_uri} holds no run of htc; start one with `htc run INPUT {output_uri}`.")
+        for error in self.damaged_runs.values():
+            warn(error)
+
+    @cached_property
+    def records(self) -> tuple[RunRecord, ...]:
+        """The runs' records, oldest first; those in `damaged_runs` are left out."""
+        damaged_runs = self.damaged_runs if self._before is None else None
+        records = list_records(self.storage, self.output_uri, damaged_runs=damaged_runs)
+        return tuple(record for record in records if self._before is None or age_order(record) < self._before)
+
+    @cached_property
+    def _committed(self) -> dict[str, list[Part]]:
+        shard_counts = {record.run: record.shard_count for record in self.records}
+        return committed_parts_by_run(self.storage, self.output_uri, shard_counts)
+
+    def runs(self) -> list[str]:
+        """Return the runs' names, oldest first."""
+        return [record.run for record in self.records]
+
+    def check_run(self, run: str) -> None:
+        """Make sure that there is a run of this name.
+
+        Raises:
+            InputError: there is none.
+            DamagedFileError: its record is damaged.
+        """
+        if run in self.damaged_runs:
+            raise self.damaged_runs[run]
+        if run not in self.runs():
+            names = ", ".join(self.runs())
+            raise InputError(f"There is no run {run} in {self.output_uri}; its runs are {names}.")
+
+    def newest_run(self) -> str:
+        """Return the newest run that has images, and so no night with nothing to do, unless there is none but those."""
+        with_images = [record.run for record in self.records if record.image_count]
+        return (with_images or self.runs())[-1]
+
+    def committed(self, run: str) -> list[Part]:
+        """Return a run's committed parts, in the order of shards."""
+        self.check_run(run)
+        return self._committed[run]
+
+    def image_parts(self, run: str | None = None) -> list[str]:
+        """Return the uris of the committed parts of `images`, of one run or of all."""
+        return [part_uri(self.output_uri, "images", name, part) for name, part in self._parts(run)]
+
+    def instance_parts(self, run: str | None = None) -> list[str]:
+        """Return the uris of the parts of `instances` whose shard is committed, of one run or of all."""
+        return [part_uri(self.output_uri, "instances", name, part) for name, part in self._parts(run)]
+
+    def committed_shards(self, run: str) -> int:
+        """Count the shards of a run that are committed."""
+        return sum(len(part.shards) for _, part in self._parts(run))
+
+    def has_moved(self) -> bool:
+        """Tell whether parts that were there when they were looked up are gone: compacted or pruned since."""
+        now = Results(self.output_uri, self.storage, before=self._before)._committed
+        return any(run not in now or not set(parts) <= set(now[run]) for run, parts in self._committed.items())
+
+    def look_again(self) -> None:
+        """Forget where the committed rows lie, after they were compacted or pruned."""
+        self.__dict__.pop("_committed", None)
+
+    def reading(self, read: Callable[[], T]) -> T:
+        """Read parts by their addresses, and again by the new ones when they were compacted or pruned meanwhile.
+
+        Args:
+            read: asks this object for the addresses each time, and raises NotFoundError when a part is gone.
+
+        Raises:
+            DamagedFileError: a part of a committed shard is missing, and was not compacted or pruned.
+            StorageError: parts moved again and again.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                return read()
+            except NotFoundError as error:
+                if not self.has_moved():
+                    raise DamagedFileError(
+                        f"{str(error).rstrip('.')}, although its shard is committed; {advice(self.output_uri)}"
+                    ) from error
+                self.look_again()
+        raise StorageError(f"{self.output_uri} was compacted or pruned again and again while it was read; try again.")
+
+    def instances_part(self, run: str, shard: int) -> str:
+        """Return the uri of the part of `instances` that holds a committed shard, alone or compacted with others.
+
+        Raises:
+            InputError: the shard is not committed.
+        """
+        for _, part in self._parts(run):
+            if shard in part.shards:
+                return part_uri(self.output_uri, "instances", run, part)
+        raise InputError(f"Shard {shard} of the run {run} is not committed.")
+
+    def images(self, run: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read `images` with a `run` column at the end, in the order of run and shard.
+
+        Raises:
+            InputError: there is no run of this name.
+            DamagedFileError: a part is damaged or missing, or the run's record is.
+        """
+        return self._read("images", IMAGES_SCHEMA, run, columns)
+
+    def instances(self, run: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read `instances` with a `run` column at the end, in the order of run and shard.
+
+        Raises:
+            InputError: there is no run of this name.
+            DamagedFileError: a part is damaged or missing, or the run's record is.
+        """
+        return self._read("instances", INSTANCES_SCHEMA, run, columns)
+
+    def _parts(self, run: str | None) -> list[tuple[str, Part]]:
+        if run is not None:
+            self.check_run(run)
+        names_read = [run] if run is not None else self.runs()
+        return [(name, part) for name in names_read for part in self._committed[name]]
+
+    def _read(
+        self,
+        kind: TableName,
+        schema: pa.Schema,
+        run: str | None,
+        columns: Sequence[str] | None,
+    ) -> pa.Table:
+        wanted = [name for name in schema.names if columns is None or name in columns]
+
+        def read(named: tuple[str, Part]) -> pa.Table:
+            name, part = named
+            with open_part(self.storage, part_uri(self.output_uri, kind, name, part), schema) as file:
+                table = file.read(columns=wanted)
+            return table.append_column("run", pa.array([name] * len(table), pa.string()))
+
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            tables = self.reading(lambda: list(pool.map(read, self._parts(run))))
+        empty = pa.schema([schema.field(name) for name in wanted] + [pa.field("run", pa.string())])
+        # Parts of an older release lack the columns that came later; they are null there.
+        whole = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")
+        return whole.replace_schema_metadata(schema.metadata)

@@ -1,0 +1,211 @@
+"""An output's tables as DuckDB views, over committed parts only.
+
+The tables are Arrow datasets over an explicit list of parts: half-written shards never show, no file name is ever
+taken for a pattern, and remote storage needs none of DuckDB's downloadable extensions. Filters and column choices
+still reach the Parquet reader.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from pipeline.errors import DamagedFileError, HtcError, NotFoundError, SpecError, StorageError
+from pipeline.machine_limits import usable_cpus, usable_memory
+from pipeline.output.dataset import CheckedDataset, StoredDataset, open_files
+from pipeline.output.deletions import DELETIONS_SCHEMA, deletion_parts
+from pipeline.output.part_files import read_part
+from pipeline.output.results import ATTEMPTS, Results
+from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.run_record import began
+from pipeline.storage.damage import missing
+from pipeline.storage.uris import is_local
+
+# Nothing a query does may touch what is not in the views. The lock comes last: it forbids further settings.
+_CLOSED_SETTINGS = (
+    "SET python_enable_replacements = false",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+# DuckDB's own default, of all the memory that it sees (duckdb.org/docs/configuration, memory_limit).
+DUCKDB_MEMORY_SHARE = 0.8
+T = TypeVar("T")
+_SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
+_SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+# What Arrow's errors hold when they come through DuckDB; those over the SQL itself do not.
+_SIGNS_OF_DAMAGE = ("Parquet", "arrow", "Arrow", "CRC", "page", "IOError", "No such file", "NotFoundError")
+_RUNS_SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("created", pa.timestamp("us", tz="UTC")),
+        ("input", pa.string()),
+        ("model", pa.string()),
+        ("weights_sha256", pa.string()),
+        ("is_trained", pa.bool_()),
+        ("images", pa.int64()),
+        ("shards", pa.int64()),
+        ("shards_committed", pa.int64()),
+        ("mode", pa.string()),
+        # 0 is the oldest run.
+        ("position", pa.int64()),
+    ]
+)
+# Of each image the run with its newest ok row, unless the image was found deleted by a later one.
+_NEWEST = """
+CREATE VIEW newest AS
+WITH ok AS (
+    SELECT image_id, max(position) AS position FROM images JOIN runs USING (run) WHERE status = 'ok' GROUP BY image_id
+), gone AS (
+    SELECT image_id, max(position) AS position FROM deletions JOIN runs USING (run) GROUP BY image_id
+)
+SELECT ok.image_id, runs.run
+FROM ok JOIN runs ON runs.position = ok.position LEFT JOIN gone ON gone.image_id = ok.image_id
+WHERE gone.position IS NULL OR gone.position <= ok.position
+"""
+_CURRENT = "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, run) WHERE status = 'ok'"
+_CURRENT_INSTANCES = (
+    "CREATE VIEW current_instances AS SELECT instances.* FROM instances JOIN newest USING (image_id, run)"
+)
+
+
+def open_database(results: Results, *, is_external_allowed: bool = False) -> duckdb.DuckDBPyConnection:
+    """Open an in-memory database with the views that `htc query` has.
+
+    Args:
+        results: the output folder; what is committed now is what the views will hold.
+        is_external_allowed: let SQL read and write files, attach databases and load extensions.
+    """
+    # DuckDB would otherwise spill into `.tmp` in the current folder.
+    spill = Path(tempfile.gettempdir()) / f"htc-query-{os.getpid()}"
+    connection = duckdb.connect(":memory:", config=_limits() | {"temp_directory": str(spill)})
+    try:
+        connection.register("images", open_dataset(results, "images"))
+        connection.register("instances", open_dataset(results, "instances"))
+        connection.register("deletions", open_dataset(results, "deletions"))
+        connection.register("runs", _runs_table(results))
+        # Times read the same on every machine; the wheel has the extension that knows time zones.
+        connection.execute("SET TimeZone = 'UTC'")
+        for view in (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
+            connection.execute(view)
+        for setting in () if is_external_allowed else _CLOSED_SETTINGS:
+            connection.execute(setting)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _limits() -> dict[str, str | bool | int | float | list[str]]:
+    """DuckDB's own bounds, which look at the machine; a container's quotas may be narrower."""
+    memory = usable_memory()
+    bounds: dict[str, str | bool | int | float | list[str]] = {"threads": usable_cpus()}
+    return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
+
+
+def ask(results: Results, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """Ask the views that `htc query` has, and again when the parts were compacted or pruned meanwhile.
+
+    Args:
+        question: reads its whole answer.
+
+    Raises:
+        SpecError: the SQL is wrong, or not permitted.
+        DamagedFileError: a part is damaged or missing.
+        StorageError: parts moved again and again.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            with contextlib.closing(open_database(results)) as database, sql_errors_in_words():
+                return question(database)
+        except (SpecError, StorageError) as error:
+            if not results.has_moved():
+                check_parts(results, error)
+                raise
+            results.look_again()
+    raise StorageError(f"{results.output_uri} was compacted or pruned again and again while it was read; try again.")
+
+
+def check_parts(results: Results, error: HtcError) -> None:
+    """Look whether a damaged part is the cause of an error over the views, and name it.
+
+    Raises:
+        DamagedFileError: a part is damaged or missing.
+    """
+    if isinstance(error, DamagedFileError) or not any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+        return
+    for table, schema in _SCHEMAS.items():
+        for run in results.runs():
+            for uri in _parts(results, table, run):
+                try:
+                    read_part(results.storage, uri, schema)
+                except NotFoundError as absence:
+                    raise missing(uri, "its shard is committed") from absence
+
+
+def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:
+    """Open "images", "instances" or "deletions" as an Arrow dataset of parts that count, with a `run` column."""
+    files = open_files(results.output_uri, results.storage)
+    parquet = pads.ParquetFileFormat(default_fragment_scan_options=_SCAN_OPTIONS)
+    fragments = []
+    for name in results.runs() if run is None else [run]:
+        fragments += [
+            parquet.make_fragment(part, files, pads.field("run") == name) for part in _parts(results, table, name)
+        ]
+    kind = CheckedDataset if is_local(results.output_uri) else StoredDataset
+    return kind(fragments, _SCHEMAS[table].append(pa.field("run", pa.string())), parquet, files)
+
+
+@contextlib.contextmanager
+def sql_errors_in_words() -> Iterator[None]:
+    """Turn what DuckDB has to say of a statement into a sentence.
+
+    Raises:
+        SpecError: the SQL is wrong, or not permitted.
+    """
+    try:
+        yield
+    except duckdb.PermissionException as error:
+        raise SpecError(f"{_one_sentence(error)} (--allow-external lets it).") from None
+    except duckdb.Error as error:
+        raise SpecError(f"{_one_sentence(error)}.") from None
+
+
+def _parts(results: Results, table: str, run: str) -> list[str]:
+    if table == "deletions":
+        return deletion_parts(results, run)
+    return results.image_parts(run) if table == "images" else results.instance_parts(run)
+
+
+def _runs_table(results: Results) -> pa.Table:
+    rows = [
+        {
+            "run": record.run,
+            "created": began(record),
+            "input": record.spec.get("input", {}).get("uri"),
+            "model": record.fingerprint.get("preset"),
+            "weights_sha256": record.fingerprint.get("weights_sha256"),
+            "is_trained": record.fingerprint.get("trained"),
+            "images": record.image_count,
+            "shards": record.shard_count,
+            "shards_committed": results.committed_shards(record.run),
+            "mode": record.spec.get("select", {}).get("mode", "full"),
+            "position": position,
+        }
+        for position, record in enumerate(results.records)
+    ]
+    return pa.Table.from_pylist(rows, schema=_RUNS_SCHEMA)
+
+
+def _one_sentence(error: duckdb.Error) -> str:
+    """Keep DuckDB's message and its suggestion, drop the excerpt of the SQL with its caret, and Python's traceback."""
+    message = str(error).split("\nLINE ")[0]
+    head, traceback, lines = message.partition("Traceback (most recent call last)")
+    if traceback:
+        message = head + lines.strip().splitlines()[-1]
+    return " ".join(message.split()).rstrip(".")

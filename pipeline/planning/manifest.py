@@ -1,0 +1,310 @@
+"""The frozen manifest: Parquet parts that hold every image of the run in a fixed order, cut into shards.
+
+A part never changes once it is written. Parts are plain Parquet like everything else, so that a person can ask
+what was planned; the first ones are small, so that work begins early, and a shard is a stretch of rows that is
+found by arithmetic.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import NotFoundError
+from pipeline.inputs.containers.tar import archive_suffix
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.output.part_files import read_part as read_columns
+from pipeline.output.rows import SCHEMA_VERSION
+from pipeline.storage.damage import damaged, missing
+from pipeline.storage.storage import Storage, join
+from pipeline.storage.uris import display_uri
+
+FIRST_PART_IMAGES = 1024
+"""Images in the first part: a page of an S3 listing. Each part holds twice as many as the one before, up to:"""
+PART_IMAGES = 65_536
+"""Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
+
+COMMENT_LINES = "comment lines"
+"""How a listing's comments are counted among what was skipped."""
+_NOTED = b"htc_manifest"
+_PLAIN_COLUMNS = ("bytes", "etag", "offset", "row", "column", "problem", "failed_before")
+_RECORD = b"htc_run"
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        # The name's bytes where they are no valid UTF-8, which `uri` can only show escaped.
+        pa.field("uri_bytes", pa.binary()),
+        pa.field("bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("container", pa.string()),
+        pa.field("container_bytes", pa.binary()),
+        pa.field("offset", pa.int64()),
+        pa.field("row", pa.int64()),
+        pa.field("column", pa.string()),
+        pa.field("problem", pa.string()),
+        # Null in no part that this release writes; the column is absent from those of older ones.
+        pa.field("failed_before", pa.bool_()),
+    ],
+    metadata={"htc_schema_version": str(SCHEMA_VERSION)},
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work, retry and output: a fixed list of images.
+
+    signed: the addresses of those images and containers that are read by signed URLs; kept in memory only.
+    """
+
+    index: int
+    images: tuple[ImageRef, ...]
+    signed: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class PartLayout:
+    """Which shards lie in which part, by arithmetic alone.
+
+    first_shards: shards in the first part; each part has twice those of the one before, at most `part_shards`.
+    """
+
+    shard_images: int
+    first_shards: int
+    part_shards: int
+
+    @classmethod
+    def of(cls, shard_images: int) -> "PartLayout":
+        """Lay out the parts of a new manifest."""
+        most = max(1, PART_IMAGES // shard_images)
+        return cls(shard_images, min(most, max(1, FIRST_PART_IMAGES // shard_images)), most)
+
+    def find(self, shard: int) -> tuple[int, int]:
+        """Return a shard's part, and how many shards lie before it there."""
+        number, start, size = 0, 0, self.first_shards
+        while size < self.part_shards:
+            if shard < start + size:
+                return number, shard - start
+            number, start, size = number + 1, start + size, min(2 * size, self.part_shards)
+        whole, within = divmod(shard - start, self.part_shards)
+        return number + whole, within
+
+    def images(self, number: int) -> int:
+        """Return how many images a part holds when it is full."""
+        # A shift of thousands of bits for the parts of a large run would be slow.
+        growth = 1 << min(number, self.part_shards.bit_length())
+        return self.shard_images * min(self.part_shards, self.first_shards * growth)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of the frozen input.
+
+    listed_bytes: encoded bytes of the images whose size listing told. unsized_images: the others.
+    duplicates, skipped, without_images, columns, refused, links, link, listing, signed: see `sources.SourceNotes`.
+    first_part_shards: see `PartLayout`; 0 where all parts have `part_shards`. is_planned: whether that is all; while
+        the input is being listed, the counts grow.
+    selection: of an incremental run, what became of the listed images, see `selection_counts`; empty for a full one.
+    """
+
+    image_count: int
+    shard_count: int
+    shard_images: int
+    part_shards: int
+    listed_bytes: int
+    unsized_images: int
+    duplicates: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    links: int = 0
+    link: str = ""
+    listing: str = ""
+    signed: int = 0
+    first_part_shards: int = 0
+    is_planned: bool = True
+    selection: dict[str, int] = field(default_factory=dict)
+    without_images: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> PartLayout:
+        """Where the shards lie."""
+        return PartLayout(self.shard_images, self.first_part_shards or self.part_shards, self.part_shards)
+
+    def left_out(self) -> list[str]:
+        """Say what of the input is no row of its own, a line per kind: nothing is dropped silently."""
+        lines = []
+        if self.duplicates:
+            entries = "entry names" if self.duplicates == 1 else "entries name"
+            lines.append(f"{self.duplicates:,} {entries} an image again, and each image is taken once")
+        archives = {kind: count for kind, count in self.skipped.items() if archive_suffix(f"a{kind}") is not None}
+        if archives:
+            lines.append(f"archives, left out: {_counted(archives)}; unpack them, or repack them as plain .tar")
+        if comments := self.skipped.get(COMMENT_LINES):
+            lines.append(f"comments in the listing, left out: {comments:,}")
+        if others := {
+            kind: count for kind, count in self.skipped.items() if kind not in archives and kind != COMMENT_LINES
+        }:
+            lines.append(f"files that are no images, left out: {_counted(others)}")
+        if self.links:
+            what = "1 link to a folder" if self.links == 1 else f"{self.links:,} links to folders"
+            lines.append(f"{what} not entered, as the files are listed by other names: {display_uri(self.link)}")
+        lines += [f"not readable, each a row with its reason: {count:,} {kind}" for kind, count in self.refused.items()]
+        lines += [f"left out: {uri} ({instead})" for uri, instead in self.without_images.items()]
+        return lines
+
+    def read_columns(self) -> str:
+        """Say which columns of Parquet files the images are read from; empty where there are none."""
+        counts = (f"{column} ({count:,} {'file' if count == 1 else 'files'})" for column, count in self.columns.items())
+        return ", ".join(counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values, for run.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Manifest":
+        """Read what `to_dict` wrote; later versions' keys are ignored."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind or 'without suffix'}" for kind, count in kinds.items())
+
+
+class ManifestReader:
+    """Reads shards from a manifest; keeps the part it read last, since shards are mostly asked for in order.
+
+    manifest: what is written so far; may be replaced while it grows.
+    """
+
+    def __init__(self, storage: Storage, folder: str, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._storage = storage
+        self._folder = folder
+        self._part: tuple[int, pa.Table] | None = None
+
+    def read_shard(self, index: int) -> Shard:
+        """Read one shard.
+
+        Raises:
+            IndexError: there is no such shard.
+            StorageError: the manifest cannot be read, or is not the one that was planned.
+        """
+        plan = self.manifest
+        if not 0 <= index < plan.shard_count:
+            raise IndexError(f"shard {index} of {plan.shard_count}")
+        number, within = plan.layout.find(index)
+        table = self._read_part(number).slice(within * plan.shard_images, plan.shard_images)
+        expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
+        if len(table) != expected or table.column("shard")[0].as_py() != index:
+            raise damaged(part_uri(self._folder, number), f"shard {index} is not whole")
+        images = tuple(refs_of(table))
+        return Shard(index, images, self._storage.signed.find_all(ref.container or ref.uri for ref in images))
+
+    def _read_part(self, number: int) -> pa.Table:
+        if self._part is None or self._part[0] != number:
+            self._part = (number, read_part(self._storage, part_uri(self._folder, number)))
+        return self._part[1]
+
+
+def manifest_uris(folder: str, manifest: Manifest) -> list[str]:
+    """Name the parts that hold what a manifest says, in their order."""
+    uris: list[str] = []
+    images = 0
+    while images < manifest.image_count:
+        images += manifest.layout.images(len(uris))
+        uris.append(part_uri(folder, len(uris)))
+    return uris
+
+
+def part_uri(folder: str, number: int) -> str:
+    """Name a part of the manifest in `folder`."""
+    return join(folder, f"part-{number:05d}.parquet")
+
+
+def read_part(storage: Storage, uri: str) -> pa.Table:
+    """Read a part of a manifest.
+
+    Raises:
+        DamagedFileError: it is damaged, or missing.
+        StorageError: it cannot be read.
+    """
+    try:
+        return read_columns(storage, uri, MANIFEST_SCHEMA)
+    except NotFoundError as error:
+        raise missing(uri, "it holds images of the run") from error
+
+
+def refs_of(table: pa.Table) -> list[ImageRef]:
+    """Return the images of a part, or of a stretch of one."""
+    return [_ref_from_row(row) for row in table.to_pylist()]
+
+
+def names_of(table: pa.Table) -> list[str]:
+    """Return the images' uris alone."""
+    pairs = zip(table.column("uri").to_pylist(), table.column("uri_bytes").to_pylist(), strict=True)
+    return [shown if odd is None else odd.decode("utf-8", "surrogateescape") for shown, odd in pairs]
+
+
+def manifest_up_to(table: pa.Table) -> Manifest | None:
+    """Return what was known when a part was written; None for a part of before that was noted."""
+    noted = (table.schema.metadata or {}).get(_NOTED)
+    return None if noted is None else Manifest.from_dict(json.loads(noted))
+
+
+def record_in(table: pa.Table) -> dict[str, Any] | None:
+    """Return the content of run.json as a part keeps it, all but `manifest`; None for a part of an earlier release."""
+    noted = (table.schema.metadata or {}).get(_RECORD)
+    return None if noted is None else dict(json.loads(noted))
+
+
+def encode_part(
+    refs: list[ImageRef], first_position: int, manifest: Manifest, record: Mapping[str, Any] | None = None
+) -> bytes:
+    """Encode a part.
+
+    Args:
+        first_position: of its first image in the whole input.
+        manifest: all parts, this one included; kept inside, so that planning that was cut off can go on.
+        record: the rest of run.json; kept inside, so that `htc doctor` can restore that file.
+    """
+    positions = range(first_position, first_position + len(refs))
+    columns: dict[str, list[Any]] = {
+        "position": list(positions),
+        "shard": [position // manifest.shard_images for position in positions],
+        "uri": [display_uri(ref.uri) for ref in refs],
+        "uri_bytes": [_odd_bytes(ref.uri) for ref in refs],
+        "container": [None if ref.container is None else display_uri(ref.container) for ref in refs],
+        "container_bytes": [_odd_bytes(ref.container) for ref in refs],
+    }
+    for name in _PLAIN_COLUMNS:
+        columns[name] = [getattr(ref, name) for ref in refs]
+    sink = io.BytesIO()
+    noted = {_NOTED: json.dumps(manifest.to_dict())} | ({} if record is None else {_RECORD: json.dumps(record)})
+    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, **noted})
+    pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def _odd_bytes(name: str | None) -> bytes | None:
+    """Return a name's bytes when they are no valid UTF-8, else None."""
+    if name is None or name.isascii():
+        return None
+    raw = name.encode("utf-8", "surrogateescape")
+    return None if display_uri(name) == name else raw
+
+
+def _ref_from_row(row: dict[str, Any]) -> ImageRef:
+    names = {}
+    for name in ("uri", "container"):
+        odd: bytes | None = row[f"{name}_bytes"]
+        names[name] = row[name] if odd is None else odd.decode("utf-8", "surrogateescape")
+    others = {name: row.get(name) for name in _PLAIN_COLUMNS}
+    return ImageRef(uri=names["uri"], container=names["container"], **others)

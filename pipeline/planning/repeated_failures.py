@@ -1,0 +1,62 @@
+"""Which images of an incremental run were not ok before it: those that are not ok again are no news.
+
+The manifest says so of each image. Manifests of older releases do not; then the rows of the earlier runs are asked.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.output.results import Results
+from pipeline.output.run_record import age_order, load_record, run_folder
+from pipeline.planning.earlier_rows import read_history
+from pipeline.planning.history import History, build_history
+from pipeline.planning.manifest import Manifest, Shard, part_uri, read_part, refs_of
+from pipeline.planning.selection import failed_before
+from pipeline.storage.storage import Storage, join
+
+
+class Repeats:
+    """Looks up which images of a run were not ok before it; reads nothing for a full run."""
+
+    def __init__(self, storage: Storage, output_uri: str, run: str) -> None:
+        self._storage = storage
+        self._output_uri = output_uri
+        self._run = run
+
+    def noted(self, shard: Shard) -> Shard:
+        """Return the shard with `failed_before` set on each image, also where its manifest does not have it."""
+        if all(ref.failed_before is not None for ref in shard.images):
+            return shard
+        return replace(shard, images=tuple(self._noted(list(shard.images))))
+
+    def numbers(self, manifest: Manifest) -> NDArray[np.int64]:
+        """Return the image ids of all images that were not ok before, ascending; [N] int64.
+
+        Raises:
+            StorageError: the manifest, or the tables of earlier runs, cannot be read.
+        """
+        found = [np.empty(0, np.int64)]
+        if not manifest.selection or not manifest.shard_count:
+            return found[0]
+        folder = join(run_folder(self._output_uri, self._run), "manifest")
+        for part in range(manifest.layout.find(manifest.shard_count - 1)[0] + 1):
+            refs = refs_of(read_part(self._storage, part_uri(folder, part)))
+            if any(ref.failed_before is None for ref in refs):
+                refs = self._noted(refs)
+            found.append(np.array([image_id(ref.uri) for ref in refs if ref.failed_before], np.int64))
+        return np.sort(np.concatenate(found))
+
+    def _noted(self, refs: list[ImageRef]) -> list[ImageRef]:
+        flags = failed_before(self._history, refs).tolist()
+        return [replace(ref, failed_before=flag) for ref, flag in zip(refs, flags, strict=True)]
+
+    @cached_property
+    def _history(self) -> History:
+        record = load_record(self._storage, self._output_uri, self._run)
+        if record is None:
+            return build_history([])
+        return read_history(Results(self._output_uri, self._storage, before=age_order(record)))[1]

@@ -1,0 +1,26 @@
+"""What became of the images that an incremental run listed, in words."""
+
+from collections.abc import Mapping
+
+from pipeline.driver.progress import count_of
+
+# By `selection.Reason`.
+_DONE = {"new": "new", "changed": "changed", "retried": "not ok before", "other_model": "of another model"}
+_LEFT = {"unchanged": "unchanged", "not_ok": "not ok and unchanged", "not_selected": "not asked for"}
+
+
+def selection_lines(selection: Mapping[str, int]) -> list[str]:
+    """Say what is done and what is left, a sentence per line; none for a full run."""
+    if not selection:
+        return []
+    done = sum(selection.get(reason, 0) for reason in _DONE)
+    of_them = f"{done:,} of them to be done ({_counted(selection, _DONE)})" if done else "none of them to be done"
+    left = _counted(selection, _LEFT)
+    lines = [f"{count_of(selection['listed'], 'image')} listed, {of_them}{f'; {left}' if left else ''}."]
+    if deleted := selection.get("deleted", 0):
+        lines.append(f"{count_of(deleted, 'image')} not listed any more: to be found in the table deletions.")
+    return lines
+
+
+def _counted(selection: Mapping[str, int], words: Mapping[str, str]) -> str:
+    return ", ".join(f"{selection[reason]:,} {word}" for reason, word in words.items() if selection.get(reason))

@@ -1,0 +1,106 @@
+"""Why a run may not begin or go on: the output is somebody else's, or the run is another one."""
+
+import re
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from pipeline.errors import NotFoundError, OutputOccupiedError, RunMismatchError
+from pipeline.job_spec.job import JobSpec
+from pipeline.output.rows import committed_shards
+from pipeline.output.run_record import RunRecord
+from pipeline.storage.damage import advice
+from pipeline.storage.storage import Storage, join
+
+SHARD_SIZE = "compute.shard_images"
+SELECTING = ("select.retry", "select.where")
+
+
+def refuse_occupied(storage: Storage, output_uri: str) -> None:
+    """Refuse an output folder that holds files, but none of our runs."""
+    kind = storage.kind(output_uri)
+    if kind == "absent":
+        return
+    if kind == "file":
+        raise OutputOccupiedError(f"The output {output_uri} is a file; name a folder.")
+    try:
+        # A run whose planning was cut off has a manifest only, and that much is ours already.
+        if next(storage.list(join(output_uri, "runs"), glob="*/*.json"), None):
+            return
+        if next(storage.list(join(output_uri, "runs"), glob="*/manifest/*.parquet"), None):
+            return
+    except NotFoundError:
+        # No folder of runs: whatever else is there is not ours.
+        pass
+    others = [listed.uri for listed in islice(storage.list(output_uri), 3)]
+    if others:
+        names = ", ".join(others)
+        raise OutputOccupiedError(
+            f"The output {output_uri} holds files that htc did not write ({names}); name an empty folder."
+        )
+
+
+def refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
+    """Refuse a new run whose partition is taken: parts of a run that lost its record would count as done."""
+    if committed_shards(storage, output_uri, name):
+        raise OutputOccupiedError(
+            f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; name another "
+            f"run, or have that file restored: {advice(output_uri)}"
+        )
+
+
+def refuse_mismatch(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> None:
+    """Refuse to go on with another model or spec, and name each key with both values."""
+    differences = find_differences(record, spec, fingerprint)
+    if differences:
+        raise RunMismatchError(
+            "\n".join(
+                [
+                    f"The run {record.run} in {spec.output.uri} was started with something else:",
+                    *differences,
+                    "Start a new run with --fresh or --run NAME, or go back to the old values.",
+                ]
+            )
+        )
+
+
+def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> list[str]:
+    """Say why a run is not one of this spec and model, a line per key; empty when it is."""
+    # Full runs, and those of before there were others, do not mention it.
+    mode = {"select.mode": "full"}
+    before, now = _settled_shard_size(mode | record.identity, mode | spec.identity(), record)
+    if before["select.mode"] != now["select.mode"]:
+        # The rest of the section belongs to the mode.
+        before, now = ({k: v for k, v in side.items() if k not in SELECTING} for side in (before, now))
+    differences = _differing(before, now)
+    if not any(line.startswith("- model.") for line in differences):
+        # A changed preset or threshold changes the model's hash too; the cause is worth a line, its effect is
+        # not.
+        then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
+        differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
+    return differences
+
+
+def _settled_shard_size(
+    before: dict[str, Any], now: dict[str, Any], record: RunRecord
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where one side leaves the images per shard open, take the other's: a run keeps what it was planned with."""
+    if now[SHARD_SIZE] == "auto":
+        return before, {**now, SHARD_SIZE: before.get(SHARD_SIZE)}
+    if before.get(SHARD_SIZE) == "auto":
+        return {**before, SHARD_SIZE: record.manifest.get("shard_images")}, now
+    return before, now
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"- {key}: {_shown(then.get(key))} then, {_shown(now.get(key))} now"
+        for key in [*then, *(key for key in now if key not in then)]
+        if then.get(key) != now.get(key)
+    ]
+
+
+def _shown(value: object) -> str:
+    # 12 characters tell two sha256 apart and still fit a line.
+    is_digest = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
+    return f"{value}"[:12] + "…" if is_digest else f"{value}"

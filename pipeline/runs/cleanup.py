@@ -1,0 +1,102 @@
+"""What attempts that died leave behind: unfinished files, and uploads that were never completed.
+
+Nobody sees them in the tables, but they fill the disk, and uploads cost money. Only the holder of the run's lease
+may remove them, because to anybody else they may be a file that is just being written.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import NotFoundError, StorageError
+from pipeline.output.run_record import run_folder
+from pipeline.runs.lease import clear_dead_lease
+from pipeline.storage.local import TEMP_SUFFIX
+from pipeline.storage.storage import Storage, join
+from pipeline.storage.uris import is_local, local_path, scheme_of
+
+log = logging.getLogger(__name__)
+TEMP_NAME = re.compile(rf"\..+\.\d+-[0-9a-f]+{re.escape(TEMP_SUFFIX)}", re.DOTALL)
+
+
+def remove_leftovers(storage: Storage, output_uri: str, run: str) -> int:
+    """Remove a run's unfinished local files or S3 uploads, and return how many there were.
+
+    What cannot be removed is logged and stays: it harms no table.
+    """
+    folders = [join(output_uri, table, f"run={run}") for table in ("images", "instances")]
+    folders.append(run_folder(output_uri, run))
+    if is_local(output_uri):
+        return sum(_remove_files(local_path(folder)) for folder in folders)
+    if scheme_of(output_uri) in ("s3", "s3a"):
+        try:
+            return sum(_abort_uploads(storage, folder) for folder in folders)
+        except StorageError as error:
+            # Policies that allow writing often forget s3:ListBucketMultipartUploads.
+            log.info("unfinished uploads were not looked for: %s", error)
+    return 0
+
+
+def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
+    """Remove the leases of runs whose driver died before it had written run.json, and return how many there were.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    count = 0
+    for name in _begun(storage, output_uri):
+        folder = run_folder(output_uri, name)
+        if not storage.exists(join(folder, "run.json")) and clear_dead_lease(storage, output_uri, name):
+            count += 1
+            if is_local(folder):
+                # Empty by now; if it is not, somebody else is at it.
+                with suppress(OSError):
+                    Path(local_path(folder)).rmdir()
+    return count
+
+
+def _begun(storage: Storage, output_uri: str) -> list[str]:
+    try:
+        return [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/lease.json")]
+    except NotFoundError:
+        return []
+
+
+def _remove_files(folder: str) -> int:
+    count = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if TEMP_NAME.fullmatch(name):
+                with suppress(OSError):
+                    Path(parent, name).unlink()
+                    count += 1
+    return count
+
+
+def _abort_uploads(storage: Storage, folder: str) -> int:
+    client, path = storage.client(join(folder, ""))
+    bucket, prefix, _ = client.split_path(path)
+    # The client spells folders without their last slash, and `run=a` must not take `run=ab` along.
+    prefix = f"{prefix.rstrip('/')}/"
+    count = 0
+    for upload in _uploads(storage, client, folder, {"Bucket": bucket, "Prefix": prefix}):
+        names = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+        storage.call(partial(client.call_s3, "abort_multipart_upload", **names), folder, "delete")
+        count += 1
+    return count
+
+
+def _uploads(storage: Storage, client: Any, folder: str, request: dict[str, str]) -> Iterator[dict[str, str]]:
+    markers: dict[str, str] | None = {}
+    while markers is not None:
+        ask = partial(client.call_s3, "list_multipart_uploads", **request, **markers)
+        page: dict[str, Any] = storage.call(ask, folder, "list")
+        yield from page.get("Uploads", [])
+        markers = None
+        if page.get("IsTruncated"):
+            markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}

@@ -1,0 +1,143 @@
+"""A run that is being worked on: what is planned of it, what is left to do, and how it ended."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import RunError, StorageError
+from pipeline.output.rows import committed_shards
+from pipeline.output.run_record import run_folder, write_json
+from pipeline.planning.background import Planning
+from pipeline.planning.manifest import Manifest, ManifestReader, Shard
+from pipeline.planning.repeated_failures import Repeats
+from pipeline.runs.cleanup import remove_leftovers
+from pipeline.runs.lease import Lease
+from pipeline.runs.summary import read_summary
+from pipeline.storage.storage import Storage, join
+
+RunState = Literal["new", "resumed", "complete"]
+
+
+class Run:
+    """One run, ready to be worked on.
+
+    Attributes:
+        name: the run's name and its partition in the tables.
+        output_uri: the folder of the tables.
+        manifest: what is known of the input; grows with each call of `new_shards` until all of it is planned.
+        state: "new", "resumed", or "complete" when every shard was committed before.
+        when_planned: called once by `new_shards`, when it first knows of all shards.
+        passed_over: the newest run before it, when that was not complete and could not be gone on with; else "".
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        output_uri: str,
+        name: str,
+        planning: Planning | Manifest,
+        *,
+        is_new: bool,
+        done: set[int] | None = None,
+        lease: Lease | None = None,
+    ) -> None:
+        """`planning`: the manifest, or what is writing it. `done`: the committed shards; None looks for them."""
+        self.name = name
+        self.output_uri = output_uri
+        self._storage = storage
+        self._lease = lease
+        self._planning = planning if isinstance(planning, Planning) else None
+        self.manifest = planning if isinstance(planning, Manifest) else planning.manifest
+        self._folder = run_folder(output_uri, name)
+        self._reader = ManifestReader(storage, join(self._folder, "manifest"), self.manifest)
+        # Nobody else commits while the lease is held: one look at what earlier sessions did is enough.
+        self._done_before = committed_shards(storage, output_uri, name) if done is None else done
+        self._repeats = Repeats(storage, output_uri, name)
+        self._told_shards = 0
+        self.when_planned: Callable[[], None] | None = None
+        self.passed_over = ""
+        self.state: RunState = "new" if is_new else ("complete" if self.is_done else "resumed")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing was left to do when it was opened, as far as it is planned; so is a new run of no image."""
+        return self.is_planned and self._done_before.issuperset(range(self.shard_count))
+
+    @property
+    def image_count(self) -> int:
+        """Images in the manifest, as far as it is known."""
+        return self.manifest.image_count
+
+    @property
+    def shard_count(self) -> int:
+        """Shards in the manifest, as far as it is known."""
+        return self.manifest.shard_count
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether all shards are known; until then the counts grow."""
+        return self.manifest.is_planned
+
+    def todo(self) -> list[int]:
+        """Return the shards that are not committed now, ascending; a listing each time."""
+        committed = committed_shards(self._storage, self.output_uri, self.name)
+        return [index for index in range(self.shard_count) if index not in committed]
+
+    def new_shards(self) -> list[int]:
+        """Return the shards planned since the last call that were not committed before, ascending; to be asked often.
+
+        Raises:
+            InputError: the input cannot be listed.
+            StorageError: the manifest cannot be written.
+            RunError: the lease is lost; nothing may be committed any more.
+        """
+        if self._lease is not None:
+            self._lease.check()
+        if self._planning is not None:
+            self._planning.check()
+            was_planned = self.is_planned
+            self.manifest = self._reader.manifest = self._planning.manifest
+            if self.is_planned and not was_planned and self.when_planned is not None:
+                self.when_planned()
+        first, self._told_shards = self._told_shards, self.shard_count
+        return [index for index in range(first, self.shard_count) if index not in self._done_before]
+
+    def read_shard(self, index: int) -> Shard:
+        """Read one shard's images from the manifest."""
+        shard = self._reader.read_shard(index)
+        return self._repeats.noted(shard) if self.manifest.selection else shard
+
+    def repeats(self) -> NDArray[np.int64]:
+        """Return the image ids of the images that were not ok before this run, ascending; [N] int64."""
+        return self._repeats.numbers(self.manifest)
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write summary.json; an earlier session's is replaced.
+
+        Raises:
+            StorageError: it cannot be written, or the run is another driver's by now.
+        """
+        if self._lease is not None:
+            try:
+                self._lease.check()
+            except RunError as error:
+                raise StorageError(str(error)) from error
+        write_json(self._storage, join(self._folder, "summary.json"), summary, is_redacted=True)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Read summary.json; None when no session came to its end, or it is damaged, which is reported."""
+        return read_summary(self._storage, self.output_uri, self.name)
+
+    def close(self) -> None:
+        """Stop planning, remove what dead attempts left, and give back the lease; the run is not worked on any more."""
+        has_stopped = self._planning is None or self._planning.stop()
+        # A planning that hangs in storage may still write: its lease must grow old first.
+        if self._lease is None or not has_stopped:
+            return
+        with suppress(RunError):
+            self._lease.check()
+            remove_leftovers(self._storage, self.output_uri, self.name)
+        self._lease.release()

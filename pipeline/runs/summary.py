@@ -1,0 +1,173 @@
+"""How a run ended, for summary.json, the exit code and the last lines on the screen."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.errors import DamagedFileError
+from pipeline.messages import ImageFailure
+from pipeline.output.run_record import read_json, run_folder
+from pipeline.runs.error_budget import allowed_errors
+from pipeline.runs.outcomes import OUTCOMES, Outcome
+from pipeline.storage.damage import damaged, warn
+from pipeline.storage.storage import Storage, join
+
+# Enough to see what is wrong; the `images` table has them all.
+MAX_EXAMPLES = 50
+_NUMBERS = ("images", "images_done", "instances")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The outcome of one session of a run; totals are of the whole run, earlier sessions included.
+
+    run: the run's name.
+    status: see `outcomes`.
+    exit_code: 0 for complete, 1 for everything else; see `outcomes`.
+    reason: one sentence for a person when the status is not "complete", else empty.
+    images: input images; `images_done` of them have their row.
+    statuses: rows by status.
+    errors: rows that are not ok and count against the error budget. repeated_errors: the other rows that are not ok: of
+        an incremental run's images that were not ok before either.
+    error_rate: `errors` by `images`, 0 to 1; `max_error_rate` is the budget, `max_errors` its floor.
+    instances: rows in `instances`.
+    session_images, seconds, images_per_s: of this session alone, start-up included.
+    stage_shares: parts of the workers' time by stage, adding up to 1; this session.
+    failure_reasons: rows by reason, the most frequent first, capped.
+    failure_examples: the first failures met in this session, capped: uri, status, reason.
+    retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
+        this session. device: what the workers ran on, "" when none was needed. model: the preset.
+    is_trained: False when the weights are the untrained ones. has_bug: whether a shard was given up because of an
+        exception that nobody foresaw, in any session. error_log: where the tracebacks of unforeseen exceptions
+        lie, None without any.
+    """
+
+    run: str
+    status: Outcome
+    exit_code: int
+    reason: str
+    images: int
+    images_done: int
+    statuses: Mapping[str, int]
+    error_rate: float
+    max_error_rate: float
+    instances: int
+    session_images: int
+    seconds: float
+    images_per_s: float
+    errors: int = 0
+    repeated_errors: int = 0
+    max_errors: int = 0
+    stage_shares: Mapping[str, float] = field(default_factory=dict)
+    failure_reasons: Mapping[str, int] = field(default_factory=dict)
+    failure_examples: tuple[ImageFailure, ...] = ()
+    retries: int = 0
+    workers_lost: int = 0
+    workers_started: int = 0
+    device: str = ""
+    model: str = ""
+    is_trained: bool = True
+    has_bug: bool = False
+    error_log: str | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON-able values, for summary.json."""
+        values = asdict(self)
+        values["failure_examples"] = [
+            {"uri": failure.uri, "status": failure.status, "reason": failure.reason}
+            for failure in self.failure_examples
+        ]
+        return values
+
+
+def summary_uri(output_uri: str, run: str) -> str:
+    """Return where a run's summary.json lies."""
+    return join(run_folder(output_uri, run), "summary.json")
+
+
+def read_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] | None:
+    """Read a run's summary.json; None when it is not there, or damaged, which is reported: the tables tell the same.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    try:
+        return load_summary(storage, output_uri, run)
+    except DamagedFileError as error:
+        warn(error)
+        return None
+
+
+def load_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] | None:
+    """Read a run's summary.json; None when it is not there.
+
+    Raises:
+        DamagedFileError: it is damaged.
+        StorageError: storage failed.
+    """
+    uri = summary_uri(output_uri, run)
+    content = read_json(storage, uri)
+    if content is None:
+        return None
+    if content.get("status") not in OUTCOMES:
+        raise damaged(uri, "it does not say how the run ended")
+    statuses, numbers = content.get("statuses", {}), [content.get(name, 0) for name in _NUMBERS]
+    if not isinstance(statuses, dict) or not all(isinstance(each, int) for each in [*statuses.values(), *numbers]):
+        raise damaged(uri, "its counts are no numbers")
+    return content
+
+
+def judge(
+    *,
+    images: int,
+    images_done: int,
+    errors: int,
+    max_error_rate: float,
+    has_bug: bool,
+    is_interrupted: bool,
+    hopeless: str = "",
+    is_planned: bool = True,
+    max_errors: int = 0,
+    is_any_ok: bool = True,
+) -> tuple[Outcome, str]:
+    """Decide how a run ended.
+
+    Args:
+        images: input images.
+        images_done: images that have their row.
+        errors: rows that are not ok and count against the error budget.
+        max_error_rate: the budget, 0 to 1; a rate equal to it is within.
+        has_bug: whether a shard was given up because of an exception that nobody foresaw.
+        is_interrupted: whether a person or the system stopped the run.
+        hopeless: why it was stopped before its end, when it could not end within the budget.
+        is_planned: whether the input was listed to its end; until then it is not known how many images there are.
+        max_errors: the floor of the budget, see `error_budget.allowed_errors`.
+        is_any_ok: whether any row is ok; without one there is no floor.
+
+    Returns:
+        The status and one sentence, empty for "complete".
+    """
+    if hopeless and images_done < images:
+        return "over_error_budget", hopeless
+    if images_done < images or not is_planned:
+        return "interrupted" if is_interrupted else "incomplete", _what_is_left(
+            images, images_done, is_interrupted=is_interrupted, is_planned=is_planned
+        )
+    if has_bug:
+        return "incomplete", "A shard failed with an exception of this program; its images are marked failed."
+    floor = max_errors if is_any_ok else 0
+    if errors > (allowed := allowed_errors(images, max_error_rate, floor)):
+        share = f"{max_error_rate:.1%}, that is {allowed}" if allowed else f"{max_error_rate:.1%}"
+        reason = f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {share}."
+        return "over_error_budget", reason
+    return "complete", ""
+
+
+def _what_is_left(images: int, images_done: int, *, is_interrupted: bool, is_planned: bool) -> str:
+    if not is_planned:
+        # All that were planned may be done: that is not all there are.
+        return f"The input was not listed to its end; {images_done} images are done, and the same command goes on."
+    left = images - images_done
+    if is_interrupted:
+        return f"Stopped with {left} of {images} images to go; the same command resumes."
+    return f"{left} of {images} images are not done; the same command resumes."

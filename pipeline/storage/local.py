@@ -1,0 +1,218 @@
+"""Files on this machine's own file systems: list in order, read a range, write atomically.
+
+Local paths do not go through fsspec: plain calls are several times faster, and no character of a name is
+special.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.errors import AccessDeniedError, IncompleteReadError, ObjectTooLargeError
+from pipeline.storage.objects import Fetched
+from pipeline.storage.uris import name_order
+
+TEMP_SUFFIX = ".htc-tmp"
+"""Our unfinished files are `.NAME.<pid>-<random>.htc-tmp`; the leading dot keeps them out of every
+listing."""
+
+
+OnLink = Callable[[str, str], None]
+"""Called for a link to a folder that is not entered, with the link's path and the real folder's."""
+
+Identity = tuple[int, int]
+
+
+def walk_files(
+    folder: str, after: str = "", on_link: OnLink | None = None
+) -> Iterator[tuple[str, os.stat_result | None]]:
+    """List the files below a folder as (path, stat), in the order of their whole paths (`uris.name_order`).
+
+    Hidden files and folders are left out. A link to a file is listed as one, and a link that leads nowhere with None:
+    it is a missing image, not an absent one. Each real folder is entered once: one that lies below `folder` by its
+    own path and never by a link, one that lies elsewhere by the first link that leads to it, in the order of paths.
+
+    Args:
+        after: only paths behind this one; folders that end before it are not entered.
+        on_link: called for each link to a folder that is not entered, because its files come under another name.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    yield from _Walk(folder.rstrip("/") or "/", name_order(after), on_link).files()
+
+
+class _Walk:
+    """One walk through a folder; what it keeps is of the folders that lie elsewhere, and links lead to."""
+
+    def __init__(self, root: str, after: bytes, on_link: OnLink | None) -> None:
+        self._root = root
+        self._real_root = os.path.realpath(root)
+        self._after = after
+        self._on_link = on_link
+        # By which path each folder that lies elsewhere was entered first.
+        self._elsewhere: dict[Identity, str] = {}
+        self._is_whole = not after
+
+    def files(self) -> Iterator[tuple[str, os.stat_result | None]]:
+        yield from self._below(self._root, is_elsewhere=False)
+
+    def _below(self, folder: str, *, is_elsewhere: bool) -> Iterator[tuple[str, os.stat_result | None]]:
+        found: list[tuple[str, os.DirEntry[str]]] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if self._after and _ends_before(entry, self._after):
+                    continue
+                if _leads_to(entry, os.DirEntry.is_dir):
+                    found.append((entry.name + "/", entry))
+                elif entry.is_symlink() or _leads_to(entry, os.DirEntry.is_file):
+                    found.append((entry.name, entry))
+        # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths.
+        found.sort(key=lambda each: name_order(each[0]))
+        for name, entry in found:
+            if not name.endswith("/"):
+                yield entry.path, _stat(entry)
+            elif not (is_elsewhere or entry.is_symlink()):
+                yield from self._below(entry.path, is_elsewhere=False)
+            elif self._may_enter(entry):
+                yield from self._below(entry.path, is_elsewhere=True)
+
+    def _may_enter(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder that is reached by a link is entered, as its files come under no other name."""
+        real = os.path.realpath(entry.path)
+        below = real.removeprefix(self._real_root.rstrip("/") + "/")
+        is_root = real == self._real_root
+        # A hidden folder is not entered by its own path.
+        is_own = is_root or (below != real and not any(part.startswith(".") for part in below.split("/")))
+        if not is_own and self._first_path(entry) == entry.path:
+            return True
+        if entry.is_symlink() and self._on_link is not None:
+            self._on_link(entry.path, real)
+        return False
+
+    def _first_path(self, entry: os.DirEntry[str]) -> str:
+        if not self._is_whole:
+            # What comes before `after` was passed over, and some of it may lead there, too.
+            self._is_whole = True
+            whole = _Walk(self._root, b"", None)
+            for path, _ in whole.files():
+                if name_order(path) > self._after:
+                    break
+            self._elsewhere = whole._elsewhere
+        return self._elsewhere.setdefault(_identity(entry.path), entry.path)
+
+
+def _ends_before(entry: os.DirEntry[str], after: bytes) -> bool:
+    path = name_order(entry.path)
+    if not _leads_to(entry, os.DirEntry.is_dir):
+        return path <= after
+    return path + b"/" < after and not after.startswith(path + b"/")
+
+
+def _leads_to(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    try:
+        return kind(entry)
+    except OSError:
+        if entry.is_symlink():
+            # One that leads back to itself, or where this user may not go: its row says so, and the others go on.
+            return False
+        raise
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if entry.is_symlink():
+            return None
+        raise
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
+
+
+def etag_of(status: os.stat_result) -> str:
+    """Return a local file's version: modification time in ns and size, both hexadecimal."""
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def read_file(path: str, offset: int | None, length: int | None, max_bytes: int | None = None) -> Fetched:
+    """Read a whole file, or a range of it; a range beyond the end comes back short.
+
+    Raises:
+        OSError: it cannot be read.
+        ObjectTooLargeError: it is larger than `max_bytes`, and all of it is wanted.
+        IncompleteReadError: it was written to meanwhile, so that the bytes may be of two versions.
+    """
+    with Path(path).open("rb", buffering=0 if length is None else -1) as file:
+        before = os.fstat(file.fileno())
+        if max_bytes is not None and length is None and before.st_size > max_bytes:
+            raise ObjectTooLargeError(path, before.st_size)
+        if offset:
+            file.seek(offset)
+        payload = file.read() if length is None else file.read(length)
+        etag = etag_of(before)
+        if etag_of(os.fstat(file.fileno())) != etag:
+            raise IncompleteReadError(f"{path} was written to while it was read.")
+    return Fetched(payload, etag)
+
+
+def write_file(path: str, payload: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    The temporary file lies in the same folder, because a rename is atomic within one file system only.
+
+    Raises:
+        OSError: it cannot be written; the temporary file is gone.
+    """
+    target = Path(path)
+    _make_folder(target.parent)
+    temp = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
+    try:
+        with temp.open("xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder is needed", str(folder)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this the new name itself may be lost in a power cut. Some network file systems refuse it; the
+    # payload is safe there too, so that is no reason to fail.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_listable(folder: str) -> None:
+    """Refuse a folder that cannot be entered, by name.
+
+    Raises:
+        AccessDeniedError: no permission to list it.
+    """
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise AccessDeniedError(f"No permission to list {folder}; check the permissions.")

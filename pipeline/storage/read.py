@@ -1,0 +1,219 @@
+"""Reading an object of a remote store: which version it is of, and whether all of it came.
+
+S3 tells the version in its answer to the GET itself. Of other stores it is asked beforehand, and only where a
+listing told one to compare with.
+"""
+
+import asyncio
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import IncompleteReadError, ObjectTooLargeError
+from pipeline.storage.objects import Fetched, Listed, listed_from, unquoted
+from pipeline.storage.uris import S3_SCHEMES, WEB_SCHEMES
+
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """What of an object is wanted.
+
+    path: as the file system spells it. uri: as people do.
+    offset, length: in bytes; None for the beginning and the end.
+    listed: the object when it was listed, None when it never was.
+    max_bytes: the most that may be taken into memory.
+    """
+
+    path: str
+    uri: str
+    offset: int | None = None
+    length: int | None = None
+    listed: Listed | None = None
+    max_bytes: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole object is wanted."""
+        return self.offset is None and self.length is None
+
+    @property
+    def end(self) -> int | None:
+        """The first byte that is not wanted."""
+        return None if self.length is None else (self.offset or 0) + self.length
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """How much is likely to come, None when nobody told."""
+        return self.listed.bytes if self.is_whole and self.listed is not None else self.length
+
+
+def begin_read(client: Any, request: ReadRequest) -> Future[Fetched]:
+    """Send a read on its way; cancelling the future ends it.
+
+    A range that begins or ends beyond the object comes back short, as it does of a local file. The future raises
+    what the client does, and besides:
+
+    Raises:
+        IncompleteReadError: less or more came than the store said there is, or than was listed.
+        ObjectTooLargeError: the object is larger than `max_bytes`; its body was not read.
+    """
+    protocols = {client.protocol} if isinstance(client.protocol, str) else set(client.protocol)
+    if protocols & S3_SCHEMES:
+        return asyncio.run_coroutine_threadsafe(_get(client, request), client.loop)
+    if protocols & WEB_SCHEMES:
+        return asyncio.run_coroutine_threadsafe(_get_from_web(client, request), client.loop)
+    if getattr(client, "async_impl", False):
+        return asyncio.run_coroutine_threadsafe(_cat(client, request), client.loop)
+    return _read_now(client, request)
+
+
+async def _get(client: Any, request: ReadRequest) -> Fetched:
+    bucket, key, _ = client.split_path(request.path)
+    wanted = _range(request)
+    try:
+        answer = await client._call_s3("get_object", Bucket=bucket, Key=key, **({"Range": wanted} if wanted else {}))
+    except OSError as error:
+        if wanted is None or not _is_beyond_end(error):
+            raise
+        if request.offset:
+            return Fetched(b"", None)
+        # No range fits an empty object.
+        answer = await client._call_s3("get_object", Bucket=bucket, Key=key)
+    body = answer["Body"]
+    try:
+        # A store that sends in chunks tells no length; then whoever reads judges what came.
+        size = answer.get("ContentLength", 0)
+        if request.max_bytes is not None and size > request.max_bytes:
+            raise ObjectTooLargeError(request.uri, size)
+        payload: bytes = await body.read()
+    finally:
+        # A body that was read to its end has given its connection back already.
+        body.close()
+    etag = unquoted(answer.get("ETag"))
+    if answer.get("ContentRange") is None:
+        payload = _check_whole(request, payload, etag)
+    else:
+        _check_range(request, payload, _total(answer["ContentRange"]))
+    return Fetched(payload, etag)
+
+
+async def _get_from_web(client: Any, request: ReadRequest) -> Fetched:
+    wanted = None if request.is_whole else _range(request)
+    # Compressed on the way it would have another size, and often another ETag.
+    headers = client.kwargs.get("headers", {}) | {"Accept-Encoding": "identity"}
+    options = client.kwargs | {"headers": headers | ({"Range": wanted} if wanted else {})}
+    session = await client.set_session()
+    async with session.get(client.encode_url(request.path), **options) as answer:
+        if answer.status == 416:
+            return Fetched(b"", None)
+        client._raise_not_found_for_status(answer, request.uri)
+        most = request.max_bytes
+        if most is not None and (answer.content_length or 0) > most:
+            raise ObjectTooLargeError(request.uri, answer.content_length)
+        payload = bytearray()
+        async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+            payload += chunk
+            if most is not None and len(payload) > most:
+                # Some hosts tell no length, and some tell a wrong one.
+                raise ObjectTooLargeError(request.uri, len(payload))
+        etag = unquoted(answer.headers.get("ETag"))
+        content_range = answer.headers.get("Content-Range") if answer.status == 206 else None
+    if content_range is None:
+        return Fetched(_check_whole(request, bytes(payload), etag), etag)
+    _check_range(request, payload, _total(content_range))
+    return Fetched(bytes(payload), etag)
+
+
+def _range(request: ReadRequest) -> str | None:
+    if request.is_whole and request.listed is not None and request.listed.bytes is not None:
+        return None
+    # Of an object of unknown size "all from 0" is asked for, because the answer to a range tells the object's
+    # whole size, and so a body that was cut short on the way can be told from a short object.
+    last = "" if request.end is None else str(request.end - 1)
+    return f"bytes={request.offset or 0}-{last}"
+
+
+def _is_beyond_end(error: OSError) -> bool:
+    response = getattr(error.__cause__, "response", None)
+    code = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    return code == 416
+
+
+def _total(content_range: str) -> int | None:
+    total = content_range.rpartition("/")[2]
+    return int(total) if total.isdigit() else None
+
+
+def _check_whole(request: ReadRequest, payload: bytes, etag: str | None) -> bytes:
+    """Compare a whole object with what was listed, and cut the range out if the store ignored it."""
+    listed = request.listed
+    if listed is not None and listed.bytes is not None and listed.etag == etag and len(payload) != listed.bytes:
+        raise IncompleteReadError(
+            f"Storage sent {len(payload)} of {listed.bytes} bytes of {request.uri}, whose version is unchanged."
+        )
+    return payload if request.is_whole else payload[request.offset or 0 : request.end]
+
+
+def _check_range(request: ReadRequest, payload: bytes | bytearray, total: int | None) -> None:
+    begin = request.offset or 0
+    ends = [end for end in (request.end, total) if end is not None]
+    expected = max(0, min(ends) - begin) if ends else len(payload)
+    if len(payload) != expected:
+        raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
+
+
+async def _cat(client: Any, request: ReadRequest) -> Fetched:
+    found = await client._info(request.path) if _is_versioned(request) else None
+    now = _check_limit(request, found)
+    start, end = _bounds(request)
+    payload = await client._cat_file(request.path, start=start, end=end)
+    if _is_short(request, payload):
+        _check_range(request, payload, listed_from(request.uri, await client._info(request.path)).bytes)
+    return _as_fetched(request, now, payload)
+
+
+def _read_now(client: Any, request: ReadRequest) -> Future[Fetched]:
+    """Read through a file system that knows no asyncio, in the calling thread."""
+    done: Future[Fetched] = Future()
+    now = _check_limit(request, client.info(request.path) if _is_versioned(request) else None)
+    start, end = _bounds(request)
+    payload = client.cat_file(request.path, start=start, end=end)
+    if _is_short(request, payload):
+        _check_range(request, payload, listed_from(request.uri, client.info(request.path)).bytes)
+    done.set_result(_as_fetched(request, now, payload))
+    return done
+
+
+def _is_short(request: ReadRequest, payload: bytes) -> bool:
+    # It was cut off on the way, or the object ends there: its size tells.
+    return request.length is not None and len(payload) < request.length
+
+
+def _is_versioned(request: ReadRequest) -> bool:
+    return request.listed is not None and request.listed.etag is not None
+
+
+def _check_limit(request: ReadRequest, found: dict[str, Any] | None) -> Listed | None:
+    """Return what the object is now, as far as that is known."""
+    now = request.listed if found is None else listed_from(request.uri, found)
+    size = now.bytes if now is not None and request.is_whole else None
+    if request.max_bytes is not None and size is not None and size > request.max_bytes:
+        raise ObjectTooLargeError(request.uri, size)
+    return now
+
+
+def _bounds(request: ReadRequest) -> tuple[int | None, int | None]:
+    return (None, None) if request.is_whole else (request.offset or 0, request.end)
+
+
+def _as_fetched(request: ReadRequest, now: Listed | None, payload: bytes) -> Fetched:
+    expected = now.bytes if request.is_whole and now is not None else None
+    if request.length is not None and len(payload) > request.length:
+        # Servers may ignore the range and send everything.
+        payload = payload[request.offset or 0 : request.end]
+    # More than was listed is no fault: some stores unpack what they hold compressed.
+    if expected is not None and len(payload) < expected:
+        raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
+    return Fetched(payload, now.etag if now is not None else None)

@@ -1,0 +1,167 @@
+"""A run's metrics, exported through Ray: each node's agent answers Prometheus with them, `ray_` before the name.
+
+The driver tells what is committed, what failed and how much is left; each worker what it has done so far, attempts
+that are thrown away included. Where Ray does not run, as in most tests, nothing happens. Labels have few values: a run
+has one name, and reasons are reduced to their words and capped; no label names an image or a shard.
+"""
+
+import itertools
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from pipeline.messages import STAGES, ShardFailure, ShardReport, Stage
+
+# Of one process; the rest is "other". Ray's agent keeps every combination of labels for the life of the process.
+MAX_REASON_LABELS = 20
+MAX_LABEL_LENGTH = 80
+
+
+class Metric(NamedTuple):
+    """One metric as Ray is told of it; every one has the label `run` besides its own."""
+
+    kind: Literal["counter", "gauge"]
+    description: str
+    labels: tuple[str, ...] = ()
+
+    def exported(self, name: str) -> str:
+        """The name that Prometheus sees."""
+        return f"ray_{name}_total" if self.kind == "counter" else f"ray_{name}"
+
+
+METRICS: Mapping[str, Metric] = {
+    # Of the driver.
+    "htc_images": Metric("counter", "Images committed by this driver, by the status of their rows.", ("status",)),
+    "htc_image_failures": Metric("counter", "Rows committed that are not ok, by reason.", ("status", "reason")),
+    "htc_retries": Metric("counter", "Attempts at shards that ended without a commit, by what ended them.", ("kind",)),
+    "htc_workers_lost": Metric("counter", "Workers that died or were ended because they hung."),
+    "htc_workers": Metric("gauge", "Workers alive, by whether they hold their model yet.", ("state",)),
+    "htc_queue_depth": Metric("gauge", "Shards that are planned and not committed, those under way among them."),
+    "htc_run_images": Metric("gauge", "Images of the run: listed so far, and done (those under way too).", ("state",)),
+    # Of each worker.
+    "htc_worker_images": Metric("counter", "Images a worker is done with, attempts that are thrown away included."),
+    "htc_stage_seconds": Metric("counter", "Seconds by stage, summed over threads; wait: the model idle.", ("stage",)),
+    "htc_read_bytes": Metric("counter", "Encoded bytes of images read."),
+    "htc_batch_size": Metric("gauge", "Images per inference, as far as memory allows."),
+}
+
+
+def exported_names() -> frozenset[str]:
+    """The names that Prometheus sees."""
+    return frozenset(metric.exported(name) for name, metric in METRICS.items())
+
+
+@dataclass(frozen=True)
+class WorkerTotals:
+    """What a worker has done since it began; nothing in it ever becomes less, but for the batch size."""
+
+    images: int = 0
+    bytes_read: int = 0
+    stage_s: Mapping[Stage, float] = field(default_factory=dict)
+    batch_size: int = 0
+
+
+class WorkerMetrics:
+    """One worker's metrics; told from any thread, now and then, so that no image costs anything."""
+
+    def __init__(self, run: str) -> None:
+        self._exporter = _Exporter(run)
+        self._told = WorkerTotals()
+        self._lock = threading.Lock()
+
+    def tell(self, totals: WorkerTotals) -> None:
+        """Export what has been added since the last time."""
+        with self._lock:
+            before, self._told = self._told, totals
+            self._exporter.add("htc_worker_images", totals.images - before.images)
+            self._exporter.add("htc_read_bytes", totals.bytes_read - before.bytes_read)
+            for stage in STAGES:
+                more = totals.stage_s.get(stage, 0.0) - before.stage_s.get(stage, 0.0)
+                self._exporter.add("htc_stage_seconds", more, stage=stage)
+            self._exporter.set("htc_batch_size", totals.batch_size)
+
+
+class DriverMetrics:
+    """The driver's metrics; told from one thread."""
+
+    def __init__(self, run: str) -> None:
+        self._exporter = _Exporter(run)
+        self._reasons: set[str] = set()
+
+    def committed(self, report: ShardReport) -> None:
+        """Count a shard's rows."""
+        for status, count in report.statuses.items():
+            self._exporter.add("htc_images", count, status=status)
+        for failure in report.failures:
+            reason = self._label(failure.reason)
+            self._exporter.add("htc_image_failures", 1, status=failure.status, reason=reason)
+
+    def attempt_failed(self, failure: ShardFailure) -> None:
+        """Count an attempt that ended without a commit."""
+        self._exporter.add("htc_retries", 1, kind=failure.kind)
+
+    def worker_lost(self) -> None:
+        """Count a worker that is gone."""
+        self._exporter.add("htc_workers_lost", 1)
+
+    def stands(self, *, workers: int, workers_ready: int, shards_left: int, images: int, images_done: int) -> None:
+        """Tell where the run stands."""
+        self._exporter.set("htc_workers", workers_ready, state="ready")
+        self._exporter.set("htc_workers", workers - workers_ready, state="starting")
+        self._exporter.set("htc_queue_depth", shards_left)
+        self._exporter.set("htc_run_images", images, state="listed")
+        self._exporter.set("htc_run_images", images_done, state="done")
+
+    def _label(self, reason: str) -> str:
+        words = reason_words(reason)
+        if words in self._reasons or len(self._reasons) < MAX_REASON_LABELS:
+            self._reasons.add(words)
+            return words
+        return "other"
+
+
+def reason_words(reason: str) -> str:
+    """Return a failure's reason without what differs from image to image: numbers, names, bytes.
+
+    Its words up to the first that is none, or all of its words where it begins otherwise; images of one fault share
+    one label.
+    """
+    pieces = [piece.strip("(),.:;") for piece in reason.split()]
+    are_words = [bool(re.fullmatch(r"[A-Za-z]+(?:['-][A-Za-z]+)*", piece)) for piece in pieces]
+    first = list(itertools.takewhile(lambda pair: pair[1], zip(pieces, are_words, strict=True)))
+    chosen = first if len(first) > 1 else [pair for pair in zip(pieces, are_words, strict=True) if pair[1]]
+    return " ".join(word for word, _ in chosen)[:MAX_LABEL_LENGTH].strip() or "unnamed"
+
+
+class _Exporter:
+    """Makes each of Ray's metrics when it is first told something, and nothing at all where Ray does not run."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._made: dict[str, Any] = {}
+
+    def add(self, name: str, amount: float, **labels: str) -> None:
+        metric = self._metric(name) if amount > 0 else None
+        if metric is not None:
+            metric.inc(amount, {"run": self._run, **labels})
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        metric = self._metric(name)
+        if metric is not None:
+            metric.set(value, {"run": self._run, **labels})
+
+    def _metric(self, name: str) -> Any:
+        # Not imported for its own sake: without a cluster nobody would collect the numbers.
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return None
+        if name not in self._made:
+            from ray.util import metrics
+
+            kinds = {"counter": metrics.Counter, "gauge": metrics.Gauge}
+            metric = METRICS[name]
+            self._made[name] = kinds[metric.kind](name, metric.description, tag_keys=("run", *metric.labels))
+        return self._made[name]

@@ -1,0 +1,1 @@
+"""Training from files, by one process or by several under Ray Train."""

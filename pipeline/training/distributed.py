@@ -1,0 +1,167 @@
+"""Training by several processes, on one machine or many, started and watched by Ray Train."""
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cluster.connection import WorkerPlan, ray_cluster
+from pipeline.errors import HtcError, RunError
+from pipeline.job_spec.job import ComputeSection, StorageSection
+from pipeline.storage.storage import Storage
+
+if TYPE_CHECKING:
+    from htc_model.training.loop import OnStep
+    from htc_model.training.spec import TrainingSpec
+
+LOOK_EVERY_S = 1.0
+
+
+def train_on_workers(
+    spec: "TrainingSpec", *, storage: StorageSection | None = None, on_step: "OnStep | None" = None
+) -> Path:
+    """Train with `spec.workers` processes; gradients are averaged, so one step sees workers x batch_size pictures.
+
+    Ray is the cluster that RAY_ADDRESS names, or started here. The output folder must be seen by all machines.
+    Nothing is retried: a run whose worker died goes on with the same command.
+
+    Args:
+        spec: from `load_training_spec`; relative paths count from the current folder.
+        storage: how annotations and images are reached.
+        on_step: called with the logged steps only.
+
+    Raises:
+        HtcError: what a worker raised; see `pipeline.training.single.train`.
+        RunError: the cluster cannot be reached or is too small, or a worker died.
+    """
+    compute = ComputeSection(
+        workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, cpus_per_worker=spec.cpus_per_worker
+    )
+    output = Path(spec.output).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    # Ray Train's own records; nothing of ours is in there.
+    records = output / f".ray-{uuid.uuid4().hex[:8]}"
+    # Ray Train reads these when it is imported: its second version, and no folder of its own for the workers.
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    try:
+        with ray_cluster(compute, shards=spec.workers) as plan:
+            _check_room(plan)
+            _fit(spec, plan, records, storage or StorageSection(), _MetricsWatch(output / "metrics.jsonl", on_step))
+    finally:
+        shutil.rmtree(records, ignore_errors=True)
+    return output / "weights.safetensors"
+
+
+def _check_room(plan: WorkerPlan) -> None:
+    """Refuse what the cluster cannot hold; Ray would wait for it forever."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for resource, each in (("CPU", plan.cpus), ("GPU", plan.gpus)):
+        there = resources.get(resource, 0.0)
+        if plan.workers * each > there:
+            raise RunError(
+                f"{plan.workers} workers with {each:g} {resource}s each need {plan.workers * each:g}, but there are "
+                f"{there:g}; lower workers or {resource.lower()}s_per_worker."
+            )
+
+
+def _fit(
+    spec: "TrainingSpec", plan: WorkerPlan, records: Path, storage: StorageSection, watch: "_MetricsWatch"
+) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        _train_one,
+        train_loop_config={
+            "spec": spec.model_dump(mode="json"),
+            "storage": storage.model_dump(mode="json"),
+            "folder": str(Path.cwd()),
+            "threads": max(1, int(plan.cpus)),
+        },
+        torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpus > 0,
+            resources_per_worker={"CPU": plan.cpus} | ({"GPU": plan.gpus} if plan.gpus else {}),
+        ),
+        run_config=RunConfig(name="train", storage_path=str(records), failure_config=FailureConfig(max_failures=0)),
+    )
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - carried over to the caller, whatever it is
+            failures.append(error)
+
+    # In a thread of its own: in the main one, Ray would take Ctrl-C for itself and end with exit code 0.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        watch.look()
+        thread.join(LOOK_EVERY_S)
+    watch.look()
+    if failures:
+        raise _translate(failures[0]) from failures[0]
+
+
+def _translate(error: BaseException) -> BaseException:
+    """Find what a worker wanted to tell among what Ray makes of it."""
+    reasons: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    for reason in reasons.values():
+        told: BaseException | None = reason
+        while told is not None:
+            if isinstance(told, HtcError):
+                return told
+            told = told.__cause__
+    if reasons:
+        rank, reason = next(iter(reasons.items()))
+        last = (str(reason).strip() or type(reason).__name__).splitlines()[-1]
+        return RunError(f"Training worker {rank} failed: {last} The same command goes on from the last checkpoint.")
+    return error
+
+
+def _train_one(settings: dict[str, Any]) -> None:
+    """One worker's part; Ray has joined the processes by torch.distributed before."""
+    import torch
+    from ray.train.torch import get_device
+
+    from htc_model.training.spec import TrainingSpec
+    from pipeline.training.single import train_alone
+
+    # The spec's relative paths count from where the command was given.
+    with contextlib.suppress(OSError):
+        os.chdir(settings["folder"])
+    torch.set_num_threads(settings["threads"])
+    spec = TrainingSpec.model_validate(settings["spec"])
+    train_alone(spec, storage=Storage(StorageSection(**settings["storage"])), device=str(get_device()))
+
+
+class _MetricsWatch:
+    """Tells of the steps that the first worker has logged since the last look."""
+
+    def __init__(self, path: Path, on_step: "OnStep | None") -> None:
+        self._path = path
+        self._on_step = on_step
+        self._told = time.time()
+        self._step = 0
+
+    def look(self) -> None:
+        """Call `on_step` with the newest logged step, if it is new."""
+        from htc_model.training.plots import read_metrics
+
+        if self._on_step is None or not self._path.exists() or self._path.stat().st_mtime <= self._told:
+            return
+        self._told = self._path.stat().st_mtime
+        lines = [line for line in read_metrics(self._path) if "losses" in line]
+        if lines and lines[-1]["step"] != self._step:
+            self._step = lines[-1]["step"]
+            self._on_step(self._step, lines[-1]["steps"], lines[-1]["losses"])

@@ -1,0 +1,192 @@
+"""Training from files: the spec, COCO annotations and images, each from a local path or any storage."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, model_validator
+from torch import Tensor
+
+from htc_model.config import ModelConfigError
+from htc_model.training.annotations import (
+    AnnotationError,
+    CocoAnnotations,
+    ImageAnnotations,
+    merge_annotations,
+    read_annotations,
+)
+from htc_model.training.checkpoint import CheckpointError
+from htc_model.training.loop import OnStep, TrainingStoppedError
+from htc_model.training.run import EvaluationSet, run_training
+from htc_model.training.spec import DataSection, TrainingSpec
+from htc_model.weights.load import load_weights
+from pipeline.errors import ImageError, RunError, SpecError, StorageError
+from pipeline.inputs.coco_files import read_coco
+from pipeline.inputs.decode import decode_image
+from pipeline.inputs.label_maps import decode_label_map
+from pipeline.job_spec.job import ModelSection, StorageSection, Uri
+from pipeline.job_spec.parsing import absolute_uri, read_spec
+from pipeline.machine_limits import usable_cpus
+from pipeline.storage.storage import Storage, join
+from pipeline.weights.cache import resolve_weights
+
+_URI: TypeAdapter[str] = TypeAdapter(Uri)
+
+
+class StoredTrainingSpec(TrainingSpec):
+    """A training run and how its annotations, images and initial weights are reached.
+
+    storage: see `StorageSection`; it does not decide what is computed, so a run may go on with another.
+    """
+
+    storage: StorageSection = StorageSection()
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        # The weights file carries the spec.
+        for section in (*self.train, *self.evaluate):
+            for uri in (section.annotations, section.images, section.stuff):
+                _URI.validate_python(uri or ".")
+        _URI.validate_python(self.model.initial)
+        return self
+
+
+def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> StoredTrainingSpec:
+    """Read a YAML training spec and lay the flags over it.
+
+    Args:
+        path: a YAML file, local or remote; None when the flags say everything.
+        overrides: values by dotted key, `{"model.preset": "htc_lite0_fpn"}`; None stands for a flag not given.
+
+    Raises:
+        SpecError: one sentence per problem, all problems at once.
+    """
+    return read_spec(StoredTrainingSpec, path, overrides)
+
+
+def train(spec: StoredTrainingSpec, *, on_step: OnStep | None = None) -> Path:
+    """Train what a spec asks for with as many processes as it asks for.
+
+    Args, returns and raises as `train_alone`, and RunError when the workers' cluster fails.
+    """
+    if spec.workers > 1:
+        from pipeline.training.distributed import train_on_workers
+
+        return train_on_workers(_without_storage(spec), storage=spec.storage, on_step=on_step)
+    has_gpu = spec.gpus_per_worker != 0 and torch.cuda.is_available()
+    storage, device = Storage(spec.storage), "cuda" if has_gpu else "cpu"
+    # torch counts the machine's cores, and not what a container may use of them.
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cpus())))
+    return train_alone(_without_storage(spec), storage=storage, device=device, on_step=on_step)
+
+
+def _without_storage(spec: StoredTrainingSpec) -> TrainingSpec:
+    """Keep what decides the result: checkpoint and weights hold nothing else."""
+    return TrainingSpec.model_validate(spec.model_dump(exclude={"storage"}))
+
+
+def train_alone(
+    spec: TrainingSpec, *, storage: Storage | None = None, device: str = "cpu", on_step: OnStep | None = None
+) -> Path:
+    """Train in this process, or go on where the output folder's checkpoint stands.
+
+    Several processes that torch.distributed has joined, each calling this, train as one.
+
+    Args:
+        spec: `workers` is not looked at.
+        storage: the door to annotations and images.
+        device: to train on.
+        on_step: for progress.
+
+    Returns:
+        the finished `.safetensors` file.
+
+    Raises:
+        SpecError: annotations, classes, preset, initial weights or checkpoint do not fit the spec.
+        StorageError: an annotation file cannot be read.
+        RunError: a loss is not finite, or memory ran out.
+    """
+    storage = storage or Storage()
+    load_image = _loader(storage, decode_image)
+    try:
+        annotations = _load_data(spec.train, spec, storage)
+        evaluation = [_load_evaluation(section, spec, storage, load_image, annotations) for section in spec.evaluate]
+        return run_training(
+            spec,
+            annotations,
+            load_image,
+            evaluation=evaluation,
+            load_state=lambda uri: _load_state(uri, storage),
+            load_stuff=_loader(storage, decode_label_map),
+            device=device,
+            on_step=on_step,
+        )
+    except (AnnotationError, ModelConfigError, CheckpointError) as error:
+        raise SpecError(str(error)) from error
+    except TrainingStoppedError as error:
+        raise RunError(str(error)) from error
+
+
+def _load_data(
+    sections: Sequence[DataSection], spec: TrainingSpec, storage: Storage, *, is_truth: bool = False
+) -> CocoAnnotations:
+    # Images without objects stay in the truth: a detection on one of them is wrong and must count.
+    keeps_empty = is_truth or spec.keeps_empty_images
+    parts = []
+    for section in sections:
+        uri = absolute_uri(section.annotations)
+        try:
+            part = read_annotations(
+                read_coco(uri, storage),
+                classes=spec.model.classes,
+                keeps_empty_images=keeps_empty,
+                is_truth=is_truth,
+            )
+        except AnnotationError as error:
+            raise SpecError(f"{uri}: {error}") from error
+        folder = absolute_uri(section.images)
+        stuff = None if section.stuff is None else absolute_uri(section.stuff)
+        parts.append(replace(part, images=tuple(_placed(image, folder, stuff) for image in part.images)))
+    return merge_annotations(parts)
+
+
+def _placed(image: ImageAnnotations, folder: str, stuff: str | None) -> ImageAnnotations:
+    """Say where an image's files are; its semantic map has its name, as a PNG."""
+    stuff_file = None if stuff is None else join(stuff, str(PurePosixPath(image.file_name).with_suffix(".png")))
+    return replace(image, file_name=join(folder, image.file_name), stuff_file=stuff_file)
+
+
+def _load_evaluation(
+    section: DataSection,
+    spec: TrainingSpec,
+    storage: Storage,
+    load_image: Callable[[str], NDArray[np.uint8]],
+    training: CocoAnnotations,
+) -> EvaluationSet:
+    annotations = _load_data([section], spec, storage, is_truth=True)
+    if annotations.category_ids != training.category_ids:
+        raise SpecError(
+            f"{section.annotations} has the classes {', '.join(annotations.classes)}, the training data "
+            f"{', '.join(training.classes)}; name the classes in model.classes."
+        )
+    return EvaluationSet(section.annotations, annotations, load_image)
+
+
+def _loader(storage: Storage, decode: Callable[[bytes], NDArray[np.uint8]]) -> Callable[[str], NDArray[np.uint8]]:
+    def load(uri: str) -> NDArray[np.uint8]:
+        try:
+            return decode(storage.read(uri))
+        except (ImageError, StorageError) as error:
+            # The network's side knows OSError as "this picture cannot be read": named, skipped, counted.
+            raise OSError(str(error)) from error
+
+    return load
+
+
+def _load_state(uri: str, storage: Storage) -> Mapping[str, Tensor]:
+    path = resolve_weights(ModelSection(weights=absolute_uri(uri)), storage)
+    return {} if path is None else load_weights(path).state

@@ -1,0 +1,1 @@
+"""Weights files on this machine, and the identity of a model."""

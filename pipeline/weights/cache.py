@@ -1,0 +1,267 @@
+"""Weights files on this machine: published ones downloaded once, remote ones copied, all of them checked.
+
+The cache is `$HTC_CACHE/weights`, else `~/.cache/htc-batch/weights`. A download goes to a `.part` file that
+the next attempt continues, and gets its name only when its hash is right. Workers that start together wait
+for one download instead of doing it each.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from htc_model.weights.model_zoo import (
+    PublishedWeights,
+    UnknownWeightsError,
+    bundled_weights,
+    find,
+    find_by_sha256,
+    sha256_prefix_of,
+)
+from pipeline.errors import NotFoundError, StorageError, WeightsUnavailableError
+from pipeline.job_spec.job import ModelSection
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import base_name, home_path, is_local, local_path
+
+CHUNK_BYTES = 16 * 2**20
+"""Read at once, and thus lost at most when a download breaks."""
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are here and those expected (None: not told) after each chunk."""
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What a weights file is.
+
+    path, bytes, sha256 (64 hex digits): of the file.
+    expected_prefix: the hash digits that its name promises, or None. is_hash_right: None without a promise.
+    published: the name of the published checkpoint that this is, by its hash, or None.
+    preset: the preset that it fits, or None. parameters: how many numbers it holds.
+    classes: their names, or None when the file does not tell.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    expected_prefix: str | None
+    is_hash_right: bool | None
+    published: str | None
+    preset: str | None
+    parameters: int
+    classes: tuple[str, ...] | None
+
+
+def cache_folder() -> Path:
+    """Return the folder that downloaded weights are kept in; it may not exist yet."""
+    root = os.environ.get("HTC_CACHE")
+    return (home_path(root) if root else home_path("~/.cache/htc-batch")) / "weights"
+
+
+def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Path | None:
+    """Find the file that a spec's `model.weights` means, downloading it if it is not here.
+
+    Returns:
+        a local path; None for "untrained".
+
+    Raises:
+        WeightsUnavailableError: no such file, nothing published for the preset, or no way to get it.
+    """
+    if section.weights == "untrained":
+        return None
+    if section.weights == "demo":
+        return bundled_weights()
+    if section.weights == "coco":
+        return fetch_weights(section.preset, storage=storage)
+    if is_local(section.weights):
+        path = Path(local_path(section.weights))
+        if not path.is_file():
+            raise WeightsUnavailableError(f"There is no weights file {path}.")
+        return path
+    return _copy_remote(section.weights, storage or Storage())
+
+
+def weights_here(section: ModelSection) -> Path | None:
+    """Return the local file of the spec's weights; None when there is none or it has yet to be fetched."""
+    if section.weights == "untrained":
+        return None
+    if section.weights == "demo":
+        return bundled_weights()
+    if section.weights != "coco":
+        return Path(local_path(section.weights)) if is_local(section.weights) else None
+    try:
+        file_name = find(section.preset).file_name
+    except UnknownWeightsError:
+        return None
+    path = cache_folder() / file_name if file_name else None
+    return path if path and path.is_file() else None
+
+
+def fetch_weights(
+    name: str,
+    cache_dir: Path | None = None,
+    *,
+    storage: Storage | None = None,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Download a published checkpoint unless it is here, and check its hash.
+
+    Args:
+        name: a preset, or a name of `htc_model.weights.model_zoo`.
+        cache_dir: where to keep it, instead of the cache.
+
+    Raises:
+        WeightsUnavailableError: unknown name, no published file, offline, disk full, or a wrong hash; the
+            message says what to do.
+    """
+    try:
+        published = find(name)
+    except UnknownWeightsError as error:
+        raise WeightsUnavailableError(
+            f"{error} Use --weights with a file of your own, or --weights untrained."
+        ) from error
+    if published.url is None or published.file_name is None or published.sha256_prefix is None:
+        raise WeightsUnavailableError(
+            f"No file of {published.name} is known to download; give the path of one with --weights."
+        )
+    target = (cache_dir or cache_folder()) / published.file_name
+    try:
+        download(published.url, target, published.sha256_prefix, storage=storage, on_progress=on_progress)
+    except StorageError as error:
+        raise WeightsUnavailableError(_offline_advice(published, target, error)) from error
+    return target
+
+
+def download(
+    uri: str,
+    target: Path,
+    sha256_prefix: str | None = None,
+    *,
+    storage: Storage | None = None,
+    on_progress: Progress | None = None,
+) -> None:
+    """Copy a remote file to a local path, continuing an earlier attempt; nothing to do if it is here.
+
+    Raises:
+        StorageError: the source cannot be read.
+        WeightsUnavailableError: the hash is wrong, or the disk refuses.
+    """
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _sole_writer(target):
+            if target.exists():
+                _check_hash(target, target, sha256_prefix)
+                return
+            _append_rest(storage or Storage(), uri, part, on_progress)
+            _check_hash(part, target, sha256_prefix)
+            part.replace(target)
+    except OSError as error:
+        raise WeightsUnavailableError(
+            f"{target} cannot be written: {error.strerror or error}; set HTC_CACHE to another folder."
+        ) from error
+
+
+@contextmanager
+def _sole_writer(target: Path) -> Iterator[None]:
+    """Let one process of this machine at a time work on a file; the kernel lets go when a process dies."""
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _append_rest(storage: Storage, uri: str, part: Path, on_progress: Progress | None) -> None:
+    total = storage.stat(uri).bytes
+    with part.open("ab") as file:
+        if total is None:  # the server does not tell, so there are no ranges either
+            file.truncate(0)
+            file.write(storage.read(uri))
+            return
+        if file.tell() > total:  # not a beginning of this file
+            file.truncate(0)
+            file.seek(0)
+        while (here := file.tell()) < total:
+            file.write(storage.read(uri, here, min(CHUNK_BYTES, total - here)))
+            file.flush()
+            if on_progress is not None:
+                on_progress(file.tell(), total)
+
+
+def _check_hash(path: Path, target: Path, sha256_prefix: str | None) -> None:
+    if sha256_prefix is None:
+        return
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256.startswith(sha256_prefix):
+        return
+    if path != target:
+        path.unlink()  # continuing it would never come right
+        raise WeightsUnavailableError(
+            f"What was downloaded as {target.name} has the sha256 {sha256[:8]}... instead of "
+            f"{sha256_prefix}...; it was thrown away, try again."
+        )
+    raise WeightsUnavailableError(
+        f"{target} is damaged: its sha256 is {sha256[:8]}... instead of {sha256_prefix}...; delete it and try again."
+    )
+
+
+def _offline_advice(published: PublishedWeights, target: Path, error: StorageError) -> str:
+    reason = str(error).rstrip(".")
+    return (
+        f"The weights {published.name} could not be downloaded ({reason}). Where there is a network, get "
+        f"{published.url}, put it here as {target}, and check it with: htc weights verify {target}"
+    )
+
+
+def _copy_remote(uri: str, storage: Storage) -> Path:
+    """Copy a weights file from remote storage into the cache; another version is another file there."""
+    try:
+        listed = storage.stat(uri)
+        version = hashlib.sha256(f"{uri}\0{listed.etag}\0{listed.bytes}".encode()).hexdigest()[:16]
+        target = cache_folder() / version / base_name(uri)
+        download(uri, target, sha256_prefix_of(target.name), storage=storage)
+    except NotFoundError as error:
+        raise WeightsUnavailableError(f"There is no weights file {uri}.") from error
+    except StorageError as error:
+        raise WeightsUnavailableError(f"The weights {uri} cannot be read: {error}") from error
+    return target
+
+
+def verify_file(path: str | Path, preset: str | None = None) -> WeightsReport:
+    """Read a weights file completely and say what it is.
+
+    Args:
+        preset: the network that it must fit, or None to find out which it does.
+
+    Raises:
+        WeightsError: it cannot be read, or does not fit `preset`.
+        ModelConfigError: there is no such preset.
+    """
+    import torch
+
+    from htc_model.config import load_preset
+    from htc_model.network.detector import build_model
+    from htc_model.weights.load import check_fit, guess_preset, load_weights
+
+    config = None if preset is None else load_preset(preset)
+    loaded = load_weights(path)
+    if config is not None:
+        with torch.device("meta"):
+            check_fit(build_model(config), loaded)
+    expected = sha256_prefix_of(Path(path).name)
+    published = find_by_sha256(loaded.sha256)
+    classes = loaded.metadata.get("classes")
+    return WeightsReport(
+        path=str(path),
+        bytes=Path(path).stat().st_size,
+        sha256=loaded.sha256,
+        expected_prefix=expected,
+        is_hash_right=None if expected is None else loaded.sha256.startswith(expected),
+        published=None if published is None else published.name,
+        preset=preset or guess_preset(loaded.state),
+        parameters=sum(tensor.numel() for tensor in loaded.state.values()),
+        classes=None if classes is None else tuple(classes),
+    )

@@ -1,0 +1,109 @@
+"""The only places where every exception is caught: around one image, one shard's attempt, and the start of Ray.
+
+Everything inside the first two may raise freely. At the first border an exception becomes the image's row, at the
+second a `ShardFailure` for the driver; both log the traceback of what nobody foresaw, so that no bug is silent. The
+third is no wider than one call, because Ray raises Exception itself for a node that does not come up in time.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.errors import (
+    HtcError,
+    ImageError,
+    NotFoundError,
+    RunError,
+    StorageError,
+    UnsupportedSchemeError,
+    WebHostError,
+)
+from pipeline.messages import ImageFailure, PieceReport, ShardFailure, ShardReport
+from pipeline.redaction import redact
+from pipeline.worker.byte_budget import LaneClosedError
+from pipeline.worker.commit_claim import AbandonedError, OrphanedError
+
+T = TypeVar("T")
+Report = ShardReport | PieceReport
+log = logging.getLogger(__name__)
+
+
+class DeviceLostError(Exception):
+    """The accelerator's context is broken for good: no border holds it, because only a new process helps."""
+
+
+class CommitError(Exception):
+    """A shard's tables could not be written; the cause says why."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text without secrets, its type named unless it is one of ours."""
+    text = redact(" ".join(str(error).split()))
+    if isinstance(error, HtcError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def at_image_border(uri: str, step: Callable[[], T], *, is_last_attempt: bool = False) -> T | ImageFailure:
+    """Run one step of one image; whatever goes wrong with it becomes its failure, and its neighbours go on.
+
+    Raises:
+        StorageError: storage failed for a reason that is not the image's, and another attempt is left. On the
+            last
+            attempt this image pays alone.
+    """
+    try:
+        return step()
+    except (DeviceLostError, LaneClosedError):
+        raise
+    except ImageError as error:
+        return ImageFailure(uri, error.status, error.reason)
+    except NotFoundError as error:
+        return ImageFailure(uri, "missing", one_line(error))
+    except (WebHostError, UnsupportedSchemeError) as error:
+        return ImageFailure(uri, "failed", one_line(error))
+    except StorageError as error:
+        if not is_last_attempt:
+            raise
+        return ImageFailure(uri, "failed", one_line(error))
+    except Exception as error:  # the border of one image
+        log.exception("image %s failed", uri)
+        return ImageFailure(uri, "failed", one_line(error), traceback.format_exc())
+
+
+def at_shard_border(index: int, attempt: Callable[[], Report]) -> Report | ShardFailure:
+    """Run one shard's attempt; whatever ends it becomes a value that the driver can judge."""
+    try:
+        return attempt()
+    except DeviceLostError:
+        raise
+    except AbandonedError:
+        return ShardFailure(index, "abandoned", "another attempt commits the shard", is_charged=False)
+    except OrphanedError:
+        return ShardFailure(index, "orphaned", "the driver was not heard of for too long to commit the shard")
+    except CommitError as error:
+        log.exception("shard %d was not committed", index)
+        return ShardFailure(index, "commit", one_line(error.__cause__ or error))
+    except StorageError as error:
+        return ShardFailure(index, "storage", one_line(error))
+    except Exception as error:  # the border of one shard
+        log.exception("shard %d failed", index)
+        return ShardFailure(index, "bug", one_line(error), traceback.format_exc())
+
+
+def at_cluster_border(connect: Callable[[], object], failure: str, way_out: str) -> None:
+    """Start Ray or connect to it.
+
+    Args:
+        failure, way_out: what to say before and after Ray's own words.
+
+    Raises:
+        RunError: it went wrong, whatever it was.
+    """
+    try:
+        connect()
+    except Exception as error:  # the border of Ray's start
+        log.debug("Ray did not start", exc_info=True)
+        words = redact(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+        raise RunError(f"{failure}: {words} ({way_out}).") from error

@@ -1,0 +1,236 @@
+"""The model inside a worker: loaded once, fed batches that fit, one image's trouble kept to that image."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from htc_model.config import ModelConfig
+from htc_model.finite import NonFiniteError, check_finite
+from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
+from htc_model.preprocess import build_batch, padded_size
+from htc_model.structures import Detections, ImageBatch, RawDetections
+from pipeline.errors import ImageError
+from pipeline.job_spec.job import ModelSection
+from pipeline.messages import ImageFailure
+from pipeline.storage.storage import Storage
+from pipeline.weights.fingerprint import configured
+from pipeline.worker.batching import BatchSize
+from pipeline.worker.error_boundaries import DeviceLostError, at_image_border
+
+log = logging.getLogger(__name__)
+
+# The feature maps and RoI features that htc_x101_64x4d_fpn holds at once add up to some 0.7 KiB per padded pixel; three
+# times that is the guess, not measured on a card yet. A wrong guess costs a halved batch, not the run.
+BYTES_PER_PIXEL = 2048
+# Leaves room for the next batch's pixels, the masks being encoded and the allocator's fragments.
+MEMORY_SHARE = 0.5
+# Larger batches wait longer for images of their shape, and 16 of 1333 x 800 are work enough for any card.
+MAX_AUTO_BATCH = 16
+# Image columns of masks worked on at a time, about 2 kB of memory each (`htc_model.masks.encode`): some 60 MB, 8 MB,
+# 1 MB.
+MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
+
+
+class SegmentationModel(Protocol):
+    """What a worker needs of a model; `htc_model.network.detector.HTC` is one."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes, classes and thresholds."""
+
+    def infer(self, batch: ImageBatch) -> list[RawDetections]:
+        """Detections of every image of the batch, on the batch's device."""
+
+
+LoadModel = Callable[[ModelSection], SegmentationModel]
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """One image on its way into a batch: place in the shard, uri, and pixels [H, W, 3] uint8 RGB."""
+
+    position: int
+    uri: str
+    pixels: np.ndarray
+
+
+def load_model(section: ModelSection, storage: Storage | None = None) -> SegmentationModel:
+    """Build the spec's network with its weights, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsUnavailableError: the weights cannot be had.
+        WeightsError: the weights are not of this preset, or not weights.
+    """
+    from htc_model.network.detector import build_model
+    from htc_model.weights.load import load_into, load_weights
+    from htc_model.weights.untrained import untrained_state
+    from pipeline.weights.cache import resolve_weights
+
+    path = resolve_weights(section, storage)
+    model = build_model(configured(section, path)).eval()
+    if path is None:
+        model.load_state_dict(untrained_state(model.state_dict()))
+    else:
+        load_into(model, load_weights(path))
+    return model
+
+
+def pick_device(gpus: float) -> torch.device:
+    """The worker's GPU when it was given one and CUDA sees it, else the CPU."""
+    return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
+
+
+def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
+    """How many images of the largest padded shape fit; 1 on a CPU, where larger batches measure no faster.
+
+    htc_lite0_fpn took 0.25 s per image alone and 0.29 s in a batch of four, on one core.
+    """
+    if device.type != "cuda":
+        return 1
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    height, width = padded_size(config.resize.short_side, config.resize.long_side, config.resize)
+    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * height * width))))
+
+
+def _finite(raw: RawDetections) -> RawDetections:
+    """Return detections whose numbers are all finite.
+
+    Raises:
+        ImageError: `failed`, one is NaN or infinite.
+    """
+    try:
+        check_finite("scores", [raw.scores])
+        check_finite("boxes", [raw.boxes_xyxy])
+        if raw.mask_probs is not None:
+            check_finite("masks", [raw.mask_probs])
+    except NonFiniteError as error:
+        raise ImageError("failed", f"the model computed no result: {error}") from error
+    return raw
+
+
+def _unwatched(images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Segmenter:
+    """Runs a model over decoded images on one device, in batches that fit its memory."""
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        device: torch.device,
+        *,
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        """`precision`: "fp32", "bf16" (autocast) or "auto" (fp32); `batch_size` None: by memory."""
+        if isinstance(model, torch.nn.Module):
+            model.to(device)
+        self.model = model
+        self.device = device
+        self._is_bf16 = precision == "bf16"
+        self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
+
+    def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
+        """The (height, width) that the image has inside a batch; equal shapes may share one."""
+        height, width = image.pixels.shape[:2]
+        return padded_size(height, width, self.model.config.resize)
+
+    def segment(
+        self,
+        images: Sequence[DecodedImage],
+        *,
+        watch: Callable[[Sequence[DecodedImage]], AbstractContextManager[None]] = _unwatched,
+    ) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
+        """Segment images of one padded shape; every image comes out once, with its detections or its failure.
+
+        A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails.
+        A batch that raises is taken apart, so that only the image at fault fails.
+
+        Args:
+            watch: entered with the images of each batch while the model has them.
+
+        Raises:
+            DeviceLostError: the device is unusable.
+        """
+        batches = deque([list(images)])
+        while batches:
+            batch = batches.popleft()
+            name = batch[0].uri if len(batch) == 1 else f"{batch[0].uri} and {len(batch) - 1} more"
+            with watch(batch):
+                outcome = at_image_border(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
+            if isinstance(outcome, list):
+                self.batch_size.succeeded(len(batch))
+                for image, raw in zip(batch, outcome, strict=True):
+                    # Whatever the model is: NaN would be rows that no reader can order or filter.
+                    yield image, at_image_border(image.uri, lambda raw=raw: _finite(raw))  # type: ignore[misc]
+            elif len(batch) > 1:
+                half = (len(batch) + 1) // 2 if outcome is None else 1
+                pieces = [batch[start : start + half] for start in range(0, len(batch), half)]
+                batches.extendleft(reversed(pieces))
+            elif outcome is None:
+                height, width = batch[0].pixels.shape[:2]
+                reason = f"the {self.device.type} ran out of memory on this {width} x {height} image alone"
+                yield batch[0], ImageFailure(batch[0].uri, "failed", reason)
+            else:
+                yield batch[0], outcome
+
+    def encode(self, raw: RawDetections) -> Detections:
+        """Encode one image's masks; where they do not fit the memory, in smaller and smaller chunks.
+
+        Raises:
+            ImageError: `failed`, they fit in no way.
+            DeviceLostError: the device is unusable.
+        """
+        for chunk_columns in MASK_CHUNKS:
+            detections = self._encode(raw, chunk_columns)
+            if detections is not None:
+                return detections
+        height, width = raw.original_size
+        raise ImageError(
+            "failed", f"the {self.device.type} ran out of memory on the masks of this {width} x {height} image"
+        )
+
+    def _encode(self, raw: RawDetections, chunk_columns: int) -> Detections | None:
+        """One image's encoded masks; None when they do not fit the memory."""
+        try:
+            return encode_detections(raw, chunk_columns=chunk_columns)
+        except torch.OutOfMemoryError:
+            log.warning("out of memory with masks in chunks of %d columns", chunk_columns)
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(str(error)) from error
+        self._free_cache()
+        return None
+
+    def _infer(self, images: Sequence[DecodedImage]) -> list[RawDetections] | None:
+        """Detections of one batch; None when it does not fit the memory."""
+        try:
+            batch = build_batch([image.pixels for image in images], self.model.config, self.device)
+            with torch.inference_mode(), self._autocast():
+                return self.model.infer(batch)
+        except NonFiniteError as error:
+            # A batch is taken apart, so that only the image at fault fails.
+            raise ImageError("failed", f"the model computed no result: {error}") from error
+        except torch.OutOfMemoryError:
+            self.batch_size.ran_out(len(images))
+            log.warning("out of memory with %d images, now at most %d", len(images), self.batch_size.current)
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(str(error)) from error
+        self._free_cache()
+        return None
+
+    def _free_cache(self) -> None:
+        # Called outside the handlers: the exception's traceback would keep the tensors alive.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._is_bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()

@@ -1,0 +1,136 @@
+"""One shard's attempt inside a worker: through the stages, into rows, committed."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+from pipeline.assignments import Assignment
+from pipeline.errors import HtcError
+from pipeline.job_spec.job import JobSpec
+from pipeline.messages import Hang, ImageFailure, PieceReport, ShardReport
+from pipeline.output.rows import ImageRow, InstanceRow, build_image_row, commit_shard
+from pipeline.planning.planner import Shard
+from pipeline.telemetry import WorkerTotals
+from pipeline.worker.commit_claim import Claim
+from pipeline.worker.error_boundaries import CommitError
+from pipeline.worker.memory import resident_bytes
+from pipeline.worker.segmenter import Segmenter
+from pipeline.worker.shard_pipeline import EncodedImage, ShardStages, WorkerTools
+from pipeline.worker.totals import WorkLog
+
+
+class ShardProcessor:
+    """Turns shards into committed tables with one model; `process` may run on two threads at once."""
+
+    def __init__(self, segmenter: Segmenter, spec: JobSpec, *, run: str, model_label: str, cpus: float) -> None:
+        """`cpus`: cores this worker may use; that many images are decoded at once."""
+        self._run = run
+        self._tools = WorkerTools(segmenter, spec, model_label=model_label, cpus=cpus)
+        self._log = WorkLog()
+
+    @property
+    def device_name(self) -> str:
+        """The device's kind."""
+        return self._tools.segmenter.device.type
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size in use now."""
+        return self._tools.segmenter.batch_size.current
+
+    def hang(self) -> Hang | None:
+        """Images that take longer than the spec allows."""
+        return self._tools.watch.hang()
+
+    def totals(self) -> WorkerTotals:
+        """What was done so far, for the metrics."""
+        return self._log.totals(batch_size=self.batch_size)
+
+    def process(
+        self, shard: Shard, assignment: Assignment, *, claim: Claim, on_images: Callable[[int], None]
+    ) -> ShardReport | PieceReport:
+        """Segment the shard's images, or those that are assigned, and commit them where that is ours to do.
+
+        Args:
+            claim: the attempt's right to commit.
+            on_images: told the number of further images whose outcome is known.
+
+        Raises:
+            StorageError: images cannot be read for now; never raised by the last attempt.
+            CommitError: the tables cannot be written.
+            AbandonedError: another attempt commits.
+            OrphanedError: the driver was not heard of for too long.
+        """
+        start = time.perf_counter()
+        self._tools.storage.signed.add(shard.signed)
+        positions = assignment.positions or tuple(range(len(shard.images)))
+        work = ShardStages(
+            self._tools,
+            shard,
+            positions=positions,
+            is_last_attempt=assignment.is_last,
+            claim=claim,
+            on_images=self._log.counting(on_images),
+        )
+        with self._log.following(work.clock, work.bytes_read):
+            outcomes = work.outcomes()
+            with work.clock.time("write"):
+                images = Shard(shard.index, tuple(shard.images[position] for position in positions))
+                image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)
+                if assignment.is_committed_by_worker:
+                    claim.take()
+                    self._commit(shard, image_rows, instance_rows, claim)
+        report = ShardReport(
+            index=shard.index,
+            statuses=dict(Counter(row.status for row in image_rows)),
+            instances=len(instance_rows),
+            stage_s=work.clock.seconds(),
+            bytes_read=work.bytes_read.value,
+            seconds=time.perf_counter() - start,
+            failures=tuple(each for each in outcomes if isinstance(each, ImageFailure)),
+            repeats=sum(
+                isinstance(each, ImageFailure) and bool(ref.failed_before)
+                for ref, each in zip(images.images, outcomes, strict=True)
+            ),
+            batch_size=self.batch_size,
+            memory_bytes=resident_bytes(),
+        )
+        if assignment.is_committed_by_worker:
+            return report
+        return PieceReport(shard.index, positions, report, tuple(image_rows), tuple(instance_rows))
+
+    def _rows(
+        self, shard: Shard, outcomes: "list[EncodedImage | ImageFailure]", attempt: int
+    ) -> tuple[list[ImageRow], list[InstanceRow]]:
+        image_rows: list[ImageRow] = []
+        instance_rows: list[InstanceRow] = []
+        for ref, outcome in zip(shard.images, outcomes, strict=True):
+            build = partial(
+                build_image_row,
+                ref,
+                shard=shard.index,
+                model=self._tools.model_label,
+                attempts=attempt,
+                read=outcome.read,
+            )
+            if isinstance(outcome, ImageFailure):
+                image_rows.append(build(status=outcome.status, error=outcome.reason))
+            else:
+                image_rows.append(build(size=outcome.size, instances=len(outcome.rows)))
+                instance_rows.extend(outcome.rows)
+        return image_rows, instance_rows
+
+    def _commit(self, shard: Shard, image_rows: list[ImageRow], instance_rows: list[InstanceRow], claim: Claim) -> None:
+        try:
+            commit_shard(
+                self._tools.storage,
+                self._tools.spec.output.uri,
+                self._run,
+                shard.index,
+                image_rows,
+                instance_rows,
+                confirm=claim.confirm,
+            )
+        except HtcError as error:
+            raise CommitError(str(error)) from error

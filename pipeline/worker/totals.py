@@ -1,0 +1,53 @@
+"""What a worker has done since it began, the shards under way included."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pipeline.driver.throughput import StageClock
+from pipeline.telemetry import WorkerTotals
+from pipeline.worker.prefetch import ByteGauge
+
+
+class WorkLog:
+    """Adds up the shards of one worker, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._images = 0
+        self._bytes_of_ended = 0
+        self._stages_of_ended = StageClock()
+        self._under_way: list[tuple[StageClock, ByteGauge]] = []
+
+    def counting(self, on_images: Callable[[int], None]) -> Callable[[int], None]:
+        """Return a callback that counts images here and then calls `on_images`."""
+
+        def count(images: int) -> None:
+            with self._lock:
+                self._images += images
+            on_images(images)
+
+        return count
+
+    @contextmanager
+    def following(self, clock: StageClock, bytes_read: ByteGauge) -> Iterator[None]:
+        """Count a shard's seconds and bytes, during the block as they stand, after it for good."""
+        with self._lock:
+            self._under_way.append((clock, bytes_read))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way.remove((clock, bytes_read))
+                self._stages_of_ended.add(clock.seconds())
+                self._bytes_of_ended += bytes_read.value
+
+    def totals(self, *, batch_size: int) -> WorkerTotals:
+        """Return everything so far."""
+        with self._lock:
+            stages = StageClock()
+            stages.add(self._stages_of_ended.seconds())
+            for clock, _ in self._under_way:
+                stages.add(clock.seconds())
+            bytes_read = self._bytes_of_ended + sum(gauge.value for _, gauge in self._under_way)
+            return WorkerTotals(self._images, bytes_read, stages.seconds(), batch_size)

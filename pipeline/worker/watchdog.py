@@ -1,0 +1,67 @@
+"""Knows which images a worker has in hand and since when, so that one that hangs is noticed."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.messages import Hang
+
+Step = Literal["decoding", "the model", "mask encoding"]
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    index: int
+    positions: tuple[int, ...]
+    step: Step
+    start_s: float
+
+    def reason(self, seconds: float) -> str:
+        company = f" with {len(self.positions)} images" if len(self.positions) > 1 else ""
+        return f"{self.step} hung for {seconds:.0f} s{company}; the limit is retry.image_timeout_s"
+
+
+class ImageWatch:
+    """Images under way in one worker; used from all of its threads."""
+
+    def __init__(self, timeout_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`timeout_s`: for one image in one step, n times as much for a batch of n; None for no limit."""
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._under_way: dict[int, _UnderWay] = {}
+
+    @contextmanager
+    def on(self, index: int, positions: Sequence[int], step: Step) -> Iterator[None]:
+        """Watch images of shard `index` during the block."""
+        entry = _UnderWay(index, tuple(sorted(positions)), step, self._clock())
+        with self._lock:
+            number = next(self._numbers)
+            self._under_way[number] = entry
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._under_way[number]
+
+    def hang(self) -> Hang | None:
+        """The images that are over their time the longest; None when all is well."""
+        if self._timeout_s is None:
+            return None
+        now = self._clock()
+        with self._lock:
+            late = [
+                (now - entry.start_s - self._timeout_s * len(entry.positions), entry)
+                for entry in self._under_way.values()
+            ]
+        if not late:
+            return None
+        over_s, entry = max(late, key=lambda pair: pair[0])
+        if over_s < 0:
+            return None
+        return Hang(entry.index, entry.positions, entry.reason(now - entry.start_s))
