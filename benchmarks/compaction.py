@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from pipeline.maintenance.compaction import compact_run
 from pipeline.output.parts import Part, part_uri
 from pipeline.output.results import Results
-from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.output.run_record import RunRecord, write_record
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.output.views import open_database
 from pipeline.planning.manifest import Manifest
 from pipeline.storage.storage import Storage

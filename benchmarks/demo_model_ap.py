@@ -33,7 +33,7 @@ def score_set(folder: Path, work: Path, weights: str) -> dict[str, Any]:
     from jobs.results.evaluate import evaluate_run
     from pipeline.driver.run import run
     from pipeline.job_spec.job import load_spec
-    from pipeline.output.rows import open_results
+    from pipeline.output.results import open_results
     from pipeline.storage.storage import Storage
 
     annotations = folder / "instances_heldout.json"

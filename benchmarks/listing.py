@@ -19,9 +19,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from pipeline.inputs.listing import list_images
-from pipeline.job_spec.job import StorageSection, load_spec
+from pipeline.job_spec.job import load_spec
 from pipeline.planning.planner import plan_run
-from pipeline.storage.storage import Listed, Storage
+from pipeline.storage.config import StorageSection
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage
 
 FOLDERS = 40
 PAGE_KEYS = 1000

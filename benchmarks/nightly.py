@@ -25,10 +25,13 @@ import pyarrow.parquet as pq
 from pipeline.inputs.image_ref import image_id
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.maintenance.needed_runs import needed_runs
-from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA, images_part, instances_part, open_results
+from pipeline.output.commit import images_part, instances_part
+from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, write_record
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.runs.open import open_run
-from pipeline.storage.storage import Listed, Storage
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
 SHARD_IMAGES = 256

@@ -56,10 +56,10 @@ def peak_mib() -> float:
 
 def work(folder: Path, images: int, model: str, cpus: float) -> None:
     """Be the worker: load the model, do two shards at once, print what it took."""
-    from pipeline.assignments import Assignment
     from pipeline.inputs.image_ref import ImageRef
+    from pipeline.inputs.shard import Shard
     from pipeline.job_spec.job import load_spec
-    from pipeline.planning.manifest import Shard
+    from pipeline.messages import Assignment
     from pipeline.worker.memory import resident_bytes
     from pipeline.worker.worker import Worker, WorkerSettings
 

@@ -137,3 +137,7 @@ class RunError(HtcError):
 
 class StoppedError(RunError):
     """Ctrl-C, SIGTERM or SIGHUP came before there was a run to give a summary of."""
+
+
+class DamagedContainerError(HtcError):
+    """A container ends early or is not what its name says; what was found before stands."""

@@ -9,7 +9,9 @@ import itertools
 import re
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -165,3 +167,37 @@ class _Exporter:
             metric = METRICS[name]
             self._made[name] = kinds[metric.kind](name, metric.description, tag_keys=("run", *metric.labels))
         return self._made[name]
+
+
+class StageClock:
+    """Seconds by stage, added up from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def time(self, stage: Stage) -> Iterator[None]:
+        """Add the wall time of the block to `stage`, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add({stage: time.perf_counter() - start})
+
+    def add(self, seconds: Mapping[Stage, float]) -> None:
+        """Add seconds by stage."""
+        with self._lock:
+            for stage, value in seconds.items():
+                self._seconds[stage] += value
+
+    def seconds(self) -> dict[Stage, float]:
+        """Seconds by stage so far, every stage named."""
+        with self._lock:
+            return dict(self._seconds)
+
+    def shares(self) -> dict[Stage, float]:
+        """Every stage's part of all stage seconds, adding up to 1; all 0 before anything was timed."""
+        seconds = self.seconds()
+        total = sum(seconds.values())
+        return {stage: value / total if total else 0.0 for stage, value in seconds.items()}

@@ -11,8 +11,8 @@ from typing import Any
 from chaos_scene import Scene
 
 from pipeline.inputs.image_ref import image_id
-from pipeline.job_spec.job import StorageSection
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local
 

@@ -15,9 +15,9 @@ import pipeline.driver.session
 import pipeline.driver.shard_queue
 import pipeline.driver.worker_pool
 from jobs.cli import main as cli
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.job_spec.job import ComputeSection
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage
 from pipeline.worker.worker import WorkerSettings

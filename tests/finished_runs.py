@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job_spec.job import load_spec
-from pipeline.output.rows import ImageRow, InstanceRow, build_image_row, commit_shard, open_results
-from pipeline.runs.open import Hold, Run, open_run
+from pipeline.output.commit import commit_shard
+from pipeline.output.results import open_results
+from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
+from pipeline.runs.begin import Hold
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}

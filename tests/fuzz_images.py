@@ -150,9 +150,9 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
     from chaos_model import LoadContentModel
     from chaos_plan import Plan
 
-    from pipeline.assignments import Assignment
     from pipeline.job_spec.job import load_spec
-    from pipeline.output.rows import open_results
+    from pipeline.messages import Assignment
+    from pipeline.output.results import open_results
     from pipeline.runs.open import open_run
     from pipeline.storage.storage import Storage
     from pipeline.weights.fingerprint import take_fingerprint

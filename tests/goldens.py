@@ -31,7 +31,8 @@ from decisions import (
 from torch import Tensor
 
 from htc_model.config import load_preset
-from htc_model.masks.encode import decode_rle, encode_detections
+from htc_model.masks.encode import encode_detections
+from htc_model.masks.rle import decode_rle
 from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.detector import HTC, build_model
 from htc_model.network.roi_align import pool_map, pool_pyramid, roi_levels

@@ -4,11 +4,10 @@ import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
-from pipeline.assignments import Assignment
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
-from pipeline.messages import WorkerReady
-from pipeline.planning.planner import Shard
+from pipeline.inputs.shard import Shard
+from pipeline.messages import Assignment, WorkerReady
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.worker import Worker, WorkerSettings
 
 

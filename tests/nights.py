@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.output.commit import commit_shard
 from pipeline.output.deletions import DELETIONS_SCHEMA, write_deletions
-from pipeline.output.rows import InstanceRow, build_image_row, commit_shard
+from pipeline.output.rows import InstanceRow, build_image_row
 from pipeline.output.run_record import RunRecord, write_record
 from pipeline.storage.storage import Storage
 

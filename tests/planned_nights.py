@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ImageStatus
+from pipeline.inputs.image_ref import ReadVersion
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.output.rows import build_image_row, commit_shard
+from pipeline.output.commit import commit_shard
+from pipeline.output.rows import build_image_row
+from pipeline.runs.begin import Hold
 from pipeline.runs.lease import take_lease
-from pipeline.runs.open import Hold, Run, open_run
-from pipeline.storage.objects import ReadVersion
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}

@@ -8,12 +8,11 @@ import torch
 from fake_models import FakeModel
 
 from htc_model.config import load_preset
-from pipeline.assignments import Assignment
 from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import ShardReport
-from pipeline.output.rows import images_part, instances_part
-from pipeline.planning.planner import Shard
+from pipeline.messages import Assignment, ShardReport
+from pipeline.output.commit import images_part, instances_part
 from pipeline.worker.commit_claim import Claim
 from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_processor import ShardProcessor

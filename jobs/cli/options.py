@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import JobSpec, StorageSection
+    from pipeline.job_spec.job import JobSpec
+    from pipeline.storage.config import StorageSection
 
 OVERRIDES: Mapping[str, str] = {
     "input_uri": "input.uri",
@@ -200,6 +201,6 @@ def load_job_spec(parameters: Mapping[str, Any]) -> "JobSpec":
 
 def storage_section(endpoint_url: str | None, anonymous: bool) -> "StorageSection":
     """How `query` and `show`, which have no spec, reach remote storage."""
-    from pipeline.job_spec.job import StorageSection
+    from pipeline.storage.config import StorageSection
 
     return StorageSection(endpoint_url=endpoint_url, anonymous=anonymous)

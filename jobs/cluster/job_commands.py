@@ -11,7 +11,7 @@ from jobs.cluster.job_state import JobState
 from jobs.cluster.package import STOP_WAIT_S
 from jobs.cluster.submit_command import ending
 from jobs.terminal.console import say, write_line, write_table
-from pipeline.driver.progress import format_duration
+from pipeline.text import format_duration
 
 LOOK_EVERY_S = 0.5
 

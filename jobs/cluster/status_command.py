@@ -9,12 +9,12 @@ from pathlib import Path
 from jobs.cluster.job_state import JobState
 from jobs.results.status import Driver, RunStatus, read_status
 from jobs.terminal.console import say, write_line, write_table
-from pipeline.driver.progress import count_of, format_duration
 from pipeline.errors import InputError, StorageError
-from pipeline.job_spec.job import StorageSection
 from pipeline.runs.outcomes import in_words
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import has_scheme
+from pipeline.text import count_of, format_duration
 
 MAX_REASONS = 8
 Line = tuple[str, str]

@@ -16,12 +16,13 @@ from jobs.cluster.errors import AlreadyGoingError
 from jobs.cluster.job_state import JobState
 from jobs.cluster.package import SPEC_FILE, RuntimeEnvKind, build_entrypoint, runtime_env_for
 from jobs.results.status import find_live_driver
-from pipeline.driver.progress import format_duration
 from pipeline.driver.progress_file import JOB_VARIABLE
 from pipeline.errors import SpecError, StorageError
-from pipeline.job_spec.job import NAME_PATTERN, JobSpec
+from pipeline.job_spec.job import JobSpec
 from pipeline.runs.lease import WATCH_S, RunHeldError
+from pipeline.settings import NAME_PATTERN
 from pipeline.storage.storage import Storage
+from pipeline.text import format_duration
 
 __all__ = [
     "JobState",

@@ -8,13 +8,13 @@ from pipeline.errors import DamagedFileError, RunError, SpecError
 from pipeline.maintenance.compaction import Compacted, compact_run
 from pipeline.maintenance.publications import read_publications
 from pipeline.maintenance.survey import is_whole
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.runs.lease import RunHeldError
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import StorageSection
     from pipeline.output.results import Results
+    from pipeline.storage.config import StorageSection
 
 DEFAULT_TARGET_MIB = 256
 # A file is put together in memory before it is written.

@@ -7,18 +7,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from jobs.terminal.console import say, write_line, write_table
-from pipeline.driver.progress import count_of
 from pipeline.errors import DamagedFileError, RunError
 from pipeline.maintenance.doctor.examine import Report, examine_output
 from pipeline.maintenance.doctor.findings import Finding
 from pipeline.maintenance.doctor.repair import RunRepair, repair_run
-from pipeline.output.run_record import run_folder
+from pipeline.output.layout import run_folder
 from pipeline.runs.lease import WATCH_S, RunHeldError, take_lease
 from pipeline.storage.cas_file import ContestedFile
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
+from pipeline.text import count_of
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import StorageSection
+    from pipeline.storage.config import StorageSection
 
 
 def examine_and_report(

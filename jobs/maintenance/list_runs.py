@@ -9,13 +9,13 @@ from jobs.terminal.console import say, size_of, write_line, write_table
 from pipeline.errors import DamagedFileError
 from pipeline.maintenance.needed_runs import needed_runs
 from pipeline.maintenance.survey import Standing, half_pruned, survey_runs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.runs.outcomes import in_words
 from pipeline.storage.damage import warn
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import StorageSection
+    from pipeline.storage.config import StorageSection
 
 COLUMNS = (
     *("run", "created", "state", "model", "mode"),

@@ -11,22 +11,22 @@ from jobs.maintenance.prune_policy import Choice, Rules, choose_runs, read_age
 from jobs.maintenance.publish import opened_publisher
 from jobs.maintenance.run_lease import lease_on
 from jobs.terminal.console import say, size_of, write_line, write_table
-from pipeline.driver.progress import count_of
 from pipeline.errors import SpecError
 from pipeline.maintenance.needed_runs import needed_runs
 from pipeline.maintenance.publications import read_publications
 from pipeline.maintenance.removal import remove_empty_folders, remove_run
 from pipeline.maintenance.survey import half_pruned, survey_runs
 from pipeline.output.parts import committed_parts
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.runs.lease import Lease, RunHeldError
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, local_path
+from pipeline.text import count_of
 
 if TYPE_CHECKING:
     from jobs.maintenance.iceberg.publisher import Publisher
-    from pipeline.job_spec.job import StorageSection
     from pipeline.output.results import Results
+    from pipeline.storage.config import StorageSection
 
 
 def prune_output(

@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pipeline.driver.progress import count_of
 from pipeline.errors import SpecError
 from pipeline.maintenance.survey import Standing
 from pipeline.output.deletions import counts
+from pipeline.text import count_of
 
 # Somebody may still want to resume a run that was stopped; after a week nobody does.
 INCOMPLETE_KEPT_FOR = timedelta(days=7)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from jobs.maintenance.iceberg.catalog import DEFAULT_NAMESPACE, catalog_errors_in_words, open_catalog
 from jobs.maintenance.run_lease import lease_on
 from jobs.terminal.console import say, write_line, write_table
-from pipeline.driver.progress import count_of
 from pipeline.errors import SpecError
-from pipeline.job_spec.job import StorageSection
-from pipeline.job_spec.parsing import absolute_uri
 from pipeline.maintenance.publications import read_publications
 from pipeline.maintenance.survey import is_whole
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, load_record
 from pipeline.runs.lease import RunHeldError
 from pipeline.runs.summary import read_summary
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from pipeline.storage.uris import absolute_uri
+from pipeline.text import count_of
 
 INCLUDE_FLAG = "--include-over-budget"
 

@@ -4,7 +4,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from jobs.manifests.cron_fields import is_shifted_by_the_clock, split_cron
+from jobs.manifests.cron_fields import is_shifted_by_the_clock
+from jobs.scheduling.cron_values import split_cron
 from jobs.scheduling.schedule import Schedule
 
 WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")

@@ -13,20 +13,19 @@ from htc_model.training.coco_eval import AREA_RANGES, coco_document, count_by_si
 from jobs.results.formats import json_value
 from jobs.results.ground_truth import flaw_sentences, read_truth, refuse_flaws
 from jobs.terminal.console import say, write_line, write_table
-from pipeline.driver.progress import count_of
 from pipeline.errors import HtcError, InputError
 from pipeline.inputs.coco_files import read_coco
 from pipeline.job_spec.job import ModelSection
-from pipeline.output.results import Results
-from pipeline.output.rows import open_results
+from pipeline.output.results import Results, open_results
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import WEB_SCHEMES, scheme_of
+from pipeline.text import count_of
 from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import configured
 
 if TYPE_CHECKING:
     from htc_model.config import ModelConfig
-    from pipeline.job_spec.job import StorageSection
+    from pipeline.storage.config import StorageSection
 
 _COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
 MAX_NAMED = 3

@@ -18,8 +18,7 @@ import numpy as np
 
 from jobs.terminal.console import Alignment, say, write_table
 from jobs.terminal.output_file import replaced_file
-from pipeline.driver.progress import count_of
-from pipeline.text import visible
+from pipeline.text import count_of, visible
 
 FORMATS = ("table", "csv", "tsv", "json", "jsonl", "parquet")
 # Many JSON readers (JavaScript, jq, pandas with nulls) keep numbers in doubles, which hold whole numbers up to here

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from htc_model.training.annotations import AnnotationError, BadAnnotation, CocoAnnotations, read_annotations
-from pipeline.driver.progress import count_of
 from pipeline.errors import InputError, SpecError
+from pipeline.text import count_of
 
 # Of each kind of flaw; --json names all.
 MAX_NAMED = 10

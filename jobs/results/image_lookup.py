@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.results.query import read_instances
 from pipeline.errors import InputError, NotFoundError
-from pipeline.output.run_record import run_folder
+from pipeline.output.layout import run_folder
 from pipeline.output.views import ask
 from pipeline.planning.manifest import Manifest, ManifestReader
-from pipeline.storage.storage import join
-from pipeline.storage.uris import display_uri, home_path
+from pipeline.storage.uris import display_uri, home_path, join
 
 if TYPE_CHECKING:
     import duckdb
 
-    from pipeline.inputs.listing import ImageRef
+    from pipeline.inputs.image_ref import ImageRef
     from pipeline.output.results import Results
 
 # Enough names to find the one that was misspelt, few enough to compare at once.

@@ -24,13 +24,14 @@ from jobs.terminal.output_file import refuse_remote, replaced_file
 from pipeline.errors import SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, damage_named
-from pipeline.output.rows import INSTANCES_SCHEMA, open_results
+from pipeline.output.results import open_results
+from pipeline.output.schema import INSTANCES_SCHEMA
 from pipeline.output.views import check_parts, open_database, sql_errors_in_words
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import StorageSection
     from pipeline.output.results import Results
+    from pipeline.storage.config import StorageSection
 
 FETCH_ROWS = 2048
 # What a file's name says of the answer's format.

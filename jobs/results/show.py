@@ -12,17 +12,17 @@ from jobs.results.overlay import DrawnInstance, draw_overlay
 from jobs.results.query import decode_mask
 from jobs.terminal.console import say, write_line, write_table
 from jobs.terminal.output_file import refuse_remote, replaced_file
-from pipeline.driver.progress import count_of
 from pipeline.errors import HtcError, InputError, SpecError
 from pipeline.inputs.decode import decode_image
 from pipeline.inputs.formats.detect import IMAGE_SUFFIXES
 from pipeline.inputs.read import read_image
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import suffix_of
+from pipeline.text import count_of
 
 if TYPE_CHECKING:
-    from pipeline.job_spec.job import StorageSection
+    from pipeline.storage.config import StorageSection
 
 DEFAULT_SAMPLE = 16
 # Low enough to keep what a person would still call found, high enough to keep clutter out of the picture.

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.driver.progress_file import load_progress, progress_uri
-from pipeline.output.results import Results
-from pipeline.output.rows import open_results
+from pipeline.output.results import Results, open_results
 from pipeline.output.run_record import RunRecord, list_records
 from pipeline.planning.manifest import Manifest
 from pipeline.runs.lease import judge_holders
-from pipeline.runs.outcomes import State, find_state
+from pipeline.runs.outcomes import State
+from pipeline.runs.state import find_state
 from pipeline.runs.summary import read_summary
 from pipeline.storage.storage import Storage
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from htc_model.weights.model_zoo import UnknownWeightsError, find
 from jobs.terminal.console import size_of
-from pipeline.cluster.connection import WorkerPlan, local_cpus, plan_workers
 from pipeline.errors import WeightsUnavailableError
 from pipeline.job_spec.job import JobSpec, ModelSection
 from pipeline.machine_limits import usable_memory
 from pipeline.output.run_record import RunRecord, list_records, load_record
+from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import take_fingerprint
@@ -114,7 +114,7 @@ def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: 
 
     from htc_model.masks.encode import encode_detections
     from htc_model.preprocess import build_batch
-    from htc_model.weights.load import WeightsError
+    from htc_model.weights.openmmlab import WeightsError
     from pipeline.worker.segmenter import load_model, pick_device
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, NoReturn
 
 from jobs.running.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
 from jobs.terminal.console import say, size_of, write_table
-from pipeline.driver.progress import count_of, format_duration
 from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
 from pipeline.planning.incremental import Incremental
 from pipeline.planning.input_changes import InputChanges, InputComparison, input_errors_beside, way_on
-from pipeline.planning.planner import InputSurvey, survey_input
 from pipeline.planning.selection_report import selection_lines
+from pipeline.planning.survey import InputSurvey, survey_input
 from pipeline.redaction import redact
-from pipeline.runs.open import Run, find_run
+from pipeline.runs.open import find_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, EXIT_USAGE
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
+from pipeline.text import count_of, format_duration
 from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import settle_model
 

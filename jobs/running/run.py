@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.terminal.console import say, write_line, write_table
-from pipeline.driver.progress import count_of, format_duration
 from pipeline.job_spec.job import JobSpec
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.outcomes import in_words
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, breaking_off
+from pipeline.text import count_of, format_duration
 
 MAX_REASONS = 8
 MAX_EXAMPLES = 10

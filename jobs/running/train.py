@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from jobs.terminal.console import say, write_line, write_table
-from pipeline.driver.progress import count_of
 from pipeline.signals import StopRequest
+from pipeline.text import count_of
 
 if TYPE_CHECKING:
     from htc_model.training.spec import TrainingSpec
@@ -34,7 +34,8 @@ def train_and_report(spec_path: str | None, overrides: Mapping[str, object]) -> 
     Raises:
         HtcError: see `pipeline.training.single`.
     """
-    from pipeline.training.single import load_training_spec, train
+    from pipeline.training.run import train
+    from pipeline.training.spec import load_training_spec
 
     spec = load_training_spec(spec_path, overrides)
     display = _TrainingDisplay(Console(stderr=True))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from jobs.terminal.console import say, size_of, write_line, write_table
 from jobs.terminal.output_file import refuse_remote
-from pipeline.driver.progress import count_of
 from pipeline.errors import SpecError
-from pipeline.weights.cache import cache_folder, fetch_weights, verify_file
+from pipeline.text import count_of
+from pipeline.weights.cache import cache_folder, fetch_weights
+from pipeline.weights.verify import verify_file
 
 # Often enough to see that a slow download lives.
 PROGRESS_EVERY_S = 5.0

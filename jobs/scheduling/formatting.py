@@ -11,8 +11,8 @@ from jobs.scheduling.cron import describe_cron, due_times
 from jobs.scheduling.firing import Firing
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import StoredSchedule
-from pipeline.driver.progress import format_duration
 from pipeline.runs.outcomes import in_words
+from pipeline.text import format_duration
 
 
 def describe_times(schedule: Schedule) -> str:

@@ -13,8 +13,12 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 
 from jobs.scheduling.cron import check_cron
 from pipeline.errors import RunError, SpecError, TransientStorageError
-from pipeline.job_spec.job import NAME_PATTERN, JobSpec, Section, Uri, load_spec
-from pipeline.job_spec.parsing import absolute_uri, describe_problems, parse_yaml, read_spec_text
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.job_spec.messages import describe_problems
+from pipeline.job_spec.parsing import parse_yaml, read_spec_text
+from pipeline.settings import NAME_PATTERN, Section
+from pipeline.storage.config import Uri
+from pipeline.storage.uris import absolute_uri
 
 Overlap = Literal["skip", "queue", "replace"]
 CatchUp = Literal["none", "last", "all"]

@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,18 @@ from pipeline.cluster.local_ray import RayThread, end_processes, ray_folder
 from pipeline.cluster.search_path import worker_search_path
 from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
-from pipeline.machine_limits import SHARED_MEMORY, free_shared_memory, usable_cpus, usable_memory
-from pipeline.worker.error_boundaries import at_cluster_border
+from pipeline.machine_limits import SHARED_MEMORY, free_shared_memory, usable_memory
 
 if TYPE_CHECKING:
     from ray.job_config import JobConfig
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
+from pipeline.redaction import redact
+
+if TYPE_CHECKING:
+    pass
 
 # Images and tables never pass through Ray's object store: only shard lists and reports do.
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -30,59 +36,8 @@ OBJECT_STORE_BYTES = 200 * 2**20
 MIN_OBJECT_STORE_BYTES = 75 * 2**20
 # Of the memory that there is, no larger share.
 OBJECT_STORE_SHARE = 0.1
-# A worker on the CPU with what it reads ahead, at photos of 12 megapixels.
-WORKER_BYTES = 2 * 2**30
-# A GPU worker decodes on as many cores, which keeps pace with about 15 images/s of 12 megapixels.
-MAX_AUTO_CPUS_PER_GPU_WORKER = 8.0
 # For the connection alone; a cluster that cannot be connected to for so long is not there.
 KNOCK_S = 10.0
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """How many workers, and what each reserves; fractions allowed."""
-
-    workers: int
-    cpus: float
-    gpus: float
-
-
-def local_cpus() -> int:
-    """Cores this process may use; see `machine_limits.usable_cpus`."""
-    return usable_cpus()
-
-
-def plan_workers(
-    compute: ComputeSection, *, cpus: float, gpus: float, shards: int | None, memory_bytes: int | None = None
-) -> WorkerPlan:
-    """Spread `shards` over a machine or cluster with so many cores and GPUs.
-
-    Workers sit on GPUs when there are any, one each unless the spec gives them a fraction; else on cores, one
-    each. There are never more workers than shards, where their number is known, and always at least one.
-
-    Args:
-        memory_bytes: of this machine; where the spec leaves the number of workers open, those on cores get
-            WORKER_BYTES each.
-
-    Raises:
-        RunError: a worker needs more than the whole cluster has.
-    """
-    gpus_each = (1.0 if gpus >= 1 else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
-    if gpus_each > gpus:
-        raise RunError(
-            f"compute.gpus_per_worker is {gpus_each:g}, but there are {gpus:g} GPUs here; "
-            "leave it out or set it to 0 to run on the CPU."
-        )
-    cpus_each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-    by_gpus = math.floor(gpus / gpus_each + 1e-9) if gpus_each else None
-    by_cpus = math.floor(cpus / cpus_each + 1e-9) if cpus_each else None
-    by_memory = None if by_gpus or memory_bytes is None else max(1, memory_bytes // WORKER_BYTES)
-    limits = [limit for limit in (by_gpus, by_cpus, by_memory) if limit is not None]
-    workers = (min(limits) if limits else 1) if compute.workers == "auto" else compute.workers
-    workers = max(1, workers if shards is None else min(workers, shards))
-    if gpus_each and compute.cpus_per_worker == "auto":
-        cpus_each = max(1.0, min(MAX_AUTO_CPUS_PER_GPU_WORKER, float(math.floor(cpus / workers))))
-    return WorkerPlan(workers, cpus_each, gpus_each)
 
 
 @contextmanager
@@ -117,16 +72,6 @@ def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
             thread.end()
 
 
-def connected_resources() -> dict[str, float] | None:
-    """What the cluster has that this process is connected to, by Ray's names; None when it is connected to none."""
-    if not _is_connected():
-        return None
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
-
-
 def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: int | None = None) -> WorkerPlan:
     resources = connected_resources() or {}
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
@@ -154,12 +99,6 @@ def _quiet_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-
-def _is_connected() -> bool:
-    # Asked without importing it: its environment is not ready yet.
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 @contextmanager
@@ -279,39 +218,37 @@ def _silence_error_listener() -> None:
         private.print_to_stdstream = lambda *arguments, **keywords: None
 
 
-def worker_deaths() -> tuple[type[Exception], ...]:
-    """The Ray exceptions after which a worker is gone and its shard is worth another one.
+log = logging.getLogger(__name__)
 
-    Named one by one because they share no base: NodeDiedError, WorkerCrashedError and OutOfMemoryError are
-        not RayActorErrors. ActorUnavailableError (a RayActorError) may heal, but waiting for it costs more
-        than a new worker.
+
+def at_cluster_border(connect: Callable[[], object], failure: str, way_out: str) -> None:
+    """Start Ray or connect to it.
+
+    Args:
+        failure, way_out: what to say before and after Ray's own words.
+
+    Raises:
+        RunError: it went wrong, whatever it was.
     """
-    from ray import exceptions
-
-    return (
-        exceptions.RayActorError,
-        exceptions.WorkerCrashedError,
-        exceptions.NodeDiedError,
-        exceptions.OutOfMemoryError,
-        exceptions.OutOfDiskError,
-        exceptions.ObjectLostError,
-    )
+    try:
+        connect()
+    except Exception as error:  # the border of Ray's start
+        log.debug("Ray did not start", exc_info=True)
+        words = redact(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+        raise RunError(f"{failure}: {words} ({way_out}).") from error
 
 
-def was_preempted(error: BaseException) -> bool:
-    """Whether the node was taken away, which nobody's shard is to blame for."""
-    from ray import exceptions
+def connected_resources() -> dict[str, float] | None:
+    """What the cluster has that this process is connected to, by Ray's names; None when it is connected to none."""
+    if not _is_connected():
+        return None
+    import ray
 
-    return isinstance(error, exceptions.NodeDiedError) or bool(getattr(error, "preempted", False))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
 
 
-def describe_death(error: BaseException) -> str:
-    """One line saying how a worker ended, without Ray's general advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in lines:
-        if "exit detail:" in line:
-            detail = line.split("exit detail:", 1)[1]
-            return f"the worker died: {detail.split('. Some common causes', 1)[0].strip().rstrip('.')}"
-    if getattr(error, "actor_init_failed", False):
-        return f"the worker could not begin: {lines[-1].rstrip('.')}"
-    return f"the worker died: {lines[0].rstrip('.') if lines else type(error).__name__}"
+def _is_connected() -> bool:
+    # Asked without importing it: its environment is not ready yet.
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipeline.errors import RunError
-from pipeline.worker.error_boundaries import one_line
+from pipeline.text import one_line
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from pipeline.errors import (
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import is_local, local_path
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local, join, local_path
 from pipeline.weights.cache import weights_here
 
 EXIT_USAGE = 2

@@ -4,11 +4,10 @@ from collections import Counter
 from itertools import groupby
 from operator import attrgetter
 
-from pipeline.assignments import Settled
-from pipeline.driver.throughput import StageClock
-from pipeline.messages import ImageFailure, ShardReport
+from pipeline.inputs.shard import Shard
+from pipeline.messages import ImageFailure, Settled, ShardReport
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
-from pipeline.planning.planner import Shard
+from pipeline.telemetry import StageClock
 
 Rows = tuple[list[ImageRow], list[InstanceRow]]
 

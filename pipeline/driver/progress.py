@@ -10,15 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from pipeline.redaction import redact
-from pipeline.text import visible
+from pipeline.text import format_duration, visible
 
 # Often enough to see that it lives, seldom enough that a night's log stays readable.
 LINE_EVERY_S = 10.0
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return "1 image", "1,204 images"; nouns whose plural only takes an s."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @dataclass(frozen=True)
@@ -157,18 +152,6 @@ def describe(progress: RunProgress) -> str:
 
 def _is_end(progress: RunProgress) -> bool:
     return progress.images_done >= progress.images_total and not progress.is_listing
-
-
-def format_duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `42 s`, `3 min 10 s`, `2 h 05 min`; `unknown` for None."""
-    if seconds is None:
-        return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def choose_progress() -> ProgressDisplay:

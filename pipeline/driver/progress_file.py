@@ -15,8 +15,10 @@ from typing import Any
 
 from pipeline.driver.progress import ProgressDisplay, RunProgress
 from pipeline.errors import StorageError
-from pipeline.output.run_record import read_derived_json, run_folder, write_json
-from pipeline.storage.storage import Storage, join
+from pipeline.output.json_files import read_derived_json, write_json
+from pipeline.output.layout import run_folder
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.cluster.connection import ray_cluster
+from pipeline.cluster.connection import connected_resources, ray_cluster
 from pipeline.cluster.preflight import look_from_nodes
-from pipeline.driver.progress import ProgressDisplay, choose_progress, count_of
+from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.session import Session
 from pipeline.errors import InputError, RunError, StorageError
@@ -20,12 +20,15 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.planning.input_changes import InputChanges, compare_input, way_on
 from pipeline.planning.planner import require_images
 from pipeline.planning.selection_report import selection_lines
+from pipeline.planning.worker_plan import expected_workers
 from pipeline.runs.lease import take_lease
-from pipeline.runs.open import Run, open_run
+from pipeline.runs.open import open_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
+from pipeline.runs.run import Run
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, breaking_off
 from pipeline.storage.storage import Storage
+from pipeline.text import count_of
 from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import ModelFingerprint, settle_model, take_fingerprint
 
@@ -137,6 +140,7 @@ def _open(
         hold=lambda name: take_lease(storage, spec.output.uri, name, tell=display.note),
         patience_s=LISTING_PATIENCE_S,
         deferring=stop.deferring,
+        workers=expected_workers(spec.compute, connected_resources()),
     )
     return opened, fingerprint, spec
 

@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.assignments import Assignment, Contest, Settled
-from pipeline.cluster.connection import WorkerPlan, ray_cluster
+from pipeline.cluster.connection import ray_cluster
+from pipeline.driver.commit import ShardCommitter
+from pipeline.driver.error_log import ErrorLog
 from pipeline.driver.events import (
     Event,
     ShardAbandoned,
@@ -17,18 +18,20 @@ from pipeline.driver.events import (
     WorkerStarted,
 )
 from pipeline.driver.progress import ProgressDisplay, RunProgress
-from pipeline.driver.run_totals import Tally
+from pipeline.driver.run_totals import RunTotals
 from pipeline.driver.shard_queue import SHARDS_IN_FLIGHT, ShardLedger
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import RunError, StorageError
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import PieceReport, ShardFailure, ShardReport, WorkerFailure
+from pipeline.messages import Assignment, Contest, PieceReport, Settled, ShardFailure, ShardReport, WorkerFailure
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.error_budget import ErrorBudget
-from pipeline.runs.open import Run
 from pipeline.runs.outcomes import exit_code_of
+from pipeline.runs.run import Run
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest
 from pipeline.storage.storage import Storage
+from pipeline.telemetry import DriverMetrics
 from pipeline.worker.worker import WorkerSettings
 
 if TYPE_CHECKING:
@@ -64,13 +67,17 @@ class Session:
         self._storage = storage
         self._display = display
         self._load_model = load_model
-        self._tally = Tally(spec, run, storage, is_trained=is_trained)
+        self._is_trained = is_trained
+        self._metrics = DriverMetrics(run.name)
+        self._totals = RunTotals(run, storage, self._metrics)
+        self._committer = ShardCommitter(storage, spec.output.uri, run.name, model=spec.model.preset)
+        self._error_log = ErrorLog(storage, spec.output.uri, run.name)
         self._throughput = Throughput()
         self._stop = stop or StopRequest()
         self._catching: AbstractContextManager[object] = nullcontext() if stop else self._stop
         self._start_failures = 0
         self._budget = ErrorBudget(spec.retry.max_error_rate, spec.retry.max_errors)
-        self._hopeless = ""
+        self._stop_reason = ""
         self._ledger = ShardLedger(
             max_attempts=spec.retry.max_attempts,
             count_images=lambda index: len(run.read_shard(index).images),
@@ -87,7 +94,7 @@ class Session:
         self._ledger.add(self._run.new_shards())
         shards = self._ledger.left if is_planned else None
         self._judge()
-        if self._hopeless or self._stop.is_set:
+        if self._stop_reason or self._stop.is_set:
             # An earlier session stopped for it, and nothing has changed; or a signal came while the run was opened.
             return
         with self._catching:
@@ -105,7 +112,7 @@ class Session:
 
         fleet = Fleet(self._settings(plan), plan)
         try:
-            while self._has_work() and not self._stop.is_set and not self._hopeless:
+            while self._has_work() and not self._stop.is_set and not self._stop_reason:
                 fleet.top_up(min(plan.workers, self._ledger.left))
                 self._hand_out(fleet)
                 for event in fleet.events(TICK_S):
@@ -127,13 +134,14 @@ class Session:
 
     def _judge(self) -> None:
         """Stop when the run cannot end within its error budget; while images are still being listed, only warn."""
-        if self._hopeless:
+        if self._stop_reason:
             return
-        done, errors, reasons = self._tally.images_done, self._tally.fresh_errors, self._tally.reasons
+        rows = self._totals.rows
+        done, errors, reasons = rows.images, rows.fresh_errors, rows.reasons
         if self._run.is_planned:
             images = self._run.image_count
             note = self._budget.verdict(images=images, images_done=done, errors=errors, reasons=reasons)
-            self._hopeless = note
+            self._stop_reason = note
         else:
             note = self._budget.warning(images_done=done, errors=errors, reasons=reasons)
         if note:
@@ -145,7 +153,15 @@ class Session:
         Args:
             cut_short: why the run could not go on, when it could not.
         """
-        summary = self._tally.summary(self._throughput, signal_name=self._stop.signal_name, hopeless=self._hopeless)
+        summary = self._totals.summary(
+            self._spec.retry,
+            self._throughput,
+            model=self._spec.model.preset,
+            is_trained=self._is_trained,
+            error_log=self._error_log.uri,
+            signal_name=self._stop.signal_name,
+            stop_reason=self._stop_reason,
+        )
         if cut_short and summary.status == "incomplete":
             summary = replace(summary, reason=cut_short)
         if self._run.state == "complete" and (self._run.read_summary() or {}).get("status") == summary.status:
@@ -203,7 +219,7 @@ class Session:
             return None
         is_planned = self._run.is_planned
         is_drawn = is_planned and self._budget.wants_sample(
-            images_done=self._tally.images_done, errors=self._tally.fresh_errors
+            images_done=self._totals.rows.images, errors=self._totals.rows.fresh_errors
         )
         waiting = self._ledger.untouched
         assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_drawn=is_drawn)
@@ -213,7 +229,7 @@ class Session:
                 shards=waiting,
                 shard_images=self._run.manifest.shard_images,
                 images=self._run.image_count,
-                errors=self._tally.fresh_errors,
+                errors=self._totals.rows.fresh_errors,
             )
         if assignment is None and is_planned and not held and not self._ledger.is_reclaiming:
             assignment = self._ledger.copy_for(worker)
@@ -225,7 +241,7 @@ class Session:
         match event:
             case WorkerStarted(ready=ready):
                 self._start_failures = 0
-                self._tally.worker_started(ready)
+                self._totals.worker_started(ready)
             case WorkerNotStarted(failure=failure):
                 self._not_started(failure)
             case ShardEnded(outcome=ShardReport() as report):
@@ -243,8 +259,7 @@ class Session:
 
     def _committed(self, fleet: "Fleet", report: ShardReport) -> None:
         if self._ledger.is_running(report.index):
-            self._tally.committed(report)
-            self._budget.ended(report)
+            self._count(report)
             copier = self._ledger.committed(report.index)
             if copier is not None:
                 fleet.abandon(copier, report.index)
@@ -257,7 +272,7 @@ class Session:
             self._settle(result)
 
     def _not_started(self, failure: WorkerFailure) -> None:
-        self._tally.keep_traceback("worker start", failure.traceback)
+        self._error_log.add("worker start", failure.traceback)
         self._start_failures += 1
         if failure.is_permanent or self._start_failures >= MAX_START_FAILURES:
             error = RunError(failure.reason)
@@ -266,7 +281,7 @@ class Session:
         self._display.note(f"A worker could not load the model, trying again: {failure.reason}")
 
     def _note_death(self, death: WorkerDied) -> None:
-        self._tally.worker_lost()
+        self._totals.worker_lost()
         lost = ", ".join(map(str, death.lost_shards)) or "none"
         self._display.note(f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}.")
 
@@ -281,7 +296,8 @@ class Session:
 
     def _failed(self, worker: int, failure: ShardFailure, *, is_told: bool = False) -> None:
         if failure.kind != "abandoned":
-            self._tally.attempt_failed(failure)
+            self._totals.attempt_failed(failure)
+            self._error_log.add(f"shard {failure.index}", failure.traceback)
             if not is_told:
                 self._display.note(f"Shard {failure.index}, an attempt failed: {failure.reason}")
         self._settle(self._ledger.failed(worker, failure))
@@ -291,6 +307,7 @@ class Session:
         if settled is None:
             return
         if settled.rest is not None:
+            self._totals.has_bug = self._totals.has_bug or settled.rest.kind == "bug"
             if settled.rest.kind == "commit":
                 raise RunError(
                     f"The tables cannot be written: {settled.rest.reason} "
@@ -302,14 +319,22 @@ class Session:
         shard = self._run.read_shard(settled.index)
         for position, reason in sorted(settled.verdicts.items()):
             self._display.note(f"{shard.images[position].uri} is left out: {reason}")
-        self._budget.ended(self._tally.settled(shard, settled))
+        done = self._committer.commit(shard, settled)
+        self._count(done.report, is_exact=not done.was_committed)
+
+    def _count(self, report: ShardReport, *, is_exact: bool = True) -> None:
+        """Count a shard that was committed."""
+        self._totals.committed(report, is_exact=is_exact)
+        self._budget.ended(report)
+        for failure in report.failures:
+            self._error_log.add(failure.uri, failure.traceback)
 
     def _show(self, fleet: "Fleet") -> None:
         in_flight = fleet.images_in_flight
-        self._throughput.record(self._tally.session_images + in_flight)
-        done = min(self._run.image_count, self._tally.images_done + in_flight)
+        self._throughput.record(self._totals.session_images + in_flight)
+        done = min(self._run.image_count, self._totals.rows.images + in_flight)
         ready = len(fleet.ready_workers())
-        self._tally.metrics.stands(
+        self._metrics.stands(
             workers=fleet.size,
             workers_ready=ready,
             shards_left=self._ledger.left,
@@ -320,12 +345,12 @@ class Session:
             RunProgress(
                 images_total=self._run.image_count,
                 images_done=done,
-                images_failed=self._tally.errors,
+                images_failed=self._totals.rows.errors,
                 images_per_s=self._throughput.window_images_per_s(),
                 eta_s=self._throughput.eta_s(self._run.image_count - done),
                 workers=ready,
                 is_listing=not self._run.is_planned,
-                statuses=self._tally.statuses,
-                failure_reasons=self._tally.reasons,
+                statuses=self._totals.rows.statuses,
+                failure_reasons=self._totals.rows.reasons,
             )
         )

@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from pipeline.assignments import Assignment, Contest, Settled
 from pipeline.driver.bisection import Bisection
-from pipeline.messages import PieceReport, ShardFailure
+from pipeline.messages import Assignment, Contest, PieceReport, Settled, ShardFailure
 
 # Two in flight: the next shard's reads overlap this one's compute.
 SHARDS_IN_FLIGHT = 2

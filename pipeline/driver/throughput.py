@@ -1,49 +1,11 @@
 """How fast the run goes: images per second over its lifetime and lately, shares of the stages, time to go."""
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-
-from pipeline.messages import STAGES, Stage
+from collections.abc import Callable
 
 # Long enough to smooth over whole shards of slow workers, short enough to show that one has died.
 WINDOW_S = 60.0
-
-
-class StageClock:
-    """Seconds by stage, added up from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def time(self, stage: Stage) -> Iterator[None]:
-        """Add the wall time of the block to `stage`, also when it raises."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add({stage: time.perf_counter() - start})
-
-    def add(self, seconds: Mapping[Stage, float]) -> None:
-        """Add seconds by stage."""
-        with self._lock:
-            for stage, value in seconds.items():
-                self._seconds[stage] += value
-
-    def seconds(self) -> dict[Stage, float]:
-        """Seconds by stage so far, every stage named."""
-        with self._lock:
-            return dict(self._seconds)
-
-    def shares(self) -> dict[Stage, float]:
-        """Every stage's part of all stage seconds, adding up to 1; all 0 before anything was timed."""
-        seconds = self.seconds()
-        total = sum(seconds.values())
-        return {stage: value / total if total else 0.0 for stage, value in seconds.items()}
 
 
 class Throughput:

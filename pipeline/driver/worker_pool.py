@@ -8,9 +8,7 @@ from typing import Any
 import ray
 from ray import cloudpickle, exceptions
 
-from pipeline.assignments import Assignment
-from pipeline.cluster.connection import WorkerPlan, describe_death, was_preempted, worker_deaths
-from pipeline.cluster.search_path import CallersModel, callers_search_path
+from pipeline.cluster.failures import describe_death, was_preempted, worker_deaths
 from pipeline.driver.events import (
     Event,
     ShardAbandoned,
@@ -21,7 +19,9 @@ from pipeline.driver.events import (
     WorkerStarted,
 )
 from pipeline.errors import RunError
+from pipeline.inputs.shard import Shard
 from pipeline.messages import (
+    Assignment,
     Hang,
     PieceReport,
     ShardFailure,
@@ -30,7 +30,8 @@ from pipeline.messages import (
     WorkerProgress,
     WorkerReady,
 )
-from pipeline.planning.planner import Shard
+from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.worker.callers_model import CallersModel, callers_search_path
 from pipeline.worker.worker import MAX_CONCURRENCY, Worker, WorkerSettings
 
 PROGRESS_EVERY_S = 1.0

@@ -6,8 +6,8 @@ import zlib
 from typing import Any
 
 from pipeline.errors import NotFoundError, SpecError
-from pipeline.job_spec.parsing import absolute_uri
 from pipeline.storage.storage import Storage
+from pipeline.storage.uris import absolute_uri
 
 # RFC 1952, 2.3.1.
 _GZIP_MAGIC = b"\x1f\x8b"

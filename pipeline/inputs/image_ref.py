@@ -55,3 +55,15 @@ def member_name(uri: str, container: str) -> str:
 def row_uri(container: str, row: int) -> str:
     """Name a row of a Parquet file."""
     return f"{container}#row={row}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadVersion:
+    """What was read of an image: its size, its version, and whether that differs from the one listed.
+
+    etag, is_changed: None when the store does not tell the version, or the listing did not.
+    """
+
+    bytes: int
+    etag: str | None
+    is_changed: bool | None

@@ -11,26 +11,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from pipeline.errors import InputError, NotFoundError, StorageError, TransientStorageError
+from pipeline.errors import DamagedContainerError, InputError, NotFoundError, StorageError, TransientStorageError
 from pipeline.inputs.containers.parquet import read_uris
 from pipeline.inputs.containers.parquet_columns import choose_columns, require_columns
-from pipeline.inputs.containers.tar import UNREADABLE_ARCHIVE, DamagedContainerError, archive_suffix, read_tar
+from pipeline.inputs.containers.tar import UNREADABLE_ARCHIVE, archive_suffix, read_tar
 from pipeline.inputs.formats.detect import IMAGE_SUFFIXES
 from pipeline.inputs.image_ref import ImageRef, image_id, row_uri, tar_uri
-from pipeline.inputs.listings.read import Entry, is_listing, open_listing
+from pipeline.inputs.listings.entries import Entry
+from pipeline.inputs.listings.read import is_listing, open_listing
 from pipeline.inputs.listings.text import SAMPLE_BYTES, looks_like_text
+from pipeline.inputs.resume import ListedBefore
 from pipeline.job_spec.job import InputSection
-from pipeline.planning.manifest import COMMENT_LINES
-from pipeline.planning.resume_point import Planned
 from pipeline.redaction import redact
 from pipeline.storage.addresses import read_address
-from pipeline.storage.storage import Listed, Storage, join
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage
 from pipeline.storage.uris import (
     base_name,
     first_magic,
     folder_of,
     has_magic,
     is_local,
+    join,
     local_path,
     scheme_of,
     suffix_of,
@@ -94,7 +96,7 @@ def list_images(
     *,
     exclude: Iterable[str] = (),
     notes: SourceNotes | None = None,
-    planned: Planned | None = None,
+    planned: ListedBefore | None = None,
 ) -> Iterator[ImageRef]:
     """List an input's images, in a fixed order, at most `section.limit`.
 
@@ -112,7 +114,7 @@ def list_images(
     listing = _Listing(storage, folders, noted, planned, section.image_column, section.uri_column)
     limit = section.limit
     if limit is not None and planned is not None:
-        limit = max(0, limit - planned.manifest.image_count)
+        limit = max(0, limit - planned.image_count)
     return islice(listing.images(section), limit)
 
 
@@ -152,7 +154,7 @@ class _Listing:
     storage: Storage
     exclude: tuple[str, ...]
     notes: SourceNotes
-    planned: Planned | None
+    planned: ListedBefore | None
     image_column: str | None = None
     uri_column: str | None = None
 
@@ -415,3 +417,7 @@ def _place(entry: Entry, listing: str) -> str:
 def _shown_name(text: str) -> str:
     name = redact(without_query(text))
     return name if len(name) <= _LONGEST_SHOWN else f"...{name[3 - _LONGEST_SHOWN :]}"
+
+
+COMMENT_LINES = "comment lines"
+"""How a listing's comments are counted among what was skipped."""

@@ -11,10 +11,10 @@ from collections import OrderedDict
 from pipeline.errors import ImageError, IncompleteReadError, NotFoundError, ObjectTooLargeError
 from pipeline.inputs.containers.parquet import ParquetRows
 from pipeline.inputs.containers.tar import TarMember, read_tar
-from pipeline.inputs.image_ref import ImageRef, member_name
+from pipeline.inputs.image_ref import ImageRef, ReadVersion, member_name
 from pipeline.storage.addresses import read_address
-from pipeline.storage.objects import ReadVersion
-from pipeline.storage.storage import Fetched, Listed, Storage
+from pipeline.storage.objects import Fetched, Listed
+from pipeline.storage.storage import Storage
 from pipeline.storage.uris import folder_of
 
 # How often a tar may change between looking through it and reading from it.

@@ -9,60 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
-from pipeline.job_spec.parsing import absolute_uri, read_spec, weights_reference
-from pipeline.storage.addresses import address_problem, credential_in, secrets_in
-from pipeline.storage.options import check_options
+from pipeline.job_spec.parsing import read_spec, weights_reference
+from pipeline.settings import NAME_PATTERN, AutoCount, AutoShare, Section, _digits_as_number
+from pipeline.storage.config import StorageSection, Uri
+from pipeline.storage.uris import absolute_uri
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""A run's name is a folder and a Hive partition value, so no slash, `=`, `%` or space."""
-
-
-def _digits_as_number(value: object) -> object:
-    # YAML users quote numbers and command lines know only text; "8" can mean nothing but 8 here.
-    if isinstance(value, str) and value != "auto":
-        for kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
-
-
-AutoCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_digits_as_number)]
 AutoShardImages = Annotated[
     Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)], BeforeValidator(_digits_as_number)
 ]
-AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_digits_as_number)]
-
-
-def _without_credentials(uri: str) -> str:
-    # The spec is copied into run.json, and its uris into every row.
-    if credential_in(uri):
-        raise ValueError(
-            "credentials are not written into a spec; take them out of the URL, and set them in the environment "
-            "or a profile"
-        )
-    if secrets := secrets_in(uri):
-        raise ValueError(
-            f"{secrets[0]} is a secret, and secrets are not written into a spec; take it out of the URL, or fetch the "
-            "file and name the copy"
-        )
-    if problem := address_problem(uri):
-        raise ValueError(problem)
-    return uri
-
-
-Uri = Annotated[str, AfterValidator(_without_credentials)]
-
-
-class Section(BaseModel):
-    """A frozen part of the spec; unknown keys are refused and types are not guessed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 class InputSection(Section):
@@ -95,28 +53,6 @@ class OutputSection(Section):
     """Where the tables go."""
 
     uri: Uri = Field(min_length=1, description="a path or URI")
-
-
-class StorageSection(Section):
-    """How remote storage is reached; credentials come from the environment only.
-
-    endpoint_url: of S3 and Google Cloud Storage; for one of them alone, `options: {s3: {endpoint_url: ...}}`.
-    options: by scheme, what else its fsspec file system is opened with, see `option_rules`.
-    read_concurrency: reads under way at once in each process, at most; a store that asks for fewer gets fewer.
-    hedge_reads: whether a read that takes unusually long is asked for a second time.
-    patience_s: how long a store that was there and is away now is waited for.
-    """
-
-    endpoint_url: Uri | None = Field(
-        default=None, min_length=1, description='a URL such as "http://127.0.0.1:8333", or null'
-    )
-    anonymous: bool = Field(default=False, description="true or false")
-    read_concurrency: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
-    hedge_reads: bool = Field(default=True, description="true or false")
-    patience_s: float = Field(default=60.0, ge=0, le=86_400, description="a number of seconds from 0 to 86400")
-    options: Annotated[dict[str, dict[str, Any]], BeforeValidator(check_options)] = Field(
-        default={}, description="sections by scheme, such as {s3: {requester_pays: true}}"
-    )
 
 
 class ModelSection(Section):

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import StorageError
+from pipeline.output.layout import TableName
 from pipeline.output.merge import count_rows, merge_parts
-from pipeline.output.parts import Part, TableName, choose_parts, listed_parts, part_uri
+from pipeline.output.parts import Part, choose_parts, listed_parts, part_uri
 from pipeline.storage.storage import Storage
 
 TABLES: tuple[TableName, TableName] = ("instances", "images")

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from pipeline.errors import StorageError
-from pipeline.output.run_record import read_json, run_folder, write_json
-from pipeline.storage.storage import Storage, join
+from pipeline.output.json_files import read_json, write_json
+from pipeline.output.layout import run_folder
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 NOTE = "published.json"
 

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import NotFoundError
-from pipeline.output.parts import partition_folder
-from pipeline.output.run_record import TOMBSTONE, run_folder, tombstone_uri, write_json
+from pipeline.output.json_files import write_json
+from pipeline.output.layout import TOMBSTONE, partition_folder, run_folder, tombstone_uri
 from pipeline.runs.cleanup import remove_leftovers
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import base_name, is_local, local_path
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import base_name, is_local, join, local_path
 
 DELETE_THREADS = 16
 TABLES = ("images", "instances", "deletions")

@@ -15,15 +15,17 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.maintenance.publications import NOTE, Publication, read_publications
+from pipeline.output.layout import TOMBSTONE, run_folder
 from pipeline.output.part_files import read_part
-from pipeline.output.rows import IMAGES_SCHEMA
-from pipeline.output.run_record import TOMBSTONE, RunRecord, run_folder
+from pipeline.output.run_record import RunRecord
+from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.runs.lease import Holding, judge_holders
-from pipeline.runs.outcomes import RunState, State, find_state, is_run_whole
+from pipeline.runs.outcomes import State
+from pipeline.runs.state import RunState, find_state, is_run_whole
 from pipeline.runs.summary import read_summary
 from pipeline.storage.damage import warn
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import is_local
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local, join
 
 if TYPE_CHECKING:
     from pipeline.output.results import Results

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.errors import NotFoundError
+from pipeline.output.commit import encode_table
 from pipeline.output.part_files import read_part
-from pipeline.output.rows import encode_table
 from pipeline.storage.damage import missing
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 if TYPE_CHECKING:
     from pipeline.output.results import Results
@@ -98,7 +99,7 @@ def _part_uri(folder: str, number: int) -> str:
 
 
 def _is_pruned(results: "Results", run: str) -> bool:
-    from pipeline.output.run_record import run_folder, tombstone_uri
+    from pipeline.output.layout import run_folder, tombstone_uri
 
     record_uri = join(run_folder(results.output_uri, run), "run.json")
     return results.storage.exists(tombstone_uri(results.output_uri, run)) or not results.storage.exists(record_uri)

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFoundError, StorageError
+from pipeline.output.commit import with_run_name
+from pipeline.output.layout import TableName
 from pipeline.output.part_files import check_columns, open_part, read_part
-from pipeline.output.parts import TableName, run_of
-from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME, stored_schema, with_run_name
+from pipeline.output.parts import run_of
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME, stored_schema
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
 

@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from pipeline.errors import NotFoundError
+from pipeline.output.layout import TableName, partition_folder
 from pipeline.storage.damage import damaged
 from pipeline.storage.objects import Listed
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import base_name
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import base_name, join
 
-TableName = Literal["images", "instances"]
 _NAME = re.compile(r"part-(\d{5,})\.parquet|parts-(\d{5,})-(\d{5,})\.parquet")
 
 
@@ -55,11 +54,6 @@ def parse_part(name: str) -> Part | None:
         return Part(int(match.group(1)), int(match.group(1)))
     first, last = int(match.group(2)), int(match.group(3))
     return Part(first, last, is_compacted=True) if first <= last else None
-
-
-def partition_folder(output_uri: str, table: str, run: str) -> str:
-    """Name the folder of a run's files in a table."""
-    return join(output_uri, table, f"run={run}")
 
 
 def run_of(uri: str) -> str:

@@ -3,18 +3,22 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
 from pipeline.errors import DamagedFileError, InputError, NotFoundError, StorageError
+from pipeline.output.layout import TableName
 from pipeline.output.part_files import open_part
-from pipeline.output.parts import Part, TableName, committed_parts_by_run, part_uri
-from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.parts import Part, committed_parts_by_run, part_uri
 from pipeline.output.run_record import RunRecord, age_order, list_records
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.damage import advice, warn
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, local_path
+
+if TYPE_CHECKING:
+    pass
 
 READ_THREADS = 8
 # Files that are to be read may be compacted or pruned meanwhile.
@@ -188,3 +192,13 @@ class Results:
         # Parts of an older release lack the columns that came later; they are null there.
         whole = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")
         return whole.replace_schema_metadata(schema.metadata)
+
+
+def open_results(output_uri: str, storage: Storage | None = None) -> "Results":
+    """Open an output folder for reading; nothing is read yet.
+
+    Raises:
+        InputError: no run was ever written there.
+    """
+
+    return Results(output_uri, storage or Storage())

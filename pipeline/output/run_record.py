@@ -1,6 +1,5 @@
 """run.json: what a run is, written once, when its manifest is complete."""
 
-import json
 import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,14 @@ from typing import Any
 
 from pipeline.errors import DamagedFileError, NotFoundError, SpecError, StorageError
 from pipeline.job_spec.job import JobSpec
-from pipeline.output.rows import SCHEMA_VERSION
-from pipeline.redaction import redact
-from pipeline.storage.damage import damaged, missing, warn
-from pipeline.storage.storage import Storage, join
+from pipeline.output.json_files import read_json, write_json
+from pipeline.output.layout import TOMBSTONE, run_folder, tombstone_uri
+from pipeline.output.schema import SCHEMA_VERSION
+from pipeline.storage.damage import damaged, missing
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 PACKAGES = ("htc-batch", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "fsspec", "s3fs")
-TOMBSTONE = "pruned.json"
 ENDED = frozenset({"summary.json", "published.json"})
 """Files that a run has only after its run.json: one that lacks that has lost it."""
 READ_THREADS = 16
@@ -51,16 +51,6 @@ class RunRecord:
     def shard_count(self) -> int:
         """Shards in the manifest."""
         return int(self.manifest["shard_count"])
-
-
-def run_folder(output_uri: str, run: str) -> str:
-    """Return the folder of a run's record, manifest and summary."""
-    return join(output_uri, "runs", run)
-
-
-def tombstone_uri(output_uri: str, run: str) -> str:
-    """Name the file that says that a run is being pruned: from then on nobody takes it for a run."""
-    return join(run_folder(output_uri, run), TOMBSTONE)
 
 
 def write_record(storage: Storage, output_uri: str, record: RunRecord) -> None:
@@ -198,43 +188,6 @@ def began(record: RunRecord) -> datetime:
     except (TypeError, ValueError):
         raise StorageError(f"The record of the run {record.run} is damaged: created is {record.created!r}.") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
-    """Read a JSON object; None when the file is not there.
-
-    Raises:
-        DamagedFileError: it holds something else.
-    """
-    try:
-        content = json.loads(storage.read(uri))
-    except NotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise damaged(uri, f"it is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise damaged(uri, "it does not hold a JSON object")
-    return content
-
-
-def read_derived_json(storage: Storage, uri: str) -> dict[str, Any] | None:
-    """Read a JSON object that is derived from others; None when it is not there, or damaged, which is reported."""
-    try:
-        return read_json(storage, uri)
-    except DamagedFileError as error:
-        warn(error)
-        return None
-
-
-def write_json(storage: Storage, uri: str, content: Mapping[str, object], *, is_redacted: bool = False) -> None:
-    """Write a JSON object, indented for people.
-
-    Args:
-        is_redacted: take secrets out of it; for texts that quote others, not for what is read back and compared.
-    """
-    # ASCII only: names that are no valid Unicode would not encode otherwise.
-    text = json.dumps(content, indent=2) + "\n"
-    storage.write(uri, (redact(text) if is_redacted else text).encode("ascii"))
 
 
 def installed_versions() -> dict[str, str]:

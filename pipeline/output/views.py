@@ -22,8 +22,8 @@ from pipeline.output.dataset import CheckedDataset, StoredDataset, open_files
 from pipeline.output.deletions import DELETIONS_SCHEMA, deletion_parts
 from pipeline.output.part_files import read_part
 from pipeline.output.results import ATTEMPTS, Results
-from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.output.run_record import began
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.damage import missing
 from pipeline.storage.uris import is_local
 

@@ -15,7 +15,7 @@ from pipeline.errors import NotFoundError
 from pipeline.output.deletions import DELETIONS_SCHEMA, deletion_parts
 from pipeline.output.part_files import open_part, read_part
 from pipeline.output.parts import Part, parse_part, part_uri
-from pipeline.output.rows import IMAGES_SCHEMA
+from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.planning.history import DELETED, EVENT, KINDS, History, build_history, hash_etags
 from pipeline.storage.damage import damaged
 from pipeline.storage.uris import base_name, is_local

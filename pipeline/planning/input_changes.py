@@ -14,7 +14,6 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.driver.progress import count_of
 from pipeline.errors import HtcError, InputError, NotFoundError, StorageError
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.inputs.listing import list_images, locate_image
@@ -26,6 +25,7 @@ from pipeline.planning.history import MISSING
 from pipeline.planning.selection import BATCH_IMAGES, STAT_THREADS, is_same_version, versions_of
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import display_uri
+from pipeline.text import count_of
 
 MAX_NAMES = 3
 # Entries of a text listing have no version until the store is asked, 100 a second or so: after two minutes a person

@@ -17,19 +17,19 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFoundError
 from pipeline.inputs.containers.tar import archive_suffix
 from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import COMMENT_LINES
+from pipeline.inputs.shard import Shard
 from pipeline.output.part_files import read_part as read_columns
-from pipeline.output.rows import SCHEMA_VERSION
+from pipeline.output.schema import SCHEMA_VERSION
 from pipeline.storage.damage import damaged, missing
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import display_uri
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import display_uri, join
 
 FIRST_PART_IMAGES = 1024
 """Images in the first part: a page of an S3 listing. Each part holds twice as many as the one before, up to:"""
 PART_IMAGES = 65_536
 """Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
 
-COMMENT_LINES = "comment lines"
-"""How a listing's comments are counted among what was skipped."""
 _NOTED = b"htc_manifest"
 _PLAIN_COLUMNS = ("bytes", "etag", "offset", "row", "column", "problem", "failed_before")
 _RECORD = b"htc_run"
@@ -53,18 +53,6 @@ MANIFEST_SCHEMA = pa.schema(
     ],
     metadata={"htc_schema_version": str(SCHEMA_VERSION)},
 )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The unit of work, retry and output: a fixed list of images.
-
-    signed: the addresses of those images and containers that are read by signed URLs; kept in memory only.
-    """
-
-    index: int
-    images: tuple[ImageRef, ...]
-    signed: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,47 +7,23 @@ planning that is cut off goes on behind them.
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 from typing import Any
 
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError
-from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.job_spec.job import ComputeSection, JobSpec
 from pipeline.planning.incremental import Incremental
-from pipeline.planning.input_changes import InputComparison
-from pipeline.planning.manifest import Manifest, ManifestReader, PartLayout, Shard, encode_part, part_uri
+from pipeline.planning.manifest import Manifest, PartLayout, encode_part, part_uri
 from pipeline.planning.resume_point import Planned
-from pipeline.planning.shard_size import MAX_SHARD_IMAGES, expected_workers, look_ahead
+from pipeline.planning.shard_size import MAX_SHARD_IMAGES, look_ahead
+from pipeline.planning.worker_plan import expected_workers
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import display_uri
 
-__all__ = [
-    "InputSurvey",
-    "Manifest",
-    "ManifestReader",
-    "Planner",
-    "Shard",
-    "image_id",
-    "plan_run",
-    "require_images",
-    "survey_input",
-]
 
-
-@dataclass(frozen=True)
-class InputSurvey:
-    """What `htc plan` tells of an input that nothing has been written for.
-
-    sample: the first images, in order.
-    """
-
-    manifest: Manifest
-    sample: tuple[ImageRef, ...]
-
-
-class _Tally:
+class ManifestCounts:
     """Counts images as they pass by, beginning with those that were planned before."""
 
     def __init__(self, planned: Planned | None = None, incremental: Incremental | None = None) -> None:
@@ -121,12 +97,14 @@ class Planner:
         *,
         planned: Planned | None = None,
         incremental: Incremental | None = None,
+        workers: int | None = None,
     ) -> None:
         """Find the first image, or the first behind those that were `planned` before.
 
         Args:
             incremental: chooses from the listing; that is begun anew after planning was cut off, because what it
                 leaves out stands in no manifest.
+            workers: how many the run will have, for shards of automatic size; None for as many as this machine takes.
 
         Raises:
             InputError: the input holds no image, or cannot be listed.
@@ -137,13 +115,14 @@ class Planner:
         self._planned = planned
         self._incremental = incremental
         self._compute = spec.compute
-        self._tally = _Tally(planned, incremental)
-        refs = _listed(spec, storage, self._tally.notes, None if incremental else planned)
+        self._workers = workers
+        self._tally = ManifestCounts(planned, incremental)
+        refs = list_input(spec, storage, self._tally.notes, None if incremental else planned)
         first = list(islice(refs, 1))
         is_empty = not first and not planned
         # All images of an input that had some may be gone: that is judged where deletions are.
         if is_empty and not (incremental and incremental.known_images):
-            _refuse_empty(spec, self._tally)
+            check_not_empty(spec, self._tally)
         refs = chain(first, refs)
         if incremental is not None:
             if planned is not None:
@@ -188,7 +167,7 @@ class Planner:
 
     def _settle_layout(self, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:
         """Decide how many images a shard has; returns the listing from its beginning."""
-        size, listed = _shard_size(self._compute, refs)
+        size, listed = settle_shard_images(self._compute, refs, self._workers)
         self._tally.layout = PartLayout.of(size)
         return listed
 
@@ -225,40 +204,6 @@ def clear_parts(storage: Storage, folder: str) -> None:
         storage.delete(uri)
 
 
-def survey_input(
-    spec: JobSpec,
-    storage: Storage,
-    *,
-    sample_images: int = 8,
-    incremental: Incremental | None = None,
-    comparison: InputComparison | None = None,
-) -> InputSurvey:
-    """Count the input as a new run would plan it, and write nothing.
-
-    Args:
-        comparison: with a complete run, for which the input may be empty by now; it watches the listing.
-
-    Raises:
-        InputError: the input holds no image, or cannot be listed.
-    """
-    tally = _Tally(incremental=incremental)
-    listed = _listed(spec, storage, tally.notes)
-    if comparison is not None:
-        listed = comparison.watch(listed)
-    size, chosen = _shard_size(spec.compute, listed if incremental is None else incremental.selection.choose(listed))
-    tally.layout = PartLayout.of(size)
-    refs = tally.count(chosen)
-    sample = tuple(islice(refs, sample_images))
-    for _ in refs:
-        pass
-    if incremental is not None:
-        tally.deleted = len(incremental.find_deleted())
-    is_found = tally.images if incremental is None else incremental.has_listed or tally.deleted
-    if not is_found and comparison is None:
-        _refuse_empty(spec, tally)
-    return InputSurvey(tally.manifest(is_planned=True), sample)
-
-
 def require_images(spec: JobSpec, storage: Storage) -> None:
     """Look for one image in the input; as cheap as its listing begins.
 
@@ -274,7 +219,7 @@ def require_input(spec: JobSpec, storage: Storage) -> None:
     Raises:
         InputError: it cannot be listed.
     """
-    next(_listed(spec, storage, SourceNotes()), None)
+    next(list_input(spec, storage, SourceNotes()), None)
 
 
 def sign_again(spec: JobSpec, storage: Storage) -> None:
@@ -283,24 +228,29 @@ def sign_again(spec: JobSpec, storage: Storage) -> None:
     Raises:
         InputError: the listing cannot be read any more.
     """
-    for _ in _listed(spec, storage, SourceNotes()):
+    for _ in list_input(spec, storage, SourceNotes()):
         pass
 
 
-def _listed(spec: JobSpec, storage: Storage, notes: SourceNotes, planned: Planned | None = None) -> Iterator[ImageRef]:
+def list_input(
+    spec: JobSpec, storage: Storage, notes: SourceNotes, planned: Planned | None = None
+) -> Iterator[ImageRef]:
     try:
         yield from list_images(spec.input, storage, exclude=[spec.output.uri], notes=notes, planned=planned)
     except (NotFoundError, AccessDeniedError) as error:
         raise InputError(f"The input cannot be listed: {error}") from error
 
 
-def _shard_size(compute: ComputeSection, refs: Iterator[ImageRef]) -> tuple[int, Iterator[ImageRef]]:
+def settle_shard_images(
+    compute: ComputeSection, refs: Iterator[ImageRef], workers: int | None = None
+) -> tuple[int, Iterator[ImageRef]]:
+    """Decide how many images a shard has; returns that, and the listing from its beginning."""
     if compute.shard_images != "auto":
         return compute.shard_images, refs
-    return look_ahead(refs, expected_workers(compute))
+    return look_ahead(refs, workers or expected_workers(compute))
 
 
-def _refuse_empty(spec: JobSpec, tally: _Tally) -> None:
+def check_not_empty(spec: JobSpec, tally: ManifestCounts) -> None:
     pattern = f" that match {spec.input.glob}" if spec.input.glob else ""
     others = ", ".join(f"{count} {suffix}" for suffix, count in tally.notes.skipped.most_common(5))
     found = f"; what is there is no image ({others})" if others else ""

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.inputs.shard import Shard
+from pipeline.output.layout import run_folder
 from pipeline.output.results import Results
-from pipeline.output.run_record import age_order, load_record, run_folder
+from pipeline.output.run_record import age_order, load_record
 from pipeline.planning.earlier_rows import read_history
 from pipeline.planning.history import History, build_history
-from pipeline.planning.manifest import Manifest, Shard, part_uri, read_part, refs_of
+from pipeline.planning.manifest import Manifest, part_uri, read_part, refs_of
 from pipeline.planning.selection import failed_before
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 
 class Repeats:

@@ -33,6 +33,11 @@ class Planned:
         self._entry = last.container or last.uri
 
     @property
+    def image_count(self) -> int:
+        """Number of images that were planned."""
+        return self.manifest.image_count
+
+    @property
     def place(self) -> str:
         """A name shortly before the last entry's: a folder is listed from here on, and the last entry with it."""
         return self._entry[:-1]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipeline.driver.progress import count_of
+from pipeline.text import count_of
 
 # By `selection.Reason`.
 _DONE = {"new": "new", "changed": "changed", "retried": "not ok before", "other_model": "of another model"}

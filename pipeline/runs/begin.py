@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, SpecError
-from pipeline.job_spec.job import NAME_PATTERN, JobSpec
-from pipeline.output.rows import committed_shards
+from pipeline.job_spec.job import JobSpec
+from pipeline.output.commit import committed_shards
+from pipeline.output.layout import run_folder
 from pipeline.output.run_record import (
     RunRecord,
     age_order,
@@ -18,7 +19,6 @@ from pipeline.output.run_record import (
     installed_versions,
     list_records,
     load_record,
-    run_folder,
     write_record,
 )
 from pipeline.planning.background import Planning
@@ -31,8 +31,9 @@ from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease, RunHeldError, clear_dead_lease
 from pipeline.runs.names import refuse_other_types
 from pipeline.runs.run import Run
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import is_local, local_path
+from pipeline.settings import NAME_PATTERN
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local, join, local_path
 
 Hold = Callable[[str], Lease]
 """Takes the lease on the run of a name."""
@@ -52,6 +53,7 @@ class Opening:
         patience_s: float | None,
         *,
         deferring: Deferring = nullcontext,
+        workers: int | None = None,
     ) -> None:
         self._spec = spec
         self._fingerprint = fingerprint
@@ -59,6 +61,7 @@ class Opening:
         self._hold = hold
         self._patience_s = patience_s
         self._deferring = deferring
+        self._workers = workers
         self._passed_over = ""
         self._may_have_company = spec.select.mode == "full"
 
@@ -121,7 +124,9 @@ class Opening:
             self._refuse_company(name)
         moment = _later_than_all(list_records(storage, output_uri, damaged_runs={}), moment)
         folder = _manifest_folder(output_uri, name)
-        planner = Planner(self._spec, storage, folder, incremental=self._look_back(moment.isoformat(), name))
+        planner = Planner(
+            self._spec, storage, folder, incremental=self._look_back(moment.isoformat(), name), workers=self._workers
+        )
         with ExitStack() as undo:
             lease = self._take_lease(name, undo)
             other = load_record(storage, output_uri, name) if lease else None
@@ -197,7 +202,9 @@ class Opening:
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=planned.manifest.to_dict()))
             return planned.manifest
         incremental = self._look_back(*age_order(record))
-        planner = Planner(self._spec, self._storage, folder, planned=planned, incremental=incremental)
+        planner = Planner(
+            self._spec, self._storage, folder, planned=planned, incremental=incremental, workers=self._workers
+        )
         return self._plan(record, planner, undo)
 
     def _look_back(self, created: str, name: str) -> Incremental | None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from pipeline.errors import NotFoundError, OutputOccupiedError, RunMismatchError
 from pipeline.job_spec.job import JobSpec
-from pipeline.output.rows import committed_shards
+from pipeline.output.commit import committed_shards
 from pipeline.output.run_record import RunRecord
 from pipeline.storage.damage import advice
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 SHARD_SIZE = "compute.shard_images"
 SELECTING = ("select.retry", "select.where")

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import NotFoundError, StorageError
-from pipeline.output.run_record import run_folder
+from pipeline.output.layout import run_folder
 from pipeline.runs.lease import clear_dead_lease
 from pipeline.storage.local import TEMP_SUFFIX
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import is_local, local_path, scheme_of
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local, join, local_path, scheme_of
 
 log = logging.getLogger(__name__)
 TEMP_NAME = re.compile(rf"\..+\.\d+-[0-9a-f]+{re.escape(TEMP_SUFFIX)}", re.DOTALL)

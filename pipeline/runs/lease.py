@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from pipeline.driver.progress import format_duration
 from pipeline.errors import DamagedFileError, RunError, StorageError
-from pipeline.output.run_record import run_folder
+from pipeline.output.layout import run_folder
 from pipeline.runs.process_id import identify_process, is_alive_here, is_dead_here
 from pipeline.storage.cas_file import ContestedFile, Seen
 from pipeline.storage.damage import output_of
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
+from pipeline.text import format_duration
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.job_spec.job import JobSpec
-from pipeline.output.run_record import RunRecord, run_folder
+from pipeline.output.layout import run_folder
 from pipeline.runs.begin import Deferring, Hold, Opening
 from pipeline.runs.cleanup import remove_dead_beginnings
-from pipeline.runs.run import Run, RunState
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
-
-__all__ = ["Hold", "Run", "RunRecord", "RunState", "find_run", "open_run"]
 
 
 def open_run(
@@ -31,6 +29,7 @@ def open_run(
     hold: Hold | None = None,
     patience_s: float | None = None,
     deferring: Deferring = nullcontext,
+    workers: int | None = None,
 ) -> Run:
     """Begin a run, or find the one to go on with.
 
@@ -44,6 +43,7 @@ def open_run(
         patience_s: how long to wait for the end of the listing; afterwards planning goes on in a thread until
             `Run.close`. None plans all of it before returning.
         deferring: makes a context for that wait, in which KeyboardInterrupt is not raised.
+        workers: how many the run will have, for shards of automatic size; None for as many as this machine takes.
 
     Raises:
         OutputOccupiedError: the output folder holds something that is not ours.
@@ -54,7 +54,7 @@ def open_run(
         RunHeldError: another driver works on the run.
         StorageError: storage failed.
     """
-    opening = Opening(spec, model_fingerprint, storage, hold, patience_s, deferring=deferring)
+    opening = Opening(spec, model_fingerprint, storage, hold, patience_s, deferring=deferring, workers=workers)
     found = opening.find(run, fresh=fresh)
     if found is not None:
         return opening.go_on(found)

@@ -8,15 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RunError, StorageError
-from pipeline.output.rows import committed_shards
-from pipeline.output.run_record import run_folder, write_json
+from pipeline.inputs.shard import Shard
+from pipeline.output.commit import committed_shards
+from pipeline.output.json_files import write_json
+from pipeline.output.layout import run_folder
 from pipeline.planning.background import Planning
-from pipeline.planning.manifest import Manifest, ManifestReader, Shard
+from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.planning.repeated_failures import Repeats
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease
 from pipeline.runs.summary import read_summary
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 RunState = Literal["new", "resumed", "complete"]
 

@@ -5,15 +5,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import DamagedFileError
+from pipeline.job_spec.job import RetrySection
 from pipeline.messages import ImageFailure
-from pipeline.output.run_record import read_json, run_folder
+from pipeline.output.json_files import read_json
+from pipeline.output.layout import run_folder
 from pipeline.runs.error_budget import allowed_errors
-from pipeline.runs.outcomes import OUTCOMES, Outcome
+from pipeline.runs.outcomes import OUTCOMES, Outcome, exit_code_of
+from pipeline.runs.row_counts import RowCounts
 from pipeline.storage.damage import damaged, warn
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
-# Enough to see what is wrong; the `images` table has them all.
-MAX_EXAMPLES = 50
 _NUMBERS = ("images", "images_done", "instances")
 
 
@@ -80,6 +82,72 @@ class RunSummary:
         return values
 
 
+@dataclass(frozen=True)
+class SessionNumbers:
+    """What one session did; the fields of `RunSummary` of these names."""
+
+    session_images: int = 0
+    seconds: float = 0.0
+    images_per_s: float = 0.0
+    stage_shares: Mapping[str, float] = field(default_factory=dict)
+    retries: int = 0
+    workers_lost: int = 0
+    workers_started: int = 0
+    device: str = ""
+    error_log: str | None = None
+
+
+def summarise(
+    run: str,
+    rows: RowCounts,
+    retry: RetrySection,
+    *,
+    images: int,
+    is_planned: bool,
+    model: str,
+    is_trained: bool,
+    has_bug: bool,
+    is_interrupted: bool = False,
+    stop_reason: str = "",
+    session: SessionNumbers | None = None,
+) -> RunSummary:
+    """Judge a run by its rows; the arguments are those of `judge` and the fields of `RunSummary`."""
+    session = session or SessionNumbers()
+    status, reason = judge(
+        images=images,
+        images_done=rows.images,
+        errors=rows.fresh_errors,
+        max_error_rate=retry.max_error_rate,
+        max_errors=retry.max_errors,
+        is_any_ok=rows.is_any_ok,
+        has_bug=has_bug,
+        is_interrupted=is_interrupted,
+        stop_reason=stop_reason,
+        is_planned=is_planned,
+    )
+    return RunSummary(
+        run=run,
+        status=status,
+        exit_code=exit_code_of(status),
+        reason=reason,
+        images=images,
+        images_done=rows.images,
+        statuses=rows.statuses,
+        errors=rows.fresh_errors,
+        repeated_errors=rows.repeats,
+        error_rate=rows.fresh_errors / images if images else 0.0,
+        max_error_rate=retry.max_error_rate,
+        max_errors=retry.max_errors,
+        instances=rows.instances,
+        failure_reasons=rows.reasons,
+        failure_examples=tuple(rows.examples),
+        model=model,
+        is_trained=is_trained,
+        has_bug=has_bug,
+        **vars(session),
+    )
+
+
 def summary_uri(output_uri: str, run: str) -> str:
     """Return where a run's summary.json lies."""
     return join(run_folder(output_uri, run), "summary.json")
@@ -125,7 +193,7 @@ def judge(
     max_error_rate: float,
     has_bug: bool,
     is_interrupted: bool,
-    hopeless: str = "",
+    stop_reason: str = "",
     is_planned: bool = True,
     max_errors: int = 0,
     is_any_ok: bool = True,
@@ -139,7 +207,7 @@ def judge(
         max_error_rate: the budget, 0 to 1; a rate equal to it is within.
         has_bug: whether a shard was given up because of an exception that nobody foresaw.
         is_interrupted: whether a person or the system stopped the run.
-        hopeless: why it was stopped before its end, when it could not end within the budget.
+        stop_reason: why it was stopped before its end, when it could not end within the budget.
         is_planned: whether the input was listed to its end; until then it is not known how many images there are.
         max_errors: the floor of the budget, see `error_budget.allowed_errors`.
         is_any_ok: whether any row is ok; without one there is no floor.
@@ -147,8 +215,8 @@ def judge(
     Returns:
         The status and one sentence, empty for "complete".
     """
-    if hopeless and images_done < images:
-        return "over_error_budget", hopeless
+    if stop_reason and images_done < images:
+        return "over_error_budget", stop_reason
     if images_done < images or not is_planned:
         return "interrupted" if is_interrupted else "incomplete", _what_is_left(
             images, images_done, is_interrupted=is_interrupted, is_planned=is_planned

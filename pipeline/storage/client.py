@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from pipeline.errors import UnsupportedSchemeError
-from pipeline.job_spec.job import StorageSection
 from pipeline.redaction import redact
+from pipeline.storage.config import StorageSection
 from pipeline.storage.options import merge_options, options_of
 from pipeline.storage.s3_page_parser import quicken_listings
 from pipeline.storage.translate import one_line

@@ -28,18 +28,6 @@ class Fetched:
     etag: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadVersion:
-    """What was read of an image: its size, its version, and whether that differs from the one listed.
-
-    etag, is_changed: None when the store does not tell the version, or the listing did not.
-    """
-
-    bytes: int
-    etag: str | None
-    is_changed: bool | None
-
-
 def unquoted(etag: object) -> str | None:
     """Return an ETag without the quotes that HTTP puts around it; None for anything but text."""
     return etag.removeprefix("W/").strip('"') if isinstance(etag, str) else None

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from pipeline.errors import NotFoundError, UnsupportedSchemeError
-from pipeline.job_spec.job import StorageSection
 from pipeline.storage import client as store_options
 from pipeline.storage import local as local_files
 from pipeline.storage.client import read_concurrency
+from pipeline.storage.config import StorageSection
 from pipeline.storage.listing_gcs_azure import finder_of
 from pipeline.storage.local import OnLink
 from pipeline.storage.objects import Fetched, Listed, listed_from, unquoted

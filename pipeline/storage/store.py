@@ -13,8 +13,8 @@ from pipeline.errors import (
     TransientStorageError,
     WebHostError,
 )
-from pipeline.job_spec.job import StorageSection
 from pipeline.storage.client import open_client, read_concurrency
+from pipeline.storage.config import StorageSection
 from pipeline.storage.objects import Fetched
 from pipeline.storage.pacing import Hedges, ReadLimiter, first_answer
 from pipeline.storage.read import ReadRequest, begin_read

@@ -196,3 +196,12 @@ def _component(part: str) -> str:
         else:
             out += re.escape(char)
     return out
+
+
+def absolute_uri(uri: str) -> str:
+    """Make a local path absolute against the current folder; a URI with a scheme stays as it is."""
+    if not is_local(uri):
+        return uri
+    path = home_path(local_path(uri))
+    # resolve() would also follow symlinks and so rename the user's own folder; it is needed for `..` only.
+    return str(path.resolve() if ".." in path.parts else path.absolute())

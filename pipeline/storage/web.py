@@ -18,7 +18,7 @@ from pipeline.errors import (
     TransientStorageError,
     WebHostError,
 )
-from pipeline.job_spec.job import StorageSection
+from pipeline.storage.config import StorageSection
 from pipeline.storage.objects import Fetched
 from pipeline.storage.read import ReadRequest
 from pipeline.storage.store import Store

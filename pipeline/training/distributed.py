@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.connection import WorkerPlan, ray_cluster
+from pipeline.cluster.connection import ray_cluster
 from pipeline.errors import HtcError, RunError
-from pipeline.job_spec.job import ComputeSection, StorageSection
+from pipeline.job_spec.job import ComputeSection
+from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def train_on_workers(
         on_step: called with the logged steps only.
 
     Raises:
-        HtcError: what a worker raised; see `pipeline.training.single.train`.
+        HtcError: what a worker raised; see `pipeline.training.run.train`.
         RunError: the cluster cannot be reached or is too small, or a worker died.
     """
     compute = ComputeSection(

@@ -3,12 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, model_validator
 from torch import Tensor
 
 from htc_model.config import ModelConfigError
@@ -28,65 +25,10 @@ from pipeline.errors import ImageError, RunError, SpecError, StorageError
 from pipeline.inputs.coco_files import read_coco
 from pipeline.inputs.decode import decode_image
 from pipeline.inputs.label_maps import decode_label_map
-from pipeline.job_spec.job import ModelSection, StorageSection, Uri
-from pipeline.job_spec.parsing import absolute_uri, read_spec
-from pipeline.machine_limits import usable_cpus
-from pipeline.storage.storage import Storage, join
+from pipeline.job_spec.job import ModelSection
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import absolute_uri, join
 from pipeline.weights.cache import resolve_weights
-
-_URI: TypeAdapter[str] = TypeAdapter(Uri)
-
-
-class StoredTrainingSpec(TrainingSpec):
-    """A training run and how its annotations, images and initial weights are reached.
-
-    storage: see `StorageSection`; it does not decide what is computed, so a run may go on with another.
-    """
-
-    storage: StorageSection = StorageSection()
-
-    @model_validator(mode="after")
-    def _check_credentials(self) -> Self:
-        # The weights file carries the spec.
-        for section in (*self.train, *self.evaluate):
-            for uri in (section.annotations, section.images, section.stuff):
-                _URI.validate_python(uri or ".")
-        _URI.validate_python(self.model.initial)
-        return self
-
-
-def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> StoredTrainingSpec:
-    """Read a YAML training spec and lay the flags over it.
-
-    Args:
-        path: a YAML file, local or remote; None when the flags say everything.
-        overrides: values by dotted key, `{"model.preset": "htc_lite0_fpn"}`; None stands for a flag not given.
-
-    Raises:
-        SpecError: one sentence per problem, all problems at once.
-    """
-    return read_spec(StoredTrainingSpec, path, overrides)
-
-
-def train(spec: StoredTrainingSpec, *, on_step: OnStep | None = None) -> Path:
-    """Train what a spec asks for with as many processes as it asks for.
-
-    Args, returns and raises as `train_alone`, and RunError when the workers' cluster fails.
-    """
-    if spec.workers > 1:
-        from pipeline.training.distributed import train_on_workers
-
-        return train_on_workers(_without_storage(spec), storage=spec.storage, on_step=on_step)
-    has_gpu = spec.gpus_per_worker != 0 and torch.cuda.is_available()
-    storage, device = Storage(spec.storage), "cuda" if has_gpu else "cpu"
-    # torch counts the machine's cores, and not what a container may use of them.
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cpus())))
-    return train_alone(_without_storage(spec), storage=storage, device=device, on_step=on_step)
-
-
-def _without_storage(spec: StoredTrainingSpec) -> TrainingSpec:
-    """Keep what decides the result: checkpoint and weights hold nothing else."""
-    return TrainingSpec.model_validate(spec.model_dump(exclude={"storage"}))
 
 
 def train_alone(

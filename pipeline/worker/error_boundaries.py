@@ -11,16 +11,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.errors import (
-    HtcError,
     ImageError,
     NotFoundError,
-    RunError,
     StorageError,
     UnsupportedSchemeError,
     WebHostError,
 )
 from pipeline.messages import ImageFailure, PieceReport, ShardFailure, ShardReport
-from pipeline.redaction import redact
+from pipeline.text import one_line
 from pipeline.worker.byte_budget import LaneClosedError
 from pipeline.worker.commit_claim import AbandonedError, OrphanedError
 
@@ -35,14 +33,6 @@ class DeviceLostError(Exception):
 
 class CommitError(Exception):
     """A shard's tables could not be written; the cause says why."""
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line of text without secrets, its type named unless it is one of ours."""
-    text = redact(" ".join(str(error).split()))
-    if isinstance(error, HtcError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def at_image_border(uri: str, step: Callable[[], T], *, is_last_attempt: bool = False) -> T | ImageFailure:
@@ -90,20 +80,3 @@ def at_shard_border(index: int, attempt: Callable[[], Report]) -> Report | Shard
     except Exception as error:  # the border of one shard
         log.exception("shard %d failed", index)
         return ShardFailure(index, "bug", one_line(error), traceback.format_exc())
-
-
-def at_cluster_border(connect: Callable[[], object], failure: str, way_out: str) -> None:
-    """Start Ray or connect to it.
-
-    Args:
-        failure, way_out: what to say before and after Ray's own words.
-
-    Raises:
-        RunError: it went wrong, whatever it was.
-    """
-    try:
-        connect()
-    except Exception as error:  # the border of Ray's start
-        log.debug("Ray did not start", exc_info=True)
-        words = redact(" ".join(str(error).split())).rstrip(".") or type(error).__name__
-        raise RunError(f"{failure}: {words} ({way_out}).") from error

@@ -16,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htc_model.structures import RawDetections
-from pipeline.driver.throughput import StageClock
 from pipeline.inputs.decode import decode_image, read_header
-from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
 from pipeline.messages import ImageFailure
 from pipeline.output.rows import InstanceRow, build_instance_rows
-from pipeline.planning.planner import Shard
-from pipeline.storage.objects import ReadVersion
 from pipeline.storage.storage import Storage
+from pipeline.telemetry import StageClock
 from pipeline.worker.batching import Batcher
 from pipeline.worker.byte_budget import ByteBudget, Lane, SharedBudget
 from pipeline.worker.commit_claim import Claim

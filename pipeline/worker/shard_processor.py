@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from pipeline.assignments import Assignment
 from pipeline.errors import HtcError
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import Hang, ImageFailure, PieceReport, ShardReport
-from pipeline.output.rows import ImageRow, InstanceRow, build_image_row, commit_shard
-from pipeline.planning.planner import Shard
+from pipeline.messages import Assignment, Hang, ImageFailure, PieceReport, ShardReport
+from pipeline.output.commit import commit_shard
+from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
 from pipeline.telemetry import WorkerTotals
 from pipeline.worker.commit_claim import Claim
 from pipeline.worker.error_boundaries import CommitError

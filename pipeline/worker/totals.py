@@ -4,8 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.driver.throughput import StageClock
-from pipeline.telemetry import WorkerTotals
+from pipeline.telemetry import StageClock, WorkerTotals
 from pipeline.worker.prefetch import ByteGauge
 
 

@@ -9,16 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.assignments import Assignment
 from pipeline.errors import HtcError
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import PieceReport, ShardFailure, ShardReport, WorkerFailure, WorkerProgress, WorkerReady
-from pipeline.planning.planner import Shard
+from pipeline.messages import (
+    Assignment,
+    PieceReport,
+    ShardFailure,
+    ShardReport,
+    WorkerFailure,
+    WorkerProgress,
+    WorkerReady,
+)
 from pipeline.redaction import log_without_secrets
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import WorkerMetrics
+from pipeline.text import one_line
 from pipeline.worker.commit_claim import Claim, Contact
-from pipeline.worker.error_boundaries import DeviceLostError, at_shard_border, one_line
+from pipeline.worker.error_boundaries import DeviceLostError, at_shard_border
 
 if TYPE_CHECKING:
     # The driver imports this module and may run on a machine without torch.

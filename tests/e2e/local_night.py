@@ -14,10 +14,10 @@ from local_fleet import LocalFleet
 
 import pipeline.driver.session
 import pipeline.driver.worker_pool
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.progress import LineProgress, SilentProgress
 from pipeline.driver.run import run
 from pipeline.job_spec.job import ComputeSection, load_spec
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.summary import RunSummary
 
 

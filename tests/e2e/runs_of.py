@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 Row = dict[str, object]
 # What may differ between a run that met faults and one that did not.

@@ -15,7 +15,7 @@ from real_cluster import TESTS, Done, RealCluster, htc, real_cluster, wait_until
 
 from jobs.results.status import RunStatus, read_status
 from pipeline.errors import InputError
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.storage.storage import Storage
 
 # One cluster for the file, which takes longer to start than its jobs to end.

@@ -11,7 +11,7 @@ from real_cluster import RealCluster, htc, real_cluster
 from s3_server import WRONG, S3Server
 
 from htc_model.weights.model_zoo import bundled_weights
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}

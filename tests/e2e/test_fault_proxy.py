@@ -8,7 +8,7 @@ from fault_proxy import Fault, FaultDice, FaultProxy, Kind
 from s3_server import S3Server
 
 from pipeline.errors import AccessDeniedError
-from pipeline.job_spec.job import StorageSection
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]

@@ -18,10 +18,10 @@ from PIL import Image
 from s3_server import S3Server
 
 from pipeline.errors import InputError
-from pipeline.job_spec.job import StorageSection
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.views import open_database
 from pipeline.runs.summary import RunSummary
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 pytestmark = pytest.mark.xdist_group("s3")

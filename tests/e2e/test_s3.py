@@ -17,10 +17,13 @@ from s3_server import READER, WRITER, WRONG, Key, S3Server
 from htc_model.network.detector import build_model
 from htc_model.weights.load import save_weights
 from htc_model.weights.untrained import untrained_state
-from pipeline.assignments import Assignment
-from pipeline.job_spec.job import JobSpec, StorageSection, load_spec
-from pipeline.output.rows import build_image_row, commit_shard, open_results
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.messages import Assignment
+from pipeline.output.commit import commit_shard
+from pipeline.output.results import open_results
+from pipeline.output.rows import build_image_row
 from pipeline.runs.open import open_run
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.weights.fingerprint import take_fingerprint
 from pipeline.worker.worker import Worker, WorkerSettings

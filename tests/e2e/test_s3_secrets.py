@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from s3_server import LIMITED, LIMITED_BUCKET, S3Server
 
-from pipeline.job_spec.job import StorageSection
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]

@@ -7,7 +7,7 @@ from pictures import encoded, gradient
 from real_cluster import htc
 from scheduler_process import finish_with_another_scheduler, firings, kill_scheduler_while_a_run_goes_on
 
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 
 # A minute at most until the next full one, and the run.

@@ -10,7 +10,7 @@ from real_cluster import htc, real_cluster
 from scheduler_process import finish_with_another_scheduler, firings, kill_scheduler_while_a_run_goes_on
 
 from jobs.cluster.submit import list_jobs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 
 # A cluster and a job on it.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from signing_host import everything_in, signing_host
 
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 pytestmark = pytest.mark.slow
 SIGNATURE, TOKEN, OLD = "hush-signature-7c7c7c7c", "hush-token-5b5b5b5b", "hush-expired-1d1d1d1d"

@@ -9,10 +9,9 @@ from fake_models import LoadFake
 from PIL import Image
 from s3_server import S3Server
 
-from pipeline.assignments import Assignment
 from pipeline.job_spec.job import load_spec
-from pipeline.messages import ShardReport
-from pipeline.output.rows import open_results
+from pipeline.messages import Assignment, ShardReport
+from pipeline.output.results import open_results
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
 from pipeline.worker.worker import Worker, WorkerSettings

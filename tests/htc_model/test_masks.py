@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from htc_model.masks.encode import decode_rle, encode_detections, encode_masks
+from htc_model.masks.encode import encode_detections, encode_masks
+from htc_model.masks.rle import decode_rle
 from htc_model.structures import RawDetections
 
 # pycocotools' compiled `decode` answers numpy 2 in numpy 1's way; ours does not go through it.

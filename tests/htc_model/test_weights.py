@@ -15,7 +15,6 @@ from htc_model.config import config_from_dict, load_preset
 from htc_model.network.detector import build_model
 from htc_model.weights.load import (
     LoadedWeights,
-    WeightsError,
     convert_weights,
     guess_preset,
     load_into,
@@ -23,6 +22,7 @@ from htc_model.weights.load import (
     save_weights,
     state_sha256,
 )
+from htc_model.weights.openmmlab import WeightsError
 from htc_model.weights.untrained import untrained_state
 
 LITE = "htc_lite0_fpn"

@@ -10,15 +10,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.output.rows import (
-    INSTANCES_SCHEMA,
-    InstanceRow,
-    build_image_row,
-    commit_shard,
-    encode_part,
-    instances_part,
-)
-from pipeline.runs.open import Run, open_run
+from pipeline.output.commit import commit_shard, encode_part, instances_part
+from pipeline.output.rows import InstanceRow, build_image_row
+from pipeline.output.schema import INSTANCES_SCHEMA
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"

@@ -18,7 +18,7 @@ from damaged_outputs import (
 
 from jobs.maintenance.doctor import examine_and_report
 from pipeline.maintenance.compaction import compact_run
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.storage.storage import Storage
 
 SPOILT = frozenset({"truncated", "empty", "garbage", "other"})

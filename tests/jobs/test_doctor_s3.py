@@ -9,9 +9,9 @@ from s3_server import S3Server
 
 from jobs.maintenance.doctor import examine_and_report
 from pipeline.errors import DamagedFileError
-from pipeline.job_spec.job import StorageSection
 from pipeline.maintenance.compaction import compact_run
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 pytestmark = pytest.mark.xdist_group("s3")

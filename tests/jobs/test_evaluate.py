@@ -11,9 +11,9 @@ import pytest
 from outputs import Output
 from typer.testing import CliRunner
 
-from jobs.cli.results import app
+from jobs.cli.app import app
 from pipeline.errors import InputError, SpecError
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 runner = CliRunner()
 

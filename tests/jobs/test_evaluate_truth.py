@@ -11,7 +11,7 @@ from outputs import Output
 from test_evaluate import write_truth
 from typer.testing import CliRunner
 
-from jobs.cli.results import app
+from jobs.cli.app import app
 from jobs.results.evaluate import report_evaluation
 from pipeline.errors import InputError, SpecError
 

@@ -16,9 +16,10 @@ from test_no_torch import run_without_torch
 
 from jobs.cli import main as cli
 from jobs.manifests.airflow import build_dag
-from jobs.manifests.cron_fields import is_shifted_by_the_clock, split_cron
+from jobs.manifests.cron_fields import is_shifted_by_the_clock
 from jobs.manifests.systemd import calendar_of
 from jobs.scheduling.cron import check_cron, due_times
+from jobs.scheduling.cron_values import split_cron
 from jobs.scheduling.schedule import Schedule, build_schedule
 from pipeline.job_spec.job import JobSpec
 

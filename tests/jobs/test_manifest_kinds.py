@@ -12,8 +12,8 @@ from manifest_schemas import CRDS, RAY_KINDS, check_manifest, pod_templates
 
 from jobs.manifests.bundle import build_bundle, render
 from jobs.manifests.cluster_shape import ClusterShape, build_shape, fit_spec
-from pipeline.cluster.connection import plan_workers
 from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.planning.worker_plan import plan_workers
 
 Manifest = dict[str, Any]
 KINDS = ("rayjob", "raycluster", "raycronjob")

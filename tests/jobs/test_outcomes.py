@@ -17,7 +17,7 @@ from jobs.scheduling.endings import ending_of
 from jobs.scheduling.firing import Outcome as FiringOutcome
 from pipeline.job_spec.job import load_spec
 from pipeline.maintenance.survey import survey_runs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
 from pipeline.runs.outcomes import OUTCOMES, State, exit_code_of, in_words
 from pipeline.storage.storage import Storage

@@ -14,7 +14,7 @@ from pipeline.errors import SpecError
 from pipeline.maintenance.publications import Publication, note_publication
 from pipeline.maintenance.removal import remove_run
 from pipeline.maintenance.survey import Standing, survey_runs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage
 

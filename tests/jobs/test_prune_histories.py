@@ -9,7 +9,7 @@ from finished_runs import FIRST_NIGHT, finish_run
 
 from jobs.maintenance.compact import compact_output
 from jobs.maintenance.prune import prune_output
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.views import open_database
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage

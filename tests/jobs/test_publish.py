@@ -16,7 +16,7 @@ from jobs.maintenance.publish import opened_publisher
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.publications import forget_publication, read_publications
 from pipeline.output.results import Results
-from pipeline.output.rows import IMAGES_SCHEMA
+from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage
 

@@ -15,7 +15,7 @@ from outputs import Output, ellipse_mask
 
 from jobs.results.query import decode_mask, query_output
 from pipeline.errors import InputError, SpecError
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.views import open_database
 
 

@@ -19,7 +19,7 @@ from jobs.maintenance.list_runs import report_runs
 from jobs.results.query import query_output
 from pipeline.errors import SpecError
 from pipeline.maintenance.publications import Publication, note_publication
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.views import sql_errors_in_words
 from pipeline.storage.storage import Storage
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from finished_runs import finish_run, write_inputs
 
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading.md"
 READERS = ("pandas", "pyarrow", "polars", "DuckDB", "Hugging Face datasets")

@@ -18,8 +18,7 @@ from jobs.results.query import query_output
 from pipeline.errors import StorageError
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.publications import Publication, note_publication
-from pipeline.output.results import Results
-from pipeline.output.rows import open_results
+from pipeline.output.results import Results, open_results
 from pipeline.output.views import open_database
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage

@@ -11,7 +11,7 @@ from pyiceberg.catalog import load_catalog
 from s3_server import READER, S3Server
 
 from jobs.cli import main as cli
-from pipeline.job_spec.job import StorageSection
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 Htc = Callable[..., tuple[int, str]]

@@ -15,9 +15,9 @@ from jobs.cluster.status_command import is_output, report_status, run_lines
 from jobs.results.status import find_live_driver, read_status
 from pipeline.driver.progress import RunProgress
 from pipeline.errors import InputError
-from pipeline.job_spec.job import StorageSection
 from pipeline.maintenance.survey import survey_runs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 LEASE = {"token": "t", "host": "head-1", "pid": 12, "process": "", "since": "2026-03-01T11:00:00+00:00"}

@@ -7,7 +7,7 @@ import torch
 
 from htc_model.config import load_preset
 from htc_model.network.detector import build_model
-from htc_model.weights.load import WeightsError
+from htc_model.weights.openmmlab import WeightsError
 from jobs.running import weights as weights_report
 from pipeline.errors import SpecError
 

@@ -18,11 +18,12 @@ from pipeline.errors import (
     StorageError,
     UnsupportedSchemeError,
 )
-from pipeline.inputs.listing import ImageRef, SourceNotes, list_images
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection, load_spec
 from pipeline.messages import ImageFailure
-from pipeline.planning.planner import survey_input
+from pipeline.planning.survey import survey_input
 from pipeline.storage.addresses import LONGEST_ADDRESS, read_address
 from pipeline.storage.signed_urls import SignedAddresses
 from pipeline.storage.storage import Storage

@@ -10,8 +10,9 @@ from fake_models import LoadFake
 
 from pipeline.cluster import search_path as callers_code
 from pipeline.cluster.connection import _job_config
-from pipeline.cluster.search_path import CallersModel, callers_search_path, worker_search_path
+from pipeline.cluster.search_path import worker_search_path
 from pipeline.job_spec.job import ModelSection
+from pipeline.worker.callers_model import CallersModel, callers_search_path
 
 
 def test_the_current_folder_is_not_searched_whatever_ray_adds(tmp_path: Path) -> None:

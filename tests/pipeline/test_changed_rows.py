@@ -7,10 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.results.query import query_output
-from pipeline.inputs.image_ref import ImageRef
-from pipeline.output.rows import build_image_row, commit_shard, images_part, open_results
+from pipeline.inputs.image_ref import ImageRef, ReadVersion
+from pipeline.output.commit import commit_shard, images_part
+from pipeline.output.results import open_results
+from pipeline.output.rows import build_image_row
 from pipeline.output.run_record import RunRecord, write_record
-from pipeline.storage.objects import ReadVersion
 from pipeline.storage.storage import Storage
 
 REF = ImageRef("/in/a.jpg", bytes=10, etag="then")

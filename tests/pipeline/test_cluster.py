@@ -10,16 +10,11 @@ import ray
 from ray import exceptions
 
 from pipeline.cluster import connection as cluster
-from pipeline.cluster.connection import (
-    describe_death,
-    object_store_options,
-    plan_workers,
-    ray_cluster,
-    was_preempted,
-    worker_deaths,
-)
+from pipeline.cluster.connection import object_store_options, ray_cluster
+from pipeline.cluster.failures import describe_death, was_preempted, worker_deaths
 from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
+from pipeline.planning.worker_plan import plan_workers
 
 
 @pytest.mark.parametrize(

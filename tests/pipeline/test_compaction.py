@@ -11,9 +11,10 @@ from finished_runs import MeddledStorage, PowerCutError, files_below, finish_run
 import pipeline.output.merge
 from pipeline.errors import RunError, StorageError
 from pipeline.maintenance.compaction import Compacted, compact_run, plan_stretches
+from pipeline.output.commit import committed_shards, images_part, instances_part
 from pipeline.output.merge import merge_parts
 from pipeline.output.parts import Part, committed_parts
-from pipeline.output.rows import IMAGES_SCHEMA, committed_shards, images_part, instances_part
+from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.storage.storage import Storage
 
 LARGE = 1 << 30

@@ -6,7 +6,7 @@ import pytest
 from nights import Night, write_nights
 
 from pipeline.maintenance.needed_runs import needed_runs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.views import open_database
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
-from pipeline.job_spec.job import JobSpec, StorageSection, load_spec
+from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.runs.lease import FORGOTTEN_AFTER_S, WATCH_S, Holder, clear_dead_lease, take_lease
-from pipeline.runs.open import Run, open_run
+from pipeline.runs.open import open_run
 from pipeline.runs.process_id import identify_process
+from pipeline.runs.run import Run
 from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -13,7 +13,7 @@ from jobs.maintenance.doctor import examine_and_report
 from pipeline.errors import AccessDeniedError, DamagedFileError, InputError
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
 from pipeline.storage.objects import Listed
 from pipeline.storage.storage import Storage

@@ -15,13 +15,14 @@ import torch
 from htc_model.config import ModelConfigError
 from htc_model.network.detector import build_model
 from htc_model.weights import model_zoo as registry
-from htc_model.weights.load import WeightsError
+from htc_model.weights.openmmlab import WeightsError
 from htc_model.weights.untrained import untrained_state
 from pipeline.errors import StorageError, WeightsUnavailableError
 from pipeline.job_spec.job import ModelSection
 from pipeline.storage.storage import Storage
 from pipeline.weights import cache as fetch
-from pipeline.weights.cache import cache_folder, download, fetch_weights, resolve_weights, verify_file
+from pipeline.weights.cache import cache_folder, download, fetch_weights, resolve_weights
+from pipeline.weights.verify import verify_file
 
 CONTENT = bytes(range(256)) * 400
 DIGITS = hashlib.sha256(CONTENT).hexdigest()[:8]

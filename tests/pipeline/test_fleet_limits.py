@@ -9,13 +9,12 @@ from hand_clock import HandClock
 from shard_bench import spec_for
 
 import pipeline.driver.worker_pool
-from pipeline.assignments import Assignment
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
 from pipeline.driver.worker_pool import Fleet
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection
-from pipeline.messages import ShardReport, WorkerProgress, WorkerReady
-from pipeline.planning.planner import Shard
+from pipeline.messages import Assignment, ShardReport, WorkerProgress, WorkerReady
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.worker import WorkerSettings
 
 

@@ -17,8 +17,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import HtcError, ImageError, NotFoundError, SpecError
-from pipeline.inputs.containers.tar import DamagedContainerError, index_tar
+from pipeline.errors import DamagedContainerError, HtcError, ImageError, NotFoundError, SpecError
+from pipeline.inputs.containers.tar import index_tar
 from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection, load_spec

@@ -1,11 +1,10 @@
 """The driver puts a shard's rows together in the order of its images, one for each."""
 
-from pipeline.assignments import Settled
 from pipeline.driver.assemble import gather_rows, report_of
 from pipeline.inputs.image_ref import ImageRef, image_id
-from pipeline.messages import PieceReport, ShardFailure, ShardReport
+from pipeline.inputs.shard import Shard
+from pipeline.messages import PieceReport, Settled, ShardFailure, ShardReport
 from pipeline.output.rows import InstanceRow, build_image_row
-from pipeline.planning.planner import Shard
 
 SHARD = Shard(7, tuple(ImageRef(f"/in/{number}.png", bytes=number) for number in range(6)))
 BOX = {"x": 0.0, "y": 0.0, "width": 1.0, "height": 1.0}

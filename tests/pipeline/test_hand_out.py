@@ -12,15 +12,14 @@ from hand_clock import HandClock
 import pipeline.driver.session
 import pipeline.driver.shard_queue
 import pipeline.driver.worker_pool
-from pipeline.assignments import Assignment
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run import run
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, load_spec
-from pipeline.messages import ShardFailure, WorkerReady
-from pipeline.output.rows import open_results
-from pipeline.planning.planner import Shard
+from pipeline.messages import Assignment, ShardFailure, WorkerReady
+from pipeline.output.results import open_results
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.worker import Worker, WorkerSettings
 
 

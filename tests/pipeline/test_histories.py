@@ -14,11 +14,11 @@ from histories import DriverDeath, Fate, FatedLoad, enact
 from hypothesis import settings
 
 import pipeline.driver.session
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run import run
 from pipeline.errors import RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, load_spec
+from pipeline.planning.worker_plan import WorkerPlan
 
 HISTORIES = 24 * settings.default.max_examples // 100
 SESSIONS = 12

@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ImageError, NotFoundError, TransientStorageError
-from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import fetch_image
 from pipeline.job_spec.job import InputSection
 from pipeline.storage import local as local_files
 from pipeline.storage import retry as retrying
-from pipeline.storage.objects import ReadVersion
 from pipeline.storage.storage import Storage
 
 

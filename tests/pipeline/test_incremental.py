@@ -8,7 +8,7 @@ from planned_nights import OTHER_MODEL, Nights, counts_of, names_of
 
 from pipeline.errors import InputError, SpecError, StorageError
 from pipeline.output.deletions import read_deletions
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 
 
 @pytest.fixture

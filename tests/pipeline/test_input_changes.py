@@ -18,16 +18,19 @@ from s3_server import S3Server
 import pipeline.driver.session
 import pipeline.driver.worker_pool
 import pipeline.planning.input_changes
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run import run
 from pipeline.errors import ImageStatus, InputError, RunMismatchError
-from pipeline.job_spec.job import JobSpec, StorageSection, load_spec
+from pipeline.inputs.image_ref import ReadVersion
+from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.maintenance.compaction import compact_run
-from pipeline.output.rows import build_image_row, commit_shard, open_results
+from pipeline.output.commit import commit_shard
+from pipeline.output.results import open_results
+from pipeline.output.rows import build_image_row
 from pipeline.planning.input_changes import InputChanges, compare_input, way_on
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.outcomes import EXIT_INPUT_CHANGED
-from pipeline.storage.objects import ReadVersion
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 

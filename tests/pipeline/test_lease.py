@@ -17,12 +17,14 @@ from hand_clock import HandClock
 from s3_server import S3Server
 
 from pipeline.errors import InputError, RunError, StorageError
-from pipeline.job_spec.job import StorageSection, load_spec
+from pipeline.job_spec.job import load_spec
 from pipeline.runs import lease as leases
 from pipeline.runs.lease import Holder, Lease, RunHeldError, take_lease
-from pipeline.runs.open import Run, open_run
+from pipeline.runs.open import open_run
 from pipeline.runs.process_id import identify_process
+from pipeline.runs.run import Run
 from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.worker.commit_claim import ORPHANED_BY_S, Contact
 

@@ -3,7 +3,6 @@
 import pytest
 from hand_clock import HandClock
 
-from pipeline.assignments import Assignment, Contest, Settled
 from pipeline.driver.shard_queue import (
     FIRST_BACKOFF_S,
     MAX_BACKOFF_S,
@@ -11,7 +10,7 @@ from pipeline.driver.shard_queue import (
     STRAGGLER_FACTOR,
     ShardLedger,
 )
-from pipeline.messages import PieceReport, ShardFailure, ShardReport
+from pipeline.messages import Assignment, Contest, PieceReport, Settled, ShardFailure, ShardReport
 
 SHARD_IMAGES = 8
 

@@ -10,12 +10,16 @@ import pytest
 from s3_server import S3Server
 
 from pipeline.errors import StorageError
-from pipeline.job_spec.job import StorageSection, load_spec
-from pipeline.output.rows import build_image_row, commit_shard, images_part, instances_part, open_results
+from pipeline.job_spec.job import load_spec
+from pipeline.output.commit import commit_shard, images_part, instances_part
+from pipeline.output.results import open_results
+from pipeline.output.rows import build_image_row
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import take_lease
-from pipeline.runs.open import Run, open_run
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
 from pipeline.storage import local as local_files
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 TEMP = ".part-00001.parquet.4711-0a1b2c3d.htc-tmp"

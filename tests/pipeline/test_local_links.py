@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import NotFoundError
-from pipeline.inputs.listing import ImageRef, SourceNotes, list_images
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection
 from pipeline.storage.local import walk_files

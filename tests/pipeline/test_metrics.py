@@ -4,9 +4,11 @@ import io
 
 import pytest
 
-from pipeline.driver.progress import LineProgress, RunProgress, format_duration
-from pipeline.driver.throughput import StageClock, Throughput
+from pipeline.driver.progress import LineProgress, RunProgress
+from pipeline.driver.throughput import Throughput
 from pipeline.runs.summary import judge
+from pipeline.telemetry import StageClock
+from pipeline.text import format_duration
 
 
 class HandClock:

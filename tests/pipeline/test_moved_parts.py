@@ -13,8 +13,7 @@ from pipeline.job_spec.job import load_spec
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
 from pipeline.maintenance.needed_runs import needed_runs
-from pipeline.output.results import Results
-from pipeline.output.rows import open_results
+from pipeline.output.results import Results, open_results
 from pipeline.planning.incremental import Incremental
 from pipeline.planning.where_filter import pick_images
 from pipeline.storage.storage import Storage

@@ -10,7 +10,7 @@ from planned_nights import FINGERPRINT, OTHER_MODEL, Nights, counts_of, names_of
 
 from pipeline.errors import ImageStatus
 from pipeline.maintenance.needed_runs import needed_runs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.views import open_database
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]

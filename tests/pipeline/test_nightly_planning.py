@@ -12,12 +12,12 @@ from planned_nights import OTHER_MODEL, Nights, counts_of, names_of
 from pipeline.errors import InputError, StorageError
 from pipeline.maintenance.compaction import compact_run
 from pipeline.output.deletions import read_deletions
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.output.run_record import list_records
 from pipeline.planning import manifest as manifests
 from pipeline.planning import selection as selections
 from pipeline.runs.lease import RunHeldError
-from pipeline.runs.open import Run
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
 
 OLD = [f"{number:02d}.jpg" for number in range(0, 40, 2)]

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import IncompleteReadError, NotFoundError, ObjectTooLargeError, TransientStorageError
-from pipeline.job_spec.job import StorageSection
 from pipeline.storage import retry as retrying
+from pipeline.storage.config import StorageSection
+from pipeline.storage.objects import Fetched, Listed
 from pipeline.storage.range_file import open_ranges
-from pipeline.storage.storage import Fetched, Listed, Storage
+from pipeline.storage.storage import Storage
 
 PICTURE = bytes(range(256)) * 40
 

@@ -12,8 +12,9 @@ from plain_s3 import plain_s3
 from jobs.running.plan import _decode_sample
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
-from pipeline.job_spec.job import InputSection, StorageSection, load_spec
-from pipeline.planning.planner import survey_input
+from pipeline.job_spec.job import InputSection, load_spec
+from pipeline.planning.survey import survey_input
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 KEYS = [

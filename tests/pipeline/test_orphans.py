@@ -10,11 +10,10 @@ from fake_models import LoadFake, write_image
 from hand_clock import HandClock
 from shard_bench import refs_of, spec_for
 
-from pipeline.assignments import Assignment
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import ShardFailure, ShardReport
-from pipeline.output.rows import images_part, instances_part
-from pipeline.planning.planner import Shard
+from pipeline.messages import Assignment, ShardFailure, ShardReport
+from pipeline.output.commit import images_part, instances_part
 from pipeline.worker.commit_claim import ORPHAN_AFTER_S, Claim, Contact, OrphanedError
 from pipeline.worker.worker import Worker, WorkerSettings
 

@@ -13,10 +13,12 @@ from s3_server import ServerUnavailableError
 from pipeline.errors import NotFoundError, ObjectTooLargeError
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
-from pipeline.job_spec.job import InputSection, StorageSection
+from pipeline.job_spec.job import InputSection
 from pipeline.storage import listing_gcs_azure as other_listing
 from pipeline.storage.cas_file import ContestedFile
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.config import StorageSection
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 pytestmark = pytest.mark.xdist_group("other-stores")
 # What S3 lists in another order than a tree of folders, and what libraries take for something else.

@@ -7,7 +7,8 @@ from fake_models import FakeModel
 
 import pipeline.worker.segmenter
 from htc_model.config import load_preset
-from htc_model.masks.encode import decode_rle, encode_detections
+from htc_model.masks.encode import encode_detections
+from htc_model.masks.rle import decode_rle
 from htc_model.structures import Detections, RawDetections
 from pipeline.errors import ImageError
 from pipeline.worker.error_boundaries import DeviceLostError

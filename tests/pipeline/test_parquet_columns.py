@@ -15,8 +15,9 @@ from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import ComputeSection, InputSection, JobSpec
 from pipeline.planning.manifest import Manifest, ManifestReader
-from pipeline.planning.planner import Planner, survey_input
+from pipeline.planning.planner import Planner
 from pipeline.planning.resume_point import find_planned
+from pipeline.planning.survey import survey_input
 from pipeline.storage.storage import Storage
 
 

@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.inputs.containers.parquet
-from pipeline.errors import ImageError, StorageError
+from pipeline.errors import DamagedContainerError, ImageError, StorageError
 from pipeline.inputs.containers.parquet import ParquetRows
 from pipeline.inputs.containers.parquet_pages import Page, read_chunks, read_pages
-from pipeline.inputs.containers.tar import DamagedContainerError
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image

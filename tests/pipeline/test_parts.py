@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.output.commit import committed_shards
 from pipeline.output.parts import Part, choose_parts, committed_parts, committed_parts_by_run, parse_part, part_uri
-from pipeline.output.rows import committed_shards
 from pipeline.storage.objects import Listed
 from pipeline.storage.storage import Storage
 

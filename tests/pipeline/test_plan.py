@@ -15,7 +15,9 @@ from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.planning import manifest as manifests
-from pipeline.planning.planner import ManifestReader, plan_run, survey_input
+from pipeline.planning.manifest import ManifestReader
+from pipeline.planning.planner import plan_run
+from pipeline.planning.survey import survey_input
 from pipeline.storage.storage import Storage
 
 ODD_NAMES = ["a b.jpg", "ä.png", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[x]*?.webp", "a::b.bmp"]

@@ -20,8 +20,10 @@ from pipeline.errors import InputError, StorageError
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.planning import manifest as manifests
 from pipeline.planning.manifest import PartLayout
-from pipeline.runs.open import Run, open_run
-from pipeline.storage.storage import Listed, Storage
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
 PATIENCE_S = 30.0

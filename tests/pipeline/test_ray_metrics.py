@@ -15,9 +15,8 @@ from fake_models import write_image, write_images
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import telemetry as ray_metrics
-from pipeline.driver.throughput import StageClock
 from pipeline.messages import ImageFailure, ShardReport
-from pipeline.telemetry import MAX_REASON_LABELS, DriverMetrics, WorkerMetrics, WorkerTotals, reason_words
+from pipeline.telemetry import MAX_REASON_LABELS, DriverMetrics, StageClock, WorkerMetrics, WorkerTotals, reason_words
 from pipeline.worker.prefetch import ByteGauge
 from pipeline.worker.totals import WorkLog
 

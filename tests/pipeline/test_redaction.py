@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.driver.progress import LineProgress
-from pipeline.output.run_record import read_json, write_json
+from pipeline.output.json_files import read_json, write_json
 from pipeline.redaction import RedactingFormatter, redact
 from pipeline.storage.storage import Storage
-from pipeline.worker.error_boundaries import one_line
+from pipeline.text import one_line
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 

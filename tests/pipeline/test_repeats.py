@@ -11,18 +11,19 @@ from planned_nights import OTHER_MODEL, Nights
 
 import pipeline.driver.session
 import pipeline.driver.worker_pool
-from pipeline.assignments import Settled
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.assemble import gather_rows, report_of
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run import run
-from pipeline.driver.run_totals import Tally
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import load_spec
-from pipeline.messages import ShardFailure
-from pipeline.planning.planner import Shard
+from pipeline.messages import Settled, ShardFailure
+from pipeline.output.results import open_results
+from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.runs.row_counts import RowCounts
+from pipeline.runs.run import Run
 from pipeline.runs.summary import RunSummary
 
 ALL_BAD: dict[str, ImageStatus] = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), "failed")
@@ -37,9 +38,13 @@ def nights(tmp_path: Path) -> Nights:
     return nights
 
 
-def tally(nights: Nights, run: str, **options: object) -> Tally:
+def counts_of(nights: Nights, run: Run) -> RowCounts:
+    return RowCounts.from_tables(open_results(run.output_uri, nights.storage), run.name, run.repeats)
+
+
+def tally(nights: Nights, run: str, **options: object) -> RowCounts:
     """What a driver that begins now knows of a run: all of it comes from the tables."""
-    return Tally(nights.spec(**options), nights.open(run=run, **options), nights.storage, is_trained=True)
+    return counts_of(nights, nights.open(run=run, **options))
 
 
 def errors_of(nights: Nights, statuses: dict[str, ImageStatus], **options: object) -> tuple[int, int]:
@@ -89,7 +94,7 @@ def test_another_model_is_no_excuse_for_what_was_ok(nights: Nights) -> None:
     opened = nights.open(fingerprint=OTHER_MODEL)
     nights.commit(opened, everything)
     again = nights.open(run=opened.name, fingerprint=OTHER_MODEL)
-    counted = Tally(nights.spec(), again, nights.storage, is_trained=True)
+    counted = counts_of(nights, again)
     assert (counted.errors, counted.fresh_errors) == (6, 3)
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from pipeline.errors import InputError, OutputOccupiedError, RunMismatchError, SpecError, StorageError
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.output.rows import build_image_row, commit_shard
-from pipeline.runs.open import Run, open_run
+from pipeline.output.commit import commit_shard
+from pipeline.output.rows import build_image_row
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)

@@ -15,9 +15,12 @@ from s3_server import S3Server
 from pipeline.errors import AccessDeniedError, NotFoundError, ObjectTooLargeError, SlowDownError, TransientStorageError
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import fetch_image
-from pipeline.job_spec.job import InputSection, StorageSection
+from pipeline.job_spec.job import InputSection
 from pipeline.storage import retry as retrying
-from pipeline.storage.storage import Fetched, Listed, Storage, join
+from pipeline.storage.config import StorageSection
+from pipeline.storage.objects import Fetched, Listed
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 pytestmark = pytest.mark.xdist_group("s3")
 OBJECTS = 12

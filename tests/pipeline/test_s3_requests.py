@@ -8,8 +8,8 @@ import fsspec
 import pytest
 from s3_server import WRITER
 
-from pipeline.job_spec.job import StorageSection
 from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 TOKEN = "temporary-session-token-of-a-role-0123456789"

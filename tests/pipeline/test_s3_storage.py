@@ -13,9 +13,11 @@ from s3_server import PUBLIC_BUCKET, READER, WRITER, WRONG, Key, S3Server
 from pipeline.errors import AccessDeniedError, InputError, NotFoundError, SpecError, StorageError
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
-from pipeline.job_spec.job import InputSection, StorageSection, load_spec
+from pipeline.job_spec.job import InputSection, load_spec
 from pipeline.storage import retry as retrying
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.config import StorageSection
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 pytestmark = pytest.mark.xdist_group("s3")
 ODD_NAMES = [

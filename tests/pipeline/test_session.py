@@ -16,12 +16,12 @@ import pipeline.driver.session
 import pipeline.driver.shard_queue
 import pipeline.driver.worker_pool
 import pipeline.planning.manifest
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver.bisection import CONFIRMING_DEATHS
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run import run
 from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.storage import local as local_files
 
 POISON = (32, 47)

@@ -12,9 +12,11 @@ from fake_models import write_images
 import pipeline.planning.shard_size
 from pipeline.errors import RunMismatchError
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
-from pipeline.planning.planner import survey_input
-from pipeline.planning.shard_size import choose_shard_images, expected_workers, local_gpus, look_ahead
-from pipeline.runs.open import Run, open_run
+from pipeline.planning.shard_size import choose_shard_images, look_ahead
+from pipeline.planning.survey import survey_input
+from pipeline.planning.worker_plan import expected_workers, local_gpus
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "0" * 64, "config_sha256": "1" * 64, "trained": True}

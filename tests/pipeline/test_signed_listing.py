@@ -10,12 +10,13 @@ from fake_models import FakeModel
 from signing_host import SigningHost, everything_in, signing_host
 
 from htc_model.config import load_preset
-from pipeline.assignments import Assignment
 from pipeline.errors import InputError
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.output.rows import open_results
+from pipeline.messages import Assignment
+from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
-from pipeline.runs.open import Run, open_run
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
 from pipeline.storage.storage import Storage
 from pipeline.worker.commit_claim import Claim
 from pipeline.worker.segmenter import Segmenter

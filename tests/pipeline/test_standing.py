@@ -12,7 +12,7 @@ from finished_runs import finish_run, write_inputs
 from pipeline.errors import StorageError
 from pipeline.maintenance.publications import Publication, forget_publication, note_publication, read_publications
 from pipeline.maintenance.survey import Standing, survey_runs
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.runs.lease import GLANCE_S, Holder, take_lease
 from pipeline.storage.storage import Storage
 

@@ -16,10 +16,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import AccessDeniedError, NotFoundError, StorageError, TransientStorageError
-from pipeline.job_spec.job import StorageSection
 from pipeline.storage import local as local_files
 from pipeline.storage import retry as retrying
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.config import StorageSection
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 ODD_NAMES = ["a b.jpg", "ä.jpg", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[a]*?.jpg", "a::b.jpg"]
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.job_spec.job import StorageSection, load_spec
+from pipeline.job_spec.job import load_spec
 from pipeline.storage.client import client_options, read_concurrency
+from pipeline.storage.config import StorageSection
 
 
 @pytest.mark.parametrize(("asked", "remote", "local"), [("auto", 32, 16), (5, 5, 5), (200, 200, 200)])

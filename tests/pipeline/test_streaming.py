@@ -14,14 +14,14 @@ from local_fleet import LocalFleet
 
 import pipeline.driver.session
 import pipeline.driver.worker_pool
-from pipeline.cluster.connection import WorkerPlan
 from pipeline.driver import run as driver
 from pipeline.driver.progress import LineProgress, RunProgress, SilentProgress
 from pipeline.driver.run import run
 from pipeline.errors import InputError, RunError
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
-from pipeline.output.rows import open_results
+from pipeline.output.results import open_results
 from pipeline.planning import manifest as manifests
+from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.lease import RunHeldError
 from pipeline.storage import local as local_files
 

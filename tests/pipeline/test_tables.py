@@ -15,18 +15,11 @@ from htc_model.config import load_preset
 from htc_model.structures import Detections, Rle
 from pipeline.errors import InputError, StorageError
 from pipeline.inputs.image_ref import ImageRef, image_id
-from pipeline.output.rows import (
-    IMAGES_SCHEMA,
-    INSTANCES_SCHEMA,
-    ImageRow,
-    InstanceRow,
-    build_image_row,
-    build_instance_rows,
-    commit_shard,
-    committed_shards,
-    open_results,
-)
+from pipeline.output.commit import commit_shard, committed_shards
+from pipeline.output.results import open_results
+from pipeline.output.rows import ImageRow, InstanceRow, build_image_row, build_instance_rows
 from pipeline.output.run_record import RunRecord, write_record
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.storage import Storage
 
 # pycocotools 2.0.11 hands NumPy 2 an array type without the `copy` keyword, and every decode says so.

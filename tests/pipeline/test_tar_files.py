@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ImageError, InputError
-from pipeline.inputs.listing import ImageRef, SourceNotes, list_images, locate_image
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.listing import SourceNotes, list_images, locate_image
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection
 from pipeline.storage.storage import Storage

@@ -13,7 +13,8 @@ from small_photos import write_training_folder
 from pipeline.cluster.connection import ray_cluster
 from pipeline.errors import RunError, SpecError
 from pipeline.job_spec.job import ComputeSection
-from pipeline.training.single import load_training_spec, train
+from pipeline.training.run import train
+from pipeline.training.spec import load_training_spec
 
 pytestmark = [
     # Of Ray Train, about itself.

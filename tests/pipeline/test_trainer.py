@@ -9,7 +9,8 @@ from PIL import Image
 
 from htc_model.weights.load import load_weights
 from pipeline.errors import RunError, SpecError
-from pipeline.training.single import load_training_spec, train
+from pipeline.training.run import train
+from pipeline.training.spec import load_training_spec
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from small_photos import SIDE, write_training_folder
 from htc_model.weights.load import load_weights
 from pipeline.errors import ImageError, SpecError
 from pipeline.inputs.label_maps import decode_label_map
-from pipeline.training.single import load_training_spec, train
+from pipeline.training.run import train
+from pipeline.training.spec import load_training_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

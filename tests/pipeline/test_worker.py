@@ -13,13 +13,11 @@ import pipeline.worker.shard_pipeline
 import pipeline.worker.shard_processor
 import pipeline.worker.worker
 from htc_model.structures import ImageBatch, RawDetections
-from pipeline.assignments import Assignment
 from pipeline.errors import StorageError, TransientStorageError
-from pipeline.inputs.image_ref import ImageRef
-from pipeline.messages import ShardFailure, ShardReport, WorkerFailure, WorkerReady
-from pipeline.output.rows import images_part
-from pipeline.planning.planner import Shard
-from pipeline.storage.objects import ReadVersion
+from pipeline.inputs.image_ref import ImageRef, ReadVersion
+from pipeline.inputs.shard import Shard
+from pipeline.messages import Assignment, ShardFailure, ShardReport, WorkerFailure, WorkerReady
+from pipeline.output.commit import images_part
 from pipeline.storage.storage import Storage
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.commit_claim import Claim

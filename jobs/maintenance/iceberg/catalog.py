@@ -13,13 +13,12 @@ from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import SpecError, StorageError
 from pipeline.redaction import redact
-from pipeline.storage.storage import join
-from pipeline.storage.uris import home_path, is_local, scheme_of
+from pipeline.storage.uris import home_path, is_local, join, scheme_of
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
 
-    from pipeline.job_spec.job import StorageSection
+    from pipeline.storage.config import StorageSection
 
 # A catalog in SQL holds several by name; ours are all called so, and whoever reads one must say the same.
 SQL_CATALOG_NAME = "htc"

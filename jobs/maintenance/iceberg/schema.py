@@ -21,7 +21,7 @@ from pyiceberg.types import (
 )
 
 from pipeline.output.deletions import DELETIONS_SCHEMA
-from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

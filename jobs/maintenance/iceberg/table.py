@@ -26,9 +26,10 @@ from pyiceberg.typedef import Record
 from jobs.maintenance.iceberg.schema import PROPERTIES, SCHEMAS, iceberg_schema, missing_columns, partition_by_run
 from pipeline.errors import NotFoundError, SpecError, StorageError
 from pipeline.output.part_files import check_columns, damage_named
-from pipeline.output.rows import RUN_NAME
+from pipeline.output.schema import RUN_NAME
 from pipeline.storage.damage import missing
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 if TYPE_CHECKING:
     from pyiceberg.schema import Schema

@@ -18,9 +18,8 @@ from typing import IO, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageError, IncompleteReadError, PastEndError
+from pipeline.errors import DamagedContainerError, ImageError, IncompleteReadError, PastEndError
 from pipeline.inputs.containers.parquet_pages import Chunk, Page, read_chunks, read_pages
-from pipeline.inputs.containers.tar import DamagedContainerError
 from pipeline.storage import local as local_files
 from pipeline.storage.objects import Listed
 from pipeline.storage.storage import Storage

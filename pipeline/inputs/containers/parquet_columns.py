@@ -10,7 +10,7 @@ from pipeline.errors import ImageError, InputError
 from pipeline.inputs.containers.parquet import ParquetRows, column_parts, inspect_parquet, read_uris, storage_type
 from pipeline.inputs.formats.detect import looks_like_image
 from pipeline.inputs.listings.delimited import looks_like_name
-from pipeline.inputs.listings.read import URI_COLUMNS
+from pipeline.inputs.listings.headings import URI_COLUMNS
 from pipeline.storage.objects import Listed
 from pipeline.storage.storage import Storage
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from pipeline.inputs.containers.tar import DamagedContainerError
+from pipeline.errors import DamagedContainerError
 
 # Headers have some thirty bytes; with the smallest and largest value of an odd writer, more. Arrow reads 16 MiB.
 _HEADER_BYTES = 1024

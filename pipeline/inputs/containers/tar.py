@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, cast
 
-from pipeline.errors import HtcError
+from pipeline.errors import DamagedContainerError
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import suffix_of, without_query
 
@@ -42,10 +42,6 @@ _PACKERS = {
     b"Rar!": "RAR",
 }
 """First bytes of what is called .tar and is none; asked only where no tar can be read, as names may begin so too."""
-
-
-class DamagedContainerError(HtcError):
-    """A container ends early or is not what its name says; what was found before stands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from pipeline.errors import InputError
 from pipeline.inputs.listings.delimited import Table, looks_like_name, parse_rows, read_table
-from pipeline.inputs.listings.entries import URI_COLUMNS, Entry, entry_of, key_of_names, name_in
+from pipeline.inputs.listings.entries import Entry, entry_of, key_of_names, name_in
+from pipeline.inputs.listings.headings import URI_COLUMNS
 from pipeline.inputs.listings.json_values import read_json_entries
 from pipeline.inputs.listings.text import (
     DAMAGE,

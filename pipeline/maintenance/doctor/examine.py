@@ -15,17 +15,19 @@ from pipeline.maintenance.doctor.rebuild import rebuild_record
 from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
 from pipeline.maintenance.publications import NOTE, read_publications
 from pipeline.output.deletions import DELETIONS_SCHEMA, counts
+from pipeline.output.json_files import read_json
+from pipeline.output.layout import TOMBSTONE, TableName, run_folder
 from pipeline.output.part_files import open_part
-from pipeline.output.parts import Part, TableName, parse_part
-from pipeline.output.run_record import ENDED, TOMBSTONE, RunRecord, read_json, read_record, run_folder
+from pipeline.output.parts import Part, parse_part
+from pipeline.output.run_record import ENDED, RunRecord, read_record
 from pipeline.planning.manifest import Manifest, manifest_uris
 from pipeline.runs.cleanup import TEMP_NAME
 from pipeline.runs.lease import STALE_AFTER_S
 from pipeline.runs.process_id import is_dead_here
 from pipeline.runs.summary import load_summary
 from pipeline.storage.objects import Listed
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import base_name, is_local, local_path
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import base_name, is_local, join, local_path
 
 TABLES = ("images", "instances", "deletions")
 ATTEMPTS = 3

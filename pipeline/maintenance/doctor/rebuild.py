@@ -5,10 +5,15 @@ from typing import Any
 
 from pipeline.errors import DamagedFileError, NotFoundError, StorageError
 from pipeline.job_spec.job import JobSpec
-from pipeline.output.run_record import RunRecord, record_from, run_folder
+from pipeline.output.layout import run_folder
+from pipeline.output.results import open_results
+from pipeline.output.run_record import RunRecord, record_from
 from pipeline.planning.manifest import Manifest, manifest_up_to, read_part, record_in
-from pipeline.runs.summary import load_summary
-from pipeline.storage.storage import Storage, join
+from pipeline.planning.repeated_failures import Repeats
+from pipeline.runs.row_counts import RowCounts
+from pipeline.runs.summary import load_summary, read_summary, summarise
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 
 def rebuild_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
@@ -59,15 +64,20 @@ def derive_summary(storage: Storage, output_uri: str, record: RunRecord) -> dict
         DamagedFileError: a part of the tables is damaged or missing.
         StorageError: run.json is of another version, or storage failed.
     """
-    # Both count and judge what a session counts and judges.
-    from pipeline.driver.run_totals import Tally
-    from pipeline.driver.throughput import Throughput
-    from pipeline.runs.run import Run
-
     spec = _spec_of(output_uri, record)
-    run = Run(storage, output_uri, record.run, Manifest.from_dict(record.manifest), is_new=False)
-    tally = Tally(spec, run, storage, is_trained=bool(record.fingerprint.get("trained", True)))
-    return tally.summary(Throughput(), signal_name=None).to_dict()
+    manifest = Manifest.from_dict(record.manifest)
+    repeats = Repeats(storage, output_uri, record.run)
+    rows = RowCounts.from_tables(open_results(output_uri, storage), record.run, lambda: repeats.numbers(manifest))
+    return summarise(
+        record.run,
+        rows,
+        spec.retry,
+        images=manifest.image_count,
+        is_planned=manifest.is_planned,
+        model=spec.model.preset,
+        is_trained=bool(record.fingerprint.get("trained", True)),
+        has_bug=bool((read_summary(storage, output_uri, record.run) or {}).get("has_bug")),
+    ).to_dict()
 
 
 def _spec_of(output_uri: str, record: RunRecord) -> JobSpec:

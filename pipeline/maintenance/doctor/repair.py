@@ -14,15 +14,17 @@ from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.maintenance.doctor.examine import examine_run
 from pipeline.maintenance.doctor.findings import Finding
 from pipeline.maintenance.doctor.rebuild import derive_summary, rebuild_record
+from pipeline.output.commit import encode_table
 from pipeline.output.deletions import DELETIONS_SCHEMA, deletions_folder
+from pipeline.output.json_files import write_json
 from pipeline.output.part_files import open_part
-from pipeline.output.rows import INSTANCES_SCHEMA, encode_table
-from pipeline.output.run_record import read_record, write_json, write_record
+from pipeline.output.run_record import read_record, write_record
+from pipeline.output.schema import INSTANCES_SCHEMA
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease
 from pipeline.runs.summary import summary_uri
-from pipeline.storage.storage import Storage, join
-from pipeline.storage.uris import is_local, local_path
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local, join, local_path
 
 QUARANTINE = "quarantine"
 # A record, then the tables that it speaks of, then what is derived of these, then once more to be sure.

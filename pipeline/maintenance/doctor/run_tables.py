@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from pipeline.errors import DamagedFileError
 from pipeline.inputs.image_ref import image_id
 from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
+from pipeline.output.layout import TableName, run_folder
 from pipeline.output.part_files import open_part
-from pipeline.output.parts import Part, TableName, choose_parts, find_overlaps, part_uri
-from pipeline.output.rows import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.output.run_record import RunRecord, run_folder
+from pipeline.output.parts import Part, choose_parts, find_overlaps, part_uri
+from pipeline.output.run_record import RunRecord
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.planning.manifest import Manifest, manifest_uris, names_of, read_part
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 
 Ids = NDArray[np.int64]
 

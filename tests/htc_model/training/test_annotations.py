@@ -15,7 +15,7 @@ from htc_model.training.annotations import (
     merge_annotations,
     read_annotations,
 )
-from htc_model.training.evaluate import coco_document
+from htc_model.training.coco_eval import coco_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

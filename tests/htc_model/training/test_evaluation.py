@@ -7,7 +7,8 @@ from small_data import SIDE, draw_image, small_config, small_document
 from htc_model.masks.rle import encode_bitmap
 from htc_model.network.detector import build_model
 from htc_model.training.annotations import decode_mask, read_annotations
-from htc_model.training.evaluate import coco_document, evaluate_model, score_results
+from htc_model.training.coco_eval import coco_document, score_results
+from htc_model.training.evaluate import evaluate_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

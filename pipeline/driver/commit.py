@@ -1,0 +1,50 @@
+"""Commits by the driver: shards whose rows no worker commits."""
+
+from dataclasses import dataclass
+
+from pipeline.driver.assemble import gather_rows, report_of
+from pipeline.errors import HtcError, RunError
+from pipeline.inputs.shard import Shard
+from pipeline.messages import Settled, ShardReport
+from pipeline.output.commit import commit_shard, images_part
+from pipeline.storage.storage import Storage
+
+
+@dataclass(frozen=True)
+class DriverCommit:
+    """A shard that has its rows.
+
+    was_committed: by a worker that died after its commit and before its report; what it wrote stands, and may differ
+        from `report`.
+    """
+
+    report: ShardReport
+    was_committed: bool
+
+
+class ShardCommitter:
+    """Writes shards of one run into its tables."""
+
+    def __init__(self, storage: Storage, output_uri: str, run: str, *, model: str) -> None:
+        """`model`: the preset's name, for the rows."""
+        self._storage = storage
+        self._output_uri = output_uri
+        self._run = run
+        self._model = model
+
+    def commit(self, shard: Shard, settled: Settled) -> DriverCommit:
+        """Commit a shard of which every image's end is known, unless a worker has.
+
+        Raises:
+            RunError: the rows cannot be written.
+        """
+        rows = gather_rows(shard, settled, model=self._model)
+        try:
+            was_committed = self._storage.exists(images_part(self._output_uri, self._run, shard.index))
+            if not was_committed:
+                commit_shard(self._storage, self._output_uri, self._run, shard.index, *rows)
+        except HtcError as error:
+            raise RunError(
+                f"The tables cannot be written: {error} What is committed stays; the same command resumes."
+            ) from error
+        return DriverCommit(report_of(shard, settled, rows), was_committed)

@@ -1,0 +1,105 @@
+"""Sentences for specs that fail validation: the key, what is wrong with it, and what it may be."""
+
+import difflib
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def describe_problems(
+    error: ValidationError, spec: type[BaseModel], tree: dict[str, Any], *, source: str | Path | None
+) -> str:
+    """Turn every failed check into one sentence that names the key by its dotted path."""
+    sentences: list[str] = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        sentence = _sentence(problem["type"], problem["loc"], spec, tree, problem["msg"])
+        if sentence not in sentences:
+            sentences.append(sentence)
+    if len(sentences) == 1:
+        return sentences[0]
+    where = f"The job spec {source}" if source is not None else "The job spec"
+    return "\n".join([f"{where} has {len(sentences)} problems:", *(f"- {sentence}" for sentence in sentences)])
+
+
+def _sentence(
+    kind: str, location: tuple[int | str, ...], spec: type[BaseModel], tree: dict[str, Any], message: str
+) -> str:
+    key, section, description = _locate(location, spec)
+    dotted = ".".join(key)
+    if kind == "missing":
+        inner = _model_of(spec, key[0])
+        has_uri = inner is not None and "uri" in inner.model_fields
+        flag = {"input": "INPUT", "output": "OUTPUT"}.get(key[0]) if has_uri else None
+        way_out = f"; give it in the spec, or as {flag} on the command line" if flag else ""
+        missing = f"{dotted}.uri" if has_uri and len(key) == 1 else dotted
+        return f"{missing} is missing{way_out}."
+    if kind == "extra_forbidden":
+        known = list(section.model_fields)
+        prefix = "".join(f"{part}." for part in key[:-1])
+        nearest = _suggestion(key[-1], known, prefix) or _elsewhere(key[-1], spec)
+        names = ", ".join(known)
+        place = f"the section {'.'.join(key[:-1])}" if len(key) > 1 else "the job spec"
+        return f"{dotted} is not a key of {place}{nearest}; its keys are {names}."
+    value: Any = tree
+    for part in key:
+        value = value.get(part) if isinstance(value, dict) else value
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        model = _model_of(section, key[-1])
+        names = ", ".join(model.model_fields) if model else "keys"
+        return f"{dotted} must be a section with the keys {names}, not {_shown(value)}."
+    if kind == "value_error":
+        return f"{dotted}: {message.removeprefix('Value error, ')}."
+    if description is None:
+        return f"{dotted}: {message[:1].lower()}{message[1:]}, not {_shown(value)}."
+    return f"{dotted} must be {description}, not {_shown(value)}."
+
+
+def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[list[str], type[BaseModel], str | None]:
+    """Follow an error's location down to a field: its path, the section it stands in, its description.
+
+    Locations also hold the names of union members ("int", "literal"); they mean nothing to a user.
+    """
+    section, path, description = spec, [], None
+    for index, part in enumerate(location):
+        path.append(str(part))
+        field = section.model_fields.get(str(part))
+        description = field.description if field else None
+        inner = _model_of(section, str(part))
+        if inner is None or index + 1 == len(location):
+            break
+        section = inner
+    return path, section, description
+
+
+def _model_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = section.model_fields.get(name)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _suggestion(word: str, known: list[str] | tuple[str, ...], prefix: str) -> str:
+    nearest = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
+
+
+def _elsewhere(word: str, spec: type[BaseModel]) -> str:
+    """Name the section that does have this key: `batch_size` at the top belongs to compute."""
+    for name in spec.model_fields:
+        inner = _model_of(spec, name)
+        if inner is not None and word in inner.model_fields:
+            return f"; did you mean {name}.{word}?"
+    return ""
+
+
+# A few kilobytes of YAML aliases stand for lists of billions of words, which must not be spelt out.
+_shortened = reprlib.Repr()
+
+
+def _shown(value: object) -> str:
+    words = {True: "true", False: "false", None: "null"}
+    text = words[value] if isinstance(value, bool | None) else _shortened.repr(value)
+    # Line breaks would tear the one sentence apart.
+    return re.sub(r"\s+", " ", text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,49 @@
+"""The training spec with URIs of any storage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import TypeAdapter, model_validator
+
+from htc_model.training.spec import TrainingSpec
+from pipeline.job_spec.parsing import read_spec
+from pipeline.storage.config import StorageSection, Uri
+
+_URI: TypeAdapter[str] = TypeAdapter(Uri)
+
+
+class StoredTrainingSpec(TrainingSpec):
+    """A training run and how its annotations, images and initial weights are reached.
+
+    storage: see `StorageSection`; it does not decide what is computed, so a run may go on with another.
+    """
+
+    storage: StorageSection = StorageSection()
+
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Self:
+        # The weights file carries the spec.
+        for section in (*self.train, *self.evaluate):
+            for uri in (section.annotations, section.images, section.stuff):
+                _URI.validate_python(uri or ".")
+        _URI.validate_python(self.model.initial)
+        return self
+
+
+def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> StoredTrainingSpec:
+    """Read a YAML training spec and lay the flags over it.
+
+    Args:
+        path: a YAML file, local or remote; None when the flags say everything.
+        overrides: values by dotted key, `{"model.preset": "htc_lite0_fpn"}`; None stands for a flag not given.
+
+    Raises:
+        SpecError: one sentence per problem, all problems at once.
+    """
+    return read_spec(StoredTrainingSpec, path, overrides)
+
+
+def _without_storage(spec: StoredTrainingSpec) -> TrainingSpec:
+    """Keep what decides the result: checkpoint and weights hold nothing else."""
+    return TrainingSpec.model_validate(spec.model_dump(exclude={"storage"}))

@@ -1,0 +1,34 @@
+"""A `load_model` of the caller's own, on its way to the workers."""
+
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from pipeline.job_spec.job import ModelSection
+    from pipeline.worker.segmenter import LoadModel, SegmentationModel
+
+
+@dataclass(frozen=True)
+class CallersModel:
+    """A `load_model` of the caller's own, on its way to the workers.
+
+    pickled: by cloudpickle. folders: the caller's search path, absolute.
+    """
+
+    pickled: bytes
+    folders: tuple[str, ...]
+
+    def __call__(self, section: "ModelSection") -> "SegmentationModel":
+        """Import the caller's code and load the model."""
+        sys.path.extend(folder for folder in self.folders if folder not in sys.path)
+        # What this run's driver has sent, as everything else that Ray unpickles here.
+        load_model = cast("LoadModel", pickle.loads(self.pickled))  # noqa: S301  # nosec B301
+        return load_model(section)
+
+
+def callers_search_path() -> tuple[str, ...]:
+    """This process's search path; the empty entry of notebooks and prompts is the current folder."""
+    return tuple(str(Path(folder or ".").absolute()) for folder in sys.path)
