@@ -22,16 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-import chaos_disks as disks  # noqa: E402 - the two folders come first
-import chaos_faults as faults  # noqa: E402
-import chaos_store_faults as store_faults  # noqa: E402
-from chaos_arena import Arena, Outcome, Place  # noqa: E402
-from chaos_round import Play  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from s3_server import WRITER, S3Server, ServerUnavailableError  # noqa: E402
+
+from tests.chaos import disks, faults, store_faults  # noqa: E402
+from tests.chaos.arena import Arena, Outcome, Place  # noqa: E402
+from tests.chaos.round import Play  # noqa: E402
+from tests.support.servers.s3_server import WRITER, S3Server, ServerUnavailableError  # noqa: E402
 
 EVERYTHING = "everything at random"
 Case = tuple[str, Play, tuple[Place, ...]]

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from loss_goldens import LOSS_GOLDENS, load_loss_golden, measure_step, run_golden  # noqa: E402
+from tests.support.goldens.losses import LOSS_GOLDENS, load_loss_golden, measure_step, run_golden  # noqa: E402
 
 
 def main() -> int:

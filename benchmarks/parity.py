@@ -18,9 +18,17 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from goldens import DATA, Row, build_golden_model, golden_batch, is_input_exact, load_golden, measure  # noqa: E402
+from tests.support.goldens.network import (  # noqa: E402
+    DATA,
+    Row,
+    build_golden_model,
+    golden_batch,
+    is_input_exact,
+    load_golden,
+    measure,
+)
 
 GROUPS = {
     r"C\d": "trunk C2-C5",

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from goldens import CODE_PATHS  # noqa: E402
+from tests.support.goldens.network import CODE_PATHS  # noqa: E402
 
 
 def main() -> int:

@@ -11,6 +11,6 @@ if not sys.flags.safe_path and sys.path:
     if os.path.realpath(sys.path[0]) != _root:
         del sys.path[0]
 
-from jobs.cli.main import main
+from jobs.cli.program import main
 
 main()

@@ -1,4 +1,4 @@
-"""Puts tests/ on the import path, so that every test can `import goldens`; the S3 server that tests share."""
+"""The S3 server that tests share, and how many random examples were run."""
 
 import re
 import signal
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 from hypothesis import settings
-from s3_server import WRITER, S3Server, ServerUnavailableError
+
+from tests.support.servers.s3_server import WRITER, S3Server, ServerUnavailableError
 
 # `--hypothesis-profile=long`: for hours, not for CI. Tests ask for a share of `settings.default.max_examples`, so
 # that the profile multiplies them all.

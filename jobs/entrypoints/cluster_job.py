@@ -76,7 +76,7 @@ def main() -> None:
     if problem:
         sys.stderr.write(problem + "\n")
         sys.exit(EXIT_USAGE)
-    from jobs.cli.main import main as htc
+    from jobs.cli.program import main as htc
 
     htc()
 

@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from jobs.cli import main as cli
+from jobs.cli import program as cli
 from jobs.scheduling.local_launcher import ENDING_FILE, LOG_FILE, PROCESS_FILE, SPEC_FILE
 from jobs.terminal.output_file import replaced_file
 

@@ -21,7 +21,7 @@ def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
     """Run the job and report it; returns the exit code."""
     with breaking_off(StopRequest()) as stop, stop:
         # Takes a second.
-        from pipeline.driver import run as driver
+        from pipeline.driver import run_job as driver
 
     summary = driver.run(spec, run=run, fresh=fresh)
     report_summary(summary, spec)

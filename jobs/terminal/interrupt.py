@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 # Most queries notice within milliseconds; some of DuckDB's operators do not look for minutes.
 STOP_WAIT_S = 2.0
-# As in jobs.cli.main: 128 and the number of SIGINT, as shells report it.
+# As in jobs.cli.program: 128 and the number of SIGINT, as shells report it.
 EXIT_INTERRUPTED = 130
 
 

@@ -2,7 +2,7 @@
 
 Ray puts the driver's current folder and its script's folder first on its workers' search path, so that a `pipeline.py`,
 `torch.py` or `types.py` that lies there by chance is imported instead of what was meant. Only code that the caller of
-`pipeline.driver.run.run` hands over (`load_model`) is looked for there, and behind everything else.
+`pipeline.driver.run_job.run` hands over (`load_model`) is looked for there, and behind everything else.
 """
 
 import sysconfig

@@ -2,21 +2,19 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pipeline.cluster.connection import ray_cluster
 from pipeline.job_spec.job import ComputeSection
-
-TESTS = Path(__file__).parents[1]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _fakes_are_importable_by_workers() -> Iterator[None]:
     """Workers inherit the environment of the process that starts Ray, and unpickle the fakes by name."""
     former = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), former]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), former]))
     yield
     if former is None:
         del os.environ["PYTHONPATH"]

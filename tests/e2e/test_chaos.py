@@ -5,12 +5,12 @@ Every round is the real command in processes of its own, against a real S3 serve
 
 from collections.abc import Iterator
 
-import chaos_faults as faults
-import chaos_store_faults as store_faults
 import pytest
-from chaos_arena import Arena, Place
-from chaos_round import Play
-from s3_server import WRITER, S3Server
+
+from tests.chaos import faults, store_faults
+from tests.chaos.arena import Arena, Place
+from tests.chaos.round import Play
+from tests.support.servers.s3_server import WRITER, S3Server
 
 # A round is up to three commands, each of which starts Ray: half a minute on a free core, minutes on a busy one.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3"), pytest.mark.timeout(900)]

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_checks import Tables, compare, leftovers
-from chaos_scene import Scene
+
+from tests.chaos.checks import Tables, compare, leftovers
+from tests.chaos.scene import Scene
 
 PARTS = ("images/run=r/part-00000.parquet", "instances/run=r/part-00000.parquet")
 SOUND = (*PARTS, "runs/r/run.json", "runs/r/summary.json", "runs/r/manifest/part-00000.parquet")

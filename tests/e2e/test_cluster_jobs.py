@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_models import write_images
-from real_cluster import TESTS, Done, RealCluster, htc, real_cluster, wait_until
 
 from jobs.results.status import RunStatus, read_status
 from pipeline.errors import InputError
 from pipeline.output.results import open_results
 from pipeline.storage.storage import Storage
+from tests.support.fakes.models import write_images
+from tests.support.paths import PROGRAMS, ROOT
+from tests.support.servers.real_cluster import Done, RealCluster, htc, real_cluster, wait_until
 
 # One cluster for the file, which takes longer to start than its jobs to end.
 pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow, pytest.mark.timeout(600)]
@@ -24,13 +25,13 @@ pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow, pytest.mark.
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
-    """The cluster's `htc` is tests/e2e/cluster_htc.py."""
+    """The cluster's `htc` is tests/support/programs/cluster_htc.py."""
     bin_folder = tmp_path_factory.mktemp("bin")
     script = bin_folder / "htc"
-    program = TESTS / "e2e" / "cluster_htc.py"
+    program = PROGRAMS / "cluster_htc.py"
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n')
     script.chmod(0o755)
-    paths = [str(TESTS), str(TESTS / "e2e"), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths)}
     with real_cluster(3, environment) as running:
         yield running

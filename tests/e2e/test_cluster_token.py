@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_models import write_images
-from real_cluster import RealCluster, htc, real_cluster
-from s3_server import WRONG, S3Server
 
 from htc_model.weights.model_zoo import bundled_weights
 from pipeline.output.results import open_results
+from tests.support.fakes.models import write_images
+from tests.support.servers.real_cluster import RealCluster, htc, real_cluster
+from tests.support.servers.s3_server import WRONG, S3Server
 
 pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}

@@ -7,16 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_models import write_images
+
+from tests.support.fakes.models import write_images
+from tests.support.paths import ROOT
 
 # What this program and its libraries import at some time, as a person may have named a script or a folder.
 FILES = ("pipeline", "htc_model", "torch", "numpy", "pyarrow", "types", "random", "typing", "queue", "utils")
-HTC = "import sys; from jobs.cli.main import main; main(sys.argv[1:])"
+HTC = "import sys; from jobs.cli.program import main; main(sys.argv[1:])"
 TRAP = "raise ImportError('imported from the current folder: ' + __name__)\n"
 OWN_MODEL = """
 import sys
 sys.path.insert(0, {tests!r})
-from fake_models import LoadFake
+from tests.support.fakes.models import LoadFake
 def load(section):
     return LoadFake()(section)
 """
@@ -24,7 +26,7 @@ OWN_SCRIPT = """
 import sys
 from own_model import load
 from pipeline.job_spec.job import load_spec
-from pipeline.driver.run import run
+from pipeline.driver.run_job import run
 from pipeline.driver.progress import SilentProgress
 if __name__ == "__main__":
     sys.exit(run(load_spec("job.json"), progress=SilentProgress(), load_model=load).exit_code)
@@ -49,7 +51,7 @@ def set_traps(folder: Path, names: tuple[str, ...]) -> None:
 
 def run_in(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    root = str(Path(__file__).parents[2])
+    root = str(ROOT)
     # Behind everything else, as an installed package is.
     environment["PYTHONPATH"] = root
     return subprocess.run(
@@ -76,7 +78,7 @@ def test_python_m_jobs_imports_nothing_from_the_current_folder(folder: Path, nam
 
 @pytest.mark.slow
 def test_a_model_of_the_callers_own_is_found_behind_everything_else(folder: Path) -> None:
-    (folder / "own_model.py").write_text(OWN_MODEL.format(tests=str(Path(__file__).parents[1])))
+    (folder / "own_model.py").write_text(OWN_MODEL.format(tests=str(ROOT)))
     (folder / "script.py").write_text(OWN_SCRIPT)
     # Scripts find their own folder first: only what a worker alone imports can be in the way here.
     set_traps(folder, ("jobs",))

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
-from fault_proxy import Fault, FaultDice, FaultProxy, Kind
-from s3_server import S3Server
 
 from pipeline.errors import AccessDeniedError
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from tests.support.servers.fault_proxy import Fault, FaultDice, FaultProxy, Kind
+from tests.support.servers.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
 PAYLOAD = bytes(range(256)) * 64

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_models import LoadFake, write_image, write_images
-from runs_of import image_rows, instance_rows, spec_with, stable, statuses
 
 from pipeline.driver.progress import SilentProgress
-from pipeline.driver.run import run
+from pipeline.driver.run_job import run
 from pipeline.errors import RunError
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
 from pipeline.weights.fingerprint import take_fingerprint
+from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, stable, statuses
+from tests.support.fakes.models import LoadFake, write_image, write_images
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 POISON = (32, 47)

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_night import Notes, run_night
 from PIL import Image
-from s3_server import S3Server
 
 from pipeline.errors import InputError
 from pipeline.output.results import open_results
@@ -23,9 +21,11 @@ from pipeline.output.views import open_database
 from pipeline.runs.summary import RunSummary
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from tests.support.paths import PROGRAMS, ROOT
+from tests.support.programs.local_night import Notes, run_night
+from tests.support.servers.s3_server import S3Server
 
 pytestmark = pytest.mark.xdist_group("s3")
-TESTS = Path(__file__).parents[1]
 NAMES = [f"{number:03d}.png" for number in range(100)]
 BAD = (31, 47)
 
@@ -195,8 +195,8 @@ def test_a_night_that_is_killed_goes_on(bucket: Bucket) -> None:
     first, _ = bucket.night()
     bucket.put({name: photo(1000 + number) for number, name in enumerate(NAMES[:32])})
     bucket.remove(NAMES[39])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS / "e2e"), str(TESTS.parent)])}
-    script = [sys.executable, str(TESTS / "e2e/local_night.py"), json.dumps(bucket.overrides), "0.5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, str(PROGRAMS / "local_night.py"), json.dumps(bucket.overrides), "0.5"]
     with subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline = time.monotonic() + 120
         while len(bucket.files.glob(f"{bucket.uri}/out/images/*/*.parquet")) < 7:

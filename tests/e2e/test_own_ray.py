@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake_models import LoadFake, write_images
-from runs_of import spec_with, statuses
 
 from pipeline.cluster.connection import ray_cluster
 from pipeline.driver.progress import LineProgress
-from pipeline.driver.run import run
+from pipeline.driver.run_job import run
 from pipeline.job_spec.job import ComputeSection
+from tests.support.builders.e2e_specs import spec_with, statuses
+from tests.support.fakes.models import LoadFake, write_images
 
 CLIENT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('inside', ray.cluster_resources())"
 PATIENCE_S = 120.0

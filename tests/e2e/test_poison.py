@@ -4,14 +4,14 @@ import math
 from pathlib import Path
 
 import pytest
-from fake_models import Deed, LoadFake, write_image, write_images
-from runs_of import image_rows, instance_rows, spec_with, stable, statuses
 
 import pipeline.driver.worker_pool
 from pipeline.driver.bisection import CONFIRMING_DEATHS
 from pipeline.driver.progress import SilentProgress
-from pipeline.driver.run import run
+from pipeline.driver.run_job import run
 from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
+from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, stable, statuses
+from tests.support.fakes.models import Deed, LoadFake, write_image, write_images
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 POISON = (32, 47)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake_models import write_images
-from runs_of import image_rows, instance_rows, spec_with, statuses
 
-SCRIPT = Path(__file__).with_name("fake_run.py")
+from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, statuses
+from tests.support.fakes.models import write_images
+from tests.support.paths import PROGRAMS
+
+SCRIPT = PROGRAMS / "fake_run.py"
 # Eight shards of four: two committed and four in flight leave two that nobody has begun.
 IMAGES = 32
 PATIENCE_S = 60.0

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from s3_server import READER, WRITER, WRONG, Key, S3Server
 
 from htc_model.network.detector import build_model
 from htc_model.weights.load import save_weights
@@ -27,9 +26,10 @@ from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.weights.fingerprint import take_fingerprint
 from pipeline.worker.worker import Worker, WorkerSettings
+from tests.support.paths import PHOTOS
+from tests.support.servers.s3_server import READER, WRITER, WRONG, Key, S3Server
 
 pytestmark = pytest.mark.xdist_group("s3")
-PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 PRESET = "htc_lite0_fpn"
 ODD_NAME = "sub/2 a#b%20?c ü.jpg"
 Completed = subprocess.CompletedProcess[str]

@@ -14,11 +14,11 @@ from pathlib import Path
 import fsspec
 import pytest
 from PIL import Image
-from s3_server import LIMITED, LIMITED_BUCKET, S3Server
 
 from pipeline.output.results import open_results
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from tests.support.servers.s3_server import LIMITED, LIMITED_BUCKET, S3Server
 
 pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
 SPEC = """

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
-from pictures import encoded, gradient
-from real_cluster import htc
-from scheduler_process import finish_with_another_scheduler, firings, kill_scheduler_while_a_run_goes_on
 
 from pipeline.output.results import open_results
+from tests.support.builders.images import encoded, gradient
+from tests.support.servers.real_cluster import htc
+from tests.support.servers.scheduler_process import (
+    finish_with_another_scheduler,
+    firings,
+    kill_scheduler_while_a_run_goes_on,
+)
 
 
 # A minute at most until the next full one, and the run.

@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from pictures import encoded, gradient
-from real_cluster import htc, real_cluster
-from scheduler_process import finish_with_another_scheduler, firings, kill_scheduler_while_a_run_goes_on
 
 from jobs.cluster.submit import list_jobs
 from pipeline.output.results import open_results
+from tests.support.builders.images import encoded, gradient
+from tests.support.servers.real_cluster import htc, real_cluster
+from tests.support.servers.scheduler_process import (
+    finish_with_another_scheduler,
+    firings,
+    kill_scheduler_while_a_run_goes_on,
+)
 
 
 # A cluster and a job on it.

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from signing_host import everything_in, signing_host
 
 from pipeline.output.results import open_results
+from tests.support.paths import ROOT
+from tests.support.servers.signing_host import everything_in, signing_host
 
 pytestmark = pytest.mark.slow
 SIGNATURE, TOKEN, OLD = "hush-signature-7c7c7c7c", "hush-token-5b5b5b5b", "hush-expired-1d1d1d1d"
@@ -30,7 +31,7 @@ def test_a_listing_of_signed_urls_is_run_and_no_secret_is_told(tmp_path: Path) -
         )
         command = [sys.executable, "-m", "jobs", "run", "l.csv", "out", "--weights", "untrained", "--workers", "1"]
         command += ["--model", "htc_lite0_fpn", "--max-error-rate", "0.5"]
-        environment = {**os.environ, **own, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
         )

@@ -5,9 +5,7 @@ import threading
 import time
 
 import pytest
-from fake_models import LoadFake
 from PIL import Image
-from s3_server import S3Server
 
 from pipeline.job_spec.job import load_spec
 from pipeline.messages import Assignment, ShardReport
@@ -15,6 +13,8 @@ from pipeline.output.results import open_results
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
 from pipeline.worker.worker import Worker, WorkerSettings
+from tests.support.fakes.models import LoadFake
+from tests.support.servers.s3_server import S3Server
 
 pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
 IMAGES, SHARD_IMAGES = 24, 4

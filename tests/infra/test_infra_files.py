@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.cli import main as cli
+from jobs.cli import program as cli
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 BIN = Path(sys.executable).parent
 

@@ -5,15 +5,15 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.telemetry import METRICS, exported_names
+from tests.support.paths import ROOT
 
-MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
+MONITORING = ROOT / "infra" / "monitoring"
 LABELS = {metric.exported(name): {"run", *metric.labels} for name, metric in METRICS.items()}
 PROMTOOL = os.environ.get("HTC_PROMTOOL") or shutil.which("promtool")
 
@@ -56,7 +56,7 @@ def test_every_metric_that_is_asked_for_is_exported_and_every_exported_one_is_us
 
 
 def test_the_documentation_names_every_metric_and_its_labels() -> None:
-    text = (MONITORING.parents[1] / "docs" / "monitoring.md").read_text()
+    text = (ROOT / "docs" / "monitoring.md").read_text()
     rows = dict(re.findall(r"^\| `(ray_htc_\w+)` \|([^|]*)\|", text, re.MULTILINE))
     assert {name: set(re.findall(r"`(\w+)`", labels)) | {"run"} for name, labels in rows.items()} == LABELS
 

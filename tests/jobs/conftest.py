@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from outputs import Output, make_output_folder
+
+from tests.support.builders.outputs import Output, make_output_folder
 
 
 @pytest.fixture

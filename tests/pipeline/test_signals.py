@@ -117,8 +117,8 @@ HANGING = """
 import sys
 import threading
 from pathlib import Path
-import pipeline.driver.run
-from jobs.cli.main import main
+import pipeline.driver.run_job
+from jobs.cli.program import main
 
 def hang(spec, storage):
     sys.stderr.write("listing")
@@ -129,7 +129,7 @@ def hang(spec, storage):
         # What unwinds does not return either, as a pool of reads from a store that is away.
         threading.Event().wait(60)
 
-pipeline.driver.run.settle_model = hang
+pipeline.driver.run_job.settle_model = hang
 main()
 """
 

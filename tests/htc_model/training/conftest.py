@@ -1,14 +1,15 @@
 """Goldens of another implementation, for the tests of this folder."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-GOLDENS = Path(__file__).parents[2] / "data" / "losses"
+from tests.support.paths import DATA
+
+GOLDENS = DATA / "losses"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import pycocotools.mask
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import SIDE, box_of, small_document
 
 from htc_model.training.annotations import (
     AnnotationError,
@@ -16,6 +15,7 @@ from htc_model.training.annotations import (
     read_annotations,
 )
 from htc_model.training.coco_eval import coco_document
+from tests.support.builders.training_data import SIDE, box_of, small_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

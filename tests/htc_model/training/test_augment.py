@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from small_data import SIDE, draw_image, small_config, small_document
 
 from htc_model.training.annotations import read_annotations
 from htc_model.training.augment import (
@@ -13,6 +12,7 @@ from htc_model.training.augment import (
     paste_objects,
 )
 from htc_model.training.samples import Picture, load_picture, mask_boxes, resize_picture
+from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_data import draw_image, small_config, small_document
 
 from htc_model.training.annotations import AnnotationError, read_annotations
 from htc_model.training.augment import Augmentation
 from htc_model.training.dataset import BatchPlan, TrainingPictures, iterate_batches
+from tests.support.builders.training_data import draw_image, small_config, small_document
 
 RATIOS = [1.5, 0.7, 1.4, 0.6, 1.3, 0.8, 1.2]
 

@@ -1,7 +1,8 @@
 """One whole training step, losses to gradients, against another implementation."""
 
 import pytest
-from loss_goldens import LOSS_GOLDENS, load_loss_golden, measure_step, run_golden
+
+from tests.support.goldens.losses import LOSS_GOLDENS, load_loss_golden, measure_step, run_golden
 
 GOLDENS = sorted(path.name for path in LOSS_GOLDENS.glob("*__*.npz"))
 

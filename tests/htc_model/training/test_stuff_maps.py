@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_data import SIDE, draw_image, small_config, small_document, small_spec
 
 from htc_model.config import load_preset
 from htc_model.training.annotations import read_annotations
@@ -14,6 +13,7 @@ from htc_model.training.build import training_config
 from htc_model.training.dataset import TrainingPictures
 from htc_model.training.samples import build_truth, load_picture, resize_picture
 from htc_model.training.spec import ModelSection
+from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document, small_spec
 
 GRASS, THING = 17, 3
 

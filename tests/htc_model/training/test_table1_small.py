@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_data import SIDE, draw_image, small_document
 
 from benchmarks import table1_small
 from benchmarks.table1_report import describe_cells, paired_gains
@@ -15,6 +14,7 @@ from htc_model.network.detector import build_model
 from htc_model.training.build import build_training_model, training_config
 from htc_model.training.spec import ModelSection
 from htc_model.weights.load import load_weights, save_weights
+from tests.support.builders.training_data import SIDE, draw_image, small_document
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_data import draw_image, small_document, small_spec
 
 from htc_model.config import ModelConfigError, config_from_dict
 from htc_model.network.detector import build_model
@@ -16,6 +15,7 @@ from htc_model.training.checkpoint import CheckpointError
 from htc_model.training.loop import TrainingStoppedError
 from htc_model.training.run import EvaluationSet, halve_state, run_training
 from htc_model.weights.load import load_into, load_weights
+from tests.support.builders.training_data import draw_image, small_document, small_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

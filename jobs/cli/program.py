@@ -1,0 +1,227 @@
+"""The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
+
+Exit codes: 0 complete; 1 incomplete, interrupted, over the error budget or failed; 2 bad usage, spec or input; 3 (`run`
+and `plan`) complete before, while the input has changed since; 130 (as shells say) stopped by Ctrl-C. A run that
+Ctrl-C, SIGTERM or SIGHUP stops counts as incomplete, has the exit code 1 and says how to resume.
+
+Only the standard library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands
+are in the other files of this folder.
+"""
+
+import atexit
+import errno
+import io
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+# All that matters is written by then.
+EXIT_GRACE_S = 1.0
+# For what a signal breaks off before there is a run; nothing is lost by leaving it.
+STUCK_S = 3.0
+# A disk or a quota that is used up, as behind `> file`.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave the process with its exit code.
+
+    Args:
+        arguments: the words after `htc`; the process's own when None.
+    """
+    try:
+        if arguments is None:
+            # Before anything else is imported: what is registered first runs last.
+            atexit.register(_leave_before_threads_meet_a_dead_interpreter)
+            from pipeline.signals import StopRequest
+
+            StopRequest.when_breaking_off = staticmethod(_leave_though_stuck)
+        _run(arguments)
+    except SystemExit as leaving:
+        if arguments is None:
+            global _exit_code  # noqa: PLW0603 - one process, one exit code
+            _exit_code = 0 if leaving.code is None else leaving.code if isinstance(leaving.code, int) else EXIT_FAILED
+            leave_soon(_exit_code)
+        raise
+
+
+_exit_code: int | None = None
+
+
+def _leave_before_threads_meet_a_dead_interpreter() -> None:
+    """End the process once every other exit handler has run, and keep its exit code.
+
+    Threads of libraries (pyarrow's, that let go of a file a little later than the reader does) ask for the interpreter
+    when it is gone; Python ends such a thread inside C++, which aborts the process: a command that did its work would
+    end with "terminate called without an active exception" and 134.
+    """
+    if _exit_code is None:
+        return
+    exit_code = _exit_code
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            if stream is sys.stdout and not exit_code:
+                exit_code = _say_full(error)
+    os._exit(exit_code)
+
+
+def leave_soon(exit_code: int) -> None:
+    """When a signal has stopped the command, have the process end soon, whatever its threads wait for.
+
+    To be called last: a listing or a read that hangs in a store would keep the process for minutes.
+    """
+    signals = sys.modules.get("pipeline.signals")
+    if signals is not None and signals.was_stopped():
+        timer = threading.Timer(EXIT_GRACE_S, os._exit, [exit_code])
+        timer.daemon = True
+        timer.start()
+
+
+def _leave_though_stuck() -> None:
+    def leave() -> None:
+        _say("Stopped, without waiting for what does not answer; the same command goes on.")
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(STUCK_S, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
+    try:
+        _tolerate_unprintable_text()
+        _show_damage()
+        load_program().main(args=None if arguments is None else list(arguments), prog_name="htc")
+        sys.exit(0)
+    except SystemExit as leaving:
+        # typer takes Ctrl-C for itself and leaves without a word; a command that took it has said its own.
+        if leaving.code == EXIT_INTERRUPTED and _comes_of_ctrl_c(leaving):
+            _say("Stopped.")
+        raise
+    except KeyboardInterrupt:
+        _say("Stopped.")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; the interpreter's flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        sys.exit(_say_full(error) if error.errno in _FULL else _report(error))
+    except Exception as error:  # noqa: BLE001 - the process's border: every error ends as a sentence and an exit code
+        sys.exit(_report(error))
+
+
+def _say_full(error: OSError) -> int:
+    _say(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.")
+    return EXIT_FAILED
+
+
+def _comes_of_ctrl_c(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def load_program() -> "TyperGroup":
+    """Return `htc` with all its commands."""
+    from typer.main import get_group
+
+    from jobs.cli import (  # noqa: F401 - each adds its commands to the app
+        cluster,
+        maintenance,
+        manifests,
+        results,
+        run,
+        schedule,
+        schedule_export,
+        weights,
+    )
+    from jobs.cli.app import app
+
+    return get_group(app)
+
+
+def _report(error: Exception) -> int:
+    """Say in one sentence what went wrong; a failure nobody foresaw leaves its traceback in a file."""
+    from pipeline.errors import HtcError
+    from pipeline.redaction import redact
+
+    if isinstance(error, HtcError):
+        _say(redact(str(error)))
+        return error.exit_code
+    if _is_model_sentence(error):
+        _say(str(error))
+        return EXIT_USAGE
+    summary = redact("".join(traceback.format_exception_only(error)).strip().splitlines()[-1])
+    _say(f"Unexpected failure: {summary[:300]} (the full report is in {_write_report(error)}).")
+    return EXIT_FAILED
+
+
+def _is_model_sentence(error: Exception) -> bool:
+    # htc_model may not know pipeline.errors: its errors about presets and weights are its own ValueErrors.
+    return isinstance(error, ValueError) and type(error).__module__.split(".")[0] == "htc_model"
+
+
+def _write_report(error: Exception) -> str:
+    text = f"htc {' '.join(sys.argv[1:])}\nPython {sys.version}\n\n{''.join(traceback.format_exception(error))}"
+    from pipeline.redaction import redact
+
+    text = redact(text)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f"htc-failure-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".log")
+        os.close(handle)
+        Path(name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as reason:
+        return f"no file, as it could not be written: {reason.strerror}"
+    return name
+
+
+def _tolerate_unprintable_text() -> None:
+    """Escape what the terminal cannot show: object names hold any bytes, and must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _show_damage() -> None:
+    """Write what the pipeline reports of damaged files to stderr, each sentence once a command."""
+    import logging
+
+    said: set[str] = set()
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sentence = record.getMessage()
+            if sentence not in said:
+                said.add(sentence)
+                _say(sentence)
+
+    reports = logging.getLogger("pipeline.storage.damage")
+    reports.handlers = [Shown()]
+    reports.propagate = False
+
+
+def _say(sentence: str) -> None:
+    # Not through rich: this must work when an import was interrupted.
+    try:
+        from pipeline.text import visible
+
+        sys.stderr.write(visible(sentence, keep="\n") + "\n")
+        sys.stderr.flush()
+    except OSError:
+        return

@@ -1,0 +1,163 @@
+"""Reaching a cluster: addresses as people write them, and an answer within seconds when there is none."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cluster import client as cluster_client
+from jobs.cluster.client import check_version, connect, is_this_machine, resolve_address
+from jobs.cluster.errors import AlreadyGoingError, ClusterError, NoSuchJobError, in_our_words
+from pipeline.errors import SpecError
+from tests.support.servers.fake_jobs import dashboard
+from tests.support.without_torch import BLOCKER
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "url"),
+    [
+        (None, {}, "http://127.0.0.1:8265"),
+        ("auto", {}, "http://127.0.0.1:8265"),
+        ("10.0.0.1", {}, "http://10.0.0.1:8265"),
+        ("head.example:8265", {}, "http://head.example:8265"),
+        ("http://head.example:8265/", {}, "http://head.example:8265"),
+        ("https://ray.example/cluster-7", {}, "https://ray.example/cluster-7"),
+        ("ray://10.0.0.1:10001", {}, "http://10.0.0.1:8265"),
+        ("10.0.0.1:6379", {}, "http://10.0.0.1:8265"),
+        ("[::1]:9000", {}, "http://[::1]:9000"),
+        (None, {"RAY_ADDRESS": "10.0.0.2:6379"}, "http://10.0.0.2:8265"),
+        (None, {"RAY_ADDRESS": "10.0.0.2:6379", "RAY_API_SERVER_ADDRESS": "http://h:1"}, "http://h:1"),
+        ("10.0.0.1", {"RAY_API_SERVER_ADDRESS": "http://h:1"}, "http://10.0.0.1:8265"),
+    ],
+)
+def test_addresses_as_people_write_them(given: str | None, environment: dict[str, str], url: str) -> None:
+    assert resolve_address(given, environment) == url
+
+
+@pytest.mark.parametrize("given", ["http://", "head:port", "s3://bucket", "://x"])
+def test_what_is_no_address_is_said_so(given: str) -> None:
+    with pytest.raises(SpecError, match="is no cluster's address; give the dashboard's, such as http://10"):
+        resolve_address(given, {})
+
+
+def test_a_tunnel_begins_on_this_machine() -> None:
+    assert is_this_machine("http://127.0.0.1:8265")
+    assert is_this_machine("http://localhost:9000")
+    assert not is_this_machine("http://10.0.0.1:8265")
+
+
+def test_nothing_answers() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ClusterError) as caught:
+            connect(url)
+    said = str(caught.value)
+    for hint in (url, "8265", "ray start --head --dashboard-host", "kubectl port-forward"):
+        assert hint in said
+
+
+def test_something_that_takes_calls_and_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # To connect, and to be answered: ten seconds are promised, the import of Ray among them.
+    assert 2 * cluster_client.CONNECT_TIMEOUT_S < 9
+    monkeypatch.setattr(cluster_client, "CONNECT_TIMEOUT_S", 0.3)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(8)
+        with pytest.raises(ClusterError, match="No cluster answers"):
+            connect(f"http://127.0.0.1:{mute.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, None), (500, None), (200, "<html>a shop</html>"), (200, "{}")])
+def test_something_else_answers(status: int, body: str | None) -> None:
+    with dashboard(status=status, body=body) as url, pytest.raises(ClusterError) as caught:
+        connect(url)
+    assert str(caught.value) == (
+        f"What answers at {url} is no Ray dashboard; check the address and the port, usually 8265."
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sentence"),
+    [
+        (401, "Unauthorized: Missing authentication token", "asks for a token: set RAY_AUTH_MODE=token, and"),
+        (403, "Forbidden: Invalid authentication token", "does not take this machine's token: set RAY_AUTH_MODE=token"),
+    ],
+)
+def test_a_cluster_that_asks_for_a_token(status: int, body: str, sentence: str) -> None:
+    with dashboard(status=status, body=body) as url, pytest.raises(ClusterError, match=sentence) as caught:
+        connect(url)
+    assert "RAY_AUTH_TOKEN or in ~/.ray/auth_token" in str(caught.value)
+
+
+def test_the_address_that_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
+    with dashboard() as url:
+        client = connect(url)
+        assert client.url == url
+        assert client.states() == []
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:2"
+
+
+def test_another_ray_is_named_with_both_versions() -> None:
+    import ray
+
+    with dashboard(ray_version="2.44.1") as url:
+        client = connect(url)
+        # Looking is harmless whatever the version.
+        assert client.states() == []
+        with pytest.raises(ClusterError) as caught:
+            _ = client.note
+    assert str(caught.value) == (
+        f"The cluster at {url} runs Ray 2.44.1, and this machine Ray {ray.__version__}; htc-batch needs Ray 2.52 or "
+        "later there: give the cluster a newer image."
+    )
+    assert check_version("2.60.0", "2.60.0", "u") == ""
+    assert check_version("2.55.1", "2.60.0", "u") == (
+        "The cluster at u runs Ray 2.55.1, and this machine Ray 2.60.0; the job runs with the cluster's."
+    )
+    with pytest.raises(ClusterError, match=r"Ray 3\.1\.0, and this machine Ray 2\.60\.0; install the same here"):
+        check_version("3.1.0", "2.60.0", "u")
+
+
+def test_what_ray_refuses_is_one_sentence() -> None:
+    with pytest.raises(NoSuchJobError, match="knows no job a-1; htc list"), in_our_words("http://u", "a-1"):
+        raise RuntimeError("Request failed with status code 404: Job a-1 does not exist")
+    trace = "Request failed with status code 500: Traceback (most recent call last):\n  File ...\nValueError: no\n."
+    with pytest.raises(ClusterError) as caught, in_our_words("http://u"):
+        raise RuntimeError(trace)
+    assert "\n" not in str(caught.value)
+    taken = "Request failed with status code 400: Job with submission_id a-1 already exists. Please use another."
+    with pytest.raises(AlreadyGoingError, match="The job a-1 is at this run already"), in_our_words("http://u"):
+        raise RuntimeError(taken)
+    # Our own errors, and bugs, pass as they are.
+    with pytest.raises(ZeroDivisionError), in_our_words("http://u"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("runtime_env", ["code", "image", "pip"])
+def test_submitting_needs_no_torch(tmp_path: Path, runtime_env: str) -> None:
+    blocker = BLOCKER.replace('"ray", ', "")
+    places = ["--input", str(tmp_path), "--output", str(tmp_path / "out"), "--runtime-env", runtime_env]
+    with dashboard() as url:
+        script = f"{blocker}\nfrom jobs import cli\ncli.main({['submit', '--address', url, *places]!r})"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^Submitted htc-\d{8}-\d{6}-[0-9a-f]{6} to ", done.stdout)
+
+
+def test_a_spec_that_is_wrong_is_said_before_anybody_is_called() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "submit", "--input", "s3://b/in", "--address", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "output" in done.stderr
+    assert "No cluster" not in done.stderr

@@ -1,0 +1,225 @@
+"""What the operator of a cluster reads, and the exit codes that scripts go by."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import program as cli
+from jobs.cluster import job_commands as cluster_report
+from jobs.cluster import submit_command as submit_report
+from jobs.cluster.errors import ClusterError
+from jobs.cluster.job_state import JobState, Phase, state_from_ray
+from jobs.cluster.submit_command import follow, read_env_vars, refuse_local_paths, submit_and_report
+from pipeline.errors import SpecError
+from pipeline.job_spec.job import JobSpec, load_spec
+from tests.support.servers.fake_jobs import NOON, FakeJobs
+
+Captured = pytest.CaptureFixture[str]
+JOB = "photos-20260301-120000-aaaaaa"
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
+    """A cluster in memory that has one job, and ends it when its log has been told."""
+    fake = FakeJobs(jobs={JOB: JobState(JOB, "running", output_uri="s3://b/out", started=NOON)})
+    monkeypatch.setattr(submit_report, "connect", lambda address: fake)
+    monkeypatch.setattr(cluster_report, "connect", lambda address: fake)
+    monkeypatch.setattr(submit_report, "LOOK_EVERY_S", 0.0)
+    return fake
+
+
+def spec_of(folder: Path, **overrides: object) -> JobSpec:
+    values: dict[str, object] = {"name": "photos", "input.uri": "s3://b/in", "output.uri": str(folder / "out")}
+    return load_spec(None, values | overrides)
+
+
+def submit(spec: JobSpec, **changes: Any) -> int:
+    settings: dict[str, Any] = {
+        "address": None,
+        "run": None,
+        "fresh": False,
+        "runtime_env": "image",
+        "env": [],
+        "is_shared": True,
+        "is_waited_for": False,
+        "is_json": False,
+    }
+    return submit_and_report(spec, **{**settings, **changes})
+
+
+def test_the_id_and_the_next_commands_are_printed(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
+    assert submit(spec_of(tmp_path), address="http://head:8265") == 0
+    job_id = client.states()[0].job_id
+    out = capsys.readouterr().out
+    assert f"Submitted {job_id} to http://cluster:8265 (Ray 2.60.0)." in out
+    for command in (f"htc status {job_id}", f"htc logs {job_id} -f", f"htc stop {job_id}"):
+        assert f"{command} --address http://head:8265" in out
+    assert f"htc status {tmp_path}/out" in out
+
+
+def test_another_version_is_said_and_json_holds_only_json(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
+    client.note = "The cluster at u runs Ray 2.55.1, and this machine Ray 2.60.0; the job runs with the cluster's."
+    submit(spec_of(tmp_path))
+    assert client.note in capsys.readouterr().err
+    submit(spec_of(tmp_path / "b"), is_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["job"], told["phase"]) == (client.states()[0].job_id, "pending")
+
+
+@pytest.mark.parametrize(
+    ("phase", "exit_code", "code", "sentence"),
+    [
+        ("succeeded", 0, 0, "is complete."),
+        ("failed", 2, 2, "failed with exit code 2; its last lines say why."),
+        ("failed", None, 1, "failed before its end: runtime_env setup failed"),
+        ("stopped", None, 1, "was stopped; the same submission resumes."),
+    ],
+)
+def test_who_waits_gets_the_exit_code_of_the_run(
+    client: FakeJobs, tmp_path: Path, capsys: Captured, *, phase: Phase, exit_code: int | None, code: int, sentence: str
+) -> None:
+    def tail(job_id: str) -> Iterator[str]:
+        yield "Run night: 2 images in 1 shard.\n\n2/2 images\n"
+        client.end(job_id, phase, exit_code, "runtime_env setup failed:\nno space")
+
+    client.tail = tail  # type: ignore[method-assign]
+    assert submit(spec_of(tmp_path), is_waited_for=True) == code
+    captured = capsys.readouterr()
+    assert sentence in captured.out + captured.err
+    assert "Run night: 2 images in 1 shard.\n" in captured.err
+
+
+def test_ctrl_c_while_waiting_leaves_the_job_going(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
+    def tail(job_id: str) -> Iterator[str]:
+        raise KeyboardInterrupt
+        yield ""
+
+    client.tail = tail  # type: ignore[method-assign]
+    assert submit(spec_of(tmp_path), is_waited_for=True) == 130
+    job_id = client.states()[0].job_id
+    assert client.state(job_id).phase == "pending"
+    assert f"the job {job_id} goes on. To end it: htc stop {job_id}" in capsys.readouterr().err
+
+
+def test_of_a_job_that_goes_on_nothing_is_said_to_be_stopped(
+    client: FakeJobs, tmp_path: Path, capsys: Captured
+) -> None:
+    def tail(job_id: str) -> Iterator[str]:
+        raise KeyboardInterrupt
+        yield ""
+
+    client.tail = tail  # type: ignore[method-assign]
+    places = ["--input", "s3://b/in", "--output", str(tmp_path / "out"), "--runtime-env", "image", "--shared-paths"]
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["submit", "--wait", *places])
+    assert leaving.value.code == 130
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("Not waiting any more; the job htc-")
+
+
+def test_a_connection_that_breaks_is_opened_again_and_nothing_is_told_twice(client: FakeJobs, capsys: Captured) -> None:
+    client.pieces = ["one\n", "two\n", ClusterError("gone"), "three\n"]
+    tail = client.tail
+
+    def tail_to_the_end(job_id: str) -> Iterator[str]:
+        yield from tail(job_id)
+        client.end(job_id, "succeeded", 0)
+
+    client.tail = tail_to_the_end  # type: ignore[method-assign]
+    assert follow(client, JOB).phase == "succeeded"
+    assert capsys.readouterr().err.split() == ["one", "two", "three"]
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for_forever(client: FakeJobs) -> None:
+    client.pieces = [ClusterError("No cluster answers."), ClusterError("No cluster answers.")]
+    with pytest.raises(ClusterError, match=rf"No cluster answers\. The job {JOB} may go on all the same\."):
+        follow(client, JOB, patience_s=0.0)
+
+
+def test_paths_of_this_machine_are_refused_for_another(tmp_path: Path) -> None:
+    remote = spec_of(tmp_path, **{"output.uri": "s3://b/out"})
+    refuse_local_paths(remote, "http://head:8265", is_shared=False)
+    for spec, key in (
+        (spec_of(tmp_path), "output.uri"),
+        (spec_of(tmp_path, **{"output.uri": "s3://b/out", "input.uri": "photos"}), "input.uri"),
+    ):
+        with pytest.raises(SpecError, match=rf"^{key} is /.*, a path of this machine, .*--shared-paths"):
+            refuse_local_paths(spec, "http://head:8265", is_shared=False)
+        refuse_local_paths(spec, "http://head:8265", is_shared=True)
+        # The cluster may run here; if a tunnel begins here, the job's first look says so.
+        refuse_local_paths(spec, "http://127.0.0.1:8265", is_shared=False)
+
+
+def test_variables_are_taken_from_here_or_as_given() -> None:
+    here = {"AWS_REGION": "eu-west-1"}
+    assert read_env_vars(["AWS_REGION", "A=b=c", "EMPTY="], here) == {
+        "AWS_REGION": "eu-west-1",
+        "A": "b=c",
+        "EMPTY": "",
+    }
+    with pytest.raises(SpecError, match="--env NOPE: it is not set here; set it, or give NAME=VALUE"):
+        read_env_vars(["NOPE"], here)
+    with pytest.raises(SpecError, match="'1 2' is no variable's name"):
+        read_env_vars(["1 2=x"], here)
+
+
+def test_stopping(client: FakeJobs, capsys: Captured) -> None:
+    def stop(*, is_json: bool = False) -> int:
+        return cluster_report.report_stop(JOB, address=None, is_waited_for=True, is_json=is_json)
+
+    assert stop() == 0
+    assert capsys.readouterr().out == f"The job {JOB} was stopped; the same submission resumes.\n"
+    assert stop() == 0
+    assert capsys.readouterr().out == f"The job {JOB} had ended already (stopped).\n"
+    stop(is_json=True)
+    assert json.loads(capsys.readouterr().out)["phase"] == "stopped"
+
+
+def test_the_list(client: FakeJobs, capsys: Captured) -> None:
+    client.end(JOB, "failed", 2)
+    cluster_report.report_list(address=None, is_json=False)
+    row = capsys.readouterr().out.strip().splitlines()[-1].split()
+    assert row == [JOB, "failed", "2", "2026-03-01", "12:00:00", "5", "min", "00", "s", "s3://b/out"]
+    cluster_report.report_list(address=None, is_json=True)
+    assert [job["job"] for job in json.loads(capsys.readouterr().out)] == [JOB]
+    client.jobs.clear()
+    cluster_report.report_list(address=None, is_json=False)
+    assert "remembers no job of htc; start one with: htc submit SPEC" in capsys.readouterr().err
+
+
+def test_logs_as_they_are_and_as_json(client: FakeJobs, capsys: Captured) -> None:
+    client.pieces = ["one\n", "two\n"]
+    cluster_report.report_logs(JOB, address=None, is_followed=False, is_json=False)
+    assert capsys.readouterr().out == "one\ntwo\n"
+    cluster_report.report_logs(JOB, address=None, is_followed=True, is_json=True)
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["one\n", "two\n"]
+
+
+def test_what_ray_tells_of_a_job() -> None:
+    from ray.job_submission import JobDetails
+
+    details = JobDetails(
+        type="SUBMISSION",
+        submission_id=JOB,
+        status="FAILED",
+        entrypoint="htc run --spec job.yaml",
+        message="Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):\nx",
+        driver_exit_code=2,
+        start_time=NOON.timestamp() * 1000,
+        end_time=(NOON + timedelta(seconds=9)).timestamp() * 1000,
+        metadata={"htc_output": "s3://b/out", "htc_storage": '{"anonymous": true}'},
+    )
+    state = state_from_ray(details)
+    assert state is not None
+    assert (state.phase, state.final_exit_code, state.storage) == ("failed", 2, {"anonymous": True})
+    assert state.message == "Job entrypoint command failed with exit code 2"
+    assert (state.started, state.ended) == (NOON, NOON + timedelta(seconds=9))
+    # Kubernetes submits without a word of ours; other people's jobs are not ours to list or to stop.
+    by_kubernetes = state_from_ray(details.model_copy(update={"metadata": {}}))
+    assert by_kubernetes is not None
+    assert by_kubernetes.output_uri == ""
+    assert state_from_ray(details.model_copy(update={"metadata": {}, "entrypoint": "python train.py"})) is None

@@ -1,0 +1,137 @@
+"""`htc manifests` as an operator meets it: what it prints, writes and refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cli import program as cli
+from tests.support.manifest_schemas import check_manifest
+from tests.support.without_torch import run_without_torch
+
+Htc = Callable[..., tuple[int, str, str]]
+SPEC = "input: {uri: 's3://bucket/in/'}\noutput: {uri: 's3://bucket/masks/'}\n"
+IMAGE = ("--image", "registry.example/htc-batch:0.1.0")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+@pytest.fixture
+def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_without_torch_and_ray_a_job_goes_to_stdout(spec: Path) -> None:
+    done = run_without_torch("manifests", str(spec), *IMAGE, "--ray-version", "2.60.0")
+    assert (done.returncode, done.stderr) == (0, "")
+    manifests = list(yaml.safe_load_all(done.stdout))
+    assert [manifest["kind"] for manifest in manifests] == [
+        "Namespace",
+        "ResourceQuota",
+        "ConfigMap",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "RayJob",
+    ]
+    for manifest in manifests:
+        check_manifest(manifest)
+
+
+def test_all_kinds_go_into_a_folder(htc: Htc, spec: Path, tmp_path: Path) -> None:
+    spec.write_text(SPEC + "select: {mode: incremental}\n")
+    code, out, err = htc(
+        "manifests",
+        str(spec),
+        *IMAGE,
+        "--kind",
+        "all",
+        "--cron",
+        "@daily",
+        "--secret",
+        "s3",
+        "--to",
+        str(tmp_path / "k8s"),
+    )
+    assert (code, out) == (0, "")
+    files = sorted(str(path.relative_to(tmp_path / "k8s")) for path in (tmp_path / "k8s").rglob("*.yaml"))
+    assert files == [
+        "base/disruption.yaml",
+        "base/namespace.yaml",
+        "base/network.yaml",
+        "base/spec.yaml",
+        "raycluster.yaml",
+        "raycronjob.yaml",
+        "rayjob.yaml",
+    ]
+    assert "kubectl apply -f" in err
+    assert "The Secret s3 must exist" in err
+    cron_job = yaml.safe_load((tmp_path / "k8s" / "raycronjob.yaml").read_text())
+    assert (cron_job["spec"]["schedule"], cron_job["spec"]["timeZone"]) == ("0 0 * * *", "UTC")
+
+
+def test_a_folder_holds_one_job(htc: Htc, spec: Path, tmp_path: Path) -> None:
+    assert htc("manifests", str(spec), *IMAGE, "--to", str(tmp_path / "k8s"))[0] == 0
+    assert htc("manifests", str(spec), *IMAGE, "--kind", "raycluster", "--to", str(tmp_path / "k8s"))[0] == 0
+    code, _, err = htc("manifests", str(spec), *IMAGE, "--name", "other", "--to", str(tmp_path / "k8s"))
+    assert code == 2
+    assert "holds the manifests of another job" in err
+
+
+def test_the_name_comes_from_the_output_where_the_spec_has_none(htc: Htc, spec: Path) -> None:
+    _, out, _ = htc("manifests", str(spec), *IMAGE)
+    assert list(yaml.safe_load_all(out))[-1]["metadata"]["name"] == "masks"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "Name the image that the pods run: --image"),
+        ((*IMAGE, "--workers", "0:4"), "at least one worker pod must be there"),
+        ((*IMAGE, "--workers", "many"), '"4", or at least and at most, "1:8"'),
+        ((*IMAGE, "--workers", "5:4"), "at most 4 is less than at least 5"),
+        ((*IMAGE, "--gpus", "-1"), "--gpus is -1"),
+        ((*IMAGE, "--name", "Street Scenes"), "small letters, digits and dashes"),
+        ((*IMAGE, "--name", "a" * 40), "36 characters at most"),
+        ((*IMAGE, "--node-selector", "gpu"), "as KEY=VALUE"),
+        ((*IMAGE, "--kind", "all"), "give a folder for them with --to"),
+        ((*IMAGE, "--kind", "raycronjob"), 'needs its times: --cron "30 2 * * *"'),
+        ((*IMAGE, "--kind", "raycronjob", "--cron", "75 2 * * *"), "minute 75 is not in 0-59"),
+        ((*IMAGE, "--kind", "raycronjob", "--cron", "0 2 * * *", "--time-zone", "Berlin"), "Europe/Berlin"),
+        ((*IMAGE, "--kind", "raycronjob", "--cron", "0 2 * * *"), "mode: incremental"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    htc: Htc, spec: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    code, out, err = htc("manifests", str(spec), *arguments)
+    assert (code, out) == (2, "")
+    assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("input: {uri: photos/}\noutput: {uri: 's3://b/out/'}\n", "input.uri"),
+        ("input: {uri: 's3://b/in/'}\noutput: {uri: out/}\n", "output.uri"),
+        (SPEC + "model: {weights: mine.safetensors}\n", "model.weights"),
+        (SPEC + "compute: {gpus_per_worker: 2}\n", "compute.gpus_per_worker"),
+        (SPEC + "compute: {cpus_per_worker: 20}\n", "compute.cpus_per_worker"),
+    ],
+)
+def test_specs_that_no_pod_can_follow_are_refused(htc: Htc, spec: Path, text: str, key: str) -> None:
+    spec.write_text(text)
+    code, _, err = htc("manifests", str(spec), *IMAGE)
+    assert code == 2
+    assert err.startswith(key)

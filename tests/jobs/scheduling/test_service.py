@@ -1,0 +1,230 @@
+"""`htc scheduler` as a process: one per folder, woken by its alarms, and quick to leave."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import time_machine
+
+from jobs.scheduling.alarms import Alarms, Times
+from jobs.scheduling.engine import plan_firing
+from jobs.scheduling.firing import Ending, Firing
+from jobs.scheduling.schedule import build_schedule
+from jobs.scheduling.store import ScheduleStore
+from tests.support.paths import PROGRAMS
+
+Start = Callable[..., subprocess.Popen[str]]
+PATIENCE_S = 30
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `htc scheduler` in a folder of the test's; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "jobs", "scheduler", "--home", str(tmp_path), *arguments]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """Read the log until it says something; a process that ends without it says all it had to say."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(said)
+
+
+def add(home: Path, *, cron: str = "0 0 1 1 *", **keys: object) -> None:
+    (home / "in").mkdir(exist_ok=True)
+    (home / "job.yaml").write_text(f"input: {{uri: {home}/in}}\noutput: {{uri: {home}/out}}\n")
+    schedule = build_schedule({"name": "nightly", "spec": str(home / "job.yaml"), "cron": cron, **keys})
+    with closing(ScheduleStore(home)) as store:
+        store.put(schedule, datetime.now(UTC))
+
+
+STAND_IN = """
+import sys
+from pathlib import Path
+from jobs.scheduling import service
+from jobs.scheduling.local_launcher import LocalRuns
+
+home, stand_in, *flags = sys.argv[1:]
+service.LocalRuns = lambda folder: LocalRuns(folder, (sys.executable, stand_in))
+service.run_scheduler(Path(home), local_runs=1, is_once="once" in flags, is_drained="drained" in flags)
+"""
+
+
+@pytest.fixture
+def start_stand_in(tmp_path: Path) -> Iterator[Start]:
+    """Start a scheduler whose runs last until there is a file `go`, with one that was asked for."""
+    started: list[subprocess.Popen[str]] = []
+    add(tmp_path)
+    schedule = build_schedule({"name": "nightly", "spec": str(tmp_path / "job.yaml"), "cron": "0 0 1 1 *"})
+    with closing(ScheduleStore(tmp_path)) as store:
+        store.insert(plan_firing(schedule, datetime.now(UTC), "manual"))
+
+    def run(*flags: str) -> subprocess.Popen[str]:
+        stand_in = PROGRAMS / "stand_in_runner.py"
+        command = [sys.executable, "-c", STAND_IN, str(tmp_path), str(stand_in), *flags]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    let_go(tmp_path)
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def let_go(home: Path) -> None:
+    """Let the runs end that have begun."""
+    for folder in (home / "firings").iterdir():
+        (folder / "go").touch()
+
+
+def last_firing(home: Path) -> Firing:
+    with closing(ScheduleStore(home)) as store:
+        return store.history(None, 1)[0]
+
+
+def test_a_second_scheduler_says_who_holds_the_folder(start: Start, tmp_path: Path) -> None:
+    first = start()
+    read_until(first, "scheduler of")
+    second = start()
+    _, said = second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 2
+    assert f"A scheduler works in {tmp_path} already (process {first.pid} on " in said
+    assert "--home" in said
+    # The one that is killed leaves no lock behind.
+    first.send_signal(signal.SIGKILL)
+    first.wait(PATIENCE_S)
+    read_until(start(), "scheduler of")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_well(start: Start, number: int) -> None:
+    process = start()
+    read_until(process, "scheduler of")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_what_a_command_asks_for_is_done_by_the_scheduler_that_runs(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = start()
+    read_until(process, "scheduler of")
+    add(tmp_path, notify={"exit_hook": ["sh", "-c", f"echo $HTC_STATUS $HTC_EXIT_CODE > {tmp_path}/told"]})
+    asked = [sys.executable, "-m", "jobs", "schedule", "run-now", "nightly", "--home", str(tmp_path)]
+    assert subprocess.run(asked, check=False).returncode == 0
+    read_until(process, "failed - There are no images in")
+    give_up = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "told").exists() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert (tmp_path / "told").read_text() == "failed 2\n"
+    assert "No scheduler" not in capfd.readouterr().err
+
+
+def test_once_does_what_is_due_and_leaves(start: Start, tmp_path: Path) -> None:
+    add(tmp_path, catch_up_window_s=366 * 86_400)
+    with closing(ScheduleStore(tmp_path)) as store:
+        # As if the year had begun while nobody was there.
+        store.decide("nightly", datetime.now(UTC) - timedelta(days=365), [])
+    process = start("--once")
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    firing = last_firing(tmp_path)
+    assert firing.kind == "caught_up"
+    assert firing.ending == Ending("failed", f"There are no images in {tmp_path}/in.", 2)
+
+
+def test_a_run_goes_on_when_the_scheduler_leaves_and_the_next_one_finds_it(
+    start_stand_in: Start, tmp_path: Path
+) -> None:
+    first = start_stand_in()
+    read_until(first, "has begun")
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=PATIENCE_S)
+    name = last_firing(tmp_path).name
+    assert first.returncode == 0
+    assert f"leaving; {name} goes on, and the next scheduler finds it" in said
+    let_go(tmp_path)
+    second = start_stand_in("once")
+    second.communicate(timeout=PATIENCE_S)
+    assert last_firing(tmp_path).ending == Ending("complete", "", 0, {"images": 3})
+    assert (tmp_path / "firings" / name / "starts.txt").read_text().count("started") == 1
+
+
+def test_a_drained_scheduler_waits_for_the_run(start_stand_in: Start, tmp_path: Path) -> None:
+    process = start_stand_in("drained")
+    read_until(process, "has begun")
+    process.send_signal(signal.SIGTERM)
+    read_until(process, "waiting for the end of")
+    let_go(tmp_path)
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert last_firing(tmp_path).state == "ended"
+
+
+@contextmanager
+def alarms_of(tmp_path: Path) -> Iterator[Alarms]:
+    """The alarms of a folder, as each scheduler begins and ends with them."""
+    begun = Alarms(tmp_path / "schedules # 1.sqlite")
+    begun.start()
+    try:
+        yield begun
+    finally:
+        begun.stop()
+
+
+def stored_alarms(tmp_path: Path) -> dict[str, datetime]:
+    with closing(sqlite3.connect(tmp_path / "schedules # 1.sqlite")) as connection:
+        rows = connection.execute("SELECT id, next_run_time FROM apscheduler_jobs").fetchall()
+    return {name: datetime.fromtimestamp(seconds, UTC) for name, seconds in rows}
+
+
+def test_the_alarm_of_each_schedule_is_in_apschedulers_own_store(tmp_path: Path) -> None:
+    yearly, weekly = Times("0 0 1 1 *", "Europe/Berlin"), Times("0 0 * * 0", "UTC")
+    with alarms_of(tmp_path) as alarms:
+        alarms.set({"yearly": yearly, "weekly": weekly})
+    found = stored_alarms(tmp_path)
+    assert set(found) == {"yearly", "weekly"}
+    assert f"{found['yearly']:%m-%d %H:%M}" == "12-31 23:00"
+    # Cron's Sunday, not APScheduler's Monday.
+    assert f"{found['weekly']:%a %H:%M}" == "Sun 00:00"
+    with alarms_of(tmp_path) as alarms:
+        alarms.set({"yearly": yearly})
+    assert set(stored_alarms(tmp_path)) == {"yearly"}
+
+
+def test_an_alarm_that_came_while_nobody_was_there_rings_at_the_start_and_goes_on(tmp_path: Path) -> None:
+    with time_machine.travel(datetime(2020, 6, 1, tzinfo=UTC)), alarms_of(tmp_path) as alarms:
+        alarms.set({"yearly": Times("0 0 1 1 *", "UTC")})
+        assert not alarms.wait(0)
+    assert stored_alarms(tmp_path) == {"yearly": datetime(2021, 1, 1, tzinfo=UTC)}
+    with alarms_of(tmp_path) as alarms:
+        assert alarms.wait(PATIENCE_S)
+        give_up = time.monotonic() + PATIENCE_S
+        while stored_alarms(tmp_path)["yearly"] < datetime.now(UTC) and time.monotonic() < give_up:
+            time.sleep(0.01)
+    following = stored_alarms(tmp_path)["yearly"]
+    assert following > datetime.now(UTC)
+    assert f"{following:%m-%d}" == "01-01"

@@ -1,0 +1,149 @@
+"""The first look from the nodes: one sentence that names the node, before anything is started or left behind."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster.node_calls import MAX_NODES, choose_nodes
+from pipeline.cluster.preflight import PreflightError, Sight, look, look_from_nodes
+from pipeline.errors import StorageError
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.storage.storage import Storage
+from tests.support.fakes.models import write_images
+
+
+def spec_in(folder: Path, **overrides: object) -> JobSpec:
+    write_images(folder / "in", 2)
+    values: dict[str, object] = {
+        "input.uri": str(folder / "in"),
+        "output.uri": str(folder / "out"),
+        "model.preset": "htc_lite0_fpn",
+        "model.weights": "untrained",
+    }
+    return load_spec(None, values | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def look_here(spec: JobSpec) -> Sight:
+    """Look with a mark that a driver has put into the output."""
+    mark = f"{spec.output.uri}/.htc-first-look-0"
+    Storage(spec.storage).write(mark, b"htc")
+    sight = look(spec, mark)
+    Storage(spec.storage).delete(mark)
+    return sight
+
+
+def test_a_node_that_sees_all_leaves_nothing_behind(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path)
+    asked: list[JobSpec] = []
+
+    def ask(action: Any, asked_spec: JobSpec, mark: str, *, tell: Any) -> dict[str, Sight]:
+        asked.append(asked_spec)
+        # What Ray carries there and back must survive the journey.
+        return pickle.loads(pickle.dumps({"10.0.0.7": action(asked_spec, mark)}))  # type: ignore[no-any-return]
+
+    look_from_nodes(spec, tell=lambda sentence: None, ask=ask)
+    assert asked == [spec]
+    assert files_in(tmp_path) == ["in", "in/image-000.png", "in/image-001.png"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence", "code"),
+    [
+        ({"input__uri": "/nowhere/photos"}, "The input /nowhere/photos does not exist.", 2),
+        ({"model__weights": "/nowhere/w.pth"}, "there is no weights file /nowhere/w.pth.", 2),
+        ({"input__uri": "nostore://bucket/in"}, "scheme", 2),
+    ],
+)
+def test_what_a_node_cannot_reach_is_one_sentence(
+    tmp_path: Path, overrides: dict[str, object], sentence: str, code: int
+) -> None:
+    sight = look_here(spec_in(tmp_path, **overrides))
+    assert sentence in sight.problem
+    assert sight.exit_code == code
+
+
+def test_images_that_may_not_be_read_are_told_from_a_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_in(tmp_path)
+    refused: list[str] = []
+
+    def refuse(storage: Storage, uri: str, *arguments: object, **keywords: object) -> Any:
+        refused.append(uri)
+        raise StorageError(f"{uri} may not be read.")
+
+    (tmp_path / "in" / "image-000.png").write_bytes(b"no image at all")
+    assert look_here(spec) == Sight()
+    fetch = Storage.fetch
+    monkeypatch.setattr(
+        Storage, "fetch", lambda self, uri, *a, **k: (refuse if "/in/" in uri else fetch)(self, uri, *a, **k)
+    )
+    sight = look_here(spec)
+    assert "the input is listed but cannot be read: " in sight.problem
+    assert sight.exit_code == 2
+    # Every one of the first: a single forbidden image becomes its row.
+    assert len(refused) == 2
+
+
+def test_an_output_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_in(tmp_path)
+    mark = f"{spec.output.uri}/.htc-first-look-0"
+    Storage().write(mark, b"htc")
+
+    def refuse(storage: Storage, uri: str, payload: bytes) -> None:
+        raise StorageError(f"{uri} may not be written.")
+
+    monkeypatch.setattr(Storage, "write", refuse)
+    sight = look(spec, mark)
+    assert "may not be written" in sight.problem
+    assert sight.exit_code == 1
+
+
+def test_a_local_output_that_is_another_folder_on_the_node(tmp_path: Path) -> None:
+    spec = spec_in(tmp_path)
+    (tmp_path / "out").mkdir()
+
+    def ask(action: Any, asked: JobSpec, mark: str, *, tell: Any) -> dict[str, Sight]:
+        elsewhere = mark.replace("/out/", "/other/")
+        return {"10.0.0.7": Sight(), "10.0.0.8": action(asked, elsewhere)}
+
+    with pytest.raises(PreflightError) as caught:
+        look_from_nodes(spec, tell=lambda sentence: None, ask=ask)
+    assert str(caught.value) == (
+        f"On the cluster's node 10.0.0.8: the output {tmp_path}/out is another folder here than where the driver runs. "
+        "A local path must be the same on all nodes of a cluster: use shared storage (s3://...) or a mount."
+    )
+    assert caught.value.exit_code == 1
+    assert files_in(tmp_path / "out") == []
+
+
+def test_a_node_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    sight = look_here(spec_in(tmp_path))
+    assert sight == Sight("torch is not installed, which the workers need.", 2)
+
+
+def node(name: str, **resources: float) -> dict[str, Any]:
+    return {"NodeID": name, "NodeManagerAddress": name, "Alive": True, "Resources": resources}
+
+
+HEAD = {"node:__internal_head__": 1.0}
+
+
+def test_those_nodes_are_asked_where_workers_will_be() -> None:
+    def chosen(*nodes: dict[str, Any]) -> list[str]:
+        return [each["NodeID"] for each in choose_nodes(nodes)]
+
+    head, dead = node("head", CPU=4, **HEAD), node("dead", CPU=4) | {"Alive": False}
+    assert chosen(head) == ["head"]
+    assert chosen(head, node("b", CPU=4), node("a", CPU=4), dead) == ["a", "b"]
+    assert chosen(head, node("a", CPU=4), node("g", CPU=4, GPU=1)) == ["g"]
+    assert chosen(node("head", **HEAD)) == ["head"]
+    many = [node(f"n{number:03d}", CPU=4) for number in range(100)]
+    asked = chosen(*many)
+    assert len(set(asked)) == MAX_NODES
+    assert (asked[0], asked[-1]) == ("n000", "n093")

@@ -1,0 +1,91 @@
+"""Hundreds of random histories of one run: whatever died when, the tables in the end are those of a calm run."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import settings
+
+import pipeline.driver.session
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run_job import run
+from pipeline.errors import RunError, StorageError
+from pipeline.job_spec.job import ComputeSection, load_spec
+from pipeline.planning.worker_plan import WorkerPlan
+from tests.chaos.checks import Tables, compare, leftovers, read_tables
+from tests.chaos.input import local_store
+from tests.chaos.scene import Scene
+from tests.support.builders.run_histories import DriverDeath, Fate, FatedLoad, enact
+
+HISTORIES = 24 * settings.default.max_examples // 100
+SESSIONS = 12
+
+
+@contextmanager
+def two_workers(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
+    yield WorkerPlan(2, 1.0, 0.0)
+
+
+def live_through(scene: Scene, fate: Fate) -> None:
+    """Run the same job again and again until it says that it is complete; the last sessions are calm."""
+    values = {
+        "input.uri": scene.input_uri,
+        "output.uri": scene.output_uri,
+        "model.preset": "htc_lite0_fpn",
+        "model.weights": "untrained",
+        "compute.shard_images": 4,
+        "retry.max_error_rate": 0.2,
+    }
+    for session in range(SESSIONS):
+        fate.begin_session(is_calm=session >= SESSIONS - 2)
+        try:
+            summary = run(load_spec(None, values), progress=SilentProgress(), load_model=FatedLoad(fate))
+        except (DriverDeath, RunError, StorageError):
+            continue
+        scene.exit_codes.append(summary.exit_code)
+        if summary.exit_code == 0:
+            return
+
+
+def history(folder: Path, seed: int | None, *, is_poisoned: bool = False) -> tuple[Tables, list[str], Fate]:
+    """Live through one history; None for a calm one."""
+    scene = Scene(folder, str(folder.parent / "in"), str(folder / "out"))
+    fate = Fate(Random(seed), is_poisoned)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.driver.session, "ray_cluster", two_workers)
+        enact(fate, patch)
+        if seed is None:
+            fate.begin_session = lambda *, is_calm: None  # type: ignore[method-assign]
+        live_through(scene, fate)
+    tables, complaints = read_tables(scene, "")
+    if scene.exit_codes[-1:] != [0]:
+        complaints.append(f"never complete: {scene.exit_codes}")
+    return tables, complaints + leftovers(scene, ""), fate
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600 * settings.default.max_examples // 100)
+def test_whatever_died_when_the_tables_are_those_of_a_calm_run(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("examples", HISTORIES)
+    local_store(tmp_path / "in").fill()
+    calm, complaints, _ = history(tmp_path / "calm", None)
+    assert complaints == []
+    lost: dict[int, list[str]] = {}
+    seen: Counter[str] = Counter()
+    for seed in range(HISTORIES):
+        is_poisoned = seed % 3 == 0
+        tables, complaints, fate = history(tmp_path / str(seed), seed, is_poisoned=is_poisoned)
+        changed = {"poison.png": {"status": "failed", "instances": 0}} if is_poisoned else {}
+        complaints += compare(tables, calm, changed)
+        seen += fate.seen
+        if complaints:
+            lost[seed] = complaints
+    assert lost == {}
+    # Histories in which nothing happened would prove nothing.
+    for event in ("worker before instances", "worker after instances", "worker after images", "driver before images"):
+        assert seen[event] > 0, seen

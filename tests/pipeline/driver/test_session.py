@@ -1,0 +1,191 @@
+"""The driver's loop over workers in this process: what is retried, bisected, stopped, and what the tables say then."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import pipeline.driver.session
+import pipeline.driver.shard_queue
+import pipeline.driver.worker_pool
+import pipeline.planning.manifest
+from pipeline.driver.bisection import CONFIRMING_DEATHS
+from pipeline.driver.progress import SilentProgress
+from pipeline.driver.run_job import run
+from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
+from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
+from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.storage import local as local_files
+from tests.support.fakes.in_process_pool import LocalFleet
+from tests.support.fakes.models import LoadFake, write_image, write_images
+
+POISON = (32, 47)
+
+
+@contextmanager
+def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
+    yield WorkerPlan(1, 1.0, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalFleet.forget()
+    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+    monkeypatch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
+    monkeypatch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
+
+
+class Notes(SilentProgress):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.when: Callable[[str], None] = lambda sentence: None
+
+    def note(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+        self.when(sentence)
+
+
+def spec_for(folder: Path, **overrides: object) -> JobSpec:
+    values: dict[str, object] = {
+        "input.uri": str(folder / "in"),
+        "output.uri": str(folder / "out"),
+        "model.preset": "htc_lite0_fpn",
+        "model.weights": "untrained",
+        "compute.shard_images": 32,
+    }
+    values.update({key.replace("__", "."): value for key, value in overrides.items()})
+    return load_spec(None, values)
+
+
+def rows(folder: Path, table: str) -> list[dict[str, object]]:
+    parts = sorted((folder / "out" / table).glob("run=*/part-*.parquet"))
+    return [row for part in parts for row in pq.read_table(part, partitioning=None).to_pylist()]
+
+
+@pytest.mark.parametrize("poison", [{0}, {31}, {5, 6}, {0, 13, 40}])
+def test_images_that_kill_fail_alone_and_cheaply(tmp_path: Path, poison: set[int]) -> None:
+    paths = write_images(tmp_path / "in", 48)
+    for number in poison:
+        write_image(paths[number], POISON)
+    notes = Notes()
+    spec = spec_for(tmp_path, retry__max_error_rate=0.1)
+    summary = run(spec, progress=notes, load_model=LoadFake({POISON: "die"}))
+    images = rows(tmp_path, "images")
+    assert [row["uri"] for row in images] == [str(path) for path in paths]
+    assert [row["status"] == "failed" for row in images] == [number in poison for number in range(48)]
+    assert {row["error"] for row in images} == {None, "the worker died"}
+    assert [row["uri"] for row in rows(tmp_path, "instances")] == [
+        str(path) for number, path in enumerate(paths) if number not in poison
+    ]
+    assert summary.statuses == {"ok": 48 - len(poison), "failed": len(poison)}
+    assert summary.exit_code == 0
+    shards = {number // 32 for number in poison}
+    price = len(poison) * (math.log2(32) + CONFIRMING_DEATHS) + len(shards) * DEATHS_BEFORE_BISECTION
+    assert summary.workers_lost <= price
+    assert LocalFleet.starts <= 1 + summary.workers_lost
+    assert sum("is left out" in sentence for sentence in notes.sentences) == len(poison)
+
+
+def test_a_worker_that_dies_once_costs_nobody_a_row(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 40)
+    write_image(paths[3], POISON)
+    load_model = LoadFake({POISON: "die_once"}, marks=str(tmp_path))
+    summary = run(spec_for(tmp_path), progress=SilentProgress(), load_model=load_model)
+    assert (summary.statuses, summary.workers_lost, summary.exit_code) == ({"ok": 40}, 1, 0)
+
+
+def test_a_run_in_which_everything_fails_is_stopped_early_and_says_why(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(600):
+        (folder / f"{number:03d}.jpg").touch()
+    notes = Notes()
+    spec = spec_for(tmp_path, compute__shard_images=10)
+    summary = run(spec, progress=notes, load_model=LoadFake())
+    assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
+    assert 100 <= summary.images_done < 300
+    assert "Stopped early" in summary.reason
+    assert f"{summary.images_done} x the file is empty (0 bytes)" in summary.reason
+    assert summary.reason in notes.sentences
+    # Nothing has changed: the same command stops before it begins.
+    LocalFleet.forget()
+    again = run(spec, progress=notes, load_model=LoadFake())
+    assert (again.status, again.images_done) == ("over_error_budget", summary.images_done)
+    assert LocalFleet.assignments == []
+    # A wider budget lets it go on.
+    wider = spec_for(tmp_path, compute__shard_images=10, retry__max_error_rate=1.0)
+    ended = run(wider, progress=notes, load_model=LoadFake())
+    assert (ended.status, ended.images_done) == ("complete", 600)
+
+
+def test_one_junk_file_among_four_is_no_failure_and_four_are_one(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 4)
+    paths[0].write_text("junk")
+    few = run(spec_for(tmp_path), progress=SilentProgress(), load_model=LoadFake())
+    assert (few.status, few.exit_code, few.error_rate, few.max_errors) == ("complete", 0, 0.25, 5)
+    strict = spec_for(tmp_path, retry__max_errors=0)
+    again = run(strict, fresh=True, progress=SilentProgress(), load_model=LoadFake())
+    assert (again.status, again.exit_code) == ("over_error_budget", 1)
+    for path in paths:
+        path.write_text("junk")
+    junk = run(spec_for(tmp_path), fresh=True, progress=SilentProgress(), load_model=LoadFake())
+    assert (junk.status, junk.exit_code) == ("over_error_budget", 1)
+
+
+def test_a_sample_of_shards_stops_a_run_before_its_budget_is_spent(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(600):
+        (folder / f"{number:03d}.jpg").touch()
+    spec = spec_for(tmp_path, compute__shard_images=10, retry__max_error_rate=0.4)
+    summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
+    assert summary.status == "over_error_budget"
+    assert "sampled" in summary.reason
+    # 240 may fail.
+    assert 100 < summary.images_done < 240
+    # The floor of half of the images is taken for the budget where that is less.
+    lenient = spec_for(tmp_path, compute__shard_images=10, retry__max_errors=600, output__uri=str(tmp_path / "lenient"))
+    later = run(lenient, progress=SilentProgress(), load_model=LoadFake())
+    assert summary.images_done < later.images_done < 300
+
+
+def test_bad_images_within_the_budget_stop_nothing(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 300, (8, 8))
+    for number in range(120):
+        (tmp_path / "in" / f"a-{number:03d}.jpg").touch()
+    spec = spec_for(tmp_path, compute__shard_images=20, retry__max_error_rate=0.3)
+    summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
+    assert (summary.status, summary.images_done) == ("complete", 420)
+    assert any(assignment.is_drawn for assignment in LocalFleet.assignments)
+
+
+def test_too_many_errors_are_told_while_the_input_is_still_being_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(240):
+        (folder / f"{number:03d}.jpg").touch()
+    notes = Notes()
+    walk_files, is_told = local_files.walk_files, threading.Event()
+    notes.when = lambda sentence: is_told.set() if "still being listed. The worst" in sentence else None
+
+    def walk_on_when_told(*arguments: Any) -> Iterator[Any]:
+        for number, found in enumerate(walk_files(*arguments)):
+            if number == 220:
+                assert is_told.wait(60.0)
+            yield found
+
+    monkeypatch.setattr(local_files, "walk_files", walk_on_when_told)
+    monkeypatch.setattr(pipeline.planning.manifest, "FIRST_PART_IMAGES", 200)
+    summary = run(spec_for(tmp_path, compute__shard_images=20), progress=notes, load_model=LoadFake())
+    assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
+    (warning,) = (sentence for sentence in notes.sentences if "failed so far, where 5.0% may" in sentence)
+    assert "100 x the file is empty (0 bytes)" in warning

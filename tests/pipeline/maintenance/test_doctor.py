@@ -1,0 +1,136 @@
+"""Foreign files, overlaps, contradictions, live leases: what the doctor says and what it leaves alone."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.maintenance.doctor import examine_and_report
+from pipeline.errors import AccessDeniedError, DamagedFileError, InputError
+from pipeline.maintenance.compaction import compact_run
+from pipeline.maintenance.doctor.examine import examine_output
+from pipeline.output.results import open_results
+from pipeline.runs.lease import take_lease
+from pipeline.storage.objects import Listed
+from pipeline.storage.storage import Storage
+from tests.support.builders.finished_runs import finish_run, write_inputs
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    finish_run(write_inputs(tmp_path / "in", 8), str(tmp_path / "out"), "r")
+    return tmp_path / "out"
+
+
+def kinds(output: Path) -> list[tuple[str, str]]:
+    findings = examine_output(Storage(), str(output)).findings
+    return sorted((finding.file.removeprefix(f"{output}/"), finding.kind) for finding in findings)
+
+
+def test_foreign_files_are_not_counted_and_moved(output: Path) -> None:
+    part = output / "images/run=r/part-00000.parquet"
+    for name in ("images/run=r/part-00099.parquet", "images/mine.parquet", "runs/r/notes.txt"):
+        shutil.copy(part, output / name)
+    assert len(open_results(str(output)).images()) == 8
+    assert [kind for _, kind in kinds(output)] == ["foreign"] * 3
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert kinds(output) == []
+    assert len(list(output.glob("quarantine/*/images/mine.parquet"))) == 1
+
+
+def test_a_part_of_other_images_is_sent_back(output: Path) -> None:
+    folder = output / "images/run=r"
+    shutil.copy(folder / "part-00000.parquet", folder / "part-00001.parquet")
+    assert kinds(output) == [("images/run=r/part-00001.parquet", "mismatch")]
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert open_results(str(output)).committed_shards("r") == 3
+
+
+def test_large_files_that_share_shards_are_refused_and_repaired(output: Path) -> None:
+    compact_run(Storage(), str(output), "r", target_bytes=1 << 30, check=lambda: None)
+    for table in ("images", "instances"):
+        folder = output / table / "run=r"
+        shutil.copy(folder / "parts-00000-00003.parquet", folder / "parts-00002-00003.parquet")
+        (folder / "parts-00000-00003.parquet").rename(folder / "parts-00000-00002.parquet")
+    with pytest.raises(DamagedFileError, match="twice"):
+        open_results(str(output)).images()
+    assert ("images/run=r/parts-00002-00003.parquet", "overlap") in kinds(output)
+
+
+def test_a_run_that_is_held_is_left_alone(output: Path) -> None:
+    part = output / "images/run=r/part-00001.parquet"
+    part.write_bytes(b"")
+    lease = take_lease(Storage(), str(output), "r")
+    try:
+        assert examine_and_report(str(output), is_repaired=True) == 1
+        assert part.exists()
+    finally:
+        lease.release()
+    assert examine_and_report(str(output), is_repaired=True) == 0
+
+
+def test_no_output_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run"):
+        examine_output(Storage(), str(tmp_path), now=datetime.now(UTC))
+
+
+def test_links_that_lead_nowhere_are_damaged_files(output: Path) -> None:
+    names = ("images/run=r/part-00001.parquet", "runs/r/run.json", "runs/r/summary.json", "runs/r/lease.json")
+    for name in names:
+        (output / name).unlink(missing_ok=True)
+        (output / name).symlink_to(Path(name).name)
+    (output / "images/loop").symlink_to("loop")
+    assert ("runs/r/run.json", "damaged") in kinds(output)
+    assert examine_and_report(str(output), is_repaired=True, sleep=lambda seconds: None) == 0
+    assert kinds(output) == []
+    assert open_results(str(output)).committed_shards("r") == 3
+    assert not [path for path in output.rglob("*") if path.is_symlink() and "quarantine" not in path.parts]
+
+
+def test_a_folder_with_files_goes_as_a_whole(output: Path) -> None:
+    folder = output / "images/run=r/part-00001.parquet"
+    folder.unlink()
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a", "deep/b"):
+        (folder / name).write_bytes(b"x")
+    assert [name for name, kind in kinds(output) if kind == "foreign"] == ["images/run=r/part-00001.parquet"]
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert kinds(output) == []
+    assert len(list(output.glob("quarantine/*/images/run=r/part-00001.parquet/deep/b"))) == 1
+
+
+def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = str(output / "images/run=r/part-00001.parquet")
+
+    class Forbidding(Storage):
+        def open_version(self, uri: str) -> tuple[IO[bytes], Listed]:
+            if uri == part:
+                raise AccessDeniedError(f"No permission to read {uri}; check the permissions.")
+            return super().open_version(uri)
+
+    monkeypatch.setattr("jobs.maintenance.doctor.Storage", Forbidding)
+    finish_run(str(output.parent / "in"), str(output), "other")
+    (output / "images/run=other/part-00000.parquet").write_bytes(b"")
+    assert examine_and_report(str(output), is_repaired=True) == 1
+    assert Path(part).exists()
+    # The other run is mended all the same.
+    assert not (output / "images/run=other/part-00000.parquet").exists()
+
+
+def test_parts_without_rows_are_sent_back(output: Path) -> None:
+    for table in ("images", "instances"):
+        part = output / table / "run=r/part-00002.parquet"
+        pq.write_table(pq.ParquetFile(part).read().slice(0, 0), part)
+    assert kinds(output) == [("images/run=r/part-00002.parquet", "mismatch")]
+
+
+@pytest.mark.parametrize("typed", ["{}/", "{}//", "file://{}", "."])
+def test_an_output_has_one_name(output: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.chdir(output)
+    (output / "images/run=r/part-00001.parquet").write_bytes(b"")
+    assert examine_and_report(typed.format(output), is_repaired=True) == 0
+    assert len(list(output.glob("quarantine/*/images/run=r/part-00001.parquet"))) == 1
+    assert kinds(output) == []

@@ -1,0 +1,79 @@
+"""Tables in a store answer SQL as local ones do, and only the parts that can hold an answer are read."""
+
+import uuid
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from pipeline.concurrency import read_ahead
+from pipeline.output.results import Results
+from pipeline.output.views import open_database
+from pipeline.storage.storage import Storage
+from tests.support.builders.incremental_runs import Night, write_nights
+
+QUESTIONS = [
+    "SELECT uri, run, instances FROM current ORDER BY uri",
+    "SELECT uri, category, run, bbox.width FROM current_instances ORDER BY uri",
+    "SELECT run, count(*), min(uri) FROM images GROUP BY run ORDER BY run",
+    "SELECT uri FROM images WHERE status <> 'ok' ORDER BY uri",
+    "SELECT images.uri FROM images JOIN instances USING (run, image_id) WHERE score > 0.5 AND run > '3' ORDER BY 1",
+    "SELECT count(*) FROM deletions",
+    "SELECT count(*) FROM images WHERE run = 'none'",
+]
+
+
+class Watched(Storage):
+    """Remembers what was opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+
+    def open_input(self, uri: str) -> IO[bytes]:
+        self.opened.append(uri)
+        return super().open_input(uri)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Results, Results]:
+    """The same six nights on disk and in a store."""
+    first = Night({str(number): "ok" if number % 7 else "failed" for number in range(60)})
+    write_nights(tmp_path, [first, *(Night({str(n): "ok", f"n{n}": "ok"}, [str(n + 50)]) for n in range(5))])
+    remote, storage = f"memory://{uuid.uuid4().hex}/out", Watched()
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            storage.write(f"{remote}/{path.relative_to(tmp_path)}", path.read_bytes())
+    return Results(str(tmp_path), Storage()), Results(remote, storage)
+
+
+def test_the_answers_are_those_of_local_tables(stored: tuple[Results, Results]) -> None:
+    local, remote = stored
+    with open_database(local) as here, open_database(remote) as there:
+        for question in QUESTIONS:
+            assert there.execute(question).fetchall() == here.execute(question).fetchall(), question
+
+
+def test_only_runs_that_are_asked_for_are_read(stored: tuple[Results, Results]) -> None:
+    _, remote = stored
+    with open_database(remote) as database:
+        remote.storage.opened.clear()  # type: ignore[attr-defined]
+        assert database.execute("SELECT count(uri) FROM images WHERE run = '3'").fetchall() == [(2,)]
+    assert {uri.split("/")[-2] for uri in remote.storage.opened} == {"run=3"}  # type: ignore[attr-defined]
+
+
+def test_reading_ahead_keeps_order_and_distance_and_raises() -> None:
+    begun: list[int] = []
+
+    def read(number: int) -> int:
+        begun.append(number)
+        if number == 30:
+            raise ValueError("thirty")
+        return number * 2
+
+    reader = read_ahead(2, read, range(100))
+    assert [next(reader) for _ in range(10)] == list(range(0, 20, 2))
+    assert max(begun) < 10 + 4
+    with pytest.raises(ValueError, match="thirty"):
+        list(reader)
+    assert max(begun) < 30 + 5

@@ -1,0 +1,76 @@
+"""Parts that are compacted between the look and the reading are looked up again, by each reader."""
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from jobs.results.image_lookup import RunPhotos
+from jobs.results.query import query_output
+from pipeline.job_spec.job import load_spec
+from pipeline.maintenance.compaction import compact_run
+from pipeline.maintenance.doctor.examine import examine_output
+from pipeline.maintenance.needed_runs import needed_runs
+from pipeline.output.results import Results, open_results
+from pipeline.planning.incremental import Incremental
+from pipeline.planning.where_filter import pick_images
+from pipeline.storage.storage import Storage
+from tests.support.builders.finished_runs import FINGERPRINT, finish_run, tables_of, write_inputs
+
+
+def compact(output: str) -> None:
+    compact_run(Storage(), output, "r", target_bytes=1 << 30, check=lambda: None)
+
+
+def looked_up(output: str) -> Results:
+    """Results that know where the parts lie, and the compaction that comes then."""
+    results = open_results(output)
+    results.image_parts()
+    compact(output)
+    return results
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    finish_run(write_inputs(tmp_path / "in", 8), str(tmp_path / "out"), "r")
+    return str(tmp_path / "out")
+
+
+READERS: dict[str, Callable[[Results], object]] = {
+    "images": lambda results: len(results.images()) == 8,
+    "instances": lambda results: len(results.instances("r")) == 16,
+    "needed": lambda results: needed_runs(results) == {"r"},
+    "where": lambda results: len(pick_images(results, "SELECT uri FROM images")) == 8,
+    "sample": lambda results: len(RunPhotos(results, "r").sample(8)) == 8,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_reader_looks_again(output: str, reader: str) -> None:
+    assert READERS[reader](looked_up(output))
+
+
+def test_the_masks_of_an_image_are_found_again(output: str) -> None:
+    photos = RunPhotos(open_results(output), "r")
+    (photo, *_) = photos.sample(8)
+    compact(output)
+    assert [row["instance"] for row in photos.instances(photo)] == [0, 1]
+
+
+def test_an_incremental_run_names_what_is_gone_after_a_compaction(tmp_path: Path, output: str) -> None:
+    overrides: dict[str, object] = {"input.uri": str(tmp_path / "in"), "output.uri": output}
+    overrides |= {"select.mode": "incremental", "select.max_deleted_share": 1.0}
+    spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
+    incremental = Incremental(spec, FINGERPRINT, Storage(), before=("2027", "next"))
+    compact(output)
+    assert incremental.mark_deleted(Event()) == 8
+
+
+def test_a_query_and_the_doctor_see_all_rows(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tables_of(output)
+    compact(output)
+    query_output(output, "SELECT count(*) AS n FROM instances", output_format="csv")
+    assert capsys.readouterr().out == "n\n16\n"
+    assert examine_output(Storage(), output).findings == ()
+    assert tables_of(output) == before

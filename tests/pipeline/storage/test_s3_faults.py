@@ -1,0 +1,230 @@
+"""Reading from a real S3 server through a proxy that breaks answers: what comes is whole, or is not taken."""
+
+import io
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import AccessDeniedError, NotFoundError, ObjectTooLargeError, SlowDownError, TransientStorageError
+from pipeline.inputs.listing import list_images
+from pipeline.inputs.read import fetch_image
+from pipeline.job_spec.job import InputSection
+from pipeline.storage import retry as retrying
+from pipeline.storage.config import StorageSection
+from pipeline.storage.objects import Fetched, Listed
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
+from tests.support.servers.fault_proxy import Fault, FaultProxy, Kind
+from tests.support.servers.s3_server import S3Server
+
+pytestmark = pytest.mark.xdist_group("s3")
+OBJECTS = 12
+SIZE = 40_000
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.0)
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def door(proxy: FaultProxy, s3_bucket: str) -> Storage:
+    return Storage(StorageSection(endpoint_url=proxy.endpoint_url))
+
+
+def body(number: int) -> bytes:
+    return bytes([number]) * SIZE
+
+
+@pytest.fixture
+def listed(door: Storage, s3_server: S3Server, s3_bucket: str) -> list[Listed]:
+    """Objects of `OBJECTS` different contents, as listed."""
+    s3_server.files().pipe({join(s3_bucket, "in", f"{number:02d}.jpg")[5:]: body(number) for number in range(OBJECTS)})
+    return list(door.list(join(s3_bucket, "in")))
+
+
+@pytest.mark.parametrize(
+    "kind", ["error_500", "slow_down", "forbidden", "request_timeout", "cut", "truncated", "wrong_length"]
+)
+def test_every_object_comes_whole_through_faults(
+    proxy: FaultProxy, door: Storage, listed: list[Listed], kind: Kind
+) -> None:
+    # Each object's first request breaks. Of every other one it is not known beforehand how long it is.
+    proxy.inject([Fault(kind, methods=("GET",), first=1)])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda each: door.fetch(each.uri, listed=each if each in listed[::2] else None), listed))
+    assert found == [Fetched(body(number), each.etag) for number, each in enumerate(listed)]
+    assert proxy.counts[kind] == OBJECTS
+
+
+def test_a_read_is_one_request(proxy: FaultProxy, s3_bucket: str, listed: list[Listed]) -> None:
+    # On a busy machine any read may be slow enough to be asked for twice.
+    door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, hedge_reads=False))
+    before = proxy.requests
+    for each in listed:
+        door.fetch(each.uri, listed=each)
+        door.fetch(each.uri)
+        door.fetch(each.uri, 10, 20)
+    assert proxy.requests == before + 3 * OBJECTS
+
+
+@pytest.mark.parametrize("kind", ["wrong_length", "truncated"])
+def test_what_is_cut_short_for_good_is_not_taken(
+    proxy: FaultProxy, s3_bucket: str, listed: list[Listed], kind: Kind
+) -> None:
+    door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, patience_s=0))
+    proxy.inject([Fault(kind, methods=("GET",))])
+    reads: list[Callable[[str], object]] = [
+        lambda uri: door.fetch(uri, listed=listed[0]),
+        door.fetch,
+        lambda uri: door.read(uri, 1000, 100),
+    ]
+    for read in reads:
+        with pytest.raises(TransientStorageError):
+            read(listed[0].uri)
+
+
+def test_a_refusal_for_good_is_believed(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
+    proxy.inject([Fault("forbidden", methods=("GET",))])
+    before = proxy.requests
+    with pytest.raises(AccessDeniedError, match="check the credentials"):
+        door.fetch(listed[0].uri, listed=listed[0])
+    assert proxy.requests == before + retrying.ATTEMPTS_DOUBTED
+
+
+def test_no_retries_are_multiplied_by_those_of_the_libraries(
+    proxy: FaultProxy, s3_bucket: str, listed: list[Listed]
+) -> None:
+    door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, patience_s=0))
+    proxy.inject([Fault("slow_down")])
+    uri = listed[0].uri
+    attempts: list[Callable[[], object]] = [
+        lambda: door.read(uri),
+        lambda: door.stat(uri),
+        lambda: list(door.list(s3_bucket)),
+        lambda: door.write(uri, b"x"),
+    ]
+    for attempt in attempts:
+        before = proxy.requests
+        with pytest.raises(SlowDownError, match="asked for fewer requests"):
+            attempt()
+        assert proxy.requests == before + retrying.ATTEMPTS
+
+
+def test_a_stalled_read_is_overtaken(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
+    for _ in range(3):
+        for each in listed:
+            door.fetch(each.uri, listed=each)
+    # Longer than any test may take: only a second request can bring the object.
+    proxy.inject([Fault("stall", methods=("GET",), first=1, limit=1, stall_s=1000.0)])
+    assert door.fetch(listed[3].uri, listed=listed[3]).payload == body(3)
+    assert proxy.counts["stall"] == 1
+
+
+def test_a_slow_down_lowers_the_concurrency(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
+    limiter = door._store("s3://")._limiter
+    most = limiter.limit
+    proxy.inject([Fault("slow_down", methods=("GET",), first=1)])
+    for each in listed[:3]:
+        door.fetch(each.uri, listed=each)
+    assert limiter.limit < most / 4
+
+
+def test_what_changed_and_what_went_is_told(
+    door: Storage, s3_server: S3Server, s3_bucket: str, listed: list[Listed]
+) -> None:
+    refs = list(list_images(InputSection(uri=join(s3_bucket, "in")), door))
+    s3_server.files().pipe(refs[1].uri[5:], b"another, shorter one")
+    s3_server.files().rm_file(refs[2].uri[5:])
+    assert fetch_image(refs[0], door)[1].is_changed is False
+    payload, version = fetch_image(refs[1], door)
+    assert (payload, version.bytes, version.is_changed) == (b"another, shorter one", 20, True)
+    assert version.etag == door.stat(refs[1].uri).etag
+    with pytest.raises(NotFoundError):
+        fetch_image(refs[2], door)
+
+
+def test_an_object_beyond_the_limit_is_refused_by_its_header(
+    proxy: FaultProxy, door: Storage, listed: list[Listed]
+) -> None:
+    before = proxy.requests
+    with pytest.raises(ObjectTooLargeError) as refused:
+        door.fetch(listed[0].uri, max_bytes=100)
+    assert refused.value.bytes == SIZE
+    assert proxy.requests == before + 1
+
+
+def test_containers_are_indexed_and_read_through_faults(proxy: FaultProxy, door: Storage, s3_bucket: str) -> None:
+    members = io.BytesIO()
+    with tarfile.open(fileobj=members, mode="w") as tar:
+        for number in range(3):
+            header = tarfile.TarInfo(f"{number}.jpg")
+            header.size = SIZE
+            tar.addfile(header, io.BytesIO(body(number)))
+    table = io.BytesIO()
+    pq.write_table(pa.table({"image": [body(number) for number in range(3)]}), table, row_group_size=1)
+    door.write(join(s3_bucket, "in/a.tar"), members.getvalue())
+    door.write(join(s3_bucket, "in/b.parquet"), table.getvalue())
+    kinds: list[Kind] = ["error_500", "cut", "truncated", "wrong_length"]
+    proxy.inject([Fault(kind, rate=0.15) for kind in kinds], seed=7)
+    refs = list(list_images(InputSection(uri=join(s3_bucket, "in")), door))
+    found = [fetch_image(ref, door) for ref in refs]
+    assert [payload for payload, _ in found] == [body(number) for number in (0, 1, 2)] * 2
+    assert [version.is_changed for _, version in found] == [False] * 6
+    assert sum(proxy.counts.values()) > 0
+
+
+def test_a_container_that_is_replaced_on_s3(door: Storage, s3_bucket: str) -> None:
+    def pack(names: list[str]) -> None:
+        members = io.BytesIO()
+        with tarfile.open(fileobj=members, mode="w") as tar:
+            for name in names:
+                header = tarfile.TarInfo(f"{name}.jpg")
+                header.size = 1
+                tar.addfile(header, io.BytesIO(name.encode()))
+        door.write(join(s3_bucket, "a.tar"), members.getvalue())
+
+    pack(["a", "b", "c"])
+    refs = list(list_images(InputSection(uri=join(s3_bucket, "a.tar")), door))
+    pack(["b"] + list("wxyz") * 10 + ["a"])
+    found = [fetch_image(ref, door) for ref in refs[:2]]
+    assert [payload for payload, _ in found] == [b"a", b"b"]
+    assert [version.is_changed for _, version in found] == [True, True]
+    with pytest.raises(NotFoundError):
+        fetch_image(refs[2], door)
+
+
+@pytest.mark.slow
+def test_reads_survive_a_server_that_is_killed_and_comes_back(
+    s3_server: S3Server, s3_bucket: str, listed: list[Listed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 1.0)
+    door = Storage(StorageSection(endpoint_url=s3_server.endpoint_url, patience_s=240), is_known=True)
+    was_killed = threading.Event()
+
+    def read(number: int) -> Fetched:
+        if number == OBJECTS:
+            s3_server.kill()
+            was_killed.set()
+        each = listed[number % OBJECTS]
+        return door.fetch(each.uri, listed=each)
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(read, number) for number in range(5 * OBJECTS)]
+        try:
+            assert was_killed.wait(120)
+        finally:
+            s3_server.start()
+        found = [future.result() for future in futures]
+    assert found == [Fetched(body(number), listed[number].etag) for number in range(OBJECTS)] * 5

@@ -1,0 +1,85 @@
+"""What each request to S3 carries: the session's token, and who pays."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import pytest
+
+from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.config import StorageSection
+from pipeline.storage.storage import Storage
+from tests.support.servers.s3_server import WRITER
+
+TOKEN = "temporary-session-token-of-a-role-0123456789"
+LISTING = (
+    b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>in/a</Key><Size>1</Size></Contents>"
+    b"</ListBucketResult>"
+)
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Grants whatever is asked and remembers how it was asked."""
+
+    protocol_version = "HTTP/1.1"
+    seen: list[tuple[str, dict[str, str]]] = []  # noqa: RUF012 - one server per test, emptied by it
+
+    def do_HEAD(self) -> None:
+        """What is asked for is a folder."""
+        self._answer(404, b"")
+
+    def do_GET(self) -> None:
+        """A listing, or an object."""
+        self._answer(200, LISTING if "list-type" in self.path else b"x")
+
+    def do_PUT(self) -> None:
+        """Done."""
+        self._answer(200, b"")
+
+    def do_DELETE(self) -> None:
+        """Done."""
+        self._answer(204, b"")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.seen.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
+        self.send_response(status)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def endpoint_url() -> Iterator[str]:
+    Recorder.seen.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_every_request_carries_the_sessions_token_and_says_who_pays(
+    endpoint_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (WRITER.environment() | {"AWS_SESSION_TOKEN": TOKEN}).items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    door = Storage(StorageSection(endpoint_url=endpoint_url, options={"s3": {"requester_pays": True}}))
+    assert [each.uri for each in door.list("s3://bucket/in")] == ["s3://bucket/in/a"]
+    assert door.read("s3://bucket/in/a") == b"x"
+    door.write("s3://bucket/out/a", b"y")
+    assert ContestedFile(door, "s3://bucket/out/lease.json").create(b"z") == "1"
+    door.delete("s3://bucket/out/a")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert {"GET", "PUT", "DELETE"} <= {command for command, _ in Recorder.seen}
+    for command, headers in Recorder.seen:
+        assert headers.get("x-amz-security-token") == TOKEN, command
+        assert headers.get("x-amz-request-payer") == "requester", command

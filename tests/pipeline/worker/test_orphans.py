@@ -1,0 +1,86 @@
+"""A worker that was away while its shard went to another one, and then goes on: the tables stay of one attempt."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.inputs.shard import Shard
+from pipeline.job_spec.job import JobSpec
+from pipeline.messages import Assignment, ShardFailure, ShardReport
+from pipeline.output.commit import images_part, instances_part
+from pipeline.worker.commit_claim import ORPHAN_AFTER_S, Claim, Contact, OrphanedError
+from pipeline.worker.worker import Worker, WorkerSettings
+from tests.support.fakes.clock import HandClock
+from tests.support.fakes.models import LoadFake, write_image
+from tests.support.fakes.shard_bench import refs_of, spec_for
+
+BEFORE, AFTER = (32, 48), (20, 28)
+
+
+def worker_for(spec: JobSpec, clock: HandClock) -> Worker:
+    worker = Worker(WorkerSettings(spec, "r", "fake", cpus=1, gpus=0, load_model=LoadFake()))
+    worker._contact = Contact(spec.storage.patience_s, clock=clock)
+    worker.start()
+    return worker
+
+
+@pytest.mark.parametrize("table", ["instances", "images"])
+@pytest.mark.parametrize("is_asked_first", [False, True])
+def test_who_was_away_at_a_write_leaves_the_tables_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, is_asked_first: bool
+) -> None:
+    spec = spec_for(tmp_path)
+    (tmp_path / "in").mkdir()
+    image = write_image(tmp_path / "in" / "a.png", BEFORE)
+    clock = HandClock()
+    orphan, heir = worker_for(spec, clock), worker_for(spec, clock)
+    shard, assignment = Shard(0, refs_of([image])), Assignment(0, 1, is_last=False)
+
+    def be_away() -> None:
+        write_image(image, AFTER)
+        clock.now += ORPHAN_AFTER_S + spec.storage.patience_s + 1
+        assert isinstance(heir.run_shard(shard, replace(assignment, attempt=2)), ShardReport)
+        if is_asked_first:
+            # What the driver had asked before it gave the worker up.
+            orphan.progress()
+
+    _once_before_the_part(monkeypatch, table, be_away)
+    outcome = orphan.run_shard(shard, assignment)
+    assert isinstance(outcome, ShardFailure)
+    assert (outcome.kind, outcome.is_charged) == ("orphaned", True)
+    images = pq.read_table(images_part(spec.output.uri, "r", 0), partitioning=None).to_pylist()
+    assert [(row["height"], row["attempts"]) for row in images] == [(AFTER[0], 2)]
+    instances = pq.read_table(instances_part(spec.output.uri, "r", 0), partitioning=None).to_pylist()
+    assert [row["mask"]["size"] for row in instances] == [[*AFTER]]
+
+
+def _once_before_the_part(monkeypatch: pytest.MonkeyPatch, table: str, action: Callable[[], None]) -> None:
+    """Act when a part is about to be written for the first time: the process stands still there."""
+    confirm = Claim.confirm
+    calls: list[Claim] = []
+
+    def confirm_late(claim: Claim) -> None:
+        # Asked before each of the two parts.
+        calls.append(claim)
+        if len(calls) == (1 if table == "instances" else 2):
+            action()
+        confirm(claim)
+
+    monkeypatch.setattr(Claim, "confirm", confirm_late)
+
+
+def test_a_driver_that_waits_for_its_store_is_believed() -> None:
+    clock = HandClock()
+    contact = Contact(60.0, clock=clock)
+    claim = Claim(contact)
+    clock.now += ORPHAN_AFTER_S + 60.0
+    assert not contact.hear()
+    claim.take()
+    clock.now += ORPHAN_AFTER_S + 60.1
+    with pytest.raises(OrphanedError):
+        claim.confirm()
+    assert contact.hear()
+    assert not contact.hear()

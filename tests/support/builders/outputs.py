@@ -1,0 +1,119 @@
+"""An output folder as a run leaves it, written through pipeline.output.rows, without a network."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.output.commit import commit_shard, encode_part, instances_part
+from pipeline.output.rows import InstanceRow, build_image_row
+from pipeline.output.schema import INSTANCES_SCHEMA
+from pipeline.runs.open import open_run
+from pipeline.runs.run import Run
+from pipeline.storage.storage import Storage
+from tests.support.paths import PHOTOS
+
+FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a test needs to know of the folder: its path, the input's path, the spec, the run."""
+
+    folder: Path
+    photos: Path
+    spec: JobSpec
+    run: Run
+
+    @property
+    def uri(self) -> str:
+        return str(self.folder)
+
+
+def ellipse_mask(height: int, width: int) -> np.ndarray:
+    """An ellipse that touches no border."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return ((rows / height - 0.5) ** 2 + (columns / width - 0.5) ** 2) < 0.09
+
+
+def encoded(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as the tables hold it."""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+def instance_row(ref: Any, number: int, score: float, size: tuple[int, int], category: str) -> InstanceRow:
+    """One instance: an ellipse in the middle of the photo."""
+    mask = ellipse_mask(*size)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = {
+        "x": float(columns[0]),
+        "y": float(rows[0]),
+        "width": float(columns[-1] - columns[0] + 1),
+        "height": float(rows[-1] - rows[0] + 1),
+    }
+    image_row = build_image_row(ref, shard=0, model="htc_r50_fpn")
+    return InstanceRow(
+        image_id=image_row.image_id,
+        uri=image_row.uri,
+        instance=number,
+        category_id=1,
+        category=category,
+        score=score,
+        bbox=box,
+        area=int(mask.sum()),
+        mask=encoded(mask),
+        model="htc_r50_fpn",
+    )
+
+
+def commit(run: Run, shard: int, storage: Storage, scores: tuple[float, ...]) -> None:
+    """Commit one shard: a broken image is unreadable, every other has an instance per score."""
+    image_rows, instance_rows = [], []
+    for ref in run.read_shard(shard).images:
+        if Path(ref.uri).stat().st_size == 0:
+            image_rows.append(
+                build_image_row(ref, shard=shard, model="htc_r50_fpn", status="unreadable", error="the file is empty")
+            )
+            continue
+        with Image.open(ref.uri) as image:
+            width, height = image.size
+        image_rows.append(
+            build_image_row(ref, shard=shard, model="htc_r50_fpn", size=(height, width), instances=len(scores))
+        )
+        for number, score in enumerate(scores):
+            category = "person" if number % 2 == 0 else "dog"
+            instance_rows.append(instance_row(ref, number, score, (height, width), category))
+    commit_shard(storage, run.output_uri, run.name, shard, image_rows, instance_rows)
+
+
+def make_output_folder(
+    tmp_path: Path,
+    scores: tuple[float, ...] = (0.9, 0.25),
+    output: str = "out",
+    *,
+    trained: bool = True,
+) -> Output:
+    """Build an output of two committed shards and one half-written one over seven files."""
+    photos = tmp_path / "in put[1]"
+    photos.mkdir(exist_ok=True)
+    for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:5]):
+        shutil.copy(photo, photos / f"{number} a#b%20 ü.jpg")
+    Image.new("RGB", (47, 33), (90, 120, 200)).save(photos / "tiny.png")
+    (photos / "broken.jpg").write_bytes(b"")
+    overrides = {"input.uri": str(photos), "output.uri": str(tmp_path / output), "compute.shard_images": 3}
+    spec = load_spec(None, overrides)
+    storage = Storage()
+    run = open_run(spec, {**FINGERPRINT, "trained": trained}, storage, run="night")
+    for shard in (0, 1):
+        commit(run, shard, storage, scores)
+    # Cut off between its two parts: the instances are there, the images part that would commit them is not.
+    orphan = instance_row(run.read_shard(2).images[0], 0, 0.99, (33, 47), "orphan")
+    part = encode_part([orphan], INSTANCES_SCHEMA, InstanceRow, run=run.name)
+    storage.write(instances_part(run.output_uri, run.name, 2), part)
+    return Output(tmp_path / output, photos, spec, run)

@@ -1,0 +1,67 @@
+"""A worker's inside without Ray, for tests: shards of files go in, committed parts come out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from htc_model.config import load_preset
+from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.shard import Shard
+from pipeline.job_spec.job import JobSpec
+from pipeline.messages import Assignment, ShardReport
+from pipeline.output.commit import images_part, instances_part
+from pipeline.worker.commit_claim import Claim
+from pipeline.worker.segmenter import Segmenter
+from pipeline.worker.shard_processor import ShardProcessor
+from tests.support.fakes.models import FakeModel
+
+Row = dict[str, object]
+
+
+def spec_for(folder: Path, **images: int) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "input": {"uri": str(folder / "in")},
+            "output": {"uri": str(folder / "out")},
+            "model": {"preset": "htc_lite0_fpn", "weights": "untrained"},
+            "images": images,
+        }
+    )
+
+
+def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
+    return tuple(ImageRef(str(path)) for path in paths)
+
+
+class Bench:
+    """A worker's inside with a fake model, and its output folder."""
+
+    def __init__(self, folder: Path, model: FakeModel | None = None, *, batch_size: int = 4, **images: int) -> None:
+        self.model = model or FakeModel(load_preset("htc_lite0_fpn"))
+        self.spec = spec_for(folder, **images)
+        segmenter = Segmenter(self.model, torch.device("cpu"), batch_size=batch_size)
+        self.processor = ShardProcessor(segmenter, self.spec, run="r", model_label="fake", cpus=1)
+        self.done: list[int] = []
+
+    def process(self, paths: Sequence[Path], *, index: int = 0, is_last_attempt: bool = False) -> ShardReport:
+        assignment = Assignment(index, 1, is_last_attempt)
+        report = self.processor.process(
+            Shard(index, refs_of(paths)), assignment, claim=Claim(), on_images=self.done.append
+        )
+        assert isinstance(report, ShardReport)
+        return report
+
+    def image_rows(self, index: int = 0) -> list[Row]:
+        rows: list[Row] = pq.read_table(images_part(self.spec.output.uri, "r", index), partitioning=None).to_pylist()
+        return rows
+
+    def instance_rows(self, index: int = 0) -> list[Row]:
+        uri = instances_part(self.spec.output.uri, "r", index)
+        rows: list[Row] = pq.read_table(uri, partitioning=None).to_pylist()
+        return rows
+
+
+def fake(**plan: object) -> FakeModel:
+    return FakeModel(load_preset("htc_lite0_fpn"), **plan)  # type: ignore[arg-type]

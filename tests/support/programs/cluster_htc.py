@@ -1,0 +1,12 @@
+"""The `htc` of a cluster's image, with a model that needs no network and takes HTC_DELAY_S per batch."""
+
+import functools
+import os
+
+from jobs.cli.program import main
+from pipeline.driver import run_job as driver
+from tests.support.fakes.models import LoadFake
+
+if __name__ == "__main__":
+    driver.run = functools.partial(driver.run, load_model=LoadFake(delay_s=float(os.environ.get("HTC_DELAY_S", "0"))))
+    main()

@@ -1,0 +1,138 @@
+"""A Ray cluster of several nodes on this machine with its dashboard, in a process of its own:
+python real_cluster.py FOLDER NODES.
+
+It says its URL and the raylets of its worker nodes as one JSON line, and ends with its standard input.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+OBJECT_STORE_BYTES = 80 * 2**20
+COMMAND_S = 240
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class RealCluster:
+    """A running cluster: its dashboard, and a raylet to kill for each worker node."""
+
+    url: str
+    raylets: list[int]
+
+    def kill_node(self, number: int) -> None:
+        """End a worker node as a power cut does, with all that runs on it."""
+        raylet = psutil.Process(self.raylets[number])
+        # Workers outlive their raylet, and can even end their shard before anybody notices.
+        for process in [*raylet.children(recursive=True), raylet]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@contextmanager
+def real_cluster(nodes: int, environment: Mapping[str, str]) -> Iterator[RealCluster]:
+    """Run a cluster for the time of the block: a head, without cores if there are nodes of one core each.
+
+    Args:
+        environment: of its processes, beside this process's own.
+    """
+    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+    folder = tempfile.mkdtemp(prefix="htc-ray-")
+    command = [sys.executable, __file__, folder, str(nodes)]
+    # A job's `python` is the first on the PATH where Ray was started, which a test run by its path has not set.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    settings = {**os.environ, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **environment}
+    settings.pop("RAY_ADDRESS", None)
+    try:
+        with subprocess.Popen(command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            if process.stdin is None or process.stdout is None:
+                raise ValueError("pipes were asked for")
+            try:
+                for line in process.stdout:
+                    if line.startswith(b"{"):
+                        yield RealCluster(**json.loads(line))
+                        break
+            finally:
+                process.stdin.close()
+                try:
+                    process.wait(PATIENCE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def htc(*arguments: str, environment: Mapping[str, str] | None = None) -> Done:
+    """Run one `htc` command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=COMMAND_S,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", **(environment or {})},
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def wait_until(is_true: Callable[[], object], timeout_s: float = 120.0) -> None:
+    """Wait until something holds."""
+    end_s = time.monotonic() + timeout_s
+    while not is_true():
+        if time.monotonic() > end_s:
+            raise TimeoutError("it never came true")
+        time.sleep(0.3)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    # Ray reads its environment when it is imported.
+    from ray._private.utils import write_ray_address
+    from ray.cluster_utils import Cluster
+
+    folder, nodes = Path(sys.argv[1]) / "ray", int(sys.argv[2])
+    # Ray writes a file there before it makes the folder.
+    folder.mkdir()
+    port = free_port()
+    head = {"num_cpus": 0 if nodes else 1, "include_dashboard": True, "dashboard_port": port, "temp_dir": str(folder)}
+    # Jobs are started through it, and its own port is taken where another Ray runs on this machine.
+    head["dashboard_agent_listen_port"] = free_port()
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})
+    # As `ray start` does: otherwise a job looks for any Ray on this machine, and other tests have theirs.
+    write_ray_address(cluster.address, str(folder))
+    added = [cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES) for _ in range(nodes)]
+    raylets = [node.all_processes["raylet"][0].process.pid for node in added]
+    sys.stdout.write(json.dumps({"url": f"http://127.0.0.1:{port}", "raylets": raylets}) + "\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()
