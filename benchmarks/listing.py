@@ -22,7 +22,7 @@ from pipeline.inputs.listing import list_images
 from pipeline.job_spec.job import load_spec
 from pipeline.planning.planner import plan_run
 from pipeline.storage.config import StorageSection
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
 FOLDERS = 40
@@ -104,13 +104,13 @@ class CannedStorage(Storage):
         """The input is a folder."""
         return "folder" if uri.startswith("s3:") else super().kind(uri)
 
-    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
         """The same names as the stub server's."""
         if not uri.startswith("s3:"):
             yield from super().list(uri, glob, **options)
             return
         for index in range(self.keys):
-            yield Listed(f"s3://stub/{key_of(index, self.keys)}", index % 500_000, f"{index:032x}")
+            yield ObjectInfo(f"s3://stub/{key_of(index, self.keys)}", index % 500_000, f"{index:032x}")
 
 
 def serve(keys: int, latency_s: float, sink: "multiprocessing.connection.Connection") -> None:

@@ -30,7 +30,7 @@ from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, write_record
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.runs.open import open_run
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
@@ -59,14 +59,14 @@ class CannedStorage(Storage):
         """The input is a folder."""
         return "folder" if uri.startswith("s3:") else super().kind(uri)
 
-    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
         """The names in order."""
         if not uri.startswith("s3:"):
             yield from super().list(uri, glob, **options)
             return
         for key in range(self.keys + self.keys // 50):
             if key % 100 != 99 or key >= self.keys:
-                yield Listed(name_of(key), 1000, version_of(key, 1_000_000 if key % 20 == 7 else 0))
+                yield ObjectInfo(name_of(key), 1000, version_of(key, 1_000_000 if key % 20 == 7 else 0))
 
 
 def write_run(folder: Path, number: int, keys: "range | np.ndarray", spec: JobSpec) -> None:

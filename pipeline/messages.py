@@ -37,7 +37,7 @@ class ImageFailure:
 
 
 @dataclass(frozen=True)
-class ShardReport:
+class ShardResult:
     """One shard, committed.
 
     index: the shard.
@@ -74,7 +74,7 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class PieceReport:
+class PartialResult:
     """Some or all of a shard's images, done but not committed: the driver commits them with the others.
 
     positions: the images by their place in the shard, ascending.
@@ -84,7 +84,7 @@ class PieceReport:
 
     index: int
     positions: tuple[int, ...]
-    report: ShardReport
+    report: ShardResult
     image_rows: "tuple[ImageRow, ...]"
     instance_rows: "tuple[InstanceRow, ...]"
 
@@ -174,7 +174,7 @@ class Assignment:
     attempt: 1 for the first, counting attempts that were not charged too.
     is_last: whether the shard is given up when this attempt fails.
     positions: the images to do, by their place in the shard; empty for all of them.
-    is_copy: whether another worker is doing the same shard. is_drawn: whether it was drawn by lot.
+    is_copy: whether another worker is doing the same shard. is_sample: whether it was drawn by lot.
     """
 
     index: int
@@ -182,7 +182,7 @@ class Assignment:
     is_last: bool
     positions: tuple[int, ...] = ()
     is_copy: bool = False
-    is_drawn: bool = False
+    is_sample: bool = False
 
     @property
     def is_committed_by_worker(self) -> bool:
@@ -191,7 +191,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Settled:
+class ShardOutcome:
     """A shard of which every image's end is known, for the driver to commit.
 
     pieces: the images that are done. verdicts: reasons of those that fail, by position.
@@ -200,13 +200,13 @@ class Settled:
 
     index: int
     attempts: int
-    pieces: Sequence[PieceReport] = ()
+    pieces: Sequence[PartialResult] = ()
     verdicts: Mapping[int, str] = field(default_factory=dict)
     rest: ShardFailure | None = None
 
 
 @dataclass(frozen=True)
-class Contest:
+class CommitRequest:
     """A copy of a shard is done before the shard itself: `worker` is to leave the commit to the driver."""
 
     worker: int

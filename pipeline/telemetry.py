@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from pipeline.messages import STAGES, ShardFailure, ShardReport, Stage
+from pipeline.messages import STAGES, ShardFailure, ShardResult, Stage
 
 # Of one process; the rest is "other". Ray's agent keeps every combination of labels for the life of the process.
 MAX_REASON_LABELS = 20
@@ -93,7 +93,7 @@ class DriverMetrics:
         self._exporter = _Exporter(run)
         self._reasons: set[str] = set()
 
-    def committed(self, report: ShardReport) -> None:
+    def committed(self, report: ShardResult) -> None:
         """Count a shard's rows."""
         for status, count in report.statuses.items():
             self._exporter.add("htc_images", count, status=status)

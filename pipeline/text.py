@@ -6,7 +6,7 @@ from pipeline.errors import (
 from pipeline.redaction import redact
 
 
-def visible(text: str, *, keep: str = "") -> str:
+def printable(text: str, *, keep: str = "") -> str:
     """Spell out what is no printable character (`\\x1b`), so that an object's name can command no terminal.
 
     Args:

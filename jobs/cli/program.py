@@ -219,9 +219,9 @@ def _show_damage() -> None:
 def _say(sentence: str) -> None:
     # Not through rich: this must work when an import was interrupted.
     try:
-        from pipeline.text import visible
+        from pipeline.text import printable
 
-        sys.stderr.write(visible(sentence, keep="\n") + "\n")
+        sys.stderr.write(printable(sentence, keep="\n") + "\n")
         sys.stderr.flush()
     except OSError:
         return

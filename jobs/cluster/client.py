@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from jobs.cluster.errors import ClusterError, NoSuchJobError, in_our_words
+from jobs.cluster.errors import ClusterError, NoSuchJobError, translated_errors
 from jobs.cluster.job_state import JobState, state_from_ray
 from pipeline.errors import SpecError
 
@@ -145,7 +145,7 @@ class RayJobsClient:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        with in_our_words(url), _meant_address(url):
+        with translated_errors(url), _meant_address(url):
             self._client = _timed_client(url)
 
     @property
@@ -169,14 +169,14 @@ class RayJobsClient:
         self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
     ) -> None:
         """See `JobsClient`."""
-        with in_our_words(self.url):
+        with translated_errors(self.url):
             self._client.submit_job(
                 entrypoint=entrypoint, submission_id=job_id, runtime_env=dict(runtime_env), metadata=dict(metadata)
             )
 
     def state(self, job_id: str) -> JobState:
         """See `JobsClient`."""
-        with in_our_words(self.url, job_id):
+        with translated_errors(self.url, job_id):
             state = state_from_ray(self._client.get_job_info(job_id))
         if state is None:
             raise NoSuchJobError(f"The job {job_id} at {self.url} was not submitted by htc.")
@@ -184,18 +184,18 @@ class RayJobsClient:
 
     def states(self) -> list[JobState]:
         """See `JobsClient`."""
-        with in_our_words(self.url):
+        with translated_errors(self.url):
             found = [state for details in self._client.list_jobs() if (state := state_from_ray(details))]
         return sorted(found, key=lambda state: (state.started is not None and state.started.timestamp()) or 0.0)[::-1]
 
     def stop(self, job_id: str) -> bool:
         """See `JobsClient`."""
-        with in_our_words(self.url, job_id):
+        with translated_errors(self.url, job_id):
             return bool(self._client.stop_job(job_id))
 
     def logs(self, job_id: str) -> str:
         """See `JobsClient`."""
-        with in_our_words(self.url, job_id):
+        with translated_errors(self.url, job_id):
             return str(self._client.get_job_logs(job_id))
 
     def tail(self, job_id: str) -> Iterator[str]:
@@ -209,7 +209,7 @@ class RayJobsClient:
         # It also takes the connection down in order when Ctrl-C comes in between.
         with asyncio.Runner() as runner:
             while True:
-                with in_our_words(self.url, job_id):
+                with translated_errors(self.url, job_id):
                     piece = runner.run(next_piece())
                 if piece is None:
                     return

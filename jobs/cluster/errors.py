@@ -28,7 +28,7 @@ class AlreadyGoingError(RunHeldError):
 
 
 @contextmanager
-def in_our_words(url: str, job_id: str | None = None) -> Iterator[None]:
+def translated_errors(url: str, job_id: str | None = None) -> Iterator[None]:
     """Turn what Ray and its HTTP clients raise into one sentence with the way out.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.cli import program as cli
 from jobs.scheduling.local_launcher import ENDING_FILE, LOG_FILE, PROCESS_FILE, SPEC_FILE
-from jobs.terminal.output_file import replaced_file
+from jobs.terminal.output_file import atomic_output
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     folder, lock, run = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     # Ray's processes outlive a driver that is killed, and must not be taken for it.
     os.set_inheritable(lock, False)
-    with replaced_file(folder / PROCESS_FILE) as file:
+    with atomic_output(folder / PROCESS_FILE) as file:
         file.write(str(os.getpid()).encode())
     exit_code = cli.EXIT_FAILED
     try:
@@ -39,7 +39,7 @@ def _write_ending(folder: Path, run: str, exit_code: int) -> None:
     sys.stdout.flush()
     said = (folder / LOG_FILE).read_text(encoding="utf-8", errors="backslashreplace")
     ending = ending_of(load_spec(folder / SPEC_FILE), run, exit_code, last_line(said))
-    with replaced_file(folder / ENDING_FILE) as file:
+    with atomic_output(folder / ENDING_FILE) as file:
         file.write(json.dumps(asdict(ending)).encode())
 
 

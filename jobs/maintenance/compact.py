@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jobs.maintenance.run_lease import lease_on
+from jobs.maintenance.run_lease import hold_run
 from jobs.terminal.console import say, size_of, write_line, write_table
 from pipeline.errors import DamagedFileError, RunError, SpecError
 from pipeline.maintenance.compaction import Compacted, compact_run
@@ -74,7 +74,7 @@ def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:
     record = next(each for each in results.records if each.run == run)
     if not is_whole(results, record):
         raise _NotNowError(f"the run {run} is not complete; finish it first, or prune it.")
-    with lease_on(storage, output_uri, run) as lease:
+    with hold_run(storage, output_uri, run) as lease:
         places = read_publications(storage, output_uri, run)
         if places:
             raise _NotNowError(

@@ -13,7 +13,7 @@ from pipeline.maintenance.doctor.findings import Finding
 from pipeline.maintenance.doctor.repair import RunRepair, repair_run
 from pipeline.output.layout import run_folder
 from pipeline.runs.lease import WATCH_S, RunHeldError, take_lease
-from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.cas_file import CasFile
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 from pipeline.text import count_of
@@ -106,7 +106,7 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
 
 def _clear_lease(storage: Storage, output_uri: str, run: str, aside: RunRepair, sleep: Callable[[float], None]) -> None:
     """Remove a lease that cannot be read and that no driver renews meanwhile."""
-    file = ContestedFile(storage, _lease_uri(output_uri, run))
+    file = CasFile(storage, _lease_uri(output_uri, run))
     try:
         seen = file.read()
     except DamagedFileError:

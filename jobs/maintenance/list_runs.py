@@ -8,7 +8,7 @@ from jobs.results.formats import json_value
 from jobs.terminal.console import say, size_of, write_line, write_table
 from pipeline.errors import DamagedFileError
 from pipeline.maintenance.needed_runs import needed_runs
-from pipeline.maintenance.survey import Standing, half_pruned, survey_runs
+from pipeline.maintenance.survey import RunInfo, half_pruned, survey_runs
 from pipeline.output.results import open_results
 from pipeline.runs.outcomes import in_words
 from pipeline.storage.damage import warn
@@ -63,13 +63,13 @@ def _is_in(run: str, needed: set[str] | None) -> bool | None:
     return None if needed is None else run in needed
 
 
-def mode_of(standing: Standing) -> str:
+def mode_of(standing: RunInfo) -> str:
     """Say whether a run was over the whole input or over what had changed."""
     select = standing.record.spec.get("select") or {}
     return str(select.get("mode", "full"))
 
 
-def state_of(standing: Standing) -> str:
+def state_of(standing: RunInfo) -> str:
     """Say how far a run is, and who works on it."""
     if standing.state == "running":
         return f"running ({standing.holder})"
@@ -78,7 +78,7 @@ def state_of(standing: Standing) -> str:
     return in_words(standing.state)
 
 
-def _cells(standing: Standing, *, is_needed: bool | None) -> list[str]:
+def _cells(standing: RunInfo, *, is_needed: bool | None) -> list[str]:
     published = [str(each.snapshots.get("images", "not finished")) for each in standing.publications]
     return [
         standing.run,
@@ -94,7 +94,7 @@ def _cells(standing: Standing, *, is_needed: bool | None) -> list[str]:
     ]
 
 
-def _described(standing: Standing, *, is_needed: bool | None) -> dict[str, Any]:
+def _described(standing: RunInfo, *, is_needed: bool | None) -> dict[str, Any]:
     return {
         "run": standing.run,
         "created": standing.record.created,

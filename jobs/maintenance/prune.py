@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from jobs.maintenance.iceberg.catalog import DEFAULT_NAMESPACE, catalog_label
 from jobs.maintenance.list_runs import state_of
-from jobs.maintenance.prune_policy import Choice, Rules, choose_runs, read_age
+from jobs.maintenance.prune_policy import PruneDecision, PrunePolicy, choose_runs, read_age
 from jobs.maintenance.publish import opened_publisher
-from jobs.maintenance.run_lease import lease_on
+from jobs.maintenance.run_lease import hold_run
 from jobs.terminal.console import say, size_of, write_line, write_table
 from pipeline.errors import SpecError
 from pipeline.maintenance.needed_runs import needed_runs
@@ -97,16 +97,18 @@ def prune_output(
     return 0 if len(removed) == len(doomed) and not failures else 1
 
 
-def _read_rules(keep_last: int | None, older_than: str | None, withdrawn_from: Sequence[tuple[str, str]]) -> Rules:
+def _read_rules(
+    keep_last: int | None, older_than: str | None, withdrawn_from: Sequence[tuple[str, str]]
+) -> PrunePolicy:
     if keep_last is None and older_than is None:
         raise SpecError("Say how much to keep: --keep-last N, --older-than 30d, or both.")
     if keep_last is not None and keep_last < 1:
         raise SpecError("--keep-last is 1 or more; an output is removed by removing its folder.")
     age = None if older_than is None else read_age(older_than)
-    return Rules(1 if keep_last is None else keep_last, age, withdrawn_from)
+    return PrunePolicy(1 if keep_last is None else keep_last, age, withdrawn_from)
 
 
-def _report(choices: Sequence[Choice]) -> None:
+def _report(choices: Sequence[PruneDecision]) -> None:
     rows = [
         [
             choice.standing.run,
@@ -123,10 +125,10 @@ def _report(choices: Sequence[Choice]) -> None:
 
 
 def _remove_all(
-    results: "Results", doomed: Sequence[Choice], moment: datetime, publisher: "Publisher | None"
-) -> list[Choice]:
+    results: "Results", doomed: Sequence[PruneDecision], moment: datetime, publisher: "Publisher | None"
+) -> list[PruneDecision]:
     """Remove runs, oldest first, as far as that goes: a later one may hide rows of one that stays."""
-    removed: list[Choice] = []
+    removed: list[PruneDecision] = []
     for choice in doomed:
         run = choice.standing.run
         shards = results.committed_shards(run)
@@ -168,7 +170,7 @@ def _remove(
 ) -> bool:
     """Remove one run under its lease; False, and a sentence, when it is somebody's, or not what it was."""
     try:
-        with lease_on(storage, output_uri, run) as lease:
+        with hold_run(storage, output_uri, run) as lease:
             if not is_as_chosen(lease):
                 return False
             remove_run(storage, output_uri, run, check=lease.check, moment=moment.isoformat())
@@ -179,5 +181,5 @@ def _remove(
     return True
 
 
-def _files(choices: Sequence[Choice]) -> str:
+def _files(choices: Sequence[PruneDecision]) -> str:
     return count_of(sum(choice.standing.files for choice in choices), "file")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pipeline.errors import SpecError
-from pipeline.maintenance.survey import Standing
+from pipeline.maintenance.survey import RunInfo
 from pipeline.output.deletions import counts
 from pipeline.text import count_of
 
@@ -17,10 +17,10 @@ _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=
 
 
 @dataclass(frozen=True)
-class Choice:
+class PruneDecision:
     """What becomes of one run; `kept_because` is empty when it may be removed."""
 
-    standing: Standing
+    standing: RunInfo
     kept_because: str
 
     @property
@@ -30,7 +30,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Rules:
+class PrunePolicy:
     """How much is kept.
 
     keep_last: the newest complete runs. older_than: runs that began later are kept.
@@ -57,7 +57,9 @@ def read_age(text: str) -> timedelta:
         raise SpecError(f"--older-than {text} is before the beginning of time.") from None
 
 
-def choose_runs(standings: Sequence[Standing], needed: Collection[str], rules: Rules, now: datetime) -> list[Choice]:
+def choose_runs(
+    standings: Sequence[RunInfo], needed: Collection[str], rules: PrunePolicy, now: datetime
+) -> list[PruneDecision]:
     """Decide for each run, oldest first.
 
     Args:
@@ -67,7 +69,7 @@ def choose_runs(standings: Sequence[Standing], needed: Collection[str], rules: R
     """
     complete = [each.run for each in standings if each.is_whole]
     last = set(complete[-rules.keep_last :]) if rules.keep_last else set()
-    choices: list[Choice] = []
+    choices: list[PruneDecision] = []
     for index, standing in enumerate(standings):
         reason = _standing_reason(standing, now, is_newest=index == len(standings) - 1)
         if not reason and standing.run in last:
@@ -78,11 +80,11 @@ def choose_runs(standings: Sequence[Standing], needed: Collection[str], rules: R
             reason = "the view current needs it"
         reason = reason or _published_reason(standing, rules)
         reason = reason or _deletions_reason(standing, choices, needed)
-        choices.append(Choice(standing, reason))
+        choices.append(PruneDecision(standing, reason))
     return choices
 
 
-def _standing_reason(standing: Standing, now: datetime, *, is_newest: bool) -> str:
+def _standing_reason(standing: RunInfo, now: datetime, *, is_newest: bool) -> str:
     if standing.holder:
         return f"{standing.holder} works on it"
     if standing.is_whole:
@@ -94,12 +96,12 @@ def _standing_reason(standing: Standing, now: datetime, *, is_newest: bool) -> s
     return ""
 
 
-def _published_reason(standing: Standing, rules: Rules) -> str:
+def _published_reason(standing: RunInfo, rules: PrunePolicy) -> str:
     left = [each for each in standing.publications if each.place not in rules.withdrawn_from]
     return f"published in {left[0].catalog}, namespace {left[0].namespace}" if left else ""
 
 
-def _deletions_reason(standing: Standing, older: Sequence[Choice], needed: Collection[str]) -> str:
+def _deletions_reason(standing: RunInfo, older: Sequence[PruneDecision], needed: Collection[str]) -> str:
     """Keep marks of deleted images that may hide rows of an older run, kept for a reason that `needed` knows not."""
     if not counts(standing.record):
         return ""

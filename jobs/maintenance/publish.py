@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from jobs.maintenance.iceberg.catalog import DEFAULT_NAMESPACE, catalog_errors_in_words, open_catalog
-from jobs.maintenance.run_lease import lease_on
+from jobs.maintenance.run_lease import hold_run
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.errors import SpecError
 from pipeline.maintenance.publications import read_publications
@@ -91,7 +91,7 @@ def withdraw_run(
     """
     with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
         _require(results, run)
-        with lease_on(results.storage, results.output_uri, run) as lease:
+        with hold_run(results.storage, results.output_uri, run) as lease:
             was_there = publisher.leave(run, lease)
     write_line(f"The run {run} was taken out." if was_there else f"The run {run} was not in the tables.")
     return 0
@@ -159,7 +159,7 @@ def _left_out(results: "Results", record: RunRecord, *, is_over_budget_included:
 
 def _enter(publisher: "Publisher", results: "Results", record: RunRecord) -> bool:
     try:
-        with lease_on(results.storage, results.output_uri, record.run) as lease:
+        with hold_run(results.storage, results.output_uri, record.run) as lease:
             if load_record(results.storage, results.output_uri, record.run) is None:
                 say(f"Not published: the run {record.run} was pruned meanwhile.")
                 return False

@@ -9,7 +9,7 @@ from pipeline.storage.storage import Storage
 
 
 @contextmanager
-def lease_on(storage: Storage, output_uri: str, run: str) -> Iterator[Lease]:
+def hold_run(storage: Storage, output_uri: str, run: str) -> Iterator[Lease]:
     """Hold a run's lease inside the block.
 
     Raises:

@@ -17,7 +17,7 @@ from jobs.manifests.resources import (
     build_spec_map,
 )
 from jobs.manifests.yaml_dump import dump_manifests
-from jobs.terminal.output_file import replaced_file
+from jobs.terminal.output_file import atomic_output
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 
@@ -98,7 +98,7 @@ def write_bundle(bundle: Bundle, folder: Path, *, comment: str = "") -> list[Pat
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SpecError(f"{path.parent} cannot be made: {error.strerror or error}.") from error
-        with replaced_file(path) as sink:
+        with atomic_output(path) as sink:
             sink.write(render({name: manifests}, comment=comment).encode())
         paths.append(path)
     return paths

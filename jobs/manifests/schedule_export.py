@@ -18,7 +18,7 @@ from jobs.manifests.systemd import build_service, build_timer, unexpressed_in_sy
 from jobs.scheduling.schedule import Schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore
 from jobs.terminal.console import say
-from jobs.terminal.output_file import replaced_file
+from jobs.terminal.output_file import atomic_output
 from pipeline.errors import SpecError
 
 
@@ -152,6 +152,6 @@ def _write_texts(files: Mapping[str, str], folder: Path | None, comment: str) ->
     except OSError as error:
         raise SpecError(f"{folder} cannot be made: {error.strerror or error}.") from error
     for name, text in files.items():
-        with replaced_file(folder / name) as sink:
+        with atomic_output(folder / name) as sink:
             sink.write(f"{head}{text}".encode())
         say(f"{folder / name}")

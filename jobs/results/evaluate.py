@@ -21,7 +21,7 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import WEB_SCHEMES, scheme_of
 from pipeline.text import count_of
 from pipeline.weights.cache import weights_here
-from pipeline.weights.fingerprint import configured
+from pipeline.weights.fingerprint import resolve_config
 
 if TYPE_CHECKING:
     from htc_model.config import ModelConfig
@@ -227,7 +227,7 @@ def _model(results: Results, run: str) -> "ModelConfig | None":
         model = ModelSection(**{key: section[key] for key in ("preset", "weights") if key in section})
         weights = weights_here(model)
         if model.weights in {"coco", "untrained"} or (weights is not None and weights.is_file()):
-            return configured(model, weights)
+            return resolve_config(model, weights)
     return None
 
 

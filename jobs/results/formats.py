@@ -17,8 +17,8 @@ from typing import BinaryIO, TextIO, cast
 import numpy as np
 
 from jobs.terminal.console import Alignment, say, write_table
-from jobs.terminal.output_file import replaced_file
-from pipeline.text import count_of, visible
+from jobs.terminal.output_file import atomic_output
+from pipeline.text import count_of, printable
 
 FORMATS = ("table", "csv", "tsv", "json", "jsonl", "parquet")
 # Many JSON readers (JavaScript, jq, pandas with nulls) keep numbers in doubles, which hold whole numbers up to here
@@ -50,7 +50,7 @@ _NUMBERS = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueryResult:
     """A query's answer, read once.
 
     columns: names with their SQL types. rows: values as DuckDB's Python client gives them.
@@ -60,7 +60,7 @@ class Answer:
     rows: Iterator[Sequence[object]]
 
 
-def write_answer(answer: Answer, output_format: str, output_file: Path | None) -> None:
+def write_answer(answer: QueryResult, output_format: str, output_file: Path | None) -> None:
     """Write an answer as table, csv, tsv, json or jsonl, to a file that appears only when it is whole, or to stdout.
 
     Args:
@@ -69,7 +69,7 @@ def write_answer(answer: Answer, output_format: str, output_file: Path | None) -
     Raises:
         SpecError: the file cannot be written.
     """
-    writer: Callable[[Answer, TextIO], None]
+    writer: Callable[[QueryResult, TextIO], None]
     writer = {
         "table": _write_table,
         "csv": _write_csv,
@@ -80,14 +80,14 @@ def write_answer(answer: Answer, output_format: str, output_file: Path | None) -
     if output_file is None:
         writer(answer, sys.stdout)
         return
-    with replaced_file(output_file) as file:
+    with atomic_output(output_file) as file:
         is_packed = output_file.suffix.lower() == ".gz"
         # Without a name and a time in it, the same answer is the same file.
         packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if is_packed else None
         text = io.TextIOWrapper(cast("BinaryIO", file if packed is None else packed), encoding="utf-8", newline="")
         writer(answer, text)
         text.flush()
-        # The wrapper would otherwise close the file under replaced_file.
+        # The wrapper would otherwise close the file under atomic_output.
         text.detach()
         if packed is not None:
             packed.close()
@@ -152,7 +152,7 @@ def _bytes_text(value: bytes) -> str:
     return "base64:" + base64.b64encode(value).decode("ascii")
 
 
-def _plain_rows(answer: Answer) -> Iterator[tuple[Sequence[object], list[object]]]:
+def _plain_rows(answer: QueryResult) -> Iterator[tuple[Sequence[object], list[object]]]:
     """Yield each row, and what JSON can hold of it; a column with a number beyond 2^53 is text as a whole."""
     floats = ["FLOAT" in kind and "DOUBLE" not in kind for _, kind in answer.columns]
     first = list(islice(answer.rows, PEEK_ROWS))
@@ -170,7 +170,7 @@ def _plain_rows(answer: Answer) -> Iterator[tuple[Sequence[object], list[object]
         )
 
 
-def _text_rows(answer: Answer) -> Iterator[list[str | None]]:
+def _text_rows(answer: QueryResult) -> Iterator[list[str | None]]:
     """Yield the rows as bare text, nested values as JSON; None for NULL."""
     for row, plain in _plain_rows(answer):
         yield [_cell_text(value, cell) for value, cell in zip(row, plain, strict=True)]
@@ -190,16 +190,16 @@ def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_csv(answer: Answer, stream: TextIO) -> None:
+def _write_csv(answer: QueryResult, stream: TextIO) -> None:
     _write_separated(answer, stream, ",")
 
 
-def _write_tsv(answer: Answer, stream: TextIO) -> None:
+def _write_tsv(answer: QueryResult, stream: TextIO) -> None:
     # A name with a tab or a line break in it is quoted as in CSV, which pandas, polars and DuckDB read back.
     _write_separated(answer, stream, "\t")
 
 
-def _write_separated(answer: Answer, stream: TextIO, separator: str) -> None:
+def _write_separated(answer: QueryResult, stream: TextIO, separator: str) -> None:
     rows: Iterator[list[str | None]] = chain([[name for name, _ in answer.columns]], _text_rows(answer))
     stream.writelines(f"{separator.join(_quoted(cell, separator, len(row)) for cell in row)}\n" for row in rows)
 
@@ -216,7 +216,7 @@ def _quoted(cell: str | None, separator: str, cells: int) -> str:
     return cell if is_plain else '"' + cell.replace('"', '""') + '"'
 
 
-def _write_json(answer: Answer, stream: TextIO) -> None:
+def _write_json(answer: QueryResult, stream: TextIO) -> None:
     stream.write("[")
     for index, line in enumerate(_json_rows(answer)):
         stream.write(",\n " if index else "\n ")
@@ -224,11 +224,11 @@ def _write_json(answer: Answer, stream: TextIO) -> None:
     stream.write("\n]\n")
 
 
-def _write_json_lines(answer: Answer, stream: TextIO) -> None:
+def _write_json_lines(answer: QueryResult, stream: TextIO) -> None:
     stream.writelines(f"{line}\n" for line in _json_rows(answer))
 
 
-def _json_rows(answer: Answer) -> Iterator[str]:
+def _json_rows(answer: QueryResult) -> Iterator[str]:
     names = _distinct([name for name, _ in answer.columns])
     for _, row in _plain_rows(answer):
         yield json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False)
@@ -245,7 +245,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _write_table(answer: Answer, stream: TextIO) -> None:
+def _write_table(answer: QueryResult, stream: TextIO) -> None:
     rows = _text_rows(answer)
     shown = [[_cell(value) for value in row] for row in islice(rows, MAX_TABLE_ROWS)]
     alignments: list[Alignment] = ["right" if kind.split("(")[0] in _NUMBERS else "left" for _, kind in answer.columns]
@@ -258,5 +258,5 @@ def _write_table(answer: Answer, stream: TextIO) -> None:
 def _cell(value: str | None) -> str:
     """Keep a cell on one line and at a length that leaves room for its neighbours."""
     text = "NULL" if value is None else value
-    shown = visible(text[: MAX_CELL_CHARS + 1])
+    shown = printable(text[: MAX_CELL_CHARS + 1])
     return shown if len(text) <= MAX_CELL_CHARS else shown[: MAX_CELL_CHARS - 1] + "…"

@@ -37,7 +37,7 @@ _NAMES = f"SELECT uri FROM images WHERE run = $run LIMIT {MAX_NAMES_COMPARED}"  
 
 
 @dataclass(frozen=True)
-class PhotoRow:
+class ImageRecord:
     """One row of `images`, as far as drawing needs it; width and height in pixels, None if never decoded."""
 
     image_id: int
@@ -49,7 +49,7 @@ class PhotoRow:
     shard: int
 
 
-class RunPhotos:
+class ImageLookup:
     """The photos of one run: choose some, find their files again, read their instances.
 
     Raises:
@@ -71,19 +71,19 @@ class RunPhotos:
         """Tell whether the run's model had trained weights."""
         return bool(self._fingerprint.get("trained", True))
 
-    def sample(self, count: int) -> list[PhotoRow]:
+    def sample(self, count: int) -> list[ImageRecord]:
         """Choose `count` of the images with the status ok, always the same, in the order of their uris.
 
         Raises:
             InputError: there are none.
         """
         values = {"run": self.run, "count": count}
-        photos = ask(self._results, lambda database: [PhotoRow(*row) for row in _rows(database, _SAMPLE, values)])
+        photos = ask(self._results, lambda database: [ImageRecord(*row) for row in _rows(database, _SAMPLE, values)])
         if not photos:
             raise InputError(f"Run {self.run} has no image with the status ok; `htc query` says why.")
         return photos
 
-    def find(self, uris: Sequence[str]) -> list[PhotoRow]:
+    def find(self, uris: Sequence[str]) -> list[ImageRecord]:
         """Find each uri as it is, or as the end (after a slash) of exactly one image's uri; none twice.
 
         Raises:
@@ -92,7 +92,7 @@ class RunPhotos:
         photos = ask(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
         return list({photo.uri: photo for photo in photos}.values())
 
-    def locate(self, photo: PhotoRow) -> "ImageRef":
+    def locate(self, photo: ImageRecord) -> "ImageRef":
         """Find in the run's manifest where the photo's bytes lie.
 
         Raises:
@@ -103,14 +103,14 @@ class RunPhotos:
                 return ref
         raise NotFoundError(f"{photo.uri} is not in the manifest of run {self.run}.")
 
-    def instances(self, photo: PhotoRow) -> list[dict[str, Any]]:
+    def instances(self, photo: ImageRecord) -> list[dict[str, Any]]:
         """Read the photo's rows of `instances`, most confident first."""
         return read_instances(self._results, self.run, photo.shard, photo.image_id, photo.uri)
 
-    def _find_one(self, database: "duckdb.DuckDBPyConnection", uri: str) -> PhotoRow:
+    def _find_one(self, database: "duckdb.DuckDBPyConnection", uri: str) -> ImageRecord:
         whole = str(home_path(uri).absolute()) if home_path(uri).exists() else uri
         values = {"run": self.run, "uri": whole, "ending": "/" + uri.lstrip("/")}
-        found = [PhotoRow(*row) for row in _rows(database, _BY_URI, values)]
+        found = [ImageRecord(*row) for row in _rows(database, _BY_URI, values)]
         if not found:
             raise InputError(f"Run {self.run} has no image {uri}{self._suggestion(database, uri)}.")
         if len(found) > 1 and found[0].uri != whole:

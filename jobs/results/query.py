@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from htc_model.masks.rle import decode_rle
-from jobs.results.formats import Answer, write_answer
+from jobs.results.formats import QueryResult, write_answer
 from jobs.terminal.interrupt import run_interruptibly
-from jobs.terminal.output_file import refuse_remote, replaced_file
+from jobs.terminal.output_file import atomic_output, refuse_remote
 from pipeline.errors import SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, damage_named
@@ -111,7 +111,7 @@ def _execute(
         if output_file is None:
             is_told.set()
         columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
-        write_answer(Answer(columns, _rows(answer)), output_format, output_file)
+        write_answer(QueryResult(columns, _rows(answer)), output_format, output_file)
 
 
 def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
@@ -225,7 +225,7 @@ def _write_parquet(database: duckdb.DuckDBPyConnection, sql: str, output_file: P
     batches = relation.to_arrow_reader(FETCH_ROWS)
     try:
         with (
-            replaced_file(output_file) as sink,
+            atomic_output(output_file) as sink,
             pq.ParquetWriter(sink, batches.schema, compression="zstd") as writer,
         ):
             for batch in batches:

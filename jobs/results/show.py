@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.results.image_lookup import PhotoRow, RunPhotos
+from jobs.results.image_lookup import ImageLookup, ImageRecord
 from jobs.results.overlay import DrawnInstance, draw_overlay
 from jobs.results.query import decode_mask
 from jobs.terminal.console import say, write_line, write_table
-from jobs.terminal.output_file import refuse_remote, replaced_file
+from jobs.terminal.output_file import atomic_output, refuse_remote
 from pipeline.errors import HtcError, InputError, SpecError
 from pipeline.inputs.decode import decode_image
 from pipeline.inputs.formats.detect import IMAGE_SUFFIXES
@@ -71,7 +71,7 @@ def show_overlays(
         raise SpecError("Give either --uri or --sample, not both.")
     refuse_remote(folder)
     storage = Storage(storage_section)
-    source = RunPhotos(open_results(output_uri, storage), run)
+    source = ImageLookup(open_results(output_uri, storage), run)
     photos = source.find(uris) if uris else source.sample(DEFAULT_SAMPLE if sample is None else sample)
     instances = [source.instances(photo) for photo in photos]
     shown = _select(instances, min_score, is_trained=source.is_trained)
@@ -131,7 +131,9 @@ def _select(
     return [[row for row in rows if row["score"] >= threshold] for rows in instances]
 
 
-def _draw(source: RunPhotos, photo: PhotoRow, rows: Sequence[Mapping[str, Any]], path: Path, storage: Storage) -> None:
+def _draw(
+    source: ImageLookup, photo: ImageRecord, rows: Sequence[Mapping[str, Any]], path: Path, storage: Storage
+) -> None:
     """Draw one photo and write its PNG.
 
     Raises:
@@ -146,11 +148,11 @@ def _draw(source: RunPhotos, photo: PhotoRow, rows: Sequence[Mapping[str, Any]],
     if (width, height) != (photo.width, photo.height):
         raise InputError(f"it has {width} x {height} pixels now and had {photo.width} x {photo.height} in the run.")
     picture = draw_overlay(pixels, [_drawn_instance(row) for row in rows])
-    with replaced_file(path) as sink:
+    with atomic_output(path) as sink:
         picture.save(sink, format="PNG")
 
 
-def _pixels(photo: PhotoRow) -> int:
+def _pixels(photo: ImageRecord) -> int:
     return max(1, (photo.width or 0) * (photo.height or 0))
 
 

@@ -14,7 +14,7 @@ from pipeline.output.run_record import RunRecord, list_records
 from pipeline.planning.manifest import Manifest
 from pipeline.runs.lease import judge_holders
 from pipeline.runs.outcomes import State
-from pipeline.runs.state import find_state
+from pipeline.runs.state import find_run_state
 from pipeline.runs.summary import read_summary
 from pipeline.storage.storage import Storage
 
@@ -112,7 +112,7 @@ def read_status(
     driver = read_driver(
         storage, results.output_uri, record.run, job=_job_of(progress), clock=clock, sleep=sleep, tell=tell
     )
-    found = find_state(
+    found = find_run_state(
         results,
         record,
         is_held=driver is not None and driver.is_alive,

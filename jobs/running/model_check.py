@@ -15,7 +15,7 @@ from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import weights_here
-from pipeline.weights.fingerprint import take_fingerprint
+from pipeline.weights.fingerprint import compute_fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,9 +87,9 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
     """
     weights = weights_here(spec.model)
     if spec.model.weights == "untrained" or (weights is not None and weights.is_file()):
-        return asdict(take_fingerprint(spec.model))
+        return asdict(compute_fingerprint(spec.model))
     record = _record(spec, storage, run)
-    untrained = asdict(take_fingerprint(spec.model.model_copy(update={"weights": "untrained"})))
+    untrained = asdict(compute_fingerprint(spec.model.model_copy(update={"weights": "untrained"})))
     recorded = record.fingerprint if record else {}
     return {**untrained, "weights_sha256": recorded.get("weights_sha256"), "trained": True}
 

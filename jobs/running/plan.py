@@ -11,18 +11,18 @@ from jobs.terminal.console import say, size_of, write_table
 from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
-from pipeline.planning.incremental import Incremental
+from pipeline.planning.incremental import IncrementalPlan
 from pipeline.planning.input_changes import InputChanges, InputComparison, input_errors_beside, way_on
 from pipeline.planning.selection_report import selection_lines
 from pipeline.planning.survey import InputSurvey, survey_input
 from pipeline.redaction import redact
 from pipeline.runs.open import find_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, EXIT_USAGE
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of, format_duration
 from pipeline.weights.cache import weights_here
-from pipeline.weights.fingerprint import settle_model
+from pipeline.weights.fingerprint import resolve_preset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     storage = _ReadOnlyStorage(spec.storage)
     weights = weights_here(spec.model)
     if weights is not None and weights.is_file():
-        spec = settle_model(spec)
+        spec = resolve_preset(spec)
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
     if existing is not None:
         _read_manifest(existing)
@@ -94,7 +94,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
 
 
 def _survey(
-    spec: JobSpec, storage: Storage, existing: Run | None, incremental: Incremental | None
+    spec: JobSpec, storage: Storage, existing: RunHandle | None, incremental: IncrementalPlan | None
 ) -> tuple[InputSurvey, InputChanges | None]:
     """List the input, and compare it with the run that has done it, if one has."""
     if existing is None or existing.state != "complete" or spec.select.mode != "full":
@@ -105,14 +105,14 @@ def _survey(
         return survey, comparison.changes()
 
 
-def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> Incremental | None:
+def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalPlan | None:
     if spec.select.mode == "full":
         return None
     fingerprint = known_fingerprint(spec, storage, run)
-    return Incremental(spec, fingerprint, storage, before=(datetime.now(UTC).isoformat(), ""))
+    return IncrementalPlan(spec, fingerprint, storage, before=(datetime.now(UTC).isoformat(), ""))
 
 
-def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> Run | None:
+def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> RunHandle | None:
     """Find the run that would be resumed; None when a new one would begin."""
     fingerprint = known_fingerprint(spec, storage, run)
     try:
@@ -121,7 +121,7 @@ def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bo
         return None
 
 
-def _read_manifest(existing: Run) -> None:
+def _read_manifest(existing: RunHandle) -> None:
     """Read each part of the manifest that holds a shard to do, as going on will."""
     layout = existing.manifest.layout
     for shard in {layout.find(shard)[0]: shard for shard in existing.todo()}.values():
@@ -178,7 +178,9 @@ def _sample_lines(sample: SampleDecode) -> Iterator[Line]:
     )
 
 
-def _run_lines(spec: JobSpec, existing: Run | None, name: str | None, changes: InputChanges | None) -> Iterator[Line]:
+def _run_lines(
+    spec: JobSpec, existing: RunHandle | None, name: str | None, changes: InputChanges | None
+) -> Iterator[Line]:
     yield "output", spec.output.uri
     if existing is None:
         yield "run", f"a new run{f', {name}' if name else ''}"
@@ -195,7 +197,7 @@ def _run_lines(spec: JobSpec, existing: Run | None, name: str | None, changes: I
         yield "", f"{changes.unasked_note()}; an incremental run asks for all of them"
 
 
-def _time_lines(spec: JobSpec, survey: InputSurvey, existing: Run | None, check: ModelCheck) -> Iterator[Line]:
+def _time_lines(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, check: ModelCheck) -> Iterator[Line]:
     """Extrapolate one timed image to all that are left, over this machine's workers."""
     manifest = existing.manifest if existing else survey.manifest
     shards = len(existing.todo()) if existing else manifest.shard_count

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.scheduling.endings import ending_of, last_line
 from jobs.scheduling.firing import Ending, Firing
-from jobs.scheduling.launcher import Sight
+from jobs.scheduling.launcher import LaunchStatus
 from jobs.scheduling.schedule import load_job
 from pipeline.errors import HtcError, SpecError
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
@@ -23,7 +23,7 @@ POLL_S = 10.0
 AGAIN_S = 30.0
 
 
-class ClusterRuns:
+class ClusterLauncher:
     """Submits, finds and stops the jobs of firings on one cluster; a `Launcher`.
 
     address: the dashboard's, as in `htc submit --address`. connect: opens a connection; by default to that address.
@@ -39,7 +39,7 @@ class ClusterRuns:
         self._address = address
         self._connect = connect or self._open
         self._clock = clock or time.monotonic
-        self._seen: dict[str, tuple[float, Sight]] = {}
+        self._seen: dict[str, tuple[float, LaunchStatus]] = {}
         self._stop_asked: dict[str, float] = {}
         self._refused: tuple[float, HtcError] | None = None
 
@@ -54,9 +54,9 @@ class ClusterRuns:
                 self._refused = (self._clock() + AGAIN_S, error)
             raise
 
-    def look(self, firing: Firing) -> Sight:
+    def look(self, firing: Firing) -> LaunchStatus:
         """Ask the cluster for the job, every now and then."""
-        until, sight = self._seen.get(firing.name, (0.0, Sight("going")))
+        until, sight = self._seen.get(firing.name, (0.0, LaunchStatus("going")))
         if self._clock() >= until:
             sight = self._ask(firing)
             self._seen[firing.name] = (self._clock() + POLL_S, sight)
@@ -101,7 +101,7 @@ class ClusterRuns:
                 raise
             return error.job_id
 
-    def _ask(self, firing: Firing) -> Sight:
+    def _ask(self, firing: Firing) -> LaunchStatus:
         from jobs.cluster.errors import NoSuchJobError
 
         try:
@@ -109,12 +109,12 @@ class ClusterRuns:
             job_id = _find(client, firing)
             state = client.state(job_id) if job_id else None
         except NoSuchJobError:
-            return Sight("gone")
+            return LaunchStatus("gone")
         except HtcError as error:
-            return Sight("unseen", problem=str(error))
+            return LaunchStatus("unseen", problem=str(error))
         if state is None:
-            return Sight("gone")
-        return Sight("ended", _ending(firing, state, client)) if state.is_ended else Sight("going")
+            return LaunchStatus("gone")
+        return LaunchStatus("ended", _ending(firing, state, client)) if state.is_ended else LaunchStatus("going")
 
     def _open(self) -> "JobsClient":
         from jobs.cluster.client import connect

@@ -7,7 +7,7 @@ from jobs.scheduling.firing import Ending, Firing
 
 
 @dataclass(frozen=True)
-class Sight:
+class LaunchStatus:
     """What is seen of a firing's run.
 
     state: "going"; "ended", as `ending` says; "gone", without having said how it ended; or "unseen", because the
@@ -34,7 +34,7 @@ class Launcher(Protocol):
         """
         ...
 
-    def look(self, firing: Firing) -> Sight:
+    def look(self, firing: Firing) -> LaunchStatus:
         """Look what has become of it; never raises for a place that is away."""
         ...
 

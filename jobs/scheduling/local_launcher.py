@@ -20,9 +20,9 @@ from typing import IO
 import yaml
 
 from jobs.scheduling.firing import Ending, Firing, ending_from
-from jobs.scheduling.launcher import Sight
+from jobs.scheduling.launcher import LaunchStatus
 from jobs.scheduling.schedule import load_job
-from jobs.terminal.output_file import replaced_file, set_aside
+from jobs.terminal.output_file import atomic_output, set_aside
 from pipeline.cluster.search_path import worker_search_path
 from pipeline.errors import RunError
 from pipeline.job_spec.job import JobSpec
@@ -45,7 +45,7 @@ def firing_folder(home: Path, firing: str) -> Path:
 RUNNER = (sys.executable, "-P", "-m", "jobs.entrypoints.scheduled_run")
 
 
-class LocalRuns:
+class LocalLauncher:
     """Starts, finds and stops runs on this machine; a `Launcher`.
 
     runner: the command of a run's process; see `jobs.entrypoints.scheduled_run`.
@@ -73,18 +73,18 @@ class LocalRuns:
             reason = f"{error.strerror or error}"
             raise RunError(f"The run {firing.name} cannot be started in {folder}: {reason}.") from error
 
-    def look(self, firing: Firing) -> Sight:
+    def look(self, firing: Firing) -> LaunchStatus:
         """Look for its ending, else for the lock of its process."""
         folder = firing_folder(self._home, firing.name)
         # The lock first: the ending is written while it is held.
         try:
             is_going = _is_locked(folder / LOCK_FILE)
         except OSError as error:
-            return Sight("unseen", problem=f"{folder / LOCK_FILE} cannot be read: {error.strerror or error}")
+            return LaunchStatus("unseen", problem=f"{folder / LOCK_FILE} cannot be read: {error.strerror or error}")
         ending = read_ending(folder)
         if ending is not None:
-            return Sight("ended", ending)
-        return Sight("going" if is_going else "gone")
+            return LaunchStatus("ended", ending)
+        return LaunchStatus("going" if is_going else "gone")
 
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
         """Send SIGTERM, on which the run ends as interrupted, or SIGKILL."""
@@ -108,7 +108,7 @@ class LocalRuns:
                 _set_aside(path)
         (folder / PROCESS_FILE).unlink(missing_ok=True)
         text = yaml.safe_dump(job.to_dict(), sort_keys=False, allow_unicode=True)
-        with replaced_file(folder / SPEC_FILE) as file:
+        with atomic_output(folder / SPEC_FILE) as file:
             file.write(text.encode())
         command = [*self._runner, str(folder), str(lock.fileno()), firing.name]
         with (folder / LOG_FILE).open("ab") as output:

@@ -14,7 +14,7 @@ import requests
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from jobs.scheduling.schedule import NotifySection
-from jobs.scheduling.store import Notice, ScheduleStore
+from jobs.scheduling.store import Notification, ScheduleStore
 from pipeline.redaction import redact
 from pipeline.runs.outcomes import in_words
 
@@ -44,7 +44,7 @@ def deliver_open_notices(home: Path) -> None:
         store.close()
 
 
-def describe_notice(notice: Notice) -> str:
+def describe_notice(notice: Notification) -> str:
     """Say in a few lines what happened: schedule and run, status, counts, reason."""
     firing, ending = notice.firing, notice.firing.ending
     outcome = in_words(ending.outcome) if ending and notice.event != "deadline" else ""
@@ -91,7 +91,7 @@ def _describe_counts(counts: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _send_webhook(notice: Notice) -> str:
+def _send_webhook(notice: Notification) -> str:
     try:
         url = webhook_url(notice.firing.schedule.notify)
         Retrying(
@@ -117,7 +117,7 @@ def _post(url: str, body: Mapping[str, str]) -> None:
         raise ValueError(f"the webhook answered {answer.status_code}; is its URL still right?")
 
 
-def _run_hook(notice: Notice) -> str:
+def _run_hook(notice: Notification) -> str:
     command = notice.firing.schedule.notify.exit_hook or []
     try:
         done = subprocess.run(  # noqa: S603 - the operator's own program, without a shell
@@ -138,7 +138,7 @@ def _run_hook(notice: Notice) -> str:
     return f"{command[0]} ended with exit code {done.returncode}" + (f": {said[:200]}" if said else "")
 
 
-def hook_environment(notice: Notice) -> dict[str, str]:
+def hook_environment(notice: Notification) -> dict[str, str]:
     """Tell the exit hook what happened, as environment variables."""
     firing, ending = notice.firing, notice.firing.ending
     job = firing.schedule.spec

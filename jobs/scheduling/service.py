@@ -11,12 +11,12 @@ from zoneinfo import ZoneInfo
 
 from jobs.scheduling.alarms import Alarms, Times
 from jobs.scheduling.cleanup import tidy_history
-from jobs.scheduling.cluster_launcher import ClusterRuns
+from jobs.scheduling.cluster_launcher import ClusterLauncher
 from jobs.scheduling.cron import due_times
 from jobs.scheduling.engine import Engine
 from jobs.scheduling.home import scheduler_lock
 from jobs.scheduling.launcher import Launcher
-from jobs.scheduling.local_launcher import LocalRuns
+from jobs.scheduling.local_launcher import LocalLauncher
 from jobs.scheduling.notifications import deliver_open_notices
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
@@ -74,14 +74,14 @@ class Places:
     """Where firings run: this machine, and each cluster by its address."""
 
     def __init__(self, home: Path) -> None:
-        self._here = LocalRuns(home)
-        self._clusters: dict[str, ClusterRuns] = {}
+        self._here = LocalLauncher(home)
+        self._clusters: dict[str, ClusterLauncher] = {}
 
     def launcher_of(self, schedule: Schedule) -> Launcher:
         """Return the place of a schedule's firings."""
         if schedule.address is None:
             return self._here
-        return self._clusters.setdefault(schedule.address, ClusterRuns(schedule.address))
+        return self._clusters.setdefault(schedule.address, ClusterLauncher(schedule.address))
 
 
 def _announce(store: ScheduleStore, home: Path) -> None:

@@ -60,7 +60,7 @@ class StoredSchedule:
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notification:
     """Something that somebody is to be told; `problem` says why it could not be."""
 
     number: int
@@ -215,15 +215,15 @@ class ScheduleStore:
             )
             self._execute("DELETE FROM notices WHERE firing NOT IN (SELECT name FROM firings)")
 
-    def open_notices(self) -> list[Notice]:
+    def open_notices(self) -> list[Notification]:
         """Return what nobody has been told yet, the oldest first."""
         return self._notices("state = 'open' ORDER BY number")
 
-    def failed_notices(self, firing: str) -> list[Notice]:
+    def failed_notices(self, firing: str) -> list[Notification]:
         """Return what could not be told about a firing."""
         return self._notices("state = 'failed' AND firing = ? ORDER BY number", [firing])
 
-    def close_notice(self, notice: Notice) -> None:
+    def close_notice(self, notice: Notification) -> None:
         """Note that a notice was delivered, or with its `problem` that it could not be."""
         state = "failed" if notice.problem else "sent"
         self._execute(
@@ -268,7 +268,7 @@ class ScheduleStore:
                 self._note_damage("firing", row["name"], error)
         return found
 
-    def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notice]:
+    def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notification]:
         rows = self._rows(f"SELECT * FROM notices WHERE {where}", values)  # noqa: S608  # nosec B608
         found = []
         for row in rows:
@@ -276,5 +276,7 @@ class ScheduleStore:
             if row["event"] not in get_args(Event) or row["channel"] not in get_args(Channel):
                 self._note_damage("notice", row["number"], ValueError(f"its event is {row['event']!r}"))
             elif firing is not None:
-                found.append(Notice(row["number"], firing, row["event"], row["channel"], row["reason"], row["problem"]))
+                found.append(
+                    Notification(row["number"], firing, row["event"], row["channel"], row["reason"], row["problem"])
+                )
         return found

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.text import visible
+from pipeline.text import printable
 
 # Wide enough for any row: outside a terminal a folded or cut line would hurt whoever reads it with grep.
 UNLIMITED_WIDTH = 100_000
@@ -20,12 +20,12 @@ Alignment = Literal["left", "right"]
 
 def say(sentence: str) -> None:
     """Write one sentence to stderr, unfolded and uninterpreted."""
-    Console(stderr=True, highlight=False).print(Text(visible(sentence, keep="\n")), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text(printable(sentence, keep="\n")), soft_wrap=True)
 
 
 def write_line(line: str = "") -> None:
     """Write one line to stdout, unfolded and uninterpreted."""
-    Console(highlight=False).print(Text(visible(line)), soft_wrap=True)
+    Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
 
 
 def write_table(
@@ -42,7 +42,7 @@ def write_table(
     for index, name in enumerate(columns):
         table.add_column(Text(name), justify=alignments[index] if alignments else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(visible(cell, keep="\n")) for cell in row))
+        table.add_row(*(Text(printable(cell, keep="\n")) for cell in row))
     width = shutil.get_terminal_size().columns if sink.isatty() else UNLIMITED_WIDTH
     console = Console(highlight=False, width=width, file=sink)
     with console.capture() as captured:

@@ -28,7 +28,7 @@ def refuse_remote(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_output(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only when the block ends well, and its bytes are on the disk.
 
     Raises:

@@ -156,7 +156,7 @@ def _init(compute: ComputeSection) -> None:
             options: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
-        at_cluster_border(
+        cluster_boundary(
             connect,
             f"Cannot reach the Ray cluster at {address}",
             "check RAY_ADDRESS and that the cluster runs the same version of Ray, or unset it to run on this machine",
@@ -168,7 +168,7 @@ def _init(compute: ComputeSection) -> None:
     if compute.workers != "auto":
         each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
         wanted = compute.workers * each
-    at_cluster_border(
+    cluster_boundary(
         lambda: ray.init(
             address="local",
             num_cpus=max(local_cpus(), math.ceil(wanted)),
@@ -221,7 +221,7 @@ def _silence_error_listener() -> None:
 log = logging.getLogger(__name__)
 
 
-def at_cluster_border(connect: Callable[[], object], failure: str, way_out: str) -> None:
+def cluster_boundary(connect: Callable[[], object], failure: str, way_out: str) -> None:
     """Start Ray or connect to it.
 
     Args:

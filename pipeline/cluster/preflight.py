@@ -41,7 +41,7 @@ MARK = ".htc-first-look-"
 
 
 @dataclass(frozen=True)
-class Sight:
+class PreflightResult:
     """What a node saw: nothing wrong, or one sentence and the exit code that a run would end with for it."""
 
     problem: str = ""
@@ -52,10 +52,10 @@ class PreflightError(RunError):
     """The nodes of the cluster cannot do the run; nothing has been started."""
 
 
-Ask = Callable[..., Mapping[str, Sight]]
+Ask = Callable[..., Mapping[str, PreflightResult]]
 
 
-def look_from_nodes(spec: JobSpec, *, tell: Callable[[str], None], ask: Ask = call_on_nodes) -> None:
+def check_nodes(spec: JobSpec, *, tell: Callable[[str], None], ask: Ask = call_on_nodes) -> None:
     """Look at input, output and weights from the cluster's nodes; this process must be connected to it.
 
     Args:
@@ -91,22 +91,22 @@ def _mark_in_output(spec: JobSpec) -> Iterator[str]:
                 Path(local_path(spec.output.uri)).rmdir()
 
 
-def look(spec: JobSpec, mark: str) -> Sight:
+def look(spec: JobSpec, mark: str) -> PreflightResult:
     """Try what a worker will do, in the process of a node.
 
     Args:
         mark: a file that the driver has written into the output.
     """
     if importlib.util.find_spec("torch") is None:
-        return Sight("torch is not installed, which the workers need.", EXIT_USAGE)
+        return PreflightResult("torch is not installed, which the workers need.", EXIT_USAGE)
     storage = Storage(spec.storage)
     try:
         _look_at_input(spec, storage)
         _look_at_output(spec, storage, mark)
         _look_at_weights(spec, storage)
     except HtcError as error:
-        return Sight(str(error), error.exit_code)
-    return Sight()
+        return PreflightResult(str(error), error.exit_code)
+    return PreflightResult()
 
 
 def _look_at_input(spec: JobSpec, storage: Storage) -> None:
@@ -156,7 +156,7 @@ def _look_at_weights(spec: JobSpec, storage: Storage) -> None:
             raise WeightsUnavailableError(f"the weights cannot be reached: {error}") from error
 
 
-def _shared_advice(spec: JobSpec, sight: Sight) -> str:
+def _shared_advice(spec: JobSpec, sight: PreflightResult) -> str:
     names = [place for place in (spec.input.uri, spec.output.uri, spec.model.weights) if is_local(place)]
     if any(name in sight.problem for name in names):
         return " A local path must be the same on all nodes of a cluster: use shared storage (s3://...) or a mount."

@@ -5,14 +5,14 @@ from itertools import groupby
 from operator import attrgetter
 
 from pipeline.inputs.shard import Shard
-from pipeline.messages import ImageFailure, Settled, ShardReport
+from pipeline.messages import ImageFailure, ShardOutcome, ShardResult
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
 from pipeline.telemetry import StageClock
 
 Rows = tuple[list[ImageRow], list[InstanceRow]]
 
 
-def gather_rows(shard: Shard, settled: Settled, *, model: str) -> Rows:
+def gather_rows(shard: Shard, settled: ShardOutcome, *, model: str) -> Rows:
     """Put a shard's rows together in the order of its images, one per image whatever became of it.
 
     Args:
@@ -43,7 +43,7 @@ def gather_rows(shard: Shard, settled: Settled, *, model: str) -> Rows:
     return ordered, [row for image in ordered for row in instances.get(image.image_id, [])]
 
 
-def report_of(shard: Shard, settled: Settled, rows: Rows) -> ShardReport:
+def report_of(shard: Shard, settled: ShardOutcome, rows: Rows) -> ShardResult:
     """Sum up a gathered shard as its worker would have."""
     images, instances = rows
     clock = StageClock()
@@ -52,7 +52,7 @@ def report_of(shard: Shard, settled: Settled, rows: Rows) -> ShardReport:
     done = {position for piece in settled.pieces for position in piece.positions}
     failures = [failure for piece in settled.pieces for failure in piece.report.failures]
     failures += [ImageFailure(row.uri, row.status, row.error or "") for at, row in enumerate(images) if at not in done]
-    return ShardReport(
+    return ShardResult(
         index=shard.index,
         statuses=dict(Counter(row.status for row in images)),
         instances=len(instances),

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pipeline.messages import PieceReport, ShardFailure
+from pipeline.messages import PartialResult, ShardFailure
 
 # An image is accused for good when it killed twice all alone: workers also die by chance, and an alone image is
 # soon done, so that chance hardly strikes it twice.
@@ -34,7 +34,7 @@ class Bisection:
     """
 
     def __init__(self, image_count: int) -> None:
-        self.pieces: list[PieceReport] = []
+        self.pieces: list[PartialResult] = []
         self.verdicts: dict[int, str] = {}
         # First in, first out: the whole breadth of the shard is seen before its depth, which is how a broken
         # machine, on which everything dies, is told from a broken image.
@@ -51,7 +51,7 @@ class Bisection:
         """Whether everything dies, whatever the image."""
         return not self.pieces and self._deaths >= HOPELESS_DEATHS
 
-    def survived(self, piece: PieceReport) -> None:
+    def survived(self, piece: PartialResult) -> None:
         """Note that the group came through."""
         group = self._groups.popleft()
         self.pieces.append(piece)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pipeline.driver.assemble import gather_rows, report_of
 from pipeline.errors import HtcError, RunError
 from pipeline.inputs.shard import Shard
-from pipeline.messages import Settled, ShardReport
+from pipeline.messages import ShardOutcome, ShardResult
 from pipeline.output.commit import commit_shard, images_part
 from pipeline.storage.storage import Storage
 
@@ -18,7 +18,7 @@ class DriverCommit:
         from `report`.
     """
 
-    report: ShardReport
+    report: ShardResult
     was_committed: bool
 
 
@@ -32,7 +32,7 @@ class ShardCommitter:
         self._run = run
         self._model = model
 
-    def commit(self, shard: Shard, settled: Settled) -> DriverCommit:
+    def commit(self, shard: Shard, settled: ShardOutcome) -> DriverCommit:
         """Commit a shard of which every image's end is known, unless a worker has.
 
         Raises:

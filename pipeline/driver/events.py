@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.messages import Hang, PieceReport, ShardFailure, ShardReport, WorkerFailure, WorkerReady
+from pipeline.messages import Hang, PartialResult, ShardFailure, ShardResult, WorkerFailure, WorkerReady
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ShardEnded:
     """An attempt ended, with a commit or without."""
 
     worker: int
-    outcome: ShardReport | PieceReport | ShardFailure
+    outcome: ShardResult | PartialResult | ShardFailure
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from pipeline.redaction import redact
-from pipeline.text import format_duration, visible
+from pipeline.text import format_duration, printable
 
 # Often enough to see that it lives, seldom enough that a night's log stays readable.
 LINE_EVERY_S = 10.0
@@ -84,7 +84,7 @@ class LineProgress:
 
     def note(self, sentence: str) -> None:
         """Write the sentence on a line of its own."""
-        self._stream.write(f"{visible(redact(sentence))}\n")
+        self._stream.write(f"{printable(redact(sentence))}\n")
         self._stream.flush()
 
     def update(self, progress: RunProgress) -> None:
@@ -121,7 +121,7 @@ class BarProgress:
 
     def note(self, sentence: str) -> None:
         """Print the sentence above the bar."""
-        self._bar.console.print(visible(redact(sentence)), markup=False, highlight=False)
+        self._bar.console.print(printable(redact(sentence)), markup=False, highlight=False)
 
     def update(self, progress: RunProgress) -> None:
         """Move the bar."""

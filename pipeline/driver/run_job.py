@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.cluster.connection import connected_resources, ray_cluster
-from pipeline.cluster.preflight import look_from_nodes
+from pipeline.cluster.preflight import check_nodes
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.session import Session
@@ -24,13 +24,13 @@ from pipeline.planning.worker_plan import expected_workers
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, breaking_off
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import weights_here
-from pipeline.weights.fingerprint import ModelFingerprint, settle_model, take_fingerprint
+from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
 
 if TYPE_CHECKING:
     from pipeline.worker.segmenter import LoadModel
@@ -117,17 +117,17 @@ def _open(
     *,
     run: str | None,
     fresh: bool,
-) -> tuple[Run, ModelFingerprint, JobSpec]:
+) -> tuple[RunHandle, ModelFingerprint, JobSpec]:
     """Check what the run needs, and begin it or find it; the spec returned has the model's preset."""
     if os.environ.get("RAY_ADDRESS"):
         # Stays connected: the session finds it so, and whoever opened it closes it.
         closing.enter_context(ray_cluster(spec.compute, shards=None))
-        look_from_nodes(spec, tell=display.note)
+        check_nodes(spec, tell=display.note)
     if spec.model.weights != "untrained" and weights_here(spec.model) is None:
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec, storage)
-    spec = settle_model(spec, storage)
-    fingerprint = take_fingerprint(spec.model, storage)
+    spec = resolve_preset(spec, storage)
+    fingerprint = compute_fingerprint(spec.model, storage)
     if spec.select.mode == "incremental":
         # With many millions of rows it takes minutes.
         display.note("Reading what earlier runs did.")
@@ -155,7 +155,7 @@ def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSp
     return replace(summary, exit_code=exit_code, reason=f"{summary.reason} {reason}".strip())
 
 
-def _announce(opened: Run, display: ProgressDisplay, changes: InputChanges | None) -> None:
+def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges | None) -> None:
     if opened.passed_over:
         display.note(
             f"Run {opened.passed_over} is not complete and was started with another model or spec; it stays as it is, "
@@ -179,7 +179,7 @@ def _announce(opened: Run, display: ProgressDisplay, changes: InputChanges | Non
         opened.when_planned = lambda: _announce_plan(opened, display)
 
 
-def _announce_plan(opened: Run, display: ProgressDisplay) -> None:
+def _announce_plan(opened: RunHandle, display: ProgressDisplay) -> None:
     display.note(
         f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
     )

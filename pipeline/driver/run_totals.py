@@ -2,10 +2,10 @@
 
 from pipeline.driver.throughput import Throughput
 from pipeline.job_spec.job import RetrySection
-from pipeline.messages import ShardFailure, ShardReport, WorkerReady
+from pipeline.messages import ShardFailure, ShardResult, WorkerReady
 from pipeline.output.results import open_results
 from pipeline.runs.row_counts import RowCounts
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary, SessionNumbers, summarise
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import DriverMetrics, StageClock
@@ -20,7 +20,7 @@ class RunTotals:
         has_bug: whether a shard was given up because of an unforeseen exception, in any session.
     """
 
-    def __init__(self, run: Run, storage: Storage, metrics: DriverMetrics) -> None:
+    def __init__(self, run: RunHandle, storage: Storage, metrics: DriverMetrics) -> None:
         self._run = run
         self._storage = storage
         self._metrics = metrics
@@ -54,7 +54,7 @@ class RunTotals:
         self._retries += 1
         self._metrics.attempt_failed(failure)
 
-    def committed(self, report: ShardReport, *, is_exact: bool = True) -> None:
+    def committed(self, report: ShardResult, *, is_exact: bool = True) -> None:
         """Count a shard that was committed.
 
         Args:

@@ -19,15 +19,23 @@ from pipeline.driver.events import (
 )
 from pipeline.driver.progress import ProgressDisplay, RunProgress
 from pipeline.driver.run_totals import RunTotals
-from pipeline.driver.shard_queue import SHARDS_IN_FLIGHT, ShardLedger
+from pipeline.driver.shard_queue import SHARDS_IN_FLIGHT, ShardQueue
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import RunError, StorageError
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import Assignment, Contest, PieceReport, Settled, ShardFailure, ShardReport, WorkerFailure
+from pipeline.messages import (
+    Assignment,
+    CommitRequest,
+    PartialResult,
+    ShardFailure,
+    ShardOutcome,
+    ShardResult,
+    WorkerFailure,
+)
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.error_budget import ErrorBudget
 from pipeline.runs.outcomes import exit_code_of
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest
 from pipeline.storage.storage import Storage
@@ -36,7 +44,7 @@ from pipeline.worker.worker import WorkerSettings
 
 if TYPE_CHECKING:
     # Imports Ray, which must see the environment that pipeline.cluster.connection prepares.
-    from pipeline.driver.worker_pool import Fleet
+    from pipeline.driver.worker_pool import WorkerPool
     from pipeline.worker.segmenter import LoadModel
 
 log = logging.getLogger(__name__)
@@ -53,7 +61,7 @@ class Session:
     def __init__(
         self,
         spec: JobSpec,
-        run: Run,
+        run: RunHandle,
         storage: Storage,
         display: ProgressDisplay,
         *,
@@ -78,7 +86,7 @@ class Session:
         self._start_failures = 0
         self._budget = ErrorBudget(spec.retry.max_error_rate, spec.retry.max_errors)
         self._stop_reason = ""
-        self._ledger = ShardLedger(
+        self._ledger = ShardQueue(
             max_attempts=spec.retry.max_attempts,
             count_images=lambda index: len(run.read_shard(index).images),
         )
@@ -91,7 +99,7 @@ class Session:
             InputError, StorageError: the input cannot be listed to its end.
         """
         is_planned = self._run.is_planned
-        self._ledger.add(self._run.new_shards())
+        self._ledger.add(self._run.take_new_shards())
         shards = self._ledger.left if is_planned else None
         self._judge()
         if self._stop_reason or self._stop.is_set:
@@ -108,12 +116,12 @@ class Session:
                     raise
 
     def _work_on(self, plan: WorkerPlan) -> None:
-        from pipeline.driver.worker_pool import Fleet
+        from pipeline.driver.worker_pool import WorkerPool
 
-        fleet = Fleet(self._settings(plan), plan)
+        fleet = WorkerPool(self._settings(plan), plan)
         try:
             while self._has_work() and not self._stop.is_set and not self._stop_reason:
-                fleet.top_up(min(plan.workers, self._ledger.left))
+                fleet.scale_to(min(plan.workers, self._ledger.left))
                 self._hand_out(fleet)
                 for event in fleet.events(TICK_S):
                     self._handle(fleet, event)
@@ -129,7 +137,7 @@ class Session:
         """Take the shards planned meanwhile; False when all are done."""
         # Asked first: planning may end between the two questions.
         is_planned = self._run.is_planned
-        self._ledger.add(self._run.new_shards())
+        self._ledger.add(self._run.take_new_shards())
         return self._ledger.left > 0 or not is_planned
 
     def _judge(self) -> None:
@@ -187,7 +195,7 @@ class Session:
             load_model=self._load_model,
         )
 
-    def _hand_out(self, fleet: "Fleet") -> None:
+    def _hand_out(self, fleet: "WorkerPool") -> None:
         ready = fleet.ready_workers()
         # Workers that still begin do not count: with no cores left for them they never will, and a shard that
         # failed on the only other worker would wait forever.
@@ -207,23 +215,23 @@ class Session:
                     fleet.submit(worker, self._run.read_shard(assignment.index), assignment)
                     shards.append(assignment.index)
 
-    def _reclaim(self, fleet: "Fleet", held: dict[int, list[int]]) -> None:
+    def _reclaim(self, fleet: "WorkerPool", held: dict[int, list[int]]) -> None:
         """Ask for shards back that are queued behind others, while workers are idle."""
         idle = sum(not shards and fleet.may_take(worker) for worker, shards in held.items())
         queued = [(worker, index) for worker, shards in held.items() for index in shards[1:]]
         while (found := self._ledger.reclaim(queued, idle_workers=idle)) is not None:
             fleet.abandon(*found, is_queued=True)
 
-    def _next_for(self, fleet: "Fleet", worker: int, held: list[int], *, has_peers: bool) -> Assignment | None:
+    def _next_for(self, fleet: "WorkerPool", worker: int, held: list[int], *, has_peers: bool) -> Assignment | None:
         if not fleet.may_take(worker):
             return None
         is_planned = self._run.is_planned
-        is_drawn = is_planned and self._budget.wants_sample(
+        is_sample = is_planned and self._budget.wants_sample(
             images_done=self._totals.rows.images, errors=self._totals.rows.fresh_errors
         )
         waiting = self._ledger.untouched
-        assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_drawn=is_drawn)
-        if assignment is not None and assignment.is_drawn:
+        assignment = self._ledger.next_for(worker, held, has_peers=has_peers, is_sample=is_sample)
+        if assignment is not None and assignment.is_sample:
             self._budget.sampled(
                 assignment.index,
                 shards=waiting,
@@ -237,16 +245,16 @@ class Session:
                 self._display.note(f"Shard {assignment.index} takes long; an idle worker does it as well.")
         return assignment
 
-    def _handle(self, fleet: "Fleet", event: Event) -> None:
+    def _handle(self, fleet: "WorkerPool", event: Event) -> None:
         match event:
             case WorkerStarted(ready=ready):
                 self._start_failures = 0
                 self._totals.worker_started(ready)
             case WorkerNotStarted(failure=failure):
                 self._not_started(failure)
-            case ShardEnded(outcome=ShardReport() as report):
+            case ShardEnded(outcome=ShardResult() as report):
                 self._committed(fleet, report)
-            case ShardEnded(worker=worker, outcome=PieceReport() as piece):
+            case ShardEnded(worker=worker, outcome=PartialResult() as piece):
                 self._survived(fleet, worker, piece)
             case ShardEnded(worker=worker, outcome=ShardFailure() as shard_failure):
                 self._failed(worker, shard_failure)
@@ -257,16 +265,16 @@ class Session:
             case WorkerRetired(worker=worker, reason=reason):
                 log.info("worker %d is replaced: %s", worker, reason)
 
-    def _committed(self, fleet: "Fleet", report: ShardReport) -> None:
+    def _committed(self, fleet: "WorkerPool", report: ShardResult) -> None:
         if self._ledger.is_running(report.index):
             self._count(report)
             copier = self._ledger.committed(report.index)
             if copier is not None:
                 fleet.abandon(copier, report.index)
 
-    def _survived(self, fleet: "Fleet", worker: int, piece: PieceReport) -> None:
+    def _survived(self, fleet: "WorkerPool", worker: int, piece: PartialResult) -> None:
         result = self._ledger.survived(worker, piece)
-        if isinstance(result, Contest):
+        if isinstance(result, CommitRequest):
             fleet.abandon(result.worker, result.index)
         else:
             self._settle(result)
@@ -302,7 +310,7 @@ class Session:
                 self._display.note(f"Shard {failure.index}, an attempt failed: {failure.reason}")
         self._settle(self._ledger.failed(worker, failure))
 
-    def _settle(self, settled: Settled | None) -> None:
+    def _settle(self, settled: ShardOutcome | None) -> None:
         """Commit a shard that no worker commits."""
         if settled is None:
             return
@@ -322,14 +330,14 @@ class Session:
         done = self._committer.commit(shard, settled)
         self._count(done.report, is_exact=not done.was_committed)
 
-    def _count(self, report: ShardReport, *, is_exact: bool = True) -> None:
+    def _count(self, report: ShardResult, *, is_exact: bool = True) -> None:
         """Count a shard that was committed."""
         self._totals.committed(report, is_exact=is_exact)
         self._budget.ended(report)
         for failure in report.failures:
             self._error_log.add(failure.uri, failure.traceback)
 
-    def _show(self, fleet: "Fleet") -> None:
+    def _show(self, fleet: "WorkerPool") -> None:
         in_flight = fleet.images_in_flight
         self._throughput.record(self._totals.session_images + in_flight)
         done = min(self._run.image_count, self._totals.rows.images + in_flight)

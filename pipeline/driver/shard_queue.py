@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from pipeline.driver.bisection import Bisection
-from pipeline.messages import Assignment, Contest, PieceReport, Settled, ShardFailure
+from pipeline.messages import Assignment, CommitRequest, PartialResult, ShardFailure, ShardOutcome
 
 # Two in flight: the next shard's reads overlap this one's compute.
 SHARDS_IN_FLIGHT = 2
@@ -36,15 +36,15 @@ class _Record:
     is_suspect: bool = False
     bisection: Bisection | None = None
 
-    def settled(self, index: int, *, rest: ShardFailure | None = None) -> Settled:
+    def settled(self, index: int, *, rest: ShardFailure | None = None) -> ShardOutcome:
         found = self.bisection
         if found is None:
-            return Settled(index, self.attempts, rest=rest)
-        return Settled(index, self.attempts, tuple(found.pieces), dict(found.verdicts), rest)
+            return ShardOutcome(index, self.attempts, rest=rest)
+        return ShardOutcome(index, self.attempts, tuple(found.pieces), dict(found.verdicts), rest)
 
 
 @dataclass
-class _Run:
+class _InFlight:
     """A shard in the hands of a worker, and of a second one when it is a straggler.
 
     piece: what the copy came to, kept until the first worker has let go of the commit.
@@ -55,10 +55,10 @@ class _Run:
     is_whole: bool
     copy: int | None = None
     is_copied: bool = False
-    piece: PieceReport | None = None
+    piece: PartialResult | None = None
 
 
-class ShardLedger:
+class ShardQueue:
     """The shards of a run that are not committed yet.
 
     A shard on which a worker died is a suspect: it goes to an idle worker and that worker takes nothing else
@@ -79,7 +79,7 @@ class ShardLedger:
         self._count_images = count_images
         self._clock = clock
         self._retries: dict[int, _Record] = {}
-        self._running: dict[int, _Run] = {}
+        self._running: dict[int, _InFlight] = {}
         self._records: dict[int, _Record] = {}
         self._durations_s: deque[float] = deque(maxlen=DURATIONS_KEPT)
         # Shards that their workers were asked to give back, and when.
@@ -105,13 +105,13 @@ class ShardLedger:
         self._fresh.extend(indices)
 
     def next_for(
-        self, worker: int, held: Collection[int], *, has_peers: bool, is_drawn: bool = False
+        self, worker: int, held: Collection[int], *, has_peers: bool, is_sample: bool = False
     ) -> Assignment | None:
         """Assign a shard to `worker`, which holds the shards `held`; None when it should rather wait.
 
         Args:
             has_peers: whether other workers are there to take over a shard that failed on this one.
-            is_drawn: whether a fresh shard is sampled from all of these instead of taken in order; retries are not.
+            is_sample: whether a fresh shard is sampled from all of these instead of taken in order; retries are not.
         """
         if len(held) >= SHARDS_IN_FLIGHT or any(self._is_suspect(index) for index in held):
             return None
@@ -122,13 +122,13 @@ class ShardLedger:
         elif not self._fresh:
             return None
         else:
-            index, is_fresh = self._take_fresh(is_drawn=is_drawn), True
+            index, is_fresh = self._take_fresh(is_sample=is_sample), True
         record = self._records.setdefault(index, _Record())
         record.attempts += 1
         positions = record.bisection.group if record.bisection else ()
-        self._running[index] = _Run(worker, self._clock(), is_whole=not positions)
+        self._running[index] = _InFlight(worker, self._clock(), is_whole=not positions)
         is_last = record.charged + 1 >= self._max_attempts
-        return Assignment(index, record.attempts, is_last, positions, is_drawn=is_drawn and is_fresh)
+        return Assignment(index, record.attempts, is_last, positions, is_sample=is_sample and is_fresh)
 
     def copy_for(self, worker: int) -> Assignment | None:
         """Assign an idle worker a copy of the shard that runs the longest, when nothing waits and it is late."""
@@ -190,12 +190,12 @@ class ShardLedger:
         self._durations_s.append(self._clock() - run.start_s)
         return run.copy
 
-    def survived(self, worker: int, piece: PieceReport) -> Settled | Contest | None:
+    def survived(self, worker: int, piece: PartialResult) -> ShardOutcome | CommitRequest | None:
         """Note images that are done and for the driver to commit."""
         run = self._running.get(piece.index)
         if run is not None and run.copy == worker:
             run.copy, run.piece = None, piece
-            return Contest(run.worker, piece.index)
+            return CommitRequest(run.worker, piece.index)
         if run is None or run.worker != worker:
             return None
         record = self._records[piece.index]
@@ -207,7 +207,7 @@ class ShardLedger:
         record.last_worker = None
         return self._go_on(piece.index)
 
-    def abandoned(self, index: int) -> Settled | None:
+    def abandoned(self, index: int) -> ShardOutcome | None:
         """Note that the first worker leaves the commit of a shard to the driver, or gave a queued shard back."""
         run = self._running.get(index)
         if self._reclaimed.pop(index, None) is not None and run is not None and run.piece is None and run.copy is None:
@@ -218,7 +218,7 @@ class ShardLedger:
             return self._go_on(index)
         return self._settle_with_copy(index) if run is not None and run.piece is not None else None
 
-    def failed(self, worker: int, failure: ShardFailure) -> Settled | None:
+    def failed(self, worker: int, failure: ShardFailure) -> ShardOutcome | None:
         """Note a failed attempt; returns the shard when it is settled by that."""
         index = failure.index
         self._reclaimed.pop(index, None)
@@ -255,7 +255,7 @@ class ShardLedger:
                 return record.bisection.is_hopeless
         return record.charged >= self._max_attempts
 
-    def _go_on(self, index: int, *, backoff_s: float = 0.0) -> Settled | None:
+    def _go_on(self, index: int, *, backoff_s: float = 0.0) -> ShardOutcome | None:
         record = self._records[index]
         if record.bisection is not None and not record.bisection.group:
             return self._settle(index)
@@ -264,16 +264,16 @@ class ShardLedger:
         self._retries[index] = record
         return None
 
-    def _settle(self, index: int, *, rest: ShardFailure | None = None) -> Settled:
+    def _settle(self, index: int, *, rest: ShardFailure | None = None) -> ShardOutcome:
         del self._running[index]
         return self._records.pop(index).settled(index, rest=rest)
 
-    def _settle_with_copy(self, index: int) -> Settled:
+    def _settle_with_copy(self, index: int) -> ShardOutcome:
         run, record = self._running.pop(index), self._records.pop(index)
-        return Settled(index, record.attempts, (run.piece,) if run.piece else ())
+        return ShardOutcome(index, record.attempts, (run.piece,) if run.piece else ())
 
-    def _take_fresh(self, *, is_drawn: bool) -> int:
-        if not is_drawn:
+    def _take_fresh(self, *, is_sample: bool) -> int:
+        if not is_sample:
             return self._fresh.popleft()
         place = random.randrange(len(self._fresh))  # noqa: S311 - a sample, not a secret
         index = self._fresh[place]

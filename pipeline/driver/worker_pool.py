@@ -23,9 +23,9 @@ from pipeline.inputs.shard import Shard
 from pipeline.messages import (
     Assignment,
     Hang,
-    PieceReport,
+    PartialResult,
     ShardFailure,
-    ShardReport,
+    ShardResult,
     WorkerFailure,
     WorkerProgress,
     WorkerReady,
@@ -84,7 +84,7 @@ class _Member:
         return owed
 
 
-class Fleet:
+class WorkerPool:
     """All workers of a run; called from one thread."""
 
     def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
@@ -127,7 +127,7 @@ class Fleet:
         member = self._members[worker]
         return not self._why_spent(member, member.shards_done + len(member.shard_refs))
 
-    def top_up(self, wanted: int) -> None:
+    def scale_to(self, wanted: int) -> None:
         """Start workers until `wanted` are alive."""
         while self.size < wanted:
             handle = self._actor.remote(self._settings)
@@ -183,7 +183,7 @@ class Fleet:
         for worker, seconds in self._late_starters().items():
             reason = f"the worker was ended: it was loading its model for {seconds:.0f} s"
             dead.setdefault(worker, _Cause(f"{reason}; the limit is retry.start_timeout_s"))
-        events += [self._bury(worker, cause) for worker, cause in dead.items() if worker in self._members]
+        events += [self._remove_dead(worker, cause) for worker, cause in dead.items() if worker in self._members]
         return events + self._retire()
 
     def final_check(self) -> list[WorkerDied]:
@@ -203,7 +203,7 @@ class Fleet:
             # Ray takes many seconds to declare a node dead, and its workers' answers stay away meanwhile.
             if not self._members[worker].shard_refs:
                 dead[worker] = _Cause(f"it answered nothing for {FINAL_CHECK_S:.0f} s at the end", was_preempted=True)
-        return [self._bury(worker, cause) for worker, cause in dead.items()]
+        return [self._remove_dead(worker, cause) for worker, cause in dead.items()]
 
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""
@@ -231,7 +231,7 @@ class Fleet:
             return ShardAbandoned(worker, left) if ray.get(ref) else None
         index = member.shard_refs[ref]
         try:
-            outcome: ShardReport | PieceReport | ShardFailure = ray.get(ref)
+            outcome: ShardResult | PartialResult | ShardFailure = ray.get(ref)
         except exceptions.RayTaskError as error:
             # Nothing should get past the worker's own border; what does is a bug all the same.
             outcome = ShardFailure(index, "bug", describe_death(error), str(error))
@@ -239,7 +239,7 @@ class Fleet:
         member.images_done = 0
         member.shards_done += 1
         if not isinstance(outcome, ShardFailure):
-            report = outcome.report if isinstance(outcome, PieceReport) else outcome
+            report = outcome.report if isinstance(outcome, PartialResult) else outcome
             member.memory_bytes = report.memory_bytes
         return ShardEnded(worker, outcome)
 
@@ -292,7 +292,7 @@ class Fleet:
         }
         return {number: seconds for number, seconds in loading_s.items() if seconds > self._start_timeout_s}
 
-    def _bury(self, worker: int, cause: _Cause) -> WorkerDied:
+    def _remove_dead(self, worker: int, cause: _Cause) -> WorkerDied:
         member = self._members[worker]
         self._kill(worker)
         return WorkerDied(

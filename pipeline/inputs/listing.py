@@ -24,7 +24,7 @@ from pipeline.inputs.resume import ListedBefore
 from pipeline.job_spec.job import InputSection
 from pipeline.redaction import redact
 from pipeline.storage.addresses import read_address
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import (
     base_name,
@@ -332,7 +332,7 @@ class _Listing:
             return iter([ImageRef(uri, container=uri, problem=str(error))])
         return self._from_container(listed, is_only_input=False)
 
-    def _unplanned(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
+    def _unplanned(self, listed: ObjectInfo, *, is_only_input: bool) -> Iterator[ImageRef]:
         """List a container's images but for those that were planned before."""
         if self.planned is None or not self.planned.is_last(listed.uri):
             return self._from_container(listed, is_only_input=is_only_input)
@@ -342,7 +342,7 @@ class _Listing:
         refs = again._from_container(listed, is_only_input=is_only_input)
         return (ref for ref in refs if image_id(ref.uri) not in numbers)
 
-    def _from_container(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
+    def _from_container(self, listed: ObjectInfo, *, is_only_input: bool) -> Iterator[ImageRef]:
         """List a container's images; damage becomes one more row, or an error when there is nothing else."""
         has_images = False
         members = self._from_tar if suffix_of(listed.uri) == ".tar" else self._from_parquet
@@ -355,7 +355,7 @@ class _Listing:
                 raise InputError(f"{listed.uri} cannot be read: {error}.") from error
             yield ImageRef(listed.uri, listed.bytes, listed.etag, container=listed.uri, problem=str(error))
 
-    def _from_tar(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
+    def _from_tar(self, listed: ObjectInfo, *, is_only_input: bool) -> Iterator[ImageRef]:
         def is_wanted(name: str) -> bool:
             return suffix_of(name) in IMAGE_SUFFIXES and not base_name(name).startswith(".")
 
@@ -374,7 +374,7 @@ class _Listing:
         if index.damage is not None:
             raise index.damage
 
-    def _from_parquet(self, listed: Listed, *, is_only_input: bool) -> Iterator[ImageRef]:
+    def _from_parquet(self, listed: ObjectInfo, *, is_only_input: bool) -> Iterator[ImageRef]:
         columns = choose_columns(listed, self.storage, image_column=self.image_column, uri_column=self.uri_column)
         if is_only_input:
             require_columns(listed, columns)
@@ -399,7 +399,7 @@ class _Listing:
             names = f"{columns.uri} names images: name it with --uri-column" if columns.uri else columns.described
             self.notes.note_without_images(listed.uri, names)
 
-    def _rows(self, listed: Listed, column: str) -> Iterator[Entry]:
+    def _rows(self, listed: ObjectInfo, column: str) -> Iterator[Entry]:
         # Noted with the first row, as the notes may be taken anew before it.
         self.notes.columns[column] += 1
         for row, name in enumerate(read_uris(listed.uri, column, self.storage)):

@@ -13,7 +13,7 @@ from pipeline.inputs.containers.parquet import ParquetRows
 from pipeline.inputs.containers.tar import TarMember, read_tar
 from pipeline.inputs.image_ref import ImageRef, ReadVersion, member_name
 from pipeline.storage.addresses import read_address
-from pipeline.storage.objects import Fetched, Listed
+from pipeline.storage.objects import ObjectData, ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import folder_of
 
@@ -51,17 +51,17 @@ def fetch_image(ref: ImageRef, storage: Storage, *, max_bytes: int | None = None
     return found.payload, ReadVersion(len(found.payload), found.etag, is_changed)
 
 
-def _read_loose(ref: ImageRef, storage: Storage, max_bytes: int | None) -> Fetched:
+def _read_loose(ref: ImageRef, storage: Storage, max_bytes: int | None) -> ObjectData:
     try:
-        return storage.fetch(ref.uri, listed=Listed(ref.uri, ref.bytes, ref.etag), max_bytes=max_bytes)
+        return storage.fetch(ref.uri, listed=ObjectInfo(ref.uri, ref.bytes, ref.etag), max_bytes=max_bytes)
     except ObjectTooLargeError as error:
         raise _too_large(error.bytes, max_bytes) from error
 
 
-def _read_row(ref: ImageRef, container: str, row: int, storage: Storage, max_bytes: int | None) -> Fetched:
+def _read_row(ref: ImageRef, container: str, row: int, storage: Storage, max_bytes: int | None) -> ObjectData:
     content = _parquet_rows.read(container, row, ref.column or "", storage, etag=ref.etag, max_bytes=max_bytes)
     if content.payload is not None:
-        return Fetched(content.payload, content.etag)
+        return ObjectData(content.payload, content.etag)
     if content.path is None:
         raise ImageError("unreadable", "the row holds no image bytes (null)")
     # Hugging Face data sets hold the bytes or name a file that holds them. The version is that of the row.
@@ -70,10 +70,10 @@ def _read_row(ref: ImageRef, container: str, row: int, storage: Storage, max_byt
         raise ImageError("unreadable", f"the row holds no image bytes (null), and of its path: {address.problem}")
     if address.signed is not None:
         storage.signed.add({address.name: address.signed})
-    return Fetched(_read_loose(ImageRef(address.name), storage, max_bytes).payload, content.etag)
+    return ObjectData(_read_loose(ImageRef(address.name), storage, max_bytes).payload, content.etag)
 
 
-def _read_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int | None) -> Fetched:
+def _read_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int | None) -> ObjectData:
     _refuse_large(ref.bytes, max_bytes)
     found = storage.fetch(container, ref.offset, ref.bytes)
     is_short = len(found.payload) != ref.bytes
@@ -87,7 +87,7 @@ def _read_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int
     return _find_member(ref, container, storage, max_bytes)
 
 
-def _find_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int | None) -> Fetched:
+def _find_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int | None) -> ObjectData:
     """Read a member from a tar that is not the one that was listed."""
     for _ in range(LOOKS):
         listed = storage.stat(container)
@@ -130,7 +130,7 @@ class TarIndexes:
         self._indexes: OrderedDict[tuple[str, str | None], dict[str, TarMember]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, listed: Listed, name: str, storage: Storage) -> TarMember | None:
+    def find(self, listed: ObjectInfo, name: str, storage: Storage) -> TarMember | None:
         """Return the last member of a name in a tar of this version.
 
         Raises:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.planning.earlier_rows import EarlierRows
+from pipeline.planning.earlier_rows import EarlierRuns
 from pipeline.planning.history import EVENT, OK, History, build_history
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def needed_runs(results: "Results") -> set[str]:
 
 
 def _needed_runs(results: "Results") -> set[str]:
-    rows = EarlierRows(results)
+    rows = EarlierRuns(results)
     history = build_history(rows.events())
     needed = {int(order) for order in np.unique(history.entries["ok"]["order"]) if order >= 0}
     hidden = _hidden_rows(rows, history)
@@ -36,7 +36,7 @@ def _needed_runs(results: "Results") -> set[str]:
     return {rows.runs[order] for order in needed}
 
 
-def _hidden_rows(rows: EarlierRows, history: History) -> set[tuple[int, int]]:
+def _hidden_rows(rows: EarlierRuns, history: History) -> set[tuple[int, int]]:
     """Return the pairs of a run and a later one that marks as deleted an image with an ok row in the former.
 
     Left out are images that came back: their newest ok row is current whether the mark is there or not.

@@ -21,7 +21,7 @@ from pipeline.output.run_record import RunRecord
 from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.runs.lease import Holding, judge_holders
 from pipeline.runs.outcomes import State
-from pipeline.runs.state import RunState, find_state, is_run_whole
+from pipeline.runs.state import RunState, find_run_state, has_all_rows
 from pipeline.runs.summary import read_summary
 from pipeline.storage.damage import warn
 from pipeline.storage.storage import Storage
@@ -37,7 +37,7 @@ TABLES = ("images", "instances", "deletions")
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunInfo:
     """One run.
 
     state: see `outcomes`. is_whole: whether every image has its row, whatever became of it.
@@ -89,7 +89,7 @@ def survey_runs(
     now: datetime | None = None,
     sleep: Callable[[float], None] = time.sleep,
     tell: Callable[[str], None] = log.info,
-) -> list[Standing]:
+) -> list[RunInfo]:
     """Look at all runs of an output, oldest first; those that are half pruned are no runs.
 
     Args:
@@ -127,10 +127,10 @@ def half_pruned(storage: Storage, output_uri: str) -> list[str]:
 
 def is_whole(results: "Results", record: RunRecord) -> bool:
     """Tell whether every planned image has its row, and all are planned."""
-    return is_run_whole(results, record)
+    return has_all_rows(results, record)
 
 
-def _standing(results: "Results", record: RunRecord, listing: _Listing, holding: Holding | None) -> Standing:
+def _standing(results: "Results", record: RunRecord, listing: _Listing, holding: Holding | None) -> RunInfo:
     storage, output_uri, run = results.storage, results.output_uri, record.run
     has_lease, has_note = (run, "lease.json") in listing.notes, (run, NOTE) in listing.notes
     holder = "" if holding is None else _holder(holding)
@@ -139,16 +139,16 @@ def _standing(results: "Results", record: RunRecord, listing: _Listing, holding:
         summary = read_summary(storage, output_uri, run)
     has_progress = (run, "progress.json") in listing.notes
     try:
-        found = find_state(
+        found = find_run_state(
             results, record, is_held=bool(holder), has_progress=has_progress, has_lease=has_lease, summary=summary
         )
     except DamagedFileError as error:
         warn(error)
         # Its rows cannot be judged before they are whole again.
-        found = RunState("incomplete", is_run_whole(results, record), str(error))
+        found = RunState("incomplete", has_all_rows(results, record), str(error))
     is_told = found.is_whole and found.summary is not None and not holder
     done, ok, instances = _told(found.summary) if is_told and found.summary else _counted(results, run)
-    return Standing(
+    return RunInfo(
         record=record,
         state=found.state,
         is_whole=found.is_whole,

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pipeline.errors import NotFoundError
 from pipeline.output.layout import TableName, partition_folder
 from pipeline.storage.damage import damaged
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, join
 
@@ -133,12 +133,12 @@ def _counting(output_uri: str, run: str, parts: Sequence[Part], shard_count: int
     return chosen
 
 
-def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) -> list[tuple[Part, Listed]]:
+def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) -> list[tuple[Part, ObjectInfo]]:
     """List all files of a run in a table, those included that count no more or not yet."""
     return list(_list_parts(storage, partition_folder(output_uri, table, run)))
 
 
-def _list_parts(storage: Storage, folder: str, glob: str | None = None) -> Iterator[tuple[Part, Listed]]:
+def _list_parts(storage: Storage, folder: str, glob: str | None = None) -> Iterator[tuple[Part, ObjectInfo]]:
     try:
         for listed in storage.list(folder, glob):
             part = parse_part(base_name(listed.uri))

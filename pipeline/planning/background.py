@@ -12,7 +12,7 @@ from pipeline.planning.planner import Planner
 STOP_PATIENCE_S = 2.0
 
 
-class Planning:
+class BackgroundPlanner:
     """A manifest that is being written.
 
     `record` is told what is planned, at once and after each part; it runs in the planning's thread.

@@ -31,7 +31,7 @@ PIECE_ROWS = 65_536
 _COLUMNS = ["image_id", "etag", "bytes", "status"]
 
 
-def read_history(results: "Results", *, records: "Sequence[RunRecord] | None" = None) -> tuple["EarlierRows", History]:
+def read_history(results: "Results", *, records: "Sequence[RunRecord] | None" = None) -> tuple["EarlierRuns", History]:
     """Read what earlier runs know of each image, and again when the parts were compacted or pruned meanwhile.
 
     Args:
@@ -41,11 +41,11 @@ def read_history(results: "Results", *, records: "Sequence[RunRecord] | None" = 
         DamagedFileError: a part is damaged or missing.
         StorageError: a part cannot be read.
     """
-    rows = EarlierRows(results, records=records)
+    rows = EarlierRuns(results, records=records)
     return rows, results.reading(lambda: build_history(rows.events()))
 
 
-class EarlierRows:
+class EarlierRuns:
     """What runs have committed, part by part.
 
     Attributes:
@@ -89,7 +89,7 @@ class EarlierRows:
                     marks["image_id"], marks["order"], marks["kind"] = piece.column("image_id"), order, DELETED
                     yield marks
 
-    def tell_names(self, history: History, places: NDArray[np.int64]) -> Iterator[pa.Table]:
+    def resolve_uris(self, history: History, places: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Find the names of images of a history that was built of these events.
 
         The rows may lie elsewhere by now: listing takes hours, and runs are compacted meanwhile. Images whose run was

@@ -14,7 +14,7 @@ from pipeline.output.deletions import write_deletions
 from pipeline.output.results import Results
 from pipeline.output.run_record import RunRecord, is_of_input
 from pipeline.planning.earlier_rows import read_history
-from pipeline.planning.selection import RunTraits, Selection
+from pipeline.planning.selection import RunCompatibility, Selection
 from pipeline.storage.storage import Storage
 
 # Rows in a file of marks.
@@ -22,7 +22,7 @@ PART_ROWS = 65_536
 _LIMITS = ("images.max_pixels", "images.max_bytes")
 
 
-class Incremental:
+class IncrementalPlan:
     """The part of planning that looks back; reads all earlier rows when it is built, and writes nothing.
 
     Attributes:
@@ -46,9 +46,9 @@ class Incremental:
         picked = None
         if spec.select.where is not None:
             # Loads DuckDB.
-            from pipeline.planning.where_filter import pick_images
+            from pipeline.planning.where_filter import select_image_ids
 
-            picked = pick_images(results, spec.select.where)
+            picked = select_image_ids(results, spec.select.where)
         self._rows, history = read_history(results)
         traits = _traits(spec, fingerprint, self._rows.records)
         self.selection = Selection(history, traits, retry=spec.select.retry, picked=picked, storage=storage)
@@ -84,17 +84,17 @@ class Incremental:
 
     def mark_deleted(self, is_stopped: threading.Event) -> int:
         """Write which images are gone, and return how many; see `find_deleted`."""
-        tables = self._rows.tell_names(self.selection.history, self.find_deleted())
+        tables = self._rows.resolve_uris(self.selection.history, self.find_deleted())
         return write_deletions(self._storage, self._spec.output.uri, self._run, _in_parts(tables, is_stopped))
 
 
-def _traits(spec: JobSpec, fingerprint: Mapping[str, Any], records: Sequence[RunRecord]) -> RunTraits:
+def _traits(spec: JobSpec, fingerprint: Mapping[str, Any], records: Sequence[RunRecord]) -> RunCompatibility:
     identity = spec.identity()
 
     def flags(is_so: Iterator[bool]) -> NDArray[np.bool_]:
         return np.fromiter(is_so, bool, len(records))
 
-    return RunTraits(
+    return RunCompatibility(
         flags(
             record.fingerprint == dict(fingerprint)
             and record.identity.get("model.precision") == identity["model.precision"]

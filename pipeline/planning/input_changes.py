@@ -193,7 +193,7 @@ class InputComparison:
 
     def _uris_at(self, places: NDArray[np.int64]) -> Generator[str]:
         """Yield the names of images of the run, in the run's order, and read no further than is asked for."""
-        for table in self._rows.tell_names(self._history, places):
+        for table in self._rows.resolve_uris(self._history, places):
             yield from table.column("uri").to_pylist()
 
     def _note(self, kind: str, uris: Sequence[str]) -> None:

@@ -14,9 +14,9 @@ from pipeline.errors import AccessDeniedError, InputError, NotFoundError
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.job_spec.job import ComputeSection, JobSpec
-from pipeline.planning.incremental import Incremental
+from pipeline.planning.incremental import IncrementalPlan
 from pipeline.planning.manifest import Manifest, PartLayout, encode_part, part_uri
-from pipeline.planning.resume_point import Planned
+from pipeline.planning.resume_point import ResumePoint
 from pipeline.planning.shard_size import MAX_SHARD_IMAGES, look_ahead
 from pipeline.planning.worker_plan import expected_workers
 from pipeline.storage.storage import Storage
@@ -26,7 +26,7 @@ from pipeline.storage.uris import display_uri
 class ManifestCounts:
     """Counts images as they pass by, beginning with those that were planned before."""
 
-    def __init__(self, planned: Planned | None = None, incremental: Incremental | None = None) -> None:
+    def __init__(self, planned: ResumePoint | None = None, incremental: IncrementalPlan | None = None) -> None:
         before = planned.manifest if planned else None
         # Decided with the first part.
         self.layout = before.layout if before else PartLayout.of(MAX_SHARD_IMAGES)
@@ -95,8 +95,8 @@ class Planner:
         storage: Storage,
         folder: str,
         *,
-        planned: Planned | None = None,
-        incremental: Incremental | None = None,
+        planned: ResumePoint | None = None,
+        incremental: IncrementalPlan | None = None,
         workers: int | None = None,
     ) -> None:
         """Find the first image, or the first behind those that were `planned` before.
@@ -233,7 +233,7 @@ def sign_again(spec: JobSpec, storage: Storage) -> None:
 
 
 def list_input(
-    spec: JobSpec, storage: Storage, notes: SourceNotes, planned: Planned | None = None
+    spec: JobSpec, storage: Storage, notes: SourceNotes, planned: ResumePoint | None = None
 ) -> Iterator[ImageRef]:
     try:
         yield from list_images(spec.input, storage, exclude=[spec.output.uri], notes=notes, planned=planned)

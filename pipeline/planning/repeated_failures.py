@@ -22,7 +22,7 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
 
-class Repeats:
+class RepeatedFailures:
     """Looks up which images of a run were not ok before it; reads nothing for a full run."""
 
     def __init__(self, storage: Storage, output_uri: str, run: str) -> None:

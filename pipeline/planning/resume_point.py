@@ -13,7 +13,7 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import name_order
 
 
-class Planned:
+class ResumePoint:
     """The whole parts of a manifest whose planning was cut off; they are frozen.
 
     The input may have changed since. What lies in a folder is listed in the order of its names, so that listing
@@ -75,7 +75,7 @@ class Planned:
         return np.concatenate(found)
 
 
-def find_planned(storage: Storage, folder: str, *, noted_images: int = 0) -> Planned | None:
+def find_resume_point(storage: Storage, folder: str, *, noted_images: int = 0) -> ResumePoint | None:
     """Look for the parts of a manifest in `folder`; None when there is none to go on from.
 
     Args:
@@ -96,7 +96,7 @@ def find_planned(storage: Storage, folder: str, *, noted_images: int = 0) -> Pla
         return None
     if manifest.image_count < noted_images:
         raise missing(part_uri(folder, parts), "it holds images of the run")
-    return Planned(storage, folder, manifest, parts, refs_of(table.slice(len(table) - 1))[0])
+    return ResumePoint(storage, folder, manifest, parts, refs_of(table.slice(len(table) - 1))[0])
 
 
 def _count_parts(storage: Storage, folder: str) -> int:

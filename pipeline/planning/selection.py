@@ -41,7 +41,7 @@ STAT_THREADS = 16
 
 
 @dataclass(frozen=True)
-class RunTraits:
+class RunCompatibility:
     """What matters of the earlier runs, each [runs], by their order.
 
     is_same_model: whether the run's model and precision are tonight's. is_same_limits: whether its limits on images
@@ -63,7 +63,7 @@ class Selection:
     def __init__(
         self,
         history: History,
-        traits: RunTraits,
+        traits: RunCompatibility,
         *,
         retry: Literal["none", "transient", "failed"],
         picked: NDArray[np.int64] | None,

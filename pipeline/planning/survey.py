@@ -5,7 +5,7 @@ from itertools import islice
 
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.job_spec.job import JobSpec
-from pipeline.planning.incremental import Incremental
+from pipeline.planning.incremental import IncrementalPlan
 from pipeline.planning.input_changes import InputComparison
 from pipeline.planning.manifest import Manifest, PartLayout
 from pipeline.planning.planner import ManifestCounts, check_not_empty, list_input, settle_shard_images
@@ -28,7 +28,7 @@ def survey_input(
     storage: Storage,
     *,
     sample_images: int = 8,
-    incremental: Incremental | None = None,
+    incremental: IncrementalPlan | None = None,
     comparison: InputComparison | None = None,
 ) -> InputSurvey:
     """Count the input as a new run would plan it, and write nothing.

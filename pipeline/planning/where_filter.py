@@ -11,7 +11,7 @@ from pipeline.output.results import Results
 from pipeline.output.views import ask
 
 
-def pick_images(results: Results, where: str) -> NDArray[np.int64]:
+def select_image_ids(results: Results, where: str) -> NDArray[np.int64]:
     """Run the SQL and return the numbers of the images that it answers, ascending.
 
     Args:

@@ -21,16 +21,16 @@ from pipeline.output.run_record import (
     load_record,
     write_record,
 )
-from pipeline.planning.background import Planning
-from pipeline.planning.incremental import Incremental
+from pipeline.planning.background import BackgroundPlanner
+from pipeline.planning.incremental import IncrementalPlan
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.planner import Planner, clear_parts, require_input, sign_again
-from pipeline.planning.resume_point import find_planned
-from pipeline.runs.checks import find_differences, refuse_mismatch, refuse_occupied, refuse_orphans
+from pipeline.planning.resume_point import find_resume_point
+from pipeline.runs.checks import check_matches, check_no_orphans, check_not_occupied, find_differences
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease, RunHeldError, clear_dead_lease
-from pipeline.runs.names import refuse_other_types
-from pipeline.runs.run import Run
+from pipeline.runs.names import check_name_stays_text
+from pipeline.runs.run import RunHandle
 from pipeline.settings import NAME_PATTERN
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, join, local_path
@@ -70,17 +70,17 @@ class Opening:
         output_uri = self._spec.output.uri
         if run is not None and not re.fullmatch(NAME_PATTERN, run):
             raise SpecError(f"A run's name is made of letters, digits, dots, dashes and underscores, not {run!r}.")
-        refuse_occupied(self._storage, output_uri)
+        check_not_occupied(self._storage, output_uri)
         self._may_have_company = self._may_have_company or fresh
         record = _find(self._storage, output_uri, run, fresh=fresh)
         if record is None:
             if run is not None:
-                refuse_other_types(run)
+                check_name_stays_text(run)
             return None
         if self._spec.select.mode == "full" and run is None:
             record = self._full_run_below(record)
         if self._spec.select.mode == "full" or run is not None:
-            refuse_mismatch(record, self._spec, self._fingerprint)
+            check_matches(record, self._spec, self._fingerprint)
             return record
         if self._is_unfinished(record):
             return record
@@ -116,10 +116,10 @@ class Opening:
         """Whether a run is planned and all of it committed."""
         return _is_complete(record, committed_shards(self._storage, self._spec.output.uri, record.run))
 
-    def begin(self, name: str, moment: datetime) -> Run:
+    def begin(self, name: str, moment: datetime) -> RunHandle:
         """Begin a run, if its input holds an image."""
         storage, output_uri = self._storage, self._spec.output.uri
-        refuse_orphans(storage, output_uri, name)
+        check_no_orphans(storage, output_uri, name)
         if not self._may_have_company:
             self._refuse_company(name)
         moment = _later_than_all(list_records(storage, output_uri, damaged_runs={}), moment)
@@ -132,7 +132,7 @@ class Opening:
             other = load_record(storage, output_uri, name) if lease else None
             if other is not None:
                 # Another driver has begun it, and ended, since we looked.
-                refuse_mismatch(other, self._spec, self._fingerprint)
+                check_matches(other, self._spec, self._fingerprint)
                 return self._resume(other, lease, None, undo)
             # A release that wrote run.json last may have left some.
             clear_parts(storage, folder)
@@ -143,7 +143,7 @@ class Opening:
                 self._forget(name)
                 raise
             undo.pop_all()
-            begun = Run(storage, output_uri, name, planning, is_new=True, done=set(), lease=lease)
+            begun = RunHandle(storage, output_uri, name, planning, is_new=True, done=set(), lease=lease)
             begun.passed_over = self._passed_over
             return begun
 
@@ -164,7 +164,7 @@ class Opening:
                     "stop it, or begin a night all the same with --fresh."
                 ) from error
 
-    def go_on(self, record: RunRecord) -> Run:
+    def go_on(self, record: RunRecord) -> RunHandle:
         """Go on with a run; one that is complete is only looked at."""
         done = committed_shards(self._storage, self._spec.output.uri, record.run)
         is_complete = _is_complete(record, done)
@@ -181,7 +181,7 @@ class Opening:
                 record = found
             return self._resume(record, lease, done, undo)
 
-    def _resume(self, record: RunRecord, lease: Lease | None, done: set[int] | None, undo: ExitStack) -> Run:
+    def _resume(self, record: RunRecord, lease: Lease | None, done: set[int] | None, undo: ExitStack) -> RunHandle:
         storage, output_uri = self._storage, self._spec.output.uri
         if lease is not None:
             remove_leftovers(storage, output_uri, record.run)
@@ -189,14 +189,14 @@ class Opening:
         planning = manifest if manifest.is_planned else self._plan_on(record, undo)
         if lease is not None and manifest.is_planned and manifest.signed:
             sign_again(self._spec, storage)
-        run = Run(storage, output_uri, record.run, planning, is_new=False, done=done, lease=lease)
+        run = RunHandle(storage, output_uri, record.run, planning, is_new=False, done=done, lease=lease)
         undo.pop_all()
         return run
 
-    def _plan_on(self, record: RunRecord, undo: ExitStack) -> Manifest | Planning:
+    def _plan_on(self, record: RunRecord, undo: ExitStack) -> Manifest | BackgroundPlanner:
         """Go on with a planning that was cut off."""
         folder = _manifest_folder(self._spec.output.uri, record.run)
-        planned = find_planned(self._storage, folder, noted_images=int(record.manifest.get("image_count", 0)))
+        planned = find_resume_point(self._storage, folder, noted_images=int(record.manifest.get("image_count", 0)))
         if planned is not None and planned.manifest.is_planned:
             # Only the last word about it is missing.
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=planned.manifest.to_dict()))
@@ -207,19 +207,19 @@ class Opening:
         )
         return self._plan(record, planner, undo)
 
-    def _look_back(self, created: str, name: str) -> Incremental | None:
+    def _look_back(self, created: str, name: str) -> IncrementalPlan | None:
         if self._spec.select.mode == "full":
             return None
         # Minutes of reading are not spent on a misspelt input.
         require_input(self._spec, self._storage)
-        return Incremental(self._spec, self._fingerprint, self._storage, before=(created, name))
+        return IncrementalPlan(self._spec, self._fingerprint, self._storage, before=(created, name))
 
-    def _plan(self, record: RunRecord, planner: Planner, undo: ExitStack) -> Planning:
+    def _plan(self, record: RunRecord, planner: Planner, undo: ExitStack) -> BackgroundPlanner:
         def keep(manifest: Manifest) -> None:
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=manifest.to_dict()))
 
         planner.record = {name: value for name, value in asdict(record).items() if name != "manifest"}
-        planning = Planning(planner, keep)
+        planning = BackgroundPlanner(planner, keep)
         if self._patience_s is None:
             planning.run()
             return planning

@@ -17,7 +17,7 @@ SHARD_SIZE = "compute.shard_images"
 SELECTING = ("select.retry", "select.where")
 
 
-def refuse_occupied(storage: Storage, output_uri: str) -> None:
+def check_not_occupied(storage: Storage, output_uri: str) -> None:
     """Refuse an output folder that holds files, but none of our runs."""
     kind = storage.kind(output_uri)
     if kind == "absent":
@@ -41,7 +41,7 @@ def refuse_occupied(storage: Storage, output_uri: str) -> None:
         )
 
 
-def refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
+def check_no_orphans(storage: Storage, output_uri: str, name: str) -> None:
     """Refuse a new run whose partition is taken: parts of a run that lost its record would count as done."""
     if committed_shards(storage, output_uri, name):
         raise OutputOccupiedError(
@@ -50,7 +50,7 @@ def refuse_orphans(storage: Storage, output_uri: str, name: str) -> None:
         )
 
 
-def refuse_mismatch(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> None:
+def check_matches(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> None:
     """Refuse to go on with another model or spec, and name each key with both values."""
     differences = find_differences(record, spec, fingerprint)
     if differences:

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.messages import ShardReport
+from pipeline.messages import ShardResult
 
 # A person looks at a hundred bad images; a run with fewer is sooner ended than stopped.
 MIN_ERRORS = 100
@@ -118,7 +118,7 @@ class ErrorBudget:
         self._sampled[index] = _Sampled(mean)
         self._shard_images = shard_images
 
-    def ended(self, report: ShardReport) -> None:
+    def ended(self, report: ShardResult) -> None:
         """Note a committed shard."""
         sampled = self._sampled.get(report.index)
         if sampled is None:

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pipeline.errors import DamagedFileError, RunError, StorageError
 from pipeline.output.layout import run_folder
 from pipeline.runs.process_id import identify_process, is_alive_here, is_dead_here
-from pipeline.storage.cas_file import ContestedFile, Seen
+from pipeline.storage.cas_file import CasFile, Versioned
 from pipeline.storage.damage import output_of
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
@@ -85,7 +85,7 @@ class Lease:
 
     def __init__(
         self,
-        file: ContestedFile,
+        file: CasFile,
         holder: Holder,
         clock: Callable[[], datetime],
         *,
@@ -201,7 +201,7 @@ def take_lease(
         RunHeldError: another driver has it.
         StorageError: storage failed.
     """
-    file = ContestedFile(storage, join(run_folder(output_uri, run), "lease.json"))
+    file = CasFile(storage, join(run_folder(output_uri, run), "lease.json"))
     mine = _mine(clock())
     for _ in range(TRIES):
         seen = file.read()
@@ -241,7 +241,7 @@ def clear_dead_lease(
     Raises:
         StorageError: storage failed.
     """
-    file = ContestedFile(storage, join(run_folder(output_uri, run), "lease.json"))
+    file = CasFile(storage, join(run_folder(output_uri, run), "lease.json"))
     seen = file.read()
     if seen is None:
         return True
@@ -299,9 +299,9 @@ def judge_holders(
         StorageError: storage failed.
     """
     holdings: dict[str, Holding] = {}
-    doubtful: dict[str, tuple[ContestedFile, Seen]] = {}
+    doubtful: dict[str, tuple[CasFile, Versioned]] = {}
     for run in runs:
-        file = ContestedFile(storage, join(run_folder(output_uri, run), "lease.json"))
+        file = CasFile(storage, join(run_folder(output_uri, run), "lease.json"))
         try:
             seen = file.read()
         except DamagedFileError:
@@ -334,8 +334,8 @@ def judge_holders(
 
 
 def _refuse_held(  # noqa: PLR0917 - what was seen, then how to look at it
-    file: ContestedFile,
-    seen: Seen,
+    file: CasFile,
+    seen: Versioned,
     run: str,
     clock: Callable[[], datetime],
     tell: Callable[[str], None],
@@ -371,7 +371,7 @@ def _refuse_held(  # noqa: PLR0917 - what was seen, then how to look at it
     )
 
 
-def _watch(file: ContestedFile, seen: Seen, for_s: float, sleep: Callable[[float], None]) -> Seen | None:
+def _watch(file: CasFile, seen: Versioned, for_s: float, sleep: Callable[[float], None]) -> Versioned | None:
     """Wait until a lease changes, for so long at most; return it as it is then: `seen` itself when it has not changed.
 
     The time is counted in sleeps, which last at least as long as they are asked to by the system's monotonic clock.
@@ -391,7 +391,7 @@ def _silence_s(holder: Holder, now: datetime) -> float:
     return (now - datetime.fromisoformat(holder.beat).astimezone(UTC)).total_seconds()
 
 
-def _holder_of(seen: Seen | None) -> Holder | None:
+def _holder_of(seen: Versioned | None) -> Holder | None:
     """Read a lease; None when there is none, or it is not ours to understand."""
     if seen is None:
         return None

@@ -29,7 +29,7 @@ def taken_for(name: str) -> str:
     return _WORDS.get(name.lower(), "")
 
 
-def refuse_other_types(name: str) -> None:
+def check_name_stays_text(name: str) -> None:
     """Refuse to begin a run under a name that readers would turn into something else.
 
     Raises:

@@ -14,7 +14,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.output.layout import run_folder
 from pipeline.runs.begin import Deferring, Hold, Opening
 from pipeline.runs.cleanup import remove_dead_beginnings
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 
 
@@ -30,7 +30,7 @@ def open_run(
     patience_s: float | None = None,
     deferring: Deferring = nullcontext,
     workers: int | None = None,
-) -> Run:
+) -> RunHandle:
     """Begin a run, or find the one to go on with.
 
     Args:
@@ -41,7 +41,7 @@ def open_run(
         now: the time that names a new run, UTC; the clock's when None.
         hold: takes the run's lease, before anything is written; not called for a complete run.
         patience_s: how long to wait for the end of the listing; afterwards planning goes on in a thread until
-            `Run.close`. None plans all of it before returning.
+            `RunHandle.close`. None plans all of it before returning.
         deferring: makes a context for that wait, in which KeyboardInterrupt is not raised.
         workers: how many the run will have, for shards of automatic size; None for as many as this machine takes.
 
@@ -71,7 +71,7 @@ def find_run(
     *,
     run: str | None = None,
     fresh: bool = False,
-) -> Run | None:
+) -> RunHandle | None:
     """Find the run that `open_run` would go on with; None when it would begin one. Arguments and errors are its."""
     opening = Opening(spec, model_fingerprint, storage, None, None)
     found = opening.find(run, fresh=fresh)

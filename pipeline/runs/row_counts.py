@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageStatus
-from pipeline.messages import ImageFailure, ShardReport
+from pipeline.messages import ImageFailure, ShardResult
 from pipeline.output.results import Results
 
 # Reasons often name their image, so that there may be as many as failures.
@@ -67,7 +67,7 @@ class RowCounts:
         """Rows that are not ok by reason, the most frequent first, at most MAX_REASONS_SHOWN."""
         return dict(self._reasons.most_common(MAX_REASONS_SHOWN))
 
-    def add(self, report: ShardReport) -> None:
+    def add(self, report: ShardResult) -> None:
         """Count a shard that was committed."""
         self._statuses.update(report.statuses)
         self.repeats += report.repeats

@@ -12,27 +12,27 @@ from pipeline.inputs.shard import Shard
 from pipeline.output.commit import committed_shards
 from pipeline.output.json_files import write_json
 from pipeline.output.layout import run_folder
-from pipeline.planning.background import Planning
+from pipeline.planning.background import BackgroundPlanner
 from pipeline.planning.manifest import Manifest, ManifestReader
-from pipeline.planning.repeated_failures import Repeats
+from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease
 from pipeline.runs.summary import read_summary
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
-RunState = Literal["new", "resumed", "complete"]
+OpenedAs = Literal["new", "resumed", "complete"]
 
 
-class Run:
+class RunHandle:
     """One run, ready to be worked on.
 
     Attributes:
         name: the run's name and its partition in the tables.
         output_uri: the folder of the tables.
-        manifest: what is known of the input; grows with each call of `new_shards` until all of it is planned.
+        manifest: what is known of the input; grows with each call of `take_new_shards` until all of it is planned.
         state: "new", "resumed", or "complete" when every shard was committed before.
-        when_planned: called once by `new_shards`, when it first knows of all shards.
+        when_planned: called once by `take_new_shards`, when it first knows of all shards.
         passed_over: the newest run before it, when that was not complete and could not be gone on with; else "".
     """
 
@@ -41,7 +41,7 @@ class Run:
         storage: Storage,
         output_uri: str,
         name: str,
-        planning: Planning | Manifest,
+        planning: BackgroundPlanner | Manifest,
         *,
         is_new: bool,
         done: set[int] | None = None,
@@ -52,17 +52,17 @@ class Run:
         self.output_uri = output_uri
         self._storage = storage
         self._lease = lease
-        self._planning = planning if isinstance(planning, Planning) else None
+        self._planning = planning if isinstance(planning, BackgroundPlanner) else None
         self.manifest = planning if isinstance(planning, Manifest) else planning.manifest
         self._folder = run_folder(output_uri, name)
         self._reader = ManifestReader(storage, join(self._folder, "manifest"), self.manifest)
         # Nobody else commits while the lease is held: one look at what earlier sessions did is enough.
         self._done_before = committed_shards(storage, output_uri, name) if done is None else done
-        self._repeats = Repeats(storage, output_uri, name)
+        self._repeats = RepeatedFailures(storage, output_uri, name)
         self._told_shards = 0
         self.when_planned: Callable[[], None] | None = None
         self.passed_over = ""
-        self.state: RunState = "new" if is_new else ("complete" if self.is_done else "resumed")
+        self.state: OpenedAs = "new" if is_new else ("complete" if self.is_done else "resumed")
 
     @property
     def is_done(self) -> bool:
@@ -89,7 +89,7 @@ class Run:
         committed = committed_shards(self._storage, self.output_uri, self.name)
         return [index for index in range(self.shard_count) if index not in committed]
 
-    def new_shards(self) -> list[int]:
+    def take_new_shards(self) -> list[int]:
         """Return the shards planned since the last call that were not committed before, ascending; to be asked often.
 
         Raises:

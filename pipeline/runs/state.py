@@ -25,7 +25,7 @@ class RunState:
     summary: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
-def find_state(
+def find_run_state(
     results: "Results",
     record: "RunRecord",
     *,
@@ -45,7 +45,7 @@ def find_state(
     Raises:
         StorageError: the tables have to be counted, and cannot be read.
     """
-    is_whole = is_run_whole(results, record)
+    is_whole = has_all_rows(results, record)
     if is_held and (has_progress or not is_whole):
         return RunState("running", is_whole)
     if is_whole:
@@ -60,7 +60,7 @@ def find_state(
     return RunState(outcome, is_whole, str(summary.get("reason") or ""), summary)
 
 
-def is_run_whole(results: "Results", record: "RunRecord") -> bool:
+def has_all_rows(results: "Results", record: "RunRecord") -> bool:
     """Tell whether every image has its row, and all are planned."""
     is_planned = bool(record.manifest.get("is_planned", True))
     return is_planned and results.committed_shards(record.run) >= record.shard_count
@@ -87,14 +87,16 @@ def _judge_rows(results: "Results", record: "RunRecord", *, has_bug: bool) -> tu
 
     from pipeline.job_spec.job import RetrySection
     from pipeline.planning.manifest import Manifest
-    from pipeline.planning.repeated_failures import Repeats
+    from pipeline.planning.repeated_failures import RepeatedFailures
     from pipeline.runs.summary import judge
 
     table = results.images(record.run, ["image_id", "status"])
     bad = table.filter(pc.not_equal(table.column("status"), "ok")).column("image_id").to_numpy()
     repeats = 0
     if len(bad):
-        numbers = Repeats(results.storage, results.output_uri, record.run).numbers(Manifest.from_dict(record.manifest))
+        numbers = RepeatedFailures(results.storage, results.output_uri, record.run).numbers(
+            Manifest.from_dict(record.manifest)
+        )
         repeats = int(np.isin(bad, numbers).sum())
     # Of the keys that a release of another time wrote, those that are known here.
     wanted: Mapping[str, Any] = record.spec.get("retry") or {}

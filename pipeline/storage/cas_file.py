@@ -19,14 +19,14 @@ from pipeline.storage.uris import is_local, local_path, scheme_of
 
 
 @dataclass(frozen=True)
-class Seen:
+class Versioned:
     """The file as it was read: its content, and the version that `replace` compares."""
 
     payload: bytes
     version: str
 
 
-class ContestedFile:
+class CasFile:
     """One file in storage with compare-and-swap; every method raises StorageError when storage fails."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
@@ -36,7 +36,7 @@ class ContestedFile:
         self._scheme = scheme_of(uri)
         self._is_conditional = self._scheme in CONDITIONAL_SCHEMES
 
-    def read(self) -> Seen | None:
+    def read(self) -> Versioned | None:
         """Read it; None when it is not there."""
         try:
             # The version first: if the file is replaced in between, `replace` will say so.
@@ -44,7 +44,7 @@ class ContestedFile:
             payload = self._storage.read(self.uri)
         except NotFoundError:
             return None
-        return Seen(payload, version or payload.decode("latin-1"))
+        return Versioned(payload, version or payload.decode("latin-1"))
 
     def create(self, payload: bytes) -> str | None:
         """Make it, and return its version; None when it is there already."""

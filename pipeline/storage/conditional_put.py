@@ -7,7 +7,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.storage.objects import unquoted
+from pipeline.storage.objects import strip_etag
 from pipeline.storage.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
 
 CONDITIONAL_SCHEMES = S3_SCHEMES | GCS_SCHEMES | AZURE_SCHEMES
@@ -20,7 +20,7 @@ _BOUNDARY = "==htc-batch=="
 def find_version(client: Any, path: str, scheme: str) -> str:
     """Return what `put_if` compares; raises what the client does, FileNotFoundError among it."""
     found = client.info(path)
-    version = found["generation"] if scheme in GCS_SCHEMES else unquoted(found.get("ETag") or found.get("etag"))
+    version = found["generation"] if scheme in GCS_SCHEMES else strip_etag(found.get("ETag") or found.get("etag"))
     return str(version)
 
 
@@ -103,6 +103,6 @@ def _put_azure(client: Any, path: str, payload: bytes, version: str | None) -> s
             return await blob.upload_blob(payload, overwrite=version is not None, **condition)
 
     try:
-        return str(unquoted(sync(client.loop, put)["etag"]))
+        return str(strip_etag(sync(client.loop, put)["etag"]))
     except HttpResponseError as error:
         raise (FileExistsError(path) if error.status_code in _LOST else error) from error.__cause__

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import AccessDeniedError, IncompleteReadError, ObjectTooLargeError
-from pipeline.storage.objects import Fetched
+from pipeline.storage.objects import ObjectData
 from pipeline.storage.uris import name_order
 
 TEMP_SUFFIX = ".htc-tmp"
@@ -145,7 +145,7 @@ def etag_of(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-def read_file(path: str, offset: int | None, length: int | None, max_bytes: int | None = None) -> Fetched:
+def read_file(path: str, offset: int | None, length: int | None, max_bytes: int | None = None) -> ObjectData:
     """Read a whole file, or a range of it; a range beyond the end comes back short.
 
     Raises:
@@ -163,7 +163,7 @@ def read_file(path: str, offset: int | None, length: int | None, max_bytes: int 
         etag = etag_of(before)
         if etag_of(os.fstat(file.fileno())) != etag:
             raise IncompleteReadError(f"{path} was written to while it was read.")
-    return Fetched(payload, etag)
+    return ObjectData(payload, etag)
 
 
 def write_file(path: str, payload: bytes) -> None:

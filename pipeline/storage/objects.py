@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Listed:
+class ObjectInfo:
     """One object of a listing.
 
     bytes: its size, None when the store does not say or the object is a link that leads nowhere.
@@ -18,7 +18,7 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class ObjectData:
     """Bytes of an object, and the version that they are of.
 
     etag: None when the store does not say which version it sent.
@@ -28,13 +28,13 @@ class Fetched:
     etag: str | None
 
 
-def unquoted(etag: object) -> str | None:
+def strip_etag(etag: object) -> str | None:
     """Return an ETag without the quotes that HTTP puts around it; None for anything but text."""
     return etag.removeprefix("W/").strip('"') if isinstance(etag, str) else None
 
 
-def listed_from(uri: str, found: dict[str, Any]) -> Listed:
+def listed_from(uri: str, found: dict[str, Any]) -> ObjectInfo:
     """Read the description of an object that fsspec's file systems give."""
     size = found.get("size")
     etag = found.get("ETag") or found.get("etag")
-    return Listed(uri, None if size is None else int(size), unquoted(etag))
+    return ObjectInfo(uri, None if size is None else int(size), strip_etag(etag))

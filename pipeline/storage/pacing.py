@@ -73,7 +73,7 @@ class ReadLimiter:
                 self._halved = time.monotonic()
 
 
-class Hedges:
+class HedgePolicy:
     """Knows how long reads take, and grants a second request to those that take too long.
 
     is_on: never grants any when false.
@@ -114,7 +114,7 @@ class Hedges:
             return True
 
 
-def first_answer(begin: Callable[[], Future[T]], slow_s: float | None, may_hedge: Callable[[], bool]) -> T:
+def hedged(begin: Callable[[], Future[T]], slow_s: float | None, may_hedge: Callable[[], bool]) -> T:
     """Make a request, a second time when it is slow, and take the answer that comes first.
 
     Args:

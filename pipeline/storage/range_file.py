@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import IncompleteReadError
-from pipeline.storage.objects import Fetched, Listed
+from pipeline.storage.objects import ObjectData, ObjectInfo
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 # Read ahead at once. A tar's headers lie between its images: with less, each would cost a request.
 BUFFER_BYTES = 2**20
 
-ReadRange = Callable[[int, int], Fetched]
+ReadRange = Callable[[int, int], ObjectData]
 """Reads (offset, length)."""
 
 
-def open_ranges(listed: Listed, size: int, read: ReadRange) -> IO[bytes]:
+def open_ranges(listed: ObjectInfo, size: int, read: ReadRange) -> IO[bytes]:
     """Open an object for reading.
 
     Args:
@@ -34,7 +34,7 @@ def open_ranges(listed: Listed, size: int, read: ReadRange) -> IO[bytes]:
 class _Ranges(io.RawIOBase):
     """Reads what is asked for, no more."""
 
-    def __init__(self, listed: Listed, size: int, read: ReadRange) -> None:
+    def __init__(self, listed: ObjectInfo, size: int, read: ReadRange) -> None:
         self._listed = listed
         self._size = size
         self._read = read

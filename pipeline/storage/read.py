@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import IncompleteReadError, ObjectTooLargeError
-from pipeline.storage.objects import Fetched, Listed, listed_from, unquoted
+from pipeline.storage.objects import ObjectData, ObjectInfo, listed_from, strip_etag
 from pipeline.storage.uris import S3_SCHEMES, WEB_SCHEMES
 
 CHUNK_BYTES = 2**20
@@ -30,7 +30,7 @@ class ReadRequest:
     uri: str
     offset: int | None = None
     length: int | None = None
-    listed: Listed | None = None
+    listed: ObjectInfo | None = None
     max_bytes: int | None = None
 
     @property
@@ -49,7 +49,7 @@ class ReadRequest:
         return self.listed.bytes if self.is_whole and self.listed is not None else self.length
 
 
-def begin_read(client: Any, request: ReadRequest) -> Future[Fetched]:
+def begin_read(client: Any, request: ReadRequest) -> Future[ObjectData]:
     """Send a read on its way; cancelling the future ends it.
 
     A range that begins or ends beyond the object comes back short, as it does of a local file. The future raises
@@ -69,7 +69,7 @@ def begin_read(client: Any, request: ReadRequest) -> Future[Fetched]:
     return _read_now(client, request)
 
 
-async def _get(client: Any, request: ReadRequest) -> Fetched:
+async def _get(client: Any, request: ReadRequest) -> ObjectData:
     bucket, key, _ = client.split_path(request.path)
     wanted = _range(request)
     try:
@@ -78,7 +78,7 @@ async def _get(client: Any, request: ReadRequest) -> Fetched:
         if wanted is None or not _is_beyond_end(error):
             raise
         if request.offset:
-            return Fetched(b"", None)
+            return ObjectData(b"", None)
         # No range fits an empty object.
         answer = await client._call_s3("get_object", Bucket=bucket, Key=key)
     body = answer["Body"]
@@ -91,15 +91,15 @@ async def _get(client: Any, request: ReadRequest) -> Fetched:
     finally:
         # A body that was read to its end has given its connection back already.
         body.close()
-    etag = unquoted(answer.get("ETag"))
+    etag = strip_etag(answer.get("ETag"))
     if answer.get("ContentRange") is None:
         payload = _check_whole(request, payload, etag)
     else:
         _check_range(request, payload, _total(answer["ContentRange"]))
-    return Fetched(payload, etag)
+    return ObjectData(payload, etag)
 
 
-async def _get_from_web(client: Any, request: ReadRequest) -> Fetched:
+async def _get_from_web(client: Any, request: ReadRequest) -> ObjectData:
     wanted = None if request.is_whole else _range(request)
     # Compressed on the way it would have another size, and often another ETag.
     headers = client.kwargs.get("headers", {}) | {"Accept-Encoding": "identity"}
@@ -107,7 +107,7 @@ async def _get_from_web(client: Any, request: ReadRequest) -> Fetched:
     session = await client.set_session()
     async with session.get(client.encode_url(request.path), **options) as answer:
         if answer.status == 416:
-            return Fetched(b"", None)
+            return ObjectData(b"", None)
         client._raise_not_found_for_status(answer, request.uri)
         most = request.max_bytes
         if most is not None and (answer.content_length or 0) > most:
@@ -118,12 +118,12 @@ async def _get_from_web(client: Any, request: ReadRequest) -> Fetched:
             if most is not None and len(payload) > most:
                 # Some hosts tell no length, and some tell a wrong one.
                 raise ObjectTooLargeError(request.uri, len(payload))
-        etag = unquoted(answer.headers.get("ETag"))
+        etag = strip_etag(answer.headers.get("ETag"))
         content_range = answer.headers.get("Content-Range") if answer.status == 206 else None
     if content_range is None:
-        return Fetched(_check_whole(request, bytes(payload), etag), etag)
+        return ObjectData(_check_whole(request, bytes(payload), etag), etag)
     _check_range(request, payload, _total(content_range))
-    return Fetched(bytes(payload), etag)
+    return ObjectData(bytes(payload), etag)
 
 
 def _range(request: ReadRequest) -> str | None:
@@ -164,7 +164,7 @@ def _check_range(request: ReadRequest, payload: bytes | bytearray, total: int | 
         raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
 
 
-async def _cat(client: Any, request: ReadRequest) -> Fetched:
+async def _cat(client: Any, request: ReadRequest) -> ObjectData:
     found = await client._info(request.path) if _is_versioned(request) else None
     now = _check_limit(request, found)
     start, end = _bounds(request)
@@ -174,9 +174,9 @@ async def _cat(client: Any, request: ReadRequest) -> Fetched:
     return _as_fetched(request, now, payload)
 
 
-def _read_now(client: Any, request: ReadRequest) -> Future[Fetched]:
+def _read_now(client: Any, request: ReadRequest) -> Future[ObjectData]:
     """Read through a file system that knows no asyncio, in the calling thread."""
-    done: Future[Fetched] = Future()
+    done: Future[ObjectData] = Future()
     now = _check_limit(request, client.info(request.path) if _is_versioned(request) else None)
     start, end = _bounds(request)
     payload = client.cat_file(request.path, start=start, end=end)
@@ -195,7 +195,7 @@ def _is_versioned(request: ReadRequest) -> bool:
     return request.listed is not None and request.listed.etag is not None
 
 
-def _check_limit(request: ReadRequest, found: dict[str, Any] | None) -> Listed | None:
+def _check_limit(request: ReadRequest, found: dict[str, Any] | None) -> ObjectInfo | None:
     """Return what the object is now, as far as that is known."""
     now = request.listed if found is None else listed_from(request.uri, found)
     size = now.bytes if now is not None and request.is_whole else None
@@ -208,7 +208,7 @@ def _bounds(request: ReadRequest) -> tuple[int | None, int | None]:
     return (None, None) if request.is_whole else (request.offset or 0, request.end)
 
 
-def _as_fetched(request: ReadRequest, now: Listed | None, payload: bytes) -> Fetched:
+def _as_fetched(request: ReadRequest, now: ObjectInfo | None, payload: bytes) -> ObjectData:
     expected = now.bytes if request.is_whole and now is not None else None
     if request.length is not None and len(payload) > request.length:
         # Servers may ignore the range and send everything.
@@ -216,4 +216,4 @@ def _as_fetched(request: ReadRequest, now: Listed | None, payload: bytes) -> Fet
     # More than was listed is no fault: some stores unpack what they hold compressed.
     if expected is not None and len(payload) < expected:
         raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
-    return Fetched(payload, now.etag if now is not None else None)
+    return ObjectData(payload, now.etag if now is not None else None)

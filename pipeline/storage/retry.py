@@ -108,7 +108,7 @@ class StoreHealth:
             self.note_success()
             return result
 
-        tries = _Tries(self, is_expected=is_expected)
+        tries = _RetryPolicy(self, is_expected=is_expected)
         return Retrying(retry=tries.is_worth_another, wait=_wait, sleep=self._sleep, reraise=True)(succeed)
 
     def _sleep(self, wait_s: float) -> None:
@@ -116,7 +116,7 @@ class StoreHealth:
         self.budget.take()
 
 
-class _Tries:
+class _RetryPolicy:
     """The attempts at one request."""
 
     def __init__(self, health: StoreHealth, *, is_expected: bool) -> None:

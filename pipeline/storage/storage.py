@@ -19,12 +19,12 @@ from pipeline.storage.client import read_concurrency
 from pipeline.storage.config import StorageSection
 from pipeline.storage.listing_gcs_azure import finder_of
 from pipeline.storage.local import OnLink
-from pipeline.storage.objects import Fetched, Listed, listed_from, unquoted
+from pipeline.storage.objects import ObjectData, ObjectInfo, listed_from, strip_etag
 from pipeline.storage.range_file import open_ranges
 from pipeline.storage.read import ReadRequest
 from pipeline.storage.retry import retry_local
 from pipeline.storage.signed_urls import SignedAddresses
-from pipeline.storage.store import Store, in_our_words
+from pipeline.storage.store import Store, translated_errors
 from pipeline.storage.translate import Verb, storage_error
 from pipeline.storage.uris import (
     BUCKET_SCHEMES,
@@ -42,7 +42,7 @@ from pipeline.storage.uris import (
 )
 from pipeline.storage.web import WebHosts, WebStore
 
-__all__ = ["Fetched", "Listed", "Storage", "join"]
+__all__ = ["ObjectData", "ObjectInfo", "Storage", "join"]
 
 # One PUT is atomic on these. Anywhere else a reader could see half an object, so we write aside and rename.
 _OBJECT_STORES = S3_SCHEMES | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
@@ -97,7 +97,7 @@ class Storage:
 
     def list(
         self, uri: str, glob: str | None = None, *, after: str | None = None, on_link: OnLink | None = None
-    ) -> Iterator[Listed]:
+    ) -> Iterator[ObjectInfo]:
         """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
 
         Local folders and S3 are listed while the iterator is read, in little memory. Hidden names
@@ -146,12 +146,12 @@ class Storage:
 
         return self.call(ask, uri, "list")
 
-    def stat(self, uri: str) -> Listed:
+    def stat(self, uri: str) -> ObjectInfo:
         """Return one file's size and version."""
         if is_local(uri):
             path = local_path(uri)
             status = self.call(Path(path).stat, uri, "read")
-            return Listed(path, status.st_size, local_files.etag_of(status))
+            return ObjectInfo(path, status.st_size, local_files.etag_of(status))
         client, path = self.client(uri)
         return listed_from(uri, self.call(lambda: client.info(path), uri, "read"))
 
@@ -169,9 +169,9 @@ class Storage:
         offset: int | None = None,
         length: int | None = None,
         *,
-        listed: Listed | None = None,
+        listed: ObjectInfo | None = None,
         max_bytes: int | None = None,
-    ) -> Fetched:
+    ) -> ObjectData:
         """Read a file or a part of it, and tell which version it is of.
 
         Args:
@@ -191,13 +191,13 @@ class Storage:
         """Open a file for reading and seeking; the caller closes it."""
         return self.open_version(uri)[0]
 
-    def open_version(self, uri: str) -> tuple[IO[bytes], Listed]:
+    def open_version(self, uri: str) -> tuple[IO[bytes], ObjectInfo]:
         """Open a file like `open_input`, and tell which version it is."""
         if is_local(uri):
             path = Path(local_path(uri))
             file = self.call(lambda: path.open("rb"), uri, "read")
             status = os.fstat(file.fileno())
-            return file, Listed(str(path), status.st_size, local_files.etag_of(status))
+            return file, ObjectInfo(str(path), status.st_size, local_files.etag_of(status))
         listed = self.stat(uri)
         if listed.bytes is not None:
             return open_ranges(listed, listed.bytes, partial(self.fetch, uri)), listed
@@ -213,7 +213,7 @@ class Storage:
             yield file
 
     @contextmanager
-    def reading_version(self, uri: str) -> Iterator[tuple[IO[bytes], Listed]]:
+    def reading_version(self, uri: str) -> Iterator[tuple[IO[bytes], ObjectInfo]]:
         """Open a file like `reading`, and tell which version it is."""
         file, listed = self.open_version(uri)
         try:
@@ -270,17 +270,17 @@ class Storage:
             return uri
         return bare
 
-    def _list_local(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, Listed]]:
+    def _list_local(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, ObjectInfo]]:
         root = local_path(uri).rstrip("/")
         local_files.check_listable(root or "/")
         try:
             for path, status in local_files.walk_files(root, f"{root}/{after}" if after else "", on_link):
                 size, etag = (None, None) if status is None else (status.st_size, local_files.etag_of(status))
-                yield path[len(root) + 1 :], Listed(path, size, etag)
+                yield path[len(root) + 1 :], ObjectInfo(path, size, etag)
         except OSError as error:
             raise _translated(error, str(error.filename or uri), "list") from error
 
-    def _list_remote(self, uri: str, after: str) -> Iterator[tuple[str, Listed]]:
+    def _list_remote(self, uri: str, after: str) -> Iterator[tuple[str, ObjectInfo]]:
         find = finder_of(scheme_of(uri))
         if find is not None:
             client, path = self.client(uri)
@@ -293,7 +293,7 @@ class Storage:
             is_hidden = (relative.startswith(".") or "/." in relative) and is_hidden_name(relative)
             # Consoles make "folders" by empty objects whose key ends in a slash.
             if relative and not relative.endswith("/") and not is_hidden:
-                yield relative, Listed(join(uri, relative), size, unquoted(etag))
+                yield relative, ObjectInfo(join(uri, relative), size, strip_etag(etag))
 
     def _find_anywhere(self, uri: str) -> Iterator[tuple[str, int | None, str | None]]:
         client, path = self.client(uri)
@@ -314,7 +314,7 @@ class Storage:
     def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
         """Run one storage call: translate its errors, and retry those that may pass (`pipeline.storage.retry`)."""
         if is_local(uri):
-            return retry_local(lambda: in_our_words(action, uri, verb, is_local=True))
+            return retry_local(lambda: translated_errors(action, uri, verb, is_local=True))
         return self._store(uri).call(action, uri, verb)
 
     def _store(self, uri: str) -> Store:

@@ -15,8 +15,8 @@ from pipeline.errors import (
 )
 from pipeline.storage.client import open_client, read_concurrency
 from pipeline.storage.config import StorageSection
-from pipeline.storage.objects import Fetched
-from pipeline.storage.pacing import Hedges, ReadLimiter, first_answer
+from pipeline.storage.objects import ObjectData
+from pipeline.storage.pacing import HedgePolicy, ReadLimiter, hedged
 from pipeline.storage.read import ReadRequest, begin_read
 from pipeline.storage.retry import StoreHealth
 from pipeline.storage.translate import Verb, storage_error
@@ -37,7 +37,7 @@ class Store:
         self.client: Any = open_client(scheme, section)
         self._health = StoreHealth(section.patience_s, has_answered=is_known)
         self._limiter = ReadLimiter(read_concurrency(section, is_local=False))
-        self._hedges = Hedges(is_on=section.hedge_reads)
+        self._hedges = HedgePolicy(is_on=section.hedge_reads)
 
     def wait_for(self, patience_s: float) -> None:
         """Wait for the store so long from now on, when it is away."""
@@ -60,14 +60,14 @@ class Store:
         def attempt() -> T:
             began = time.monotonic()
             try:
-                return in_our_words(action, uri, verb, is_local=False)
+                return translated_errors(action, uri, verb, is_local=False)
             except SlowDownError:
                 self._limiter.note_slow_down(began)
                 raise
 
         return self._health.call(attempt, is_expected=is_expected)
 
-    def fetch(self, request: ReadRequest) -> Fetched:
+    def fetch(self, request: ReadRequest) -> ObjectData:
         """Read an object or a part of it; a slow read is asked for twice.
 
         Raises:
@@ -79,7 +79,7 @@ class Store:
             return self.call(lambda: self._read_once(request), request.uri, "read", is_expected=is_listed)
         except PastEndError:
             # Nothing, as of a local file.
-            return Fetched(b"", None)
+            return ObjectData(b"", None)
         except (NotFoundError, ObjectTooLargeError, TransientStorageError):
             raise
         except StorageError as error:
@@ -89,10 +89,10 @@ class Store:
             # another attempt at the whole shard would help.
             raise WebHostError(str(error)) from error
 
-    def _read_once(self, request: ReadRequest) -> Fetched:
+    def _read_once(self, request: ReadRequest) -> ObjectData:
         with self._limiter.slot():
             start = time.monotonic()
-            found = first_answer(
+            found = hedged(
                 lambda: begin_read(self.client, request),
                 self._hedges.slow_s(request.expected_bytes),
                 lambda: self._limiter.has_room() and self._hedges.take(),
@@ -102,7 +102,7 @@ class Store:
         return found
 
 
-def in_our_words(action: Callable[[], T], uri: str, verb: Verb, *, is_local: bool) -> T:
+def translated_errors(action: Callable[[], T], uri: str, verb: Verb, *, is_local: bool) -> T:
     """Do something with storage; what a library raises becomes one of `pipeline.errors`, our own bugs stay."""
     try:
         return action()

@@ -19,7 +19,7 @@ from pipeline.errors import (
     WebHostError,
 )
 from pipeline.storage.config import StorageSection
-from pipeline.storage.objects import Fetched
+from pipeline.storage.objects import ObjectData
 from pipeline.storage.read import ReadRequest
 from pipeline.storage.store import Store
 from pipeline.storage.translate import Verb
@@ -91,7 +91,7 @@ class WebStore(Store):
         self._hosts.note_answer(self._host)
         return found
 
-    def fetch(self, request: ReadRequest) -> Fetched:
+    def fetch(self, request: ReadRequest) -> ObjectData:
         """Read as from any store; a refusal is the URL's own.
 
         Raises:

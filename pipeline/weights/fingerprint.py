@@ -36,7 +36,7 @@ class ModelFingerprint:
         return asdict(self)
 
 
-def settle_model(spec: JobSpec, storage: Storage | None = None) -> JobSpec:
+def resolve_preset(spec: JobSpec, storage: Storage | None = None) -> JobSpec:
     """Return the spec with the preset that its weights file names, for a spec that names none itself.
 
     Remote weights are fetched. Files that do not say what they are leave the spec as it is.
@@ -83,7 +83,7 @@ def config_of_weights(path: Path | None) -> ModelConfig | None:
     return config_from_dict(config) if isinstance(config, dict) else None
 
 
-def configured(section: ModelSection, weights: Path | None = None) -> ModelConfig:
+def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelConfig:
     """The network that the weights file describes, else the spec's preset, with the spec's threshold and number.
 
     Args:
@@ -99,7 +99,7 @@ def configured(section: ModelSection, weights: Path | None = None) -> ModelConfi
     )
 
 
-def take_fingerprint(section: ModelSection, storage: Storage | None = None) -> ModelFingerprint:
+def compute_fingerprint(section: ModelSection, storage: Storage | None = None) -> ModelFingerprint:
     """Hash the model that the spec names, fetching its weights when they are not there yet.
 
     Raises:
@@ -109,7 +109,7 @@ def take_fingerprint(section: ModelSection, storage: Storage | None = None) -> M
     return ModelFingerprint(
         section.preset,
         UNTRAINED if path is None else _file_sha256(path),
-        config_sha256(configured(section, path)),
+        config_sha256(resolve_config(section, path)),
         trained=path is not None,
     )
 

@@ -21,7 +21,7 @@ class OrphanedError(Exception):
     """The driver was not heard of for so long that the shard may be another worker's by now."""
 
 
-class Contact:
+class DriverLiveness:
     """When the driver was last heard of; used from all threads of a worker."""
 
     def __init__(self, patience_s: float, *, clock: Callable[[], float] = awake_and_asleep_s) -> None:
@@ -42,14 +42,14 @@ class Contact:
         return was_lost
 
 
-class Claim:
+class CommitClaim:
     """One attempt's right to commit its shard.
 
     It may be taken, or abandoned before that, never both; and who was cut off from the driver has lost it: so the parts
     of two attempts cannot mix.
     """
 
-    def __init__(self, contact: Contact | None = None) -> None:
+    def __init__(self, contact: DriverLiveness | None = None) -> None:
         """`contact`: with the driver; None for a worker that cannot be cut off from it."""
         self._contact = contact
         self._is_lost = False

@@ -17,13 +17,13 @@ from pipeline.errors import (
     UnsupportedSchemeError,
     WebHostError,
 )
-from pipeline.messages import ImageFailure, PieceReport, ShardFailure, ShardReport
+from pipeline.messages import ImageFailure, PartialResult, ShardFailure, ShardResult
 from pipeline.text import one_line
 from pipeline.worker.byte_budget import LaneClosedError
 from pipeline.worker.commit_claim import AbandonedError, OrphanedError
 
 T = TypeVar("T")
-Report = ShardReport | PieceReport
+Report = ShardResult | PartialResult
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class CommitError(Exception):
     """A shard's tables could not be written; the cause says why."""
 
 
-def at_image_border(uri: str, step: Callable[[], T], *, is_last_attempt: bool = False) -> T | ImageFailure:
+def image_boundary(uri: str, step: Callable[[], T], *, is_last_attempt: bool = False) -> T | ImageFailure:
     """Run one step of one image; whatever goes wrong with it becomes its failure, and its neighbours go on.
 
     Raises:
@@ -62,7 +62,7 @@ def at_image_border(uri: str, step: Callable[[], T], *, is_last_attempt: bool = 
         return ImageFailure(uri, "failed", one_line(error), traceback.format_exc())
 
 
-def at_shard_border(index: int, attempt: Callable[[], Report]) -> Report | ShardFailure:
+def shard_boundary(index: int, attempt: Callable[[], Report]) -> Report | ShardFailure:
     """Run one shard's attempt; whatever ends it becomes a value that the driver can judge."""
     try:
         return attempt()

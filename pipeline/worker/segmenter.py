@@ -19,9 +19,9 @@ from pipeline.errors import ImageError
 from pipeline.job_spec.job import ModelSection
 from pipeline.messages import ImageFailure
 from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import configured
+from pipeline.weights.fingerprint import resolve_config
 from pipeline.worker.batching import BatchSize
-from pipeline.worker.error_boundaries import DeviceLostError, at_image_border
+from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
     from pipeline.weights.cache import resolve_weights
 
     path = resolve_weights(section, storage)
-    model = build_model(configured(section, path)).eval()
+    model = build_model(resolve_config(section, path)).eval()
     if path is None:
         model.load_state_dict(untrained_state(model.state_dict()))
     else:
@@ -164,12 +164,12 @@ class Segmenter:
             batch = batches.popleft()
             name = batch[0].uri if len(batch) == 1 else f"{batch[0].uri} and {len(batch) - 1} more"
             with watch(batch):
-                outcome = at_image_border(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
+                outcome = image_boundary(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
             if isinstance(outcome, list):
                 self.batch_size.succeeded(len(batch))
                 for image, raw in zip(batch, outcome, strict=True):
                     # Whatever the model is: NaN would be rows that no reader can order or filter.
-                    yield image, at_image_border(image.uri, lambda raw=raw: _finite(raw))  # type: ignore[misc]
+                    yield image, image_boundary(image.uri, lambda raw=raw: _finite(raw))  # type: ignore[misc]
             elif len(batch) > 1:
                 half = (len(batch) + 1) // 2 if outcome is None else 1
                 pieces = [batch[start : start + half] for start in range(0, len(batch), half)]

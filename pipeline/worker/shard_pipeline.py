@@ -27,11 +27,11 @@ from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
 from pipeline.worker.batching import Batcher
 from pipeline.worker.byte_budget import ByteBudget, Lane, SharedBudget
-from pipeline.worker.commit_claim import Claim
-from pipeline.worker.error_boundaries import at_image_border
+from pipeline.worker.commit_claim import CommitClaim
+from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.prefetch import ByteGauge, Prefetch
 from pipeline.worker.segmenter import DecodedImage, Segmenter
-from pipeline.worker.watchdog import ImageWatch, Step
+from pipeline.worker.watchdog import Step, Watchdog
 
 # Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
@@ -58,7 +58,7 @@ class EncodedImage:
     read: ReadVersion | None = None
 
 
-class WorkerTools:
+class WorkerResources:
     """What the shards of one worker share.
 
     turn: held by the shard that infers.
@@ -78,7 +78,7 @@ class WorkerTools:
         # The driver has listed the input: a store that does not answer is away, not misspelt.
         self.storage = Storage(spec.storage, is_known=True)
         self.reads = self.storage.read_concurrency(spec.input.uri)
-        self.watch = ImageWatch(spec.retry.image_timeout_s)
+        self.watch = Watchdog(spec.retry.image_timeout_s)
         self.turn = threading.Lock()
         self.read_slots = threading.Semaphore(self.reads)
         self.encoded = SharedBudget(ENCODED_BYTES)
@@ -89,17 +89,17 @@ class WorkerTools:
         self.encoders = ThreadPoolExecutor(encoders, thread_name_prefix="encode")
 
 
-class ShardStages:
+class ShardPipeline:
     """The way of one shard's images, or of some of them, through the stages; used once."""
 
     def __init__(
         self,
-        tools: WorkerTools,
+        tools: WorkerResources,
         shard: Shard,
         *,
         positions: Sequence[int],
         is_last_attempt: bool,
-        claim: Claim,
+        claim: CommitClaim,
         on_images: Callable[[int], None],
     ) -> None:
         """`positions`: the images to do, by their place in the shard."""
@@ -171,7 +171,7 @@ class ShardStages:
     def _load(self, position: int) -> tuple[int, DecodedImage | ImageFailure]:
         ref, number = self._shard.images[position], self._numbers[position]
         try:
-            return position, at_image_border(
+            return position, image_boundary(
                 ref.uri, lambda: self._read_and_decode(position, ref), is_last_attempt=self._is_last_attempt
             )
         finally:
@@ -270,7 +270,7 @@ class ShardStages:
         while len(self._encoding) >= MAX_ENCODING:
             wait([self._encoding.popleft()])
         ref = self._shard.images[position]
-        future = self._tools.encoders.submit(at_image_border, ref.uri, lambda: self._encode_rows(position, raw))
+        future = self._tools.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, raw))
         self._encoding.append(future)
         self._encoded[position] = future
 

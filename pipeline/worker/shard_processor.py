@@ -8,16 +8,16 @@ from functools import partial
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import Assignment, Hang, ImageFailure, PieceReport, ShardReport
+from pipeline.messages import Assignment, Hang, ImageFailure, PartialResult, ShardResult
 from pipeline.output.commit import commit_shard
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
 from pipeline.telemetry import WorkerTotals
-from pipeline.worker.commit_claim import Claim
+from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import CommitError
 from pipeline.worker.memory import resident_bytes
 from pipeline.worker.segmenter import Segmenter
-from pipeline.worker.shard_pipeline import EncodedImage, ShardStages, WorkerTools
-from pipeline.worker.totals import WorkLog
+from pipeline.worker.shard_pipeline import EncodedImage, ShardPipeline, WorkerResources
+from pipeline.worker.totals import WorkCounter
 
 
 class ShardProcessor:
@@ -26,8 +26,8 @@ class ShardProcessor:
     def __init__(self, segmenter: Segmenter, spec: JobSpec, *, run: str, model_label: str, cpus: float) -> None:
         """`cpus`: cores this worker may use; that many images are decoded at once."""
         self._run = run
-        self._tools = WorkerTools(segmenter, spec, model_label=model_label, cpus=cpus)
-        self._log = WorkLog()
+        self._tools = WorkerResources(segmenter, spec, model_label=model_label, cpus=cpus)
+        self._log = WorkCounter()
 
     @property
     def device_name(self) -> str:
@@ -48,8 +48,8 @@ class ShardProcessor:
         return self._log.totals(batch_size=self.batch_size)
 
     def process(
-        self, shard: Shard, assignment: Assignment, *, claim: Claim, on_images: Callable[[int], None]
-    ) -> ShardReport | PieceReport:
+        self, shard: Shard, assignment: Assignment, *, claim: CommitClaim, on_images: Callable[[int], None]
+    ) -> ShardResult | PartialResult:
         """Segment the shard's images, or those that are assigned, and commit them where that is ours to do.
 
         Args:
@@ -65,7 +65,7 @@ class ShardProcessor:
         start = time.perf_counter()
         self._tools.storage.signed.add(shard.signed)
         positions = assignment.positions or tuple(range(len(shard.images)))
-        work = ShardStages(
+        work = ShardPipeline(
             self._tools,
             shard,
             positions=positions,
@@ -81,7 +81,7 @@ class ShardProcessor:
                 if assignment.is_committed_by_worker:
                     claim.take()
                     self._commit(shard, image_rows, instance_rows, claim)
-        report = ShardReport(
+        report = ShardResult(
             index=shard.index,
             statuses=dict(Counter(row.status for row in image_rows)),
             instances=len(instance_rows),
@@ -98,7 +98,7 @@ class ShardProcessor:
         )
         if assignment.is_committed_by_worker:
             return report
-        return PieceReport(shard.index, positions, report, tuple(image_rows), tuple(instance_rows))
+        return PartialResult(shard.index, positions, report, tuple(image_rows), tuple(instance_rows))
 
     def _rows(
         self, shard: Shard, outcomes: "list[EncodedImage | ImageFailure]", attempt: int
@@ -121,7 +121,9 @@ class ShardProcessor:
                 instance_rows.extend(outcome.rows)
         return image_rows, instance_rows
 
-    def _commit(self, shard: Shard, image_rows: list[ImageRow], instance_rows: list[InstanceRow], claim: Claim) -> None:
+    def _commit(
+        self, shard: Shard, image_rows: list[ImageRow], instance_rows: list[InstanceRow], claim: CommitClaim
+    ) -> None:
         try:
             commit_shard(
                 self._tools.storage,

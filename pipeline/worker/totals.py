@@ -8,7 +8,7 @@ from pipeline.telemetry import StageClock, WorkerTotals
 from pipeline.worker.prefetch import ByteGauge
 
 
-class WorkLog:
+class WorkCounter:
     """Adds up the shards of one worker, from any thread."""
 
     def __init__(self) -> None:

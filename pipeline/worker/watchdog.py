@@ -25,7 +25,7 @@ class _UnderWay:
         return f"{self.step} hung for {seconds:.0f} s{company}; the limit is retry.image_timeout_s"
 
 
-class ImageWatch:
+class Watchdog:
     """Images under way in one worker; used from all of its threads."""
 
     def __init__(self, timeout_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -14,9 +14,9 @@ from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
 from pipeline.messages import (
     Assignment,
-    PieceReport,
+    PartialResult,
     ShardFailure,
-    ShardReport,
+    ShardResult,
     WorkerFailure,
     WorkerProgress,
     WorkerReady,
@@ -25,8 +25,8 @@ from pipeline.redaction import log_without_secrets
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import WorkerMetrics
 from pipeline.text import one_line
-from pipeline.worker.commit_claim import Claim, Contact
-from pipeline.worker.error_boundaries import DeviceLostError, at_shard_border
+from pipeline.worker.commit_claim import CommitClaim, DriverLiveness
+from pipeline.worker.error_boundaries import DeviceLostError, shard_boundary
 
 if TYPE_CHECKING:
     # The driver imports this module and may run on a machine without torch.
@@ -69,9 +69,9 @@ class Worker:
         self._settings = settings
         self._processor: ShardProcessor | None = None
         self._images_done: dict[int, int] = {}
-        self._claims: dict[int, Claim] = {}
+        self._claims: dict[int, CommitClaim] = {}
         self._lock = threading.Lock()
-        self._contact = Contact(settings.spec.storage.patience_s)
+        self._contact = DriverLiveness(settings.spec.storage.patience_s)
         self._metrics = WorkerMetrics(settings.run)
         # The raylet starts the workers of its node; when it dies, the system gives its children another parent.
         self._parent = os.getppid()
@@ -86,7 +86,7 @@ class Worker:
         self._processor = outcome
         return WorkerReady(outcome.device_name, outcome.batch_size, time.perf_counter() - start)
 
-    def run_shard(self, shard: Shard, assignment: Assignment) -> ShardReport | PieceReport | ShardFailure:
+    def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:
         """Segment the shard's images, or some of them; what ends an attempt comes back as a value.
 
         Returns:
@@ -96,11 +96,11 @@ class Worker:
         if processor is None:
             return ShardFailure(shard.index, "bug", "the worker was given a shard before its model was loaded")
         self._hear()
-        claim = Claim(self._contact)
+        claim = CommitClaim(self._contact)
         with self._lock:
             self._claims[shard.index] = claim
         try:
-            return at_shard_border(
+            return shard_boundary(
                 shard.index,
                 lambda: processor.process(shard, assignment, claim=claim, on_images=self._count(shard.index)),
             )

@@ -10,7 +10,7 @@ from pipeline.driver.run_job import run
 from pipeline.errors import RunError
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import take_fingerprint
+from pipeline.weights.fingerprint import compute_fingerprint
 from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, stable, statuses
 from tests.support.fakes.models import LoadFake, write_image, write_images
 
@@ -109,7 +109,7 @@ def test_a_stragglers_copy_commits_first_and_rows_stay_single(tmp_path: Path) ->
 def test_tables_that_cannot_be_written_stop_the_run_and_the_same_command_resumes(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 8)
     spec = spec_with(tmp_path, retry__max_attempts=1)
-    open_run(spec, take_fingerprint(spec.model).to_dict(), Storage(spec.storage))
+    open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(spec.storage))
     # A file where the table's folder belongs refuses everybody, root included.
     obstacle = tmp_path / "out" / "instances"
     obstacle.touch()

@@ -24,7 +24,7 @@ from pipeline.output.rows import build_image_row
 from pipeline.runs.open import open_run
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import take_fingerprint
+from pipeline.weights.fingerprint import compute_fingerprint
 from pipeline.worker.worker import Worker, WorkerSettings
 from tests.support.paths import PHOTOS
 from tests.support.servers.s3_server import READER, WRITER, WRONG, Key, S3Server
@@ -92,7 +92,7 @@ def upload_weights(bucket: str, door: Storage, folder: Path) -> str:
 
 def commit_first_shard(spec: JobSpec, door: Storage) -> None:
     """Leave the run as a kill after its first shard would; its rows are not those of the network."""
-    opened = open_run(spec, take_fingerprint(spec.model, door).to_dict(), door, run="night")
+    opened = open_run(spec, compute_fingerprint(spec.model, door).to_dict(), door, run="night")
     rows = [
         build_image_row(ref, shard=0, model="by hand", status="failed", error="a mark", attempts=7)
         for ref in opened.read_shard(0).images
@@ -162,7 +162,7 @@ def test_the_instances_are_those_of_local_files(remote_run: RemoteRun, tmp_path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(remote_run.storage.read(f"{remote_run.bucket}/in/{name}"))
     spec = load_spec(None, overrides)
-    opened = open_run(spec, take_fingerprint(spec.model).to_dict(), Storage(), run="night")
+    opened = open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(), run="night")
     worker = Worker(WorkerSettings(spec, "night", PRESET, cpus=1.0, gpus=0.0))
     worker.start()
     for index in range(opened.shard_count):

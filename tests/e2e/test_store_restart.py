@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.job_spec.job import load_spec
-from pipeline.messages import Assignment, ShardReport
+from pipeline.messages import Assignment, ShardResult
 from pipeline.output.results import open_results
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
@@ -60,7 +60,7 @@ def test_no_attempt_is_lost_to_a_store_that_comes_back(s3_server: S3Server, s3_b
     thread.start()
     s3_server.start()
     thread.join()
-    assert [type(report) for report in reports] == [ShardReport] * (IMAGES // SHARD_IMAGES)
+    assert [type(report) for report in reports] == [ShardResult] * (IMAGES // SHARD_IMAGES)
     rows = open_results(spec.output.uri, Storage(spec.storage)).images("r").to_pylist()
     assert [(row["status"], row["height"], row["changed"]) for row in rows] == [
         *[("ok", 32, False)] * (IMAGES - 2),

@@ -129,7 +129,7 @@ def hang(spec, storage):
         # What unwinds does not return either, as a pool of reads from a store that is away.
         threading.Event().wait(60)
 
-pipeline.driver.run_job.settle_model = hang
+pipeline.driver.run_job.resolve_preset = hang
 main()
 """
 

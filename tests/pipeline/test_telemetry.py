@@ -14,10 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import telemetry as ray_metrics
-from pipeline.messages import ImageFailure, ShardReport
+from pipeline.messages import ImageFailure, ShardResult
 from pipeline.telemetry import MAX_REASON_LABELS, DriverMetrics, StageClock, WorkerMetrics, WorkerTotals, reason_words
 from pipeline.worker.prefetch import ByteGauge
-from pipeline.worker.totals import WorkLog
+from pipeline.worker.totals import WorkCounter
 from tests.support.fakes.models import write_image, write_images
 from tests.support.paths import PROGRAMS, ROOT
 
@@ -126,7 +126,7 @@ def test_however_many_reasons_there_are_the_labels_stay_few() -> None:
     for number in range(500):
         word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
         failure = ImageFailure(f"s3://b/{number}.jpg", "unreadable", f"broken {word}")
-        metrics.committed(ShardReport(0, {"unreadable": 1}, 0, {}, 0, 0.0, failures=(failure,)))
+        metrics.committed(ShardResult(0, {"unreadable": 1}, 0, {}, 0, 0.0, failures=(failure,)))
     reasons = {dict(labels)["reason"] for name, labels in told_by(metrics) if name == "htc_image_failures"}
     assert len(reasons) == MAX_REASON_LABELS + 1
     counted = [value for (name, _), value in told_by(metrics).items() if name == "htc_image_failures"]
@@ -147,7 +147,7 @@ def test_a_worker_tells_what_was_added() -> None:
 
 
 def test_a_worker_counts_the_shards_under_way_and_never_twice() -> None:
-    log = WorkLog()
+    log = WorkCounter()
     passed_on: list[int] = []
     clock, gauge = StageClock(), ByteGauge()
     with log.following(clock, gauge):

@@ -152,7 +152,7 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
     from pipeline.output.results import open_results
     from pipeline.runs.open import open_run
     from pipeline.storage.storage import Storage
-    from pipeline.weights.fingerprint import take_fingerprint
+    from pipeline.weights.fingerprint import compute_fingerprint
     from pipeline.worker.worker import Worker, WorkerSettings
     from tests.chaos.model import LoadContentModel
     from tests.chaos.plan import Plan
@@ -165,11 +165,11 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
         "images.max_pixels": MAX_PIXELS,
     }
     spec = load_spec(None, values)
-    opened = open_run(spec, take_fingerprint(spec.model).to_dict(), Storage(), run="fuzz")
+    opened = open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(), run="fuzz")
     load = LoadContentModel(Plan(), driver_pid=0)
     worker = Worker(WorkerSettings(spec, "fuzz", "fuzz", cpus=1.0, gpus=0.0, load_model=load))
     worker.start()
-    for index in opened.new_shards():
+    for index in opened.take_new_shards():
         worker.run_shard(opened.read_shard(index), Assignment(index, attempt=1, is_last=True))
     rows: list[dict[str, Any]] = open_results(spec.output.uri).images().to_pylist()
     return rows

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DamagedContainerError, ImageError, IncompleteReadError, PastEndError
 from pipeline.inputs.containers.parquet_pages import Chunk, Page, read_chunks, read_pages
 from pipeline.storage import local as local_files
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.translate import storage_error
 from pipeline.storage.uris import is_local
@@ -438,7 +438,7 @@ def _row_group_starts(metadata: pq.FileMetaData) -> list[int]:
 
 
 @contextmanager
-def _open(uri: str, storage: Storage) -> Iterator[tuple[pq.ParquetFile, Listed]]:
+def _open(uri: str, storage: Storage) -> Iterator[tuple[pq.ParquetFile, ObjectInfo]]:
     # Without a buffer, a column of a row group is read whole, however large it is.
     with (
         storage.reading_version(uri) as (raw, listed),

@@ -11,7 +11,7 @@ from pipeline.inputs.containers.parquet import ParquetRows, column_parts, inspec
 from pipeline.inputs.formats.detect import looks_like_image
 from pipeline.inputs.listings.delimited import looks_like_name
 from pipeline.inputs.listings.headings import URI_COLUMNS
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
 IMAGE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
@@ -53,7 +53,7 @@ class _Candidate:
 
 
 def choose_columns(
-    listed: Listed, storage: Storage, *, image_column: str | None = None, uri_column: str | None = None
+    listed: ObjectInfo, storage: Storage, *, image_column: str | None = None, uri_column: str | None = None
 ) -> Columns:
     """Find the column with the images of a Parquet file, or with their names.
 
@@ -98,7 +98,7 @@ def describe(schema: pa.Schema) -> str:
     return ", ".join(shown) + (f" and {len(schema) - 20} more" if len(schema) > 20 else "") or "none"
 
 
-def _judge(listed: Listed, storage: Storage, schema: pa.Schema, rows: int) -> tuple[str | None, str | None]:
+def _judge(listed: ObjectInfo, storage: Storage, schema: pa.Schema, rows: int) -> tuple[str | None, str | None]:
     """Return the column with images, and why there is none although it seems so."""
     candidates = sorted(_candidates(schema), key=_rank)
     if not candidates:
@@ -164,7 +164,7 @@ def _named_text(schema: pa.Schema, name: str) -> str | None:
     return name if column_parts(schema, name) is not None and "." in name else None
 
 
-def _look(listed: Listed, candidate: _Candidate, storage: Storage, rows: int) -> str:
+def _look(listed: ObjectInfo, candidate: _Candidate, storage: Storage, rows: int) -> str:
     """Look at a column's first rows: they hold "images", "names" of files, something "else", or "nothing"."""
     found = "nothing"
     with ParquetRows(kept=1) as reader:
@@ -185,7 +185,7 @@ def _look(listed: Listed, candidate: _Candidate, storage: Storage, rows: int) ->
     return found
 
 
-def _base64_problem(listed: Listed, storage: Storage, schema: pa.Schema, uri: str | None, rows: int) -> str | None:
+def _base64_problem(listed: ObjectInfo, storage: Storage, schema: pa.Schema, uri: str | None, rows: int) -> str | None:
     """Notice images that are written as text; no file has such a name."""
     texts = [field.name for field in schema if _is_text(field.type)]
     for name in [uri] if uri is not None else [each for each in texts if each.lower() in IMAGE_COLUMNS]:
@@ -201,7 +201,7 @@ def _base64_problem(listed: Listed, storage: Storage, schema: pa.Schema, uri: st
     return None
 
 
-def _find_names(listed: Listed, storage: Storage, schema: pa.Schema) -> str | None:
+def _find_names(listed: ObjectInfo, storage: Storage, schema: pa.Schema) -> str | None:
     """Return the only text column most of whose first rows look like names of images, as in a table of text."""
     found = []
     for name in _texts_in(list(schema), ""):
@@ -243,7 +243,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def require_columns(listed: Listed, columns: Columns) -> None:
+def require_columns(listed: ObjectInfo, columns: Columns) -> None:
     """Refuse a file that is the whole input and has no images.
 
     Raises:

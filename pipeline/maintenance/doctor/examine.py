@@ -25,7 +25,7 @@ from pipeline.runs.cleanup import TEMP_NAME
 from pipeline.runs.lease import STALE_AFTER_S
 from pipeline.runs.process_id import is_dead_here
 from pipeline.runs.summary import load_summary
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local, join, local_path
 
@@ -70,8 +70,10 @@ class Report:
 class _Files:
     """What lies there: by run and table, and by run the files of its own folder, by their names in it."""
 
-    tables: dict[str, dict[str, list[Listed]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    folders: dict[str, dict[str, Listed]] = field(default_factory=lambda: defaultdict(dict))
+    tables: dict[str, dict[str, list[ObjectInfo]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    folders: dict[str, dict[str, ObjectInfo]] = field(default_factory=lambda: defaultdict(dict))
     foreign: list[str] = field(default_factory=list)
     count: int = 0
 
@@ -131,7 +133,7 @@ class _Examination:
         self._folder = run_folder(output_uri, run)
         files = _list_files(storage, output_uri, run)
         self._files = files.folders.get(run, {})
-        self._tables: Mapping[str, list[Listed]] = files.tables.get(run, {})
+        self._tables: Mapping[str, list[ObjectInfo]] = files.tables.get(run, {})
         self._findings: list[Finding] = [_foreign(uri) for uri in files.foreign]
         self._folders: set[str] = set()
 
@@ -356,7 +358,7 @@ def _is_part(table: str, name: str) -> bool:
     return _DELETIONS_PART.fullmatch(name) is not None if table == "deletions" else parse_part(name) is not None
 
 
-def _below(storage: Storage, folder: str) -> Iterator[Listed]:
+def _below(storage: Storage, folder: str) -> Iterator[ObjectInfo]:
     try:
         yield from storage.list(folder)
     except NotFoundError:

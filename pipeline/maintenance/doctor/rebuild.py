@@ -9,7 +9,7 @@ from pipeline.output.layout import run_folder
 from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, record_from
 from pipeline.planning.manifest import Manifest, manifest_up_to, read_part, record_in
-from pipeline.planning.repeated_failures import Repeats
+from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.summary import load_summary, read_summary, summarise
 from pipeline.storage.storage import Storage
@@ -66,7 +66,7 @@ def derive_summary(storage: Storage, output_uri: str, record: RunRecord) -> dict
     """
     spec = _spec_of(output_uri, record)
     manifest = Manifest.from_dict(record.manifest)
-    repeats = Repeats(storage, output_uri, record.run)
+    repeats = RepeatedFailures(storage, output_uri, record.run)
     rows = RowCounts.from_tables(open_results(output_uri, storage), record.run, lambda: repeats.numbers(manifest))
     return summarise(
         record.run,

@@ -8,17 +8,17 @@ import pytest
 
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.driver.progress import LineProgress
-from pipeline.text import visible
+from pipeline.text import printable
 
 TITLE = "a\x1b]0;owned\x07b\x9bc\u202ed.jpg"
 SPELT = r"a\x1b]0;owned\x07b\x9bc\u202ed.jpg"
 
 
 def test_only_what_is_not_printable_is_spelt_out() -> None:
-    assert visible("Straße 東京 🙂.jpg") == "Straße 東京 🙂.jpg"
-    assert visible(TITLE) == SPELT
-    assert visible("one\ntwo\t") == r"one\ntwo\t"
-    assert visible("one\ntwo\x1b", keep="\n") == "one\ntwo\\x1b"
+    assert printable("Straße 東京 🙂.jpg") == "Straße 東京 🙂.jpg"
+    assert printable(TITLE) == SPELT
+    assert printable("one\ntwo\t") == r"one\ntwo\t"
+    assert printable("one\ntwo\x1b", keep="\n") == "one\ntwo\\x1b"
 
 
 def test_the_console_spells_names_out(capsys: pytest.CaptureFixture[str]) -> None:

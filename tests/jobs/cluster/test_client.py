@@ -11,7 +11,7 @@ import pytest
 
 from jobs.cluster import client as cluster_client
 from jobs.cluster.client import check_version, connect, is_this_machine, resolve_address
-from jobs.cluster.errors import AlreadyGoingError, ClusterError, NoSuchJobError, in_our_words
+from jobs.cluster.errors import AlreadyGoingError, ClusterError, NoSuchJobError, translated_errors
 from pipeline.errors import SpecError
 from tests.support.servers.fake_jobs import dashboard
 from tests.support.without_torch import BLOCKER
@@ -126,17 +126,17 @@ def test_another_ray_is_named_with_both_versions() -> None:
 
 
 def test_what_ray_refuses_is_one_sentence() -> None:
-    with pytest.raises(NoSuchJobError, match="knows no job a-1; htc list"), in_our_words("http://u", "a-1"):
+    with pytest.raises(NoSuchJobError, match="knows no job a-1; htc list"), translated_errors("http://u", "a-1"):
         raise RuntimeError("Request failed with status code 404: Job a-1 does not exist")
     trace = "Request failed with status code 500: Traceback (most recent call last):\n  File ...\nValueError: no\n."
-    with pytest.raises(ClusterError) as caught, in_our_words("http://u"):
+    with pytest.raises(ClusterError) as caught, translated_errors("http://u"):
         raise RuntimeError(trace)
     assert "\n" not in str(caught.value)
     taken = "Request failed with status code 400: Job with submission_id a-1 already exists. Please use another."
-    with pytest.raises(AlreadyGoingError, match="The job a-1 is at this run already"), in_our_words("http://u"):
+    with pytest.raises(AlreadyGoingError, match="The job a-1 is at this run already"), translated_errors("http://u"):
         raise RuntimeError(taken)
     # Our own errors, and bugs, pass as they are.
-    with pytest.raises(ZeroDivisionError), in_our_words("http://u"):
+    with pytest.raises(ZeroDivisionError), translated_errors("http://u"):
         raise ZeroDivisionError
 
 

@@ -8,14 +8,14 @@ import pytest
 from jobs.cli.options import load_job_spec
 from jobs.running.plan import report_plan
 from pipeline.errors import InputError, SpecError
-from tests.support.builders.planned_runs import FINGERPRINT, OTHER_MODEL, Nights
+from tests.support.builders.planned_runs import FINGERPRINT, OTHER_MODEL, IncrementalRuns
 from tests.support.without_torch import run_without_torch
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> Nights:
+def nights(tmp_path: Path) -> IncrementalRuns:
     """Three images done by a first night; then one changes, one goes, one comes."""
-    nights = Nights(tmp_path)
+    nights = IncrementalRuns(tmp_path)
     nights.put("a.jpg", "b.jpg", "c.jpg")
     nights.night()
     nights.put("b.jpg", content="other")
@@ -28,7 +28,9 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def plan(nights: Nights, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any] = FINGERPRINT, **more: object) -> int:
+def plan(
+    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any] = FINGERPRINT, **more: object
+) -> int:
     """What `htc plan` prints; the model's file is not at hand."""
     monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: model)
     spec = nights.spec(model__weights="untrained", **more)
@@ -36,7 +38,7 @@ def plan(nights: Nights, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any] 
 
 
 def test_plan_tells_what_a_night_would_do_and_writes_nothing(
-    nights: Nights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = snapshot(nights.folder)
     assert plan(nights, monkeypatch) == 0
@@ -56,7 +58,7 @@ def test_plan_tells_what_a_night_would_do_and_writes_nothing(
 
 
 def test_plan_of_a_night_with_nothing_to_do(
-    nights: Nights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nights.night()
     assert plan(nights, monkeypatch) == 0
@@ -64,7 +66,7 @@ def test_plan_of_a_night_with_nothing_to_do(
 
 
 def test_plan_of_a_night_that_is_not_done(
-    nights: Nights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = nights.open(compute__shard_images=1, model__weights="untrained")
     nights.commit(run, shards=1)
@@ -72,7 +74,7 @@ def test_plan_of_a_night_that_is_not_done(
     assert f"resumes {run.name}: 1 of 2 shards to go" in capsys.readouterr().out
 
 
-def test_nights_are_planned_and_asked_for_without_torch_and_ray(nights: Nights) -> None:
+def test_nights_are_planned_and_asked_for_without_torch_and_ray(nights: IncrementalRuns) -> None:
     folders = [str(nights.folder / "in"), str(nights.folder / "out")]
     done = run_without_torch("plan", *folders, "--incremental", "--weights", "untrained", "--no-model")
     assert done.returncode == 0, done.stderr

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from jobs.maintenance.prune import prune_output
-from jobs.maintenance.prune_policy import Choice, Rules, choose_runs, read_age
+from jobs.maintenance.prune_policy import PruneDecision, PrunePolicy, choose_runs, read_age
 from pipeline.errors import SpecError
 from pipeline.maintenance.publications import Publication, note_publication
 from pipeline.maintenance.removal import remove_run
-from pipeline.maintenance.survey import Standing, survey_runs
+from pipeline.maintenance.survey import RunInfo, survey_runs
 from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage
@@ -37,15 +37,15 @@ def output(tmp_path: Path) -> str:
     return str(tmp_path / "out")
 
 
-def decide(standings: list[Standing], needed: set[str], rules: Rules) -> dict[str, str]:
+def decide(standings: list[RunInfo], needed: set[str], rules: PrunePolicy) -> dict[str, str]:
     return {each.standing.run: each.kept_because for each in choose_runs(standings, needed, rules, NOW)}
 
 
-def nights(output: str) -> list[Standing]:
+def nights(output: str) -> list[RunInfo]:
     return survey_runs(open_results(output), now=NOW)
 
 
-def with_deletions(standing: Standing) -> Standing:
+def with_deletions(standing: RunInfo) -> RunInfo:
     manifest = {**standing.record.manifest, "selection": {"deleted": 1}}
     return replace(standing, record=replace(standing.record, manifest=manifest))
 
@@ -84,21 +84,21 @@ def test_why_each_run_is_kept(output: str) -> None:
     first, second, third, fourth = nights(output)
     incomplete = replace(second, state="incomplete", is_whole=False)
     held = replace(first, holder="host a, process 7")
-    fresh = Rules(1, timedelta(days=9))
-    assert decide([first, second, third, fourth], set(), Rules(1)) == {
+    fresh = PrunePolicy(1, timedelta(days=9))
+    assert decide([first, second, third, fourth], set(), PrunePolicy(1)) == {
         "night-0": "",
         "night-1": "",
         "night-2": "",
         "night-3": "the newest complete run",
     }
-    assert decide([held, second, third, fourth], set(), Rules(1))["night-0"] == "host a, process 7 works on it"
-    assert decide([first, incomplete], set(), Rules(1)) == {
+    assert decide([held, second, third, fourth], set(), PrunePolicy(1))["night-0"] == "host a, process 7 works on it"
+    assert decide([first, incomplete], set(), PrunePolicy(1)) == {
         "night-0": "the newest complete run",
         "night-1": "incomplete, and the newest: the next run goes on with it",
     }
-    assert decide([first, incomplete, third], set(), Rules(1))["night-1"] == ""
+    assert decide([first, incomplete, third], set(), PrunePolicy(1))["night-1"] == ""
     young = [first, replace(third, state="incomplete", is_whole=False), fourth]
-    shifted = choose_runs(young, set(), Rules(1), NOW - timedelta(days=5))
+    shifted = choose_runs(young, set(), PrunePolicy(1), NOW - timedelta(days=5))
     assert shifted[1].kept_because == "incomplete, and only 3 days old"
     assert decide([first, second, third, fourth], set(), fresh)["night-2"] == "only 8 days old"
     assert decide([first, second, third, fourth], set(), fresh)["night-0"] == ""
@@ -108,18 +108,18 @@ def test_published_runs_stay_unless_they_are_withdrawn_first(output: str) -> Non
     place = Publication("sqlite:///c.db", "htc", "2026-03-01")
     first, *others = nights(output)
     published = [replace(first, publications=(place,)), *others]
-    assert decide(published, set(), Rules(1))["night-0"] == "published in sqlite:///c.db, namespace htc"
-    assert decide(published, set(), Rules(1, withdrawn_from=[place.place]))["night-0"] == ""
+    assert decide(published, set(), PrunePolicy(1))["night-0"] == "published in sqlite:///c.db, namespace htc"
+    assert decide(published, set(), PrunePolicy(1, withdrawn_from=[place.place]))["night-0"] == ""
 
 
 def test_marks_of_deleted_images_stay_as_long_as_an_older_run_that_nobody_asked_about(output: str) -> None:
     first, second, third, fourth = nights(output)
     runs = [first, with_deletions(second), third, fourth]
-    assert decide(runs, set(), Rules(1))["night-1"] == ""
+    assert decide(runs, set(), PrunePolicy(1))["night-1"] == ""
     # Whether they hide anything of a run that is needed was asked already.
-    assert decide(runs, {"night-0"}, Rules(1))["night-1"] == ""
+    assert decide(runs, {"night-0"}, PrunePolicy(1))["night-1"] == ""
     held = [replace(first, holder="host a, process 7"), *runs[1:]]
-    told = decide(held, set(), Rules(1))["night-1"]
+    told = decide(held, set(), PrunePolicy(1))["night-1"]
     assert told == "its marks of deleted images may hide rows of the run night-0"
 
 
@@ -128,7 +128,7 @@ def test_a_run_that_somebody_took_meanwhile_is_not_removed(
 ) -> None:
     note = Publication("prod", "htc", "2026-03-01")
 
-    def choose_and_publish(*args: Any) -> list[Choice]:
+    def choose_and_publish(*args: Any) -> list[PruneDecision]:
         chosen = choose_runs(*args)
         note_publication(Storage(), output, "night-0", note)
         return chosen

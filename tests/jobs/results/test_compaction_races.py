@@ -15,7 +15,7 @@ from pipeline.output.results import Results
 from pipeline.output.run_record import list_records
 from pipeline.planning.input_changes import compare_input
 from pipeline.planning.manifest import Manifest
-from pipeline.planning.repeated_failures import Repeats
+from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.storage.storage import Storage
 from tests.support.builders.damaged_outputs import MODEL, Htc, htc_of, write_sound_output
 
@@ -128,7 +128,7 @@ def test_what_earlier_runs_failed_is_found_when_parts_move(sound: Path, tmp_path
     output = copy_of(sound, tmp_path)
     second = list_records(Storage(), str(output))[-1]
     manifest = Manifest.from_dict(second.manifest)
-    asked = Repeats(Storage(), str(output), "second")
+    asked = RepeatedFailures(Storage(), str(output), "second")
     with compacted_after_the_look(output) as looks:
         history = asked._history
     assert (len(history), len(looks) > 1, manifest.image_count) == (6, True, 4)

@@ -11,7 +11,7 @@ from jobs.running.plan import report_plan
 from pipeline.errors import InputError, OutputOccupiedError, RunMismatchError
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import take_fingerprint
+from pipeline.weights.fingerprint import compute_fingerprint
 from tests.support.builders.finished_runs import FINGERPRINT as FINISHED
 from tests.support.builders.finished_runs import finish_run, write_inputs
 from tests.support.builders.outputs import FINGERPRINT, Output, commit
@@ -185,5 +185,5 @@ def test_plan_takes_the_same_fingerprint_as_run(output: Output) -> None:
     from jobs.running.model_check import known_fingerprint
 
     spec = spec_for(output.photos, output.folder)
-    assert known_fingerprint(spec, Storage(), None) == asdict(take_fingerprint(spec.model))
+    assert known_fingerprint(spec, Storage(), None) == asdict(compute_fingerprint(spec.model))
     assert os.environ.get("HTC_CACHE") != ""

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.cluster.errors import AlreadyGoingError, ClusterError
 from jobs.cluster.job_state import JobState
-from jobs.scheduling.cluster_launcher import AGAIN_S, POLL_S, ClusterRuns
+from jobs.scheduling.cluster_launcher import AGAIN_S, POLL_S, ClusterLauncher
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.schedule import build_schedule
@@ -36,9 +36,9 @@ class Cluster:
             raise ClusterError("No cluster answers.")
         return self.jobs
 
-    def runs(self) -> ClusterRuns:
+    def runs(self) -> ClusterLauncher:
         """The launcher, anew, as each scheduler makes it."""
-        return ClusterRuns("http://cluster:8265", connect=self.connect, clock=self.clock)
+        return ClusterLauncher("http://cluster:8265", connect=self.connect, clock=self.clock)
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from jobs.scheduling.endings import ending_of
 from jobs.scheduling.engine import START_PATIENCE, Engine, plan_firing
 from jobs.scheduling.firing import Ending, Firing, ending_from
 from jobs.scheduling.home import holder_of, is_scheduler_there, scheduler_lock
-from jobs.scheduling.launcher import Sight
-from jobs.scheduling.local_launcher import LocalRuns, firing_folder, read_ending
+from jobs.scheduling.launcher import LaunchStatus
+from jobs.scheduling.local_launcher import LocalLauncher, firing_folder, read_ending
 from jobs.scheduling.schedule import load_job
 from jobs.scheduling.store import StoreDamagedError
-from jobs.terminal.output_file import replaced_file, set_aside
+from jobs.terminal.output_file import atomic_output, set_aside
 from pipeline.errors import SpecError
 from tests.support.fakes.schedule_bench import ScheduleBench
 
@@ -87,8 +87,8 @@ DAMAGES = [
 FILES = ["ending.json", "process.txt", "lock", "job.yaml", "log.txt"]
 
 
-class QuickRuns(LocalRuns):
-    """Runs that end at once, without a process; all files are those of `LocalRuns`."""
+class QuickRuns(LocalLauncher):
+    """Runs that end at once, without a process; all files are those of `LocalLauncher`."""
 
     def _launch(self, firing: Firing, job: object, folder: Path, lock: object) -> str:
         # The real one first puts the folder right.
@@ -200,7 +200,7 @@ def test_no_foreign_process_is_stopped_for_a_damaged_number(
     (folder / "process.txt").write_text(str(os.getpid()) if number == "this process" else number)
     monkeypatch.setattr("jobs.scheduling.local_launcher._is_locked", lambda path: True)
     monkeypatch.setattr("os.kill", lambda *call: pytest.fail(f"kill {call}"))
-    LocalRuns(tmp_path).stop(firing, is_forced=True)
+    LocalLauncher(tmp_path).stop(firing, is_forced=True)
 
 
 SPOILT = ["", "{", "null", "[]", '{"name": 3}', "\x00"]
@@ -252,7 +252,7 @@ def test_a_launcher_that_breaks_ends_its_firing_and_no_other(tmp_path: Path) -> 
     bench = bench_of(tmp_path)
 
     class Broken(QuickRuns):
-        def look(self, firing: Firing) -> Sight:
+        def look(self, firing: Firing) -> LaunchStatus:
             raise KeyError("outcome")
 
     whole = QuickRuns(tmp_path)
@@ -334,7 +334,7 @@ def test_files_that_are_renamed_are_on_the_disk_first(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("os.fsync", noted_sync)
     monkeypatch.setattr(Path, "replace", noted_move)
-    with replaced_file(tmp_path / "a") as file:
+    with atomic_output(tmp_path / "a") as file:
         file.write(b"x")
     assert steps == ["sync", "move", "sync"]
 

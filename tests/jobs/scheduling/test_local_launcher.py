@@ -13,8 +13,8 @@ import pytest
 
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Firing
-from jobs.scheduling.launcher import Sight
-from jobs.scheduling.local_launcher import LocalRuns, firing_folder
+from jobs.scheduling.launcher import LaunchStatus
+from jobs.scheduling.local_launcher import LocalLauncher, firing_folder
 from jobs.scheduling.schedule import build_schedule
 from tests.support.paths import PROGRAMS
 
@@ -33,12 +33,12 @@ def firing(tmp_path: Path) -> Firing:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, firing: Firing) -> Iterator[Callable[[], LocalRuns]]:
+def runs(tmp_path: Path, firing: Firing) -> Iterator[Callable[[], LocalLauncher]]:
     """Make the place anew, as each scheduler does; what it has started is ended with the test."""
-    places: list[LocalRuns] = []
+    places: list[LocalLauncher] = []
 
-    def make() -> LocalRuns:
-        places.append(LocalRuns(tmp_path, STAND_IN))
+    def make() -> LocalLauncher:
+        places.append(LocalLauncher(tmp_path, STAND_IN))
         return places[-1]
 
     yield make
@@ -47,7 +47,7 @@ def runs(tmp_path: Path, firing: Firing) -> Iterator[Callable[[], LocalRuns]]:
         see(place, firing, until="ended, gone")
 
 
-def see(place: LocalRuns, firing: Firing, until: str) -> Sight:
+def see(place: LocalLauncher, firing: Firing, until: str) -> LaunchStatus:
     give_up = time.monotonic() + 20
     while (sight := place.look(firing)).state not in until and time.monotonic() < give_up:
         time.sleep(0.02)
@@ -67,7 +67,7 @@ def starts_of(tmp_path: Path, firing: Firing) -> int:
 
 
 def test_a_firing_is_started_once_however_often_it_is_asked_for(
-    runs: Callable[[], LocalRuns], firing: Firing, tmp_path: Path
+    runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path
 ) -> None:
     place = runs()
     place.start(firing)
@@ -83,7 +83,7 @@ def test_a_firing_is_started_once_however_often_it_is_asked_for(
 
 
 def test_another_scheduler_finds_it_and_can_stop_it(
-    runs: Callable[[], LocalRuns], firing: Firing, tmp_path: Path
+    runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path
 ) -> None:
     place = runs()
     place.start(firing)
@@ -95,7 +95,7 @@ def test_another_scheduler_finds_it_and_can_stop_it(
 
 
 def test_one_that_is_killed_is_gone_and_can_be_started_again(
-    runs: Callable[[], LocalRuns], firing: Firing, tmp_path: Path
+    runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path
 ) -> None:
     place = runs()
     place.start(firing)
@@ -107,13 +107,13 @@ def test_one_that_is_killed_is_gone_and_can_be_started_again(
     assert starts_of(tmp_path, firing) == 2
 
 
-def test_what_was_never_started_is_gone(runs: Callable[[], LocalRuns], firing: Firing) -> None:
+def test_what_was_never_started_is_gone(runs: Callable[[], LocalLauncher], firing: Firing) -> None:
     assert runs().look(firing).state == "gone"
     runs().stop(firing, is_forced=False)
 
 
 def test_a_run_that_cannot_begin_ends_with_its_own_sentence(firing: Firing, tmp_path: Path) -> None:
-    place = LocalRuns(tmp_path)
+    place = LocalLauncher(tmp_path)
     place.start(firing)
     ended = see(place, firing, until="ended, gone")
     assert ended.state == "ended"
@@ -123,7 +123,7 @@ def test_a_run_that_cannot_begin_ends_with_its_own_sentence(firing: Firing, tmp_
     assert ended.ending.reason in log
 
 
-def test_the_job_spec_is_read_anew_each_time(runs: Callable[[], LocalRuns], firing: Firing, tmp_path: Path) -> None:
+def test_the_job_spec_is_read_anew_each_time(runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path) -> None:
     place = runs()
     place.start(firing)
     process_of(tmp_path, firing)
@@ -146,7 +146,7 @@ def test_a_run_imports_nothing_from_the_folder_of_the_scheduler(
     for name in ("jobs", "pipeline", "types"):
         (here / f"{name}.py").write_text("raise ImportError('imported from the current folder')")
     monkeypatch.chdir(here)
-    place = LocalRuns(tmp_path)
+    place = LocalLauncher(tmp_path)
     place.start(firing)
     sight = see(place, firing, until="ended, gone")
     # The input holds no image, which is for the run itself to say.

@@ -16,7 +16,7 @@ from jobs.scheduling import notifications as notices
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending
 from jobs.scheduling.schedule import Event, build_schedule
-from jobs.scheduling.store import Notice, ScheduleStore
+from jobs.scheduling.store import Notification, ScheduleStore
 
 SECRET = "T00000000/B00000000/very-secret"
 COMPLETE = Ending(
@@ -67,10 +67,10 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> Callable[..., list[Notice]]:
+def tell(tmp_path: Path) -> Callable[..., list[Notification]]:
     """Let a firing come to an end, deliver what is open, and return what could not be delivered."""
 
-    def end(notify: dict[str, object], *, event: Event = "end", ending: Ending | None = COMPLETE) -> list[Notice]:
+    def end(notify: dict[str, object], *, event: Event = "end", ending: Ending | None = COMPLETE) -> list[Notification]:
         keys = {"name": "nightly", "spec": "/srv/job.yaml", "cron": "30 2 * * *", "deadline_s": 3600, "notify": notify}
         firing = plan_firing(build_schedule(keys), datetime(2026, 11, 23, 2, 30, tzinfo=UTC), "cron")
         with closing(ScheduleStore(tmp_path)) as store:
@@ -84,7 +84,7 @@ def tell(tmp_path: Path) -> Callable[..., list[Notice]]:
 
 
 def test_a_webhook_gets_slacks_json_with_run_status_and_counts(
-    webhook: Webhook, tell: Callable[..., list[Notice]]
+    webhook: Webhook, tell: Callable[..., list[Notification]]
 ) -> None:
     assert tell({"webhook_url_env": "NIGHT_HOOK"}) == []
     assert webhook.types == ["application/json"]
@@ -96,30 +96,30 @@ def test_a_webhook_gets_slacks_json_with_run_status_and_counts(
     ]
 
 
-def test_a_night_without_work_says_so(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+def test_a_night_without_work_says_so(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
     tell({"webhook_url_env": "NIGHT_HOOK"}, ending=Ending("complete", "", 0, {"images": 0, "images_done": 0}))
     assert webhook.bodies[0]["text"].endswith("run nightly-20261123-023000\nno image to do")
 
 
-def test_a_failure_tells_its_reason(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+def test_a_failure_tells_its_reason(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
     tell({"webhook_url_env": "NIGHT_HOOK"}, event="failure", ending=FAILED)
     text = webhook.bodies[0]["text"]
     assert text.startswith("htc schedule nightly: FAILED (over error budget)\n")
     assert text.endswith("90 of 1200 images failed (7.5%); allowed are 5.0%.")
 
 
-def test_a_missed_deadline_tells_which(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+def test_a_missed_deadline_tells_which(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
     tell({"webhook_url_env": "NIGHT_HOOK"}, event="deadline", ending=None)
     assert webhook.bodies[0]["text"].startswith("htc schedule nightly: LATE: not at its end by 2026-11-23 03:30 UTC")
 
 
-def test_the_url_may_stand_in_a_file(webhook: Webhook, tell: Callable[..., list[Notice]], tmp_path: Path) -> None:
+def test_the_url_may_stand_in_a_file(webhook: Webhook, tell: Callable[..., list[Notification]], tmp_path: Path) -> None:
     (tmp_path / "url").write_text(webhook.url + "\n")
     assert tell({"webhook_url_file": str(tmp_path / "url")}) == []
     assert len(webhook.bodies) == 1
 
 
-def test_a_webhook_that_stumbles_is_told_again(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+def test_a_webhook_that_stumbles_is_told_again(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
     webhook.codes = [503, 429, 500]
     assert tell({"webhook_url_env": "NIGHT_HOOK"}) == []
     assert len(webhook.bodies) == 4
@@ -134,7 +134,7 @@ def test_a_webhook_that_stumbles_is_told_again(webhook: Webhook, tell: Callable[
     ],
 )
 def test_a_webhook_that_refuses_is_noted_without_its_url(
-    webhook: Webhook, tell: Callable[..., list[Notice]], *, codes: list[int], sent: int, problem: str
+    webhook: Webhook, tell: Callable[..., list[Notification]], *, codes: list[int], sent: int, problem: str
 ) -> None:
     webhook.codes = codes
     (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
@@ -143,7 +143,7 @@ def test_a_webhook_that_refuses_is_noted_without_its_url(
 
 
 def test_a_webhook_that_is_away_is_noted_without_its_url(
-    webhook: Webhook, tell: Callable[..., list[Notice]], caplog: pytest.LogCaptureFixture
+    webhook: Webhook, tell: Callable[..., list[Notification]], caplog: pytest.LogCaptureFixture
 ) -> None:
     webhook.close()
     (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
@@ -156,7 +156,7 @@ def test_a_webhook_that_is_away_is_noted_without_its_url(
     [(None, "is empty or not set"), ("  ", "is empty or not set"), ("not-a-url-but-secret", "holds no URL")],
 )
 def test_a_variable_without_a_url_is_named(
-    tell: Callable[..., list[Notice]], monkeypatch: pytest.MonkeyPatch, value: str | None, problem: str
+    tell: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch, value: str | None, problem: str
 ) -> None:
     if value is not None:
         monkeypatch.setenv("NIGHT_HOOK", value)
@@ -164,12 +164,14 @@ def test_a_variable_without_a_url_is_named(
     assert failed.problem == f"the environment variable NIGHT_HOOK {problem}"
 
 
-def test_only_the_events_that_were_asked_for_are_told(webhook: Webhook, tell: Callable[..., list[Notice]]) -> None:
+def test_only_the_events_that_were_asked_for_are_told(
+    webhook: Webhook, tell: Callable[..., list[Notification]]
+) -> None:
     tell({"webhook_url_env": "NIGHT_HOOK", "events": ["failure", "deadline"]})
     assert webhook.bodies == []
 
 
-def test_the_exit_hook_learns_all_from_its_environment(tell: Callable[..., list[Notice]], tmp_path: Path) -> None:
+def test_the_exit_hook_learns_all_from_its_environment(tell: Callable[..., list[Notification]], tmp_path: Path) -> None:
     hook = tmp_path / "hook with a space"
     hook.write_text(f'#!/bin/sh\nenv | grep ^HTC_ | sort > "{tmp_path}/told"\necho "$1" >> "{tmp_path}/told"\n')
     hook.chmod(0o755)
@@ -190,17 +192,17 @@ def test_the_exit_hook_learns_all_from_its_environment(tell: Callable[..., list[
         assert line in told.split("\n")
 
 
-def test_a_hook_that_fails_is_noted(tell: Callable[..., list[Notice]]) -> None:
+def test_a_hook_that_fails_is_noted(tell: Callable[..., list[Notification]]) -> None:
     (failed,) = tell({"exit_hook": ["sh", "-c", "echo the pager is full >&2; exit 3"]})
     assert failed.problem == "sh ended with exit code 3: the pager is full"
 
 
-def test_a_hook_that_is_not_there_is_noted(tell: Callable[..., list[Notice]]) -> None:
+def test_a_hook_that_is_not_there_is_noted(tell: Callable[..., list[Notification]]) -> None:
     (failed,) = tell({"exit_hook": ["/nowhere/page-me"]})
     assert failed.problem == "/nowhere/page-me cannot be run: No such file or directory"
 
 
-def test_a_hook_that_hangs_is_ended(tell: Callable[..., list[Notice]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_that_hangs_is_ended(tell: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "HOOK_TIMEOUT_S", 0.2)
     (failed,) = tell({"exit_hook": ["sleep", "60"]})
     assert failed.problem == "sleep did not end within 0.2 s"

@@ -63,10 +63,10 @@ STAND_IN = """
 import sys
 from pathlib import Path
 from jobs.scheduling import service
-from jobs.scheduling.local_launcher import LocalRuns
+from jobs.scheduling.local_launcher import LocalLauncher
 
 home, stand_in, *flags = sys.argv[1:]
-service.LocalRuns = lambda folder: LocalRuns(folder, (sys.executable, stand_in))
+service.LocalLauncher = lambda folder: LocalLauncher(folder, (sys.executable, stand_in))
 service.run_scheduler(Path(home), local_runs=1, is_once="once" in flags, is_drained="drained" in flags)
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.scheduling.firing import Firing
-from jobs.scheduling.launcher import Sight
+from jobs.scheduling.launcher import LaunchStatus
 from tests.support.fakes.schedule_bench import ScheduleBench
 
 
@@ -33,8 +33,8 @@ def test_what_goes_on_is_stopped_and_what_waits_does_not_begin(night: ScheduleBe
 
 
 def test_a_run_that_nobody_can_ask_about_does_not_stand_in_the_way_for_ever(night: ScheduleBench) -> None:
-    def be_away(firing: Firing) -> Sight:
-        return Sight("unseen", problem="No cluster answers.")
+    def be_away(firing: Firing) -> LaunchStatus:
+        return LaunchStatus("unseen", problem="No cluster answers.")
 
     night.place.look = be_away
     night.pass_time(minutes=60)

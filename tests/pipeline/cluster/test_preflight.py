@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.node_calls import MAX_NODES, choose_nodes
-from pipeline.cluster.preflight import PreflightError, Sight, look, look_from_nodes
+from pipeline.cluster.preflight import PreflightError, PreflightResult, check_nodes, look
 from pipeline.errors import StorageError
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.storage.storage import Storage
@@ -29,7 +29,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def look_here(spec: JobSpec) -> Sight:
+def look_here(spec: JobSpec) -> PreflightResult:
     """Look with a mark that a driver has put into the output."""
     mark = f"{spec.output.uri}/.htc-first-look-0"
     Storage(spec.storage).write(mark, b"htc")
@@ -42,12 +42,12 @@ def test_a_node_that_sees_all_leaves_nothing_behind(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     asked: list[JobSpec] = []
 
-    def ask(action: Any, asked_spec: JobSpec, mark: str, *, tell: Any) -> dict[str, Sight]:
+    def ask(action: Any, asked_spec: JobSpec, mark: str, *, tell: Any) -> dict[str, PreflightResult]:
         asked.append(asked_spec)
         # What Ray carries there and back must survive the journey.
         return pickle.loads(pickle.dumps({"10.0.0.7": action(asked_spec, mark)}))  # type: ignore[no-any-return]
 
-    look_from_nodes(spec, tell=lambda sentence: None, ask=ask)
+    check_nodes(spec, tell=lambda sentence: None, ask=ask)
     assert asked == [spec]
     assert files_in(tmp_path) == ["in", "in/image-000.png", "in/image-001.png"]
 
@@ -77,7 +77,7 @@ def test_images_that_may_not_be_read_are_told_from_a_bad_one(tmp_path: Path, mon
         raise StorageError(f"{uri} may not be read.")
 
     (tmp_path / "in" / "image-000.png").write_bytes(b"no image at all")
-    assert look_here(spec) == Sight()
+    assert look_here(spec) == PreflightResult()
     fetch = Storage.fetch
     monkeypatch.setattr(
         Storage, "fetch", lambda self, uri, *a, **k: (refuse if "/in/" in uri else fetch)(self, uri, *a, **k)
@@ -107,12 +107,12 @@ def test_a_local_output_that_is_another_folder_on_the_node(tmp_path: Path) -> No
     spec = spec_in(tmp_path)
     (tmp_path / "out").mkdir()
 
-    def ask(action: Any, asked: JobSpec, mark: str, *, tell: Any) -> dict[str, Sight]:
+    def ask(action: Any, asked: JobSpec, mark: str, *, tell: Any) -> dict[str, PreflightResult]:
         elsewhere = mark.replace("/out/", "/other/")
-        return {"10.0.0.7": Sight(), "10.0.0.8": action(asked, elsewhere)}
+        return {"10.0.0.7": PreflightResult(), "10.0.0.8": action(asked, elsewhere)}
 
     with pytest.raises(PreflightError) as caught:
-        look_from_nodes(spec, tell=lambda sentence: None, ask=ask)
+        check_nodes(spec, tell=lambda sentence: None, ask=ask)
     assert str(caught.value) == (
         f"On the cluster's node 10.0.0.8: the output {tmp_path}/out is another folder here than where the driver runs. "
         "A local path must be the same on all nodes of a cluster: use shared storage (s3://...) or a mount."
@@ -124,7 +124,7 @@ def test_a_local_output_that_is_another_folder_on_the_node(tmp_path: Path) -> No
 def test_a_node_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     sight = look_here(spec_in(tmp_path))
-    assert sight == Sight("torch is not installed, which the workers need.", 2)
+    assert sight == PreflightResult("torch is not installed, which the workers need.", 2)
 
 
 def node(name: str, **resources: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pipeline.driver.assemble import gather_rows, report_of
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.inputs.shard import Shard
-from pipeline.messages import PieceReport, Settled, ShardFailure, ShardReport
+from pipeline.messages import PartialResult, ShardFailure, ShardOutcome, ShardResult
 from pipeline.output.rows import InstanceRow, build_image_row
 
 SHARD = Shard(7, tuple(ImageRef(f"/in/{number}.png", bytes=number) for number in range(6)))
@@ -15,18 +15,18 @@ def instance(position: int, number: int) -> InstanceRow:
     return InstanceRow(image_id(uri), uri, number, 1, "person", 0.5, BOX, None, None, "fake")
 
 
-def piece_of(*positions: int, instances: int = 2) -> PieceReport:
+def piece_of(*positions: int, instances: int = 2) -> PartialResult:
     images = [
         build_image_row(SHARD.images[at], shard=7, model="fake", size=(4, 4), attempts=3, instances=instances)
         for at in positions
     ]
     found = [instance(at, number) for at in positions for number in range(instances)]
-    report = ShardReport(7, {"ok": len(positions)}, len(found), {"infer": 1.0}, 100, 2.0)
-    return PieceReport(7, tuple(positions), report, tuple(images), tuple(found))
+    report = ShardResult(7, {"ok": len(positions)}, len(found), {"infer": 1.0}, 100, 2.0)
+    return PartialResult(7, tuple(positions), report, tuple(images), tuple(found))
 
 
 def test_pieces_and_verdicts_make_a_whole_shard_in_its_order() -> None:
-    settled = Settled(7, 9, [piece_of(3, 4, 5), piece_of(0, 2)], {1: "the worker died"})
+    settled = ShardOutcome(7, 9, [piece_of(3, 4, 5), piece_of(0, 2)], {1: "the worker died"})
     rows = gather_rows(SHARD, settled, model="fake")
     images, instances = rows
     assert [row.uri for row in images] == [ref.uri for ref in SHARD.images]
@@ -42,7 +42,7 @@ def test_pieces_and_verdicts_make_a_whole_shard_in_its_order() -> None:
 
 def test_a_shard_that_is_given_up_keeps_what_was_done() -> None:
     rest = ShardFailure(7, "storage", "the store is away")
-    settled = Settled(7, 4, [piece_of(2, instances=0)], {0: "hung"}, rest)
+    settled = ShardOutcome(7, 4, [piece_of(2, instances=0)], {0: "hung"}, rest)
     images, instances = gather_rows(SHARD, settled, model="fake")
     assert [row.status for row in images] == ["failed", "failed", "ok", "failed", "failed", "failed"]
     assert [row.error for row in images[:2]] == ["hung", "the store is away"]

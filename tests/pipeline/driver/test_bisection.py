@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.driver.bisection import CONFIRMING_DEATHS, HOPELESS_DEATHS, Bisection
-from pipeline.messages import PieceReport, ShardFailure, ShardReport
+from pipeline.messages import PartialResult, ShardFailure, ShardResult
 
 
-def piece_of(positions: tuple[int, ...]) -> PieceReport:
-    return PieceReport(0, positions, ShardReport(0, {"ok": len(positions)}, 0, {}, 0, 0.0), (), ())
+def piece_of(positions: tuple[int, ...]) -> PartialResult:
+    return PartialResult(0, positions, ShardResult(0, {"ok": len(positions)}, 0, {}, 0, 0.0), (), ())
 
 
 def death(suspects: tuple[int, ...] = ()) -> ShardFailure:

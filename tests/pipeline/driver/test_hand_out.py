@@ -56,7 +56,7 @@ class TimedFleet:
     def may_take(self, worker: int) -> bool:
         return True
 
-    def top_up(self, wanted: int) -> None:
+    def scale_to(self, wanted: int) -> None:
         while self.size < wanted:
             number = self.size
             self._workers.append(Worker(self._settings))
@@ -125,11 +125,11 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> type[TimedFleet]:
         assert compute.workers != "auto"
         yield WorkerPlan(compute.workers, 1.0, 0.0)
 
-    ledger_class = pipeline.driver.shard_queue.ShardLedger
-    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", Fresh)
+    ledger_class = pipeline.driver.shard_queue.ShardQueue
+    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", Fresh)
     monkeypatch.setattr(pipeline.driver.session, "ray_cluster", cluster)
     monkeypatch.setattr(
-        pipeline.driver.session, "ShardLedger", lambda **options: ledger_class(**options, clock=Fresh.clock)
+        pipeline.driver.session, "ShardQueue", lambda **options: ledger_class(**options, clock=Fresh.clock)
     )
     return Fresh
 

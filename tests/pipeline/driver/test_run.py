@@ -13,7 +13,7 @@ from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import InputError, StoppedError
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.planning.background import Planning
+from pipeline.planning.background import BackgroundPlanner
 from pipeline.storage.storage import Storage
 from tests.support.paths import PHOTOS
 
@@ -42,15 +42,15 @@ def test_a_driver_that_is_ended_while_it_lists_lets_go_of_the_run(
     shutil.copytree(photos, tmp_path / "in")
     held: list[bool] = []
 
-    wait = Planning.wait
+    wait = BackgroundPlanner.wait
 
-    def ended(planning: Planning, patience_s: float) -> None:
+    def ended(planning: BackgroundPlanner, patience_s: float) -> None:
         wait(planning, patience_s)
         if not held:
             held.append(any(tmp_path.glob("out/runs/*/lease.json")))
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Planning, "wait", ended)
+    monkeypatch.setattr(BackgroundPlanner, "wait", ended)
     former = signal.getsignal(number)
     spec = load_spec(
         None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
@@ -72,7 +72,7 @@ def test_a_signal_before_there_is_a_run_is_one_sentence(
         os.kill(os.getpid(), number)
         threading.Event().wait(60)
 
-    monkeypatch.setattr("pipeline.driver.run_job.settle_model", hang)
+    monkeypatch.setattr("pipeline.driver.run_job.resolve_preset", hang)
     spec = load_spec(
         None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
     )

@@ -21,7 +21,7 @@ from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.storage import local as local_files
-from tests.support.fakes.in_process_pool import LocalFleet
+from tests.support.fakes.in_process_pool import InProcessPool
 from tests.support.fakes.models import LoadFake, write_image, write_images
 
 POISON = (32, 47)
@@ -34,8 +34,8 @@ def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[Worke
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    LocalFleet.forget()
-    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+    InProcessPool.forget()
+    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
     monkeypatch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
     monkeypatch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
 
@@ -89,7 +89,7 @@ def test_images_that_kill_fail_alone_and_cheaply(tmp_path: Path, poison: set[int
     shards = {number // 32 for number in poison}
     price = len(poison) * (math.log2(32) + CONFIRMING_DEATHS) + len(shards) * DEATHS_BEFORE_BISECTION
     assert summary.workers_lost <= price
-    assert LocalFleet.starts <= 1 + summary.workers_lost
+    assert InProcessPool.starts <= 1 + summary.workers_lost
     assert sum("is left out" in sentence for sentence in notes.sentences) == len(poison)
 
 
@@ -115,10 +115,10 @@ def test_a_run_in_which_everything_fails_is_stopped_early_and_says_why(tmp_path:
     assert f"{summary.images_done} x the file is empty (0 bytes)" in summary.reason
     assert summary.reason in notes.sentences
     # Nothing has changed: the same command stops before it begins.
-    LocalFleet.forget()
+    InProcessPool.forget()
     again = run(spec, progress=notes, load_model=LoadFake())
     assert (again.status, again.images_done) == ("over_error_budget", summary.images_done)
-    assert LocalFleet.assignments == []
+    assert InProcessPool.assignments == []
     # A wider budget lets it go on.
     wider = spec_for(tmp_path, compute__shard_images=10, retry__max_error_rate=1.0)
     ended = run(wider, progress=notes, load_model=LoadFake())
@@ -163,7 +163,7 @@ def test_bad_images_within_the_budget_stop_nothing(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, compute__shard_images=20, retry__max_error_rate=0.3)
     summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
     assert (summary.status, summary.images_done) == ("complete", 420)
-    assert any(assignment.is_drawn for assignment in LocalFleet.assignments)
+    assert any(assignment.is_sample for assignment in InProcessPool.assignments)
 
 
 def test_too_many_errors_are_told_while_the_input_is_still_being_listed(

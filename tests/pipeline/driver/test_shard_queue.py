@@ -7,17 +7,17 @@ from pipeline.driver.shard_queue import (
     MAX_BACKOFF_S,
     RECLAIM_PATIENCE_S,
     STRAGGLER_FACTOR,
-    ShardLedger,
+    ShardQueue,
 )
-from pipeline.messages import Assignment, Contest, PieceReport, Settled, ShardFailure, ShardReport
+from pipeline.messages import Assignment, CommitRequest, PartialResult, ShardFailure, ShardOutcome, ShardResult
 from tests.support.fakes.clock import HandClock
 
 SHARD_IMAGES = 8
 
 
-def ledger_of(shards: int, *, max_attempts: int = 3) -> tuple[ShardLedger, HandClock]:
+def ledger_of(shards: int, *, max_attempts: int = 3) -> tuple[ShardQueue, HandClock]:
     clock = HandClock()
-    ledger = ShardLedger(max_attempts=max_attempts, count_images=lambda index: SHARD_IMAGES, clock=clock)
+    ledger = ShardQueue(max_attempts=max_attempts, count_images=lambda index: SHARD_IMAGES, clock=clock)
     ledger.add(range(shards))
     return ledger, clock
 
@@ -26,11 +26,11 @@ def failure(index: int, kind: str = "storage", *, is_charged: bool = True) -> Sh
     return ShardFailure(index, kind, "because", is_charged=is_charged)  # type: ignore[arg-type]
 
 
-def piece_of(index: int, positions: tuple[int, ...]) -> PieceReport:
-    return PieceReport(index, positions, ShardReport(index, {"ok": len(positions)}, 0, {}, 0, 0.0), (), ())
+def piece_of(index: int, positions: tuple[int, ...]) -> PartialResult:
+    return PartialResult(index, positions, ShardResult(index, {"ok": len(positions)}, 0, {}, 0, 0.0), (), ())
 
 
-def take(ledger: ShardLedger, worker: int, *held: int) -> Assignment:
+def take(ledger: ShardQueue, worker: int, *held: int) -> Assignment:
     assignment = ledger.next_for(worker, held, has_peers=False)
     assert assignment is not None
     return assignment
@@ -75,7 +75,7 @@ def test_the_last_attempt_is_named_and_then_the_shard_is_given_up() -> None:
     assert last is not None
     assert last.is_last
     settled = ledger.failed(0, failure(0))
-    assert settled == Settled(0, 2, rest=failure(0))
+    assert settled == ShardOutcome(0, 2, rest=failure(0))
     assert ledger.left == 0
 
 
@@ -152,7 +152,7 @@ def test_a_hang_names_its_image_and_the_rest_is_done_once_more() -> None:
     rest = take(ledger, 1)
     assert rest.positions == (0, 1, 2, 4, 5, 6, 7)
     settled = ledger.survived(1, piece_of(0, rest.positions))
-    assert isinstance(settled, Settled)
+    assert isinstance(settled, ShardOutcome)
     assert settled.verdicts == {3: "hung"}
 
 
@@ -169,7 +169,7 @@ def test_storage_trouble_during_bisection_gives_up_what_is_not_settled() -> None
     assert (settled.verdicts, settled.rest) == ({3: "hung"}, failure(0))
 
 
-def straggling(*, late_s: float = 20.0) -> tuple[ShardLedger, HandClock]:
+def straggling(*, late_s: float = 20.0) -> tuple[ShardQueue, HandClock]:
     """Worker 0 has taken ten seconds for shard 0, worker 1 has shard 1 in hand for `late_s`."""
     ledger, clock = ledger_of(2)
     take(ledger, 0)
@@ -212,9 +212,9 @@ def test_a_copy_that_is_first_waits_until_the_commit_is_left_to_the_driver() -> 
     ledger, _ = straggling()
     ledger.copy_for(0)
     piece = piece_of(1, tuple(range(8)))
-    assert ledger.survived(0, piece) == Contest(1, 1)
+    assert ledger.survived(0, piece) == CommitRequest(1, 1)
     assert ledger.left == 1
-    assert ledger.abandoned(1) == Settled(1, 2, (piece,))
+    assert ledger.abandoned(1) == ShardOutcome(1, 2, (piece,))
     assert ledger.left == 0
     assert ledger.failed(1, failure(1, "abandoned", is_charged=False)) is None
 
@@ -224,7 +224,7 @@ def test_a_copy_that_is_first_stands_in_when_the_other_worker_dies() -> None:
     ledger.copy_for(0)
     piece = piece_of(1, tuple(range(8)))
     ledger.survived(0, piece)
-    assert ledger.failed(1, failure(1, "death")) == Settled(1, 2, (piece,))
+    assert ledger.failed(1, failure(1, "death")) == ShardOutcome(1, 2, (piece,))
 
 
 def test_a_commit_that_had_begun_wins_over_the_copy() -> None:
@@ -241,7 +241,7 @@ def test_the_copy_goes_on_alone_when_the_other_worker_dies() -> None:
     ledger.copy_for(0)
     assert ledger.failed(1, failure(1, "death")) is None
     piece = piece_of(1, tuple(range(8)))
-    assert ledger.survived(0, piece) == Settled(1, 2, (piece,))
+    assert ledger.survived(0, piece) == ShardOutcome(1, 2, (piece,))
 
 
 def test_a_copy_that_fails_leaves_the_shard_to_its_worker() -> None:
@@ -276,18 +276,18 @@ def test_the_pause_before_a_retry_doubles_up_to_a_limit(failures: int, longest_s
 
 def test_a_sampled_shard_says_so_and_a_retry_or_one_in_order_does_not() -> None:
     ledger, clock = ledger_of(3)
-    drawn = ledger.next_for(0, (), has_peers=False, is_drawn=True)
+    drawn = ledger.next_for(0, (), has_peers=False, is_sample=True)
     assert drawn is not None
-    assert drawn.is_drawn is True
+    assert drawn.is_sample is True
     assert drawn.index in (0, 1, 2)
     in_order = ledger.next_for(1, (), has_peers=False)
     assert in_order is not None
-    assert in_order.is_drawn is False
+    assert in_order.is_sample is False
     ledger.failed(0, failure(drawn.index))
     clock.now += MAX_BACKOFF_S
-    again = ledger.next_for(0, (), has_peers=False, is_drawn=True)
+    again = ledger.next_for(0, (), has_peers=False, is_sample=True)
     assert again is not None
-    assert (again.index, again.is_drawn) == (drawn.index, False)
+    assert (again.index, again.is_sample) == (drawn.index, False)
 
 
 def test_the_shards_sampled_are_all_of_them_in_some_order() -> None:
@@ -296,7 +296,7 @@ def test_the_shards_sampled_are_all_of_them_in_some_order() -> None:
         ledger, _ = ledger_of(4)
         taken = []
         for worker in range(4):
-            assignment = ledger.next_for(worker, (), has_peers=False, is_drawn=True)
+            assignment = ledger.next_for(worker, (), has_peers=False, is_sample=True)
             assert assignment is not None
             taken.append(assignment.index)
         assert sorted(taken) == [0, 1, 2, 3]

@@ -22,7 +22,7 @@ from pipeline.planning import manifest as manifests
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.lease import RunHeldError
 from pipeline.storage import local as local_files
-from tests.support.fakes.in_process_pool import LocalFleet
+from tests.support.fakes.in_process_pool import InProcessPool
 from tests.support.fakes.models import LoadFake, write_images
 
 PATIENCE_S = 60.0
@@ -77,7 +77,7 @@ def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[Worke
 @pytest.fixture(autouse=True)
 def _one_process_and_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers without Ray; the first part holds two shards."""
-    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
     monkeypatch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
     monkeypatch.setattr(manifests, "FIRST_PART_IMAGES", 8)
     monkeypatch.setattr(driver, "LISTING_PATIENCE_S", 0.0)

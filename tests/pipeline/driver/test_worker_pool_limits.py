@@ -8,10 +8,10 @@ import ray
 
 import pipeline.driver.worker_pool
 from pipeline.driver.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
-from pipeline.driver.worker_pool import Fleet
+from pipeline.driver.worker_pool import WorkerPool
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection
-from pipeline.messages import Assignment, ShardReport, WorkerProgress, WorkerReady
+from pipeline.messages import Assignment, ShardResult, WorkerProgress, WorkerReady
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.worker import WorkerSettings
 from tests.support.fakes.clock import HandClock
@@ -39,7 +39,7 @@ class FakeHandle:
 
     progress = FakeCall(WorkerProgress())
     start = FakeCall(WorkerReady("cpu", 1, 0.0))
-    run_shard = FakeCall(ShardReport(0, {"ok": 1}, 0, {}, 0, 0.0, memory_bytes=3 * 2**30))
+    run_shard = FakeCall(ShardResult(0, {"ok": 1}, 0, {}, 0, 0.0, memory_bytes=3 * 2**30))
 
 
 @pytest.fixture
@@ -48,21 +48,21 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(ray, "wait", lambda refs, **options: (refs, []))
     monkeypatch.setattr(ray, "get", lambda ref: ref[0])
     monkeypatch.setattr(ray, "kill", gone.append)
-    monkeypatch.setattr(Fleet, "_ask_for_progress", lambda self: None)
+    monkeypatch.setattr(WorkerPool, "_ask_for_progress", lambda self: None)
     return gone
 
 
-def fleet_with(folder: Path, **limits: Any) -> Fleet:
+def fleet_with(folder: Path, **limits: Any) -> WorkerPool:
     spec = spec_for(folder).model_copy(update={"compute": ComputeSection(**limits)})
-    fleet = Fleet(WorkerSettings(spec, "r", "fake", 1, 0), WorkerPlan(1, 1, 0))
+    fleet = WorkerPool(WorkerSettings(spec, "r", "fake", 1, 0), WorkerPlan(1, 1, 0))
     fleet._actor = type("Actor", (), {"remote": staticmethod(lambda settings: FakeHandle())})
-    fleet.top_up(1)
+    fleet.scale_to(1)
     (started,) = fleet.events(0.0)
     assert isinstance(started, WorkerStarted)
     return fleet
 
 
-def do_shard(fleet: Fleet, index: int) -> list[type]:
+def do_shard(fleet: WorkerPool, index: int) -> list[type]:
     fleet.submit(0, Shard(index, ()), Assignment(index, 1, is_last=False))
     return [type(event) for event in fleet.events(0.0)]
 
@@ -75,7 +75,7 @@ def test_a_worker_is_replaced_after_its_shards(tmp_path: Path, killed: list[obje
     assert not fleet.may_take(0)
     assert [type(event) for event in fleet.events(0.0)] == [ShardEnded, WorkerRetired]
     assert len(killed) == 1
-    fleet.top_up(1)
+    fleet.scale_to(1)
     assert list(fleet.ready_workers()) == []
     assert fleet.size == 1
 
@@ -97,7 +97,7 @@ def test_a_worker_that_never_has_its_model_is_ended_once_its_process_is_there(
     fleet = fleet_with(tmp_path)
     answered: list[object] = []
     monkeypatch.setattr(ray, "wait", lambda refs, **options: ([ref for ref in refs if ref in answered], []))
-    fleet.top_up(2)
+    fleet.scale_to(2)
     member = fleet._members[1]
     # A cluster that grows may take its time.
     clock.now += 10_000.0

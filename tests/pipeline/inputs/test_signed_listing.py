@@ -14,9 +14,9 @@ from pipeline.messages import Assignment
 from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
-from pipeline.worker.commit_claim import Claim
+from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_processor import ShardProcessor
 from tests.support.fakes.models import FakeModel
@@ -38,7 +38,7 @@ def spec_of(folder: Path, **overrides: object) -> JobSpec:
     return load_spec(None, values | {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def open_it(spec: JobSpec) -> Run:
+def open_it(spec: JobSpec) -> RunHandle:
     """As a driver that has just been started does."""
     storage = Storage(spec.storage)
     return open_run(
@@ -46,12 +46,14 @@ def open_it(spec: JobSpec) -> Run:
     )
 
 
-def work(run: Run, spec: JobSpec, shards: list[int]) -> None:
+def work(run: RunHandle, spec: JobSpec, shards: list[int]) -> None:
     """As a worker of its own does, which knows nothing but what it is given."""
     segmenter = Segmenter(FakeModel(load_preset("htc_lite0_fpn")), torch.device("cpu"), batch_size=4)
     processor = ShardProcessor(segmenter, spec, run=run.name, model_label="fake", cpus=1)
     for index in shards:
-        processor.process(run.read_shard(index), Assignment(index, 1, True), claim=Claim(), on_images=lambda _: None)
+        processor.process(
+            run.read_shard(index), Assignment(index, 1, True), claim=CommitClaim(), on_images=lambda _: None
+        )
 
 
 def test_signed_images_are_read_resumed_and_known_again_and_no_secret_is_kept(

@@ -14,7 +14,7 @@ from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
 from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import finish_run, write_inputs
 
@@ -106,7 +106,7 @@ def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: 
     part = str(output / "images/run=r/part-00001.parquet")
 
     class Forbidding(Storage):
-        def open_version(self, uri: str) -> tuple[IO[bytes], Listed]:
+        def open_version(self, uri: str) -> tuple[IO[bytes], ObjectInfo]:
             if uri == part:
                 raise AccessDeniedError(f"No permission to read {uri}; check the permissions.")
             return super().open_version(uri)

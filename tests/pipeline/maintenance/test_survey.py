@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.maintenance.publications import Publication, forget_publication, note_publication, read_publications
-from pipeline.maintenance.survey import Standing, survey_runs
+from pipeline.maintenance.survey import RunInfo, survey_runs
 from pipeline.output.results import open_results
 from pipeline.runs.lease import GLANCE_S, Holder, take_lease
 from pipeline.storage.storage import Storage
@@ -26,9 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def look(
-    folder: Path, now: datetime | None = None, sleep: Callable[[float], None] | None = None
-) -> dict[str, Standing]:
+def look(folder: Path, now: datetime | None = None, sleep: Callable[[float], None] | None = None) -> dict[str, RunInfo]:
     watch = sleep or (lambda seconds: pytest.fail(f"waited {seconds} s"))
     return {each.run: each for each in survey_runs(open_results(str(folder)), now=now, sleep=watch)}
 

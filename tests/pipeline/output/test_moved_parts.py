@@ -6,15 +6,15 @@ from threading import Event
 
 import pytest
 
-from jobs.results.image_lookup import RunPhotos
+from jobs.results.image_lookup import ImageLookup
 from jobs.results.query import query_output
 from pipeline.job_spec.job import load_spec
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
 from pipeline.maintenance.needed_runs import needed_runs
 from pipeline.output.results import Results, open_results
-from pipeline.planning.incremental import Incremental
-from pipeline.planning.where_filter import pick_images
+from pipeline.planning.incremental import IncrementalPlan
+from pipeline.planning.where_filter import select_image_ids
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import FINGERPRINT, finish_run, tables_of, write_inputs
 
@@ -41,8 +41,8 @@ READERS: dict[str, Callable[[Results], object]] = {
     "images": lambda results: len(results.images()) == 8,
     "instances": lambda results: len(results.instances("r")) == 16,
     "needed": lambda results: needed_runs(results) == {"r"},
-    "where": lambda results: len(pick_images(results, "SELECT uri FROM images")) == 8,
-    "sample": lambda results: len(RunPhotos(results, "r").sample(8)) == 8,
+    "where": lambda results: len(select_image_ids(results, "SELECT uri FROM images")) == 8,
+    "sample": lambda results: len(ImageLookup(results, "r").sample(8)) == 8,
 }
 
 
@@ -52,7 +52,7 @@ def test_a_reader_looks_again(output: str, reader: str) -> None:
 
 
 def test_the_masks_of_an_image_are_found_again(output: str) -> None:
-    photos = RunPhotos(open_results(output), "r")
+    photos = ImageLookup(open_results(output), "r")
     (photo, *_) = photos.sample(8)
     compact(output)
     assert [row["instance"] for row in photos.instances(photo)] == [0, 1]
@@ -62,7 +62,7 @@ def test_an_incremental_run_names_what_is_gone_after_a_compaction(tmp_path: Path
     overrides: dict[str, object] = {"input.uri": str(tmp_path / "in"), "output.uri": output}
     overrides |= {"select.mode": "incremental", "select.max_deleted_share": 1.0}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
-    incremental = Incremental(spec, FINGERPRINT, Storage(), before=("2027", "next"))
+    incremental = IncrementalPlan(spec, FINGERPRINT, Storage(), before=("2027", "next"))
     compact(output)
     assert incremental.mark_deleted(Event()) == 8
 

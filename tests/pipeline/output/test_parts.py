@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.output.commit import committed_shards
 from pipeline.output.parts import Part, choose_parts, committed_parts, committed_parts_by_run, parse_part, part_uri
-from pipeline.storage.objects import Listed
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
 STRETCH = Part(0, 1, is_compacted=True)
@@ -49,7 +49,7 @@ class Compacting(Storage):
 
     looks = 0
 
-    def list(self, uri: str, glob: str | None = None) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None) -> Iterator[ObjectInfo]:
         self.looks += 1
         if self.looks > 1:
             yield from super().list(uri, glob)

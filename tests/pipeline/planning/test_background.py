@@ -20,8 +20,8 @@ from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.planning import manifest as manifests
 from pipeline.planning.manifest import PartLayout
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
-from pipeline.storage.objects import Listed
+from pipeline.runs.run import RunHandle
+from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from tests.support.fakes.dying_storage import CutOff
 
@@ -41,11 +41,11 @@ def spec_of(tmp_path: Path, source: str = "in", **overrides: object) -> JobSpec:
     return load_spec(None, {**values, **overrides})
 
 
-def begin(spec: JobSpec, storage: Storage | None = None, patience_s: float | None = None) -> Run:
+def begin(spec: JobSpec, storage: Storage | None = None, patience_s: float | None = None) -> RunHandle:
     return open_run(spec, FINGERPRINT, storage or Storage(), run="night", patience_s=patience_s)
 
 
-def uris_of(run: Run) -> list[str]:
+def uris_of(run: RunHandle) -> list[str]:
     return [ref.uri for index in range(run.shard_count) for ref in run.read_shard(index).images]
 
 
@@ -64,7 +64,7 @@ class Gated(Storage):
         self.error = error
         self.gate = threading.Event()
 
-    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[Listed]:
+    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
         for number, listed in enumerate(super().list(uri, glob, **options)):
             if number == self.first and uri.endswith("/in"):
                 self.gate.wait(PATIENCE_S)
@@ -73,13 +73,13 @@ class Gated(Storage):
             yield listed
 
 
-def collect(run: Run, is_enough: Callable[[list[int]], bool]) -> list[int]:
+def collect(run: RunHandle, is_enough: Callable[[list[int]], bool]) -> list[int]:
     """Ask for new shards as the driver's loop does."""
     told: list[int] = []
     deadline = time.monotonic() + PATIENCE_S
     while not is_enough(told):
         assert time.monotonic() < deadline, f"only {told} were planned"
-        told += run.new_shards()
+        told += run.take_new_shards()
         time.sleep(0.005)
     return told
 
@@ -121,7 +121,7 @@ def test_who_asks_hears_of_the_end_once_and_of_each_shard_once(tmp_path: Path) -
     storage.gate.set()
     told = collect(run, lambda _: run.is_planned)
     assert told == list(range(11))
-    assert run.new_shards() == []
+    assert run.take_new_shards() == []
     assert heard == [11]
     run.close()
 

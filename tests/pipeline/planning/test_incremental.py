@@ -8,30 +8,30 @@ import pytest
 from pipeline.errors import InputError, SpecError, StorageError
 from pipeline.output.deletions import read_deletions
 from pipeline.output.results import open_results
-from tests.support.builders.planned_runs import OTHER_MODEL, Nights, counts_of, names_of
+from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns, counts_of, names_of
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> Nights:
+def nights(tmp_path: Path) -> IncrementalRuns:
     """Five images, all ok after a first night."""
-    nights = Nights(tmp_path)
+    nights = IncrementalRuns(tmp_path)
     nights.put("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "readme.txt")
     assert nights.night() == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
     return nights
 
 
-def deleted(nights: Nights, run: str) -> list[tuple[str, str | None]]:
+def deleted(nights: IncrementalRuns, run: str) -> list[tuple[str, str | None]]:
     table = read_deletions(open_results(str(nights.folder / "out")), run)
     return [(Path(row["uri"]).name, row["last_ok_run"]) for row in table.to_pylist()]
 
 
-def test_nothing_has_changed_and_the_night_is_complete(nights: Nights) -> None:
+def test_nothing_has_changed_and_the_night_is_complete(nights: IncrementalRuns) -> None:
     run = nights.open()
     assert (run.state, run.is_done, run.image_count, run.shard_count) == ("new", True, 0, 0)
     assert counts_of(run) == {"listed": 5, "unchanged": 5}
 
 
-def test_new_and_changed_images_are_done_and_deleted_ones_marked(nights: Nights) -> None:
+def test_new_and_changed_images_are_done_and_deleted_ones_marked(nights: IncrementalRuns) -> None:
     first = open_results(str(nights.folder / "out")).runs()[0]
     nights.put("b.jpg", content="other")
     nights.put("0.jpg", "f.jpg")
@@ -42,7 +42,7 @@ def test_new_and_changed_images_are_done_and_deleted_ones_marked(nights: Nights)
     assert deleted(nights, run.name) == [("c.jpg", first)]
 
 
-def test_deleted_images_that_were_never_ok_are_marked_beside_others(nights: Nights) -> None:
+def test_deleted_images_that_were_never_ok_are_marked_beside_others(nights: IncrementalRuns) -> None:
     nights.put("0.jpg", "1.jpg", "2.jpg")
     nights.night({"0.jpg": "unreadable"})
     second = open_results(str(nights.folder / "out")).runs()[-1]
@@ -51,7 +51,7 @@ def test_deleted_images_that_were_never_ok_are_marked_beside_others(nights: Nigh
     assert sorted(deleted(nights, run.name)) == [("0.jpg", None), ("2.jpg", second)]
 
 
-def test_what_was_done_last_night_is_not_done_again(nights: Nights) -> None:
+def test_what_was_done_last_night_is_not_done_again(nights: IncrementalRuns) -> None:
     nights.put("b.jpg", content="other")
     assert nights.night() == ["b.jpg"]
     assert nights.night() == []
@@ -60,7 +60,7 @@ def test_what_was_done_last_night_is_not_done_again(nights: Nights) -> None:
     assert nights.night() == ["b.jpg"]
 
 
-def test_an_image_that_comes_back_is_new(nights: Nights) -> None:
+def test_an_image_that_comes_back_is_new(nights: IncrementalRuns) -> None:
     nights.remove("c.jpg")
     assert nights.night() == []
     # Marked once, not every night.
@@ -76,7 +76,7 @@ def test_an_image_that_comes_back_is_new(nights: Nights) -> None:
     ("retry", "again"),
     [("transient", ["c.jpg", "d.jpg"]), ("none", []), ("failed", ["b.jpg", "c.jpg", "d.jpg"])],
 )
-def test_what_was_not_ok_is_done_again_as_the_spec_says(nights: Nights, retry: str, again: list[str]) -> None:
+def test_what_was_not_ok_is_done_again_as_the_spec_says(nights: IncrementalRuns, retry: str, again: list[str]) -> None:
     nights.put("b.jpg", "c.jpg", "d.jpg", content="bad")
     nights.night({"b.jpg": "unreadable", "c.jpg": "failed", "d.jpg": "missing"})
     if retry == "failed":
@@ -93,7 +93,7 @@ def test_what_was_not_ok_is_done_again_as_the_spec_says(nights: Nights, retry: s
     }[retry]
 
 
-def test_a_failure_is_ok_once_it_is_ok(nights: Nights) -> None:
+def test_a_failure_is_ok_once_it_is_ok(nights: IncrementalRuns) -> None:
     nights.put("b.jpg", content="bad")
     nights.night({"b.jpg": "failed"})
     assert nights.night({"b.jpg": "failed"}) == ["b.jpg"]
@@ -101,14 +101,14 @@ def test_a_failure_is_ok_once_it_is_ok(nights: Nights) -> None:
     assert nights.night() == []
 
 
-def test_other_limits_give_bad_images_another_chance(nights: Nights) -> None:
+def test_other_limits_give_bad_images_another_chance(nights: IncrementalRuns) -> None:
     nights.put("b.jpg", content="large")
     nights.night({"b.jpg": "too_large"})
     assert nights.night() == []
     assert nights.night(images__max_pixels=10**9) == ["b.jpg"]
 
 
-def test_another_model_does_everything_again_and_so_does_going_back(nights: Nights) -> None:
+def test_another_model_does_everything_again_and_so_does_going_back(nights: IncrementalRuns) -> None:
     run = nights.open(fingerprint=OTHER_MODEL)
     assert counts_of(run) == {"listed": 5, "other_model": 5}
     nights.commit(run)
@@ -125,7 +125,7 @@ def test_another_model_does_everything_again_and_so_does_going_back(nights: Nigh
         "SELECT Uri, 1 AS n FROM images, range(3) WHERE uri LIKE '%/a.jpg' OR uri LIKE '%/d.jpg'",
     ],
 )
-def test_of_another_models_images_only_those_that_sql_selects(nights: Nights, where: str) -> None:
+def test_of_another_models_images_only_those_that_sql_selects(nights: IncrementalRuns, where: str) -> None:
     options: dict[str, Any] = {"fingerprint": OTHER_MODEL, "select__where": where}
     nights.put("b.jpg", content="other")
     nights.put("f.jpg")
@@ -151,7 +151,7 @@ def test_of_another_models_images_only_those_that_sql_selects(nights: Nights, wh
 )
 @pytest.mark.parametrize("is_first", [True, False])
 def test_wrong_sql_is_a_sentence_before_anything_is_written(
-    nights: Nights, tmp_path: Path, where: str, words: str, is_first: bool
+    nights: IncrementalRuns, tmp_path: Path, where: str, words: str, is_first: bool
 ) -> None:
     output = str(tmp_path / "new") if is_first else str(tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
@@ -162,7 +162,7 @@ def test_wrong_sql_is_a_sentence_before_anything_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_listing_that_lost_too_much_is_refused_with_the_way_out(nights: Nights) -> None:
+def test_a_listing_that_lost_too_much_is_refused_with_the_way_out(nights: IncrementalRuns) -> None:
     nights.remove("a.jpg", "b.jpg", "c.jpg")
     with pytest.raises(InputError, match=r"3 of the 5 images .* are not listed any more, .*--max-deleted-share"):
         nights.open()
@@ -171,7 +171,7 @@ def test_a_listing_that_lost_too_much_is_refused_with_the_way_out(nights: Nights
     assert counts_of(run) == {"listed": 2, "unchanged": 2, "deleted": 3}
 
 
-def test_an_input_that_is_empty_by_now_is_refused_or_marked(nights: Nights) -> None:
+def test_an_input_that_is_empty_by_now_is_refused_or_marked(nights: IncrementalRuns) -> None:
     nights.remove("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")
     with pytest.raises(InputError, match="5 of the 5 images"):
         nights.open()
@@ -182,7 +182,7 @@ def test_an_input_that_is_empty_by_now_is_refused_or_marked(nights: Nights) -> N
         nights.open()
 
 
-def test_an_input_that_is_not_there_is_told_before_the_tables_are_read(nights: Nights) -> None:
+def test_an_input_that_is_not_there_is_told_before_the_tables_are_read(nights: IncrementalRuns) -> None:
     (nights.folder / "in").rename(nights.folder / "moved")
     for path in (nights.folder / "out/images").rglob("*.parquet"):
         path.write_text("no table")
@@ -191,14 +191,14 @@ def test_an_input_that_is_not_there_is_told_before_the_tables_are_read(nights: N
 
 
 @pytest.mark.parametrize("content", [b"no table", b""])
-def test_a_damaged_part_is_named(nights: Nights, content: bytes) -> None:
+def test_a_damaged_part_is_named(nights: IncrementalRuns, content: bytes) -> None:
     next((nights.folder / "out/images").rglob("*.parquet")).write_bytes(content)
     with pytest.raises(StorageError, match=r"part-0000.\.parquet is damaged"):
         nights.open()
 
 
-def test_images_of_another_input_are_not_taken_for_deleted(nights: Nights) -> None:
-    other = Nights(nights.folder / "other")
+def test_images_of_another_input_are_not_taken_for_deleted(nights: IncrementalRuns) -> None:
+    other = IncrementalRuns(nights.folder / "other")
     other.put("x.jpg")
     other.nights = 10
     run = other.open(output__uri=str(nights.folder / "out"))
@@ -210,7 +210,7 @@ def test_images_of_another_input_are_not_taken_for_deleted(nights: Nights) -> No
     assert counts_of(nights.open(input__glob="[ab]*")) == {"listed": 2, "unchanged": 2}
 
 
-def test_a_text_listing_is_asked_for_versions(nights: Nights) -> None:
+def test_a_text_listing_is_asked_for_versions(nights: IncrementalRuns) -> None:
     listing = nights.folder / "in.txt"
     listing.write_text("in/a.jpg\nin/b.jpg\nin/gone.jpg\n")
     source = {"input__uri": str(listing)}

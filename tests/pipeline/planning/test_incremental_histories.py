@@ -11,7 +11,7 @@ from pipeline.errors import ImageStatus
 from pipeline.maintenance.needed_runs import needed_runs
 from pipeline.output.results import open_results
 from pipeline.output.views import open_database
-from tests.support.builders.planned_runs import FINGERPRINT, OTHER_MODEL, Nights, counts_of, names_of
+from tests.support.builders.planned_runs import FINGERPRINT, OTHER_MODEL, IncrementalRuns, counts_of, names_of
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 STATUSES: list[ImageStatus] = ["ok", "ok", "ok", "failed", "unreadable"]
@@ -62,7 +62,7 @@ DRAWS = st.builds(
 )
 
 
-def live_through(nights: Nights, account: Account, draw: Draw) -> None:
+def live_through(nights: IncrementalRuns, account: Account, draw: Draw) -> None:
     """Have one night and check it."""
     for path in (nights.folder / "in").glob("*"):
         path.unlink()
@@ -91,7 +91,7 @@ def live_through(nights: Nights, account: Account, draw: Draw) -> None:
 )
 def test_any_week_is_accounted_for(draws: list[Draw]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        nights, account = Nights(Path(folder)), Account()
+        nights, account = IncrementalRuns(Path(folder)), Account()
         for draw in draws:
             live_through(nights, account, draw)
         results = open_results(str(Path(folder, "out")))

@@ -28,8 +28,8 @@ from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.outcomes import EXIT_INPUT_CHANGED
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
-from tests.support.builders.planned_runs import OTHER_MODEL, Nights
-from tests.support.fakes.in_process_pool import LocalFleet
+from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns
+from tests.support.fakes.in_process_pool import InProcessPool
 from tests.support.fakes.models import LoadFake, write_image, write_images
 from tests.support.servers.s3_server import S3Server
 
@@ -37,7 +37,7 @@ from tests.support.servers.s3_server import S3Server
 class Full:
     """A complete full run over an input, and what has changed in that since."""
 
-    def __init__(self, nights: Nights, **options: object) -> None:
+    def __init__(self, nights: IncrementalRuns, **options: object) -> None:
         self.nights = nights
         self.options = {"select__mode": "full", **options}
         self.spec = nights.spec(**self.options)
@@ -69,18 +69,18 @@ class Full:
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> Nights:
-    nights = Nights(tmp_path)
+def nights(tmp_path: Path) -> IncrementalRuns:
+    nights = IncrementalRuns(tmp_path)
     nights.put("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "e.jpg", "readme.txt")
     return nights
 
 
-def test_an_input_that_stayed_the_same_has_not_changed(nights: Nights) -> None:
+def test_an_input_that_stayed_the_same_has_not_changed(nights: IncrementalRuns) -> None:
     found = Full(nights).done(b="unreadable", c="failed").changes()
     assert (found.has_any, found.counts(), found.known, found.unasked) == (False, "", 5, 0)
 
 
-def test_what_is_new_changed_and_gone_is_counted_and_named(nights: Nights) -> None:
+def test_what_is_new_changed_and_gone_is_counted_and_named(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     nights.put("0.jpg", "deep/f.jpg")
     nights.put("b.jpg", content="other")
@@ -88,14 +88,14 @@ def test_what_is_new_changed_and_gone_is_counted_and_named(nights: Nights) -> No
     assert full.counts() == "2 new (0.jpg, deep/f.jpg), 1 changed (b.jpg), 2 gone (deep/d.jpg, e.jpg)"
 
 
-def test_the_first_names_stand_for_many(nights: Nights) -> None:
+def test_the_first_names_stand_for_many(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     nights.put(*(f"n{number:04d}.jpg" for number in range(3000)))
     nights.remove("a.jpg", "b.jpg", "c.jpg", "e.jpg")
     assert full.counts() == "3,000 new (n0000.jpg, n0001.jpg, n0002.jpg, ...), 4 gone (a.jpg, b.jpg, c.jpg, ...)"
 
 
-def test_what_has_changed_is_what_an_incremental_run_does(nights: Nights) -> None:
+def test_what_has_changed_is_what_an_incremental_run_does(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     nights.put("0.jpg")
     nights.put("b.jpg", "c.jpg", content="other")
@@ -107,7 +107,7 @@ def test_what_has_changed_is_what_an_incremental_run_does(nights: Nights) -> Non
     nights.commit(opened)
 
 
-def test_everything_is_gone(nights: Nights) -> None:
+def test_everything_is_gone(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     nights.remove("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "e.jpg")
     found = full.changes()
@@ -118,14 +118,14 @@ def test_everything_is_gone(nights: Nights) -> None:
 
 
 @pytest.mark.parametrize("is_named", [True, False])
-def test_the_way_on_can_be_gone(nights: Nights, is_named: bool) -> None:
+def test_the_way_on_can_be_gone(nights: IncrementalRuns, is_named: bool) -> None:
     full = Full(nights).done()
     nights.put("0.jpg")
     assert ("another name for --run" in way_on(full.changes(), is_named=is_named, max_deleted_share=0.5)) == is_named
     assert nights.open(run="other" if is_named else None).manifest.selection["new"] == 1
 
 
-def test_an_input_that_cannot_be_listed_is_told_with_what_stays(nights: Nights) -> None:
+def test_an_input_that_cannot_be_listed_is_told_with_what_stays(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     (nights.folder / "in").rename(nights.folder / "moved")
     with pytest.raises(InputError, match="is complete and stays as it is") as caught:
@@ -134,7 +134,7 @@ def test_an_input_that_cannot_be_listed_is_told_with_what_stays(nights: Nights) 
     assert "does not exist" in str(caught.value)
 
 
-def test_a_limit_pushes_images_out_that_are_not_gone(nights: Nights) -> None:
+def test_a_limit_pushes_images_out_that_are_not_gone(nights: IncrementalRuns) -> None:
     full = Full(nights, input__limit=3).done()
     assert not full.changes().has_any
     nights.put("0.jpg")
@@ -152,7 +152,7 @@ def write_tar(path: Path, **members: bytes) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
-def test_members_of_a_tar(nights: Nights) -> None:
+def test_members_of_a_tar(nights: IncrementalRuns) -> None:
     shard = nights.folder / "shard.tar"
     write_tar(shard, a=b"1", b=b"22", c=b"333")
     full = Full(nights, input__uri=str(shard)).done()
@@ -164,7 +164,7 @@ def test_members_of_a_tar(nights: Nights) -> None:
     assert found.new_names == (f"tar://d.jpg::{shard}",)
 
 
-def test_rows_of_a_parquet_file(nights: Nights) -> None:
+def test_rows_of_a_parquet_file(nights: IncrementalRuns) -> None:
     shard = nights.folder / "shard.parquet"
     pq.write_table(pa.table({"image": [b"1", b"2"]}), shard)
     full = Full(nights, input__uri=str(shard)).done()
@@ -174,7 +174,7 @@ def test_rows_of_a_parquet_file(nights: Nights) -> None:
     assert (found.new, found.changed, found.gone, found.new_names) == (1, 2, 0, (f"{shard}#row=2",))
 
 
-def test_entries_of_a_listing(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_of_a_listing(nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = nights.folder / "in.txt"
     listing.write_text("in/a.jpg\nin/b.jpg\nin/e.jpg\nin/never.jpg\n")
     full = Full(nights, input__uri=str(listing)).done(never="missing", e="failed")
@@ -193,7 +193,7 @@ def test_entries_of_a_listing(nights: Nights, monkeypatch: pytest.MonkeyPatch) -
     assert "2 images" in found.unasked_note()
 
 
-def test_what_is_known_of_a_run_may_lie_on_disk(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_of_a_run_may_lie_on_disk(nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.planning.history.EVENTS_IN_MEMORY", 2)
     full = Full(nights).done()
     nights.put("0.jpg")
@@ -201,7 +201,7 @@ def test_what_is_known_of_a_run_may_lie_on_disk(nights: Nights, monkeypatch: pyt
     assert full.counts() == "1 new (0.jpg), 1 gone (b.jpg)"
 
 
-def test_a_compacted_run_is_compared_alike(nights: Nights) -> None:
+def test_a_compacted_run_is_compared_alike(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     output = full.spec.output.uri
     compact_run(nights.storage, output, full.run, target_bytes=1 << 20, check=lambda: None)
@@ -210,7 +210,7 @@ def test_a_compacted_run_is_compared_alike(nights: Nights) -> None:
     assert full.counts() == "1 gone (b.jpg)"
 
 
-def test_what_later_runs_did_is_nothing_new(nights: Nights) -> None:
+def test_what_later_runs_did_is_nothing_new(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     nights.put("z.jpg")
     nights.put("c.jpg", content="other")
@@ -219,14 +219,14 @@ def test_what_later_runs_did_is_nothing_new(nights: Nights) -> None:
     assert nights.night() == ["c.jpg", "z.jpg"]
     assert not full.changes().has_any
     # Of another input nothing is gone.
-    other = Nights(nights.folder / "other")
+    other = IncrementalRuns(nights.folder / "other")
     other.put("x.jpg")
     other.nights = 10
     other.commit(other.open(output__uri=str(nights.folder / "out")))
     assert not full.changes().has_any
 
 
-def test_the_plain_command_finds_its_run_below_the_incremental_ones(nights: Nights) -> None:
+def test_the_plain_command_finds_its_run_below_the_incremental_ones(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     nights.put("z.jpg")
     assert nights.night() == ["z.jpg"]
@@ -240,7 +240,7 @@ def test_the_plain_command_finds_its_run_below_the_incremental_ones(nights: Nigh
         nights.open(**full.options)
 
 
-def test_an_incremental_run_that_is_not_complete_is_not_passed_by(nights: Nights) -> None:
+def test_an_incremental_run_that_is_not_complete_is_not_passed_by(nights: IncrementalRuns) -> None:
     full = Full(nights).done()
     nights.put("z.jpg")
     nights.open()
@@ -248,7 +248,7 @@ def test_an_incremental_run_that_is_not_complete_is_not_passed_by(nights: Nights
         nights.open(**full.options)
 
 
-def test_a_full_run_that_is_not_complete_is_not_gone_on_with_below_others(nights: Nights) -> None:
+def test_a_full_run_that_is_not_complete_is_not_gone_on_with_below_others(nights: IncrementalRuns) -> None:
     opened = nights.open(select__mode="full")
     nights.commit(opened, shards=1)
     nights.commit(nights.open())
@@ -256,13 +256,13 @@ def test_a_full_run_that_is_not_complete_is_not_gone_on_with_below_others(nights
         nights.open(select__mode="full")
 
 
-def test_the_output_inside_the_input_is_no_input(nights: Nights) -> None:
+def test_the_output_inside_the_input_is_no_input(nights: IncrementalRuns) -> None:
     full = Full(nights, output__uri=str(nights.folder / "in/out")).done()
     (nights.folder / "in/out/overlay.jpg").write_bytes(b"x")
     assert not full.changes().has_any
 
 
-def test_names_that_are_no_text_are_no_change(nights: Nights) -> None:
+def test_names_that_are_no_text_are_no_change(nights: IncrementalRuns) -> None:
     odd = os.fsencode(nights.folder / "in") + b"/odd-\xff.jpg"
     Path(os.fsdecode(odd)).write_bytes(b"x")
     full = Full(nights).done()
@@ -274,8 +274,8 @@ def test_names_that_are_no_text_are_no_change(nights: Nights) -> None:
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str, list[str]]]:
     """Runs the driver over tmp_path/in; returns exit code, status, reason and what was said."""
-    LocalFleet.forget()
-    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+    InProcessPool.forget()
+    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
     monkeypatch.setattr(
         pipeline.driver.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
     )
@@ -371,7 +371,7 @@ def test_a_bucket(s3_server: S3Server, s3_bucket: str, tmp_path: Path) -> None:
     files = s3_server.files()
     for name in ("a.jpg", "b.jpg", "c d.jpg"):
         files.pipe_file(f"{s3_bucket}/in/{name}", b"x")
-    nights = Nights(tmp_path, storage=Storage(StorageSection(endpoint_url=s3_server.endpoint_url)))
+    nights = IncrementalRuns(tmp_path, storage=Storage(StorageSection(endpoint_url=s3_server.endpoint_url)))
     full = Full(nights, input__uri=f"{s3_bucket}/in/", output__uri=f"{s3_bucket}/out").done()
     assert not full.changes().has_any
     files.pipe_file(f"{s3_bucket}/in/b.jpg", b"y")

@@ -16,38 +16,38 @@ from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import load_spec
-from pipeline.messages import Settled, ShardFailure
+from pipeline.messages import ShardFailure, ShardOutcome
 from pipeline.output.results import open_results
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.row_counts import RowCounts
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary
-from tests.support.builders.planned_runs import OTHER_MODEL, Nights
-from tests.support.fakes.in_process_pool import LocalFleet
+from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns
+from tests.support.fakes.in_process_pool import InProcessPool
 from tests.support.fakes.models import LoadFake, write_image, write_images
 
 ALL_BAD: dict[str, ImageStatus] = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), "failed")
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> Nights:
+def nights(tmp_path: Path) -> IncrementalRuns:
     """Six images after a first night: three are ok."""
-    nights = Nights(tmp_path)
+    nights = IncrementalRuns(tmp_path)
     nights.put("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg")
     nights.night(ALL_BAD)
     return nights
 
 
-def counts_of(nights: Nights, run: Run) -> RowCounts:
+def counts_of(nights: IncrementalRuns, run: RunHandle) -> RowCounts:
     return RowCounts.from_tables(open_results(run.output_uri, nights.storage), run.name, run.repeats)
 
 
-def tally(nights: Nights, run: str, **options: object) -> RowCounts:
+def tally(nights: IncrementalRuns, run: str, **options: object) -> RowCounts:
     """What a driver that begins now knows of a run: all of it comes from the tables."""
     return counts_of(nights, nights.open(run=run, **options))
 
 
-def errors_of(nights: Nights, statuses: dict[str, ImageStatus], **options: object) -> tuple[int, int]:
+def errors_of(nights: IncrementalRuns, statuses: dict[str, ImageStatus], **options: object) -> tuple[int, int]:
     """Do a night; returns its rows that are not ok, and those that count."""
     opened = nights.open(**options)
     nights.commit(opened, statuses)
@@ -55,19 +55,19 @@ def errors_of(nights: Nights, statuses: dict[str, ImageStatus], **options: objec
     return counted.errors, counted.fresh_errors
 
 
-def test_what_fails_again_does_not_count(nights: Nights) -> None:
+def test_what_fails_again_does_not_count(nights: IncrementalRuns) -> None:
     assert errors_of(nights, ALL_BAD) == (3, 0)
     # And no more in the night after.
     assert errors_of(nights, ALL_BAD) == (3, 0)
 
 
-def test_that_images_are_tried_again_excuses_no_others(nights: Nights) -> None:
+def test_that_images_are_tried_again_excuses_no_others(nights: IncrementalRuns) -> None:
     nights.put("x.jpg", "y.jpg", "z.jpg", content="junk")
     bad: dict[str, ImageStatus] = dict.fromkeys(("x.jpg", "y.jpg", "z.jpg"), "unreadable")
     assert errors_of(nights, bad) == (3, 3)
 
 
-def test_one_of_each_kind(nights: Nights) -> None:
+def test_one_of_each_kind(nights: IncrementalRuns) -> None:
     nights.put("x.jpg", "y.jpg")
     nights.put("b.jpg", "d.jpg", content="other")
     # a failed before, b is another file by now, d was ok, x is new.
@@ -77,19 +77,19 @@ def test_one_of_each_kind(nights: Nights) -> None:
     )
 
 
-def test_a_failure_after_an_image_was_ok_is_news(nights: Nights) -> None:
+def test_a_failure_after_an_image_was_ok_is_news(nights: IncrementalRuns) -> None:
     assert errors_of(nights, {}) == (0, 0)
     nights.put("a.jpg", content="other")
     assert errors_of(nights, {"a.jpg": "failed"}) == (1, 1)
     assert errors_of(nights, {"a.jpg": "failed"}) == (1, 0)
 
 
-def test_a_changed_image_counts_also_where_only_failures_are_done(nights: Nights) -> None:
+def test_a_changed_image_counts_also_where_only_failures_are_done(nights: IncrementalRuns) -> None:
     nights.put("a.jpg", content="other")
     assert errors_of(nights, ALL_BAD, select__retry="failed") == (3, 1)
 
 
-def test_another_model_is_no_excuse_for_what_was_ok(nights: Nights) -> None:
+def test_another_model_is_no_excuse_for_what_was_ok(nights: IncrementalRuns) -> None:
     everything: dict[str, ImageStatus] = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"), "failed")
     opened = nights.open(fingerprint=OTHER_MODEL)
     nights.commit(opened, everything)
@@ -98,14 +98,14 @@ def test_another_model_is_no_excuse_for_what_was_ok(nights: Nights) -> None:
     assert (counted.errors, counted.fresh_errors) == (6, 3)
 
 
-def test_a_full_run_excuses_nothing(nights: Nights) -> None:
+def test_a_full_run_excuses_nothing(nights: IncrementalRuns) -> None:
     opened = nights.open(select__mode="full", fresh=True)
     nights.commit(opened, ALL_BAD)
     counted = tally(nights, opened.name, select__mode="full")
     assert (counted.errors, counted.fresh_errors) == (3, 3)
 
 
-def test_an_entry_that_is_missing_every_night_is_no_news(nights: Nights) -> None:
+def test_an_entry_that_is_missing_every_night_is_no_news(nights: IncrementalRuns) -> None:
     listing = nights.folder / "in.txt"
     listing.write_text("in/d.jpg\nin/gone.jpg\n")
     options: dict[str, object] = {"input__uri": str(listing)}
@@ -116,7 +116,7 @@ def test_an_entry_that_is_missing_every_night_is_no_news(nights: Nights) -> None
     assert errors_of(nights, {"gone.jpg": "unreadable"}, **options) == (1, 1)
 
 
-def test_a_manifest_of_an_older_release_is_completed_from_the_earlier_rows(nights: Nights) -> None:
+def test_a_manifest_of_an_older_release_is_completed_from_the_earlier_rows(nights: IncrementalRuns) -> None:
     nights.put("x.jpg", content="junk")
     nights.put("b.jpg", content="other")
     opened = nights.open()
@@ -135,7 +135,7 @@ def test_a_manifest_of_an_older_release_is_completed_from_the_earlier_rows(night
     assert (counted.errors, counted.fresh_errors) == (4, 2)
 
 
-def test_the_manifest_says_which_images_failed_before(nights: Nights) -> None:
+def test_the_manifest_says_which_images_failed_before(nights: IncrementalRuns) -> None:
     nights.put("x.jpg")
     opened = nights.open()
     part = nights.folder / "out/runs" / opened.name / "manifest/part-00000.parquet"
@@ -147,7 +147,7 @@ def test_the_manifest_says_which_images_failed_before(nights: Nights) -> None:
 def test_the_driver_counts_what_it_puts_together_itself() -> None:
     images = tuple(ImageRef(f"/in/{number}.png", failed_before=number < 2) for number in range(4))
     rest = ShardFailure(0, "storage", "the store is away")
-    settled = Settled(0, 4, rest=rest)
+    settled = ShardOutcome(0, 4, rest=rest)
     report = report_of(Shard(0, images), settled, gather_rows(Shard(0, images), settled, model="fake"))
     assert (report.repeats, report.fresh_errors) == (2, 2)
 
@@ -174,8 +174,8 @@ def work(folder: Path, **overrides: object) -> RunSummary:
 def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
-    LocalFleet.forget()
-    monkeypatch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+    InProcessPool.forget()
+    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
     monkeypatch.setattr(
         pipeline.driver.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
     )
@@ -218,7 +218,7 @@ def test_a_session_counts_repeats_as_the_next_one_does(tmp_path: Path) -> None:
     assert (fourth.errors, fourth.repeated_errors, fourth.status) == (0, 6, "complete")
 
 
-def test_the_summary_of_excused_failures_is_complete(nights: Nights) -> None:
+def test_the_summary_of_excused_failures_is_complete(nights: IncrementalRuns) -> None:
     opened = nights.open()
     nights.commit(opened, ALL_BAD)
     summary = tally(nights, opened.name).summary(Throughput(), signal_name=None)

@@ -15,9 +15,9 @@ from pipeline.output.run_record import list_records
 from pipeline.planning import manifest as manifests
 from pipeline.planning import selection as selections
 from pipeline.runs.lease import RunHeldError
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
-from tests.support.builders.planned_runs import OTHER_MODEL, Nights, counts_of, names_of
+from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns, counts_of, names_of
 from tests.support.fakes.dying_storage import CutOff
 
 OLD = [f"{number:02d}.jpg" for number in range(0, 40, 2)]
@@ -25,12 +25,12 @@ CHANGED, NEW, GONE = OLD[1:16:2], ["01.jpg", "15.jpg", "31.jpg", "99.jpg"], [OLD
 
 
 @pytest.fixture
-def nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nights:
+def nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IncrementalRuns:
     """Twenty images; then eight change, four are new, three are gone. Parts of 2, 4, 8 images, batches of three."""
     monkeypatch.setattr(manifests, "FIRST_PART_IMAGES", 2)
     monkeypatch.setattr(manifests, "PART_IMAGES", 8)
     monkeypatch.setattr(selections, "BATCH_IMAGES", 3)
-    nights = Nights(tmp_path)
+    nights = IncrementalRuns(tmp_path)
     nights.put(*OLD, "x.txt")
     nights.night()
     nights.put(*CHANGED, content="other")
@@ -39,7 +39,7 @@ def nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nights:
     return nights
 
 
-def copy_of_output(nights: Nights, name: str) -> str:
+def copy_of_output(nights: IncrementalRuns, name: str) -> str:
     return str(shutil.copytree(nights.folder / "out", nights.folder / name))
 
 
@@ -48,7 +48,9 @@ def deleted(output: str) -> list[str]:
     return sorted(Path(uri).name for uri in read_deletions(results, results.runs()[-1]).column("uri").to_pylist())
 
 
-def cut_off_and_go_on(nights: Nights, output: str, at: int, meanwhile: Callable[[], None] = lambda: None) -> Run | None:
+def cut_off_and_go_on(
+    nights: IncrementalRuns, output: str, at: int, meanwhile: Callable[[], None] = lambda: None
+) -> RunHandle | None:
     """Cut a night's planning off at its write `at`, and once more on the way; None when it does not write so often."""
     try:
         nights.open(run="night", output__uri=output, storage=CutOff(at))
@@ -61,7 +63,7 @@ def cut_off_and_go_on(nights: Nights, output: str, at: int, meanwhile: Callable[
     return nights.open(run="night", output__uri=output)
 
 
-def test_cut_off_at_any_write_it_comes_to_the_same(nights: Nights) -> None:
+def test_cut_off_at_any_write_it_comes_to_the_same(nights: IncrementalRuns) -> None:
     whole = nights.open(run="night", output__uri=copy_of_output(nights, "whole"))
     assert names_of(whole) == sorted(CHANGED + NEW)
     assert counts_of(whole) == {"listed": 21, "new": 4, "changed": 8, "unchanged": 9, "deleted": 3}
@@ -80,7 +82,7 @@ def test_cut_off_at_any_write_it_comes_to_the_same(nights: Nights) -> None:
 
 
 @pytest.mark.parametrize("at", range(1, 8))
-def test_what_changes_meanwhile_costs_no_image_and_doubles_none(nights: Nights, at: int) -> None:
+def test_what_changes_meanwhile_costs_no_image_and_doubles_none(nights: IncrementalRuns, at: int) -> None:
     def meanwhile() -> None:
         # Planned first, early and unchanged, early and new.
         nights.remove("01.jpg")
@@ -100,7 +102,7 @@ def test_what_changes_meanwhile_costs_no_image_and_doubles_none(nights: Nights, 
     assert deleted(output) == GONE
 
 
-def test_a_night_that_is_not_done_is_gone_on_with_and_the_next_one_is_new(nights: Nights) -> None:
+def test_a_night_that_is_not_done_is_gone_on_with_and_the_next_one_is_new(nights: IncrementalRuns) -> None:
     run = nights.open()
     nights.commit(run, shards=2)
     nights.put("zz.jpg")
@@ -110,7 +112,7 @@ def test_a_night_that_is_not_done_is_gone_on_with_and_the_next_one_is_new(nights
     assert nights.night() == ["zz.jpg"]
 
 
-def test_a_night_whose_end_nobody_heard_of_is_told_to_its_end(nights: Nights) -> None:
+def test_a_night_whose_end_nobody_heard_of_is_told_to_its_end(nights: IncrementalRuns) -> None:
     run = nights.open()
     nights.commit(run)
     (nights.folder / "out/runs" / run.name / "summary.json").unlink()
@@ -120,7 +122,7 @@ def test_a_night_whose_end_nobody_heard_of_is_told_to_its_end(nights: Nights) ->
     assert nights.open().name != run.name
 
 
-def test_a_night_of_another_model_is_left_and_its_rest_done_now(nights: Nights) -> None:
+def test_a_night_of_another_model_is_left_and_its_rest_done_now(nights: IncrementalRuns) -> None:
     run = nights.open(fingerprint=OTHER_MODEL)
     nights.commit(run, shards=3)
     done = names_of(run)[:6]
@@ -133,14 +135,14 @@ def test_a_night_of_another_model_is_left_and_its_rest_done_now(nights: Nights) 
     assert names_of(back) == [name for name in names_of(tonight) if name not in done]
 
 
-def test_a_name_that_is_given_is_one_night(nights: Nights) -> None:
+def test_a_name_that_is_given_is_one_night(nights: IncrementalRuns) -> None:
     nights.commit(nights.open(run="night-2026-01-02"))
     nights.put("zz.jpg")
     assert nights.open(run="night-2026-01-02").state == "complete"
     assert names_of(nights.open(run="night-2026-01-03")) == ["zz.jpg"]
 
 
-def test_a_night_beside_a_run_that_goes_on_is_refused(nights: Nights) -> None:
+def test_a_night_beside_a_run_that_goes_on_is_refused(nights: IncrementalRuns) -> None:
     full = nights.open(select__mode="full", run="full", is_held=True)
     nights.commit(full, shards=1)
     for name in (None, "night"):
@@ -155,7 +157,7 @@ def test_a_night_beside_a_run_that_goes_on_is_refused(nights: Nights) -> None:
     assert nights.open(is_held=True).state == "resumed"
 
 
-def test_a_run_whose_driver_is_dead_is_in_nobodys_way(nights: Nights) -> None:
+def test_a_run_whose_driver_is_dead_is_in_nobodys_way(nights: IncrementalRuns) -> None:
     nights.commit(nights.open(select__mode="full", run="full"), shards=1)
     lease = {"token": "t", "host": "elsewhere", "pid": 1, "process": "p"}
     moments = dict.fromkeys(("since", "beat"), "2020-01-01T00:00:00+00:00")
@@ -168,7 +170,7 @@ def test_a_run_whose_driver_is_dead_is_in_nobodys_way(nights: Nights) -> None:
     run.close()
 
 
-def test_a_clock_that_was_set_back_makes_no_run_old(nights: Nights) -> None:
+def test_a_clock_that_was_set_back_makes_no_run_old(nights: IncrementalRuns) -> None:
     nights.commit(nights.open())
     nights.nights -= 100
     nights.put("02.jpg", content="third")
@@ -177,7 +179,7 @@ def test_a_clock_that_was_set_back_makes_no_run_old(nights: Nights) -> None:
     assert list_records(Storage(), str(nights.folder / "out"))[-1].run == run.name
 
 
-def test_deletions_of_a_planning_that_failed_do_not_count(nights: Nights) -> None:
+def test_deletions_of_a_planning_that_failed_do_not_count(nights: IncrementalRuns) -> None:
     output = copy_of_output(nights, "half")
     with pytest.raises(StorageError):
         nights.open(run="night", output__uri=output, storage=CutOff(6))
@@ -192,7 +194,7 @@ def compact(output: str) -> None:
         compact_run(Storage(), output, record.run, target_bytes=10**9, check=lambda: None)
 
 
-def test_compacted_nights_are_looked_back_at(nights: Nights) -> None:
+def test_compacted_nights_are_looked_back_at(nights: IncrementalRuns) -> None:
     nights.commit(nights.open())
     compact(str(nights.folder / "out"))
     assert len(list((nights.folder / "out/images").rglob("*.parquet"))) == 2
@@ -204,7 +206,7 @@ def test_compacted_nights_are_looked_back_at(nights: Nights) -> None:
     assert deleted(str(nights.folder / "out")) == ["01.jpg", "04.jpg"]
 
 
-def test_a_run_that_is_compacted_while_it_is_read_is_read_again(nights: Nights) -> None:
+def test_a_run_that_is_compacted_while_it_is_read_is_read_again(nights: IncrementalRuns) -> None:
     class Compacting(Storage):
         is_done = False
 

@@ -8,8 +8,8 @@ import pytest
 from pipeline.errors import NotFoundError
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.planning.history import EVENT, OK, History, build_history, hash_etags
-from pipeline.planning.selection import BATCH_IMAGES, RunTraits, Selection
-from pipeline.storage.objects import Listed
+from pipeline.planning.selection import BATCH_IMAGES, RunCompatibility, Selection
+from pipeline.storage.objects import ObjectInfo
 
 URI = "s3://bucket/a.jpg"
 SAME = np.array([True])
@@ -19,10 +19,10 @@ SAME = np.array([True])
 class Store:
     """Answers `stat` alone; knows one object, or none."""
 
-    known: Listed | None = None
+    known: ObjectInfo | None = None
     asked: int = 0
 
-    def stat(self, uri: str) -> Listed:
+    def stat(self, uri: str) -> ObjectInfo:
         self.asked += 1
         if self.known is None:
             raise NotFoundError(f"{uri} was not found.")
@@ -40,7 +40,7 @@ def history_of(*images: tuple[str, str | None, int]) -> History:
 def selection_of(history: History, store: Store | None = None) -> Selection:
     return Selection(
         history,
-        RunTraits(SAME, SAME, SAME),
+        RunCompatibility(SAME, SAME, SAME),
         retry="transient",
         picked=None,
         storage=store or Store(),  # type: ignore[arg-type]
@@ -82,9 +82,9 @@ def test_versions_are_compared_by_what_both_have(
 
 def test_a_version_that_the_listing_lacks_is_asked_of_the_store() -> None:
     history = history_of((URI, "e1", 10))
-    store = Store(Listed(URI, bytes=12, etag="e1"))
+    store = Store(ObjectInfo(URI, bytes=12, etag="e1"))
     assert list(selection_of(history, store).choose([ImageRef(URI)])) == []
-    store.known = Listed(URI, bytes=12, etag="e2")
+    store.known = ObjectInfo(URI, bytes=12, etag="e2")
     assert list(selection_of(history, store).choose([ImageRef(URI)])) == [ImageRef(URI, bytes=12, etag="e2")]
     # One that cannot be asked for is done: reading it will say why.
     store.known = None

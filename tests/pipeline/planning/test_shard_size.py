@@ -15,7 +15,7 @@ from pipeline.planning.shard_size import choose_shard_images, look_ahead
 from pipeline.planning.survey import survey_input
 from pipeline.planning.worker_plan import expected_workers, local_gpus
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from tests.support.fakes.models import write_images
 
@@ -28,7 +28,7 @@ def spec_for(folder: Path, **overrides: object) -> JobSpec:
     return load_spec(None, values | {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def opened(spec: JobSpec, **options: object) -> Run:
+def opened(spec: JobSpec, **options: object) -> RunHandle:
     return open_run(spec, FINGERPRINT, Storage(), **options)  # type: ignore[arg-type]
 
 
@@ -164,6 +164,6 @@ def test_gpus_are_counted_by_their_devices_and_what_is_visible(tmp_path: Path, m
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert local_gpus(tmp_path) == 2
-    for visible, count in (("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("GPU-3e0a", 1)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for printable, count in (("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("GPU-3e0a", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", printable)
         assert local_gpus(tmp_path) == count

@@ -16,7 +16,7 @@ from pipeline.output.rows import build_image_row
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage import local as local_files
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
@@ -25,7 +25,7 @@ from tests.support.servers.s3_server import S3Server
 TEMP = ".part-00001.parquet.4711-0a1b2c3d.htc-tmp"
 
 
-def begin(tmp_path: Path, storage: Storage | None = None, output: str | None = None) -> Run:
+def begin(tmp_path: Path, storage: Storage | None = None, output: str | None = None) -> RunHandle:
     output = output or str(tmp_path / "out")
     values = {"input.uri": str(tmp_path / "in"), "output.uri": output, "compute.shard_images": 2}
     store = storage or Storage()
@@ -47,7 +47,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def commit(run: Run, index: int) -> None:
+def commit(run: RunHandle, index: int) -> None:
     rows = [build_image_row(ref, shard=index, model="m") for ref in run.read_shard(index).images]
     commit_shard(Storage(), run.output_uri, run.name, index, rows, [])
 
@@ -78,7 +78,7 @@ def test_instances_without_their_images_do_not_count_and_are_written_again(photo
     Path(instances_part(run.output_uri, run.name, 1)).write_bytes(b"of an attempt that died")
     run.close()
     again = begin(photos)
-    assert again.new_shards() == [1, 2]
+    assert again.take_new_shards() == [1, 2]
     assert len(open_results(again.output_uri).images()) == 2
     assert len(open_results(again.output_uri).instances()) == 0
     for index in again.todo():
@@ -121,7 +121,7 @@ def test_a_resumed_run_on_s3_begins_without_the_uploads_of_dead_attempts(
     assert len(files.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]) == 1
     run = begin(photos, storage, f"{s3_bucket}/out")
     assert files.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads", []) == []
-    assert run.new_shards() == [0, 1, 2]
+    assert run.take_new_shards() == [0, 1, 2]
     run.close()
 
 
@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_in_words_and_holds_nothing_half(photos: Path, tiny_
     run.close()
     ballast.unlink()
     again = begin(photos)
-    assert again.new_shards() == [1, 2]
+    assert again.take_new_shards() == [1, 2]
     for index in again.todo():
         commit(again, index)
     again.close()
@@ -188,5 +188,5 @@ def test_a_disk_that_fills_up_while_planning_costs_nothing_but_time(
             begin(photos)
     assert not (photos / "out/runs/night/lease.json").exists()
     run = begin(photos)
-    assert (run.image_count, run.new_shards()) == (5, [0, 1, 2])
+    assert (run.image_count, run.take_new_shards()) == (5, [0, 1, 2])
     run.close()

@@ -11,8 +11,8 @@ from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.runs.lease import FORGOTTEN_AFTER_S, WATCH_S, Holder, clear_dead_lease, take_lease
 from pipeline.runs.open import open_run
 from pipeline.runs.process_id import identify_process
-from pipeline.runs.run import Run
-from pipeline.storage.cas_file import ContestedFile
+from pipeline.runs.run import RunHandle
+from pipeline.storage.cas_file import CasFile
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from tests.support.servers.s3_server import S3Server
@@ -83,12 +83,12 @@ def test_a_lease_whose_answer_was_lost_is_removed_all_the_same(
     """Found by the chaos suite: the store took the replacement, and the second try found it changed."""
     storage, uri = output
     lease = leave(storage, uri, DEAD)
-    replace_it = ContestedFile.replace
+    replace_it = CasFile.replace
 
-    def lose_the_answer(file: ContestedFile, payload: bytes, version: str) -> None:
+    def lose_the_answer(file: CasFile, payload: bytes, version: str) -> None:
         assert replace_it(file, payload, version) is not None
 
-    monkeypatch.setattr(ContestedFile, "replace", lose_the_answer)
+    monkeypatch.setattr(CasFile, "replace", lose_the_answer)
     assert clear_dead_lease(storage, uri, "night", clock=lambda: NOON)
     assert not storage.exists(lease)
 
@@ -99,10 +99,10 @@ def test_a_lease_that_another_command_replaced_stays(
     storage, uri = output
     lease = leave(storage, uri, DEAD)
 
-    def lose_the_race(file: ContestedFile, payload: bytes, version: str) -> None:
+    def lose_the_race(file: CasFile, payload: bytes, version: str) -> None:
         leave(storage, uri, replace(ALIVE, token="other"))
 
-    monkeypatch.setattr(ContestedFile, "replace", lose_the_race)
+    monkeypatch.setattr(CasFile, "replace", lose_the_race)
     assert not clear_dead_lease(storage, uri, "night", clock=lambda: NOON)
     assert storage.exists(lease)
 
@@ -129,7 +129,7 @@ def spec_in(folder: Path) -> JobSpec:
     )
 
 
-def opened(spec: JobSpec) -> Run:
+def opened(spec: JobSpec) -> RunHandle:
     storage = Storage()
     return open_run(spec, {}, storage, hold=lambda name: take_lease(storage, spec.output.uri, name))
 

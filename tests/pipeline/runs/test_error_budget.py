@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from pipeline.messages import ShardReport
+from pipeline.messages import ShardResult
 from pipeline.runs.error_budget import (
     BETS,
     FALSE_STOP_PROBABILITY,
@@ -21,8 +21,8 @@ from pipeline.runs.error_budget import (
 SHARD_IMAGES = 256
 
 
-def report_of(index: int, errors: int, images: int = SHARD_IMAGES, repeats: int = 0) -> ShardReport:
-    return ShardReport(index, {"ok": images - errors, "failed": errors}, 0, {}, 0, 0.0, repeats=repeats)
+def report_of(index: int, errors: int, images: int = SHARD_IMAGES, repeats: int = 0) -> ShardResult:
+    return ShardResult(index, {"ok": images - errors, "failed": errors}, 0, {}, 0, 0.0, repeats=repeats)
 
 
 def simulate(

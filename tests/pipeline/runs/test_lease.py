@@ -20,11 +20,11 @@ from pipeline.runs import lease as leases
 from pipeline.runs.lease import Holder, Lease, RunHeldError, take_lease
 from pipeline.runs.open import open_run
 from pipeline.runs.process_id import identify_process
-from pipeline.runs.run import Run
-from pipeline.storage.cas_file import ContestedFile
+from pipeline.runs.run import RunHandle
+from pipeline.storage.cas_file import CasFile
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
-from pipeline.worker.commit_claim import ORPHANED_BY_S, Contact
+from pipeline.worker.commit_claim import ORPHANED_BY_S, DriverLiveness
 from tests.support.fakes.clock import HandClock
 from tests.support.servers.s3_server import S3Server
 
@@ -70,7 +70,7 @@ def never(seconds: float) -> None:
 
 def test_the_file_is_made_once_and_replaced_only_by_who_saw_it_last(output: tuple[Storage, str]) -> None:
     storage, uri = output
-    file = ContestedFile(storage, lease_uri(uri))
+    file = CasFile(storage, lease_uri(uri))
     assert file.read() is None
     assert file.replace(b"x", "0" * 32) is None
     first = file.create(b"one")
@@ -187,7 +187,7 @@ def test_the_times_fit_together() -> None:
     assert leases.WATCH_S - leases.STALE_AFTER_S >= leases.BEAT_EVERY_S
     assert leases.WATCH_S - ORPHANED_BY_S >= leases.BEAT_EVERY_S
     assert leases.GLANCE_S > leases.BEAT_EVERY_S
-    assert Contact(3600.0)._limit_s == ORPHANED_BY_S
+    assert DriverLiveness(3600.0)._limit_s == ORPHANED_BY_S
 
 
 def test_the_file_changes_with_each_heartbeat_though_the_clock_stands_still(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_lease_that_was_not_renewed_is_not_believed_after_a_sleep(
     """A renewal that another write got ahead of counted as none, and as no loss either."""
     clock = HandClock()
     mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, seconds=clock)
-    monkeypatch.setattr(ContestedFile, "replace", lambda *_: None)
+    monkeypatch.setattr(CasFile, "replace", lambda *_: None)
     clock.now += leases.STALE_AFTER_S
     mine.check()
     clock.now += 1
@@ -324,7 +324,7 @@ def test_a_lease_that_cannot_be_read_is_refused_with_the_way_out(tmp_path: Path,
         take_lease(Storage(), str(tmp_path), "night", sleep=never)
 
 
-def begin(tmp_path: Path) -> Run:
+def begin(tmp_path: Path) -> RunHandle:
     values = {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
     storage = Storage()
     return open_run(
@@ -359,7 +359,7 @@ def test_a_run_that_was_taken_over_hands_out_nothing_and_writes_no_summary(tmp_p
     assert run._lease is not None
     run._lease.renew()
     with pytest.raises(RunError, match="taken the run over"):
-        run.new_shards()
+        run.take_new_shards()
     with pytest.raises(StorageError, match="taken the run over"):
         run.write_summary({"status": "interrupted"})
     run.close()

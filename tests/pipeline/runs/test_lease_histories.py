@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.errors import RunError, StorageError
 from pipeline.runs import lease as leases
 from pipeline.runs.lease import Holder, Lease, RunHeldError, take_lease
-from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.cas_file import CasFile
 from pipeline.storage.storage import Storage
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -64,7 +64,7 @@ class World:
     def __post_init__(self) -> None:
         self.uri = f"memory://lease-history-{next(_numbers)}"
         self.storage = CutOffStore()
-        file = ContestedFile(self.storage, f"{self.uri}/runs/night/lease.json")
+        file = CasFile(self.storage, f"{self.uri}/runs/night/lease.json")
         beat = self.wall_clock().isoformat()
         holder = Holder("first", "far-away", 4711, "", beat, beat)
         assert file.create(holder.encode()) is not None

@@ -61,7 +61,7 @@ def test_readers_take_other_names_for_names(tmp_path: Path, name: str) -> None:
 def test_a_run_that_has_such_a_name_already_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, output = write_inputs(tmp_path / "in", 4), str(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.runs.begin.refuse_other_types", lambda _: None)
+        patch.setattr("pipeline.runs.begin.check_name_stays_text", lambda _: None)
         finish_run(images, output, "007", only_shards=1)
     again = open_night(images, output, "007", storage=Storage())
     assert (again.name, again.state, again.todo()) == ("007", "resumed", [1])

@@ -11,7 +11,7 @@ from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.output.commit import commit_shard
 from pipeline.output.rows import build_image_row
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -33,12 +33,14 @@ def spec_of(tmp_path: Path, **overrides: object) -> JobSpec:
     return load_spec(None, {**paths, "model.preset": "htc_r50_fpn", "compute.shard_images": 4, **flags})
 
 
-def begin(tmp_path: Path, *, hours: int = 0, run: str | None = None, fresh: bool = False, **overrides: object) -> Run:
+def begin(
+    tmp_path: Path, *, hours: int = 0, run: str | None = None, fresh: bool = False, **overrides: object
+) -> RunHandle:
     moment = NOON + timedelta(hours=hours)
     return open_run(spec_of(tmp_path, **overrides), FINGERPRINT, Storage(), run=run, fresh=fresh, now=moment)
 
 
-def commit(run: Run, index: int) -> None:
+def commit(run: RunHandle, index: int) -> None:
     rows = [build_image_row(ref, shard=index, model="m") for ref in run.read_shard(index).images]
     commit_shard(Storage(), run.output_uri, run.name, index, rows, [])
 
@@ -54,7 +56,7 @@ def test_a_new_run_is_named_by_time_and_planned(photos: Path) -> None:
 def test_shards_are_told_once_and_committed_ones_never(photos: Path) -> None:
     commit(begin(photos), 1)
     run = begin(photos, hours=1)
-    assert (run.is_planned, run.new_shards(), run.new_shards()) == (True, [0, 2], [])
+    assert (run.is_planned, run.take_new_shards(), run.take_new_shards()) == (True, [0, 2], [])
 
 
 def test_the_record_says_what_ran(photos: Path) -> None:

@@ -27,7 +27,7 @@ from pipeline.planning.survey import survey_input
 from pipeline.storage.addresses import LONGEST_ADDRESS, read_address
 from pipeline.storage.signed_urls import SignedAddresses
 from pipeline.storage.storage import Storage
-from pipeline.worker.error_boundaries import at_image_border
+from pipeline.worker.error_boundaries import image_boundary
 
 SIGNED = "https://b.s3.amazonaws.com/a.jpg"
 AWS = "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2F1&X-Amz-Date=2&X-Amz-Expires=9&X-Amz-SignedHeaders=host"
@@ -92,7 +92,7 @@ def test_what_is_no_address_is_a_row_that_says_so_without_its_secret(tmp_path: P
     for name in ("l.parquet", "l.jsonl"):
         notes = SourceNotes()
         bad = next(iter(list_images(InputSection(uri=str(tmp_path / name)), Storage(), notes=notes)))
-        failure = at_image_border(bad.uri, lambda ref=bad: read_image(ref, Storage()))  # type: ignore[misc]
+        failure = image_boundary(bad.uri, lambda ref=bad: read_image(ref, Storage()))  # type: ignore[misc]
         assert isinstance(failure, ImageFailure)
         assert failure.status == "unreadable"
         assert sum(notes.refused.values()) == 1
@@ -131,7 +131,7 @@ def test_a_foreign_address_among_good_ones_is_a_failed_row_and_named_in_the_note
     assert [ref.uri for ref in others] == [*lines, "hdfs://place/x.tar"]
     # A worker knows nothing of what the driver found out.
     for ref, scheme in zip(others[::2], FOREIGN, strict=False):
-        failure = at_image_border(ref.uri, lambda ref=ref: read_image(ref, Storage()))  # type: ignore[misc]
+        failure = image_boundary(ref.uri, lambda ref=ref: read_image(ref, Storage()))  # type: ignore[misc]
         assert isinstance(failure, ImageFailure)
         assert failure.status == "failed"
         assert FOREIGN[scheme] in failure.reason
@@ -167,7 +167,7 @@ def test_a_spec_takes_no_secret_and_no_broken_address(key: str, uri: str, words:
 
 
 def test_names_too_long_for_a_file_are_missing_at_once(tmp_path: Path) -> None:
-    failure = at_image_border("x", lambda: read_image(ImageRef(f"{tmp_path}/{'x' * 300}.jpg"), Storage()))
+    failure = image_boundary("x", lambda: read_image(ImageRef(f"{tmp_path}/{'x' * 300}.jpg"), Storage()))
     assert isinstance(failure, ImageFailure)
     assert failure.status == "missing"
 
@@ -239,7 +239,7 @@ def test_a_store_that_is_not_known_here_costs_its_own_image_only(monkeypatch: py
             raise RuntimeError(f"an error of its own kind about {path}")
 
     monkeypatch.setitem(fsspec_registry, "odd", Odd)
-    failure = at_image_border("odd://a/b.jpg", lambda: read_image(ImageRef("odd://a/b.jpg"), Storage()))
+    failure = image_boundary("odd://a/b.jpg", lambda: read_image(ImageRef("odd://a/b.jpg"), Storage()))
     assert isinstance(failure, ImageFailure)
     assert (failure.status, failure.traceback) == ("failed", None)
     assert "its own kind" in failure.reason

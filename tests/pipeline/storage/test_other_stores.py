@@ -13,7 +13,7 @@ from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection
 from pipeline.storage import listing_gcs_azure as other_listing
-from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.cas_file import CasFile
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
@@ -142,7 +142,7 @@ def test_inputs_are_listed_and_read(place: Place) -> None:
 
 
 def test_one_of_many_makes_a_file_and_one_replaces_it(place: Place) -> None:
-    file = ContestedFile(place.door, join(place.root, "runs/r/lease.json"))
+    file = CasFile(place.door, join(place.root, "runs/r/lease.json"))
     assert file.read() is None
     with ThreadPoolExecutor(8) as pool:
         made = [version for version in pool.map(lambda number: file.create(b"%d" % number), range(8)) if version]

@@ -11,9 +11,9 @@ from pipeline.storage.pacing import (
     LEAST_SLOW_S,
     MOST_SLOW_S,
     SLOW_FACTOR,
-    Hedges,
+    HedgePolicy,
     ReadLimiter,
-    first_answer,
+    hedged,
 )
 
 
@@ -58,25 +58,25 @@ def test_a_slow_down_halves_it_once_per_round_and_success_raises_it_slowly() -> 
     assert limiter.limit == 32
 
 
-def usual(hedges: Hedges, seconds: float, count: int = FEWEST_READS) -> Hedges:
+def usual(hedges: HedgePolicy, seconds: float, count: int = FEWEST_READS) -> HedgePolicy:
     for _ in range(count):
         hedges.note(seconds, 1000)
     return hedges
 
 
 def test_slow_is_a_multiple_of_what_is_usual() -> None:
-    hedges = Hedges()
+    hedges = HedgePolicy()
     assert hedges.slow_s(1000) is None
     usual(hedges, 0.5)
     assert hedges.slow_s(1000) == hedges.slow_s(None) == SLOW_FACTOR * 0.5
     assert hedges.slow_s(10_000) == 10 * SLOW_FACTOR * 0.5
-    assert usual(Hedges(), 0.001).slow_s(1000) == LEAST_SLOW_S
-    assert usual(Hedges(), 99.0).slow_s(1000) == MOST_SLOW_S
-    assert usual(Hedges(is_on=False), 0.5).slow_s(1000) is None
+    assert usual(HedgePolicy(), 0.001).slow_s(1000) == LEAST_SLOW_S
+    assert usual(HedgePolicy(), 99.0).slow_s(1000) == MOST_SLOW_S
+    assert usual(HedgePolicy(is_on=False), 0.5).slow_s(1000) is None
 
 
 def test_few_reads_are_asked_for_twice() -> None:
-    hedges, granted = Hedges(), 0
+    hedges, granted = HedgePolicy(), 0
     for _ in range(1000):
         hedges.note(0.1, 1000)
         granted += hedges.take()
@@ -95,28 +95,28 @@ def done(answer: str | Exception) -> Future[str]:
 def test_a_slow_read_is_overtaken_and_called_off() -> None:
     first: Future[str] = Future()
     sent = iter([first, done("second")])
-    assert first_answer(lambda: next(sent), 0.0, lambda: True) == "second"
+    assert hedged(lambda: next(sent), 0.0, lambda: True) == "second"
     assert first.cancelled()
 
 
 @pytest.mark.parametrize("may_hedge", [True, False])
 def test_a_quick_read_is_asked_for_once(may_hedge: bool) -> None:
     sent = iter([done("first")])
-    assert first_answer(lambda: next(sent), 60.0, lambda: may_hedge) == "first"
+    assert hedged(lambda: next(sent), 60.0, lambda: may_hedge) == "first"
 
 
 def test_a_slow_read_that_may_not_be_hedged_is_waited_for() -> None:
     first: Future[str] = Future()
     sent = iter([first])
     threading.Timer(0.05, first.set_result, ["late"]).start()
-    assert first_answer(lambda: next(sent), 0.0, lambda: False) == "late"
+    assert hedged(lambda: next(sent), 0.0, lambda: False) == "late"
 
 
 def test_a_second_request_that_fails_leaves_the_first_its_time() -> None:
     first: Future[str] = Future()
     sent = iter([first, done(OSError("503"))])
     threading.Timer(0.05, first.set_result, ["late"]).start()
-    assert first_answer(lambda: next(sent), 0.0, lambda: True) == "late"
+    assert hedged(lambda: next(sent), 0.0, lambda: True) == "late"
 
 
 def test_when_both_fail_the_first_is_told() -> None:
@@ -124,4 +124,4 @@ def test_when_both_fail_the_first_is_told() -> None:
     sent = iter([first, done(OSError("second"))])
     threading.Timer(0.05, first.set_exception, [OSError("first")]).start()
     with pytest.raises(OSError, match="first"):
-        first_answer(lambda: next(sent), 0.0, lambda: True)
+        hedged(lambda: next(sent), 0.0, lambda: True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import IncompleteReadError, NotFoundError, ObjectTooLargeError, TransientStorageError
 from pipeline.storage import retry as retrying
 from pipeline.storage.config import StorageSection
-from pipeline.storage.objects import Fetched, Listed
+from pipeline.storage.objects import ObjectData, ObjectInfo
 from pipeline.storage.range_file import open_ranges
 from pipeline.storage.storage import Storage
 
@@ -99,7 +99,7 @@ def test_a_server_that_ignores_ranges_is_read_by_ranges_all_the_same(server: Ser
 
 def test_what_is_shorter_than_listed_is_not_taken(server: Server) -> None:
     door = Storage(StorageSection(patience_s=0))
-    listed = Listed(server.uri("a.jpg"), len(PICTURE) + 1, None)
+    listed = ObjectInfo(server.uri("a.jpg"), len(PICTURE) + 1, None)
     with pytest.raises(IncompleteReadError, match="10240 of 10241 bytes"):
         door.fetch(listed.uri, listed=listed)
     with pytest.raises(ObjectTooLargeError):
@@ -124,11 +124,11 @@ def versioned(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_version_is_asked_for_where_one_was_listed(versioned: str) -> None:
     listed = Storage().stat(versioned)
-    assert Storage().fetch(versioned, listed=listed) == Fetched(b"then", listed.etag)
-    assert Storage().fetch(versioned) == Fetched(b"then", None)
+    assert Storage().fetch(versioned, listed=listed) == ObjectData(b"then", listed.etag)
+    assert Storage().fetch(versioned) == ObjectData(b"then", None)
     Storage().write(versioned, b"now, longer")
     found = Storage().fetch(versioned, listed=listed)
-    assert found == Fetched(b"now, longer", Storage().stat(versioned).etag)
+    assert found == ObjectData(b"now, longer", Storage().stat(versioned).etag)
     assert found.etag != listed.etag
 
 
@@ -137,11 +137,11 @@ def test_the_version_is_asked_for_where_one_was_listed(versioned: str) -> None:
     steps=st.lists(st.tuples(st.integers(0, 2), st.integers(-50, 350), st.integers(-1, 120)), max_size=20),
 )
 def test_ranges_read_as_a_file_does(payload: bytes, steps: list[tuple[int, int, int]]) -> None:
-    def read(offset: int, length: int) -> Fetched:
-        return Fetched(payload[offset : offset + length], "v")
+    def read(offset: int, length: int) -> ObjectData:
+        return ObjectData(payload[offset : offset + length], "v")
 
     plain = io.BytesIO(payload)
-    with open_ranges(Listed("s3://b/a", len(payload), "v"), len(payload), read) as file:
+    with open_ranges(ObjectInfo("s3://b/a", len(payload), "v"), len(payload), read) as file:
         for whence, offset, count in steps:
             origin = (0, plain.tell(), len(payload))[whence]
             if origin + offset < 0:
@@ -154,11 +154,11 @@ def test_ranges_read_as_a_file_does(payload: bytes, steps: list[tuple[int, int, 
 def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed() -> None:
     versions = iter(["v1", "v2"])
 
-    def read(offset: int, length: int) -> Fetched:
-        return Fetched(bytes(length), next(versions))
+    def read(offset: int, length: int) -> ObjectData:
+        return ObjectData(bytes(length), next(versions))
 
     size = 4 * 2**20
-    with open_ranges(Listed("s3://b/a", size, "v1"), size, read) as file:
+    with open_ranges(ObjectInfo("s3://b/a", size, "v1"), size, read) as file:
         assert file.read(100) == bytes(100)
         file.seek(3 * 2**20)
         with pytest.raises(TransientStorageError, match="s3://b/a was replaced while it was read"):

@@ -16,7 +16,7 @@ from pipeline.inputs.read import fetch_image
 from pipeline.job_spec.job import InputSection
 from pipeline.storage import retry as retrying
 from pipeline.storage.config import StorageSection
-from pipeline.storage.objects import Fetched, Listed
+from pipeline.storage.objects import ObjectData, ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 from tests.support.servers.fault_proxy import Fault, FaultProxy, Kind
@@ -48,7 +48,7 @@ def body(number: int) -> bytes:
 
 
 @pytest.fixture
-def listed(door: Storage, s3_server: S3Server, s3_bucket: str) -> list[Listed]:
+def listed(door: Storage, s3_server: S3Server, s3_bucket: str) -> list[ObjectInfo]:
     """Objects of `OBJECTS` different contents, as listed."""
     s3_server.files().pipe({join(s3_bucket, "in", f"{number:02d}.jpg")[5:]: body(number) for number in range(OBJECTS)})
     return list(door.list(join(s3_bucket, "in")))
@@ -58,17 +58,17 @@ def listed(door: Storage, s3_server: S3Server, s3_bucket: str) -> list[Listed]:
     "kind", ["error_500", "slow_down", "forbidden", "request_timeout", "cut", "truncated", "wrong_length"]
 )
 def test_every_object_comes_whole_through_faults(
-    proxy: FaultProxy, door: Storage, listed: list[Listed], kind: Kind
+    proxy: FaultProxy, door: Storage, listed: list[ObjectInfo], kind: Kind
 ) -> None:
     # Each object's first request breaks. Of every other one it is not known beforehand how long it is.
     proxy.inject([Fault(kind, methods=("GET",), first=1)])
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda each: door.fetch(each.uri, listed=each if each in listed[::2] else None), listed))
-    assert found == [Fetched(body(number), each.etag) for number, each in enumerate(listed)]
+    assert found == [ObjectData(body(number), each.etag) for number, each in enumerate(listed)]
     assert proxy.counts[kind] == OBJECTS
 
 
-def test_a_read_is_one_request(proxy: FaultProxy, s3_bucket: str, listed: list[Listed]) -> None:
+def test_a_read_is_one_request(proxy: FaultProxy, s3_bucket: str, listed: list[ObjectInfo]) -> None:
     # On a busy machine any read may be slow enough to be asked for twice.
     door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, hedge_reads=False))
     before = proxy.requests
@@ -81,7 +81,7 @@ def test_a_read_is_one_request(proxy: FaultProxy, s3_bucket: str, listed: list[L
 
 @pytest.mark.parametrize("kind", ["wrong_length", "truncated"])
 def test_what_is_cut_short_for_good_is_not_taken(
-    proxy: FaultProxy, s3_bucket: str, listed: list[Listed], kind: Kind
+    proxy: FaultProxy, s3_bucket: str, listed: list[ObjectInfo], kind: Kind
 ) -> None:
     door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, patience_s=0))
     proxy.inject([Fault(kind, methods=("GET",))])
@@ -95,7 +95,7 @@ def test_what_is_cut_short_for_good_is_not_taken(
             read(listed[0].uri)
 
 
-def test_a_refusal_for_good_is_believed(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
+def test_a_refusal_for_good_is_believed(proxy: FaultProxy, door: Storage, listed: list[ObjectInfo]) -> None:
     proxy.inject([Fault("forbidden", methods=("GET",))])
     before = proxy.requests
     with pytest.raises(AccessDeniedError, match="check the credentials"):
@@ -104,7 +104,7 @@ def test_a_refusal_for_good_is_believed(proxy: FaultProxy, door: Storage, listed
 
 
 def test_no_retries_are_multiplied_by_those_of_the_libraries(
-    proxy: FaultProxy, s3_bucket: str, listed: list[Listed]
+    proxy: FaultProxy, s3_bucket: str, listed: list[ObjectInfo]
 ) -> None:
     door = Storage(StorageSection(endpoint_url=proxy.endpoint_url, patience_s=0))
     proxy.inject([Fault("slow_down")])
@@ -122,7 +122,7 @@ def test_no_retries_are_multiplied_by_those_of_the_libraries(
         assert proxy.requests == before + retrying.ATTEMPTS
 
 
-def test_a_stalled_read_is_overtaken(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
+def test_a_stalled_read_is_overtaken(proxy: FaultProxy, door: Storage, listed: list[ObjectInfo]) -> None:
     for _ in range(3):
         for each in listed:
             door.fetch(each.uri, listed=each)
@@ -132,7 +132,7 @@ def test_a_stalled_read_is_overtaken(proxy: FaultProxy, door: Storage, listed: l
     assert proxy.counts["stall"] == 1
 
 
-def test_a_slow_down_lowers_the_concurrency(proxy: FaultProxy, door: Storage, listed: list[Listed]) -> None:
+def test_a_slow_down_lowers_the_concurrency(proxy: FaultProxy, door: Storage, listed: list[ObjectInfo]) -> None:
     limiter = door._store("s3://")._limiter
     most = limiter.limit
     proxy.inject([Fault("slow_down", methods=("GET",), first=1)])
@@ -142,7 +142,7 @@ def test_a_slow_down_lowers_the_concurrency(proxy: FaultProxy, door: Storage, li
 
 
 def test_what_changed_and_what_went_is_told(
-    door: Storage, s3_server: S3Server, s3_bucket: str, listed: list[Listed]
+    door: Storage, s3_server: S3Server, s3_bucket: str, listed: list[ObjectInfo]
 ) -> None:
     refs = list(list_images(InputSection(uri=join(s3_bucket, "in")), door))
     s3_server.files().pipe(refs[1].uri[5:], b"another, shorter one")
@@ -156,7 +156,7 @@ def test_what_changed_and_what_went_is_told(
 
 
 def test_an_object_beyond_the_limit_is_refused_by_its_header(
-    proxy: FaultProxy, door: Storage, listed: list[Listed]
+    proxy: FaultProxy, door: Storage, listed: list[ObjectInfo]
 ) -> None:
     before = proxy.requests
     with pytest.raises(ObjectTooLargeError) as refused:
@@ -207,13 +207,13 @@ def test_a_container_that_is_replaced_on_s3(door: Storage, s3_bucket: str) -> No
 
 @pytest.mark.slow
 def test_reads_survive_a_server_that_is_killed_and_comes_back(
-    s3_server: S3Server, s3_bucket: str, listed: list[Listed], monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, s3_bucket: str, listed: list[ObjectInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 1.0)
     door = Storage(StorageSection(endpoint_url=s3_server.endpoint_url, patience_s=240), is_known=True)
     was_killed = threading.Event()
 
-    def read(number: int) -> Fetched:
+    def read(number: int) -> ObjectData:
         if number == OBJECTS:
             s3_server.kill()
             was_killed.set()
@@ -227,4 +227,4 @@ def test_reads_survive_a_server_that_is_killed_and_comes_back(
         finally:
             s3_server.start()
         found = [future.result() for future in futures]
-    assert found == [Fetched(body(number), listed[number].etag) for number in range(OBJECTS)] * 5
+    assert found == [ObjectData(body(number), listed[number].etag) for number in range(OBJECTS)] * 5

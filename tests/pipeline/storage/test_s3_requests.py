@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from pipeline.storage.cas_file import ContestedFile
+from pipeline.storage.cas_file import CasFile
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from tests.support.servers.s3_server import WRITER
@@ -76,7 +76,7 @@ def test_every_request_carries_the_sessions_token_and_says_who_pays(
     assert [each.uri for each in door.list("s3://bucket/in")] == ["s3://bucket/in/a"]
     assert door.read("s3://bucket/in/a") == b"x"
     door.write("s3://bucket/out/a", b"y")
-    assert ContestedFile(door, "s3://bucket/out/lease.json").create(b"z") == "1"
+    assert CasFile(door, "s3://bucket/out/lease.json").create(b"z") == "1"
     door.delete("s3://bucket/out/a")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     assert {"GET", "PUT", "DELETE"} <= {command for command, _ in Recorder.seen}

@@ -19,7 +19,7 @@ from pipeline.job_spec.job import InputSection
 from pipeline.messages import ImageFailure
 from pipeline.storage import retry as retrying
 from pipeline.storage.storage import Storage
-from pipeline.worker.error_boundaries import at_image_border
+from pipeline.worker.error_boundaries import image_boundary
 
 NO_SUCH_HOST = "http://nowhere.invalid"
 REFUSES = "http://127.0.0.1:9"
@@ -94,7 +94,7 @@ def host() -> Iterator[str]:
 
 def outcome(storage: Storage, url: str) -> bytes | ImageFailure:
     """What becomes of an image in a shard's attempt that is not the last."""
-    return at_image_border(url, lambda: read_image(ImageRef(url), storage, max_bytes=2**22))
+    return image_boundary(url, lambda: read_image(ImageRef(url), storage, max_bytes=2**22))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from htc_model.config import ModelConfig, load_preset
 from htc_model.weights.load import save_weights
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.weights.fingerprint import configured, settle_model, take_fingerprint
+from pipeline.weights.fingerprint import compute_fingerprint, resolve_config, resolve_preset
 
 
 @pytest.fixture
@@ -34,20 +34,20 @@ def spec_of(path: Path | str, **model: object) -> JobSpec:
 
 
 def test_the_file_decides_all_but_threshold_and_number(weights: Path, trained: ModelConfig) -> None:
-    spec = settle_model(spec_of(weights, score_threshold=0.25, max_detections=7))
+    spec = resolve_preset(spec_of(weights, score_threshold=0.25, max_detections=7))
     assert spec.model.preset == "htc_lite0_fpn"
-    assert configured(spec.model, weights) == replace(trained, score_threshold=0.25, max_detections=7)
+    assert resolve_config(spec.model, weights) == replace(trained, score_threshold=0.25, max_detections=7)
 
 
 def test_naming_the_files_own_preset_changes_nothing(weights: Path) -> None:
-    settled = settle_model(spec_of(weights))
-    named = settle_model(spec_of(weights, preset="htc_lite0_fpn"))
-    assert take_fingerprint(settled.model) == take_fingerprint(named.model)
+    settled = resolve_preset(spec_of(weights))
+    named = resolve_preset(spec_of(weights, preset="htc_lite0_fpn"))
+    assert compute_fingerprint(settled.model) == compute_fingerprint(named.model)
 
 
 def test_naming_another_preset_is_refused(weights: Path) -> None:
     with pytest.raises(SpecError, match=r"holds weights of htc_lite0_fpn, not of htc_r50_fpn; leave model\.preset"):
-        settle_model(spec_of(weights, preset="htc_r50_fpn"))
+        resolve_preset(spec_of(weights, preset="htc_r50_fpn"))
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_naming_another_preset_is_refused(weights: Path) -> None:
 def test_a_file_that_does_not_say_leaves_the_spec_alone(tmp_path: Path, payload: bytes) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(payload)
-    assert settle_model(spec_of(path)).model.preset == "htc_r50_fpn"
+    assert resolve_preset(spec_of(path)).model.preset == "htc_r50_fpn"
 
 
 def test_words_need_no_file() -> None:
     spec = spec_of("untrained", preset="htc_lite0_fpn")
-    assert settle_model(spec) == spec
+    assert resolve_preset(spec) == spec

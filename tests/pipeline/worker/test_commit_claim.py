@@ -2,11 +2,11 @@
 
 import pytest
 
-from pipeline.worker.commit_claim import AbandonedError, Claim
+from pipeline.worker.commit_claim import AbandonedError, CommitClaim
 
 
 def test_what_was_abandoned_cannot_be_taken() -> None:
-    claim = Claim()
+    claim = CommitClaim()
     claim.check()
     assert claim.abandon()
     with pytest.raises(AbandonedError):
@@ -16,7 +16,7 @@ def test_what_was_abandoned_cannot_be_taken() -> None:
 
 
 def test_what_was_taken_cannot_be_abandoned() -> None:
-    claim = Claim()
+    claim = CommitClaim()
     claim.take()
     assert not claim.abandon()
     claim.check()

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import Assignment, ShardFailure, ShardReport
+from pipeline.messages import Assignment, ShardFailure, ShardResult
 from pipeline.output.commit import images_part, instances_part
-from pipeline.worker.commit_claim import ORPHAN_AFTER_S, Claim, Contact, OrphanedError
+from pipeline.worker.commit_claim import ORPHAN_AFTER_S, CommitClaim, DriverLiveness, OrphanedError
 from pipeline.worker.worker import Worker, WorkerSettings
 from tests.support.fakes.clock import HandClock
 from tests.support.fakes.models import LoadFake, write_image
@@ -22,7 +22,7 @@ BEFORE, AFTER = (32, 48), (20, 28)
 
 def worker_for(spec: JobSpec, clock: HandClock) -> Worker:
     worker = Worker(WorkerSettings(spec, "r", "fake", cpus=1, gpus=0, load_model=LoadFake()))
-    worker._contact = Contact(spec.storage.patience_s, clock=clock)
+    worker._contact = DriverLiveness(spec.storage.patience_s, clock=clock)
     worker.start()
     return worker
 
@@ -42,7 +42,7 @@ def test_who_was_away_at_a_write_leaves_the_tables_alone(
     def be_away() -> None:
         write_image(image, AFTER)
         clock.now += ORPHAN_AFTER_S + spec.storage.patience_s + 1
-        assert isinstance(heir.run_shard(shard, replace(assignment, attempt=2)), ShardReport)
+        assert isinstance(heir.run_shard(shard, replace(assignment, attempt=2)), ShardResult)
         if is_asked_first:
             # What the driver had asked before it gave the worker up.
             orphan.progress()
@@ -59,23 +59,23 @@ def test_who_was_away_at_a_write_leaves_the_tables_alone(
 
 def _once_before_the_part(monkeypatch: pytest.MonkeyPatch, table: str, action: Callable[[], None]) -> None:
     """Act when a part is about to be written for the first time: the process stands still there."""
-    confirm = Claim.confirm
-    calls: list[Claim] = []
+    confirm = CommitClaim.confirm
+    calls: list[CommitClaim] = []
 
-    def confirm_late(claim: Claim) -> None:
+    def confirm_late(claim: CommitClaim) -> None:
         # Asked before each of the two parts.
         calls.append(claim)
         if len(calls) == (1 if table == "instances" else 2):
             action()
         confirm(claim)
 
-    monkeypatch.setattr(Claim, "confirm", confirm_late)
+    monkeypatch.setattr(CommitClaim, "confirm", confirm_late)
 
 
 def test_a_driver_that_waits_for_its_store_is_believed() -> None:
     clock = HandClock()
-    contact = Contact(60.0, clock=clock)
-    claim = Claim(contact)
+    contact = DriverLiveness(60.0, clock=clock)
+    claim = CommitClaim(contact)
     clock.now += ORPHAN_AFTER_S + 60.0
     assert not contact.hear()
     claim.take()

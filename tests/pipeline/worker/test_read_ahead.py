@@ -15,7 +15,7 @@ from htc_model.config import load_preset
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.errors import TransientStorageError
 from pipeline.inputs.decode import read_header
-from pipeline.worker.shard_pipeline import WorkerTools
+from pipeline.worker.shard_pipeline import WorkerResources
 from tests.support.fakes.models import FakeModel, write_images
 from tests.support.fakes.shard_bench import Bench, spec_for
 
@@ -63,7 +63,7 @@ def bench_with(folder: Path, images: int, batch_size: int = 1, **plan: Any) -> B
     config = load_preset("htc_lite0_fpn")
     tiny = replace(config, resize=replace(config.resize, short_side=32, long_side=64))
     bench = Bench(folder, FakeModel(tiny, **plan), batch_size=batch_size)
-    bench.processor._tools = WorkerTools(
+    bench.processor._tools = WorkerResources(
         bench.processor._tools.segmenter, bench.spec, model_label="fake", cpus=2, ahead_bytes=images * PIXEL_BYTES
     )
     return bench

@@ -3,13 +3,13 @@
 import pytest
 
 from pipeline.messages import Hang
-from pipeline.worker.watchdog import ImageWatch
+from pipeline.worker.watchdog import Watchdog
 from tests.support.fakes.clock import HandClock
 
 
 def test_what_is_within_its_time_does_not_hang() -> None:
     clock = HandClock()
-    watch = ImageWatch(5.0, clock=clock)
+    watch = Watchdog(5.0, clock=clock)
     with watch.on(0, [3], "decoding"):
         clock.now = 4.9
         assert watch.hang() is None
@@ -19,7 +19,7 @@ def test_what_is_within_its_time_does_not_hang() -> None:
 
 def test_what_is_over_its_time_is_named_even_when_it_ends_by_an_exception() -> None:
     clock = HandClock()
-    watch = ImageWatch(5.0, clock=clock)
+    watch = Watchdog(5.0, clock=clock)
     found: list[Hang | None] = []
 
     def decode() -> None:
@@ -36,7 +36,7 @@ def test_what_is_over_its_time_is_named_even_when_it_ends_by_an_exception() -> N
 
 def test_a_batch_has_the_time_of_all_its_images() -> None:
     clock = HandClock()
-    watch = ImageWatch(5.0, clock=clock)
+    watch = Watchdog(5.0, clock=clock)
     with watch.on(0, [7, 2, 4], "the model"):
         clock.now = 14.0
         assert watch.hang() is None
@@ -49,7 +49,7 @@ def test_a_batch_has_the_time_of_all_its_images() -> None:
 
 def test_the_one_that_is_over_the_longest_is_blamed() -> None:
     clock = HandClock()
-    watch = ImageWatch(5.0, clock=clock)
+    watch = Watchdog(5.0, clock=clock)
     with watch.on(0, [0, 1, 2, 3], "the model"):
         clock.now = 14.0
         with watch.on(1, [9], "decoding"):
@@ -61,7 +61,7 @@ def test_the_one_that_is_over_the_longest_is_blamed() -> None:
 
 def test_without_a_limit_nothing_hangs() -> None:
     clock = HandClock()
-    watch = ImageWatch(None, clock=clock)
+    watch = Watchdog(None, clock=clock)
     with watch.on(0, [0], "decoding"):
         clock.now = 1e9
         assert watch.hang() is None

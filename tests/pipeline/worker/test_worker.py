@@ -14,11 +14,11 @@ from htc_model.structures import ImageBatch, RawDetections
 from pipeline.errors import StorageError, TransientStorageError
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.shard import Shard
-from pipeline.messages import Assignment, ShardFailure, ShardReport, WorkerFailure, WorkerReady
+from pipeline.messages import Assignment, ShardFailure, ShardResult, WorkerFailure, WorkerReady
 from pipeline.output.commit import images_part
 from pipeline.storage.storage import Storage
 from pipeline.worker.batching import BatchSize
-from pipeline.worker.commit_claim import Claim
+from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import DeviceLostError
 from pipeline.worker.worker import Worker, WorkerSettings
 from tests.support.fakes.models import LoadFake, write_image, write_images
@@ -264,7 +264,7 @@ def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch:
     assert "our bug" in str(failure.traceback)
 
     report = worker.run_shard(shard, Assignment(3, 1, False))
-    assert isinstance(report, ShardReport)
+    assert isinstance(report, ShardResult)
     assert report.statuses == {"ok": 2}
     assert worker.progress().images_done == {}
 
@@ -296,9 +296,9 @@ def test_a_queued_shard_is_given_back_and_one_with_images_done_only_when_another
 ) -> None:
     worker = worker_for(tmp_path, LoadFake())
     assert not worker.abandon(3, is_queued=True)
-    worker._claims[3] = Claim()
+    worker._claims[3] = CommitClaim()
     worker._images_done[3] = 1
     assert not worker.abandon(3, is_queued=True)
     assert worker.abandon(3)
-    worker._claims[4] = Claim()
+    worker._claims[4] = CommitClaim()
     assert worker.abandon(4, is_queued=True)

@@ -19,7 +19,7 @@ from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage
 from pipeline.worker.worker import WorkerSettings
-from tests.support.fakes.in_process_pool import LocalFleet
+from tests.support.fakes.in_process_pool import InProcessPool
 from tests.support.fakes.models import LoadFake, write_images
 
 Htc = Callable[..., tuple[int, str]]
@@ -51,7 +51,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 }
 
 
-class FakeFleet(LocalFleet):
+class FakeWorkerPool(InProcessPool):
     """Workers in this process, with a model without a network."""
 
     def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
@@ -70,7 +70,7 @@ _program = cache(cli.load_program)
 def without_ray() -> Iterator[None]:
     """Have `htc run` do its work in this process for the time of a block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.driver.worker_pool, "Fleet", FakeFleet)
+        patch.setattr(pipeline.driver.worker_pool, "WorkerPool", FakeWorkerPool)
         patch.setattr(pipeline.driver.session, "ray_cluster", _one_worker)
         patch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
         # Built anew it would take as long as a command.

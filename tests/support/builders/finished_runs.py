@@ -12,7 +12,7 @@ from pipeline.output.results import open_results
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
 from pipeline.runs.begin import Hold
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}
@@ -69,7 +69,7 @@ def open_night(
     storage: Storage | None = None,
     hold: Hold | None = None,
     mode: str = "full",
-) -> Run:
+) -> RunHandle:
     """Begin a run, or go on with it, as the driver does.
 
     Args:
@@ -97,7 +97,7 @@ def finish_run(
     storage: Storage | None = None,
     is_ok: Callable[[str], bool] = lambda _: True,
     mode: str = "full",
-) -> Run:
+) -> RunHandle:
     """Run over all files of the input as a worker and a driver would leave it.
 
     Args:

@@ -14,7 +14,7 @@ from pipeline.output.commit import commit_shard, encode_part, instances_part
 from pipeline.output.rows import InstanceRow, build_image_row
 from pipeline.output.schema import INSTANCES_SCHEMA
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from tests.support.paths import PHOTOS
 
@@ -28,7 +28,7 @@ class Output:
     folder: Path
     photos: Path
     spec: JobSpec
-    run: Run
+    run: RunHandle
 
     @property
     def uri(self) -> str:
@@ -72,7 +72,7 @@ def instance_row(ref: Any, number: int, score: float, size: tuple[int, int], cat
     )
 
 
-def commit(run: Run, shard: int, storage: Storage, scores: tuple[float, ...]) -> None:
+def commit(run: RunHandle, shard: int, storage: Storage, scores: tuple[float, ...]) -> None:
     """Commit one shard: a broken image is unreadable, every other has an instance per score."""
     image_rows, instance_rows = [], []
     for ref in run.read_shard(shard).images:

@@ -15,7 +15,7 @@ from pipeline.output.rows import build_image_row
 from pipeline.runs.begin import Hold
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
-from pipeline.runs.run import Run
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
@@ -24,7 +24,7 @@ MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass
-class Nights:
+class IncrementalRuns:
     """A folder of images, tables beside it, and a clock that goes on by a day with each night."""
 
     folder: Path
@@ -62,7 +62,7 @@ class Nights:
         fresh: bool = False,
         is_held: bool = False,
         **overrides: object,
-    ) -> Run:
+    ) -> RunHandle:
         """Begin a night, or go on with one; `is_held`: take its lease, as drivers do."""
         self.nights += 1
         moment = MIDNIGHT + timedelta(days=self.nights)
@@ -70,7 +70,9 @@ class Nights:
         hold: Hold | None = (lambda name: take_lease(door, spec.output.uri, name)) if is_held else None
         return open_run(spec, fingerprint, door, run=run, fresh=fresh, now=moment, hold=hold)
 
-    def commit(self, run: Run, statuses: Mapping[str, ImageStatus] | None = None, shards: int | None = None) -> None:
+    def commit(
+        self, run: RunHandle, statuses: Mapping[str, ImageStatus] | None = None, shards: int | None = None
+    ) -> None:
         """Commit a night's shards, or the first ones; all images are ok but for those in `statuses`."""
         for index in run.todo()[:shards]:
             rows = []
@@ -92,11 +94,11 @@ class Nights:
         return names_of(run)
 
 
-def names_of(run: Run) -> list[str]:
+def names_of(run: RunHandle) -> list[str]:
     """The images of a run, in the order of its manifest."""
     return [Path(ref.uri).name for index in range(run.shard_count) for ref in run.read_shard(index).images]
 
 
-def counts_of(run: Run) -> dict[str, int]:
+def counts_of(run: RunHandle) -> dict[str, int]:
     """What the run's record says of the selection, without zeros."""
     return {reason: count for reason, count in run.manifest.selection.items() if count}

@@ -32,7 +32,7 @@ from pipeline.runs.cleanup import remove_leftovers
 from pipeline.storage.storage import Storage
 from tests.chaos.model import ContentModel
 from tests.chaos.plan import POISON_SIZE, Plan
-from tests.support.fakes.in_process_pool import Death, LocalFleet, Member
+from tests.support.fakes.in_process_pool import Death, InProcessPool, Member
 
 
 class DriverDeath(BaseException):
@@ -109,7 +109,7 @@ class FatedModel(ContentModel):
         return super().infer(batch)
 
 
-class FatedFleet(LocalFleet):
+class FatedPool(InProcessPool):
     """Two workers that take turns by lot; shards in the hands of a dead driver's workers are done later, or never."""
 
     fate: Fate
@@ -152,8 +152,8 @@ class FatedFleet(LocalFleet):
 
 def enact(fate: Fate, patch: pytest.MonkeyPatch) -> None:
     """Put the fate between the program and its storage, and the fleet of this process in Ray's place."""
-    FatedFleet.fate, FatedFleet.orphans = fate, []
-    patch.setattr(pipeline.driver.worker_pool, "Fleet", FatedFleet)
+    FatedPool.fate, FatedPool.orphans = fate, []
+    patch.setattr(pipeline.driver.worker_pool, "WorkerPool", FatedPool)
     patch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
     # Several parts of the manifest for two dozen images.
     patch.setattr(pipeline.planning.manifest, "FIRST_PART_IMAGES", 4)

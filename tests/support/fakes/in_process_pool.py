@@ -22,8 +22,8 @@ class Member:
     held: deque[tuple[Shard, Assignment]] = field(default_factory=deque)
 
 
-class LocalFleet:
-    """Does what `pipeline.driver.worker_pool.Fleet` does, step by step.
+class InProcessPool:
+    """Does what `pipeline.driver.worker_pool.WorkerPool` does, step by step.
 
     starts: workers begun, over all fleets of the class.
     assignments: everything that was handed out.
@@ -61,7 +61,7 @@ class LocalFleet:
     def may_take(self, worker: int) -> bool:
         return True
 
-    def top_up(self, wanted: int) -> None:
+    def scale_to(self, wanted: int) -> None:
         while self.size < wanted:
             type(self).starts += 1
             number = next(self._numbers)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.scheduling.engine import Engine
 from jobs.scheduling.firing import Ending, Firing
-from jobs.scheduling.launcher import Sight
+from jobs.scheduling.launcher import LaunchStatus
 from jobs.scheduling.schedule import Schedule, build_schedule
 from jobs.scheduling.store import ScheduleStore
 from pipeline.errors import HtcError
@@ -37,13 +37,13 @@ class StandInPlace:
             self._ends[firing.name] = self._clock.now + timedelta(seconds=self.lasts(firing))
         return f"handle of {firing.name}"
 
-    def look(self, firing: Firing) -> Sight:
+    def look(self, firing: Firing) -> LaunchStatus:
         end = self._ends.get(firing.name)
         if end is None:
-            return Sight("gone")
+            return LaunchStatus("gone")
         if self._clock.now < end:
-            return Sight("going")
-        return Sight("ended", self.endings.get(firing.name, Ending("complete", exit_code=0)))
+            return LaunchStatus("going")
+        return LaunchStatus("ended", self.endings.get(firing.name, Ending("complete", exit_code=0)))
 
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
         if firing.name not in self.stopped:

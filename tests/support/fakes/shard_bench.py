@@ -10,9 +10,9 @@ from htc_model.config import load_preset
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
-from pipeline.messages import Assignment, ShardReport
+from pipeline.messages import Assignment, ShardResult
 from pipeline.output.commit import images_part, instances_part
-from pipeline.worker.commit_claim import Claim
+from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_processor import ShardProcessor
 from tests.support.fakes.models import FakeModel
@@ -45,12 +45,12 @@ class Bench:
         self.processor = ShardProcessor(segmenter, self.spec, run="r", model_label="fake", cpus=1)
         self.done: list[int] = []
 
-    def process(self, paths: Sequence[Path], *, index: int = 0, is_last_attempt: bool = False) -> ShardReport:
+    def process(self, paths: Sequence[Path], *, index: int = 0, is_last_attempt: bool = False) -> ShardResult:
         assignment = Assignment(index, 1, is_last_attempt)
         report = self.processor.process(
-            Shard(index, refs_of(paths)), assignment, claim=Claim(), on_images=self.done.append
+            Shard(index, refs_of(paths)), assignment, claim=CommitClaim(), on_images=self.done.append
         )
-        assert isinstance(report, ShardReport)
+        assert isinstance(report, ShardResult)
         return report
 
     def image_rows(self, index: int = 0) -> list[Row]:

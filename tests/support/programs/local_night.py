@@ -17,7 +17,7 @@ from pipeline.driver.run_job import run
 from pipeline.job_spec.job import ComputeSection, load_spec
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.summary import RunSummary
-from tests.support.fakes.in_process_pool import LocalFleet
+from tests.support.fakes.in_process_pool import InProcessPool
 from tests.support.fakes.models import Deed, LoadFake, Size
 
 
@@ -40,8 +40,8 @@ def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[Worke
 def without_ray() -> Iterator[None]:
     """Do the work in this process for the time of a block."""
     with pytest.MonkeyPatch.context() as patch:
-        LocalFleet.forget()
-        patch.setattr(pipeline.driver.worker_pool, "Fleet", LocalFleet)
+        InProcessPool.forget()
+        patch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
         patch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
         yield
 

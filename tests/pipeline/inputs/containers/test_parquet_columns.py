@@ -16,7 +16,7 @@ from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import ComputeSection, InputSection, JobSpec
 from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.planning.planner import Planner
-from pipeline.planning.resume_point import find_planned
+from pipeline.planning.resume_point import find_resume_point
 from pipeline.planning.survey import survey_input
 from pipeline.storage.storage import Storage
 
@@ -224,7 +224,7 @@ def test_planning_of_named_images_goes_on_without_losing_or_doubling_one(
     folder, names = str(tmp_path / "manifest"), ["z.jpg", "a.jpg", "m.jpg", "b.jpg", "y.jpg"]
     # The first part holds two images; planning ends behind it.
     next(Planner(spec, Storage(), folder).parts())
-    planned = find_planned(Storage(), folder)
+    planned = find_resume_point(Storage(), folder)
     assert planned is not None
     manifest = list(Planner(spec, Storage(), folder, planned=planned).parts())[-1]
     reader = ManifestReader(Storage(), folder, manifest)
