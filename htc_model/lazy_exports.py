@@ -25,6 +25,7 @@ def attach(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str]
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = homes[name]
-        return getattr(import_module(module if "." in module else f"{package}.{module}"), name)
+        absolute = module if "." in module else f"{package}.{module}"
+        return getattr(import_module(absolute), name)
 
     return load

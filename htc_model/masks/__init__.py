@@ -1,1 +1,19 @@
 """Instance masks: from mask maps to COCO's run-length encoding, and reading it again."""
+
+from typing import TYPE_CHECKING
+
+from htc_model.lazy_exports import attach
+
+if TYPE_CHECKING:
+    from htc_model.masks.encode import encode_detections, encode_masks
+    from htc_model.masks.rle import decode_rle, encode_bitmap, encode_runs, rle_area
+
+__all__ = ["decode_rle", "encode_bitmap", "encode_detections", "encode_masks", "encode_runs", "rle_area"]
+
+__getattr__ = attach(
+    __name__,
+    {
+        "encode": ["encode_detections", "encode_masks"],
+        "rle": ["decode_rle", "encode_bitmap", "encode_runs", "rle_area"],
+    },
+)

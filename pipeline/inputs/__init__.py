@@ -1,1 +1,40 @@
 """From an input URI to images: list, read, decode."""
+
+from typing import TYPE_CHECKING
+
+from htc_model.lazy_exports import attach
+
+if TYPE_CHECKING:
+    from pipeline.inputs.coco_files import read_coco
+    from pipeline.inputs.decode import decode_image
+    from pipeline.inputs.image_ref import ImageRef
+    from pipeline.inputs.listing import SourceNotes, list_images, locate_image
+    from pipeline.inputs.read import fetch_image, read_image
+    from pipeline.inputs.resume import ListedBefore
+    from pipeline.inputs.shard import Shard
+
+__all__ = [
+    "ImageRef",
+    "ListedBefore",
+    "Shard",
+    "SourceNotes",
+    "decode_image",
+    "fetch_image",
+    "list_images",
+    "locate_image",
+    "read_coco",
+    "read_image",
+]
+
+__getattr__ = attach(
+    __name__,
+    {
+        "coco_files": ["read_coco"],
+        "decode": ["decode_image"],
+        "image_ref": ["ImageRef"],
+        "listing": ["SourceNotes", "list_images", "locate_image"],
+        "read": ["fetch_image", "read_image"],
+        "resume": ["ListedBefore"],
+        "shard": ["Shard"],
+    },
+)

@@ -1,1 +1,47 @@
 """The job spec: its model, and reading it from YAML and options."""
+
+from typing import TYPE_CHECKING
+
+from htc_model.lazy_exports import attach
+
+if TYPE_CHECKING:
+    from pipeline.job_spec.job import (
+        ComputeSection,
+        ImagesSection,
+        InputSection,
+        JobSpec,
+        ModelSection,
+        OutputSection,
+        RetrySection,
+        SelectSection,
+        load_spec,
+    )
+
+__all__ = [
+    "ComputeSection",
+    "ImagesSection",
+    "InputSection",
+    "JobSpec",
+    "ModelSection",
+    "OutputSection",
+    "RetrySection",
+    "SelectSection",
+    "load_spec",
+]
+
+__getattr__ = attach(
+    __name__,
+    {
+        "job": [
+            "ComputeSection",
+            "ImagesSection",
+            "InputSection",
+            "JobSpec",
+            "ModelSection",
+            "OutputSection",
+            "RetrySection",
+            "SelectSection",
+            "load_spec",
+        ],
+    },
+)

@@ -1,1 +1,38 @@
 """Which images a run does: manifest, shards, and the history of earlier runs."""
+
+from typing import TYPE_CHECKING
+
+from htc_model.lazy_exports import attach
+
+if TYPE_CHECKING:
+    from pipeline.planning.incremental import IncrementalPlan
+    from pipeline.planning.input_changes import InputChanges, compare_input
+    from pipeline.planning.manifest import Manifest, ManifestReader
+    from pipeline.planning.planner import Planner
+    from pipeline.planning.survey import InputSurvey, survey_input
+    from pipeline.planning.worker_plan import WorkerPlan, plan_workers
+
+__all__ = [
+    "IncrementalPlan",
+    "InputChanges",
+    "InputSurvey",
+    "Manifest",
+    "ManifestReader",
+    "Planner",
+    "WorkerPlan",
+    "compare_input",
+    "plan_workers",
+    "survey_input",
+]
+
+__getattr__ = attach(
+    __name__,
+    {
+        "incremental": ["IncrementalPlan"],
+        "input_changes": ["InputChanges", "compare_input"],
+        "manifest": ["Manifest", "ManifestReader"],
+        "planner": ["Planner"],
+        "survey": ["InputSurvey", "survey_input"],
+        "worker_plan": ["WorkerPlan", "plan_workers"],
+    },
+)

@@ -1,0 +1,48 @@
+"""Instance masks for large image collections, from Python: `import htc_batch as htc`.
+
+    summary = htc.run(htc.load_spec("job.yaml"))
+    instances = htc.open("out/").instances()  # a pyarrow Table of committed rows
+
+The names here stay what they are; those of the packages below (`pipeline`, `jobs`, `htc_model`) may move.
+"""
+
+from typing import TYPE_CHECKING
+
+from htc_model.lazy_exports import attach
+
+if TYPE_CHECKING:
+    from pipeline.driver.run_job import run
+    from pipeline.errors import HtcError
+    from pipeline.job_spec.job import JobSpec, load_spec
+    from pipeline.output.results import Results
+    from pipeline.runs.summary import RunSummary
+    from pipeline.training.run import train
+    from pipeline.training.spec import load_training_spec
+
+__all__ = ["HtcError", "JobSpec", "Results", "RunSummary", "load_spec", "load_training_spec", "open", "run", "train"]
+
+__getattr__ = attach(
+    __name__,
+    {
+        "pipeline.driver": ["run"],
+        "pipeline.errors": ["HtcError"],
+        "pipeline.job_spec": ["JobSpec", "load_spec"],
+        "pipeline.output": ["Results"],
+        "pipeline.runs": ["RunSummary"],
+        "pipeline.training": ["load_training_spec", "train"],
+    },
+)
+
+
+def open(output_uri: str) -> "Results":
+    """Open the output of a job, finished or not, for reading.
+
+    Args:
+        output_uri: its folder, a local path or a URL.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    from pipeline.output import open_results
+
+    return open_results(output_uri)

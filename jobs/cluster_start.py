@@ -1,0 +1,9 @@
+"""The name that release 0.1 started `jobs.entrypoints.cluster_job` by.
+
+Kept for one release, for jobs and images that still use it.
+"""
+
+import runpy
+
+if __name__ == "__main__":
+    runpy.run_module("jobs.entrypoints.cluster_job", run_name="__main__", alter_sys=True)
