@@ -3,14 +3,15 @@
     python benchmarks/import_graph.py [--json] [PACKAGE ...]
 
 Counts every import, also those inside functions and those for type checkers only: a circle that is hidden from Python
-is a circle for the reader all the same. Depth is the number of modules on the longest chain of imports, a circle
-counted as one module. To compare with another commit, check it out into a folder and run this script there.
+is a circle for the reader all the same. Depth is the number of nodes on the longest chain of imports, a circle counted
+as one node. To measure another commit, check it out into a folder and run this script there.
 """
 
 import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +25,51 @@ def describe(package: str) -> dict[str, Any]:
     """Describe the import graph of one top-level package.
 
     Returns:
-        modules: number of modules that hold code. largest_folder: the folder with most modules, and how many.
+        modules: number of modules. largest_folder: the folder with most modules, and how many it holds.
         depth: modules on the longest chain of imports. circles: the modules of each circle, sorted.
         chain: the modules of one such longest chain, the importing one first.
+        rooms, room_depth, room_circles: the same for its sub-packages and top-level modules.
     """
     imports = grimp.build_graph(package, cache_dir=None)
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    graph.add_nodes_from(imports.modules)
-    for module in imports.modules:
-        graph.add_edges_from((module, imported) for imported in imports.find_modules_directly_imported_by(module))
-    # An `__init__` is a folder here, unless somebody imports names from it.
-    graph.remove_nodes_from(
-        [module for module in imports.modules if imports.find_children(module) and not graph.degree(module)]
-    )
-    circles = [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
-    condensed = nx.condensation(graph)
-    chain = nx.dag_longest_path(condensed)
-    folders = Counter(module.rpartition(".")[0] or module for module in graph.nodes)
-    folder, count = folders.most_common(1)[0]
+    # A package's `__init__` exports what lies below it, lazily: its arrows are not those of a module.
+    modules = {module for module in imports.modules if not imports.find_children(module)}
+    edges = [
+        (module, imported)
+        for module in modules
+        for imported in imports.find_modules_directly_imported_by(module)
+        if imported in modules
+    ]
+    rooms = {module: ".".join(module.split(".")[:2]) for module in modules}
+    between = {(rooms[one], rooms[other]) for one, other in edges if rooms[one] != rooms[other]}
+    depth, circles, chain = _measure(modules, edges)
+    room_depth, room_circles, _ = _measure(set(rooms.values()), between)
+    folder, count = Counter(module.rpartition(".")[0] for module in modules).most_common(1)[0]
     return {
         "package": package,
-        "modules": graph.number_of_nodes(),
+        "modules": len(modules),
         "largest_folder": {"name": folder, "modules": count},
-        "depth": len(chain),
-        "circles": sorted(circles),
-        "chain": [" + ".join(sorted(condensed.nodes[node]["members"])) for node in chain],
+        "depth": depth,
+        "circles": circles,
+        "chain": chain,
+        "rooms": len(set(rooms.values())),
+        "room_depth": room_depth,
+        "room_circles": room_circles,
     }
+
+
+def _measure(nodes: set[str], edges: Iterable[tuple[str, str]]) -> tuple[int, list[list[str]], list[str]]:
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_nodes_from(sorted(nodes))
+    graph.add_edges_from(sorted(edges))
+    circles = sorted(sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1)
+    condensed = nx.condensation(graph)
+    chain = nx.dag_longest_path(condensed)
+    return len(chain), circles, [" + ".join(sorted(condensed.nodes[node]["members"])) for node in chain]
 
 
 def main() -> int:
     """Print what `describe` finds of each package."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("packages", nargs="*", default=PACKAGES)
     parser.add_argument("--json", action="store_true", help="one JSON object per line, with the longest chain")
     arguments = parser.parse_args()
@@ -67,9 +82,10 @@ def main() -> int:
         largest = found["largest_folder"]
         print(
             f"{package}: {found['modules']} modules, at most {largest['modules']} in one folder ({largest['name']}), "
-            f"depth {found['depth']}, {len(found['circles'])} circles"
+            f"depth {found['depth']}, {len(found['circles'])} circles; {found['rooms']} sub-packages and top-level "
+            f"modules, depth {found['room_depth']}, {len(found['room_circles'])} circles"
         )
-        for circle in found["circles"]:
+        for circle in [*found["circles"], *found["room_circles"]]:
             print(f"    circle: {', '.join(circle)}")
     return 0
 
