@@ -42,7 +42,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/bandit --quiet --recursive -ll -ii htc_model pipeline jobs
+	$(BIN)/bandit --quiet --recursive -ll -ii htc_batch htc_model pipeline jobs
 	$(BIN)/hadolint infra/docker/Dockerfile
 	$(BIN)/python infra/audit.py
 

@@ -14,6 +14,9 @@ from tests.support.servers.s3_server import WRITER, S3Server, ServerUnavailableE
 # `--hypothesis-profile=long`: for hours, not for CI. Tests ask for a share of `settings.default.max_examples`, so
 # that the profile multiplies them all.
 LONG_FACTOR = 200
+# No test asserts a time: an example may take as long as a loaded machine needs.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 settings.register_profile("long", max_examples=100 * LONG_FACTOR, deadline=None, print_blob=True)
 
 # Under nohup the tests, and the commands that they start, would ignore the signal that some of them are about.

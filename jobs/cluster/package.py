@@ -18,7 +18,7 @@ from pipeline.storage.uris import is_local, local_path
 
 RuntimeEnvKind = Literal["code", "image", "pip"]
 SPEC_FILE = "job.yaml"
-PACKAGES = ("htc_model", "pipeline", "jobs")
+PACKAGES = ("htc_batch", "htc_model", "pipeline", "jobs")
 WEIGHTS_FOLDER = "weights"
 # Ray keeps what is uploaded in the head's memory, and refuses more than 512 MiB.
 MAX_WEIGHTS_BYTES = 256 * 2**20

@@ -74,7 +74,7 @@ def test_the_build_gets_all_that_it_needs_and_no_weights_but_the_bundled(tmp_pat
     assert "jobs/entrypoints/kube_cron_job.py" in listed
     weights = [line.split()[0] for line in listed.splitlines() if ".safetensors" in line or ".pth" in line]
     assert weights
-    assert all(name.startswith("htc_model/bundled/") for name in weights)
+    assert all(name.startswith("htc_model/weights/bundled/") for name in weights)
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])

@@ -245,7 +245,7 @@ def test_text_that_the_terminal_cannot_show_is_escaped(output: Output) -> None:
 THREAD_THAT_OUTLIVES_THE_INTERPRETER = """
 import atexit, io, sys, threading, time
 import pyarrow as pa, pyarrow.parquet as pq
-from jobs import cli
+from jobs.cli import program as cli
 
 table = io.BytesIO()
 pq.write_table(pa.table({"a": [1]}), table)
@@ -283,7 +283,7 @@ def test_a_librarys_thread_does_not_abort_a_command_that_is_done() -> None:
 @pytest.mark.parametrize("word", ["x", "x" * 100_000])
 def test_a_full_disk_behind_the_output_is_a_sentence(word: str) -> None:
     program = f"""
-from jobs import cli
+from jobs.cli import program as cli
 cli.load_program = lambda: type("Program", (), {{"main": lambda self, **options: print({word!r})}})()
 cli.main()
 """

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.planning.shard_size
 from pipeline.errors import RunMismatchError
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
+from pipeline.planning import worker_plan
 from pipeline.planning.shard_size import choose_shard_images, look_ahead
 from pipeline.planning.survey import survey_input
 from pipeline.planning.worker_plan import expected_workers, local_gpus
@@ -143,20 +143,19 @@ def test_an_incremental_run_is_cut_by_what_it_has_to_do(tmp_path: Path) -> None:
 
 
 def test_the_workers_that_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.planning.shard_size, "connected_resources", lambda: None)
-    monkeypatch.setattr(pipeline.planning.shard_size, "local_cpus", lambda: 6)
-    monkeypatch.setattr(pipeline.planning.shard_size, "local_gpus", lambda: 0)
-    monkeypatch.setattr(pipeline.planning.shard_size, "usable_memory", lambda: 64 * 2**30)
+    monkeypatch.setattr(worker_plan, "local_cpus", lambda: 6)
+    monkeypatch.setattr(worker_plan, "local_gpus", lambda: 0)
+    monkeypatch.setattr(worker_plan, "usable_memory", lambda: 64 * 2**30)
     assert expected_workers(ComputeSection()) == 6
     assert expected_workers(ComputeSection(cpus_per_worker=2.0)) == 3
     assert expected_workers(ComputeSection(workers=3)) == 3
-    monkeypatch.setattr(pipeline.planning.shard_size, "usable_memory", lambda: 5 * 2**30)
+    monkeypatch.setattr(worker_plan, "usable_memory", lambda: 5 * 2**30)
     assert expected_workers(ComputeSection()) == 2
-    monkeypatch.setattr(pipeline.planning.shard_size, "local_gpus", lambda: 1)
+    monkeypatch.setattr(worker_plan, "local_gpus", lambda: 1)
     assert expected_workers(ComputeSection()) == 1
-    monkeypatch.setattr(pipeline.planning.shard_size, "connected_resources", lambda: {"CPU": 64.0, "GPU": 8.0})
-    assert expected_workers(ComputeSection()) == 8
-    assert expected_workers(ComputeSection(gpus_per_worker=99.0)) == 1
+    cluster = {"CPU": 64.0, "GPU": 8.0}
+    assert expected_workers(ComputeSection(), cluster) == 8
+    assert expected_workers(ComputeSection(gpus_per_worker=99.0), cluster) == 1
 
 
 def test_gpus_are_counted_by_their_devices_and_what_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +163,6 @@ def test_gpus_are_counted_by_their_devices_and_what_is_visible(tmp_path: Path, m
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert local_gpus(tmp_path) == 2
-    for printable, count in (("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("GPU-3e0a", 1)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", printable)
+    for visible, count in (("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("GPU-3e0a", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert local_gpus(tmp_path) == count
