@@ -1,21 +1,42 @@
-# demo · test · lint · bench. CI calls these and nothing else. Needed beforehand: Python 3.11+ with venv, and make.
+# demo · check · test · lint · bench. CI calls lint and test, and nothing else.
+# Needed beforehand: Python 3.11+ with venv, and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
+# What `make check` leaves out beside tests marked slow: whole commands, matrices, fuzzing, random histories, processes
+# that have to start.
+LONG_TESTS := tests/e2e \
+	tests/htc_model/network/test_batch_invariance.py \
+	tests/htc_model/network/test_switches.py \
+	tests/htc_model/training \
+	tests/jobs/maintenance/test_prune_histories.py \
+	tests/jobs/results/test_damage_matrix.py \
+	tests/jobs/scheduling/test_damage.py \
+	tests/jobs/scheduling/test_no_torch.py \
+	tests/jobs/scheduling/test_service.py \
+	tests/pipeline/inputs/formats/test_tiff.py \
+	tests/pipeline/inputs/test_fuzz_readers.py \
+	tests/pipeline/planning/test_background.py \
+	tests/pipeline/planning/test_incremental_histories.py \
+	tests/pipeline/runs/test_lease_histories.py \
+	tests/pipeline/test_signals.py \
+	tests/pipeline/training
 
 # One thread per process: torch's intra-op threads collapse when several processes share few cores.
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test lint format bench chaos clean
+.PHONY: help setup demo check check-code check-tests test lint format bench chaos clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   set up and segment the bundled photos into build/demo/"
+	@echo "make check  before a commit: ruff, mypy, import-linter and the quick tests, in a few minutes"
 	@echo "make test   set up and run every test"
-	@echo "make lint   ruff, mypy --strict, import-linter, bandit, pip-audit"
+	@echo "make lint   ruff, mypy --strict, import-linter, bandit, hadolint, pip-audit"
+	@echo "make format let ruff repair and format the code"
 	@echo "make bench  the CPU benchmarks, one JSON line each"
 	@echo "make chaos  faults on purpose, many rounds, and whether the tables came out the same"
 
@@ -34,14 +55,22 @@ demo: $(STAMP)
 	$(BIN)/htc query build/demo "SELECT parse_filename(uri) AS photo, width, height, status, instances FROM images ORDER BY uri"
 	$(BIN)/htc show build/demo --to build/demo/overlays
 
-test: $(STAMP)
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup
+check: check-code check-tests
 
-lint: $(STAMP)
+check-code: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# xdist_group marks tests that need a server for a store; their start alone takes seconds.
+check-tests: $(STAMP)
+	$(BIN)/pytest -q -n $(TEST_WORKERS) -m "not slow and not xdist_group" $(addprefix --ignore=,$(LONG_TESTS))
+
+test: $(STAMP)
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup
+
+lint: check-code
 	$(BIN)/bandit --quiet --recursive -ll -ii htc_batch htc_model pipeline jobs
 	$(BIN)/hadolint infra/docker/Dockerfile
 	$(BIN)/python infra/audit.py

@@ -47,6 +47,12 @@ def test_rows_of_tables_follow_a_heading(page: Path) -> None:
     assert [lines[number] for number in starts if not re.match(r"\|[-| :]+\|$", lines[number + 1])] == []
 
 
+def test_tests_that_the_makefile_leaves_out_exist() -> None:
+    named = re.findall(r"tests/[\w/.]+", (ROOT / "Makefile").read_text())
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_every_decision_is_in_the_index() -> None:
     folder = ROOT / "docs" / "adr"
     index = (folder / "README.md").read_text()
