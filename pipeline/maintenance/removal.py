@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import NotFoundError
 from pipeline.output.json_files import write_json
 from pipeline.output.layout import TOMBSTONE, partition_folder, run_folder, tombstone_uri
 from pipeline.runs.cleanup import remove_leftovers
@@ -62,10 +61,7 @@ def remove_empty_folders(output_uri: str, run: str) -> None:
 
 
 def _below(storage: Storage, folder: str) -> list[str]:
-    try:
-        return [listed.uri for listed in storage.list(folder)]
-    except NotFoundError:
-        return []
+    return [listed.uri for listed in storage.list(folder, missing_ok=True)]
 
 
 def _delete(storage: Storage, uris: Iterable[str]) -> None:

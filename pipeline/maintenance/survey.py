@@ -119,10 +119,8 @@ def _has_lease(results: "Results", run: str, listing: _Listing) -> bool:
 
 def half_pruned(storage: Storage, output_uri: str) -> list[str]:
     """Return the names of the runs whose removal was begun and not finished."""
-    try:
-        return [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob=f"*/{TOMBSTONE}")]
-    except NotFoundError:
-        return []
+    listed = storage.list(join(output_uri, "runs"), f"*/{TOMBSTONE}", missing_ok=True)
+    return [each.uri.split("/")[-2] for each in listed]
 
 
 def is_whole(results: "Results", record: RunRecord) -> bool:
@@ -219,11 +217,8 @@ def _list_all(storage: Storage, output_uri: str) -> _Listing:
 def _walk(storage: Storage, output_uri: str) -> Iterator[tuple[str, str, int]]:
     """Yield each file's run, its path below the output, and its bytes."""
     for folder in (*TABLES, "runs"):
-        try:
-            for listed in storage.list(join(output_uri, folder)):
-                path = listed.uri[len(output_uri) :].lstrip("/")
-                name = path.split("/")[1]
-                if folder == "runs" or name.startswith("run="):
-                    yield name.removeprefix("run="), path, listed.bytes or 0
-        except NotFoundError:
-            continue
+        for listed in storage.list(join(output_uri, folder), missing_ok=True):
+            path = listed.uri[len(output_uri) :].lstrip("/")
+            name = path.split("/")[1]
+            if folder == "runs" or name.startswith("run="):
+                yield name.removeprefix("run="), path, listed.bytes or 0

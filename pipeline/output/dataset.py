@@ -103,7 +103,7 @@ class _StorageFiles:
         """Open a part for reading."""
         if mode != "rb":
             raise PermissionError(f"{path} is only read here")
-        return self._storage.open_input(path)
+        return self._storage.open(path)
 
 
 def open_files(uri: str, storage: Storage) -> pafs.FileSystem:

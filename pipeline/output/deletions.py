@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.errors import NotFoundError
 from pipeline.output.commit import encode_table
 from pipeline.output.part_files import read_part
 from pipeline.storage.damage import missing
@@ -106,8 +105,5 @@ def _is_pruned(results: "Results", run: str) -> bool:
 
 
 def _listed(storage: Storage, folder: str) -> Iterator[str]:
-    try:
-        for listed in storage.list(folder, "part-*.parquet"):
-            yield listed.uri
-    except NotFoundError:
-        return
+    for listed in storage.list(folder, "part-*.parquet", missing_ok=True):
+        yield listed.uri

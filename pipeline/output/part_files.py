@@ -38,7 +38,7 @@ def open_part(storage: Storage, uri: str, schema: pa.Schema) -> Iterator[pq.Parq
         DamagedFileError: it is not a valid Parquet file, or not one of the schema; also while it is read.
         NotFoundError, StorageError: storage failed.
     """
-    with damage_named(uri), storage.reading(uri) as file:
+    with damage_named(uri), storage.open(uri) as file:
         part = pq.ParquetFile(file, page_checksum_verification=True)
         check_columns(uri, part.schema_arrow, schema)
         yield part

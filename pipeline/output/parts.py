@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pipeline.errors import NotFoundError
 from pipeline.output.layout import TableName, partition_folder
 from pipeline.storage.damage import damaged
 from pipeline.storage.objects import ObjectInfo
@@ -139,10 +138,7 @@ def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) 
 
 
 def _list_parts(storage: Storage, folder: str, glob: str | None = None) -> Iterator[tuple[Part, ObjectInfo]]:
-    try:
-        for listed in storage.list(folder, glob):
-            part = parse_part(base_name(listed.uri))
-            if part is not None:
-                yield part, listed
-    except NotFoundError:
-        return
+    for listed in storage.list(folder, glob, missing_ok=True):
+        part = parse_part(base_name(listed.uri))
+        if part is not None:
+            yield part, listed

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from pipeline.errors import DamagedFileError, NotFoundError, SpecError, StorageError
+from pipeline.errors import DamagedFileError, SpecError, StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.output.json_files import read_json, write_json
 from pipeline.output.layout import TOMBSTONE, run_folder, tombstone_uri
@@ -130,10 +130,8 @@ def list_records(
         DamagedFileError: a run.json is damaged or missing, and `damaged_runs` was not given.
         StorageError: one is of a later version, or storage failed.
     """
-    try:
-        found = [each.uri.split("/")[-2:] for each in storage.list(join(output_uri, "runs"), glob="*/*.json")]
-    except NotFoundError:
-        return []
+    listed = storage.list(join(output_uri, "runs"), "*/*.json", missing_ok=True)
+    found = [each.uri.split("/")[-2:] for each in listed]
     pruned = {run for run, name in found if name == TOMBSTONE}
     whole = [run for run, name in found if name == "run.json" and run not in pruned]
     lost = sorted({run for run, name in found if name in ENDED} - {*pruned, *whole})
@@ -160,10 +158,8 @@ def list_records(
 
 def held_runs(storage: Storage, output_uri: str) -> list[str]:
     """Return the names of the runs with a lease, be its holder alive or dead."""
-    try:
-        return [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/lease.json")]
-    except NotFoundError:
-        return []
+    listed = storage.list(join(output_uri, "runs"), "*/lease.json", missing_ok=True)
+    return [each.uri.split("/")[-2] for each in listed]
 
 
 def age_order(record: RunRecord) -> tuple[str, str]:

@@ -196,11 +196,7 @@ def plan_run(spec: JobSpec, storage: Storage, folder: str) -> Manifest:
 
 def clear_parts(storage: Storage, folder: str) -> None:
     """Remove the parts of a manifest, if there are any."""
-    try:
-        stale = [listed.uri for listed in storage.list(folder)]
-    except NotFoundError:
-        return
-    for uri in stale:
+    for uri in [listed.uri for listed in storage.list(folder, missing_ok=True)]:
         storage.delete(uri)
 
 

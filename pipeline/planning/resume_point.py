@@ -5,7 +5,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import NotFoundError
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.planning.manifest import Manifest, manifest_up_to, names_of, part_uri, read_part, refs_of
 from pipeline.storage.damage import missing
@@ -100,10 +99,7 @@ def find_resume_point(storage: Storage, folder: str, *, noted_images: int = 0) -
 
 
 def _count_parts(storage: Storage, folder: str) -> int:
-    try:
-        present = {listed.uri.rpartition("/")[2] for listed in storage.list(folder)}
-    except NotFoundError:
-        return 0
+    present = {listed.uri.rpartition("/")[2] for listed in storage.list(folder, missing_ok=True)}
     parts = 0
     while part_uri("", parts).rpartition("/")[2] in present:
         parts += 1

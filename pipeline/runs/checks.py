@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from pipeline.errors import NotFoundError, OutputOccupiedError, RunMismatchError
+from pipeline.errors import OutputOccupiedError, RunMismatchError
 from pipeline.job_spec.job import JobSpec
 from pipeline.output.commit import committed_shards
 from pipeline.output.run_record import RunRecord
@@ -24,15 +24,10 @@ def check_not_occupied(storage: Storage, output_uri: str) -> None:
         return
     if kind == "file":
         raise OutputOccupiedError(f"The output {output_uri} is a file; name a folder.")
-    try:
-        # A run whose planning was cut off has a manifest only, and that much is ours already.
-        if next(storage.list(join(output_uri, "runs"), glob="*/*.json"), None):
+    # A run whose planning was cut off has a manifest only, and that much is ours already.
+    for glob in ("*/*.json", "*/manifest/*.parquet"):
+        if next(storage.list(join(output_uri, "runs"), glob, missing_ok=True), None):
             return
-        if next(storage.list(join(output_uri, "runs"), glob="*/manifest/*.parquet"), None):
-            return
-    except NotFoundError:
-        # No folder of runs: whatever else is there is not ours.
-        pass
     others = [listed.uri for listed in islice(storage.list(output_uri), 3)]
     if others:
         names = ", ".join(others)

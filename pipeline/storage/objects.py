@@ -1,7 +1,9 @@
-"""What a store says of an object: as a listing names it, and as it was read."""
+"""Values that stores return: what an object is, as a listing names it, and its bytes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Kind = Literal["file", "folder", "absent"]
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class HedgePolicy:
             self._reads.append((seconds, read_bytes))
             self._saved = min(MOST_HEDGES_SAVED, self._saved + HEDGED_SHARE)
 
-    def slow_s(self, expected_bytes: int | None) -> float | None:
+    def hedge_after_s(self, expected_bytes: int | None) -> float | None:
         """Return the seconds after which a read is slow; None while that is not known.
 
         Args:
@@ -114,19 +114,19 @@ class HedgePolicy:
             return True
 
 
-def hedged(begin: Callable[[], Future[T]], slow_s: float | None, may_hedge: Callable[[], bool]) -> T:
+def hedged(begin: Callable[[], Future[T]], hedge_after_s: float | None, may_hedge: Callable[[], bool]) -> T:
     """Make a request, a second time when it is slow, and take the answer that comes first.
 
     Args:
         begin: sends the request.
-        slow_s: when it counts as slow; None is never.
+        hedge_after_s: when it counts as slow; None is never.
         may_hedge: asked once, when it is slow.
 
     Raises:
         what the request raises, when every one that was sent fails.
     """
     first = begin()
-    wait([first], timeout=slow_s)
+    wait([first], timeout=hedge_after_s)
     if first.done() or not may_hedge():
         return first.result()
     pending = {first, begin()}

@@ -1,15 +1,18 @@
-"""A remote object as a file for reading and seeking, of one version from beginning to end.
+"""A stored object as a file for reading and seeking, of one version from beginning to end.
 
-Each piece goes through the door like any other read, with its retries; format libraries that read through it
-need to know of no store. A store's own file objects give up at the first cut connection.
+Each piece of a remote object is read by a request of its own, with its retries, so that format libraries that read
+through the file need to know of no store. A store's own file objects give up at the first cut connection.
 """
 
 import io
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import IncompleteReadError
 from pipeline.storage.objects import ObjectData, ObjectInfo
+from pipeline.storage.translate import storage_error
+from pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -21,14 +24,42 @@ ReadRange = Callable[[int, int], ObjectData]
 """Reads (offset, length)."""
 
 
-def open_ranges(listed: ObjectInfo, size: int, read: ReadRange) -> IO[bytes]:
+class StoredFile(io.BufferedReader):
+    """An open file of a store.
+
+    Used as a context manager it also translates what the operating system raises inside the block; nothing there is
+    retried.
+
+    info: the file's size, and the version that is read.
+    """
+
+    def __init__(self, raw: Any, info: ObjectInfo, buffer_bytes: int = BUFFER_BYTES) -> None:
+        """`raw`: an io.RawIOBase."""
+        super().__init__(raw, buffer_bytes)
+        self.info = info
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        except OSError as closing:
+            error = closing
+        # Format libraries raise an OSError without errno for a damaged file; that is for the caller to judge.
+        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+            translated = storage_error(error, self.info.uri, "read", is_local=is_local(self.info.uri))
+            if translated is not None:
+                raise translated from error
+
+
+def open_ranges(listed: ObjectInfo, size: int, read: ReadRange) -> StoredFile:
     """Open an object for reading.
 
     Args:
         listed: what it is now. size: its length in bytes.
         read: what it raises, reading the file raises.
     """
-    return io.BufferedReader(_Ranges(listed, size, read), BUFFER_BYTES)
+    return StoredFile(_Ranges(listed, size, read), listed)
 
 
 class _Ranges(io.RawIOBase):

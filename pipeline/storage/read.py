@@ -20,13 +20,12 @@ CHUNK_BYTES = 2**20
 class ReadRequest:
     """What of an object is wanted.
 
-    path: as the file system spells it. uri: as people do.
+    uri: the object's name, without a signature.
     offset, length: in bytes; None for the beginning and the end.
     listed: the object when it was listed, None when it never was.
     max_bytes: the most that may be taken into memory.
     """
 
-    path: str
     uri: str
     offset: int | None = None
     length: int | None = None
@@ -49,8 +48,12 @@ class ReadRequest:
         return self.listed.bytes if self.is_whole and self.listed is not None else self.length
 
 
-def begin_read(client: Any, request: ReadRequest) -> Future[ObjectData]:
+def begin_read(client: Any, path: str, request: ReadRequest) -> Future[ObjectData]:
     """Send a read on its way; cancelling the future ends it.
+
+    Args:
+        client: the store's fsspec file system.
+        path: the object's address as that file system spells it.
 
     A range that begins or ends beyond the object comes back short, as it does of a local file. The future raises
     what the client does, and besides:
@@ -61,16 +64,16 @@ def begin_read(client: Any, request: ReadRequest) -> Future[ObjectData]:
     """
     protocols = {client.protocol} if isinstance(client.protocol, str) else set(client.protocol)
     if protocols & S3_SCHEMES:
-        return asyncio.run_coroutine_threadsafe(_get(client, request), client.loop)
+        return asyncio.run_coroutine_threadsafe(_get(client, path, request), client.loop)
     if protocols & WEB_SCHEMES:
-        return asyncio.run_coroutine_threadsafe(_get_from_web(client, request), client.loop)
+        return asyncio.run_coroutine_threadsafe(_get_from_web(client, path, request), client.loop)
     if getattr(client, "async_impl", False):
-        return asyncio.run_coroutine_threadsafe(_cat(client, request), client.loop)
-    return _read_now(client, request)
+        return asyncio.run_coroutine_threadsafe(_cat(client, path, request), client.loop)
+    return _read_now(client, path, request)
 
 
-async def _get(client: Any, request: ReadRequest) -> ObjectData:
-    bucket, key, _ = client.split_path(request.path)
+async def _get(client: Any, path: str, request: ReadRequest) -> ObjectData:
+    bucket, key, _ = client.split_path(path)
     wanted = _range(request)
     try:
         answer = await client._call_s3("get_object", Bucket=bucket, Key=key, **({"Range": wanted} if wanted else {}))
@@ -99,13 +102,13 @@ async def _get(client: Any, request: ReadRequest) -> ObjectData:
     return ObjectData(payload, etag)
 
 
-async def _get_from_web(client: Any, request: ReadRequest) -> ObjectData:
+async def _get_from_web(client: Any, path: str, request: ReadRequest) -> ObjectData:
     wanted = None if request.is_whole else _range(request)
     # Compressed on the way it would have another size, and often another ETag.
     headers = client.kwargs.get("headers", {}) | {"Accept-Encoding": "identity"}
     options = client.kwargs | {"headers": headers | ({"Range": wanted} if wanted else {})}
     session = await client.set_session()
-    async with session.get(client.encode_url(request.path), **options) as answer:
+    async with session.get(client.encode_url(path), **options) as answer:
         if answer.status == 416:
             return ObjectData(b"", None)
         client._raise_not_found_for_status(answer, request.uri)
@@ -164,24 +167,24 @@ def _check_range(request: ReadRequest, payload: bytes | bytearray, total: int | 
         raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
 
 
-async def _cat(client: Any, request: ReadRequest) -> ObjectData:
-    found = await client._info(request.path) if _is_versioned(request) else None
+async def _cat(client: Any, path: str, request: ReadRequest) -> ObjectData:
+    found = await client._info(path) if _is_versioned(request) else None
     now = _check_limit(request, found)
     start, end = _bounds(request)
-    payload = await client._cat_file(request.path, start=start, end=end)
+    payload = await client._cat_file(path, start=start, end=end)
     if _is_short(request, payload):
-        _check_range(request, payload, listed_from(request.uri, await client._info(request.path)).bytes)
+        _check_range(request, payload, listed_from(request.uri, await client._info(path)).bytes)
     return _as_fetched(request, now, payload)
 
 
-def _read_now(client: Any, request: ReadRequest) -> Future[ObjectData]:
+def _read_now(client: Any, path: str, request: ReadRequest) -> Future[ObjectData]:
     """Read through a file system that knows no asyncio, in the calling thread."""
     done: Future[ObjectData] = Future()
-    now = _check_limit(request, client.info(request.path) if _is_versioned(request) else None)
+    now = _check_limit(request, client.info(path) if _is_versioned(request) else None)
     start, end = _bounds(request)
-    payload = client.cat_file(request.path, start=start, end=end)
+    payload = client.cat_file(path, start=start, end=end)
     if _is_short(request, payload):
-        _check_range(request, payload, listed_from(request.uri, client.info(request.path)).bytes)
+        _check_range(request, payload, listed_from(request.uri, client.info(path)).bytes)
     done.set_result(_as_fetched(request, now, payload))
     return done
 

@@ -1,7 +1,7 @@
 """One remote store as this process knows it: its client, how it fares, and how hard it may be worked."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from pipeline.errors import (
@@ -15,14 +15,28 @@ from pipeline.errors import (
 )
 from pipeline.storage.client import open_client, read_concurrency
 from pipeline.storage.config import StorageSection
-from pipeline.storage.objects import ObjectData
+from pipeline.storage.listing_gcs_azure import finder_of
+from pipeline.storage.local import TEMP_SUFFIX, OnLink
+from pipeline.storage.objects import Kind, ObjectData, ObjectInfo, listed_from, strip_etag
 from pipeline.storage.pacing import HedgePolicy, ReadLimiter, hedged
+from pipeline.storage.range_file import StoredFile, open_ranges
 from pipeline.storage.read import ReadRequest, begin_read
 from pipeline.storage.retry import StoreHealth
-from pipeline.storage.translate import Verb, storage_error
-from pipeline.storage.uris import WELL_KNOWN_SCHEMES
+from pipeline.storage.signed_urls import SignedAddresses
+from pipeline.storage.translate import Verb, translated_errors
+from pipeline.storage.uris import (
+    BUCKET_SCHEMES,
+    S3_SCHEMES,
+    WELL_KNOWN_SCHEMES,
+    is_hidden_name,
+    join,
+    name_order,
+)
 
 T = TypeVar("T")
+
+# One PUT is atomic on these. Anywhere else a reader could see half an object, so it is written aside and renamed.
+_OBJECT_STORES = S3_SCHEMES | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
 
 
 class Store:
@@ -31,20 +45,26 @@ class Store:
     client: the fsspec file system.
     """
 
-    def __init__(self, scheme: str, section: StorageSection, *, is_known: bool) -> None:
-        """`is_known`: another process has used it already."""
-        self._is_well_known = scheme in WELL_KNOWN_SCHEMES
+    def __init__(self, scheme: str, section: StorageSection, signed: SignedAddresses, *, is_known: bool) -> None:
+        """`signed`: addresses of signed URLs. `is_known`: another process of the run has used the store already."""
+        self._scheme = scheme
         self.client: Any = open_client(scheme, section)
+        self._signed = signed
         self._health = StoreHealth(section.patience_s, has_answered=is_known)
         self._limiter = ReadLimiter(read_concurrency(section, is_local=False))
         self._hedges = HedgePolicy(is_on=section.hedge_reads)
+
+    def path_of(self, uri: str) -> str:
+        """Return an object's address as the client spells it; of a signed URL the address with its signature."""
+        path: str = self.client._strip_protocol(self._signed.find(uri) or uri)
+        return path
 
     def wait_for(self, patience_s: float) -> None:
         """Wait for the store so long from now on, when it is away."""
         self._health.patience_s = patience_s
 
     def has_answered_within(self, seconds: float) -> bool:
-        """Whether the store granted a request so lately."""
+        """Return whether the store granted a request so lately."""
         return time.monotonic() - self._health.last_success < seconds
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb, *, is_expected: bool = False) -> T:
@@ -54,7 +74,7 @@ class Store:
             is_expected: whether the object was there before, so that "not found" is doubted.
 
         Raises:
-            StorageError: in words, when all attempts are used up.
+            StorageError: all attempts are used up.
         """
 
         def attempt() -> T:
@@ -67,8 +87,66 @@ class Store:
 
         return self._health.call(attempt, is_expected=is_expected)
 
+    def kind(self, uri: str) -> Kind:
+        """Return whether a name is a file's, a folder's (a prefix that holds something), or nothing's."""
+
+        def ask() -> Kind:
+            path = self.path_of(uri)
+            try:
+                found = self.client.info(path)
+            except FileNotFoundError:
+                return "absent"
+            return "folder" if found["type"] == "directory" else "file"
+
+        return self.call(ask, uri, "list")
+
+    def stat(self, uri: str) -> ObjectInfo:
+        """Return an object's size and version."""
+        path = self.path_of(uri)
+        return listed_from(uri, self.call(lambda: self.client.info(path), uri, "read"))
+
+    def folder_uri(self, uri: str) -> str:
+        """Return the folder that a uri names, which the names of the files below it begin with.
+
+        In a bucket `a//` is another prefix than `a/`, and where it holds nothing, one slash too many was typed.
+        """
+        if not uri.endswith("//"):
+            return uri
+        bare = uri.rstrip("/")
+        is_bucket = bare.count("/") == 2
+        if self._scheme in BUCKET_SCHEMES and not is_bucket and next(self.list_folder(uri, "", None), None) is not None:
+            return uri
+        return bare
+
+    def list_folder(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, ObjectInfo]]:
+        """List the objects below a folder with their relative names; only names behind `after`, which is relative too.
+
+        No remote store has links: `on_link` is not called.
+        """
+        find = finder_of(self._scheme)
+        if find is not None:
+            path = self.path_of(uri)
+            # File systems take slashes off the end; of several, each is part of the prefix.
+            path = f"{path.rstrip('/')}{uri[len(uri.rstrip('/')) :]}" if uri.endswith("//") else path
+            found = find(self.client, path, lambda request: self.call(request, uri, "list"), after)
+        else:
+            found = (each for each in self._find_all(uri) if name_order(each[0]) > name_order(after))
+        for relative, size, etag in found:
+            is_hidden = (relative.startswith(".") or "/." in relative) and is_hidden_name(relative)
+            # Consoles make "folders" by empty objects whose key ends in a slash.
+            if relative and not relative.endswith("/") and not is_hidden:
+                yield relative, ObjectInfo(join(uri, relative), size, strip_etag(etag))
+
+    def _find_all(self, uri: str) -> Iterator[tuple[str, int | None, str | None]]:
+        path = self.path_of(uri)
+        # fsspec has no listing by pages: all names are in memory at once.
+        found: dict[str, Any] = self.call(lambda: self.client.find(path, detail=True), uri, "list")
+        for name in sorted(found, key=name_order):
+            listed = listed_from(uri, found[name])
+            yield name[len(path) :].removeprefix("/"), listed.bytes, listed.etag
+
     def fetch(self, request: ReadRequest) -> ObjectData:
-        """Read an object or a part of it; a slow read is asked for twice.
+        """Read an object or a part of it; a slow read is sent a second time.
 
         Raises:
             ObjectTooLargeError: it is larger than the request allows.
@@ -83,33 +161,52 @@ class Store:
         except (NotFoundError, ObjectTooLargeError, TransientStorageError):
             raise
         except StorageError as error:
-            if self._is_well_known:
+            if self._scheme in WELL_KNOWN_SCHEMES:
                 raise
             # What a store that this program does not know refuses is that image's failure: nothing says that
             # another attempt at the whole shard would help.
             raise WebHostError(str(error)) from error
 
     def _read_once(self, request: ReadRequest) -> ObjectData:
+        path = self.path_of(request.uri)
         with self._limiter.slot():
             start = time.monotonic()
             found = hedged(
-                lambda: begin_read(self.client, request),
-                self._hedges.slow_s(request.expected_bytes),
+                lambda: begin_read(self.client, path, request),
+                self._hedges.hedge_after_s(request.expected_bytes),
                 lambda: self._limiter.has_room() and self._hedges.take(),
             )
         self._hedges.note(time.monotonic() - start, len(found.payload))
         self._limiter.note_success()
         return found
 
+    def open(self, uri: str) -> StoredFile:
+        """Open an object for reading and seeking."""
+        info = self.stat(uri)
+        if info.bytes is not None:
+            return open_ranges(info, info.bytes, lambda offset, length: self.fetch(ReadRequest(uri, offset, length)))
+        path = self.path_of(uri)
+        # A server that tells no length knows no ranges either.
+        return StoredFile(self.call(lambda: self.client.open(path, "rb"), uri, "read"), info)
 
-def translated_errors(action: Callable[[], T], uri: str, verb: Verb, *, is_local: bool) -> T:
-    """Do something with storage; what a library raises becomes one of `pipeline.errors`, our own bugs stay."""
-    try:
-        return action()
-    except StorageError:
-        raise
-    except Exception as error:  # every library raises its own; what none of them raises is let through
-        translated = storage_error(error, uri, verb, is_local=is_local)
-        if translated is None:
-            raise
-        raise translated from error
+    def write(self, uri: str, payload: bytes) -> None:
+        """Write an object atomically."""
+        path = self.path_of(uri)
+
+        def write_and_rename() -> None:
+            folder, _, name = path.rpartition("/")
+            aside = f"{folder}/.{name}{TEMP_SUFFIX}"
+            self.client.makedirs(folder, exist_ok=True)
+            self.client.pipe_file(aside, payload)
+            self.client.mv(aside, path)
+
+        is_atomic = self._scheme in _OBJECT_STORES
+        self.call((lambda: self.client.pipe_file(path, payload)) if is_atomic else write_and_rename, uri, "write")
+
+    def delete(self, uri: str) -> None:
+        """Delete an object; no error when there is none."""
+        path = self.path_of(uri)
+        try:
+            self.call(lambda: self.client.rm_file(path), uri, "delete")
+        except NotFoundError:
+            return

@@ -5,8 +5,9 @@ is installed is nobody's business here, so theirs are recognised by errno, by HT
 """
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pipeline.errors import (
     AccessDeniedError,
@@ -20,6 +21,7 @@ from pipeline.redaction import redact
 from pipeline.storage.damage import UNKNOWN_OUTPUT, damaged, output_of
 from pipeline.storage.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, local_path, scheme_of
 
+T = TypeVar("T")
 Verb = Literal["read", "write", "list", "delete"]
 
 # A link that leads back to itself leads nowhere.
@@ -86,6 +88,19 @@ _HICCUP_ERRORS = {
 }
 # S3's words (API reference, "Error responses") for what comes with HTTP 400 and a second try may cure.
 _HICCUP_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+
+
+def translated_errors(action: Callable[[], T], uri: str, verb: Verb, *, is_local: bool) -> T:
+    """Do something with storage; what a library raises becomes a StorageError, our own bugs stay."""
+    try:
+        return action()
+    except StorageError:
+        raise
+    except Exception as error:  # every library raises its own; what none of them raises is let through
+        translated = storage_error(error, uri, verb, is_local=is_local)
+        if translated is None:
+            raise
+        raise translated from error
 
 
 def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool) -> StorageError | None:

@@ -21,9 +21,9 @@ from pipeline.errors import (
 from pipeline.storage.config import StorageSection
 from pipeline.storage.objects import ObjectData
 from pipeline.storage.read import ReadRequest
+from pipeline.storage.signed_urls import SignedAddresses
 from pipeline.storage.store import Store
 from pipeline.storage.translate import Verb
-from pipeline.storage.uris import host_of
 
 T = TypeVar("T")
 
@@ -58,9 +58,11 @@ class WebHosts:
 class WebStore(Store):
     """One host of the web."""
 
-    def __init__(self, scheme: str, section: StorageSection, uri: str, hosts: WebHosts) -> None:
-        super().__init__(scheme, section, is_known=False)
-        self._host = host_of(uri)
+    def __init__(
+        self, scheme: str, section: StorageSection, signed: SignedAddresses, host: str, hosts: WebHosts
+    ) -> None:
+        super().__init__(scheme, section, signed, is_known=False)
+        self._host = host
         self._hosts = hosts
         self._patience_s = section.patience_s
         self._given_up = float("-inf")

@@ -246,7 +246,7 @@ def _mapping_of(schema: "Schema") -> str:
 def _read_footer(storage: Storage, uri: str, table: str) -> tuple[pq.FileMetaData, int]:
     """Return a file's footer and its size in bytes."""
     try:
-        with damage_named(uri), storage.reading(uri) as file:
+        with damage_named(uri), storage.open(uri) as file:
             footer = pq.ParquetFile(file).metadata
             check_columns(uri, footer.schema.to_arrow_schema(), SCHEMAS[table])
             return footer, file.seek(0, io.SEEK_END)

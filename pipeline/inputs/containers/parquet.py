@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -155,9 +155,9 @@ class _Rows:
             raise
 
     def _open(self) -> IO[bytes]:
-        raw, listed = self._storage.open_version(self._uri)
+        raw = self._storage.open(self._uri)
         self._opened.append(raw)
-        if listed.etag != self._layout.etag:
+        if raw.info.etag != self._layout.etag:
             raise _ReplacedError
         return raw
 
@@ -413,11 +413,11 @@ class ParquetRows:
 def _read_layout(uri: str, storage: Storage) -> _Layout:
     with _open(uri, storage) as (file, now):
         metadata = file.metadata
-    with storage.reading_version(uri) as (raw, again):
-        if again.etag != now.etag:
+    with storage.open(uri) as raw:
+        if raw.info.etag != now.etag:
             raise _ReplacedError
         # Around the buffer: a footer is read once.
-        chunks = read_chunks(getattr(raw, "raw", raw))
+        chunks = read_chunks(cast("IO[bytes]", raw.raw))
     if len(chunks) != metadata.num_row_groups:
         raise DamagedContainerError("its footer makes no sense")
     return _Layout(now.etag, metadata, chunks, _row_group_starts(metadata))
@@ -441,11 +441,11 @@ def _row_group_starts(metadata: pq.FileMetaData) -> list[int]:
 def _open(uri: str, storage: Storage) -> Iterator[tuple[pq.ParquetFile, ObjectInfo]]:
     # Without a buffer, a column of a row group is read whole, however large it is.
     with (
-        storage.reading_version(uri) as (raw, listed),
+        storage.open(uri) as raw,
         _damage_named(),
         pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES) as file,
     ):
-        yield file, listed
+        yield file, raw.info
 
 
 def _one_line(error: Exception) -> str:

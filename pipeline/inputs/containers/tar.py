@@ -123,7 +123,7 @@ def index_tar(uri: str, storage: Storage) -> Iterator[TarMember]:
     Raises:
         DamagedContainerError: after the members that are whole enough to be named.
     """
-    with storage.reading(uri) as file:
+    with storage.open(uri) as file:
         start: int | None = 0
         while start is not None:
             start = yield from _index_part(file, start)

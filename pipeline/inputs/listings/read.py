@@ -68,7 +68,7 @@ class _Reading:
             InputError: it is damaged before its first entry.
         """
         last = Entry("line=0")
-        with self.storage.reading(self.uri) as raw:
+        with self.storage.open(self.uri) as raw:
             plain, _, _ = unpacked(raw, self.uri)
             text = io.TextIOWrapper(plain, encoding=self.encoding.codec, errors=self.encoding.errors, newline="")
             entries = self.read(text)
@@ -116,7 +116,7 @@ def open_listing(uri: str, storage: Storage, column: str | None = None) -> Listi
         InputError: it cannot be told where the names are; the message says how to tell it.
         StorageError: it cannot be read.
     """
-    with storage.reading(uri) as raw:
+    with storage.open(uri) as raw:
         _, head, packer = unpacked(raw, uri)
     encoding = detect_encoding(head)
     for candidate in [encoding] if encoding else _eight_bit(head, uri):

@@ -331,7 +331,7 @@ def _list_files(storage: Storage, output_uri: str, run: str | None) -> _Files:
     files = _Files()
     for table in TABLES:
         folder = join(output_uri, table) if run is None else join(output_uri, table, f"run={run}")
-        for listed in _below(storage, folder):
+        for listed in storage.list(folder, missing_ok=True):
             files.count += 1
             path = listed.uri.removeprefix(join(output_uri, table)).lstrip("/").split("/")
             is_ours = len(path) == 2 and path[0].startswith("run=") and _is_part(table, path[1])
@@ -342,7 +342,7 @@ def _list_files(storage: Storage, output_uri: str, run: str | None) -> _Files:
             else:
                 files.tables[path[0].removeprefix("run=")]
     folder = join(output_uri, "runs") if run is None else run_folder(output_uri, run)
-    for listed in _below(storage, folder):
+    for listed in storage.list(folder, missing_ok=True):
         files.count += 1
         name, _, path_in = listed.uri.removeprefix(join(output_uri, "runs")).lstrip("/").partition("/")
         if _KNOWN.fullmatch(path_in):
@@ -356,10 +356,3 @@ def _list_files(storage: Storage, output_uri: str, run: str | None) -> _Files:
 
 def _is_part(table: str, name: str) -> bool:
     return _DELETIONS_PART.fullmatch(name) is not None if table == "deletions" else parse_part(name) is not None
-
-
-def _below(storage: Storage, folder: str) -> Iterator[ObjectInfo]:
-    try:
-        yield from storage.list(folder)
-    except NotFoundError:
-        return

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from pipeline.errors import DamagedFileError, NotFoundError, StorageError
+from pipeline.errors import DamagedFileError, StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.output.layout import run_folder
 from pipeline.output.results import open_results
@@ -25,10 +25,7 @@ def rebuild_record(storage: Storage, output_uri: str, run: str) -> RunRecord | N
         StorageError: storage failed.
     """
     folder = run_folder(output_uri, run)
-    try:
-        parts = [each.uri for each in storage.list(join(folder, "manifest"), "part-*.parquet")]
-    except NotFoundError:
-        return None
+    parts = [each.uri for each in storage.list(join(folder, "manifest"), "part-*.parquet", missing_ok=True)]
     best: RunRecord | None = None
     for uri in parts:
         try:

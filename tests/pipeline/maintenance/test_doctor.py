@@ -3,7 +3,6 @@
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +13,7 @@ from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
 from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
-from pipeline.storage.objects import ObjectInfo
+from pipeline.storage.range_file import StoredFile
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import finish_run, write_inputs
 
@@ -106,10 +105,10 @@ def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: 
     part = str(output / "images/run=r/part-00001.parquet")
 
     class Forbidding(Storage):
-        def open_version(self, uri: str) -> tuple[IO[bytes], ObjectInfo]:
+        def open(self, uri: str) -> StoredFile:
             if uri == part:
                 raise AccessDeniedError(f"No permission to read {uri}; check the permissions.")
-            return super().open_version(uri)
+            return super().open(uri)
 
     monkeypatch.setattr("jobs.maintenance.doctor.Storage", Forbidding)
     finish_run(str(output.parent / "in"), str(output), "other")

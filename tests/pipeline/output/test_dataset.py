@@ -2,13 +2,13 @@
 
 import uuid
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from pipeline.concurrency import read_ahead
 from pipeline.output.results import Results
 from pipeline.output.views import open_database
+from pipeline.storage.range_file import StoredFile
 from pipeline.storage.storage import Storage
 from tests.support.builders.incremental_runs import Night, write_nights
 
@@ -30,9 +30,9 @@ class Watched(Storage):
         super().__init__()
         self.opened: list[str] = []
 
-    def open_input(self, uri: str) -> IO[bytes]:
+    def open(self, uri: str) -> StoredFile:
         self.opened.append(uri)
-        return super().open_input(uri)
+        return super().open(uri)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,16 +50,16 @@ class Compacting(Storage):
 
     looks = 0
 
-    def list(self, uri: str, glob: str | None = None) -> Iterator[ObjectInfo]:
+    def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
         self.looks += 1
         if self.looks > 1:
-            yield from super().list(uri, glob)
+            yield from super().list(uri, glob, **options)
             return
         output = uri.partition("/images")[0]
         self.write(part_uri(output, "images", "r", STRETCH), b"")
         for shard in STRETCH.shards:
             self.delete(part_uri(output, "images", "r", Part(shard, shard)))
-        yield from (listed for listed in super().list(uri, glob) if "parts-" not in listed.uri)
+        yield from (listed for listed in super().list(uri, glob, **options) if "parts-" not in listed.uri)
 
 
 @pytest.fixture

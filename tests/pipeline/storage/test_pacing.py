@@ -66,13 +66,13 @@ def usual(hedges: HedgePolicy, seconds: float, count: int = FEWEST_READS) -> Hed
 
 def test_slow_is_a_multiple_of_what_is_usual() -> None:
     hedges = HedgePolicy()
-    assert hedges.slow_s(1000) is None
+    assert hedges.hedge_after_s(1000) is None
     usual(hedges, 0.5)
-    assert hedges.slow_s(1000) == hedges.slow_s(None) == SLOW_FACTOR * 0.5
-    assert hedges.slow_s(10_000) == 10 * SLOW_FACTOR * 0.5
-    assert usual(HedgePolicy(), 0.001).slow_s(1000) == LEAST_SLOW_S
-    assert usual(HedgePolicy(), 99.0).slow_s(1000) == MOST_SLOW_S
-    assert usual(HedgePolicy(is_on=False), 0.5).slow_s(1000) is None
+    assert hedges.hedge_after_s(1000) == hedges.hedge_after_s(None) == SLOW_FACTOR * 0.5
+    assert hedges.hedge_after_s(10_000) == 10 * SLOW_FACTOR * 0.5
+    assert usual(HedgePolicy(), 0.001).hedge_after_s(1000) == LEAST_SLOW_S
+    assert usual(HedgePolicy(), 99.0).hedge_after_s(1000) == MOST_SLOW_S
+    assert usual(HedgePolicy(is_on=False), 0.5).hedge_after_s(1000) is None
 
 
 def test_few_reads_are_asked_for_twice() -> None:

@@ -133,7 +133,7 @@ def test_a_stalled_read_is_overtaken(proxy: FaultProxy, door: Storage, listed: l
 
 
 def test_a_slow_down_lowers_the_concurrency(proxy: FaultProxy, door: Storage, listed: list[ObjectInfo]) -> None:
-    limiter = door._store("s3://")._limiter
+    limiter = door._remote("s3://")._limiter
     most = limiter.limit
     proxy.inject([Fault("slow_down", methods=("GET",), first=1)])
     for each in listed[:3]:

@@ -22,8 +22,6 @@ from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
-ODD_NAMES = ["a b.jpg", "ä.jpg", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[a]*?.jpg", "a::b.jpg"]
-
 
 @pytest.fixture
 def memory_root() -> str:
@@ -39,42 +37,6 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.0)
 
 
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_odd_names_write_list_and_read_back_exactly(place: str, tmp_path: Path, memory_root: str) -> None:
-    root = str(tmp_path / "photos") if place == "local" else memory_root
-    door = Storage()
-    # fsspec's in-memory store alone takes "::" for a chain of stores.
-    names = [name for name in ODD_NAMES if place == "local" or "::" not in name]
-    for name in names:
-        door.write(join(root, name), name.encode())
-    listed = list(door.list(root))
-    assert [each.uri for each in listed] == sorted(join(root, name) for name in names)
-    assert [door.read(each.uri) for each in listed] == [each.uri.rpartition("/")[2].encode() for each in listed]
-    assert [each.bytes for each in listed] == [len(each.uri.rpartition("/")[2].encode()) for each in listed]
-
-
-@pytest.mark.parametrize("place", ["local", "memory"])
-def test_every_verb_says_what_is_there(place: str, tmp_path: Path, memory_root: str) -> None:
-    root = str(tmp_path / "photos") if place == "local" else memory_root
-    door = Storage()
-    assert door.kind(root) == "absent"
-    door.write(join(root, "x/y.bin"), b"0123456789")
-    assert [door.kind(join(root, part)) for part in ("x", "x/y.bin", "z")] == ["folder", "file", "absent"]
-    assert door.read(join(root, "x/y.bin"), 3, 4) == b"3456"
-    assert door.read(join(root, "x/y.bin"), 7) == b"789"
-    with door.open_input(join(root, "x/y.bin")) as file:
-        file.seek(8)
-        assert file.read() == b"89"
-    door.write(join(root, "x/y.bin"), b"new")
-    assert door.read(join(root, "x/y.bin")) == b"new"
-    door.delete(join(root, "x/y.bin"))
-    door.delete(join(root, "x/y.bin"))
-    assert not door.exists(join(root, "x/y.bin"))
-    for failing in (door.read, door.stat, door.open_input, lambda uri: list(door.list(uri))):
-        with pytest.raises(NotFoundError, match="does not exist"):
-            failing(join(root, "gone.jpg"))
-
-
 def test_a_listing_is_sorted_recursive_and_leaves_hidden_names_out(tmp_path: Path) -> None:
     for name in ("b.jpg", "a/z.jpg", "a.jpg", "a-b/c.jpg", ".hidden/x.jpg", ".x.jpg", "a/.part.htc-tmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -86,13 +48,6 @@ def test_a_listing_is_sorted_recursive_and_leaves_hidden_names_out(tmp_path: Pat
     assert once == sorted(["b.jpg", "a/z.jpg", "a.jpg", "a-b/c.jpg", "broken.jpg"])
     assert len(listed) < 20
     assert dict(listed)["broken.jpg"] is None
-
-
-def test_a_glob_chooses_by_relative_path(tmp_path: Path) -> None:
-    for name in ("a.jpg", "d/b.jpg", "d/c.png"):
-        Storage().write(join(str(tmp_path), name), b"")
-    chosen = [each.uri for each in Storage().list(str(tmp_path), "**/*.jpg")]
-    assert chosen == [f"{tmp_path}/a.jpg", f"{tmp_path}/d/b.jpg"]
 
 
 def test_a_name_that_is_no_unicode_reads_back(tmp_path: Path) -> None:

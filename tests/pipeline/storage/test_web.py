@@ -162,7 +162,7 @@ def test_ranges_versions_and_limits_are_kept(host: str) -> None:
     uri = f"{host}/a.jpg"
     assert (storage.read(uri, 5, 2), storage.read(uri, 8)) == (b"of", b"a.jpg")
     assert storage.fetch(uri).etag == "1"
-    with storage.reading(uri) as file:
+    with storage.open(uri) as file:
         file.seek(5)
         assert file.read() == b"of a.jpg"
     with pytest.raises(ObjectTooLargeError):

@@ -10,16 +10,42 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
+
+from pipeline.storage.storage import Storage
 from tests.support.servers.s3_server import GUARD, PATIENCE_S, ServerUnavailableError, free_ports
 
 # Azurite's only account, which its documentation publishes.
 AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+OpenStorage = Callable[[], Storage]
+
+
+@dataclass
+class Place:
+    """A store, and an empty folder or bucket in it."""
+
+    storage: Storage
+    root: str
+
+
+@contextmanager
+def make_bucket(scheme: str, open_storage: OpenStorage, test_id: str) -> Iterator[Place]:
+    """Make a bucket for a test; afterwards the scheme's clients are forgotten."""
+    storage = open_storage()
+    name = f"htc-{zlib.crc32(test_id.encode()):08x}"
+    storage.client(f"{scheme}://{name}/x")[0].mkdir(name)
+    yield Place(storage, f"{scheme}://{name}")
+    fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
 @contextmanager

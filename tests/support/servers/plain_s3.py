@@ -54,7 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         most = int(asked.get("max-keys", "1000"))
         parts = [
             f"<Contents><Key>{escape(key)}</Key><Size>{len(self.objects[key])}</Size>"
-            f"<ETag>&quot;{md5(self.objects[key]).hexdigest()}&quot;</ETag></Contents>"  # S3's own
+            f"<LastModified>1970-01-01T00:00:00.000Z</LastModified>"
+            f"<ETag>&quot;{md5(self.objects[key]).hexdigest()}&quot;</ETag></Contents>"  # S3 makes ETags so
             for key in contents[:most]
         ]
         parts += [f"<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>" for each in folders]

@@ -1,0 +1,86 @@
+"""The files of this machine as a store: the same verbs as `pipeline.storage.store` has for remote stores."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.storage import local as local_files
+from pipeline.storage.local import OnLink
+from pipeline.storage.objects import Kind, ObjectData, ObjectInfo
+from pipeline.storage.range_file import StoredFile
+from pipeline.storage.read import ReadRequest
+from pipeline.storage.retry import retry_local
+from pipeline.storage.translate import Verb, storage_error, translated_errors
+from pipeline.storage.uris import join, local_path
+
+T = TypeVar("T")
+
+
+class LocalStore:
+    """Files and folders by their paths, with or without `file://`."""
+
+    def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
+        """Do something with a file: translate its errors, and retry those that may pass."""
+        return retry_local(lambda: translated_errors(action, uri, verb, is_local=True))
+
+    def folder_uri(self, uri: str) -> str:
+        """Return the name that the files listed below a folder begin with."""
+        return local_path(uri)
+
+    def list_folder(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, ObjectInfo]]:
+        """List the files below a folder with their relative names; only names behind `after`, which is relative too."""
+        root = local_path(uri).rstrip("/")
+        local_files.check_listable(root or "/")
+        try:
+            for path, status in local_files.walk_files(root, join(root, after) if after else "", on_link):
+                size, etag = (None, None) if status is None else (status.st_size, local_files.etag_of(status))
+                yield path[len(root) + 1 :], ObjectInfo(path, size, etag)
+        except OSError as error:
+            raise _translated(error, str(error.filename or uri), "list") from error
+
+    def kind(self, uri: str) -> Kind:
+        """Return whether a name is a file's, a folder's, or nothing's."""
+        path = Path(local_path(uri))
+        try:
+            if path.is_dir():
+                return "folder"
+            return "file" if path.exists() or path.is_symlink() else "absent"
+        except OSError as error:
+            raise _translated(error, uri, "read") from error
+
+    def stat(self, uri: str) -> ObjectInfo:
+        """Return a file's size and version."""
+        path = local_path(uri)
+        return _info(path, self.call(Path(path).stat, uri, "read"))
+
+    def fetch(self, request: ReadRequest) -> ObjectData:
+        """Read a file or a part of it."""
+        path = local_path(request.uri)
+        return self.call(
+            lambda: local_files.read_file(path, request.offset, request.length, request.max_bytes), request.uri, "read"
+        )
+
+    def open(self, uri: str) -> StoredFile:
+        """Open a file for reading and seeking."""
+        path = local_path(uri)
+        raw = self.call(lambda: io.FileIO(path), uri, "read")
+        status = os.fstat(raw.fileno())
+        return StoredFile(raw, _info(path, status), max(status.st_blksize, io.DEFAULT_BUFFER_SIZE))
+
+    def write(self, uri: str, payload: bytes) -> None:
+        """Write a file atomically."""
+        self.call(lambda: local_files.write_file(local_path(uri), payload), uri, "write")
+
+    def delete(self, uri: str) -> None:
+        """Delete a file; no error when there is none."""
+        self.call(lambda: Path(local_path(uri)).unlink(missing_ok=True), uri, "delete")
+
+
+def _info(path: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(path, status.st_size, local_files.etag_of(status))
+
+
+def _translated(error: OSError, uri: str, verb: Verb) -> BaseException:
+    return storage_error(error, uri, verb, is_local=True) or error
