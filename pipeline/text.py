@@ -1,8 +1,6 @@
 """Names and messages as a terminal may safely see them."""
 
-from pipeline.errors import (
-    HtcError,
-)
+from pipeline.errors import HtcError
 from pipeline.redaction import redact
 
 
@@ -34,9 +32,29 @@ def format_duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line of text without secrets, its type named unless it is one of ours."""
-    text = redact(" ".join(str(error).split()))
+def one_line(error: BaseException, *, max_chars: int | None = None) -> str:
+    """Return an exception as one line without secrets: its type, unless it is an `HtcError`, and its message.
+
+    Args:
+        max_chars: cut a longer message to this length.
+    """
+    text = _joined(str(error), max_chars)
     if isinstance(error, HtcError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def message_of(error: BaseException | str, *, max_chars: int | None = None) -> str:
+    """Return an exception's message, or a text, as one line without secrets and full stop, to quote in a sentence.
+
+    Args:
+        max_chars: cut a longer message to this length.
+
+    Returns:
+        The name of the exception's type where it has no message.
+    """
+    return _joined(str(error), max_chars).rstrip(".") or ("" if isinstance(error, str) else type(error).__name__)
+
+
+def _joined(text: str, max_chars: int | None) -> str:
+    return redact(" ".join(text.split()))[:max_chars]

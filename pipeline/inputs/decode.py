@@ -11,9 +11,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +35,7 @@ from pipeline.inputs.formats import png as png_files
 from pipeline.inputs.formats.detect import find_format
 from pipeline.inputs.formats.heif import decode_heif, open_heif
 from pipeline.inputs.formats.tiff import decode_tiff_page, open_tiff
-
-if TYPE_CHECKING:
-    import torch
-
-    from htc_model.config import ModelConfig
-    from htc_model.structures import ImageBatch
+from pipeline.text import message_of
 
 # Where Pillow itself calls an image a decompression bomb: twice its MAX_IMAGE_PIXELS of 89,478,485.
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -121,7 +114,7 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
             )
         return _decode(_prepare(payload, name), name, max_pixels)
     except Image.DecompressionBombError as error:
-        raise ImageError("too_large", _one_line(f"{name}: {error}")) from error
+        raise ImageError("too_large", message_of(f"{name}: {error}", max_chars=_MAX_REASON_CHARS)) from error
     except _DECODE_ERRORS as error:
         raise ImageError("unreadable", _reason(name, error)) from error
 
@@ -174,25 +167,6 @@ def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: in
     _check_size(size, max_pixels)
     pixels = size[0] * size[1]
     return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels)
-
-
-def batch_from_bytes(
-    payloads: Sequence[bytes],
-    config: "ModelConfig",
-    device: "torch.device | str" = "cpu",
-    *,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> "ImageBatch":
-    """Decode, resize, normalise and stack: everything between the bytes of files and the network.
-
-    Raises:
-        ImageError: a file is bad.
-        ValueError: no files, or their padded shapes differ (see `htc_model.preprocess.padded_size`).
-    """
-    # Here, so that `htc show` decodes photos where torch is not installed.
-    from htc_model.preprocess import build_batch
-
-    return build_batch([decode_image(payload, max_pixels=max_pixels) for payload in payloads], config, device)
 
 
 def _prepare(payload: bytes, name: str) -> bytes:
@@ -326,11 +300,7 @@ def _reason(name: str, error: Exception) -> str:
     if isinstance(error, EOFError) or ("truncated" in text.lower() and "chunk" not in text):
         return f"truncated {name}: the file ends before the picture does"
     if re.search("unsupported|not supported|cannot handle|not yet supported", text, re.IGNORECASE):
-        return _one_line(f"{name} of a kind that is not supported: {text}")
+        return message_of(f"{name} of a kind that is not supported: {text}", max_chars=_MAX_REASON_CHARS)
     if isinstance(error, SyntaxError) and "not identified" in text:  # Pillow's word for any odd header
         text = "the header is cut off or makes no sense"
-    return _one_line(f"damaged {name}: {text or type(error).__name__}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_MAX_REASON_CHARS]
+    return message_of(f"damaged {name}: {text or type(error).__name__}", max_chars=_MAX_REASON_CHARS)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.maintenance.publications import NOTE, Publication, read_publications
-from pipeline.output.layout import TOMBSTONE, run_folder
+from pipeline.output.layout import TABLES, TOMBSTONE, run_folder
 from pipeline.output.part_files import read_part
 from pipeline.output.run_record import RunRecord
 from pipeline.output.schema import IMAGES_SCHEMA
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_THREADS = 8
-TABLES = ("images", "instances", "deletions")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ def tombstone_uri(output_uri: str, run: str) -> str:
 
 
 TableName = Literal["images", "instances"]
+TABLES = ("images", "instances", "deletions")
+"""The folders of an output's tables, in the order in which a run's files are removed from them."""
 
 
 def partition_folder(output_uri: str, table: str, run: str) -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFoundError
 from pipeline.storage.damage import damaged
 from pipeline.storage.storage import Storage
+from pipeline.text import message_of
 
 NOT_PARQUET = "it is not a valid Parquet file"
 
@@ -75,4 +76,4 @@ def check_columns(uri: str, found: pa.Schema, schema: pa.Schema) -> None:
 
 def _short(error: Exception) -> str:
     """Return the first sentence of what Arrow says, which may quote the whole stack."""
-    return " ".join(str(error).split("\n")[0].split()).rstrip(".")[:160]
+    return message_of(str(error).split("\n")[0], max_chars=160)

@@ -26,6 +26,7 @@ from pipeline.output.run_record import began
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.damage import missing
 from pipeline.storage.uris import is_local
+from pipeline.text import message_of
 
 # Nothing a query does may touch what is not in the views. The lock comes last: it forbids further settings.
 _CLOSED_SETTINGS = (
@@ -208,4 +209,4 @@ def _one_sentence(error: duckdb.Error) -> str:
     head, traceback, lines = message.partition("Traceback (most recent call last)")
     if traceback:
         message = head + lines.strip().splitlines()[-1]
-    return " ".join(message.split()).rstrip(".")
+    return message_of(message)

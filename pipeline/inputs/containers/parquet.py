@@ -25,6 +25,7 @@ from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.translate import storage_error
 from pipeline.storage.uris import is_local
+from pipeline.text import message_of
 
 _BATCH_ROWS = 4096
 # Asked of the file at once; a page that is larger is read whole.
@@ -448,23 +449,17 @@ def _open(uri: str, storage: Storage) -> Iterator[tuple[pq.ParquetFile, ObjectIn
         yield file, listed
 
 
-def _one_line(error: Exception) -> str:
-    # Without Arrow's full stop, as it stands inside a sentence.
-    return " ".join(str(error).split()).rstrip(".")
-
-
 @contextmanager
 def _damage_named() -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:
-        raise DamagedContainerError(_one_line(error)) from error
+        raise DamagedContainerError(message_of(error)) from error
     except UnicodeDecodeError as error:
         # pyarrow's, for the name of a column.
         raise DamagedContainerError("a column's name is no UTF-8") from error
     except OSError as error:
-        # Arrow reports a damaged file as a bare OSError without errno; storage trouble has one, or a
-        # subclass.
+        # Arrow reports a damaged file as a bare OSError without errno; a failure of storage has one, or is a subclass.
         if type(error) is OSError and error.errno is None:
-            raise DamagedContainerError(_one_line(error)) from error
+            raise DamagedContainerError(message_of(error)) from error
         raise

@@ -16,7 +16,7 @@ from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
 from pipeline.maintenance.publications import NOTE, read_publications
 from pipeline.output.deletions import DELETIONS_SCHEMA, counts
 from pipeline.output.json_files import read_json
-from pipeline.output.layout import TOMBSTONE, TableName, run_folder
+from pipeline.output.layout import TABLES, TOMBSTONE, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import Part, parse_part
 from pipeline.output.run_record import ENDED, RunRecord, read_record
@@ -29,7 +29,6 @@ from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local, join, local_path
 
-TABLES = ("images", "instances", "deletions")
 ATTEMPTS = 3
 _KNOWN = re.compile(
     r"(?:run|lease|progress|summary|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
