@@ -74,7 +74,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     storage = _ReadOnlyStorage(spec.storage)
     weights = weights_here(spec.model)
     if weights is not None and weights.is_file():
-        spec = resolve_preset(spec)
+        spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
     if existing is not None:
         _read_manifest(existing)

@@ -126,7 +126,7 @@ def _open(
     if spec.model.weights != "untrained" and weights_here(spec.model) is None:
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec, storage)
-    spec = resolve_preset(spec, storage)
+    spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
     fingerprint = compute_fingerprint(spec.model, storage)
     if spec.select.mode == "incremental":
         # With many millions of rows it takes minutes.
