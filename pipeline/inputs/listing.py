@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pipeline.errors import DamagedContainerError, InputError, NotFoundError, StorageError, TransientStorageError
-from pipeline.inputs.containers.parquet import read_uris
 from pipeline.inputs.containers.parquet_columns import choose_columns, require_columns
+from pipeline.inputs.containers.parquet_file import read_uris
 from pipeline.inputs.containers.tar import UNREADABLE_ARCHIVE, archive_suffix, read_tar
 from pipeline.inputs.formats.detect import IMAGE_SUFFIXES
 from pipeline.inputs.image_ref import ImageRef, image_id, row_uri, tar_uri
