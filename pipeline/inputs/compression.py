@@ -9,7 +9,7 @@ ARCHIVES = {
     b"7z\xbc\xaf\x27\x1c": "7-Zip",
     b"Rar!": "RAR",
 }
-"""Other packed formats; a text may begin with these bytes too."""
+"""Other compression and archive formats."""
 
 
 def match_format(formats: dict[bytes, str], head: bytes) -> str | None:
