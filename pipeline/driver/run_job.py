@@ -95,7 +95,7 @@ def run(
         if opened.state == "complete" and spec.select.mode == "full":
             display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
             with breaking_off(stop):
-                changes = compare_input(spec, storage, opened.name)
+                changes = compare_input(spec.input, storage, spec.output.uri, opened.name)
         _announce(opened, display, changes)
         is_trained = fingerprint.trained
         session = Session(spec, opened, storage, display, is_trained=is_trained, load_model=load_model, stop=stop)
@@ -125,7 +125,7 @@ def _open(
         check_nodes(spec, tell=display.note)
     if spec.model.weights != "untrained" and weights_here(spec.model) is None:
         # Half a gigabyte of weights is not fetched for a misspelt input.
-        require_images(spec, storage)
+        require_images(spec.input, storage, spec.output.uri)
     spec = resolve_preset(spec, storage)
     fingerprint = compute_fingerprint(spec.model, storage)
     if spec.select.mode == "incremental":

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.errors import DamagedFileError, NotFoundError, SpecError, StorageError
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import InputSection
 from pipeline.output.json_files import read_json, write_json
 from pipeline.output.layout import TOMBSTONE, run_folder, tombstone_uri
 from pipeline.output.schema import SCHEMA_VERSION
@@ -171,10 +171,10 @@ def age_order(record: RunRecord) -> tuple[str, str]:
     return record.created, record.run
 
 
-def is_of_input(record: RunRecord, spec: JobSpec) -> bool:
-    """Tell whether a run listed the spec's input, up to a limit or not."""
-    is_same_uri = str(record.identity.get("input.uri")).rstrip("/") == spec.input.uri.rstrip("/")
-    return is_same_uri and record.identity.get("input.glob") == spec.input.glob
+def is_of_input(record: RunRecord, section: InputSection) -> bool:
+    """Return whether a run listed this input, with any limit."""
+    is_same_uri = str(record.identity.get("input.uri")).rstrip("/") == section.uri.rstrip("/")
+    return is_same_uri and record.identity.get("input.glob") == section.glob
 
 
 def began(record: RunRecord) -> datetime:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import HtcError, InputError, NotFoundError, StorageError
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.inputs.listing import list_images, locate_image
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import InputSection
 from pipeline.output.results import Results
 from pipeline.output.run_record import is_of_input
 from pipeline.planning.earlier_rows import read_history
@@ -73,17 +73,17 @@ class InputChanges:
 class InputComparison:
     """Watches a listing go by and counts what differs from a run's rows."""
 
-    def __init__(self, spec: JobSpec, storage: Storage, run: str) -> None:
+    def __init__(self, section: InputSection, storage: Storage, output_uri: str, run: str) -> None:
         """Read the rows of the run, and of later ones over the same input: what these did is nothing new.
 
         Raises:
             StorageError: they cannot be read.
         """
-        self._spec = spec
+        self._section = section
         self._storage = storage
-        results = Results(spec.output.uri, storage)
+        results = Results(output_uri, storage)
         since = results.records[results.runs().index(run) :]
-        records = [each for each in since if each.run == run or is_of_input(each, spec)]
+        records = [each for each in since if each.run == run or is_of_input(each, section)]
         self._rows, self._history = read_history(results, records=records)
         self._counts = dict.fromkeys(("new", "changed", "gone"), 0)
         self._names: dict[str, list[str]] = {"new": [], "changed": [], "gone": []}
@@ -100,7 +100,7 @@ class InputComparison:
     def changes(self) -> InputChanges:
         """Return what differs; to be asked when the listing has come to its end."""
         _, places = self._history.unseen(np.ones(len(self._rows.runs), bool))
-        if self._spec.input.limit is not None:
+        if self._section.limit is not None:
             places = self._places_gone_behind_limit(places)
         self._counts["gone"] += len(places)
         with closing(self._uris_at(places)) as uris:
@@ -201,20 +201,20 @@ class InputComparison:
         self._names[kind] += uris[: MAX_NAMES - len(self._names[kind])]
 
     def _short(self, kind: str) -> tuple[str, ...]:
-        folder = f"{self._spec.input.uri.rstrip('/')}/"
+        folder = f"{self._section.uri.rstrip('/')}/"
         return tuple(display_uri(uri.removeprefix(folder)) for uri in self._names[kind])
 
 
-def compare_input(spec: JobSpec, storage: Storage, run: str) -> InputChanges:
+def compare_input(section: InputSection, storage: Storage, output_uri: str, run: str) -> InputChanges:
     """List the input again and compare it with what a complete full run did.
 
     Raises:
         InputError: the input cannot be listed any more; what the run did stays as it is.
         StorageError: the run's rows cannot be read.
     """
-    comparison = InputComparison(spec, storage, run)
+    comparison = InputComparison(section, storage, output_uri, run)
     with input_errors_beside(run):
-        for _ in comparison.watch(list_images(spec.input, storage, exclude=[spec.output.uri])):
+        for _ in comparison.watch(list_images(section, storage, exclude=[output_uri])):
             pass
         return comparison.changes()
 

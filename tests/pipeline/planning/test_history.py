@@ -49,7 +49,7 @@ def known_plainly(events: list[Event]) -> dict[int, tuple[Event, int]]:
 
 
 @given(EVENTS, st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)  # a busy machine sorts slowly
 def test_the_newest_rows_since_the_last_deletion_are_known(events: list[Event], is_large: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if is_large:

@@ -62,7 +62,7 @@ class Full:
         return self
 
     def changes(self) -> InputChanges:
-        return compare_input(self.spec, self.nights.storage, self.run)
+        return compare_input(self.spec.input, self.nights.storage, self.spec.output.uri, self.run)
 
     def counts(self) -> str:
         return self.changes().counts()
