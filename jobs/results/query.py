@@ -23,7 +23,7 @@ from jobs.terminal.interrupt import run_interruptibly
 from jobs.terminal.output_file import atomic_output, refuse_remote
 from pipeline.errors import SpecError, StorageError
 from pipeline.output.dataset import open_files
-from pipeline.output.part_files import check_columns, damage_named
+from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.results import open_results
 from pipeline.output.schema import INSTANCES_SCHEMA
 from pipeline.output.views import check_parts, open_database, sql_errors_in_words
@@ -129,7 +129,7 @@ def read_instances(results: Results, run: str, shard: int, image_id: int, uri: s
         # Asked for each time: the part may be compacted with others meanwhile.
         part = results.instances_part(run, shard)
         fragment = pads.ParquetFileFormat().make_fragment(part, files)
-        with damage_named(part):
+        with parquet_errors(part):
             check_columns(part, fragment.physical_schema, INSTANCES_SCHEMA)
             return fragment.to_table(schema=INSTANCES_SCHEMA, filter=wanted)
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from pipeline.errors import NotFoundError
 from pipeline.output.json_files import write_json
-from pipeline.output.layout import TOMBSTONE, partition_folder, run_folder, tombstone_uri
+from pipeline.output.layout import TABLES, TOMBSTONE, partition_folder, run_folder, tombstone_uri
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local, join, local_path
 
 DELETE_THREADS = 16
-TABLES = ("images", "instances", "deletions")
 # Removed after everything else in the run's folder; the lease is its holder's to give back.
 LAST = ("run.json", TOMBSTONE, "lease.json")
 

@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from pipeline.concurrency import read_ahead
-from pipeline.output.part_files import check_columns, damage_named
+from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.parts import parse_part
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local
@@ -82,7 +82,7 @@ class _Scanner:
 
 def _check(schema: pa.Schema, fragment: pads.Fragment) -> None:
     """Make sure that a file is one of the table; `schema`: with `run` at the end, which no file has."""
-    with damage_named(fragment.path):
+    with parquet_errors(fragment.path):
         found = fragment.physical_schema
     check_columns(fragment.path, found, schema.remove(schema.get_field_index("run")))
 

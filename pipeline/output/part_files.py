@@ -15,7 +15,7 @@ NOT_PARQUET = "it is not a valid Parquet file"
 
 
 @contextmanager
-def damage_named(uri: str) -> Iterator[None]:
+def parquet_errors(uri: str) -> Iterator[None]:
     """Turn what Arrow raises over a file's content into an error that names the file.
 
     Raises:
@@ -38,7 +38,7 @@ def open_part(storage: Storage, uri: str, schema: pa.Schema) -> Iterator[pq.Parq
         DamagedFileError: it is not a valid Parquet file, or not one of the schema; also while it is read.
         NotFoundError, StorageError: storage failed.
     """
-    with damage_named(uri), storage.reading(uri) as file:
+    with parquet_errors(uri), storage.reading(uri) as file:
         part = pq.ParquetFile(file, page_checksum_verification=True)
         check_columns(uri, part.schema_arrow, schema)
         yield part
@@ -51,7 +51,7 @@ def read_part(storage: Storage, uri: str, schema: pa.Schema, columns: Sequence[s
         As `open_part`.
     """
     payload = storage.read(uri)
-    with damage_named(uri):
+    with parquet_errors(uri):
         # A file, not `read_table`, which would find a column `run` in the folder's name.
         part = pq.ParquetFile(io.BytesIO(payload), page_checksum_verification=True)
         check_columns(uri, part.schema_arrow, schema)

@@ -19,7 +19,7 @@ from pipeline.inputs.containers.tar import archive_suffix
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.listing import COMMENT_LINES
 from pipeline.inputs.shard import Shard
-from pipeline.output.part_files import read_part as read_columns
+from pipeline.output.part_files import read_part
 from pipeline.output.schema import SCHEMA_VERSION
 from pipeline.storage.damage import damaged, missing
 from pipeline.storage.storage import Storage
@@ -192,13 +192,13 @@ class ManifestReader:
         table = self._read_part(number).slice(within * plan.shard_images, plan.shard_images)
         expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
         if len(table) != expected or table.column("shard")[0].as_py() != index:
-            raise damaged(part_uri(self._folder, number), f"shard {index} is not whole")
+            raise damaged(manifest_part_uri(self._folder, number), f"shard {index} is not whole")
         images = tuple(refs_of(table))
         return Shard(index, images, self._storage.signed.find_all(ref.container or ref.uri for ref in images))
 
     def _read_part(self, number: int) -> pa.Table:
         if self._part is None or self._part[0] != number:
-            self._part = (number, read_part(self._storage, part_uri(self._folder, number)))
+            self._part = (number, read_manifest_part(self._storage, manifest_part_uri(self._folder, number)))
         return self._part[1]
 
 
@@ -208,16 +208,16 @@ def manifest_uris(folder: str, manifest: Manifest) -> list[str]:
     images = 0
     while images < manifest.image_count:
         images += manifest.layout.images(len(uris))
-        uris.append(part_uri(folder, len(uris)))
+        uris.append(manifest_part_uri(folder, len(uris)))
     return uris
 
 
-def part_uri(folder: str, number: int) -> str:
+def manifest_part_uri(folder: str, number: int) -> str:
     """Name a part of the manifest in `folder`."""
     return join(folder, f"part-{number:05d}.parquet")
 
 
-def read_part(storage: Storage, uri: str) -> pa.Table:
+def read_manifest_part(storage: Storage, uri: str) -> pa.Table:
     """Read a part of a manifest.
 
     Raises:
@@ -225,7 +225,7 @@ def read_part(storage: Storage, uri: str) -> pa.Table:
         StorageError: it cannot be read.
     """
     try:
-        return read_columns(storage, uri, MANIFEST_SCHEMA)
+        return read_part(storage, uri, MANIFEST_SCHEMA)
     except NotFoundError as error:
         raise missing(uri, "it holds images of the run") from error
 
@@ -253,7 +253,7 @@ def record_in(table: pa.Table) -> dict[str, Any] | None:
     return None if noted is None else dict(json.loads(noted))
 
 
-def encode_part(
+def encode_manifest_part(
     refs: list[ImageRef], first_position: int, manifest: Manifest, record: Mapping[str, Any] | None = None
 ) -> bytes:
     """Encode a part.

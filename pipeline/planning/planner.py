@@ -15,7 +15,7 @@ from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.job_spec.job import InputSection
 from pipeline.planning.incremental import IncrementalPlan
-from pipeline.planning.manifest import Manifest, PartLayout, encode_part, part_uri
+from pipeline.planning.manifest import Manifest, PartLayout, encode_manifest_part, manifest_part_uri
 from pipeline.planning.resume_point import ResumePoint
 from pipeline.planning.shard_size import MAX_SHARD_IMAGES, ShardSizing
 from pipeline.storage.storage import Storage
@@ -96,7 +96,7 @@ class Planner:
 
     Attributes:
         manifest: what is planned so far.
-        record: what run.json holds besides the manifest, see `manifest.encode_part`; set it before `parts`.
+        record: what run.json holds besides the manifest, see `manifest.encode_manifest_part`; set it before `parts`.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class Planner:
             if not is_full and not self._conclude(stopped):
                 return
             self.manifest = counts.manifest(is_planned=not is_full)
-            payload = encode_part(refs, counts.images - len(refs), self.manifest, self.record)
-            self._storage.write(part_uri(self._folder, number), payload)
+            payload = encode_manifest_part(refs, counts.images - len(refs), self.manifest, self.record)
+            self._storage.write(manifest_part_uri(self._folder, number), payload)
             number += 1
             if is_full:
                 yield self.manifest

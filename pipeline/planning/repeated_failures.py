@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.inputs.shard import Shard
-from pipeline.output.layout import run_folder
+from pipeline.output.layout import manifest_folder
 from pipeline.output.results import Results
 from pipeline.output.run_record import age_order, load_record
 from pipeline.planning.earlier_rows import read_history
 from pipeline.planning.history import History, build_history
-from pipeline.planning.manifest import Manifest, part_uri, read_part, refs_of
+from pipeline.planning.manifest import Manifest, manifest_part_uri, read_manifest_part, refs_of
 from pipeline.planning.selection import failed_before
 from pipeline.storage.storage import Storage
-from pipeline.storage.uris import join
 
 
 class RepeatedFailures:
@@ -45,9 +44,9 @@ class RepeatedFailures:
         found = [np.empty(0, np.int64)]
         if not manifest.selection or not manifest.shard_count:
             return found[0]
-        folder = join(run_folder(self._output_uri, self._run), "manifest")
+        folder = manifest_folder(self._output_uri, self._run)
         for part in range(manifest.layout.find(manifest.shard_count - 1)[0] + 1):
-            refs = refs_of(read_part(self._storage, part_uri(folder, part)))
+            refs = refs_of(read_manifest_part(self._storage, manifest_part_uri(folder, part)))
             if any(ref.failed_before is None for ref in refs):
                 refs = self._noted(refs)
             found.append(np.array([image_id(ref.uri) for ref in refs if ref.failed_before], np.int64))

@@ -7,7 +7,14 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NotFoundError
 from pipeline.inputs.image_ref import ImageRef, image_id
-from pipeline.planning.manifest import Manifest, manifest_up_to, names_of, part_uri, read_part, refs_of
+from pipeline.planning.manifest import (
+    Manifest,
+    manifest_part_uri,
+    manifest_up_to,
+    names_of,
+    read_manifest_part,
+    refs_of,
+)
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import name_order
@@ -55,7 +62,7 @@ class ResumePoint:
         """The image ids that were planned of the container that came last."""
         numbers: set[int] = set()
         for part in reversed(range(self.parts)):
-            refs = refs_of(read_part(self._storage, part_uri(self._folder, part)))
+            refs = refs_of(read_manifest_part(self._storage, manifest_part_uri(self._folder, part)))
             own = {image_id(ref.uri) for ref in refs if (ref.container or ref.uri) == self._entry}
             numbers |= own
             if len(own) < len(refs):
@@ -70,7 +77,7 @@ class ResumePoint:
         """Return the image ids of everything that was planned, in its order; [N] int64."""
         found = [np.empty(0, np.int64)]
         for part in range(self.parts):
-            names = names_of(read_part(self._storage, part_uri(self._folder, part)))
+            names = names_of(read_manifest_part(self._storage, manifest_part_uri(self._folder, part)))
             found.append(np.fromiter(map(image_id, names), np.int64, len(names)))
         return np.concatenate(found)
 
@@ -88,14 +95,14 @@ def find_resume_point(storage: Storage, folder: str, *, noted_images: int = 0) -
     parts = _count_parts(storage, folder)
     if not parts:
         if noted_images:
-            raise missing(part_uri(folder, 0), "it holds images of the run")
+            raise missing(manifest_part_uri(folder, 0), "it holds images of the run")
         return None
-    table = read_part(storage, part_uri(folder, parts - 1))
+    table = read_manifest_part(storage, manifest_part_uri(folder, parts - 1))
     manifest = manifest_up_to(table)
     if manifest is None or not len(table):
         return None
     if manifest.image_count < noted_images:
-        raise missing(part_uri(folder, parts), "it holds images of the run")
+        raise missing(manifest_part_uri(folder, parts), "it holds images of the run")
     return ResumePoint(storage, folder, manifest, parts, refs_of(table.slice(len(table) - 1))[0])
 
 
@@ -105,6 +112,6 @@ def _count_parts(storage: Storage, folder: str) -> int:
     except NotFoundError:
         return 0
     parts = 0
-    while part_uri("", parts).rpartition("/")[2] in present:
+    while manifest_part_uri("", parts).rpartition("/")[2] in present:
         parts += 1
     return parts

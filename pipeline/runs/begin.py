@@ -15,10 +15,10 @@ from pipeline.output.layout import run_folder
 from pipeline.output.run_record import (
     RunRecord,
     age_order,
-    held_runs,
     installed_versions,
     list_records,
     load_record,
+    runs_with_file,
     write_record,
 )
 from pipeline.planning.background import BackgroundPlanner
@@ -149,7 +149,7 @@ class Opening:
     def _refuse_company(self, name: str) -> None:
         """Refuse a night beside a run that is going on: it would do again what that one has not done yet."""
         output_uri = self._spec.output.uri
-        for other in held_runs(self._storage, output_uri):
+        for other in runs_with_file(self._storage, output_uri, "lease.json"):
             record = load_record(self._storage, output_uri, other)
             # A complete run is held by who compacts it, and not in the way.
             if self._hold is None or other == name or (record is not None and self._is_complete(record)):

@@ -8,7 +8,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.output.layout import run_folder
 from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, record_from
-from pipeline.planning.manifest import Manifest, manifest_up_to, read_part, record_in
+from pipeline.planning.manifest import Manifest, manifest_up_to, read_manifest_part, record_in
 from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.summary import load_summary, read_summary, summarise
@@ -32,7 +32,7 @@ def rebuild_record(storage: Storage, output_uri: str, run: str) -> RunRecord | N
     best: RunRecord | None = None
     for uri in parts:
         try:
-            table = read_part(storage, uri)
+            table = read_manifest_part(storage, uri)
             content, manifest = record_in(table), manifest_up_to(table)
             if content is None or manifest is None:
                 continue

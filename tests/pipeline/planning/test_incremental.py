@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import InputError, SpecError, StorageError
-from pipeline.output.deletions import read_deletions
 from pipeline.output.results import open_results
-from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns, counts_of, names_of
+from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns, counts_of, names_of, read_deletions
 
 
 @pytest.fixture
@@ -21,8 +20,8 @@ def nights(tmp_path: Path) -> IncrementalRuns:
 
 
 def deleted(nights: IncrementalRuns, run: str) -> list[tuple[str, str | None]]:
-    table = read_deletions(open_results(str(nights.folder / "out")), run)
-    return [(Path(row["uri"]).name, row["last_ok_run"]) for row in table.to_pylist()]
+    rows = read_deletions(open_results(str(nights.folder / "out")), run)
+    return [(Path(row["uri"]).name, row["last_ok_run"]) for row in rows]
 
 
 def test_nothing_has_changed_and_the_night_is_complete(nights: IncrementalRuns) -> None:

@@ -11,6 +11,9 @@ from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ReadVersion
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.output.commit import commit_shard
+from pipeline.output.deletions import DELETIONS_SCHEMA, deletion_parts
+from pipeline.output.part_files import read_part
+from pipeline.output.results import Results
 from pipeline.output.rows import build_image_row
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.planner import Planner, clear_parts
@@ -106,6 +109,12 @@ def names_of(run: RunHandle) -> list[str]:
 def counts_of(run: RunHandle) -> dict[str, int]:
     """What the run's record says of the selection, without zeros."""
     return {reason: count for reason, count in run.manifest.selection.items() if count}
+
+
+def read_deletions(results: Results, run: str) -> list[dict[str, Any]]:
+    """The deletion records of a run."""
+    uris = deletion_parts(results, run)
+    return [row for uri in uris for row in read_part(results.storage, uri, DELETIONS_SCHEMA).to_pylist()]
 
 
 def planner_of(spec: JobSpec, storage: Storage, folder: str, **options: Any) -> Planner:
