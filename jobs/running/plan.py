@@ -13,7 +13,7 @@ from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
 from pipeline.planning.incremental import IncrementalPlan, NewRun
-from pipeline.planning.input_changes import InputChanges, InputComparison, input_errors_beside, way_on
+from pipeline.planning.input_changes import InputChanges, InputComparison, suggest_command, translated_input_errors
 from pipeline.planning.selection_report import selection_lines
 from pipeline.planning.shard_size import ShardSizing
 from pipeline.planning.survey import InputSurvey, survey_input
@@ -110,7 +110,7 @@ def _survey(
     if existing is None or existing.state != "complete" or spec.select.mode != "full":
         return survey(incremental=incremental), None
     comparison = InputComparison(spec.input, storage, spec.output.uri, existing.name)
-    with input_errors_beside(existing.name):
+    with translated_input_errors(existing.name):
         return survey(comparison=comparison), comparison.changes()
 
 
@@ -200,11 +200,11 @@ def _run_lines(
         yield "run", f"resumes {existing.name}: {left:,} of {count_of(existing.shard_count, 'shard')} to go"
     elif changes is not None and changes.has_any:
         yield "run", f"{existing.name} is complete, and its input has changed since: {changes.counts()}"
-        yield "", way_on(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
+        yield "", suggest_command(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
     else:
         yield "run", f"{existing.name} is complete already; nothing to do (--fresh starts another)"
-    if changes is not None and changes.unasked:
-        yield "", f"{changes.unasked_note()}; an incremental run asks for all of them"
+    if changes is not None and changes.unknown:
+        yield "", f"{changes.unknown_note()}; an incremental run asks for all of them"
 
 
 def _time_lines(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, check: ModelCheck) -> Iterator[Line]:

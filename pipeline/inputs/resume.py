@@ -11,18 +11,18 @@ class ListedBefore(Protocol):
         """Number of images that were listed before."""
 
     @property
-    def place(self) -> str:
+    def start_after(self) -> str:
         """A name shortly before the last entry's: a folder is listed from here on, and the last entry with it."""
 
     @property
-    def last_numbers(self) -> set[int]:
+    def last_image_ids(self) -> set[int]:
         """The image ids that were listed of the container that came last."""
 
-    def is_behind(self, uri: str) -> bool:
+    def is_before_last(self, uri: str) -> bool:
         """Return whether a file of a folder comes before the one that was listed last."""
 
     def is_last(self, uri: str) -> bool:
         """Return whether a file of a folder is the one that was listed last, or its container."""
 
-    def all_numbers(self) -> set[int]:
+    def all_image_ids(self) -> set[int]:
         """Return the image ids of everything that was listed."""

@@ -111,11 +111,11 @@ class Results:
         now = Results(self.output_uri, self.storage, before=self._before)._committed
         return any(run not in now or not set(parts) <= set(now[run]) for run, parts in self._committed.items())
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """Forget where the committed rows lie, after they were compacted or pruned."""
         self.__dict__.pop("_committed", None)
 
-    def reading(self, read: Callable[[], T]) -> T:
+    def retry_moved(self, read: Callable[[], T]) -> T:
         """Read parts by their addresses, and again by the new ones when they were compacted or pruned meanwhile.
 
         Args:
@@ -133,7 +133,7 @@ class Results:
                     raise DamagedFileError(
                         f"{str(error).rstrip('.')}, although its shard is committed; {advice(self.output_uri)}"
                     ) from error
-                self.look_again()
+                self.refresh()
         raise StorageError(f"{self.output_uri} was compacted or pruned again and again while it was read; try again.")
 
     def instances_part(self, run: str, shard: int) -> str:
@@ -187,7 +187,7 @@ class Results:
             return table.append_column("run", pa.array([name] * len(table), pa.string()))
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            tables = self.reading(lambda: list(pool.map(read, self._parts(run))))
+            tables = self.retry_moved(lambda: list(pool.map(read, self._parts(run))))
         empty = pa.schema([schema.field(name) for name in wanted] + [pa.field("run", pa.string())])
         # Parts of an older release lack the columns that came later; they are null there.
         whole = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")

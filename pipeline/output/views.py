@@ -108,11 +108,11 @@ def _limits() -> dict[str, str | bool | int | float | list[str]]:
     return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
 
 
-def ask(results: Results, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+def query_views(results: Results, query: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
     """Ask the views that `htc query` has, and again when the parts were compacted or pruned meanwhile.
 
     Args:
-        question: reads its whole answer.
+        query: reads its whole answer.
 
     Raises:
         SpecError: the SQL is wrong, or not permitted.
@@ -121,13 +121,13 @@ def ask(results: Results, question: Callable[[duckdb.DuckDBPyConnection], T]) ->
     """
     for _ in range(ATTEMPTS):
         try:
-            with contextlib.closing(open_database(results)) as database, sql_errors_in_words():
-                return question(database)
+            with contextlib.closing(open_database(results)) as database, translated_sql_errors():
+                return query(database)
         except (SpecError, StorageError) as error:
             if not results.has_moved():
                 check_parts(results, error)
                 raise
-            results.look_again()
+            results.refresh()
     raise StorageError(f"{results.output_uri} was compacted or pruned again and again while it was read; try again.")
 
 
@@ -162,7 +162,7 @@ def open_dataset(results: Results, table: str, run: str | None = None) -> pads.D
 
 
 @contextlib.contextmanager
-def sql_errors_in_words() -> Iterator[None]:
+def translated_sql_errors() -> Iterator[None]:
     """Turn what DuckDB has to say of a statement into a sentence.
 
     Raises:

@@ -42,7 +42,7 @@ def read_history(results: "Results", *, records: "Sequence[RunRecord] | None" = 
         StorageError: a part cannot be read.
     """
     rows = EarlierRuns(results, records=records)
-    return rows, results.reading(lambda: build_history(rows.events()))
+    return rows, results.retry_moved(lambda: build_history(rows.events()))
 
 
 class EarlierRuns:
@@ -67,7 +67,7 @@ class EarlierRuns:
 
         Raises:
             DamagedFileError: a part is damaged.
-            NotFoundError: a part is gone; see `Results.reading`.
+            NotFoundError: a part is gone; see `Results.retry_moved`.
             StorageError: a part cannot be read.
         """
         self._parts = [(order, part) for order, run in enumerate(self.runs) for part in self._results.committed(run)]
@@ -78,9 +78,9 @@ class EarlierRuns:
         for each in numbered:
             if _is_compacted(each[2]):
                 yield from self._events_of(*each)
-        yield from self.marks()
+        yield from self.deletion_events()
 
-    def marks(self) -> Iterator[NDArray[Any]]:
+    def deletion_events(self) -> Iterator[NDArray[Any]]:
         """Read the marks of deletion alone."""
         for order, run in enumerate(self.runs):
             for uri in deletion_parts(self._results, run):
@@ -110,7 +110,7 @@ class EarlierRuns:
         while wanted:
             done = yield from self._found_names(history, wanted)
             left = [number for number in wanted if number not in done]
-            self._results.reading(partial(self._reach, left))
+            self._results.retry_moved(partial(self._reach, left))
             wanted = {number: wanted[number] for number in left if self._address_now(*self._parts[number])}
 
     def _found_names(

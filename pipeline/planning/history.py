@@ -30,20 +30,20 @@ ENTRY = np.dtype([("newest", [*_VERSION, ("part", "<i4"), ("kind", "u1")]), ("ok
 # 37 MB; more than that is sorted on disk, by the first byte of the numbers, which are hashes and so spread evenly.
 EVENTS_IN_MEMORY = 1_000_000
 BUCKETS = 256
-LOOK_ENTRIES = 1_000_000
+SCAN_ENTRIES = 1_000_000
 
 
 class History:
     """The images that earlier runs know and that are not deleted.
 
     Attributes:
-        ids: [N] int64, ascending. entries: [N] of ENTRY. is_seen: [N] bool, for `mark`.
+        ids: [N] int64, ascending. entries: [N] of ENTRY. is_listed: [N] bool, for `mark_listed`.
     """
 
-    def __init__(self, ids: NDArray[Any], entries: NDArray[Any], is_seen: NDArray[np.bool_]) -> None:
+    def __init__(self, ids: NDArray[Any], entries: NDArray[Any], is_listed: NDArray[np.bool_]) -> None:
         self.ids = ids
         self.entries = entries
-        self.is_seen = is_seen
+        self.is_listed = is_listed
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,23 +55,23 @@ class History:
         at = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
         return np.asarray(self.ids[at] == ids), at
 
-    def mark(self, ids: NDArray[np.int64]) -> None:
+    def mark_listed(self, ids: NDArray[np.int64]) -> None:
         """Note that the images are in the listing."""
         is_known, at = self.find(ids)
-        self.is_seen[at[is_known]] = True
+        self.is_listed[at[is_known]] = True
 
-    def unseen(self, is_in_scope: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64]]:
+    def not_listed(self, is_in_scope: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64]]:
         """Return how many images of some runs there are, and where those are that were not marked.
 
         Args:
             is_in_scope: [runs], by the order of the run that has an image's newest row.
         """
         count, places = 0, [np.empty(0, np.int64)]
-        for start in range(0, len(self), LOOK_ENTRIES):
-            stop = start + LOOK_ENTRIES
+        for start in range(0, len(self), SCAN_ENTRIES):
+            stop = start + SCAN_ENTRIES
             is_ours = is_in_scope[self.entries["newest"]["order"][start:stop]]
             count += int(is_ours.sum())
-            places.append(np.flatnonzero(is_ours & ~self.is_seen[start:stop]) + start)
+            places.append(np.flatnonzero(is_ours & ~self.is_listed[start:stop]) + start)
         return count, np.concatenate(places)
 
 

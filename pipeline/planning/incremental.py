@@ -60,20 +60,20 @@ class IncrementalPlan:
         self._output_uri = output_uri
         self._run = run.name
         results = Results(output_uri, storage, before=(run.created, run.name))
-        picked = None
+        where_ids = None
         if select.where is not None:
             # Loads DuckDB.
             from pipeline.planning.where_filter import select_image_ids
 
-            picked = select_image_ids(results, select.where)
+            where_ids = select_image_ids(results, select.where)
         self._rows, history = read_history(results)
         compatibility = _compare_runs(section, run, self._rows.records)
-        self.selection = Selection(history, compatibility, retry=select.retry, picked=picked, storage=storage)
+        self.selection = Selection(history, compatibility, retry=select.retry, where_ids=where_ids, storage=storage)
 
     @property
     def has_listed(self) -> bool:
         """Whether the listing has held an image so far."""
-        return self.selection.told(0)["listed"] > 0
+        return self.selection.counts_dict(0)["listed"] > 0
 
     @property
     def known_images(self) -> int:
@@ -99,13 +99,13 @@ class IncrementalPlan:
             )
         return gone
 
-    def mark_deleted(self, is_stopped: threading.Event) -> int:
+    def record_deletions(self, is_stopped: threading.Event) -> int:
         """Write which images are gone, and return how many; see `find_deleted`."""
         tables = self._rows.resolve_uris(self.selection.history, self.find_deleted())
         return write_deletions(self._storage, self._output_uri, self._run, _in_parts(tables, is_stopped))
 
     def _find_unlisted(self) -> tuple[int, NDArray[np.int64]]:
-        return self.selection.history.unseen(self.selection.traits.is_same_input)
+        return self.selection.history.not_listed(self.selection.compatibility.is_same_input)
 
 
 def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecord]) -> RunCompatibility:

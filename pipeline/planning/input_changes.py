@@ -30,7 +30,7 @@ from pipeline.text import count_of
 MAX_NAMES = 3
 # Entries of a text listing have no version until the store is asked, 100 a second or so: after two minutes a person
 # would rather begin an incremental run, which asks for them all.
-MAX_QUESTIONS = 10_000
+MAX_STATS = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class InputChanges:
     """How an input differs from what a run did of it.
 
     new, changed, gone: images; the first names of each, at most MAX_NAMES, are in the other three. known: images of the
-        run. unasked: images whose version is not known, because there were too many to ask for or the store did not
+        run. unknown: images whose version is not known, because there were too many to ask for or the store did not
         answer.
     """
 
@@ -46,7 +46,7 @@ class InputChanges:
     changed: int
     gone: int
     known: int
-    unasked: int
+    unknown: int
     new_names: tuple[str, ...]
     changed_names: tuple[str, ...]
     gone_names: tuple[str, ...]
@@ -65,9 +65,9 @@ class InputChanges:
         )
         return ", ".join(f"{count:,} {word} ({_named(names, count)})" for count, word, names in kinds if count)
 
-    def unasked_note(self) -> str:
+    def unknown_note(self) -> str:
         """Say of how many images it is not known whether they changed; empty when it is known of all."""
-        return f"of {count_of(self.unasked, 'image')} the version is not known" if self.unasked else ""
+        return f"of {count_of(self.unknown, 'image')} the version is not known" if self.unknown else ""
 
 
 class InputComparison:
@@ -88,9 +88,9 @@ class InputComparison:
         self._counts = dict.fromkeys(("new", "changed", "gone"), 0)
         self._names: dict[str, list[str]] = {"new": [], "changed": [], "gone": []}
         self._questions = 0
-        self._unasked = 0
+        self._unknown = 0
 
-    def watch(self, listed: Iterable[ImageRef]) -> Iterator[ImageRef]:
+    def follow(self, listed: Iterable[ImageRef]) -> Iterator[ImageRef]:
         """Pass the images of the input on, as they are."""
         images = iter(listed)
         while batch := list(islice(images, BATCH_IMAGES)):
@@ -99,7 +99,7 @@ class InputComparison:
 
     def changes(self) -> InputChanges:
         """Return what differs; to be asked when the listing has come to its end."""
-        _, places = self._history.unseen(np.ones(len(self._rows.runs), bool))
+        _, places = self._history.not_listed(np.ones(len(self._rows.runs), bool))
         if self._section.limit is not None:
             places = self._places_gone_behind_limit(places)
         self._counts["gone"] += len(places)
@@ -108,7 +108,7 @@ class InputComparison:
         return InputChanges(
             **self._counts,
             known=len(self._history),
-            unasked=self._unasked,
+            unknown=self._unknown,
             new_names=self._short("new"),
             changed_names=self._short("changed"),
             gone_names=self._short("gone"),
@@ -117,7 +117,7 @@ class InputComparison:
     def _compare(self, batch: Sequence[ImageRef]) -> None:
         ids = np.fromiter((image_id(ref.uri) for ref in batch), np.int64, len(batch))
         is_known, at = self._history.find(ids)
-        self._history.is_seen[at[is_known]] = True
+        self._history.is_listed[at[is_known]] = True
         self._note("new", [batch[place].uri for place in np.flatnonzero(~is_known).tolist()])
         if not is_known.any():
             return
@@ -142,9 +142,9 @@ class InputComparison:
             for place in np.flatnonzero(is_known).tolist()
             if batch[place].etag is None and batch[place].bytes is None and batch[place].container is None
         ]
-        places = unsure[: max(0, MAX_QUESTIONS - self._questions)]
+        places = unsure[: max(0, MAX_STATS - self._questions)]
         self._questions += len(places)
-        self._unasked += len(unsure) - len(places)
+        self._unknown += len(unsure) - len(places)
         if not places:
             return asked, is_gone
         with ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat") as pool:
@@ -154,7 +154,7 @@ class InputComparison:
                 is_gone[place] = True
             else:
                 asked[place] = ref
-                self._unasked += ref.etag is None and ref.bytes is None
+                self._unknown += ref.etag is None and ref.bytes is None
         return asked, is_gone
 
     def _version_of(self, ref: ImageRef) -> ImageRef | None:
@@ -169,8 +169,8 @@ class InputComparison:
 
     def _places_gone_behind_limit(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of images that were not listed up to input.limit, keep those that are not there any more."""
-        asked = list(self._uris_at(places[:MAX_QUESTIONS]))
-        self._unasked += len(places) - len(asked)
+        asked = list(self._uris_at(places[:MAX_STATS]))
+        self._unknown += len(places) - len(asked)
         with ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat") as pool:
             is_there = list(pool.map(self._is_there, asked))
         return self._places_of([uri for uri, is_so in zip(asked, is_there, strict=True) if not is_so])
@@ -213,14 +213,14 @@ def compare_input(section: InputSection, storage: Storage, output_uri: str, run:
         StorageError: the run's rows cannot be read.
     """
     comparison = InputComparison(section, storage, output_uri, run)
-    with input_errors_beside(run):
-        for _ in comparison.watch(list_images(section, storage, exclude=[output_uri])):
+    with translated_input_errors(run):
+        for _ in comparison.follow(list_images(section, storage, exclude=[output_uri])):
             pass
         return comparison.changes()
 
 
 @contextmanager
-def input_errors_beside(run: str) -> Iterator[None]:
+def translated_input_errors(run: str) -> Iterator[None]:
     """Say of an input that cannot be listed inside the block that the complete run is not touched by that.
 
     Raises:
@@ -236,7 +236,7 @@ def input_errors_beside(run: str) -> Iterator[None]:
         raise raised from error
 
 
-def way_on(changes: InputChanges, *, is_named: bool, max_deleted_share: float) -> str:
+def suggest_command(changes: InputChanges, *, is_named: bool, max_deleted_share: float) -> str:
     """Say which command does what has changed.
 
     Args:

@@ -235,13 +235,13 @@ def refs_of(table: pa.Table) -> list[ImageRef]:
     return [_ref_from_row(row) for row in table.to_pylist()]
 
 
-def names_of(table: pa.Table) -> list[str]:
+def uris_of(table: pa.Table) -> list[str]:
     """Return the images' uris alone."""
     pairs = zip(table.column("uri").to_pylist(), table.column("uri_bytes").to_pylist(), strict=True)
     return [shown if odd is None else odd.decode("utf-8", "surrogateescape") for shown, odd in pairs]
 
 
-def manifest_up_to(table: pa.Table) -> Manifest | None:
+def manifest_in(table: pa.Table) -> Manifest | None:
     """Return what was known when a part was written; None for a part of before that was noted."""
     noted = (table.schema.metadata or {}).get(_NOTED)
     return None if noted is None else Manifest.from_dict(json.loads(noted))

@@ -71,7 +71,7 @@ class ManifestCounts:
             signed=self.notes.signed,
             first_part_shards=self.layout.first_shards,
             is_planned=is_planned,
-            selection={} if self._incremental is None else self._incremental.selection.told(self.deleted),
+            selection={} if self._incremental is None else self._incremental.selection.counts_dict(self.deleted),
         )
 
 
@@ -139,7 +139,7 @@ class Planner:
         refs = chain(first, refs)
         if incremental is not None:
             if planned is not None:
-                incremental.selection.go_on(planned.numbers(), planned.manifest.selection)
+                incremental.selection.resume(planned.image_ids(), planned.manifest.selection)
             refs = incremental.selection.choose(refs)
         self.record: Mapping[str, Any] | None = None
         self._refs = refs
@@ -181,7 +181,7 @@ class Planner:
     def _conclude(self, stopped: threading.Event) -> bool:
         """Write the deletion records, before the manifest says that it is complete; return False when stopped."""
         if self._incremental is not None and not stopped.is_set():
-            self._counts.deleted = self._incremental.mark_deleted(stopped)
+            self._counts.deleted = self._incremental.record_deletions(stopped)
         return not stopped.is_set()
 
 

@@ -29,13 +29,13 @@ class RepeatedFailures:
         self._output_uri = output_uri
         self._run = run
 
-    def noted(self, shard: Shard) -> Shard:
+    def with_flags(self, shard: Shard) -> Shard:
         """Return the shard with `failed_before` set on each image, also where its manifest does not have it."""
         if all(ref.failed_before is not None for ref in shard.images):
             return shard
-        return replace(shard, images=tuple(self._noted(list(shard.images))))
+        return replace(shard, images=tuple(self._with_flags(list(shard.images))))
 
-    def numbers(self, manifest: Manifest) -> NDArray[np.int64]:
+    def image_ids(self, manifest: Manifest) -> NDArray[np.int64]:
         """Return the image ids of all images that were not ok before, ascending; [N] int64.
 
         Raises:
@@ -48,11 +48,11 @@ class RepeatedFailures:
         for part in range(manifest.layout.find(manifest.shard_count - 1)[0] + 1):
             refs = refs_of(read_manifest_part(self._storage, manifest_part_uri(folder, part)))
             if any(ref.failed_before is None for ref in refs):
-                refs = self._noted(refs)
+                refs = self._with_flags(refs)
             found.append(np.array([image_id(ref.uri) for ref in refs if ref.failed_before], np.int64))
         return np.sort(np.concatenate(found))
 
-    def _noted(self, refs: list[ImageRef]) -> list[ImageRef]:
+    def _with_flags(self, refs: list[ImageRef]) -> list[ImageRef]:
         flags = failed_before(self._history, refs).tolist()
         return [replace(ref, failed_before=flag) for ref, flag in zip(refs, flags, strict=True)]
 

@@ -9,11 +9,11 @@ from pipeline.errors import NotFoundError
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.planning.manifest import (
     Manifest,
+    manifest_in,
     manifest_part_uri,
-    manifest_up_to,
-    names_of,
     read_manifest_part,
     refs_of,
+    uris_of,
 )
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
@@ -45,11 +45,11 @@ class ResumePoint:
         return self.manifest.image_count
 
     @property
-    def place(self) -> str:
+    def start_after(self) -> str:
         """A name shortly before the last entry's: a folder is listed from here on, and the last entry with it."""
         return self._entry[:-1]
 
-    def is_behind(self, uri: str) -> bool:
+    def is_before_last(self, uri: str) -> bool:
         """Tell whether a file of a folder comes before the one that was planned last."""
         return name_order(uri) < name_order(self._entry)
 
@@ -58,7 +58,7 @@ class ResumePoint:
         return uri == self._entry
 
     @cached_property
-    def last_numbers(self) -> set[int]:
+    def last_image_ids(self) -> set[int]:
         """The image ids that were planned of the container that came last."""
         numbers: set[int] = set()
         for part in reversed(range(self.parts)):
@@ -69,24 +69,24 @@ class ResumePoint:
                 break
         return numbers
 
-    def all_numbers(self) -> set[int]:
+    def all_image_ids(self) -> set[int]:
         """Return the image ids of everything that was planned."""
-        return set(self.numbers().tolist())
+        return set(self.image_ids().tolist())
 
-    def numbers(self) -> NDArray[np.int64]:
+    def image_ids(self) -> NDArray[np.int64]:
         """Return the image ids of everything that was planned, in its order; [N] int64."""
         found = [np.empty(0, np.int64)]
         for part in range(self.parts):
-            names = names_of(read_manifest_part(self._storage, manifest_part_uri(self._folder, part)))
+            names = uris_of(read_manifest_part(self._storage, manifest_part_uri(self._folder, part)))
             found.append(np.fromiter(map(image_id, names), np.int64, len(names)))
         return np.concatenate(found)
 
 
-def find_resume_point(storage: Storage, folder: str, *, noted_images: int = 0) -> ResumePoint | None:
+def find_resume_point(storage: Storage, folder: str, *, recorded_images: int = 0) -> ResumePoint | None:
     """Look for the parts of a manifest in `folder`; None when there is none to go on from.
 
     Args:
-        noted_images: how many images run.json says are planned; they may be worked on, and are never planned anew.
+        recorded_images: how many images run.json says are planned; they may be worked on, and are never planned anew.
 
     Raises:
         DamagedFileError: a part is damaged, or missing.
@@ -94,14 +94,14 @@ def find_resume_point(storage: Storage, folder: str, *, noted_images: int = 0) -
     """
     parts = _count_parts(storage, folder)
     if not parts:
-        if noted_images:
+        if recorded_images:
             raise missing(manifest_part_uri(folder, 0), "it holds images of the run")
         return None
     table = read_manifest_part(storage, manifest_part_uri(folder, parts - 1))
-    manifest = manifest_up_to(table)
+    manifest = manifest_in(table)
     if manifest is None or not len(table):
         return None
-    if manifest.image_count < noted_images:
+    if manifest.image_count < recorded_images:
         raise missing(manifest_part_uri(folder, parts), "it holds images of the run")
     return ResumePoint(storage, folder, manifest, parts, refs_of(table.slice(len(table) - 1))[0])
 

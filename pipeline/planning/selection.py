@@ -63,22 +63,22 @@ class Selection:
     def __init__(
         self,
         history: History,
-        traits: RunCompatibility,
+        compatibility: RunCompatibility,
         *,
         retry: Literal["none", "transient", "failed"],
-        picked: NDArray[np.int64] | None,
+        where_ids: NDArray[np.int64] | None,
         storage: Storage,
     ) -> None:
-        """`picked`: the numbers that `where` answered, ascending; None when it was not asked."""
+        """`where_ids`: the numbers that `where` answered, ascending; None when it was not asked."""
         self.history = history
-        self.traits = traits
+        self.compatibility = compatibility
         self._retry = retry
-        self._picked = picked
+        self._where_ids = where_ids
         self._storage = storage
         self._planned = np.empty(0, np.int64)
         self.counts: Counter[Reason] = Counter()
 
-    def go_on(self, planned: NDArray[np.int64], counts: Mapping[str, int]) -> None:
+    def resume(self, planned: NDArray[np.int64], counts: Mapping[str, int]) -> None:
         """Take over what was chosen before planning was cut off.
 
         Args:
@@ -87,9 +87,9 @@ class Selection:
         self._planned = np.sort(planned)
         self.counts = Counter({reason: counts.get(reason, 0) for reason in REASONS if reason in DONE})
         # One that is gone from the listing by now is still tonight's; its row will say `missing`.
-        self.history.mark(self._planned)
+        self.history.mark_listed(self._planned)
 
-    def told(self, deleted: int) -> dict[str, int]:
+    def counts_dict(self, deleted: int) -> dict[str, int]:
         """Return the counts for the run's record: `listed`, which is the sum of all reasons, those, and `deleted`."""
         counts: dict[str, int] = {reason: self.counts[reason] for reason in REASONS}
         return {"listed": sum(counts.values()), **counts, "deleted": deleted}
@@ -100,7 +100,7 @@ class Selection:
         while batch := list(islice(images, BATCH_IMAGES)):
             ids = np.fromiter((image_id(ref.uri) for ref in batch), np.int64, len(batch))
             is_known, at = self.history.find(ids)
-            self.history.is_seen[at[is_known]] = True
+            self.history.is_listed[at[is_known]] = True
             is_planned = _is_in(ids, self._planned)
             batch = self._with_versions(batch, is_known)
             reasons = self._judge(batch, ids, is_known, at)
@@ -125,16 +125,16 @@ class Selection:
         entries = self.history.entries[at]
         newest, ok = entries["newest"], entries["ok"]
         has_ok = ok["order"] >= 0
-        is_fresh = has_ok & self.traits.is_same_model[ok["order"]] & is_same_version(etags, sizes, ok)
+        is_fresh = has_ok & self.compatibility.is_same_model[ok["order"]] & is_same_version(etags, sizes, ok)
         is_changed = ~is_same_version(etags, sizes, newest)
-        is_own = self.traits.is_same_model[newest["order"]]
+        is_own = self.compatibility.is_same_model[newest["order"]]
         if self._retry == "failed":
             is_again = is_known & (newest["kind"] != OK)
             return np.where(is_again, _RETRIED, np.where(is_known & is_fresh, _UNCHANGED, _NOT_SELECTED))
-        is_settled = (newest["kind"] == PERMANENT) & self.traits.is_same_limits[newest["order"]]
+        is_settled = (newest["kind"] == PERMANENT) & self.compatibility.is_same_limits[newest["order"]]
         if self._retry == "none":
             is_settled |= newest["kind"] != OK
-        is_picked = _is_in(ids, self._picked) if self._picked is not None else np.ones(len(ids), bool)
+        is_picked = _is_in(ids, self._where_ids) if self._where_ids is not None else np.ones(len(ids), bool)
         return np.select(
             [~is_known, is_fresh, is_changed, is_own & is_settled, is_own, is_picked],
             [_NEW, _UNCHANGED, _CHANGED, _NOT_OK, _RETRIED, _OTHER_MODEL],

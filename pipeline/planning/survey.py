@@ -47,7 +47,7 @@ def survey_input(
     counts = ManifestCounts(incremental=incremental)
     listed = list_input(section, storage, output_uri, counts.notes)
     if comparison is not None:
-        listed = comparison.watch(listed)
+        listed = comparison.follow(listed)
     size, chosen = sizing.choose(listed if incremental is None else incremental.selection.choose(listed))
     counts.layout = PartLayout.of(size)
     refs = counts.count(chosen)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SpecError
 from pipeline.output.results import Results
-from pipeline.output.views import ask
+from pipeline.output.views import query_views
 
 
 def select_image_ids(results: Results, where: str) -> NDArray[np.int64]:
@@ -23,7 +23,7 @@ def select_image_ids(results: Results, where: str) -> NDArray[np.int64]:
         DamagedFileError: a part of an earlier run is damaged or missing.
     """
     try:
-        return ask(results, partial(_pick, where=where))
+        return query_views(results, partial(_pick, where=where))
     except SpecError as error:
         reason = str(error).removesuffix(" (--allow-external lets it).").removesuffix(".")
         raise SpecError(f"select.where cannot be used: {reason}.") from None

@@ -195,7 +195,7 @@ class Opening:
     def _plan_on(self, record: RunRecord, undo: ExitStack) -> Manifest | BackgroundPlanner:
         """Go on with a planning that was cut off."""
         folder = _manifest_folder(self._spec.output.uri, record.run)
-        planned = find_resume_point(self._storage, folder, noted_images=int(record.manifest.get("image_count", 0)))
+        planned = find_resume_point(self._storage, folder, recorded_images=int(record.manifest.get("image_count", 0)))
         if planned is not None and planned.manifest.is_planned:
             # Only the last word about it is missing.
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=planned.manifest.to_dict()))

@@ -65,7 +65,7 @@ def test_an_incremental_run_names_what_is_gone_after_a_compaction(tmp_path: Path
     new_run = NewRun("2027", "next", FINGERPRINT, spec.identity())
     incremental = IncrementalPlan(spec.input, spec.select, Storage(), output, run=new_run)
     compact(output)
-    assert incremental.mark_deleted(Event()) == 8
+    assert incremental.record_deletions(Event()) == 8
 
 
 def test_a_query_and_the_doctor_see_all_rows(output: str, capsys: pytest.CaptureFixture[str]) -> None:
