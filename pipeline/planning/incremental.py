@@ -1,4 +1,4 @@
-"""What an incremental run knows: the earlier rows, which images to do, and which are gone from the input."""
+"""IncrementalPlan: history, selection and deletions of an incremental run."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from pipeline.planning.earlier_rows import read_history
 from pipeline.planning.selection import RunCompatibility, Selection
 from pipeline.storage.storage import Storage
 
-# Rows in a file of marks.
+# Deletion records in a part.
 PART_ROWS = 65_536
 _LIMITS = ("images.max_pixels", "images.max_bytes")
 
@@ -94,13 +94,17 @@ class IncrementalPlan:
         if len(gone) > allowed * known:
             raise InputError(
                 f"{len(gone):,} of the {known:,} images that earlier runs found in {self._section.uri} are not "
-                f"listed any more, and select.max_deleted_share allows a share of {allowed:g}; see whether the input "
-                "is all there, or give --max-deleted-share 1 if they are really gone."
+                f"listed any more, and select.max_deleted_share allows a share of {allowed:g}; check whether the input "
+                "is complete, or give --max-deleted-share 1 if they are really gone."
             )
         return gone
 
     def record_deletions(self, is_stopped: threading.Event) -> int:
-        """Write which images are gone, and return how many; see `find_deleted`."""
+        """Write the deletion records of the images that are gone, and return their number; see `find_deleted`.
+
+        Args:
+            is_stopped: once it is set, no further part is written.
+        """
         tables = self._rows.resolve_uris(self.selection.history, self.find_deleted())
         return write_deletions(self._storage, self._output_uri, self._run, _in_parts(tables, is_stopped))
 
@@ -128,7 +132,7 @@ def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecor
 
 
 def _in_parts(tables: Iterator[pa.Table], is_stopped: threading.Event) -> Iterator[pa.Table]:
-    """Gather tables into larger ones; ends early when stopped."""
+    """Join small tables into larger ones; ends early when stopped."""
     kept: list[pa.Table] = []
     count = 0
     for table in tables:

@@ -1,6 +1,6 @@
-"""Which images of an incremental run were not ok before it: those that are not ok again are no news.
+"""RepeatedFailures: which images of an incremental run were not ok before it, and so are no new failures.
 
-The manifest says so of each image. Manifests of older releases do not; then the rows of the earlier runs are asked.
+The manifest records that for each image. For a manifest of an older release, the rows of the earlier runs are read.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from pipeline.storage.storage import Storage
 
 
 class RepeatedFailures:
-    """Looks up which images of a run were not ok before it; reads nothing for a full run."""
+    """Finds the images of a run that were not ok before it; reads nothing for a full run."""
 
     def __init__(self, storage: Storage, output_uri: str, run: str) -> None:
         self._storage = storage
@@ -30,7 +30,7 @@ class RepeatedFailures:
         self._run = run
 
     def with_flags(self, shard: Shard) -> Shard:
-        """Return the shard with `failed_before` set on each image, also where its manifest does not have it."""
+        """Return the shard with `failed_before` set on each image, also when its manifest is of an older release."""
         if all(ref.failed_before is not None for ref in shard.images):
             return shard
         return replace(shard, images=tuple(self._with_flags(list(shard.images))))

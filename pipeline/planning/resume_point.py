@@ -1,4 +1,4 @@
-"""What an earlier session planned before it was cut off: where listing goes on, so that no image comes twice."""
+"""ResumePoint: where an interrupted planning resumes, so that every image is planned exactly once."""
 
 from functools import cached_property
 
@@ -21,18 +21,19 @@ from pipeline.storage.uris import name_order
 
 
 class ResumePoint:
-    """The whole parts of a manifest whose planning was cut off; they are frozen.
+    """The written parts of a manifest whose planning was interrupted; implements `inputs.resume.ListedBefore`.
 
-    The input may have changed since. What lies in a folder is listed in the order of its names, so that listing
-    goes on behind the last name that was planned. The members of a container and the lines of a listing have an
-    order of their own, and are told by their numbers.
+    The input may have changed since. The files of a folder are listed in the order of their names, so listing resumes
+    after the last planned name. The members of a container and the entries of a listing have an order of their own;
+    those that were planned are recognized by their image ids.
 
     Attributes:
-        manifest: what the parts hold; all there is when the last part is a short one.
-        parts: how many there are.
+        manifest: what the parts hold. It is the complete manifest when the last part is not full.
+        parts: the number of parts.
     """
 
     def __init__(self, storage: Storage, folder: str, manifest: Manifest, parts: int, last: ImageRef) -> None:
+        """`folder`: of the parts. `last`: the last image of the last part."""
         self.manifest = manifest
         self.parts = parts
         self._storage = storage
@@ -41,56 +42,57 @@ class ResumePoint:
 
     @property
     def image_count(self) -> int:
-        """Number of images that were planned."""
+        """Number of images that are planned."""
         return self.manifest.image_count
 
     @property
     def start_after(self) -> str:
-        """A name shortly before the last entry's: a folder is listed from here on, and the last entry with it."""
+        """A name shortly before the last entry's; a folder is listed from here on, the last entry included."""
         return self._entry[:-1]
 
     def is_before_last(self, uri: str) -> bool:
-        """Tell whether a file of a folder comes before the one that was planned last."""
+        """Return whether a file of a folder comes before the last entry."""
         return name_order(uri) < name_order(self._entry)
 
     def is_last(self, uri: str) -> bool:
-        """Tell whether a file of a folder is the one that was planned last, or its container."""
+        """Return whether a file of a folder is the last entry: the last planned file, or its container."""
         return uri == self._entry
 
     @cached_property
     def last_image_ids(self) -> set[int]:
-        """The image ids that were planned of the container that came last."""
-        numbers: set[int] = set()
+        """The ids of the planned images of the last entry."""
+        found: set[int] = set()
         for part in reversed(range(self.parts)):
             refs = refs_of(read_manifest_part(self._storage, manifest_part_uri(self._folder, part)))
             own = {image_id(ref.uri) for ref in refs if (ref.container or ref.uri) == self._entry}
-            numbers |= own
+            found |= own
             if len(own) < len(refs):
                 break
-        return numbers
+        return found
 
     def all_image_ids(self) -> set[int]:
-        """Return the image ids of everything that was planned."""
+        """Return the ids of all planned images."""
         return set(self.image_ids().tolist())
 
     def image_ids(self) -> NDArray[np.int64]:
-        """Return the image ids of everything that was planned, in its order; [N] int64."""
+        """Return the ids of all planned images, in the manifest's order; [N] int64."""
         found = [np.empty(0, np.int64)]
         for part in range(self.parts):
-            names = uris_of(read_manifest_part(self._storage, manifest_part_uri(self._folder, part)))
-            found.append(np.fromiter(map(image_id, names), np.int64, len(names)))
+            uris = uris_of(read_manifest_part(self._storage, manifest_part_uri(self._folder, part)))
+            found.append(np.fromiter(map(image_id, uris), np.int64, len(uris)))
         return np.concatenate(found)
 
 
 def find_resume_point(storage: Storage, folder: str, *, recorded_images: int = 0) -> ResumePoint | None:
-    """Look for the parts of a manifest in `folder`; None when there is none to go on from.
+    """Look for the parts of a manifest in `folder`; None when there is none to resume from.
 
     Args:
-        recorded_images: how many images run.json says are planned; they may be worked on, and are never planned anew.
+        recorded_images: the images that run.json says are planned. Their shards may be committed, so they must not be
+            planned again.
 
     Raises:
         DamagedFileError: a part is damaged, or missing.
-        StorageError: they cannot be read.
+        StorageError: the parts cannot be read.
     """
     parts = _count_parts(storage, folder)
     if not parts:
@@ -107,6 +109,7 @@ def find_resume_point(storage: Storage, folder: str, *, recorded_images: int = 0
 
 
 def _count_parts(storage: Storage, folder: str) -> int:
+    """Count the parts up to the first one that is missing."""
     try:
         present = {listed.uri.rpartition("/")[2] for listed in storage.list(folder)}
     except NotFoundError:

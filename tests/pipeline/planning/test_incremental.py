@@ -141,7 +141,7 @@ def test_of_another_models_images_only_those_that_sql_selects(nights: Incrementa
     [
         ("SELEC 1", "syntax error"),
         ("SELECT uri FROM imags", "imags"),
-        ("SELECT category FROM instances", "must answer a column image_id or uri, and answers category"),
+        ("SELECT category FROM instances", "image_id or uri, and returns category"),
         ("SELECT uri FROM read_csv('/etc/passwd')", "disabled"),
         ("SELECT 'x' AS image_id", "Could not convert"),
         ("CREATE TABLE t (a INT)", "SELECT"),

@@ -161,5 +161,5 @@ def test_a_damaged_manifest_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="damaged"):
         ManifestReader(Storage(), str(folder), manifest).read_shard(0)
     plan_manifest(make_spec(tmp_path, compute__shard_images=256, input__limit=2), Storage(), str(folder))
-    with pytest.raises(StorageError, match="not whole"):
+    with pytest.raises(StorageError, match="incomplete"):
         ManifestReader(Storage(), str(folder), manifest).read_shard(0)
