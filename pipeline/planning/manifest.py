@@ -246,14 +246,14 @@ def uris_of(table: pa.Table) -> list[str]:
 
 def manifest_in(table: pa.Table) -> Manifest | None:
     """Return the manifest up to and including this part; None for a part of a release that did not store it."""
-    noted = (table.schema.metadata or {}).get(_MANIFEST_KEY)
-    return None if noted is None else Manifest.from_dict(json.loads(noted))
+    stored = (table.schema.metadata or {}).get(_MANIFEST_KEY)
+    return None if stored is None else Manifest.from_dict(json.loads(stored))
 
 
 def record_in(table: pa.Table) -> dict[str, Any] | None:
     """Return the copy of run.json in a part, without `manifest`; None for a part of an older release."""
-    noted = (table.schema.metadata or {}).get(_RECORD_KEY)
-    return None if noted is None else dict(json.loads(noted))
+    stored = (table.schema.metadata or {}).get(_RECORD_KEY)
+    return None if stored is None else dict(json.loads(stored))
 
 
 def encode_manifest_part(
@@ -278,10 +278,10 @@ def encode_manifest_part(
     for name in _PLAIN_COLUMNS:
         columns[name] = [getattr(ref, name) for ref in refs]
     sink = io.BytesIO()
-    noted = {_MANIFEST_KEY: json.dumps(manifest.to_dict())} | (
-        {} if record is None else {_RECORD_KEY: json.dumps(record)}
-    )
-    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, **noted})
+    stored = {_MANIFEST_KEY: json.dumps(manifest.to_dict())}
+    if record is not None:
+        stored[_RECORD_KEY] = json.dumps(record)
+    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, **stored})
     pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 

@@ -25,7 +25,7 @@ def select_image_ids(results: Results, where: str) -> NDArray[np.int64]:
     try:
         return query_views(results, partial(_pick, where=where))
     except SpecError as error:
-        reason = str(error).removesuffix(" (--allow-external lets it).").removesuffix(".")
+        reason = str(error).removesuffix(" (--allow-external permits it).").removesuffix(".")
         raise SpecError(f"select.where cannot be used: {reason}.") from None
 
 
