@@ -22,8 +22,8 @@ PARTS_AT_ONCE = 16
 # No check while reading: `_read_part` checks the columns, with an error of its own for those of a later version.
 _ANY = pa.schema([])
 SCHEMAS = {"images": stored_schema(IMAGES_SCHEMA), "instances": stored_schema(INSTANCES_SCHEMA)}
-# DuckDB's own group size is 122,880 rows. Rows of instances have masks of about 250 bytes each; with smaller groups, the
-# instances of one image are read in 8 MiB instead of 30.
+# DuckDB's own group size is 122,880 rows. Rows of instances have masks of about 250 bytes each; with smaller groups,
+# the instances of one image are read in 8 MiB instead of 30.
 ROW_GROUP_ROWS = {"images": 122_880, "instances": 32_768}
 ORDER = {"images": [("uri", "ascending")], "instances": [("uri", "ascending"), ("instance", "ascending")]}
 

@@ -137,7 +137,11 @@ class Results:
                         f"{str(error).rstrip('.')}, although its shard is committed; {advice(self.output_uri)}"
                     ) from error
                 self.refresh()
-        raise StorageError(
+        raise self.moved_error()
+
+    def moved_error(self) -> StorageError:
+        """Return the error for parts that were compacted or pruned at each of ATTEMPTS attempts to read them."""
+        return StorageError(
             f"{self.output_uri} was compacted or pruned again and again while it was read; run the command again."
         )
 

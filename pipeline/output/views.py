@@ -130,9 +130,7 @@ def query_views(results: Results, query: Callable[[duckdb.DuckDBPyConnection], T
                 check_parts(results, error)
                 raise
             results.refresh()
-    raise StorageError(
-        f"{results.output_uri} was compacted or pruned again and again while it was read; run the command again."
-    )
+    raise results.moved_error()
 
 
 def check_parts(results: Results, error: HtcError) -> None:
