@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import NotFoundError, StorageError
+from pipeline.errors import StorageError
 from pipeline.output.layout import run_folder
+from pipeline.output.run_record import runs_with_file
 from pipeline.runs.lease import clear_dead_lease
 from pipeline.storage.local import TEMP_SUFFIX
 from pipeline.storage.storage import Storage
@@ -49,7 +50,7 @@ def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
         StorageError: storage failed.
     """
     count = 0
-    for name in _begun(storage, output_uri):
+    for name in runs_with_file(storage, output_uri, "lease.json"):
         folder = run_folder(output_uri, name)
         if not storage.exists(join(folder, "run.json")) and clear_dead_lease(storage, output_uri, name):
             count += 1
@@ -58,13 +59,6 @@ def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
                 with suppress(OSError):
                     Path(local_path(folder)).rmdir()
     return count
-
-
-def _begun(storage: Storage, output_uri: str) -> list[str]:
-    try:
-        return [each.uri.split("/")[-2] for each in storage.list(join(output_uri, "runs"), glob="*/lease.json")]
-    except NotFoundError:
-        return []
 
 
 def _remove_files(folder: str) -> int:

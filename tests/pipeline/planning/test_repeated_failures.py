@@ -11,17 +11,16 @@ import pipeline.driver.worker_pool
 from pipeline.driver.assemble import gather_rows, report_of
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
-from pipeline.driver.throughput import Throughput
 from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import load_spec
+from pipeline.job_spec.job import RetrySection, load_spec
 from pipeline.messages import ShardFailure, ShardOutcome
 from pipeline.output.results import open_results
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.run import RunHandle
-from pipeline.runs.summary import RunSummary
+from pipeline.runs.summary import RunSummary, summarise
 from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns
 from tests.support.fakes.in_process_pool import InProcessPool
 from tests.support.fakes.models import LoadFake, write_image, write_images
@@ -221,5 +220,14 @@ def test_a_session_counts_repeats_as_the_next_one_does(tmp_path: Path) -> None:
 def test_the_summary_of_excused_failures_is_complete(nights: IncrementalRuns) -> None:
     opened = nights.open()
     nights.commit(opened, ALL_BAD)
-    summary = tally(nights, opened.name).summary(Throughput(), signal_name=None)
+    summary = summarise(
+        opened.name,
+        tally(nights, opened.name),
+        RetrySection(),
+        images=opened.image_count,
+        is_planned=opened.is_planned,
+        model="m",
+        is_trained=True,
+        has_bug=False,
+    )
     assert (summary.status, summary.errors, summary.repeated_errors, summary.error_rate) == ("complete", 0, 3, 0.0)

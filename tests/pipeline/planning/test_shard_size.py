@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.planning.shard_size
+import pipeline.planning.worker_plan
 from pipeline.errors import RunMismatchError
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
 from pipeline.planning.shard_size import choose_shard_images, look_ahead
-from pipeline.planning.survey import survey_input
 from pipeline.planning.worker_plan import expected_workers, local_gpus
 from pipeline.runs.open import open_run
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
+from tests.support.builders.planned_runs import survey_of
 from tests.support.fakes.models import write_images
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "0" * 64, "config_sha256": "1" * 64, "trained": True}
@@ -76,7 +76,7 @@ def test_no_more_is_listed_ahead_than_makes_a_difference() -> None:
 def test_a_small_input_has_several_shards_for_each_of_two_workers(tmp_path: Path, images: int, shards: int) -> None:
     write_images(tmp_path / "in", images)
     spec = spec_for(tmp_path)
-    assert survey_input(spec, Storage()).manifest.shard_count == shards
+    assert survey_of(spec, Storage()).manifest.shard_count == shards
     run = opened(spec)
     assert (run.image_count, run.shard_count) == (images, shards)
     planned = [ref.uri for index in range(shards) for ref in run.read_shard(index).images]
@@ -143,20 +143,19 @@ def test_an_incremental_run_is_cut_by_what_it_has_to_do(tmp_path: Path) -> None:
 
 
 def test_the_workers_that_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.planning.shard_size, "connected_resources", lambda: None)
-    monkeypatch.setattr(pipeline.planning.shard_size, "local_cpus", lambda: 6)
-    monkeypatch.setattr(pipeline.planning.shard_size, "local_gpus", lambda: 0)
-    monkeypatch.setattr(pipeline.planning.shard_size, "usable_memory", lambda: 64 * 2**30)
+    monkeypatch.setattr(pipeline.planning.worker_plan, "local_cpus", lambda: 6)
+    monkeypatch.setattr(pipeline.planning.worker_plan, "local_gpus", lambda: 0)
+    monkeypatch.setattr(pipeline.planning.worker_plan, "usable_memory", lambda: 64 * 2**30)
     assert expected_workers(ComputeSection()) == 6
     assert expected_workers(ComputeSection(cpus_per_worker=2.0)) == 3
     assert expected_workers(ComputeSection(workers=3)) == 3
-    monkeypatch.setattr(pipeline.planning.shard_size, "usable_memory", lambda: 5 * 2**30)
+    monkeypatch.setattr(pipeline.planning.worker_plan, "usable_memory", lambda: 5 * 2**30)
     assert expected_workers(ComputeSection()) == 2
-    monkeypatch.setattr(pipeline.planning.shard_size, "local_gpus", lambda: 1)
+    monkeypatch.setattr(pipeline.planning.worker_plan, "local_gpus", lambda: 1)
     assert expected_workers(ComputeSection()) == 1
-    monkeypatch.setattr(pipeline.planning.shard_size, "connected_resources", lambda: {"CPU": 64.0, "GPU": 8.0})
-    assert expected_workers(ComputeSection()) == 8
-    assert expected_workers(ComputeSection(gpus_per_worker=99.0)) == 1
+    cluster = {"CPU": 64.0, "GPU": 8.0}
+    assert expected_workers(ComputeSection(), cluster) == 8
+    assert expected_workers(ComputeSection(gpus_per_worker=99.0), cluster) == 1
 
 
 def test_gpus_are_counted_by_their_devices_and_what_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
