@@ -59,9 +59,10 @@ class Segment:
 
     def segment(self, payload: bytes) -> list[tuple[str, float, bytes]]:
         from htc_model.masks.encode import encode_detections
-        from pipeline.inputs.decode import batch_from_bytes
+        from htc_model.preprocess import build_batch
+        from pipeline.inputs.decode import decode_image
 
-        raw = self.model.infer(batch_from_bytes([payload], self.model.config))[0]
+        raw = self.model.infer(build_batch([decode_image(payload)], self.model.config))[0]
         found = encode_detections(raw)
         names = [self.model.config.classes[label] for label in found.labels.tolist()]
         counts = [mask["counts"] for mask in found.masks or []]

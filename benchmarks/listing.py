@@ -20,7 +20,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pipeline.inputs.listing import list_images
 from pipeline.job_spec.job import load_spec
-from pipeline.planning.planner import plan_run
+from pipeline.planning.planner import Planner
+from pipeline.planning.shard_size import ShardSizing
 from pipeline.storage.config import StorageSection
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
@@ -139,7 +140,9 @@ def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.conne
         count = len(client.find(path, detail=True))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            count = plan_run(spec, storage, folder).image_count
+            sizing = ShardSizing.of(spec.compute)
+            planner = Planner(spec.input, storage, spec.output.uri, folder, sizing=sizing)
+            count = list(planner.parts())[-1].image_count
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     sink.send(
         {

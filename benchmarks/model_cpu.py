@@ -30,9 +30,10 @@ from htc_model.config import load_preset  # noqa: E402
 from htc_model.masks.encode import encode_detections  # noqa: E402
 from htc_model.network.box_ops import boxes_to_rois  # noqa: E402
 from htc_model.network.detector import HTC, build_model  # noqa: E402
+from htc_model.preprocess import build_batch  # noqa: E402
 from htc_model.structures import ImageBatch  # noqa: E402
 from htc_model.weights.untrained import untrained_state  # noqa: E402
-from pipeline.inputs.decode import batch_from_bytes  # noqa: E402
+from pipeline.inputs.decode import decode_image  # noqa: E402
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ def measure_parts(model: HTC, payload: bytes, repeats: int) -> tuple[dict[str, f
         parts[part], result = fastest(repeats, call)
         return result
 
-    batch = timed("decode_preprocess", lambda: batch_from_bytes([payload], model.config))
+    batch = timed("decode_preprocess", lambda: build_batch([decode_image(payload)], model.config))
     pixels = batch.pixels.contiguous(memory_format=torch.channels_last)  # as HTC.features does on a CPU
     features = timed("backbone", lambda: model.backbone(pixels))
     pyramid = timed("neck", lambda: model.neck(features))
@@ -83,7 +84,7 @@ def measure_parts(model: HTC, payload: bytes, repeats: int) -> tuple[dict[str, f
 def measure_peer(payload: bytes, repeats: int) -> dict[str, float]:
     """Time our mask_rcnn_r50_fpn and torchvision's on one resized picture, both to full masks."""
     ours = build_untrained("mask_rcnn_r50_fpn", score_threshold=0.0)
-    batch = batch_from_bytes([payload], ours.config)
+    batch = build_batch([decode_image(payload)], ours.config)
     height, width = batch.image_sizes[0]
     batch = ImageBatch(batch.pixels, batch.image_sizes, batch.image_sizes)  # masks at the resized size, as the peer's
     ours_s, (found,) = fastest(repeats, lambda: ours(batch))
@@ -117,7 +118,7 @@ def main() -> None:
     payload = arguments.image.read_bytes()
     model = build_untrained(arguments.preset)
     parts, detections = measure_parts(model, payload, arguments.repeats)
-    batch = batch_from_bytes([payload], model.config)
+    batch = build_batch([decode_image(payload)], model.config)
     result: dict[str, Any] = {
         "benchmark": "model_cpu",
         "preset": arguments.preset,

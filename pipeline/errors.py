@@ -1,24 +1,25 @@
-"""The errors of a run, each with an owner.
+"""The exceptions of this program; each message is one sentence that states the problem and the way out.
 
-HtcError                      the message is one sentence for a person: what is wrong, and the way out
-├── SpecError                 a job spec or a command's arguments; exit code 2
-│   ├── RunMismatchError      resuming a run with another model or spec; names what differs
-│   └── OutputOccupiedError   the output folder already holds something that is not ours
-├── InputError                nothing to do, or the input cannot be listed; exit code 2
-├── StorageError              storage said no
+HtcError                      base of all; shown to the user without a traceback
+├── SpecError                 a job spec or a command's arguments are wrong; exit code 2
+│   ├── RunMismatchError      a run is resumed with another model or spec; the message names the difference
+│   └── OutputOccupiedError   the output folder holds files that this program did not write
+├── InputError                the input is empty or cannot be listed; exit code 2
+├── StorageError              a storage operation failed
 │   ├── NotFoundError         the object does not exist (any more)
-│   ├── AccessDeniedError     no permission, bad credentials
-│   ├── WebHostError          a host of the web among others fails; its images fail, and no others
-│   ├── UnsupportedSchemeError  the address is of a kind that cannot be opened here; no retry helps
-│   ├── PastEndError          a range was asked for that begins behind the object's end
-│   ├── ObjectTooLargeError   the object is larger than its reader can take
-│   ├── DamagedFileError      a file of the output is not as it was written; `htc doctor` finds all of them
-│   └── TransientStorageError a time-out, 5xx, cut connection; worth another attempt elsewhere
+│   ├── AccessDeniedError     no permission, or invalid credentials
+│   ├── WebHostError          one of several web hosts fails; only its images fail
+│   ├── UnsupportedSchemeError  the scheme of the address cannot be opened; no retry helps
+│   ├── PastEndError          a requested range begins after the object's end
+│   ├── ObjectTooLargeError   the object is larger than its reader accepts
+│   ├── DamagedFileError      a file of the output is damaged or missing; `htc doctor` finds all of them
+│   └── TransientStorageError a timeout, 5xx or cut connection; worth another attempt elsewhere
 │       ├── SlowDownError     the store asks for fewer requests
-│       └── IncompleteReadError   it answered, and not with all of the object
+│       └── IncompleteReadError   the store did not return the whole object
 ├── ImageError                one bad image: it becomes a row with this status and reason, never a crash
-├── WeightsUnavailableError   weights cannot be had (offline, unknown name); exit code 2
-└── RunError                  the run cannot go on (cluster lost, disk full); what is committed stays
+├── WeightsUnavailableError   the weights file is not available (offline, unknown name); exit code 2
+├── DamagedContainerError     a tar or Parquet file of the input is damaged
+└── RunError                  the run cannot continue (cluster lost, disk full); committed shards stay
     └── StoppedError          a signal came before the run could begin
 """
 
@@ -28,7 +29,7 @@ ImageStatus = Literal["ok", "unreadable", "missing", "too_large", "failed"]
 
 
 class HtcError(Exception):
-    """Base of every error that is shown to a user as one sentence, without a traceback."""
+    """Base of every error that a user sees as one sentence, without a traceback."""
 
     exit_code: int = 1
 
@@ -44,7 +45,7 @@ class RunMismatchError(SpecError):
 
 
 class OutputOccupiedError(SpecError):
-    """The output folder holds something that this program did not write."""
+    """The output folder holds files that this program did not write."""
 
 
 class InputError(HtcError):
@@ -54,7 +55,7 @@ class InputError(HtcError):
 
 
 class StorageError(HtcError):
-    """Storage refused; the message names the uri."""
+    """A storage operation failed; the message names the uri."""
 
 
 class NotFoundError(StorageError):
@@ -66,25 +67,25 @@ class AccessDeniedError(StorageError):
 
 
 class WebHostError(StorageError):
-    """A host of the web does not give what it was asked for, while others answer: this image's trouble alone."""
+    """One web host fails while others answer: only the images of that host fail."""
 
 
 class UnsupportedSchemeError(StorageError):
-    """No client can be opened for the scheme of an address: unknown, its package missing, or its options."""
+    """No client can be opened for the scheme of an address: it is unknown, or its package or options are missing."""
 
     exit_code = 2
 
 
 class DamagedFileError(StorageError):
-    """A file of the output is missing, truncated, or not of this program; the message names it and `htc doctor`."""
+    """A file of the output is missing, damaged, or not from this program; the message names it and `htc doctor`."""
 
 
 class PastEndError(StorageError):
-    """A range was asked for that begins behind the end of the object."""
+    """The requested range begins after the end of the object."""
 
 
 class TransientStorageError(StorageError):
-    """Storage failed in a way that another attempt may cure; raised after the local retries are used up."""
+    """Storage failed in a way that another attempt may cure; raised when the local retries are used up."""
 
 
 class SlowDownError(TransientStorageError):
@@ -92,11 +93,11 @@ class SlowDownError(TransientStorageError):
 
 
 class IncompleteReadError(TransientStorageError):
-    """The store answered, but with fewer or more bytes than there are, or with those of two versions."""
+    """The store returned too few or too many bytes, or bytes of two versions."""
 
 
 class ObjectTooLargeError(StorageError):
-    """The object is larger than its reader can take; `bytes` is its size."""
+    """The object is larger than its reader accepts; `bytes` is its size."""
 
     def __init__(self, uri: str, size: int) -> None:
         super().__init__(f"{uri} is too large: {size} bytes.")
@@ -108,11 +109,11 @@ class ObjectTooLargeError(StorageError):
 
 
 class ImageError(HtcError):
-    """One image cannot be segmented.
+    """One image cannot be segmented; it becomes a row of the images table.
 
     Attributes:
         status: the row's status, never "ok".
-        reason: the row's error, one line.
+        reason: the row's error, on one line.
     """
 
     def __init__(self, status: ImageStatus, reason: str) -> None:
@@ -121,23 +122,23 @@ class ImageError(HtcError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[ImageStatus, str]]:
-        # Exceptions with two arguments do not survive pickling otherwise, and workers send them to the driver.
+        # Exceptions with two arguments cannot be unpickled otherwise, and workers send them to the driver.
         return ImageError, (self.status, self.reason)
 
 
 class WeightsUnavailableError(HtcError):
-    """The weights file cannot be had."""
+    """The weights file is not available."""
 
     exit_code = 2
 
 
 class RunError(HtcError):
-    """The run cannot continue; committed shards stay and the same command resumes."""
+    """The run cannot continue; committed shards stay, and the same command resumes."""
 
 
 class StoppedError(RunError):
-    """Ctrl-C, SIGTERM or SIGHUP came before there was a run to give a summary of."""
+    """Ctrl-C, SIGTERM or SIGHUP came before the run could begin, so there is no summary."""
 
 
 class DamagedContainerError(HtcError):
-    """A container ends early or is not what its name says; what was found before stands."""
+    """A tar or Parquet file ends early or is not what its name says; images found before the damage still count."""

@@ -1,8 +1,8 @@
-"""What this process may use of the machine: cores and memory, by affinity and by the quotas of containers.
+"""CPU cores and memory that this process may use, by its affinity and the quotas of its container.
 
-A container's quota is not in what the system says of its processors. It is in the files of control groups (cgroups(7);
-the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/): of the process's own group and of all groups above
-it, as far as they are visible, each of which may be narrower.
+The system's processor count does not include a container's quota. The quota is in the files of control groups
+(cgroups(7); the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/): those of the process's own group and
+of all visible groups above it, each of which may be lower.
 """
 
 import math
@@ -13,16 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Where /proc does not say: what container runtimes mount.
+# The mount points of container runtimes, for when /proc does not show them.
 _USUAL_MOUNTS = {"": ("sys/fs/cgroup",), "cpu": ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")}
 _USUAL_MOUNTS["memory"] = ("sys/fs/cgroup/memory",)
-# The system's, not a file of ours.
+# The system's shared memory, not a temporary file of this program.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108
 
 
 @dataclass(frozen=True)
 class _Mount:
-    """A hierarchy of groups in the file tree: where it is mounted, and which group of it stands there."""
+    """A mounted hierarchy of control groups: its mount point, and the group that is mounted there."""
 
     point: Path
     group: str
@@ -31,12 +31,12 @@ class _Mount:
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """The cores that this process may use: by its affinity and by the quotas of its groups; at least 1.
+    """Return the number of cores that this process may use, by its affinity and its groups' quotas; at least 1.
 
-    A quota of 2.5 cores counts as 2: a third worker would make all of them wait for their turns.
+    A quota of 2.5 cores counts as 2: a third worker would slow down all of them.
 
     Args:
-        root: of the file tree; another one in tests.
+        root: the root of the file tree; tests pass another one.
     """
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -44,7 +44,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 
 def usable_memory(root: Path = Path("/")) -> int | None:
-    """The bytes of memory that this process and its neighbours in the container may use; None when not known."""
+    """Return the bytes of memory that all processes of the container may use together; None if unknown."""
     limits = list(_memory_limits(root))
     # Not every system has these names.
     with suppress(OSError, ValueError):
@@ -53,7 +53,7 @@ def usable_memory(root: Path = Path("/")) -> int | None:
 
 
 def free_shared_memory(folder: Path = SHARED_MEMORY) -> int:
-    """The bytes that are free in the file system of shared memory, 64 MB in many containers; 0 without one."""
+    """Return the free bytes of shared memory (64 MB in many containers); 0 if there is none."""
     try:
         return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
     except OSError:
@@ -61,13 +61,13 @@ def free_shared_memory(folder: Path = SHARED_MEMORY) -> int:
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
-    """The quotas in cores, of every group that has one."""
+    """Yield the quota, in cores, of every group that has one."""
     for folder, is_v2 in _groups(root, "cpu"):
         if is_v2:
             words = _read(folder / "cpu.max").split()
         else:
             words = [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]
-        # "max 100000" and -1 say that there is none.
+        # "max 100000" and -1 mean no quota.
         if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[0]) and int(words[1]):
             yield int(words[0]) / int(words[1])
 
@@ -76,18 +76,18 @@ def _memory_limits(root: Path) -> Iterator[int]:
     for folder, is_v2 in _groups(root, "memory"):
         for name in ("memory.max", "memory.high") if is_v2 else ("memory.limit_in_bytes",):
             text = _read(folder / name)
-            # Version 1 says "no limit" by a number that no machine has, version 2 by "max".
+            # For "no limit", version 1 has a number larger than any machine's memory, version 2 has "max".
             if text.isdigit() and int(text):
                 yield int(text)
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folders of this process's group and of those above it, and whether each is of version 2."""
+    """Yield the folders of this process's group and of those above it, each with whether it is of version 2."""
     own = _own_groups(root)
     seen: set[Path] = set()
     for mount in _mounts(root, controller):
         group = own.get("" if mount.is_v2 else controller, "/")
-        # A container that sees the whole path of its group, but only its own folder mounted.
+        # A container may see the whole path of its group while only its own folder is mounted.
         below = group[len(mount.group.rstrip("/")) :] if _is_below(group, mount.group) else ""
         folder = mount.point / below.lstrip("/") if ".." not in below.split("/") else mount.point
         while True:
@@ -104,7 +104,7 @@ def _is_below(group: str, top: str) -> bool:
 
 
 def _own_groups(root: Path) -> dict[str, str]:
-    """This process's group by controller; that of version 2 has the empty name."""
+    """Return this process's group by controller; the group of version 2 is under the empty name."""
     found = {}
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -114,7 +114,7 @@ def _own_groups(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path, controller: str) -> Iterator[_Mount]:
-    """The mounted hierarchies that may limit what `controller` controls (proc(5), mountinfo)."""
+    """Yield the mounted hierarchies that may limit what `controller` controls (proc(5), mountinfo)."""
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()

@@ -1,7 +1,7 @@
-"""Secrets taken out of text before it reaches a log, a table, a record or a screen.
+"""Removes secrets from text before it reaches a log, a table, a record or a screen.
 
-Specs cannot hold credentials, but error messages of storage clients can: in URLs, in signed query strings, or
-by quoting a header. What is known to be secret is found by value, in the environment; the rest by its shape.
+Specs cannot hold credentials, but error messages of storage clients can: in URLs, in signed query strings, or in a
+quoted header. Secrets of the environment are found by their value, others by their shape.
 """
 
 import json
@@ -14,23 +14,24 @@ from urllib.parse import unquote
 
 REDACTED = "***"
 
-# What names of settings, environment variables and query parameters hold a secret; one list for all of them.
-# AWS_ACCESS_KEY_ID is half of a pair and hidden as well.
-_TELLING_WORDS = (
+# Parts of names that mark a secret, in settings, environment variables and query parameters alike. AWS_ACCESS_KEY_ID
+# is half of a pair and hidden as well.
+_SENSITIVE_WORDS = (
     r"secret|token|passw|credential|authorization|cookie|signature|connection_?string|access_?key|account_?key|api_?key"
 )
-_SECRET_NAME = re.compile(rf"{_TELLING_WORDS}|_key$", re.I)
-_SECRET_OPTION = re.compile(rf"{_TELLING_WORDS}|^sas|key$|key_id$|^username$|^user$|^auth$", re.I)
-# X-Amz-Signature and X-Goog-Credential are caught by their words; what follows are the short names of Azure's shared
-# access signatures, of CloudFront's signed URLs, and of common web services.
+# Beside these words, each place has short names of its own, which are harmless elsewhere: USER, `policy`, `pass`.
+_SECRET_VARIABLE = re.compile(rf"{_SENSITIVE_WORDS}|_key$", re.I)
+_SECRET_OPTION = re.compile(rf"{_SENSITIVE_WORDS}|^sas|key$|key_id$|^username$|^user$|^auth$", re.I)
+# X-Amz-Signature and X-Goog-Credential match by their words; the short names are those of Azure's shared access
+# signatures, of CloudFront's signed URLs, and of common web services.
 _SECRET_PARAMETER = re.compile(
-    rf"{_TELLING_WORDS}|^(?:sig|sas|auth|jwt|hmac|pwd|pass|key-pair-id|policy|hdnts|hdnea|awsaccesskeyid|googleaccessid)$",
+    rf"{_SENSITIVE_WORDS}|^(?:sig|sas|auth|jwt|hmac|pwd|pass|key-pair-id|policy|hdnts|hdnea|awsaccesskeyid|googleaccessid)$",
     re.I,
 )
-# Shorter values would blot out common words.
+# Shorter values could be part of common words.
 _MIN_SECRET_LENGTH = 8
 _SHAPES = (
-    # user:password@ and TOKEN@ of a URL. In abfs://CONTAINER@ACCOUNT the first is no secret.
+    # user:password@ and TOKEN@ of a URL. In abfs://CONTAINER@ACCOUNT the part before @ is no secret.
     (
         re.compile(r"(?P<head>\b(?!(?:abfss?|az|adl|wasbs?)://[^:/@\s]*@)[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s?#'\"]+@"),
         rf"\g<head>{REDACTED}@",
@@ -38,22 +39,22 @@ _SHAPES = (
     (re.compile(r"(?P<head>\bAuthorization['\"]?\s*[:=]\s*b?['\"]?)[^'\"\r\n]+", re.I), rf"\g<head>{REDACTED}"),
     # Connection strings of Azure.
     (re.compile(r"(?P<head>\b(?:AccountKey|SharedAccessSignature)=)[^;\s'\"]+", re.I), rf"\g<head>{REDACTED}"),
-    # AWS access key ids, as IAM makes them: a four-letter kind and sixteen characters.
+    # AWS access key ids as IAM creates them: four letters for the kind and sixteen characters.
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED),
 )
 
-# A parameter of a URL; its name decides (`is_secret_parameter`).
+# A parameter of a URL; `is_secret_parameter` decides by its name.
 _PARAMETER = re.compile(r"(?P<head>[?&#;](?:amp;)?(?P<name>[\w.%~-]{1,64})=)(?P<value>[^&;\s'\"<>#]+)")
 
 
 def is_secret_option(name: str) -> bool:
-    """Tell whether an option of a store's client holds a credential, by its name."""
+    """Return whether an option of a storage client holds a credential, judged by its name."""
     return _SECRET_OPTION.search(name) is not None
 
 
 @lru_cache(maxsize=1024)
 def is_secret_parameter(name: str) -> bool:
-    """Tell whether a query parameter of a URL holds a credential or a signature, by its name."""
+    """Return whether a query parameter of a URL holds a credential or a signature, judged by its name."""
     return _SECRET_PARAMETER.search(name.replace("-", "_")) is not None or _SECRET_PARAMETER.search(name) is not None
 
 
@@ -64,8 +65,8 @@ def _hide_parameter(found: re.Match[str]) -> str:
 def redact(text: str) -> str:
     """Return the text with every secret replaced by `***`.
 
-    Secrets are the values of this process's environment variables that are named like one (8 characters or
-    more), passwords, tokens and signatures in URLs, authorization headers, and AWS access key ids.
+    Secrets are values of at least 8 characters of environment variables with a secret's name; passwords, tokens and
+    signatures in URLs; authorization headers; and AWS access key ids.
     """
     for secret in _known_secrets():
         text = text.replace(secret, REDACTED)
@@ -75,15 +76,15 @@ def redact(text: str) -> str:
 
 
 def _known_secrets() -> list[str]:
-    # Asked anew each time: a driver may take its credentials from a file long after it started.
+    # Read anew each time: a driver may load its credentials from a file long after it started.
     values = {
         value
         for name, value in os.environ.items()
-        # A path to a secret (AWS_WEB_IDENTITY_TOKEN_FILE, GOOGLE_APPLICATION_CREDENTIALS) is none itself.
-        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH and not value.startswith(("/", "~"))
+        # A path to a secret (AWS_WEB_IDENTITY_TOKEN_FILE, GOOGLE_APPLICATION_CREDENTIALS) is not a secret.
+        if _SECRET_VARIABLE.search(name) and len(value) >= _MIN_SECRET_LENGTH and not value.startswith(("/", "~"))
     }
     values |= set(_fsspec_secrets())
-    # The longest first, in case one secret is part of another.
+    # Longest first, as one secret may be part of another.
     return sorted(values, key=len, reverse=True)
 
 
@@ -97,13 +98,13 @@ def _fsspec_secrets() -> Iterator[str]:
         except ValueError:
             continue
         for key, value in settings.items():
-            is_secret = key == "key" or _SECRET_NAME.search(key)
+            is_secret = key == "key" or _SECRET_VARIABLE.search(key)
             if is_secret and isinstance(value, str) and len(value) >= _MIN_SECRET_LENGTH:
                 yield value
 
 
 class RedactingFormatter(logging.Formatter):
-    """A log formatter whose lines, tracebacks included, hold no secret."""
+    """A log formatter that redacts every line, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format as usual, then redact."""
@@ -111,7 +112,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 def log_without_secrets(level: int = logging.INFO) -> None:
-    """Send this process's log to stderr, redacted; nothing happens where logging is set up already."""
+    """Send this process's log to stderr, redacted; does nothing if logging is already configured."""
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

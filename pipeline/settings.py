@@ -1,15 +1,16 @@
-"""Base types of every settings model: names, counts, URIs, and a section that refuses unknown keys."""
+"""Base types of the settings models: names, counts, shares, and a section that refuses unknown keys."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""A run's name is a folder and a Hive partition value, so no slash, `=`, `%` or space."""
+"""A run's name is a folder and a Hive partition value, so it has no slash, `=`, `%` or space."""
 
 
-def _digits_as_number(value: object) -> object:
-    # YAML users quote numbers and command lines know only text; "8" can mean nothing but 8 here.
+def digits_as_number(value: object) -> object:
+    """Return the number that a text such as "8" or "0.5" stands for; anything else unchanged."""
+    # YAML users quote numbers, and a command line holds only text.
     if isinstance(value, str) and value != "auto":
         for kind in (int, float):
             try:
@@ -19,13 +20,13 @@ def _digits_as_number(value: object) -> object:
     return value
 
 
-AutoCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_digits_as_number)]
+AutoCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(digits_as_number)]
 
 
-AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_digits_as_number)]
+AutoShare = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(digits_as_number)]
 
 
 class Section(BaseModel):
-    """A frozen part of the spec; unknown keys are refused and types are not guessed."""
+    """A frozen section of the spec; refuses unknown keys and does not convert types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)

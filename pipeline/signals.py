@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a question that the driver's loop asks, or an exception while nothing is at stake yet."""
+"""Ctrl-C, SIGTERM and SIGHUP: as a flag that the driver's loop polls, or as an exception before the run begins."""
 
 import os
 import select
@@ -14,29 +14,29 @@ from pipeline.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Handlers belong to the process, and so do the requests whose handlers they are; the newest is the last.
+# Signal handlers belong to the process, so this list does too; the newest request is the last.
 _installed: list["StopRequest"] = []
 _was_stopped = threading.Event()
 
 
 def is_stop_requested() -> bool:
-    """Whether one of the signals has come for the code that runs now."""
+    """Return whether an active `StopRequest` has received a signal."""
     return any(request.is_set for request in _installed)
 
 
 def was_stopped() -> bool:
-    """Whether one of the signals has come for any part of this process's work so far."""
+    """Return whether any `StopRequest` of this process has ever received a signal."""
     return _was_stopped.is_set()
 
 
 class StopRequest:
-    """Remembers that the run was asked to stop; a second Ctrl-C interrupts at once.
+    """Records that the run was asked to stop; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    Use as a context manager; the former handlers come back on leaving. Outside the main thread, where Python takes no
-    handlers, nothing is caught. SIGHUP stays ignored where it is when the block begins: so does `nohup`.
+    Use as a context manager; leaving restores the former handlers. Outside the main thread, where Python allows no
+    handlers, it records nothing. If SIGHUP is ignored when the block begins, as under `nohup`, it stays ignored.
     """
 
-    # Called when a signal breaks a step off; the process that is `htc` ends itself if that takes too long.
+    # Called when a signal interrupts a step; `htc` sets it to end the process if the interruption takes too long.
     when_breaking_off: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class StopRequest:
 
     @property
     def is_set(self) -> bool:
-        """Whether to stop."""
+        """Whether a signal was received."""
         return self.signal_name is not None
 
     def __enter__(self) -> Self:
@@ -70,15 +70,15 @@ class StopRequest:
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Take the signals, again after other code (Ray, when it starts) has taken them."""
+        """Set the signal handlers; call again after other code (Ray, when it starts) has replaced them."""
         for number in self._former:
             signal.signal(number, self._note)
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Have each of the signals raise KeyboardInterrupt in the block, also one that came before.
+        """Raise KeyboardInterrupt in the block for each signal, also for one that came before.
 
-        For long steps that nothing is lost by breaking off.
+        For long steps whose interruption loses nothing.
         """
         self._is_interrupting = True
         try:
@@ -90,7 +90,7 @@ class StopRequest:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Have the signals only be remembered in the block, within one that interrupts."""
+        """Only record signals in the block; for use inside `interrupting`."""
         former, self._is_interrupting = self._is_interrupting, False
         try:
             yield
@@ -102,7 +102,7 @@ class StopRequest:
         self.signal_name = self.signal_name or signal.Signals(number).name
         _was_stopped.set()
         if number == signal.SIGHUP:
-            _let_go_of_terminal()
+            _redirect_lost_terminal()
         if self._is_interrupting:
             type(self).when_breaking_off()
         if is_second or self._is_interrupting:
@@ -111,10 +111,10 @@ class StopRequest:
 
 @contextmanager
 def breaking_off(stop: StopRequest) -> Iterator[StopRequest]:
-    """Have the signals that `stop` takes end the block, with one sentence.
+    """End the block with a StoppedError when `stop` receives a signal.
 
     Raises:
-        StoppedError: one of them came.
+        StoppedError: a signal came.
     """
     try:
         with stop.interrupting():
@@ -123,12 +123,13 @@ def breaking_off(stop: StopRequest) -> Iterator[StopRequest]:
         if not stop.is_set:
             raise
         raise StoppedError(
-            f"Stopped by {stop.signal_name} before the run could begin; the same command begins it again, or goes on."
+            f"Stopped by {stop.signal_name} before the run could begin; run the same command again to start or resume "
+            "it."
         ) from None
 
 
-def _let_go_of_terminal() -> None:
-    """Send what is still written to a terminal that is gone into the void, where writing raises nothing."""
+def _redirect_lost_terminal() -> None:
+    """Redirect stdout and stderr to os.devnull where their terminal is gone, so that writing to them raises nothing."""
     for stream in (sys.stdout, sys.stderr):
         try:
             number = stream.fileno()
@@ -136,7 +137,7 @@ def _let_go_of_terminal() -> None:
             poll.register(number, select.POLLOUT)
             is_gone = any(found & (select.POLLHUP | select.POLLERR) for _, found in poll.poll(0))
         except (OSError, ValueError, AttributeError):
-            # No file of the system's: a test's buffer, or a notebook's.
+            # No file descriptor: the buffer of a test or a notebook.
             continue
         if is_gone:
             void = os.open(os.devnull, os.O_WRONLY)

@@ -1,16 +1,14 @@
-"""Names and messages as a terminal may safely see them."""
+"""Text for people: escaped names, counts, durations, and exceptions as one line."""
 
-from pipeline.errors import (
-    HtcError,
-)
+from pipeline.errors import HtcError
 from pipeline.redaction import redact
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Spell out what is no printable character (`\\x1b`), so that an object's name can command no terminal.
+    """Escape characters that are not printable (`\\x1b`), so that an object's name cannot control a terminal.
 
     Args:
-        keep: characters to leave as they are, such as line breaks of our own.
+        keep: characters to leave as they are, such as line breaks.
     """
     if text.isprintable():
         return text
@@ -18,12 +16,12 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def count_of(number: int, noun: str) -> str:
-    """Return "1 image", "1,204 images"; nouns whose plural only takes an s."""
+    """Return "1 image" or "1,204 images", for a noun whose plural ends in s."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `42 s`, `3 min 10 s`, `2 h 05 min`; `unknown` for None."""
+    """Format seconds as `42 s`, `3 min 10 s` or `2 h 05 min`; `unknown` for None."""
     if seconds is None:
         return "unknown"
     whole = round(seconds)
@@ -34,9 +32,29 @@ def format_duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line of text without secrets, its type named unless it is one of ours."""
-    text = redact(" ".join(str(error).split()))
+def one_line(error: BaseException, *, max_chars: int | None = None) -> str:
+    """Return an exception as one line without secrets: its type, unless it is an `HtcError`, and its message.
+
+    Args:
+        max_chars: cut a longer message to this length.
+    """
+    text = _joined(str(error), max_chars)
     if isinstance(error, HtcError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def message_of(error: BaseException | str, *, max_chars: int | None = None) -> str:
+    """Return an exception's message, or a text, as one line without secrets or a final full stop.
+
+    Args:
+        max_chars: cut a longer message to this length.
+
+    Returns:
+        The message; the name of the exception's type where the message is empty.
+    """
+    return _joined(str(error), max_chars).rstrip(".") or ("" if isinstance(error, str) else type(error).__name__)
+
+
+def _joined(text: str, max_chars: int | None) -> str:
+    return redact(" ".join(text.split()))[:max_chars]

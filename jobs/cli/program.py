@@ -21,12 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pipeline.runs.outcomes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+
 if TYPE_CHECKING:
     from typer.core import TyperGroup
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 # All that matters is written by then.
 EXIT_GRACE_S = 1.0
 # For what a signal breaks off before there is a run; nothing is lost by leaving it.

@@ -14,12 +14,12 @@ from jobs.cluster.submit import submit_job
 from jobs.terminal.console import say, write_line
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
+from pipeline.runs.outcomes import EXIT_INTERRUPTED
 from pipeline.storage.uris import is_local
 
 LOOK_EVERY_S = 0.5
 # A head node that is being replaced, or a tunnel that is being opened again.
 PATIENCE_S = 60.0
-EXIT_INTERRUPTED = 130
 
 
 def submit_and_report(

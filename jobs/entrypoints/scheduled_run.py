@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs.cli import program as cli
 from jobs.scheduling.local_launcher import ENDING_FILE, LOG_FILE, PROCESS_FILE, SPEC_FILE
 from jobs.terminal.output_file import atomic_output
+from pipeline.runs.outcomes import EXIT_FAILED
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     os.set_inheritable(lock, False)
     with atomic_output(folder / PROCESS_FILE) as file:
         file.write(str(os.getpid()).encode())
-    exit_code = cli.EXIT_FAILED
+    exit_code = EXIT_FAILED
     try:
         cli.main(["run", "--spec", str(folder / SPEC_FILE), "--run", run])
     except SystemExit as leaving:

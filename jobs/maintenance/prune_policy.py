@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from pipeline.errors import SpecError
 from pipeline.maintenance.survey import RunInfo
-from pipeline.output.deletions import counts
+from pipeline.output.deletions import has_deletions
 from pipeline.text import count_of
 
 # Somebody may still want to resume a run that was stopped; after a week nobody does.
@@ -103,7 +103,7 @@ def _published_reason(standing: RunInfo, rules: PrunePolicy) -> str:
 
 def _deletions_reason(standing: RunInfo, older: Sequence[PruneDecision], needed: Collection[str]) -> str:
     """Keep marks of deleted images that may hide rows of an older run, kept for a reason that `needed` knows not."""
-    if not counts(standing.record):
+    if not has_deletions(standing.record):
         return ""
     kept = next((each for each in older if not each.is_removed and each.standing.run not in needed), None)
     return f"its marks of deleted images may hide rows of the run {kept.standing.run}" if kept else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.results.query import read_instances
 from pipeline.errors import InputError, NotFoundError
 from pipeline.output.layout import run_folder
-from pipeline.output.views import ask
+from pipeline.output.views import query_views
 from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.storage.uris import display_uri, home_path, join
 
@@ -78,7 +78,9 @@ class ImageLookup:
             InputError: there are none.
         """
         values = {"run": self.run, "count": count}
-        photos = ask(self._results, lambda database: [ImageRecord(*row) for row in _rows(database, _SAMPLE, values)])
+        photos = query_views(
+            self._results, lambda database: [ImageRecord(*row) for row in _rows(database, _SAMPLE, values)]
+        )
         if not photos:
             raise InputError(f"Run {self.run} has no image with the status ok; `htc query` says why.")
         return photos
@@ -89,7 +91,7 @@ class ImageLookup:
         Raises:
             InputError: there is no such image, or several.
         """
-        photos = ask(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
+        photos = query_views(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
         return list({photo.uri: photo for photo in photos}.values())
 
     def locate(self, photo: ImageRecord) -> "ImageRef":

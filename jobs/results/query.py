@@ -23,10 +23,10 @@ from jobs.terminal.interrupt import run_interruptibly
 from jobs.terminal.output_file import atomic_output, refuse_remote
 from pipeline.errors import SpecError, StorageError
 from pipeline.output.dataset import open_files
-from pipeline.output.part_files import check_columns, damage_named
+from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.results import open_results
 from pipeline.output.schema import INSTANCES_SCHEMA
-from pipeline.output.views import check_parts, open_database, sql_errors_in_words
+from pipeline.output.views import check_parts, open_database, translated_sql_errors
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _execute(
     Args:
         is_told: is set before anything is written that cannot be taken back.
     """
-    with contextlib.closing(database), sql_errors_in_words():
+    with contextlib.closing(database), translated_sql_errors():
         if output_format == "parquet" and output_file is not None:
             _write_parquet(database, sql, output_file)
             return
@@ -129,11 +129,11 @@ def read_instances(results: Results, run: str, shard: int, image_id: int, uri: s
         # Asked for each time: the part may be compacted with others meanwhile.
         part = results.instances_part(run, shard)
         fragment = pads.ParquetFileFormat().make_fragment(part, files)
-        with damage_named(part):
+        with parquet_errors(part):
             check_columns(part, fragment.physical_schema, INSTANCES_SCHEMA)
             return fragment.to_table(schema=INSTANCES_SCHEMA, filter=wanted)
 
-    rows: list[dict[str, Any]] = results.reading(read).to_pylist()
+    rows: list[dict[str, Any]] = results.retry_moved(read).to_pylist()
     return sorted(rows, key=lambda row: row["instance"])
 
 

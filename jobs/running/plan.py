@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from jobs.running.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
@@ -11,9 +12,10 @@ from jobs.terminal.console import say, size_of, write_table
 from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
-from pipeline.planning.incremental import IncrementalPlan
-from pipeline.planning.input_changes import InputChanges, InputComparison, input_errors_beside, way_on
+from pipeline.planning.incremental import IncrementalPlan, NewRun
+from pipeline.planning.input_changes import InputChanges, InputComparison, suggest_command, translated_input_errors
 from pipeline.planning.selection_report import selection_lines
+from pipeline.planning.shard_size import ShardSizing
 from pipeline.planning.survey import InputSurvey, survey_input
 from pipeline.redaction import redact
 from pipeline.runs.open import find_run
@@ -74,7 +76,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     storage = _ReadOnlyStorage(spec.storage)
     weights = weights_here(spec.model)
     if weights is not None and weights.is_file():
-        spec = resolve_preset(spec)
+        spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
     if existing is not None:
         _read_manifest(existing)
@@ -97,19 +99,27 @@ def _survey(
     spec: JobSpec, storage: Storage, existing: RunHandle | None, incremental: IncrementalPlan | None
 ) -> tuple[InputSurvey, InputChanges | None]:
     """List the input, and compare it with the run that has done it, if one has."""
+    survey = partial(
+        survey_input,
+        spec.input,
+        storage,
+        spec.output.uri,
+        sizing=ShardSizing.of(spec.compute),
+        sample_images=SAMPLE_IMAGES,
+    )
     if existing is None or existing.state != "complete" or spec.select.mode != "full":
-        return survey_input(spec, storage, sample_images=SAMPLE_IMAGES, incremental=incremental), None
-    comparison = InputComparison(spec, storage, existing.name)
-    with input_errors_beside(existing.name):
-        survey = survey_input(spec, storage, sample_images=SAMPLE_IMAGES, comparison=comparison)
-        return survey, comparison.changes()
+        return survey(incremental=incremental), None
+    comparison = InputComparison(spec.input, storage, spec.output.uri, existing.name)
+    with translated_input_errors(existing.name):
+        return survey(comparison=comparison), comparison.changes()
 
 
 def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalPlan | None:
     if spec.select.mode == "full":
         return None
     fingerprint = known_fingerprint(spec, storage, run)
-    return IncrementalPlan(spec, fingerprint, storage, before=(datetime.now(UTC).isoformat(), ""))
+    new_run = NewRun(datetime.now(UTC).isoformat(), "", fingerprint, spec.identity())
+    return IncrementalPlan(spec.input, spec.select, storage, spec.output.uri, run=new_run)
 
 
 def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> RunHandle | None:
@@ -190,11 +200,11 @@ def _run_lines(
         yield "run", f"resumes {existing.name}: {left:,} of {count_of(existing.shard_count, 'shard')} to go"
     elif changes is not None and changes.has_any:
         yield "run", f"{existing.name} is complete, and its input has changed since: {changes.counts()}"
-        yield "", way_on(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
+        yield "", suggest_command(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
     else:
         yield "run", f"{existing.name} is complete already; nothing to do (--fresh starts another)"
-    if changes is not None and changes.unasked:
-        yield "", f"{changes.unasked_note()}; an incremental run asks for all of them"
+    if changes is not None and changes.unknown:
+        yield "", f"{changes.unknown_note()}; an incremental run asks for all of them"
 
 
 def _time_lines(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, check: ModelCheck) -> Iterator[Line]:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.scheduling.cron import due_times
 from pipeline.errors import SpecError
+from pipeline.text import message_of
 
 log = logging.getLogger(__name__)
 _woken = threading.Event()
@@ -98,7 +99,7 @@ class Alarms:
         try:
             yield
         except SQLAlchemyError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error, max_chars=200)
             raise SpecError(
                 f"The alarms in {self._database} cannot be read or written: {reason}; put a copy in its place, or move "
                 "it away to begin without schedules."

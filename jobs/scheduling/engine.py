@@ -18,6 +18,7 @@ from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
 from jobs.scheduling.schedule import Event, Schedule
 from jobs.scheduling.store import DAMAGE, ScheduleStore, StoreDamagedError, StoredSchedule
 from pipeline.errors import HtcError, SpecError
+from pipeline.text import message_of
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Engine:
         except StoreDamagedError:
             raise
         except (HtcError, *DAMAGE) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = message_of(error)
             since, known = self._troubles.get(name, (self._clock(), ""))
             if reason != known:
                 log.error("%s cannot be seen to: %s", name, reason)

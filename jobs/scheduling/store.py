@@ -17,6 +17,7 @@ from jobs.scheduling.firing import Firing
 from jobs.scheduling.schedule import Event, Schedule
 from jobs.scheduling.serialization import COLUMNS, document_of, firing_of, schedule_of, time_of, values_of
 from pipeline.errors import SpecError
+from pipeline.text import message_of
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class ScheduleStore:
         """Log once that a row cannot be read, which is then taken for missing."""
         if (kind, name) not in self._damaged:
             self._damaged.add((kind, name))
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error, max_chars=200)
             log.error("the %s %s in %s is damaged, and taken for missing: %s", kind, name, self.path, reason)
 
     def _prepare(self) -> None:

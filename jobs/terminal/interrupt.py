@@ -6,10 +6,10 @@ import sys
 import threading
 from collections.abc import Callable
 
+from pipeline.runs.outcomes import EXIT_INTERRUPTED
+
 # Most queries notice within milliseconds; some of DuckDB's operators do not look for minutes.
 STOP_WAIT_S = 2.0
-# As in jobs.cli.program: 128 and the number of SIGINT, as shells report it.
-EXIT_INTERRUPTED = 130
 
 
 def run_interruptibly(action: Callable[[], None], stop: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
-from pipeline.redaction import redact
+from pipeline.text import message_of
 
 if TYPE_CHECKING:
     pass
@@ -234,8 +234,7 @@ def cluster_boundary(connect: Callable[[], object], failure: str, way_out: str) 
         connect()
     except Exception as error:  # the border of Ray's start
         log.debug("Ray did not start", exc_info=True)
-        words = redact(" ".join(str(error).split())).rstrip(".") or type(error).__name__
-        raise RunError(f"{failure}: {words} ({way_out}).") from error
+        raise RunError(f"{failure}: {message_of(error)} ({way_out}).") from error
 
 
 def connected_resources() -> dict[str, float] | None:

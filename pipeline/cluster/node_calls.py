@@ -71,7 +71,9 @@ def call_on_nodes(
             answers[address] = ray.get(reference)
         except (exceptions.RuntimeEnvSetupError, exceptions.RayTaskError) as error:
             cause = getattr(error, "cause", None)
-            raise RunError(f"The node {address} cannot run this program: {one_line(cause or error)[:500]}") from error
+            raise RunError(
+                f"The node {address} cannot run this program: {one_line(cause or error, max_chars=500)}"
+            ) from error
         except exceptions.RayError as error:
             log.info("the node %s was not asked: %s", address, one_line(error))
     if not answers:

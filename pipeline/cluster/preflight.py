@@ -29,11 +29,11 @@ from pipeline.errors import (
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
+from pipeline.runs.outcomes import EXIT_USAGE
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, join, local_path
 from pipeline.weights.cache import weights_here
 
-EXIT_USAGE = 2
 # Some images may be forbidden, each a row; when all of the first are, all are.
 MAX_READ = 8
 # Hidden: no listing of ours takes it for an image or for somebody else's file.

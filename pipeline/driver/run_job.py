@@ -17,7 +17,7 @@ from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.session import Session
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import JobSpec
-from pipeline.planning.input_changes import InputChanges, compare_input, way_on
+from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
 from pipeline.planning.selection_report import selection_lines
 from pipeline.planning.worker_plan import expected_workers
@@ -95,7 +95,7 @@ def run(
         if opened.state == "complete" and spec.select.mode == "full":
             display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
             with breaking_off(stop):
-                changes = compare_input(spec, storage, opened.name)
+                changes = compare_input(spec.input, storage, spec.output.uri, opened.name)
         _announce(opened, display, changes)
         is_trained = fingerprint.trained
         session = Session(spec, opened, storage, display, is_trained=is_trained, load_model=load_model, stop=stop)
@@ -125,8 +125,8 @@ def _open(
         check_nodes(spec, tell=display.note)
     if spec.model.weights != "untrained" and weights_here(spec.model) is None:
         # Half a gigabyte of weights is not fetched for a misspelt input.
-        require_images(spec, storage)
-    spec = resolve_preset(spec, storage)
+        require_images(spec.input, storage, spec.output.uri)
+    spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
     fingerprint = compute_fingerprint(spec.model, storage)
     if spec.select.mode == "incremental":
         # With many millions of rows it takes minutes.
@@ -149,7 +149,7 @@ def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSp
     """Add what has changed in the input since the run; a run that is not complete says so first."""
     if changes is None or not changes.has_any:
         return summary
-    way = way_on(changes, is_named=is_named, max_deleted_share=spec.select.max_deleted_share)
+    way = suggest_command(changes, is_named=is_named, max_deleted_share=spec.select.max_deleted_share)
     reason = f"The run {summary.run} is complete, and its input has changed since: {changes.counts()}. {way}"
     exit_code = EXIT_INPUT_CHANGED if summary.exit_code == EXIT_COMPLETE else summary.exit_code
     return replace(summary, exit_code=exit_code, reason=f"{summary.reason} {reason}".strip())
@@ -162,8 +162,8 @@ def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges
             "and what it has not done is done now."
         )
     if opened.state == "complete":
-        if changes is not None and changes.unasked:
-            display.note(f"The input: {changes.unasked_note()}; an incremental run asks for all of them.")
+        if changes is not None and changes.unknown:
+            display.note(f"The input: {changes.unknown_note()}; an incremental run asks for all of them.")
         if changes is None or not changes.has_any:
             display.note(f"Run {opened.name} is complete already; nothing to do.")
     elif opened.state == "resumed":

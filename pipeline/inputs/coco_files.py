@@ -1,4 +1,4 @@
-"""COCO annotation files from any storage: plain or gzipped JSON, with or without a byte order mark."""
+"""Reads COCO annotation files from any storage: plain or gzipped JSON, with or without a byte order mark."""
 
 import gzip
 import json
@@ -14,10 +14,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_coco(uri: str, storage: Storage) -> Any:
-    """Read a JSON document, in UTF-8, UTF-16 or UTF-32; whether it is COCO's is for `read_annotations` to say.
+    """Read a JSON document in UTF-8, UTF-16 or UTF-32; `read_annotations` checks that it is COCO's.
 
     Raises:
-        SpecError: it is not there, or not JSON.
+        SpecError: it does not exist, or is not JSON.
         StorageError: it cannot be read.
     """
     uri = absolute_uri(uri)
@@ -33,6 +33,6 @@ def read_coco(uri: str, storage: Storage) -> Any:
     try:
         return json.loads(payload)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SpecError(f"{uri} is no JSON: {error}.") from error
+        raise SpecError(f"{uri} is not JSON: {error}.") from error
     except RecursionError:
-        raise SpecError(f"{uri} is no COCO annotation file: its JSON is nested too deeply.") from None
+        raise SpecError(f"{uri} is not a COCO annotation file: its JSON is nested too deeply.") from None

@@ -1,9 +1,9 @@
-"""From the bytes of one file to RGB pixels; a bad file is an `ImageError` with a reason, never a crash.
+"""Decodes an image file to RGB pixels; a bad file raises an `ImageError` with a reason, never crashes.
 
-The published pipeline reads images with OpenCV's `IMREAD_COLOR`; the same pixels come out here, bit for
-bit for JPEG (CMYK too), PNG, BMP and lossless WebP: EXIF orientation applied, alpha and transparency
-dropped (not blended), ICC profiles ignored, 16 bits cut to the upper 8, the first frame of an animation.
-docs/formats.md says what that means for each format.
+The published pipeline reads images with OpenCV's `IMREAD_COLOR`. This module returns the same pixels, bit for bit for
+JPEG (also CMYK), PNG, BMP and lossless WebP: EXIF orientation applied, alpha and transparency dropped (not blended),
+ICC profiles ignored, 16 bits cut to the upper 8, the first frame of an animation. docs/formats.md has the details of
+each format.
 """
 
 import io
@@ -11,9 +11,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +34,14 @@ from pipeline.inputs.formats import jpeg as jpeg_files
 from pipeline.inputs.formats import png as png_files
 from pipeline.inputs.formats.detect import find_format
 from pipeline.inputs.formats.heif import decode_heif, open_heif
+from pipeline.inputs.formats.size_limit import check_size
 from pipeline.inputs.formats.tiff import decode_tiff_page, open_tiff
+from pipeline.text import message_of
 
-if TYPE_CHECKING:
-    import torch
-
-    from htc_model.config import ModelConfig
-    from htc_model.structures import ImageBatch
-
-# Where Pillow itself calls an image a decompression bomb: twice its MAX_IMAGE_PIXELS of 89,478,485.
+# Above this, Pillow itself raises DecompressionBombError: twice its MAX_IMAGE_PIXELS of 89,478,485.
 DEFAULT_MAX_PIXELS = 178_956_970
 
-# The readers are called by name, not through `Image.open`, so that no other plugin of the process is ever tried on
-# foreign bytes.
+# The readers are called by name, not through `Image.open`, which would try every registered plugin on untrusted bytes.
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -69,8 +62,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's readers raise on damaged files, found by fuzzing. MemoryError is left out: it is about this
-# machine, not about the file.
+# Exceptions of Pillow's readers on damaged files, found by fuzzing. MemoryError is not among them: its cause is this
+# machine, not the file.
 _DECODE_ERRORS = (
     OSError,  # most damage, PIL.UnidentifiedImageError among it
     SyntaxError,  # headers
@@ -97,20 +90,20 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
 
     Args:
         payload: the whole file.
-        max_pixels: width x height beyond which the file is refused; read from the header, before decoding.
+        max_pixels: the limit on width x height, checked against the header before decoding.
 
     Returns:
         [H, W, 3] uint8 RGB, upright, contiguous and writable.
 
     Raises:
-        ImageError: `unreadable` or `too_large`, with one line for the row.
+        ImageError: `unreadable` or `too_large`, with the reason for the row on one line.
     """
     name = find_format(payload)
     _silence_pillow()
     try:
         if name == "HEIC":
             heif = open_heif(payload)
-            _check_size(heif.size, max_pixels)
+            check_size(heif.size, max_pixels)
             return decode_heif(heif)
         if name == "TIFF":
             found = open_tiff(payload, max_pixels)
@@ -121,34 +114,34 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
             )
         return _decode(_prepare(payload, name), name, max_pixels)
     except Image.DecompressionBombError as error:
-        raise ImageError("too_large", _one_line(f"{name}: {error}")) from error
+        raise ImageError("too_large", message_of(f"{name}: {error}", max_chars=_MAX_REASON_CHARS)) from error
     except _DECODE_ERRORS as error:
         raise ImageError("unreadable", _reason(name, error)) from error
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What decoding an image will take, in bytes.
+    """The memory that decoding an image takes, in bytes.
 
-    pixel_bytes: of the array that comes out. decoding_bytes: held beside it while the image is decoded, at most.
+    pixel_bytes: of the resulting array. decoding_bytes: the most that is held beside it during decoding.
     """
 
     pixel_bytes: int
     decoding_bytes: int
 
 
-# Bytes per pixel held beside the array that comes out: Pillow's own image (4, whatever the mode), its copies by
-# `convert` and `transpose` (4 each), and the bytes from which the array is made (3). Measured as the rise of the
-# resident memory on images of 24 megapixels: JPEG 11, progressive and turned 12, PNG and TIFF 11, GIF 8, CMYK 17,
-# WebP 20. AVIF is read as WebP is. HEIC (the planes and their RGB copy) and TIFFs that tifffile assembles (a strip of
-# eight bytes per pixel, its samples, their turned copy) are counted from their code.
+# Bytes per pixel held beside the resulting array: Pillow's own image (4, whatever the mode), its copies by `convert`
+# and `transpose` (4 each), and the bytes from which the array is made (3). Measured as the increase of resident memory
+# on images of 24 megapixels: JPEG 11, progressive and rotated 12, PNG and TIFF 11, GIF 8, CMYK 17, WebP 20. AVIF is
+# read like WebP. HEIC (the planes and their RGB copy) and TIFFs that tifffile assembles (a strip of eight bytes per
+# pixel, its samples, their rotated copy) are derived from their code.
 _DECODING_BYTES_PER_PIXEL = 12
 _CMYK_BYTES_PER_PIXEL = 18
 _MOST_BYTES_PER_PIXEL = 20
 
 
 def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
-    """Read from the header of an image what `decode_image` will need; no pixel is decoded.
+    """Read from an image's header how much memory `decode_image` will take; no pixel is decoded.
 
     Returns:
         Zeros for a file that `decode_image` refuses by its header.
@@ -166,44 +159,25 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
             each = _CMYK_BYTES_PER_PIXEL if image.mode == "CMYK" else _DECODING_BYTES_PER_PIXEL
             return _header(image.size, max_pixels, _MOST_BYTES_PER_PIXEL if name in ("WebP", "AVIF") else each)
     except (ImageError, Image.DecompressionBombError, *_DECODE_ERRORS):
-        # The same file is refused again where it is decoded, with its reason.
+        # `decode_image` will refuse the same file, with its reason.
         return ImageHeader(0, 0)
 
 
 def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: int) -> ImageHeader:
-    _check_size(size, max_pixels)
+    check_size(size, max_pixels)
     pixels = size[0] * size[1]
     return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels)
 
 
-def batch_from_bytes(
-    payloads: Sequence[bytes],
-    config: "ModelConfig",
-    device: "torch.device | str" = "cpu",
-    *,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> "ImageBatch":
-    """Decode, resize, normalise and stack: everything between the bytes of files and the network.
-
-    Raises:
-        ImageError: a file is bad.
-        ValueError: no files, or their padded shapes differ (see `htc_model.preprocess.padded_size`).
-    """
-    # Here, so that `htc show` decodes photos where torch is not installed.
-    from htc_model.preprocess import build_batch
-
-    return build_batch([decode_image(payload, max_pixels=max_pixels) for payload in payloads], config, device)
-
-
 def _prepare(payload: bytes, name: str) -> bytes:
-    """Leave out what the pixels do not need and Pillow may stumble over."""
+    """Remove metadata that the pixels do not need and that may make Pillow fail."""
     if name == "PNG":
         return png_files.without_metadata(payload)
     if name == "JPEG":
         return jpeg_files.without_metadata(payload)
     if name == "AVIF" and not features.check("avif"):
         raise ImageError(
-            "unreadable", "AVIF needs a Pillow that was built with it, as the wheels of 11.3 and later are"
+            "unreadable", "AVIF needs a Pillow built with AVIF support, such as the wheels of 11.3 and later"
         )
     return payload
 
@@ -213,7 +187,7 @@ def _decode(payload: bytes, name: str, max_pixels: int, *, page: int = 0) -> NDA
     with _READERS[name](io.BytesIO(payload)) as image:
         if page:
             image.seek(page)
-        _check_size(image.size, max_pixels)
+        check_size(image.size, max_pixels)
         if isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode == "RGB" and image.tile[0].codec_name == "ppm":
             return _decode_deep_ppm(payload, image)
         frame = image.tile[0].extents if isinstance(image, GifImagePlugin.GifImageFile) and image.tile else None
@@ -226,27 +200,19 @@ def _decode(payload: bytes, name: str, max_pixels: int, *, page: int = 0) -> NDA
 
 
 def _silence_pillow() -> None:
-    """Keep Pillow's remarks on odd metadata out of the log: what matters becomes a row's reason.
+    """Ignore Pillow's warnings about odd metadata; real problems become a row's reason.
 
-    `warnings.catch_warnings` swaps state of the whole process and is unsafe between threads; a filter that
-    stays is safe. It is looked for each time because others (pytest) may have reset the list.
+    `warnings.catch_warnings` changes state of the whole process and is not thread-safe; a permanent filter is. It is
+    looked up each time, as other code (pytest) may have reset the list.
     """
     silence = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
     if silence not in warnings.filters:
         warnings.filterwarnings("ignore", category=Warning, module=r"PIL\.")
 
 
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ValueError(f"the header says {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError("too_large", f"{width} x {height} is {width * height} pixels; the limit is {max_pixels}")
-
-
 def _convert_to_rgb(image: ImageFile.ImageFile) -> Image.Image:
-    """Bring any mode to 8-bit RGB the way OpenCV does, transparency dropped."""
-    image.info.pop("transparency", None)  # else Pillow would carry it along, or warn
+    """Convert any mode to 8-bit RGB as OpenCV does; transparency is dropped."""
+    image.info.pop("transparency", None)  # else Pillow would convert it too, or warn
     if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile):
         return _convert_cmyk_jpeg(image)
     if image.mode.startswith("I"):  # 16-bit gray of PNG and PNM
@@ -255,7 +221,7 @@ def _convert_to_rgb(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _decode_deep_ppm(payload: bytes, image: PpmImagePlugin.PpmImageFile) -> NDArray[np.uint8]:
-    """Cut 16-bit colours to their upper 8 as everywhere else; Pillow would round them."""
+    """Cut 16-bit colours to their upper 8 bits, as in all formats; Pillow would round them."""
     tile = image.tile[0]
     most = tile.args[1] if isinstance(tile.args, tuple) else 255
     if payload[:2] != b"P6" or most <= 255:
@@ -272,7 +238,7 @@ def _decode_deep_ppm(payload: bytes, image: PpmImagePlugin.PpmImageFile) -> NDAr
 def _fill_around(
     pixels: NDArray[np.uint8], frame: tuple[int, int, int, int], image: GifImagePlugin.GifImageFile
 ) -> None:
-    """Give the canvas around a GIF's first frame the background colour, as OpenCV does, where it is not transparent."""
+    """Fill the canvas around a GIF's first frame with its background colour, as OpenCV does, unless transparent."""
     left, top, right, bottom = frame
     height, width = pixels.shape[:2]
     background, palette = image.info.get("background"), image.global_palette
@@ -286,10 +252,10 @@ def _fill_around(
 
 
 def _convert_cmyk_jpeg(image: Image.Image) -> Image.Image:
-    """Mix ink to light in OpenCV's integer arithmetic (imgcodecs, CMYK2BGR): k - ((255 - c) * k >> 8).
+    """Convert CMYK with OpenCV's integer arithmetic (imgcodecs, CMYK2BGR): k - ((255 - c) * k >> 8).
 
-    The formula is about the file's samples, which are inverted by Adobe's convention; Pillow has turned
-    them back to ink. Channel by channel, to hold one wide copy at a time.
+    The formula is for the file's samples, which Adobe's convention inverts; Pillow has inverted them back to ink. Each
+    channel is converted by itself, so that only one 16-bit copy is in memory at a time.
     """
     cyan, magenta, yellow, black = (np.asarray(channel) for channel in image.split())
     light = np.uint16(255) - black
@@ -298,7 +264,7 @@ def _convert_cmyk_jpeg(image: Image.Image) -> Image.Image:
 
 
 def _transpose(rgb: Image.Image, source: ImageFile.ImageFile) -> Image.Image:
-    """Turn the picture upright after its EXIF orientation; Pillow has done so for TIFF by itself."""
+    """Apply the EXIF orientation; Pillow has already applied it to a TIFF."""
     if isinstance(source, TiffImagePlugin.TiffImageFile):
         return rgb
     how = _UPRIGHT.get(_read_orientation(source.info.get("exif", b"")))
@@ -306,9 +272,9 @@ def _transpose(rgb: Image.Image, source: ImageFile.ImageFile) -> Image.Image:
 
 
 def _read_orientation(exif_block: object) -> int:
-    """Read the orientation 1 to 8 from an EXIF block, 1 when there is none or the block is damaged.
+    """Read the orientation 1 to 8 from an EXIF block; 1 if there is none or the block is damaged.
 
-    The pixels are sound whatever the metadata says. XMP's orientation is not looked at: OpenCV does not.
+    Damaged metadata does not make the pixels unreadable. XMP's orientation is ignored, as in OpenCV.
     """
     if not isinstance(exif_block, bytes) or not exif_block:
         return 1
@@ -324,13 +290,9 @@ def _read_orientation(exif_block: object) -> int:
 def _reason(name: str, error: Exception) -> str:
     text = str(error)
     if isinstance(error, EOFError) or ("truncated" in text.lower() and "chunk" not in text):
-        return f"truncated {name}: the file ends before the picture does"
+        return f"truncated {name}: the file ends before the image does"
     if re.search("unsupported|not supported|cannot handle|not yet supported", text, re.IGNORECASE):
-        return _one_line(f"{name} of a kind that is not supported: {text}")
-    if isinstance(error, SyntaxError) and "not identified" in text:  # Pillow's word for any odd header
+        return message_of(f"unsupported {name}: {text}", max_chars=_MAX_REASON_CHARS)
+    if isinstance(error, SyntaxError) and "not identified" in text:  # Pillow's message for any invalid header
         text = "the header is cut off or makes no sense"
-    return _one_line(f"damaged {name}: {text or type(error).__name__}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_MAX_REASON_CHARS]
+    return message_of(f"damaged {name}: {text or type(error).__name__}", max_chars=_MAX_REASON_CHARS)

@@ -1,4 +1,4 @@
-"""Semantic maps from PNG files: one label per pixel."""
+"""Decodes semantic maps from PNG files: one label per pixel."""
 
 import io
 
@@ -9,8 +9,9 @@ from PIL import Image, PngImagePlugin
 from pipeline.errors import ImageError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS
 from pipeline.inputs.formats.png import without_metadata
+from pipeline.inputs.formats.size_limit import check_size
 
-# Grey levels are labels as they are, and so are a palette's indices; its colours are for looking at.
+# Gray levels and palette indices are the labels; the colours of a palette are only for display.
 _MODES = ("L", "P")
 
 
@@ -21,15 +22,14 @@ def decode_label_map(payload: bytes) -> NDArray[np.uint8]:
         [H, W] uint8: the labels.
 
     Raises:
-        ImageError: no such PNG.
+        ImageError: it is not a PNG of one 8-bit channel, is damaged, or has too many pixels.
     """
     try:
         with PngImagePlugin.PngImageFile(io.BytesIO(without_metadata(payload))) as image:
             if image.mode not in _MODES:
                 raise ImageError("unreadable", f"a semantic map must have one 8-bit channel, not be {image.mode}")
-            if image.width * image.height > DEFAULT_MAX_PIXELS:
-                raise ImageError("too_large", f"{image.width}x{image.height} pixels are too many for a semantic map")
-            # Decoded here, while errors can be told apart from a caller's own.
+            check_size(image.size, DEFAULT_MAX_PIXELS)
+            # Decoded inside this block, which translates Pillow's errors.
             labels: NDArray[np.uint8] = np.array(image, dtype=np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError("unreadable", f"not a readable PNG ({error})") from error

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pipeline.errors import DamagedContainerError, InputError, NotFoundError, StorageError, TransientStorageError
-from pipeline.inputs.containers.parquet import read_uris
 from pipeline.inputs.containers.parquet_columns import choose_columns, require_columns
+from pipeline.inputs.containers.parquet_file import read_uris
 from pipeline.inputs.containers.tar import UNREADABLE_ARCHIVE, archive_suffix, read_tar
 from pipeline.inputs.formats.detect import IMAGE_SUFFIXES
 from pipeline.inputs.image_ref import ImageRef, image_id, row_uri, tar_uri
@@ -195,7 +195,7 @@ class _Listing:
         if self.planned:
             # Names have no order to go on in, so that all is listed again, and noted again.
             self.notes.clear()
-            planned = self.planned.all_numbers()
+            planned = self.planned.all_image_ids()
         yield from self._once(replace(self, planned=None)._walk(root, pattern), seen, planned)
 
     def _once(self, refs: Iterator[ImageRef], seen: set[int], planned: set[int]) -> Iterator[ImageRef]:
@@ -211,10 +211,10 @@ class _Listing:
 
     def _walk(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
         root, pattern = self._into_folder(root, pattern)
-        after = self.planned.place if self.planned else None
+        after = self.planned.start_after if self.planned else None
         for listed in self.storage.list(root, pattern, after=after, on_link=self.notes.note_link):
             suffix = suffix_of(listed.uri)
-            if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_behind(listed.uri)):
+            if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_before_last(listed.uri)):
                 continue
             if suffix in _CONTAINER_SUFFIXES:
                 yield from self._unplanned(listed, is_only_input=False)
@@ -266,7 +266,7 @@ class _Listing:
         planned: set[int] = set()
         if self.planned:
             # The whole listing is read again, and so are its notes.
-            understood, planned = self.notes.listing, self.planned.all_numbers()
+            understood, planned = self.notes.listing, self.planned.all_image_ids()
             self.notes.clear()
             self.notes.listing = understood
         folder, shown = folder_of(local_path(listing) if is_local(listing) else listing), list[str]()
@@ -336,7 +336,7 @@ class _Listing:
         """List a container's images but for those that were planned before."""
         if self.planned is None or not self.planned.is_last(listed.uri):
             return self._from_container(listed, is_only_input=is_only_input)
-        numbers = self.planned.last_numbers
+        numbers = self.planned.last_image_ids
         # It was noted when it was listed first what of it is no image.
         again = replace(self, notes=SourceNotes())
         refs = again._from_container(listed, is_only_input=is_only_input)

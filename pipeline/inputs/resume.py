@@ -1,28 +1,31 @@
-"""What listing needs to know of an earlier listing of the same input that was cut off."""
+"""ListedBefore: what listing needs to know of an interrupted listing of the same input, to resume it."""
 
 from typing import Protocol
 
 
 class ListedBefore(Protocol):
-    """The images that were listed before; `pipeline.planning.resume_point` implements it."""
+    """The images that were listed before the interruption; `pipeline.planning.resume_point` implements it.
+
+    The last entry is the file of a folder, or the container, that held the last listed image.
+    """
 
     @property
     def image_count(self) -> int:
         """Number of images that were listed before."""
 
     @property
-    def place(self) -> str:
-        """A name shortly before the last entry's: a folder is listed from here on, and the last entry with it."""
+    def start_after(self) -> str:
+        """A name shortly before the last entry's; a folder is listed from here on, the last entry included."""
 
     @property
-    def last_numbers(self) -> set[int]:
-        """The image ids that were listed of the container that came last."""
+    def last_image_ids(self) -> set[int]:
+        """The ids of the images that were listed of the last entry."""
 
-    def is_behind(self, uri: str) -> bool:
-        """Return whether a file of a folder comes before the one that was listed last."""
+    def is_before_last(self, uri: str) -> bool:
+        """Return whether a file of a folder comes before the last entry."""
 
     def is_last(self, uri: str) -> bool:
-        """Return whether a file of a folder is the one that was listed last, or its container."""
+        """Return whether a file of a folder is the last entry."""
 
-    def all_numbers(self) -> set[int]:
-        """Return the image ids of everything that was listed."""
+    def all_image_ids(self) -> set[int]:
+        """Return the ids of all images that were listed before."""

@@ -1,8 +1,8 @@
 """The job spec: what one run reads, writes and computes.
 
-A spec is a YAML file, or flags, or both; flags win. Every key is optional but `input.uri` and `output.uri`.
-Unknown keys are refused, because a misspelt key that is silently ignored costs a night of computing with the
-wrong setting. This module imports no torch, Ray, pyarrow or fsspec: `htc --help` goes through it.
+A spec is a YAML file, or flags, or both; flags win. Every key except `input.uri` and `output.uri` is optional. Unknown
+keys are refused, because a misspelt key that is silently ignored costs hours of computing with the wrong setting. This
+module imports no torch, Ray, pyarrow or fsspec, as `htc --help` imports it.
 """
 
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from pydantic import BeforeValidator, Field, model_validator
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.parsing import read_spec, weights_reference
-from pipeline.settings import NAME_PATTERN, AutoCount, AutoShare, Section, _digits_as_number
+from pipeline.settings import NAME_PATTERN, AutoCount, AutoShare, Section, digits_as_number
 from pipeline.storage.config import StorageSection, Uri
 from pipeline.storage.uris import absolute_uri
 
 AutoShardImages = Annotated[
-    Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)], BeforeValidator(_digits_as_number)
+    Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)], BeforeValidator(digits_as_number)
 ]
 
 
 class InputSection(Section):
     """Where the images are.
 
-    image_column: of Parquet files, the column with image bytes; null to judge by the columns' types, names and first
-        rows.
-    uri_column: of a listing or of Parquet files, the column with the names of images; a key where entries are JSON. A
+    image_column: the column of Parquet files with image bytes; null to choose it by the columns' types, names and
+        first rows.
+    uri_column: the column of a listing or of Parquet files with the names of images; a key where entries are JSON. A
         number counts the columns of a text listing without a heading, from 1.
     """
 
@@ -58,11 +58,11 @@ class OutputSection(Section):
 class ModelSection(Section):
     """Which network, with which weights.
 
-    preset: what the weights are for, by default; for "coco" and "untrained" htc_r50_fpn.
-    weights: "demo" (the small model that comes along), "coco" (the preset's published checkpoint), "untrained"
-        (fixed pseudo-random values, for tests) or a path or URI of a .pth or .safetensors file. By default "demo"
-        where no preset is named or its own is, else "coco".
-    score_threshold: MMDetection's published `test_cfg.rcnn.score_thr` of every preset here.
+    preset: by default the one that the weights are for; htc_r50_fpn for "coco" and "untrained".
+    weights: "demo" (the bundled small model), "coco" (the preset's published checkpoint), "untrained" (fixed
+        pseudo-random values, for tests), or a path or URI of a .pth or .safetensors file. By default "demo" where no
+        preset or the bundled model's preset is given, else "coco".
+    score_threshold: the default is MMDetection's published `test_cfg.rcnn.score_thr` of every preset here.
     max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
     """
 
@@ -86,11 +86,11 @@ class ModelSection(Section):
 
 
 class ComputeSection(Section):
-    """How the work is spread; nothing here but shard_images changes what is computed.
+    """How the work is distributed; only shard_images changes what is computed.
 
-    shard_images: "auto" gives every worker several shards, of 256 images at most; see `shard_size`.
-    worker_max_shards, worker_max_memory_gib: a worker that did so many shards, or holds so much memory after one
-        (resident, of its process alone), is replaced by a new one; null for no limit.
+    shard_images: "auto" gives every worker several shards of at most 256 images; see `pipeline.planning.shard_size`.
+    worker_max_shards, worker_max_memory_gib: a worker is replaced after this many shards, or when its process holds
+        this much resident memory after a shard; null for no limit.
     """
 
     workers: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
@@ -107,15 +107,15 @@ class ComputeSection(Section):
 
 
 class RetrySection(Section):
-    """When to give up.
+    """How often a shard is attempted, how many images may fail, and the time limits.
 
-    max_error_rate: the share of the images that may fail; a run in which more do is over its error budget.
-    max_errors: how many may fail in any case, so that one junk file among four is no failure; never more than half of
-        the images, and not when none is ok. 0 by default where max_error_rate is 0: then not a single one may.
-    image_timeout_s: for decoding one image, inferring it or encoding its masks; far beyond what a sound image
-        takes on any machine, because one that is cut off gets no second chance.
-    start_timeout_s: for a worker's process to load the model, fetching weights to its machine included; half a
-        gigabyte at 0.3 MB/s.
+    max_error_rate: the share of the images that may fail; a run with more failures is over its error budget.
+    max_errors: how many may fail in any case, so that one junk file among four does not fail the run; never more than
+        half of the images, and none when no image is ok. The default is 0 where max_error_rate is 0.
+    image_timeout_s: for decoding one image, inferring it or encoding its masks; much longer than a valid image takes
+        on any machine, because an image that times out is not attempted again.
+    start_timeout_s: for a worker's process to load the model, including the download of its weights; half a gigabyte
+        at 0.3 MB/s.
     """
 
     max_attempts: int = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
@@ -135,10 +135,10 @@ class RetrySection(Section):
 
 
 class ImagesSection(Section):
-    """Which images are refused before they can hurt.
+    """Size limits of images; larger ones get the status `too_large`.
 
-    max_pixels: twice Pillow's decompression-bomb warning level (`Image.MAX_IMAGE_PIXELS` = 89478485), the
-        size at which Pillow itself raises.
+    max_pixels: the default is twice Pillow's decompression-bomb warning level (`Image.MAX_IMAGE_PIXELS` = 89478485),
+        the size at which Pillow itself raises.
     max_bytes: encoded size; 512 MiB holds any camera's TIFF, and two of them fill what a worker reads at once.
     """
 
@@ -147,15 +147,15 @@ class ImagesSection(Section):
 
 
 class SelectSection(Section):
-    """Which of the listed images a run does; see docs/nightly.md.
+    """Which of the listed images a run processes; see docs/nightly.md.
 
-    mode: "full" does them all, "incremental" those that are new or changed, or whose results are of another model.
-    retry: what becomes of unchanged images whose newest row, of the same model, is not ok. "transient" does those
-        again that are `failed` or `missing`, "none" does not, "failed" does nothing else than images whose newest row
-        is not ok.
-    where: SQL that answers `image_id` or `uri`; of unchanged images that only have another model's results, these
-        are done again, and no others.
-    max_deleted_share: a listing that lacks more of the known images than this is refused.
+    mode: "full" processes all of them; "incremental" those that are new or changed, or have another model's results.
+    retry: for unchanged images whose newest row of the same model is not ok. "transient" processes those again that
+        are `failed` or `missing`; "none" processes none of them; "failed" processes only images whose newest row is
+        not ok, and nothing else.
+    where: SQL that selects `image_id` or `uri`; limits the unchanged images with only another model's results that
+        are processed again to the selected ones.
+    max_deleted_share: a listing that lacks a larger share of the known images is refused.
     """
 
     mode: Literal["full", "incremental"] = Field(default="full", description='"full" or "incremental"')
@@ -174,7 +174,7 @@ class SelectSection(Section):
 
 
 class JobSpec(Section):
-    """One run's whole description."""
+    """The full description of one run."""
 
     name: str | None = Field(
         default=None,
@@ -195,9 +195,9 @@ class JobSpec(Section):
         return self.model_dump(mode="json")
 
     def identity(self) -> dict[str, object]:
-        """Return, by dotted key, what must not change between the attempts to finish one run.
+        """Return, by dotted key, the values that must be the same when a run is resumed.
 
-        `model.weights` is absent: the fingerprint's sha256 of the file says more than its path.
+        `model.weights` is absent: the fingerprint holds the sha256 of the file instead of its path.
         """
         return {
             "input.uri": self.input.uri,
@@ -215,19 +215,19 @@ class JobSpec(Section):
         }
 
     def _columns(self) -> dict[str, object]:
-        # Absent where nothing is chosen, as from runs that were begun when there was no choice.
+        # Absent where none is chosen, as in runs of releases without these keys.
         chosen = {"input.image_column": self.input.image_column, "input.uri_column": self.input.uri_column}
         return {key: column for key, column in chosen.items() if column is not None}
 
     def _selecting(self) -> dict[str, object]:
-        # Absent from full runs, as from those that were begun when there was no other kind.
+        # Absent from full runs, as in runs of releases without these keys.
         select = self.select
         if select.mode == "full":
             return {}
         return {"select.mode": select.mode, "select.retry": select.retry, "select.where": select.where}
 
     def absolute(self) -> Self:
-        """Return the spec with every local path made absolute against the current folder."""
+        """Return the spec with every local path made absolute, relative to the current folder."""
         return self.model_copy(
             update={
                 "input": self.input.model_copy(update={"uri": absolute_uri(self.input.uri)}),
@@ -238,14 +238,14 @@ class JobSpec(Section):
 
 
 def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> JobSpec:
-    """Read a YAML spec and lay the flags over it.
+    """Read a YAML spec and override its values with the flags.
 
     Args:
-        path: a YAML file, local or remote; None when the flags say everything.
+        path: a YAML file, local or remote; None when flags give everything.
         overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
 
     Returns:
-        the checked spec, local paths absolute.
+        the checked spec, with absolute local paths.
 
     Raises:
         SpecError: one sentence per problem, all problems at once.

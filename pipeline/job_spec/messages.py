@@ -1,4 +1,4 @@
-"""Sentences for specs that fail validation: the key, what is wrong with it, and what it may be."""
+"""Messages for specs that fail validation: the key, what is wrong with it, and what it may be."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 def describe_problems(
     error: ValidationError, spec: type[BaseModel], tree: dict[str, Any], *, source: str | Path | None
 ) -> str:
-    """Turn every failed check into one sentence that names the key by its dotted path."""
+    """Describe every failed check in one sentence that names the key by its dotted path."""
     sentences: list[str] = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         sentence = _sentence(problem["type"], problem["loc"], spec, tree, problem["msg"])
@@ -39,7 +39,7 @@ def _sentence(
     if kind == "extra_forbidden":
         known = list(section.model_fields)
         prefix = "".join(f"{part}." for part in key[:-1])
-        nearest = _suggestion(key[-1], known, prefix) or _elsewhere(key[-1], spec)
+        nearest = suggestion(key[-1], known, prefix) or _elsewhere(key[-1], spec)
         names = ", ".join(known)
         place = f"the section {'.'.join(key[:-1])}" if len(key) > 1 else "the job spec"
         return f"{dotted} is not a key of {place}{nearest}; its keys are {names}."
@@ -58,9 +58,9 @@ def _sentence(
 
 
 def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[list[str], type[BaseModel], str | None]:
-    """Follow an error's location down to a field: its path, the section it stands in, its description.
+    """Follow an error's location down to a field; return its path, its section and its description.
 
-    Locations also hold the names of union members ("int", "literal"); they mean nothing to a user.
+    Locations also contain the names of union members ("int", "literal"), which mean nothing to a user.
     """
     section, path, description = spec, [], None
     for index, part in enumerate(location):
@@ -80,13 +80,14 @@ def _model_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _suggestion(word: str, known: list[str] | tuple[str, ...], prefix: str) -> str:
+def suggestion(word: str, known: list[str] | tuple[str, ...], prefix: str) -> str:
+    """Return "; did you mean ...?" with the known word nearest to `word`; empty if none is near."""
     nearest = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 
 def _elsewhere(word: str, spec: type[BaseModel]) -> str:
-    """Name the section that does have this key: `batch_size` at the top belongs to compute."""
+    """Suggest the section that has this key: `batch_size` at the top belongs to compute."""
     for name in spec.model_fields:
         inner = _model_of(spec, name)
         if inner is not None and word in inner.model_fields:
@@ -94,12 +95,15 @@ def _elsewhere(word: str, spec: type[BaseModel]) -> str:
     return ""
 
 
-# A few kilobytes of YAML aliases stand for lists of billions of words, which must not be spelt out.
+# A few kilobytes of YAML aliases can stand for lists of billions of words, which must not be written out.
 _shortened = reprlib.Repr()
+_shortened.maxlevel = 3
+_shortened.maxlist = _shortened.maxtuple = _shortened.maxdict = 20
+_shortened.maxstring = _shortened.maxother = 80
 
 
 def _shown(value: object) -> str:
     words = {True: "true", False: "false", None: "null"}
     text = words[value] if isinstance(value, bool | None) else _shortened.repr(value)
-    # Line breaks would tear the one sentence apart.
+    # A line break would split the sentence.
     return re.sub(r"\s+", " ", text if len(text) <= 60 else text[:57] + "...")

@@ -1,4 +1,4 @@
-"""From a spec's text to a plain tree, and from a failed check to sentences a person can act on."""
+"""Reads a spec file: YAML to a plain tree, flags over it, and the check of the result."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import NotFoundError, SpecError, StorageError
-from pipeline.job_spec.messages import _shortened, _suggestion, describe_problems
+from pipeline.job_spec.messages import describe_problems, suggestion
 from pipeline.storage.uris import absolute_uri, has_scheme, home_path
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -18,18 +18,18 @@ _WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which moreover refuses a key that stands twice."""
+    """YAML's safe loader, which also refuses duplicate keys."""
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    # YAML 1.2 calls a doubled key an error and PyYAML keeps the last one, so half a spec could vanish unseen.
+    # YAML 1.2 calls a duplicate key an error. PyYAML keeps the last one, so half a spec could be lost unnoticed.
     seen: set[str] = set()
-    # `!!map [1]` brings a node of another kind, which the constructor refuses in YAML's words.
+    # `!!map [1]` is a node of another kind; the constructor refuses it with YAML's own message.
     for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         key = str(getattr(key_node, "value", ""))
         if key in seen:
             line = key_node.start_mark.line + 1
-            raise SpecError(f"The key {key} stands twice in the job spec (again in line {line}); keep one.")
+            raise SpecError(f"The key {key} appears twice in the job spec (again in line {line}); keep one.")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -41,7 +41,7 @@ def read_spec_text(path: str | Path) -> str:
     """Read the spec file, local or remote.
 
     Raises:
-        SpecError: it does not exist, may not be read, or is no UTF-8 text.
+        SpecError: it does not exist, cannot be read, or is not UTF-8 text.
     """
     try:
         if has_scheme(str(path)):
@@ -82,11 +82,11 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def read_spec(kind: type[Spec], path: str | Path | None, overrides: Mapping[str, object] | None) -> Spec:
-    """Read a YAML spec, lay the flags over it, and check the whole.
+    """Read a YAML spec, override its values with the flags, and check the result.
 
     Args:
-        kind: what the tree must become.
-        path: a YAML file, local or remote; None when the flags say everything.
+        kind: the model to validate the tree with.
+        path: a YAML file, local or remote; None when flags give everything.
         overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
 
     Raises:
@@ -103,12 +103,12 @@ def read_spec(kind: type[Spec], path: str | Path | None, overrides: Mapping[str,
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: object) -> None:
-    """Set `a.b` in a tree of dicts, making the section when it is not there."""
+    """Set `a.b` in a tree of dicts, creating missing sections."""
     *sections, leaf = key.split(".")
     for section in sections:
         branch = tree.get(section)
         if not isinstance(branch, dict):
-            # A section that is no mapping is a mistake to be reported, unless it is simply empty ("model:").
+            # An empty section ("model:") is None; anything else that is no mapping is reported by the check.
             if branch is not None:
                 return
             branch = tree[section] = {}
@@ -117,10 +117,10 @@ def set_dotted(tree: dict[str, Any], key: str, value: object) -> None:
 
 
 def weights_reference(weights: str) -> str:
-    """Tell a word ("demo", "coco", "untrained") from a path, and make the path absolute.
+    """Return "demo", "coco" and "untrained" unchanged, and a path made absolute.
 
     Raises:
-        SpecError: neither a word nor anything like a weights file; the nearest word is named.
+        SpecError: it is neither a known word nor like a weights file; the message suggests the nearest word.
     """
     if weights in WEIGHTS_WORDS:
         return weights
@@ -128,11 +128,6 @@ def weights_reference(weights: str) -> str:
     if not looks_like_path:
         raise SpecError(
             f"model.weights must be demo, coco, untrained, or the path of a .pth or .safetensors file, "
-            f"not {weights!r}{_suggestion(weights, WEIGHTS_WORDS, '')}."
+            f"not {weights!r}{suggestion(weights, WEIGHTS_WORDS, '')}."
         )
     return absolute_uri(weights)
-
-
-_shortened.maxlevel = 3
-_shortened.maxlist = _shortened.maxtuple = _shortened.maxdict = 20
-_shortened.maxstring = _shortened.maxother = 80

@@ -6,19 +6,15 @@ whose appearance is the switch (`pipeline.output.parts`), and only then are the 
 instant, what is there still counts once, and the next call finishes.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.concurrency import delete_all
 from pipeline.errors import StorageError
-from pipeline.output.layout import TableName
+from pipeline.output.layout import COMMIT_ORDER, TableName
 from pipeline.output.merge import count_rows, merge_parts
 from pipeline.output.parts import Part, choose_parts, listed_parts, part_uri
 from pipeline.storage.storage import Storage
-
-TABLES: tuple[TableName, TableName] = ("instances", "images")
-"""In the order in which they are written; the last one commits."""
-DELETE_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -61,23 +57,23 @@ def plan_stretches(parts: Sequence[Part], sizes: Sizes, target_bytes: int) -> li
     """
     stretches: list[Stretch] = []
     group: list[Part] = []
-    totals = dict.fromkeys(TABLES, 0)
+    totals = dict.fromkeys(COMMIT_ORDER, 0)
 
     def close() -> None:
         # One file made of one file would be work for nothing.
         if len(group) > 1:
             stretches.append(Stretch(tuple(group)))
         group.clear()
-        totals.update(dict.fromkeys(TABLES, 0))
+        totals.update(dict.fromkeys(COMMIT_ORDER, 0))
 
     for part in parts:
         is_next = bool(group) and part.first == group[-1].last + 1
-        is_full = any(totals[table] + sizes[table].get(part, 0) > target_bytes for table in TABLES)
+        is_full = any(totals[table] + sizes[table].get(part, 0) > target_bytes for table in COMMIT_ORDER)
         if part.is_compacted or not is_next or is_full:
             close()
         if not part.is_compacted:
             group.append(part)
-            for table in TABLES:
+            for table in COMMIT_ORDER:
                 totals[table] += sizes[table].get(part, 0)
     close()
     return stretches
@@ -96,15 +92,15 @@ def compact_run(
         DamagedFileError: a small part is damaged or missing.
         StorageError: storage failed, or what was written does not hold the rows that it should; likewise.
     """
-    before = {table: dict(listed_parts(storage, output_uri, table, run)) for table in TABLES}
-    sizes = {table: {part: listed.bytes or 0 for part, listed in before[table].items()} for table in TABLES}
+    before = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
+    sizes = {table: {part: listed.bytes or 0 for part, listed in before[table].items()} for table in COMMIT_ORDER}
     counting = choose_parts(list(before["images"]))
     check()
-    _remove_others(storage, output_uri, run, {table: set(before[table]) for table in TABLES}, set(counting))
+    _remove_others(storage, output_uri, run, {table: set(before[table]) for table in COMMIT_ORDER}, set(counting))
     stretches = plan_stretches(counting, sizes, target_bytes)
     for stretch in stretches:
         _switch(storage, output_uri, run, stretch, check)
-    after = {table: dict(listed_parts(storage, output_uri, table, run)) for table in TABLES}
+    after = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
     return Compacted(
         run=run,
         stretches=len(stretches),
@@ -117,7 +113,7 @@ def compact_run(
 
 def _switch(storage: Storage, output_uri: str, run: str, stretch: Stretch, check: Callable[[], None]) -> None:
     """Write a stretch's two files, the one of images last, and remove what they stand for."""
-    for table in TABLES:
+    for table in COMMIT_ORDER:
         sources = [part_uri(output_uri, table, run, part) for part in stretch.parts]
         merged = merge_parts(storage, sources, table)
         target = part_uri(output_uri, table, run, stretch.part)
@@ -127,7 +123,8 @@ def _switch(storage: Storage, output_uri: str, run: str, stretch: Stretch, check
         if found != merged.rows:
             raise StorageError(f"{target} holds {found} rows instead of {merged.rows}; the small parts are kept.")
     check()
-    _delete(storage, (part_uri(output_uri, table, run, part) for table in reversed(TABLES) for part in stretch.parts))
+    for table in reversed(COMMIT_ORDER):
+        delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in stretch.parts))
 
 
 def _remove_others(
@@ -135,11 +132,5 @@ def _remove_others(
 ) -> None:
     """Remove what a compaction that was cut off left: small files that a large one stands for, large ones of
     instances without theirs of images."""
-    for table in reversed(TABLES):
-        _delete(storage, (part_uri(output_uri, table, run, part) for part in present[table] - counting))
-
-
-def _delete(storage: Storage, uris: Iterable[str]) -> None:
-    with ThreadPoolExecutor(DELETE_THREADS) as pool:
-        for _ in pool.map(storage.delete, uris):
-            pass
+    for table in reversed(COMMIT_ORDER):
+        delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in present[table] - counting))

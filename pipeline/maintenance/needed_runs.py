@@ -22,7 +22,7 @@ def needed_runs(results: "Results") -> set[str]:
         DamagedFileError: a part is damaged or missing.
         StorageError: a part cannot be read.
     """
-    return results.reading(lambda: _needed_runs(results))
+    return results.retry_moved(lambda: _needed_runs(results))
 
 
 def _needed_runs(results: "Results") -> set[str]:
@@ -41,7 +41,7 @@ def _hidden_rows(rows: EarlierRuns, history: History) -> set[tuple[int, int]]:
 
     Left out are images that came back: their newest ok row is current whether the mark is there or not.
     """
-    marks = np.concatenate([np.empty(0, EVENT), *rows.marks()])
+    marks = np.concatenate([np.empty(0, EVENT), *rows.deletion_events()])
     marks = marks[np.lexsort((marks["order"], marks["image_id"]))]
     marks = marks[np.append(marks["image_id"][1:] != marks["image_id"][:-1], True)[: len(marks)]]
     pairs: set[tuple[int, int]] = set()

@@ -6,19 +6,17 @@ said to have instances without them. The record goes late and the tombstone last
 removal looks for.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.concurrency import delete_all
 from pipeline.output.json_files import write_json
-from pipeline.output.layout import TOMBSTONE, partition_folder, run_folder, tombstone_uri
+from pipeline.output.layout import TABLES, TOMBSTONE, partition_folder, run_folder, tombstone_uri
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local, join, local_path
 
-DELETE_THREADS = 16
-TABLES = ("images", "instances", "deletions")
 # Removed after everything else in the run's folder; the lease is its holder's to give back.
 LAST = ("run.json", TOMBSTONE, "lease.json")
 
@@ -40,10 +38,10 @@ def remove_run(storage: Storage, output_uri: str, run: str, *, check: Callable[[
     remove_leftovers(storage, output_uri, run)
     for table in TABLES:
         check()
-        _delete(storage, _below(storage, partition_folder(output_uri, table, run)))
+        delete_all(storage.delete, _below(storage, partition_folder(output_uri, table, run)))
     check()
     folder = run_folder(output_uri, run)
-    _delete(storage, [uri for uri in _below(storage, folder) if base_name(uri) not in LAST])
+    delete_all(storage.delete, [uri for uri in _below(storage, folder) if base_name(uri) not in LAST])
     for name in LAST[:2]:
         check()
         storage.delete(join(folder, name))
@@ -62,9 +60,3 @@ def remove_empty_folders(output_uri: str, run: str) -> None:
 
 def _below(storage: Storage, folder: str) -> list[str]:
     return [listed.uri for listed in storage.list(folder, missing_ok=True)]
-
-
-def _delete(storage: Storage, uris: Iterable[str]) -> None:
-    with ThreadPoolExecutor(DELETE_THREADS) as pool:
-        for _ in pool.map(storage.delete, uris):
-            pass

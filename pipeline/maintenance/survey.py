@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.maintenance.publications import NOTE, Publication, read_publications
-from pipeline.output.layout import TOMBSTONE, run_folder
+from pipeline.output.layout import TABLES, TOMBSTONE, run_folder
 from pipeline.output.part_files import read_part
-from pipeline.output.run_record import RunRecord
+from pipeline.output.run_record import RunRecord, runs_with_file
 from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.runs.lease import Holding, judge_holders
 from pipeline.runs.outcomes import State
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_THREADS = 8
-TABLES = ("images", "instances", "deletions")
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,7 @@ def _has_lease(results: "Results", run: str, listing: _Listing) -> bool:
 
 def half_pruned(storage: Storage, output_uri: str) -> list[str]:
     """Return the names of the runs whose removal was begun and not finished."""
-    listed = storage.list(join(output_uri, "runs"), f"*/{TOMBSTONE}", missing_ok=True)
-    return [each.uri.split("/")[-2] for each in listed]
+    return runs_with_file(storage, output_uri, TOMBSTONE)
 
 
 def is_whole(results: "Results", record: RunRecord) -> bool:

@@ -1,29 +1,26 @@
-"""Writing one shard's parts: the part of `images` comes last, and its appearance is the commit."""
+"""Commit of a shard: writes its two parts, the part of `images` last, which commits the shard."""
 
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.output.parts import Part, committed_parts, part_uri
-from pipeline.storage.storage import Storage
-
-if TYPE_CHECKING:
-    pass
 from pipeline.output.rows import ImageRow, InstanceRow
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME
+from pipeline.storage.storage import Storage
 
 
 def images_part(output_uri: str, run: str, shard: int) -> str:
-    """Name a shard's part of `images`; its existence commits the shard."""
+    """Return the uri of a shard's part of `images`; a shard is committed when it exists."""
     return part_uri(output_uri, "images", run, Part(shard, shard))
 
 
 def instances_part(output_uri: str, run: str, shard: int) -> str:
-    """Name a shard's part of `instances`; it counts only beside its part of `images`."""
+    """Return the uri of a shard's part of `instances`; it counts only when the part of `images` exists."""
     return part_uri(output_uri, "instances", run, Part(shard, shard))
 
 
@@ -37,13 +34,13 @@ def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder n
     *,
     confirm: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write a shard's two parts, the images part last, because it commits.
+    """Write a shard's two parts, the part of `images` last, which commits the shard.
 
     Args:
-        confirm: called between the two; raises when the second may not be written any more.
+        confirm: called between the two; raises when this attempt may not commit the shard.
 
     Raises:
-        StorageError: a part cannot be written; the shard is not committed then.
+        StorageError: a part cannot be written; the shard is not committed.
     """
     instances = encode_part(instance_rows, INSTANCES_SCHEMA, InstanceRow, run=run)
     images = encode_part(image_rows, IMAGES_SCHEMA, ImageRow, run=run)
@@ -53,7 +50,12 @@ def commit_shard(  # noqa: PLR0917 - where, then what: the order of the folder n
 
 
 def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type, *, run: str) -> bytes:
-    """Encode rows (dataclasses whose fields are the schema's columns) of a run as one Parquet file, Zstandard."""
+    """Encode rows of a run as a Parquet file.
+
+    Args:
+        rows: of type `kind`, a dataclass whose fields are the columns of `schema`.
+        run: for the column `run_name`.
+    """
     names = [field.name for field in fields(kind)]
     columns = list(zip(*([getattr(row, name) for name in names] for row in rows), strict=True))
     arrays = [
@@ -63,21 +65,21 @@ def encode_part(rows: Sequence[Any], schema: pa.Schema, kind: type, *, run: str)
 
 
 def encode_table(table: pa.Table, run: str) -> bytes:
-    """Encode rows of a run as one Parquet file, with the run's name and with checksums, which tell a damaged page."""
+    """Encode rows of a run as a Parquet file: Zstandard, a column `run_name`, a checksum of each page."""
     sink = io.BytesIO()
     pq.write_table(with_run_name(table, run), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def with_run_name(table: pa.Table, run: str) -> pa.Table:
-    """Append the run's name to rows as files hold them."""
+    """Append the column `run_name`."""
     return table.append_column(RUN_NAME, pa.array([run], pa.string()).take(pa.array([0] * len(table), pa.int8())))
 
 
 def committed_shards(storage: Storage, output_uri: str, run: str) -> set[int]:
-    """Return the shards whose images part is there, also when it was compacted with others.
+    """Return the shards that are committed, in parts of their own or compacted.
 
     Raises:
-        DamagedFileError: two files hold the same shards.
+        DamagedFileError: two compacted parts share shards.
     """
     return {shard for part in committed_parts(storage, output_uri, run) for shard in part.shards}

@@ -1,4 +1,4 @@
-"""Parquet parts in any store as an Arrow dataset that SQL can read."""
+"""Parquet parts in any store as an Arrow dataset that DuckDB can query."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,27 +10,27 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from pipeline.concurrency import read_ahead
-from pipeline.output.part_files import check_columns, damage_named
+from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.parts import parse_part
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local
 
-# Pieces of wide tables lie in memory while they are waited for.
+# So many parts, or row groups of compacted parts, are in memory at once.
 READ_THREADS = 8
 
 
 class CheckedDataset(pads.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
-    """A dataset over local files that makes sure of each before it is scanned.
+    """A dataset over local files that checks each file before it is scanned.
 
-    Arrow takes a column that a file lacks for null: a foreign file would count as rows of nothing. The footers are
-    read once, and kept for the scan.
+    Arrow reads a missing column as null, so a foreign file would count as empty rows. The footers are read once and
+    kept for the scan.
     """
 
     def scanner(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pads.Scanner:
         """Begin a scan, as `pyarrow.dataset.Dataset.scanner` does.
 
         Raises:
-            DamagedFileError: a file is damaged, missing, or not one of the table.
+            DamagedFileError: a file is damaged, missing, or not a part of the table.
         """
         with ThreadPoolExecutor(READ_THREADS) as pool:
             for _ in pool.map(partial(_check, self.schema), self.get_fragments(filter=filter)):
@@ -39,14 +39,14 @@ class CheckedDataset(pads.FileSystemDataset):  # type: ignore[misc]  # pyarrow h
 
 
 class StoredDataset(pads.FileSystemDataset):  # type: ignore[misc]  # pyarrow has no types
-    """A dataset over `open_files` whose scans read part by part, in our own threads.
+    """A dataset over `open_files` whose scans read part by part, in Python threads.
 
-    Arrow's own scanner waits for its threads without letting go of Python, and those need Python to read a part: now
-    and then a query of several tables would hang for ever.
+    Arrow's own scanner holds the GIL while it waits for its threads, and these need the GIL to read a part: a query of
+    several tables may then deadlock.
     """
 
     def scanner(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> "_Scanner":
-        """Begin a scan, as `pyarrow.dataset.Dataset.scanner` does; runs and rows that do not pass are not read."""
+        """Begin a scan, as `pyarrow.dataset.Dataset.scanner` does; parts that the filter excludes are not read."""
         return _Scanner(self, columns if columns is not None else self.schema.names, filter)
 
 
@@ -76,19 +76,19 @@ class _Scanner:
 
     def _read(self, fragment: pads.Fragment) -> pa.Table:
         _check(self._dataset.schema, fragment)
-        # A whole table is waited for with Python let go.
+        # `to_table` releases the GIL while it waits.
         return fragment.to_table(schema=self._dataset.schema, columns=self._columns, filter=self._wanted)
 
 
 def _check(schema: pa.Schema, fragment: pads.Fragment) -> None:
-    """Make sure that a file is one of the table; `schema`: with `run` at the end, which no file has."""
-    with damage_named(fragment.path):
+    """Check that a file is a part of the table; `schema`: with the column `run`, which the files do not have."""
+    with parquet_errors(fragment.path):
         found = fragment.physical_schema
     check_columns(fragment.path, found, schema.remove(schema.get_field_index("run")))
 
 
 class _StorageFiles:
-    """What pyarrow asks of an fsspec file system to read a file, answered by our own storage door."""
+    """The part of an fsspec file system that pyarrow needs to read a file, on top of `Storage`."""
 
     protocol = "htc-storage"
 
@@ -96,18 +96,18 @@ class _StorageFiles:
         self._storage = storage
 
     def isfile(self, path: str) -> bool:
-        """Say yes: the listing has just named the path, and asking costs a request per part."""
+        """Return True: the path was just listed, and a check would cost a request per part."""
         return bool(path)
 
     def open(self, path: str, mode: str) -> IO[bytes]:
         """Open a part for reading."""
         if mode != "rb":
-            raise PermissionError(f"{path} is only read here")
+            raise PermissionError(f"{path} is opened for reading only")
         return self._storage.open(path)
 
 
 def open_files(uri: str, storage: Storage) -> pafs.FileSystem:
-    """Return the file system on which Arrow finds the parts of the output at a uri."""
+    """Return the Arrow file system for the parts of an output."""
     if is_local(uri):
         return pafs.LocalFileSystem()
     return pafs.PyFileSystem(pafs.FSSpecHandler(_StorageFiles(storage)))

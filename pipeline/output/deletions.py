@@ -1,16 +1,16 @@
-"""The table `deletions`: images that were in the input once and are in its listing no more; marked, not forgotten.
+"""The table `deletions`: a record of each image that earlier runs found in the input and that is no longer listed.
 
-A run's marks count once its planning is complete (run.json says so): they are written before that, and again when
-planning was cut off in between.
+An incremental run writes its deletion records before its run.json says that planning is complete. They count from then
+on; planning that is interrupted before that writes them again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.output.commit import encode_table
-from pipeline.output.part_files import read_part
+from pipeline.output.layout import partition_folder, record_uri, tombstone_uri
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
@@ -23,7 +23,7 @@ DELETIONS_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.int64(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
-        # The runs that hold its newest row, and its newest row that is ok, if there is one.
+        # The run with the image's newest row, and the run with its newest ok row, if it has one.
         pa.field("last_run", pa.string(), nullable=False),
         pa.field("last_ok_run", pa.string()),
     ],
@@ -32,22 +32,22 @@ DELETIONS_SCHEMA = pa.schema(
 
 
 def deletions_folder(output_uri: str, run: str) -> str:
-    """Name the folder of a run's marks."""
-    return join(output_uri, "deletions", f"run={run}")
+    """Return the folder of a run's deletion records."""
+    return partition_folder(output_uri, "deletions", run)
 
 
 def deletion_parts(results: "Results", run: str) -> list[str]:
-    """Return the uris of a run's marks; none while its planning is not complete.
+    """Return the uris of a run's parts of `deletions`; none while its planning is not complete.
 
     Raises:
-        DamagedFileError: a file of them is missing, and the run was not pruned meanwhile.
+        DamagedFileError: a part is missing, and the run was not pruned meanwhile.
     """
     record = next((each for each in results.records if each.run == run), None)
-    if record is None or not counts(record):
+    if record is None or not has_deletions(record):
         return []
     folder = deletions_folder(results.output_uri, run)
-    found = set(_listed(results.storage, folder))
-    # Their files are numbered from 0. That the last ones are missing is seen by `htc doctor`, which reads all.
+    found = set(_list_parts(results.storage, folder))
+    # Parts are numbered from 0. Only `htc doctor`, which reads all of them, notices that the last ones are missing.
     for number in range(max(1, len(found))):
         uri = _part_uri(folder, number)
         if uri not in found and not _is_pruned(results, run):
@@ -55,33 +55,26 @@ def deletion_parts(results: "Results", run: str) -> list[str]:
     return sorted(found)
 
 
-def counts(record: "RunRecord") -> bool:
-    """Tell whether a run's marks count, and there may be some."""
+def has_deletions(record: "RunRecord") -> bool:
+    """Return whether a run has deletion records that count: its planning is complete, and found images deleted."""
     manifest = record.manifest
     return bool(manifest.get("is_planned", True)) and bool((manifest.get("selection") or {}).get("deleted"))
 
 
-def read_deletions(results: "Results", run: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the images that a run found deleted.
-
-    Raises:
-        DamagedFileError: a file of theirs is damaged.
-        StorageError: they cannot be read.
-    """
-    names = [name for name in DELETIONS_SCHEMA.names if columns is None or name in columns]
-    tables = [pa.schema([DELETIONS_SCHEMA.field(name) for name in names]).empty_table()]
-    tables += [read_part(results.storage, uri, DELETIONS_SCHEMA, names) for uri in deletion_parts(results, run)]
-    return pa.concat_tables(tables, promote_options="default")
-
-
 def write_deletions(storage: Storage, output_uri: str, run: str, tables: Iterator[pa.Table]) -> int:
-    """Write a run's marks, a file per table of DELETIONS_SCHEMA, in place of what a planning that was cut off has left.
+    """Write a run's deletion records, one part per table, and remove the parts of an interrupted planning.
+
+    Args:
+        tables: of DELETIONS_SCHEMA.
 
     Returns:
-        how many images are marked.
+        The number of records.
+
+    Raises:
+        StorageError: storage failed.
     """
     folder = deletions_folder(output_uri, run)
-    stale = set(_listed(storage, folder))
+    stale = set(_list_parts(storage, folder))
     count = 0
     for number, table in enumerate(tables):
         uri = _part_uri(folder, number)
@@ -98,12 +91,10 @@ def _part_uri(folder: str, number: int) -> str:
 
 
 def _is_pruned(results: "Results", run: str) -> bool:
-    from pipeline.output.layout import run_folder, tombstone_uri
-
-    record_uri = join(run_folder(results.output_uri, run), "run.json")
-    return results.storage.exists(tombstone_uri(results.output_uri, run)) or not results.storage.exists(record_uri)
+    storage, output_uri = results.storage, results.output_uri
+    return storage.exists(tombstone_uri(output_uri, run)) or not storage.exists(record_uri(output_uri, run))
 
 
-def _listed(storage: Storage, folder: str) -> Iterator[str]:
+def _list_parts(storage: Storage, folder: str) -> Iterator[str]:
     for listed in storage.list(folder, "part-*.parquet", missing_ok=True):
         yield listed.uri

@@ -1,4 +1,4 @@
-"""JSON files of an output: read whole or not at all, written atomically."""
+"""JSON files of an output: checked when they are read, written atomically."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,11 @@ from pipeline.storage.storage import Storage
 
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
-    """Read a JSON object; None when the file is not there.
+    """Read a JSON object; None when the file does not exist.
 
     Raises:
-        DamagedFileError: it holds something else.
+        DamagedFileError: the file does not hold a JSON object.
+        StorageError: storage failed.
     """
     try:
         content = json.loads(storage.read(uri))
@@ -28,7 +29,7 @@ def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
 
 
 def read_derived_json(storage: Storage, uri: str) -> dict[str, Any] | None:
-    """Read a JSON object that is derived from others; None when it is not there, or damaged, which is reported."""
+    """Read a JSON object that can be derived from other files; None when it does not exist, or is damaged (logged)."""
     try:
         return read_json(storage, uri)
     except DamagedFileError as error:
@@ -37,11 +38,11 @@ def read_derived_json(storage: Storage, uri: str) -> dict[str, Any] | None:
 
 
 def write_json(storage: Storage, uri: str, content: Mapping[str, object], *, is_redacted: bool = False) -> None:
-    """Write a JSON object, indented for people.
+    """Write a JSON object, indented.
 
     Args:
-        is_redacted: take secrets out of it; for texts that quote others, not for what is read back and compared.
+        is_redacted: remove secrets; for texts with quoted errors, not for values that are read back and compared.
     """
-    # ASCII only: names that are no valid Unicode would not encode otherwise.
+    # ASCII only, because names that are not valid Unicode cannot be encoded otherwise.
     text = json.dumps(content, indent=2) + "\n"
     storage.write(uri, (redact(text) if is_redacted else text).encode("ascii"))

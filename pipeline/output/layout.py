@@ -1,9 +1,14 @@
 """Where the files of an output lie."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pipeline.storage.uris import join
 
+TableName = Literal["images", "instances"]
+TABLES: Final = ("images", "instances", "deletions")
+"""All tables. A run is removed in this order: readers must not find an image whose instances are gone."""
+COMMIT_ORDER: Final[tuple[TableName, TableName]] = ("instances", "images")
+"""The tables of rows in the order in which their parts are written: the part of `images` comes last and commits."""
 TOMBSTONE = "pruned.json"
 
 
@@ -12,14 +17,21 @@ def run_folder(output_uri: str, run: str) -> str:
     return join(output_uri, "runs", run)
 
 
+def manifest_folder(output_uri: str, run: str) -> str:
+    """Return the folder of a run's manifest."""
+    return join(run_folder(output_uri, run), "manifest")
+
+
+def record_uri(output_uri: str, run: str) -> str:
+    """Return the uri of a run's run.json."""
+    return join(run_folder(output_uri, run), "run.json")
+
+
 def tombstone_uri(output_uri: str, run: str) -> str:
-    """Name the file that says that a run is being pruned: from then on nobody takes it for a run."""
+    """Return the uri of the file that marks a run as being pruned: readers and drivers ignore the run from then on."""
     return join(run_folder(output_uri, run), TOMBSTONE)
 
 
-TableName = Literal["images", "instances"]
-
-
 def partition_folder(output_uri: str, table: str, run: str) -> str:
-    """Name the folder of a run's files in a table."""
+    """Return the folder of a run's files in a table."""
     return join(output_uri, table, f"run={run}")

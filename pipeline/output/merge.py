@@ -1,4 +1,4 @@
-"""Several Parquet parts of a table as one: the same rows in the same order of shards, laid out for queries."""
+"""Merges several Parquet parts of a table into one: the same rows in the same order of shards."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -17,20 +17,20 @@ from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME, st
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
 
-# Read at once; each is some hundred images' rows.
+# So many parts are in memory at once, each with the rows of some hundred images.
 PARTS_AT_ONCE = 16
-# What columns a file has is looked at afterwards: those of a later version are worth a sentence of their own.
+# No check while reading: `_read_part` checks the columns, with an error of its own for those of a later version.
 _ANY = pa.schema([])
 SCHEMAS = {"images": stored_schema(IMAGES_SCHEMA), "instances": stored_schema(INSTANCES_SCHEMA)}
-# DuckDB works by groups of 122,880 rows. Rows of instances carry their masks, some 250 bytes each: a smaller group is
-# what one reads to look at one photo (8 MiB instead of 30).
+# DuckDB's own group size is 122,880 rows. Rows of instances have masks of about 250 bytes each; with smaller groups,
+# the instances of one image are read in 8 MiB instead of 30.
 ROW_GROUP_ROWS = {"images": 122_880, "instances": 32_768}
 ORDER = {"images": [("uri", "ascending")], "instances": [("uri", "ascending"), ("instance", "ascending")]}
 
 
 @dataclass(frozen=True)
 class Merged:
-    """One Parquet file, and how many rows it must hold."""
+    """A merged part: the Parquet file and its number of rows."""
 
     payload: bytes
     rows: int
@@ -39,8 +39,8 @@ class Merged:
 def merge_parts(storage: Storage, uris: Sequence[str], table: TableName) -> Merged:
     """Read parts of a run and encode them as one file.
 
-    The rows of a part are sorted by uri and number of the instance, and parts follow each other as given. Images are
-    planned in the order of their names, so that the statistics of the row groups tell which of them hold a prefix.
+    The rows of each part are sorted by uri and instance, and the parts stay in the given order. Images are planned in
+    the order of their names, so the row groups' statistics show which of them hold a prefix.
 
     Raises:
         DamagedFileError: a part is damaged, or missing.
@@ -60,27 +60,27 @@ def merge_parts(storage: Storage, uris: Sequence[str], table: TableName) -> Merg
             writer.write_table(last, row_group_size=ROW_GROUP_ROWS[table])
             rows += len(last)
     if rows != expected:
-        raise StorageError(f"{uris[0]} and its neighbours hold {expected} rows, of which {rows} were written.")
+        raise StorageError(f"{uris[0]} and its neighbours hold {expected} rows, but {rows} were written.")
     return Merged(sink.getvalue(), rows)
 
 
 def count_rows(storage: Storage, uri: str, table: TableName) -> int:
-    """Read from a part's footer how many rows it holds.
+    """Return the number of rows in a part's footer.
 
     Raises:
-        DamagedFileError: it is not a valid Parquet file, or not one of the table.
-        StorageError: it cannot be read.
+        DamagedFileError: the part is not a valid Parquet file, or not of the table.
+        StorageError: storage failed.
     """
     with open_part(storage, uri, SCHEMAS[table]) as part:
         return int(part.metadata.num_rows)
 
 
 def _write_groups(writer: pq.ParquetWriter, waiting: list[pa.Table], group_rows: int) -> int:
-    """Write the whole row groups of what is waiting, leave the rest, and return the rows written."""
-    whole = pa.concat_tables(waiting)
-    count = len(whole) // group_rows * group_rows
-    writer.write_table(whole.slice(0, count), row_group_size=group_rows)
-    waiting[:] = [whole.slice(count)]
+    """Write the full row groups of what is waiting, keep the rest, and return the number of rows written."""
+    table = pa.concat_tables(waiting)
+    count = len(table) // group_rows * group_rows
+    writer.write_table(table.slice(0, count), row_group_size=group_rows)
+    waiting[:] = [table.slice(count)]
     return count
 
 
@@ -97,7 +97,7 @@ def _read_part(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:
     try:
         found = read_part(storage, uri, _ANY)
     except NotFoundError as error:
-        # The lease is held: nobody else has moved it.
+        # The caller holds the lease, so no other process has compacted or pruned the part.
         raise missing(uri, "its shard is committed, and its rows are needed") from error
     unknown = [name for name in found.schema.names if name not in schema.names]
     if unknown:
@@ -107,6 +107,6 @@ def _read_part(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:
     check_columns(uri, found.schema, schema)
     if RUN_NAME.name not in found.schema.names:
         found = with_run_name(found, run_of(uri))
-    # Parts of an older release lack the columns that came later; they are null there.
-    whole = pa.concat_tables([schema.empty_table(), found], promote_options="default")
-    return whole.select(schema.names).cast(schema)
+    # Parts of an older release lack the columns that were added later; they are null there.
+    table = pa.concat_tables([schema.empty_table(), found], promote_options="default")
+    return table.select(schema.names).cast(schema)

@@ -1,4 +1,4 @@
-"""Reading the Parquet parts of the tables: whole and of the expected columns, or an error that names the file."""
+"""Reads the Parquet parts of tables and manifests; a damaged part is an error that names the file."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -10,17 +10,18 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFoundError
 from pipeline.storage.damage import damaged
 from pipeline.storage.storage import Storage
+from pipeline.text import message_of
 
 NOT_PARQUET = "it is not a valid Parquet file"
 
 
 @contextmanager
-def damage_named(uri: str) -> Iterator[None]:
-    """Turn what Arrow raises over a file's content into an error that names the file.
+def parquet_errors(uri: str) -> Iterator[None]:
+    """Translate Arrow's errors inside the block into errors that name the file.
 
     Raises:
         DamagedFileError: the file is not a valid Parquet file.
-        NotFoundError: it is gone.
+        NotFoundError: the file does not exist.
     """
     try:
         yield
@@ -35,31 +36,32 @@ def open_part(storage: Storage, uri: str, schema: pa.Schema) -> Iterator[pq.Parq
     """Open a part for reading in pieces.
 
     Raises:
-        DamagedFileError: it is not a valid Parquet file, or not one of the schema; also while it is read.
-        NotFoundError, StorageError: storage failed.
+        DamagedFileError: it is not a valid Parquet file, or not of the schema; also raised while it is read.
+        NotFoundError: it does not exist.
+        StorageError: storage failed.
     """
-    with damage_named(uri), storage.open(uri) as file:
+    with parquet_errors(uri), storage.open(uri) as file:
         part = pq.ParquetFile(file, page_checksum_verification=True)
         check_columns(uri, part.schema_arrow, schema)
         yield part
 
 
 def read_part(storage: Storage, uri: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a part with one request; the columns that it has of those asked for.
+    """Read a part with one request; errors as for `open_part`.
 
-    Raises:
-        As `open_part`.
+    Args:
+        columns: names; None for all columns. Those that the part lacks are ignored.
     """
     payload = storage.read(uri)
-    with damage_named(uri):
-        # A file, not `read_table`, which would find a column `run` in the folder's name.
+    with parquet_errors(uri):
+        # Not `read_table`, which would take a column `run` from the folder's name.
         part = pq.ParquetFile(io.BytesIO(payload), page_checksum_verification=True)
         check_columns(uri, part.schema_arrow, schema)
         return part.read(columns=None if columns is None else list(columns))
 
 
 def check_columns(uri: str, found: pa.Schema, schema: pa.Schema) -> None:
-    """Make sure that a file is a part of a table; columns that came later may be absent.
+    """Check the columns of a part; nullable columns may be absent, because older releases did not write all of them.
 
     Raises:
         DamagedFileError: a column is absent or of another type.
@@ -74,5 +76,5 @@ def check_columns(uri: str, found: pa.Schema, schema: pa.Schema) -> None:
 
 
 def _short(error: Exception) -> str:
-    """Return the first sentence of what Arrow says, which may quote the whole stack."""
-    return " ".join(str(error).split("\n")[0].split()).rstrip(".")[:160]
+    """Return the first line of an Arrow error, which may contain a stack trace; at most 160 characters."""
+    return message_of(str(error).split("\n")[0], max_chars=160)

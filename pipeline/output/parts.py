@@ -1,9 +1,9 @@
-"""The files of a run's tables: one per shard as workers write them, or one per stretch of shards once compacted.
+"""Part: the files of a run's tables, one per shard as workers write them, or one per shard range once compacted.
 
-`part-00042.parquet` holds shard 42, `parts-00000-00099.parquet` the shards 0 to 99. A file of `images` counts its
-shards as committed, and brings along the file of the same name in `instances`. A file of a stretch stands for every
-single one inside it: compacting writes it before it removes those, so that at each instant a listing tells which
-files hold each row exactly once.
+`part-00042.parquet` holds shard 42, `parts-00000-00099.parquet` the shards 0 to 99. A part of `images` commits its
+shards; the part of the same name in `instances` counts from then on. A compacted part replaces all parts of its shard
+range. Compaction writes it before it removes these, so at any time a listing determines which parts hold each row
+exactly once.
 """
 
 import re
@@ -22,9 +22,9 @@ _NAME = re.compile(r"part-(\d{5,})\.parquet|parts-(\d{5,})-(\d{5,})\.parquet")
 
 @dataclass(frozen=True, order=True, slots=True)
 class Part:
-    """One file of each table: the shards `first` to `last`, both included.
+    """A file of each table, with the shards `first` to `last`, both included.
 
-    is_compacted: whether it replaces the files of its shards; a stretch of one shard is still no worker's file.
+    is_compacted: whether it replaces the parts of its shards; may be true for a range of one shard.
     """
 
     first: int
@@ -33,7 +33,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The file name."""
         if self.is_compacted:
             return f"parts-{self.first:05d}-{self.last:05d}.parquet"
         return f"part-{self.first:05d}.parquet"
@@ -45,7 +45,7 @@ class Part:
 
 
 def parse_part(name: str) -> Part | None:
-    """Read a file's name; None when it is not one of ours."""
+    """Parse a file name; None when it is not a part's."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -56,40 +56,43 @@ def parse_part(name: str) -> Part | None:
 
 
 def run_of(uri: str) -> str:
-    """Return the run whose file lies at a uri."""
+    """Return the run of a part's uri."""
     return uri.split("/")[-2].removeprefix("run=")
 
 
 def part_uri(output_uri: str, table: TableName, run: str, part: Part) -> str:
-    """Name one file of a table."""
+    """Return the uri of a part in a table."""
     return join(partition_folder(output_uri, table, run), part.name)
 
 
 def committed_parts(storage: Storage, output_uri: str, run: str, *, shard_count: int | None = None) -> list[Part]:
-    """Return the files that hold the committed rows of a run, each row once, in the order of shards.
+    """Return the parts that hold the committed rows of a run, each row once, in the order of shards.
 
     Args:
-        shard_count: how many shards are planned; a file of a later shard is not the run's. None: not known.
+        shard_count: the number of planned shards; parts of later shards are ignored. None when it is not known.
 
     Raises:
-        DamagedFileError: two large files share shards.
+        DamagedFileError: two compacted parts share shards.
+        StorageError: storage failed.
     """
     folder = partition_folder(output_uri, "images", run)
     parts = [part for part, _ in _list_parts(storage, folder)]
-    # Listed again, because a listing is no picture of one instant: a file of a stretch that is written meanwhile may
-    # be missed while the single ones that it stands for are gone already. It was there before they went.
+    # The compacted parts are listed again, because a listing is not a snapshot: it may miss a compacted part that is
+    # written meanwhile, and the parts that this replaces may be removed already. The second listing finds it, as it is
+    # written before they are removed.
     parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
-    return _counting(output_uri, run, parts, shard_count)
+    return _parts_that_count(output_uri, run, parts, shard_count)
 
 
 def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapping[str, int]) -> dict[str, list[Part]]:
-    """Do as `committed_parts` for many runs, with one listing for all of them.
+    """Return the committed parts of many runs, as `committed_parts` does, with one listing for all of them.
 
     Args:
-        shard_counts: by run, how many shards are planned; a run that lacks some is looked at once more.
+        shard_counts: the number of planned shards, by run.
 
     Raises:
-        DamagedFileError: two large files share shards.
+        DamagedFileError: two compacted parts share shards.
+        StorageError: storage failed.
     """
     found: dict[str, list[Part]] = {run: [] for run in shard_counts}
     for part, listed in _list_parts(storage, join(output_uri, "images")):
@@ -100,13 +103,13 @@ def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapp
         planned = [part for part in parts if part.last < shard_counts[run]]
         if sum(len(part.shards) for part in choose_parts(planned)) < shard_counts[run]:
             folder = partition_folder(output_uri, "images", run)
-            # See `committed_parts`.
+            # Shards are missing: list the compacted parts again, see `committed_parts`.
             parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
-    return {run: _counting(output_uri, run, parts, shard_counts[run]) for run, parts in found.items()}
+    return {run: _parts_that_count(output_uri, run, parts, shard_counts[run]) for run, parts in found.items()}
 
 
 def choose_parts(parts: Sequence[Part]) -> list[Part]:
-    """Leave out the files that a compacted one stands for, and repeats; in the order of shards."""
+    """Return the parts that count, in the order of shards: without those that a compacted part replaces."""
     compacted = sorted({part for part in parts if part.is_compacted}, key=lambda part: (part.first, -part.last))
     chosen: list[Part] = []
     for part in compacted:
@@ -118,13 +121,13 @@ def choose_parts(parts: Sequence[Part]) -> list[Part]:
 
 
 def find_overlaps(chosen: Sequence[Part]) -> list[tuple[Part, Part]]:
-    """Return neighbours in the order of shards that share some; compaction never writes such."""
+    """Return the pairs of neighbouring parts that share shards; compaction never writes such parts."""
     return [(one, other) for one, other in pairwise(chosen) if other.first <= one.last]
 
 
-def _counting(output_uri: str, run: str, parts: Sequence[Part], shard_count: int | None) -> list[Part]:
-    """Choose among the files of a run those that hold each row once."""
-    # What lies beyond the last shard is not of this run, whoever has put it there.
+def _parts_that_count(output_uri: str, run: str, parts: Sequence[Part], shard_count: int | None) -> list[Part]:
+    """Return the parts that hold each row of a run once."""
+    # Parts beyond the last shard are not of this run.
     chosen = choose_parts([part for part in parts if shard_count is None or part.last < shard_count])
     for one, other in find_overlaps(chosen):
         both = part_uri(output_uri, "images", run, other)
@@ -133,7 +136,7 @@ def _counting(output_uri: str, run: str, parts: Sequence[Part], shard_count: int
 
 
 def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) -> list[tuple[Part, ObjectInfo]]:
-    """List all files of a run in a table, those included that count no more or not yet."""
+    """List all parts of a run in a table, including those that do not count."""
     return list(_list_parts(storage, partition_folder(output_uri, table, run)))
 
 

@@ -1,9 +1,9 @@
-"""Reading a finished or unfinished output: committed parts only, whoever wrote the rest."""
+"""Results: reads the committed rows of an output, finished or not."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -17,11 +17,8 @@ from pipeline.storage.damage import advice, warn
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, local_path
 
-if TYPE_CHECKING:
-    pass
-
 READ_THREADS = 8
-# Files that are to be read may be compacted or pruned meanwhile.
+# Parts may be compacted or pruned while they are read.
 ATTEMPTS = 3
 
 T = TypeVar("T")
@@ -30,19 +27,22 @@ T = TypeVar("T")
 class Results:
     """The tables of one output folder.
 
-    What is committed is looked up once, when it is first needed; open it again to see a run's progress.
+    The committed parts are listed once, when they are first needed; `refresh` or a new object lists them again.
+
+    Attributes:
+        damaged_runs: the errors of runs whose run.json is damaged or missing, by name; these runs are left out.
     """
 
     def __init__(self, output_uri: str, storage: Storage, *, before: tuple[str, str] | None = None) -> None:
-        """Look for the runs.
+        """Read the runs' records.
 
         Args:
-            before: leave out the run with this `records.age_order` and later ones; then there may be none at all, and
-                none may be damaged: what an incremental run leaves alone depends on each.
+            before: leave out the run with this `run_record.age_order` and later ones. There may be no run at all then,
+                and none may be damaged, because an incremental run depends on every earlier one.
 
         Raises:
             InputError: there is no run.
-            DamagedFileError: no run.json can be read, or one of those `before`.
+            DamagedFileError: no run.json can be read, or with `before` one of them cannot.
         """
         self.output_uri = local_path(output_uri).rstrip("/") if is_local(output_uri) else output_uri.rstrip("/")
         self.storage = storage
@@ -72,7 +72,7 @@ class Results:
         return [record.run for record in self.records]
 
     def check_run(self, run: str) -> None:
-        """Make sure that there is a run of this name.
+        """Check that there is a run of this name.
 
         Raises:
             InputError: there is none.
@@ -85,7 +85,7 @@ class Results:
             raise InputError(f"There is no run {run} in {self.output_uri}; its runs are {names}.")
 
     def newest_run(self) -> str:
-        """Return the newest run that has images, and so no night with nothing to do, unless there is none but those."""
+        """Return the newest run that has images; the newest one when none has."""
         with_images = [record.run for record in self.records if record.image_count]
         return (with_images or self.runs())[-1]
 
@@ -103,27 +103,30 @@ class Results:
         return [part_uri(self.output_uri, "instances", name, part) for name, part in self._parts(run)]
 
     def committed_shards(self, run: str) -> int:
-        """Count the shards of a run that are committed."""
+        """Return the number of committed shards of a run."""
         return sum(len(part.shards) for _, part in self._parts(run))
 
     def has_moved(self) -> bool:
-        """Tell whether parts that were there when they were looked up are gone: compacted or pruned since."""
+        """Return whether listed parts are gone, because they were compacted or pruned since."""
         now = Results(self.output_uri, self.storage, before=self._before)._committed
         return any(run not in now or not set(parts) <= set(now[run]) for run, parts in self._committed.items())
 
-    def look_again(self) -> None:
-        """Forget where the committed rows lie, after they were compacted or pruned."""
+    def refresh(self) -> None:
+        """List the committed parts again when they are needed next."""
         self.__dict__.pop("_committed", None)
 
-    def reading(self, read: Callable[[], T]) -> T:
-        """Read parts by their addresses, and again by the new ones when they were compacted or pruned meanwhile.
+    def retry_moved(self, read: Callable[[], T]) -> T:
+        """Read parts; read again from the new ones when parts were compacted or pruned meanwhile.
 
         Args:
-            read: asks this object for the addresses each time, and raises NotFoundError when a part is gone.
+            read: takes the parts' uris from this object each time, and raises NotFoundError when a part is gone.
+
+        Returns:
+            What `read` returns.
 
         Raises:
             DamagedFileError: a part of a committed shard is missing, and was not compacted or pruned.
-            StorageError: parts moved again and again.
+            StorageError: parts were compacted or pruned at each of ATTEMPTS attempts.
         """
         for _ in range(ATTEMPTS):
             try:
@@ -133,8 +136,14 @@ class Results:
                     raise DamagedFileError(
                         f"{str(error).rstrip('.')}, although its shard is committed; {advice(self.output_uri)}"
                     ) from error
-                self.look_again()
-        raise StorageError(f"{self.output_uri} was compacted or pruned again and again while it was read; try again.")
+                self.refresh()
+        raise self.moved_error()
+
+    def moved_error(self) -> StorageError:
+        """Return the error for parts that were compacted or pruned at each of ATTEMPTS attempts to read them."""
+        return StorageError(
+            f"{self.output_uri} was compacted or pruned again and again while it was read; run the command again."
+        )
 
     def instances_part(self, run: str, shard: int) -> str:
         """Return the uri of the part of `instances` that holds a committed shard, alone or compacted with others.
@@ -187,18 +196,21 @@ class Results:
             return table.append_column("run", pa.array([name] * len(table), pa.string()))
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            tables = self.reading(lambda: list(pool.map(read, self._parts(run))))
+            tables = self.retry_moved(lambda: list(pool.map(read, self._parts(run))))
         empty = pa.schema([schema.field(name) for name in wanted] + [pa.field("run", pa.string())])
-        # Parts of an older release lack the columns that came later; they are null there.
-        whole = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")
-        return whole.replace_schema_metadata(schema.metadata)
+        # Parts of an older release lack the columns that were added later; they are null there.
+        table = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")
+        return table.replace_schema_metadata(schema.metadata)
 
 
 def open_results(output_uri: str, storage: Storage | None = None) -> "Results":
-    """Open an output folder for reading; nothing is read yet.
+    """Open an output folder for reading.
+
+    Args:
+        storage: how it is read; None for the default options.
 
     Raises:
-        InputError: no run was ever written there.
+        InputError: it holds no run.
+        DamagedFileError: no run.json can be read.
     """
-
     return Results(output_uri, storage or Storage())

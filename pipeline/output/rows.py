@@ -1,9 +1,6 @@
-"""The two tables: their schemas, one shard's parts, and the commit.
+"""ImageRow and InstanceRow: the rows of the tables `images` and `instances`, and how they are built.
 
-`images` has one row per input image, whatever happened to it; `instances` one per detected object. Both are
-plain Parquet, Hive-partitioned by run. The instances part of a shard is written first and the images part
-last: that one file makes the shard count. A shard done twice overwrites its own two files, so nothing is ever
-counted twice.
+`images` has one row per input image, whether it succeeded or failed; `instances` has one row per detected object.
 """
 
 from collections.abc import Sequence
@@ -21,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One row of `images`: what became of one input image.
+    """One row of `images`: the outcome of one input image.
 
-    etag: the version that was read; the listed one when nothing was. bytes: likewise its encoded size.
-    width, height: pixels after EXIF rotation, None when it was never decoded.
-    error: one line, None when status is "ok". attempts: how often the shard was begun, 1 or more.
-    instances: its rows in `instances`. model: the network's name.
-    changed: whether the image was another one when it was listed; None when that is not known.
+    etag: of the version that was read; the listed one when nothing was read. bytes: its encoded size, likewise.
+    width, height: pixels after EXIF rotation; None when it was not decoded.
+    error: one line; None when status is "ok". attempts: of the shard, 1 or more.
+    instances: the number of its rows in `instances`. model: the network's name.
+    changed: whether the image has changed between listing and reading; None when that is not known.
     """
 
     image_id: int
@@ -49,7 +46,7 @@ class ImageRow:
 class InstanceRow:
     """One row of `instances`.
 
-    instance: 0 for the image's most confident one. category_id: the data set's own number (COCO: 1 to 90).
+    instance: 0 for the image's most confident one. category_id: the data set's own id (COCO: 1 to 90).
     score: in [0, 1]. bbox: x, y, width, height in pixels of the original image.
     area: mask pixels; None for a model without masks. mask: size [height, width] and COCO counts, or None.
     """
@@ -82,7 +79,7 @@ def build_image_row(
 
     Args:
         size: (height, width) in pixels, when the image was decoded.
-        read: what was read of it; what was listed stands when nothing was.
+        read: the version that was read; None when nothing was read, and the listed version is kept.
     """
     height, width = size or (None, None)
     return ImageRow(
@@ -105,11 +102,11 @@ def build_image_row(
 def build_instance_rows(
     ref: ImageRef, detections: "Detections", config: "ModelConfig", *, model: str | None = None
 ) -> list[InstanceRow]:
-    """Build an image's instance rows; here, once, labels become the data set's own category numbers.
+    """Build an image's instance rows; the only place where labels become the data set's category ids.
 
     Args:
         detections: most confident first.
-        model: what the model column says, the config's name when None.
+        model: the value of the column `model`; None for the config's name.
     """
     number, uri, name = image_id(ref.uri), display_uri(ref.uri), model or config.name
     boxes: list[list[float]] = detections.boxes_xyxy.tolist()

@@ -1,4 +1,8 @@
-"""run.json: what a run is, written once, when its manifest is complete."""
+"""run.json: RunRecord, what a run is and what is planned of it.
+
+The file is written before everything else of a run, and again after each part of the manifest, until the whole input
+is planned. A run exists when its run.json does.
+"""
 
 import platform
 from collections.abc import Mapping
@@ -9,9 +13,9 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.errors import DamagedFileError, SpecError, StorageError
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import InputSection
 from pipeline.output.json_files import read_json, write_json
-from pipeline.output.layout import TOMBSTONE, run_folder, tombstone_uri
+from pipeline.output.layout import TOMBSTONE, record_uri, tombstone_uri
 from pipeline.output.schema import SCHEMA_VERSION
 from pipeline.storage.damage import damaged, missing
 from pipeline.storage.storage import Storage
@@ -19,7 +23,7 @@ from pipeline.storage.uris import join
 
 PACKAGES = ("htc-batch", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "fsspec", "s3fs")
 ENDED = frozenset({"summary.json", "published.json"})
-"""Files that a run has only after its run.json: one that lacks that has lost it."""
+"""Files that are written after run.json only: a run that has one of these and no run.json has lost it."""
 READ_THREADS = 16
 
 
@@ -27,10 +31,9 @@ READ_THREADS = 16
 class RunRecord:
     """The content of run.json.
 
-    created: UTC, ISO 8601. spec: the resolved job spec. identity: by dotted key, what must not change when
-    the run is resumed. fingerprint: preset, weights_sha256, config_sha256, trained. versions: of Python and
-    the packages.
-    manifest: what `plan.Manifest` knows of the frozen input.
+    created: UTC, ISO 8601. spec: the resolved job spec. identity: by dotted key, what must not change when the run is
+        resumed; see `JobSpec.identity`. fingerprint: preset, weights_sha256, config_sha256, trained.
+    versions: of Python and the packages. manifest: `planning.manifest.Manifest.to_dict`, as far as it is planned.
     """
 
     run: str
@@ -54,17 +57,17 @@ class RunRecord:
 
 
 def write_record(storage: Storage, output_uri: str, record: RunRecord) -> None:
-    """Write run.json; from here on the run can be resumed."""
-    write_json(storage, join(run_folder(output_uri, record.run), "run.json"), asdict(record))
+    """Write run.json, or replace it as planning proceeds; from the first time on the run can be resumed."""
+    write_json(storage, record_uri(output_uri, record.run), asdict(record))
 
 
 def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
-    """Read a run's run.json; None when planning never got that far.
+    """Read a run's run.json; None when there is no such run.
 
     Raises:
         SpecError: the run is being pruned.
-        DamagedFileError: it is damaged.
-        StorageError: it is of a later version of this program.
+        DamagedFileError: the file is damaged.
+        StorageError: a later version of this program wrote it, or storage failed.
     """
     if storage.exists(tombstone_uri(output_uri, run)):
         raise SpecError(f"The run {run} is half pruned; `htc prune {output_uri} --yes` finishes that.")
@@ -72,13 +75,13 @@ def load_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None
 
 
 def read_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
-    """Read a run's record as it is written, whether the run is being pruned or not; None when it is not there.
+    """Read a run's run.json even when the run is being pruned; None when it does not exist.
 
     Raises:
-        DamagedFileError: it is damaged.
-        StorageError: it is of a later version of this program, or storage failed.
+        DamagedFileError: the file is damaged.
+        StorageError: a later version of this program wrote it, or storage failed.
     """
-    uri = join(run_folder(output_uri, run), "run.json")
+    uri = record_uri(output_uri, run)
     content = read_json(storage, uri)
     if content is None:
         return None
@@ -89,10 +92,13 @@ def read_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None
 
 
 def record_from(uri: str, content: Mapping[str, Any], run: str) -> RunRecord:
-    """Check a record that was read, and return it.
+    """Check the content of a run.json, and return the record.
+
+    Args:
+        uri: the file's, for the error. content: its JSON object. run: the run that it must be of.
 
     Raises:
-        DamagedFileError: the file at `uri` holds no record of the run.
+        DamagedFileError: the content is no record of the run.
     """
     try:
         known = {name: content[name] for name in RunRecord.__dataclass_fields__}
@@ -103,7 +109,7 @@ def record_from(uri: str, content: Mapping[str, Any], run: str) -> RunRecord:
 
 
 def _check_record(uri: str, content: Mapping[str, Any], run: str) -> None:
-    """Make sure of what everything else relies on."""
+    """Check what the readers of a record rely on."""
     if content["run"] != run:
         raise damaged(uri, f"it is of the run {content['run']}")
     for name in ("spec", "identity", "fingerprint", "manifest"):
@@ -119,22 +125,21 @@ def _check_record(uri: str, content: Mapping[str, Any], run: str) -> None:
 def list_records(
     storage: Storage, output_uri: str, *, damaged_runs: dict[str, DamagedFileError] | None = None
 ) -> list[RunRecord]:
-    """Read all runs' records, oldest first.
-
-    Left out are runs without run.json, which were never planned, and those that are half pruned.
+    """Read all runs' records, oldest first; runs that are being pruned are left out.
 
     Args:
-        damaged_runs: takes the error of each run whose run.json is damaged, by its name; the others are returned.
+        damaged_runs: filled with the error of each run whose run.json is damaged or missing, by the run's name; None
+            raises the first of these errors.
 
     Raises:
         DamagedFileError: a run.json is damaged or missing, and `damaged_runs` was not given.
-        StorageError: one is of a later version, or storage failed.
+        StorageError: a later version of this program wrote one, or storage failed.
     """
     listed = storage.list(join(output_uri, "runs"), "*/*.json", missing_ok=True)
     found = [each.uri.split("/")[-2:] for each in listed]
     pruned = {run for run, name in found if name == TOMBSTONE}
-    whole = [run for run, name in found if name == "run.json" and run not in pruned]
-    lost = sorted({run for run, name in found if name in ENDED} - {*pruned, *whole})
+    recorded = [run for run, name in found if name == "run.json" and run not in pruned]
+    lost = sorted({run for run, name in found if name in ENDED} - {*pruned, *recorded})
 
     def read(run: str) -> RunRecord | DamagedFileError | None:
         try:
@@ -142,10 +147,10 @@ def list_records(
         except DamagedFileError as error:
             return error
         if record is None and run in lost:
-            return missing(join(run_folder(output_uri, run), "run.json"), "the files beside it are of a run")
+            return missing(record_uri(output_uri, run), "the files beside it are of a run")
         return record
 
-    names = [*whole, *lost]
+    names = [*recorded, *lost]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         outcomes = dict(zip(names, pool.map(read, names), strict=True))
     for run, outcome in outcomes.items():
@@ -156,28 +161,28 @@ def list_records(
     return sorted((record for record in outcomes.values() if isinstance(record, RunRecord)), key=age_order)
 
 
-def held_runs(storage: Storage, output_uri: str) -> list[str]:
-    """Return the names of the runs with a lease, be its holder alive or dead."""
-    listed = storage.list(join(output_uri, "runs"), "*/lease.json", missing_ok=True)
+def runs_with_file(storage: Storage, output_uri: str, name: str) -> list[str]:
+    """Return the runs whose folder holds a file of this name, such as "lease.json"; none when there is no output."""
+    listed = storage.list(join(output_uri, "runs"), f"*/{name}", missing_ok=True)
     return [each.uri.split("/")[-2] for each in listed]
 
 
 def age_order(record: RunRecord) -> tuple[str, str]:
-    """Return what runs are sorted by, the oldest first."""
+    """Return the key that sorts runs, oldest first."""
     return record.created, record.run
 
 
-def is_of_input(record: RunRecord, spec: JobSpec) -> bool:
-    """Tell whether a run listed the spec's input, up to a limit or not."""
-    is_same_uri = str(record.identity.get("input.uri")).rstrip("/") == spec.input.uri.rstrip("/")
-    return is_same_uri and record.identity.get("input.glob") == spec.input.glob
+def is_of_input(record: RunRecord, section: InputSection) -> bool:
+    """Return whether a run listed this input, with any limit."""
+    is_same_uri = str(record.identity.get("input.uri")).rstrip("/") == section.uri.rstrip("/")
+    return is_same_uri and record.identity.get("input.glob") == section.glob
 
 
 def began(record: RunRecord) -> datetime:
     """Return when a run began, UTC.
 
     Raises:
-        StorageError: its record is damaged.
+        StorageError: `created` is no date.
     """
     try:
         moment = datetime.fromisoformat(record.created)
@@ -187,7 +192,7 @@ def began(record: RunRecord) -> datetime:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape the results, without importing any."""
+    """Return the versions of Python and of the packages that affect the results, without importing them."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

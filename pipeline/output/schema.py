@@ -1,24 +1,14 @@
 """The schemas of the tables `images` and `instances`."""
 
-from typing import TYPE_CHECKING
-
 import pyarrow as pa
 
-if TYPE_CHECKING:
-    pass
-
-
 SCHEMA_VERSION = 1
-
-
 _METADATA = {"htc_schema_version": str(SCHEMA_VERSION)}
-
 
 BBOX_TYPE = pa.struct([(name, pa.float32()) for name in ("x", "y", "width", "height")])
 
-
-# counts is a string, not binary: COCO's code is plain ASCII, `pycocotools.mask.decode` takes both, and a
-# string also goes through JSON and shows in SQL.
+# counts is a string, not binary: COCO's encoding is ASCII, `pycocotools.mask.decode` takes both types, and a string
+# is readable in JSON and SQL.
 MASK_TYPE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 
 
@@ -36,7 +26,7 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("instances", pa.int32(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
-        # Absent from the parts that the first release wrote; whoever reads them gets null.
+        # Parts of the first release lack the column; it is read as null.
         pa.field("changed", pa.bool_()),
     ],
     metadata=_METADATA,
@@ -61,13 +51,13 @@ INSTANCES_SCHEMA = pa.schema(
 
 
 RUN_NAME = pa.field("run_name", pa.string())
-"""The run's name again, in the files alone: readers that take no columns from folders' names have no `run`.
+"""The run's name, in the files only, for readers that take no column `run` from the folder names.
 
-Not called `run`: pandas finds a dictionary of that name in the folders' names and pyarrow's data sets a string, so
-that a column of either type would stop one of them. Absent from files of earlier releases; null there.
+It is not called `run`, because pandas reads that from the folder names as a dictionary and pyarrow as a string, so a
+column of either type would fail in one of them. Parts of older releases lack it; it is read as null.
 """
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema of a table's files, which our own readers, who know the run, see without its last column."""
+    """Return the schema of a table's files: the table's own and `run_name`."""
     return schema.append(RUN_NAME)

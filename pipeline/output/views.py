@@ -1,8 +1,7 @@
-"""An output's tables as DuckDB views, over committed parts only.
+"""DuckDB views of an output's tables, over committed parts only.
 
-The tables are Arrow datasets over an explicit list of parts: half-written shards never show, no file name is ever
-taken for a pattern, and remote storage needs none of DuckDB's downloadable extensions. Filters and column choices
-still reach the Parquet reader.
+Each table is an Arrow dataset over an explicit list of parts. Uncommitted shards are not in it, no file name is taken
+as a pattern, and remote storage needs no DuckDB extension. Filters and column choices still reach the Parquet reader.
 """
 
 import contextlib
@@ -26,8 +25,9 @@ from pipeline.output.run_record import began
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.damage import missing
 from pipeline.storage.uris import is_local
+from pipeline.text import message_of
 
-# Nothing a query does may touch what is not in the views. The lock comes last: it forbids further settings.
+# A query can read the views only. The lock comes last, because it forbids further settings.
 _CLOSED_SETTINGS = (
     "SET python_enable_replacements = false",
     "SET enable_external_access = false",
@@ -38,7 +38,7 @@ DUCKDB_MEMORY_SHARE = 0.8
 T = TypeVar("T")
 _SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
 _SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
-# What Arrow's errors hold when they come through DuckDB; those over the SQL itself do not.
+# Words in Arrow's errors that come through DuckDB; errors in the SQL itself do not have them.
 _SIGNS_OF_DAMAGE = ("Parquet", "arrow", "Arrow", "CRC", "page", "IOError", "No such file", "NotFoundError")
 _RUNS_SCHEMA = pa.schema(
     [
@@ -56,7 +56,7 @@ _RUNS_SCHEMA = pa.schema(
         ("position", pa.int64()),
     ]
 )
-# Of each image the run with its newest ok row, unless the image was found deleted by a later one.
+# Of each image the run with its newest ok row, unless a later run has a deletion record of it.
 _NEWEST = """
 CREATE VIEW newest AS
 WITH ok AS (
@@ -75,13 +75,13 @@ _CURRENT_INSTANCES = (
 
 
 def open_database(results: Results, *, is_external_allowed: bool = False) -> duckdb.DuckDBPyConnection:
-    """Open an in-memory database with the views that `htc query` has.
+    """Open an in-memory database with the views of `htc query`.
 
     Args:
-        results: the output folder; what is committed now is what the views will hold.
-        is_external_allowed: let SQL read and write files, attach databases and load extensions.
+        results: the output; the views hold what is committed now.
+        is_external_allowed: whether SQL may read and write files, attach databases and load extensions.
     """
-    # DuckDB would otherwise spill into `.tmp` in the current folder.
+    # By default DuckDB spills into `.tmp` in the current folder.
     spill = Path(tempfile.gettempdir()) / f"htc-query-{os.getpid()}"
     connection = duckdb.connect(":memory:", config=_limits() | {"temp_directory": str(spill)})
     try:
@@ -89,7 +89,7 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
         connection.register("instances", open_dataset(results, "instances"))
         connection.register("deletions", open_dataset(results, "deletions"))
         connection.register("runs", _runs_table(results))
-        # Times read the same on every machine; the wheel has the extension that knows time zones.
+        # Times are the same on every machine; the wheel includes the extension for time zones.
         connection.execute("SET TimeZone = 'UTC'")
         for view in (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
             connection.execute(view)
@@ -102,37 +102,40 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
 
 
 def _limits() -> dict[str, str | bool | int | float | list[str]]:
-    """DuckDB's own bounds, which look at the machine; a container's quotas may be narrower."""
+    """Return DuckDB's limits of threads and memory by the container's quotas; DuckDB sees the whole machine only."""
     memory = usable_memory()
     bounds: dict[str, str | bool | int | float | list[str]] = {"threads": usable_cpus()}
     return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
 
 
-def ask(results: Results, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-    """Ask the views that `htc query` has, and again when the parts were compacted or pruned meanwhile.
+def query_views(results: Results, query: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """Run a query over the views of `htc query`; runs it again when parts were compacted or pruned meanwhile.
 
     Args:
-        question: reads its whole answer.
+        query: takes the open database, and returns its complete result.
+
+    Returns:
+        What `query` returns.
 
     Raises:
         SpecError: the SQL is wrong, or not permitted.
         DamagedFileError: a part is damaged or missing.
-        StorageError: parts moved again and again.
+        StorageError: parts were compacted or pruned at each of ATTEMPTS attempts.
     """
     for _ in range(ATTEMPTS):
         try:
-            with contextlib.closing(open_database(results)) as database, sql_errors_in_words():
-                return question(database)
+            with contextlib.closing(open_database(results)) as database, translated_sql_errors():
+                return query(database)
         except (SpecError, StorageError) as error:
             if not results.has_moved():
                 check_parts(results, error)
                 raise
-            results.look_again()
-    raise StorageError(f"{results.output_uri} was compacted or pruned again and again while it was read; try again.")
+            results.refresh()
+    raise results.moved_error()
 
 
 def check_parts(results: Results, error: HtcError) -> None:
-    """Look whether a damaged part is the cause of an error over the views, and name it.
+    """Find out whether a damaged part is the cause of an error in a query; reads all parts when it may be.
 
     Raises:
         DamagedFileError: a part is damaged or missing.
@@ -149,7 +152,7 @@ def check_parts(results: Results, error: HtcError) -> None:
 
 
 def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:
-    """Open "images", "instances" or "deletions" as an Arrow dataset of parts that count, with a `run` column."""
+    """Open "images", "instances" or "deletions" as an Arrow dataset of committed parts, with a column `run`."""
     files = open_files(results.output_uri, results.storage)
     parquet = pads.ParquetFileFormat(default_fragment_scan_options=_SCAN_OPTIONS)
     fragments = []
@@ -162,8 +165,8 @@ def open_dataset(results: Results, table: str, run: str | None = None) -> pads.D
 
 
 @contextlib.contextmanager
-def sql_errors_in_words() -> Iterator[None]:
-    """Turn what DuckDB has to say of a statement into a sentence.
+def translated_sql_errors() -> Iterator[None]:
+    """Translate DuckDB's errors inside the block into one sentence each.
 
     Raises:
         SpecError: the SQL is wrong, or not permitted.
@@ -171,7 +174,7 @@ def sql_errors_in_words() -> Iterator[None]:
     try:
         yield
     except duckdb.PermissionException as error:
-        raise SpecError(f"{_one_sentence(error)} (--allow-external lets it).") from None
+        raise SpecError(f"{_one_sentence(error)} (--allow-external permits it).") from None
     except duckdb.Error as error:
         raise SpecError(f"{_one_sentence(error)}.") from None
 
@@ -203,9 +206,9 @@ def _runs_table(results: Results) -> pa.Table:
 
 
 def _one_sentence(error: duckdb.Error) -> str:
-    """Keep DuckDB's message and its suggestion, drop the excerpt of the SQL with its caret, and Python's traceback."""
+    """Return DuckDB's message and suggestion, without the SQL excerpt and without Python's traceback."""
     message = str(error).split("\nLINE ")[0]
     head, traceback, lines = message.partition("Traceback (most recent call last)")
     if traceback:
         message = head + lines.strip().splitlines()[-1]
-    return " ".join(message.split()).rstrip(".")
+    return message_of(message)

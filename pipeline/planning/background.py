@@ -1,4 +1,4 @@
-"""Planning beside the work: a thread lists the input while shards of the parts that are written are done."""
+"""BackgroundPlanner: plans in a thread while the workers do the shards that are already planned."""
 
 import threading
 from collections.abc import Callable
@@ -8,17 +8,19 @@ from contextlib import closing
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.planner import Planner
 
-# Listing looks at the request to stop between two images; longer than this only a store that hangs takes.
+# Planning checks for a request to stop after each image; only a store that hangs takes longer than this.
 STOP_PATIENCE_S = 2.0
 
 
 class BackgroundPlanner:
-    """A manifest that is being written.
+    """Runs a planner, in a thread or at once.
 
-    `record` is told what is planned, at once and after each part; it runs in the planning's thread.
+    Attributes:
+        manifest: the part of the manifest whose shards may be done.
     """
 
     def __init__(self, planner: Planner, record: Callable[[Manifest], None]) -> None:
+        """`record`: stores what is planned, at the beginning and after each part; called in the planner's thread."""
         self.manifest = planner.manifest
         self._planner = planner
         self._record = record
@@ -26,7 +28,7 @@ class BackgroundPlanner:
         self._future: Future[None] | None = None
 
     def run(self) -> None:
-        """Plan all of it here and now.
+        """Plan the whole input in this thread.
 
         Raises:
             InputError: the input cannot be listed.
@@ -36,27 +38,27 @@ class BackgroundPlanner:
         with closing(self._planner.parts(self._is_stopped)) as parts:
             for manifest in parts:
                 self._record(manifest)
-                # Only now may its shards be worked on: the record of the run comes before its first commit.
+                # Only now may its shards be done: the run's record must be written before the first commit.
                 self.manifest = manifest
 
     def start(self) -> None:
-        """Plan in a thread of its own."""
+        """Plan in a new thread."""
         pool = ThreadPoolExecutor(1, thread_name_prefix="planning")
         self._future = pool.submit(self.run)
         pool.shutdown(wait=False)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until planning has ended, one way or the other, but not longer."""
+        """Wait until planning has ended, with or without an error, at most `timeout_s`."""
         if self._future is not None:
             wait([self._future], timeout_s)
 
     def check(self) -> None:
-        """Raise what ended planning, if something did; see `run`."""
+        """Raise the error that ended planning, if there was one; see `run`."""
         if self._future is not None and self._future.done():
             self._future.result()
 
     def stop(self) -> bool:
-        """Ask planning to stop and tell whether it has, so that nothing is written any more."""
+        """Ask planning to stop, and return whether it has, so that it writes nothing any more."""
         self._is_stopped.set()
         self.wait(STOP_PATIENCE_S)
         return self._future is None or self._future.done()

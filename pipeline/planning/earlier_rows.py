@@ -1,4 +1,4 @@
-"""The rows of earlier runs, as events of `history`, read in pieces; and the names of images found again."""
+"""EarlierRuns: reads the rows of earlier runs as events for `history`, and looks up the uris of their images."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -24,50 +24,50 @@ if TYPE_CHECKING:
     from pipeline.output.results import Results
     from pipeline.output.run_record import RunRecord
 
-# From a local disk decoding is the longer part, and that is done one after the other in any case.
+# From a local disk decoding takes most of the time, and more threads do not make it faster.
 LOCAL_THREADS = 2
-# A shard has at most 100,000 images; compacted files are read in pieces of so many rows.
+# A shard has at most 100,000 images; compacted parts are read in pieces of so many rows.
 PIECE_ROWS = 65_536
 _COLUMNS = ["image_id", "etag", "bytes", "status"]
 
 
 def read_history(results: "Results", *, records: "Sequence[RunRecord] | None" = None) -> tuple["EarlierRuns", History]:
-    """Read what earlier runs know of each image, and again when the parts were compacted or pruned meanwhile.
+    """Read what earlier runs know of each image; reads again when parts were compacted or pruned meanwhile.
 
     Args:
-        records: look at these runs only, oldest first; by default at all of them.
+        records: of the runs to read, oldest first; None for all runs.
 
     Raises:
         DamagedFileError: a part is damaged or missing.
         StorageError: a part cannot be read.
     """
     rows = EarlierRuns(results, records=records)
-    return rows, results.reading(lambda: build_history(rows.events()))
+    return rows, results.retry_moved(lambda: build_history(rows.events()))
 
 
 class EarlierRuns:
-    """What runs have committed, part by part.
+    """The committed rows and the deletion records of earlier runs.
 
     Attributes:
-        records: the runs', oldest first: the `order` of an event is the place here. runs: their names.
+        records: of the runs, oldest first; the `order` of an event is an index into it. runs: their names.
     """
 
     def __init__(self, results: "Results", *, records: "Sequence[RunRecord] | None" = None) -> None:
-        """`records`: only these runs', oldest first; by default all of them."""
+        """`records`: of the runs to read, oldest first; None for all runs."""
         self.records = results.records if records is None else tuple(records)
         self.runs = [record.run for record in self.records]
         self._results = results
-        # By number: the order of its run, and which shards it held when its rows were read.
+        # By part number: the order of its run, and the part as it was when its rows were read.
         self._parts: list[tuple[int, Part]] = []
         is_here = is_local(results.output_uri)
         self._threads = LOCAL_THREADS if is_here else results.storage.read_concurrency(results.output_uri)
 
     def events(self) -> Iterator[NDArray[Any]]:
-        """Read all rows and all marks of deletion; arrays of `history.EVENT`.
+        """Yield all rows and deletion records as arrays of `history.EVENT`.
 
         Raises:
             DamagedFileError: a part is damaged.
-            NotFoundError: a part is gone; see `Results.reading`.
+            NotFoundError: a part is gone; call this through `Results.retry_moved`.
             StorageError: a part cannot be read.
         """
         self._parts = [(order, part) for order, run in enumerate(self.runs) for part in self._results.committed(run)]
@@ -78,25 +78,28 @@ class EarlierRuns:
         for each in numbered:
             if _is_compacted(each[2]):
                 yield from self._events_of(*each)
-        yield from self.marks()
+        yield from self.deletion_events()
 
-    def marks(self) -> Iterator[NDArray[Any]]:
-        """Read the marks of deletion alone."""
+    def deletion_events(self) -> Iterator[NDArray[Any]]:
+        """Yield the deletion records only, as arrays of `history.EVENT`; errors as for `events`."""
         for order, run in enumerate(self.runs):
             for uri in deletion_parts(self._results, run):
                 for piece in self._pieces(uri, ["image_id"], DELETIONS_SCHEMA):
-                    marks = np.zeros(len(piece), EVENT)
-                    marks["image_id"], marks["order"], marks["kind"] = piece.column("image_id"), order, DELETED
-                    yield marks
+                    events = np.zeros(len(piece), EVENT)
+                    events["image_id"], events["order"], events["kind"] = piece.column("image_id"), order, DELETED
+                    yield events
 
     def resolve_uris(self, history: History, places: NDArray[np.int64]) -> Iterator[pa.Table]:
-        """Find the names of images of a history that was built of these events.
+        """Look up the uris of images in the history that was built from these events.
 
-        The rows may lie elsewhere by now: listing takes hours, and runs are compacted meanwhile. Images whose run was
-        pruned are left out; no run knows them any more.
+        The rows may be in other parts by now, because listing takes hours and runs are compacted meanwhile. Images
+        whose run was pruned are left out.
+
+        Args:
+            places: [N] int64, indices into the history.
 
         Yields:
-            tables of `deletions.DELETIONS_SCHEMA`.
+            Tables of `deletions.DELETIONS_SCHEMA`.
 
         Raises:
             DamagedFileError: a part is damaged, or missing.
@@ -108,15 +111,13 @@ class EarlierRuns:
         by_part = zip(numbers.tolist(), starts, [*starts[1:], len(places)], strict=False)
         wanted = {number: places[start:stop] for number, start, stop in by_part}
         while wanted:
-            done = yield from self._found_names(history, wanted)
+            done = yield from self._find_uris(history, wanted)
             left = [number for number in wanted if number not in done]
-            self._results.reading(partial(self._reach, left))
+            self._results.retry_moved(partial(self._require_parts, left))
             wanted = {number: wanted[number] for number in left if self._address_now(*self._parts[number])}
 
-    def _found_names(
-        self, history: History, wanted: dict[int, NDArray[np.int64]]
-    ) -> Generator[pa.Table, None, set[int]]:
-        """Yield the names in the files that are there, and return the numbers of the parts that these hold."""
+    def _find_uris(self, history: History, wanted: dict[int, NDArray[np.int64]]) -> Generator[pa.Table, None, set[int]]:
+        """Yield the rows of the wanted images from the files that exist; return the part numbers that were found."""
         by_file: dict[tuple[int, str], list[int]] = defaultdict(list)
         for number in wanted:
             order, part = self._parts[number]
@@ -128,7 +129,7 @@ class EarlierRuns:
         def find(each: tuple[tuple[int, str], list[int]]) -> tuple[list[int], pa.Table | None]:
             (order, uri), numbers = each
             try:
-                return numbers, self._names_in(history, order, uri, np.concatenate([wanted[n] for n in numbers]))
+                return numbers, self._rows_in(history, order, uri, np.concatenate([wanted[n] for n in numbers]))
             except NotFoundError:
                 return numbers, None
 
@@ -138,15 +139,15 @@ class EarlierRuns:
                 yield table
         return done
 
-    def _reach(self, numbers: list[int]) -> None:
-        """Raise NotFoundError when a part is not where it is looked for."""
+    def _require_parts(self, numbers: list[int]) -> None:
+        """Raise NotFoundError when one of the parts has moved."""
         for number in numbers:
             uri = self._address_now(*self._parts[number])
             if uri is not None:
                 self._results.storage.stat(uri)
 
     def _address_now(self, order: int, part: Part) -> str | None:
-        """Return where the rows of a part lie now, in it or in a large one that stands for it; None when pruned."""
+        """Return the file that holds the rows of a part now: its own or a compacted one; None when they are pruned."""
         present = self._results.committed(self.runs[order])
         place = bisect_right(present, part.first, key=lambda each: each.first) - 1
         if place < 0 or present[place].last < part.last:
@@ -156,7 +157,7 @@ class EarlierRuns:
     def _address(self, order: int, part: Part) -> str:
         return part_uri(self._results.output_uri, "images", self.runs[order], part)
 
-    def _names_in(self, history: History, order: int, uri: str, places: NDArray[np.int64]) -> pa.Table:
+    def _rows_in(self, history: History, order: int, uri: str, places: NDArray[np.int64]) -> pa.Table:
         ok_order = dict(zip(history.ids[places].tolist(), history.entries["ok"]["order"][places].tolist(), strict=True))
         ids: list[int] = []
         uris: list[str] = []
@@ -186,7 +187,7 @@ class EarlierRuns:
     def _pieces(self, uri: str, columns: list[str], schema: pa.Schema = IMAGES_SCHEMA) -> Iterator[pa.RecordBatch]:
         storage = self._results.storage
         if not _is_compacted(uri):
-            # Small: one request for all of it is quicker than one for each column.
+            # A small part: one request for the whole file is faster than one per column.
             yield from read_part(storage, uri, schema, columns).to_batches(PIECE_ROWS)
             return
         with open_part(storage, uri, schema) as file:

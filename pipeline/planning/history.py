@@ -1,7 +1,7 @@
-"""What earlier runs know of each image: its newest row, and its newest `ok` row, both since it was last deleted.
+"""History: of each image of earlier runs the newest row and the newest ok row, both since it was last deleted.
 
-Sorted by image number and looked up by halving, in arrays that lie on disk once they are large: a bucket has more
-images than a machine has memory. Versions are compared by 64-bit hashes that are this process's own.
+The entries are sorted by image id and found by binary search. Large arrays are on disk, because a bucket may have more
+images than fit into memory. Versions are compared by 64-bit hashes that are valid in this process only.
 """
 
 import tempfile
@@ -18,74 +18,87 @@ PERMANENT: Final = 2
 DELETED: Final = 3
 MISSING: Final = 4
 KINDS: Final = {"ok": OK, "failed": TRANSIENT, "missing": MISSING, "unreadable": PERMANENT, "too_large": PERMANENT}
-"""By status. A store that was ill and an object that was away may be well again; bytes that are no image stay so."""
+"""By status. A failed read or a missing object may succeed later; bytes that are not an image stay so."""
 
-# etag: see `hash_etags`; bytes: -1 for unknown; order: of the run, 0 for the oldest; part: the file's number.
+# etag: see `hash_etags`. bytes: -1 for unknown. order: of the run, 0 for the oldest. part: the number of the row's part
+# in `EarlierRuns`.
 _VERSION = [("etag", "<u8"), ("bytes", "<i8"), ("order", "<i4")]
 EVENT = np.dtype([("image_id", "<i8"), *_VERSION, ("part", "<i4"), ("kind", "u1")])
-"""A row of an earlier run, or that the image was found deleted by it."""
+"""A row of an earlier run, or a deletion record of one (kind DELETED)."""
 ENTRY = np.dtype([("newest", [*_VERSION, ("part", "<i4"), ("kind", "u1")]), ("ok", _VERSION)])
-"""What is known of an image that is not deleted; ok.order is -1 when no row is ok."""
+"""What is known of an image that is not deleted; ok.order is -1 when none of its rows is ok."""
 
-# 37 MB; more than that is sorted on disk, by the first byte of the numbers, which are hashes and so spread evenly.
+# 37 MB. More events are sorted on disk, in buckets by the first byte of the image id; ids are hashes, so the buckets
+# are about equal.
 EVENTS_IN_MEMORY = 1_000_000
 BUCKETS = 256
-LOOK_ENTRIES = 1_000_000
+SCAN_ENTRIES = 1_000_000
 
 
 class History:
-    """The images that earlier runs know and that are not deleted.
+    """The images of earlier runs that are not deleted.
 
     Attributes:
-        ids: [N] int64, ascending. entries: [N] of ENTRY. is_seen: [N] bool, for `mark`.
+        ids: [N] int64, ascending. entries: [N] of ENTRY. is_listed: [N] bool, whether the input still lists the image;
+            set by `mark_listed`.
     """
 
-    def __init__(self, ids: NDArray[Any], entries: NDArray[Any], is_seen: NDArray[np.bool_]) -> None:
+    def __init__(self, ids: NDArray[Any], entries: NDArray[Any], is_listed: NDArray[np.bool_]) -> None:
         self.ids = ids
         self.entries = entries
-        self.is_seen = is_seen
+        self.is_listed = is_listed
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def find(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Tell which images are known, and where; the place of an unknown one means nothing."""
+        """Look images up.
+
+        Args:
+            ids: [N] int64.
+
+        Returns:
+            [N] bool, whether the image is known; [N] int64, its index in `entries`, arbitrary for an unknown image.
+        """
         if not len(self):
             return np.zeros(len(ids), bool), np.zeros(len(ids), np.int64)
         at = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
         return np.asarray(self.ids[at] == ids), at
 
-    def mark(self, ids: NDArray[np.int64]) -> None:
-        """Note that the images are in the listing."""
+    def mark_listed(self, ids: NDArray[np.int64]) -> None:
+        """Record that the input lists these images; unknown ones are ignored."""
         is_known, at = self.find(ids)
-        self.is_seen[at[is_known]] = True
+        self.is_listed[at[is_known]] = True
 
-    def unseen(self, is_in_scope: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64]]:
-        """Return how many images of some runs there are, and where those are that were not marked.
+    def not_listed(self, is_in_scope: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64]]:
+        """Find the images of some runs that the input does not list.
 
         Args:
-            is_in_scope: [runs], by the order of the run that has an image's newest row.
+            is_in_scope: [runs] bool, by the order of the run that has an image's newest row.
+
+        Returns:
+            The number of images in scope, listed or not; [M] int64, the indices of those that are not listed.
         """
         count, places = 0, [np.empty(0, np.int64)]
-        for start in range(0, len(self), LOOK_ENTRIES):
-            stop = start + LOOK_ENTRIES
+        for start in range(0, len(self), SCAN_ENTRIES):
+            stop = start + SCAN_ENTRIES
             is_ours = is_in_scope[self.entries["newest"]["order"][start:stop]]
             count += int(is_ours.sum())
-            places.append(np.flatnonzero(is_ours & ~self.is_seen[start:stop]) + start)
+            places.append(np.flatnonzero(is_ours & ~self.is_listed[start:stop]) + start)
         return count, np.concatenate(places)
 
 
 def hash_etags(etags: Iterable[str | None], count: int) -> NDArray[np.uint64]:
-    """Hash versions, 0 for those that are not known; equal in this process alone."""
+    """Hash versions, [count] uint64, 0 for unknown ones; the same in this process only."""
     hashes = (0 if etag is None else (hash(etag) << 1 | 1) & 0xFFFF_FFFF_FFFF_FFFF for etag in etags)
     return np.fromiter(hashes, np.uint64, count)
 
 
 def build_history(events: Iterable[NDArray[Any]]) -> History:
-    """Sort events and keep what counts of each image; larger ones than EVENTS_IN_MEMORY on disk, below TMPDIR.
+    """Sort events, and keep what is known of each image; more than EVENTS_IN_MEMORY are sorted on disk, in TMPDIR.
 
     Args:
-        events: arrays of EVENT, in any order; at most one of each image and run, or two, a row and a deletion.
+        events: arrays of EVENT, in any order. Each run has at most one row and one deletion record of an image.
     """
     kept: list[NDArray[Any]] = []
     count = 0
@@ -108,17 +121,27 @@ def build_history(events: Iterable[NDArray[Any]]) -> History:
 
 
 def reduce_events(events: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the images that are not deleted, ascending, and the ENTRY of each."""
-    # Of a run that both has a row of an image and found it deleted, the row counts: it is the later word.
+    """Return the ids of the images that are not deleted, [N] int64 ascending, and their entries, [N] of ENTRY.
+
+    Rows before an image's last deletion are ignored. For example, with a run's order in brackets:
+
+    | events of an image | entry |
+    |---|---|
+    | ok[0], failed[2] | newest: failed[2]; ok: [0] |
+    | failed[0] | newest: failed[0]; ok: none (order -1) |
+    | ok[0], deleted[1] | no entry: the image is deleted |
+    | ok[0], deleted[1], failed[2] | newest: failed[2]; ok: none, as ok[0] is before the deletion |
+    | ok[0], ok[1] and deleted[1] | newest: ok[1]; ok: [1], as the row of a run comes after its deletion record |
+    """
     is_row = events["kind"] != DELETED
     events = events[np.lexsort((is_row, events["order"], events["image_id"]))]
     starts = np.flatnonzero(np.append(True, events["image_id"][1:] != events["image_id"][:-1])[: len(events)])
     if not len(starts):
         return np.empty(0, np.int64), np.empty(0, ENTRY)
     places = np.arange(len(events))
-    last_mark = _last(places, events["kind"] == DELETED, starts)
+    last_deletion = _last(places, events["kind"] == DELETED, starts)
     group = np.cumsum(np.isin(places, starts, assume_unique=True)) - 1
-    is_after = places > last_mark[group]
+    is_after = places > last_deletion[group]
     newest = _last(places, is_after, starts)
     last_ok = _last(places, is_after & (events["kind"] == OK), starts)
     is_live = newest >= 0
@@ -132,13 +155,13 @@ def reduce_events(events: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return events["image_id"][newest], entries
 
 
-def _last(places: NDArray[np.int64], is_meant: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the last place of each group that is meant, -1 where none is."""
-    return np.asarray(np.maximum.reduceat(np.where(is_meant, places, -1), starts))
+def _last(places: NDArray[np.int64], is_chosen: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the last chosen place of each group, -1 where none is chosen; `starts`: the groups' first places."""
+    return np.asarray(np.maximum.reduceat(np.where(is_chosen, places, -1), starts))
 
 
 def _spill(events: NDArray[Any], folder: Path) -> None:
-    """Append events to the file of their bucket; the buckets' order is that of the numbers."""
+    """Append events to the files of their buckets; the buckets are in the order of the image ids."""
     bucket = (events["image_id"] >> 56) + BUCKETS // 2
     events = events[np.argsort(bucket, kind="stable")]
     ends = np.cumsum(np.bincount(bucket, minlength=BUCKETS))
@@ -148,8 +171,9 @@ def _spill(events: NDArray[Any], folder: Path) -> None:
 
 
 def _merged(buckets: Sequence[Path]) -> History:
+    """Reduce the buckets one after the other into a history on disk."""
     count = 0
-    # Without a name from the beginning: nothing is left behind, however this process ends.
+    # Files without a name: nothing is left behind, however this process ends.
     with (
         tempfile.TemporaryFile(prefix="htc-history-") as ids_file,
         tempfile.TemporaryFile(prefix="htc-history-") as entries_file,

@@ -1,7 +1,8 @@
-"""What an incremental run knows: the earlier rows, which images to do, and which are gone from the input."""
+"""IncrementalPlan: history, selection and deletions of an incremental run."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import InputSection, SelectSection
 from pipeline.output.deletions import write_deletions
 from pipeline.output.results import Results
 from pipeline.output.run_record import RunRecord, is_of_input
@@ -17,96 +18,121 @@ from pipeline.planning.earlier_rows import read_history
 from pipeline.planning.selection import RunCompatibility, Selection
 from pipeline.storage.storage import Storage
 
-# Rows in a file of marks.
+# Deletion records in a part.
 PART_ROWS = 65_536
 _LIMITS = ("images.max_pixels", "images.max_bytes")
 
 
+@dataclass(frozen=True)
+class NewRun:
+    """The run that is planned, as far as the earlier runs are compared with it.
+
+    created, name: see `RunRecord`; runs that are not older are ignored. fingerprint: of its model.
+    identity: see `JobSpec.identity`.
+    """
+
+    created: str
+    name: str
+    fingerprint: Mapping[str, Any]
+    identity: Mapping[str, object]
+
+
 class IncrementalPlan:
-    """The part of planning that looks back; reads all earlier rows when it is built, and writes nothing.
+    """The part of planning that uses earlier runs; reads all their rows in its constructor, and writes nothing there.
 
     Attributes:
         selection: chooses from the listing.
     """
 
     def __init__(
-        self, spec: JobSpec, fingerprint: Mapping[str, Any], storage: Storage, *, before: tuple[str, str]
+        self, section: InputSection, select: SelectSection, storage: Storage, output_uri: str, *, run: NewRun
     ) -> None:
-        """`before`: the `records.age_order` of the run that is planned; later ones are not looked at.
+        """Read what earlier runs know of each image.
 
         Raises:
             SpecError: select.where is wrong.
             DamagedFileError: a file of an earlier run is damaged or missing.
             StorageError: the tables cannot be read.
         """
-        self._spec = spec
+        self._section = section
+        self._max_deleted_share = select.max_deleted_share
         self._storage = storage
-        self._run = before[1]
-        results = Results(spec.output.uri, storage, before=before)
-        picked = None
-        if spec.select.where is not None:
+        self._output_uri = output_uri
+        self._run = run.name
+        results = Results(output_uri, storage, before=(run.created, run.name))
+        where_ids = None
+        if select.where is not None:
             # Loads DuckDB.
             from pipeline.planning.where_filter import select_image_ids
 
-            picked = select_image_ids(results, spec.select.where)
+            where_ids = select_image_ids(results, select.where)
         self._rows, history = read_history(results)
-        traits = _traits(spec, fingerprint, self._rows.records)
-        self.selection = Selection(history, traits, retry=spec.select.retry, picked=picked, storage=storage)
+        compatibility = _compare_runs(section, run, self._rows.records)
+        self.selection = Selection(history, compatibility, retry=select.retry, where_ids=where_ids, storage=storage)
 
     @property
     def has_listed(self) -> bool:
-        """Whether the listing held an image by now."""
-        return self.selection.told(0)["listed"] > 0
+        """Whether the listing has held an image so far."""
+        return self.selection.counts_dict(0)["listed"] > 0
 
     @property
     def known_images(self) -> int:
         """Images that earlier runs found in this input, and that are not deleted."""
-        return self.selection.history.unseen(self.selection.traits.is_same_input)[0]
+        return self._find_unlisted()[0]
 
     def find_deleted(self) -> NDArray[np.int64]:
-        """Return the places in the history of images that are gone; to be asked when all is listed.
+        """Return the places in the history of the images that are gone; call it when the whole input is listed.
 
         Raises:
             InputError: more are gone than select.max_deleted_share allows.
         """
-        if self._spec.input.limit is not None:
-            # Nobody knows what is behind the limit.
+        if self._section.limit is not None:
+            # What lies beyond the limit is not listed, and may still be there.
             return np.empty(0, np.int64)
-        known, gone = self.selection.history.unseen(self.selection.traits.is_same_input)
-        allowed = self._spec.select.max_deleted_share
+        known, gone = self._find_unlisted()
+        allowed = self._max_deleted_share
         if len(gone) > allowed * known:
             raise InputError(
-                f"{len(gone):,} of the {known:,} images that earlier runs found in {self._spec.input.uri} are not "
-                f"listed any more, and select.max_deleted_share allows a share of {allowed:g}; see whether the input "
-                "is all there, or give --max-deleted-share 1 if they are really gone."
+                f"{len(gone):,} of the {known:,} images that earlier runs found in {self._section.uri} are not "
+                f"listed any more, and select.max_deleted_share allows a share of {allowed:g}; check whether the input "
+                "is complete, or give --max-deleted-share 1 if they are really gone."
             )
         return gone
 
-    def mark_deleted(self, is_stopped: threading.Event) -> int:
-        """Write which images are gone, and return how many; see `find_deleted`."""
+    def record_deletions(self, is_stopped: threading.Event) -> int:
+        """Write the deletion records of the images that are gone, and return their number; see `find_deleted`.
+
+        Args:
+            is_stopped: once it is set, no further part is written.
+        """
         tables = self._rows.resolve_uris(self.selection.history, self.find_deleted())
-        return write_deletions(self._storage, self._spec.output.uri, self._run, _in_parts(tables, is_stopped))
+        return write_deletions(self._storage, self._output_uri, self._run, _in_parts(tables, is_stopped))
+
+    def _find_unlisted(self) -> tuple[int, NDArray[np.int64]]:
+        return self.selection.history.not_listed(self.selection.compatibility.is_same_input)
 
 
-def _traits(spec: JobSpec, fingerprint: Mapping[str, Any], records: Sequence[RunRecord]) -> RunCompatibility:
-    identity = spec.identity()
+def _compare_runs(section: InputSection, run: NewRun, records: Sequence[RunRecord]) -> RunCompatibility:
+    """Compare earlier runs, oldest first, with the new one."""
 
     def flags(is_so: Iterator[bool]) -> NDArray[np.bool_]:
         return np.fromiter(is_so, bool, len(records))
 
     return RunCompatibility(
-        flags(
-            record.fingerprint == dict(fingerprint)
-            and record.identity.get("model.precision") == identity["model.precision"]
+        is_same_model=flags(
+            record.fingerprint == dict(run.fingerprint)
+            and record.identity.get("model.precision") == run.identity["model.precision"]
             for record in records
         ),
-        flags(all(record.identity.get(key) == identity[key] for key in _LIMITS) for record in records),
-        flags(is_of_input(record, spec) for record in records),
+        is_same_limits=flags(
+            all(record.identity.get(key) == run.identity[key] for key in _LIMITS) for record in records
+        ),
+        is_same_input=flags(is_of_input(record, section) for record in records),
     )
 
 
 def _in_parts(tables: Iterator[pa.Table], is_stopped: threading.Event) -> Iterator[pa.Table]:
-    """Gather tables into larger ones; ends early when stopped."""
+    """Join small tables into larger ones; ends early when stopped."""
     kept: list[pa.Table] = []
     count = 0
     for table in tables:

@@ -1,8 +1,7 @@
-"""The frozen manifest: Parquet parts that hold every image of the run in a fixed order, cut into shards.
+"""The frozen manifest: Parquet parts that hold every image of a run in a fixed order, cut into shards.
 
-A part never changes once it is written. Parts are plain Parquet like everything else, so that a person can ask
-what was planned; the first ones are small, so that work begins early, and a shard is a stretch of rows that is
-found by arithmetic.
+A part never changes once it is written. The first parts are small, so that work begins early. A shard is a range of
+rows, and its place is computed from its index. Parts are plain Parquet that any reader can query.
 """
 
 import io
@@ -19,26 +18,27 @@ from pipeline.inputs.containers.tar import archive_suffix
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.listing import COMMENT_LINES
 from pipeline.inputs.shard import Shard
-from pipeline.output.part_files import read_part as read_columns
+from pipeline.output.part_files import read_part
 from pipeline.output.schema import SCHEMA_VERSION
 from pipeline.storage.damage import damaged, missing
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import display_uri, join
 
 FIRST_PART_IMAGES = 1024
-"""Images in the first part: a page of an S3 listing. Each part holds twice as many as the one before, up to:"""
+"""Images in the first part: a page of an S3 listing. Each part holds twice as many as the one before, up to
+PART_IMAGES."""
 PART_IMAGES = 65_536
 """Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
 
-_NOTED = b"htc_manifest"
+_MANIFEST_KEY = b"htc_manifest"
 _PLAIN_COLUMNS = ("bytes", "etag", "offset", "row", "column", "problem", "failed_before")
-_RECORD = b"htc_run"
+_RECORD_KEY = b"htc_run"
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("position", pa.int64(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
-        # The name's bytes where they are no valid UTF-8, which `uri` can only show escaped.
+        # The name's bytes where they are not valid UTF-8; `uri` holds an escaped form then.
         pa.field("uri_bytes", pa.binary()),
         pa.field("bytes", pa.int64()),
         pa.field("etag", pa.string()),
@@ -48,7 +48,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("row", pa.int64()),
         pa.field("column", pa.string()),
         pa.field("problem", pa.string()),
-        # Null in no part that this release writes; the column is absent from those of older ones.
+        # Never null in parts of this release; parts of older releases lack the column.
         pa.field("failed_before", pa.bool_()),
     ],
     metadata={"htc_schema_version": str(SCHEMA_VERSION)},
@@ -57,7 +57,7 @@ MANIFEST_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PartLayout:
-    """Which shards lie in which part, by arithmetic alone.
+    """Which shards are in which part, computed without reading anything.
 
     first_shards: shards in the first part; each part has twice those of the one before, at most `part_shards`.
     """
@@ -73,14 +73,14 @@ class PartLayout:
         return cls(shard_images, min(most, max(1, FIRST_PART_IMAGES // shard_images)), most)
 
     def find(self, shard: int) -> tuple[int, int]:
-        """Return a shard's part, and how many shards lie before it there."""
+        """Return the number of a shard's part, and the number of shards before it in that part."""
         number, start, size = 0, 0, self.first_shards
         while size < self.part_shards:
             if shard < start + size:
                 return number, shard - start
             number, start, size = number + 1, start + size, min(2 * size, self.part_shards)
-        whole, within = divmod(shard - start, self.part_shards)
-        return number + whole, within
+        parts, within = divmod(shard - start, self.part_shards)
+        return number + parts, within
 
     def images(self, number: int) -> int:
         """Return how many images a part holds when it is full."""
@@ -91,13 +91,14 @@ class PartLayout:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of the frozen input.
+    """What is known of the frozen input; the counts grow until `is_planned`.
 
-    listed_bytes: encoded bytes of the images whose size listing told. unsized_images: the others.
-    duplicates, skipped, without_images, columns, refused, links, link, listing, signed: see `sources.SourceNotes`.
-    first_part_shards: see `PartLayout`; 0 where all parts have `part_shards`. is_planned: whether that is all; while
-        the input is being listed, the counts grow.
-    selection: of an incremental run, what became of the listed images, see `selection_counts`; empty for a full one.
+    listed_bytes: encoded bytes of the images whose size the listing has. unsized_images: the number of the others.
+    duplicates, skipped, without_images, columns, refused, links, link, listing, signed: see
+        `inputs.listing.SourceNotes`.
+    first_part_shards: see `PartLayout.first_shards`; 0 when all parts have `part_shards`.
+    is_planned: whether the whole input is planned.
+    selection: of an incremental run, the listed images by reason, see `Selection.counts_dict`; empty for a full run.
     """
 
     image_count: int
@@ -121,11 +122,11 @@ class Manifest:
 
     @property
     def layout(self) -> PartLayout:
-        """Where the shards lie."""
+        """Which shards are in which part."""
         return PartLayout(self.shard_images, self.first_part_shards or self.part_shards, self.part_shards)
 
     def left_out(self) -> list[str]:
-        """Say what of the input is no row of its own, a line per kind: nothing is dropped silently."""
+        """Return a line for each kind of entry that has no row of its own, or only one with a reason."""
         lines = []
         if self.duplicates:
             entries = "entry names" if self.duplicates == 1 else "entries name"
@@ -138,26 +139,26 @@ class Manifest:
         if others := {
             kind: count for kind, count in self.skipped.items() if kind not in archives and kind != COMMENT_LINES
         }:
-            lines.append(f"files that are no images, left out: {_counted(others)}")
+            lines.append(f"files that are not images, left out: {_counted(others)}")
         if self.links:
             what = "1 link to a folder" if self.links == 1 else f"{self.links:,} links to folders"
-            lines.append(f"{what} not entered, as the files are listed by other names: {display_uri(self.link)}")
+            lines.append(f"{what} not followed, as the files are listed under other names: {display_uri(self.link)}")
         lines += [f"not readable, each a row with its reason: {count:,} {kind}" for kind, count in self.refused.items()]
         lines += [f"left out: {uri} ({instead})" for uri, instead in self.without_images.items()]
         return lines
 
     def read_columns(self) -> str:
-        """Say which columns of Parquet files the images are read from; empty where there are none."""
+        """Return the columns of Parquet files that the images are read from, as text; empty when there are none."""
         counts = (f"{column} ({count:,} {'file' if count == 1 else 'files'})" for column, count in self.columns.items())
         return ", ".join(counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-able values, for run.json."""
+        """Return plain JSON values, for run.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Manifest":
-        """Read what `to_dict` wrote; later versions' keys are ignored."""
+        """Read what `to_dict` wrote; keys of later releases are ignored."""
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
@@ -167,9 +168,10 @@ def _counted(kinds: Mapping[str, int]) -> str:
 
 
 class ManifestReader:
-    """Reads shards from a manifest; keeps the part it read last, since shards are mostly asked for in order.
+    """Reads shards from a manifest; keeps the last part in memory, because shards are mostly read in order.
 
-    manifest: what is written so far; may be replaced while it grows.
+    Attributes:
+        manifest: what is written so far; replace it as planning proceeds.
     """
 
     def __init__(self, storage: Storage, folder: str, manifest: Manifest) -> None:
@@ -183,7 +185,8 @@ class ManifestReader:
 
         Raises:
             IndexError: there is no such shard.
-            StorageError: the manifest cannot be read, or is not the one that was planned.
+            DamagedFileError: a part is missing, damaged, or not the one that was planned.
+            StorageError: the manifest cannot be read.
         """
         plan = self.manifest
         if not 0 <= index < plan.shard_count:
@@ -192,76 +195,76 @@ class ManifestReader:
         table = self._read_part(number).slice(within * plan.shard_images, plan.shard_images)
         expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
         if len(table) != expected or table.column("shard")[0].as_py() != index:
-            raise damaged(part_uri(self._folder, number), f"shard {index} is not whole")
+            raise damaged(manifest_part_uri(self._folder, number), f"shard {index} is incomplete")
         images = tuple(refs_of(table))
         return Shard(index, images, self._storage.signed.find_all(ref.container or ref.uri for ref in images))
 
     def _read_part(self, number: int) -> pa.Table:
         if self._part is None or self._part[0] != number:
-            self._part = (number, read_part(self._storage, part_uri(self._folder, number)))
+            self._part = (number, read_manifest_part(self._storage, manifest_part_uri(self._folder, number)))
         return self._part[1]
 
 
 def manifest_uris(folder: str, manifest: Manifest) -> list[str]:
-    """Name the parts that hold what a manifest says, in their order."""
+    """Return the uris of a manifest's parts, in order."""
     uris: list[str] = []
     images = 0
     while images < manifest.image_count:
         images += manifest.layout.images(len(uris))
-        uris.append(part_uri(folder, len(uris)))
+        uris.append(manifest_part_uri(folder, len(uris)))
     return uris
 
 
-def part_uri(folder: str, number: int) -> str:
-    """Name a part of the manifest in `folder`."""
+def manifest_part_uri(folder: str, number: int) -> str:
+    """Return the uri of a part of the manifest in `folder`."""
     return join(folder, f"part-{number:05d}.parquet")
 
 
-def read_part(storage: Storage, uri: str) -> pa.Table:
+def read_manifest_part(storage: Storage, uri: str) -> pa.Table:
     """Read a part of a manifest.
 
     Raises:
-        DamagedFileError: it is damaged, or missing.
-        StorageError: it cannot be read.
+        DamagedFileError: the part is damaged, or missing.
+        StorageError: storage failed.
     """
     try:
-        return read_columns(storage, uri, MANIFEST_SCHEMA)
+        return read_part(storage, uri, MANIFEST_SCHEMA)
     except NotFoundError as error:
         raise missing(uri, "it holds images of the run") from error
 
 
 def refs_of(table: pa.Table) -> list[ImageRef]:
-    """Return the images of a part, or of a stretch of one."""
+    """Return the images of a part, or of a slice of one."""
     return [_ref_from_row(row) for row in table.to_pylist()]
 
 
-def names_of(table: pa.Table) -> list[str]:
-    """Return the images' uris alone."""
+def uris_of(table: pa.Table) -> list[str]:
+    """Return the uris of a part's images."""
     pairs = zip(table.column("uri").to_pylist(), table.column("uri_bytes").to_pylist(), strict=True)
     return [shown if odd is None else odd.decode("utf-8", "surrogateescape") for shown, odd in pairs]
 
 
-def manifest_up_to(table: pa.Table) -> Manifest | None:
-    """Return what was known when a part was written; None for a part of before that was noted."""
-    noted = (table.schema.metadata or {}).get(_NOTED)
-    return None if noted is None else Manifest.from_dict(json.loads(noted))
+def manifest_in(table: pa.Table) -> Manifest | None:
+    """Return the manifest up to and including this part; None for a part of a release that did not store it."""
+    stored = (table.schema.metadata or {}).get(_MANIFEST_KEY)
+    return None if stored is None else Manifest.from_dict(json.loads(stored))
 
 
 def record_in(table: pa.Table) -> dict[str, Any] | None:
-    """Return the content of run.json as a part keeps it, all but `manifest`; None for a part of an earlier release."""
-    noted = (table.schema.metadata or {}).get(_RECORD)
-    return None if noted is None else dict(json.loads(noted))
+    """Return the copy of run.json in a part, without `manifest`; None for a part of an older release."""
+    stored = (table.schema.metadata or {}).get(_RECORD_KEY)
+    return None if stored is None else dict(json.loads(stored))
 
 
-def encode_part(
+def encode_manifest_part(
     refs: list[ImageRef], first_position: int, manifest: Manifest, record: Mapping[str, Any] | None = None
 ) -> bytes:
-    """Encode a part.
+    """Encode a part as Parquet.
 
     Args:
-        first_position: of its first image in the whole input.
-        manifest: all parts, this one included; kept inside, so that planning that was cut off can go on.
-        record: the rest of run.json; kept inside, so that `htc doctor` can restore that file.
+        first_position: the position of its first image in the whole manifest.
+        manifest: of all parts so far, this one included; stored in the part, so that interrupted planning can resume.
+        record: the rest of run.json; stored in the part, so that `htc doctor` can restore that file.
     """
     positions = range(first_position, first_position + len(refs))
     columns: dict[str, list[Any]] = {
@@ -275,14 +278,16 @@ def encode_part(
     for name in _PLAIN_COLUMNS:
         columns[name] = [getattr(ref, name) for ref in refs]
     sink = io.BytesIO()
-    noted = {_NOTED: json.dumps(manifest.to_dict())} | ({} if record is None else {_RECORD: json.dumps(record)})
-    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, **noted})
+    stored = {_MANIFEST_KEY: json.dumps(manifest.to_dict())}
+    if record is not None:
+        stored[_RECORD_KEY] = json.dumps(record)
+    schema = MANIFEST_SCHEMA.with_metadata({**MANIFEST_SCHEMA.metadata, **stored})
     pq.write_table(pa.Table.from_pydict(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def _odd_bytes(name: str | None) -> bytes | None:
-    """Return a name's bytes when they are no valid UTF-8, else None."""
+    """Return a name's bytes when they are not valid UTF-8, else None."""
     if name is None or name.isascii():
         return None
     raw = name.encode("utf-8", "surrogateescape")

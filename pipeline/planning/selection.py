@@ -1,4 +1,4 @@
-"""Which of the listed images an incremental run does: new ones, changed ones, and those that only another model did."""
+"""Selection: which of the listed images an incremental run does."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ REASONS: Final[tuple[Reason, ...]] = (
     "not_ok",
     "not_selected",
 )
-"""What becomes of a listed image; those of the first four are done.
+"""Why a listed image is done (the first four) or left out.
 
-new: no row, or none since it was found deleted. changed: its newest row is of another version. retried: its newest row
-is not ok, and is done again. other_model: unchanged, and its results are another model's. unchanged: its newest ok row
-is of this version and this model. not_ok: unchanged, not ok, and not done again. not_selected: left out by `where`, or
-because only failures were asked for.
+new: it has no row, or none since it was deleted. changed: its newest row is of another version. retried: its newest row
+is not ok, and it is tried again. other_model: unchanged, and its results are another model's. unchanged: its newest ok
+row is of this version and this model. not_ok: unchanged, not ok, and not tried again. not_selected: excluded by
+`where`, or because `retry: failed` does failures only.
 """
 DONE: Final = frozenset(REASONS[:4])
 _NEW, _CHANGED, _RETRIED, _OTHER_MODEL, _UNCHANGED, _NOT_OK, _NOT_SELECTED = range(len(REASONS))
@@ -42,10 +42,9 @@ STAT_THREADS = 16
 
 @dataclass(frozen=True)
 class RunCompatibility:
-    """What matters of the earlier runs, each [runs], by their order.
+    """How earlier runs compare with the new one; each [runs] bool, oldest run first.
 
-    is_same_model: whether the run's model and precision are tonight's. is_same_limits: whether its limits on images
-    are. is_same_input: whether it listed the same input.
+    is_same_model: same model and precision. is_same_limits: same limits on images. is_same_input: same input.
     """
 
     is_same_model: NDArray[np.bool_]
@@ -54,53 +53,54 @@ class RunCompatibility:
 
 
 class Selection:
-    """Chooses from a listing, and counts.
+    """Chooses images from a listing, and counts them by reason.
 
     Attributes:
-        counts: by reason; those that are done are counted as they pass, the others a batch at a time.
+        history: what earlier runs know. compatibility: how those runs compare with the new one.
+        counts: by reason. Images to do are counted one by one as they are taken, the others a batch at a time.
     """
 
     def __init__(
         self,
         history: History,
-        traits: RunCompatibility,
+        compatibility: RunCompatibility,
         *,
         retry: Literal["none", "transient", "failed"],
-        picked: NDArray[np.int64] | None,
+        where_ids: NDArray[np.int64] | None,
         storage: Storage,
     ) -> None:
-        """`picked`: the numbers that `where` answered, ascending; None when it was not asked."""
+        """`where_ids`: the image ids that select.where returned, [N] int64 ascending; None without select.where."""
         self.history = history
-        self.traits = traits
+        self.compatibility = compatibility
         self._retry = retry
-        self._picked = picked
+        self._where_ids = where_ids
         self._storage = storage
         self._planned = np.empty(0, np.int64)
         self.counts: Counter[Reason] = Counter()
 
-    def go_on(self, planned: NDArray[np.int64], counts: Mapping[str, int]) -> None:
-        """Take over what was chosen before planning was cut off.
+    def resume(self, planned: NDArray[np.int64], counts: Mapping[str, int]) -> None:
+        """Continue from an interrupted planning.
 
         Args:
-            planned: the numbers that the manifest holds already. counts: of them.
+            planned: the ids of the images in the manifest, [N] int64. counts: their `Manifest.selection`.
         """
         self._planned = np.sort(planned)
         self.counts = Counter({reason: counts.get(reason, 0) for reason in REASONS if reason in DONE})
-        # One that is gone from the listing by now is still tonight's; its row will say `missing`.
-        self.history.mark(self._planned)
+        # An image that is no longer listed stays in the manifest; its row will be `missing`.
+        self.history.mark_listed(self._planned)
 
-    def told(self, deleted: int) -> dict[str, int]:
-        """Return the counts for the run's record: `listed`, which is the sum of all reasons, those, and `deleted`."""
+    def counts_dict(self, deleted: int) -> dict[str, int]:
+        """Return the counts for run.json: `listed` (the sum over all reasons), each reason, and `deleted`."""
         counts: dict[str, int] = {reason: self.counts[reason] for reason in REASONS}
         return {"listed": sum(counts.values()), **counts, "deleted": deleted}
 
     def choose(self, listed: Iterable[ImageRef]) -> Iterator[ImageRef]:
-        """Pass on the images to do, in their order; the others are counted and remembered as listed."""
+        """Yield the images to do, in their order; all listed images are marked in the history."""
         images = iter(listed)
         while batch := list(islice(images, BATCH_IMAGES)):
             ids = np.fromiter((image_id(ref.uri) for ref in batch), np.int64, len(batch))
             is_known, at = self.history.find(ids)
-            self.history.is_seen[at[is_known]] = True
+            self.history.is_listed[at[is_known]] = True
             is_planned = _is_in(ids, self._planned)
             batch = self._with_versions(batch, is_known)
             reasons = self._judge(batch, ids, is_known, at)
@@ -117,47 +117,71 @@ class Selection:
     def _judge(
         self, batch: list[ImageRef], ids: NDArray[np.int64], is_known: NDArray[np.bool_], at: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the place in REASONS of each image; `is_known`, `at`: its place in the history."""
+        """Return the index in REASONS of each image, [N] int64.
+
+        The first line that applies decides. "Same" and "other" compare with the new run; `missing` is transient.
+
+        | what the history holds of the image | `retry: transient` | `retry: none` |
+        |---|---|---|
+        | nothing | new | new |
+        | an ok row of this version and the same model | unchanged | unchanged |
+        | newest row: another version | changed | changed |
+        | newest row: same model, permanent failure, same limits | not_ok | not_ok |
+        | newest row: same model, permanent failure, other limits | retried | not_ok |
+        | newest row: same model, transient failure | retried | not_ok |
+        | newest row: other model; `where` includes the image, or there is no `where` | other_model | other_model |
+        | newest row: other model; `where` excludes the image | not_selected | not_selected |
+
+        | what the history holds of the image | `retry: failed` |
+        |---|---|
+        | newest row: any failure | retried |
+        | an ok row of this version and the same model | unchanged |
+        | anything else, or nothing | not_selected |
+
+        Args:
+            ids: [N] int64, of the batch. is_known, at: what `History.find` returns for them.
+        """
         reasons = np.full(len(batch), _NEW)
         if not is_known.any():
             return reasons if self._retry != "failed" else np.full(len(batch), _NOT_SELECTED)
         etags, sizes = versions_of(batch)
         entries = self.history.entries[at]
         newest, ok = entries["newest"], entries["ok"]
-        has_ok = ok["order"] >= 0
-        is_fresh = has_ok & self.traits.is_same_model[ok["order"]] & is_same_version(etags, sizes, ok)
-        is_changed = ~is_same_version(etags, sizes, newest)
-        is_own = self.traits.is_same_model[newest["order"]]
+        is_same_model = self.compatibility.is_same_model
+        has_result = (ok["order"] >= 0) & is_same_model[ok["order"]] & is_same_version(etags, sizes, ok)
+        has_failed = newest["kind"] != OK
         if self._retry == "failed":
-            is_again = is_known & (newest["kind"] != OK)
-            return np.where(is_again, _RETRIED, np.where(is_known & is_fresh, _UNCHANGED, _NOT_SELECTED))
-        is_settled = (newest["kind"] == PERMANENT) & self.traits.is_same_limits[newest["order"]]
+            is_retried = is_known & has_failed
+            return np.where(is_retried, _RETRIED, np.where(is_known & has_result, _UNCHANGED, _NOT_SELECTED))
+        is_changed = ~is_same_version(etags, sizes, newest)
+        is_of_model = is_same_model[newest["order"]]
+        is_final = (newest["kind"] == PERMANENT) & self.compatibility.is_same_limits[newest["order"]]
         if self._retry == "none":
-            is_settled |= newest["kind"] != OK
-        is_picked = _is_in(ids, self._picked) if self._picked is not None else np.ones(len(ids), bool)
+            is_final |= has_failed
+        is_included = _is_in(ids, self._where_ids) if self._where_ids is not None else np.ones(len(ids), bool)
         return np.select(
-            [~is_known, is_fresh, is_changed, is_own & is_settled, is_own, is_picked],
+            [~is_known, has_result, is_changed, is_of_model & is_final, is_of_model, is_included],
             [_NEW, _UNCHANGED, _CHANGED, _NOT_OK, _RETRIED, _OTHER_MODEL],
             _NOT_SELECTED,
         )
 
     def _with_versions(self, batch: list[ImageRef], is_known: NDArray[np.bool_]) -> list[ImageRef]:
-        """Ask the store for the versions of known images that were listed without any, as text listings do."""
-        unsure = [
+        """Stat the known images that were listed without a version, as text listings do."""
+        without_version = [
             place
             for place in np.flatnonzero(is_known).tolist()
             if batch[place].etag is None
             and batch[place].bytes is None
-            # What cannot be read has no version, and its name need not be an address.
+            # An entry that cannot be read has no version, and its name may not be an address.
             and batch[place].container is None
             and batch[place].problem is None
         ]
-        if not unsure:
+        if not without_version:
             return batch
         with ThreadPoolExecutor(STAT_THREADS, thread_name_prefix="stat") as pool:
-            found = list(pool.map(self._with_version, [batch[place] for place in unsure]))
+            found = list(pool.map(self._with_version, [batch[place] for place in without_version]))
         batch = list(batch)
-        for place, ref in zip(unsure, found, strict=True):
+        for place, ref in zip(without_version, found, strict=True):
             batch[place] = ref
         return batch
 
@@ -165,16 +189,16 @@ class Selection:
         try:
             listed = self._storage.stat(ref.uri)
         except StorageError:
-            # It counts as changed; reading it will tell what is the matter.
+            # It counts as changed; reading it will give the reason.
             return ref
         return replace(ref, bytes=listed.bytes, etag=listed.etag)
 
 
 def failed_before(history: History, refs: Sequence[ImageRef]) -> NDArray[np.bool_]:
-    """Tell of which images the newest earlier row is not ok, and of this very version; [N] bool.
+    """Return for which images the newest earlier row is not ok and of the same version; [N] bool.
 
-    Such an image that is not ok again is no news. One whose version is unknown now as it was then, such as an entry of
-    a text listing that is missing, counts as the same.
+    If such an image fails again, that is not a new failure. Two unknown versions count as the same, as for an entry of
+    a text listing that is missing.
     """
     ids = np.fromiter((image_id(ref.uri) for ref in refs), np.int64, len(refs))
     is_known, at = history.find(ids)
@@ -193,13 +217,14 @@ def versions_of(refs: Sequence[ImageRef]) -> tuple[NDArray[np.uint64], NDArray[n
 
 
 def is_same_version(etags: NDArray[np.uint64], sizes: NDArray[np.int64], known: NDArray[Any]) -> NDArray[np.bool_]:
-    """Compare versions where both are known, else sizes where both are, else say no."""
+    """Return which versions are the same, [N] bool: by etag where both are known, else by size, else False."""
     has_both = (etags != 0) & (known["etag"] != 0)
     has_sizes = (sizes >= 0) & (known["bytes"] >= 0)
     return np.asarray(np.where(has_both, etags == known["etag"], has_sizes & (sizes == known["bytes"])))
 
 
 def _is_in(ids: NDArray[np.int64], ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which ids are in a sorted array, [N] bool."""
     if not len(ascending):
         return np.zeros(len(ids), bool)
     at = np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)

@@ -1,4 +1,4 @@
-"""What became of the images that an incremental run listed, in words."""
+"""The selection counts of an incremental run, as sentences."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,15 @@ from pipeline.text import count_of
 
 # By `selection.Reason`.
 _DONE = {"new": "new", "changed": "changed", "retried": "not ok before", "other_model": "of another model"}
-_LEFT = {"unchanged": "unchanged", "not_ok": "not ok and unchanged", "not_selected": "not asked for"}
+_LEFT = {"unchanged": "unchanged", "not_ok": "not ok and unchanged", "not_selected": "not selected"}
 
 
 def selection_lines(selection: Mapping[str, int]) -> list[str]:
-    """Say what is done and what is left, a sentence per line; none for a full run."""
+    """Return sentences on how many images are to do and why, and how many are left out; none for a full run.
+
+    Args:
+        selection: `Manifest.selection`.
+    """
     if not selection:
         return []
     done = sum(selection.get(reason, 0) for reason in _DONE)
@@ -18,7 +22,7 @@ def selection_lines(selection: Mapping[str, int]) -> list[str]:
     left = _counted(selection, _LEFT)
     lines = [f"{count_of(selection['listed'], 'image')} listed, {of_them}{f'; {left}' if left else ''}."]
     if deleted := selection.get("deleted", 0):
-        lines.append(f"{count_of(deleted, 'image')} not listed any more: to be found in the table deletions.")
+        lines.append(f"{count_of(deleted, 'image')} not listed any more; see the table deletions.")
     return lines
 
 

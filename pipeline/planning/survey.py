@@ -1,22 +1,23 @@
-"""What an input holds, counted without planning a run."""
+"""Survey of an input: its images counted as a new run would plan them, without writing anything."""
 
 from dataclasses import dataclass
 from itertools import islice
 
 from pipeline.inputs.image_ref import ImageRef
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import InputSection
 from pipeline.planning.incremental import IncrementalPlan
 from pipeline.planning.input_changes import InputComparison
 from pipeline.planning.manifest import Manifest, PartLayout
-from pipeline.planning.planner import ManifestCounts, check_not_empty, list_input, settle_shard_images
+from pipeline.planning.planner import ManifestCounts, list_input, no_images_error
+from pipeline.planning.shard_size import ShardSizing
 from pipeline.storage.storage import Storage
 
 
 @dataclass(frozen=True)
 class InputSurvey:
-    """What `htc plan` tells of an input that nothing has been written for.
+    """What `htc plan` reports of an input.
 
-    sample: the first images, in order.
+    manifest: the one that a new run would write. sample: the first images, in order.
     """
 
     manifest: Manifest
@@ -24,9 +25,11 @@ class InputSurvey:
 
 
 def survey_input(
-    spec: JobSpec,
+    section: InputSection,
     storage: Storage,
+    output_uri: str,
     *,
+    sizing: ShardSizing,
     sample_images: int = 8,
     incremental: IncrementalPlan | None = None,
     comparison: InputComparison | None = None,
@@ -34,26 +37,26 @@ def survey_input(
     """Count the input as a new run would plan it, and write nothing.
 
     Args:
-        comparison: with a complete run, for which the input may be empty by now; it watches the listing.
+        section: the input. output_uri: the run's own output, which is not input.
+        incremental: chooses from the listing; None for a full run.
+        comparison: follows the listing and compares it with a complete run. The input may be empty then.
 
     Raises:
         InputError: the input holds no image, or cannot be listed.
     """
-    tally = ManifestCounts(incremental=incremental)
-    listed = list_input(spec, storage, tally.notes)
+    counts = ManifestCounts(incremental=incremental)
+    listed = list_input(section, storage, output_uri, counts.notes)
     if comparison is not None:
-        listed = comparison.watch(listed)
-    size, chosen = settle_shard_images(
-        spec.compute, listed if incremental is None else incremental.selection.choose(listed)
-    )
-    tally.layout = PartLayout.of(size)
-    refs = tally.count(chosen)
+        listed = comparison.follow(listed)
+    size, chosen = sizing.choose(listed if incremental is None else incremental.selection.choose(listed))
+    counts.layout = PartLayout.of(size)
+    refs = counts.count(chosen)
     sample = tuple(islice(refs, sample_images))
     for _ in refs:
         pass
     if incremental is not None:
-        tally.deleted = len(incremental.find_deleted())
-    is_found = tally.images if incremental is None else incremental.has_listed or tally.deleted
+        counts.deleted = len(incremental.find_deleted())
+    is_found = counts.images if incremental is None else incremental.has_listed or counts.deleted
     if not is_found and comparison is None:
-        check_not_empty(spec, tally)
-    return InputSurvey(tally.manifest(is_planned=True), sample)
+        raise no_images_error(section, counts.notes)
+    return InputSurvey(counts.manifest(is_planned=True), sample)

@@ -1,4 +1,4 @@
-"""`select.where`: SQL over the tables of earlier runs that answers which images to do again."""
+"""select.where: SQL over the tables of earlier runs that returns which images to do again."""
 
 from functools import partial
 
@@ -8,24 +8,24 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SpecError
 from pipeline.output.results import Results
-from pipeline.output.views import ask
+from pipeline.output.views import query_views
 
 
 def select_image_ids(results: Results, where: str) -> NDArray[np.int64]:
-    """Run the SQL and return the numbers of the images that it answers, ascending.
+    """Run the SQL and return the ids of the images that it returns, [N] int64 ascending.
 
     Args:
-        where: a statement with a column `image_id` or, without that, `uri`; it reads the views of `htc query` and
-            nothing else.
+        where: a SELECT statement with a column `image_id` or, without that, `uri`; it can read the views of `htc query`
+            and nothing else.
 
     Raises:
-        SpecError: the SQL is wrong, not permitted, or answers neither column.
+        SpecError: the SQL is wrong, not permitted, or returns neither column.
         DamagedFileError: a part of an earlier run is damaged or missing.
     """
     try:
-        return ask(results, partial(_pick, where=where))
+        return query_views(results, partial(_pick, where=where))
     except SpecError as error:
-        reason = str(error).removesuffix(" (--allow-external lets it).").removesuffix(".")
+        reason = str(error).removesuffix(" (--allow-external permits it).").removesuffix(".")
         raise SpecError(f"select.where cannot be used: {reason}.") from None
 
 
@@ -39,10 +39,10 @@ def _pick(database: duckdb.DuckDBPyConnection, where: str) -> NDArray[np.int64]:
     if "image_id" in names:
         numbers = picked.select("image_id::BIGINT AS image_id")
     elif "uri" in names:
-        # By name, not by number: that of a name that is no Unicode is of its bytes, not of what is shown.
+        # Joined by uri: the id of a name that is not valid Unicode is a hash of its bytes, not of the uri shown.
         numbers = database.sql("SELECT image_id FROM images WHERE uri IN (SELECT uri FROM htc_picked)")
     else:
-        raise SpecError(f"it must answer a column image_id or uri, and answers {', '.join(picked.columns)}")
+        raise SpecError(f"it must return a column image_id or uri, and returns {', '.join(picked.columns)}")
     answer = numbers.filter("image_id IS NOT NULL").distinct().order("image_id")
     found = [np.asarray(batch.column(0), np.int64) for batch in answer.to_arrow_reader()]
     return np.concatenate([np.empty(0, np.int64), *found])

@@ -1,4 +1,4 @@
-"""How many workers fit, and what each of them gets."""
+"""WorkerPlan: how many workers fit a machine or cluster, and what each of them reserves."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
 from pipeline.machine_limits import usable_cpus, usable_memory
 
-# A worker on the CPU with what it reads ahead, at photos of 12 megapixels.
+# A worker on the CPU with what it reads ahead, for images of 12 megapixels.
 WORKER_BYTES = 2 * 2**30
 
 
-# A GPU worker decodes on as many cores, which keeps pace with about 15 images/s of 12 megapixels.
+# A GPU worker decodes on its cores; eight keep pace with about 15 images/s of 12 megapixels.
 MAX_AUTO_CPUS_PER_GPU_WORKER = 8.0
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """How many workers, and what each reserves; fractions allowed."""
+    """The number of workers, and the cores and GPUs that each reserves; fractions are allowed."""
 
     workers: int
     cpus: float
@@ -29,21 +29,23 @@ class WorkerPlan:
 
 
 def local_cpus() -> int:
-    """Cores this process may use; see `machine_limits.usable_cpus`."""
+    """Return the number of cores that this process may use; see `machine_limits.usable_cpus`."""
     return usable_cpus()
 
 
 def plan_workers(
     compute: ComputeSection, *, cpus: float, gpus: float, shards: int | None, memory_bytes: int | None = None
 ) -> WorkerPlan:
-    """Spread `shards` over a machine or cluster with so many cores and GPUs.
+    """Choose the workers for a machine or cluster.
 
-    Workers sit on GPUs when there are any, one each unless the spec gives them a fraction; else on cores, one
-    each. There are never more workers than shards, where their number is known, and always at least one.
+    By default a worker takes one GPU when there are any, else one core. There are never more workers than shards, and
+    always at least one.
 
     Args:
-        memory_bytes: of this machine; where the spec leaves the number of workers open, those on cores get
-            WORKER_BYTES each.
+        cpus, gpus: what the machine or cluster has.
+        shards: how many there are to do; None when that is not known.
+        memory_bytes: of this machine. When the spec leaves the number of workers open, a worker without a GPU gets
+            WORKER_BYTES; None for no such limit.
 
     Raises:
         RunError: a worker needs more than the whole cluster has.
@@ -67,10 +69,10 @@ def plan_workers(
 
 
 def expected_workers(compute: ComputeSection, resources: Mapping[str, float] | None = None) -> int:
-    """Return how many workers a run will have, as far as that is known before they are started.
+    """Return how many workers a run is expected to have, before they are started.
 
     Args:
-        resources: what the cluster has, by Ray's names; None for this machine.
+        resources: what the cluster has, by Ray's names ("CPU", "GPU"); None for this machine.
     """
     if compute.workers != "auto":
         return compute.workers
@@ -81,12 +83,12 @@ def expected_workers(compute: ComputeSection, resources: Mapping[str, float] | N
         cpus, gpus = float(local_cpus()), float(local_gpus())
         return plan_workers(compute, cpus=cpus, gpus=gpus, shards=None, memory_bytes=usable_memory()).workers
     except RunError:
-        # Too little for one worker: the run says so when it starts them.
+        # Too little for one worker; starting the workers will raise the error.
         return 1
 
 
 def local_gpus(devices: Path = Path("/dev")) -> int:
-    """The NVIDIA GPUs of this machine that this process may use, told without a library for them."""
+    """Count the NVIDIA GPUs that this process may use, without CUDA: by CUDA_VISIBLE_DEVICES, else by device files."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([each for each in visible.split(",") if each.strip() not in {"", "-1", "NoDevFiles"}])

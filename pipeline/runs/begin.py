@@ -15,17 +15,18 @@ from pipeline.output.layout import run_folder
 from pipeline.output.run_record import (
     RunRecord,
     age_order,
-    held_runs,
     installed_versions,
     list_records,
     load_record,
+    runs_with_file,
     write_record,
 )
 from pipeline.planning.background import BackgroundPlanner
-from pipeline.planning.incremental import IncrementalPlan
+from pipeline.planning.incremental import IncrementalPlan, NewRun
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.planner import Planner, clear_parts, require_input, sign_again
-from pipeline.planning.resume_point import find_resume_point
+from pipeline.planning.resume_point import ResumePoint, find_resume_point
+from pipeline.planning.shard_size import ShardSizing
 from pipeline.runs.checks import check_matches, check_no_orphans, check_not_occupied, find_differences
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease, RunHeldError, clear_dead_lease
@@ -124,9 +125,7 @@ class Opening:
             self._refuse_company(name)
         moment = _later_than_all(list_records(storage, output_uri, damaged_runs={}), moment)
         folder = _manifest_folder(output_uri, name)
-        planner = Planner(
-            self._spec, storage, folder, incremental=self._look_back(moment.isoformat(), name), workers=self._workers
-        )
+        planner = self._planner(name, incremental=self._look_back(moment.isoformat(), name))
         with ExitStack() as undo:
             lease = self._take_lease(name, undo)
             other = load_record(storage, output_uri, name) if lease else None
@@ -150,7 +149,7 @@ class Opening:
     def _refuse_company(self, name: str) -> None:
         """Refuse a night beside a run that is going on: it would do again what that one has not done yet."""
         output_uri = self._spec.output.uri
-        for other in held_runs(self._storage, output_uri):
+        for other in runs_with_file(self._storage, output_uri, "lease.json"):
             record = load_record(self._storage, output_uri, other)
             # A complete run is held by who compacts it, and not in the way.
             if self._hold is None or other == name or (record is not None and self._is_complete(record)):
@@ -188,7 +187,7 @@ class Opening:
         manifest = Manifest.from_dict(record.manifest)
         planning = manifest if manifest.is_planned else self._plan_on(record, undo)
         if lease is not None and manifest.is_planned and manifest.signed:
-            sign_again(self._spec, storage)
+            sign_again(self._spec.input, storage, output_uri)
         run = RunHandle(storage, output_uri, record.run, planning, is_new=False, done=done, lease=lease)
         undo.pop_all()
         return run
@@ -196,23 +195,38 @@ class Opening:
     def _plan_on(self, record: RunRecord, undo: ExitStack) -> Manifest | BackgroundPlanner:
         """Go on with a planning that was cut off."""
         folder = _manifest_folder(self._spec.output.uri, record.run)
-        planned = find_resume_point(self._storage, folder, noted_images=int(record.manifest.get("image_count", 0)))
+        planned = find_resume_point(self._storage, folder, recorded_images=int(record.manifest.get("image_count", 0)))
         if planned is not None and planned.manifest.is_planned:
             # Only the last word about it is missing.
             write_record(self._storage, self._spec.output.uri, replace(record, manifest=planned.manifest.to_dict()))
             return planned.manifest
         incremental = self._look_back(*age_order(record))
-        planner = Planner(
-            self._spec, self._storage, folder, planned=planned, incremental=incremental, workers=self._workers
+        return self._plan(record, self._planner(record.run, planned=planned, incremental=incremental), undo)
+
+    def _planner(
+        self, name: str, *, planned: ResumePoint | None = None, incremental: IncrementalPlan | None = None
+    ) -> Planner:
+        spec = self._spec
+        sizing = ShardSizing.of(spec.compute, self._workers)
+        folder = _manifest_folder(spec.output.uri, name)
+        return Planner(
+            spec.input,
+            self._storage,
+            spec.output.uri,
+            folder,
+            sizing=sizing,
+            planned=planned,
+            incremental=incremental,
         )
-        return self._plan(record, planner, undo)
 
     def _look_back(self, created: str, name: str) -> IncrementalPlan | None:
         if self._spec.select.mode == "full":
             return None
         # Minutes of reading are not spent on a misspelt input.
-        require_input(self._spec, self._storage)
-        return IncrementalPlan(self._spec, self._fingerprint, self._storage, before=(created, name))
+        spec, output_uri = self._spec, self._spec.output.uri
+        require_input(spec.input, self._storage, output_uri)
+        run = NewRun(created, name, self._fingerprint, spec.identity())
+        return IncrementalPlan(spec.input, spec.select, self._storage, output_uri, run=run)
 
     def _plan(self, record: RunRecord, planner: Planner, undo: ExitStack) -> BackgroundPlanner:
         def keep(manifest: Manifest) -> None:

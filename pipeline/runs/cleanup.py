@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.output.layout import run_folder
-from pipeline.output.run_record import held_runs
+from pipeline.output.run_record import runs_with_file
 from pipeline.runs.lease import clear_dead_lease
 from pipeline.storage.local import TEMP_SUFFIX
 from pipeline.storage.storage import Storage
@@ -50,7 +50,7 @@ def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
         StorageError: storage failed.
     """
     count = 0
-    for name in held_runs(storage, output_uri):
+    for name in runs_with_file(storage, output_uri, "lease.json"):
         folder = run_folder(output_uri, name)
         if not storage.exists(join(folder, "run.json")) and clear_dead_lease(storage, output_uri, name):
             count += 1

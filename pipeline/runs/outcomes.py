@@ -9,10 +9,7 @@ Whether every image has its row is another question: compacting, publishing and 
 error budget is treated there as a complete one.
 """
 
-from typing import TYPE_CHECKING, Final, Literal, get_args
-
-if TYPE_CHECKING:
-    pass
+from typing import Final, Literal, get_args
 
 Outcome = Literal["complete", "incomplete", "over_error_budget", "interrupted"]
 State = Literal[Outcome, "running"]
@@ -23,6 +20,8 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INPUT_CHANGED: Final = 3
 """Of a run that was complete before, while its input is another one by now."""
+EXIT_INTERRUPTED: Final = 130
+"""128 and the number of SIGINT, as shells report it."""
 
 
 def exit_code_of(outcome: Outcome) -> int:

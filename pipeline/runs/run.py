@@ -111,11 +111,11 @@ class RunHandle:
     def read_shard(self, index: int) -> Shard:
         """Read one shard's images from the manifest."""
         shard = self._reader.read_shard(index)
-        return self._repeats.noted(shard) if self.manifest.selection else shard
+        return self._repeats.with_flags(shard) if self.manifest.selection else shard
 
     def repeats(self) -> NDArray[np.int64]:
         """Return the image ids of the images that were not ok before this run, ascending; [N] int64."""
-        return self._repeats.numbers(self.manifest)
+        return self._repeats.image_ids(self.manifest)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write summary.json; an earlier session's is replaced.

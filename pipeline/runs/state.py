@@ -94,7 +94,7 @@ def _judge_rows(results: "Results", record: "RunRecord", *, has_bug: bool) -> tu
     bad = table.filter(pc.not_equal(table.column("status"), "ok")).column("image_id").to_numpy()
     repeats = 0
     if len(bad):
-        numbers = RepeatedFailures(results.storage, results.output_uri, record.run).numbers(
+        numbers = RepeatedFailures(results.storage, results.output_uri, record.run).image_ids(
             Manifest.from_dict(record.manifest)
         )
         repeats = int(np.isin(bad, numbers).sum())

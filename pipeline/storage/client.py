@@ -6,12 +6,11 @@ import os
 from typing import Any
 
 from pipeline.errors import UnsupportedSchemeError
-from pipeline.redaction import redact
 from pipeline.storage.config import StorageSection
 from pipeline.storage.options import merge_options, options_of
 from pipeline.storage.s3_page_parser import quicken_listings
-from pipeline.storage.translate import one_line
 from pipeline.storage.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES, WEB_SCHEMES, WELL_KNOWN_SCHEMES
+from pipeline.text import message_of, one_line
 
 # File systems of fsspec that stand before another address.
 _INSIDE_OTHERS = frozenset(
@@ -54,7 +53,7 @@ def scheme_problem(scheme: str, section: StorageSection) -> str | None:
     except (ImportError, AttributeError) as error:
         extra = EXTRAS.get(scheme)
         remedy = f"; pip install 'htc-batch[{extra}]'" if extra else ""
-        return f"{scheme}:// needs a package that is not installed ({one_line(error)}){remedy}"
+        return f"{scheme}:// needs a package that is not installed ({message_of(error, max_chars=300)}){remedy}"
     if scheme in _INSIDE_OTHERS:
         return f"{scheme}:// names something inside another file, which is not read; unpack it, and name the files"
     missing = _required(system) - {*options_of(section.options, scheme), *fsspec.config.conf.get(scheme, {})}
@@ -88,8 +87,8 @@ def open_client(scheme: str, section: StorageSection) -> Any:
         if scheme in WELL_KNOWN_SCHEMES and isinstance(error, OSError | RuntimeError):
             raise
         # Hadoop's library finds no Java, a wrapper finds nothing to wrap: whatever it is, it will be so next time.
-        reason = f"{type(error).__name__}: {one_line(error)[:_LONGEST_REASON]}"
-        raise UnsupportedSchemeError(f"{scheme}:// cannot be opened here ({redact(reason)}).") from error
+        reason = one_line(error, max_chars=_LONGEST_REASON)
+        raise UnsupportedSchemeError(f"{scheme}:// cannot be opened here ({reason}).") from error
     if hasattr(client, "retries"):
         # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
         client.retries = 1

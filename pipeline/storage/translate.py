@@ -20,6 +20,7 @@ from pipeline.errors import (
 from pipeline.redaction import redact
 from pipeline.storage.damage import UNKNOWN_OUTPUT, damaged, output_of
 from pipeline.storage.uris import WEB_SCHEMES, WELL_KNOWN_SCHEMES, local_path, scheme_of
+from pipeline.text import one_line
 
 T = TypeVar("T")
 Verb = Literal["read", "write", "list", "delete"]
@@ -124,7 +125,7 @@ def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool)
     refusal = _refusal(error, names, status, uri, verb, is_local=is_local)
     if refusal is not None:
         return refusal
-    reason = redact(f"{type(error).__name__}: {one_line(error)}")
+    reason = one_line(error, max_chars=300)
     if _is_slow_down(error, status):
         return SlowDownError(f"Storage asked for fewer requests when it was to {verb} {uri} ({reason}).")
     if _is_hiccup(error, names, status, is_local=is_local):
@@ -179,11 +180,6 @@ def _folder_in_place(uri: str, verb: Verb) -> StorageError:
     if verb == "write":
         return StorageError(f"{uri} cannot be written, because a folder of that name is there; move it away.")
     return NotFoundError(f"{uri} is a folder, not a file.")
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's message without line breaks, at most 300 characters."""
-    return " ".join(str(error).split())[:300]
 
 
 def _is_hiccup(error: BaseException, names: set[str], status: int | None, *, is_local: bool) -> bool:

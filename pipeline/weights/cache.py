@@ -1,8 +1,7 @@
-"""Weights files on this machine: published ones downloaded once, remote ones copied, all of them checked.
+"""Finds, downloads and checks weights files; keeps them in a cache on this machine.
 
-The cache is `$HTC_CACHE/weights`, else `~/.cache/htc-batch/weights`. A download goes to a `.part` file that
-the next attempt continues, and gets its name only when its hash is right. Workers that start together wait
-for one download instead of doing it each.
+The cache is `$HTC_CACHE/weights`, else `~/.cache/htc-batch/weights`. A download goes to a `.part` file, which the next
+attempt continues, and is renamed when its hash is right. Workers that start together share one download.
 """
 
 import fcntl
@@ -23,28 +22,29 @@ from pipeline.errors import NotFoundError, StorageError, WeightsUnavailableError
 from pipeline.job_spec.job import ModelSection
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, home_path, is_local, local_path
+from pipeline.text import message_of
 
 CHUNK_BYTES = 16 * 2**20
-"""Read at once, and thus lost at most when a download breaks."""
+"""Bytes per read, and so the most that an interrupted download loses."""
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are here and those expected (None: not told) after each chunk."""
+"""Called after each chunk with the bytes downloaded so far and the total (None if unknown)."""
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloaded weights are kept in; it may not exist yet."""
+    """Return the cache folder of downloaded weights; it may not exist yet."""
     root = os.environ.get("HTC_CACHE")
     return (home_path(root) if root else home_path("~/.cache/htc-batch")) / "weights"
 
 
 def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Path | None:
-    """Find the file that a spec's `model.weights` means, downloading it if it is not here.
+    """Return the local file of a spec's `model.weights`, downloading it if it is not on this machine.
 
     Returns:
         a local path; None for "untrained".
 
     Raises:
-        WeightsUnavailableError: no such file, nothing published for the preset, or no way to get it.
+        WeightsUnavailableError: no such file, nothing published for the preset, or the download fails.
     """
     if section.weights == "untrained":
         return None
@@ -61,7 +61,7 @@ def resolve_weights(section: ModelSection, storage: Storage | None = None) -> Pa
 
 
 def weights_here(section: ModelSection) -> Path | None:
-    """Return the local file of the spec's weights; None when there is none or it has yet to be fetched."""
+    """Return the local file of the spec's weights; None for "untrained" and for a file that is not downloaded yet."""
     if section.weights == "untrained":
         return None
     if section.weights == "demo":
@@ -82,16 +82,18 @@ def fetch_weights(
     *,
     storage: Storage | None = None,
     on_progress: Progress | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Path:
-    """Download a published checkpoint unless it is here, and check its hash.
+    """Download a published checkpoint unless it is on this machine, and check its hash.
 
     Args:
         name: a preset, or a name of `htc_model.weights.model_zoo`.
-        cache_dir: where to keep it, instead of the cache.
+        cache_dir: the folder to keep it in, instead of the cache.
+        chunk_bytes: the bytes per read.
 
     Raises:
-        WeightsUnavailableError: unknown name, no published file, offline, disk full, or a wrong hash; the
-            message says what to do.
+        WeightsUnavailableError: unknown name, no published file, offline, disk full, or a wrong hash; the message
+            states the way out.
     """
     try:
         published = find(name)
@@ -100,12 +102,17 @@ def fetch_weights(
             f"{error} Use --weights with a file of your own, or --weights untrained."
         ) from error
     if published.url is None or published.file_name is None or published.sha256_prefix is None:
-        raise WeightsUnavailableError(
-            f"No file of {published.name} is known to download; give the path of one with --weights."
-        )
+        raise WeightsUnavailableError(f"No file of {published.name} is published; give the path of one with --weights.")
     target = (cache_dir or cache_folder()) / published.file_name
     try:
-        download(published.url, target, published.sha256_prefix, storage=storage, on_progress=on_progress)
+        download(
+            published.url,
+            target,
+            published.sha256_prefix,
+            storage=storage,
+            on_progress=on_progress,
+            chunk_bytes=chunk_bytes,
+        )
     except StorageError as error:
         raise WeightsUnavailableError(_offline_advice(published, target, error)) from error
     return target
@@ -118,12 +125,16 @@ def download(
     *,
     storage: Storage | None = None,
     on_progress: Progress | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> None:
-    """Copy a remote file to a local path, continuing an earlier attempt; nothing to do if it is here.
+    """Copy a remote file to a local path, continuing an earlier attempt; does nothing if the target exists.
+
+    Args:
+        chunk_bytes: the bytes per read.
 
     Raises:
         StorageError: the source cannot be read.
-        WeightsUnavailableError: the hash is wrong, or the disk refuses.
+        WeightsUnavailableError: the hash is wrong, or the target cannot be written.
     """
     part = target.with_name(f"{target.name}.part")
     try:
@@ -132,7 +143,7 @@ def download(
             if target.exists():
                 _check_hash(target, target, sha256_prefix)
                 return
-            _append_rest(storage or Storage(), uri, part, on_progress)
+            _append_rest(storage or Storage(), uri, part, on_progress, chunk_bytes)
             _check_hash(part, target, sha256_prefix)
             part.replace(target)
     except OSError as error:
@@ -143,24 +154,24 @@ def download(
 
 @contextmanager
 def _sole_writer(target: Path) -> Iterator[None]:
-    """Let one process of this machine at a time work on a file; the kernel lets go when a process dies."""
+    """Lock a file for one process of this machine at a time; the kernel releases the lock when a process dies."""
     with target.with_name(f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _append_rest(storage: Storage, uri: str, part: Path, on_progress: Progress | None) -> None:
+def _append_rest(storage: Storage, uri: str, part: Path, on_progress: Progress | None, chunk_bytes: int) -> None:
     total = storage.stat(uri).bytes
     with part.open("ab") as file:
-        if total is None:  # the server does not tell, so there are no ranges either
+        if total is None:  # a server that does not report the size has no ranges either
             file.truncate(0)
             file.write(storage.read(uri))
             return
-        if file.tell() > total:  # not a beginning of this file
+        if file.tell() > total:  # not the beginning of this file
             file.truncate(0)
             file.seek(0)
         while (here := file.tell()) < total:
-            file.write(storage.read(uri, here, min(CHUNK_BYTES, total - here)))
+            file.write(storage.read(uri, here, min(chunk_bytes, total - here)))
             file.flush()
             if on_progress is not None:
                 on_progress(file.tell(), total)
@@ -174,10 +185,10 @@ def _check_hash(path: Path, target: Path, sha256_prefix: str | None) -> None:
     if sha256.startswith(sha256_prefix):
         return
     if path != target:
-        path.unlink()  # continuing it would never come right
+        path.unlink()  # continuing it would give the same wrong hash
         raise WeightsUnavailableError(
-            f"What was downloaded as {target.name} has the sha256 {sha256[:8]}... instead of "
-            f"{sha256_prefix}...; it was thrown away, try again."
+            f"The download of {target.name} has the sha256 {sha256[:8]}... instead of {sha256_prefix}... and was "
+            "deleted; try again."
         )
     raise WeightsUnavailableError(
         f"{target} is damaged: its sha256 is {sha256[:8]}... instead of {sha256_prefix}...; delete it and try again."
@@ -185,15 +196,15 @@ def _check_hash(path: Path, target: Path, sha256_prefix: str | None) -> None:
 
 
 def _offline_advice(published: PublishedWeights, target: Path, error: StorageError) -> str:
-    reason = str(error).rstrip(".")
+    reason = message_of(error)
     return (
-        f"The weights {published.name} could not be downloaded ({reason}). Where there is a network, get "
-        f"{published.url}, put it here as {target}, and check it with: htc weights verify {target}"
+        f"The weights {published.name} could not be downloaded ({reason}). On a machine with network access download "
+        f"{published.url}, copy it here to {target}, and check it with: htc weights verify {target}"
     )
 
 
 def _copy_remote(uri: str, storage: Storage) -> Path:
-    """Copy a weights file from remote storage into the cache; another version is another file there."""
+    """Copy a weights file from remote storage into the cache, in a folder for its version."""
     try:
         listed = storage.stat(uri)
         version = hashlib.sha256(f"{uri}\0{listed.etag}\0{listed.bytes}".encode()).hexdigest()[:16]

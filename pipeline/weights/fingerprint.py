@@ -1,4 +1,4 @@
-"""What makes two runs' models the same: preset, weights and settings, each as a hash; needs no torch."""
+"""Identity of a model: its preset, and hashes of its weights and configuration; needs no torch."""
 
 import hashlib
 import json
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from htc_model.config import ModelConfig, config_from_dict, config_sha256, load_preset
 from pipeline.errors import SpecError
-from pipeline.job_spec.job import JobSpec, ModelSection
+from pipeline.job_spec.job import ModelSection
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import resolve_weights
 
-# Names the rule by which htc_model.weights.untrained draws its values; another rule needs another name.
+# Names the rule by which htc_model.weights.untrained computes its values; another rule needs another name.
 UNTRAINED = "untrained-v1"
 _CHUNK_BYTES = 2**20
-# Of safetensors itself; a longer one is no such file.
+# The limit of the safetensors format; a file with a longer header is not valid.
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -22,8 +22,9 @@ _MAX_HEADER_BYTES = 100_000_000
 class ModelFingerprint:
     """Identity of a model.
 
-    weights_sha256: of the weights file's bytes, or "untrained-v1".
-    config_sha256: of the preset with the spec's threshold and number of detections.
+    weights_sha256: the hash of the weights file's bytes, or "untrained-v1".
+    config_sha256: the hash of the preset with the spec's score threshold and number of detections.
+    trained: whether there is a weights file.
     """
 
     preset: str
@@ -32,48 +33,47 @@ class ModelFingerprint:
     trained: bool
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON-able values, for run.json."""
+        """Return plain JSON-able values, for run.json."""
         return asdict(self)
 
 
-def resolve_preset(spec: JobSpec, storage: Storage | None = None) -> JobSpec:
-    """Return the spec with the preset that its weights file names, for a spec that names none itself.
+def resolve_preset(section: ModelSection, storage: Storage | None = None) -> ModelSection:
+    """Return the section with the preset that its weights file names, if the section itself names none.
 
-    Remote weights are fetched. Files that do not say what they are leave the spec as it is.
+    Remote weights are fetched. If the file does not name its preset, the section stays as it is.
 
     Raises:
-        WeightsUnavailableError: the weights cannot be had.
-        SpecError: the spec names another preset than the file.
+        WeightsUnavailableError: the weights file is not available.
+        SpecError: the section names another preset than the file.
     """
-    section = spec.model
     if section.weights in {"coco", "untrained"}:
-        # These words take any preset, and say nothing of it.
-        return spec
+        # These words are valid with any preset and do not choose one.
+        return section
     config = config_of_weights(resolve_weights(section, storage))
     if config is None or config.name == section.preset:
-        return spec
+        return section
     if "preset" in section.model_fields_set:
         raise SpecError(
             f"{section.weights} holds weights of {config.name}, not of {section.preset}; leave model.preset "
-            "(--model) out to take what the file says."
+            "(--model) out to use the file's preset."
         )
-    return spec.model_copy(update={"model": section.model_copy(update={"preset": config.name})})
+    return section.model_copy(update={"preset": config.name})
 
 
 def config_of_weights(path: Path | None) -> ModelConfig | None:
-    """Read which network a `.safetensors` file is for: its preset, switches, sizes, classes and category ids.
+    """Read the network configuration in a `.safetensors` file: preset, switches, sizes, classes and category ids.
 
     Returns:
-        None for another kind of file, one that does not say, or one that cannot be read (loading it says why).
+        None if the file is of another kind, holds no configuration, or cannot be read (loading it reports why).
 
     Raises:
-        ModelConfigError: it says something that this version does not understand.
+        ModelConfigError: this version does not understand the configuration.
     """
     if path is None or path.suffix != ".safetensors":
         return None
     try:
         with path.open("rb") as file:
-            # The format: the header's length as eight bytes, little endian, then the header as JSON.
+            # The safetensors format: the header's length in eight bytes, little endian, then the header as JSON.
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= _MAX_HEADER_BYTES else {}
         text = header.get("__metadata__", {}).get("config")
@@ -84,10 +84,10 @@ def config_of_weights(path: Path | None) -> ModelConfig | None:
 
 
 def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelConfig:
-    """The network that the weights file describes, else the spec's preset, with the spec's threshold and number.
+    """Return the weights file's network configuration, else the preset's, with the spec's threshold and maximum.
 
     Args:
-        weights: the local file of the spec's weights, if there is one.
+        weights: the local weights file, if there is one.
 
     Raises:
         ModelConfigError: there is no such preset.
@@ -100,10 +100,10 @@ def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelC
 
 
 def compute_fingerprint(section: ModelSection, storage: Storage | None = None) -> ModelFingerprint:
-    """Hash the model that the spec names, fetching its weights when they are not there yet.
+    """Hash the model that the section describes, fetching its weights if they are not on this machine.
 
     Raises:
-        WeightsUnavailableError: the weights cannot be had.
+        WeightsUnavailableError: the weights file is not available.
     """
     path = resolve_weights(section, storage)
     return ModelFingerprint(

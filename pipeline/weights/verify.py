@@ -1,23 +1,20 @@
-"""Whether a weights file is whole and fits its network."""
+"""Verifies a weights file: its hash, and the network that it fits."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from htc_model.weights.model_zoo import (
-    find_by_sha256,
-    sha256_prefix_of,
-)
+from htc_model.weights.model_zoo import find_by_sha256, sha256_prefix_of
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What a weights file is.
+    """The contents of a weights file.
 
     path, bytes, sha256 (64 hex digits): of the file.
-    expected_prefix: the hash digits that its name promises, or None. is_hash_right: None without a promise.
-    published: the name of the published checkpoint that this is, by its hash, or None.
+    expected_prefix: the hash digits in its name, or None. is_hash_right: whether they match; None without them.
+    published: the name of the published checkpoint with this hash, or None.
     preset: the preset that it fits, or None. parameters: how many numbers it holds.
-    classes: their names, or None when the file does not tell.
+    classes: their names, or None if the file does not hold them.
     """
 
     path: str
@@ -32,10 +29,10 @@ class WeightsReport:
 
 
 def verify_file(path: str | Path, preset: str | None = None) -> WeightsReport:
-    """Read a weights file completely and say what it is.
+    """Read a weights file completely and describe it.
 
     Args:
-        preset: the network that it must fit, or None to find out which it does.
+        preset: the network that it must fit, or None to find out which one it fits.
 
     Raises:
         WeightsError: it cannot be read, or does not fit `preset`.

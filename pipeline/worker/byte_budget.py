@@ -18,6 +18,25 @@ from contextlib import contextmanager
 WAITING_SHARE = 0.25
 
 
+class ByteGauge:
+    """A number of bytes, counted up and down from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    @property
+    def value(self) -> int:
+        """Bytes held now."""
+        with self._lock:
+            return self._bytes
+
+    def add(self, count: int) -> None:
+        """Add `count` bytes; a negative count takes them away."""
+        with self._lock:
+            self._bytes += count
+
+
 class LaneClosedError(Exception):
     """The shard has ended meanwhile: the bytes are not needed any more."""
 

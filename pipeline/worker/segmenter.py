@@ -64,7 +64,7 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
     """Build the spec's network with its weights, on the CPU, in evaluation mode.
 
     Raises:
-        WeightsUnavailableError: the weights cannot be had.
+        WeightsUnavailableError: the weights file is not available.
         WeightsError: the weights are not of this preset, or not weights.
     """
     from htc_model.network.detector import build_model

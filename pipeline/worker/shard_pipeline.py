@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htc_model.structures import RawDetections
+from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
@@ -26,10 +27,9 @@ from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
 from pipeline.worker.batching import Batcher
-from pipeline.worker.byte_budget import ByteBudget, Lane, SharedBudget
+from pipeline.worker.byte_budget import ByteBudget, ByteGauge, Lane, SharedBudget
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
-from pipeline.worker.prefetch import ByteGauge, Prefetch
 from pipeline.worker.segmenter import DecodedImage, Segmenter
 from pipeline.worker.watchdog import Step, Watchdog
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.telemetry import StageClock, WorkerTotals
-from pipeline.worker.prefetch import ByteGauge
+from pipeline.worker.byte_budget import ByteGauge
 
 
 class WorkCounter:

@@ -1,4 +1,4 @@
-"""Quotas of containers, on file trees as kernels and container runtimes show them."""
+"""CPU and memory quotas of containers, on file trees as kernels and container runtimes lay them out."""
 
 import os
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_quota_of_version_1(tmp_path: Path, quota: int, cpus: int) -> None:
 
 @pytest.mark.parametrize("make", [v1, v2])
 @pytest.mark.parametrize(("outer", "middle", "inner"), [(2, 4, 6), (4, 2, 6), (6, 4, 2), (2, None, None)])
-def test_the_narrowest_of_nested_groups_counts(
+def test_the_lowest_quota_of_nested_groups_counts(
     tmp_path: Path, make: object, outer: int | None, middle: int | None, inner: int | None
 ) -> None:
     files: dict[str, str] = {}
@@ -90,7 +90,7 @@ def test_the_narrowest_of_nested_groups_counts(
 
 
 @pytest.mark.parametrize("make", [v1, v2])
-def test_a_container_that_sees_its_hosts_path_and_only_its_own_group(tmp_path: Path, make: object) -> None:
+def test_a_container_with_the_hosts_path_and_only_its_own_group_mounted(tmp_path: Path, make: object) -> None:
     own = "/docker/3e0a"
     if make is v1:
         root = v1(tmp_path, own, quota_v1("", 300_000), mounted=own)
@@ -99,23 +99,23 @@ def test_a_container_that_sees_its_hosts_path_and_only_its_own_group(tmp_path: P
     assert usable_cpus(root) == 3
 
 
-def test_a_group_outside_of_what_is_mounted_counts_as_the_one_that_is(tmp_path: Path) -> None:
+def test_a_group_outside_the_mount_counts_as_the_mounted_one(tmp_path: Path) -> None:
     assert usable_cpus(v2(tmp_path, "/../../other", {"cpu.max": "300000 100000"})) == 3
     assert usable_cpus(v2(tmp_path / "2", "/elsewhere", {"cpu.max": "300000 100000"}, mounted="/docker/1")) == 3
 
 
-def test_files_without_a_word_in_proc_are_found_where_runtimes_mount_them(tmp_path: Path) -> None:
+def test_without_proc_the_mount_points_of_runtimes_are_used(tmp_path: Path) -> None:
     assert usable_cpus(tree(tmp_path / "2", {"sys/fs/cgroup/cpu.max": "100000 100000"})) == 1
     files = {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}
     assert usable_cpus(tree(tmp_path / "1", files)) == 1
 
 
-def test_the_affinity_counts_when_it_is_narrower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lower_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert usable_cpus(v2(tmp_path, "/", {"cpu.max": "400000 100000"})) == 1
 
 
-def test_nothing_known_of_groups_leaves_cores_and_memory_as_the_system_says(tmp_path: Path) -> None:
+def test_without_groups_the_systems_cores_and_memory_count(tmp_path: Path) -> None:
     assert usable_cpus(tmp_path) == CORES
     assert usable_memory(tmp_path) == 64 * GIB
 
@@ -140,6 +140,6 @@ def test_a_memory_limit_of_version_1(tmp_path: Path, text: str, limit: int) -> N
     assert usable_memory(v1(tmp_path, "/a", {"memory/a/memory.limit_in_bytes": text})) == limit
 
 
-def test_no_file_system_of_shared_memory_has_nothing_free(tmp_path: Path) -> None:
+def test_without_shared_memory_nothing_is_free(tmp_path: Path) -> None:
     assert free_shared_memory(tmp_path / "none") == 0
     assert free_shared_memory(tmp_path) > 0

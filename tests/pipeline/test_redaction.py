@@ -1,4 +1,4 @@
-"""No secret in any text that leaves the process."""
+"""Secrets are removed from all text that leaves the process."""
 
 import io
 import logging
@@ -34,11 +34,11 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
         ("12:30 user@host C:/x", "12:30 user@host C:/x"),
     ],
 )
-def test_what_looks_like_a_secret_is_hidden(text: str, expected: str) -> None:
+def test_secrets_are_recognised_by_their_shape(text: str, expected: str) -> None:
     assert redact(text).endswith(expected.removeprefix("…").removeprefix("{"))
 
 
-def test_the_environments_own_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_environment_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token-file")
     monkeypatch.setenv("SOME_TOKEN", "short")
@@ -46,7 +46,7 @@ def test_the_environments_own_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch
     assert said == "signature made with *** from /var/run/token-file, short"
 
 
-def test_secrets_among_fsspecs_own_settings_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_in_fsspec_settings_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSSPEC_S3", f'{{"key": "minioadmin", "secret": "{SECRET}", "profile": "nightly-photos"}}')
     monkeypatch.setenv("FSSPEC_GS", '{"broken')
     assert redact(f"{SECRET} of minioadmin, nightly-photos") == "*** of ***, nightly-photos"
@@ -67,7 +67,7 @@ def test_log_lines_and_tracebacks_are_redacted(monkeypatch: pytest.MonkeyPatch) 
     assert stream.getvalue().count("***") == 2
 
 
-def test_rows_notes_and_the_summary_hold_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rows_notes_and_the_summary_are_redacted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert SECRET not in one_line(OSError(f"refused {SECRET}"))
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""Signals as a question, as an exception, and ignored."""
+"""Signals as a flag, as an exception, and ignored."""
 
 import os
 import pty
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.signals import SIGNALS, StopRequest, _let_go_of_terminal, is_stop_requested
+from pipeline.signals import SIGNALS, StopRequest, _redirect_lost_terminal, is_stop_requested
 
 ALL = pytest.mark.parametrize("number", SIGNALS)
 
@@ -20,7 +20,7 @@ def send(number: int) -> None:
 
 
 @ALL
-def test_the_first_signal_is_remembered_and_the_former_handlers_come_back(number: signal.Signals) -> None:
+def test_the_first_signal_is_recorded_and_the_former_handlers_are_restored(number: signal.Signals) -> None:
     former = {each: signal.getsignal(each) for each in SIGNALS}
     with StopRequest() as stop:
         assert not is_stop_requested()
@@ -42,7 +42,7 @@ def test_a_second_ctrl_c_interrupts(number: signal.Signals) -> None:
 
 
 @ALL
-def test_in_a_block_that_interrupts_each_signal_does(number: signal.Signals) -> None:
+def test_each_signal_interrupts_an_interrupting_block(number: signal.Signals) -> None:
     with StopRequest() as stop:
         with pytest.raises(KeyboardInterrupt), stop.interrupting():
             send(number)
@@ -51,7 +51,7 @@ def test_in_a_block_that_interrupts_each_signal_does(number: signal.Signals) -> 
             raise AssertionError("the block must not begin")
 
 
-def test_breaking_off_is_said_to_who_watches_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_calls_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(StopRequest, "when_breaking_off", staticmethod(lambda: said.append("breaking off")))
     with StopRequest() as stop:
@@ -63,7 +63,7 @@ def test_breaking_off_is_said_to_who_watches_over_it(monkeypatch: pytest.MonkeyP
 
 
 @ALL
-def test_a_block_that_defers_only_remembers(number: signal.Signals) -> None:
+def test_a_deferring_block_only_records(number: signal.Signals) -> None:
     with StopRequest() as stop, stop.interrupting():
         with stop.deferring():
             send(number)
@@ -72,7 +72,7 @@ def test_a_block_that_defers_only_remembers(number: signal.Signals) -> None:
             send(signal.SIGTERM)
 
 
-def test_sighup_stays_ignored_where_nohup_has_ignored_it() -> None:
+def test_sighup_stays_ignored_under_nohup() -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest() as stop, stop.interrupting():
@@ -84,7 +84,7 @@ def test_sighup_stays_ignored_where_nohup_has_ignored_it() -> None:
         signal.signal(signal.SIGHUP, former)
 
 
-def test_outside_of_the_main_thread_nothing_is_caught() -> None:
+def test_outside_the_main_thread_no_handler_is_set() -> None:
     seen: list[bool] = []
 
     def work() -> None:
@@ -99,16 +99,16 @@ def test_outside_of_the_main_thread_nothing_is_caught() -> None:
     assert signal.getsignal(signal.SIGTERM) is former
 
 
-def test_a_terminal_that_is_gone_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_to_a_lost_terminal_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = pty.openpty()
     with os.fdopen(there, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        _let_go_of_terminal()
+        _redirect_lost_terminal()
         terminal.write("seen")
         terminal.flush()
         assert os.read(here, 10) == b"seen"
         os.close(here)
-        _let_go_of_terminal()
+        _redirect_lost_terminal()
         terminal.write("written to nothing")
         terminal.flush()
 
@@ -120,13 +120,13 @@ from pathlib import Path
 import pipeline.driver.run_job
 from jobs.cli.program import main
 
-def hang(spec, storage):
+def hang(section, storage):
     sys.stderr.write("listing")
     sys.stderr.flush()
     try:
         threading.Event().wait(60)
     finally:
-        # What unwinds does not return either, as a pool of reads from a store that is away.
+        # The clean-up does not return either, as a pool of reads from a store that does not answer.
         threading.Event().wait(60)
 
 pipeline.driver.run_job.resolve_preset = hang
@@ -135,7 +135,7 @@ main()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_hangs_in_its_store_ends_all_the_same(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_a_command_that_hangs_in_storage(tmp_path: Path, number: signal.Signals) -> None:
     words = ["run", str(tmp_path / "in"), str(tmp_path / "out"), "--weights", "untrained"]
     command = [sys.executable, "-c", HANGING, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline import telemetry as ray_metrics
 from pipeline.messages import ImageFailure, ShardResult
 from pipeline.telemetry import MAX_REASON_LABELS, DriverMetrics, StageClock, WorkerMetrics, WorkerTotals, reason_words
-from pipeline.worker.prefetch import ByteGauge
+from pipeline.worker.byte_budget import ByteGauge
 from pipeline.worker.totals import WorkCounter
 from tests.support.fakes.models import write_image, write_images
 from tests.support.paths import PROGRAMS, ROOT

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from pipeline.errors import SpecError, StorageError
 from pipeline.redaction import redact
 from pipeline.storage.uris import home_path, is_local, join, scheme_of
+from pipeline.text import message_of, one_line
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -115,15 +116,13 @@ def catalog_errors_in_words(label: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError) as error:
-        raise SpecError(f"The catalog {label} cannot be used: {_words(error)}.") from error
+        raise SpecError(f"The catalog {label} cannot be used: {message_of(error, max_chars=300)}.") from error
     except sqlalchemy.exc.DBAPIError as error:
-        raise StorageError(f"The catalog {label} cannot be used: {_words(error.orig or error)}.") from error
+        raise StorageError(
+            f"The catalog {label} cannot be used: {message_of(error.orig or error, max_chars=300)}."
+        ) from error
     except theirs + others as error:
-        raise StorageError(f"The catalog {label} cannot be used: {type(error).__name__}: {_words(error)}.") from error
-
-
-def _words(error: BaseException) -> str:
-    return redact(" ".join(str(error).split()))[:300].rstrip(".")
+        raise StorageError(f"The catalog {label} cannot be used: {one_line(error, max_chars=300)}.") from error
 
 
 def _file_properties(output_uri: str, section: "StorageSection") -> dict[str, str]:

@@ -25,7 +25,7 @@ from pyiceberg.typedef import Record
 
 from jobs.maintenance.iceberg.schema import PROPERTIES, SCHEMAS, iceberg_schema, missing_columns, partition_by_run
 from pipeline.errors import NotFoundError, SpecError, StorageError
-from pipeline.output.part_files import check_columns, damage_named
+from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.schema import RUN_NAME
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
@@ -246,7 +246,7 @@ def _mapping_of(schema: "Schema") -> str:
 def _read_footer(storage: Storage, uri: str, table: str) -> tuple[pq.FileMetaData, int]:
     """Return a file's footer and its size in bytes."""
     try:
-        with damage_named(uri), storage.open(uri) as file:
+        with parquet_errors(uri), storage.open(uri) as file:
             footer = pq.ParquetFile(file).metadata
             check_columns(uri, footer.schema.to_arrow_schema(), SCHEMAS[table])
             return footer, file.seek(0, io.SEEK_END)

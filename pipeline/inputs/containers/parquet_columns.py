@@ -1,4 +1,13 @@
-"""Which column of a Parquet file holds the images, or their names: judged by types, names and the first rows."""
+"""Chooses the column of a Parquet file that holds the images, or their names, by types, names and the first rows.
+
+| the file's columns | chosen |
+|---|---|
+| `image: struct<bytes: binary, path: string>`, `label: int64` | `image.bytes`: the only candidate, and a struct |
+| `jpg: binary`, `id: binary` | `jpg`: both are looked at, and only its first rows begin like images |
+| `thumbnail: binary`, `photo: binary` | none, if both hold images and neither name is known: the user must name one |
+| `url: string`, `hash: binary` | `url`, as the names of images: the first rows of `hash` do not begin like images |
+| `image: string` of base64 text | none: the problem says so |
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +16,9 @@ from itertools import islice
 import pyarrow as pa
 
 from pipeline.errors import ImageError, InputError
-from pipeline.inputs.containers.parquet import ParquetRows, column_parts, inspect_parquet, read_uris, storage_type
+from pipeline.inputs.containers.parquet import ParquetRows
+from pipeline.inputs.containers.parquet_file import inspect_parquet, read_uris
+from pipeline.inputs.containers.parquet_schema import column_parts, inner_fields, is_bytes, is_text, storage_type
 from pipeline.inputs.formats.detect import looks_like_image
 from pipeline.inputs.listings.delimited import looks_like_name
 from pipeline.inputs.listings.headings import URI_COLUMNS
@@ -15,25 +26,25 @@ from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
 IMAGE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
-"""Names that go first among several columns that hold images, in this order; upper and lower case are one."""
+"""Names that are preferred, in this order, if several columns hold images; case does not matter."""
 
-# Rows that are looked at; the first ones of a data set may lack their image.
+# The first rows of a data set may lack their image, so several are read.
 _SAMPLE_ROWS = 16
-# More than any magic number needs; an image that is larger than this is one row, and judged by its beginning anyway.
+# A larger image is skipped: one row of it would fill the memory, and another row shows the format as well.
 _SAMPLE_BYTES = 512 * 2**20
-# How text begins that is a JPEG, PNG, GIF or WebP in base64. A data: URL among names is a row of its own that says so.
+# The beginnings of a JPEG, PNG, GIF and WebP in base64. A data: URL among names becomes a row with its reason instead.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a Parquet file holds of images.
+    """The columns with images of a Parquet file.
 
-    rows: how many rows it has.
-    image: the dotted path of the column with image bytes, or with a struct's names of files; None for none.
-    uri: the text column that names images, None for none; not looked for where there are images.
-    problem: why its images cannot be taken although it seems to have some, one line; None when all is well.
-    described: the columns with their types, for people.
+    rows: the number of rows.
+    image: the dotted path of the column with image bytes, or of a struct's file names; None if there is none.
+    uri: the text column that names images; None if there is none, or if there is an image column.
+    problem: why its images cannot be read although it seems to have some, on one line; else None.
+    described: the columns with their types, for messages.
     """
 
     rows: int
@@ -45,7 +56,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A column that may hold images. name: of the whole column. path: of the bytes, or of the names of files."""
+    """A column that may hold images.
+
+    name: the dotted path of the column. path: that of the bytes or file names in it.
+    """
 
     name: str
     path: str
@@ -55,13 +69,13 @@ class _Candidate:
 def choose_columns(
     listed: ObjectInfo, storage: Storage, *, image_column: str | None = None, uri_column: str | None = None
 ) -> Columns:
-    """Find the column with the images of a Parquet file, or with their names.
+    """Find the column of a Parquet file that holds the images, or their names.
 
     Args:
         image_column, uri_column: the user's choice, see `InputSection`.
 
     Raises:
-        DamagedContainerError: it is no whole Parquet file.
+        DamagedContainerError: it is not a valid Parquet file.
         StorageError: it cannot be read.
     """
     schema, rows = inspect_parquet(listed.uri, storage)
@@ -76,7 +90,7 @@ def choose_columns(
         named = _named_text(schema, uri_column)
         missing = f"it has no column {uri_column} with text; its columns are {described}"
         return Columns(rows, None, named, None if named else missing, described)
-    image, problem = _judge(listed, storage, schema, rows)
+    image, problem = _choose_image_column(listed, storage, schema, rows)
     uri = None if image else find_uri_column(schema)
     if image is None and problem is None:
         problem = _base64_problem(listed, storage, schema, uri, rows)
@@ -85,21 +99,23 @@ def choose_columns(
 
 
 def find_uri_column(schema: pa.Schema) -> str | None:
-    """Return the text column that names images by its name, upper or lower case; None when there is none."""
+    """Return the first text column with one of the names in URI_COLUMNS, whatever its case; None if there is none."""
     texts: dict[str, str] = {
-        field.name.strip().lower(): field.name for field in reversed(list(schema)) if _is_text(field.type)
+        field.name.strip().lower(): field.name for field in reversed(list(schema)) if is_text(field.type)
     }
     return next((texts[name] for name in URI_COLUMNS if name in texts), None)
 
 
 def describe(schema: pa.Schema) -> str:
-    """Name a file's columns with their types, at most twenty of them."""
+    """Describe a file's columns with their types, at most twenty of them."""
     shown = [f"{field.name} ({field.type})" for field in list(schema)[:20]]
     return ", ".join(shown) + (f" and {len(schema) - 20} more" if len(schema) > 20 else "") or "none"
 
 
-def _judge(listed: ObjectInfo, storage: Storage, schema: pa.Schema, rows: int) -> tuple[str | None, str | None]:
-    """Return the column with images, and why there is none although it seems so."""
+def _choose_image_column(
+    listed: ObjectInfo, storage: Storage, schema: pa.Schema, rows: int
+) -> tuple[str | None, str | None]:
+    """Return the path of the column with images, and the problem if there is none although there seem to be some."""
     candidates = sorted(_candidates(schema), key=_rank)
     if not candidates:
         return None, _list_problem(schema)
@@ -107,14 +123,14 @@ def _judge(listed: ObjectInfo, storage: Storage, schema: pa.Schema, rows: int) -
     has_names = find_uri_column(schema) is not None
     if len(candidates) == 1 and (first.is_struct or (_is_known(first) and not has_names)):
         return first.path, None
-    seen = {candidate.path: _look(listed, candidate, storage, rows) for candidate in candidates}
-    holding = [candidate for candidate in candidates if seen[candidate.path] == "images"]
+    contents = {candidate.path: _sample(listed, candidate, storage, rows) for candidate in candidates}
+    holding = [candidate for candidate in candidates if contents[candidate.path] == "images"]
     if len(holding) > 1 and not _is_known(holding[0]):
         names = " and ".join(candidate.name for candidate in holding[:3])
         return None, f"its columns {names} hold images; name one with input.image_column (--image-column)"
-    naming = [candidate for candidate in candidates if seen[candidate.path] == "names"]
-    # No row says what these are: nothing but nulls, or what no reader here knows, and the rows will say so.
-    others = [each for each in candidates if _is_known(each) or seen[each.path] == "nothing"]
+    naming = [candidate for candidate in candidates if contents[candidate.path] == "names"]
+    # The sample does not show what these hold: only nulls, or an unknown format. Each row will get its own reason.
+    others = [each for each in candidates if _is_known(each) or contents[each.path] == "nothing"]
     chosen = holding or naming or ([] if has_names else others)
     return (chosen[0].path if chosen else None), None
 
@@ -126,13 +142,13 @@ def _candidates(schema: pa.Schema) -> list[_Candidate]:
 def _candidates_in(fields: list[pa.Field], prefix: str) -> Iterator[_Candidate]:
     for field in fields:
         name, kind = f"{prefix}{field.name}", storage_type(field.type)
-        if _is_bytes(kind):
+        if is_bytes(kind):
             yield _Candidate(name, name, is_struct=False)
         elif pa.types.is_struct(kind):
-            inner = {kind.field(index).name: kind.field(index) for index in range(kind.num_fields)}
-            if "bytes" in inner and _is_bytes(storage_type(inner["bytes"].type)):
+            inner = {each.name: each for each in inner_fields(kind)}
+            if "bytes" in inner and is_bytes(storage_type(inner["bytes"].type)):
                 yield _Candidate(name, f"{name}.bytes", is_struct=True)
-            elif set(inner) == {"path"} and _is_text(inner["path"].type):
+            elif set(inner) == {"path"} and is_text(inner["path"].type):
                 yield _Candidate(name, f"{name}.path", is_struct=True)
             else:
                 yield from _candidates_in(list(inner.values()), f"{name}.")
@@ -156,7 +172,7 @@ def _find_named(candidates: list[_Candidate], name: str) -> _Candidate | None:
 
 
 def _named_text(schema: pa.Schema, name: str) -> str | None:
-    names: list[str] = [each.name for each in schema if _is_text(each.type) or _is_bytes(storage_type(each.type))]
+    names: list[str] = [each.name for each in schema if is_text(each.type) or is_bytes(storage_type(each.type))]
     exact = [each for each in names if each == name] or [each for each in names if each.lower() == name.lower()]
     if exact:
         return exact[0]
@@ -164,8 +180,8 @@ def _named_text(schema: pa.Schema, name: str) -> str | None:
     return name if column_parts(schema, name) is not None and "." in name else None
 
 
-def _look(listed: ObjectInfo, candidate: _Candidate, storage: Storage, rows: int) -> str:
-    """Look at a column's first rows: they hold "images", "names" of files, something "else", or "nothing"."""
+def _sample(listed: ObjectInfo, candidate: _Candidate, storage: Storage, rows: int) -> str:
+    """Return what a column's first rows hold: "images", "names" of files, something "else", or "nothing"."""
     found = "nothing"
     with ParquetRows(kept=1) as reader:
         for row in range(min(rows, _SAMPLE_ROWS)):
@@ -174,7 +190,7 @@ def _look(listed: ObjectInfo, candidate: _Candidate, storage: Storage, rows: int
                     listed.uri, row, candidate.path, storage, etag=listed.etag, max_bytes=_SAMPLE_BYTES
                 )
             except ImageError:
-                # Too large to be looked at, or damaged; another row may tell.
+                # Too large or damaged; another row may show what the column holds.
                 continue
             if content.payload and looks_like_image(content.payload):
                 return "images"
@@ -186,8 +202,8 @@ def _look(listed: ObjectInfo, candidate: _Candidate, storage: Storage, rows: int
 
 
 def _base64_problem(listed: ObjectInfo, storage: Storage, schema: pa.Schema, uri: str | None, rows: int) -> str | None:
-    """Notice images that are written as text; no file has such a name."""
-    texts = [field.name for field in schema if _is_text(field.type)]
+    """Return the problem of a text column that holds images in base64; None if there is none."""
+    texts = [field.name for field in schema if is_text(field.type)]
     for name in [uri] if uri is not None else [each for each in texts if each.lower() in IMAGE_COLUMNS]:
         with ParquetRows(kept=1) as reader:
             for row in range(min(rows, _SAMPLE_ROWS)):
@@ -202,7 +218,7 @@ def _base64_problem(listed: ObjectInfo, storage: Storage, schema: pa.Schema, uri
 
 
 def _find_names(listed: ObjectInfo, storage: Storage, schema: pa.Schema) -> str | None:
-    """Return the only text column most of whose first rows look like names of images, as in a table of text."""
+    """Return the only text column whose first rows mostly look like file names; None if there is none, or several."""
     found = []
     for name in _texts_in(list(schema), ""):
         cells = [cell for cell in islice(read_uris(listed.uri, name, storage), _SAMPLE_ROWS) if cell]
@@ -214,10 +230,10 @@ def _find_names(listed: ObjectInfo, storage: Storage, schema: pa.Schema) -> str 
 def _texts_in(fields: list[pa.Field], prefix: str) -> Iterator[str]:
     for field in fields:
         name, kind = f"{prefix}{field.name}", storage_type(field.type)
-        if _is_text(kind):
+        if is_text(kind):
             yield name
-        elif pa.types.is_struct(kind):
-            yield from _texts_in([kind.field(index) for index in range(kind.num_fields)], f"{name}.")
+        else:
+            yield from _texts_in(inner_fields(kind), f"{name}.")
 
 
 def _list_problem(schema: pa.Schema) -> str | None:
@@ -229,25 +245,11 @@ def _list_problem(schema: pa.Schema) -> str | None:
     return None
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = storage_type(kind)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def require_columns(listed: ObjectInfo, columns: Columns) -> None:
-    """Refuse a file that is the whole input and has no images.
+    """Check that a file that is the whole input has a column with images or their names.
 
     Raises:
-        InputError: it says which columns there are, and how to name one.
+        InputError: it has none; the message lists its columns and how to name one.
     """
     if columns.problem is not None:
         raise InputError(f"{listed.uri} cannot be read: {columns.problem}.")

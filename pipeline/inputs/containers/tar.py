@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import IO, cast
 
 from pipeline.errors import DamagedContainerError
+from pipeline.inputs.compression import ARCHIVES, COMPRESSIONS, match_format
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import suffix_of, without_query
 
@@ -29,19 +30,6 @@ _MOST_LINKS = 40
 _BLOCK_BYTES = 512
 LONGEST_HEADER_BYTES = 2**20
 """TarFile reads an extended header (a long name, attributes) whole; real ones have a few hundred bytes."""
-
-
-_PACKERS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "Zstandard",
-    b"\x04\x22\x4d\x18": "LZ4",
-    b"PK\x03\x04": "ZIP",
-    b"7z\xbc\xaf\x27\x1c": "7-Zip",
-    b"Rar!": "RAR",
-}
-"""First bytes of what is called .tar and is none; asked only where no tar can be read, as names may begin so too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +100,10 @@ def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
 
 
 def _packer_of(file: IO[bytes]) -> str | None:
+    # Only asked where no tar can be read: a member's name, with which a tar begins, may begin with these bytes too.
+    formats = COMPRESSIONS | ARCHIVES
     file.seek(0)
-    head = file.read(max(map(len, _PACKERS)))
-    return next((name for start, name in _PACKERS.items() if head.startswith(start)), None)
+    return match_format(formats, file.read(max(map(len, formats))))
 
 
 def index_tar(uri: str, storage: Storage) -> Iterator[TarMember]:

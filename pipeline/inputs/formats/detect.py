@@ -1,4 +1,4 @@
-"""Which kind of image a file is: from its first bytes when it is read, from its name when a folder is listed."""
+"""Detects image formats: by a file's first bytes when it is read, by its name when a folder is listed."""
 
 import re
 import struct
@@ -8,7 +8,7 @@ from pipeline.errors import ImageError
 SUPPORTED_NAMES = "JPEG, PNG, WebP, TIFF, HEIC, AVIF, BMP, GIF and PNM"
 
 _NAMED_LIKE_SUPPORTED = (
-    # JPEG, also as browsers and cameras name it; .mpo holds several JPEGs, of which the first counts
+    # JPEG, also as browsers and cameras name it; .mpo holds several JPEGs, of which the first is read
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".jps"),
     *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".gtiff", ".btf", ".tf8", ".lsm", ".svs", ".ndpi", ".scn"),
@@ -24,9 +24,9 @@ _NAMED_LIKE_UNSUPPORTED = (
     *(".dcm", ".fits", ".fit"),
 )
 IMAGE_SUFFIXES = frozenset((*_NAMED_LIKE_SUPPORTED, *_NAMED_LIKE_UNSUPPORTED))
-"""Names of images in a folder or a tar. Each has its row, also where its format is not decoded: that is its reason.
+"""Extensions of images in a folder or a tar. Each such file gets a row; an unsupported format is the row's reason.
 
-Left out on purpose, because files of other kinds are called so too: .raw, .hdr, .img, .bin, .ai, .eps, .pdf.
+Not among them, because other kinds of files use these names too: .raw, .hdr, .img, .bin, .ai, .eps, .pdf.
 """
 
 _SUPPORTED: tuple[tuple[str, bytes], ...] = (
@@ -87,13 +87,13 @@ _SVG_SEARCHED = 4096
 
 
 def find_format(payload: bytes) -> str:
-    """Name a file's format by its first bytes, whatever the file is called.
+    """Detect a file's format by its first bytes, whatever its name.
 
     Returns:
         "JPEG", "PNG", "WebP", "TIFF", "GIF", "BMP", "PNM", "HEIC" or "AVIF".
 
     Raises:
-        ImageError: `unreadable`: empty, no image, or of a format that is not supported, which is named.
+        ImageError: `unreadable`: it is empty, not an image, or of an unsupported format, which the message names.
     """
     if not payload:
         raise ImageError("unreadable", "the file is empty (0 bytes)")
@@ -112,9 +112,9 @@ def find_format(payload: bytes) -> str:
 
 
 def looks_like_image(payload: bytes) -> bool:
-    """Tell whether a file begins as one of an image format does, be it one that is decoded here or not.
+    """Return whether a file begins like an image, of a supported format or not.
 
-    Formats whose beginnings are a few common bytes (TGA, PCX, icons) do not count: a hash may begin so.
+    Formats that begin with a few common bytes (TGA, PCX, icons) do not count: a hash may begin with them.
     """
     if payload[4:8] == b"ftyp":
         try:
@@ -126,12 +126,12 @@ def looks_like_image(payload: bytes) -> bool:
 
 
 def raw_reason(kind: str) -> str:
-    """Return the reason for a camera raw file of a kind, with the way out."""
+    """Return the reason of the row of a camera raw file, with the way out."""
     return f"camera raw ({kind}) files are not supported; develop them to JPEG or TIFF first"
 
 
 def unsupported_reason(name: str) -> str:
-    """Return the reason for a format that is not decoded, with what is."""
+    """Return the reason of the row of an unsupported format, with the supported ones."""
     return f"{name} files are not supported ({SUPPORTED_NAMES} are)"
 
 
@@ -141,12 +141,12 @@ def _match(patterns: tuple[tuple[str, bytes], ...], payload: bytes) -> str | Non
 
 
 def _media_format(payload: bytes) -> str:
-    """Tell HEIC from AVIF, camera raw and video by the brands of the first box."""
+    """Distinguish HEIC, AVIF, camera raw and video by the brands of the first box."""
     (size,) = struct.unpack(">I", payload[:4])
     major, *others = (payload[at : at + 4] for at in (8, *range(16, min(size, len(payload), 4 * _MOST_BRANDS), 4)))
     if major == b"crx ":
         raise ImageError("unreadable", raw_reason("Canon CR3"))
-    # The neutral brand mif1 may stand first in both; the others then tell which of the two.
+    # The neutral brand mif1 may be first in both; the other brands then decide.
     if major in _AVIF_BRANDS or (major not in _HEIF_BRANDS - {b"mif1", b"msf1"} and _AVIF_BRANDS.intersection(others)):
         return "AVIF"
     if major in _HEIF_BRANDS or _HEIF_BRANDS.intersection(others):
@@ -156,6 +156,6 @@ def _media_format(payload: bytes) -> str:
 
 
 def _is_svg(payload: bytes) -> bool:
-    """Find the root element behind the XML declaration, comments and the document type."""
+    """Return whether there is an <svg> element after the XML declaration, comments and the document type."""
     head = payload[:_SVG_SEARCHED].removeprefix(b"\xef\xbb\xbf").lstrip()
     return re.match(rb"<(?:svg|\?xml|!--|!DOCTYPE svg)", head) is not None and b"<svg" in head

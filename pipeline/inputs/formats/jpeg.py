@@ -1,4 +1,4 @@
-"""JPEG files reduced to what their pixels need: damaged metadata must not cost the picture.
+"""Removes metadata from JPEG files, so that damaged metadata does not make an image unreadable.
 
 Markers and segments: ITU-T T.81, annex B; JFIF 1.02; libjpeg's reading of APP0 and APP14 (jdmarker.c).
 """
@@ -14,10 +14,10 @@ _DEPTH = 8
 
 
 def without_metadata(payload: bytes) -> bytes:
-    """Return the JPEG without its application segments and comments, but for those that the picture depends on.
+    """Return the JPEG without its comments and application segments, except for those that the pixels depend on.
 
-    Kept are JFIF's and Adobe's, which name the colour space, and EXIF for the orientation. From the first thing that
-    makes no sense the file is kept as it is, for the decoder to judge.
+    JFIF's and Adobe's segments are kept, as they name the colour space, and EXIF for the orientation. From the first
+    invalid segment on, the file is kept as it is, and the decoder reports the problem.
 
     Raises:
         ImageError: `unreadable`: more than 8 bits per sample.

@@ -1,4 +1,4 @@
-"""PNG files reduced to what their pixels need: damaged or huge metadata must not cost the picture.
+"""Removes metadata from PNG files, so that damaged or huge metadata does not make an image unreadable.
 
 Chunks, their order and their checksums: PNG specification (third edition), sections 5 and 11.
 """
@@ -10,16 +10,16 @@ from pipeline.errors import ImageError
 
 _SIGNATURE_BYTES = 8
 _FRAME_BYTES = 12
-"""A chunk's length, name and checksum; its contents come on top."""
+"""The bytes of a chunk's length, name and checksum, without its contents."""
 _PALETTE_TYPE = 3
 _CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
 def without_metadata(payload: bytes) -> bytes:
-    """Return the PNG without its metadata but for the orientation (`eXIf`, when its checksum is right).
+    """Return the PNG without its metadata, except for the orientation (`eXIf`, if its checksum is right).
 
-    Transparency and animation go too: neither is used. A file that ends early, or whose chunks make no sense,
-    is returned from there on as it is, for the decoder to judge.
+    Transparency and animation are removed too, as neither is used. Where the file ends early or a chunk is invalid, the
+    rest is kept as it is, and the decoder reports the problem.
 
     Raises:
         ImageError: `unreadable`: Apple's private variant, a critical chunk that is not in the standard, or pixel data
@@ -38,10 +38,10 @@ def without_metadata(payload: bytes) -> bytes:
             color_type = payload[position + 8 + 9]
         is_needed = name in _CRITICAL and (name != b"PLTE" or color_type == _PALETTE_TYPE)
         if name in (b"IDAT", b"eXIf"):
-            is_sound = zlib.crc32(view[position + 4 : end - 4]) == struct.unpack_from(">I", payload, end - 4)[0]
-            if name == b"IDAT" and not is_sound:
+            is_valid = zlib.crc32(view[position + 4 : end - 4]) == struct.unpack_from(">I", payload, end - 4)[0]
+            if name == b"IDAT" and not is_valid:
                 raise ImageError("unreadable", "damaged PNG: the pixel data do not match their checksum (IDAT)")
-            is_needed = is_sound
+            is_needed = is_valid
         if is_needed:
             kept.append(payload[position:end])
         else:
@@ -60,8 +60,8 @@ def _refuse_foreign(name: bytes) -> None:
     if name == b"CgBI":
         raise ImageError(
             "unreadable",
-            "Apple's private kind of PNG (CgBI) is not supported; `pngcrush -revert-iphone-optimizations` reverts it",
+            "Apple's private PNG (CgBI) is not supported; convert it with `pngcrush -revert-iphone-optimizations`",
         )
-    # The first letter's case says whether a decoder may skip it (section 5.4).
+    # An upper-case first letter means that a decoder must not skip the chunk (section 5.4).
     if name not in _CRITICAL and name[:1].isupper():
         raise ImageError("unreadable", f"PNG with the critical chunk {name.decode()}, which is not in the standard")

@@ -13,6 +13,7 @@ from typing import IO, cast
 from charset_normalizer import from_bytes
 
 from pipeline.errors import InputError
+from pipeline.inputs.compression import COMPRESSIONS, match_format
 
 SAMPLE_BYTES = 2**18
 """What is looked at to tell the encoding and the format."""
@@ -31,7 +32,6 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
 _UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
-_PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _OPENERS: dict[str, Callable[[IO[bytes]], object]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
@@ -73,12 +73,12 @@ def unpacked(raw: IO[bytes], uri: str) -> tuple[IO[bytes], bytes, str]:
         the file from its beginning, its first bytes (at most SAMPLE_BYTES), and how it is packed ("" when it is not).
 
     Raises:
-        InputError: it is compressed by zstd, or damaged from the start.
+        InputError: it is compressed with Zstandard, or damaged from the start.
     """
     magic = raw.read(6)
-    packer = next((name for mark, name in _PACKERS.items() if magic.startswith(mark)), "")
-    if packer == "zstd":
-        raise InputError(f"{uri} is compressed by zstd, which listings are not read from; unpack it, or use gzip.")
+    packer = match_format(COMPRESSIONS, magic) or ""
+    if packer and packer not in _OPENERS:
+        raise InputError(f"{uri} is compressed with {packer}, which listings cannot be; unpack it, or use gzip.")
     packed = cast(IO[bytes], io.BufferedReader(_Again(magic, raw)))
     plain = cast(IO[bytes], _OPENERS[packer](packed)) if packer else packed
     head = _first_bytes(plain, packer, uri)

@@ -14,9 +14,9 @@ from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
 from pipeline.maintenance.doctor.rebuild import rebuild_record
 from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
 from pipeline.maintenance.publications import NOTE, read_publications
-from pipeline.output.deletions import DELETIONS_SCHEMA, counts
+from pipeline.output.deletions import DELETIONS_SCHEMA, has_deletions
 from pipeline.output.json_files import read_json
-from pipeline.output.layout import TOMBSTONE, TableName, run_folder
+from pipeline.output.layout import TABLES, TOMBSTONE, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import Part, parse_part
 from pipeline.output.run_record import ENDED, RunRecord, read_record
@@ -29,7 +29,6 @@ from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local, join, local_path
 
-TABLES = ("images", "instances", "deletions")
 ATTEMPTS = 3
 _KNOWN = re.compile(
     r"(?:run|lease|progress|summary|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
@@ -247,7 +246,7 @@ class _Examination:
             self._find("progress.json", "leftover", "its driver is gone", "remove")
 
     def _look_at_deletions(self, record: RunRecord) -> None:
-        if not counts(record):
+        if not has_deletions(record):
             return
         noted, found, is_readable = int(record.manifest["selection"]["deleted"]), 0, True
         for listed in self._tables.get("deletions", []):

@@ -8,7 +8,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.output.layout import run_folder
 from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, record_from
-from pipeline.planning.manifest import Manifest, manifest_up_to, read_part, record_in
+from pipeline.planning.manifest import Manifest, manifest_in, read_manifest_part, record_in
 from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.summary import load_summary, read_summary, summarise
@@ -29,8 +29,8 @@ def rebuild_record(storage: Storage, output_uri: str, run: str) -> RunRecord | N
     best: RunRecord | None = None
     for uri in parts:
         try:
-            table = read_part(storage, uri)
-            content, manifest = record_in(table), manifest_up_to(table)
+            table = read_manifest_part(storage, uri)
+            content, manifest = record_in(table), manifest_in(table)
             if content is None or manifest is None:
                 continue
             record = record_from(uri, {**content, "manifest": manifest.to_dict()}, run)
@@ -64,7 +64,7 @@ def derive_summary(storage: Storage, output_uri: str, record: RunRecord) -> dict
     spec = _spec_of(output_uri, record)
     manifest = Manifest.from_dict(record.manifest)
     repeats = RepeatedFailures(storage, output_uri, record.run)
-    rows = RowCounts.from_tables(open_results(output_uri, storage), record.run, lambda: repeats.numbers(manifest))
+    rows = RowCounts.from_tables(open_results(output_uri, storage), record.run, lambda: repeats.image_ids(manifest))
     return summarise(
         record.run,
         rows,

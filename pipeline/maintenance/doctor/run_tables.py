@@ -15,7 +15,7 @@ from pipeline.output.part_files import open_part
 from pipeline.output.parts import Part, choose_parts, find_overlaps, part_uri
 from pipeline.output.run_record import RunRecord
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.planning.manifest import Manifest, manifest_uris, names_of, read_part
+from pipeline.planning.manifest import Manifest, manifest_uris, read_manifest_part, uris_of
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
@@ -108,7 +108,7 @@ class RunTables:
         count = 0
         for uri in manifest_uris(join(run_folder(self._output_uri, self._record.run), "manifest"), manifest):
             try:
-                table = read_part(self._storage, uri)
+                table = read_manifest_part(self._storage, uri)
             except DamagedFileError as error:
                 is_missing = "is missing" in str(error)
                 self._find(
@@ -122,7 +122,7 @@ class RunTables:
                 self.is_planned = False
                 return planned
             shards = np.asarray(table.column("shard"))
-            ids = np.fromiter(map(image_id, names_of(table)), np.int64, len(table))
+            ids = np.fromiter(map(image_id, uris_of(table)), np.int64, len(table))
             count += len(table)
             for shard in np.unique(shards).tolist():
                 planned[shard] = np.sort(ids[shards == shard])

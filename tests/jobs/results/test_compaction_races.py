@@ -139,5 +139,5 @@ def test_an_input_is_compared_when_parts_move(sound: Path, tmp_path: Path) -> No
     values: dict[str, object] = {"input.uri": str(sound / "in"), "output.uri": str(output)}
     spec = load_spec(None, {**values, "model.preset": "htc_lite0_fpn", "model.weights": "untrained"})
     with compacted_after_the_look(output) as looks:
-        assert not compare_input(spec, Storage(), "first").has_any
+        assert not compare_input(spec.input, Storage(), spec.output.uri, "first").has_any
     assert len(looks) > 1

@@ -110,7 +110,7 @@ def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..
         report_evaluation(output.uri, str(truth), run="nights")
     broken = tmp_path / "broken.json"
     broken.write_text("{")
-    with pytest.raises(SpecError, match=r"broken\.json is no JSON"):
+    with pytest.raises(SpecError, match=r"broken\.json is not JSON"):
         report_evaluation(output.uri, str(broken))
     document = json.loads(truth.read_text())
     document["images"] = [{**image, "file_name": f"other-{image['file_name']}"} for image in document["images"]]

@@ -19,7 +19,7 @@ from jobs.results.query import query_output
 from pipeline.errors import SpecError
 from pipeline.maintenance.publications import Publication, note_publication
 from pipeline.output.results import open_results
-from pipeline.output.views import sql_errors_in_words
+from pipeline.output.views import translated_sql_errors
 from pipeline.storage.storage import Storage
 from tests.support.builders.outputs import Output
 
@@ -223,5 +223,5 @@ def test_sql_from_stdin_that_is_no_text_is_one_sentence(output: Output, monkeypa
 def test_a_module_that_duckdb_misses_is_named_without_a_traceback() -> None:
     traceback = "Traceback (most recent call last):\n\n  File \"a\"\nNo module named 'x'\n"
     told = f"Required module 'x' failed to import:\n{traceback}"
-    with pytest.raises(SpecError, match="failed to import: No module named 'x'"), sql_errors_in_words():
+    with pytest.raises(SpecError, match="failed to import: No module named 'x'"), translated_sql_errors():
         raise duckdb.InvalidInputException(told)

@@ -12,7 +12,7 @@ import pytest
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import InputError, StoppedError
-from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.job_spec.job import ModelSection, load_spec
 from pipeline.planning.background import BackgroundPlanner
 from pipeline.storage.storage import Storage
 from tests.support.paths import PHOTOS
@@ -68,7 +68,7 @@ def test_a_driver_that_is_ended_while_it_lists_lets_go_of_the_run(
 def test_a_signal_before_there_is_a_run_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    def hang(spec: JobSpec, storage: Storage) -> None:
+    def hang(section: ModelSection, storage: Storage) -> None:
         os.kill(os.getpid(), number)
         threading.Event().wait(60)
 

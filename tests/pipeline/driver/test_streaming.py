@@ -105,7 +105,7 @@ def test_shards_are_committed_before_the_input_is_listed(tmp_path: Path, monkeyp
     begun = next(sentence for sentence in screen.sentences if "so far" in sentence)
     assert begun.endswith("work begins while the input is still being listed.")
     assert f"Run {summary.run}: 30 images in 8 shards." in screen.sentences
-    assert "Of the input, files that are no images, left out: 1 .txt." in screen.sentences
+    assert "Of the input, files that are not images, left out: 1 .txt." in screen.sentences
     assert all(total < 30 for is_listing, total in screen.totals if is_listing)
     assert screen.totals[-1] == (False, 30)
     assert not [path for path in (tmp_path / "out/runs" / summary.run).iterdir() if path.name == "lease.json"]

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from htc_model.config import load_preset
-from pipeline.inputs.decode import batch_from_bytes, decode_image
+from htc_model.preprocess import build_batch
+from pipeline.inputs.decode import decode_image
 from tests.support.builders.images import decode_error, encoded, gradient
 from tests.support.paths import DATA
 
@@ -56,7 +57,7 @@ def test_decoding_is_bit_exact(name: str) -> None:
 
 @pytest.mark.parametrize("name", INPUT_SHA256)
 def test_the_whole_input_is_bit_exact(name: str) -> None:
-    batch = batch_from_bytes([(PHOTOS / name).read_bytes()], load_preset("htc_r50_fpn"))
+    batch = build_batch([decode_image((PHOTOS / name).read_bytes())], load_preset("htc_r50_fpn"))
     assert hashlib.sha256(batch.pixels.numpy().tobytes()).hexdigest() == INPUT_SHA256[name]
 
 
@@ -180,13 +181,13 @@ def test_a_damaged_exif_block_does_not_cost_the_picture(exif: bytes) -> None:
 def test_extreme_shapes(height: int, width: int) -> None:
     payload = encoded(Image.new("RGB", (width, height), "teal"), "PNG")
     assert decode_image(payload).shape == (height, width, 3)
-    batch = batch_from_bytes([payload], load_preset("htc_r50_fpn"))
+    batch = build_batch([decode_image(payload)], load_preset("htc_r50_fpn"))
     assert batch.original_sizes == [(height, width)]
 
 
 def test_several_files_become_one_batch() -> None:
     payloads = [encoded(gradient(), "PNG"), encoded(gradient(), "BMP")]
-    batch = batch_from_bytes(payloads, load_preset("htc_lite0_fpn"))
+    batch = build_batch([decode_image(payload) for payload in payloads], load_preset("htc_lite0_fpn"))
     assert torch.equal(batch.pixels[0], batch.pixels[1])
 
 

@@ -1,4 +1,4 @@
-"""The job spec as a user meets it: defaults, flags over YAML, and mistakes named in words."""
+"""The job spec: defaults, flags over YAML, and messages for mistakes."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def test_two_uris_are_enough() -> None:
         ({"model.weights": "/weights/own.safetensors"}, "htc_r50_fpn", "/weights/own.safetensors"),
     ],
 )
-def test_preset_and_weights_say_something_of_each_other(named: dict[str, object], preset: str, weights: str) -> None:
+def test_preset_and_weights_imply_each_other(named: dict[str, object], preset: str, weights: str) -> None:
     model = load_spec(None, {**TWO_URIS, **named}).model
     assert (model.preset, model.weights) == (preset, weights)
 
@@ -82,7 +82,7 @@ select: {mode: incremental, retry: transient, where: SELECT uri FROM images, max
     assert JobSpec.model_validate(spec.to_dict()) == spec
 
 
-def test_flags_win_over_yaml_and_none_is_no_flag(tmp_path: Path) -> None:
+def test_flags_override_yaml_and_none_is_no_flag(tmp_path: Path) -> None:
     path = write_spec(tmp_path, "input: {uri: /a}\noutput: {uri: /b}\nmodel: {score_threshold: 0.5}\ncompute:\n")
     flags = {"output.uri": "/c", "model.score_threshold": None, "compute.batch_size": "8", "compute.workers": "auto"}
     spec = load_spec(path, flags)
@@ -126,7 +126,7 @@ def test_remote_uris_stay_as_they_are() -> None:
         ("select: {retry: failed}", ["`retry: failed` needs `mode: incremental`"]),
     ],
 )
-def test_a_mistake_is_named_with_the_way_out(tmp_path: Path, line: str, named: list[str]) -> None:
+def test_the_message_names_the_mistake_and_the_way_out(tmp_path: Path, line: str, named: list[str]) -> None:
     message = refusal(write_spec(tmp_path, f"input: {{uri: /a}}\noutput: {{uri: /b}}\n{line}\n"))
     assert "\n" not in message
     for words in named:
@@ -146,7 +146,7 @@ def test_the_storage_section_has_no_place_for_credentials(key: str) -> None:
     assert f"storage.{key} is not a key" in refusal(None, {**TWO_URIS, f"storage.{key}": "x"})
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     message = refusal(write_spec(tmp_path, "input: {url: /a}\nmodel: {max_detections: -1}\n"))
     for words in ("4 problems", "input.uri is missing", "did you mean input.uri?", "output.uri is missing", "-1"):
         assert words in message
@@ -157,12 +157,12 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     [
         ("input: {uri: [", "not valid YAML in line"),
         ("- a\n- b\n", "must hold keys and values"),
-        ("input: {uri: /a}\ninput: {uri: /b}\n", "input stands twice"),
+        ("input: {uri: /a}\ninput: {uri: /b}\n", "input appears twice"),
         ("a: !!python/object/apply:os.system [true]\n", "not valid YAML"),
         ("[" * 3000, "nested too deeply"),
     ],
 )
-def test_bad_yaml_is_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_yaml_is_refused(tmp_path: Path, text: str, words: str) -> None:
     assert words in refusal(write_spec(tmp_path, text))
 
 
@@ -174,7 +174,7 @@ def test_missing_and_binary_spec_files_are_named(tmp_path: Path) -> None:
     assert "not UTF-8" in refusal(binary)
 
 
-def test_identity_ignores_how_the_work_is_spread() -> None:
+def test_identity_ignores_how_the_work_is_distributed() -> None:
     base = load_spec(None, TWO_URIS)
     spread = load_spec(None, {**TWO_URIS, "compute.workers": 3, "retry.max_attempts": 9, "compute.batch_size": 2})
     other = load_spec(None, {**TWO_URIS, "model.score_threshold": 0.3})
@@ -182,7 +182,7 @@ def test_identity_ignores_how_the_work_is_spread() -> None:
     assert base.identity() != other.identity()
 
 
-def test_identity_holds_what_is_selected_and_not_when_to_refuse() -> None:
+def test_identity_holds_the_selection_and_not_its_limits() -> None:
     nightly = {**TWO_URIS, "select.mode": "incremental"}
     base = load_spec(None, nightly).identity()
     assert base == load_spec(None, {**nightly, "select.max_deleted_share": 0.9}).identity()
@@ -191,7 +191,7 @@ def test_identity_holds_what_is_selected_and_not_when_to_refuse() -> None:
     assert not [key for key in load_spec(None, TWO_URIS).identity() if key.startswith("select")]
 
 
-def test_the_spec_loads_nothing_heavy() -> None:
+def test_loading_a_spec_imports_no_heavy_package() -> None:
     code = (
         "import sys\nfrom pipeline.job_spec.job import load_spec\n"
         "load_spec(None, {'input.uri': 'a', 'output.uri': 'b'})\n"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.concurrency import read_ahead
 from pipeline.output.results import Results
 from pipeline.output.views import open_database
 from pipeline.storage.range_file import StoredFile
@@ -60,20 +59,3 @@ def test_only_runs_that_are_asked_for_are_read(stored: tuple[Results, Results]) 
         remote.storage.opened.clear()  # type: ignore[attr-defined]
         assert database.execute("SELECT count(uri) FROM images WHERE run = '3'").fetchall() == [(2,)]
     assert {uri.split("/")[-2] for uri in remote.storage.opened} == {"run=3"}  # type: ignore[attr-defined]
-
-
-def test_reading_ahead_keeps_order_and_distance_and_raises() -> None:
-    begun: list[int] = []
-
-    def read(number: int) -> int:
-        begun.append(number)
-        if number == 30:
-            raise ValueError("thirty")
-        return number * 2
-
-    reader = read_ahead(2, read, range(100))
-    assert [next(reader) for _ in range(10)] == list(range(0, 20, 2))
-    assert max(begun) < 10 + 4
-    with pytest.raises(ValueError, match="thirty"):
-        list(reader)
-    assert max(begun) < 30 + 5

@@ -13,7 +13,7 @@ from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
 from pipeline.maintenance.needed_runs import needed_runs
 from pipeline.output.results import Results, open_results
-from pipeline.planning.incremental import IncrementalPlan
+from pipeline.planning.incremental import IncrementalPlan, NewRun
 from pipeline.planning.where_filter import select_image_ids
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import FINGERPRINT, finish_run, tables_of, write_inputs
@@ -62,9 +62,10 @@ def test_an_incremental_run_names_what_is_gone_after_a_compaction(tmp_path: Path
     overrides: dict[str, object] = {"input.uri": str(tmp_path / "in"), "output.uri": output}
     overrides |= {"select.mode": "incremental", "select.max_deleted_share": 1.0}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
-    incremental = IncrementalPlan(spec, FINGERPRINT, Storage(), before=("2027", "next"))
+    new_run = NewRun("2027", "next", FINGERPRINT, spec.identity())
+    incremental = IncrementalPlan(spec.input, spec.select, Storage(), output, run=new_run)
     compact(output)
-    assert incremental.mark_deleted(Event()) == 8
+    assert incremental.record_deletions(Event()) == 8
 
 
 def test_a_query_and_the_doctor_see_all_rows(output: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ def test_work_begins_before_the_listing_ends(tmp_path: Path) -> None:
     finally:
         run.close()
     assert uris_of(run) == [f"{tmp_path}/in/{name}" for name in names]
-    assert run.manifest.left_out() == ["files that are no images, left out: 1 .txt"]
+    assert run.manifest.left_out() == ["files that are not images, left out: 1 .txt"]
     assert json.loads((tmp_path / "out/runs/night/run.json").read_text())["manifest"]["shard_count"] == 11
 
 

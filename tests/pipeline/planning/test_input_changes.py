@@ -23,7 +23,7 @@ from pipeline.maintenance.compaction import compact_run
 from pipeline.output.commit import commit_shard
 from pipeline.output.results import open_results
 from pipeline.output.rows import build_image_row
-from pipeline.planning.input_changes import InputChanges, compare_input, way_on
+from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.outcomes import EXIT_INPUT_CHANGED
 from pipeline.storage.config import StorageSection
@@ -62,7 +62,7 @@ class Full:
         return self
 
     def changes(self) -> InputChanges:
-        return compare_input(self.spec, self.nights.storage, self.run)
+        return compare_input(self.spec.input, self.nights.storage, self.spec.output.uri, self.run)
 
     def counts(self) -> str:
         return self.changes().counts()
@@ -77,7 +77,7 @@ def nights(tmp_path: Path) -> IncrementalRuns:
 
 def test_an_input_that_stayed_the_same_has_not_changed(nights: IncrementalRuns) -> None:
     found = Full(nights).done(b="unreadable", c="failed").changes()
-    assert (found.has_any, found.counts(), found.known, found.unasked) == (False, "", 5, 0)
+    assert (found.has_any, found.counts(), found.known, found.unknown) == (False, "", 5, 0)
 
 
 def test_what_is_new_changed_and_gone_is_counted_and_named(nights: IncrementalRuns) -> None:
@@ -112,16 +112,18 @@ def test_everything_is_gone(nights: IncrementalRuns) -> None:
     nights.remove("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "e.jpg")
     found = full.changes()
     assert (found.new, found.changed, found.gone) == (0, 0, 5)
-    sentence = way_on(found, is_named=False, max_deleted_share=0.5)
+    sentence = suggest_command(found, is_named=False, max_deleted_share=0.5)
     assert "--max-deleted-share 1" in sentence
-    assert "--max-deleted-share" not in way_on(found, is_named=False, max_deleted_share=1.0)
+    assert "--max-deleted-share" not in suggest_command(found, is_named=False, max_deleted_share=1.0)
 
 
 @pytest.mark.parametrize("is_named", [True, False])
 def test_the_way_on_can_be_gone(nights: IncrementalRuns, is_named: bool) -> None:
     full = Full(nights).done()
     nights.put("0.jpg")
-    assert ("another name for --run" in way_on(full.changes(), is_named=is_named, max_deleted_share=0.5)) == is_named
+    assert (
+        "another name for --run" in suggest_command(full.changes(), is_named=is_named, max_deleted_share=0.5)
+    ) == is_named
     assert nights.open(run="other" if is_named else None).manifest.selection["new"] == 1
 
 
@@ -187,10 +189,10 @@ def test_entries_of_a_listing(nights: IncrementalRuns, monkeypatch: pytest.Monke
     assert (found.new, found.changed, found.gone) == (1, 2, 2)
     assert [Path(name).name for name in found.gone_names] == ["a.jpg", "e.jpg"]
     assert [Path(name).name for name in found.changed_names] == ["b.jpg", "never.jpg"]
-    monkeypatch.setattr(pipeline.planning.input_changes, "MAX_QUESTIONS", 1)
+    monkeypatch.setattr(pipeline.planning.input_changes, "MAX_STATS", 1)
     found = full.changes()
-    assert (found.changed, found.gone, found.unasked) == (0, 2, 2)
-    assert "2 images" in found.unasked_note()
+    assert (found.changed, found.gone, found.unknown) == (0, 2, 2)
+    assert "2 images" in found.unknown_note()
 
 
 def test_what_is_known_of_a_run_may_lie_on_disk(nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch) -> None:

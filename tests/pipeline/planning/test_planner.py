@@ -16,9 +16,8 @@ from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.planning import manifest as manifests
 from pipeline.planning.manifest import ManifestReader
-from pipeline.planning.planner import plan_run
-from pipeline.planning.survey import survey_input
 from pipeline.storage.storage import Storage
+from tests.support.builders.planned_runs import plan_manifest, survey_of
 
 ODD_NAMES = ["a b.jpg", "ä.png", "a#b.jpg", "a%20b.jpg", "a\nb.jpg", "A.jpg", "a.jpg", "[x]*?.webp", "a::b.bmp"]
 
@@ -46,7 +45,7 @@ def test_shards_are_the_listing_cut_in_order(
     monkeypatch.setattr(manifests, "PART_IMAGES", 12)
     make_photos(tmp_path, 33)
     spec, folder = make_spec(tmp_path, compute__shard_images=shard_images), str(tmp_path / "manifest")
-    manifest = plan_run(spec, Storage(), folder)
+    manifest = plan_manifest(spec, Storage(), folder)
     reader = ManifestReader(Storage(), folder, manifest)
     assert (manifest.image_count, manifest.shard_count) == (33, -(-33 // shard_images))
     assert (manifest.listed_bytes, manifest.unsized_images) == (sum(range(33)), 0)
@@ -64,7 +63,7 @@ def test_odd_names_survive_the_manifest(tmp_path: Path) -> None:
         with open(os.fsencode(tmp_path / "in") + b"/" + name, "wb") as file:  # noqa: PTH123 - the name is bytes
             file.write(name)
     folder = str(tmp_path / "manifest")
-    reader = ManifestReader(Storage(), folder, plan_run(make_spec(tmp_path), Storage(), folder))
+    reader = ManifestReader(Storage(), folder, plan_manifest(make_spec(tmp_path), Storage(), folder))
     assert sorted(read_image(ref, Storage()) for ref in all_images(reader)) == sorted(raw_names)
 
 
@@ -80,7 +79,7 @@ def test_any_name_in_a_listing_comes_back_from_the_manifest(names: list[str]) ->
         uris = [f"s3://bucket/{name}" for name in names]
         listing.write_text("".join(json.dumps({"uri": uri}) + "\n" for uri in uris))
         spec = load_spec(None, {"input.uri": str(listing), "output.uri": f"{folder}/out", "compute.shard_images": 5})
-        manifest = plan_run(spec, Storage(), f"{folder}/manifest")
+        manifest = plan_manifest(spec, Storage(), f"{folder}/manifest")
         refs = all_images(ManifestReader(Storage(), f"{folder}/manifest", manifest))
         assert [ref.uri for ref in refs] == uris
 
@@ -88,13 +87,13 @@ def test_any_name_in_a_listing_comes_back_from_the_manifest(names: list[str]) ->
 def test_the_same_input_gives_the_same_manifest(tmp_path: Path) -> None:
     make_photos(tmp_path, 20)
     for name in ("one", "two"):
-        plan_run(make_spec(tmp_path), Storage(), str(tmp_path / name))
+        plan_manifest(make_spec(tmp_path), Storage(), str(tmp_path / name))
     assert (tmp_path / "one/part-00000.parquet").read_bytes() == (tmp_path / "two/part-00000.parquet").read_bytes()
 
 
 def test_the_manifest_is_plain_parquet(tmp_path: Path) -> None:
     make_photos(tmp_path, 3)
-    plan_run(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
+    plan_manifest(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
     table = pq.read_table(tmp_path / "manifest")
     assert table.column("position").to_pylist() == [0, 1, 2]
     assert table.column("shard").to_pylist() == [0, 0, 1]
@@ -104,8 +103,8 @@ def test_the_manifest_is_plain_parquet(tmp_path: Path) -> None:
 def test_planning_again_leaves_no_part_of_a_longer_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "PART_IMAGES", 4)
     make_photos(tmp_path, 9)
-    plan_run(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
-    plan_run(make_spec(tmp_path, compute__shard_images=2, input__limit=3), Storage(), str(tmp_path / "manifest"))
+    plan_manifest(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
+    plan_manifest(make_spec(tmp_path, compute__shard_images=2, input__limit=3), Storage(), str(tmp_path / "manifest"))
     assert [path.name for path in (tmp_path / "manifest").iterdir()] == ["part-00000.parquet"]
 
 
@@ -114,12 +113,12 @@ def test_the_output_inside_the_input_is_no_input(tmp_path: Path) -> None:
     (tmp_path / "in/out").mkdir()
     (tmp_path / "in/out/overlay.png").touch()
     spec = make_spec(tmp_path, output__uri=str(tmp_path / "in/out"))
-    assert survey_input(spec, Storage()).manifest.image_count == 2
+    assert survey_of(spec, Storage()).manifest.image_count == 2
 
 
 def test_a_survey_counts_and_writes_nothing(tmp_path: Path) -> None:
     make_photos(tmp_path, 20)
-    survey = survey_input(make_spec(tmp_path, compute__shard_images=256), Storage(), sample_images=3)
+    survey = survey_of(make_spec(tmp_path, compute__shard_images=256), Storage(), sample_images=3)
     assert (survey.manifest.image_count, survey.manifest.shard_count, len(survey.sample)) == (20, 1, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -140,8 +139,8 @@ def test_an_empty_input_is_refused_in_words(
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).touch()
     for refuse in (
-        lambda spec: plan_run(spec, Storage(), str(tmp_path / "m")),
-        lambda spec: survey_input(spec, Storage()),
+        lambda spec: plan_manifest(spec, Storage(), str(tmp_path / "m")),
+        lambda spec: survey_of(spec, Storage()),
     ):
         with pytest.raises(InputError) as caught:
             refuse(make_spec(tmp_path, **overrides))
@@ -150,17 +149,17 @@ def test_an_empty_input_is_refused_in_words(
 
 def test_a_wrong_path_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist") as caught:
-        survey_input(make_spec(tmp_path), Storage())
+        survey_of(make_spec(tmp_path), Storage())
     assert caught.value.exit_code == 2
 
 
 def test_a_damaged_manifest_is_noticed(tmp_path: Path) -> None:
     make_photos(tmp_path, 5)
     folder = tmp_path / "manifest"
-    manifest = plan_run(make_spec(tmp_path, compute__shard_images=256), Storage(), str(folder))
+    manifest = plan_manifest(make_spec(tmp_path, compute__shard_images=256), Storage(), str(folder))
     (folder / "part-00000.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(StorageError, match="damaged"):
         ManifestReader(Storage(), str(folder), manifest).read_shard(0)
-    plan_run(make_spec(tmp_path, compute__shard_images=256, input__limit=2), Storage(), str(folder))
-    with pytest.raises(StorageError, match="not whole"):
+    plan_manifest(make_spec(tmp_path, compute__shard_images=256, input__limit=2), Storage(), str(folder))
+    with pytest.raises(StorageError, match="incomplete"):
         ManifestReader(Storage(), str(folder), manifest).read_shard(0)

@@ -9,7 +9,6 @@ import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.maintenance.compaction import compact_run
-from pipeline.output.deletions import read_deletions
 from pipeline.output.results import open_results
 from pipeline.output.run_record import list_records
 from pipeline.planning import manifest as manifests
@@ -17,7 +16,7 @@ from pipeline.planning import selection as selections
 from pipeline.runs.lease import RunHeldError
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
-from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns, counts_of, names_of
+from tests.support.builders.planned_runs import OTHER_MODEL, IncrementalRuns, counts_of, names_of, read_deletions
 from tests.support.fakes.dying_storage import CutOff
 
 OLD = [f"{number:02d}.jpg" for number in range(0, 40, 2)]
@@ -45,7 +44,7 @@ def copy_of_output(nights: IncrementalRuns, name: str) -> str:
 
 def deleted(output: str) -> list[str]:
     results = open_results(output)
-    return sorted(Path(uri).name for uri in read_deletions(results, results.runs()[-1]).column("uri").to_pylist())
+    return sorted(Path(row["uri"]).name for row in read_deletions(results, results.runs()[-1]))
 
 
 def cut_off_and_go_on(

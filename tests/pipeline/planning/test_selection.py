@@ -42,7 +42,7 @@ def selection_of(history: History, store: Store | None = None) -> Selection:
         history,
         RunCompatibility(SAME, SAME, SAME),
         retry="transient",
-        picked=None,
+        where_ids=None,
         storage=store or Store(),  # type: ignore[arg-type]
     )
 
@@ -76,7 +76,7 @@ def test_versions_are_compared_by_what_both_have(
 ) -> None:
     selection = selection_of(history_of((URI, *known)))
     chosen = list(selection.choose([ImageRef(URI, etag=listed[0], bytes=listed[1])]))
-    assert selection.told(0)[reason] == 1
+    assert selection.counts_dict(0)[reason] == 1
     assert len(chosen) == (reason == "changed")
 
 
@@ -103,12 +103,12 @@ def test_images_that_are_new_or_lie_in_a_container_are_not_asked_for() -> None:
 def test_what_was_chosen_before_the_planning_was_cut_off_is_not_chosen_again() -> None:
     first, second = ImageRef(URI, bytes=11), ImageRef("s3://bucket/b.jpg", bytes=11)
     selection = selection_of(history_of((URI, None, 10)))
-    selection.go_on(np.array([image_id(first.uri)]), {"changed": 1})
+    selection.resume(np.array([image_id(first.uri)]), {"changed": 1})
     assert list(selection.choose([first, second])) == [second]
-    counts = selection.told(deleted=3)
+    counts = selection.counts_dict(deleted=3)
     assert (counts["new"], counts["changed"], counts["retried"], counts["deleted"]) == (1, 1, 0, 3)
     assert counts["listed"] == 2
-    assert selection.history.is_seen.all()
+    assert selection.history.is_listed.all()
 
 
 def test_a_listing_is_taken_a_batch_at_a_time() -> None:

@@ -12,11 +12,11 @@ from pipeline.errors import RunMismatchError
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
 from pipeline.planning import worker_plan
 from pipeline.planning.shard_size import choose_shard_images, look_ahead
-from pipeline.planning.survey import survey_input
 from pipeline.planning.worker_plan import expected_workers, local_gpus
 from pipeline.runs.open import open_run
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
+from tests.support.builders.planned_runs import survey_of
 from tests.support.fakes.models import write_images
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "0" * 64, "config_sha256": "1" * 64, "trained": True}
@@ -76,7 +76,7 @@ def test_no_more_is_listed_ahead_than_makes_a_difference() -> None:
 def test_a_small_input_has_several_shards_for_each_of_two_workers(tmp_path: Path, images: int, shards: int) -> None:
     write_images(tmp_path / "in", images)
     spec = spec_for(tmp_path)
-    assert survey_input(spec, Storage()).manifest.shard_count == shards
+    assert survey_of(spec, Storage()).manifest.shard_count == shards
     run = opened(spec)
     assert (run.image_count, run.shard_count) == (images, shards)
     planned = [ref.uri for index in range(shards) for ref in run.read_shard(index).images]

@@ -23,11 +23,11 @@ from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection, load_spec
 from pipeline.messages import ImageFailure
-from pipeline.planning.survey import survey_input
 from pipeline.storage.addresses import LONGEST_ADDRESS, read_address
 from pipeline.storage.signed_urls import SignedAddresses
 from pipeline.storage.storage import Storage
 from pipeline.worker.error_boundaries import image_boundary
+from tests.support.builders.planned_runs import survey_of
 
 SIGNED = "https://b.s3.amazonaws.com/a.jpg"
 AWS = "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2F1&X-Amz-Date=2&X-Amz-Expires=9&X-Amz-SignedHeaders=host"
@@ -200,7 +200,7 @@ def test_errors_name_the_image_and_hide_what_signs_it(tmp_path: Path) -> None:
         None, {"input.uri": str(tmp_path / "l.txt"), "output.uri": str(tmp_path / "out"), "storage.patience_s": 0}
     )
     storage = Storage(spec.storage)
-    survey = survey_input(spec, storage)
+    survey = survey_of(spec, storage)
     assert survey.manifest.signed == 1
     with pytest.raises(StorageError, match=r"a\.jpg\?id=1") as caught:
         read_image(survey.sample[0], storage)

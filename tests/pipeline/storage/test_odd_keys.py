@@ -12,9 +12,9 @@ from jobs.running.plan import _decode_sample
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection, load_spec
-from pipeline.planning.survey import survey_input
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from tests.support.builders.planned_runs import survey_of
 from tests.support.servers.plain_s3 import plain_s3
 
 KEYS = [
@@ -94,7 +94,7 @@ def test_a_name_that_never_was_is_not_called_gone(tmp_path: Path) -> None:
     reasons = {}
     for name in ("l.txt", "rows.parquet", "in"):
         spec = load_spec(None, {"input.uri": str(tmp_path / name), "output.uri": str(tmp_path / "out")})
-        survey = survey_input(spec, Storage())
+        survey = survey_of(spec, Storage())
         (tmp_path / "in/gone.jpg").unlink() if name == "in" else None
         reasons[name] = _decode_sample(spec, survey, Storage()).failures[0][1]
     assert reasons == {

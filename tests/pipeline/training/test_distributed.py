@@ -90,7 +90,7 @@ def test_two_workers_lose_what_one_loses_with_the_doubled_batch(folder: Path) ->
 @pytest.mark.slow
 def test_what_a_worker_has_to_say_reaches_the_caller_as_it_is(folder: Path) -> None:
     (folder / "coco.json").write_text("{")
-    with pytest.raises(SpecError, match=r"coco\.json is no JSON"):
+    with pytest.raises(SpecError, match=r"coco\.json is not JSON"):
         train(load_training_spec("spec.yaml", settings("joint", workers=2)))
 
 

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_one_sentence(folder, change, message):
 
 def test_an_annotation_file_that_is_no_json_is_named(folder):
     (folder / "coco.json").write_text("{")
-    with pytest.raises(SpecError, match=r"coco\.json is no JSON"):
+    with pytest.raises(SpecError, match=r"coco\.json is not JSON"):
         train(load_training_spec(folder / "spec.yaml"))
 
 

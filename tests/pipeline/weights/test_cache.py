@@ -1,4 +1,4 @@
-"""Weights are downloaded once, continued when cut, and checked."""
+"""Weights are downloaded once, continued after an interruption, and checked."""
 
 import hashlib
 import threading
@@ -20,7 +20,6 @@ from htc_model.weights.untrained import untrained_state
 from pipeline.errors import StorageError, WeightsUnavailableError
 from pipeline.job_spec.job import ModelSection
 from pipeline.storage.storage import Storage
-from pipeline.weights import cache as fetch
 from pipeline.weights.cache import cache_folder, download, fetch_weights, resolve_weights
 from pipeline.weights.verify import verify_file
 
@@ -30,7 +29,7 @@ FILE_NAME = f"tiny_coco-{DIGITS}.pth"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT under any path, with ranges, and remembers which bytes were asked for."""
+    """Serves CONTENT under any path, with ranges, and records the requested ranges."""
 
     daemon_threads = True
 
@@ -100,7 +99,7 @@ def published(server: Server, monkeypatch: pytest.MonkeyPatch) -> registry.Publi
     return entry
 
 
-def test_the_cache_is_in_the_home_folder_unless_said_otherwise(
+def test_the_cache_is_in_the_home_folder_by_default(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cache_folder() == cache
@@ -119,13 +118,14 @@ def test_a_file_is_downloaded_once(server: Server, published: registry.Published
     assert [file.name for file in cache.iterdir() if not file.name.startswith(".")] == [FILE_NAME]
 
 
-def test_a_cut_download_is_continued(
-    server: Server, published: registry.PublishedWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_download_is_continued(
+    server: Server, published: registry.PublishedWeights, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fetch, "CHUNK_BYTES", 30_000)
     (tmp_path / f"{FILE_NAME}.part").write_bytes(CONTENT[:50_000])
     progress: list[tuple[int, int | None]] = []
-    path = fetch_weights("tiny", tmp_path, on_progress=lambda here, total: progress.append((here, total)))
+    path = fetch_weights(
+        "tiny", tmp_path, on_progress=lambda here, total: progress.append((here, total)), chunk_bytes=30_000
+    )
     assert path.read_bytes() == CONTENT
     assert server.ranges == ["bytes=50000-79999", "bytes=80000-102399"]
     assert progress == [(80_000, 102_400), (102_400, 102_400)]
@@ -138,9 +138,11 @@ def test_a_part_longer_than_the_file_is_started_over(server: Server, tmp_path: P
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
 
 
-def test_a_wrong_hash_is_thrown_away(server: Server, published: registry.PublishedWeights, tmp_path: Path) -> None:
+def test_a_download_with_a_wrong_hash_is_deleted(
+    server: Server, published: registry.PublishedWeights, tmp_path: Path
+) -> None:
     server.content = b"another file"
-    with pytest.raises(WeightsUnavailableError, match=rf"instead of {DIGITS}.*thrown away, try again"):
+    with pytest.raises(WeightsUnavailableError, match=rf"instead of {DIGITS}.*deleted"):
         fetch_weights("tiny", tmp_path)
     assert not [file for file in tmp_path.iterdir() if file.suffix in {".pth", ".part"}]
     server.content = CONTENT
@@ -168,7 +170,7 @@ class Offline(Storage):
         raise StorageError(f"{uri} cannot be reached.")
 
 
-def test_offline_the_way_out_is_told(published: registry.PublishedWeights, cache: Path) -> None:
+def test_the_offline_error_states_the_way_out(published: registry.PublishedWeights, cache: Path) -> None:
     with pytest.raises(WeightsUnavailableError) as caught:
         fetch_weights("htc_r50_fpn", storage=Offline())
     message = str(caught.value)
@@ -184,7 +186,7 @@ def test_unknown_and_unpublished_names_are_refused() -> None:
         fetch_weights("cascade_mask_rcnn_r50_fpn")
 
 
-def test_a_folder_that_cannot_be_made_is_named(published: registry.PublishedWeights, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(published: registry.PublishedWeights, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WeightsUnavailableError, match="HTC_CACHE"):
         fetch_weights("tiny", tmp_path / "file")
@@ -201,7 +203,7 @@ def test_coco_means_the_presets_published_file(published: registry.PublishedWeig
     assert resolve_weights(ModelSection(preset="htc_r50_fpn", weights="coco")) == cache / FILE_NAME
 
 
-def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_path_is_used_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "my weights #1.pth"
     path.write_bytes(b"x")
     assert resolve_weights(ModelSection(weights=str(path))) == path
@@ -229,7 +231,7 @@ def test_a_uri_is_copied_once_and_again_when_it_changed(cache: Path) -> None:
 # --- verify ----------------------------------------------------------------------------------------------------
 
 
-def test_verify_says_what_a_file_is(tmp_path: Path) -> None:
+def test_verify_describes_a_file(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = build_model("htc_lite0_fpn").state_dict()
     path = tmp_path / "w.pth"

@@ -11,7 +11,14 @@ from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ReadVersion
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.output.commit import commit_shard
+from pipeline.output.deletions import DELETIONS_SCHEMA, deletion_parts
+from pipeline.output.part_files import read_part
+from pipeline.output.results import Results
 from pipeline.output.rows import build_image_row
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.planner import Planner, clear_parts
+from pipeline.planning.shard_size import ShardSizing
+from pipeline.planning.survey import InputSurvey, survey_input
 from pipeline.runs.begin import Hold
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
@@ -102,3 +109,30 @@ def names_of(run: RunHandle) -> list[str]:
 def counts_of(run: RunHandle) -> dict[str, int]:
     """What the run's record says of the selection, without zeros."""
     return {reason: count for reason, count in run.manifest.selection.items() if count}
+
+
+def read_deletions(results: Results, run: str) -> list[dict[str, Any]]:
+    """The deletion records of a run."""
+    uris = deletion_parts(results, run)
+    return [row for uri in uris for row in read_part(results.storage, uri, DELETIONS_SCHEMA).to_pylist()]
+
+
+def planner_of(spec: JobSpec, storage: Storage, folder: str, **options: Any) -> Planner:
+    """The planner that a run of this spec has, with its manifest in `folder`."""
+    sizing = ShardSizing.of(spec.compute)
+    return Planner(spec.input, storage, spec.output.uri, folder, sizing=sizing, **options)
+
+
+def plan_manifest(spec: JobSpec, storage: Storage, folder: str) -> Manifest:
+    """Write the whole manifest into `folder`, in place of an earlier one, as beginning a run does."""
+    planner = planner_of(spec, storage, folder)
+    clear_parts(storage, folder)
+    for _ in planner.parts():
+        pass
+    return planner.manifest
+
+
+def survey_of(spec: JobSpec, storage: Storage, **options: Any) -> InputSurvey:
+    """The survey that `htc plan` makes for this spec."""
+    sizing = ShardSizing.of(spec.compute)
+    return survey_input(spec.input, storage, spec.output.uri, sizing=sizing, **options)

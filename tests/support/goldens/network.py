@@ -26,9 +26,10 @@ from htc_model.network.detector import HTC, build_model
 from htc_model.network.roi_align import pool_map, pool_pyramid, roi_levels
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
 from htc_model.network.semantic_head import STRIDE as SEMANTIC_STRIDE
+from htc_model.preprocess import build_batch
 from htc_model.structures import ImageBatch, RawDetections
 from htc_model.weights.untrained import untrained_state
-from pipeline.inputs.decode import batch_from_bytes
+from pipeline.inputs.decode import decode_image
 from tests.support.goldens.decisions import (
     BOX_MARGIN_PX,
     Boxes,
@@ -109,7 +110,7 @@ def build_golden_model(golden_model: str) -> HTC:
 
 def golden_batch(golden: Golden, model: HTC, images: Path = DATA / "images") -> ImageBatch:
     """Build the network's input from the golden's encoded photo."""
-    return batch_from_bytes([(images / golden["meta"]["image"]).read_bytes()], model.config)
+    return build_batch([decode_image((images / golden["meta"]["image"]).read_bytes())], model.config)
 
 
 def is_input_exact(golden: Golden, batch: ImageBatch) -> bool:

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.inputs.containers.parquet
 from pipeline.errors import DamagedContainerError, ImageError, StorageError
 from pipeline.inputs.containers.parquet import ParquetRows
 from pipeline.inputs.containers.parquet_pages import Page, read_chunks, read_pages
@@ -120,29 +119,18 @@ def test_rows_around_one_that_is_too_large_are_read(tmp_path: Path) -> None:
         read_image(null, Storage(), max_bytes=MIB)
 
 
-def test_a_page_that_is_too_large_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.inputs.containers.parquet, "MOST_PAGE_BYTES", 1000)
+def test_a_page_that_is_too_large_is_named_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": [bytes([n]) * 90 for n in range(30)]}), path, use_dictionary=False)
-    for ref in refs_of(path)[::7]:
-        with pytest.raises(ImageError, match=r"too_large.*page of \d+ bytes.*smaller row groups"):
-            read_image(ref, Storage(), max_bytes=100)
-        assert len(read_image(ref, Storage(), max_bytes=MIB)) == 90
+    with ParquetRows(most_page_bytes=1000) as rows:
+        for row in range(0, 30, 7):
+            with pytest.raises(ImageError, match=r"too_large.*page of \d+ bytes.*smaller row groups"):
+                rows.read(str(path), row, "image", Storage(), max_bytes=100)
+            assert len(rows.read(str(path), row, "image", Storage(), max_bytes=MIB).payload or b"") == 90
 
 
-def test_two_shards_read_one_row_group_at_two_places_without_beginning_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_shards_read_one_row_group_at_two_places_without_starting_over(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", [b"%d" % number for number in range(600)])
-    opened: list[int] = []
-    former = pipeline.inputs.containers.parquet._Rows
-
-    class Counted(former):
-        def __init__(self, *arguments: object) -> None:
-            opened.append(1)
-            super().__init__(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pipeline.inputs.containers.parquet, "_Rows", Counted)
     with ParquetRows() as rows:
 
         def read(row: int) -> None:
@@ -151,11 +139,11 @@ def test_two_shards_read_one_row_group_at_two_places_without_beginning_again(
         for row in range(150):
             read(row)
             read(200 + row)
-        assert len(opened) == 2
-        # Shortly behind the second reader, then far behind both, then before all of them.
+        assert rows.opened == 2
+        # Just ahead of the second reader, then far ahead of both, then before all of them.
         for row in (*range(380, 400), *range(500, 520), *range(3)):
             read(row)
-    assert len(opened) == 4
+        assert rows.opened == 4
 
 
 def test_threads_share_the_readers_of_a_file(tmp_path: Path) -> None:
@@ -172,18 +160,18 @@ def test_threads_share_the_readers_of_a_file(tmp_path: Path) -> None:
     assert found == [b"%d" % number for number in range(600)]
 
 
-def test_no_file_stays_open_behind_the_last_row(tmp_path: Path) -> None:
+def test_no_file_stays_open_after_the_last_row(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", [b"a", b"b"])
     rows = ParquetRows()
     assert [rows.read(str(path), row, "image", Storage()).payload for row in range(2)] == [b"a", b"b"]
-    assert not rows._readers
+    assert rows.open_count == 0
     with pytest.raises(ImageError, match="none of number 2"):
         rows.read(str(path), 2, "image", Storage())
     with pytest.raises(ImageError, match="no column photo"):
         rows.read(str(path), 0, "photo", Storage())
     with pytest.raises(StorageError):
         rows.read(str(tmp_path / "gone.parquet"), 0, "image", Storage())
-    assert not rows._readers
+    assert rows.open_count == 0
 
 
 def test_rows_of_a_remote_file_are_read_too(tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from pipeline.inputs.listing import SourceNotes, list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import ComputeSection, InputSection, JobSpec
 from pipeline.planning.manifest import Manifest, ManifestReader
-from pipeline.planning.planner import Planner
 from pipeline.planning.resume_point import find_resume_point
-from pipeline.planning.survey import survey_input
 from pipeline.storage.storage import Storage
+from tests.support.builders.planned_runs import planner_of, survey_of
 
 
 def jpeg(shade: int) -> bytes:
@@ -223,10 +222,10 @@ def test_planning_of_named_images_goes_on_without_losing_or_doubling_one(
     spec = spec_with(tmp_path / "in", uri_column="link").model_copy(update={"compute": ComputeSection(shard_images=1)})
     folder, names = str(tmp_path / "manifest"), ["z.jpg", "a.jpg", "m.jpg", "b.jpg", "y.jpg"]
     # The first part holds two images; planning ends behind it.
-    next(Planner(spec, Storage(), folder).parts())
+    next(planner_of(spec, Storage(), folder).parts())
     planned = find_resume_point(Storage(), folder)
     assert planned is not None
-    manifest = list(Planner(spec, Storage(), folder, planned=planned).parts())[-1]
+    manifest = list(planner_of(spec, Storage(), folder, planned=planned).parts())[-1]
     reader = ManifestReader(Storage(), folder, manifest)
     refs = [ref for shard in range(manifest.shard_count) for ref in reader.read_shard(shard).images]
     assert [Path(ref.uri).name for ref in refs] == names
@@ -241,9 +240,9 @@ def test_what_was_left_out_and_read_is_said(tmp_path: Path) -> None:
     for number in range(7):
         write(tmp_path / f"names-{number}.parquet", {"URL": ["b.jpg"]})
     with pytest.raises(InputError, match=r"7 \.parquet without images.*URL names images.*--uri-column"):
-        survey_input(spec_with(tmp_path), Storage())
+        survey_of(spec_with(tmp_path), Storage())
     write(tmp_path / "x.parquet", {"image": binary(IMAGES)})
-    manifest = survey_input(spec_with(tmp_path), Storage()).manifest
+    manifest = survey_of(spec_with(tmp_path), Storage()).manifest
     assert manifest.read_columns() == "image (1 file)"
     assert [line.split(" (")[0].rpartition("/")[2] for line in manifest.left_out()[1:]] == [
         f"names-{number}.parquet" for number in range(5)
@@ -254,7 +253,7 @@ def test_what_was_left_out_and_read_is_said(tmp_path: Path) -> None:
 def test_planning_that_goes_on_keeps_what_was_said(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"price": [1]})
     write(tmp_path / "x.parquet", {"image": binary(IMAGES)})
-    planner = Planner(spec_with(tmp_path), Storage(), str(tmp_path / "out/manifest"))
+    planner = planner_of(spec_with(tmp_path), Storage(), str(tmp_path / "out/manifest"))
     (manifest,) = list(planner.parts())
     assert list(manifest.without_images) == [f"{tmp_path}/a.parquet"]
 
@@ -312,7 +311,7 @@ def test_a_folder_of_named_images_says_how_it_is_read(tmp_path: Path) -> None:
 def test_a_folder_without_a_known_column_names_the_way_out(tmp_path: Path) -> None:
     write(tmp_path / "0.parquet", {"left": ["0.jpg"], "right": ["x.jpg"]})
     with pytest.raises(InputError, match="--uri-column"):
-        survey_input(spec_with(tmp_path), Storage())
+        survey_of(spec_with(tmp_path), Storage())
 
 
 def test_parquet_by_another_name_is_named(tmp_path: Path) -> None:

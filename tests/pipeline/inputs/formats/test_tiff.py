@@ -311,7 +311,7 @@ def test_a_sparse_file_is_not_filled_with_black() -> None:
     place = payload.index(struct.pack("<HHI", 325, 4, 6)) + 8
     (sizes,) = struct.unpack_from("<I", payload, place)
     struct.pack_into("<I", payload, sizes, 0)
-    assert "left out" in decode_error(bytes(payload)).reason
+    assert "missing" in decode_error(bytes(payload)).reason
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])

@@ -1,4 +1,4 @@
-"""Loading ahead: in order, bounded, and nothing left running when somebody leaves early."""
+"""Loading ahead: in order, bounded, and nothing is left running when the consumer leaves early."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.worker.prefetch import Prefetch
+from pipeline.concurrency import Prefetch, delete_all, read_ahead
 
 
 @pytest.fixture
@@ -72,3 +72,47 @@ def test_an_exception_comes_at_its_place_and_the_rest_is_drained(pool: ThreadPoo
     assert seen == [0, 1]
     # The pool is free again: nothing of the abandoned sources is queued on it.
     assert pool.submit(lambda: "free").result(timeout=10) == "free"
+
+
+def test_reading_ahead_keeps_order_and_distance_and_raises() -> None:
+    begun: list[int] = []
+
+    def read(number: int) -> int:
+        begun.append(number)
+        if number == 30:
+            raise ValueError("thirty")
+        return number * 2
+
+    reader = read_ahead(2, read, range(100))
+    assert [next(reader) for _ in range(10)] == list(range(0, 20, 2))
+    assert max(begun) < 10 + 4
+    with pytest.raises(ValueError, match="thirty"):
+        list(reader)
+    assert max(begun) < 30 + 5
+
+
+def test_reading_ahead_leaves_nothing_running_when_the_consumer_stops_early() -> None:
+    begun, ended = [], []
+
+    def read(number: int) -> int:
+        begun.append(number)
+        ended.append(number)
+        return number
+
+    reader = read_ahead(2, read, range(100))
+    assert next(reader) == 0
+    reader.close()  # type: ignore[attr-defined]
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) <= 5
+
+
+def test_all_are_deleted_and_a_failure_is_raised() -> None:
+    deleted: set[str] = set()
+    delete_all(deleted.add, (f"part-{number}" for number in range(100)))
+    assert deleted == {f"part-{number}" for number in range(100)}
+
+    def refuse(uri: str) -> None:
+        raise OSError(uri)
+
+    with pytest.raises(OSError, match="part-0"):
+        delete_all(refuse, ["part-0"])
