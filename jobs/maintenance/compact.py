@@ -7,9 +7,9 @@ from jobs.terminal.console import say, size_of, write_line, write_table
 from pipeline.errors import DamagedFileError, RunError, SpecError
 from pipeline.maintenance.compaction import Compacted, compact_run
 from pipeline.maintenance.publications import read_publications
-from pipeline.maintenance.survey import is_whole
 from pipeline.output.results import open_results
 from pipeline.runs.lease import RunHeldError
+from pipeline.runs.state import has_all_rows_in
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def compact_output(
 def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:
     storage, output_uri = results.storage, results.output_uri
     record = next(each for each in results.records if each.run == run)
-    if not is_whole(results, record):
+    if not has_all_rows_in(results, record):
         raise _NotNowError(f"the run {run} is not complete; finish it first, or prune it.")
     with hold_run(storage, output_uri, run) as lease:
         places = read_publications(storage, output_uri, run)

@@ -11,11 +11,9 @@ from pipeline.errors import DamagedFileError, RunError
 from pipeline.maintenance.doctor.examine import Report, examine_output
 from pipeline.maintenance.doctor.findings import Finding
 from pipeline.maintenance.doctor.repair import RunRepair, repair_run
-from pipeline.output.layout import run_folder
-from pipeline.runs.lease import WATCH_S, RunHeldError, take_lease
+from pipeline.runs.lease import WATCH_S, RunHeldError, lease_uri, take_lease
 from pipeline.storage.cas_file import CasFile
 from pipeline.storage.storage import Storage
-from pipeline.storage.uris import join
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ def examine_and_report(
     _write_findings(report.output_uri, left)
     for run in report.runs:
         if run.is_held:
-            is_known = all(finding.file != _lease_uri(report.output_uri, run.run) for finding in run.findings)
+            is_known = all(finding.file != lease_uri(report.output_uri, run.run) for finding in run.findings)
             verb = "is" if is_known else "may be"
             write_line(f"The run {run.run} {verb} worked on; what can still change there was not looked at.")
         elif run.shards_left > 0:
@@ -81,10 +79,10 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
         if all(finding.repair == "none" for finding in run.findings):
             left += run.findings
             continue
-        if any(finding.file == _lease_uri(report.output_uri, run.run) for finding in run.findings):
+        if any(finding.file == lease_uri(report.output_uri, run.run) for finding in run.findings):
             _clear_lease(storage, report.output_uri, run.run, others, sleep)
         try:
-            lease = take_lease(storage, report.output_uri, run.run, tell=say, sleep=sleep)
+            lease = take_lease(storage, report.output_uri, run.run, report=say, sleep=sleep)
         except RunHeldError as error:
             say(f"Not repaired: {str(error).partition('; ')[0].rstrip('.')}; try again when that has ended.")
             left += run.findings
@@ -106,7 +104,7 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
 
 def _clear_lease(storage: Storage, output_uri: str, run: str, aside: RunRepair, sleep: Callable[[float], None]) -> None:
     """Remove a lease that cannot be read and that no driver renews meanwhile."""
-    file = CasFile(storage, _lease_uri(output_uri, run))
+    file = CasFile(storage, lease_uri(output_uri, run))
     try:
         seen = file.read()
     except DamagedFileError:
@@ -118,10 +116,6 @@ def _clear_lease(storage: Storage, output_uri: str, run: str, aside: RunRepair, 
     now = file.read()
     if seen is not None and now is not None and now.version == seen.version:
         file.delete()
-
-
-def _lease_uri(output_uri: str, run: str) -> str:
-    return join(run_folder(output_uri, run), "lease.json")
 
 
 def _write_findings(output_uri: str, findings: Sequence[Finding]) -> None:

@@ -36,7 +36,7 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
         StorageError: storage failed.
     """
     results = open_results(output_uri, Storage(storage_section))
-    standings = survey_runs(results, tell=say)
+    standings = survey_runs(results, report=say)
     needed: set[str] | None = None
     try:
         needed = needed_runs(results)
@@ -99,7 +99,7 @@ def _described(standing: RunInfo, *, is_needed: bool | None) -> dict[str, Any]:
         "run": standing.run,
         "created": standing.record.created,
         "state": standing.state,
-        "is_whole": standing.is_whole,
+        "is_whole": standing.has_all_rows,
         "reason": standing.reason,
         "holder": standing.holder or None,
         "model": standing.record.fingerprint.get("preset"),

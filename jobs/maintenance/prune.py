@@ -74,7 +74,7 @@ def prune_output(
     for error in results.damaged_runs.values():
         # What the view current needs is not known without that run.
         raise error
-    choices = choose_runs(survey_runs(results, now=moment, tell=say), needed_runs(results), rules, moment)
+    choices = choose_runs(survey_runs(results, now=moment, report=say), needed_runs(results), rules, moment)
     _report(choices)
     doomed = [choice for choice in choices if choice.is_removed]
     if catalog is None and any(choice.kept_because.startswith("published") for choice in choices):

@@ -67,7 +67,7 @@ def choose_runs(
         needed: those without which the view `current` would answer something else.
         now: UTC.
     """
-    complete = [each.run for each in standings if each.is_whole]
+    complete = [each.run for each in standings if each.has_all_rows]
     last = set(complete[-rules.keep_last :]) if rules.keep_last else set()
     choices: list[PruneDecision] = []
     for index, standing in enumerate(standings):
@@ -87,7 +87,7 @@ def choose_runs(
 def _standing_reason(standing: RunInfo, now: datetime, *, is_newest: bool) -> str:
     if standing.holder:
         return f"{standing.holder} works on it"
-    if standing.is_whole:
+    if standing.has_all_rows:
         return ""
     if is_newest:
         return "incomplete, and the newest: the next run goes on with it"

@@ -10,10 +10,10 @@ from jobs.maintenance.run_lease import hold_run
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.errors import SpecError
 from pipeline.maintenance.publications import read_publications
-from pipeline.maintenance.survey import is_whole
 from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, load_record
 from pipeline.runs.lease import RunHeldError
+from pipeline.runs.state import has_all_rows_in
 from pipeline.runs.summary import read_summary
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
@@ -130,7 +130,7 @@ def _chosen(
     if run is not None:
         _require(results, run)
         record = next(each for each in results.records if each.run == run)
-        if not is_whole(results, record):
+        if not has_all_rows_in(results, record):
             raise SpecError(f"The run {run} is not finished; readers of the tables see whole runs only.")
         return [record], {}
     chosen, left_out = [], {}
@@ -146,7 +146,7 @@ def _chosen(
 
 
 def _left_out(results: "Results", record: RunRecord, *, is_over_budget_included: bool) -> str:
-    if not is_whole(results, record):
+    if not has_all_rows_in(results, record):
         return "is not finished; go on with it by the same `htc run`, or remove it with `htc prune`"
     if is_over_budget_included:
         return ""

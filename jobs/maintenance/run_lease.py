@@ -17,7 +17,7 @@ def hold_run(storage: Storage, output_uri: str, run: str) -> Iterator[Lease]:
         StorageError: storage failed.
     """
     try:
-        lease = take_lease(storage, output_uri, run, tell=say)
+        lease = take_lease(storage, output_uri, run, report=say)
     except RunHeldError as error:
         # What follows the semicolon is advice to drivers.
         who = str(error).partition("; ")[0].rstrip(".")

@@ -52,6 +52,11 @@ class RunRecord:
         """Shards in the manifest."""
         return int(self.manifest["shard_count"])
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether the input is listed to its end; until then the counts grow."""
+        return bool(self.manifest.get("is_planned", True))
+
 
 def write_record(storage: Storage, output_uri: str, record: RunRecord) -> None:
     """Write run.json; from here on the run can be resumed."""

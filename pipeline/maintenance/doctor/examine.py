@@ -15,15 +15,14 @@ from pipeline.maintenance.doctor.rebuild import rebuild_record
 from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
 from pipeline.maintenance.publications import NOTE, read_publications
 from pipeline.output.deletions import DELETIONS_SCHEMA, counts
-from pipeline.output.json_files import read_json
 from pipeline.output.layout import TOMBSTONE, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import Part, parse_part
 from pipeline.output.run_record import ENDED, RunRecord, read_record
 from pipeline.planning.manifest import Manifest, manifest_uris
 from pipeline.runs.cleanup import TEMP_NAME
-from pipeline.runs.lease import STALE_AFTER_S
-from pipeline.runs.process_id import is_dead_here
+from pipeline.runs.lease import LeaseHolder, lease_uri
+from pipeline.runs.state import has_all_rows
 from pipeline.runs.summary import load_summary
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
@@ -192,16 +191,22 @@ class _Examination:
         """Tell whether another process works on the run."""
         if "lease.json" not in self._files:
             return False
+        holder = None
         try:
-            lease = read_json(self._storage, join(self._folder, "lease.json"))
-            if lease is None:
-                return False
-            silence_s = (self._now - datetime.fromisoformat(lease["beat"])).total_seconds()
-            return not is_dead_here(str(lease["host"]), str(lease["process"])) and silence_s <= STALE_AFTER_S
-        except (DamagedFileError, KeyError, TypeError, ValueError):
+            holder = LeaseHolder.parse(self._storage.read(lease_uri(self._output_uri, self._run)))
+        except NotFoundError:
+            # Released meanwhile.
+            return False
+        except DamagedFileError:
+            # A link that leads nowhere.
+            pass
+        if holder is None:
             self._find("lease.json", "damaged", "it does not say who works on the run", "remove")
-            # A driver may: see `lease.judge_holders`.
+            # A driver may work on the run: see `lease.judge_holders`.
             return True
+        # A driver whose clock is ahead of this one may be alive; nothing is watched here to find out.
+        is_ahead = not holder.is_dead_here and holder.heartbeat_age_s(self._now) < 0
+        return is_ahead or holder.is_alive(self._now)
 
     def _record(self) -> RunRecord | None:
         try:
@@ -263,23 +268,27 @@ class _Examination:
             self._find(folder, "mismatch" if found else "missing", problem, "forget_deletions")
 
     def _look_at_summary(self, record: RunRecord, tables: RunTables) -> None:
-        is_whole = bool(record.manifest.get("is_planned", True)) and len(tables.committed) == record.shard_count
+        is_complete = has_all_rows(record, tables.committed)
         try:
             summary = load_summary(self._storage, self._output_uri, self._run)
         except DamagedFileError as error:
             self._find("summary.json", "damaged", reason_of(error), "derive_summary")
             return
         if summary is None:
-            if is_whole:
+            if is_complete:
                 self._find("summary.json", "missing", "all images have their rows", "derive_summary")
             return
-        if not is_whole and summary["status"] == "complete":
+        if not is_complete and summary["status"] == "complete":
             missing = sorted(set(range(record.shard_count)) - tables.committed)
             shards = (
                 f"{len(missing)} of its {record.shard_count} shards, such as {missing[0]}," if missing else "its end"
             )
             self._find("summary.json", "mismatch", f"it says complete, and {shards} has no images part", "set_aside")
-        elif is_whole and not tables.findings and sum((summary.get("statuses") or {}).values()) not in (0, tables.rows):
+        elif (
+            is_complete
+            and not tables.findings
+            and sum((summary.get("statuses") or {}).values()) not in (0, tables.rows)
+        ):
             self._find(
                 "summary.json", "mismatch", f"it counts other rows than the {tables.rows} there are", "derive_summary"
             )

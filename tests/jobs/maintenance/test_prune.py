@@ -82,7 +82,7 @@ def test_a_run_with_the_newest_result_of_an_image_stays(
 
 def test_why_each_run_is_kept(output: str) -> None:
     first, second, third, fourth = nights(output)
-    incomplete = replace(second, state="incomplete", is_whole=False)
+    incomplete = replace(second, state="incomplete", has_all_rows=False)
     held = replace(first, holder="host a, process 7")
     fresh = PrunePolicy(1, timedelta(days=9))
     assert decide([first, second, third, fourth], set(), PrunePolicy(1)) == {
@@ -97,7 +97,7 @@ def test_why_each_run_is_kept(output: str) -> None:
         "night-1": "incomplete, and the newest: the next run goes on with it",
     }
     assert decide([first, incomplete, third], set(), PrunePolicy(1))["night-1"] == ""
-    young = [first, replace(third, state="incomplete", is_whole=False), fourth]
+    young = [first, replace(third, state="incomplete", has_all_rows=False), fourth]
     shifted = choose_runs(young, set(), PrunePolicy(1), NOW - timedelta(days=5))
     assert shifted[1].kept_because == "incomplete, and only 3 days old"
     assert decide([first, second, third, fourth], set(), fresh)["night-2"] == "only 8 days old"
