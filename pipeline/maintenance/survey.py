@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.maintenance.publications import NOTE, Publication, read_publications
+from pipeline.maintenance.removal import TABLES
 from pipeline.output.layout import TOMBSTONE
 from pipeline.output.part_files import read_part
 from pipeline.output.run_record import RunRecord
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_THREADS = 8
-TABLES = ("images", "instances", "deletions")
 
 
 @dataclass(frozen=True)

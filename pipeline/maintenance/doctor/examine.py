@@ -14,6 +14,7 @@ from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
 from pipeline.maintenance.doctor.rebuild import rebuild_record
 from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
 from pipeline.maintenance.publications import NOTE, read_publications
+from pipeline.maintenance.removal import TABLES
 from pipeline.output.deletions import DELETIONS_SCHEMA, counts
 from pipeline.output.layout import TOMBSTONE, TableName, run_folder
 from pipeline.output.part_files import open_part
@@ -28,7 +29,6 @@ from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local, join, local_path
 
-TABLES = ("images", "instances", "deletions")
 ATTEMPTS = 3
 _KNOWN = re.compile(
     r"(?:run|lease|progress|summary|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
