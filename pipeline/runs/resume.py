@@ -42,7 +42,7 @@ def resume_run(request: RunRequest, record: RunRecord) -> RunHandle:
         if lease is not None:
             found = load_record(storage, output_uri, name)
             if found is None:
-                raise InputError(f"The run {name} was removed meanwhile. Run the same command again to begin another.")
+                raise InputError(f"The run {name} was removed meanwhile; run the same command again to begin another.")
             record = found
         resumed = resume_leased(request, record, lease, undo, committed=committed)
         undo.pop_all()

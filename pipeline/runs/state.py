@@ -91,9 +91,9 @@ def find_run_state(
     outcome = _outcome_in(summary)
     if summary is None or outcome is None or has_progress or has_lease:
         # A summary would be of an earlier session.
-        return RunState("incomplete", is_all, f"{_DRIVER_DIED}. Run the same command again to resume.")
+        return RunState("incomplete", is_all, f"{_DRIVER_DIED}; run the same command again to resume.")
     if outcome == "complete":
-        reason = "Its summary says complete, but rows are missing. Run the same command again to write them."
+        reason = "Its summary says complete, but rows are missing; run the same command again to write them."
         return RunState("incomplete", is_all, reason)
     return RunState(outcome, is_all, str(summary.get("reason") or ""), summary)
 
@@ -104,7 +104,7 @@ def _state_with_all_rows(results: "Results", record: "RunRecord", summary: Mappi
     if summary is not None and is_final and summary.get("images_done", record.image_count) == record.image_count:
         return RunState(outcome or "incomplete", True, str(summary.get("reason") or ""), summary)
     judged, reason = _judge_rows(results, record, has_bug=bool((summary or {}).get("has_bug")))
-    missing = f"{_DRIVER_DIED}, and all images have their rows. Run the same command again to write the summary."
+    missing = f"{_DRIVER_DIED}, and all images have their rows; run the same command again to write the summary."
     return RunState(judged, True, f"{reason} {missing}".strip())
 
 
