@@ -57,7 +57,7 @@ def prune(
             output_uri,
             keep_last=keep_last,
             older_than=older_than,
-            is_meant=yes,
+            confirmed=yes,
             catalog=iceberg,
             namespace=namespace,
             storage_section=options.storage_section(endpoint_url, anonymous),

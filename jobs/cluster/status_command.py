@@ -34,7 +34,7 @@ def report_status(
         HtcError: there is no such job or run, or it cannot be asked.
     """
     if target is not None and is_output(target):
-        _write(None, read_status(target, Storage(storage_section), run=run, tell=say), is_json=is_json)
+        _write(None, read_status(target, Storage(storage_section), run=run, report=say), is_json=is_json)
         return
     job = _find_job(target, address)
     _write(job, _status_of(job, run, is_json=is_json), is_json=is_json)
@@ -44,7 +44,9 @@ def _status_of(job: JobState, run: str | None, *, is_json: bool) -> RunStatus | 
     if not job.output_uri:
         return None
     try:
-        return read_status(job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None, tell=say)
+        return read_status(
+            job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None, report=say
+        )
     except (InputError, StorageError) as error:
         # The cluster may reach what this machine does not, and the run may not have begun.
         if not is_json:

@@ -1,4 +1,4 @@
-"""`htc compact`: many small files of finished runs into few large ones."""
+"""`htc compact`: merges the many small files of finished runs into few large ones."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,9 @@ from jobs.terminal.console import say, size_of, write_line, write_table
 from pipeline.errors import DamagedFileError, RunError, SpecError
 from pipeline.maintenance.compaction import Compacted, compact_run
 from pipeline.maintenance.publications import read_publications
-from pipeline.maintenance.survey import is_whole
 from pipeline.output.results import open_results
 from pipeline.runs.lease import RunHeldError
+from pipeline.runs.state import has_all_rows_in
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pipeline.storage.config import StorageSection
 
 DEFAULT_TARGET_MIB = 256
-# A file is put together in memory before it is written.
+# A file is merged in memory before it is written.
 MAX_TARGET_MIB = 2048
 MIB = 1 << 20
 
 
 class _NotNowError(RunError):
-    """A run that cannot be compacted as it stands; the message says why."""
+    """A run that cannot be compacted now; the message says why."""
 
 
 def compact_output(
@@ -33,23 +33,23 @@ def compact_output(
     target_mib: int = DEFAULT_TARGET_MIB,
     storage_section: "StorageSection | None" = None,
 ) -> int:
-    """Compact one run, or all that are complete, and say what that came to.
+    """Compact one run, or all that have all rows, and report what was done.
 
     Args:
-        target_mib: what a large file may come to.
+        target_mib: the size of a large file, at most.
 
     Returns:
-        The exit code: 1 when a file of a run is damaged, or a run cannot be compacted now, but for those that are
-        published or, unless they were named, not complete; else 0.
+        The exit code: 1 when a file of a run is damaged, a run is held, or the run that was named cannot be compacted;
+        else 0.
 
     Raises:
         SpecError: the target is out of bounds.
         InputError: no such run, or no run at all.
-        StorageError: storage failed; the rows are right at every instant.
+        StorageError: storage failed; every row still counts once.
         RunError: the lease was lost; likewise.
     """
     if not 1 <= target_mib <= MAX_TARGET_MIB:
-        raise SpecError(f"--target-mib is between 1 and {MAX_TARGET_MIB}, not {target_mib}.")
+        raise SpecError(f"--target-mib must be between 1 and {MAX_TARGET_MIB}, not {target_mib}.")
     results = open_results(output_uri, Storage(storage_section))
     if run is not None:
         results.check_run(run)
@@ -65,28 +65,28 @@ def compact_output(
             refused.append(f"the run {name}: {error}")
     for reason in refused:
         say(f"Not compacted: {reason}")
-    _report([each for each in done if each.stretches], len(done))
+    _report([each for each in done if each.ranges], len(done))
     return 1 if is_held or is_damaged or (refused and run is not None) else 0
 
 
 def _compact(results: "Results", run: str, target_bytes: int) -> Compacted:
     storage, output_uri = results.storage, results.output_uri
     record = next(each for each in results.records if each.run == run)
-    if not is_whole(results, record):
+    if not has_all_rows_in(results, record):
         raise _NotNowError(f"the run {run} is not complete; finish it first, or prune it.")
     with hold_run(storage, output_uri, run) as lease:
         places = read_publications(storage, output_uri, run)
         if places:
             raise _NotNowError(
                 f"the run {run} is published in {places[0].catalog}, whose tables name its files; compact before "
-                f"publishing, or take it out with `htc publish --withdraw {run}` and publish it again."
+                f"publishing, or withdraw it with `htc publish --withdraw {run}` and publish it again."
             )
         return compact_run(storage, output_uri, run, target_bytes=target_bytes, check=lease.check)
 
 
-def _report(changed: list[Compacted], looked_at: int) -> None:
+def _report(changed: list[Compacted], examined: int) -> None:
     if not changed:
-        if looked_at:
+        if examined:
             write_line("Nothing to compact.")
         return
     rows = [

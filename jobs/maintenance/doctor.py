@@ -1,4 +1,4 @@
-"""`htc doctor`: what is damaged in an output, and its repair."""
+"""`htc doctor`: reports what is damaged in an output, and repairs it."""
 
 import json
 import time
@@ -11,11 +11,9 @@ from pipeline.errors import DamagedFileError, RunError
 from pipeline.maintenance.doctor.examine import Report, examine_output
 from pipeline.maintenance.doctor.findings import Finding
 from pipeline.maintenance.doctor.repair import RunRepair, repair_run
-from pipeline.output.layout import run_folder
-from pipeline.runs.lease import WATCH_S, RunHeldError, take_lease
+from pipeline.runs.lease import WATCH_S, RunHeldError, lease_uri, take_lease
 from pipeline.storage.cas_file import CasFile
 from pipeline.storage.storage import Storage
-from pipeline.storage.uris import join
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
@@ -30,13 +28,13 @@ def examine_and_report(
     storage_section: "StorageSection | None" = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Look at an output, say what was found, and repair it where asked to.
+    """Examine an output, repair it if asked to, and report the findings.
 
     Args:
-        sleep: waits, before a lease that cannot be read is taken for nobody's.
+        sleep: waits, before a lease that cannot be read is removed.
 
     Returns:
-        The exit code: 0 when nothing was found, or everything was repaired; 1 when something is left.
+        The exit code: 0 when nothing was found, or everything was repaired; 1 when findings are left.
 
     Raises:
         InputError: there is no output.
@@ -57,17 +55,19 @@ def examine_and_report(
     _write_findings(report.output_uri, left)
     for run in report.runs:
         if run.is_held:
-            is_known = all(finding.file != _lease_uri(report.output_uri, run.run) for finding in run.findings)
+            is_known = all(finding.file != lease_uri(report.output_uri, run.run) for finding in run.findings)
             verb = "is" if is_known else "may be"
-            write_line(f"The run {run.run} {verb} worked on; what can still change there was not looked at.")
+            write_line(f"The run {run.run} {verb} in progress; files that may still change were not examined.")
         elif run.shards_left > 0:
             shards = count_of(run.shards_left, "shard")
-            write_line(f"The run {run.run} has {shards} to do; the same `htc run` with --run {run.run} does them.")
+            write_line(
+                f"The run {run.run} has {shards} to do; the same `htc run` command with --run {run.run} does them."
+            )
     if not left:
-        what = "Everything that was found is repaired" if done else "Nothing is damaged"
+        what = "All damage is repaired" if done else "Nothing is damaged"
         write_line(f"{what}: {count_of(len(report.runs), 'run')}, {count_of(report.files, 'file')}.")
     elif not is_repaired and any(finding.repair != "none" for finding in left):
-        write_line(f"{count_of(len(left), 'finding')}; --repair mends what can be mended, and deletes no row.")
+        write_line(f"{count_of(len(left), 'finding')}; --repair repairs what it can, and deletes no row.")
     return 1 if left else 0
 
 
@@ -81,10 +81,10 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
         if all(finding.repair == "none" for finding in run.findings):
             left += run.findings
             continue
-        if any(finding.file == _lease_uri(report.output_uri, run.run) for finding in run.findings):
+        if any(finding.file == lease_uri(report.output_uri, run.run) for finding in run.findings):
             _clear_lease(storage, report.output_uri, run.run, others, sleep)
         try:
-            lease = take_lease(storage, report.output_uri, run.run, tell=say, sleep=sleep)
+            lease = take_lease(storage, report.output_uri, run.run, report=say, sleep=sleep)
         except RunHeldError as error:
             say(f"Not repaired: {str(error).partition('; ')[0].rstrip('.')}; try again when that has ended.")
             left += run.findings
@@ -105,12 +105,12 @@ def _repair(storage: Storage, report: Report, sleep: Callable[[float], None]) ->
 
 
 def _clear_lease(storage: Storage, output_uri: str, run: str, aside: RunRepair, sleep: Callable[[float], None]) -> None:
-    """Remove a lease that cannot be read and that no driver renews meanwhile."""
-    file = CasFile(storage, _lease_uri(output_uri, run))
+    """Remove a lease that cannot be read, unless a driver renews it meanwhile."""
+    file = CasFile(storage, lease_uri(output_uri, run))
     try:
         seen = file.read()
     except DamagedFileError:
-        # A folder in its place, which no driver can renew.
+        # There is a folder in its place, which no driver can renew.
         aside.set_aside(file.uri)
         return
     say(f"{file.uri} cannot be read; watching it for {WATCH_S:.0f} s, in case a driver renews it.")
@@ -120,10 +120,6 @@ def _clear_lease(storage: Storage, output_uri: str, run: str, aside: RunRepair, 
         file.delete()
 
 
-def _lease_uri(output_uri: str, run: str) -> str:
-    return join(run_folder(output_uri, run), "lease.json")
-
-
 def _write_findings(output_uri: str, findings: Sequence[Finding]) -> None:
     if not findings:
         return
@@ -131,7 +127,7 @@ def _write_findings(output_uri: str, findings: Sequence[Finding]) -> None:
         [finding.file.removeprefix(output_uri).lstrip("/"), finding.kind, finding.problem, finding.advice]
         for finding in findings
     ]
-    write_table(["file", "", "what", "way out"], rows)
+    write_table(["file", "", "problem", "way out"], rows)
 
 
 def _described(report: Report, done: Sequence[str], left: Sequence[Finding]) -> dict[str, object]:

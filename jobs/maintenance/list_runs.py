@@ -1,4 +1,4 @@
-"""`htc runs`: every run of an output, how far it is, what it takes, and what still needs it."""
+"""`htc runs`: state, size, publications and use of every run of an output."""
 
 import json
 from dataclasses import asdict
@@ -29,14 +29,14 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
     """List the runs, oldest first, as a table or as one JSON array.
 
     Returns:
-        The exit code: 1 when files that it needed are damaged, else 0.
+        The exit code: 1 when files that it needs are damaged, else 0.
 
     Raises:
         InputError: the folder holds no run.
         StorageError: storage failed.
     """
     results = open_results(output_uri, Storage(storage_section))
-    standings = survey_runs(results, tell=say)
+    runs = survey_runs(results, report=say)
     needed: set[str] | None = None
     try:
         needed = needed_runs(results)
@@ -45,13 +45,13 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
     code = 1 if needed is None or results.damaged_runs else 0
     unfinished = half_pruned(results.storage, results.output_uri)
     if is_json:
-        described = [_described(each, is_needed=_is_in(each.run, needed)) for each in standings]
+        described = [_described(each, is_needed=_is_in(each.run, needed)) for each in runs]
         # Iceberg's snapshot ids are beyond 2^53.
         write_line(json.dumps(json_value(described)))
         return code
-    rows = [_cells(each, is_needed=_is_in(each.run, needed)) for each in standings]
+    rows = [_cells(each, is_needed=_is_in(each.run, needed)) for each in runs]
     write_table(COLUMNS, rows, alignments=["right" if name in NUMBERS else "left" for name in COLUMNS])
-    for each in standings:
+    for each in runs:
         if each.reason:
             write_line(f"{each.run}: {each.reason}")
     for run in unfinished:
@@ -63,55 +63,55 @@ def _is_in(run: str, needed: set[str] | None) -> bool | None:
     return None if needed is None else run in needed
 
 
-def mode_of(standing: RunInfo) -> str:
-    """Say whether a run was over the whole input or over what had changed."""
-    select = standing.record.spec.get("select") or {}
+def mode_of(info: RunInfo) -> str:
+    """Return whether a run was a full or an incremental one."""
+    select = info.record.spec.get("select") or {}
     return str(select.get("mode", "full"))
 
 
-def state_of(standing: RunInfo) -> str:
-    """Say how far a run is, and who works on it."""
-    if standing.state == "running":
-        return f"running ({standing.holder})"
-    if standing.holder:
-        return f"{in_words(standing.state)}, held ({standing.holder})"
-    return in_words(standing.state)
+def state_of(info: RunInfo) -> str:
+    """Return the state of a run as text, with the holder of its lease."""
+    if info.state == "running":
+        return f"running ({info.holder})"
+    if info.holder:
+        return f"{in_words(info.state)}, held ({info.holder})"
+    return in_words(info.state)
 
 
-def _cells(standing: RunInfo, *, is_needed: bool | None) -> list[str]:
-    published = [str(each.snapshots.get("images", "not finished")) for each in standing.publications]
+def _cells(info: RunInfo, *, is_needed: bool | None) -> list[str]:
+    published = [str(each.snapshots.get("images", "not finished")) for each in info.publications]
     return [
-        standing.run,
-        f"{standing.began:%Y-%m-%d %H:%M}",
-        state_of(standing),
-        str(standing.record.fingerprint.get("preset", "")),
-        mode_of(standing),
-        *(f"{number:,}" for number in (standing.images, standing.ok, standing.failed, standing.instances)),
-        f"{standing.files:,}",
-        size_of(standing.bytes),
+        info.run,
+        f"{info.began:%Y-%m-%d %H:%M}",
+        state_of(info),
+        str(info.record.fingerprint.get("preset", "")),
+        mode_of(info),
+        *(f"{number:,}" for number in (info.images, info.ok, info.failed, info.instances)),
+        f"{info.files:,}",
+        size_of(info.bytes),
         "unknown" if is_needed is None else "needed" * is_needed,
         ", ".join(published),
     ]
 
 
-def _described(standing: RunInfo, *, is_needed: bool | None) -> dict[str, Any]:
+def _described(info: RunInfo, *, is_needed: bool | None) -> dict[str, Any]:
     return {
-        "run": standing.run,
-        "created": standing.record.created,
-        "state": standing.state,
-        "is_whole": standing.is_whole,
-        "reason": standing.reason,
-        "holder": standing.holder or None,
-        "model": standing.record.fingerprint.get("preset"),
-        "weights_sha256": standing.record.fingerprint.get("weights_sha256"),
-        "mode": mode_of(standing),
-        "images": standing.images,
-        "images_done": standing.images_done,
-        "ok": standing.ok,
-        "failed": standing.failed,
-        "instances": standing.instances,
-        "files": standing.files,
-        "bytes": standing.bytes,
+        "run": info.run,
+        "created": info.record.created,
+        "state": info.state,
+        "is_whole": info.has_all_rows,
+        "reason": info.reason,
+        "holder": info.holder or None,
+        "model": info.record.fingerprint.get("preset"),
+        "weights_sha256": info.record.fingerprint.get("weights_sha256"),
+        "mode": mode_of(info),
+        "images": info.images,
+        "images_done": info.images_done,
+        "ok": info.ok,
+        "failed": info.failed,
+        "instances": info.instances,
+        "files": info.files,
+        "bytes": info.bytes,
         "is_needed_by_current": is_needed,
-        "published": [asdict(each) for each in standing.publications],
+        "published": [asdict(each) for each in info.publications],
     }

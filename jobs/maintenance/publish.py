@@ -1,4 +1,4 @@
-"""`htc publish`: finished runs into the tables of an Iceberg catalog, by reference, a snapshot each."""
+"""`htc publish`: adds finished runs to the tables of an Iceberg catalog, by reference, one snapshot each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from jobs.maintenance.run_lease import hold_run
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.errors import SpecError
 from pipeline.maintenance.publications import read_publications
-from pipeline.maintenance.survey import is_whole
 from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, load_record
 from pipeline.runs.lease import RunHeldError
+from pipeline.runs.state import has_all_rows_in
 from pipeline.runs.summary import read_summary
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
@@ -36,16 +36,16 @@ def publish_output(
     is_over_budget_included: bool = False,
     storage_section: StorageSection | None = None,
 ) -> int:
-    """Publish one run, or all that are finished and not published yet, oldest first; take out those that are gone.
+    """Publish one run, or all finished ones that are not published yet, oldest first; withdraw removed ones.
 
     Args:
         catalog: sqlite:///path, or a name from pyiceberg's configuration.
         run: publish it even when it is over its error budget.
-        is_over_budget_included: publish all whole runs, also those over their error budget and those without a summary.
+        is_over_budget_included: also publish runs over their error budget or without a summary.
 
     Returns:
-        The exit code: 1 when a run is left out, its record is damaged, or another process holds one, which then waits
-        with all later ones; else 0.
+        The exit code: 1 when a run is left out, its record is damaged, or another process holds it, which also holds up
+        all later runs; else 0.
 
     Raises:
         SpecError: no such catalog, its tables are of another output, or the run is not finished.
@@ -56,13 +56,13 @@ def publish_output(
         records, left_out = _chosen(results, run, publisher, is_over_budget_included=is_over_budget_included)
         publisher.make()
         missing = [record for record in records if not publisher.has(results, record.run)]
-        # In their order: behind a run that cannot enter now, none does.
-        entered = list(takewhile(lambda record: _enter(publisher, results, record), missing))
-        # A run whose record is damaged is still there.
+        # In order: after a run that cannot be added now, none is.
+        entered = list(takewhile(lambda record: _add(publisher, results, record), missing))
+        # A run whose record is damaged still exists.
         gone = sorted(publisher.runs() - {*results.runs(), *results.damaged_runs})
         for name in gone:
-            publisher.leave(name, None)
-            write_line(f"The run {name} is in the output no more; it was taken out of the tables.")
+            publisher.withdraw(name, None)
+            write_line(f"The run {name} is no longer in the output; it was withdrawn from the tables.")
         _report(results, entered)
         for name, reason in left_out.items():
             say(f"Not published: the run {name} {reason}.")
@@ -81,7 +81,7 @@ def withdraw_run(
     namespace: str = DEFAULT_NAMESPACE,
     storage_section: StorageSection | None = None,
 ) -> int:
-    """Take a run out of the tables; its files stay.
+    """Withdraw a run from the tables; its files stay.
 
     Returns:
         The exit code.
@@ -90,10 +90,10 @@ def withdraw_run(
         SpecError, InputError, StorageError: see `publish_output`.
     """
     with opened_publisher(output_uri, catalog, namespace, storage_section) as (results, publisher):
-        _require(results, run)
+        results.check_run(run)
         with hold_run(results.storage, results.output_uri, run) as lease:
-            was_there = publisher.leave(run, lease)
-    write_line(f"The run {run} was taken out." if was_there else f"The run {run} was not in the tables.")
+            was_there = publisher.withdraw(run, lease)
+    write_line(f"The run {run} was withdrawn." if was_there else f"The run {run} was not in the tables.")
     return 0
 
 
@@ -101,17 +101,17 @@ def withdraw_run(
 def opened_publisher(
     output_uri: str, catalog: str, namespace: str, storage_section: StorageSection | None
 ) -> "Iterator[tuple[Results, Publisher]]":
-    """Open an output and its tables in a catalog; inside the block the catalog's errors become ours.
+    """Open an output and its tables in a catalog; inside the block the catalog's errors are translated.
 
     Raises:
         SpecError: no such catalog, or its tables are of another output.
         InputError: the folder holds no run.
     """
     section = storage_section or StorageSection()
-    # The tables name files from anywhere, not from this folder.
+    # The tables need absolute names: their readers have other working folders.
     results = open_results(absolute_uri(output_uri), Storage(section))
     if not namespace or not all(part.isidentifier() for part in namespace.split(".")):
-        raise SpecError(f"--namespace is a name, or several with dots between them, not {namespace!r}.")
+        raise SpecError(f"--namespace must be a name, or several names with dots between them, not {namespace!r}.")
     opened = open_catalog(catalog, results.output_uri, section)
     from jobs.maintenance.iceberg.publisher import Publisher
 
@@ -119,25 +119,21 @@ def opened_publisher(
         yield results, Publisher(opened, namespace, results.output_uri, results.storage)
 
 
-def _require(results: "Results", run: str) -> None:
-    results.check_run(run)
-
-
 def _chosen(
     results: "Results", run: str | None, publisher: "Publisher", *, is_over_budget_included: bool
 ) -> tuple[list[RunRecord], dict[str, str]]:
     """Return the runs to publish, and why each other run that is not published is left out."""
     if run is not None:
-        _require(results, run)
+        results.check_run(run)
         record = next(each for each in results.records if each.run == run)
-        if not is_whole(results, record):
-            raise SpecError(f"The run {run} is not finished; readers of the tables see whole runs only.")
+        if not has_all_rows_in(results, record):
+            raise SpecError(f"The run {run} is not finished; only runs with all rows are published.")
         return [record], {}
     chosen, left_out = [], {}
     for record in results.records:
-        reason = _left_out(results, record, is_over_budget_included=is_over_budget_included)
+        reason = _reason_left_out(results, record, is_over_budget_included=is_over_budget_included)
         noted = read_publications(results.storage, results.output_uri, record.run) if reason else ()
-        # What was published by name is not left out.
+        # A run that was published by its name is not left out.
         if not reason or any(each.place == publisher.place and each.snapshots for each in noted):
             chosen.append(record)
         else:
@@ -145,25 +141,25 @@ def _chosen(
     return chosen, left_out
 
 
-def _left_out(results: "Results", record: RunRecord, *, is_over_budget_included: bool) -> str:
-    if not is_whole(results, record):
-        return "is not finished; go on with it by the same `htc run`, or remove it with `htc prune`"
+def _reason_left_out(results: "Results", record: RunRecord, *, is_over_budget_included: bool) -> str:
+    if not has_all_rows_in(results, record):
+        return "is not finished; resume it with the same `htc run` command, or remove it with `htc prune`"
     if is_over_budget_included:
         return ""
     also = f"; --run {record.run} or {INCLUDE_FLAG} publishes it all the same"
     summary = read_summary(results.storage, results.output_uri, record.run)
     if summary is None:
-        return f"has no summary to read, which the same `htc run` writes{also}"
+        return f"has no readable summary, which the same `htc run` command writes{also}"
     return "" if summary.get("status") == "complete" else f"ended as {summary.get('status')}{also}"
 
 
-def _enter(publisher: "Publisher", results: "Results", record: RunRecord) -> bool:
+def _add(publisher: "Publisher", results: "Results", record: RunRecord) -> bool:
     try:
         with hold_run(results.storage, results.output_uri, record.run) as lease:
             if load_record(results.storage, results.output_uri, record.run) is None:
                 say(f"Not published: the run {record.run} was pruned meanwhile.")
                 return False
-            publisher.enter(results, record, lease)
+            publisher.add(results, record, lease)
     except RunHeldError as error:
         say(f"Not published: {error}")
         return False

@@ -1,4 +1,4 @@
-"""A run's lease while house is kept: no driver, and no other housekeeper, works on it meanwhile."""
+"""Holds a run's lease during maintenance, so that no driver and no other maintenance command works on it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ def hold_run(storage: Storage, output_uri: str, run: str) -> Iterator[Lease]:
     """Hold a run's lease inside the block.
 
     Raises:
-        RunHeldError: somebody else has it.
+        RunHeldError: another process holds it.
         StorageError: storage failed.
     """
     try:
-        lease = take_lease(storage, output_uri, run, tell=say)
+        lease = take_lease(storage, output_uri, run, report=say)
     except RunHeldError as error:
-        # What follows the semicolon is advice to drivers.
+        # The part after the semicolon is advice about drivers.
         who = str(error).partition("; ")[0].rstrip(".")
         raise RunHeldError(f"{who}; try again when that has ended.") from error
     try:

@@ -1,4 +1,4 @@
-"""How a run stands, read from its output folder alone: also when the cluster that worked on it is gone."""
+"""Status of a run, read from its output folder alone: also when its cluster is gone."""
 
 import logging
 import time
@@ -25,12 +25,12 @@ MAX_REASONS = 20
 
 @dataclass(frozen=True)
 class Driver:
-    """Who holds the run's lease.
+    """The holder of a run's lease.
 
-    host, pid: where it runs; "" and 0 when its lease cannot be read, which counts as held. since: when it took the run
-    over. heard: when it last said that it lives. UTC; None when its lease cannot be read.
+    host, pid: where it runs; "" and 0 when its lease cannot be read, which counts as held. since: when it took the
+    lease. heard: its last heartbeat. Both UTC; None when its lease cannot be read.
     job: its id on the cluster, "" for a driver that no job started.
-    is_alive: whether it is at work, as far as can be known from here.
+    is_alive: whether it is alive, as far as this process can find out.
     """
 
     host: str
@@ -44,15 +44,15 @@ class Driver:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands.
+    """The status of a run; `htc status --json` has the fields under these names.
 
     state: see `pipeline.runs.outcomes`.
     images, shards: of the input, as far as it is listed; images_done: those that have their row.
     statuses: rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
-    images_per_s: lately while it runs, of the last session when it has ended; None when nobody measured.
-    eta_s: seconds to go; None when nothing tells. workers: with their model loaded, now.
+    images_per_s: recently while it runs, of the last session when it has ended; None when not measured.
+    eta_s: seconds to go; None when unknown. workers: those with the model loaded, now.
     driver: the holder of the lease, alive or not; None without one.
-    told: when the numbers are from, UTC; None for those counted just now. reason: why it is not complete.
+    told: the time of the numbers, UTC; None for those counted just now. reason: why it is not complete.
     """
 
     run: str
@@ -93,13 +93,13 @@ def read_status(
     run: str | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
-    tell: Callable[[str], None] = log.info,
+    report: Callable[[str], None] = log.info,
 ) -> RunStatus:
-    """Find out how a run stands.
+    """Find out the status of a run.
 
     Args:
         run: its name; by default the newest one.
-        sleep: waits while a lease is watched whose heartbeat is old, or in the future. tell: gets a sentence before.
+        sleep: waits while a lease is watched whose heartbeat is old, or in the future. report: gets a sentence before.
 
     Raises:
         InputError: the output holds no run, or none of this name.
@@ -110,13 +110,13 @@ def read_status(
     summary = read_summary(storage, results.output_uri, record.run)
     progress = load_progress(storage, results.output_uri, record.run)
     driver = read_driver(
-        storage, results.output_uri, record.run, job=_job_of(progress), clock=clock, sleep=sleep, tell=tell
+        storage, results.output_uri, record.run, job=_job_of(progress), clock=clock, sleep=sleep, report=report
     )
     found = find_run_state(
         results,
         record,
         is_held=driver is not None and driver.is_alive,
-        # A damaged one was left by a driver as well.
+        # Also a damaged one was written by a driver.
         has_progress=progress is not None or storage.exists(progress_uri(results.output_uri, record.run)),
         has_lease=driver is not None,
         summary=summary,
@@ -124,10 +124,10 @@ def read_status(
     if found.state == "running" and driver is not None:
         return _running(record, progress, driver, results)
     if found.summary is None:
-        return _status(record, found.state, driver=driver, reason=found.reason, **_counted(results, record.run))
+        return _status(record, found.state, driver=driver, reason=found.reason, **_count_rows(results, record.run))
     names = ("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason")
-    told = {name: found.summary[name] for name in names if name in found.summary}
-    return _status(record, found.state, driver=driver, **told)
+    numbers = {name: found.summary[name] for name in names if name in found.summary}
+    return _status(record, found.state, driver=driver, **numbers)
 
 
 def read_driver(
@@ -138,25 +138,24 @@ def read_driver(
     job: str = "",
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
-    tell: Callable[[str], None] = log.info,
+    report: Callable[[str], None] = log.info,
 ) -> Driver | None:
-    """Read who holds a run's lease; None when there is none. One that cannot be read is held, as for `htc runs`.
+    """Find the holder of a run's lease; None without a lease. A damaged lease counts as held, as for `htc runs`.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: storage failed.
     """
-    holding = judge_holders(storage, output_uri, [run], clock=clock, sleep=sleep, tell=tell).get(run)
-    if holding is None:
+    lease = judge_holders(storage, output_uri, [run], clock=clock, sleep=sleep, report=report).get(run)
+    if lease is None:
         return None
-    if holding.holder is None:
+    holder = lease.holder
+    if holder is None:
         return Driver("", 0, None, None, job=job)
-    holder = holding.holder
-    since, heard = (datetime.fromisoformat(moment).astimezone(UTC) for moment in (holder.since, holder.beat))
-    return Driver(holder.host, holder.pid, since, heard, holder.process, job, holding.is_alive)
+    return Driver(holder.host, holder.pid, holder.since_utc, holder.last_heartbeat, holder.process, job, lease.is_alive)
 
 
 def find_live_driver(storage: Storage, output_uri: str, run: str | None) -> tuple[str, Driver] | None:
-    """Find the driver that works on a run, by default on the newest one; None when nobody does.
+    """Find the live driver of a run, by default of the newest one; None without one.
 
     Raises:
         StorageError: the output cannot be read.
@@ -183,8 +182,8 @@ def _record_of(results: Results, run: str | None) -> RunRecord:
 
 def _running(record: RunRecord, progress: Mapping[str, Any] | None, driver: Driver, results: Results) -> RunStatus:
     if progress is None:
-        # It has just begun, or its storage refuses the file.
-        return _status(record, "running", driver=driver, **_counted(results, record.run))
+        # The driver has just begun, or storage refuses the file.
+        return _status(record, "running", driver=driver, **_count_rows(results, record.run))
     return _status(
         record,
         "running",
@@ -199,9 +198,9 @@ def _running(record: RunRecord, progress: Mapping[str, Any] | None, driver: Driv
     )
 
 
-def _status(record: RunRecord, state: State, **told: Any) -> RunStatus:
+def _status(record: RunRecord, state: State, **known: Any) -> RunStatus:
     manifest = Manifest.from_dict(record.manifest)
-    known = {
+    planned = {
         "images": manifest.image_count,
         "images_done": 0,
         "is_listing": not manifest.is_planned,
@@ -212,12 +211,12 @@ def _status(record: RunRecord, state: State, **told: Any) -> RunStatus:
         state=state,
         created=record.created,
         model=str(record.fingerprint.get("preset", "")),
-        **{**known, **told},
+        **{**planned, **known},
     )
 
 
-def _counted(results: Results, run: str) -> dict[str, Any]:
-    """Count the rows that are there."""
+def _count_rows(results: Results, run: str) -> dict[str, Any]:
+    """Count the committed rows."""
     table = results.images(run, ["status", "error", "instances"])
     statuses, failures = _frequencies(table.column("status")), _frequencies(table.column("error").drop_null())
     return {
@@ -229,5 +228,5 @@ def _counted(results: Results, run: str) -> dict[str, Any]:
 
 
 def _frequencies(column: Any) -> dict[str, int]:
-    # By Arrow: a run may have more rows than fit into memory as Python's objects.
+    # With Arrow: a run may have more rows than fit into memory as Python objects.
     return {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}

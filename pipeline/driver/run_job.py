@@ -137,9 +137,9 @@ def _open(
         storage,
         run=run,
         fresh=fresh,
-        hold=lambda name: take_lease(storage, spec.output.uri, name, tell=display.note),
+        take_lease=lambda name: take_lease(storage, spec.output.uri, name, report=display.note),
         patience_s=LISTING_PATIENCE_S,
-        deferring=stop.deferring,
+        defer_interrupts=stop.deferring,
         workers=expected_workers(spec.compute, connected_resources()),
     )
     return opened, fingerprint, spec

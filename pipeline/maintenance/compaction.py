@@ -1,9 +1,9 @@
-"""Many small parts of a complete run into few large ones, with every row seen exactly once at every instant.
+"""Compaction: many small parts of a run into few large ones, with every row counted exactly once at every instant.
 
 A worker writes a part per shard, so that a run of a million images leaves thousands of files, and a query spends its
-time on opening them. A stretch of neighbouring shards becomes one file of each table: instances first, then images,
-whose appearance is the switch (`pipeline.output.parts`), and only then are the small ones removed. Killed at any
-instant, what is there still counts once, and the next call finishes.
+time on opening them. A range of neighbouring shards becomes one file in each table: first in instances, then in images,
+which commits it (`pipeline.output.parts`); only then are the small files removed. Killed at any instant, every row
+still counts once, and the next call finishes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class Compacted:
-    """What compacting a run came to; files and bytes are of both tables together.
+    """What the compaction of a run did; files and bytes are of both tables together.
 
-    stretches: large files made of each table.
+    ranges: shard ranges, each of which became one file in each table.
     """
 
     run: str
-    stretches: int
+    ranges: int
     files_before: int
     files_after: int
     bytes_before: int
@@ -33,36 +33,36 @@ class Compacted:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Neighbouring single parts that become one."""
+class ShardRange:
+    """Parts of neighbouring shards that become one part."""
 
     parts: tuple[Part, ...]
 
     @property
     def part(self) -> Part:
-        """The large part that stands for them."""
+        """The large part that replaces them."""
         return Part(self.parts[0].first, self.parts[-1].last, is_compacted=True)
 
 
 Sizes = Mapping[TableName, Mapping[Part, int]]
 
 
-def plan_stretches(parts: Sequence[Part], sizes: Sizes, target_bytes: int) -> list[Stretch]:
-    """Choose which single parts become one.
+def plan_shard_ranges(parts: Sequence[Part], sizes: Sizes, target_bytes: int) -> list[ShardRange]:
+    """Choose which parts of single shards become one.
 
     Args:
-        parts: those that count, in the order of shards; compacted ones stay as they are.
+        parts: the committed parts, in the order of shards; compacted ones stay as they are.
         sizes: bytes of each part, by table.
-        target_bytes: what the parts of a stretch may come to in one table.
+        target_bytes: at most so many bytes of parts in one range and table.
     """
-    stretches: list[Stretch] = []
+    ranges: list[ShardRange] = []
     group: list[Part] = []
     totals = dict.fromkeys(COMMIT_ORDER, 0)
 
     def close() -> None:
-        # One file made of one file would be work for nothing.
+        # A range of one part would only be copied.
         if len(group) > 1:
-            stretches.append(Stretch(tuple(group)))
+            ranges.append(ShardRange(tuple(group)))
         group.clear()
         totals.update(dict.fromkeys(COMMIT_ORDER, 0))
 
@@ -76,34 +76,34 @@ def plan_stretches(parts: Sequence[Part], sizes: Sizes, target_bytes: int) -> li
             for table in COMMIT_ORDER:
                 totals[table] += sizes[table].get(part, 0)
     close()
-    return stretches
+    return ranges
 
 
 def compact_run(
     storage: Storage, output_uri: str, run: str, *, target_bytes: int, check: Callable[[], None]
 ) -> Compacted:
-    """Compact a complete run; the caller holds its lease.
+    """Compact a run that has all rows; the caller holds its lease.
 
     Args:
-        check: raises when the lease is lost; asked before anything is switched or removed.
+        check: raises when the lease is lost; called before files are replaced or removed.
 
     Raises:
-        RunError: the lease was lost. What is there still counts once.
+        RunError: the lease was lost. Every row still counts once.
         DamagedFileError: a small part is damaged or missing.
-        StorageError: storage failed, or what was written does not hold the rows that it should; likewise.
+        StorageError: storage failed, or a large part does not hold the rows that it should; likewise.
     """
     before = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
     sizes = {table: {part: listed.bytes or 0 for part, listed in before[table].items()} for table in COMMIT_ORDER}
-    counting = choose_parts(list(before["images"]))
+    committed = choose_parts(list(before["images"]))
     check()
-    _remove_others(storage, output_uri, run, {table: set(before[table]) for table in COMMIT_ORDER}, set(counting))
-    stretches = plan_stretches(counting, sizes, target_bytes)
-    for stretch in stretches:
-        _switch(storage, output_uri, run, stretch, check)
+    _remove_uncommitted(storage, output_uri, run, {table: set(before[table]) for table in COMMIT_ORDER}, set(committed))
+    ranges = plan_shard_ranges(committed, sizes, target_bytes)
+    for shard_range in ranges:
+        _replace(storage, output_uri, run, shard_range, check)
     after = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
     return Compacted(
         run=run,
-        stretches=len(stretches),
+        ranges=len(ranges),
         files_before=sum(map(len, before.values())),
         files_after=sum(map(len, after.values())),
         bytes_before=sum(sum(each.values()) for each in sizes.values()),
@@ -111,26 +111,28 @@ def compact_run(
     )
 
 
-def _switch(storage: Storage, output_uri: str, run: str, stretch: Stretch, check: Callable[[], None]) -> None:
-    """Write a stretch's two files, the one of images last, and remove what they stand for."""
+def _replace(storage: Storage, output_uri: str, run: str, shard_range: ShardRange, check: Callable[[], None]) -> None:
+    """Write a range's two files, the one of images last, and remove the files that they replace."""
     for table in COMMIT_ORDER:
-        sources = [part_uri(output_uri, table, run, part) for part in stretch.parts]
+        sources = [part_uri(output_uri, table, run, part) for part in shard_range.parts]
         merged = merge_parts(storage, sources, table)
-        target = part_uri(output_uri, table, run, stretch.part)
+        target = part_uri(output_uri, table, run, shard_range.part)
         check()
         storage.write(target, merged.payload)
         found = count_rows(storage, target, table)
         if found != merged.rows:
             raise StorageError(f"{target} holds {found} rows instead of {merged.rows}; the small parts are kept.")
     check()
-    for table in reversed(COMMIT_ORDER):
-        delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in stretch.parts))
+    delete_all(
+        storage.delete,
+        (part_uri(output_uri, table, run, part) for table in reversed(COMMIT_ORDER) for part in shard_range.parts),
+    )
 
 
-def _remove_others(
-    storage: Storage, output_uri: str, run: str, present: Mapping[TableName, set[Part]], counting: set[Part]
+def _remove_uncommitted(
+    storage: Storage, output_uri: str, run: str, present: Mapping[TableName, set[Part]], committed: set[Part]
 ) -> None:
-    """Remove what a compaction that was cut off left: small files that a large one stands for, large ones of
-    instances without theirs of images."""
+    """Remove what an interrupted compaction left: small files that a large one replaces, and large files of instances
+    without their file of images."""
     for table in reversed(COMMIT_ORDER):
-        delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in present[table] - counting))
+        delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in present[table] - committed))

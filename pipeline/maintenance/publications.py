@@ -1,4 +1,4 @@
-"""Where a run is published: a note in its folder, so that nobody removes files that a catalog's tables name."""
+"""published.json: the catalogs whose tables name files of a run, so that these files are not removed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,10 +14,10 @@ NOTE = "published.json"
 
 @dataclass(frozen=True)
 class Publication:
-    """One catalog's tables that name the run's files.
+    """A catalog whose tables name the run's files.
 
-    catalog: as it was given, without secrets. published: UTC, ISO 8601. snapshots: by table, the snapshot that
-    brought the run; empty while it is being published, and when that was cut off.
+    catalog: as it was given, without secrets. published: UTC, ISO 8601. snapshots: by table, the snapshot that added
+    the run; empty while it is being published, and when that was interrupted.
     """
 
     catalog: str
@@ -27,16 +27,16 @@ class Publication:
 
     @property
     def place(self) -> tuple[str, str]:
-        """What tells one publication from another."""
+        """The identity of a publication: catalog and namespace."""
         return self.catalog, self.namespace
 
 
 def read_publications(storage: Storage, output_uri: str, run: str) -> tuple[Publication, ...]:
-    """Read where a run is published; empty when it is nowhere.
+    """Read where a run is published; empty when it is not.
 
     Raises:
-        DamagedFileError: the note is damaged.
-        StorageError: it may be of a later version.
+        DamagedFileError: published.json is damaged.
+        StorageError: it may be of a later version, or storage failed.
     """
     uri = _note_uri(output_uri, run)
     content = read_json(storage, uri) or {}
@@ -47,13 +47,13 @@ def read_publications(storage: Storage, output_uri: str, run: str) -> tuple[Publ
 
 
 def note_publication(storage: Storage, output_uri: str, run: str, publication: Publication) -> None:
-    """Write down that a run is published, or being so; an older note of the same place is replaced."""
+    """Record that a run is published, or is being published; an older record of the same place is replaced."""
     others = [each for each in read_publications(storage, output_uri, run) if each.place != publication.place]
     _write(storage, output_uri, run, [*others, publication])
 
 
 def forget_publication(storage: Storage, output_uri: str, run: str, place: tuple[str, str]) -> None:
-    """Write down that a run is published in a place no more."""
+    """Record that a run is no longer published in a place."""
     noted = read_publications(storage, output_uri, run)
     others = [each for each in noted if each.place != place]
     if others:

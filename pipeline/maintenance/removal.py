@@ -1,9 +1,8 @@
-"""Removing a whole run: killed at any instant, it is a whole run still, or one that the next removal finishes.
+"""Removal of a run: killed at any instant, the run is either untouched or left to the next removal to finish.
 
-A tombstone comes first: from then on no reader and no driver takes the run for one (`pipeline.output.run_record`). Rows
-of `images` go before those of `instances`, so that whoever reads the folders without us never sees an image that is
-said to have instances without them. The record goes late and the tombstone last, because it is what the next
-removal looks for.
+The order: first a tombstone, from then on readers and drivers ignore the run (`pipeline.output.run_record`); then rows
+of `images` before those of `instances`, so that readers of the folders never find an image without the instances that
+its row counts; then the record, and last the tombstone, by which the next removal finds an unfinished one.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pipeline.runs.cleanup import remove_leftovers
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local, join, local_path
 
-# Removed after everything else in the run's folder; the lease is its holder's to give back.
+# Removed after everything else in the run's folder; the lease is released by its holder.
 LAST = ("run.json", TOMBSTONE, "lease.json")
 
 
@@ -25,12 +24,12 @@ def remove_run(storage: Storage, output_uri: str, run: str, *, check: Callable[[
     """Remove a run, or finish its removal; the caller holds its lease, and removes the empty folders afterwards.
 
     Args:
-        check: raises when the lease is lost; asked before each step.
+        check: raises when the lease is lost; called before each step.
         moment: UTC, ISO 8601, for the tombstone.
 
     Raises:
         RunError: the lease was lost.
-        StorageError: storage failed; the run is no run any more, and the next removal finishes.
+        StorageError: storage failed; readers ignore the run, and the next removal finishes.
     """
     check()
     if not storage.exists(tombstone_uri(output_uri, run)):
@@ -48,7 +47,7 @@ def remove_run(storage: Storage, output_uri: str, run: str, *, check: Callable[[
 
 
 def remove_empty_folders(output_uri: str, run: str) -> None:
-    """Remove what a removed run leaves of folders on a local disk; those that are not empty stay."""
+    """Remove the empty folders of a removed run on a local disk; those that are not empty stay."""
     if not is_local(output_uri):
         return
     for uri in [*(partition_folder(output_uri, table, run) for table in TABLES), run_folder(output_uri, run)]:

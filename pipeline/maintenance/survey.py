@@ -1,4 +1,4 @@
-"""How each run of an output stands: how far it is, who works on it, what it takes in storage."""
+"""State, size and lease holder of each run of an output."""
 
 import logging
 import re
@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.maintenance.publications import NOTE, Publication, read_publications
-from pipeline.output.layout import TABLES, TOMBSTONE, run_folder
+from pipeline.output.layout import TABLES, TOMBSTONE
 from pipeline.output.part_files import read_part
 from pipeline.output.run_record import RunRecord, runs_with_file
 from pipeline.output.schema import IMAGES_SCHEMA
-from pipeline.runs.lease import Holding, judge_holders
+from pipeline.runs.lease import FoundLease, judge_holders, lease_uri
 from pipeline.runs.outcomes import State
-from pipeline.runs.state import RunState, find_run_state, has_all_rows
+from pipeline.runs.state import RunState, find_run_state, has_all_rows_in
 from pipeline.runs.summary import read_summary
 from pipeline.storage.damage import warn
 from pipeline.storage.storage import Storage
@@ -37,12 +37,12 @@ READ_THREADS = 8
 
 @dataclass(frozen=True)
 class RunInfo:
-    """One run.
+    """A run of an output.
 
-    state: see `outcomes`. is_whole: whether every image has its row, whatever became of it.
-    holder: who works on it, for a person; empty when nobody does. images: planned so far; `images_done` have their
-    row, of which `ok` are ok. instances: rows of `instances`.
-    files, bytes: all that storage holds of the run.
+    state: see `pipeline.runs.outcomes`. has_all_rows: whether every image has its row, whatever its status.
+    holder: the live holder of its lease, as text; empty without one. images: planned so far; `images_done` have their
+    row, of which `ok` are ok. instances: rows of `instances`. files, bytes: everything that storage holds of the run.
+    publications: where it is published. reason: one sentence about its state, or empty.
     """
 
     record: RunRecord
@@ -55,7 +55,7 @@ class RunInfo:
     files: int
     bytes: int
     publications: tuple[Publication, ...]
-    is_whole: bool = True
+    has_all_rows: bool = True
     reason: str = ""
 
     @property
@@ -77,6 +77,8 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class _Listing:
+    """Files and bytes by run, and the JSON files in the runs' folders: pairs of run and name."""
+
     files: Counter[str]
     sizes: Counter[str]
     notes: set[tuple[str, str]]
@@ -87,13 +89,13 @@ def survey_runs(
     *,
     now: datetime | None = None,
     sleep: Callable[[float], None] = time.sleep,
-    tell: Callable[[str], None] = log.info,
+    report: Callable[[str], None] = log.info,
 ) -> list[RunInfo]:
-    """Look at all runs of an output, oldest first; those that are half pruned are no runs.
+    """Return all runs of an output, oldest first; half-pruned ones are left out.
 
     Args:
-        now: UTC, when it is; the clock's when None.
-        sleep: waits while a lease is watched whose heartbeat is old, or in the future. tell: gets a sentence before.
+        now: the current time, UTC; the clock's when None.
+        sleep: waits while leases are watched whose heartbeat is old, or in the future. report: gets a sentence before.
 
     Raises:
         StorageError: storage failed, or a run's files are damaged.
@@ -101,18 +103,18 @@ def survey_runs(
     listing = _list_all(results.storage, results.output_uri)
     moment = now or datetime.now(UTC)
     held = [record.run for record in results.records if _has_lease(results, record.run, listing)]
-    holders = judge_holders(results.storage, results.output_uri, held, clock=lambda: moment, sleep=sleep, tell=tell)
-    # Looks all runs' parts up, once and before the threads would.
+    leases = judge_holders(results.storage, results.output_uri, held, clock=lambda: moment, sleep=sleep, report=report)
+    # Lists the parts of all runs, once and before the threads need them.
     results.image_parts()
     with ThreadPoolExecutor(READ_THREADS) as pool:
         return list(
-            pool.map(lambda record: _standing(results, record, listing, holders.get(record.run)), results.records)
+            pool.map(lambda record: _find_info(results, record, listing, leases.get(record.run)), results.records)
         )
 
 
 def _has_lease(results: "Results", run: str, listing: _Listing) -> bool:
-    # No listing of files has a folder, which on a disk can be in the place of a lease, and no driver gets past it.
-    uri = join(run_folder(results.output_uri, run), "lease.json")
+    # On a disk, a folder can be in the place of a lease. It blocks every driver, and a listing of files lacks it.
+    uri = lease_uri(results.output_uri, run)
     return (run, "lease.json") in listing.notes or (is_local(uri) and results.storage.kind(uri) == "folder")
 
 
@@ -121,15 +123,10 @@ def half_pruned(storage: Storage, output_uri: str) -> list[str]:
     return runs_with_file(storage, output_uri, TOMBSTONE)
 
 
-def is_whole(results: "Results", record: RunRecord) -> bool:
-    """Tell whether every planned image has its row, and all are planned."""
-    return has_all_rows(results, record)
-
-
-def _standing(results: "Results", record: RunRecord, listing: _Listing, holding: Holding | None) -> RunInfo:
+def _find_info(results: "Results", record: RunRecord, listing: _Listing, lease: FoundLease | None) -> RunInfo:
     storage, output_uri, run = results.storage, results.output_uri, record.run
     has_lease, has_note = (run, "lease.json") in listing.notes, (run, NOTE) in listing.notes
-    holder = "" if holding is None else _holder(holding)
+    holder = "" if lease is None else _describe_holder(lease)
     summary = None
     if (run, "summary.json") in listing.notes:
         summary = read_summary(storage, output_uri, run)
@@ -140,14 +137,14 @@ def _standing(results: "Results", record: RunRecord, listing: _Listing, holding:
         )
     except DamagedFileError as error:
         warn(error)
-        # Its rows cannot be judged before they are whole again.
-        found = RunState("incomplete", has_all_rows(results, record), str(error))
-    is_told = found.is_whole and found.summary is not None and not holder
-    done, ok, instances = _told(found.summary) if is_told and found.summary else _counted(results, run)
+        # Its rows cannot be judged before they are repaired.
+        found = RunState("incomplete", has_all_rows_in(results, record), str(error))
+    is_summary_used = found.has_all_rows and found.summary is not None and not holder
+    done, ok, instances = _counts_of(found.summary) if is_summary_used and found.summary else _count_rows(results, run)
     return RunInfo(
         record=record,
         state=found.state,
-        is_whole=found.is_whole,
+        has_all_rows=found.has_all_rows,
         reason=found.reason,
         holder=holder,
         images=record.image_count,
@@ -160,13 +157,13 @@ def _standing(results: "Results", record: RunRecord, listing: _Listing, holding:
     )
 
 
-def _told(summary: Mapping[str, Any]) -> tuple[int, int, int]:
+def _counts_of(summary: Mapping[str, Any]) -> tuple[int, int, int]:
     statuses = summary.get("statuses", {})
     return sum(statuses.values()), statuses.get("ok", 0), summary.get("instances", 0)
 
 
-def _counted(results: "Results", run: str) -> tuple[int, int, int]:
-    """Count the rows of a run; those of a damaged file are left out, which is reported."""
+def _count_rows(results: "Results", run: str) -> tuple[int, int, int]:
+    """Count a run's rows, its ok rows and its instances; those of a damaged file are left out, which is logged."""
     try:
         table = results.images(run, ["status", "instances"])
     except DamagedFileError as error:
@@ -190,19 +187,19 @@ def _publications(storage: Storage, output_uri: str, run: str) -> tuple[Publicat
         return read_publications(storage, output_uri, run)
     except DamagedFileError as error:
         warn(error)
-        # It may be published: nothing of it may be removed.
+        # It may be published, so that nothing of it may be removed.
         return (Publication("a catalog unknown", "", ""),)
 
 
-def _holder(holding: Holding) -> str:
-    """Name who holds a run's lease; empty when that driver is dead."""
-    if holding.holder is None:
+def _describe_holder(lease: FoundLease) -> str:
+    """Return the holder of a run's lease as text; empty when it is dead."""
+    if lease.holder is None:
         return "a driver whose lease cannot be read"
-    return f"host {holding.holder.host}, process {holding.holder.pid}" if holding.is_alive else ""
+    return lease.holder.description if lease.is_alive else ""
 
 
 def _list_all(storage: Storage, output_uri: str) -> _Listing:
-    """Count files and bytes by run, and note which small files each run's folder holds."""
+    """List every file of the output once."""
     listing = _Listing(Counter(), Counter(), set())
     for run, path, size in _walk(storage, output_uri):
         listing.files[run] += 1

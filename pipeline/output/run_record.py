@@ -55,6 +55,11 @@ class RunRecord:
         """Shards in the manifest."""
         return int(self.manifest["shard_count"])
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether the input is listed to its end; until then the counts grow."""
+        return bool(self.manifest.get("is_planned", True))
+
 
 def write_record(storage: Storage, output_uri: str, record: RunRecord) -> None:
     """Write run.json, or replace it as planning proceeds; from the first time on the run can be resumed."""

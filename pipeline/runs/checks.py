@@ -1,4 +1,4 @@
-"""Why a run may not begin or go on: the output is somebody else's, or the run is another one."""
+"""Checks before a run begins or is resumed: occupied output, rows without a record, another spec or model."""
 
 import re
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ SELECTING = ("select.retry", "select.where")
 
 
 def check_not_occupied(storage: Storage, output_uri: str) -> None:
-    """Refuse an output folder that holds files, but none of our runs."""
+    """Refuse an output folder that holds files, but no run of htc."""
     kind = storage.kind(output_uri)
     if kind == "absent":
         return
     if kind == "file":
         raise OutputOccupiedError(f"The output {output_uri} is a file; name a folder.")
-    # A run whose planning was cut off has a manifest only, and that much is ours already.
+    # A run whose planning was interrupted may have a manifest only.
     for glob in ("*/*.json", "*/manifest/*.parquet"):
         if next(storage.list(join(output_uri, "runs"), glob, missing_ok=True), None):
             return
@@ -37,22 +37,22 @@ def check_not_occupied(storage: Storage, output_uri: str) -> None:
 
 
 def check_no_orphans(storage: Storage, output_uri: str, name: str) -> None:
-    """Refuse a new run whose partition is taken: parts of a run that lost its record would count as done."""
+    """Refuse a new run whose partition holds rows: parts of a run that lost its record would count as committed."""
     if committed_shards(storage, output_uri, name):
         raise OutputOccupiedError(
             f"The output {output_uri} holds images of a run {name} whose runs/{name}/run.json is gone; name another "
-            f"run, or have that file restored: {advice(output_uri)}"
+            f"run, or restore that file: {advice(output_uri)}"
         )
 
 
 def check_matches(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> None:
-    """Refuse to go on with another model or spec, and name each key with both values."""
+    """Refuse to resume a run with another model or spec; the message has each key with both values."""
     differences = find_differences(record, spec, fingerprint)
     if differences:
         raise RunMismatchError(
             "\n".join(
                 [
-                    f"The run {record.run} in {spec.output.uri} was started with something else:",
+                    f"The run {record.run} in {spec.output.uri} was started with another spec or model:",
                     *differences,
                     "Start a new run with --fresh or --run NAME, or go back to the old values.",
                 ]
@@ -61,17 +61,16 @@ def check_matches(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, An
 
 
 def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str, Any]) -> list[str]:
-    """Say why a run is not one of this spec and model, a line per key; empty when it is."""
-    # Full runs, and those of before there were others, do not mention it.
+    """Return how a run differs from this spec and model, a line per key; empty when it does not."""
+    # Full runs do not record the mode, nor do runs of releases that had no other.
     mode = {"select.mode": "full"}
     before, now = _settled_shard_size(mode | record.identity, mode | spec.identity(), record)
     if before["select.mode"] != now["select.mode"]:
-        # The rest of the section belongs to the mode.
+        # The other keys of the section belong to the mode.
         before, now = ({k: v for k, v in side.items() if k not in SELECTING} for side in (before, now))
     differences = _differing(before, now)
     if not any(line.startswith("- model.") for line in differences):
-        # A changed preset or threshold changes the model's hash too; the cause is worth a line, its effect is
-        # not.
+        # A changed preset or threshold changes the model's hash too; only the cause is reported.
         then = {f"model fingerprint, {key}": value for key, value in record.fingerprint.items()}
         differences += _differing(then, {f"model fingerprint, {key}": value for key, value in fingerprint.items()})
     return differences
@@ -80,7 +79,7 @@ def find_differences(record: RunRecord, spec: JobSpec, fingerprint: Mapping[str,
 def _settled_shard_size(
     before: dict[str, Any], now: dict[str, Any], record: RunRecord
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where one side leaves the images per shard open, take the other's: a run keeps what it was planned with."""
+    """Replace an automatic number of images per shard by the other side's: a run keeps the one it was planned with."""
     if now[SHARD_SIZE] == "auto":
         return before, {**now, SHARD_SIZE: before.get(SHARD_SIZE)}
     if before.get(SHARD_SIZE) == "auto":
@@ -97,6 +96,6 @@ def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    # 12 characters tell two sha256 apart and still fit a line.
+    # 12 characters are enough to distinguish two sha256, and fit a line.
     is_digest = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
     return f"{value}"[:12] + "…" if is_digest else f"{value}"

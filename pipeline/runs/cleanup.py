@@ -1,7 +1,7 @@
-"""What attempts that died leave behind: unfinished files, and uploads that were never completed.
+"""Removes what dead attempts leave: unfinished files and uploads, and leases of runs that were never begun.
 
-Nobody sees them in the tables, but they fill the disk, and uploads cost money. Only the holder of the run's lease
-may remove them, because to anybody else they may be a file that is just being written.
+The tables do not show them, but they fill the disk, and unfinished uploads cost money. Only the holder of the run's
+lease may remove them: for any other process they may be files that are being written.
 """
 
 import logging
@@ -28,7 +28,7 @@ TEMP_NAME = re.compile(rf"\..+\.\d+-[0-9a-f]+{re.escape(TEMP_SUFFIX)}", re.DOTAL
 def remove_leftovers(storage: Storage, output_uri: str, run: str) -> int:
     """Remove a run's unfinished local files or S3 uploads, and return how many there were.
 
-    What cannot be removed is logged and stays: it harms no table.
+    What cannot be removed stays, which is logged: it does not affect the tables.
     """
     folders = [join(output_uri, table, f"run={run}") for table in ("images", "instances")]
     folders.append(run_folder(output_uri, run))
@@ -39,7 +39,7 @@ def remove_leftovers(storage: Storage, output_uri: str, run: str) -> int:
             return sum(_abort_uploads(storage, folder) for folder in folders)
         except StorageError as error:
             # Policies that allow writing often forget s3:ListBucketMultipartUploads.
-            log.info("unfinished uploads were not looked for: %s", error)
+            log.info("unfinished uploads were not listed: %s", error)
     return 0
 
 
@@ -55,7 +55,7 @@ def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
         if not storage.exists(join(folder, "run.json")) and clear_dead_lease(storage, output_uri, name):
             count += 1
             if is_local(folder):
-                # Empty by now; if it is not, somebody else is at it.
+                # If it is not empty, another process has written into it.
                 with suppress(OSError):
                     Path(local_path(folder)).rmdir()
     return count
@@ -75,7 +75,7 @@ def _remove_files(folder: str) -> int:
 def _abort_uploads(storage: Storage, folder: str) -> int:
     client, path = storage.client(join(folder, ""))
     bucket, prefix, _ = client.split_path(path)
-    # The client spells folders without their last slash, and `run=a` must not take `run=ab` along.
+    # The client drops the last slash of a folder, and the prefix `run=a` must not match `run=ab`.
     prefix = f"{prefix.rstrip('/')}/"
     count = 0
     for upload in _uploads(storage, client, folder, {"Bucket": bucket, "Prefix": prefix}):
@@ -88,8 +88,8 @@ def _abort_uploads(storage: Storage, folder: str) -> int:
 def _uploads(storage: Storage, client: Any, folder: str, request: dict[str, str]) -> Iterator[dict[str, str]]:
     markers: dict[str, str] | None = {}
     while markers is not None:
-        ask = partial(client.call_s3, "list_multipart_uploads", **request, **markers)
-        page: dict[str, Any] = storage.call(ask, folder, "list")
+        list_page = partial(client.call_s3, "list_multipart_uploads", **request, **markers)
+        page: dict[str, Any] = storage.call(list_page, folder, "list")
         yield from page.get("Uploads", [])
         markers = None
         if page.get("IsTruncated"):

@@ -1,7 +1,7 @@
-"""Names of runs that readers of the folders would take for something else than a name.
+"""Checks that the name of a new run stays text for the readers of its folders.
 
 The folder `run=007` is a Hive partition. pandas, polars, pyarrow, DuckDB and Spark guess the type of its column from
-the names, so that 007 comes back as the number 7, and no longer equals the `run` of other tables.
+the names: 007 is read as the number 7, and no longer equals the `run` of other tables.
 """
 
 import re
@@ -10,7 +10,7 @@ from pipeline.errors import SpecError
 
 # As C, Java (the d and f at the end, which Spark reads) and DuckDB (0x) write numbers.
 _NUMBER = re.compile(r"(\d+\.?\d*(e[+-]?\d+)?[dfl]?)|0[xob][0-9a-f]+", re.IGNORECASE)
-# Year, month and day in any order, and what may be a time behind them.
+# Year, month and day in any order, and perhaps a time after them.
 _DATE = re.compile(r"(\d{1,6}-\d{1,2}-\d{1,4}|\d{8}(?=t))([t_.-][\d.:_-]*)?z?", re.IGNORECASE)
 _WORDS = {
     **dict.fromkeys(("true", "false", "t", "f", "yes", "no", "y", "n", "on", "off"), "true or false"),
@@ -21,7 +21,7 @@ _WORDS = {
 
 
 def taken_for(name: str) -> str:
-    """Return what readers may take a run's name for: "a number", "a date", …; empty for a name."""
+    """Return what readers may take a run's name for: "a number", "a date", …; empty when they read it as text."""
     if _NUMBER.fullmatch(name):
         return "a number"
     if _DATE.fullmatch(name):
@@ -30,10 +30,10 @@ def taken_for(name: str) -> str:
 
 
 def check_name_stays_text(name: str) -> None:
-    """Refuse to begin a run under a name that readers would turn into something else.
+    """Refuse a name for a new run that readers would not read as text.
 
     Raises:
-        SpecError: it is a number, a date, true, false or a missing value to them; another name is suggested.
+        SpecError: they would read it as a number, a date, true, false or a missing value; the message suggests a name.
     """
     kind = taken_for(name)
     if kind:

@@ -1,12 +1,12 @@
-"""How a run ended, or stands: the words for it, used in summary.json, by every command, and for the exit codes.
+"""Outcomes and states of a run, as in summary.json and in every command, and the exit codes.
 
-complete: every image has its row, and no more failed than may. over_error_budget: more failed than may, whether the run
-was stopped for it or did all its images. interrupted: stopped by Ctrl-C or a signal before every image had its row.
-incomplete: it ended otherwise before that, also without a word; or a shard failed for an exception of this program.
-running: a driver works on it.
+complete: every image has its row, and the failures are within the error budget. over_error_budget: more images failed
+than allowed, whether the run was stopped early or did all its images. interrupted: stopped by Ctrl-C or a signal before
+every image had its row. incomplete: it ended otherwise before that, also when its driver was killed; or a shard failed
+with an exception of this program. running: a driver works on it.
 
-Whether every image has its row is another question: compacting, publishing and pruning ask that, and a run over its
-error budget is treated there as a complete one.
+Compacting, publishing and pruning ask something else, namely whether every image has its row (`state.has_all_rows`): a
+run over its error budget with all rows is treated there like a complete one.
 """
 
 from typing import Final, Literal, get_args
@@ -19,16 +19,16 @@ EXIT_COMPLETE: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INPUT_CHANGED: Final = 3
-"""Of a run that was complete before, while its input is another one by now."""
+"""The run was complete before, and its input has changed since."""
 EXIT_INTERRUPTED: Final = 130
 """128 and the number of SIGINT, as shells report it."""
 
 
 def exit_code_of(outcome: Outcome) -> int:
-    """Return what `htc run` exits with."""
+    """Return the exit code of `htc run`."""
     return EXIT_COMPLETE if outcome == "complete" else EXIT_FAILED
 
 
 def in_words(state: str) -> str:
-    """Write an outcome or state for people: "over error budget"; JSON has it as it is."""
+    """Return an outcome or state as text: "over error budget"; JSON has it unchanged."""
     return state.replace("_", " ")

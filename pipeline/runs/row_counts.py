@@ -1,4 +1,4 @@
-"""What the rows of a run came to: by status, by reason, and how many of the failures are new."""
+"""Counts of a run's rows: by status, by reason, and how many failures are new."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from pipeline.errors import ImageStatus
 from pipeline.messages import ImageFailure, ShardResult
 from pipeline.output.results import Results
 
-# Reasons often name their image, so that there may be as many as failures.
+# Reasons often name their image, so that there may be as many reasons as failures.
 MAX_REASONS = 1000
 MAX_REASONS_SHOWN = 20
 # Enough to see what is wrong; the `images` table has them all.

@@ -1,4 +1,4 @@
-"""A run that is being worked on: what is planned of it, what is left to do, and how it ended."""
+"""RunHandle: an open run, what is planned of it, what is left to do, and its summary."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +17,7 @@ from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease
+from pipeline.runs.state import has_all_rows
 from pipeline.runs.summary import read_summary
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
@@ -25,15 +26,15 @@ OpenedAs = Literal["new", "resumed", "complete"]
 
 
 class RunHandle:
-    """One run, ready to be worked on.
+    """A run that this process has opened.
 
     Attributes:
         name: the run's name and its partition in the tables.
         output_uri: the folder of the tables.
-        manifest: what is known of the input; grows with each call of `take_new_shards` until all of it is planned.
-        state: "new", "resumed", or "complete" when every shard was committed before.
+        manifest: the input as far as it is planned; grows with each call of `take_new_shards`.
+        state: "new", "resumed", or "complete" when it had all rows when it was opened.
         when_planned: called once by `take_new_shards`, when it first knows of all shards.
-        passed_over: the newest run before it, when that was not complete and could not be gone on with; else "".
+        passed_over: the run before it, when that lacks rows and could not be resumed; else "".
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RunHandle:
         done: set[int] | None = None,
         lease: Lease | None = None,
     ) -> None:
-        """`planning`: the manifest, or what is writing it. `done`: the committed shards; None looks for them."""
+        """`planning`: the manifest, or what is writing it. `done`: the committed shards; None to list them."""
         self.name = name
         self.output_uri = output_uri
         self._storage = storage
@@ -56,27 +57,27 @@ class RunHandle:
         self.manifest = planning if isinstance(planning, Manifest) else planning.manifest
         self._folder = run_folder(output_uri, name)
         self._reader = ManifestReader(storage, join(self._folder, "manifest"), self.manifest)
-        # Nobody else commits while the lease is held: one look at what earlier sessions did is enough.
+        # Listed once: while the lease is held, no other driver commits.
         self._done_before = committed_shards(storage, output_uri, name) if done is None else done
         self._repeats = RepeatedFailures(storage, output_uri, name)
-        self._told_shards = 0
+        self._shards_taken = 0
         self.when_planned: Callable[[], None] | None = None
         self.passed_over = ""
         self.state: OpenedAs = "new" if is_new else ("complete" if self.is_done else "resumed")
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing was left to do when it was opened, as far as it is planned; so is a new run of no image."""
-        return self.is_planned and self._done_before.issuperset(range(self.shard_count))
+        """Whether nothing was left to do when it was opened; so it is for a new run without images."""
+        return has_all_rows(self, self._done_before)
 
     @property
     def image_count(self) -> int:
-        """Images in the manifest, as far as it is known."""
+        """Images in the manifest, as far as it is planned."""
         return self.manifest.image_count
 
     @property
     def shard_count(self) -> int:
-        """Shards in the manifest, as far as it is known."""
+        """Shards in the manifest, as far as it is planned."""
         return self.manifest.shard_count
 
     @property
@@ -85,17 +86,17 @@ class RunHandle:
         return self.manifest.is_planned
 
     def todo(self) -> list[int]:
-        """Return the shards that are not committed now, ascending; a listing each time."""
+        """Return the shards that are not committed now, ascending; lists them each time."""
         committed = committed_shards(self._storage, self.output_uri, self.name)
         return [index for index in range(self.shard_count) if index not in committed]
 
     def take_new_shards(self) -> list[int]:
-        """Return the shards planned since the last call that were not committed before, ascending; to be asked often.
+        """Return the shards planned since the last call that were not committed before, ascending; call it regularly.
 
         Raises:
             InputError: the input cannot be listed.
             StorageError: the manifest cannot be written.
-            RunError: the lease is lost; nothing may be committed any more.
+            RunError: the lease is lost; nothing may be committed from now on.
         """
         if self._lease is not None:
             self._lease.check()
@@ -105,7 +106,7 @@ class RunHandle:
             self.manifest = self._reader.manifest = self._planning.manifest
             if self.is_planned and not was_planned and self.when_planned is not None:
                 self.when_planned()
-        first, self._told_shards = self._told_shards, self.shard_count
+        first, self._shards_taken = self._shards_taken, self.shard_count
         return [index for index in range(first, self.shard_count) if index not in self._done_before]
 
     def read_shard(self, index: int) -> Shard:
@@ -121,7 +122,7 @@ class RunHandle:
         """Write summary.json; an earlier session's is replaced.
 
         Raises:
-            StorageError: it cannot be written, or the run is another driver's by now.
+            StorageError: it cannot be written, or another driver has taken the run over.
         """
         if self._lease is not None:
             try:
@@ -131,13 +132,13 @@ class RunHandle:
         write_json(self._storage, join(self._folder, "summary.json"), summary, is_redacted=True)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Read summary.json; None when no session came to its end, or it is damaged, which is reported."""
+        """Read summary.json; None when no session wrote one, or it is damaged, which is logged."""
         return read_summary(self._storage, self.output_uri, self.name)
 
     def close(self) -> None:
-        """Stop planning, remove what dead attempts left, and give back the lease; the run is not worked on any more."""
+        """Stop planning, remove what dead attempts left, and release the lease."""
         has_stopped = self._planning is None or self._planning.stop()
-        # A planning that hangs in storage may still write: its lease must grow old first.
+        # A planner that hangs in storage may still write: its lease must expire first.
         if self._lease is None or not has_stopped:
             return
         with suppress(RunError):

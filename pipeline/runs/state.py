@@ -1,28 +1,55 @@
-"""How a run stands: from its tables, its record, its lease and its last summary."""
+"""The state of a run, from its tables, its record, its lease and its last summary."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pipeline.output.results import Results
     from pipeline.output.run_record import RunRecord
 from pipeline.runs.outcomes import OUTCOMES, Outcome, State
 
+_DRIVER_DIED = "Its driver ended without a summary"
+
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands.
+    """The state of a run.
 
-    is_whole: whether its input is listed to the end and every image has its row.
-    reason: one sentence for a person, empty for a plain "complete" and for "running".
-    summary: the summary.json that speaks of the run as it is now; None when its rows have to be counted.
+    has_all_rows: whether its input is listed to the end and every image has its row.
+    reason: one sentence for the user, empty for a plain "complete" and for "running".
+    summary: the summary.json if it describes the run as it is now; None when its rows have to be counted.
     """
 
     state: State
-    is_whole: bool
+    has_all_rows: bool
     reason: str = ""
     summary: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+class _Planned(Protocol):
+    """A run's record, manifest or handle."""
+
+    @property
+    def is_planned(self) -> bool: ...
+
+    @property
+    def shard_count(self) -> int: ...
+
+
+def has_all_rows(run: _Planned, committed: set[int]) -> bool:
+    """Return whether every image of a run has its row: its input is listed to the end, and all shards are committed.
+
+    Args:
+        run: its record, manifest or handle.
+        committed: the committed shards.
+    """
+    return run.is_planned and committed.issuperset(range(run.shard_count))
+
+
+def has_all_rows_in(results: "Results", record: "RunRecord") -> bool:
+    """Return whether every image of a run has its row, see `has_all_rows`, by the parts that `results` has listed."""
+    return has_all_rows(record, {shard for part in results.committed(record.run) for shard in part.shards})
 
 
 def find_run_state(
@@ -34,45 +61,50 @@ def find_run_state(
     has_lease: bool,
     summary: Mapping[str, Any] | None,
 ) -> RunState:
-    """Find out how a run stands.
+    """Find out the state of a run.
+
+    | rows    | lease alive | last summary                       | state                                |
+    |---------|-------------|------------------------------------|--------------------------------------|
+    | missing | yes         | any                                | running                              |
+    | all     | yes         | any; and there is a progress.json  | running                              |
+    | all     |             | of all rows, not "interrupted"     | its status                           |
+    | all     |             | any other                          | judged by the rows                   |
+    | missing | no          | none, or of an earlier session     | incomplete                           |
+    | missing | no          | "complete"                         | incomplete: rows are missing         |
+    | missing | no          | any other                          | its status                           |
 
     Args:
-        is_held: whether its lease is alive; housekeepers hold those of whole runs, and write no progress.
-        has_progress: whether there is a progress.json: while a driver works, and after one that ended without a word.
-        has_lease: whether there is a lease, be its holder alive or dead.
-        summary: what the last session that came to its end wrote, which may not be the last one; None without any.
+        is_held: whether its lease is alive. Maintenance commands hold the leases of runs with all rows, and write no
+            progress.
+        has_progress: whether there is a progress.json: while a driver works, and after one that was killed.
+        has_lease: whether there is a lease, its holder alive or dead.
+        summary: the last one that a session wrote, which may not have been the last session; None without any.
 
     Raises:
         StorageError: the tables have to be counted, and cannot be read.
     """
-    is_whole = has_all_rows(results, record)
-    if is_held and (has_progress or not is_whole):
-        return RunState("running", is_whole)
-    if is_whole:
-        return _state_of_whole(results, record, summary)
+    is_all = has_all_rows_in(results, record)
+    if is_held and (has_progress or not is_all):
+        return RunState("running", is_all)
+    if is_all:
+        return _state_with_all_rows(results, record, summary)
     outcome = _outcome_in(summary)
     if summary is None or outcome is None or has_progress or has_lease:
-        # What an earlier session wrote is not what there is now.
-        return RunState("incomplete", is_whole, "Its driver ended without a word: the same command resumes.")
+        # A summary would be of an earlier session.
+        return RunState("incomplete", is_all, f"{_DRIVER_DIED}; run the same command again to resume.")
     if outcome == "complete":
-        reason = "Its summary says that it is complete, but rows are gone since; the same command does them again."
-        return RunState("incomplete", is_whole, reason)
-    return RunState(outcome, is_whole, str(summary.get("reason") or ""), summary)
+        reason = "Its summary says complete, but rows are missing; run the same command again to write them."
+        return RunState("incomplete", is_all, reason)
+    return RunState(outcome, is_all, str(summary.get("reason") or ""), summary)
 
 
-def has_all_rows(results: "Results", record: "RunRecord") -> bool:
-    """Tell whether every image has its row, and all are planned."""
-    is_planned = bool(record.manifest.get("is_planned", True))
-    return is_planned and results.committed_shards(record.run) >= record.shard_count
-
-
-def _state_of_whole(results: "Results", record: "RunRecord", summary: Mapping[str, Any] | None) -> RunState:
+def _state_with_all_rows(results: "Results", record: "RunRecord", summary: Mapping[str, Any] | None) -> RunState:
     outcome = _outcome_in(summary)
     is_final = outcome is not None and outcome != "interrupted"
     if summary is not None and is_final and summary.get("images_done", record.image_count) == record.image_count:
         return RunState(outcome or "incomplete", True, str(summary.get("reason") or ""), summary)
     judged, reason = _judge_rows(results, record, has_bug=bool((summary or {}).get("has_bug")))
-    missing = "Its driver ended without a word: all images have their row; the same command writes the summary."
+    missing = f"{_DRIVER_DIED}, and all images have their rows; run the same command again to write the summary."
     return RunState(judged, True, f"{reason} {missing}".strip())
 
 
@@ -81,7 +113,7 @@ def _outcome_in(summary: Mapping[str, Any] | None) -> Outcome | None:
 
 
 def _judge_rows(results: "Results", record: "RunRecord", *, has_bug: bool) -> tuple[Outcome, str]:
-    """Judge a whole run by its rows and its spec, as its driver would."""
+    """Judge a run with all rows by these and its spec, as its driver would."""
     import numpy as np
     import pyarrow.compute as pc
 
@@ -98,7 +130,7 @@ def _judge_rows(results: "Results", record: "RunRecord", *, has_bug: bool) -> tu
             Manifest.from_dict(record.manifest)
         )
         repeats = int(np.isin(bad, numbers).sum())
-    # Of the keys that a release of another time wrote, those that are known here.
+    # A record of another release may hold keys that this one does not know.
     wanted: Mapping[str, Any] = record.spec.get("retry") or {}
     retry = RetrySection(**{key: value for key, value in wanted.items() if key in ("max_error_rate", "max_errors")})
     return judge(

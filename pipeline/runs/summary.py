@@ -1,4 +1,4 @@
-"""How a run ended, for summary.json, the exit code and the last lines on the screen."""
+"""RunSummary: how a run ended, for summary.json, the exit code and the last lines of output."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,22 +26,21 @@ class RunSummary:
     run: the run's name.
     status: see `outcomes`.
     exit_code: 0 for complete, 1 for everything else; see `outcomes`.
-    reason: one sentence for a person when the status is not "complete", else empty.
+    reason: one sentence for the user when the status is not "complete", else empty.
     images: input images; `images_done` of them have their row.
     statuses: rows by status.
-    errors: rows that are not ok and count against the error budget. repeated_errors: the other rows that are not ok: of
-        an incremental run's images that were not ok before either.
+    errors: rows that are not ok and count against the error budget. repeated_errors: the other rows that are not ok,
+        of an incremental run's images that were not ok before.
     error_rate: `errors` by `images`, 0 to 1; `max_error_rate` is the budget, `max_errors` its floor.
     instances: rows in `instances`.
     session_images, seconds, images_per_s: of this session alone, start-up included.
-    stage_shares: parts of the workers' time by stage, adding up to 1; this session.
+    stage_shares: shares of the workers' time by stage, adding up to 1; this session.
     failure_reasons: rows by reason, the most frequent first, capped.
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
         this session. device: what the workers ran on, "" when none was needed. model: the preset.
-    is_trained: False when the weights are the untrained ones. has_bug: whether a shard was given up because of an
-        exception that nobody foresaw, in any session. error_log: where the tracebacks of unforeseen exceptions
-        lie, None without any.
+    is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
+        exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
     """
 
     run: str
@@ -149,12 +148,12 @@ def summarise(
 
 
 def summary_uri(output_uri: str, run: str) -> str:
-    """Return where a run's summary.json lies."""
+    """Return the uri of a run's summary.json."""
     return join(run_folder(output_uri, run), "summary.json")
 
 
 def read_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] | None:
-    """Read a run's summary.json; None when it is not there, or damaged, which is reported: the tables tell the same.
+    """Read a run's summary.json; None when it does not exist, or is damaged, which is logged.
 
     Raises:
         StorageError: storage failed.
@@ -167,7 +166,7 @@ def read_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] 
 
 
 def load_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] | None:
-    """Read a run's summary.json; None when it is not there.
+    """Read a run's summary.json; None when it does not exist.
 
     Raises:
         DamagedFileError: it is damaged.
@@ -181,7 +180,7 @@ def load_summary(storage: Storage, output_uri: str, run: str) -> dict[str, Any] 
         raise damaged(uri, "it does not say how the run ended")
     statuses, numbers = content.get("statuses", {}), [content.get(name, 0) for name in _NUMBERS]
     if not isinstance(statuses, dict) or not all(isinstance(each, int) for each in [*statuses.values(), *numbers]):
-        raise damaged(uri, "its counts are no numbers")
+        raise damaged(uri, "its counts are not numbers")
     return content
 
 
@@ -205,10 +204,10 @@ def judge(
         images_done: images that have their row.
         errors: rows that are not ok and count against the error budget.
         max_error_rate: the budget, 0 to 1; a rate equal to it is within.
-        has_bug: whether a shard was given up because of an exception that nobody foresaw.
-        is_interrupted: whether a person or the system stopped the run.
-        stop_reason: why it was stopped before its end, when it could not end within the budget.
-        is_planned: whether the input was listed to its end; until then it is not known how many images there are.
+        has_bug: whether a shard failed with an unexpected exception.
+        is_interrupted: whether the user or the system stopped the run.
+        stop_reason: why it was stopped early, when it could not end within the budget.
+        is_planned: whether the input was listed to its end; until then the number of images is unknown.
         max_errors: the floor of the budget, see `error_budget.allowed_errors`.
         is_any_ok: whether any row is ok; without one there is no floor.
 
@@ -233,9 +232,11 @@ def judge(
 
 def _what_is_left(images: int, images_done: int, *, is_interrupted: bool, is_planned: bool) -> str:
     if not is_planned:
-        # All that were planned may be done: that is not all there are.
-        return f"The input was not listed to its end; {images_done} images are done, and the same command goes on."
+        # All planned images may be done, but the input may hold more.
+        return (
+            f"The input was not listed to its end; {images_done} images are done; run the same command again to resume."
+        )
     left = images - images_done
     if is_interrupted:
-        return f"Stopped with {left} of {images} images to go; the same command resumes."
-    return f"{left} of {images} images are not done; the same command resumes."
+        return f"Stopped with {left} of {images} images to go; run the same command again to resume."
+    return f"{left} of {images} images are not done; run the same command again to resume."

@@ -1,7 +1,8 @@
-"""The three Iceberg tables of an output, and how a run enters and leaves them.
+"""Adds runs to the three Iceberg tables of an output, and withdraws them.
 
-A run enters `instances` first, then `deletions`, and `images` last, as a worker writes a shard: whoever begins at
-`images` sees whole runs only. It leaves the other way round. What is cut off in between is finished by the next call.
+A run is added to `instances` first, then to `deletions`, and to `images` last, as a worker writes a shard: a query that
+begins at `images` finds all other rows. It is withdrawn in the opposite order. The next call finishes what was
+interrupted in between.
 """
 
 from datetime import UTC, datetime
@@ -39,35 +40,31 @@ class Publisher:
         return self._tables[name]
 
     def make(self) -> None:
-        """Create the tables that are missing, and tell all of them the newest columns."""
+        """Create the tables that are missing, and add new columns to the others."""
         for table in self._tables.values():
             table.make()
 
     def runs(self) -> set[str]:
-        """Return the runs that any of the tables names files of."""
+        """Return the runs of which any of the tables names files."""
         return {run for table in self._tables.values() for run in table.files()}
 
     def has(self, results: "Results", run: str) -> bool:
-        """Tell whether a run is published as it is now, and its folder says so."""
+        """Return whether a run is published as it is now, and recorded so in its folder."""
         noted = [each for each in read_publications(self._storage, self._output_uri, run) if each.place == self.place]
         if not noted or not noted[0].snapshots:
             return False
         wanted = self._files(results, run)
-        return all(
-            set(table.files().get(run, {})) == set(wanted[name])
-            and (wanted[name] or table.snapshot_of(run) is not None)
-            for name, table in self._tables.items()
-        )
+        return all(table.has(run, wanted[name]) for name, table in self._tables.items())
 
-    def enter(self, results: "Results", record: "RunRecord", lease: "Lease") -> bool:
-        """Publish a run; tell whether anything was left to do.
+    def add(self, results: "Results", record: "RunRecord", lease: "Lease") -> bool:
+        """Publish a run; return whether anything was left to do.
 
         Raises:
             RunError: the lease is lost.
             StorageError: storage or the catalog failed.
         """
         run, moment = record.run, datetime.now(UTC).isoformat(timespec="seconds")
-        # Noted first: from here on nobody removes files that a table may name.
+        # Recorded first: from here on, no command removes files that a table may name.
         note_publication(self._storage, self._output_uri, run, Publication(*self.place, moment))
         wanted, properties = self._files(results, run), _properties(record)
         changes = [table.put(run, wanted[name], properties, lease.check) for name, table in self._tables.items()]
@@ -76,11 +73,11 @@ class Publisher:
         note_publication(self._storage, self._output_uri, run, Publication(*self.place, moment, kept))
         return any(changes)
 
-    def leave(self, run: str, lease: "Lease | None") -> bool:
-        """Take a run out of the tables; tell whether it was there.
+    def withdraw(self, run: str, lease: "Lease | None") -> bool:
+        """Withdraw a run from the tables; return whether it was there.
 
         Args:
-            lease: on the run; None when the output has no such run any more.
+            lease: on the run; None when the output no longer has such a run.
         """
         check = (lambda: None) if lease is None else lease.check
         changes = [table.drop(run, check) for table in reversed(self._tables.values())]
@@ -100,11 +97,11 @@ class Publisher:
 
 def _properties(record: "RunRecord") -> dict[str, str]:
     fingerprint = record.fingerprint
-    told = {
+    properties = {
         "htc.created": record.created,
         "htc.model": fingerprint.get("preset"),
         "htc.weights-sha256": fingerprint.get("weights_sha256"),
         "htc.config-sha256": fingerprint.get("config_sha256"),
         "htc.images": record.image_count,
     }
-    return {name: str(value) for name, value in told.items() if value is not None}
+    return {name: str(value) for name, value in properties.items() if value is not None}

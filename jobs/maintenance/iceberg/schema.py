@@ -1,4 +1,4 @@
-"""Our tables' columns in Iceberg's words, and where each Iceberg table stands in what it knows of them."""
+"""The Iceberg schemas of the tables, and their properties."""
 
 from itertools import count
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCHEMAS = {"instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA, "images": IMAGES_SCHEMA}
-"""By table, in the order in which a run is published: whoever sees its images finds the rest."""
+"""By table, in the order in which a run is added: a query that finds its images finds the rest as well."""
 _SIMPLE: dict[pa.DataType, IcebergType] = {
     pa.int32(): IntegerType(),
     pa.int64(): LongType(),
@@ -37,27 +37,27 @@ _SIMPLE: dict[pa.DataType, IcebergType] = {
     pa.bool_(): BooleanType(),
 }
 PROPERTIES = {
-    # Only the first 16 characters by default, which all uris of a bucket share.
+    # By default only the first 16 characters, which all uris of a bucket have in common.
     "write.metadata.metrics.column.uri": "full",
-    # pyiceberg would append the same files once more on top of what another writer has just appended; we look first.
+    # pyiceberg would append the same files again after another writer has appended them; IcebergTable checks first.
     "commit.retry.num-retries": "0",
-    # Otherwise each night leaves a copy of all that the table ever was, for good.
+    # Otherwise every run leaves a copy of the table's whole metadata for good.
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "20",
-    # Otherwise a reader opens a manifest per night.
+    # Otherwise a reader opens one manifest per run.
     "commit.manifest-merge.enabled": "true",
 }
 
 
 def iceberg_schema(schema: pa.Schema) -> Schema:
-    """Return a table's Iceberg schema: our columns, and `run` at the end, which is the partition's.
+    """Return a table's Iceberg schema: the columns of the files, and the partition column `run` at the end.
 
     The files do not hold `run`: readers take it from the partition (Iceberg's specification, column projection).
     """
     numbers = count(1)
     fields = [_field(field, numbers) for field in schema]
     whole = Schema(*fields, NestedField(next(numbers), "run", StringType(), required=False))
-    # Numbered as catalogs number the columns of a new table, so that their names can be mapped before it is there.
+    # Numbered as catalogs number the columns of a new table, so that the names can be mapped before it exists.
     return assign_fresh_schema_ids(whole)
 
 
@@ -68,19 +68,19 @@ def partition_by_run(schema: Schema) -> PartitionSpec:
 
 
 def missing_columns(known: Schema, schema: pa.Schema) -> pa.Schema:
-    """Return our columns that an Iceberg table of an earlier release does not know; nullable, as it has rows."""
+    """Return the columns that an Iceberg table of an earlier release lacks; nullable, as it has rows."""
     names = {field.name for field in known.fields}
     return pa.schema([field.with_nullable(True) for field in schema if field.name not in names])
 
 
 def iceberg_type(kind: pa.DataType, numbers: "Iterator[int]") -> IcebergType:
-    """Translate a type.
+    """Return the Iceberg type of an Arrow type.
 
     Args:
         numbers: gives each nested field its number.
 
     Raises:
-        TypeError: our tables hold no such type.
+        TypeError: no column of the tables has such a type.
     """
     if pa.types.is_struct(kind):
         return StructType(*(_field(field, numbers) for field in kind))

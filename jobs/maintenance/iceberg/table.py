@@ -1,4 +1,4 @@
-"""One Iceberg table over the files that runs have written: which runs it names, and how a run comes and goes."""
+"""An Iceberg table over the files that runs have written: which files it names, and how runs are added and dropped."""
 
 import io
 import json
@@ -41,11 +41,11 @@ RUN_PROPERTY = "htc.run"
 OUTPUT_PROPERTY = "htc.output"
 MAPPING_PROPERTY = "schema.name-mapping.default"
 FOOTERS_AT_ONCE = 16
-TRIES = 5
+ATTEMPTS = 5
 
 
 class IcebergTable:
-    """One of our tables in a catalog; `name` is "images", "instances" or "deletions".
+    """A table of an output in a catalog; `name` is "images", "instances" or "deletions".
 
     Raises:
         SpecError: the table of this name is of another output.
@@ -58,8 +58,8 @@ class IcebergTable:
         self._output_uri = output_uri
         self._storage = storage
         self._table = self._load()
-        # What the snapshot of this number names.
-        self._seen: tuple[int, Mapping[str, Mapping[str, DataFile]]] | None = None
+        # The files that the snapshot of this number names.
+        self._listed: tuple[int, Mapping[str, Mapping[str, DataFile]]] | None = None
 
     @property
     def exists(self) -> bool:
@@ -67,28 +67,28 @@ class IcebergTable:
         return self._table is not None
 
     def make(self) -> None:
-        """Create it where it is not there, and tell it the columns that it does not know yet."""
+        """Create the table if it is missing, and add the columns that it lacks."""
         if self._table is None:
-            # Another publisher may be quicker.
+            # Another publisher may have been quicker.
             with suppress(TableAlreadyExistsError, NamespaceAlreadyExistsError):
                 self._create()
             self._table = self._load()
-        self._repeated(self._teach)
+        self._repeated(self._add_columns)
 
     def files(self) -> Mapping[str, Mapping[str, DataFile]]:
-        """Return the files that it names now, by run and uri."""
+        """Return the files that the table names now, by run and uri."""
         snapshot = None if self._table is None else self._table.current_snapshot()
         if self._table is None or snapshot is None:
             return {}
-        if self._seen is None or self._seen[0] != snapshot.snapshot_id:
+        if self._listed is None or self._listed[0] != snapshot.snapshot_id:
             found: dict[str, dict[str, DataFile]] = defaultdict(dict)
             for each in self._table.scan().plan_files():
                 found[str(each.file.partition[0])][each.file.file_path] = each.file
-            self._seen = snapshot.snapshot_id, found
-        return self._seen[1]
+            self._listed = snapshot.snapshot_id, found
+        return self._listed[1]
 
     def snapshot_of(self, run: str) -> int | None:
-        """Return the snapshot that brought a run last; None when none did, or it has expired."""
+        """Return the newest snapshot that added a run; None when there is none, or it has expired."""
         snapshots = [] if self._table is None else self._table.metadata.snapshots
         for snapshot in reversed(snapshots):
             summary = snapshot.summary
@@ -97,11 +97,11 @@ class IcebergTable:
         return None
 
     def has(self, run: str, wanted: Sequence[str]) -> bool:
-        """Tell whether the table names exactly these files of a run; a run without files must have its snapshot."""
+        """Return whether the table names exactly these files of a run; a run without files must have its snapshot."""
         return set(self.files().get(run, {})) == set(wanted) and (bool(wanted) or self.snapshot_of(run) is not None)
 
     def put(self, run: str, wanted: Sequence[str], properties: Mapping[str, str], check: Callable[[], None]) -> bool:
-        """Have the table name exactly these files of a run, in one snapshot.
+        """Make the table name exactly these files of a run, in one snapshot.
 
         Args:
             check: raises when the run's lease is lost.
@@ -110,37 +110,37 @@ class IcebergTable:
             Whether that needed a snapshot.
 
         Raises:
-            StorageError: a file cannot be read, or other writers were quicker too often.
+            StorageError: a file cannot be read, or other writers committed first in every attempt.
         """
 
         def step() -> bool:
             if self.has(run, wanted):
                 return False
-            there, uris = self.files().get(run, {}), set(wanted)
-            added = self._describe(run, [uri for uri in wanted if uri not in there])
+            named, uris = self.files().get(run, {}), set(wanted)
+            added = self._describe(run, [uri for uri in wanted if uri not in named])
             check()
             self._commit(
-                added, [file for uri, file in there.items() if uri not in uris], {RUN_PROPERTY: run, **properties}
+                added, [file for uri, file in named.items() if uri not in uris], {RUN_PROPERTY: run, **properties}
             )
             return True
 
         return self._repeated(step)
 
     def drop(self, run: str, check: Callable[[], None]) -> bool:
-        """Have the table name no file of a run any more; tell whether it did."""
+        """Remove all files of a run from the table; return whether it named any."""
 
         def step() -> bool:
-            there = self.files().get(run)
-            if not there:
+            named = self.files().get(run)
+            if not named:
                 return False
             check()
-            self._commit([], list(there.values()), {"htc.withdrawn": run})
+            self._commit([], list(named.values()), {"htc.withdrawn": run})
             return True
 
         return self.exists and self._repeated(step)
 
     def _commit(self, added: Sequence[DataFile], removed: Sequence[DataFile], properties: dict[str, str]) -> None:
-        with self._table_there().transaction() as transaction:
+        with self._existing_table().transaction() as transaction:
             update = transaction.update_snapshot(snapshot_properties=properties)
             with update.overwrite() if removed else update.merge_append() as snapshot:
                 for file in removed:
@@ -149,17 +149,19 @@ class IcebergTable:
                     snapshot.append_data_file(file)
 
     def _repeated(self, step: Callable[[], bool]) -> bool:
-        """Do a step again, on what the table has become, when another writer was quicker."""
-        for _ in range(TRIES):
+        """Repeat a step on the reloaded table when another writer has committed first."""
+        for _ in range(ATTEMPTS):
             try:
                 return step()
             except CommitFailedException:
                 self._table = self._load()
-        raise StorageError(f"Others keep writing to the table {self._identifier}; publish again when they have ended.")
+        raise StorageError(
+            f"Other writers keep changing the table {self._identifier}; publish again when they have finished."
+        )
 
     def _describe(self, run: str, wanted: Sequence[str]) -> list[DataFile]:
-        """Read the files' footers: Iceberg keeps their statistics."""
-        metadata = self._table_there().metadata
+        """Return Iceberg's descriptions of files, with the statistics from their footers."""
+        metadata = self._existing_table().metadata
         schema = metadata.schema()
         plan = compute_statistics_plan(schema, metadata.properties)
         numbers = {**parquet_path_to_id_mapping(schema), RUN_NAME.name: schema.find_field("run").field_id}
@@ -178,7 +180,7 @@ class IcebergTable:
                 content=DataFileContent.DATA,
                 file_path=uri,
                 file_format=FileFormat.PARQUET,
-                # Not from the file's statistics, as pyiceberg's add_files does: `run` is in the folder's name only.
+                # Not from the file's statistics, as in pyiceberg's add_files: `run` is only in the folder's name.
                 partition=Record(run),
                 file_size_in_bytes=size,
                 sort_order_id=None,
@@ -203,19 +205,19 @@ class IcebergTable:
             properties={**PROPERTIES, OUTPUT_PROPERTY: self._output_uri, MAPPING_PROPERTY: _mapping_of(schema)},
         )
 
-    def _teach(self) -> bool:
-        """Add the columns that are new; tell whether there were any."""
-        table = self._table_there()
-        news = missing_columns(table.schema(), SCHEMAS[self.name])
-        if news.names:
+    def _add_columns(self) -> bool:
+        """Add new columns; return whether there were any."""
+        table = self._existing_table()
+        added = missing_columns(table.schema(), SCHEMAS[self.name])
+        if added.names:
             with table.update_schema() as update:
-                update.union_by_name(news)
-        # Our files know no numbers of columns, only names.
+                update.union_by_name(added)
+        # The files have no numbers of columns, only names.
         mapping = _mapping_of(table.schema())
         if table.properties.get(MAPPING_PROPERTY) != mapping:
             with table.transaction() as transaction:
                 transaction.set_properties({MAPPING_PROPERTY: mapping})
-        return bool(news.names)
+        return bool(added.names)
 
     def _load(self) -> "Table | None":
         try:
@@ -228,14 +230,14 @@ class IcebergTable:
             raise SpecError(f"The table {self._identifier} {whose}; name another --namespace.")
         return table
 
-    def _table_there(self) -> "Table":
+    def _existing_table(self) -> "Table":
         if self._table is None:
             raise StorageError(f"The table {self._identifier} was removed meanwhile; publish again.")
         return self._table
 
 
 def _mapping_of(schema: "Schema") -> str:
-    """Return which column of a file is which of the table's: the run's name is `run`, also in files that hold it."""
+    """Return the mapping from column names in files to columns of the table; `run` is also read from `run_name`."""
     mapping = schema.name_mapping.model_dump()
     for field in mapping:
         if field["names"] == ["run"]:
@@ -251,5 +253,5 @@ def _read_footer(storage: Storage, uri: str, table: str) -> tuple[pq.FileMetaDat
             check_columns(uri, footer.schema.to_arrow_schema(), SCHEMAS[table])
             return footer, file.seek(0, io.SEEK_END)
     except NotFoundError as error:
-        # The lease is held: nobody else has moved it.
+        # The lease is held: no other process has moved it.
         raise missing(uri, "its shard is committed") from error

@@ -1,4 +1,4 @@
-"""`htc doctor`: every file of an output that is damaged, missing, foreign or left over; looks, and changes nothing."""
+"""Examines an output for damaged, missing, foreign and left-over files, and changes nothing."""
 
 import os
 import re
@@ -15,15 +15,14 @@ from pipeline.maintenance.doctor.rebuild import rebuild_record
 from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
 from pipeline.maintenance.publications import NOTE, read_publications
 from pipeline.output.deletions import DELETIONS_SCHEMA, has_deletions
-from pipeline.output.json_files import read_json
 from pipeline.output.layout import TABLES, TOMBSTONE, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import Part, parse_part
 from pipeline.output.run_record import ENDED, RunRecord, read_record
 from pipeline.planning.manifest import Manifest, manifest_uris
 from pipeline.runs.cleanup import TEMP_NAME
-from pipeline.runs.lease import STALE_AFTER_S
-from pipeline.runs.process_id import is_dead_here
+from pipeline.runs.lease import LeaseHolder, lease_uri
+from pipeline.runs.state import has_all_rows
 from pipeline.runs.summary import load_summary
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
@@ -39,9 +38,10 @@ _DELETIONS_PART = re.compile(r"part-\d{5,}\.parquet")
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run: what was found, and its shards that have no images part, as far as they are planned.
+    """Findings of a run.
 
-    is_held: whether a driver or another command works on it; then what may still change is not looked at.
+    shards_left: planned shards that have no images part. is_held: whether a driver or another command works on the
+    run; then the files that may still change were not examined.
     """
 
     run: str
@@ -52,7 +52,10 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Report:
-    """An output: its runs, what was found in files that are of none, and how many files there are."""
+    """Findings of an output.
+
+    others: about files of no run. files: how many files there are.
+    """
 
     output_uri: str
     runs: tuple[RunReport, ...]
@@ -61,13 +64,13 @@ class Report:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Everything that was found."""
+        """All findings."""
         return (*(finding for run in self.runs for finding in run.findings), *self.others)
 
 
 @dataclass
 class _Files:
-    """What lies there: by run and table, and by run the files of its own folder, by their names in it."""
+    """A listing: the parts by run and table, and the files of each run's folder by their names in it."""
 
     tables: dict[str, dict[str, list[ObjectInfo]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
@@ -78,10 +81,10 @@ class _Files:
 
 
 def examine_output(storage: Storage, output_uri: str, *, now: datetime | None = None) -> Report:
-    """Look at every file of an output that is htc's, at its content too.
+    """Examine every file that htc wrote into an output, its content included.
 
     Args:
-        now: UTC, to tell whether a lease is alive; the clock's when None.
+        now: UTC, to judge whether lease holders are alive; the clock's when None.
 
     Raises:
         InputError: there is no output.
@@ -99,10 +102,10 @@ def examine_output(storage: Storage, output_uri: str, *, now: datetime | None = 
 def examine_run(
     storage: Storage, output_uri: str, run: str, *, now: datetime | None = None, is_ours: bool = False
 ) -> RunReport:
-    """Look at one run, again when its files are compacted or pruned meanwhile.
+    """Examine one run; begin again when its files are compacted or pruned meanwhile.
 
     Args:
-        is_ours: whether the lease is the caller's own.
+        is_ours: whether the caller holds the lease.
 
     Raises:
         StorageError: storage failed.
@@ -114,14 +117,14 @@ def examine_run(
                 return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
         return _Examination(storage, output_uri, run, moment, is_ours=is_ours).report()
     except AccessDeniedError as error:
-        # It may be in order: nothing of the run is moved.
+        # The file may be valid: nothing of the run is moved.
         problem = str(error).partition(";")[0].rstrip(".")
-        way_out = "give htc that permission, and look again"
+        way_out = "give htc that permission, and run `htc doctor` again"
         return RunReport(run, (Finding(run_folder(output_uri, run), run, "unreadable", problem, "none", way_out),))
 
 
 class _Examination:
-    """One look at one run."""
+    """One examination of one run."""
 
     def __init__(self, storage: Storage, output_uri: str, run: str, now: datetime, *, is_ours: bool) -> None:
         self._storage = storage
@@ -141,20 +144,20 @@ class _Examination:
             way_out = f"`htc prune {self._output_uri} --yes` finishes that"
             self._find(TOMBSTONE, "unfinished", "the run is half pruned", way_out=way_out)
             return RunReport(self._run, tuple(self._findings))
-        self._look_for_folders()
-        is_held = not self._is_ours and self._look_at_lease()
+        self._find_folders()
+        is_held = not self._is_ours and self._check_lease()
         record = self._record()
         if record is None:
             return RunReport(self._run, tuple(self._protected(self._findings)), is_held=is_held)
-        self._look_at_folder(record, is_held=is_held)
+        self._check_folder(record, is_held=is_held)
         tables = RunTables(self._storage, self._output_uri, record, self._parts(), is_held=is_held)
         tables.check()
         self._findings += tables.findings
-        self._look_at_deletions(record)
+        self._check_deletions(record)
         if not is_held:
-            self._look_at_summary(record, tables)
-            self._look_for_unfinished_files()
-        # Without its manifest a run cannot go on.
+            self._check_summary(record, tables)
+            self._find_unfinished_files()
+        # Without its manifest a run cannot be resumed.
         left = record.shard_count - len(tables.committed) if tables.is_planned else 0
         return RunReport(self._run, tuple(self._protected(self._findings)), left, is_held)
 
@@ -163,18 +166,18 @@ class _Examination:
         self._findings.append(Finding(uri, self._run, kind, problem, repair, way_out))
 
     def _protected(self, findings: list[Finding]) -> Iterator[Finding]:
-        """Leave files alone that a catalog names; and leave out what a folder explains that is in a file's place."""
+        """Protect files that a catalog names from repair; and leave out findings that a misplaced folder explains."""
         findings = [finding for finding in findings if not self._is_explained(finding)]
         try:
             places = read_publications(self._storage, self._output_uri, self._run) if NOTE in self._files else ()
         except DamagedFileError as error:
-            way_out = "look into the catalogs whether they name the run's files, and remove it when none does"
+            way_out = "check whether a catalog names the run's files, and remove it when none does"
             yield Finding(join(self._folder, NOTE), self._run, "damaged", reason_of(error), "none", way_out)
             places = ()
         for finding in findings:
             if places and finding.repair in ("redo", "forget_deletions", "write_empty"):
                 way_out = (
-                    f"it is published in {places[0].catalog}: take it out first with `htc publish {self._output_uri} "
+                    f"it is published in {places[0].catalog}: withdraw it first with `htc publish {self._output_uri} "
                     f"--iceberg {places[0].catalog} --withdraw {self._run}`"
                 )
                 yield replace(finding, repair="none", way_out=way_out)
@@ -182,25 +185,31 @@ class _Examination:
                 yield finding
 
     def _is_explained(self, finding: Finding) -> bool:
-        """Whether a folder that was found is, or holds, what another finding is about."""
+        """Return whether a misplaced folder is, or holds, the file of another finding."""
         if finding.file in self._folders:
             return finding.kind != "foreign"
         return any(finding.file.startswith(f"{folder}/") for folder in self._folders)
 
-    def _look_at_lease(self) -> bool:
-        """Tell whether another process works on the run."""
+    def _check_lease(self) -> bool:
+        """Return whether another process works on the run."""
         if "lease.json" not in self._files:
             return False
+        holder = None
         try:
-            lease = read_json(self._storage, join(self._folder, "lease.json"))
-            if lease is None:
-                return False
-            silence_s = (self._now - datetime.fromisoformat(lease["beat"])).total_seconds()
-            return not is_dead_here(str(lease["host"]), str(lease["process"])) and silence_s <= STALE_AFTER_S
-        except (DamagedFileError, KeyError, TypeError, ValueError):
+            holder = LeaseHolder.parse(self._storage.read(lease_uri(self._output_uri, self._run)))
+        except NotFoundError:
+            # Released meanwhile.
+            return False
+        except DamagedFileError:
+            # A link that leads nowhere.
+            pass
+        if holder is None:
             self._find("lease.json", "damaged", "it does not say who works on the run", "remove")
-            # A driver may: see `lease.judge_holders`.
+            # A driver may work on the run: see `lease.judge_holders`.
             return True
+        # A driver whose clock is ahead of this one may be alive; nothing is watched here to find out.
+        is_ahead = not holder.is_dead_here and holder.heartbeat_age_s(self._now) < 0
+        return is_ahead or holder.is_alive(self._now)
 
     def _record(self) -> RunRecord | None:
         try:
@@ -235,7 +244,7 @@ class _Examination:
                     parts.append(part)
         return found
 
-    def _look_at_folder(self, record: RunRecord, *, is_held: bool) -> None:
+    def _check_folder(self, record: RunRecord, *, is_held: bool) -> None:
         manifest = Manifest.from_dict(record.manifest)
         if manifest.is_planned:
             wanted = set(manifest_uris(join(self._folder, "manifest"), manifest))
@@ -243,9 +252,9 @@ class _Examination:
                 if name.startswith("manifest/") and listed.uri not in wanted:
                     self._find(name, "foreign", "the manifest has no such part", "set_aside")
         if "progress.json" in self._files and not is_held:
-            self._find("progress.json", "leftover", "its driver is gone", "remove")
+            self._find("progress.json", "leftover", "its driver has ended", "remove")
 
-    def _look_at_deletions(self, record: RunRecord) -> None:
+    def _check_deletions(self, record: RunRecord) -> None:
         if not has_deletions(record):
             return
         noted, found, is_readable = int(record.manifest["selection"]["deleted"]), 0, True
@@ -261,30 +270,34 @@ class _Examination:
             problem = f"it holds {found} records of deleted images, and run.json says {noted}"
             self._find(folder, "mismatch" if found else "missing", problem, "forget_deletions")
 
-    def _look_at_summary(self, record: RunRecord, tables: RunTables) -> None:
-        is_whole = bool(record.manifest.get("is_planned", True)) and len(tables.committed) == record.shard_count
+    def _check_summary(self, record: RunRecord, tables: RunTables) -> None:
+        is_complete = has_all_rows(record, tables.committed)
         try:
             summary = load_summary(self._storage, self._output_uri, self._run)
         except DamagedFileError as error:
             self._find("summary.json", "damaged", reason_of(error), "derive_summary")
             return
         if summary is None:
-            if is_whole:
+            if is_complete:
                 self._find("summary.json", "missing", "all images have their rows", "derive_summary")
             return
-        if not is_whole and summary["status"] == "complete":
+        if not is_complete and summary["status"] == "complete":
             missing = sorted(set(range(record.shard_count)) - tables.committed)
             shards = (
                 f"{len(missing)} of its {record.shard_count} shards, such as {missing[0]}," if missing else "its end"
             )
             self._find("summary.json", "mismatch", f"it says complete, and {shards} has no images part", "set_aside")
-        elif is_whole and not tables.findings and sum((summary.get("statuses") or {}).values()) not in (0, tables.rows):
+        elif (
+            is_complete
+            and not tables.findings
+            and sum((summary.get("statuses") or {}).values()) not in (0, tables.rows)
+        ):
             self._find(
                 "summary.json", "mismatch", f"it counts other rows than the {tables.rows} there are", "derive_summary"
             )
 
-    def _look_for_folders(self) -> None:
-        """Find folders where only files may be; in a bucket these are no hindrance to a file of the same name."""
+    def _find_folders(self) -> None:
+        """Find folders where only files may be. In a bucket, they do not prevent a file of the same name."""
         if not is_local(self._output_uri):
             return
         places = [Path(local_path(join(self._output_uri, table, f"run={self._run}"))) for table in TABLES]
@@ -295,18 +308,18 @@ class _Examination:
             for entry in sorted(place.iterdir()):
                 if entry.is_dir() and not (place == folder and entry.name in _OWN_FOLDERS):
                     self._folders.add(str(entry))
-                    self._find(str(entry), "foreign", "a folder is where htc has files only", "set_aside")
+                    self._find(str(entry), "foreign", "a folder in a place where htc writes only files", "set_aside")
 
-    def _look_for_unfinished_files(self) -> None:
+    def _find_unfinished_files(self) -> None:
         if not is_local(self._output_uri):
-            # Unfinished uploads are seen by their owner only, and the next run aborts them.
+            # Only their owner can list unfinished uploads, and the next run aborts them.
             return
         folders = [join(self._output_uri, table, f"run={self._run}") for table in TABLES] + [self._folder]
         for folder in folders:
             for parent, _, names in os.walk(local_path(folder)):
                 for name in names:
                     if TEMP_NAME.fullmatch(name):
-                        self._find(str(Path(parent, name)), "leftover", "a process died while it wrote it", "remove")
+                        self._find(str(Path(parent, name)), "leftover", "a process died while writing it", "remove")
 
 
 def _manifest_problem(record: RunRecord) -> str:
@@ -314,10 +327,10 @@ def _manifest_problem(record: RunRecord) -> str:
         manifest = Manifest.from_dict(record.manifest)
         datetime.fromisoformat(record.created)
     except (TypeError, ValueError) as error:
-        return f"it does not hold what it must ({error})"
+        return f"it lacks a required value ({error})"
     numbers = (manifest.image_count, manifest.shard_count, manifest.shard_images, manifest.part_shards)
     if not all(isinstance(number, int) for number in numbers) or min(manifest.shard_images, manifest.part_shards) < 1:
-        return "its manifest does not say how the images are cut into shards"
+        return "its manifest does not say how the images are divided into shards"
     return ""
 
 
@@ -326,7 +339,7 @@ def _foreign(uri: str) -> Finding:
 
 
 def _list_files(storage: Storage, output_uri: str, run: str | None) -> _Files:
-    """List the files of a run, or of all."""
+    """List the files of a run, or of all runs."""
     files = _Files()
     for table in TABLES:
         folder = join(output_uri, table) if run is None else join(output_uri, table, f"run={run}")

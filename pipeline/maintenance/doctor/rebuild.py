@@ -1,4 +1,4 @@
-"""What of a run's folder can be derived again: run.json from the manifest's parts, summary.json from the tables."""
+"""Derives files of a run's folder again: run.json from the manifest's parts, summary.json from the tables."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,9 +17,9 @@ from pipeline.storage.uris import join
 
 
 def rebuild_record(storage: Storage, output_uri: str, run: str) -> RunRecord | None:
-    """Put run.json together again from what the manifest's parts keep of it; None when they keep nothing.
+    """Rebuild run.json from the copies in the manifest's parts; None when there are none.
 
-    When the last word that all is planned is missing, the record says that it is not: the next session finds out.
+    When it is unknown whether planning was finished, the record says that it was not: the next session finds out.
 
     Raises:
         StorageError: storage failed.
@@ -42,7 +42,7 @@ def rebuild_record(storage: Storage, output_uri: str, run: str) -> RunRecord | N
 
 
 def _completed(storage: Storage, output_uri: str, record: RunRecord) -> RunRecord:
-    """Say that all is planned where a summary says that the run came to its end."""
+    """Record that planning was finished where a summary says that the run is complete."""
     if record.manifest.get("is_planned", True):
         return record
     try:
@@ -85,5 +85,5 @@ def _spec_of(output_uri: str, record: RunRecord) -> JobSpec:
     except ValueError as error:
         raise StorageError(
             f"The spec in run.json of {record.run} is of another version of htc, so that its summary cannot be "
-            f"derived ({' '.join(str(error).split())[:120]}); the same `htc run` writes it."
+            f"derived ({' '.join(str(error).split())[:120]}); the same `htc run` command writes it."
         ) from error

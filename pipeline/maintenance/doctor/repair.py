@@ -1,7 +1,7 @@
-"""`htc doctor --repair`: derives again what can be, and sets aside what cannot be read; no row is deleted.
+"""Repairs an output: derives files again where possible, and sets aside those that cannot be read; deletes no row.
 
-What is taken out of the tables is moved to OUTPUT/quarantine/<moment>/, under the name that it had in the output. A run
-is repaired under its lease, and looked at again before that, so that nothing is moved under a driver's hands.
+Files that are set aside are moved to OUTPUT/quarantine/<moment>/, under the name that they had in the output. A run is
+repaired under its lease, and examined again once the lease is held, so that no file of a live driver is moved.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,16 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, join, local_path
 
 QUARANTINE = "quarantine"
-# A record, then the tables that it speaks of, then what is derived of these, then once more to be sure.
+# First the record, then the tables that it describes, then what is derived from these, then once more as a check.
 ROUNDS = 4
 ORDER = ("restore_record", "forget_deletions", "redo", "write_empty", "set_aside", "remove", "derive_summary")
 
 
 class RunRepair:
-    """Repairs one run, whose lease the caller holds; or files that are of no run."""
+    """Repairs one run, whose lease the caller holds; or files of no run."""
 
     def __init__(self, storage: Storage, output_uri: str, moment: datetime, check: Callable[[], None]) -> None:
-        """`moment`: UTC, names the folder of what is set aside. `check`: raises when the lease is lost."""
+        """`moment`: UTC, names the folder of files that are set aside. `check`: raises when the lease is lost."""
         self._storage = storage
         self._output_uri = output_uri
         self._quarantine = join(output_uri, QUARANTINE, f"{moment.astimezone(UTC):%Y%m%dT%H%M%SZ}")
@@ -44,7 +44,7 @@ class RunRepair:
         self.done: list[str] = []
 
     def set_aside(self, uri: str) -> None:
-        """Move a file below quarantine/; no error when it is gone.
+        """Move a file below quarantine/; no error when it does not exist.
 
         Raises:
             StorageError: storage failed; the file is where it was, or in both places.
@@ -60,7 +60,7 @@ class RunRepair:
             self.done.append(f"{uri} was moved to {target}.")
 
     def repair(self, finding: Finding) -> None:
-        """Do what a finding asks for.
+        """Repair a finding.
 
         Raises:
             RunError: the lease is lost.
@@ -90,7 +90,7 @@ class RunRepair:
 
     def _redo(self, finding: Finding) -> None:
         name = finding.file.rpartition("/")[2]
-        # The images part first: from then on the shard is not committed, and nobody looks for the other.
+        # The images part first: from then on the shard is not committed, and readers ignore its instances.
         for table in ("images", "instances"):
             self.set_aside(join(self._output_uri, table, f"run={finding.run}", name))
         # It may say that the run is complete.
@@ -113,7 +113,7 @@ class RunRepair:
         try:
             summary = derive_summary(self._storage, self._output_uri, record)
         except DamagedFileError:
-            # Its parts are set aside in this very repair; the next session writes it.
+            # Damaged parts are set aside in the same repair; the next session writes the summary.
             return
         self._check()
         write_json(self._storage, finding.file, summary, is_redacted=True)
@@ -147,7 +147,7 @@ def repair_run(
         moment: UTC.
 
     Returns:
-        What was done, a sentence each, and what is left, which a person has to look at.
+        What was done, a sentence each, and the findings that are left for the user.
 
     Raises:
         RunError: the lease is lost.
@@ -155,7 +155,7 @@ def repair_run(
     """
     repair = RunRepair(storage, output_uri, moment, lease.check)
     remove_leftovers(storage, output_uri, run)
-    # What is restored first lets the next look see more.
+    # Each restored file lets the next round find more.
     for _ in range(ROUNDS):
         findings = examine_run(storage, output_uri, run, now=moment, is_ours=True).findings
         todo = [finding for finding in findings if finding.repair != "none"]

@@ -1,4 +1,4 @@
-"""Whether the files of one run hold each planned image once, with all its instances."""
+"""Checks that the tables of a run hold each planned image once, with all its instances."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class RunTables:
     """Checks the tables of a run against its manifest and each other.
 
     Attributes:
-        findings: so far. rows: of `images` that are right. committed: the shards whose images part is there.
+        findings: so far. rows: valid rows of `images`. committed: the shards whose images part exists.
         is_planned: whether the manifest can be read.
     """
 
@@ -39,7 +39,7 @@ class RunTables:
         *,
         is_held: bool,
     ) -> None:
-        """`listed`: the parts that are there, by table. `is_held`: a driver works on the run, and has files open."""
+        """`listed`: the parts that exist, by table. `is_held`: a driver works on the run, and may be writing files."""
         self._storage = storage
         self._output_uri = output_uri
         self._record = record
@@ -51,10 +51,10 @@ class RunTables:
         self.committed: set[int] = set()
 
     def check(self) -> None:
-        """Look at everything.
+        """Check all parts.
 
         Raises:
-            NotFoundError: a part that was listed is gone: compacted or pruned meanwhile.
+            NotFoundError: a listed part does not exist any more: compacted or pruned meanwhile.
             StorageError: storage failed.
         """
         planned = self._planned()
@@ -84,7 +84,7 @@ class RunTables:
                 self._find(
                     self._uri(table, part),
                     "foreign",
-                    f"the run has {shards} shards, and it is of a later one",
+                    f"the run has {shards} shards, and this is a part of a later one",
                     "set_aside",
                 )
         return within
@@ -115,8 +115,8 @@ class RunTables:
                     uri,
                     "missing" if is_missing else "damaged",
                     "it holds images of the run" if is_missing else reason_of(error),
-                    way_out="restore it from a copy, as nothing else says which images were planned; the committed "
-                    "rows stay readable, and an unfinished run cannot go on: begin another with --fresh (with "
+                    way_out="restore it from a copy, as no other file says which images were planned; the committed "
+                    "rows stay readable, and an unfinished run cannot be resumed: begin another with --fresh (with "
                     "--incremental as well it does only what is left)",
                 )
                 self.is_planned = False
@@ -175,7 +175,7 @@ class RunTables:
             self._find(
                 uri,
                 "mismatch",
-                f"it holds {len(found)} instances where its images have {said}, or those of others",
+                f"it holds {len(found)} instances where its images have {said}, or instances of other images",
                 "redo",
             )
 
@@ -188,34 +188,34 @@ class RunTables:
                 self._find(
                     uri,
                     "leftover",
-                    "a large file stands for it, and readers without htc see its rows twice",
+                    "a compacted file replaces it, and readers without htc find its rows twice",
                     "set_aside",
                 )
         for part in sorted(instances):
             uri = self._uri("instances", part)
             is_double = self.committed.issuperset(part.shards)
             problem = (
-                "a large file stands for it, and readers without htc see its rows twice"
+                "a compacted file replaces it, and readers without htc find its rows twice"
                 if is_double
-                else "its shard is not committed, and readers without htc see its rows"
+                else "its shard is not committed, and readers without htc find its rows"
             )
             if self._uri("images", part) not in named:
                 self._find(uri, "leftover", problem, "set_aside")
 
 
 def _read(storage: Storage, uri: str, schema: pa.Schema, kept: list[str]) -> pa.Table:
-    """Read all of a part, so that damage anywhere shows, and keep some columns."""
+    """Read all of a part, so that damage anywhere is found, and keep some columns."""
     with open_part(storage, uri, schema) as part:
         batches = [batch.select(kept) for batch in part.iter_batches()]
     return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in kept]))
 
 
 def _compare(images: pa.Table, part: Part, planned: Mapping[int, Ids]) -> str:
-    """Say what is wrong with the rows of a part; empty when each planned image has one row."""
+    """Return what is wrong with the rows of a part; empty when each planned image has one row."""
     shards, ids = np.asarray(images.column("shard")), np.asarray(images.column("image_id"))
-    strange = sorted(set(np.unique(shards).tolist()) - set(part.shards))
-    if strange:
-        return f"it holds rows of shard {strange[0]}, which its name does not say"
+    unexpected = sorted(set(np.unique(shards).tolist()) - set(part.shards))
+    if unexpected:
+        return f"it holds rows of shard {unexpected[0]}, which is not in its name"
     for shard in part.shards:
         if shard not in planned:
             continue
@@ -228,5 +228,5 @@ def _compare(images: pa.Table, part: Part, planned: Mapping[int, Ids]) -> str:
 
 
 def reason_of(error: DamagedFileError) -> str:
-    """Return the clause of a sentence about a damaged file."""
+    """Return the clause of the error that says what is wrong with the file."""
     return str(error).split(" is damaged: ", 1)[-1].split("; `htc doctor", 1)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.maintenance.prune import prune_output
-from jobs.maintenance.prune_policy import PruneDecision, PrunePolicy, choose_runs, read_age
+from jobs.maintenance.prune_policy import PruneDecision, PrunePolicy, decide_runs, read_age
 from pipeline.errors import SpecError
 from pipeline.maintenance.publications import Publication, note_publication
 from pipeline.maintenance.removal import remove_run
@@ -38,7 +38,7 @@ def output(tmp_path: Path) -> str:
 
 
 def decide(standings: list[RunInfo], needed: set[str], rules: PrunePolicy) -> dict[str, str]:
-    return {each.standing.run: each.kept_because for each in choose_runs(standings, needed, rules, NOW)}
+    return {each.info.run: each.kept_because for each in decide_runs(standings, needed, rules, NOW)}
 
 
 def nights(output: str) -> list[RunInfo]:
@@ -62,12 +62,12 @@ def test_without_yes_nothing_is_removed(output: str, capsys: pytest.CaptureFixtu
 
 def test_with_yes_the_old_ones_go(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     count = len(files_below(Path(output)))
-    assert prune_output(output, keep_last=2, is_meant=True, now=NOW) == 0
+    assert prune_output(output, keep_last=2, confirmed=True, now=NOW) == 0
     gone = count - len(files_below(Path(output)))
     assert open_results(output).runs() == ["night-2", "night-3"]
     assert f"in {gone} files" in capsys.readouterr().out
     assert sorted(path.name for path in Path(output, "runs").iterdir()) == ["night-2", "night-3"]
-    assert prune_output(output, keep_last=2, is_meant=True, now=NOW) == 0
+    assert prune_output(output, keep_last=2, confirmed=True, now=NOW) == 0
     assert "Nothing to remove." in capsys.readouterr().out
 
 
@@ -75,14 +75,14 @@ def test_a_run_with_the_newest_result_of_an_image_stays(
     tmp_path: Path, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish_run(str(tmp_path / "in"), output, "failing", night=5, is_ok=lambda uri: not uri.endswith("0001.jpg"))
-    assert prune_output(output, keep_last=1, is_meant=True, now=NOW) == 0
+    assert prune_output(output, keep_last=1, confirmed=True, now=NOW) == 0
     assert open_results(output).runs() == ["night-3", "failing"]
     assert "the view current needs it" in capsys.readouterr().out
 
 
 def test_why_each_run_is_kept(output: str) -> None:
     first, second, third, fourth = nights(output)
-    incomplete = replace(second, state="incomplete", is_whole=False)
+    incomplete = replace(second, state="incomplete", has_all_rows=False)
     held = replace(first, holder="host a, process 7")
     fresh = PrunePolicy(1, timedelta(days=9))
     assert decide([first, second, third, fourth], set(), PrunePolicy(1)) == {
@@ -94,11 +94,11 @@ def test_why_each_run_is_kept(output: str) -> None:
     assert decide([held, second, third, fourth], set(), PrunePolicy(1))["night-0"] == "host a, process 7 works on it"
     assert decide([first, incomplete], set(), PrunePolicy(1)) == {
         "night-0": "the newest complete run",
-        "night-1": "incomplete, and the newest: the next run goes on with it",
+        "night-1": "incomplete, and the newest: the next run resumes it",
     }
     assert decide([first, incomplete, third], set(), PrunePolicy(1))["night-1"] == ""
-    young = [first, replace(third, state="incomplete", is_whole=False), fourth]
-    shifted = choose_runs(young, set(), PrunePolicy(1), NOW - timedelta(days=5))
+    young = [first, replace(third, state="incomplete", has_all_rows=False), fourth]
+    shifted = decide_runs(young, set(), PrunePolicy(1), NOW - timedelta(days=5))
     assert shifted[1].kept_because == "incomplete, and only 3 days old"
     assert decide([first, second, third, fourth], set(), fresh)["night-2"] == "only 8 days old"
     assert decide([first, second, third, fourth], set(), fresh)["night-0"] == ""
@@ -120,7 +120,7 @@ def test_marks_of_deleted_images_stay_as_long_as_an_older_run_that_nobody_asked_
     assert decide(runs, {"night-0"}, PrunePolicy(1))["night-1"] == ""
     held = [replace(first, holder="host a, process 7"), *runs[1:]]
     told = decide(held, set(), PrunePolicy(1))["night-1"]
-    assert told == "its marks of deleted images may hide rows of the run night-0"
+    assert told == "its deletion records may hide rows of the run night-0"
 
 
 def test_a_run_that_somebody_took_meanwhile_is_not_removed(
@@ -129,12 +129,12 @@ def test_a_run_that_somebody_took_meanwhile_is_not_removed(
     note = Publication("prod", "htc", "2026-03-01")
 
     def choose_and_publish(*args: Any) -> list[PruneDecision]:
-        chosen = choose_runs(*args)
+        chosen = decide_runs(*args)
         note_publication(Storage(), output, "night-0", note)
         return chosen
 
-    monkeypatch.setattr("jobs.maintenance.prune.choose_runs", choose_and_publish)
-    assert prune_output(output, keep_last=2, is_meant=True, now=NOW) == 1
+    monkeypatch.setattr("jobs.maintenance.prune.decide_runs", choose_and_publish)
+    assert prune_output(output, keep_last=2, confirmed=True, now=NOW) == 1
     assert "Not removed: the run night-0 was published in prod meanwhile." in capsys.readouterr().err
     assert open_results(output).runs() == ["night-0", "night-1", "night-2", "night-3"]
 
@@ -142,7 +142,7 @@ def test_a_run_that_somebody_took_meanwhile_is_not_removed(
 def test_a_held_run_is_kept(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     lease = take_lease(Storage(), output, "night-0")
     try:
-        assert prune_output(output, keep_last=3, is_meant=True) == 0
+        assert prune_output(output, keep_last=3, confirmed=True) == 0
     finally:
         lease.release()
     assert "works on it" in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_a_removal_that_was_cut_off_is_finished(output: str, capsys: pytest.Capt
     assert prune_output(output, keep_last=3, now=NOW) == 0
     assert "The run night-0 is half pruned; --yes finishes that." in capsys.readouterr().out
     assert Path(output, "runs", "night-0").exists()
-    assert prune_output(output, keep_last=3, is_meant=True, now=NOW) == 0
+    assert prune_output(output, keep_last=3, confirmed=True, now=NOW) == 0
     assert not any("night-0" in str(path) for path in Path(output).rglob("*"))
 
 
@@ -163,22 +163,22 @@ def test_yes_alone_finishes_a_removal_that_was_cut_off(output: str, capsys: pyte
     with pytest.raises(PowerCutError):
         remove_run(MeddledStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
     before = open_results(output).runs()
-    assert prune_output(output, is_meant=True, now=NOW) == 0
+    assert prune_output(output, confirmed=True, now=NOW) == 0
     assert "The run night-0 is half pruned; finishing that." in capsys.readouterr().out
     assert not any("night-0" in str(path) for path in Path(output).rglob("*"))
     # No other run goes, and without anything to finish a rule is needed again.
     assert open_results(output).runs() == before == ["night-1", "night-2", "night-3"]
     with pytest.raises(SpecError, match="keep-last"):
-        prune_output(output, is_meant=True, now=NOW)
+        prune_output(output, confirmed=True, now=NOW)
 
 
 @pytest.mark.parametrize(
     ("keep_last", "older_than", "sentence"),
     [
         (None, None, "Say how much to keep"),
-        (0, None, "--keep-last is 1 or more"),
+        (0, None, "--keep-last must be 1 or more"),
         (None, "3 months", "takes a number and a unit"),
-        (None, "99999999999d", "before the beginning of time"),
+        (None, "99999999999d", "is too long"),
     ],
 )
 def test_bad_rules_are_one_sentence(output: str, keep_last: int | None, older_than: str | None, sentence: str) -> None:

@@ -58,7 +58,7 @@ def test_current_is_the_same_after_pruning(tmp_path: Path, seed: int) -> None:
     now = FIRST_NIGHT.replace(year=2027)
     held = take_lease(Storage(), output, f"night-{dice.randrange(NIGHTS)}") if dice.random() < 0.5 else None
     try:
-        assert prune_output(output, keep_last=dice.choice((1, 2)), is_meant=True, now=None if held else now) == 0
+        assert prune_output(output, keep_last=dice.choice((1, 2)), confirmed=True, now=None if held else now) == 0
         assert current(output) == before
         # A run that another process holds is left as it is, which the exit code says.
         assert compact_output(output) in ((0, 1) if held else (0,))
@@ -66,5 +66,5 @@ def test_current_is_the_same_after_pruning(tmp_path: Path, seed: int) -> None:
     finally:
         if held is not None:
             held.release()
-    assert prune_output(output, keep_last=1, is_meant=True, now=now) == 0
+    assert prune_output(output, keep_last=1, confirmed=True, now=now) == 0
     assert current(output) == before

@@ -109,7 +109,7 @@ def test_cut_off_between_tables_the_next_one_finishes(
             publish(folder)
     # Whoever begins at images sees whole runs only.
     assert runs_in(folder) == {"night-0"}
-    assert prune_output(str(folder / "out"), keep_last=1, is_meant=True) == 0
+    assert prune_output(str(folder / "out"), keep_last=1, confirmed=True) == 0
     assert publish(folder) == LEFT_OUT
     assert runs_in(folder) == runs_in(folder, "instances") == {"night-0", "night-1"}
     assert published(folder, "instances") == sorted(
@@ -139,7 +139,7 @@ def test_a_run_that_was_pruned_meanwhile_is_not_published(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def prune_first(publisher: Publisher, results: Results, run: str) -> bool:
-        prune_output(str(folder / "out"), keep_last=1, is_meant=True)
+        prune_output(str(folder / "out"), keep_last=1, confirmed=True)
         return False
 
     monkeypatch.setattr(Publisher, "has", prune_first)

@@ -27,14 +27,14 @@ def test_a_run_that_is_gone_leaves_the_tables(folder: Path, capsys: pytest.Captu
     for path in ("images/run=night-0", "instances/run=night-0", "runs/night-0"):
         shutil.rmtree(folder / "out" / path)
     assert publish(folder) == LEFT_OUT
-    assert "The run night-0 is in the output no more" in capsys.readouterr().out
+    assert "The run night-0 is no longer in the output" in capsys.readouterr().out
     assert runs_in(folder) == runs_in(folder, "instances") == {"night-1"}
 
 
 def test_published_runs_are_neither_pruned_nor_compacted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish(folder)
     output = str(folder / "out")
-    assert prune_output(output, keep_last=1, is_meant=True) == 0
+    assert prune_output(output, keep_last=1, confirmed=True) == 0
     assert compact_output(output, run="night-0") == 1
     told = capsys.readouterr()
     assert "published in sqlite" in told.out
@@ -46,7 +46,7 @@ def test_published_runs_are_neither_pruned_nor_compacted(folder: Path, capsys: p
 def test_pruning_takes_runs_out_of_the_catalog_first(folder: Path) -> None:
     publish(folder)
     output = str(folder / "out")
-    assert prune_output(output, keep_last=1, is_meant=True, catalog=catalog_of(folder)) == 0
+    assert prune_output(output, keep_last=1, confirmed=True, catalog=catalog_of(folder)) == 0
     assert runs_in(folder) == runs_in(folder, "instances") == {"night-1"}
     assert published(folder) == tables_of(output, "night-1")["images"]
     assert publish(folder) == LEFT_OUT
@@ -58,7 +58,7 @@ def test_a_run_is_withdrawn_by_name_and_may_come_back(folder: Path, capsys: pyte
     output, catalog = str(folder / "out"), catalog_of(folder)
     assert withdraw_run(output, catalog, "night-0") == 0
     assert withdraw_run(output, catalog, "night-0") == 0
-    assert "was taken out.\nThe run night-0 was not in the tables.\n" in capsys.readouterr().out
+    assert "was withdrawn.\nThe run night-0 was not in the tables.\n" in capsys.readouterr().out
     assert runs_in(folder) == {"night-1"}
     assert compact_output(output, run="night-0") == 0
     assert publish(folder) == LEFT_OUT
@@ -151,7 +151,7 @@ def test_what_cannot_be_published_says_why(folder: Path) -> None:
         publish(folder, run="cut")
     with pytest.raises(InputError, match="There is no run x"):
         publish(folder, run="x")
-    with pytest.raises(SpecError, match="--namespace is a name"):
+    with pytest.raises(SpecError, match="--namespace must be a name"):
         publish(folder, namespace="a-b")
 
 

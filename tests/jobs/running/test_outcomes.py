@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Callable[[Path], object], State, str]] = {
         "over_error_budget",
         "4 of 6",
     ),
-    "no summary, and within its budget": (without_summary, "complete", "without a word"),
+    "no summary, and within its budget": (without_summary, "complete", "without a summary"),
     "no summary, and over its budget": (
         lambda folder: without_summary(folder, bad="1234"),
         "over_error_budget",
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[Callable[[Path], object], State, str]] = {
     "an older session's summary, and all is well": (
         lambda folder: make(folder, status="over_error_budget", images_done=4),
         "complete",
-        "without a word",
+        "without a summary",
     ),
     "a bug": (lambda folder: make(folder, status="incomplete", reason="A shard failed."), "incomplete", "A shard"),
     "a bug before the last session": (
@@ -101,20 +101,20 @@ CASES: dict[str, tuple[Callable[[Path], object], State, str]] = {
         "incomplete",
         "exception of this program",
     ),
-    "a word of a later release": (lambda folder: make(folder, status="splendid"), "complete", "without a word"),
+    "a word of a later release": (lambda folder: make(folder, status="splendid"), "complete", "without a summary"),
     "stopped early": (
         lambda folder: make(folder, shards=2, status="over_error_budget", reason="Stopped early."),
         "over_error_budget",
         "Stopped early",
     ),
-    "stopped early, and cut off when it went on": (cut_off_later, "incomplete", "the same command resumes"),
+    "stopped early, and cut off when it went on": (cut_off_later, "incomplete", "same command again to resume"),
     "interrupted": (
         lambda folder: make(folder, shards=2, status="interrupted", reason="Stopped with 2 to go."),
         "interrupted",
         "2 to go",
     ),
-    "cut off": (lambda folder: make(folder, shards=2), "incomplete", "the same command resumes"),
-    "rows are gone": (lost_a_part, "incomplete", "rows are gone"),
+    "cut off": (lambda folder: make(folder, shards=2), "incomplete", "same command again to resume"),
+    "rows are missing": (lost_a_part, "incomplete", "rows are missing"),
 }
 
 

@@ -54,7 +54,7 @@ def test_a_complete_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_interrupted_run_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    reason = "Stopped with 204 of 1204 images to go; the same command resumes."
+    reason = "Stopped with 204 of 1204 images to go; run the same command again to resume."
     summary = replace(SUMMARY, status="interrupted", exit_code=1, reason=reason, images_done=1000, is_trained=False)
     out, err = said(summary, capsys)
     assert "night (interrupted)" in out

@@ -42,7 +42,7 @@ def open_it(spec: JobSpec) -> RunHandle:
     """As a driver that has just been started does."""
     storage = Storage(spec.storage)
     return open_run(
-        spec, FINGERPRINT, storage, hold=lambda name: take_lease(storage, spec.output.uri, name), patience_s=None
+        spec, FINGERPRINT, storage, take_lease=lambda name: take_lease(storage, spec.output.uri, name), patience_s=None
     )
 
 

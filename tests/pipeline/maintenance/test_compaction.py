@@ -9,7 +9,7 @@ import pytest
 
 import pipeline.output.merge
 from pipeline.errors import RunError, StorageError
-from pipeline.maintenance.compaction import Compacted, compact_run, plan_stretches
+from pipeline.maintenance.compaction import Compacted, compact_run, plan_shard_ranges
 from pipeline.output.commit import committed_shards, images_part, instances_part
 from pipeline.output.merge import merge_parts
 from pipeline.output.parts import Part, committed_parts
@@ -49,16 +49,16 @@ def sizes(parts: list[Part], size: int) -> dict[str, dict[Part, int]]:
 
 def test_neighbours_are_put_together_up_to_the_target() -> None:
     parts = [Part(0, 0), Part(1, 1), Part(2, 2), Part(3, 9, is_compacted=True), Part(10, 10), Part(11, 11)]
-    planned = plan_stretches(parts, sizes(parts, 10), 20)  # type: ignore[arg-type]
+    planned = plan_shard_ranges(parts, sizes(parts, 10), 20)  # type: ignore[arg-type]
     assert [stretch.part for stretch in planned] == [Part(0, 1, is_compacted=True), Part(10, 11, is_compacted=True)]
     # Half of a file's rows are not moved, nor is a file alone.
-    assert plan_stretches(parts, sizes(parts, 21), 20) == []  # type: ignore[arg-type]
+    assert plan_shard_ranges(parts, sizes(parts, 21), 20) == []  # type: ignore[arg-type]
 
 
 def test_all_rows_are_kept_and_files_are_fewer(output: str) -> None:
     before = tables_of(output)
     done = compact(output)
-    assert (done.stretches, done.files_before, done.files_after) == (1, 8, 2)
+    assert (done.ranges, done.files_before, done.files_after) == (1, 8, 2)
     assert 0 < done.bytes_after < done.bytes_before
     assert tables_of(output) == before
     names = [name for name in files_below(Path(output)) if name.endswith(".parquet") and not name.startswith("runs")]
@@ -68,7 +68,7 @@ def test_all_rows_are_kept_and_files_are_fewer(output: str) -> None:
 def test_again_changes_nothing(output: str) -> None:
     compact(output)
     storage = MeddledStorage()
-    assert compact(output, storage).stretches == 0
+    assert compact(output, storage).ranges == 0
     assert storage.changes == 0
 
 

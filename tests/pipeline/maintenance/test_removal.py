@@ -109,7 +109,7 @@ def test_a_run_that_is_removed_before_its_driver_has_the_lease_is_not_gone_on_wi
         return take_lease(Storage(), output, run)
 
     with pytest.raises(InputError, match="The run cut was removed meanwhile"):
-        open_night(str(tmp_path / "in"), output, "cut", night=2, hold=hold)
+        open_night(str(tmp_path / "in"), output, "cut", night=2, take_lease=hold)
     assert not any("cut" in name for name in files_below(Path(output)))
 
 

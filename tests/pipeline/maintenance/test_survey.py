@@ -12,7 +12,7 @@ from pipeline.errors import StorageError
 from pipeline.maintenance.publications import Publication, forget_publication, note_publication, read_publications
 from pipeline.maintenance.survey import RunInfo, survey_runs
 from pipeline.output.results import open_results
-from pipeline.runs.lease import GLANCE_S, Holder, take_lease
+from pipeline.runs.lease import SHORT_WATCH_S, LeaseHolder, take_lease
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import finish_run, write_inputs
 
@@ -64,13 +64,13 @@ def test_a_heartbeat_of_another_time_is_judged_by_whether_it_changes(folder: Pat
     """Leases of several drivers are watched together, once."""
     now = datetime(2026, 6, 1, tzinfo=UTC)
     beat = (now + off).isoformat()
-    holder = Holder("t", "far-away", 4711, "", beat, beat)
+    holder = LeaseHolder("t", "far-away", 4711, "", beat, beat)
     for run in ("cut", "whole"):
         (folder / "runs" / run / "lease.json").write_bytes(holder.encode())
     waits: list[float] = []
     found = look(folder, now, waits.append)
     assert {run: each.holder for run, each in found.items()} == {"cut": "", "whole": ""}
-    assert (found["cut"].state, waits) == ("incomplete", [GLANCE_S])
+    assert (found["cut"].state, waits) == ("incomplete", [SHORT_WATCH_S])
 
     def renew(seconds: float) -> None:
         (folder / "runs" / "cut" / "lease.json").write_bytes(replace(holder, beats=1).encode())

@@ -34,7 +34,7 @@ def begin(tmp_path: Path, storage: Storage | None = None, output: str | None = N
         {"weights_sha256": "a"},
         store,
         run="night",
-        hold=lambda name: take_lease(store, output, name),
+        take_lease=lambda name: take_lease(store, output, name),
     )
 
 

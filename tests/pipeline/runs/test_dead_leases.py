@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.job_spec.job import JobSpec, load_spec
-from pipeline.runs.lease import FORGOTTEN_AFTER_S, WATCH_S, Holder, clear_dead_lease, take_lease
+from pipeline.runs.lease import FORGOTTEN_AFTER_S, WATCH_S, LeaseHolder, clear_dead_lease, take_lease
 from pipeline.runs.open import open_run
 from pipeline.runs.process_id import identify_process
 from pipeline.runs.run import RunHandle
@@ -18,7 +18,7 @@ from pipeline.storage.storage import Storage
 from tests.support.servers.s3_server import S3Server
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
-ALIVE = Holder("t", socket.gethostname(), 1, identify_process(), NOON.isoformat(), NOON.isoformat())
+ALIVE = LeaseHolder("t", socket.gethostname(), 1, identify_process(), NOON.isoformat(), NOON.isoformat())
 # The same process number, begun at another time.
 DEAD = replace(ALIVE, process=f"{identify_process().rpartition(' ')[0]} 1")
 FAR_AWAY = replace(ALIVE, host="far-away", process="")
@@ -35,7 +35,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Storage, str
     return Storage(), str(tmp_path / "out")
 
 
-def leave(storage: Storage, uri: str, holder: Holder) -> str:
+def leave(storage: Storage, uri: str, holder: LeaseHolder) -> str:
     storage.write(f"{uri}/runs/night/lease.json", holder.encode())
     return f"{uri}/runs/night/lease.json"
 
@@ -53,7 +53,7 @@ def leave(storage: Storage, uri: str, holder: Holder) -> str:
     ids=["dead here", "alive", "far away", "long forgotten", "ahead", "far ahead"],
 )
 def test_only_the_dead_lose_their_lease(
-    output: tuple[Storage, str], holder: Holder, silence_s: float, is_cleared: bool
+    output: tuple[Storage, str], holder: LeaseHolder, silence_s: float, is_cleared: bool
 ) -> None:
     storage, uri = output
     lease = leave(storage, uri, holder)
@@ -131,7 +131,7 @@ def spec_in(folder: Path) -> JobSpec:
 
 def opened(spec: JobSpec) -> RunHandle:
     storage = Storage()
-    return open_run(spec, {}, storage, hold=lambda name: take_lease(storage, spec.output.uri, name))
+    return open_run(spec, {}, storage, take_lease=lambda name: take_lease(storage, spec.output.uri, name))
 
 
 def test_a_run_that_was_never_begun_leaves_nothing(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_while_the_input_is_listed_too_many_errors_are_told_at_every_doubling() 
     assert told == [200, 400, 800]
     assert not ErrorBudget(0.5).warning(images_done=1000, errors=500, reasons={})
     sentence = ErrorBudget(0.05).warning(images_done=1000, errors=200, reasons={"empty": 150, "gone": 50})
-    assert "200 of 1,000 images failed so far, where 5.0% may" in sentence
+    assert "200 of 1,000 images failed so far, and 5.0% are allowed" in sentence
     assert "150 x empty; 50 x gone." in sentence
 
 

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import load_spec
 from pipeline.runs import lease as leases
-from pipeline.runs.lease import Holder, Lease, RunHeldError, take_lease
+from pipeline.runs.lease import Lease, LeaseHolder, RunHeldError, take_lease
 from pipeline.runs.open import open_run
 from pipeline.runs.process_id import identify_process
 from pipeline.runs.run import RunHandle
@@ -29,7 +29,7 @@ from tests.support.fakes.clock import HandClock
 from tests.support.servers.s3_server import S3Server
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
-HOLDER = Holder("t", "far-away", 4711, "", NOON.isoformat(), NOON.isoformat())
+HOLDER = LeaseHolder("t", "far-away", 4711, "", NOON.isoformat(), NOON.isoformat())
 SCRIPT = """
 import sys, time
 from pipeline.runs.lease import take_lease
@@ -144,7 +144,7 @@ def test_a_dead_driver_of_this_machine_leaves_the_run_at_once(tmp_path: Path) ->
         told: list[str] = []
         while not told:
             try:
-                take_lease(Storage(), str(tmp_path), "night", tell=told.append, sleep=never).release()
+                take_lease(Storage(), str(tmp_path), "night", report=told.append, sleep=never).release()
             except RunHeldError:
                 continue
     assert f"process {driver.pid}) is dead" in told[0]
@@ -164,7 +164,7 @@ def test_a_process_that_cannot_be_judged_from_here_counts_as_alive(tmp_path: Pat
     def beat(seconds: float) -> None:
         leave(Storage(), str(tmp_path), host=socket.gethostname(), process=process, beats=1)
 
-    with pytest.raises(RunHeldError, match="was heard of 0 s ago"):
+    with pytest.raises(RunHeldError, match="heartbeat 0 s ago"):
         take_lease(Storage(), str(tmp_path), "night", sleep=beat, clock=lambda: at(1))
 
 
@@ -177,16 +177,16 @@ def test_a_silent_driver_loses_the_run_after_it_was_watched_whatever_its_clock_s
     leave(storage, uri, beat=at(beat_s).isoformat(), since=at(beat_s).isoformat())
     waits: list[float] = []
     told: list[str] = []
-    take_lease(storage, uri, "night", sleep=waits.append, clock=lambda: at(0), tell=told.append).release()
+    take_lease(storage, uri, "night", sleep=waits.append, clock=lambda: at(0), report=told.append).release()
     assert sum(waits) == leases.WATCH_S
     assert "far-away" in told[0]
 
 
 def test_the_times_fit_together() -> None:
     # The holder, and workers that it cannot reach, have ended before another driver begins.
-    assert leases.WATCH_S - leases.STALE_AFTER_S >= leases.BEAT_EVERY_S
-    assert leases.WATCH_S - ORPHANED_BY_S >= leases.BEAT_EVERY_S
-    assert leases.GLANCE_S > leases.BEAT_EVERY_S
+    assert leases.WATCH_S - leases.STALE_AFTER_S >= leases.HEARTBEAT_EVERY_S
+    assert leases.WATCH_S - ORPHANED_BY_S >= leases.HEARTBEAT_EVERY_S
+    assert leases.SHORT_WATCH_S > leases.HEARTBEAT_EVERY_S
     assert DriverLiveness(3600.0)._limit_s == ORPHANED_BY_S
 
 
@@ -307,9 +307,8 @@ def test_a_lease_that_was_not_renewed_is_not_believed_after_a_sleep(
         mine.check()
 
 
-def test_the_lease_is_renewed_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "BEAT_EVERY_S", 0.01)
-    mine = take_lease(Storage(), str(tmp_path), "night", sleep=never)
+def test_the_lease_is_renewed_by_itself(tmp_path: Path) -> None:
+    mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, heartbeat_every_s=0.01)
     first = Storage().read(lease_uri(str(tmp_path)))
     while Storage().read(lease_uri(str(tmp_path))) == first:
         pass
@@ -332,7 +331,7 @@ def begin(tmp_path: Path) -> RunHandle:
         {"weights_sha256": "a"},
         storage,
         run="night",
-        hold=lambda name: take_lease(storage, str(tmp_path / "out"), name, sleep=never),
+        take_lease=lambda name: take_lease(storage, str(tmp_path / "out"), name, sleep=never),
     )
 
 
@@ -376,6 +375,6 @@ def test_a_run_that_cannot_begin_gives_its_lease_back(tmp_path: Path) -> None:
             {},
             storage,
             run="night",
-            hold=lambda name: take_lease(storage, values["output.uri"], name),
+            take_lease=lambda name: take_lease(storage, values["output.uri"], name),
         )
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

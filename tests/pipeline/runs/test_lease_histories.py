@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RunError, StorageError
 from pipeline.runs import lease as leases
-from pipeline.runs.lease import Holder, Lease, RunHeldError, take_lease
+from pipeline.runs.lease import Lease, LeaseHolder, RunHeldError, take_lease
 from pipeline.storage.cas_file import CasFile
 from pipeline.storage.storage import Storage
 
@@ -66,10 +66,10 @@ class World:
         self.storage = CutOffStore()
         file = CasFile(self.storage, f"{self.uri}/runs/night/lease.json")
         beat = self.wall_clock().isoformat()
-        holder = Holder("first", "far-away", 4711, "", beat, beat)
+        holder = LeaseHolder("first", "far-away", 4711, "", beat, beat)
         assert file.create(holder.encode()) is not None
         self.lease = Lease(file, holder, self.wall_clock, seconds=lambda: self.now)
-        self.next_beat = leases.BEAT_EVERY_S
+        self.next_beat = leases.HEARTBEAT_EVERY_S
 
     def wall_clock(self) -> datetime:
         """What the first driver takes the time for."""
@@ -90,7 +90,7 @@ class World:
             # After a sleep, the commit may come before the heartbeat.
             self.commit()
             if self.now >= self.next_beat:
-                self.next_beat = self.now + leases.BEAT_EVERY_S
+                self.next_beat = self.now + leases.HEARTBEAT_EVERY_S
                 self.lease.renew()
 
     def commit(self) -> None:
@@ -115,7 +115,9 @@ WRONG_BY = st.one_of(st.floats(-90, 90), st.floats(-50_000, 50_000), st.floats(-
 JUMPS = st.lists(st.tuples(st.floats(0, 900), WRONG_BY), max_size=3).map(sorted)
 
 
-def ask_until_had(world: World, sleep: Callable[[float], None], wrong_by: float, until: float) -> float | None:
+def ask_until_had(
+    world: World, sleep: Callable[[float], None], wrong_by: float, until: float, watch_s: float | None = None
+) -> float | None:
     """Ask for the lease as a second driver, again and again; returns when it got it."""
     while world.now <= until:
         try:
@@ -124,9 +126,10 @@ def ask_until_had(world: World, sleep: Callable[[float], None], wrong_by: float,
                 world.uri,
                 "night",
                 sleep=sleep,
-                tell=lambda _: None,
+                report=lambda _: None,
                 clock=lambda: NOON + timedelta(seconds=world.now + wrong_by),
                 seconds=lambda: world.now,
+                watch_s=watch_s,
             )
         except RunHeldError:
             continue
@@ -165,7 +168,7 @@ def test_never_two_committers_and_never_locked_for_long(history: tuple[World, fl
     if world.dies < FOREVER:
         # A heartbeat that was seen late, and the look that was under way, come on top.
         assert had is not None
-        assert had <= max(world.dies, asks) + leases.WATCH_S + 2 * leases.LOOK_EVERY_S + sum(naps) + STEP_S
+        assert had <= max(world.dies, asks) + leases.WATCH_S + 2 * leases.POLL_EVERY_S + sum(naps) + STEP_S
 
 
 @settings(deadline=None, max_examples=settings.default.max_examples // 5)
@@ -181,11 +184,10 @@ def test_a_driver_at_work_keeps_its_run(
     world.lease.check()
 
 
-def test_the_world_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With too short a watch, the simulated drivers do both commit."""
-    monkeypatch.setattr(leases, "WATCH_S", 20.0)
+def test_the_simulation_detects_a_watch_that_is_too_short() -> None:
+    """With a watch of 20 s, both simulated drivers commit."""
     world = World(FOREVER, [], [(10.0, 110.0)], [])
     world.advance(30)
-    had = ask_until_had(world, world.advance, 0.0, until=1600)
+    had = ask_until_had(world, world.advance, 0.0, until=1600, watch_s=20.0)
     assert had is not None
     assert [moment for moment in world.commits if moment > had] != []

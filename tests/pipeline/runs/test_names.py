@@ -58,11 +58,14 @@ def test_readers_take_other_names_for_names(tmp_path: Path, name: str) -> None:
     assert duckdb.sql(f"SELECT run FROM read_parquet('{glob}', hive_partitioning = true)").fetchall() == [(name,)]
 
 
-def test_a_run_that_has_such_a_name_already_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_run_with_such_a_name_is_resumed(tmp_path: Path) -> None:
+    """An earlier release began it."""
     images, output = write_inputs(tmp_path / "in", 4), str(tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.runs.begin.check_name_stays_text", lambda _: None)
-        finish_run(images, output, "007", only_shards=1)
+    finish_run(images, output, "r007", only_shards=1)
+    for folder in ("runs/{}", "images/run={}", "instances/run={}"):
+        (tmp_path / "out" / folder.format("r007")).rename(tmp_path / "out" / folder.format("007"))
+    record = tmp_path / "out/runs/007/run.json"
+    record.write_text(record.read_text().replace('"run": "r007"', '"run": "007"'))
     again = open_night(images, output, "007", storage=Storage())
     assert (again.name, again.state, again.todo()) == ("007", "resumed", [1])
 

@@ -10,8 +10,8 @@ from pipeline.job_spec.job import load_spec
 from pipeline.output.commit import commit_shard
 from pipeline.output.results import open_results
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
-from pipeline.runs.begin import Hold
 from pipeline.runs.open import open_run
+from pipeline.runs.request import LeaseTaker
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 
@@ -67,22 +67,21 @@ def open_night(
     night: int = 0,
     shard_images: int = 2,
     storage: Storage | None = None,
-    hold: Hold | None = None,
+    take_lease: LeaseTaker | None = None,
     mode: str = "full",
 ) -> RunHandle:
     """Begin a run, or go on with it, as the driver does.
 
     Args:
         night: days after FIRST_NIGHT that it began.
-        hold: takes its lease; None takes none.
+        take_lease: takes its lease; None takes none.
         mode: "full" or "incremental".
     """
     overrides: dict[str, object] = {"input.uri": input_uri, "output.uri": output_uri, "select.mode": mode}
     overrides |= {"compute.shard_images": shard_images, "select.max_deleted_share": 1.0}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
-    return open_run(
-        spec, FINGERPRINT, storage or Storage(), run=run, now=FIRST_NIGHT + timedelta(days=night), hold=hold
-    )
+    now = FIRST_NIGHT + timedelta(days=night)
+    return open_run(spec, FINGERPRINT, storage or Storage(), run=run, now=now, take_lease=take_lease)
 
 
 def finish_run(

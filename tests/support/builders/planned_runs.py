@@ -19,9 +19,9 @@ from pipeline.planning.manifest import Manifest
 from pipeline.planning.planner import Planner, clear_parts
 from pipeline.planning.shard_size import ShardSizing
 from pipeline.planning.survey import InputSurvey, survey_input
-from pipeline.runs.begin import Hold
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
+from pipeline.runs.request import LeaseTaker
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 
@@ -74,8 +74,8 @@ class IncrementalRuns:
         self.nights += 1
         moment = MIDNIGHT + timedelta(days=self.nights)
         spec, door = self.spec(**overrides), storage or self.storage
-        hold: Hold | None = (lambda name: take_lease(door, spec.output.uri, name)) if is_held else None
-        return open_run(spec, fingerprint, door, run=run, fresh=fresh, now=moment, hold=hold)
+        lease_taker: LeaseTaker | None = (lambda name: take_lease(door, spec.output.uri, name)) if is_held else None
+        return open_run(spec, fingerprint, door, run=run, fresh=fresh, now=moment, take_lease=lease_taker)
 
     def commit(
         self, run: RunHandle, statuses: Mapping[str, ImageStatus] | None = None, shards: int | None = None
