@@ -1,4 +1,4 @@
-"""Loads what comes next while the model is busy: in order, bounded in number; `byte_budget` bounds the bytes."""
+"""Prefetch: loads sources in order while the model works, a bounded number at once; `byte_budget` bounds the bytes."""
 
 import threading
 from collections import deque
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class ByteGauge:
-    """Bytes held by somebody, counted up and down from several threads."""
+    """A number of bytes, counted up and down from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -20,12 +20,12 @@ class ByteGauge:
 
     @property
     def value(self) -> int:
-        """Bytes held now."""
+        """The number now."""
         with self._lock:
             return self._bytes
 
     def add(self, count: int) -> None:
-        """Count `count` bytes more, or fewer when negative."""
+        """Add `count` bytes, which may be negative."""
         with self._lock:
             self._bytes += count
 
@@ -33,9 +33,9 @@ class ByteGauge:
 class Prefetch(Generic[S, T]):
     """Runs `load` over `sources` on a thread pool and hands out the results in the order of the sources.
 
-    Loading begins at construction. At most `ahead` sources are loading or loaded and not handed out. What
-    `load` raises is raised at its source's place. Use as a context manager: on leaving, whatever the reason,
-    nothing begun is left behind.
+    Loading begins at construction. At most `ahead` sources are loading or loaded and not handed out. What `load` raises
+    is raised in place of its result. Use as a context manager: on leaving, also by an exception, no load is left
+    running.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Prefetch(Generic[S, T]):
         Args:
             pool: has a thread for each of `ahead` sources, or `load` does not wait for other sources.
             on_wait: called with the number of the source, from 0, before its result is waited for.
-            on_leave: called before what is under way is waited for on leaving; makes a `load` that waits for its
-                turn end.
+            on_leave: called on leaving, before the running loads are waited for; must end a `load` that waits for its
+                turn.
         """
         self._pool = pool
         self._sources = iter(sources)
@@ -68,7 +68,7 @@ class Prefetch(Generic[S, T]):
 
     def __iter__(self) -> Iterator[T]:
         while self._pending:
-            # No name here for the result: it would live until the next one is there.
+            # Without a variable for the result, which would keep it alive until the next one is loaded.
             yield self._next()
 
     def __enter__(self) -> Self:

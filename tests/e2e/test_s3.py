@@ -16,6 +16,7 @@ from PIL import Image
 from htc_model.network.detector import build_model
 from htc_model.weights.load import save_weights
 from htc_model.weights.untrained import untrained_state
+from pipeline.driver.run_job import worker_settings
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.messages import Assignment
 from pipeline.output.commit import commit_shard
@@ -25,7 +26,7 @@ from pipeline.runs.open import open_run
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.weights.fingerprint import compute_fingerprint
-from pipeline.worker.worker import Worker, WorkerSettings
+from pipeline.worker.worker import Worker
 from tests.support.paths import PHOTOS
 from tests.support.servers.s3_server import READER, WRITER, WRONG, Key, S3Server
 
@@ -163,7 +164,7 @@ def test_the_instances_are_those_of_local_files(remote_run: RemoteRun, tmp_path:
         path.write_bytes(remote_run.storage.read(f"{remote_run.bucket}/in/{name}"))
     spec = load_spec(None, overrides)
     opened = open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(), run="night")
-    worker = Worker(WorkerSettings(spec, "night", PRESET, cpus=1.0, gpus=0.0))
+    worker = Worker(worker_settings(spec, "night"))
     worker.start()
     for index in range(opened.shard_count):
         worker.run_shard(opened.read_shard(index), Assignment(index, attempt=1, is_last=True))

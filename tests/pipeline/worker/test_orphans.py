@@ -7,12 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.driver.run_job import worker_settings
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
 from pipeline.messages import Assignment, ShardFailure, ShardResult
 from pipeline.output.commit import images_part, instances_part
 from pipeline.worker.commit_claim import ORPHAN_AFTER_S, CommitClaim, DriverLiveness, OrphanedError
-from pipeline.worker.worker import Worker, WorkerSettings
+from pipeline.worker.worker import Worker
 from tests.support.fakes.clock import HandClock
 from tests.support.fakes.models import LoadFake, write_image
 from tests.support.fakes.shard_bench import refs_of, spec_for
@@ -21,8 +22,8 @@ BEFORE, AFTER = (32, 48), (20, 28)
 
 
 def worker_for(spec: JobSpec, clock: HandClock) -> Worker:
-    worker = Worker(WorkerSettings(spec, "r", "fake", cpus=1, gpus=0, load_model=LoadFake()))
-    worker._contact = DriverLiveness(spec.storage.patience_s, clock=clock)
+    driver = DriverLiveness(spec.storage.patience_s, clock=clock)
+    worker = Worker(worker_settings(spec, "r", LoadFake()), driver=driver)
     worker.start()
     return worker
 
@@ -74,13 +75,13 @@ def _once_before_the_part(monkeypatch: pytest.MonkeyPatch, table: str, action: C
 
 def test_a_driver_that_waits_for_its_store_is_believed() -> None:
     clock = HandClock()
-    contact = DriverLiveness(60.0, clock=clock)
-    claim = CommitClaim(contact)
+    driver = DriverLiveness(60.0, clock=clock)
+    claim = CommitClaim(driver)
     clock.now += ORPHAN_AFTER_S + 60.0
-    assert not contact.hear()
+    assert not driver.heartbeat()
     claim.take()
     clock.now += ORPHAN_AFTER_S + 60.1
     with pytest.raises(OrphanedError):
         claim.confirm()
-    assert contact.hear()
-    assert not contact.hear()
+    assert driver.heartbeat()
+    assert not driver.heartbeat()
