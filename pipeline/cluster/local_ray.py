@@ -62,10 +62,10 @@ def choose_base() -> Path:
         fits = len(os.fsencode(folder)) + LONGEST_BELOW_BASE <= MAX_SOCKET_PATH
         if fits and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
             return folder
+    tried = ", ".join(map(str, dict.fromkeys(folders)))
     raise RunError(
         "Ray needs a writable folder for temporary files whose name has at most "
-        f"{MAX_SOCKET_PATH - LONGEST_BELOW_BASE} characters. None of {', '.join(map(str, dict.fromkeys(folders)))} is one; "
-        "set TMPDIR to such a folder."
+        f"{MAX_SOCKET_PATH - LONGEST_BELOW_BASE} characters. None of {tried} is one; set TMPDIR to such a folder."
     )
 
 
