@@ -146,7 +146,7 @@ def _init(compute: ComputeSection) -> None:
 
         def connect() -> None:
             _check_address(address)
-            # A client's connection (ray://) is made by Ray's own proxy, from a folder of its own.
+            # A client's connection (ray://) is made by Ray's proxy, from another folder.
             options: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": make_job_config()}
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 

@@ -38,7 +38,7 @@ class Bisection:
         self.pieces: list[PartialResult] = []
         self.verdicts: dict[int, str] = {}
         # First in, first out: all parts of the shard are tried before any is halved further, which is how a broken
-        # machine, on which everything dies, is told from a broken image.
+        # machine, on which everything dies, is distinguished from a broken image.
         self._groups: deque[_Group] = deque([_Group(tuple(range(image_count)))])
         self._deaths = 0
 

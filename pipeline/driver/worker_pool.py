@@ -210,7 +210,7 @@ class WorkerPool:
                 dead.setdefault(worker, event)
             elif event is not None:
                 events.append(event)
-        for worker in self._silent_workers():
+        for worker in self._unresponsive_workers():
             dead.setdefault(worker, _Cause(f"the worker was ended: it answered nothing for {self._silence_s:.0f} s"))
         for worker, seconds in self._late_starters().items():
             reason = f"the worker was ended: it was loading its model for {seconds:.0f} s"
@@ -302,7 +302,7 @@ class WorkerPool:
             self._kill(number)
         return [WorkerRetired(number, why) for number, why in spent.items()]
 
-    def _silent_workers(self) -> list[int]:
+    def _unresponsive_workers(self) -> list[int]:
         if self._silence_s is None:
             return []
         since = self._clock() - self._silence_s

@@ -48,7 +48,7 @@ def train_on_workers(
     output.mkdir(parents=True, exist_ok=True)
     # Only Ray Train's own records.
     records = output / f".ray-{uuid.uuid4().hex[:8]}"
-    # Ray Train reads these when it is imported: its second version, and no folder of its own for the workers.
+    # Ray Train reads these when it is imported: its second version, and workers that stay in the current folder.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     try:

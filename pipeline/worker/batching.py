@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 Shape = tuple[int, int]
 
-# An image's detections must not depend on the other images of its batch, so only equal padded shapes share one. Photos
-# have few shapes (4:3 and 3:2, both ways), and a look-ahead of eight batches fills almost all of them.
+# An image's detections must not depend on the other images of its batch, so only equal padded shapes share one.
+# Photos have few shapes (4:3 and 3:2, both ways), and a look-ahead of eight batches fills almost all of them.
 LOOKAHEAD_BATCHES = 8
 LOOKAHEAD_BYTES = 512 * 2**20
 

@@ -35,12 +35,12 @@ from pipeline.worker.watchdog import Step, Watchdog
 
 # Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
-# Decoded pixels of both shards together, those in batches included: 384 MiB are eleven photos of 12 megapixels. With
+# Decoded pixels of both shards together, those in batches included: 384 MiB are eleven images of 12 megapixels. With
 # them a worker of the bundled model stays within 2 GiB (benchmarks/worker_memory.py).
 AHEAD_BYTES = 384 * 2**20
-# Encoded bytes that are being read or wait for a decoder, of both shards together: some 25 photos of 12 megapixels.
+# Encoded bytes that are being read or wait for a decoder, of both shards together: some 25 images of 12 megapixels.
 ENCODED_BYTES = 128 * 2**20
-# Memory of the decoders beside the decoded pixels, for each core, and at least: three photos of 12 megapixels.
+# Memory of the decoders beside the decoded pixels, for each core, and at least: three images of 12 megapixels.
 DECODING_BYTES_PER_CPU = 256 * 2**20
 DECODING_BYTES = 512 * 2**20
 # Assumed of an image whose encoded size is not listed, until a larger one was read.
@@ -65,7 +65,7 @@ class WorkerResources:
     encoded, pixels, decoding: bound the bytes on their way to the model, see `byte_budget`.
     read_slots: bounds the reads that run at once.
     decoders: as many threads as the worker has cores, apart from those that read, because glibc keeps freed memory for
-        each thread that allocated it: decoded by the 32 reading threads, a few photos left a gigabyte behind.
+        each thread that allocated it: decoded by the 32 reading threads, a few images left a gigabyte behind.
     """
 
     def __init__(

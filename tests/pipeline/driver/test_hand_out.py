@@ -1,4 +1,4 @@
-"""Which worker gets which shard when: breadth first, and at the end nothing waits behind a long shard."""
+"""Shards are handed out breadth first, and at the end none waits behind a long one."""
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping

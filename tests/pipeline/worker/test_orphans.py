@@ -1,4 +1,4 @@
-"""A worker that was away while its shard went to another one, and then goes on: the tables stay of one attempt."""
+"""A worker that was suspended while another one did its shard, and then continues: the tables are of one attempt."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ def worker_for(spec: JobSpec, clock: HandClock) -> Worker:
 
 @pytest.mark.parametrize("table", ["instances", "images"])
 @pytest.mark.parametrize("is_asked_first", [False, True])
-def test_who_was_away_at_a_write_leaves_the_tables_alone(
+def test_a_worker_that_was_suspended_at_a_write_does_not_touch_the_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, is_asked_first: bool
 ) -> None:
     spec = spec_for(tmp_path)
@@ -40,15 +40,15 @@ def test_who_was_away_at_a_write_leaves_the_tables_alone(
     orphan, heir = worker_for(spec, clock), worker_for(spec, clock)
     shard, assignment = Shard(0, refs_of([image])), Assignment(0, 1, is_last=False)
 
-    def be_away() -> None:
+    def be_suspended() -> None:
         write_image(image, AFTER)
         clock.now += ORPHAN_AFTER_S + spec.storage.patience_s + 1
         assert isinstance(heir.run_shard(shard, replace(assignment, attempt=2)), ShardResult)
         if is_asked_first:
-            # What the driver had asked before it gave the worker up.
+            # A call that the driver had sent before it gave up the worker.
             orphan.progress()
 
-    _once_before_the_part(monkeypatch, table, be_away)
+    _once_before_the_part(monkeypatch, table, be_suspended)
     outcome = orphan.run_shard(shard, assignment)
     assert isinstance(outcome, ShardFailure)
     assert (outcome.kind, outcome.is_charged) == ("orphaned", True)
@@ -59,7 +59,7 @@ def test_who_was_away_at_a_write_leaves_the_tables_alone(
 
 
 def _once_before_the_part(monkeypatch: pytest.MonkeyPatch, table: str, action: Callable[[], None]) -> None:
-    """Act when a part is about to be written for the first time: the process stands still there."""
+    """Call `action` when a part is about to be written for the first time, as if the process were suspended there."""
     confirm = CommitClaim.confirm
     calls: list[CommitClaim] = []
 
@@ -73,7 +73,7 @@ def _once_before_the_part(monkeypatch: pytest.MonkeyPatch, table: str, action: C
     monkeypatch.setattr(CommitClaim, "confirm", confirm_late)
 
 
-def test_a_driver_that_waits_for_its_store_is_believed() -> None:
+def test_a_driver_that_waits_for_its_store_has_not_timed_out() -> None:
     clock = HandClock()
     driver = DriverLiveness(60.0, clock=clock)
     claim = CommitClaim(driver)

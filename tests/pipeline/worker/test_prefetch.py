@@ -1,4 +1,4 @@
-"""Loading ahead: in order, bounded, and nothing left running when somebody leaves early."""
+"""Prefetch: in order, bounded, and no load left running after an early end."""
 
 import threading
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def test_loads_that_wait_for_something_are_woken_on_leaving(pool: ThreadPoolExec
     assert room.is_set()
 
 
-def test_an_exception_comes_at_its_place_and_the_rest_is_drained(pool: ThreadPoolExecutor) -> None:
+def test_an_exception_is_raised_in_its_place_and_the_rest_is_drained(pool: ThreadPoolExecutor) -> None:
     running = threading.Semaphore(0)
 
     def load(number: int) -> int:

@@ -58,7 +58,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> LivePixels:
 
 
 def bench_with(folder: Path, images: int, batch_size: int = 1, **plan: Any) -> Bench:
-    """A worker with room for the pixels of so many images; its model resizes to next to nothing."""
+    """Return a bench with room for the pixels of so many images; its model resizes to very few pixels."""
     config = load_preset("htc_lite0_fpn")
     tiny = replace(config, resize=replace(config.resize, short_side=32, long_side=64))
     model = FakeModel(tiny, **plan)
@@ -131,11 +131,11 @@ def test_an_image_larger_than_the_bound_goes_through(tmp_path: Path, live: LiveP
     bench = bench_with(tmp_path, 2)
     run_both(bench, [[*small[:1], *large, *small[1:]], [*large, *small]])
     assert [row["status"] for index in range(2) for row in bench.image_rows(index)] == ["ok"] * 10
-    # The bound was never there for them, but at most one stands over it.
+    # The large images exceed the bound, but at most one at a time.
     assert live.peak <= 2 * PIXEL_BYTES + 300 * 400 * 3
 
 
-def test_failures_of_every_kind_give_their_bytes_back(tmp_path: Path) -> None:
+def test_failures_of_every_kind_free_their_bytes(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 12)
     paths[1].unlink()
     paths[2].write_bytes(b"no image")
@@ -194,7 +194,7 @@ def test_encoded_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_decoding_needs_is_read_from_the_header(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path / "in", 1)
     payload = path.read_bytes()
-    # The header lies in the first bytes; what is cut off behind it is found out when it is decoded.
+    # The header is in the first bytes; decoding finds out what is missing after it.
     for content in (payload, payload[: len(payload) // 2]):
         header = read_header(content)
         assert header.pixel_bytes == PIXEL_BYTES

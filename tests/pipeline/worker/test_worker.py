@@ -114,7 +114,7 @@ def test_an_image_on_which_the_model_raises_fails_alone_with_its_traceback(tmp_p
     report = bench.process([*paths[:2], poison, *paths[2:]])
     assert [row["status"] for row in bench.image_rows()] == ["ok", "ok", "failed", "ok", "ok", "ok"]
     (failure,) = report.failures
-    assert failure.reason == "ZeroDivisionError: told to"
+    assert failure.reason == "ZeroDivisionError: on purpose"
     assert "fakes/models.py" in str(failure.traceback)
 
 
