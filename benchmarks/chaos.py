@@ -1,4 +1,4 @@
-"""Cause every fault on purpose, many times over, and prove that the tables come out the same.
+"""Cause every fault many times and check that the tables are the same as without faults.
 
 Usage: python benchmarks/chaos.py [--rounds 20] [--each 2] [--seed 0] [--only NAME ...] [--folder DIR] [--json FILE]
                                   [--resume]
@@ -6,9 +6,9 @@ Usage: python benchmarks/chaos.py [--rounds 20] [--each 2] [--seed 0] [--only NA
 A reference run without faults; then the same input, on the disk or in S3, under each fault (--each rounds)
 and under all of them at random (--rounds rounds). After every round the tables are compared with the reference's,
 rows and masks. Prints a table, and one JSON line last. Exit status 1 when a round was not survived; its log and
-what there is to complain of stay in the folder. The network is a quick stand-in whose masks follow from the pixels:
-what is tested here is everything around it. --json keeps every round as it ends; --resume goes on with such a file and
-plays only what is not in it.
+its complaints stay in the folder. The network is a fast stand-in whose masks follow from the pixels: the benchmark
+tests everything around it. --json keeps every round as it ends; --resume reads such a file and plays only the rounds
+that it lacks.
 """
 
 import argparse
@@ -65,7 +65,7 @@ CASES: tuple[Case, ...] = (
 
 
 def rounds_of(options: argparse.Namespace, has_server: bool) -> Iterator[tuple[str, Play, Place, int]]:
-    """Every round to be played, as fault, place and seed."""
+    """Yield every round to play, as fault, place and seed."""
     wanted: list[str] = options.only
     cases = [(case, options.each) for case in CASES if case[1] is not disks.small_disk_full or disks.can_mount()]
     cases.append(((EVERYTHING, faults.everything, ("s3", "s3", "s3", "local")), options.rounds))
@@ -78,7 +78,7 @@ def rounds_of(options: argparse.Namespace, has_server: bool) -> Iterator[tuple[s
 
 
 def start_server(folder: Path, console: Console) -> S3Server | None:
-    """The S3 server, or None with a line that says why."""
+    """Start and return the S3 server, or print why there is none and return None."""
     try:
         server = S3Server(folder / "store")
         server.start()
@@ -89,7 +89,7 @@ def start_server(folder: Path, console: Console) -> S3Server | None:
 
 
 def print_table(outcomes: list[Outcome], console: Console) -> None:
-    """Fault by rounds by survived."""
+    """Print a table of the faults with their rounds."""
     table = Table("fault", "rounds", "survived", "commands", "seconds", "requests broken")
     for name, group in itertools.groupby(outcomes, key=lambda outcome: outcome.fault):
         rounds = list(group)
@@ -106,7 +106,7 @@ def print_table(outcomes: list[Outcome], console: Console) -> None:
 
 
 def play_all(options: argparse.Namespace, folder: Path, console: Console) -> list[Outcome]:
-    """Play every round that was not played before, one line each as it ends."""
+    """Play every round that was not played before, and print a line for each."""
     outcomes = load_outcomes(options.json) if options.resume else []
     played = {(outcome.fault, outcome.place, outcome.seed) for outcome in outcomes}
     server = start_server(folder, console)
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="faults with one of these in their names")
     parser.add_argument("--folder", type=Path, help="for inputs, outputs and logs; a temporary one by default")
     parser.add_argument("--json", type=Path, help="write every round's outcome there")
-    parser.add_argument("--resume", action="store_true", help="go on with the rounds of --json")
+    parser.add_argument("--resume", action="store_true", help="skip the rounds in --json")
     options = parser.parse_args()
     if options.resume and not options.json:
         parser.error("--resume needs --json FILE")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,17 @@ def peak_mib() -> float:
 
 def work(folder: Path, images: int, model: str, cpus: float) -> None:
     """Be the worker: load the model, do two shards at once, print what it took."""
+    from pipeline.driver.run_job import worker_settings
     from pipeline.inputs.image_ref import ImageRef
     from pipeline.inputs.shard import Shard
     from pipeline.job_spec.job import load_spec
     from pipeline.messages import Assignment
     from pipeline.worker.memory import resident_bytes
-    from pipeline.worker.worker import Worker, WorkerSettings
+    from pipeline.worker.worker import Worker
 
     values = {"input.uri": str(folder / "in"), "output.uri": str(folder / "out"), "model.preset": model}
     spec = load_spec(None, values)
-    worker = Worker(WorkerSettings(spec, "bench", model, cpus, 0))
+    worker = Worker(replace(worker_settings(spec, "bench"), cpus=cpus))
     worker.start()
     paths = sorted((folder / "in").glob("*.jpg"))
     shards = [

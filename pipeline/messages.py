@@ -1,16 +1,14 @@
-"""What a worker tells the driver; plain values that survive pickling whatever went wrong."""
+"""The messages between driver and workers; plain values that survive pickling."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ImageStatus
+from pipeline.inputs.image_ref import ReadVersion
 
 if TYPE_CHECKING:
     from pipeline.output.rows import ImageRow, InstanceRow
-from collections.abc import Sequence
-
-from pipeline.inputs.image_ref import ReadVersion
 
 # Seconds of a shard by stage. Stages overlap, so their sum exceeds the wall clock: read and decode are summed
 # over threads, wait is the time the model stood idle for want of decoded images.
@@ -20,13 +18,13 @@ STAGES: tuple[Stage, ...] = ("read", "decode", "wait", "infer", "encode", "write
 
 @dataclass(frozen=True)
 class ImageFailure:
-    """One image that got no instances because something was wrong with it.
+    """One image that has no instances because something is wrong with it.
 
     uri: the image.
     status: its row's status.
     reason: its row's error, one line.
-    traceback: set when the exception was not foreseen, that is, for our own bugs.
-    read: what was read of it, None when nothing was.
+    traceback: set when the exception was unforeseen, that is, a bug of this program.
+    read: the version that was read, None when nothing was.
     """
 
     uri: str
@@ -48,7 +46,7 @@ class ShardResult:
     seconds: wall time from the shard's start to its commit.
     failures: every image whose status is not ok.
     repeats: how many of these were not ok before either, see `ImageRef.failed_before`.
-    batch_size: the batch size in use at the end. memory_bytes: what the worker's process then held.
+    batch_size: the batch size in use at the end. memory_bytes: the resident memory of the worker's process then.
     """
 
     index: int
@@ -64,12 +62,12 @@ class ShardResult:
 
     @property
     def images(self) -> int:
-        """Images of the shard, whatever became of them."""
+        """Images of the shard, whatever their status."""
         return sum(self.statuses.values())
 
     @property
     def fresh_errors(self) -> int:
-        """Images that are not ok and are no repeats: what counts against the error budget."""
+        """Images that are not ok and are no repeats: these count against the error budget."""
         return self.images - self.statuses.get("ok", 0) - self.repeats
 
 
@@ -93,13 +91,13 @@ class PartialResult:
 class ShardFailure:
     """One attempt that ended without a commit.
 
-    kind: "storage" when reading failed for now, "commit" when the tables could not be written, "bug" for an
-        exception nobody foresaw, "death" when the worker's process or node went away, "hang" when it was
-        ended because an image took too long, "abandoned" when the driver asked to leave the commit to another,
-        "orphaned" when the worker was cut off from the driver for so long that another may be at the shard.
+    kind: "storage" when reading failed for now, "commit" when the tables could not be written, "bug" for an unforeseen
+        exception, "death" when the worker's process or node went away, "hang" when it was ended because an image took
+        too long, "abandoned" when the driver asked to leave the commit to another attempt, "orphaned" when the worker
+        was cut off from the driver for so long that another worker may be doing the shard.
     reason: one line.
-    is_charged: whether the attempt counts against the shard; a preempted node is nobody's fault.
-    suspects: positions in the shard of the images that were under way, when that is known.
+    is_charged: whether the attempt counts against the shard; the loss of a preempted node does not.
+    suspects: positions in the shard of the images that were being processed, when that is known.
     """
 
     index: int
@@ -112,11 +110,11 @@ class ShardFailure:
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """The worker holds its model.
+    """The worker has loaded its model.
 
     device: "cpu" or "cuda" with the card's name.
     batch_size: the batch size it starts with.
-    load_s: seconds from the process's start of loading to the model being ready.
+    load_s: seconds from the start of loading until the model was ready.
     """
 
     device: str
@@ -154,7 +152,7 @@ class Hang:
 
 @dataclass(frozen=True)
 class WorkerProgress:
-    """How far a worker is.
+    """The progress of one worker.
 
     images_done: images done in shards that are not committed yet, by shard.
     hang: the images that hang, if any do.
@@ -174,25 +172,25 @@ class Assignment:
     attempt: 1 for the first, counting attempts that were not charged too.
     is_last: whether the shard is given up when this attempt fails.
     positions: the images to do, by their place in the shard; empty for all of them.
-    is_copy: whether another worker is doing the same shard. is_sample: whether it was drawn by lot.
+    is_speculative: whether another worker is doing the same shard. is_sampled: whether it was sampled at random.
     """
 
     index: int
     attempt: int
     is_last: bool
     positions: tuple[int, ...] = ()
-    is_copy: bool = False
-    is_sample: bool = False
+    is_speculative: bool = False
+    is_sampled: bool = False
 
     @property
     def is_committed_by_worker(self) -> bool:
         """Whether the worker writes the tables itself; else it sends its rows, and the driver does."""
-        return not self.positions and not self.is_copy
+        return not self.positions and not self.is_speculative
 
 
 @dataclass(frozen=True)
 class ShardOutcome:
-    """A shard of which every image's end is known, for the driver to commit.
+    """A shard whose images are all settled, for the driver to commit.
 
     pieces: the images that are done. verdicts: reasons of those that fail, by position.
     rest: why all others fail, when the shard is given up.
@@ -207,7 +205,7 @@ class ShardOutcome:
 
 @dataclass(frozen=True)
 class CommitRequest:
-    """A copy of a shard is done before the shard itself: `worker` is to leave the commit to the driver."""
+    """A speculative copy is done before the shard itself: `worker` must leave the commit to the driver."""
 
     worker: int
     index: int

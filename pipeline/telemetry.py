@@ -1,8 +1,8 @@
-"""A run's metrics, exported through Ray: each node's agent answers Prometheus with them, `ray_` before the name.
+"""A run's metrics, exported through Ray: each node's agent serves them to Prometheus, with `ray_` before the name.
 
-The driver tells what is committed, what failed and how much is left; each worker what it has done so far, attempts
-that are thrown away included. Where Ray does not run, as in most tests, nothing happens. Labels have few values: a run
-has one name, and reasons are reduced to their words and capped; no label names an image or a shard.
+The driver reports what is committed, what failed and how much is left; each worker reports its work so far, discarded
+attempts included. Where Ray does not run, as in most tests, nothing happens. Labels have few values: a run has one
+name, and reasons are reduced to their words and capped; no label names an image or a shard.
 """
 
 import itertools
@@ -13,24 +13,24 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pipeline.messages import STAGES, ShardFailure, ShardResult, Stage
 
-# Of one process; the rest is "other". Ray's agent keeps every combination of labels for the life of the process.
+# Per process; further ones become "other". Ray's agent keeps every combination of labels while the process lives.
 MAX_REASON_LABELS = 20
 MAX_LABEL_LENGTH = 80
 
 
 class Metric(NamedTuple):
-    """One metric as Ray is told of it; every one has the label `run` besides its own."""
+    """One metric as registered with Ray; every one has the label `run` besides its own."""
 
     kind: Literal["counter", "gauge"]
     description: str
     labels: tuple[str, ...] = ()
 
     def exported(self, name: str) -> str:
-        """The name that Prometheus sees."""
+        """Return the name that Prometheus sees."""
         return f"ray_{name}_total" if self.kind == "counter" else f"ray_{name}"
 
 
@@ -52,13 +52,23 @@ METRICS: Mapping[str, Metric] = {
 
 
 def exported_names() -> frozenset[str]:
-    """The names that Prometheus sees."""
+    """Return the names that Prometheus sees."""
     return frozenset(metric.exported(name) for name, metric in METRICS.items())
+
+
+class Exporter(Protocol):
+    """Takes the values of metrics by their names in `METRICS`."""
+
+    def add(self, name: str, amount: float, **labels: str) -> None:
+        """Add to a counter."""
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
 
 
 @dataclass(frozen=True)
 class WorkerTotals:
-    """What a worker has done since it began; nothing in it ever becomes less, but for the batch size."""
+    """The work of a worker since its start; every number only grows, except the batch size."""
 
     images: int = 0
     bytes_read: int = 0
@@ -67,17 +77,17 @@ class WorkerTotals:
 
 
 class WorkerMetrics:
-    """One worker's metrics; told from any thread, now and then, so that no image costs anything."""
+    """One worker's metrics; exported from any thread, from time to time, so that no image costs time."""
 
-    def __init__(self, run: str) -> None:
-        self._exporter = _Exporter(run)
-        self._told = WorkerTotals()
+    def __init__(self, run: str, exporter: Exporter | None = None) -> None:
+        self._exporter = exporter or RayExporter(run)
+        self._exported = WorkerTotals()
         self._lock = threading.Lock()
 
-    def tell(self, totals: WorkerTotals) -> None:
-        """Export what has been added since the last time."""
+    def export(self, totals: WorkerTotals) -> None:
+        """Export the increase since the last call."""
         with self._lock:
-            before, self._told = self._told, totals
+            before, self._exported = self._exported, totals
             self._exporter.add("htc_worker_images", totals.images - before.images)
             self._exporter.add("htc_read_bytes", totals.bytes_read - before.bytes_read)
             for stage in STAGES:
@@ -87,10 +97,10 @@ class WorkerMetrics:
 
 
 class DriverMetrics:
-    """The driver's metrics; told from one thread."""
+    """The driver's metrics; called from one thread."""
 
-    def __init__(self, run: str) -> None:
-        self._exporter = _Exporter(run)
+    def __init__(self, run: str, exporter: Exporter | None = None) -> None:
+        self._exporter = exporter or RayExporter(run)
         self._reasons: set[str] = set()
 
     def committed(self, report: ShardResult) -> None:
@@ -109,8 +119,8 @@ class DriverMetrics:
         """Count a worker that is gone."""
         self._exporter.add("htc_workers_lost", 1)
 
-    def stands(self, *, workers: int, workers_ready: int, shards_left: int, images: int, images_done: int) -> None:
-        """Tell where the run stands."""
+    def set_state(self, *, workers: int, workers_ready: int, shards_left: int, images: int, images_done: int) -> None:
+        """Export the workers, shards and images of the run as they are now."""
         self._exporter.set("htc_workers", workers_ready, state="ready")
         self._exporter.set("htc_workers", workers - workers_ready, state="starting")
         self._exporter.set("htc_queue_depth", shards_left)
@@ -126,10 +136,10 @@ class DriverMetrics:
 
 
 def reason_words(reason: str) -> str:
-    """Return a failure's reason without what differs from image to image: numbers, names, bytes.
+    """Return a failure's reason without the parts that differ from image to image: numbers, names, bytes.
 
-    Its words up to the first that is none, or all of its words where it begins otherwise; images of one fault share
-    one label.
+    That is its leading words, or all of its words where it begins with something else; images with the same kind of
+    failure share one label.
     """
     pieces = [piece.strip("(),.:;") for piece in reason.split()]
     are_words = [bool(re.fullmatch(r"[A-Za-z]+(?:['-][A-Za-z]+)*", piece)) for piece in pieces]
@@ -138,35 +148,41 @@ def reason_words(reason: str) -> str:
     return " ".join(word for word, _ in chosen)[:MAX_LABEL_LENGTH].strip() or "unnamed"
 
 
-class _Exporter:
-    """Makes each of Ray's metrics when it is first told something, and nothing at all where Ray does not run."""
+class RayExporter:
+    """Creates each of Ray's metrics at its first value; does nothing where Ray does not run.
+
+    Attributes:
+        metrics: Ray's own objects by name, of those that were created.
+    """
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._made: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
 
     def add(self, name: str, amount: float, **labels: str) -> None:
+        """Add to a counter; amounts of 0 and less are ignored."""
         metric = self._metric(name) if amount > 0 else None
         if metric is not None:
             metric.inc(amount, {"run": self._run, **labels})
 
     def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
         metric = self._metric(name)
         if metric is not None:
             metric.set(value, {"run": self._run, **labels})
 
     def _metric(self, name: str) -> Any:
-        # Not imported for its own sake: without a cluster nobody would collect the numbers.
+        # Not imported here: without a cluster nothing collects the numbers.
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized():
             return None
-        if name not in self._made:
+        if name not in self.metrics:
             from ray.util import metrics
 
             kinds = {"counter": metrics.Counter, "gauge": metrics.Gauge}
             metric = METRICS[name]
-            self._made[name] = kinds[metric.kind](name, metric.description, tag_keys=("run", *metric.labels))
-        return self._made[name]
+            self.metrics[name] = kinds[metric.kind](name, metric.description, tag_keys=("run", *metric.labels))
+        return self.metrics[name]
 
 
 class StageClock:
@@ -192,12 +208,12 @@ class StageClock:
                 self._seconds[stage] += value
 
     def seconds(self) -> dict[Stage, float]:
-        """Seconds by stage so far, every stage named."""
+        """Return the seconds of every stage so far."""
         with self._lock:
             return dict(self._seconds)
 
     def shares(self) -> dict[Stage, float]:
-        """Every stage's part of all stage seconds, adding up to 1; all 0 before anything was timed."""
+        """Return every stage's share of all stage seconds, adding up to 1; all 0 before anything was timed."""
         seconds = self.seconds()
         total = sum(seconds.values())
         return {stage: value / total if total else 0.0 for stage, value in seconds.items()}

@@ -1,4 +1,4 @@
-"""Ray: start or join a cluster, ask its nodes, size its workers."""
+"""Ray: start or join a cluster, check its nodes, classify its failures."""
 
 from typing import TYPE_CHECKING
 

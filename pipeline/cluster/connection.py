@@ -1,4 +1,4 @@
-"""Ray as the driver sees it: which cluster, how many workers, and what it means that one died."""
+"""The connection to Ray: joins a cluster or starts one on this machine, and sizes its workers."""
 
 import logging
 import math
@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
@@ -18,34 +18,30 @@ from pipeline.cluster.search_path import worker_search_path
 from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
 from pipeline.machine_limits import SHARED_MEMORY, free_shared_memory, usable_memory
-
-if TYPE_CHECKING:
-    from ray.job_config import JobConfig
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.text import message_of
 
 if TYPE_CHECKING:
-    pass
+    from ray.job_config import JobConfig
+
+log = logging.getLogger(__name__)
 
 # Images and tables never pass through Ray's object store: only shard lists and reports do.
 OBJECT_STORE_BYTES = 200 * 2**20
 # Ray refuses less (ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES).
 MIN_OBJECT_STORE_BYTES = 75 * 2**20
-# Of the memory that there is, no larger share.
+# The largest share of the machine's memory.
 OBJECT_STORE_SHARE = 0.1
-# For the connection alone; a cluster that cannot be connected to for so long is not there.
-KNOCK_S = 10.0
+# For the TCP connection alone; a cluster that does not accept one in this time is not running.
+CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
 def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
-    """Connect to Ray, or start it on this machine, for the time of the block; yields the workers to start.
+    """Connect to Ray, or start it on this machine, for the time of the block; yield the plan of its workers.
 
     A cluster that RAY_ADDRESS names, or that this process is connected to already, is used and left running.
-    One that is started here is gone afterwards.
+    One that is started here is ended afterwards.
 
     Raises:
         RunError: Ray cannot be reached or started, or has too little for one worker.
@@ -54,7 +50,7 @@ def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
     if _is_connected():
         yield _plan_on_cluster(compute, shards)
         return
-    with nullcontext() if os.environ.get("RAY_ADDRESS") else _kept_private():
+    with nullcontext() if os.environ.get("RAY_ADDRESS") else _private_ray():
         import ray
 
         thread = RayThread(lambda: _init(compute))
@@ -65,7 +61,7 @@ def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
             if thread.is_connected:
                 ray.shutdown()
             elif thread.is_connecting and not os.environ.get("RAY_ADDRESS"):
-                # What Ray has to say to that is of no interest any more.
+                # Ray's messages about that do not matter any more.
                 logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
                 end_processes(Path(os.environ["RAY_TMPDIR"]), patience_s=0.0)
                 thread.give_up()
@@ -79,11 +75,11 @@ def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: 
 
 
 def object_store_options(folder: str, *, memory_bytes: int | None, shared_bytes: int) -> dict[str, Any]:
-    """The options of `ray.init` for its object store, which hardly holds anything here.
+    """Return the options of `ray.init` for its object store, which holds very little here.
 
     Args:
-        folder: for its file where shared memory is too small, as the 64 MB of many containers are.
-        memory_bytes: that may be used. shared_bytes: free in the file system of shared memory.
+        folder: for its file where shared memory is too small, such as the 64 MB of many containers.
+        memory_bytes: the memory that may be used. shared_bytes: free bytes in the file system of shared memory.
     """
     size = OBJECT_STORE_BYTES
     if memory_bytes is not None:
@@ -95,20 +91,18 @@ def object_store_options(folder: str, *, memory_bytes: int | None, shared_bytes:
 
 
 def _quiet_environment() -> None:
-    # Read when ray is first imported, by this process and by those that it starts.
+    # Read when Ray is first imported, by this process and by those that it starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @contextmanager
-def _kept_private() -> Iterator[None]:
-    """Have a Ray that is started in the block keep its files to itself, and listen on the loopback address only.
+def _private_ray() -> Iterator[None]:
+    """Have a Ray that is started in the block use a private folder, the loopback address and token authentication.
 
-    There it answers to its own processes alone.
-
-    Its token is made for the block and lies in the environment, which the processes of this Ray inherit; Ray's own
-    way is a file that all clusters of a user share. What the user has set stays as it is.
+    The token is made for the block and set in the environment, which the processes of this Ray inherit; by default Ray
+    uses a file that all clusters of a user share. Settings of the user are not changed.
     """
     # The first name is historical: on every system it means the loopback address.
     settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
@@ -131,7 +125,7 @@ def _kept_private() -> Iterator[None]:
 
 
 def _reread_environment() -> None:
-    # Ray keeps what it read when it was imported, which somebody else may have done before us.
+    # Ray keeps the settings that it read when it was imported, which the caller may have done earlier.
     if "ray" in sys.modules:
         with suppress(ImportError, AttributeError):
             from ray._private import ray_constants
@@ -151,9 +145,9 @@ def _init(compute: ComputeSection) -> None:
     if address:
 
         def connect() -> None:
-            _knock(address)
-            # A client's connection (ray://) is made by Ray's own proxy, from a folder of its own.
-            options: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": _job_config()}
+            _check_address(address)
+            # A client's connection (ray://) is made by Ray's proxy, from another folder.
+            options: dict[str, Any] = {} if address.startswith("ray://") else {"job_config": make_job_config()}
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
         cluster_boundary(
@@ -163,7 +157,7 @@ def _init(compute: ComputeSection) -> None:
         )
         _silence_error_listener()
         return
-    # More workers than cores is the user's explicit wish; Ray would wait for those cores forever.
+    # When the user asks for more workers than cores, Ray would wait for those cores forever.
     wanted = 0.0
     if compute.workers != "auto":
         each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
@@ -178,11 +172,11 @@ def _init(compute: ComputeSection) -> None:
             ),
             log_to_driver=False,
             logging_level=logging.ERROR,
-            job_config=_job_config(),
+            job_config=make_job_config(),
         ),
         "Cannot start Ray on this machine",
-        "the same command tries again; a machine that is very busy, or short of memory or of space for temporary "
-        "files, is the usual cause",
+        "run the same command again; the usual cause is a machine that is very busy, or short of memory or of space "
+        "for temporary files",
     )
     _silence_error_listener()
 
@@ -194,7 +188,8 @@ class _FixedPath(list[str]):
         """Leave the path as it is."""
 
 
-def _job_config() -> "JobConfig":
+def make_job_config() -> "JobConfig":
+    """Return a job's configuration with the workers' search path and nothing that Ray adds to it."""
     from ray.job_config import JobConfig
 
     config = JobConfig()
@@ -202,43 +197,40 @@ def _job_config() -> "JobConfig":
     return config
 
 
-def _knock(address: str) -> None:
-    # Ray itself tries for many minutes where nobody answers, and says why only in the end.
+def _check_address(address: str) -> None:
+    # Ray retries for many minutes where nothing answers, and reports the reason only at the end.
     place = urlsplit(address if "://" in address else f"ray://{address}")
     if place.hostname and place.port:
-        socket.create_connection((place.hostname, place.port), KNOCK_S).close()
+        socket.create_connection((place.hostname, place.port), CONNECT_TIMEOUT_S).close()
 
 
 def _silence_error_listener() -> None:
-    # Whatever the log settings, Ray prints every worker's death as a page of general advice on standard output, in the
-    # middle of the progress bar and of results that are piped somewhere. The driver says it in one line.
+    # Whatever the log settings, Ray prints a page of general advice on standard output when a worker dies, between the
+    # lines of the progress bar and of piped results. The driver reports the death in one line.
     from ray._private import worker as private
 
     if hasattr(private, "print_to_stdstream"):
         private.print_to_stdstream = lambda *arguments, **keywords: None
 
 
-log = logging.getLogger(__name__)
-
-
 def cluster_boundary(connect: Callable[[], object], failure: str, way_out: str) -> None:
-    """Start Ray or connect to it.
+    """Start Ray or connect to it; catches every exception, because Ray raises Exception itself when a node is too slow.
 
     Args:
-        failure, way_out: what to say before and after Ray's own words.
+        failure, way_out: the sentence before and the advice after Ray's own message.
 
     Raises:
-        RunError: it went wrong, whatever it was.
+        RunError: it failed, for any reason.
     """
     try:
         connect()
-    except Exception as error:  # the border of Ray's start
+    except Exception as error:  # the boundary of Ray's start
         log.debug("Ray did not start", exc_info=True)
         raise RunError(f"{failure}: {message_of(error)} ({way_out}).") from error
 
 
 def connected_resources() -> dict[str, float] | None:
-    """What the cluster has that this process is connected to, by Ray's names; None when it is connected to none."""
+    """Return the resources of the connected cluster by Ray's names; None when this process is not connected."""
     if not _is_connected():
         return None
     import ray
@@ -248,6 +240,6 @@ def connected_resources() -> dict[str, float] | None:
 
 
 def _is_connected() -> bool:
-    # Asked without importing it: its environment is not ready yet.
+    # Without importing Ray: its environment is not ready yet.
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())

@@ -1,17 +1,12 @@
 """Why a worker died, from Ray's exceptions."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def worker_deaths() -> tuple[type[Exception], ...]:
-    """The Ray exceptions after which a worker is gone and its shard is worth another one.
+    """Return the Ray exceptions after which a worker is gone and its shard goes to another one.
 
-    Named one by one because they share no base: NodeDiedError, WorkerCrashedError and OutOfMemoryError are
-        not RayActorErrors. ActorUnavailableError (a RayActorError) may heal, but waiting for it costs more
-        than a new worker.
+    Named one by one because they share no base: NodeDiedError, WorkerCrashedError and OutOfMemoryError are not
+    RayActorErrors. An ActorUnavailableError (a RayActorError) may be temporary, but waiting costs more than a new
+    worker.
     """
     from ray import exceptions
 
@@ -26,14 +21,14 @@ def worker_deaths() -> tuple[type[Exception], ...]:
 
 
 def was_preempted(error: BaseException) -> bool:
-    """Whether the node was taken away, which nobody's shard is to blame for."""
+    """Return whether the node was taken away, so that no shard caused the death."""
     from ray import exceptions
 
     return isinstance(error, exceptions.NodeDiedError) or bool(getattr(error, "preempted", False))
 
 
 def describe_death(error: BaseException) -> str:
-    """One line saying how a worker ended, without Ray's general advice."""
+    """Return one line about how a worker died, without Ray's general advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for line in lines:
         if "exit detail:" in line:

@@ -1,7 +1,7 @@
-"""What a Ray that is started here leaves on this machine: a folder and processes, both gone when it ends.
+"""A Ray on this machine: its temporary folder, its processes and the thread that starts it, all removed at the end.
 
-Ray makes its folders writable for all users, and keeps every session's. Ours are in a folder that only its owner can
-enter. It says which process it belongs to, so that the next run removes it when that process was killed.
+Ray makes its folders writable for all users, and keeps those of every session. Here they are in a folder that only its
+owner can enter. It names the process that it belongs to, so that the next run removes it when that process was killed.
 """
 
 import json
@@ -33,17 +33,17 @@ log = logging.getLogger(__name__)
 PREFIX = "htc-"
 OWNER_FILE = "owner.json"
 KEEP_VARIABLE = "HTC_KEEP_RAY_FOLDER"
-"""Of the environment: when set, the folder with Ray's logs stays, for those who look for a fault of a worker."""
+"""An environment variable: when set, the folder with Ray's logs is kept, for finding errors of a worker."""
 _KEPT_FILE = "kept"
 # sun_path of unix(7) without the closing zero; macOS has four less.
 MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 # /htc-123456, and below it Ray's longest: /ray/session_2026-11-25_23-59-59_123456_1234567/sockets/plasma_store
-_BELOW_BASE = 11 + 68
-# A folder without an owner's file is being made, or was when its process was killed.
+LONGEST_BELOW_BASE = 11 + 68
+# A folder without an owner file is being created, or its process was killed while it created it.
 MIN_AGE_WITHOUT_OWNER_S = 3600.0
-# Sound processes of Ray are gone by then.
+# Ray's processes normally end within this time.
 ENDING_PATIENCE_S = 1.0
-# An ordinary start is through by then, and can be undone in the ordinary way.
+# A normal start ends within this time, and can then be shut down normally.
 START_PATIENCE_S = 0.5
 GIVING_UP_S = 0.5
 _POLL_S = 0.05
@@ -51,7 +51,7 @@ _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{6}}")
 
 
 def choose_base() -> Path:
-    """Choose the folder for temporary folders: Ray's own setting, the system's, or one with a shorter name.
+    """Choose the parent of the temporary folder: Ray's own setting, the system's, or one with a shorter name.
 
     Raises:
         RunError: none of them is short enough for the addresses of Ray's sockets, and writable.
@@ -59,22 +59,22 @@ def choose_base() -> Path:
     wanted = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108  # nosec B108
     folders = [Path(name).absolute() for name in wanted if name]
     for folder in folders:
-        fits = len(os.fsencode(folder)) + _BELOW_BASE <= MAX_SOCKET_PATH
+        fits = len(os.fsencode(folder)) + LONGEST_BELOW_BASE <= MAX_SOCKET_PATH
         if fits and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
             return folder
+    tried = ", ".join(map(str, dict.fromkeys(folders)))
     raise RunError(
-        f"Ray needs a folder for temporary files that is writable and whose name has at most "
-        f"{MAX_SOCKET_PATH - _BELOW_BASE} characters, and none of {', '.join(map(str, dict.fromkeys(folders)))} is; "
-        "set TMPDIR to one."
+        "Ray needs a writable folder for temporary files whose name has at most "
+        f"{MAX_SOCKET_PATH - LONGEST_BELOW_BASE} characters. None of {tried} is one; set TMPDIR to such a folder."
     )
 
 
 @contextmanager
 def ray_folder() -> Iterator[Path]:
-    """Make a folder for a Ray of this process, which only this user can enter; it is removed after the block.
+    """Create a folder for a Ray of this process that only this user can enter; remove it after the block.
 
     Raises:
-        RunError: there is no place for it.
+        RunError: it cannot be created anywhere.
     """
     base = choose_base()
     remove_dead_folders(base)
@@ -85,24 +85,24 @@ def ray_folder() -> Iterator[Path]:
         end_processes(folder)
         if os.environ.get(KEEP_VARIABLE):
             (folder / _KEPT_FILE).touch()
-            log.warning("Ray's folder stays: %s", folder)
+            log.warning("Ray's folder is kept: %s", folder)
         else:
             _remove(folder)
 
 
 def remove_dead_folders(base: Path) -> None:
-    """Remove what killed processes of this user left in `base`."""
+    """Remove the folders in `base` of this user's processes that were killed."""
     for folder in base.glob(f"{PREFIX}*"):
         with suppress(OSError):
             if _NAME.fullmatch(folder.name) and _is_dead(folder) and not (folder / _KEPT_FILE).exists():
-                log.info("removing %s, which a killed process left", folder)
+                log.info("removing %s of a process that was killed", folder)
                 _remove(folder)
 
 
 def end_processes(folder: Path, *, patience_s: float = ENDING_PATIENCE_S) -> None:
     """End the children of this process whose arguments name the folder, and their children.
 
-    Those of a Ray that was shut down end by themselves, within `patience_s`.
+    The processes of a Ray that was shut down end by themselves, within `patience_s`.
     """
     import psutil
 
@@ -113,7 +113,7 @@ def end_processes(folder: Path, *, patience_s: float = ENDING_PATIENCE_S) -> Non
             with suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(alive, timeout=ENDING_PATIENCE_S)
-        # A start that is under way may have begun further ones.
+        # A start that is in progress may have begun further ones.
         alive = _family(folder)
 
 
@@ -136,13 +136,13 @@ def _make_folder(base: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise RunError(f"Ray's temporary folder cannot be made in {base}: {error.strerror}.") from error
+            raise RunError(f"Ray's temporary folder cannot be created in {base}: {error.strerror}.") from error
         try:
             owner = {"host": socket.gethostname(), "process": identify_process()}
             (folder / OWNER_FILE).write_text(json.dumps(owner), encoding="utf-8")
         except OSError as error:
             _remove(folder)
-            raise RunError(f"Ray's temporary folder cannot be made in {base}: {error.strerror}.") from error
+            raise RunError(f"Ray's temporary folder cannot be created in {base}: {error.strerror}.") from error
         return folder
 
 
@@ -154,13 +154,13 @@ def _is_dead(folder: Path) -> bool:
         owner = json.loads((folder / OWNER_FILE).read_text(encoding="utf-8"))
         return is_dead_here(str(owner["host"]), str(owner["process"]))
     except (OSError, ValueError, KeyError, TypeError):
-        # Other programs' folders may have such a name: only one that holds nothing but what we make is ours.
+        # Other programs' folders may have such a name: only one that holds nothing but an owner file is one of these.
         names = {each.name for each in folder.iterdir()}
         return names <= {OWNER_FILE} and time.time() - status.st_mtime > MIN_AGE_WITHOUT_OWNER_S
 
 
 def _remove(folder: Path) -> None:
-    # A process that was killed may still be in the middle of making a file.
+    # A process that was killed may still be creating a file.
     for _ in range(3):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -170,10 +170,10 @@ def _remove(folder: Path) -> None:
 
 
 class RayThread:
-    """Connects to Ray in a thread of its own, so that a request to stop is heard meanwhile.
+    """Connects to Ray in its own thread, so that a request to stop takes effect meanwhile.
 
-    The thread lives as long as the connection: Linux ends processes with the thread that started them, where that was
-    asked for (prctl(2), PR_SET_PDEATHSIG), as Ray does.
+    The thread lives as long as the connection: Linux ends processes with the thread that started them when they request
+    it (prctl(2), PR_SET_PDEATHSIG), as Ray's do.
     """
 
     def __init__(self, connect: Callable[[], object]) -> None:
@@ -189,20 +189,20 @@ class RayThread:
 
     @property
     def is_connecting(self) -> bool:
-        """Whether it is still open what comes of it."""
+        """Whether the attempt to connect has not ended yet."""
         return not self._connected.done()
 
     def give_up(self) -> None:
-        """Wait a moment for the failure of a connection whose processes were ended."""
+        """Wait up to GIVING_UP_S for the failure of a connection whose processes were ended."""
         with suppress(TimeoutError):
             self._connected.exception(GIVING_UP_S)
 
     def wait(self) -> None:
-        """Wait until Ray is there.
+        """Wait until Ray is connected.
 
         Raises:
-            RunError: this process was asked to stop, and it takes longer than that may take.
-            BaseException: what connecting raised.
+            RunError: this process was asked to stop, and connecting takes longer than START_PATIENCE_S after that.
+            BaseException: the exception of the attempt to connect.
         """
         give_up: float | None = None
         while not self._connected.done():
@@ -215,13 +215,13 @@ class RayThread:
         self._connected.result()
 
     def end(self) -> None:
-        """Let the thread end; to be called when the connection is closed."""
+        """Let the thread end; call it when the connection is closed."""
         self._may_end.set()
 
     def _hold(self) -> None:
         try:
             self._connect()
-        except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
+        except BaseException as error:  # noqa: BLE001 - passed to the thread that waits
             self._connected.set_exception(error)
         else:
             self._connected.set_result(None)

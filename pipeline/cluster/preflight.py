@@ -1,8 +1,7 @@
-"""A first look from the nodes where workers will be, before any of them is started: what the laptop and the head can
-reach, they may not.
+"""Preflight check on the nodes where workers will run: they may not reach what the laptop and the head can reach.
 
-Each node lists the input and reads one of its first images, writes into the output and removes it again, and looks
-for the weights. The run begins only when all of them could.
+Each node lists the input and reads one of its first images, writes a file into the output and deletes it, and checks
+that the weights are available. The run begins only when all of them succeed.
 """
 
 import importlib.util
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from htc_model.weights.model_zoo import UnknownWeightsError, find
-from pipeline.cluster.node_calls import call_on_nodes
+from pipeline.cluster.node_calls import run_on_nodes
 from pipeline.errors import (
     HtcError,
     ImageError,
@@ -34,82 +33,83 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, join, local_path
 from pipeline.weights.cache import weights_here
 
-# Some images may be forbidden, each a row; when all of the first are, all are.
+# Some images may be forbidden, and each becomes a row; when all of the first are, the input is.
 MAX_READ = 8
-# Hidden: no listing of ours takes it for an image or for somebody else's file.
-MARK = ".htc-first-look-"
+# Hidden, so that no listing takes it for an image or for another program's file.
+MARKER = ".htc-first-look-"
 
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What a node saw: nothing wrong, or one sentence and the exit code that a run would end with for it."""
+    """The result of one node: no problem, or one sentence and the exit code with which the run would end."""
 
     problem: str = ""
     exit_code: int = 0
 
 
 class PreflightError(RunError):
-    """The nodes of the cluster cannot do the run; nothing has been started."""
+    """The nodes of the cluster cannot do the run; no worker was started."""
 
 
-Ask = Callable[..., Mapping[str, PreflightResult]]
+RunOnNodes = Callable[..., Mapping[str, PreflightResult]]
 
 
-def check_nodes(spec: JobSpec, *, tell: Callable[[str], None], ask: Ask = call_on_nodes) -> None:
-    """Look at input, output and weights from the cluster's nodes; this process must be connected to it.
+def check_nodes(spec: JobSpec, *, notify: Callable[[str], None], run_on_nodes: RunOnNodes = run_on_nodes) -> None:
+    """Check input, output and weights from the cluster's nodes; this process must be connected to it.
 
     Args:
-        tell: is told when it takes long.
-        ask: calls a function on each node, see `node_calls.call_on_nodes`.
+        notify: called with a sentence when it takes long.
+        run_on_nodes: runs a function on each node, see `node_calls.run_on_nodes`.
 
     Raises:
-        PreflightError: one of the nodes cannot do without; the message names it.
+        PreflightError: one of the nodes found a problem; the message names it.
         StorageError: the output cannot be written from here.
     """
-    with _mark_in_output(spec) as mark:
-        sights = ask(look, spec, mark, tell=tell)
-    for node, sight in sorted(sights.items()):
-        if sight.problem:
-            error = PreflightError(f"On the cluster's node {node}: {sight.problem}{_shared_advice(spec, sight)}")
-            error.exit_code = sight.exit_code
+    with _marker_in_output(spec) as marker:
+        results = run_on_nodes(check_node, spec, marker, notify=notify)
+    for node, result in sorted(results.items()):
+        if result.problem:
+            error = PreflightError(f"On the cluster's node {node}: {result.problem}{_shared_advice(spec, result)}")
+            error.exit_code = result.exit_code
             raise error
 
 
 @contextmanager
-def _mark_in_output(spec: JobSpec) -> Iterator[str]:
+def _marker_in_output(spec: JobSpec) -> Iterator[str]:
+    """Write a file into the output for the time of the block; yield its URI."""
     storage = Storage(spec.storage)
     is_new = not storage.exists(spec.output.uri)
-    mark = join(spec.output.uri, f"{MARK}{secrets.token_hex(8)}")
-    storage.write(mark, b"htc")
+    marker = join(spec.output.uri, f"{MARKER}{secrets.token_hex(8)}")
+    storage.write(marker, b"htc")
     try:
-        yield mark
+        yield marker
     finally:
         with suppress(StorageError):
-            storage.delete(mark)
+            storage.delete(marker)
         if is_new and is_local(spec.output.uri):
             with suppress(OSError):
                 Path(local_path(spec.output.uri)).rmdir()
 
 
-def look(spec: JobSpec, mark: str) -> PreflightResult:
-    """Try what a worker will do, in the process of a node.
+def check_node(spec: JobSpec, marker: str) -> PreflightResult:
+    """Check in a node's process what its workers will do.
 
     Args:
-        mark: a file that the driver has written into the output.
+        marker: a file that the driver has written into the output.
     """
     if importlib.util.find_spec("torch") is None:
         return PreflightResult("torch is not installed, which the workers need.", EXIT_USAGE)
     storage = Storage(spec.storage)
     try:
-        _look_at_input(spec, storage)
-        _look_at_output(spec, storage, mark)
-        _look_at_weights(spec, storage)
+        _check_input(spec, storage)
+        _check_output(spec, storage, marker)
+        _check_weights(spec, storage)
     except HtcError as error:
         return PreflightResult(str(error), error.exit_code)
     return PreflightResult()
 
 
-def _look_at_input(spec: JobSpec, storage: Storage) -> None:
+def _check_input(spec: JobSpec, storage: Storage) -> None:
     try:
         first = list(islice(list_images(spec.input, storage, exclude=[spec.output.uri]), MAX_READ))
     except StorageError as error:
@@ -119,28 +119,28 @@ def _look_at_input(spec: JobSpec, storage: Storage) -> None:
         try:
             read_image(ref, storage, max_bytes=spec.images.max_bytes)
         except (ImageError, NotFoundError, UnsupportedSchemeError):
-            # One image's own trouble becomes its row.
+            # An error of one image becomes its row.
             return
         except StorageError as error:
             refusal = error
         else:
             return
-    # Whether it is wrong that there is no image, planning decides.
+    # Planning decides whether an input without images is an error.
     if refusal is not None:
         raise InputError(f"the input is listed but cannot be read: {refusal}") from refusal
 
 
-def _look_at_output(spec: JobSpec, storage: Storage, mark: str) -> None:
-    own = f"{mark}-{os.getpid()}"
+def _check_output(spec: JobSpec, storage: Storage, marker: str) -> None:
+    own = f"{marker}-{os.getpid()}"
     try:
-        storage.read(mark)
+        storage.read(marker)
     except NotFoundError:
         raise StorageError(f"the output {spec.output.uri} is another folder here than where the driver runs.") from None
     storage.write(own, b"htc")
     storage.delete(own)
 
 
-def _look_at_weights(spec: JobSpec, storage: Storage) -> None:
+def _check_weights(spec: JobSpec, storage: Storage) -> None:
     section = spec.model
     here = weights_here(section)
     if here is not None and not here.is_file():
@@ -156,8 +156,8 @@ def _look_at_weights(spec: JobSpec, storage: Storage) -> None:
             raise WeightsUnavailableError(f"the weights cannot be reached: {error}") from error
 
 
-def _shared_advice(spec: JobSpec, sight: PreflightResult) -> str:
+def _shared_advice(spec: JobSpec, result: PreflightResult) -> str:
     names = [place for place in (spec.input.uri, spec.output.uri, spec.model.weights) if is_local(place)]
-    if any(name in sight.problem for name in names):
+    if any(name in result.problem for name in names):
         return " A local path must be the same on all nodes of a cluster: use shared storage (s3://...) or a mount."
     return ""

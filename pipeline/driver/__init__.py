@@ -1,4 +1,4 @@
-"""The driver: hands shards to workers, retries, and ends the run with a summary."""
+"""The driver: hands shards to workers, retries what fails, and ends the run with a summary."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A shard's rows put together by the driver: from pieces that were done, verdicts, and reasons to give up."""
+"""Rows of a shard that the driver commits: from partial results, verdicts, and the reason to give up."""
 
 from collections import Counter
 from itertools import groupby
@@ -12,11 +12,11 @@ from pipeline.telemetry import StageClock
 Rows = tuple[list[ImageRow], list[InstanceRow]]
 
 
-def gather_rows(shard: Shard, settled: ShardOutcome, *, model: str) -> Rows:
-    """Put a shard's rows together in the order of its images, one per image whatever became of it.
+def assemble_rows(shard: Shard, settled: ShardOutcome, *, model: str) -> Rows:
+    """Assemble a shard's rows in the order of its images, one per image whatever its status.
 
     Args:
-        model: what the model column says of images that no worker has brought through.
+        model: the model column of images that no worker finished.
 
     Returns:
         The rows of `images` and of `instances`.
@@ -43,8 +43,8 @@ def gather_rows(shard: Shard, settled: ShardOutcome, *, model: str) -> Rows:
     return ordered, [row for image in ordered for row in instances.get(image.image_id, [])]
 
 
-def report_of(shard: Shard, settled: ShardOutcome, rows: Rows) -> ShardResult:
-    """Sum up a gathered shard as its worker would have."""
+def build_report(shard: Shard, settled: ShardOutcome, rows: Rows) -> ShardResult:
+    """Return the report that a worker would have sent for the assembled shard."""
     images, instances = rows
     clock = StageClock()
     for piece in settled.pieces:

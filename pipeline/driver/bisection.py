@@ -1,8 +1,8 @@
-"""Finds the images of one shard that kill workers, by halving; plain bookkeeping without Ray.
+"""Finds the images of one shard that kill workers, by bisection; plain bookkeeping without Ray.
 
-The shard's images are tried in groups, and what a group came to when it survived is kept, so that no image is
-computed again for nothing. A group that kills is halved. When its first half survives, the second half must
-hold the killer and is halved without a death of its own. One killer among n images so costs at most
+The shard's images are tried in groups, and the result of a group that survives is kept, so that no image is computed
+again needlessly. A group that kills its worker is halved. When its first half survives, the second half must hold the
+image that kills, and is halved without a death of its own. One such image among n so costs at most
 log2(n) + CONFIRMING_DEATHS workers, half as many on average.
 """
 
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from pipeline.messages import PartialResult, ShardFailure
 
-# An image is accused for good when it killed twice all alone: workers also die by chance, and an alone image is
-# soon done, so that chance hardly strikes it twice.
+# An image fails for good when it killed a worker twice while it was alone: workers also die by chance, and a single
+# image is done so soon that chance hardly hits it twice.
 CONFIRMING_DEATHS = 2
-# After so many deaths without one survivor every sixteenth of the shard holds a killer: it is not the images then.
-HOPELESS_DEATHS = 32
+# After so many deaths without one survivor every sixteenth of the shard would hold an image that kills: the images are
+# not the cause then.
+MAX_DEATHS_WITHOUT_SURVIVOR = 32
 
 
 @dataclass
@@ -27,17 +28,17 @@ class _Group:
 
 
 class Bisection:
-    """The state of one shard's halving.
+    """The state of one shard's bisection.
 
-    pieces: what the surviving groups came to.
+    pieces: the results of the groups that survived.
     verdicts: the images that fail, by their position in the shard, with the reason.
     """
 
     def __init__(self, image_count: int) -> None:
         self.pieces: list[PartialResult] = []
         self.verdicts: dict[int, str] = {}
-        # First in, first out: the whole breadth of the shard is seen before its depth, which is how a broken
-        # machine, on which everything dies, is told from a broken image.
+        # First in, first out: all parts of the shard are tried before any is halved further, which is how a broken
+        # machine, on which everything dies, is distinguished from a broken image.
         self._groups: deque[_Group] = deque([_Group(tuple(range(image_count)))])
         self._deaths = 0
 
@@ -47,22 +48,22 @@ class Bisection:
         return self._groups[0].positions if self._groups else ()
 
     @property
-    def is_hopeless(self) -> bool:
-        """Whether everything dies, whatever the image."""
-        return not self.pieces and self._deaths >= HOPELESS_DEATHS
+    def is_given_up(self) -> bool:
+        """Whether every group has died so often that the images are not the cause."""
+        return not self.pieces and self._deaths >= MAX_DEATHS_WITHOUT_SURVIVOR
 
     def survived(self, piece: PartialResult) -> None:
-        """Note that the group came through."""
+        """Record that the group survived."""
         group = self._groups.popleft()
         self.pieces.append(piece)
         if group.is_first_half:
             self._halve(self._groups.popleft())
 
     def killed(self, failure: ShardFailure) -> None:
-        """Note that a worker died on the group, or was ended because it hung.
+        """Record that a worker died on the group, or was ended because it hung.
 
-        A hang names its images, so that one that hung is settled at once; the suspects that a death leaves
-        narrow the search, and cost one more death at most when they are wrong.
+        A hang names its images, so that a single one is settled at once; the suspects that a death leaves narrow the
+        search, and cost at most one more death when they are wrong.
         """
         group = self._groups.popleft()
         self._deaths += 1
@@ -81,7 +82,7 @@ class Bisection:
             self.verdicts[group.positions[0]] = failure.reason
 
     def _halve(self, group: _Group) -> None:
-        """Halve a group that holds a killer; a single image has to show it by itself."""
+        """Halve a group that holds an image that kills; a single image must kill a worker while it is alone."""
         if len(group.positions) == 1:
             self._groups.appendleft(group)
             return
@@ -89,7 +90,7 @@ class Bisection:
         self._split(group.positions[:middle], group.positions[middle:])
 
     def _split(self, first: Sequence[int], second: Sequence[int]) -> None:
-        # Side by side, because a surviving first half tells on the second.
+        # Side by side, because a first half that survives means that the second one kills.
         self._groups.append(_Group(tuple(first), is_first_half=True))
         self._groups.append(_Group(tuple(second)))
 

@@ -1,8 +1,8 @@
-"""Commits by the driver: shards whose rows no worker commits."""
+"""Commits by the driver, of shards that no worker commits."""
 
 from dataclasses import dataclass
 
-from pipeline.driver.assemble import gather_rows, report_of
+from pipeline.driver.assemble import assemble_rows, build_report
 from pipeline.errors import HtcError, RunError
 from pipeline.inputs.shard import Shard
 from pipeline.messages import ShardOutcome, ShardResult
@@ -12,10 +12,10 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class DriverCommit:
-    """A shard that has its rows.
+    """A shard whose rows are committed.
 
-    was_committed: by a worker that died after its commit and before its report; what it wrote stands, and may differ
-        from `report`.
+    was_committed: by a worker that died after its commit and before its report; the rows are that worker's, and may
+        differ from `report`.
     """
 
     report: ShardResult
@@ -33,18 +33,18 @@ class ShardCommitter:
         self._model = model
 
     def commit(self, shard: Shard, settled: ShardOutcome) -> DriverCommit:
-        """Commit a shard of which every image's end is known, unless a worker has.
+        """Commit a shard whose images are all settled, unless a worker has committed it.
 
         Raises:
             RunError: the rows cannot be written.
         """
-        rows = gather_rows(shard, settled, model=self._model)
+        rows = assemble_rows(shard, settled, model=self._model)
         try:
             was_committed = self._storage.exists(images_part(self._output_uri, self._run, shard.index))
             if not was_committed:
                 commit_shard(self._storage, self._output_uri, self._run, shard.index, *rows)
         except HtcError as error:
             raise RunError(
-                f"The tables cannot be written: {error} What is committed stays; the same command resumes."
+                f"The tables cannot be written: {error} What is committed stays. Run the same command again to resume."
             ) from error
-        return DriverCommit(report_of(shard, settled, rows), was_committed)
+        return DriverCommit(build_report(shard, settled, rows), was_committed)

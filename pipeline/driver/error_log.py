@@ -26,10 +26,10 @@ class ErrorLog:
         return self._folder if self._count else None
 
     def add(self, where: str, traceback: str | None) -> None:
-        """Keep one traceback; None is none.
+        """Keep one traceback; nothing happens for None.
 
         Args:
-            where: what it is about: an image's URI, or a shard.
+            where: an image's URI, or the shard.
         """
         if traceback is None:
             return

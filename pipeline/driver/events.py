@@ -1,4 +1,4 @@
-"""What happens to a run's workers, as the session's loop takes it from the fleet; plain values."""
+"""Events of a run's workers, which the worker pool reports to the session; plain values."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from pipeline.messages import Hang, PartialResult, ShardFailure, ShardResult, Wo
 
 @dataclass(frozen=True)
 class WorkerStarted:
-    """A worker has its model."""
+    """A worker has loaded its model."""
 
     worker: int
     ready: WorkerReady
@@ -31,7 +31,7 @@ class ShardEnded:
 
 @dataclass(frozen=True)
 class ShardAbandoned:
-    """A worker was asked to leave a shard's commit to the driver, and does."""
+    """A worker was asked to leave a shard's commit to the driver, and agreed."""
 
     worker: int
     index: int
@@ -39,10 +39,11 @@ class ShardAbandoned:
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """A worker's process or node is gone, and with it the attempts it was making.
+    """A worker's process or node is gone, and with it its attempts.
 
     was_ready: whether it had loaded its model.
-    hang: the images for which it was ended, when they took too long.
+    lost_shards: the shards that it held.
+    hang: the images that took too long, when the worker was ended for that.
     """
 
     worker: int
@@ -53,7 +54,7 @@ class WorkerDied:
     hang: Hang | None = None
 
     def failure_of(self, index: int) -> ShardFailure:
-        """What it means for one of the lost shards: who merely shared the worker of a hang is not charged."""
+        """Return the failure of one of the lost shards: one that merely shared the worker of a hang is not charged."""
         if self.hang is None:
             return ShardFailure(index, "death", self.reason, is_charged=not self.was_preempted)
         if self.hang.index == index:
@@ -63,7 +64,7 @@ class WorkerDied:
 
 @dataclass(frozen=True)
 class WorkerRetired:
-    """A worker that had done its part was ended between two shards, for a new one to take its place."""
+    """A worker that reached its limits was ended between two shards, for a new one to take its place."""
 
     worker: int
     reason: str

@@ -1,4 +1,4 @@
-"""What a person sees while the run goes on: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""The display of a run's progress: a bar on a terminal, a plain line every ten seconds elsewhere."""
 
 import sys
 import time
@@ -12,20 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from pipeline.redaction import redact
 from pipeline.text import format_duration, printable
 
-# Often enough to see that it lives, seldom enough that a night's log stays readable.
+# Often enough to show that the run is alive, rarely enough that the log of a long run stays readable.
 LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """Where the run stands.
+    """The progress of a run.
 
     images_total, images_done: of the whole run, earlier sessions included.
     images_failed: rows whose status is not ok.
     images_per_s: over the last minute.
-    eta_s: seconds to go; None while nothing tells.
+    eta_s: seconds to go; None while unknown.
     workers: workers whose model is loaded.
-    is_listing: whether the input is still being listed, so that images_total grows and nothing tells the end.
+    is_listing: whether the input is still being listed, so that images_total grows and the end is unknown.
     statuses: committed rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
     """
 
@@ -44,13 +44,13 @@ class ProgressDisplay(Protocol):
     """Shows a run's progress; the driver calls it from one thread."""
 
     def note(self, sentence: str) -> None:
-        """Say one thing worth knowing."""
+        """Show one sentence."""
 
     def update(self, progress: RunProgress) -> None:
-        """Show where the run stands; called several times a second."""
+        """Show the progress; called several times a second."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
 class SilentProgress:
@@ -89,13 +89,16 @@ class LineProgress:
 
     def update(self, progress: RunProgress) -> None:
         """Write a line when the last one is long enough ago, and when the last image is done."""
+        if progress.is_listing and progress.images_total == 0:
+            # Nothing is listed yet: "0/0+ images" would say nothing.
+            return
         now = self._clock()
         is_end = _is_end(progress)
         if not is_end and self._last is not None and now - self._last < self._every_s:
             return
         more = "+" if progress.is_listing else ""
         line = f"{progress.images_done}/{progress.images_total}{more} images, {describe(progress)}"
-        # The end is reported many times over while the last parts are written.
+        # The end is reported many times while the last parts are written.
         if is_end and self._shown == progress.images_done:
             return
         self._last = now
@@ -107,7 +110,7 @@ class LineProgress:
 
 
 class BarProgress:
-    """A bar with images, images/s, time to go and failures, on a terminal."""
+    """A bar with images, images/s, time left and failures, on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._bar = Progress(
@@ -133,12 +136,12 @@ class BarProgress:
         self._bar.update(self._row, total=total, completed=progress.images_done, description=describe(progress))
 
     def close(self) -> None:
-        """Stop drawing; the last state of the bar stays on the screen."""
+        """Stop drawing; the bar's last state stays on the screen."""
         self._bar.stop()
 
 
 def describe(progress: RunProgress) -> str:
-    """Speed, time to go, failures and workers in a few words."""
+    """Return speed, time left, failures and workers in a few words."""
     if not progress.workers and not _is_end(progress):
         return "starting workers"
     parts = [f"{progress.images_per_s:.2f} images/s"]
@@ -155,5 +158,5 @@ def _is_end(progress: RunProgress) -> bool:
 
 
 def choose_progress() -> ProgressDisplay:
-    """The bar when standard error is a terminal, plain lines otherwise."""
+    """Return the bar when standard error is a terminal, plain lines otherwise."""
     return BarProgress() if sys.stderr.isatty() else LineProgress()

@@ -1,7 +1,7 @@
-"""How far a run is, in its own folder, for whoever cannot see the driver: runs/<run>/progress.json.
+"""runs/<run>/progress.json: the progress of a run, for programs that do not see the driver's terminal.
 
-Written every few seconds while a driver works, replaced as a whole, and removed when the session ends well or badly:
-summary.json says the rest. One that lies there without a lease tells of a driver that died.
+Written every few seconds while a driver works, replaced as a whole, and removed when the session ends, with success or
+not: then summary.json has the numbers. A progress.json without a lease is from a driver that died.
 """
 
 import logging
@@ -22,17 +22,17 @@ from pipeline.storage.uris import join
 
 log = logging.getLogger(__name__)
 
-# Soon enough for whoever has just started it; then as often as the lease is renewed.
+# Soon enough for the user who has just started it; then as often as the lease is renewed.
 FIRST_AFTER_S = 3.0
 EVERY_S = 15.0
-# Storage that hangs must not hold up the end of a run.
+# Storage that hangs must not delay the end of a run.
 JOIN_S = 5.0
-# Set for the jobs that `htc submit` starts, so that the output tells which of them works on it.
+# Set for the jobs that `htc submit` starts, so that the output names the job that works on it.
 JOB_VARIABLE = "HTC_JOB"
 
 
 class ProgressFile:
-    """A `ProgressDisplay` that also writes progress.json, from a thread of its own: storage may be slow."""
+    """A `ProgressDisplay` that also writes progress.json, from its own thread, because storage may be slow."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class ProgressFile:
         self._thread.start()
 
     def note(self, sentence: str) -> None:
-        """Pass the sentence on."""
+        """Pass the sentence to the display."""
         self._display.note(sentence)
 
     def update(self, progress: RunProgress) -> None:
-        """Keep it for the next writing, and pass it on."""
+        """Keep it for the next write, and pass it to the display."""
         self._progress = progress
         self._display.update(progress)
 
@@ -90,17 +90,17 @@ class ProgressFile:
         try:
             write_json(self._storage, self._uri, content, is_redacted=True)
         except StorageError as error:
-            # It is a courtesy: the run goes on without.
+            # The run does not need it.
             log.info("progress.json was not written: %s", error)
 
 
 def progress_uri(output_uri: str, run: str) -> str:
-    """Return where a run's progress.json lies."""
+    """Return the URI of a run's progress.json."""
     return join(run_folder(output_uri, run), "progress.json")
 
 
 def load_progress(storage: Storage, output_uri: str, run: str) -> Mapping[str, Any] | None:
-    """Read a run's progress.json; None when no driver has left one, or it is damaged, which is reported.
+    """Read a run's progress.json; None when there is none, or when it is damaged, which is logged.
 
     Returns:
         written, since (UTC, ISO 8601), job (the id, or None), and the fields of `RunProgress`.
@@ -109,12 +109,12 @@ def load_progress(storage: Storage, output_uri: str, run: str) -> Mapping[str, A
         StorageError: storage failed.
     """
     content = read_derived_json(storage, progress_uri(output_uri, run))
-    if content is None or not _is_whole(content):
+    if content is None or not _is_valid(content):
         return None
     return content
 
 
-def _is_whole(content: Mapping[str, Any]) -> bool:
+def _is_valid(content: Mapping[str, Any]) -> bool:
     if not {"written", *RunProgress.__dataclass_fields__} <= content.keys():
         return False
     try:
@@ -125,6 +125,6 @@ def _is_whole(content: Mapping[str, Any]) -> bool:
 
 
 def remove_progress(storage: Storage, output_uri: str, run: str) -> None:
-    """Remove what a driver left that died when all was done."""
+    """Remove the progress.json of a driver that died when all rows were committed."""
     with suppress(StorageError):
         storage.delete(progress_uri(output_uri, run))

@@ -1,20 +1,22 @@
-"""Runs a job spec: hands shards to workers, tries again what fails, and says how it ended.
+"""`run`: runs a job spec from the preflight check to the summary.
 
-The driver's only state is the output folder. Its one lock is the run's lease, which a dead driver loses, so killing
-it at any instant costs at most the shards in flight, and the same command goes on from there.
+The driver's only state is the output folder. Its one lock is the run's lease, which expires when the driver dies. So
+killing the driver at any instant costs at most the shards in flight, and the same command resumes the run.
 """
 
 import logging
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.cluster.connection import connected_resources, ray_cluster
 from pipeline.cluster.preflight import check_nodes
+from pipeline.driver.pool import OpenPool
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
-from pipeline.driver.session import Session
+from pipeline.driver.session import Session, ray_pool
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
@@ -31,13 +33,14 @@ from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.worker.worker import WorkerSettings
 
 if TYPE_CHECKING:
     from pipeline.worker.segmenter import LoadModel
 
 log = logging.getLogger(__name__)
 
-# Most inputs are listed by then, and the first line tells how many images there are; larger ones do not wait.
+# Most inputs are listed by then, and the first line shows how many images there are; larger ones do not wait.
 LISTING_PATIENCE_S = 1.5
 DEMO_NOTE = (
     "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
@@ -52,101 +55,149 @@ def run(
     fresh: bool = False,
     progress: ProgressDisplay | None = None,
     load_model: "LoadModel | None" = None,
+    open_pool: OpenPool = ray_pool,
 ) -> RunSummary:
     """Segment the spec's input into the spec's output, resuming what is there already.
 
     Args:
-        run: the run's name; by default the newest of the output goes on, or a new one begins.
-        fresh: begin a new run whatever is there.
-        progress: where to show how far it is; by default a bar on a terminal, plain lines elsewhere.
+        run: the run's name; by default the newest run of the output is resumed, or a new one begins.
+        fresh: begin a new run even if there is one to resume.
+        progress: where to show the progress; by default a bar on a terminal, plain lines elsewhere.
         load_model: loads the model in the workers instead of the spec's preset and weights; must survive
             pickling.
+        open_pool: where the workers run, by default on Ray.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
         row and the error rate is within the budget. Ctrl-C, SIGTERM and SIGHUP end the run with the status
         "interrupted". Of a run that was complete before, the input is listed again; when it has changed, the
-        `exit_code` is `outcomes.EXIT_INPUT_CHANGED`, and the `reason` says how.
+        `exit_code` is `outcomes.EXIT_INPUT_CHANGED`, and the `reason` names the changes.
 
     Raises:
         HtcError: the run cannot begin (SpecError, InputError, WeightsUnavailableError, StorageError; StoppedError
-            for a signal), or cannot go on (RunError, of which RunHeldError says that another driver is at it); what is
-            committed stays.
+            for a signal), or cannot continue (RunError, of which RunHeldError means that another driver works on it);
+            what is committed stays.
     """
     display = progress or choose_progress()
     storage = Storage(spec.storage)
-    stop = StopRequest()
-    with stop, ExitStack() as closing:
-        closing.callback(display.close)
+    with StopRequest() as stop, closing(display), ExitStack() as connection:
         with breaking_off(stop):
-            opened, fingerprint, spec = _open(spec, storage, stop, closing, display, run=run, fresh=fresh)
-        closing.callback(opened.close)
-        if opened.state == "complete":
-            remove_progress(storage, spec.output.uri, opened.name)
-        else:
-            recorded = ProgressFile(storage, spec.output.uri, opened.name, display)
-            closing.callback(recorded.close)
-            display = recorded
-        if not fingerprint.trained:
-            display.note("The model's weights are untrained: its detections mean nothing.")
-        if spec.model.weights == "demo":
-            display.note(DEMO_NOTE)
-        changes = None
-        if opened.state == "complete" and spec.select.mode == "full":
-            display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
-            with breaking_off(stop):
-                changes = compare_input(spec.input, storage, spec.output.uri, opened.name)
-        _announce(opened, display, changes)
-        is_trained = fingerprint.trained
-        session = Session(spec, opened, storage, display, is_trained=is_trained, load_model=load_model, stop=stop)
-        if not opened.is_done:
-            try:
-                session.work()
-            except (RunError, InputError, StorageError) as error:
-                session.end(cut_short=str(error))
-                raise
-        return _with_changes(session.end(), changes, spec, is_named=run is not None)
+            if os.environ.get("RAY_ADDRESS"):
+                # Stays connected: the session uses this connection, and it is closed here.
+                connection.enter_context(ray_cluster(spec.compute, shards=None))
+                check_nodes(spec, notify=display.note)
+            spec, fingerprint = _identify_model(spec, storage)
+            opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh)
+        with closing(opened), _recorded(opened, storage, display) as shown:
+            _note_model(spec, fingerprint, shown)
+            changes = _compare_input(spec, storage, opened, shown, stop)
+            _announce(opened, shown, changes)
+            session = Session(
+                opened,
+                storage,
+                shown,
+                worker=worker_settings(spec, opened.name, load_model),
+                compute=spec.compute,
+                retry=spec.retry,
+                is_trained=fingerprint.trained,
+                stop=stop,
+                open_pool=open_pool,
+            )
+            if not opened.is_done:
+                _work(session)
+            return _with_changes(session.end(), changes, spec, is_named=run is not None)
 
 
-def _open(
-    spec: JobSpec,
-    storage: Storage,
-    stop: StopRequest,
-    closing: ExitStack,
-    display: ProgressDisplay,
-    *,
-    run: str | None,
-    fresh: bool,
-) -> tuple[RunHandle, ModelFingerprint, JobSpec]:
-    """Check what the run needs, and begin it or find it; the spec returned has the model's preset."""
-    if os.environ.get("RAY_ADDRESS"):
-        # Stays connected: the session finds it so, and whoever opened it closes it.
-        closing.enter_context(ray_cluster(spec.compute, shards=None))
-        check_nodes(spec, tell=display.note)
+def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = None) -> WorkerSettings:
+    """Return what of a spec the workers of the run `run` need; its model section names the preset."""
+    return WorkerSettings(
+        run=run,
+        input_uri=spec.input.uri,
+        output_uri=spec.output.uri,
+        model=spec.model,
+        images=spec.images,
+        storage=spec.storage,
+        batch_size=None if spec.compute.batch_size == "auto" else spec.compute.batch_size,
+        image_timeout_s=spec.retry.image_timeout_s,
+        load_model=load_model,
+    )
+
+
+def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFingerprint]:
+    """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary."""
     if spec.model.weights != "untrained" and weights_here(spec.model) is None:
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
     spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
-    fingerprint = compute_fingerprint(spec.model, storage)
+    return spec, compute_fingerprint(spec.model, storage)
+
+
+def _open(
+    spec: JobSpec,
+    fingerprint: ModelFingerprint,
+    storage: Storage,
+    stop: StopRequest,
+    display: ProgressDisplay,
+    *,
+    name: str | None,
+    fresh: bool,
+) -> RunHandle:
+    """Begin the run or find it, and take its lease."""
     if spec.select.mode == "incremental":
         # With many millions of rows it takes minutes.
         display.note("Reading what earlier runs did.")
-    opened = open_run(
+    return open_run(
         spec,
         fingerprint.to_dict(),
         storage,
-        run=run,
+        run=name,
         fresh=fresh,
         take_lease=lambda name: take_lease(storage, spec.output.uri, name, report=display.note),
         patience_s=LISTING_PATIENCE_S,
         defer_interrupts=stop.deferring,
         workers=expected_workers(spec.compute, connected_resources()),
     )
-    return opened, fingerprint, spec
+
+
+@contextmanager
+def _recorded(opened: RunHandle, storage: Storage, display: ProgressDisplay) -> Iterator[ProgressDisplay]:
+    """Write progress.json during the block, unless the run was complete before: then remove what is left of it."""
+    if opened.state == "complete":
+        remove_progress(storage, opened.output_uri, opened.name)
+        yield display
+        return
+    with closing(ProgressFile(storage, opened.output_uri, opened.name, display)) as recorded:
+        yield recorded
+
+
+def _note_model(spec: JobSpec, fingerprint: ModelFingerprint, display: ProgressDisplay) -> None:
+    if not fingerprint.trained:
+        display.note("The model's weights are untrained: its detections mean nothing.")
+    if spec.model.weights == "demo":
+        display.note(DEMO_NOTE)
+
+
+def _compare_input(
+    spec: JobSpec, storage: Storage, opened: RunHandle, display: ProgressDisplay, stop: StopRequest
+) -> InputChanges | None:
+    """Return what has changed in the input of a full run that was complete before; None for other runs."""
+    if opened.state != "complete" or spec.select.mode != "full":
+        return None
+    display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
+    with breaking_off(stop):
+        return compare_input(spec.input, storage, spec.output.uri, opened.name)
+
+
+def _work(session: Session) -> None:
+    try:
+        session.work()
+    except (RunError, InputError, StorageError) as error:
+        session.end(cut_short=str(error))
+        raise
 
 
 def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSpec, *, is_named: bool) -> RunSummary:
-    """Add what has changed in the input since the run; a run that is not complete says so first."""
+    """Add what has changed in the input since the run; the reason of a run that is not complete comes first."""
     if changes is None or not changes.has_any:
         return summary
     way = suggest_command(changes, is_named=is_named, max_deleted_share=spec.select.max_deleted_share)
@@ -158,8 +209,8 @@ def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSp
 def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges | None) -> None:
     if opened.passed_over:
         display.note(
-            f"Run {opened.passed_over} is not complete and was started with another model or spec; it stays as it is, "
-            "and what it has not done is done now."
+            f"Run {opened.passed_over} is not complete and was started with another model or spec; it stays unchanged, "
+            "and the images that it lacks are done now."
         )
     if opened.state == "complete":
         if changes is not None and changes.unknown:

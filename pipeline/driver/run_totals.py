@@ -1,4 +1,4 @@
-"""The numbers of a run while a session works on it: its rows, earlier sessions included, and what this session did."""
+"""The counts of a run: its committed rows, earlier sessions included, and the work of the current session."""
 
 from pipeline.driver.throughput import Throughput
 from pipeline.job_spec.job import RetrySection
@@ -12,7 +12,7 @@ from pipeline.telemetry import DriverMetrics, StageClock
 
 
 class RunTotals:
-    """Counts what is committed, what failed and which workers came and went.
+    """Counts committed rows, failed attempts, and workers started and lost.
 
     Attributes:
         rows: the run's rows; begins with what earlier sessions committed.
@@ -40,7 +40,7 @@ class RunTotals:
         return RowCounts.from_tables(results, self._run.name, self._run.repeats)
 
     def worker_started(self, ready: WorkerReady) -> None:
-        """Count a worker that has its model."""
+        """Count a worker that has loaded its model."""
         self._workers_started += 1
         self._device = ready.device
 
@@ -77,12 +77,12 @@ class RunTotals:
         signal_name: str | None,
         stop_reason: str = "",
     ) -> RunSummary:
-        """Judge the run as it stands.
+        """Judge the run and return its summary.
 
         Args:
             retry: the error budget.
             model: the preset's name.
-            error_log: where this session's tracebacks lie.
+            error_log: the folder of this session's tracebacks, None without any.
             signal_name: the signal that ended the session, None without one.
             stop_reason: why the run was stopped early, see `summary.judge`.
         """

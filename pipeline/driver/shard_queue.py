@@ -1,4 +1,4 @@
-"""Which shard goes to which worker next: attempts, back-off, suspicion, copies; plain bookkeeping without Ray."""
+"""The shards of a run: attempts, back-off, suspicion, speculative copies; plain bookkeeping without Ray."""
 
 import random
 import statistics
@@ -6,27 +6,46 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from pipeline.driver.bisection import Bisection
 from pipeline.messages import Assignment, CommitRequest, PartialResult, ShardFailure, ShardOutcome
 
 # Two in flight: the next shard's reads overlap this one's compute.
 SHARDS_IN_FLIGHT = 2
-# A failing store gets room to recover; at half a minute a person starts to wonder.
+# A failing store gets time to recover; after half a minute a user starts to wonder.
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-# The first death may be of a neighbour's doing or by chance; the second one the shard died alone.
+# The first death may have been caused by another shard of the same worker, or by chance; at the second one the shard
+# was alone.
 DEATHS_BEFORE_BISECTION = 2
-# A shard that takes half as long again as usual is worth an idle worker, seldom earlier.
+# A shard that takes half as long again as usual is worth an idle worker, rarely earlier.
 STRAGGLER_FACTOR = 1.5
 DURATIONS_KEPT = 101
-# A worker answers within milliseconds; one that refused has begun with the shard's commit, or not even with the shard.
+# A worker answers within milliseconds; one that refused has begun to commit the shard, or not begun the shard at all.
 RECLAIM_PATIENCE_S = 2.0
+
+
+class Unsettled(Enum):
+    """Why a report about a shard settles nothing.
+
+    REQUEUED: the shard waits for another attempt.
+    OTHER_ATTEMPT: another worker is still working on the shard; its attempt decides.
+    IGNORED: the report is late; the shard is settled, or is another worker's by now.
+    """
+
+    REQUEUED = "requeued"
+    OTHER_ATTEMPT = "other attempt"
+    IGNORED = "ignored"
 
 
 @dataclass
 class _Record:
-    """What is known of a shard that was begun."""
+    """What is known of a shard that was begun.
+
+    attempts: all of them. charged: those that count against the shard since anything of it was last done.
+    deaths: workers that died on it. ready_at: when it may be tried again, by the queue's clock.
+    """
 
     attempts: int = 0
     charged: int = 0
@@ -45,25 +64,27 @@ class _Record:
 
 @dataclass
 class _InFlight:
-    """A shard in the hands of a worker, and of a second one when it is a straggler.
+    """A shard that a worker is doing, and a second one as well when it takes long.
 
-    piece: what the copy came to, kept until the first worker has let go of the commit.
+    is_complete: whether the attempt is for all of its images, not for a group of the bisection.
+    copy_worker: the worker that makes the speculative copy. was_copied: whether there ever was one.
+    piece: the result of the speculative copy, kept until the first worker has given up the commit.
     """
 
     worker: int
     start_s: float
-    is_whole: bool
-    copy: int | None = None
-    is_copied: bool = False
+    is_complete: bool
+    copy_worker: int | None = None
+    was_copied: bool = False
     piece: PartialResult | None = None
 
 
 class ShardQueue:
     """The shards of a run that are not committed yet.
 
-    A shard on which a worker died is a suspect: it goes to an idle worker and that worker takes nothing else
-    meanwhile, so that a poison shard drags no neighbour along twice. When it kills again it is bisected.
-    Every method takes late news about a shard that is settled already, and ignores them.
+    A shard on which a worker died is a suspect: it goes to an idle worker, and that worker gets nothing else meanwhile,
+    so that a shard that kills workers costs no other shard an attempt twice. When it kills again it is bisected.
+    Every method accepts late reports about a shard that is settled already, and ignores them.
     """
 
     def __init__(
@@ -73,8 +94,8 @@ class ShardQueue:
         count_images: Callable[[int], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_attempts`: charged attempts per shard; `count_images`: tells a shard's size."""
-        self._fresh: deque[int] = deque()
+        """`max_attempts`: charged attempts per shard; `count_images`: returns a shard's number of images."""
+        self._new: deque[int] = deque()
         self._max_attempts = max_attempts
         self._count_images = count_images
         self._clock = clock
@@ -93,71 +114,71 @@ class ShardQueue:
     @property
     def waiting(self) -> int:
         """Shards that no worker holds."""
-        return len(self._fresh) + len(self._retries)
+        return len(self._new) + len(self._retries)
 
     @property
     def untouched(self) -> int:
-        """Shards that no worker has held yet: those among which one is sampled."""
-        return len(self._fresh)
+        """Shards that no worker has held yet; samples are taken among these."""
+        return len(self._new)
 
     def add(self, indices: Iterable[int]) -> None:
         """Take further shards, in the order to begin them."""
-        self._fresh.extend(indices)
+        self._new.extend(indices)
 
     def next_for(
-        self, worker: int, held: Collection[int], *, has_peers: bool, is_sample: bool = False
+        self, worker: int, held: Collection[int], *, has_peers: bool, is_sampled: bool = False
     ) -> Assignment | None:
-        """Assign a shard to `worker`, which holds the shards `held`; None when it should rather wait.
+        """Assign a shard to `worker`, which holds the shards `held`; None when it has to wait.
 
         Args:
-            has_peers: whether other workers are there to take over a shard that failed on this one.
-            is_sample: whether a fresh shard is sampled from all of these instead of taken in order; retries are not.
+            has_peers: whether there are other workers to take over a shard that failed on this one.
+            is_sampled: whether a new shard is sampled at random instead of taken in order; retries are not.
         """
         if len(held) >= SHARDS_IN_FLIGHT or any(self._is_suspect(index) for index in held):
             return None
-        is_fresh = False
+        is_new = False
         index = self._due_retry(worker, held, has_peers=has_peers)
         if index is not None:
             self._records[index] = self._retries.pop(index)
-        elif not self._fresh:
+        elif not self._new:
             return None
         else:
-            index, is_fresh = self._take_fresh(is_sample=is_sample), True
+            index, is_new = self._take_new(is_sampled=is_sampled), True
         record = self._records.setdefault(index, _Record())
         record.attempts += 1
         positions = record.bisection.group if record.bisection else ()
-        self._running[index] = _InFlight(worker, self._clock(), is_whole=not positions)
+        self._running[index] = _InFlight(worker, self._clock(), is_complete=not positions)
         is_last = record.charged + 1 >= self._max_attempts
-        return Assignment(index, record.attempts, is_last, positions, is_sample=is_sample and is_fresh)
+        return Assignment(index, record.attempts, is_last, positions, is_sampled=is_sampled and is_new)
 
-    def copy_for(self, worker: int) -> Assignment | None:
-        """Assign an idle worker a copy of the shard that runs the longest, when nothing waits and it is late."""
+    def speculative_copy_for(self, worker: int) -> Assignment | None:
+        """Assign an idle worker the shard that runs the longest as well, when nothing waits and the shard is late."""
         if self.waiting or not self._durations_s:
             return None
         late_s = self._clock() - STRAGGLER_FACTOR * statistics.median(self._durations_s)
         late = [
             (run.start_s, index)
             for index, run in self._running.items()
-            if run.is_whole and not run.is_copied and not self._is_suspect(index) and run.start_s <= late_s
+            if run.is_complete and not run.was_copied and not self._is_suspect(index) and run.start_s <= late_s
         ]
         if not late:
             return None
         _, index = min(late)
         record, run = self._records[index], self._running[index]
         record.attempts += 1
-        run.copy, run.is_copied = worker, True
-        return Assignment(index, record.attempts, is_last=False, is_copy=True)
+        run.copy_worker, run.was_copied = worker, True
+        return Assignment(index, record.attempts, is_last=False, is_speculative=True)
 
     def reclaim(self, queued: Iterable[tuple[int, int]], *, idle_workers: int) -> tuple[int, int] | None:
-        """Choose a shard that is queued behind another one in its worker, for an idle worker to do it instead.
+        """Choose a shard that is queued behind another one at its worker, for an idle worker to do it instead.
 
         Args:
-            queued: workers with the shard that is second in each.
-            idle_workers: workers that hold nothing; for each, one shard at most is asked back at a time.
+            queued: pairs of a worker and the second shard that it holds.
+            idle_workers: workers that hold nothing; for each, at most one shard is requested at a time.
 
         Returns:
-            One of the pairs, to be asked for; `abandoned` notes that it was given back. None when there is none, or
-            when shards wait that no worker holds.
+            One of the pairs, for the caller to request; `abandoned` records that it was given back. None when there is
+            none, or when shards wait that no worker holds.
         """
         now = self._clock()
         still = {index: since for index, since in self._reclaimed.items() if now - since < RECLAIM_PATIENCE_S}
@@ -166,38 +187,43 @@ class ShardQueue:
             return None
         for worker, index in queued:
             run = self._running.get(index)
-            if run is not None and run.worker == worker and not run.is_copied and index not in still:
+            if run is not None and run.worker == worker and not run.was_copied and index not in still:
                 still[index] = now
                 return worker, index
         return None
 
     @property
     def is_reclaiming(self) -> bool:
-        """Whether a worker was asked to give a shard back and may still do so."""
+        """Whether a worker was asked to give a shard back and may still do it."""
         return bool(self._reclaimed)
 
     def is_running(self, index: int) -> bool:
-        """Whether a worker has the shard in hand and its end is still open."""
+        """Return whether a worker holds the shard and it is not settled."""
         return index in self._running
 
     def committed(self, index: int) -> int | None:
-        """Note that a worker committed the shard; returns the worker that makes a copy for nothing now."""
+        """Record that a worker committed the shard; return the worker whose speculative copy is not needed any more."""
         run = self._running.pop(index, None)
         self._records.pop(index, None)
         self._reclaimed.pop(index, None)
         if run is None:
             return None
         self._durations_s.append(self._clock() - run.start_s)
-        return run.copy
+        return run.copy_worker
 
-    def survived(self, worker: int, piece: PartialResult) -> ShardOutcome | CommitRequest | None:
-        """Note images that are done and for the driver to commit."""
+    def survived(self, worker: int, piece: PartialResult) -> ShardOutcome | CommitRequest | Unsettled:
+        """Record images that are done and that the driver commits.
+
+        Returns:
+            The shard's outcome when all of its images are settled. A request to the first worker to give up its commit
+            when the speculative copy was done before. Otherwise why nothing is settled.
+        """
         run = self._running.get(piece.index)
-        if run is not None and run.copy == worker:
-            run.copy, run.piece = None, piece
+        if run is not None and run.copy_worker == worker:
+            run.copy_worker, run.piece = None, piece
             return CommitRequest(run.worker, piece.index)
         if run is None or run.worker != worker:
-            return None
+            return Unsettled.IGNORED
         record = self._records[piece.index]
         if record.bisection is None:
             run.piece = piece
@@ -205,43 +231,53 @@ class ShardQueue:
         record.bisection.survived(piece)
         record.charged = 0
         record.last_worker = None
-        return self._go_on(piece.index)
+        return self._requeue_or_settle(piece.index)
 
-    def abandoned(self, index: int) -> ShardOutcome | None:
-        """Note that the first worker leaves the commit of a shard to the driver, or gave a queued shard back."""
+    def abandoned(self, index: int) -> ShardOutcome | Unsettled:
+        """Record that the first worker leaves a shard's commit to the driver, or gave a queued shard back.
+
+        Returns:
+            The outcome of the speculative copy, or why nothing is settled.
+        """
         run = self._running.get(index)
-        if self._reclaimed.pop(index, None) is not None and run is not None and run.piece is None and run.copy is None:
+        was_reclaimed = self._reclaimed.pop(index, None) is not None
+        if was_reclaimed and run is not None and run.piece is None and run.copy_worker is None:
             record = self._records[index]
-            # It was not begun with.
+            # The attempt had not begun.
             record.attempts -= 1
             record.last_worker = run.worker
-            return self._go_on(index)
-        return self._settle_with_copy(index) if run is not None and run.piece is not None else None
+            return self._requeue_or_settle(index)
+        return self._settle_with_copy(index) if run is not None and run.piece is not None else Unsettled.IGNORED
 
-    def failed(self, worker: int, failure: ShardFailure) -> ShardOutcome | None:
-        """Note a failed attempt; returns the shard when it is settled by that."""
+    def failed(self, worker: int, failure: ShardFailure) -> ShardOutcome | Unsettled:
+        """Record a failed attempt.
+
+        Returns:
+            The shard's outcome when the shard is given up, when its last image was settled, or when its speculative
+            copy is done. Otherwise why nothing is settled.
+        """
         index = failure.index
         self._reclaimed.pop(index, None)
         run = self._running.get(index)
-        if run is not None and run.copy == worker:
-            run.copy = None
-            return None
+        if run is not None and run.copy_worker == worker:
+            run.copy_worker = None
+            return Unsettled.OTHER_ATTEMPT
         if run is None or run.worker != worker:
-            return None
+            return Unsettled.IGNORED
         if run.piece is not None:
             return self._settle_with_copy(index)
-        if run.copy is not None:
-            # The copy goes on as the only attempt, and is charged when it fails as well.
-            run.worker, run.copy = run.copy, None
-            return None
+        if run.copy_worker is not None:
+            # The speculative copy becomes the only attempt, and is charged when it fails as well.
+            run.worker, run.copy_worker = run.copy_worker, None
+            return Unsettled.OTHER_ATTEMPT
         record = self._records[index]
         record.last_worker = worker
         if failure.is_charged and self._charge(record, failure):
             return self._settle(index, rest=failure)
-        return self._go_on(index, backoff_s=0.0 if record.bisection else self._backoff_s(record.charged))
+        return self._requeue_or_settle(index, backoff_s=0.0 if record.bisection else self._backoff_s(record.charged))
 
     def _charge(self, record: _Record, failure: ShardFailure) -> bool:
-        """Charge an attempt to its shard; returns whether the shard is given up."""
+        """Charge an attempt to its shard; return whether the shard is given up."""
         record.charged += 1
         if failure.kind in ("death", "hang"):
             record.is_suspect = True
@@ -252,17 +288,18 @@ class ShardQueue:
             if record.bisection is not None:
                 record.bisection.killed(failure)
                 record.charged = 0
-                return record.bisection.is_hopeless
+                return record.bisection.is_given_up
         return record.charged >= self._max_attempts
 
-    def _go_on(self, index: int, *, backoff_s: float = 0.0) -> ShardOutcome | None:
+    def _requeue_or_settle(self, index: int, *, backoff_s: float = 0.0) -> ShardOutcome | Unsettled:
+        """Have the shard wait for its next attempt, unless bisection has settled all of its images."""
         record = self._records[index]
         if record.bisection is not None and not record.bisection.group:
             return self._settle(index)
         del self._running[index], self._records[index]
         record.ready_at = self._clock() + backoff_s
         self._retries[index] = record
-        return None
+        return Unsettled.REQUEUED
 
     def _settle(self, index: int, *, rest: ShardFailure | None = None) -> ShardOutcome:
         del self._running[index]
@@ -272,12 +309,12 @@ class ShardQueue:
         run, record = self._running.pop(index), self._records.pop(index)
         return ShardOutcome(index, record.attempts, (run.piece,) if run.piece else ())
 
-    def _take_fresh(self, *, is_sample: bool) -> int:
-        if not is_sample:
-            return self._fresh.popleft()
-        place = random.randrange(len(self._fresh))  # noqa: S311 - a sample, not a secret
-        index = self._fresh[place]
-        del self._fresh[place]
+    def _take_new(self, *, is_sampled: bool) -> int:
+        if not is_sampled:
+            return self._new.popleft()
+        place = random.randrange(len(self._new))  # noqa: S311 - a sample, not a secret
+        index = self._new[place]
+        del self._new[place]
         return index
 
     def _is_suspect(self, index: int) -> bool:

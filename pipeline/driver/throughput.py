@@ -1,4 +1,4 @@
-"""How fast the run goes: images per second over its lifetime and lately, shares of the stages, time to go."""
+"""The throughput of a session: images per second since its start and within the last minute, and the time left."""
 
 import time
 from collections import deque
@@ -11,8 +11,8 @@ WINDOW_S = 60.0
 class Throughput:
     """Images per second since the start and within the last minute.
 
-    The clock is monotonic and in seconds. Only images of this session count: what an earlier session
-    committed says nothing about how fast this one is.
+    The clock is monotonic and in seconds. Only images of this session count: those of an earlier one
+    say nothing about the speed of this one.
     """
 
     def __init__(self, *, window_s: float = WINDOW_S, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,11 +28,11 @@ class Throughput:
         return self._clock() - self._start
 
     def record(self, images_done: int) -> None:
-        """Note that `images_done` images are done in all; fewer than before (a lost shard) is taken too."""
+        """Record that `images_done` images are done in all; fewer than before (a lost shard) is valid."""
         now = self._clock()
         self._done = images_done
         self._samples.append((now, images_done))
-        # Keep one sample at or before the window's edge, so that the window is spanned whole.
+        # Keep one sample at or before the window's edge, so that the samples span the whole window.
         while len(self._samples) > 2 and self._samples[1][0] <= now - self._window_s:
             self._samples.popleft()
 
@@ -47,7 +47,7 @@ class Throughput:
         return max(0.0, (self._done - before) / elapsed) if elapsed > 0 else 0.0
 
     def eta_s(self, images_left: int) -> float | None:
-        """Seconds until `images_left` more are done at the recent rate; None while nothing tells."""
+        """Return seconds until `images_left` more are done at the recent rate; None while unknown."""
         if images_left <= 0:
             return 0.0
         rate = self.window_images_per_s() or self.lifetime_images_per_s()

@@ -1,7 +1,8 @@
-"""The workers of a run as Ray actors: started, given shards, asked how far they are, replaced when they die."""
+"""The workers of a run as Ray actors: started, given shards, asked for progress, replaced when they die."""
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.driver.events import (
 )
 from pipeline.errors import RunError
 from pipeline.inputs.shard import Shard
+from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.messages import (
     Assignment,
     Hang,
@@ -35,9 +37,9 @@ from pipeline.worker.callers_model import CallersModel, callers_search_path
 from pipeline.worker.worker import MAX_CONCURRENCY, Worker, WorkerSettings
 
 PROGRESS_EVERY_S = 1.0
-# A worker whose code holds the interpreter's lock cannot answer, and sound code does so for seconds at times.
+# A worker whose code holds the interpreter's lock cannot answer, and correct code does that for seconds at times.
 MIN_SILENCE_S = 30.0
-# For the last question to all workers, which sound ones answer in milliseconds.
+# For the last question to all workers, which working ones answer in milliseconds.
 FINAL_CHECK_S = 2.0
 LOST_RAYLET = "the raylet of its node died"
 
@@ -55,8 +57,8 @@ class _Cause:
 class _Member:
     """One actor; refs are Ray's object refs.
 
-    begun_ref: answered as soon as the process is there, which may be long after it was asked for, on a cluster that
-    grows. begun_at: when it was.
+    begun_ref: answered as soon as the process runs, which may be long after it was requested, on a cluster that grows.
+    begun_at: when it was answered.
     """
 
     handle: Any
@@ -73,38 +75,68 @@ class _Member:
     memory_bytes: int = 0
 
     def refs(self) -> list[Any]:
-        """Everything this worker owes an answer for."""
-        owed = [*self.shard_refs, *self.abandon_refs]
+        """Return the refs of every call that this worker has not answered."""
+        pending = [*self.shard_refs, *self.abandon_refs]
         if not self.is_ready:
-            owed.append(self.start_ref)
+            pending.append(self.start_ref)
         if self.begun_at is None:
-            owed.append(self.begun_ref)
+            pending.append(self.begun_ref)
         if self.progress_ref is not None:
-            owed.append(self.progress_ref)
-        return owed
+            pending.append(self.progress_ref)
+        return pending
+
+
+def _ray_actor(plan: WorkerPlan) -> Callable[[WorkerSettings], Any]:
+    # max_restarts and max_task_retries stay 0: the driver decides what is retried, and where.
+    actor: Any = ray.remote(Worker).options(
+        num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
+    )
+    start: Callable[[WorkerSettings], Any] = actor.remote
+    return start
 
 
 class WorkerPool:
     """All workers of a run; called from one thread."""
 
-    def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
-        # max_restarts and max_task_retries stay 0: the driver decides what is tried again, and where.
-        self._actor: Any = ray.remote(Worker).options(
-            num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
-        )
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        plan: WorkerPlan,
+        *,
+        compute: ComputeSection,
+        retry: RetrySection,
+        start_actor: Callable[[WorkerSettings], Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare the actors; `scale_to` starts them.
+
+        Args:
+            settings: for each worker; `cpus` and `gpus` come from the plan.
+            compute: when a worker is replaced. retry: its time limits.
+            start_actor: starts a worker and returns its handle; by default as a Ray actor.
+        """
+        self._start_actor = start_actor or _ray_actor(plan)
+        self._clock = clock
         if settings.load_model is not None:
             carried = CallersModel(
                 cloudpickle.dumps(settings.load_model),  # type: ignore[no-untyped-call]
                 callers_search_path(),
             )
             settings = replace(settings, load_model=carried)
-        self._settings = settings
+        self._settings = replace(settings, cpus=plan.cpus, gpus=plan.gpus)
+        self._max_workers = plan.workers
+        self._compute = compute
         self._numbers = itertools.count()
         self._members: dict[int, _Member] = {}
         self._deaths = worker_deaths()
-        timeout_s = settings.spec.retry.image_timeout_s
-        self._start_timeout_s = settings.spec.retry.start_timeout_s
+        timeout_s = retry.image_timeout_s
+        self._start_timeout_s = retry.start_timeout_s
         self._silence_s = None if timeout_s is None else max(MIN_SILENCE_S, timeout_s)
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the cluster has room for."""
+        return self._max_workers
 
     @property
     def size(self) -> int:
@@ -113,7 +145,7 @@ class WorkerPool:
 
     @property
     def images_in_flight(self) -> int:
-        """Images done in shards that are not committed yet, as far as the workers have told."""
+        """Images done in shards that are not committed yet, as far as the workers have reported."""
         return sum(member.images_done for member in self._members.values())
 
     def ready_workers(self) -> dict[int, tuple[int, ...]]:
@@ -123,14 +155,14 @@ class WorkerPool:
         }
 
     def may_take(self, worker: int) -> bool:
-        """Whether a worker is good for one more shard."""
+        """Return whether a worker may get one more shard."""
         member = self._members[worker]
         return not self._why_spent(member, member.shards_done + len(member.shard_refs))
 
     def scale_to(self, wanted: int) -> None:
         """Start workers until `wanted` are alive."""
         while self.size < wanted:
-            handle = self._actor.remote(self._settings)
+            handle = self._start_actor(self._settings)
             self._members[next(self._numbers)] = _Member(handle, handle.progress.remote(), handle.start.remote())
 
     def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
@@ -139,7 +171,7 @@ class WorkerPool:
         member.shard_refs[member.handle.run_shard.remote(shard, assignment)] = shard.index
 
     def abandon(self, worker: int, index: int, *, is_queued: bool = False) -> None:
-        """Ask a worker to leave a shard's commit to the driver; it may be gone, or about to commit.
+        """Ask a worker to leave a shard's commit to the driver; it may have died, or have begun to commit.
 
         Args:
             is_queued: only when none of the shard's images is done yet.
@@ -178,7 +210,7 @@ class WorkerPool:
                 dead.setdefault(worker, event)
             elif event is not None:
                 events.append(event)
-        for worker in self._silent_workers():
+        for worker in self._unresponsive_workers():
             dead.setdefault(worker, _Cause(f"the worker was ended: it answered nothing for {self._silence_s:.0f} s"))
         for worker, seconds in self._late_starters().items():
             reason = f"the worker was ended: it was loading its model for {seconds:.0f} s"
@@ -187,7 +219,7 @@ class WorkerPool:
         return events + self._retire()
 
     def final_check(self) -> list[WorkerDied]:
-        """Ask every ready worker once more: the death of one that held no shard goes unnoticed otherwise."""
+        """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard."""
         asked = {member.handle.progress.remote(): number for number, member in self._members.items() if member.is_ready}
         if not asked:
             return []
@@ -200,7 +232,7 @@ class WorkerPool:
             except self._deaths as error:
                 dead[asked[ref]] = _Cause(describe_death(error), was_preempted(error))
         for worker in {asked[ref] for ref in set(asked) - set(answered)}:
-            # Ray takes many seconds to declare a node dead, and its workers' answers stay away meanwhile.
+            # Ray takes many seconds to declare a node dead, and its workers do not answer meanwhile.
             if not self._members[worker].shard_refs:
                 dead[worker] = _Cause(f"it answered nothing for {FINAL_CHECK_S:.0f} s at the end", was_preempted=True)
         return [self._remove_dead(worker, cause) for worker, cause in dead.items()]
@@ -222,7 +254,7 @@ class WorkerPool:
             return _Cause(progress.hang.reason, hang=progress.hang) if progress.hang else None
         if ref == member.begun_ref:
             ray.get(ref)
-            member.begun_at = time.monotonic()
+            member.begun_at = self._clock()
             return None
         if ref == member.start_ref:
             return self._started(worker, ray.get(ref))
@@ -233,7 +265,7 @@ class WorkerPool:
         try:
             outcome: ShardResult | PartialResult | ShardFailure = ray.get(ref)
         except exceptions.RayTaskError as error:
-            # Nothing should get past the worker's own border; what does is a bug all the same.
+            # Nothing should pass the worker's error boundaries; what does is a bug as well.
             outcome = ShardFailure(index, "bug", describe_death(error), str(error))
         del member.shard_refs[ref]
         member.images_done = 0
@@ -251,8 +283,8 @@ class WorkerPool:
         return WorkerStarted(worker, outcome)
 
     def _why_spent(self, member: _Member, shards: int) -> str:
-        """Why a worker should get no further shard after so many; empty when it may."""
-        limits = self._settings.spec.compute
+        """Return why a worker gets no further shard after so many; empty when it may get one."""
+        limits = self._compute
         if limits.worker_max_shards is not None and shards >= limits.worker_max_shards:
             return f"it has done {shards} shards"
         if limits.worker_max_memory_gib is not None and member.memory_bytes > limits.worker_max_memory_gib * 2**30:
@@ -260,7 +292,7 @@ class WorkerPool:
         return ""
 
     def _retire(self) -> list[Event]:
-        """End the workers that are spent and hold no shard any more."""
+        """End the workers that get no further shard and hold none any more."""
         spent = {
             number: why
             for number, member in self._members.items()
@@ -270,10 +302,10 @@ class WorkerPool:
             self._kill(number)
         return [WorkerRetired(number, why) for number, why in spent.items()]
 
-    def _silent_workers(self) -> list[int]:
+    def _unresponsive_workers(self) -> list[int]:
         if self._silence_s is None:
             return []
-        since = time.monotonic() - self._silence_s
+        since = self._clock() - self._silence_s
         return [
             number
             for number, member in self._members.items()
@@ -281,10 +313,10 @@ class WorkerPool:
         ]
 
     def _late_starters(self) -> dict[int, float]:
-        """The workers that load their model for too long, each with its seconds."""
+        """Return the workers that have been loading their model for too long, each with its seconds."""
         if self._start_timeout_s is None:
             return {}
-        now = time.monotonic()
+        now = self._clock()
         loading_s = {
             number: now - member.begun_at
             for number, member in self._members.items()
@@ -305,12 +337,11 @@ class WorkerPool:
         )
 
     def _kill(self, worker: int) -> None:
-        # Also when it seems dead: one that merely could not be reached must not commit behind the driver's
-        # back.
+        # Also when it seems dead: one that merely could not be reached must not commit without the driver's knowledge.
         ray.kill(self._members.pop(worker).handle)
 
     def _ask_for_progress(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         for member in self._members.values():
             if member.shard_refs and member.progress_ref is None and now - member.asked_at >= PROGRESS_EVERY_S:
                 member.progress_ref = member.handle.progress.remote()

@@ -1,4 +1,4 @@
-"""Training by several processes, on one machine or many, started and watched by Ray Train."""
+"""Training by several processes, on one machine or many, under Ray Train."""
 
 import contextlib
 import os
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from htc_model.training.loop import OnStep
     from htc_model.training.spec import TrainingSpec
 
-LOOK_EVERY_S = 1.0
+POLL_S = 1.0
 
 
 def train_on_workers(
     spec: "TrainingSpec", *, storage: StorageSection | None = None, on_step: "OnStep | None" = None
 ) -> Path:
-    """Train with `spec.workers` processes; gradients are averaged, so one step sees workers x batch_size pictures.
+    """Train with `spec.workers` processes; gradients are averaged, so one step sees workers x batch_size images.
 
-    Ray is the cluster that RAY_ADDRESS names, or started here. The output folder must be seen by all machines.
-    Nothing is retried: a run whose worker died goes on with the same command.
+    Ray is the cluster that RAY_ADDRESS names, or started here. All machines must see the output folder.
+    Nothing is retried: the same command resumes a run whose worker died.
 
     Args:
-        spec: from `load_training_spec`; relative paths count from the current folder.
+        spec: from `load_training_spec`; paths are relative to the current folder.
         storage: how annotations and images are reached.
         on_step: called with the logged steps only.
 
     Raises:
-        HtcError: what a worker raised; see `pipeline.training.run.train`.
+        HtcError: a worker raised it; see `pipeline.training.run.train`.
         RunError: the cluster cannot be reached or is too small, or a worker died.
     """
     compute = ComputeSection(
@@ -46,36 +46,36 @@ def train_on_workers(
     )
     output = Path(spec.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
-    # Ray Train's own records; nothing of ours is in there.
+    # Only Ray Train's own records.
     records = output / f".ray-{uuid.uuid4().hex[:8]}"
-    # Ray Train reads these when it is imported: its second version, and no folder of its own for the workers.
+    # Ray Train reads these when it is imported: its second version, and workers that stay in the current folder.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     try:
         with ray_cluster(compute, shards=spec.workers) as plan:
             _check_room(plan)
-            _fit(spec, plan, records, storage or StorageSection(), _MetricsWatch(output / "metrics.jsonl", on_step))
+            _fit(spec, plan, records, storage or StorageSection(), _MetricsFollower(output / "metrics.jsonl", on_step))
     finally:
         shutil.rmtree(records, ignore_errors=True)
     return output / "weights.safetensors"
 
 
 def _check_room(plan: WorkerPlan) -> None:
-    """Refuse what the cluster cannot hold; Ray would wait for it forever."""
+    """Refuse more workers than the cluster has room for; Ray would wait for it forever."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for resource, each in (("CPU", plan.cpus), ("GPU", plan.gpus)):
-        there = resources.get(resource, 0.0)
-        if plan.workers * each > there:
+        available = resources.get(resource, 0.0)
+        if plan.workers * each > available:
             raise RunError(
                 f"{plan.workers} workers with {each:g} {resource}s each need {plan.workers * each:g}, but there are "
-                f"{there:g}; lower workers or {resource.lower()}s_per_worker."
+                f"{available:g}; lower workers or {resource.lower()}s_per_worker."
             )
 
 
 def _fit(
-    spec: "TrainingSpec", plan: WorkerPlan, records: Path, storage: StorageSection, watch: "_MetricsWatch"
+    spec: "TrainingSpec", plan: WorkerPlan, records: Path, storage: StorageSection, follower: "_MetricsFollower"
 ) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -101,45 +101,45 @@ def _fit(
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - carried over to the caller, whatever it is
+        except BaseException as error:  # noqa: BLE001 - passed to the caller
             failures.append(error)
 
-    # In a thread of its own: in the main one, Ray would take Ctrl-C for itself and end with exit code 0.
+    # In its own thread: in the main one, Ray would handle Ctrl-C itself and end with exit code 0.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     while thread.is_alive():
-        watch.look()
-        thread.join(LOOK_EVERY_S)
-    watch.look()
+        follower.poll()
+        thread.join(POLL_S)
+    follower.poll()
     if failures:
         raise _translate(failures[0]) from failures[0]
 
 
 def _translate(error: BaseException) -> BaseException:
-    """Find what a worker wanted to tell among what Ray makes of it."""
+    """Return the worker's own error from Ray's exception, or a RunError with its last line."""
     reasons: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
     for reason in reasons.values():
-        told: BaseException | None = reason
-        while told is not None:
-            if isinstance(told, HtcError):
-                return told
-            told = told.__cause__
+        cause: BaseException | None = reason
+        while cause is not None:
+            if isinstance(cause, HtcError):
+                return cause
+            cause = cause.__cause__
     if reasons:
         rank, reason = next(iter(reasons.items()))
         last = (str(reason).strip() or type(reason).__name__).splitlines()[-1]
-        return RunError(f"Training worker {rank} failed: {last} The same command goes on from the last checkpoint.")
+        return RunError(f"Training worker {rank} failed: {last} The same command resumes from the last checkpoint.")
     return error
 
 
 def _train_one(settings: dict[str, Any]) -> None:
-    """One worker's part; Ray has joined the processes by torch.distributed before."""
+    """Train in one worker; Ray has joined the processes by torch.distributed before."""
     import torch
     from ray.train.torch import get_device
 
     from htc_model.training.spec import TrainingSpec
     from pipeline.training.single import train_alone
 
-    # The spec's relative paths count from where the command was given.
+    # The spec's paths are relative to the folder of the command.
     with contextlib.suppress(OSError):
         os.chdir(settings["folder"])
     torch.set_num_threads(settings["threads"])
@@ -147,22 +147,22 @@ def _train_one(settings: dict[str, Any]) -> None:
     train_alone(spec, storage=Storage(StorageSection(**settings["storage"])), device=str(get_device()))
 
 
-class _MetricsWatch:
-    """Tells of the steps that the first worker has logged since the last look."""
+class _MetricsFollower:
+    """Passes on the steps that the first worker has logged since the last poll."""
 
     def __init__(self, path: Path, on_step: "OnStep | None") -> None:
         self._path = path
         self._on_step = on_step
-        self._told = time.time()
+        self._read_until = time.time()
         self._step = 0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Call `on_step` with the newest logged step, if it is new."""
         from htc_model.training.plots import read_metrics
 
-        if self._on_step is None or not self._path.exists() or self._path.stat().st_mtime <= self._told:
+        if self._on_step is None or not self._path.exists() or self._path.stat().st_mtime <= self._read_until:
             return
-        self._told = self._path.stat().st_mtime
+        self._read_until = self._path.stat().st_mtime
         lines = [line for line in read_metrics(self._path) if "losses" in line]
         if lines and lines[-1]["step"] != self._step:
             self._step = lines[-1]["step"]

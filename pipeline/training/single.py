@@ -1,4 +1,4 @@
-"""Training from files: the spec, COCO annotations and images, each from a local path or any storage."""
+"""Training by one process: COCO annotations and images, each from a local path or any storage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -34,15 +34,15 @@ from pipeline.weights.cache import resolve_weights
 def train_alone(
     spec: TrainingSpec, *, storage: Storage | None = None, device: str = "cpu", on_step: OnStep | None = None
 ) -> Path:
-    """Train in this process, or go on where the output folder's checkpoint stands.
+    """Train in this process, from the output folder's checkpoint on if there is one.
 
     Several processes that torch.distributed has joined, each calling this, train as one.
 
     Args:
-        spec: `workers` is not looked at.
-        storage: the door to annotations and images.
+        spec: `workers` is ignored.
+        storage: reads annotations and images.
         device: to train on.
-        on_step: for progress.
+        on_step: called after each step, for progress.
 
     Returns:
         the finished `.safetensors` file.
@@ -76,7 +76,7 @@ def train_alone(
 def _load_data(
     sections: Sequence[DataSection], spec: TrainingSpec, storage: Storage, *, is_truth: bool = False
 ) -> CocoAnnotations:
-    # Images without objects stay in the truth: a detection on one of them is wrong and must count.
+    # The ground truth keeps images without objects: a detection on one of them is wrong and must count.
     keeps_empty = is_truth or spec.keeps_empty_images
     parts = []
     for section in sections:
@@ -92,12 +92,12 @@ def _load_data(
             raise SpecError(f"{uri}: {error}") from error
         folder = absolute_uri(section.images)
         stuff = None if section.stuff is None else absolute_uri(section.stuff)
-        parts.append(replace(part, images=tuple(_placed(image, folder, stuff) for image in part.images)))
+        parts.append(replace(part, images=tuple(_with_uris(image, folder, stuff) for image in part.images)))
     return merge_annotations(parts)
 
 
-def _placed(image: ImageAnnotations, folder: str, stuff: str | None) -> ImageAnnotations:
-    """Say where an image's files are; its semantic map has its name, as a PNG."""
+def _with_uris(image: ImageAnnotations, folder: str, stuff: str | None) -> ImageAnnotations:
+    """Return the annotations with the URIs of the image's files; its semantic map has the image's name, as a PNG."""
     stuff_file = None if stuff is None else join(stuff, str(PurePosixPath(image.file_name).with_suffix(".png")))
     return replace(image, file_name=join(folder, image.file_name), stuff_file=stuff_file)
 
@@ -123,7 +123,7 @@ def _loader(storage: Storage, decode: Callable[[bytes], NDArray[np.uint8]]) -> C
         try:
             return decode(storage.read(uri))
         except (ImageError, StorageError) as error:
-            # The network's side knows OSError as "this picture cannot be read": named, skipped, counted.
+            # htc_model treats OSError as an image that cannot be read: it is named, skipped and counted.
             raise OSError(str(error)) from error
 
     return load

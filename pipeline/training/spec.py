@@ -16,14 +16,14 @@ _URI: TypeAdapter[str] = TypeAdapter(Uri)
 class StoredTrainingSpec(TrainingSpec):
     """A training run and how its annotations, images and initial weights are reached.
 
-    storage: see `StorageSection`; it does not decide what is computed, so a run may go on with another.
+    storage: see `StorageSection`; it does not decide what is computed, so a run may be resumed with another one.
     """
 
     storage: StorageSection = StorageSection()
 
     @model_validator(mode="after")
     def _check_credentials(self) -> Self:
-        # The weights file carries the spec.
+        # The weights file contains the spec, which must not contain credentials.
         for section in (*self.train, *self.evaluate):
             for uri in (section.annotations, section.images, section.stuff):
                 _URI.validate_python(uri or ".")
@@ -32,11 +32,11 @@ class StoredTrainingSpec(TrainingSpec):
 
 
 def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> StoredTrainingSpec:
-    """Read a YAML training spec and lay the flags over it.
+    """Read a YAML training spec and apply the flags to it.
 
     Args:
-        path: a YAML file, local or remote; None when the flags say everything.
-        overrides: values by dotted key, `{"model.preset": "htc_lite0_fpn"}`; None stands for a flag not given.
+        path: a YAML file, local or remote; None when the flags contain everything.
+        overrides: values by dotted key, `{"model.preset": "htc_lite0_fpn"}`; None means that the flag is not given.
 
     Raises:
         SpecError: one sentence per problem, all problems at once.
@@ -44,6 +44,6 @@ def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] 
     return read_spec(StoredTrainingSpec, path, overrides)
 
 
-def _without_storage(spec: StoredTrainingSpec) -> TrainingSpec:
-    """Keep what decides the result: checkpoint and weights hold nothing else."""
+def without_storage(spec: StoredTrainingSpec) -> TrainingSpec:
+    """Return the part that decides the result; checkpoint and weights contain nothing else."""
     return TrainingSpec.model_validate(spec.model_dump(exclude={"storage"}))

@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 Shape = tuple[int, int]
 
-# An image's detections must not depend on its neighbours, so only equal padded shapes share a batch. Photos
-# come in few shapes (4:3 and 3:2, both ways), and a look-ahead of eight batches fills almost all of them.
+# An image's detections must not depend on the other images of its batch, so only equal padded shapes share one.
+# Photos have few shapes (4:3 and 3:2, both ways), and a look-ahead of eight batches fills almost all of them.
 LOOKAHEAD_BATCHES = 8
 LOOKAHEAD_BYTES = 512 * 2**20
 
@@ -20,11 +20,10 @@ class _Group(Generic[T]):
 
 
 class Batcher(Generic[T]):
-    """Groups images by padded shape, holding back at most a bounded number of images and bytes.
+    """Groups images by padded shape, holding back a bounded number of images and bytes.
 
-    The order is a function of the order of the images alone: within a batch and within a shape images keep
-    their order, and when the bounds are reached the fullest group leaves, the one that waits longest
-        among equals.
+    The order of the batches depends on the order of the images alone: within a batch and within a shape images keep
+    their order. When a bound is reached the fullest group leaves, among equals the one that has waited longest.
 
     Attributes:
         batch_size: the most images in a batch, at least 1; may be changed between calls.
@@ -37,18 +36,17 @@ class Batcher(Generic[T]):
         self.batch_size = batch_size
         self._max_images = max_images
         self._max_bytes = max_bytes
-        # A dict keeps insertion order, and a group leaves the dict whenever it empties: first means waits
-        # longest.
+        # A dict keeps insertion order, and a group leaves the dict when it is empty: the first has waited longest.
         self._groups: dict[Shape, _Group[T]] = {}
 
     @property
     def images_held(self) -> int:
-        """Images that wait for company."""
+        """Images that wait for their batch."""
         return sum(len(group.images) for group in self._groups.values())
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of the images that wait for company."""
+        """Bytes of the images that wait for their batch."""
         return sum(sum(group.weights_bytes) for group in self._groups.values())
 
     def add(self, shape: Shape, image: T, weight_bytes: int = 0) -> Iterator[list[T]]:
@@ -62,7 +60,7 @@ class Batcher(Generic[T]):
             yield self._take(max(self._groups, key=lambda key: len(self._groups[key].images)))
 
     def flush(self) -> Iterator[list[T]]:
-        """Yield everything that is left, shape by shape, the longest waiting first."""
+        """Yield everything that is left, shape by shape, the one that has waited longest first."""
         while self._groups:
             yield self._take(next(iter(self._groups)))
 
@@ -81,14 +79,14 @@ class Batcher(Generic[T]):
 
 
 class BatchSize:
-    """The batch size in use: halved when memory runs out, doubled again after quiet batches.
+    """The batch size in use: halved when memory runs out, doubled again after batches that fitted.
 
     Attributes:
         ceiling: the size to return to; at least 1.
         current: the size to use now, 1 to `ceiling`.
     """
 
-    # Memory runs out because of a crowd of rare large shapes or of a neighbour on the same card; both pass.
+    # Memory runs out because of several rare large shapes or of another process on the same card; both pass.
     QUIET_BATCHES = 32
 
     def __init__(self, ceiling: int) -> None:
@@ -99,7 +97,7 @@ class BatchSize:
         self._quiet_batches = 0
 
     def succeeded(self, images: int) -> None:
-        """Note that a batch of `images` fitted; only full batches count towards growing."""
+        """Record that a batch of `images` fitted; only full batches count towards growing."""
         if images < self.current or self.current == self.ceiling:
             return
         self._quiet_batches += 1
@@ -108,6 +106,6 @@ class BatchSize:
             self._quiet_batches = 0
 
     def ran_out(self, images: int) -> None:
-        """Note that a batch of `images` did not fit: from now on at most half of it."""
+        """Record that a batch of `images` did not fit: from now on at most half of it."""
         self.current = max(1, min(self.current, images // 2))
         self._quiet_batches = 0

@@ -1,12 +1,12 @@
-"""How many bytes the images on their way to the model may hold, shared by the shards of one worker.
+"""Byte budgets of the images on their way to the model, shared by the shards of one worker.
 
-A shard asks for its images' bytes in the order of its images and gets them in that order, so that what its consumer
-waits for is never behind what comes later. Two rules keep two shards from blocking each other:
+A shard requests its images' bytes in the order of its images and gets them in that order, so that the image that its
+consumer waits for is never behind a later one. Two rules keep two shards from blocking each other:
 
-- The image that a consumer waits for is let in whatever is held: only it can bring the bytes down again. So at most one
-  image stands over the bound, and one that is larger than the bound goes through alone.
-- A shard whose consumer waits for the model's turn holds at most a quarter, and a quarter is left to it by the shard
-  whose turn it is. Neither can fill the budget with what the model will not take for a while.
+- The image that a consumer waits for always enters: only it can free bytes again. So at most one image exceeds the
+  bound, and an image that is larger than the bound goes through alone.
+- A shard whose consumer waits for the model's turn holds at most a quarter, and the shard whose turn it is leaves it a
+  quarter. Neither can fill the budget with images that the model will not take for a while.
 """
 
 import threading
@@ -38,18 +38,18 @@ class ByteGauge:
 
 
 class LaneClosedError(Exception):
-    """The shard has ended meanwhile: the bytes are not needed any more."""
+    """The shard has ended meanwhile; the bytes are not needed any more."""
 
 
 class ByteBudget:
-    """Lets bytes into memory in the order in which they are asked for, at most so many at once.
+    """Admits bytes in the order of the requests, a bounded number at once.
 
-    What is larger than the whole budget goes in alone. For steps that end by themselves; where bytes are given back
-    only after other bytes were let in, use `SharedBudget`.
+    A request that is larger than the whole budget enters alone. For steps that end by themselves; where bytes are given
+    back only after other bytes have entered, use `SharedBudget`.
     """
 
     def __init__(self, most: int) -> None:
-        """`most`: in bytes."""
+        """`most`: the bound, in bytes."""
         self._most = most
         self._held = 0
         self._queue: deque[object] = deque()
@@ -63,7 +63,7 @@ class ByteBudget:
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Hold so many bytes, waiting until there is room for them."""
+        """Hold `count` bytes during the block, waiting until there is room for them."""
         ticket = object()
         with self._change:
             self._queue.append(ticket)
@@ -85,13 +85,19 @@ class ByteBudget:
 
 
 class SharedBudget:
-    """A number of bytes that the shards of a worker share; each opens a `Lane`."""
+    """A budget of bytes that the shards of a worker share; each opens a `Lane`.
+
+    Attributes:
+        most: the bound, in bytes.
+        lanes: the open ones; read with `change` held.
+        change: notified whenever the bytes or the lanes change.
+    """
 
     def __init__(self, most: int) -> None:
-        """`most`: in bytes."""
+        """`most`: the bound, in bytes."""
         self.most = most
         self.change = threading.Condition()
-        self._lanes: list[Lane] = []
+        self.lanes: list[Lane] = []
 
     @property
     def held(self) -> int:
@@ -100,29 +106,29 @@ class SharedBudget:
             return self._total()
 
     def open_lane(self) -> "Lane":
-        """Let one more shard take part; close the lane when it has ended."""
+        """Open a lane for one more shard; close it when the shard has ended."""
         lane = Lane(self)
         with self.change:
-            self._lanes.append(lane)
+            self.lanes.append(lane)
         return lane
 
     def may_take(self, lane: "Lane", count: int) -> bool:
-        """Tell whether there is room for so many bytes more in this lane; called with `change` held."""
+        """Return whether there is room for `count` more bytes in this lane; called with `change` held."""
         if self._total() + count > self.most:
             return False
         if not lane.is_consumed:
-            # Not even its first image may be larger: it would stand beside the one that is let in without room.
+            # Not even its first image may be larger: it would be in memory beside the one that enters without room.
             return lane.held + count <= WAITING_SHARE * self.most
-        is_alone = len(self._lanes) == 1
+        is_alone = len(self.lanes) == 1
         return lane.held == 0 or is_alone or lane.held + count <= (1 - WAITING_SHARE) * self.most
 
     def drop(self, lane: "Lane") -> None:
-        """Forget a lane; called with `change` held."""
-        if lane in self._lanes:
-            self._lanes.remove(lane)
+        """Remove a lane; called with `change` held."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
 
     def _total(self) -> int:
-        return sum(lane.held for lane in self._lanes)
+        return sum(lane.held for lane in self.lanes)
 
 
 class Lane:
@@ -132,7 +138,7 @@ class Lane:
 
     Attributes:
         held: bytes held now; read with the budget's `change` held.
-        is_consumed: whether its consumer has begun to ask for images, so that it has the model's turn.
+        is_consumed: whether its consumer has begun to request images, so that it has the model's turn.
     """
 
     def __init__(self, budget: SharedBudget) -> None:
@@ -165,7 +171,7 @@ class Lane:
             budget.change.notify_all()
 
     def skip(self, number: int) -> None:
-        """Let those behind `number` go on; what it holds stays held. Nothing when it is passed already."""
+        """Let the numbers behind `number` enter; its own bytes stay held. Does nothing when it is passed already."""
         with self._budget.change:
             self._pass(number)
             self._budget.change.notify_all()
@@ -178,18 +184,18 @@ class Lane:
                 self._budget.change.notify_all()
 
     def give_back(self, number: int) -> None:
-        """Hold nothing for a number any more; nothing happens when it holds nothing."""
+        """Free the bytes of a number; does nothing when it holds none."""
         self.resize(number, 0)
 
     def await_number(self, number: int) -> None:
-        """Note that the consumer waits for this number: it is let in without room."""
+        """Record that the consumer waits for this number: it enters without room."""
         with self._budget.change:
             self.is_consumed = True
             self._awaited = number
             self._budget.change.notify_all()
 
     def close(self) -> None:
-        """Give everything back and wake all who wait; may be called again."""
+        """Free all bytes and wake all waiting threads; may be called again."""
         with self._budget.change:
             self._is_closed = True
             self._held_by.clear()

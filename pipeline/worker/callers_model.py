@@ -1,4 +1,4 @@
-"""A `load_model` of the caller's own, on its way to the workers."""
+"""The caller's own `load_model`, pickled for the workers."""
 
 import pickle
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CallersModel:
-    """A `load_model` of the caller's own, on its way to the workers.
+    """The caller's own `load_model`, pickled for the workers.
 
     pickled: by cloudpickle. folders: the caller's search path, absolute.
     """
@@ -24,11 +24,11 @@ class CallersModel:
     def __call__(self, section: "ModelSection") -> "SegmentationModel":
         """Import the caller's code and load the model."""
         sys.path.extend(folder for folder in self.folders if folder not in sys.path)
-        # What this run's driver has sent, as everything else that Ray unpickles here.
+        # Sent by this run's driver, as everything else that Ray unpickles here.
         load_model = cast("LoadModel", pickle.loads(self.pickled))  # noqa: S301  # nosec B301
         return load_model(section)
 
 
 def callers_search_path() -> tuple[str, ...]:
-    """This process's search path; the empty entry of notebooks and prompts is the current folder."""
+    """Return this process's search path; the empty entry of notebooks and prompts becomes the current folder."""
     return tuple(str(Path(folder or ".").absolute()) for folder in sys.path)

@@ -1,8 +1,8 @@
-"""The only places where every exception is caught: around one image, one shard's attempt, and the start of Ray.
+"""Error boundaries around one image and one shard's attempt: every exception becomes a value.
 
-Everything inside the first two may raise freely. At the first border an exception becomes the image's row, at the
-second a `ShardFailure` for the driver; both log the traceback of what nobody foresaw, so that no bug is silent. The
-third is no wider than one call, because Ray raises Exception itself for a node that does not come up in time.
+Everything inside may raise freely. At the first boundary an exception becomes the image's row, at the second a
+`ShardFailure` for the driver. Both log the traceback of an unforeseen exception, so that no bug is silent. The only
+other place that catches every exception is `pipeline.cluster.connection.cluster_boundary`.
 """
 
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class DeviceLostError(Exception):
-    """The accelerator's context is broken for good: no border holds it, because only a new process helps."""
+    """The accelerator's context is broken for good: passes the boundaries, because only a new process helps."""
 
 
 class CommitError(Exception):
@@ -36,12 +36,11 @@ class CommitError(Exception):
 
 
 def image_boundary(uri: str, step: Callable[[], T], *, is_last_attempt: bool = False) -> T | ImageFailure:
-    """Run one step of one image; whatever goes wrong with it becomes its failure, and its neighbours go on.
+    """Run one step of one image; an exception becomes this image's failure, and other images are not affected.
 
     Raises:
-        StorageError: storage failed for a reason that is not the image's, and another attempt is left. On the
-            last
-            attempt this image pays alone.
+        StorageError: storage failed for a reason that is not the image's, and another attempt is left. On the last
+            attempt only this image fails.
     """
     try:
         return step()
@@ -57,13 +56,13 @@ def image_boundary(uri: str, step: Callable[[], T], *, is_last_attempt: bool = F
         if not is_last_attempt:
             raise
         return ImageFailure(uri, "failed", one_line(error))
-    except Exception as error:  # the border of one image
+    except Exception as error:  # the boundary of one image
         log.exception("image %s failed", uri)
         return ImageFailure(uri, "failed", one_line(error), traceback.format_exc())
 
 
 def shard_boundary(index: int, attempt: Callable[[], Report]) -> Report | ShardFailure:
-    """Run one shard's attempt; whatever ends it becomes a value that the driver can judge."""
+    """Run one shard's attempt; an exception becomes a `ShardFailure`."""
     try:
         return attempt()
     except DeviceLostError:
@@ -71,12 +70,12 @@ def shard_boundary(index: int, attempt: Callable[[], Report]) -> Report | ShardF
     except AbandonedError:
         return ShardFailure(index, "abandoned", "another attempt commits the shard", is_charged=False)
     except OrphanedError:
-        return ShardFailure(index, "orphaned", "the driver was not heard of for too long to commit the shard")
+        return ShardFailure(index, "orphaned", "the driver sent no heartbeat for too long to commit the shard")
     except CommitError as error:
         log.exception("shard %d was not committed", index)
         return ShardFailure(index, "commit", one_line(error.__cause__ or error))
     except StorageError as error:
         return ShardFailure(index, "storage", one_line(error))
-    except Exception as error:  # the border of one shard
+    except Exception as error:  # the boundary of one shard
         log.exception("shard %d failed", index)
         return ShardFailure(index, "bug", one_line(error), traceback.format_exc())

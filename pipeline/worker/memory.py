@@ -1,4 +1,4 @@
-"""How much memory this process holds."""
+"""Resident memory of this process."""
 
 import os
 import resource
@@ -9,7 +9,7 @@ _STATM = Path("/proc/self/statm")
 
 
 def resident_bytes() -> int:
-    """Bytes of this process in memory; where the system does not tell (macOS), the most it ever held."""
+    """Return the bytes of this process in memory; its peak where the system does not report them (macOS)."""
     if _STATM.exists():
         # proc(5): size and resident set, in pages.
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""The model inside a worker: loaded once, fed batches that fit, one image's trouble kept to that image."""
+"""The model inside a worker: loaded once, given batches that fit its memory; an error affects only its own image."""
 
 import logging
 from collections import deque
@@ -26,11 +26,11 @@ from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
 log = logging.getLogger(__name__)
 
 # The feature maps and RoI features that htc_x101_64x4d_fpn holds at once add up to some 0.7 KiB per padded pixel; three
-# times that is the guess, not measured on a card yet. A wrong guess costs a halved batch, not the run.
+# times that is an estimate, not measured on a card yet. A wrong estimate costs a halved batch, not the run.
 BYTES_PER_PIXEL = 2048
 # Leaves room for the next batch's pixels, the masks being encoded and the allocator's fragments.
 MEMORY_SHARE = 0.5
-# Larger batches wait longer for images of their shape, and 16 of 1333 x 800 are work enough for any card.
+# Larger batches wait longer for images of their shape, and 16 of 1333 x 800 keep any card busy.
 MAX_AUTO_BATCH = 16
 # Image columns of masks worked on at a time, about 2 kB of memory each (`htc_model.masks.encode`): some 60 MB, 8 MB,
 # 1 MB.
@@ -53,7 +53,7 @@ LoadModel = Callable[[ModelSection], SegmentationModel]
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image on its way into a batch: place in the shard, uri, and pixels [H, W, 3] uint8 RGB."""
+    """One decoded image: position in the shard, uri, and pixels [H, W, 3] uint8 RGB."""
 
     position: int
     uri: str
@@ -64,7 +64,7 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
     """Build the spec's network with its weights, on the CPU, in evaluation mode.
 
     Raises:
-        WeightsUnavailableError: the weights file is not available.
+        WeightsUnavailableError: the weights are not available.
         WeightsError: the weights are not of this preset, or not weights.
     """
     from htc_model.network.detector import build_model
@@ -82,12 +82,12 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
 
 
 def pick_device(gpus: float) -> torch.device:
-    """The worker's GPU when it was given one and CUDA sees it, else the CPU."""
+    """Return the worker's GPU when it was given one and CUDA sees it, else the CPU."""
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
 
 
 def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
-    """How many images of the largest padded shape fit; 1 on a CPU, where larger batches measure no faster.
+    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster.
 
     htc_lite0_fpn took 0.25 s per image alone and 0.29 s in a batch of four, on one core.
     """
@@ -138,7 +138,7 @@ class Segmenter:
         self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
 
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
-        """The (height, width) that the image has inside a batch; equal shapes may share one."""
+        """Return the (height, width) of the image inside a batch; equal shapes may share one."""
         height, width = image.pixels.shape[:2]
         return padded_size(height, width, self.model.config.resize)
 
@@ -148,13 +148,13 @@ class Segmenter:
         *,
         watch: Callable[[Sequence[DecodedImage]], AbstractContextManager[None]] = _unwatched,
     ) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
-        """Segment images of one padded shape; every image comes out once, with its detections or its failure.
+        """Segment images of one padded shape; yields every image once, with its detections or its failure.
 
-        A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails.
-        A batch that raises is taken apart, so that only the image at fault fails.
+        A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails. The images
+        of a batch that raises are tried one by one, so that only the image at fault fails.
 
         Args:
-            watch: entered with the images of each batch while the model has them.
+            watch: entered with the images of each batch during the inference.
 
         Raises:
             DeviceLostError: the device is unusable.
@@ -168,7 +168,7 @@ class Segmenter:
             if isinstance(outcome, list):
                 self.batch_size.succeeded(len(batch))
                 for image, raw in zip(batch, outcome, strict=True):
-                    # Whatever the model is: NaN would be rows that no reader can order or filter.
+                    # For any model: NaN would make rows that no reader can order or filter.
                     yield image, image_boundary(image.uri, lambda raw=raw: _finite(raw))  # type: ignore[misc]
             elif len(batch) > 1:
                 half = (len(batch) + 1) // 2 if outcome is None else 1
@@ -182,10 +182,10 @@ class Segmenter:
                 yield batch[0], outcome
 
     def encode(self, raw: RawDetections) -> Detections:
-        """Encode one image's masks; where they do not fit the memory, in smaller and smaller chunks.
+        """Encode one image's masks, in smaller and smaller chunks when they do not fit the memory.
 
         Raises:
-            ImageError: `failed`, they fit in no way.
+            ImageError: `failed`, the smallest chunks do not fit either.
             DeviceLostError: the device is unusable.
         """
         for chunk_columns in MASK_CHUNKS:
@@ -198,7 +198,7 @@ class Segmenter:
         )
 
     def _encode(self, raw: RawDetections, chunk_columns: int) -> Detections | None:
-        """One image's encoded masks; None when they do not fit the memory."""
+        """Return one image's encoded masks; None when they do not fit the memory."""
         try:
             return encode_detections(raw, chunk_columns=chunk_columns)
         except torch.OutOfMemoryError:
@@ -209,13 +209,13 @@ class Segmenter:
         return None
 
     def _infer(self, images: Sequence[DecodedImage]) -> list[RawDetections] | None:
-        """Detections of one batch; None when it does not fit the memory."""
+        """Return the detections of one batch; None when it does not fit the memory."""
         try:
             batch = build_batch([image.pixels for image in images], self.model.config, self.device)
             with torch.inference_mode(), self._autocast():
                 return self.model.infer(batch)
         except NonFiniteError as error:
-            # A batch is taken apart, so that only the image at fault fails.
+            # The images of a batch are tried one by one, so that only the image at fault fails.
             raise ImageError("failed", f"the model computed no result: {error}") from error
         except torch.OutOfMemoryError:
             self.batch_size.ran_out(len(images))

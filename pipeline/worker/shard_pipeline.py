@@ -1,8 +1,7 @@
-"""Read, decode, infer, encode: the stages that a shard's images go through inside a worker, overlapping.
+"""The stages of a shard inside a worker, overlapping: read, decode, infer, encode.
 
-Two shards go through here at once, each on a thread of its own. They share the pools, and the model by turns:
-while one infers, the other's first images are read and decoded; while one encodes its last masks and commits,
-the other infers already.
+A worker runs two shards at once, each on its own thread. They share the thread pools, and the model by turns: while one
+infers, the other's first images are read and decoded; while one encodes its last masks and commits, the other infers.
 """
 
 import threading
@@ -21,9 +20,10 @@ from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import ImagesSection
 from pipeline.messages import ImageFailure
 from pipeline.output.rows import InstanceRow, build_instance_rows
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
 from pipeline.worker.batching import Batcher
@@ -35,23 +35,23 @@ from pipeline.worker.watchdog import Step, Watchdog
 
 # Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
-# Decoded pixels of both shards together, those in batches included: 384 MiB are eleven photos of 12 megapixels. With
+# Decoded pixels of both shards together, those in batches included: 384 MiB are eleven images of 12 megapixels. With
 # them a worker of the bundled model stays within 2 GiB (benchmarks/worker_memory.py).
 AHEAD_BYTES = 384 * 2**20
-# Encoded bytes that are being read or wait to be decoded, of both shards together: some 25 photos of 12 megapixels.
+# Encoded bytes that are being read or wait for a decoder, of both shards together: some 25 images of 12 megapixels.
 ENCODED_BYTES = 128 * 2**20
-# What decoders hold beside the pixels that come out, for each core, and at least: three photos of 12 megapixels.
+# Memory of the decoders beside the decoded pixels, for each core, and at least: three images of 12 megapixels.
 DECODING_BYTES_PER_CPU = 256 * 2**20
 DECODING_BYTES = 512 * 2**20
-# Assumed of an image whose encoded size no listing told, until a larger one was read.
+# Assumed of an image whose encoded size is not listed, until a larger one was read.
 UNLISTED_BYTES = 4 * 2**20
-# Encoding is as fast as inference or faster; where it is not, the model waits rather than hoarding masks.
+# Encoding is as fast as inference or faster; where it is not, the model waits, so that masks do not pile up.
 MAX_ENCODING = 32
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image's rows of `instances`, its (height, width), and what was read of it."""
+    """An image's rows of `instances`, its (height, width), and the version that was read."""
 
     rows: list[InstanceRow]
     size: tuple[int, int]
@@ -59,26 +59,41 @@ class EncodedImage:
 
 
 class WorkerResources:
-    """What the shards of one worker share.
+    """The resources that the shards of one worker share.
 
     turn: held by the shard that infers.
     encoded, pixels, decoding: bound the bytes on their way to the model, see `byte_budget`.
-    read_slots: reads under way at once.
-    decoders: as many as the worker has cores. Threads of their own, because glibc keeps freed memory for each thread
-        that asked for it: decoded by the 32 that read, a few photos left a gigabyte behind.
+    read_slots: bounds the reads that run at once.
+    decoders: as many threads as the worker has cores, apart from those that read, because glibc keeps freed memory for
+        each thread that allocated it: decoded by the 32 reading threads, a few images left a gigabyte behind.
     """
 
     def __init__(
-        self, segmenter: Segmenter, spec: JobSpec, *, model_label: str, cpus: float, ahead_bytes: int = AHEAD_BYTES
+        self,
+        segmenter: Segmenter,
+        *,
+        input_uri: str,
+        storage: StorageSection,
+        images: ImagesSection,
+        image_timeout_s: float | None,
+        cpus: float,
+        ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
-        """`ahead_bytes`: of decoded pixels, at most; one image more where a consumer waits for it."""
+        """Open storage and start the pools.
+
+        Args:
+            input_uri: decides how many reads run at once.
+            images: the limits of one image.
+            image_timeout_s: for one image in one step, None for no limit.
+            cpus: cores this worker may use; that many images are decoded at once.
+            ahead_bytes: of decoded pixels, at most; one image more where a consumer waits for it.
+        """
         self.segmenter = segmenter
-        self.spec = spec
-        self.model_label = model_label
-        # The driver has listed the input: a store that does not answer is away, not misspelt.
-        self.storage = Storage(spec.storage, is_known=True)
-        self.reads = self.storage.read_concurrency(spec.input.uri)
-        self.watch = Watchdog(spec.retry.image_timeout_s)
+        self.limits = images
+        # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
+        self.storage = Storage(storage, is_known=True)
+        self.reads = self.storage.read_concurrency(input_uri)
+        self.watchdog = Watchdog(image_timeout_s)
         self.turn = threading.Lock()
         self.read_slots = threading.Semaphore(self.reads)
         self.encoded = SharedBudget(ENCODED_BYTES)
@@ -90,24 +105,34 @@ class WorkerResources:
 
 
 class ShardPipeline:
-    """The way of one shard's images, or of some of them, through the stages; used once."""
+    """Runs one shard's images, or some of them, through the stages; used once."""
 
     def __init__(
         self,
-        tools: WorkerResources,
+        resources: WorkerResources,
         shard: Shard,
         *,
         positions: Sequence[int],
+        model_label: str,
         is_last_attempt: bool,
         claim: CommitClaim,
         on_images: Callable[[int], None],
     ) -> None:
-        """`positions`: the images to do, by their place in the shard."""
+        """Prepare the stages.
+
+        Args:
+            positions: the images to do, by their place in the shard.
+            model_label: what the tables' `model` column contains.
+            is_last_attempt: whether an image that storage fails to read fails alone, instead of the attempt.
+            claim: the attempt's right to commit, checked before each batch.
+            on_images: called with the number of further images whose outcome is known.
+        """
         self.clock = StageClock()
         self.bytes_read = ByteGauge()
-        self._tools = tools
+        self._resources = resources
         self._shard = shard
         self._positions = positions
+        self._model_label = model_label
         self._claim = claim
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
@@ -120,18 +145,19 @@ class ShardPipeline:
         self._encoding: deque[Future[EncodedImage | ImageFailure]] = deque()
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
 
-    def outcomes(self) -> "list[EncodedImage | ImageFailure]":
-        """What became of each image, in the order of the positions.
+    def run(self) -> "list[EncodedImage | ImageFailure]":
+        """Return the outcome of each image, in the order of the positions.
 
         Raises:
             AbandonedError: another attempt commits the shard.
             StorageError: images cannot be read for now.
         """
-        self._encoded_bytes, self._pixel_bytes = self._tools.encoded.open_lane(), self._tools.pixels.open_lane()
-        ahead = max(AHEAD_IMAGES, self._tools.reads)
+        self._encoded_bytes, self._pixel_bytes = self._resources.encoded.open_lane(), self._resources.pixels.open_lane()
+        ahead = max(AHEAD_IMAGES, self._resources.reads)
         try:
             with (
-                # Of its own: a load that waits for memory keeps its thread, and must not keep the other shard's.
+                # A pool for this shard alone: a load that waits for memory blocks its thread, which must not be one of
+                # the other shard's.
                 ThreadPoolExecutor(ahead, thread_name_prefix="load") as loaders,
                 Prefetch(
                     loaders,
@@ -141,14 +167,14 @@ class ShardPipeline:
                     on_wait=self._await,
                     on_leave=self._leave,
                 ) as loaded,
-                # Begun before the turn comes, so that the first images are there when it does.
-                self._tools.turn,
+                # Loading begins before this shard's turn, so that its first images are ready then.
+                self._resources.turn,
             ):
                 self._segment_all(iter(loaded))
             ends = {position: future.result() for position, future in self._encoded.items()}
         finally:
             self._leave()
-            # Only when something flew past is there anything left to drop here.
+            # After an exception some of them may not have run.
             for future in self._encoded.values():
                 future.cancel()
             wait(self._encoded.values())
@@ -176,19 +202,19 @@ class ShardPipeline:
             )
         finally:
             self._encoded_bytes.give_back(number)
-            # Those behind an image that failed before it asked must not wait for it.
+            # The images behind one that failed before it requested its bytes must not wait for it.
             self._encoded_bytes.skip(number)
             self._pixel_bytes.skip(number)
 
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
-        number, limits = self._numbers[position], self._tools.spec.images
+        number, limits = self._numbers[position], self._resources.limits
         payload = self._read(number, position, ref)
         header = read_header(payload, max_pixels=limits.max_pixels)
         self._pixel_bytes.take(number, header.pixel_bytes)
         pixel_bytes = 0
         try:
-            with self._tools.decoding.hold(header.decoding_bytes):
-                pixels = self._tools.decoders.submit(self._decode, position, payload).result()
+            with self._resources.decoding.hold(header.decoding_bytes):
+                pixels = self._resources.decoders.submit(self._decode, position, payload).result()
             pixel_bytes = pixels.nbytes
         finally:
             self._pixel_bytes.resize(number, pixel_bytes)
@@ -196,16 +222,16 @@ class ShardPipeline:
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
-            return decode_image(payload, max_pixels=self._tools.spec.images.max_pixels)
+            return decode_image(payload, max_pixels=self._resources.limits.max_pixels)
 
     def _read(self, number: int, position: int, ref: ImageRef) -> bytes:
         """Read an image's encoded bytes, when there is room for them."""
-        # The rows of a Parquet file are read one behind the other: in any other order, pages were read again.
+        # The rows of a Parquet file are read one after the other: in any other order, pages would be read again.
         is_row = ref.row is not None
         self._encoded_bytes.take(number, self._expected_bytes(ref), is_passed=not is_row)
-        with self._tools.read_slots, self.clock.time("read"):
+        with self._resources.read_slots, self.clock.time("read"):
             payload, self._versions[position] = fetch_image(
-                ref, self._tools.storage, max_bytes=self._tools.spec.images.max_bytes
+                ref, self._resources.storage, max_bytes=self._resources.limits.max_bytes
             )
         if ref.bytes is None:
             self._largest_unlisted = max(self._largest_unlisted, len(payload))
@@ -215,22 +241,22 @@ class ShardPipeline:
         return payload
 
     def _expected_bytes(self, ref: ImageRef) -> int:
-        max_bytes = self._tools.spec.images.max_bytes
-        # What is larger than the limit is refused unread.
+        max_bytes = self._resources.limits.max_bytes
+        # An image that is larger than the limit is refused unread.
         return min(self._largest_unlisted if ref.bytes is None else ref.bytes, max_bytes)
 
     def _segment_all(self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]) -> None:
         batcher: Batcher[DecodedImage] = Batcher(
-            self._tools.segmenter.batch_size.current, max_bytes=self._tools.pixels.most // 2
+            self._resources.segmenter.batch_size.current, max_bytes=self._resources.pixels.most // 2
         )
         while (each := self._next(loaded)) is not None:
             position, image = each
             if isinstance(image, ImageFailure):
                 self._fail(position, image)
                 continue
-            batcher.batch_size = self._tools.segmenter.batch_size.current
-            ready = batcher.add(self._tools.segmenter.padded_shape(image), image, image.pixels.nbytes)
-            # Drops this frame's hold on the pixels while the next image is awaited.
+            batcher.batch_size = self._resources.segmenter.batch_size.current
+            ready = batcher.add(self._resources.segmenter.padded_shape(image), image, image.pixels.nbytes)
+            # Drops this frame's reference to the pixels while it waits for the next image.
             del each, image
             for batch in ready:
                 self._segment(batch)
@@ -247,7 +273,7 @@ class ShardPipeline:
         """Infer a batch and empty the list, so that its pixels are dropped before their bytes are given back."""
         self._claim.check()
         numbers = [self._numbers[image.position] for image in batch]
-        results = self._tools.segmenter.segment(batch, watch=self._watch_model)
+        results = self._resources.segmenter.segment(batch, watch=self._watch_model)
         while True:
             with self.clock.time("infer"):
                 result = next(results, None)
@@ -270,7 +296,7 @@ class ShardPipeline:
         while len(self._encoding) >= MAX_ENCODING:
             wait([self._encoding.popleft()])
         ref = self._shard.images[position]
-        future = self._tools.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, raw))
+        future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, raw))
         self._encoding.append(future)
         self._encoded[position] = future
 
@@ -278,14 +304,14 @@ class ShardPipeline:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
             rows = build_instance_rows(
                 self._shard.images[position],
-                self._tools.segmenter.encode(raw),
-                self._tools.segmenter.model.config,
-                model=self._tools.model_label,
+                self._resources.segmenter.encode(raw),
+                self._resources.segmenter.model.config,
+                model=self._model_label,
             )
         return EncodedImage(rows, raw.original_size)
 
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
-        return self._tools.watch.on(self._shard.index, positions, step)
+        return self._resources.watchdog.on(self._shard.index, positions, step)
 
     def _watch_model(self, images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
         return self._watch([image.position for image in images], "the model")

@@ -1,4 +1,4 @@
-"""One shard's attempt inside a worker: through the stages, into rows, committed."""
+"""One shard's attempt inside a worker: stages, rows, commit."""
 
 import time
 from collections import Counter
@@ -7,7 +7,6 @@ from functools import partial
 
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import JobSpec
 from pipeline.messages import Assignment, Hang, ImageFailure, PartialResult, ShardResult
 from pipeline.output.commit import commit_shard
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
@@ -15,7 +14,6 @@ from pipeline.telemetry import WorkerTotals
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import CommitError
 from pipeline.worker.memory import resident_bytes
-from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_pipeline import EncodedImage, ShardPipeline, WorkerResources
 from pipeline.worker.totals import WorkCounter
 
@@ -23,59 +21,62 @@ from pipeline.worker.totals import WorkCounter
 class ShardProcessor:
     """Turns shards into committed tables with one model; `process` may run on two threads at once."""
 
-    def __init__(self, segmenter: Segmenter, spec: JobSpec, *, run: str, model_label: str, cpus: float) -> None:
-        """`cpus`: cores this worker may use; that many images are decoded at once."""
+    def __init__(self, resources: WorkerResources, *, output_uri: str, run: str, model_label: str) -> None:
+        """`model_label`: what the tables' `model` column contains."""
+        self._resources = resources
+        self._output_uri = output_uri
         self._run = run
-        self._tools = WorkerResources(segmenter, spec, model_label=model_label, cpus=cpus)
-        self._log = WorkCounter()
+        self._model_label = model_label
+        self._counter = WorkCounter()
 
     @property
     def device_name(self) -> str:
         """The device's kind."""
-        return self._tools.segmenter.device.type
+        return self._resources.segmenter.device.type
 
     @property
     def batch_size(self) -> int:
         """The batch size in use now."""
-        return self._tools.segmenter.batch_size.current
+        return self._resources.segmenter.batch_size.current
 
     def hang(self) -> Hang | None:
-        """Images that take longer than the spec allows."""
-        return self._tools.watch.hang()
+        """Return images that take longer than the spec allows, None without any."""
+        return self._resources.watchdog.hang()
 
     def totals(self) -> WorkerTotals:
-        """What was done so far, for the metrics."""
-        return self._log.totals(batch_size=self.batch_size)
+        """Return the work so far, for the metrics."""
+        return self._counter.totals(batch_size=self.batch_size)
 
     def process(
         self, shard: Shard, assignment: Assignment, *, claim: CommitClaim, on_images: Callable[[int], None]
     ) -> ShardResult | PartialResult:
-        """Segment the shard's images, or those that are assigned, and commit them where that is ours to do.
+        """Segment the shard's images, or the assigned ones, and commit them unless the driver does.
 
         Args:
             claim: the attempt's right to commit.
-            on_images: told the number of further images whose outcome is known.
+            on_images: called with the number of further images whose outcome is known.
 
         Raises:
             StorageError: images cannot be read for now; never raised by the last attempt.
             CommitError: the tables cannot be written.
             AbandonedError: another attempt commits.
-            OrphanedError: the driver was not heard of for too long.
+            OrphanedError: the driver sent no heartbeat for too long.
         """
         start = time.perf_counter()
-        self._tools.storage.signed.add(shard.signed)
+        self._resources.storage.signed.add(shard.signed)
         positions = assignment.positions or tuple(range(len(shard.images)))
-        work = ShardPipeline(
-            self._tools,
+        stages = ShardPipeline(
+            self._resources,
             shard,
             positions=positions,
+            model_label=self._model_label,
             is_last_attempt=assignment.is_last,
             claim=claim,
-            on_images=self._log.counting(on_images),
+            on_images=self._counter.counted(on_images),
         )
-        with self._log.following(work.clock, work.bytes_read):
-            outcomes = work.outcomes()
-            with work.clock.time("write"):
+        with self._counter.track(stages.clock, stages.bytes_read):
+            outcomes = stages.run()
+            with stages.clock.time("write"):
                 images = Shard(shard.index, tuple(shard.images[position] for position in positions))
                 image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)
                 if assignment.is_committed_by_worker:
@@ -85,8 +86,8 @@ class ShardProcessor:
             index=shard.index,
             statuses=dict(Counter(row.status for row in image_rows)),
             instances=len(instance_rows),
-            stage_s=work.clock.seconds(),
-            bytes_read=work.bytes_read.value,
+            stage_s=stages.clock.seconds(),
+            bytes_read=stages.bytes_read.value,
             seconds=time.perf_counter() - start,
             failures=tuple(each for each in outcomes if isinstance(each, ImageFailure)),
             repeats=sum(
@@ -110,7 +111,7 @@ class ShardProcessor:
                 build_image_row,
                 ref,
                 shard=shard.index,
-                model=self._tools.model_label,
+                model=self._model_label,
                 attempts=attempt,
                 read=outcome.read,
             )
@@ -126,8 +127,8 @@ class ShardProcessor:
     ) -> None:
         try:
             commit_shard(
-                self._tools.storage,
-                self._tools.spec.output.uri,
+                self._resources.storage,
+                self._output_uri,
                 self._run,
                 shard.index,
                 image_rows,

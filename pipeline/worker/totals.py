@@ -1,4 +1,4 @@
-"""What a worker has done since it began, the shards under way included."""
+"""The totals of one worker since its start, the shards in flight included."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ class WorkCounter:
         self._images = 0
         self._bytes_of_ended = 0
         self._stages_of_ended = StageClock()
-        self._under_way: list[tuple[StageClock, ByteGauge]] = []
+        self._in_flight: list[tuple[StageClock, ByteGauge]] = []
 
-    def counting(self, on_images: Callable[[int], None]) -> Callable[[int], None]:
+    def counted(self, on_images: Callable[[int], None]) -> Callable[[int], None]:
         """Return a callback that counts images here and then calls `on_images`."""
 
         def count(images: int) -> None:
@@ -29,24 +29,24 @@ class WorkCounter:
         return count
 
     @contextmanager
-    def following(self, clock: StageClock, bytes_read: ByteGauge) -> Iterator[None]:
-        """Count a shard's seconds and bytes, during the block as they stand, after it for good."""
+    def track(self, clock: StageClock, bytes_read: ByteGauge) -> Iterator[None]:
+        """Include a shard's seconds and bytes in the totals, from the beginning of the block on."""
         with self._lock:
-            self._under_way.append((clock, bytes_read))
+            self._in_flight.append((clock, bytes_read))
         try:
             yield
         finally:
             with self._lock:
-                self._under_way.remove((clock, bytes_read))
+                self._in_flight.remove((clock, bytes_read))
                 self._stages_of_ended.add(clock.seconds())
                 self._bytes_of_ended += bytes_read.value
 
     def totals(self, *, batch_size: int) -> WorkerTotals:
-        """Return everything so far."""
+        """Return the totals so far."""
         with self._lock:
             stages = StageClock()
             stages.add(self._stages_of_ended.seconds())
-            for clock, _ in self._under_way:
+            for clock, _ in self._in_flight:
                 stages.add(clock.seconds())
-            bytes_read = self._bytes_of_ended + sum(gauge.value for _, gauge in self._under_way)
+            bytes_read = self._bytes_of_ended + sum(gauge.value for _, gauge in self._in_flight)
             return WorkerTotals(self._images, bytes_read, stages.seconds(), batch_size)

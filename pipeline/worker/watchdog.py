@@ -1,4 +1,4 @@
-"""Knows which images a worker has in hand and since when, so that one that hangs is noticed."""
+"""Watchdog of a worker: detects images that hang in one step."""
 
 import itertools
 import threading
@@ -14,50 +14,50 @@ Step = Literal["decoding", "the model", "mask encoding"]
 
 
 @dataclass(frozen=True)
-class _UnderWay:
+class _InFlight:
     index: int
     positions: tuple[int, ...]
     step: Step
     start_s: float
 
     def reason(self, seconds: float) -> str:
-        company = f" with {len(self.positions)} images" if len(self.positions) > 1 else ""
-        return f"{self.step} hung for {seconds:.0f} s{company}; the limit is retry.image_timeout_s"
+        batch = f" with {len(self.positions)} images" if len(self.positions) > 1 else ""
+        return f"{self.step} hung for {seconds:.0f} s{batch}; the limit is retry.image_timeout_s"
 
 
 class Watchdog:
-    """Images under way in one worker; used from all of its threads."""
+    """Watches the images that are in a step of one worker; used from all of its threads."""
 
     def __init__(self, timeout_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`timeout_s`: for one image in one step, n times as much for a batch of n; None for no limit."""
+        """`timeout_s`: for one image in one step, n times as long for a batch of n; None for no limit."""
         self._timeout_s = timeout_s
         self._clock = clock
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._under_way: dict[int, _UnderWay] = {}
+        self._in_flight: dict[int, _InFlight] = {}
 
     @contextmanager
     def on(self, index: int, positions: Sequence[int], step: Step) -> Iterator[None]:
         """Watch images of shard `index` during the block."""
-        entry = _UnderWay(index, tuple(sorted(positions)), step, self._clock())
+        entry = _InFlight(index, tuple(sorted(positions)), step, self._clock())
         with self._lock:
             number = next(self._numbers)
-            self._under_way[number] = entry
+            self._in_flight[number] = entry
         try:
             yield
         finally:
             with self._lock:
-                del self._under_way[number]
+                del self._in_flight[number]
 
     def hang(self) -> Hang | None:
-        """The images that are over their time the longest; None when all is well."""
+        """Return the images that are over their time the longest; None when there are none."""
         if self._timeout_s is None:
             return None
         now = self._clock()
         with self._lock:
             late = [
                 (now - entry.start_s - self._timeout_s * len(entry.positions), entry)
-                for entry in self._under_way.values()
+                for entry in self._in_flight.values()
             ]
         if not late:
             return None

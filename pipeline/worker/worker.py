@@ -1,4 +1,4 @@
-"""The Ray actor: loads the model once, then turns shards into committed tables, two at a time."""
+"""The worker, a Ray actor: loads the model once, then turns shards into committed tables, two at a time."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import ImagesSection, ModelSection
 from pipeline.messages import (
     Assignment,
     PartialResult,
@@ -22,6 +22,7 @@ from pipeline.messages import (
     WorkerReady,
 )
 from pipeline.redaction import log_without_secrets
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import WorkerMetrics
 from pipeline.text import one_line
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Two shards, the questions for progress and for a commit, and one to spare so that none waits for another.
+# Two shards, the calls for progress and for abandoning a commit, and one more so that none waits for another.
 MAX_CONCURRENCY = 5
-# sysexits.h EX_SOFTWARE; tells the driver's log a deliberate end from a crash.
+# sysexits.h EX_SOFTWARE; distinguishes a deliberate end from a crash in the driver's log.
 DEVICE_LOST_EXIT_CODE = 70
 
 
@@ -46,17 +47,24 @@ class WorkerSettings:
     """Everything a worker needs to know.
 
     run: the run's name.
-    model_label: what the tables' `model` column says.
-    cpus, gpus: what Ray reserved for this worker; fractions allowed.
-    load_model: takes the model section, returns the model; None loads the spec's preset and weights.
+    input_uri: decides how many reads run at once.
+    batch_size: images per inference; None chooses it by the device's memory.
+    image_timeout_s: for one image in one step, see `RetrySection`; None for no limit.
+    load_model: takes the model section, returns the model; None loads the section's preset and weights.
+    cpus, gpus: what Ray reserves for this worker; fractions allowed.
     """
 
-    spec: JobSpec
     run: str
-    model_label: str
-    cpus: float
-    gpus: float
+    input_uri: str
+    output_uri: str
+    model: ModelSection
+    images: ImagesSection
+    storage: StorageSection
+    batch_size: int | None = None
+    image_timeout_s: float | None = None
     load_model: "LoadModel | None" = None
+    cpus: float = 1.0
+    gpus: float = 0.0
 
 
 class Worker:
@@ -65,13 +73,14 @@ class Worker:
     The constructor does nothing that can fail: an exception there would reach the driver as text only.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, *, driver: DriverLiveness | None = None) -> None:
+        """`driver`: records its heartbeats; by default a new one with the store's patience."""
         self._settings = settings
         self._processor: ShardProcessor | None = None
         self._images_done: dict[int, int] = {}
         self._claims: dict[int, CommitClaim] = {}
         self._lock = threading.Lock()
-        self._contact = DriverLiveness(settings.spec.storage.patience_s)
+        self._driver = driver or DriverLiveness(settings.storage.patience_s)
         self._metrics = WorkerMetrics(settings.run)
         # The raylet starts the workers of its node; when it dies, the system gives its children another parent.
         self._parent = os.getppid()
@@ -80,23 +89,23 @@ class Worker:
         """Load the model; failures come back as values, never as exceptions."""
         log_without_secrets()
         start = time.perf_counter()
-        outcome = _at_start_border(self._load)
+        outcome = _start_boundary(self._load)
         if isinstance(outcome, WorkerFailure):
             return outcome
         self._processor = outcome
         return WorkerReady(outcome.device_name, outcome.batch_size, time.perf_counter() - start)
 
     def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:
-        """Segment the shard's images, or some of them; what ends an attempt comes back as a value.
+        """Segment the shard's images, or some of them; a failed attempt is returned as a value.
 
         Returns:
-            A report when the two parts are committed; a piece with the rows when the driver commits them.
+            A report when the two parts are committed; a partial result with the rows when the driver commits them.
         """
         processor = self._processor
         if processor is None:
             return ShardFailure(shard.index, "bug", "the worker was given a shard before its model was loaded")
-        self._hear()
-        claim = CommitClaim(self._contact)
+        self._heartbeat()
+        claim = CommitClaim(self._driver)
         with self._lock:
             self._claims[shard.index] = claim
         try:
@@ -109,24 +118,24 @@ class Worker:
             logging.shutdown()
             os._exit(DEVICE_LOST_EXIT_CODE)
         finally:
-            self._metrics.tell(processor.totals())
+            self._metrics.export(processor.totals())
             with self._lock:
                 self._images_done.pop(shard.index, None)
                 del self._claims[shard.index]
 
     def progress(self) -> WorkerProgress:
-        """Images done in the shards that are under way, what hangs, and whether the raylet is still there."""
-        self._hear()
+        """Return the images done in the shards in flight, the images that hang, and whether the raylet has died."""
+        self._heartbeat()
         hang = None
         if self._processor is not None:
             hang = self._processor.hang()
-            # The driver asks about once a second, which is often enough for them as well.
-            self._metrics.tell(self._processor.totals())
+            # The driver asks about once a second, which is often enough for the metrics as well.
+            self._metrics.export(self._processor.totals())
         with self._lock:
             return WorkerProgress(dict(self._images_done), hang, has_lost_raylet=os.getppid() != self._parent)
 
     def abandon(self, index: int, *, is_queued: bool = False) -> bool:
-        """Leave the commit of a shard to the driver; False when it has begun or the attempt has ended.
+        """Leave the commit of a shard to the driver; return False when it has begun or the attempt has ended.
 
         Args:
             is_queued: only when none of its images is done yet; False is returned otherwise.
@@ -137,12 +146,12 @@ class Worker:
                 return False
         return claim is not None and claim.abandon()
 
-    def _hear(self) -> None:
-        # A question may have waited here while this process, or its node, was away and the shards were given to others.
-        if self._contact.hear():
+    def _heartbeat(self) -> None:
+        # A call may have waited here while this process or its node was suspended and other workers got the shards.
+        if self._driver.heartbeat():
             with self._lock:
                 for claim in self._claims.values():
-                    claim.lose()
+                    claim.revoke()
 
     def _count(self, index: int) -> Callable[[int], None]:
         def count(images: int) -> None:
@@ -155,43 +164,51 @@ class Worker:
         import torch
 
         from pipeline.worker.segmenter import Segmenter, load_model, pick_device
+        from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
 
         settings = self._settings
-        compute, section = settings.spec.compute, settings.spec.model
         torch.set_num_threads(max(1, int(settings.cpus)))
         if settings.load_model is None:
-            model = load_model(section, Storage(settings.spec.storage))
+            model = load_model(settings.model, Storage(settings.storage))
         else:
-            model = settings.load_model(section)
+            model = settings.load_model(settings.model)
         segmenter = Segmenter(
             model,
             pick_device(settings.gpus),
-            precision=section.precision,
-            batch_size=None if compute.batch_size == "auto" else compute.batch_size,
+            precision=settings.model.precision,
+            batch_size=settings.batch_size,
+        )
+        resources = WorkerResources(
+            segmenter,
+            input_uri=settings.input_uri,
+            storage=settings.storage,
+            images=settings.images,
+            image_timeout_s=settings.image_timeout_s,
+            cpus=settings.cpus,
         )
         return ShardProcessor(
-            segmenter, settings.spec, run=settings.run, model_label=settings.model_label, cpus=settings.cpus
+            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model.preset
         )
 
 
-def _is_for_a_person(error: ValueError) -> bool:
-    """Whether the message says all there is to say about the weights or the network, without a traceback."""
+def _is_users_error(error: ValueError) -> bool:
+    """Return whether the message explains the error in the weights or the network without a traceback."""
     from htc_model.config import ModelConfigError
     from htc_model.weights.openmmlab import WeightsError
 
     return isinstance(error, WeightsError | ModelConfigError)
 
 
-def _at_start_border(load: "Callable[[], ShardProcessor]") -> "ShardProcessor | WorkerFailure":
-    # Wrong weights and unknown presets (both ValueErrors of the network's package) fail everywhere in the
-    # same way; anything else, such as a card that somebody else fills, may go well in another process.
+def _start_boundary(load: "Callable[[], ShardProcessor]") -> "ShardProcessor | WorkerFailure":
+    # Wrong weights and unknown presets (both ValueErrors of the network's package) fail in every process. Other
+    # errors, such as a card that another process has filled, may not occur in another process.
     try:
         return load()
     except HtcError as error:
         return WorkerFailure(one_line(error), is_permanent=True, exit_code=error.exit_code)
     except ValueError as error:
-        if _is_for_a_person(error):
+        if _is_users_error(error):
             return WorkerFailure(str(error), is_permanent=True, exit_code=2)
         log.exception("the model cannot be loaded")
         return WorkerFailure(str(error), is_permanent=True, exit_code=2, traceback=traceback.format_exc())

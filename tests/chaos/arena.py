@@ -1,4 +1,4 @@
-"""Plays the faults: inputs and reference runs made once, then a round in a scene of its own for each fault."""
+"""The arena: inputs and reference runs made once, then a round in its own scene for each fault."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Literal
 
 from tests.chaos.checks import Tables, complaints_of, read_tables
-from tests.chaos.input import Store, bucket_store, local_store, pictures
+from tests.chaos.input import Store, bucket_store, images, local_store
 from tests.chaos.round import SLOW, Play, Round
 from tests.chaos.scene import HungError, Scene
 from tests.support.servers.fault_proxy import FaultProxy
@@ -22,7 +22,7 @@ Place = Literal["local", "s3"]
 class Outcome:
     """How a round went.
 
-    complaints: what was not as it should be; empty when the fault was survived.
+    complaints: what was wrong; empty when the fault was survived.
     exit_codes: of the round's commands. injected: requests that met a fault at the proxy, by kind.
     """
 
@@ -35,23 +35,23 @@ class Outcome:
     injected: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {**asdict(self), "is_survived": self.is_survived}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Outcome":
-        """Read what `to_dict` made."""
+        """Read the values of `to_dict`."""
         known = {name: values[name] for name in Outcome.__dataclass_fields__}
         return Outcome(**known | {name: tuple(known[name]) for name in ("complaints", "exit_codes")})
 
     @property
     def is_survived(self) -> bool:
-        """Whether nothing is to be complained of."""
+        """Whether there is no complaint."""
         return not self.complaints
 
 
 class Arena:
-    """Local files, and an S3 server behind a proxy: the same pictures, and so the same reference for both."""
+    """Local files, and an S3 server behind a proxy: the same images, and so the same reference for both."""
 
     def __init__(self, folder: Path, server: S3Server | None, *, is_short: bool = False) -> None:
         self._folder = folder
@@ -62,17 +62,17 @@ class Arena:
         self._bucket = server.make_bucket("htc-chaos") if server else ""
 
     def reference(self, place: Place) -> tuple[Tables, float]:
-        """The tables of a run without faults, and how long it took; made once, at the place that is asked for first.
+        """Return the tables of a run without faults and its seconds; made once, at the first place that is requested.
 
         Raises:
-            HungError: the run did not end, or its tables are wrong in themselves.
+            HungError: the run did not end, or its tables are inconsistent.
         """
         if self._reference is None:
             with self._scene(place, "reference") as (scene, _):
                 start = time.monotonic()
                 scene.run(SLOW)
                 tables, complaints = read_tables(scene, self._server_url(place))
-                if tables.images.keys() != {name for name, _ in pictures()}:
+                if tables.images.keys() != {name for name, _ in images()}:
                     # Empty tables equal empty tables: that would prove nothing.
                     complaints.append(f"{len(tables.images)} rows")
                 if scene.exit_codes != [0] or complaints:
@@ -81,7 +81,7 @@ class Arena:
         return self._reference
 
     def play(self, name: str, play: Play, *, place: Place, seed: int) -> Outcome:
-        """Play one round of a fault and judge it."""
+        """Run one round of a fault and judge it."""
         reference, run_s = self.reference(place)
         with self._scene(place, f"{name}-{seed}") as (scene, store), self._proxied(scene) as proxy:
             it = Round(scene, store, proxy, self._server, Random(f"{name} {seed}"), self._is_short, run_s)
@@ -101,7 +101,7 @@ class Arena:
 
     @contextmanager
     def _scene(self, place: Place, title: str) -> Iterator[tuple[Scene, Store]]:
-        """A scene with the whole input before it; its processes are gone afterwards, its log stays."""
+        """Yield a scene with the complete input; afterwards its processes are ended, and its log stays."""
         self._rounds += 1
         folder = self._folder / f"{self._rounds:03d}-{title}"
         if place == "local":

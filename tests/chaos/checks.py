@@ -1,4 +1,4 @@
-"""What must be true after every round: the tables are the reference's, and nothing else is left behind."""
+"""Checks after every round: the tables are those of the reference, and nothing else is left behind."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from pipeline.storage.uris import is_local
 from tests.chaos.scene import Scene
 
 Row = dict[str, Any]
-# What a fault may change without any harm, and what differs between two stores that hold the same files.
+# Columns that a fault may change without harm, or that differ between two stores with the same files.
 UNSTABLE = {"run", "attempts", "image_id", "etag"}
-_OURS = re.compile(
+_EXPECTED_FILES = re.compile(
     r"(?:images|instances)/run=[^/]+/part-\d{5,}\.parquet"
     r"|runs/[^/]+/(?:(?:run|summary)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt)"
 )
-# Ray's processes notice a dead driver by their own clocks.
+# Ray's processes detect a dead driver after time-outs of their own.
 ORPHANS_END_IN_S = 60.0
 
 
@@ -38,10 +38,10 @@ class Tables:
 class Expected:
     """How a round should end.
 
-    says: regular expressions that the log must hold.
+    says: regular expressions that the log must match.
     commands: how often the command may have been run.
-    changed: the images whose rows the fault has to change, each with the columns that are looked at instead.
-    is_met: whether some request must have met a fault; a round without one proves nothing.
+    changed: the images whose rows the fault must change, each with the columns that are compared instead.
+    is_met: whether some request must have been faulted; a round without one proves nothing.
     """
 
     says: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Expected:
 
 
 def read_tables(scene: Scene, endpoint_url: str) -> tuple[Tables, list[str]]:
-    """Read the tables past whatever stands before the store, and say what is wrong with them in themselves."""
+    """Read the tables from the store itself, without the proxy; return them and their inconsistencies."""
     results = open_results(scene.output_uri, Storage(StorageSection(endpoint_url=endpoint_url or None)))
     complaints: list[str] = []
     images, instances = results.images().to_pylist(), results.instances().to_pylist()
@@ -71,7 +71,7 @@ def read_tables(scene: Scene, endpoint_url: str) -> tuple[Tables, list[str]]:
 
 
 def complaints_of(scene: Scene, endpoint_url: str, reference: Tables, expected: Expected) -> list[str]:
-    """Everything that is not as it should be after a round; empty when the fault was survived."""
+    """Return everything that is wrong after a round; empty when the fault was survived."""
     complaints = []
     if not scene.exit_codes or scene.exit_codes[-1] != 0:
         return [f"exit codes {scene.exit_codes}"]
@@ -88,7 +88,7 @@ def complaints_of(scene: Scene, endpoint_url: str, reference: Tables, expected: 
 
 
 def compare(tables: Tables, reference: Tables, changed: Mapping[str, Row]) -> list[str]:
-    """What differs from the reference beyond what the fault has to change."""
+    """Return the differences from the reference beyond those that the fault must cause."""
     complaints = [f"no row for {name}" for name in reference.images if name not in tables.images]
     complaints += [f"a row too many, {name}" for name in tables.images if name not in reference.images]
     for name in sorted(reference.images.keys() & tables.images.keys()):
@@ -107,14 +107,14 @@ def compare(tables: Tables, reference: Tables, changed: Mapping[str, Row]) -> li
 
 
 def leftovers(scene: Scene, endpoint_url: str) -> list[str]:
-    """Files that no finished run has, halves of shards, uploads that were never completed."""
+    """Return files that no finished run has, shards with one of two parts, and uploads that were never completed."""
     if is_local(scene.output_uri):
         root = Path(scene.output_uri)
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
         uploads: list[str] = []
     else:
         names, uploads = _objects(scene.output_uri, endpoint_url)
-    sound = {name for name in names if _OURS.fullmatch(name)}
+    sound = {name for name in names if _EXPECTED_FILES.fullmatch(name)}
     complaints = [f"{name} was left behind" for name in sorted(set(names) - sound)]
     complaints += [f"the upload of {key} was left behind" for key in uploads]
     parts = {
@@ -129,7 +129,7 @@ def leftovers(scene: Scene, endpoint_url: str) -> list[str]:
 
 
 def summary_of(scene: Scene) -> dict[str, Any]:
-    """The local run's summary.json."""
+    """Return the local run's summary.json."""
     (path,) = Path(scene.output_uri).glob("runs/*/summary.json")
     values: dict[str, Any] = json.loads(path.read_text())
     return values

@@ -1,6 +1,6 @@
-"""A Ray cluster of two nodes on this machine, in a process of its own: python cluster.py FOLDER.
+"""A Ray cluster of two nodes on this machine, in its own process: python cluster.py FOLDER.
 
-It says its address and the second node's raylet as one JSON line, and ends with its standard input.
+It prints its address and the second node's raylet as one JSON line, and ends with its standard input.
 """
 
 import json
@@ -25,7 +25,7 @@ class TwoNodes:
 
 @contextmanager
 def two_nodes(folder: str, environment: Mapping[str, str]) -> Iterator[TwoNodes]:
-    """Start the cluster for the time of the block; its workers get the environment.
+    """Start the cluster for the time of the block; its workers inherit `environment`.
 
     Args:
         folder: Ray's own, whose path must be short.
@@ -55,7 +55,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     folder = Path(sys.argv[1]).resolve() / "ray"
-    # Ray writes a file there before it makes the folder.
+    # Ray writes a file there before it creates the folder.
     folder.mkdir(exist_ok=True)
     options = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "temp_dir": str(folder)})

@@ -1,4 +1,4 @@
-"""Disks that take no more: told so, really full, or with a limit on what a file may hold."""
+"""Full disks: pretended, really full, or with a limit on the size of a file."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ SMALL_DISK_BYTES = 2**20
 
 
 def disk_full(it: Round) -> Expected:
-    """No space left for any write from some instant on; then there is some, and the same command."""
+    """No space left for any write from some instant on; then there is space again, and the same command resumes."""
     mark = it.scene.folder / "full"
     it.scene.start(Plan(delay_s=SLOW.delay_s, full_disk=str(mark)))
     it.scene.wait_for_log(PLANNED)
@@ -29,7 +29,7 @@ def disk_full(it: Round) -> Expected:
 
 
 def small_disk_full(it: Round) -> Expected:
-    """The output lies on a disk that somebody else fills to the last byte; then he tidies up."""
+    """The output is on a disk that another program fills to the last byte; then it deletes its file."""
     output = Path(it.scene.output_uri)
     with small_disk(output):
         it.scene.start(SLOW)
@@ -39,7 +39,7 @@ def small_disk_full(it: Round) -> Expected:
         it.scene.end()
         ballast.unlink()
         it.scene.run_until_done(SLOW, most=2)
-        # The judge comes when the disk is gone.
+        # The checks run after the disk is unmounted.
         kept = it.scene.folder / "kept"
         subprocess.run(["cp", "-a", str(output), str(kept)], check=True)
     output.rmdir()
@@ -48,20 +48,20 @@ def small_disk_full(it: Round) -> Expected:
 
 
 def file_too_large(it: Round) -> Expected:
-    """No file of a worker may grow beyond two kilobytes; then it may, and the same command."""
+    """No file of a worker may grow beyond two kilobytes; then it may, and the same command resumes."""
     it.scene.run(replace(SLOW, largest_file=2048))
     it.scene.run_until_done(SLOW, most=2)
     return Expected(says=("No space left",), commands=2)
 
 
 def can_mount() -> bool:
-    """Whether this user may make a file system; only root may."""
+    """Return whether this user may mount a file system; only root may."""
     return os.geteuid() == 0
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A file system of its own for the time of the block."""
+    """Mount a small file system for the time of the block."""
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(folder)], check=True)
     try:
@@ -71,7 +71,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def fill(ballast: Path) -> None:
-    """Write until nothing goes any more."""
+    """Write until the disk is full."""
     with ballast.open("wb", buffering=0) as file:
         for size in (4096, 1):
             try:

@@ -1,4 +1,4 @@
-"""Deaths, full disks, changing input, poison: what each does during a round, and how the round should end."""
+"""Faults: deaths, changing input, images that kill; what each does in a round, and how the round must end."""
 
 import itertools
 import os
@@ -18,10 +18,10 @@ from tests.support.servers.fault_proxy import Fault
 
 DIED = r"Worker \d+: the worker died"
 PARTS = ("/instances/run=", "/images/run=")
-# From the driver's last question to its end, on a busy core; a guess on the large side.
+# From the driver's last call to its workers to its end, on a busy core; a generous guess.
 LAST_QUESTION_S = 3.0
 MOMENTS: tuple[Literal["before", "after"], ...] = ("before", "after")
-# In the order of their writing; a driver killed there leaves a run at each of its stages.
+# In the order in which they are written; a driver killed there leaves a run at each of its stages.
 DRIVER_WRITES = {
     "the manifest": r"/manifest/part-",
     "run.json": r"/run\.json",
@@ -32,11 +32,13 @@ DRIVER_WRITES = {
 
 
 def worker_killed(it: Round) -> Expected:
-    """SIGKILL to a worker at any instant after its process has begun."""
+    """SIGKILL to a worker at any instant after its process has started."""
     it.scene.start(SLOW)
     it.scene.wait_for_log(PLANNED)
     wait(it.scene, it.random.uniform(0.0, 0.6) * it.run_s)
-    it.scene.wait_until(lambda: not it.scene.is_running or it.scene.kill_a_worker(it.random.choice), "no worker came")
+    it.scene.wait_until(
+        lambda: not it.scene.is_running or it.scene.kill_a_worker(it.random.choice), "no worker started"
+    )
     it.scene.end()
     return Expected(says=(DIED,))
 
@@ -48,7 +50,7 @@ def worker_killed_at_write(it: Round) -> Expected:
 
 
 def driver_killed(it: Round) -> Expected:
-    """SIGKILL to the driver at any instant, then the same command at once."""
+    """SIGKILL to the driver at any instant; the same command resumes at once."""
     it.scene.start(SLOW)
     limit_s = it.random.uniform(0.0, it.run_s)
     wait(it.scene, limit_s)
@@ -59,7 +61,7 @@ def driver_killed(it: Round) -> Expected:
 
 
 def driver_killed_at(moment: Literal["before", "after"], keys: str) -> Play:
-    """SIGKILL to the driver before or after a certain write of its own or of a worker's; then the same command."""
+    """SIGKILL to the driver before or after a certain write of the driver or of a worker; the same command resumes."""
 
     def play(it: Round) -> Expected:
         it.scene.run_until_done(_plan_of_strike(it, "driver", moment, keys), most=2)
@@ -79,8 +81,9 @@ DRIVER_DEATHS = {
 def raylet_killed(it: Round) -> Expected:
     """SIGKILL to the second node of a cluster of two, while single objects are refused once.
 
-    The node's worker cannot be replaced: no cores are left for it. What failed on the other one must be tried there.
-    The kill comes at any instant of the work, the last shards included: the log must name the death each time.
+    The node's worker cannot be replaced, because no cores are left for it. Shards that failed on the other worker must
+    be retried there. The kill comes at any instant of the work, the last shards included: the log must name the death
+    each time.
     """
     if it.proxy is not None:
         it.proxy.inject([Fault("forbidden", 0.3, ("GET",), "/in/", first=1)])
@@ -89,19 +92,19 @@ def raylet_killed(it: Round) -> Expected:
     with two_nodes(it.scene.ray_folder, environment) as cluster:
         it.scene.environment = {**it.scene.environment, "RAY_ADDRESS": cluster.address}
         it.scene.start(slow)
-        # Both workers are at it by then.
+        # By then both workers are working.
         it.scene.wait_for_log(r"[1-9]\d*/\d+ images, ")
         wait(it.scene, it.random.uniform(0.0, 7.0))
         os.kill(cluster.raylet_pid, signal.SIGKILL)
         killed_at = time.monotonic()
         it.scene.end()
         left_s = time.monotonic() - killed_at
-    # A driver whose last shard is committed asks its workers once more and then none of them.
+    # A driver whose last shard is committed calls its workers once more, and then does not notice any death.
     return Expected(says=(r"Worker \d+: ",) if left_s > LAST_QUESTION_S else ())
 
 
 def object_deleted(it: Round) -> Expected:
-    """An input object goes away after it was listed."""
+    """An input object is deleted after it was listed."""
     it.scene.start(SLOW)
     it.scene.wait_for_log(PLANNED)
     it.store.delete(REPLACED)
@@ -110,7 +113,7 @@ def object_deleted(it: Round) -> Expected:
 
 
 def object_replaced(it: Round) -> Expected:
-    """An input object becomes another picture after it was listed; it counts as it is now."""
+    """An input object is replaced by another image after it was listed; its row is that of the new one."""
     it.scene.start(SLOW)
     it.scene.wait_for_log(PLANNED)
     it.store.replace(REPLACED)
@@ -120,13 +123,13 @@ def object_replaced(it: Round) -> Expected:
 
 
 def poison_segfault(it: Round) -> Expected:
-    """One image kills every process that looks at it; its row says so and all others are ok."""
+    """One image kills every process that segments it; its row has the reason and all others are ok."""
     it.scene.run(Plan(delay_s=0.02, poison="segfault"))
     return Expected(says=(DIED,), changed={"poison.png": {"status": "failed", "instances": 0}})
 
 
 def poison_hang(it: Round) -> Expected:
-    """One image never ends in the model; it is cut off, its row says so and all others are ok."""
+    """One image hangs in the model; its worker is ended, its row has the reason and all others are ok."""
     spec = it.scene.folder / "spec.yaml"
     it.scene.folder.mkdir(parents=True, exist_ok=True)
     spec.write_text("retry: {image_timeout_s: 8.0}\n")
@@ -136,7 +139,7 @@ def poison_hang(it: Round) -> Expected:
 
 
 def object_store_pressure(it: Round) -> Expected:
-    """Somebody fills Ray's object store beyond its size while the run goes on."""
+    """Ray's object store is filled beyond its size during the run."""
     it.scene.run(Plan(delay_s=SLOW.delay_s, pressure_mib=320))
     return Expected()
 

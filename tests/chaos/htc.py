@@ -16,7 +16,7 @@ BLOCK_MIB = 16
 
 
 def press(pressure_mib: int) -> None:
-    """Fill Ray's object store as soon as there is one, and hold on to what was put there."""
+    """Fill Ray's object store as soon as there is one, and keep the objects."""
     import numpy as np
     import ray
 

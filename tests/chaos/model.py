@@ -1,4 +1,4 @@
-"""A fast model whose detections are a function of the pixels, so that a wrong byte read is a wrong mask written."""
+"""A fast model whose detections are a function of the pixels, so that a wrong byte becomes a wrong mask."""
 
 import ctypes
 import resource
@@ -15,7 +15,7 @@ from tests.chaos.plan import POISON_SIZE, Plan
 from tests.chaos.sabotage import sabotage
 
 MAX_INSTANCES = 3
-# Small, so that a round is spent on faults and not on resizing.
+# Small, so that a round spends no time on resizing.
 RESIZE = ResizeConfig(long_side=96, short_side=64)
 
 
@@ -29,7 +29,7 @@ class ContentModel:
     def infer(self, batch: ImageBatch) -> list[RawDetections]:
         time.sleep(self.plan.delay_s)
         if POISON_SIZE in batch.original_sizes:
-            self._suffer()
+            self._fail()
         return [
             self._detect(zlib.crc32(pixels[:, :height, :width].contiguous().numpy().tobytes()), size)
             for pixels, (height, width), size in zip(batch.pixels, batch.image_sizes, batch.original_sizes, strict=True)
@@ -49,7 +49,7 @@ class ContentModel:
             original_size=size,
         )
 
-    def _suffer(self) -> None:
+    def _fail(self) -> None:
         if self.plan.poison == "segfault":
             ctypes.string_at(0)
         if self.plan.poison == "hang":
@@ -58,7 +58,7 @@ class ContentModel:
 
 @dataclass(frozen=True)
 class LoadContentModel:
-    """A `load_model` that survives pickling, and brings the plan's sabotage into the worker."""
+    """A `load_model` that survives pickling, and applies the plan's sabotage in the worker."""
 
     plan: Plan
     driver_pid: int

@@ -1,11 +1,11 @@
-"""What one chaotic run is told to suffer from inside: who dies at which write, what fills up, how slow it is."""
+"""The sabotage of one run from inside: which process dies at which write, what fills up, how slow the model is."""
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 ENVIRONMENT_NAME = "CHAOS_PLAN"
-# (height, width) of the image that the model cannot bear.
+# (height, width) of the image that kills the model.
 POISON_SIZE = (24, 41)
 
 Poison = Literal["", "segfault", "hang"]
@@ -15,10 +15,10 @@ Poison = Literal["", "segfault", "hang"]
 class Strike:
     """One SIGKILL at a write, once.
 
-    victim: "driver", or "writer" for whichever process writes.
+    victim: "driver", or "writer" for the process that writes.
     moment: before or after the write.
     keys: a regular expression searched for in the written uri.
-    mark: a file that remembers that it has happened.
+    mark: a file that exists once it has happened.
     """
 
     victim: Literal["driver", "writer"]
@@ -36,7 +36,7 @@ class Plan:
     strike: a kill at a write, or None.
     full_disk: while a file of this name exists, local writes have no space left; "" for never.
     largest_file: bytes that a file written by a worker may have; None for no limit.
-    pressure_mib: how much the driver puts into Ray's object store and keeps there.
+    pressure_mib: MiB that the driver puts into Ray's object store and keeps there.
     """
 
     delay_s: float = 0.0

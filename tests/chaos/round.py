@@ -1,4 +1,4 @@
-"""One round as a fault finds it, and the little that all faults share."""
+"""One round of a fault, and helpers that all faults share."""
 
 import errno
 import os
@@ -16,17 +16,17 @@ from tests.support.servers.s3_server import S3Server
 
 # Long enough that a run has shards in every state when something happens to it.
 SLOW = Plan(delay_s=0.15)
-# What the log says once there are shards.
+# In the log once there are shards.
 PLANNED = r"images in \d+ shards|Resuming run"
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a fault has at hand.
+    """What a fault can use.
 
     scene: where the command runs. store: the input, to change it. proxy, server: before the store, and the store;
         None for local files and where there is none.
-    random: the round's own dice. is_short: keep waits short.
+    random: the round's random numbers. is_short: keep waits short.
     run_s: how long the reference run took.
     """
 
@@ -43,18 +43,18 @@ Play = Callable[[Round], Expected]
 
 
 def inject(it: Round, faults: list[Fault]) -> None:
-    """Have the store fail in these ways from now on."""
+    """Let the store fail in these ways from now on."""
     if it.proxy is None:
         raise no_store()
     it.proxy.inject(faults, seed=it.random.randrange(2**31))
 
 
 def no_store() -> OSError:
-    """What a store's fault raises where only local files are."""
+    """Return the error of a store's fault without a store."""
     return OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "a store's fault needs the store")
 
 
 def wait(scene: Scene, seconds: float) -> None:
-    """Let time pass, as long as the command runs."""
+    """Wait, as long as the command runs."""
     end = time.monotonic() + seconds
     scene.wait_until(lambda: not scene.is_running or time.monotonic() >= end, "waiting")

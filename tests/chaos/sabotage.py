@@ -1,4 +1,4 @@
-"""Sabotage from inside the processes of a run: kills at writes, a full disk. Nothing of it is in the program."""
+"""Sabotage from inside the processes of a run: kills at writes, a full disk. The program itself contains none of it."""
 
 import errno
 import os
@@ -25,11 +25,11 @@ def _strike_at_writes(strike: Strike, driver_pid: int) -> None:
     write = Storage.write
 
     def write_or_die(storage: Storage, uri: str, *arguments: Any, **keywords: Any) -> Any:
-        is_meant = re.search(strike.keys, uri) is not None
-        if is_meant and strike.moment == "before":
+        is_match = re.search(strike.keys, uri) is not None
+        if is_match and strike.moment == "before":
             _kill_once(strike, driver_pid)
         written = write(storage, uri, *arguments, **keywords)
-        if is_meant and strike.moment == "after":
+        if is_match and strike.moment == "after":
             _kill_once(strike, driver_pid)
         return written
 
@@ -42,7 +42,7 @@ def _kill_once(strike: Strike, driver_pid: int) -> None:
     except FileExistsError:
         return
     os.kill(driver_pid if strike.victim == "driver" else os.getpid(), signal.SIGKILL)
-    # A worker whose driver is gone goes no further either: the raylet, and with it the worker, ends in a moment.
+    # A worker whose driver was killed stops here as well: the raylet, and with it the worker, ends in a moment.
     threading.Event().wait()
 
 

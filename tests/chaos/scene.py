@@ -1,4 +1,4 @@
-"""One round of chaos: a folder, a command that is run in it again and again, and the processes that belong to it."""
+"""The scene of one round: a folder, a command that runs there repeatedly, and its processes."""
 
 import os
 import re
@@ -22,7 +22,7 @@ COMMAND = TESTS / "chaos" / "htc.py"
 # A run takes half a minute on a busy core; one that takes this long hangs.
 PATIENCE_S = 240.0
 TICK_S = 0.05
-# Ray's agents notice after ten seconds that their raylet is gone, and then try for a minute to tell the control
+# Ray's agents detect after ten seconds that their raylet is gone, and then try for a minute to report it to the control
 # service, which is gone as well (ray/_private/process_watcher.py). They hold nothing of the run.
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
@@ -33,14 +33,14 @@ class HungError(Exception):
 
 @dataclass
 class Scene:
-    """Where one round happens.
+    """The folder, command and processes of one round.
 
     folder: the round's own, for log and marks.
-    input_uri, output_uri: as the command is told them.
+    input_uri, output_uri: as given to the command.
     endpoint_url: of the store as the command sees it, "" for local files.
     environment: on top of this process's.
     exit_codes: of the commands so far; a killed one has the signal's negative number.
-    ray_folder: where Ray of this scene keeps its files.
+    ray_folder: for the files of this scene's Ray.
     """
 
     folder: Path
@@ -56,15 +56,15 @@ class Scene:
 
     @property
     def log(self) -> str:
-        """All that the commands have said so far."""
+        """The output of the commands so far."""
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def prepare(self, plan: Plan) -> dict[str, str]:
-        """The environment of the command, its folders made."""
+        """Create the folders and return the command's environment."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.ray_folder:
-            # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+            # Ray's sockets are in it, and a socket's path has at most 107 characters.
             self.ray_folder = tempfile.mkdtemp(prefix="htc-chaos-")
         own = {
             ENVIRONMENT_NAME: plan.to_json(),
@@ -76,7 +76,7 @@ class Scene:
         return os.environ | own | dict(self.environment)
 
     def start(self, plan: Plan) -> None:
-        """Start the command in a process group of its own."""
+        """Start the command in its own process group."""
         environment = self.prepare(plan)
         command = [
             sys.executable, str(COMMAND), "run", self.input_uri, self.output_uri, "--model", "htc_lite0_fpn",
@@ -85,7 +85,7 @@ class Scene:
         if self.endpoint_url:
             command += ["--endpoint-url", self.endpoint_url]
         with (self.folder / "log").open("ab") as log:
-            # Ray's workers import from the current folder before anything else: it is this checkout's.
+            # This checkout, so that no other folder's modules can be imported.
             self._process = subprocess.Popen(
                 command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
             )
@@ -96,7 +96,7 @@ class Scene:
         return self.end()
 
     def run_until_done(self, plan: Plan, *, most: int) -> None:
-        """Run the command, at most so often, until it says that all is well."""
+        """Run the command until its exit code is 0, at most `most` times."""
         while len(self.exit_codes) < most:
             if self.run(plan) == 0:
                 return
@@ -109,7 +109,7 @@ class Scene:
         return process.returncode
 
     def kill_driver(self) -> None:
-        """SIGKILL to the driver alone; Ray must notice by itself."""
+        """SIGKILL to the driver alone; Ray must detect it by itself."""
         self._note_family()
         self._running().kill()
         self._running().wait()
@@ -131,14 +131,16 @@ class Scene:
         return self._process is not None and self._process.poll() is None
 
     def wait_for_log(self, pattern: str) -> None:
-        """Wait until the log says so, or the command has ended."""
-        self.wait_until(lambda: not self.is_running or re.search(pattern, self.log), f"the log never said {pattern!r}")
+        """Wait until the log matches, or the command has ended."""
+        self.wait_until(
+            lambda: not self.is_running or re.search(pattern, self.log), f"the log never matched {pattern!r}"
+        )
 
     def wait_until(self, is_so: Callable[[], object], complaint: str) -> None:
-        """Wait for something, noting meanwhile which processes the command has.
+        """Wait until `is_so`, and record meanwhile which processes the command has.
 
         Raises:
-            HungError: it does not come.
+            HungError: it is not so after PATIENCE_S.
         """
         deadline = time.monotonic() + PATIENCE_S
         while not is_so():
@@ -148,13 +150,13 @@ class Scene:
             time.sleep(TICK_S)
 
     def survivors(self, within_s: float) -> list[str]:
-        """What is still alive of the commands' processes after a while, Ray's agents apart."""
+        """Return the commands' processes that are alive after `within_s`, except Ray's agents."""
         awaited = [each for each in self._family.values() if not _title(each).startswith(AGENTS)]
         _, alive = psutil.wait_procs(awaited, timeout=within_s)
         return [_title(each) for each in alive if _is_alive(each)]
 
     def clear(self) -> None:
-        """Kill what is left of this scene's own processes, and remove Ray's folder."""
+        """Kill this scene's processes that are left, and remove Ray's folder."""
         for each in self._family.values():
             with suppress(psutil.Error):
                 each.kill()

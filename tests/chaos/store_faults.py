@@ -1,4 +1,4 @@
-"""Every way in which a store can fail, through the proxy before it; and the store's own death."""
+"""Faults of the store, through the proxy before it, and the death of the store itself."""
 
 import time
 from random import Random
@@ -11,7 +11,7 @@ OWN = "/in/|/instances/|/images/"
 
 
 def storm(random: Random) -> list[Fault]:
-    """All of the store's faults at once, each seldom enough that most requests pass."""
+    """Return all of the store's faults, each rare enough that most requests succeed."""
     return [
         Fault("error_500", random.uniform(0, 0.06)),
         Fault("slow_down", random.uniform(0, 0.06)),
@@ -26,26 +26,26 @@ def storm(random: Random) -> list[Fault]:
 
 
 def store_storm(it: Round) -> Expected:
-    """The store fails in every way at once, and nobody dies."""
+    """The store fails in every way at once, and no process dies."""
     inject(it, storm(it.random))
     it.scene.run(SLOW)
     return Expected(is_met=True)
 
 
 def store_fault(kind: Kind, rate: float, *, keys: str = "", methods: tuple[str, ...] = ("GET", "PUT")) -> Play:
-    """The store answers some requests in this way."""
+    """Return a fault in which the store answers some requests in this way."""
 
     def play(it: Round) -> Expected:
         inject(it, [Fault(kind, rate, methods, keys)])
         it.scene.run(SLOW)
         return Expected(is_met=True)
 
-    play.__doc__ = f"{rate:.0%} of the requests meet this at the store."
+    play.__doc__ = f"{rate:.0%} of the requests are answered in this way."
     return play
 
 
 def forbidden_in_the_middle(it: Round) -> Expected:
-    """The store refuses some objects once, after it has granted all before."""
+    """The store refuses some objects once, after it has granted all earlier requests."""
     fault = Fault("forbidden", 0.4, ("GET", "PUT"), OWN, first=1)
     inject(it, [fault])
     it.scene.run(SLOW)
@@ -53,14 +53,14 @@ def forbidden_in_the_middle(it: Round) -> Expected:
 
 
 def stalled(it: Round) -> Expected:
-    """The store takes half a minute over a few objects."""
+    """The store takes half a minute for a few objects."""
     inject(it, [Fault("stall", 0.3, ("GET", "PUT"), "/in/|/instances/", stall_s=4 if it.is_short else 30, limit=3)])
     it.scene.run(SLOW)
     return Expected(is_met=True)
 
 
 def timed_out(it: Round) -> Expected:
-    """The store answers one object later than the client's patience of a minute."""
+    """The store answers for one object later than the client's time-out of a minute."""
     inject(it, [Fault("stall", 1.0, ("GET",), "/in/", stall_s=75, limit=1)])
     it.scene.run(SLOW)
     return Expected(is_met=True)

@@ -1,4 +1,4 @@
-"""A Ray that the tests of a file share."""
+"""The local Ray that the tests of a file share."""
 
 import os
 from collections.abc import Iterator

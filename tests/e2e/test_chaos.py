@@ -1,4 +1,4 @@
-"""A short form of benchmarks/chaos.py: what test_poison.py and test_leftovers.py leave, and the tables are the same.
+"""A short form of benchmarks/chaos.py, for the faults that test_poison.py and test_leftovers.py do not have.
 
 Every round is the real command in processes of its own, against a real S3 server behind a proxy that breaks things.
 """

@@ -1,4 +1,4 @@
-"""The chaos suite's own eyes: whatever a fault could do to the tables or the folder is noticed."""
+"""The checks of the chaos suite detect everything that a fault could do to the tables or the folder."""
 
 from pathlib import Path
 from typing import Any
@@ -29,29 +29,29 @@ def test_equal_tables_are_equal() -> None:
     assert compare(tables(), tables(), {}) == []
 
 
-def test_a_changed_row_is_told_with_its_reason() -> None:
+def test_a_changed_row_is_reported_with_its_reason() -> None:
     complaints = compare(tables(status="failed", error="why"), tables(), {})
     assert complaints == ["a.png: status 'failed' for 'ok', error 'why' for None (why)"]
 
 
-def test_a_changed_mask_is_told() -> None:
+def test_a_changed_mask_is_reported() -> None:
     other = Tables(tables().images, {"a.png": [{"mask": "y"}], "b.png": []})
     assert compare(other, tables(), {}) == ["a.png has other instances"]
 
 
-def test_missing_and_surplus_rows_are_told() -> None:
+def test_missing_and_surplus_rows_are_reported() -> None:
     whole, less = tables(), Tables({"a.png": tables().images["a.png"]}, tables().instances)
     assert compare(less, whole, {}) == ["no row for b.png"]
     assert compare(whole, less, {}) == ["a row too many, b.png"]
 
 
-def test_what_a_fault_has_to_change_must_have_changed() -> None:
+def test_what_a_fault_must_change_must_have_changed() -> None:
     changed = {"a.png": {"status": "missing"}}
     assert compare(tables(status="missing", width=None), tables(), changed) == []
     assert compare(tables(), tables(), changed) == ["a.png: status 'ok' for 'missing'"]
 
 
-def test_a_sound_folder_is_sound(tmp_path: Path) -> None:
+def test_a_valid_folder_has_no_complaints(tmp_path: Path) -> None:
     assert leftovers(scene_with(tmp_path, *SOUND), "") == []
 
 
@@ -65,6 +65,6 @@ def test_a_sound_folder_is_sound(tmp_path: Path) -> None:
         (SOUND[:3] + SOUND[4:], "no summary.json"),
     ],
 )
-def test_what_is_left_behind_is_told(tmp_path: Path, names: tuple[str, ...], complaint: str) -> None:
+def test_what_is_left_behind_is_reported(tmp_path: Path, names: tuple[str, ...], complaint: str) -> None:
     (told,) = leftovers(scene_with(tmp_path, *names), "")
     assert complaint in told

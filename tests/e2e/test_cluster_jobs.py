@@ -76,7 +76,7 @@ def rows_by_name(folder: Path) -> Counter[str]:
     return Counter(Path(row["uri"]).name for row in rows)
 
 
-def test_a_job_outlives_a_node_and_nobody_starts_it_twice(cluster: RealCluster, tmp_path: Path) -> None:
+def test_a_job_outlives_a_node_and_is_not_started_twice(cluster: RealCluster, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, 24)
     job = job_of(submit(cluster, spec, "--env", "HTC_DELAY_S=1", "--json"))
     again = submit(cluster, spec)
@@ -92,7 +92,7 @@ def test_a_job_outlives_a_node_and_nobody_starts_it_twice(cluster: RealCluster, 
     assert followed.code == 0
     assert "(complete)" in followed.out
     assert "Shards to be done again" in followed.out
-    # The driver says it in one line; Ray's page of advice stays out of it.
+    # The driver reports it in one line; Ray's page of advice is not shown.
     assert "Raylet is terminated" not in followed.out
     assert rows_by_name(tmp_path) == {f"image-{number:03d}.png": 1 for number in range(24)}
     told = json.loads(htc("status", job, "--address", cluster.url, "--json").out)

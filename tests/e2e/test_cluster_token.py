@@ -1,4 +1,4 @@
-"""A cluster that asks for a token; a job that brings its code and weights, and one that may not read its input."""
+"""A cluster that requires a token; a job with its own code and weights, and one that may not read its input."""
 
 import json
 import shutil
@@ -33,10 +33,10 @@ def test_the_wrong_token_and_none_are_one_sentence(cluster: RealCluster) -> None
     assert wrong.err == f"The cluster at {cluster.url} does not take this machine's token: {advice}\n"
 
 
-def test_a_job_brings_its_own_code_and_no_word_of_the_token(cluster: RealCluster, tmp_path: Path) -> None:
+def test_a_job_brings_its_own_code_and_never_shows_the_token(cluster: RealCluster, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2)
     places = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    # As one trains it on a laptop: the file goes along, and says which network it is for.
+    # As trained on a laptop: the file is sent with the job, and names its network.
     weights = shutil.copy(bundled_weights(), tmp_path / "mine.safetensors")
     model = ["--weights", str(weights)]
     done = htc("submit", "--address", cluster.url, *places, *model, "--wait", environment=TOKEN)
@@ -52,7 +52,7 @@ def test_a_job_brings_its_own_code_and_no_word_of_the_token(cluster: RealCluster
     assert "is complete already; nothing to do." in again.err
 
 
-def test_a_bucket_that_the_cluster_may_not_read_is_said_before_a_worker_starts(
+def test_a_bucket_that_the_cluster_may_not_read_is_reported_before_a_worker_starts(
     cluster: RealCluster, tmp_path: Path, s3_server: S3Server, s3_bucket: str
 ) -> None:
     places = ["--input", s3_bucket, "--output", str(tmp_path / "out"), "--endpoint-url", s3_server.endpoint_url]
@@ -62,5 +62,5 @@ def test_a_bucket_that_the_cluster_may_not_read_is_said_before_a_worker_starts(
     (sentence,) = [line for line in refused.err.splitlines() if line.startswith("On the cluster's node ")]
     assert f"the input cannot be listed: No permission to list {s3_bucket}" in sentence
     assert WRONG.secret not in refused.err + refused.out
-    # Neither a run nor a folder for one.
+    # There is neither a run nor a folder for one.
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""No command imports from the folder in which it was given; code that the caller hands over is found all the same."""
+"""No command imports from its current folder; the caller's own model is found nevertheless."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from tests.support.fakes.models import write_images
 from tests.support.paths import ROOT
 
-# What this program and its libraries import at some time, as a person may have named a script or a folder.
+# Modules that this program and its libraries import, as a user may have named a script or a folder.
 FILES = ("pipeline", "htc_model", "torch", "numpy", "pyarrow", "types", "random", "typing", "queue", "utils")
 HTC = "import sys; from jobs.cli.program import main; main(sys.argv[1:])"
 TRAP = "raise ImportError('imported from the current folder: ' + __name__)\n"
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with photos and a job, in which other files have the names of our modules."""
+    """A folder with photos and a job, in which other files have the names of modules of this program."""
     write_images(tmp_path / "in", 2)
     compute = {"workers": 1, "shard_images": 4}
     spec = {"input": {"uri": "in"}, "output": {"uri": "out"}, "compute": compute}
@@ -52,7 +52,7 @@ def set_traps(folder: Path, names: tuple[str, ...]) -> None:
 def run_in(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     root = str(ROOT)
-    # Behind everything else, as an installed package is.
+    # After everything else, like an installed package.
     environment["PYTHONPATH"] = root
     return subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -77,10 +77,10 @@ def test_python_m_jobs_imports_nothing_from_the_current_folder(folder: Path, nam
 
 
 @pytest.mark.slow
-def test_a_model_of_the_callers_own_is_found_behind_everything_else(folder: Path) -> None:
+def test_the_callers_own_model_is_found_after_everything_else(folder: Path) -> None:
     (folder / "own_model.py").write_text(OWN_MODEL.format(tests=str(ROOT)))
     (folder / "script.py").write_text(OWN_SCRIPT)
-    # Scripts find their own folder first: only what a worker alone imports can be in the way here.
+    # Scripts search their own folder first: only modules that a worker alone imports can be hidden here.
     set_traps(folder, ("jobs",))
     done = run_in(folder, "script.py")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Workers that die, models that do not load, disks that refuse: the tables stay right and the exit code honest."""
+"""Workers that die, models that do not load, disks that refuse writes: the tables and the exit code stay correct."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_bug_in_a_shard_is_kept_and_ends_the_run_non_zero(tmp_path: Path) -> N
     assert (again.status, again.exit_code) == ("incomplete", 1)
 
 
-def test_an_image_the_model_chokes_on_fails_alone(tmp_path: Path) -> None:
+def test_an_image_on_which_the_model_raises_fails_alone(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 8)
     write_image(paths[3], POISON)
     spec = spec_with(tmp_path, retry__max_error_rate=0.2)
@@ -62,7 +62,7 @@ def test_an_image_the_model_chokes_on_fails_alone(tmp_path: Path) -> None:
     assert summary.exit_code == 0
     assert statuses(spec) == {path.name: "failed" if path == paths[3] else "ok" for path in paths}
     (failure,) = summary.failure_examples
-    assert failure.reason == "ZeroDivisionError: told to"
+    assert failure.reason == "ZeroDivisionError: on purpose"
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_a_worker_whose_start_hangs_is_replaced(tmp_path: Path) -> None:
     assert set(statuses(spec).values()) == {"ok"}
 
 
-def test_a_stragglers_copy_commits_first_and_rows_stay_single(tmp_path: Path) -> None:
+def test_a_speculative_copy_commits_first_and_each_image_has_one_row(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 12)
     write_image(paths[1], POISON)
     spec = spec_with(tmp_path)
-    # The first that sees the image never ends; only the copy, which an idle worker makes, can.
+    # The first worker that gets the image never ends; only the speculative copy of an idle worker can.
     summary = run(
         spec, progress=SilentProgress(), load_model=LoadFake({POISON: "hang_once"}, marks=str(tmp_path), delay_s=0.05)
     )
@@ -110,7 +110,7 @@ def test_tables_that_cannot_be_written_stop_the_run_and_the_same_command_resumes
     write_images(tmp_path / "in", 8)
     spec = spec_with(tmp_path, retry__max_attempts=1)
     open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(spec.storage))
-    # A file where the table's folder belongs refuses everybody, root included.
+    # A file in place of the table's folder refuses every user, root included.
     obstacle = tmp_path / "out" / "instances"
     obstacle.touch()
     with pytest.raises(RunError, match=r"The tables cannot be written: .*instances"):

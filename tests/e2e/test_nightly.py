@@ -1,4 +1,4 @@
-"""Nights over a bucket on a real S3 server: exactly what changed is done, and `current` is right in the morning."""
+"""Incremental runs over a bucket on a real S3 server: exactly what changed is done, and `current` is correct."""
 
 import io
 import json
@@ -31,7 +31,7 @@ BAD = (31, 47)
 
 
 def photo(seed: int, size: tuple[int, int] = (32, 48)) -> bytes:
-    """A small PNG whose bytes the seed decides."""
+    """Return a small PNG whose bytes depend on the seed."""
     pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, format="PNG")
@@ -39,7 +39,7 @@ def photo(seed: int, size: tuple[int, int] = (32, 48)) -> bytes:
 
 
 class Bucket:
-    """The input and the tables of a bucket, and the nights over it."""
+    """The input and the tables of a bucket, and the runs over it."""
 
     def __init__(self, server: S3Server, uri: str, folder: Path) -> None:
         self.uri = uri
@@ -58,7 +58,7 @@ class Bucket:
         }
 
     def weights(self, name: str) -> str:
-        """A weights file of its own; the fake model does not read it."""
+        """Write another weights file; the fake model does not read it."""
         path = self.folder / f"{name}.safetensors"
         path.write_text(name)
         return str(path)
@@ -76,7 +76,7 @@ class Bucket:
         return run_night(self.overrides | given, deeds)
 
     def done(self, run: str) -> list[str]:
-        """The images that a run has rows of."""
+        """Return the images of which a run has rows."""
         rows = open_results(f"{self.uri}/out", self.storage).images(run, ["uri"]).to_pylist()
         return sorted(row["uri"].rpartition("/")[2] for row in rows)
 
@@ -85,7 +85,7 @@ class Bucket:
             return database.execute(sql).fetchall()
 
     def current(self) -> dict[str, str]:
-        """Run by image, of the view `current`; whose instances must be those of `current_instances`."""
+        """Return the run of each image in the view `current`, whose instances must be those of `current_instances`."""
         rows = self.ask("SELECT uri, run, instances FROM current ORDER BY uri")
         counted = "SELECT uri, run, count(*) FROM current_instances GROUP BY uri, run ORDER BY uri"
         assert self.ask(counted) == rows
@@ -100,7 +100,7 @@ def bucket(s3_server: S3Server, s3_bucket: str, tmp_path: Path) -> Bucket:
 
 
 @pytest.mark.slow
-def test_a_week_of_nights(bucket: Bucket) -> None:
+def test_a_week_of_incremental_runs(bucket: Bucket) -> None:
     first, _ = bucket.night()
     assert (first.status, first.statuses) == ("complete", {"ok": 100})
     changed, gone, new = NAMES[3::20], NAMES[50:51], ["0000.png", "sub/new.png"]
@@ -122,13 +122,13 @@ def test_a_week_of_nights(bucket: Bucket) -> None:
     record = json.loads(bucket.storage.read(f"{bucket.uri}/out/runs/{second.run}/run.json"))
     assert record["manifest"]["selection"]["changed"] == 5
 
-    # Nothing to do is a run as well.
+    # A run with nothing to do is a run as well.
     third, notes = bucket.night()
     assert (third.status, third.exit_code, third.images) == ("complete", 0, 0)
     assert f"Run {third.run}: 0 images in 0 shards." in notes.sentences
     assert bucket.current() == expected
 
-    # Another model, and only what SQL selects: here, images whose instances the old one was unsure of.
+    # Another model, and only what SQL selects: here, images for whose instances the old model had low scores.
     better = {"model__weights": bucket.weights("better")}
     where = "SELECT uri FROM current_instances WHERE score > 0.5 AND parse_filename(uri) < '005'"
     fourth, _ = bucket.night(**better, select__where=where)
@@ -136,7 +136,7 @@ def test_a_week_of_nights(bucket: Bucket) -> None:
     expected |= dict.fromkeys(bucket.done(fourth.run), fourth.run)
     assert bucket.current() == expected
 
-    # Then everything that the old one did.
+    # Then everything that the old model did.
     fifth, _ = bucket.night(**better)
     assert fifth.images == 101 - 6
     assert bucket.current() == {name: fourth.run if run == fourth.run else fifth.run for name, run in expected.items()}
@@ -148,7 +148,7 @@ def test_failures_are_done_again_and_what_is_broken_is_not(bucket: Bucket) -> No
     strict = {"retry__max_attempts": 1, "retry__max_error_rate": 0.1, "retry__max_errors": 0}
     first, _ = bucket.night({BAD: "raise"}, **strict)
     assert (first.status, first.statuses) == ("over_error_budget", {"ok": 10, "unreadable": 1, "failed": 1})
-    # That it fails again is no news, and no reason to wake anybody.
+    # That it fails again is no new failure, and no reason for an alert.
     again, _ = bucket.night({BAD: "raise"}, **strict)
     assert (again.status, again.exit_code, again.statuses) == ("complete", 0, {"failed": 1})
     bucket.put({"worse.png": b"nor this"})
@@ -163,7 +163,7 @@ def test_failures_are_done_again_and_what_is_broken_is_not(bucket: Bucket) -> No
     assert sorted(bucket.current()) == sorted([*NAMES[:10], "sad.png"])
 
 
-def test_a_night_of_another_model_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+def test_an_interrupted_run_of_another_model_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(6):
         (tmp_path / "in" / NAMES[number]).write_bytes(photo(number))
@@ -181,7 +181,7 @@ def test_a_night_of_another_model_that_was_cut_off_is_passed_over(tmp_path: Path
     assert (second.run != first.run, second.images) == (True, 6)
 
 
-def test_a_bucket_that_looks_half_empty_is_not_believed(bucket: Bucket) -> None:
+def test_a_bucket_that_seems_half_empty_is_refused(bucket: Bucket) -> None:
     bucket.night(input__glob="*.png")
     bucket.remove(*NAMES[:60])
     with pytest.raises(InputError, match=r"60 of the 100 images .*max-deleted-share"):
@@ -190,7 +190,7 @@ def test_a_bucket_that_looks_half_empty_is_not_believed(bucket: Bucket) -> None:
 
 
 @pytest.mark.slow
-def test_a_night_that_is_killed_goes_on(bucket: Bucket) -> None:
+def test_a_killed_incremental_run_is_resumed(bucket: Bucket) -> None:
     bucket.remove(*NAMES[40:])
     first, _ = bucket.night()
     bucket.put({name: photo(1000 + number) for number, name in enumerate(NAMES[:32])})

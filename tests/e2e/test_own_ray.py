@@ -1,4 +1,4 @@
-"""A Ray that we start answers to this machine alone, and there to nobody who lacks its token."""
+"""A local Ray answers only on this machine, and only with its token."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ PATIENCE_S = 120.0
 
 @pytest.fixture
 def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Ray keeps its files and logs; its sockets lie below it, and a socket's path is short."""
+    """The folder of Ray's files and logs; its sockets are in it, and a socket's path is short."""
     folder = tempfile.mkdtemp(prefix="htc-own-ray-")
     monkeypatch.setenv("RAY_TMPDIR", folder)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
@@ -48,7 +48,7 @@ def client(address: str, **changes: str) -> "subprocess.Popen[str]":
 
 
 def listening() -> set[str]:
-    """The addresses on which processes of this Ray wait for others."""
+    """Return the addresses on which processes of this Ray listen."""
     found = set()
     for each in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -57,7 +57,7 @@ def listening() -> set[str]:
 
 
 @pytest.mark.slow
-def test_who_lacks_the_token_is_refused_and_the_token_is_written_nowhere(
+def test_a_client_without_the_token_is_refused_and_the_token_is_written_nowhere(
     tmp_path: Path, ray_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import ray

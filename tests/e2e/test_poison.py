@@ -1,4 +1,4 @@
-"""Images that kill or hang whoever touches them: they fail alone, and at the price of few workers."""
+"""Images that kill or hang workers: they fail alone, and cost few workers."""
 
 import math
 from pathlib import Path
@@ -34,13 +34,13 @@ def test_an_image_that_crashes_the_process_fails_alone(tmp_path: Path) -> None:
     assert "worker died" in str(row["error"])
     assert (summary.status, summary.statuses) == ("complete", {"ok": 7, "failed": 1})
     assert summary.workers_lost <= DEATHS_BEFORE_BISECTION + math.log2(SHARD_IMAGES) + CONFIRMING_DEATHS
-    # Everything but the poison is as it was without it.
+    # All other rows are those of a run without the image.
     sound = [row for row in instance_rows(calm) if row["uri"] != str(paths[2])]
     assert stable(instance_rows(spec)) == stable(sound)
 
 
 @pytest.mark.parametrize("deed", ["hang", "hang_mute"])
-def test_an_image_that_hangs_is_cut_off_and_fails_alone(
+def test_an_image_that_hangs_is_stopped_and_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: Deed
 ) -> None:
     monkeypatch.setattr(pipeline.driver.worker_pool, "MIN_SILENCE_S", 3.0)
@@ -53,5 +53,5 @@ def test_an_image_that_hangs_is_cut_off_and_fails_alone(
     assert ("the model hung for" if deed == "hang" else "answered nothing") in str(row["error"])
     assert summary.exit_code == 0
     if deed == "hang":
-        # It was caught in the act.
+        # The watchdog found it.
         assert summary.workers_lost == 1

@@ -1,4 +1,4 @@
-"""Runs that are stopped half-way, gently or not, and go on with the same command."""
+"""Runs that are stopped half-way, by a signal or a kill, and resumed by the same command."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.fakes.models import write_images
 from tests.support.paths import PROGRAMS
 
 SCRIPT = PROGRAMS / "fake_run.py"
-# Eight shards of four: two committed and four in flight leave two that nobody has begun.
+# Eight shards of four images: two committed and four in flight leave two that were not begun.
 IMAGES = 32
 PATIENCE_S = 60.0
 # Chosen so that the other half still takes many seconds when the first is done.
@@ -32,7 +32,7 @@ def driver_of(folder: Path, delay_s: float) -> list[str]:
 
 @contextmanager
 def started(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A slow driver in a process group of its own, its output in folder/log; killed on leaving if it lives."""
+    """A slow driver in its own process group, its output in folder/log; killed on leaving if it is alive."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(driver_of(folder, SLOW_S), stdout=log, stderr=log, start_new_session=True)
         try:
@@ -52,7 +52,7 @@ def wait_until(is_so: Callable[[], bool], folder: Path) -> None:
 
 
 def committed(folder: Path) -> dict[Path, int]:
-    """The committed parts with the time of their writing."""
+    """Return the committed parts with the time when they were written."""
     return {path: path.stat().st_mtime_ns for path in (folder / "out" / "images").glob("run=*/part-*.parquet")}
 
 
@@ -61,7 +61,7 @@ def resume(folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def check_resumed_tables(folder: Path, before: dict[Path, int], log: str) -> None:
-    """Every image once, and nothing done twice."""
+    """Check that every image has one row, and that nothing was done twice."""
     spec = spec_with(folder)
     rows = image_rows(spec)
     assert sorted(str(row["uri"]) for row in rows) == sorted(map(str, (folder / "in").iterdir()))
@@ -80,7 +80,7 @@ def test_a_driver_killed_with_its_whole_group_resumes(tmp_path: Path) -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    # Workers live in groups of their own and end when they miss their raylet; until then one may still commit.
+    # Workers have their own process groups and end when their raylet is gone; until then one may still commit.
     wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in family), tmp_path)
     before = committed(tmp_path)
     assert 2 <= len(before) < IMAGES // 4
@@ -91,7 +91,7 @@ def test_a_driver_killed_with_its_whole_group_resumes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ray_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Ray's temporary folders are made; short, because its sockets lie below it."""
+    """The parent of Ray's temporary folders; short, because its sockets are in it."""
     with tempfile.TemporaryDirectory(prefix="htc-") as name:
         monkeypatch.setenv("RAY_TMPDIR", name)
         yield Path(name)
@@ -106,12 +106,12 @@ def is_any_alive(family: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_asked_to_stop_while_ray_starts_it_leaves_a_summary_and_nothing_else(
+def test_a_driver_stopped_while_ray_starts_leaves_a_summary_and_nothing_else(
     tmp_path: Path, ray_base: Path, number: signal.Signals
 ) -> None:
     write_images(tmp_path / "in", 4)
     with started(tmp_path) as process:
-        # Its log folder is there before any of its processes is ready.
+        # Its log folder exists before any of its processes is ready.
         wait_until(lambda: any(ray_base.glob("htc-*/ray/session_2*/logs")), tmp_path)
         family = family_of(process)
         process.send_signal(number)
@@ -124,7 +124,7 @@ def test_asked_to_stop_while_ray_starts_it_leaves_a_summary_and_nothing_else(
     assert not list(tmp_path.glob("out/runs/*/lease.json"))
 
 
-def test_what_a_killed_run_left_in_the_temporary_folder_is_removed_by_the_next(tmp_path: Path, ray_base: Path) -> None:
+def test_the_temporary_folder_of_a_killed_run_is_removed_by_the_next_run(tmp_path: Path, ray_base: Path) -> None:
     write_images(tmp_path / "in", 4)
     with started(tmp_path) as process:
         wait_until(lambda: any(ray_base.glob("htc-*/ray/session_2*/logs")), tmp_path)
@@ -137,13 +137,13 @@ def test_what_a_killed_run_left_in_the_temporary_folder_is_removed_by_the_next(t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_asked_to_stop_it_stops_cleanly_and_resumes(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_driver_asked_to_stop_stops_cleanly_and_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
     write_images(tmp_path / "in", IMAGES)
     with started(tmp_path) as process:
         wait_until(lambda: len(committed(tmp_path)) >= 2, tmp_path)
         family = psutil.Process(process.pid).children(recursive=True)
         if number == signal.SIGINT:
-            # As a terminal does it: to the whole foreground group.
+            # Like a terminal: to the whole foreground group.
             os.killpg(process.pid, number)
         else:
             process.terminate()

@@ -1,4 +1,4 @@
-"""A whole run on one machine: images in, tables out, and the same command again."""
+"""A complete run on one machine: images in, tables out, and the same command again."""
 
 from pathlib import Path
 from shutil import copy
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 class Notes(SilentProgress):
-    """Remembers what was said."""
+    """Keeps the sentences."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []

@@ -1,4 +1,4 @@
-"""A whole run from s3:// to s3:// on a real server, by the command line: run, resume, query, show, refusals."""
+"""A run from s3:// to s3:// on a real server, by the command line: run, resume, query, show, refusals."""
 
 import io
 import os
@@ -16,6 +16,7 @@ from PIL import Image
 from htc_model.network.detector import build_model
 from htc_model.weights.load import save_weights
 from htc_model.weights.untrained import untrained_state
+from pipeline.driver.run_job import worker_settings
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.messages import Assignment
 from pipeline.output.commit import commit_shard
@@ -25,7 +26,7 @@ from pipeline.runs.open import open_run
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.weights.fingerprint import compute_fingerprint
-from pipeline.worker.worker import Worker, WorkerSettings
+from pipeline.worker.worker import Worker
 from tests.support.paths import PHOTOS
 from tests.support.servers.s3_server import READER, WRITER, WRONG, Key, S3Server
 
@@ -37,7 +38,7 @@ Completed = subprocess.CompletedProcess[str]
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """A run that was cut off after its first shard, and what the resuming command left."""
+    """A run that was interrupted after its first shard, and the results of the command that resumed it."""
 
     server: S3Server
     bucket: str
@@ -49,7 +50,7 @@ class RemoteRun:
 
     @property
     def arguments(self) -> list[str]:
-        """The command's arguments, but for the two flags of the storage."""
+        """Return the command's arguments, except the two flags of the storage."""
         weights = ["--model", PRESET, "--weights", self.spec.model.weights]
         return ["run", self.spec.input.uri, self.spec.output.uri, *weights, "--shard-images", "2", "--workers", "1"]
 
@@ -82,7 +83,7 @@ def upload_input(bucket: str, door: Storage) -> None:
 
 
 def upload_weights(bucket: str, door: Storage, folder: Path) -> str:
-    """The untrained network's weights as a file of its own, which counts as trained."""
+    """Write the untrained network's weights as a file, which counts as trained."""
     network = build_model(PRESET)
     path = folder / "lite0.safetensors"
     save_weights(path, untrained_state(network.state_dict()), network.config, {})
@@ -91,7 +92,7 @@ def upload_weights(bucket: str, door: Storage, folder: Path) -> str:
 
 
 def commit_first_shard(spec: JobSpec, door: Storage) -> None:
-    """Leave the run as a kill after its first shard would; its rows are not those of the network."""
+    """Leave the run as a kill after its first shard would; its rows are not from the network."""
     opened = open_run(spec, compute_fingerprint(spec.model, door).to_dict(), door, run="night")
     rows = [
         build_image_row(ref, shard=0, model="by hand", status="failed", error="a mark", attempts=7)
@@ -103,7 +104,7 @@ def commit_first_shard(spec: JobSpec, door: Storage) -> None:
 @pytest.fixture(scope="module")
 def remote_run(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteRun]:
     folder = tmp_path_factory.mktemp("s3-run")
-    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+    # Ray's sockets are in it, and a socket's path has at most 107 characters.
     ray_folder = Path(tempfile.mkdtemp(prefix="htc-s3-"))
     bucket = s3_server.make_bucket("htc-whole-run")
     with pytest.MonkeyPatch.context() as patch:
@@ -123,7 +124,7 @@ def remote_run(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
             },
         )
         commit_first_shard(spec, door)
-        # What the door fetched is gone: the command and its worker must fetch it themselves.
+        # The cache is empty: the command and its worker must fetch the weights themselves.
         shutil.rmtree(folder / "cache")
         first_shard = s3_server.files().info(f"{bucket}/out/images/run=night/part-00000.parquet")
         run = RemoteRun(s3_server, bucket, spec, folder, ray_folder, Completed([], 1), first_shard)
@@ -163,7 +164,7 @@ def test_the_instances_are_those_of_local_files(remote_run: RemoteRun, tmp_path:
         path.write_bytes(remote_run.storage.read(f"{remote_run.bucket}/in/{name}"))
     spec = load_spec(None, overrides)
     opened = open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(), run="night")
-    worker = Worker(WorkerSettings(spec, "night", PRESET, cpus=1.0, gpus=0.0))
+    worker = Worker(worker_settings(spec, "night"))
     worker.start()
     for index in range(opened.shard_count):
         worker.run_shard(opened.read_shard(index), Assignment(index, attempt=1, is_last=True))
@@ -216,7 +217,7 @@ def test_query_show_and_plan_read_remote_tables(remote_run: RemoteRun, tmp_path:
         (WRITER, "weights", 2, "There is no weights file {bucket}/weights/none.safetensors."),
     ],
 )
-def test_what_cannot_be_had_is_one_sentence(
+def test_what_is_not_available_is_one_sentence(
     remote_run: RemoteRun, key: Key, place: str, exit_code: int, sentence: str
 ) -> None:
     source = "s3://no-such-bucket/in" if place == "bucket" else f"{remote_run.bucket}/in"
@@ -236,7 +237,7 @@ def test_no_secret_is_written_anywhere(remote_run: RemoteRun) -> None:
     assert {uri.rpartition(".")[2] for uri in written} == {"json", "parquet"}
     results = open_results(remote_run.spec.output.uri, door)
     texts = [door.read(uri).decode("latin-1") for uri in written]
-    # Parquet is compressed: its rows are looked at too.
+    # Parquet is compressed: its rows are checked too.
     texts += [str(results.images().to_pylist()), remote_run.outcome.stdout, remote_run.outcome.stderr]
     logs = [path for path in remote_run.ray_folder.rglob("*") if path.is_file() and "logs" in path.parts]
     assert any("worker" in path.name for path in logs)

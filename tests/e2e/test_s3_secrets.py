@@ -1,4 +1,4 @@
-"""A whole run on a real S3 server with a key from an AWS profile that may not see all of its input: what is refused
+"""A run on a real S3 server with a key from an AWS profile that may not read all of its input: a refused image
 is a row, and no secret is in the spec, the run's records, its tables or any log."""
 
 import io
@@ -35,7 +35,7 @@ storage:
 
 @dataclass(frozen=True)
 class ProfileRun:
-    """What the command said and left."""
+    """The output and the results of the command."""
 
     outcome: subprocess.CompletedProcess[str]
     spec_text: str
@@ -46,7 +46,7 @@ class ProfileRun:
 @pytest.fixture(scope="module")
 def profile_run(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProfileRun]:
     folder = tmp_path_factory.mktemp("s3-secrets")
-    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+    # Ray's sockets are in it, and a socket's path has at most 107 characters.
     ray_folder = Path(tempfile.mkdtemp(prefix="htc-s3-"))
     limited, other = s3_server.make_bucket(LIMITED_BUCKET), s3_server.make_bucket("htc-somebody-elses")
     photo = io.BytesIO()
@@ -82,7 +82,7 @@ def profile_run(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -
     shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def test_key_and_endpoint_come_from_the_profile_and_what_it_may_not_see_is_a_row(profile_run: ProfileRun) -> None:
+def test_key_and_endpoint_come_from_the_profile_and_a_refused_image_is_a_row(profile_run: ProfileRun) -> None:
     assert profile_run.outcome.returncode == 0, profile_run.outcome.stdout + profile_run.outcome.stderr
     rows = open_results(f"s3://{LIMITED_BUCKET}/out", profile_run.door).images().to_pylist()
     assert [(row["uri"], row["status"], row["error"]) for row in rows] == [
@@ -102,7 +102,7 @@ def test_no_secret_is_in_the_spec_the_records_the_tables_or_a_log(profile_run: P
     logs = [path for path in profile_run.ray_folder.rglob("*") if path.is_file() and "logs" in path.parts]
     assert any(path.name.startswith("worker-") for path in logs)
     texts = written | {str(path): path.read_text("latin-1") for path in logs}
-    # Parquet is compressed: its rows are looked at too.
+    # Parquet is compressed: its rows are checked too.
     texts["rows"] = str(open_results(output, profile_run.door).images().to_pylist())
     texts |= {"spec": profile_run.spec_text, "stdout": profile_run.outcome.stdout, "stderr": profile_run.outcome.stderr}
     for secret in (LIMITED.secret, LIMITED.access):

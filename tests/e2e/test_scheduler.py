@@ -14,10 +14,10 @@ from tests.support.servers.scheduler_process import (
 )
 
 
-# A minute at most until the next full one, and the run.
+# Up to a minute until the next full minute, and the run.
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_minute_comes_and_its_run_outlives_the_scheduler_that_began_it(tmp_path: Path) -> None:
+def test_a_due_run_is_started_and_outlives_its_scheduler(tmp_path: Path) -> None:
     home = tmp_path / "home"
     (tmp_path / "photos").mkdir()
     for name in "ab":

@@ -17,7 +17,7 @@ from tests.support.servers.scheduler_process import (
 )
 
 
-# A cluster and a job on it.
+# Starting a cluster, and a job on it.
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_is_found_again_by_the_next_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_a_job_is_found_again_by_the_next_scheduler(tmp_path: Path, monkeypatch:
         f"input: {{uri: {tmp_path}/photos}}\noutput: {{uri: {tmp_path}/out}}\ncompute: {{workers: 1}}\n"
         "model: {preset: htc_lite0_fpn, weights: untrained, score_threshold: 0.99}\n"
     )
-    # Jobs begin with whatever `python` is on the cluster.
+    # Jobs start with the `python` of the cluster.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with real_cluster(1, {"PATH": path}) as cluster:
         added = htc(

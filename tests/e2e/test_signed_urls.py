@@ -1,4 +1,4 @@
-"""A whole run by the command over signed URLs: no signature in its tables, its records, its logs or on the screen."""
+"""A run by the command over signed URLs: no signature in its tables, its records, its logs or its output."""
 
 import os
 import shutil
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 SIGNATURE, TOKEN, OLD = "hush-signature-7c7c7c7c", "hush-token-5b5b5b5b", "hush-expired-1d1d1d1d"
 
 
-def test_a_listing_of_signed_urls_is_run_and_no_secret_is_told(tmp_path: Path) -> None:
-    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+def test_a_listing_of_signed_urls_is_run_and_no_secret_is_shown(tmp_path: Path) -> None:
+    # Ray's sockets are in it, and a socket's path has at most 107 characters.
     ray_folder = Path(tempfile.mkdtemp(prefix="htc-s-"))
     own = {"RAY_TMPDIR": str(ray_folder), "HTC_KEEP_RAY_FOLDER": "1", "OMP_NUM_THREADS": "1"}
     own["HTC_CACHE"] = str(tmp_path / "cache")

@@ -7,12 +7,13 @@ import time
 import pytest
 from PIL import Image
 
+from pipeline.driver.run_job import worker_settings
 from pipeline.job_spec.job import load_spec
 from pipeline.messages import Assignment, ShardResult
 from pipeline.output.results import open_results
 from pipeline.runs.open import open_run
 from pipeline.storage.storage import Storage
-from pipeline.worker.worker import Worker, WorkerSettings
+from pipeline.worker.worker import Worker
 from tests.support.fakes.models import LoadFake
 from tests.support.servers.s3_server import S3Server
 
@@ -46,7 +47,7 @@ def test_no_attempt_is_lost_to_a_store_that_comes_back(s3_server: S3Server, s3_b
         time.sleep(0.05)
     files.pipe(f"{s3_bucket[5:]}/in/{IMAGES - 2}.png", picture(40))
     files.rm_file(f"{s3_bucket[5:]}/in/{IMAGES - 1}.png")
-    worker = Worker(WorkerSettings(spec, "r", "fake", cpus=1, gpus=0, load_model=LoadFake()))
+    worker = Worker(worker_settings(spec, "r", LoadFake()))
     worker.start()
     reports = [worker.run_shard(run.read_shard(0), Assignment(0, 1, False))]
 

@@ -57,7 +57,7 @@ def test_loads_that_wait_for_something_are_woken_on_leaving(pool: ThreadPoolExec
     assert room.is_set()
 
 
-def test_an_exception_comes_at_its_place_and_the_rest_is_drained(pool: ThreadPoolExecutor) -> None:
+def test_an_exception_is_raised_in_its_place_and_the_rest_is_drained(pool: ThreadPoolExecutor) -> None:
     running = threading.Semaphore(0)
 
     def load(number: int) -> int:

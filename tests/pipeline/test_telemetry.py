@@ -1,4 +1,4 @@
-"""Metrics as Prometheus gets them from a real run, and the labels that keep them few."""
+"""Metrics as Prometheus gets them from a real run, and the bound on their labels."""
 
 import os
 import secrets
@@ -8,14 +8,21 @@ import time
 import urllib.request
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import telemetry as ray_metrics
 from pipeline.messages import ImageFailure, ShardResult
-from pipeline.telemetry import MAX_REASON_LABELS, DriverMetrics, StageClock, WorkerMetrics, WorkerTotals, reason_words
+from pipeline.telemetry import (
+    MAX_REASON_LABELS,
+    DriverMetrics,
+    RayExporter,
+    StageClock,
+    WorkerMetrics,
+    WorkerTotals,
+    exported_names,
+    reason_words,
+)
 from pipeline.worker.byte_budget import ByteGauge
 from pipeline.worker.totals import WorkCounter
 from tests.support.fakes.models import write_image, write_images
@@ -69,7 +76,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     finally:
         run.kill()
     assert run.returncode == 0
-    assert seen == ray_metrics.exported_names()
+    assert seen == exported_names()
     assert value_of(samples, "ray_htc_images_total", status="unreadable") == 2
     reason = {"status": "unreadable", "reason": "not an image starts with"}
     assert value_of(samples, "ray_htc_image_failures_total", **reason) == 1
@@ -77,7 +84,7 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
     assert value_of(samples, "ray_htc_workers_lost_total") == 1
     assert value_of(samples, "ray_htc_run_images", state="listed") == 13
     assert value_of(samples, "ray_htc_stage_seconds_total", stage="infer") > 0
-    # The images of the attempt that was thrown away may be counted twice.
+    # The images of the discarded attempt may be counted twice.
     assert value_of(samples, "ray_htc_worker_images_total") >= 9
 
 
@@ -93,75 +100,65 @@ def test_a_real_run_is_scraped(tmp_path: Path) -> None:
         ("word " * 100, ("word " * 16).strip()),
     ],
 )
-def test_reasons_lose_what_differs_between_images(reason: str, words: str) -> None:
+def test_reasons_are_reduced_to_what_images_share(reason: str, words: str) -> None:
     assert reason_words(reason) == words
 
 
-class _Recorder:
-    """Stands where Ray's metrics are made."""
+class Recorder:
+    """Keeps the values by metric and labels, instead of exporting them."""
 
-    def __init__(self, run: str) -> None:
-        self.told: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
 
     def add(self, name: str, amount: float, **labels: str) -> None:
-        self.told[name, tuple(sorted(labels.items()))] += amount
+        self.values[name, tuple(sorted(labels.items()))] += amount
 
     def set(self, name: str, value: float, **labels: str) -> None:
-        self.told[name, tuple(sorted(labels.items()))] = value
+        self.values[name, tuple(sorted(labels.items()))] = value
 
 
-@pytest.fixture
-def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_metrics, "_Exporter", _Recorder)
-
-
-def told_by(metrics: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    told: dict[tuple[str, tuple[tuple[str, str], ...]], float] = metrics._exporter.told
-    return told
-
-
-@pytest.mark.usefixtures("_recorded")
 def test_however_many_reasons_there_are_the_labels_stay_few() -> None:
-    metrics = DriverMetrics("r")
+    recorder = Recorder()
+    metrics = DriverMetrics("r", recorder)
     for number in range(500):
         word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
         failure = ImageFailure(f"s3://b/{number}.jpg", "unreadable", f"broken {word}")
         metrics.committed(ShardResult(0, {"unreadable": 1}, 0, {}, 0, 0.0, failures=(failure,)))
-    reasons = {dict(labels)["reason"] for name, labels in told_by(metrics) if name == "htc_image_failures"}
+    reasons = {dict(labels)["reason"] for name, labels in recorder.values if name == "htc_image_failures"}
     assert len(reasons) == MAX_REASON_LABELS + 1
-    counted = [value for (name, _), value in told_by(metrics).items() if name == "htc_image_failures"]
+    counted = [value for (name, _), value in recorder.values.items() if name == "htc_image_failures"]
     assert sum(counted) == 500
 
 
-@pytest.mark.usefixtures("_recorded")
-def test_a_worker_tells_what_was_added() -> None:
-    metrics = WorkerMetrics("r")
-    metrics.tell(WorkerTotals(10, 1000, {"read": 1.0}, 8))
-    metrics.tell(WorkerTotals(12, 1500, {"read": 1.5, "infer": 2.0}, 4))
-    told = told_by(metrics)
-    assert told["htc_worker_images", ()] == 12
-    assert told["htc_read_bytes", ()] == 1500
-    assert told["htc_stage_seconds", (("stage", "read"),)] == pytest.approx(1.5)
-    assert told["htc_stage_seconds", (("stage", "infer"),)] == pytest.approx(2.0)
-    assert told["htc_batch_size", ()] == 4
+def test_a_worker_exports_the_increase() -> None:
+    recorder = Recorder()
+    metrics = WorkerMetrics("r", recorder)
+    metrics.export(WorkerTotals(10, 1000, {"read": 1.0}, 8))
+    metrics.export(WorkerTotals(12, 1500, {"read": 1.5, "infer": 2.0}, 4))
+    values = recorder.values
+    assert values["htc_worker_images", ()] == 12
+    assert values["htc_read_bytes", ()] == 1500
+    assert values["htc_stage_seconds", (("stage", "read"),)] == pytest.approx(1.5)
+    assert values["htc_stage_seconds", (("stage", "infer"),)] == pytest.approx(2.0)
+    assert values["htc_batch_size", ()] == 4
 
 
-def test_a_worker_counts_the_shards_under_way_and_never_twice() -> None:
-    log = WorkCounter()
+def test_a_worker_counts_the_shards_in_flight_and_never_twice() -> None:
+    counter = WorkCounter()
     passed_on: list[int] = []
     clock, gauge = StageClock(), ByteGauge()
-    with log.following(clock, gauge):
-        log.counting(passed_on.append)(3)
+    with counter.track(clock, gauge):
+        counter.counted(passed_on.append)(3)
         clock.add({"infer": 2.0})
         gauge.add(500)
-        during = log.totals(batch_size=8)
-    after = log.totals(batch_size=8)
+        during = counter.totals(batch_size=8)
+    after = counter.totals(batch_size=8)
     assert during == after
     assert (after.images, after.bytes_read, after.stage_s["infer"], passed_on) == (3, 500, 2.0, [3])
 
 
-def test_without_ray_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_no_metric_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    metrics = DriverMetrics("r")
-    metrics.worker_lost()
-    assert metrics._exporter._made == {}
+    exporter = RayExporter("r")
+    DriverMetrics("r", exporter).worker_lost()
+    assert exporter.metrics == {}

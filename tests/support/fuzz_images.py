@@ -147,13 +147,14 @@ def write_files(folder: Path, count: int, seed: int) -> dict[str, str]:
 
 def segment_files(folder: Path) -> list[dict[str, Any]]:
     """Take every file in folder/in through a worker in this process; return the rows of `images`."""
+    from pipeline.driver.run_job import worker_settings
     from pipeline.job_spec.job import load_spec
     from pipeline.messages import Assignment
     from pipeline.output.results import open_results
     from pipeline.runs.open import open_run
     from pipeline.storage.storage import Storage
     from pipeline.weights.fingerprint import compute_fingerprint
-    from pipeline.worker.worker import Worker, WorkerSettings
+    from pipeline.worker.worker import Worker
     from tests.chaos.model import LoadContentModel
     from tests.chaos.plan import Plan
 
@@ -167,7 +168,7 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
     spec = load_spec(None, values)
     opened = open_run(spec, compute_fingerprint(spec.model).to_dict(), Storage(), run="fuzz")
     load = LoadContentModel(Plan(), driver_pid=0)
-    worker = Worker(WorkerSettings(spec, "fuzz", "fuzz", cpus=1.0, gpus=0.0, load_model=load))
+    worker = Worker(worker_settings(spec, "fuzz", load))
     worker.start()
     for index in opened.take_new_shards():
         worker.run_shard(opened.read_shard(index), Assignment(index, attempt=1, is_last=True))

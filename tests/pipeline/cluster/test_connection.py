@@ -1,4 +1,4 @@
-"""How many workers a machine gets, how Ray is reached, and what a death is called."""
+"""The number of workers, the connection to Ray, and the descriptions of deaths."""
 
 import os
 import socket
@@ -78,12 +78,12 @@ def test_the_object_store_fits_memory_and_shared_memory(
     assert (options["object_store_memory"] // 2**20, options["_plasma_directory"]) == (size_mib, place)
 
 
-def test_gpus_that_are_not_there_are_refused_with_the_way_out() -> None:
+def test_missing_gpus_are_refused_with_advice() -> None:
     with pytest.raises(RunError, match="there are 0 GPUs here; leave it out"):
         plan_workers(ComputeSection(gpus_per_worker=1.0), cpus=8, gpus=0, shards=1)
 
 
-def test_every_way_to_die_is_named() -> None:
+def test_every_exception_for_a_dead_worker_is_listed() -> None:
     deaths = worker_deaths()
     for error in (
         exceptions.ActorDiedError(),
@@ -117,23 +117,23 @@ def test_the_driver_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_whatever_ray_raises_at_its_start_is_one_sentence_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_at_the_start_of_ray_is_one_sentence_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_slow(**options: object) -> None:
         raise Exception("The current node timed out\n  during startup.")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", too_slow)
-    sentence = r"^Cannot start Ray on this machine: The current node timed out during startup \(the same command tries"
+    sentence = r"^Cannot start Ray on this machine: The current node timed out during startup \(run the same command"
     with pytest.raises(RunError, match=sentence), ray_cluster(ComputeSection(), shards=1):
         pass
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
-def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as nobody:
-        # Bound, but not listening: nobody else can take the port meanwhile.
-        nobody.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody.getsockname()[1]}")
+def test_a_missing_cluster_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        # Bound, but not listening: no other process can take the port meanwhile.
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused.getsockname()[1]}")
         with (
             pytest.raises(RunError, match=r"^Cannot reach the Ray cluster at 127\.0\.0\.1:\d+: .*refused \(check"),
             ray_cluster(ComputeSection(), shards=1),
@@ -142,7 +142,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("users", "ours"),
+    ("users", "set_here"),
     [
         ({}, {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}),
         ({"RAY_AUTH_TOKEN": "x" * 32}, {"RAY_AUTH_MODE"}),
@@ -151,8 +151,8 @@ def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyP
         ({"RAY_ADDRESS": "10.0.0.1:6379"}, set()),
     ],
 )
-def test_a_ray_of_our_own_gets_a_token_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, users: dict[str, str], ours: set[str]
+def test_a_local_ray_gets_a_token_unless_the_user_sets_otherwise(
+    monkeypatch: pytest.MonkeyPatch, users: dict[str, str], set_here: set[str]
 ) -> None:
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
     for name in names:
@@ -163,15 +163,15 @@ def test_a_ray_of_our_own_gets_a_token_unless_the_user_says_otherwise(
 
     def init(compute: ComputeSection) -> None:
         seen.append({name: os.environ[name] for name in names if name in os.environ})
-        raise RunError("far enough")
+        raise RunError("stop here")
 
     monkeypatch.setattr(cluster, "_init", init)
     for _ in range(2):
-        with pytest.raises(RunError, match="far enough"), ray_cluster(ComputeSection(), shards=1):
+        with pytest.raises(RunError, match="stop here"), ray_cluster(ComputeSection(), shards=1):
             pass
     first, second = seen
-    assert first.keys() == users.keys() | ours
+    assert first.keys() == users.keys() | set_here
     assert users.items() <= first.items()
     # Each start has its own.
-    assert (first == second) is ("RAY_AUTH_TOKEN" not in ours)
+    assert (first == second) is ("RAY_AUTH_TOKEN" not in set_here)
     assert {name: os.environ[name] for name in names if name in os.environ} == users

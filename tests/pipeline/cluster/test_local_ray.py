@@ -1,4 +1,4 @@
-"""The folder and the processes of a Ray of our own, without a Ray."""
+"""The folder and the processes of a local Ray, without starting one."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster import local_ray as own_ray
+from pipeline.cluster import local_ray
 from pipeline.cluster.local_ray import (
     OWNER_FILE,
     RayThread,
@@ -31,7 +31,7 @@ from pipeline.signals import StopRequest
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for temporary folders, short enough whatever its name is."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(own_ray, "MAX_SOCKET_PATH", 1000)
+    monkeypatch.setattr(local_ray, "MAX_SOCKET_PATH", 1000)
     return tmp_path
 
 
@@ -49,7 +49,7 @@ def dead_process() -> str:
     return f"{boot} {int(child.stdout)} {started}"
 
 
-def test_only_its_owner_enters_it_and_it_is_gone_afterwards(base: Path) -> None:
+def test_only_its_owner_may_enter_the_folder_and_it_is_removed_afterwards(base: Path) -> None:
     with ray_folder() as folder:
         assert folder.parent == base
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -57,29 +57,29 @@ def test_only_its_owner_enters_it_and_it_is_gone_afterwards(base: Path) -> None:
     assert list(base.iterdir()) == []
 
 
-def test_it_is_gone_after_an_exception_as_well(base: Path) -> None:
+def test_the_folder_is_removed_after_an_exception_as_well(base: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ray_folder():
         raise KeyboardInterrupt
     assert list(base.iterdir()) == []
 
 
-def test_it_stays_when_that_is_asked_for(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(own_ray.KEEP_VARIABLE, "1")
+def test_the_folder_is_kept_when_that_is_requested(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(local_ray.KEEP_VARIABLE, "1")
     with ray_folder() as folder:
         (folder / OWNER_FILE).write_text(json.dumps({"host": socket.gethostname(), "process": dead_process()}))
     remove_dead_folders(base)
     assert list(base.iterdir()) == [folder]
 
 
-@pytest.mark.skipif(not identify_process(), reason="this system does not tell when a process was started")
-def test_what_a_killed_process_left_is_removed_by_the_next(base: Path) -> None:
+@pytest.mark.skipif(not identify_process(), reason="this system does not report when a process was started")
+def test_the_folder_of_a_killed_process_is_removed_by_the_next_one(base: Path) -> None:
     left_by(base, dead_process())
     with ray_folder() as folder:
         assert [each.name for each in base.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("case", ["alive", "other host", "other boot", "other name", "link", "no owner", "nonsense"])
-def test_what_is_not_known_to_be_of_a_dead_process_stays(base: Path, case: str) -> None:
+def test_folders_that_may_belong_to_a_live_process_stay(base: Path, case: str) -> None:
     match case:
         case "alive":
             kept = left_by(base, identify_process())
@@ -104,29 +104,29 @@ def test_what_is_not_known_to_be_of_a_dead_process_stays(base: Path, case: str) 
     assert (kept / "").exists()
 
 
-def test_a_beginning_that_was_killed_is_removed_when_it_is_old(base: Path) -> None:
-    for name, age_s in (("htc-000001", 0.0), ("htc-000002", 2 * own_ray.MIN_AGE_WITHOUT_OWNER_S)):
+def test_an_old_folder_without_an_owner_is_removed(base: Path) -> None:
+    for name, age_s in (("htc-000001", 0.0), ("htc-000002", 2 * local_ray.MIN_AGE_WITHOUT_OWNER_S)):
         (base / name).mkdir()
         os.utime(base / name, (time.time() - age_s,) * 2)
     remove_dead_folders(base)
     assert [each.name for each in base.iterdir()] == ["htc-000001"]
 
 
-def test_a_long_name_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_a_long_name_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setattr(own_ray.tempfile, "gettempdir", lambda: str(long))
-    assert len(str(choose_base())) <= own_ray.MAX_SOCKET_PATH - own_ray._BELOW_BASE
+    monkeypatch.setattr(local_ray.tempfile, "gettempdir", lambda: str(long))
+    assert len(str(choose_base())) <= local_ray.MAX_SOCKET_PATH - local_ray.LONGEST_BELOW_BASE
 
 
-def test_no_place_at_all_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_ray, "MAX_SOCKET_PATH", 0)
+def test_no_usable_folder_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ray, "MAX_SOCKET_PATH", 0)
     with pytest.raises(RunError, match="TMPDIR"):
         choose_base()
 
 
-def test_its_processes_are_ended_and_no_others(base: Path) -> None:
+def test_only_the_processes_of_the_folder_are_ended(base: Path) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     with ray_folder() as folder:
         its, others = (subprocess.Popen([*sleep, word]) for word in (f"--dir={folder}/ray", "--dir=/elsewhere"))
@@ -138,7 +138,7 @@ def test_its_processes_are_ended_and_no_others(base: Path) -> None:
     assert not [child for child in psutil.Process().children() if child.pid in {its.pid, others.pid}]
 
 
-def test_what_connecting_raises_arrives_where_it_is_waited_for() -> None:
+def test_an_exception_while_connecting_is_raised_by_wait() -> None:
     def fail() -> None:
         raise RunError("no room")
 
@@ -149,7 +149,7 @@ def test_what_connecting_raises_arrives_where_it_is_waited_for() -> None:
 
 
 def test_a_request_to_stop_does_not_wait_for_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_ray, "START_PATIENCE_S", 0.0)
+    monkeypatch.setattr(local_ray, "START_PATIENCE_S", 0.0)
     is_over = threading.Event()
     with StopRequest() as stop:
         thread = RayThread(lambda: bool(is_over.wait(60)))

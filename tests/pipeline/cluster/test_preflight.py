@@ -1,4 +1,4 @@
-"""The first look from the nodes: one sentence that names the node, before anything is started or left behind."""
+"""The preflight check on the nodes: one sentence that names the node, before any worker is started."""
 
 import pickle
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.node_calls import MAX_NODES, choose_nodes
-from pipeline.cluster.preflight import PreflightError, PreflightResult, check_nodes, look
+from pipeline.cluster.preflight import MARKER, PreflightError, PreflightResult, check_node, check_nodes
 from pipeline.errors import StorageError
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.storage.storage import Storage
@@ -29,25 +29,25 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def look_here(spec: JobSpec) -> PreflightResult:
-    """Look with a mark that a driver has put into the output."""
-    mark = f"{spec.output.uri}/.htc-first-look-0"
-    Storage(spec.storage).write(mark, b"htc")
-    sight = look(spec, mark)
-    Storage(spec.storage).delete(mark)
-    return sight
+def check_here(spec: JobSpec) -> PreflightResult:
+    """Check with a marker that a driver has written into the output."""
+    marker = f"{spec.output.uri}/{MARKER}0"
+    Storage(spec.storage).write(marker, b"htc")
+    result = check_node(spec, marker)
+    Storage(spec.storage).delete(marker)
+    return result
 
 
-def test_a_node_that_sees_all_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_node_without_problems_leaves_nothing_behind(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     asked: list[JobSpec] = []
 
-    def ask(action: Any, asked_spec: JobSpec, mark: str, *, tell: Any) -> dict[str, PreflightResult]:
-        asked.append(asked_spec)
-        # What Ray carries there and back must survive the journey.
-        return pickle.loads(pickle.dumps({"10.0.0.7": action(asked_spec, mark)}))  # type: ignore[no-any-return]
+    def run_on_nodes(action: Any, given: JobSpec, marker: str, *, notify: Any) -> dict[str, PreflightResult]:
+        asked.append(given)
+        # Ray pickles arguments and results.
+        return pickle.loads(pickle.dumps({"10.0.0.7": action(given, marker)}))  # type: ignore[no-any-return]
 
-    check_nodes(spec, tell=lambda sentence: None, ask=ask)
+    check_nodes(spec, notify=lambda sentence: None, run_on_nodes=run_on_nodes)
     assert asked == [spec]
     assert files_in(tmp_path) == ["in", "in/image-000.png", "in/image-001.png"]
 
@@ -63,12 +63,14 @@ def test_a_node_that_sees_all_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_what_a_node_cannot_reach_is_one_sentence(
     tmp_path: Path, overrides: dict[str, object], sentence: str, code: int
 ) -> None:
-    sight = look_here(spec_in(tmp_path, **overrides))
-    assert sentence in sight.problem
-    assert sight.exit_code == code
+    result = check_here(spec_in(tmp_path, **overrides))
+    assert sentence in result.problem
+    assert result.exit_code == code
 
 
-def test_images_that_may_not_be_read_are_told_from_a_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_may_not_be_read_are_distinguished_from_a_bad_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = spec_in(tmp_path)
     refused: list[str] = []
 
@@ -77,42 +79,42 @@ def test_images_that_may_not_be_read_are_told_from_a_bad_one(tmp_path: Path, mon
         raise StorageError(f"{uri} may not be read.")
 
     (tmp_path / "in" / "image-000.png").write_bytes(b"no image at all")
-    assert look_here(spec) == PreflightResult()
+    assert check_here(spec) == PreflightResult()
     fetch = Storage.fetch
     monkeypatch.setattr(
         Storage, "fetch", lambda self, uri, *a, **k: (refuse if "/in/" in uri else fetch)(self, uri, *a, **k)
     )
-    sight = look_here(spec)
-    assert "the input is listed but cannot be read: " in sight.problem
-    assert sight.exit_code == 2
+    result = check_here(spec)
+    assert "the input is listed but cannot be read: " in result.problem
+    assert result.exit_code == 2
     # Every one of the first: a single forbidden image becomes its row.
     assert len(refused) == 2
 
 
 def test_an_output_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_in(tmp_path)
-    mark = f"{spec.output.uri}/.htc-first-look-0"
-    Storage().write(mark, b"htc")
+    marker = f"{spec.output.uri}/{MARKER}0"
+    Storage().write(marker, b"htc")
 
     def refuse(storage: Storage, uri: str, payload: bytes) -> None:
         raise StorageError(f"{uri} may not be written.")
 
     monkeypatch.setattr(Storage, "write", refuse)
-    sight = look(spec, mark)
-    assert "may not be written" in sight.problem
-    assert sight.exit_code == 1
+    result = check_node(spec, marker)
+    assert "may not be written" in result.problem
+    assert result.exit_code == 1
 
 
 def test_a_local_output_that_is_another_folder_on_the_node(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     (tmp_path / "out").mkdir()
 
-    def ask(action: Any, asked: JobSpec, mark: str, *, tell: Any) -> dict[str, PreflightResult]:
-        elsewhere = mark.replace("/out/", "/other/")
-        return {"10.0.0.7": PreflightResult(), "10.0.0.8": action(asked, elsewhere)}
+    def run_on_nodes(action: Any, given: JobSpec, marker: str, *, notify: Any) -> dict[str, PreflightResult]:
+        elsewhere = marker.replace("/out/", "/other/")
+        return {"10.0.0.7": PreflightResult(), "10.0.0.8": action(given, elsewhere)}
 
     with pytest.raises(PreflightError) as caught:
-        check_nodes(spec, tell=lambda sentence: None, ask=ask)
+        check_nodes(spec, notify=lambda sentence: None, run_on_nodes=run_on_nodes)
     assert str(caught.value) == (
         f"On the cluster's node 10.0.0.8: the output {tmp_path}/out is another folder here than where the driver runs. "
         "A local path must be the same on all nodes of a cluster: use shared storage (s3://...) or a mount."
@@ -123,8 +125,8 @@ def test_a_local_output_that_is_another_folder_on_the_node(tmp_path: Path) -> No
 
 def test_a_node_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    sight = look_here(spec_in(tmp_path))
-    assert sight == PreflightResult("torch is not installed, which the workers need.", 2)
+    result = check_here(spec_in(tmp_path))
+    assert result == PreflightResult("torch is not installed, which the workers need.", 2)
 
 
 def node(name: str, **resources: float) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def node(name: str, **resources: float) -> dict[str, Any]:
 HEAD = {"node:__internal_head__": 1.0}
 
 
-def test_those_nodes_are_asked_where_workers_will_be() -> None:
+def test_the_nodes_where_workers_will_run_are_chosen() -> None:
     def chosen(*nodes: dict[str, Any]) -> list[str]:
         return [each["NodeID"] for each in choose_nodes(nodes)]
 

@@ -1,4 +1,4 @@
-"""Where workers import from."""
+"""The import path of workers."""
 
 import pickle
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import search_path as callers_code
-from pipeline.cluster.connection import _job_config
+from pipeline.cluster import search_path
+from pipeline.cluster.connection import make_job_config
 from pipeline.cluster.search_path import worker_search_path
 from pipeline.job_spec.job import ModelSection
 from pipeline.worker.callers_model import CallersModel, callers_search_path
@@ -16,19 +16,19 @@ from tests.support.fakes.models import LoadFake
 
 
 def test_the_current_folder_is_not_searched_whatever_ray_adds(tmp_path: Path) -> None:
-    config = _job_config()
+    config = make_job_config()
     config._py_driver_sys_path.extend([str(tmp_path)])
     assert list(config._get_proto_job_config().py_driver_sys_path) == worker_search_path()
 
 
 def test_a_checkout_is_searched_and_a_folder_of_installed_packages_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker_search_path() == [str(Path(callers_code.__file__).resolve().parents[2])]
+    assert worker_search_path() == [str(Path(search_path.__file__).resolve().parents[2])]
     site = Path(sysconfig.get_path("purelib"))
-    monkeypatch.setattr(callers_code, "__file__", str(site / "pipeline" / "cluster" / "search_path.py"))
+    monkeypatch.setattr(search_path, "__file__", str(site / "pipeline" / "cluster" / "search_path.py"))
     assert worker_search_path() == []
 
 
-def test_a_model_of_the_callers_own_is_looked_for_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_own_model_is_searched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise ImportError('hidden')")
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = len(sys.path)

@@ -1,6 +1,6 @@
-"""The driver puts a shard's rows together in the order of its images, one for each."""
+"""The driver assembles a shard's rows in the order of its images, one per image."""
 
-from pipeline.driver.assemble import gather_rows, report_of
+from pipeline.driver.assemble import assemble_rows, build_report
 from pipeline.inputs.image_ref import ImageRef, image_id
 from pipeline.inputs.shard import Shard
 from pipeline.messages import PartialResult, ShardFailure, ShardOutcome, ShardResult
@@ -25,16 +25,16 @@ def piece_of(*positions: int, instances: int = 2) -> PartialResult:
     return PartialResult(7, tuple(positions), report, tuple(images), tuple(found))
 
 
-def test_pieces_and_verdicts_make_a_whole_shard_in_its_order() -> None:
+def test_partial_results_and_verdicts_make_all_rows_in_order() -> None:
     settled = ShardOutcome(7, 9, [piece_of(3, 4, 5), piece_of(0, 2)], {1: "the worker died"})
-    rows = gather_rows(SHARD, settled, model="fake")
+    rows = assemble_rows(SHARD, settled, model="fake")
     images, instances = rows
     assert [row.uri for row in images] == [ref.uri for ref in SHARD.images]
     assert [row.status for row in images] == ["ok", "failed", "ok", "ok", "ok", "ok"]
     assert (images[1].error, images[1].attempts, images[1].bytes) == ("the worker died", 9, 1)
     expected = [(SHARD.images[at].uri, number) for at in (0, 2, 3, 4, 5) for number in range(2)]
     assert [(row.uri, row.instance) for row in instances] == expected
-    report = report_of(SHARD, settled, rows)
+    report = build_report(SHARD, settled, rows)
     assert (report.statuses, report.instances, report.bytes_read) == ({"ok": 5, "failed": 1}, 10, 200)
     assert report.stage_s["infer"] == 2.0
     assert [failure.uri for failure in report.failures] == ["/in/1.png"]
@@ -43,7 +43,7 @@ def test_pieces_and_verdicts_make_a_whole_shard_in_its_order() -> None:
 def test_a_shard_that_is_given_up_keeps_what_was_done() -> None:
     rest = ShardFailure(7, "storage", "the store is away")
     settled = ShardOutcome(7, 4, [piece_of(2, instances=0)], {0: "hung"}, rest)
-    images, instances = gather_rows(SHARD, settled, model="fake")
+    images, instances = assemble_rows(SHARD, settled, model="fake")
     assert [row.status for row in images] == ["failed", "failed", "ok", "failed", "failed", "failed"]
     assert [row.error for row in images[:2]] == ["hung", "the store is away"]
     assert instances == []

@@ -1,4 +1,4 @@
-"""Images that kill workers are found by halving, alone, and at the price of few workers."""
+"""Bisection finds the images that kill workers, and costs few workers."""
 
 import math
 from collections.abc import Collection
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.driver.bisection import CONFIRMING_DEATHS, HOPELESS_DEATHS, Bisection
+from pipeline.driver.bisection import CONFIRMING_DEATHS, MAX_DEATHS_WITHOUT_SURVIVOR, Bisection
 from pipeline.messages import PartialResult, ShardFailure, ShardResult
 
 
@@ -20,9 +20,9 @@ def death(suspects: tuple[int, ...] = ()) -> ShardFailure:
 
 
 def search(bisection: Bisection, killers: Collection[int], *, hints: Collection[int] = ()) -> int:
-    """Try the groups until none is left; returns the deaths."""
+    """Try the groups until none is left; return the number of deaths."""
     deaths = 0
-    while (group := bisection.group) and not bisection.is_hopeless:
+    while (group := bisection.group) and not bisection.is_given_up:
         if set(group) & set(killers):
             deaths += 1
             bisection.killed(death(tuple(hints)))
@@ -37,7 +37,7 @@ def survivors(bisection: Bisection) -> list[int]:
 
 @settings(deadline=None)
 @given(data=st.data(), images=st.integers(1, 300))
-def test_the_killers_are_found_and_all_others_come_through_once(data: st.DataObject, images: int) -> None:
+def test_the_killers_are_found_and_all_other_images_are_done_once(data: st.DataObject, images: int) -> None:
     killers = data.draw(st.sets(st.integers(0, images - 1), min_size=1, max_size=5))
     bisection = Bisection(images)
     deaths = search(bisection, killers)
@@ -52,7 +52,7 @@ def test_one_killer_among_many_costs_a_worker_for_each_halving_at_most(killer: i
     assert CONFIRMING_DEATHS <= deaths <= 8 + CONFIRMING_DEATHS
 
 
-def test_a_death_by_chance_accuses_nobody() -> None:
+def test_a_death_by_chance_fails_no_image() -> None:
     bisection = Bisection(64)
     bisection.killed(death())
     assert search(bisection, ()) == 0
@@ -60,7 +60,7 @@ def test_a_death_by_chance_accuses_nobody() -> None:
     assert survivors(bisection) == list(range(64))
 
 
-def test_an_image_alone_is_accused_only_when_it_kills_again() -> None:
+def test_a_single_image_fails_only_when_it_kills_again() -> None:
     bisection = Bisection(1)
     bisection.killed(death())
     assert bisection.group == (0,)
@@ -98,8 +98,8 @@ def test_of_a_batch_that_hung_the_others_are_tried_first() -> None:
     assert set(bisection.verdicts) == {2}
 
 
-def test_where_everything_dies_it_is_not_the_images() -> None:
+def test_when_everything_dies_no_image_is_blamed() -> None:
     bisection = Bisection(4096)
-    assert search(bisection, range(4096)) == HOPELESS_DEATHS
-    assert bisection.is_hopeless
+    assert search(bisection, range(4096)) == MAX_DEATHS_WITHOUT_SURVIVOR
+    assert bisection.is_given_up
     assert bisection.verdicts == {}

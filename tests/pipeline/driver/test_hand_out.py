@@ -1,30 +1,29 @@
-"""Which worker gets which shard when: breadth first, and at the end nothing waits behind a long shard."""
+"""Shards are handed out breadth first, and at the end none waits behind a long one."""
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import pipeline.driver.session
-import pipeline.driver.shard_queue
-import pipeline.driver.worker_pool
 from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
+from pipeline.driver.shard_queue import ShardQueue
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import ComputeSection, load_spec
+from pipeline.job_spec.job import load_spec
 from pipeline.messages import Assignment, ShardFailure, WorkerReady
 from pipeline.output.results import open_results
-from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.worker import Worker, WorkerSettings
 from tests.support.fakes.clock import HandClock
 from tests.support.fakes.models import LoadFake, write_images
 
 
-class TimedFleet:
-    """Workers that do their shards one after the other, each in its time by a clock that is set by hand.
+class TimedPool:
+    """Workers that do their shards one after the other, each in its time by a clock that the test sets.
 
     clock: the present. shard_s: seconds by shard, 2 for others. start_s: seconds until a worker is ready, by number.
     done: shards with their worker and the time of their end. refuses: whether shards are given back.
@@ -36,8 +35,9 @@ class TimedFleet:
     done: list[tuple[int, int, float]] = []  # noqa: RUF012 - set anew by each test
     refuses = False
 
-    def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
+    def __init__(self, settings: WorkerSettings, max_workers: int) -> None:
         self._settings = settings
+        self.max_workers = max_workers
         self._workers: list[Worker] = []
         self._held: dict[int, list[tuple[Shard, Assignment]]] = {}
         self._given_back: set[tuple[int, int]] = set()
@@ -69,7 +69,7 @@ class TimedFleet:
             self._begin(worker)
 
     def abandon(self, worker: int, index: int, *, is_queued: bool = False) -> None:
-        # Not the copies of late shards, which are called off in the same way.
+        # Not the speculative copies, which are abandoned in the same way.
         if not (is_queued and self.refuses):
             self._given_back.add((worker, index))
             self._events.append(ShardAbandoned(worker, index))
@@ -113,28 +113,22 @@ class TimedFleet:
 
 
 @pytest.fixture
-def fleet(monkeypatch: pytest.MonkeyPatch) -> type[TimedFleet]:
-    """The class of the next run's fleet, as new."""
+def timed_pool(monkeypatch: pytest.MonkeyPatch) -> type[TimedPool]:
+    """The class of the next run's pool, with a clock of its own."""
 
-    class Fresh(TimedFleet):
+    class Fresh(TimedPool):
         clock = HandClock()
         done: list[tuple[int, int, float]] = []  # noqa: RUF012 - of this test alone
 
-    @contextmanager
-    def cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
-        assert compute.workers != "auto"
-        yield WorkerPlan(compute.workers, 1.0, 0.0)
-
-    ledger_class = pipeline.driver.shard_queue.ShardQueue
-    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", Fresh)
-    monkeypatch.setattr(pipeline.driver.session, "ray_cluster", cluster)
-    monkeypatch.setattr(
-        pipeline.driver.session, "ShardQueue", lambda **options: ledger_class(**options, clock=Fresh.clock)
-    )
+    monkeypatch.setattr(pipeline.driver.session, "ShardQueue", partial(ShardQueue, clock=Fresh.clock))
     return Fresh
 
 
-def segment(folder: Path, *, shards: int, workers: int) -> None:
+def segment(folder: Path, pool_class: type[TimedPool], *, shards: int, workers: int) -> None:
+    @contextmanager
+    def open_pool(settings: WorkerSettings, **options: object) -> Iterator[TimedPool]:
+        yield pool_class(settings, workers)
+
     write_images(folder / "in", shards)
     values = {
         "input.uri": str(folder / "in"),
@@ -145,56 +139,58 @@ def segment(folder: Path, *, shards: int, workers: int) -> None:
         "compute.shard_images": 1,
         "retry.max_error_rate": 1.0,
     }
-    summary = run(load_spec(None, values), progress=SilentProgress(), load_model=LoadFake())
+    summary = run(load_spec(None, values), progress=SilentProgress(), load_model=LoadFake(), open_pool=open_pool)
     assert (summary.status, summary.images_done) == ("complete", shards)
     rows = open_results(str(folder / "out")).images(columns=["uri", "attempts"]).to_pylist()
     assert len({row["uri"] for row in rows}) == len(rows) == shards
 
 
-def test_eight_workers_do_eight_shards_at_once(tmp_path: Path, fleet: type[TimedFleet]) -> None:
-    segment(tmp_path, shards=8, workers=8)
-    assert sorted(worker for _, worker, _ in fleet.done) == list(range(8))
-    assert fleet.clock.now == 2.0
+def test_eight_workers_do_eight_shards_at_once(tmp_path: Path, timed_pool: type[TimedPool]) -> None:
+    segment(tmp_path, timed_pool, shards=8, workers=8)
+    assert sorted(worker for _, worker, _ in timed_pool.done) == list(range(8))
+    assert timed_pool.clock.now == 2.0
 
 
-def test_workers_that_are_ready_first_leave_shards_for_those_that_still_load(
-    tmp_path: Path, fleet: type[TimedFleet]
+def test_workers_that_are_ready_first_leave_shards_for_those_that_still_load_their_model(
+    tmp_path: Path, timed_pool: type[TimedPool]
 ) -> None:
-    fleet.start_s = staticmethod(lambda number: number * 0.1)
-    segment(tmp_path, shards=8, workers=8)
-    assert fleet.clock.now == pytest.approx(2.7)
+    timed_pool.start_s = staticmethod(lambda number: number * 0.1)
+    segment(tmp_path, timed_pool, shards=8, workers=8)
+    assert timed_pool.clock.now == pytest.approx(2.7)
 
 
-def test_a_shard_that_waits_behind_a_long_one_goes_to_an_idle_worker(tmp_path: Path, fleet: type[TimedFleet]) -> None:
-    fleet.shard_s = {0: 60.0}
-    segment(tmp_path, shards=5, workers=2)
-    ends = {index: at for index, _, at in fleet.done}
+def test_a_shard_that_waits_behind_a_long_one_goes_to_an_idle_worker(
+    tmp_path: Path, timed_pool: type[TimedPool]
+) -> None:
+    timed_pool.shard_s = {0: 60.0}
+    segment(tmp_path, timed_pool, shards=5, workers=2)
+    ends = {index: at for index, _, at in timed_pool.done}
     assert ends.pop(0) == 60.0
     assert max(ends.values()) == 8.0
-    assert {worker for index, worker, _ in fleet.done if index} == {1}
+    assert {worker for index, worker, _ in timed_pool.done if index} == {1}
 
 
-def test_each_shard_is_done_once_and_counts_one_attempt(tmp_path: Path, fleet: type[TimedFleet]) -> None:
-    fleet.shard_s = {0: 60.0, 1: 50.0, 2: 40.0}
-    segment(tmp_path, shards=12, workers=4)
-    # A late shard may be done by an idle worker as well; one that was only given back is not.
-    short = [index for index, _, _ in fleet.done if index > 2]
+def test_each_shard_is_done_once_and_counts_one_attempt(tmp_path: Path, timed_pool: type[TimedPool]) -> None:
+    timed_pool.shard_s = {0: 60.0, 1: 50.0, 2: 40.0}
+    segment(tmp_path, timed_pool, shards=12, workers=4)
+    # A late shard may get a speculative copy; one that was only given back does not.
+    short = [index for index, _, _ in timed_pool.done if index > 2]
     assert sorted(short) == list(range(3, 12))
     rows = open_results(str(tmp_path / "out")).images(columns=["shard", "attempts"]).to_pylist()
     assert {row["attempts"] for row in rows if row["shard"] > 2} == {1}
 
 
-def test_a_worker_that_gives_nothing_back_does_it_itself(tmp_path: Path, fleet: type[TimedFleet]) -> None:
-    fleet.shard_s = {0: 60.0}
-    fleet.refuses = True
-    segment(tmp_path, shards=5, workers=2)
-    assert {index for index, _, _ in fleet.done} == set(range(5))
+def test_a_worker_that_gives_no_shard_back_does_it_itself(tmp_path: Path, timed_pool: type[TimedPool]) -> None:
+    timed_pool.shard_s = {0: 60.0}
+    timed_pool.refuses = True
+    segment(tmp_path, timed_pool, shards=5, workers=2)
+    assert {index for index, _, _ in timed_pool.done} == set(range(5))
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_no_worker_is_idle_while_another_has_two(
-    tmp_path: Path, fleet: type[TimedFleet], shards: int, workers: int
+    tmp_path: Path, timed_pool: type[TimedPool], shards: int, workers: int
 ) -> None:
-    segment(tmp_path, shards=shards, workers=workers)
-    assert fleet.clock.now == 2.0 * -(-shards // workers)
+    segment(tmp_path, timed_pool, shards=shards, workers=workers)
+    assert timed_pool.clock.now == 2.0 * -(-shards // workers)

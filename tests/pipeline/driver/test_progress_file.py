@@ -1,4 +1,4 @@
-"""progress.json: there while a driver works, gone when it has ended, and never in the run's way."""
+"""progress.json: written while a driver works, removed when it has ended, and never a reason to fail."""
 
 import json
 import time
@@ -17,7 +17,7 @@ PROGRESS = RunProgress(10, 4, 1, 2.5, 3.0, 2, statuses={"ok": 3, "missing": 1}, 
 
 
 class Noted(SilentProgress):
-    """Remembers what it was told."""
+    """Keeps its calls."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -42,7 +42,7 @@ def wait_until(is_true: Callable[[], Any]) -> None:
     raise AssertionError("it never came true")
 
 
-def test_it_tells_what_the_display_tells_and_goes_with_the_session(
+def test_the_file_has_the_displayed_progress_and_is_removed_with_the_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(JOB_VARIABLE, "photos-1")
@@ -59,7 +59,7 @@ def test_it_tells_what_the_display_tells_and_goes_with_the_session(
     recorded.close()
     assert load_progress(storage, str(tmp_path), "a") is None
     assert (display.notes, display.updates) == (["hello"], [PROGRESS])
-    # The driver closes its display itself, after its last words.
+    # The driver closes its display itself, after its last note.
     assert not display.is_closed
 
 
@@ -76,10 +76,10 @@ def test_secrets_in_reasons_are_not_written(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_store_that_refuses_it_does_not_end_the_run(tmp_path: Path) -> None:
     class Refusing(Storage):
-        tries = 0
+        attempts = 0
 
         def write(self, uri: str, payload: bytes) -> None:
-            Refusing.tries += 1
+            Refusing.attempts += 1
             raise StorageError("no")
 
         def delete(self, uri: str) -> None:
@@ -87,5 +87,5 @@ def test_a_store_that_refuses_it_does_not_end_the_run(tmp_path: Path) -> None:
 
     recorded = ProgressFile(Refusing(), str(tmp_path), "a", SilentProgress(), every_s=0.01, first_after_s=0.0)
     recorded.update(PROGRESS)
-    wait_until(lambda: Refusing.tries > 2)
+    wait_until(lambda: Refusing.attempts > 2)
     recorded.close()

@@ -1,4 +1,4 @@
-"""What the driver refuses before it asks for weights or starts Ray."""
+"""What the driver refuses before it fetches weights or starts Ray, and signals at that time."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.paths import PHOTOS
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["empty", "absent"])
-def test_an_input_without_images_is_told_before_weights_are_fetched(
+def test_an_input_without_images_is_refused_before_weights_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
 ) -> None:
     # Fetching would end in WeightsUnavailableError here: nothing is cached, and the address refuses.
@@ -35,7 +35,7 @@ def test_an_input_without_images_is_told_before_weights_are_fetched(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_driver_that_is_ended_while_it_lists_lets_go_of_the_run(
+def test_a_driver_that_is_stopped_while_it_lists_releases_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     photos = PHOTOS

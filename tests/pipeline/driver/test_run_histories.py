@@ -1,36 +1,29 @@
-"""Hundreds of random histories of one run: whatever died when, the tables in the end are those of a calm run."""
+"""Random histories of one run: whatever died when, the tables at the end are those of an undisturbed run."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 from hypothesis import settings
 
-import pipeline.driver.session
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import RunError, StorageError
-from pipeline.job_spec.job import ComputeSection, load_spec
-from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.job_spec.job import load_spec
 from tests.chaos.checks import Tables, compare, leftovers, read_tables
 from tests.chaos.input import local_store
 from tests.chaos.scene import Scene
-from tests.support.builders.run_histories import DriverDeath, Fate, FatedLoad, enact
+from tests.support.builders.run_histories import DriverDeath, Fate, FatedLoad, FatedPool, enact
+from tests.support.fakes.in_process_pool import in_process
 
 HISTORIES = 24 * settings.default.max_examples // 100
 SESSIONS = 12
 
 
-@contextmanager
-def two_workers(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
-    yield WorkerPlan(2, 1.0, 0.0)
-
-
 def live_through(scene: Scene, fate: Fate) -> None:
-    """Run the same job again and again until it says that it is complete; the last sessions are calm."""
+    """Run the same job again and again until it is complete; the last sessions are undisturbed."""
     values = {
         "input.uri": scene.input_uri,
         "output.uri": scene.output_uri,
@@ -42,7 +35,12 @@ def live_through(scene: Scene, fate: Fate) -> None:
     for session in range(SESSIONS):
         fate.begin_session(is_calm=session >= SESSIONS - 2)
         try:
-            summary = run(load_spec(None, values), progress=SilentProgress(), load_model=FatedLoad(fate))
+            summary = run(
+                load_spec(None, values),
+                progress=SilentProgress(),
+                load_model=FatedLoad(fate),
+                open_pool=in_process(FatedPool, workers=2),
+            )
         except (DriverDeath, RunError, StorageError):
             continue
         scene.exit_codes.append(summary.exit_code)
@@ -51,11 +49,10 @@ def live_through(scene: Scene, fate: Fate) -> None:
 
 
 def history(folder: Path, seed: int | None, *, is_poisoned: bool = False) -> tuple[Tables, list[str], Fate]:
-    """Live through one history; None for a calm one."""
+    """Run one history; `seed` None for an undisturbed one."""
     scene = Scene(folder, str(folder.parent / "in"), str(folder / "out"))
     fate = Fate(Random(seed), is_poisoned)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.driver.session, "ray_cluster", two_workers)
         enact(fate, patch)
         if seed is None:
             fate.begin_session = lambda *, is_calm: None  # type: ignore[method-assign]
@@ -68,7 +65,7 @@ def history(folder: Path, seed: int | None, *, is_poisoned: bool = False) -> tup
 
 @pytest.mark.slow
 @pytest.mark.timeout(600 * settings.default.max_examples // 100)
-def test_whatever_died_when_the_tables_are_those_of_a_calm_run(
+def test_whatever_died_when_the_tables_are_those_of_an_undisturbed_run(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("examples", HISTORIES)

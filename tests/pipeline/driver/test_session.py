@@ -1,47 +1,45 @@
-"""The driver's loop over workers in this process: what is retried, bisected, stopped, and what the tables say then."""
+"""The driver's loop over workers in this process: retries, bisection, early stop, and the tables afterwards."""
 
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.driver.session
 import pipeline.driver.shard_queue
-import pipeline.driver.worker_pool
 import pipeline.planning.manifest
 from pipeline.driver.bisection import CONFIRMING_DEATHS
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
-from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
-from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.runs.summary import RunSummary
 from pipeline.storage import local as local_files
-from tests.support.fakes.in_process_pool import InProcessPool
+from tests.support.fakes.in_process_pool import InProcessPool, in_process
 from tests.support.fakes.models import LoadFake, write_image, write_images
 
 POISON = (32, 47)
 
 
-@contextmanager
-def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
-    yield WorkerPlan(1, 1.0, 0.0)
-
-
 @pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     InProcessPool.forget()
-    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
-    monkeypatch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
     monkeypatch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
 
 
+def segment(
+    spec: JobSpec, load_model: LoadFake | None = None, *, notes: "Notes | None" = None, fresh: bool = False
+) -> RunSummary:
+    return run(
+        spec, fresh=fresh, progress=notes or Notes(), load_model=load_model or LoadFake(), open_pool=in_process()
+    )
+
+
 class Notes(SilentProgress):
-    """Remembers what was said."""
+    """Keeps the sentences."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
@@ -76,7 +74,7 @@ def test_images_that_kill_fail_alone_and_cheaply(tmp_path: Path, poison: set[int
         write_image(paths[number], POISON)
     notes = Notes()
     spec = spec_for(tmp_path, retry__max_error_rate=0.1)
-    summary = run(spec, progress=notes, load_model=LoadFake({POISON: "die"}))
+    summary = segment(spec, LoadFake({POISON: "die"}), notes=notes)
     images = rows(tmp_path, "images")
     assert [row["uri"] for row in images] == [str(path) for path in paths]
     assert [row["status"] == "failed" for row in images] == [number in poison for number in range(48)]
@@ -93,22 +91,22 @@ def test_images_that_kill_fail_alone_and_cheaply(tmp_path: Path, poison: set[int
     assert sum("is left out" in sentence for sentence in notes.sentences) == len(poison)
 
 
-def test_a_worker_that_dies_once_costs_nobody_a_row(tmp_path: Path) -> None:
+def test_a_worker_that_dies_once_costs_no_row(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 40)
     write_image(paths[3], POISON)
     load_model = LoadFake({POISON: "die_once"}, marks=str(tmp_path))
-    summary = run(spec_for(tmp_path), progress=SilentProgress(), load_model=load_model)
+    summary = segment(spec_for(tmp_path), load_model)
     assert (summary.statuses, summary.workers_lost, summary.exit_code) == ({"ok": 40}, 1, 0)
 
 
-def test_a_run_in_which_everything_fails_is_stopped_early_and_says_why(tmp_path: Path) -> None:
+def test_a_run_in_which_everything_fails_is_stopped_early_with_its_reason(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(600):
         (folder / f"{number:03d}.jpg").touch()
     notes = Notes()
     spec = spec_for(tmp_path, compute__shard_images=10)
-    summary = run(spec, progress=notes, load_model=LoadFake())
+    summary = segment(spec, notes=notes)
     assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
     assert 100 <= summary.images_done < 300
     assert "Stopped early" in summary.reason
@@ -116,26 +114,26 @@ def test_a_run_in_which_everything_fails_is_stopped_early_and_says_why(tmp_path:
     assert summary.reason in notes.sentences
     # Nothing has changed: the same command stops before it begins.
     InProcessPool.forget()
-    again = run(spec, progress=notes, load_model=LoadFake())
+    again = segment(spec, notes=notes)
     assert (again.status, again.images_done) == ("over_error_budget", summary.images_done)
     assert InProcessPool.assignments == []
-    # A wider budget lets it go on.
+    # A larger budget lets it continue.
     wider = spec_for(tmp_path, compute__shard_images=10, retry__max_error_rate=1.0)
-    ended = run(wider, progress=notes, load_model=LoadFake())
+    ended = segment(wider, notes=notes)
     assert (ended.status, ended.images_done) == ("complete", 600)
 
 
 def test_one_junk_file_among_four_is_no_failure_and_four_are_one(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 4)
     paths[0].write_text("junk")
-    few = run(spec_for(tmp_path), progress=SilentProgress(), load_model=LoadFake())
+    few = segment(spec_for(tmp_path))
     assert (few.status, few.exit_code, few.error_rate, few.max_errors) == ("complete", 0, 0.25, 5)
     strict = spec_for(tmp_path, retry__max_errors=0)
-    again = run(strict, fresh=True, progress=SilentProgress(), load_model=LoadFake())
+    again = segment(strict, fresh=True)
     assert (again.status, again.exit_code) == ("over_error_budget", 1)
     for path in paths:
         path.write_text("junk")
-    junk = run(spec_for(tmp_path), fresh=True, progress=SilentProgress(), load_model=LoadFake())
+    junk = segment(spec_for(tmp_path), fresh=True)
     assert (junk.status, junk.exit_code) == ("over_error_budget", 1)
 
 
@@ -145,14 +143,14 @@ def test_a_sample_of_shards_stops_a_run_before_its_budget_is_spent(tmp_path: Pat
     for number in range(600):
         (folder / f"{number:03d}.jpg").touch()
     spec = spec_for(tmp_path, compute__shard_images=10, retry__max_error_rate=0.4)
-    summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
+    summary = segment(spec)
     assert summary.status == "over_error_budget"
     assert "sampled" in summary.reason
     # 240 may fail.
     assert 100 < summary.images_done < 240
     # The floor of half of the images is taken for the budget where that is less.
     lenient = spec_for(tmp_path, compute__shard_images=10, retry__max_errors=600, output__uri=str(tmp_path / "lenient"))
-    later = run(lenient, progress=SilentProgress(), load_model=LoadFake())
+    later = segment(lenient)
     assert summary.images_done < later.images_done < 300
 
 
@@ -161,12 +159,12 @@ def test_bad_images_within_the_budget_stop_nothing(tmp_path: Path) -> None:
     for number in range(120):
         (tmp_path / "in" / f"a-{number:03d}.jpg").touch()
     spec = spec_for(tmp_path, compute__shard_images=20, retry__max_error_rate=0.3)
-    summary = run(spec, progress=SilentProgress(), load_model=LoadFake())
+    summary = segment(spec)
     assert (summary.status, summary.images_done) == ("complete", 420)
-    assert any(assignment.is_sample for assignment in InProcessPool.assignments)
+    assert any(assignment.is_sampled for assignment in InProcessPool.assignments)
 
 
-def test_too_many_errors_are_told_while_the_input_is_still_being_listed(
+def test_too_many_errors_are_reported_while_the_input_is_still_being_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"
@@ -174,18 +172,18 @@ def test_too_many_errors_are_told_while_the_input_is_still_being_listed(
     for number in range(240):
         (folder / f"{number:03d}.jpg").touch()
     notes = Notes()
-    walk_files, is_told = local_files.walk_files, threading.Event()
-    notes.when = lambda sentence: is_told.set() if "still being listed. The worst" in sentence else None
+    walk_files, is_warned = local_files.walk_files, threading.Event()
+    notes.when = lambda sentence: is_warned.set() if "still being listed. The worst" in sentence else None
 
-    def walk_on_when_told(*arguments: Any) -> Iterator[Any]:
+    def walk_on_after_the_warning(*arguments: Any) -> Iterator[Any]:
         for number, found in enumerate(walk_files(*arguments)):
             if number == 220:
-                assert is_told.wait(60.0)
+                assert is_warned.wait(60.0)
             yield found
 
-    monkeypatch.setattr(local_files, "walk_files", walk_on_when_told)
+    monkeypatch.setattr(local_files, "walk_files", walk_on_after_the_warning)
     monkeypatch.setattr(pipeline.planning.manifest, "FIRST_PART_IMAGES", 200)
-    summary = run(spec_for(tmp_path, compute__shard_images=20), progress=notes, load_model=LoadFake())
+    summary = segment(spec_for(tmp_path, compute__shard_images=20), notes=notes)
     assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
     (warning,) = (sentence for sentence in notes.sentences if "failed so far, where 5.0% may" in sentence)
     assert "100 x the file is empty (0 bytes)" in warning

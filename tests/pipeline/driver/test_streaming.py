@@ -1,35 +1,31 @@
-"""Runs whose input is still being listed while they work, and a second driver that comes too early."""
+"""Runs whose input is still being listed while they work, and a second driver that is refused."""
 
 import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import pipeline.driver.session
-import pipeline.driver.worker_pool
 from pipeline.driver import run_job as driver
 from pipeline.driver.progress import LineProgress, RunProgress, SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import InputError, RunError
-from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
+from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.output.results import open_results
 from pipeline.planning import manifest as manifests
-from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.runs.lease import RunHeldError
 from pipeline.storage import local as local_files
-from tests.support.fakes.in_process_pool import InProcessPool
+from tests.support.fakes.in_process_pool import in_process
 from tests.support.fakes.models import LoadFake, write_images
 
 PATIENCE_S = 60.0
 
 
 class Screen(SilentProgress):
-    """Remembers what was shown."""
+    """Keeps what was shown."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
@@ -69,16 +65,9 @@ class SlowListing:
             time.sleep(0.05)
 
 
-@contextmanager
-def one_worker(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
-    yield WorkerPlan(1, 1.0, 0.0)
-
-
 @pytest.fixture(autouse=True)
-def _one_process_and_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers without Ray; the first part holds two shards."""
-    monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
-    monkeypatch.setattr(pipeline.driver.session, "ray_cluster", one_worker)
+def _without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run does not wait for the listing, and the manifest's first part holds two shards."""
     monkeypatch.setattr(manifests, "FIRST_PART_IMAGES", 8)
     monkeypatch.setattr(driver, "LISTING_PATIENCE_S", 0.0)
 
@@ -98,7 +87,7 @@ def test_shards_are_committed_before_the_input_is_listed(tmp_path: Path, monkeyp
     listing = SlowListing(tmp_path, first=21)
     monkeypatch.setattr(local_files, "walk_files", listing.walk)
     screen, spec = Screen(), spec_with(tmp_path)
-    summary = run(spec, progress=screen, load_model=LoadFake())
+    summary = run(spec, progress=screen, load_model=LoadFake(), open_pool=in_process())
     assert listing.was_overtaken
     assert (summary.status, summary.exit_code, summary.images) == ("complete", 0, 30)
     assert image_names(spec) == [path.name for path in paths]
@@ -111,7 +100,7 @@ def test_shards_are_committed_before_the_input_is_listed(tmp_path: Path, monkeyp
     assert not [path for path in (tmp_path / "out/runs" / summary.run).iterdir() if path.name == "lease.json"]
 
 
-def test_a_listing_that_breaks_off_ends_the_run_and_the_same_command_goes_on(
+def test_a_listing_that_fails_ends_the_run_and_the_same_command_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_images(tmp_path / "in", 30)
@@ -120,12 +109,12 @@ def test_a_listing_that_breaks_off_ends_the_run_and_the_same_command_goes_on(
         listing = SlowListing(tmp_path, first=21, error=PermissionError(13, "Permission denied"))
         patch.setattr(local_files, "walk_files", listing.walk)
         with pytest.raises(InputError, match="cannot be listed: No permission"):
-            run(spec, progress=Screen(), load_model=LoadFake())
+            run(spec, progress=Screen(), load_model=LoadFake(), open_pool=in_process())
     assert listing.was_overtaken
     (summary_file,) = (tmp_path / "out/runs").glob("*/summary.json")
     assert json.loads(summary_file.read_text())["status"] == "incomplete"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").rglob("*.parquet")}
-    summary = run(spec, progress=Screen(), load_model=LoadFake())
+    summary = run(spec, progress=Screen(), load_model=LoadFake(), open_pool=in_process())
     assert (summary.status, summary.images) == ("complete", 30)
     assert image_names(spec) == [path.name for path in paths]
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -142,13 +131,13 @@ def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(
     def start_another() -> None:
         listing.reached.wait(PATIENCE_S)
         try:
-            run(spec, progress=Screen(), load_model=LoadFake())
+            run(spec, progress=Screen(), load_model=LoadFake(), open_pool=in_process())
         except RunHeldError as error:
             refusals.append(str(error))
 
     second = threading.Thread(target=start_another)
     second.start()
-    summary = run(spec, progress=Screen(), load_model=LoadFake(delay_s=0.1))
+    summary = run(spec, progress=Screen(), load_model=LoadFake(delay_s=0.1), open_pool=in_process())
     second.join()
     assert (summary.status, summary.exit_code) == ("complete", 0)
     assert len(image_names(spec)) == 30
@@ -156,7 +145,7 @@ def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(
     assert "works on the run" in refusals[0]
 
 
-def test_a_driver_that_was_taken_over_ends_at_once(tmp_path: Path) -> None:
+def test_a_driver_that_lost_its_lease_ends_at_once(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 8)
     spec = spec_with(tmp_path)
 
@@ -171,12 +160,12 @@ def test_a_driver_that_was_taken_over_ends_at_once(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.runs.lease.STALE_AFTER_S", -1.0)
         with pytest.raises(RunError, match=r"The lease .* was removed\. This driver stops"):
-            run(spec, progress=TakesOver(), load_model=LoadFake())
+            run(spec, progress=TakesOver(), load_model=LoadFake(), open_pool=in_process())
     assert not list((tmp_path / "out/images").rglob("*.parquet"))
     assert not list((tmp_path / "out/runs").glob("*/summary.json"))
 
 
-def test_the_line_says_listing_until_the_total_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_shows_listing_until_the_total_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     line = LineProgress(every_s=0.0)
     line.update(RunProgress(1024, 1024, 0, 8.0, 3.0, 2, is_listing=True))
     line.update(RunProgress(4096, 1024, 0, 8.0, 384.0, 2))
@@ -184,3 +173,11 @@ def test_the_line_says_listing_until_the_total_is_known(capsys: pytest.CaptureFi
         "1024/1024+ images, 8.00 images/s, listing, 0 failed",
         "1024/4096 images, 8.00 images/s, ETA 6 min 24 s, 0 failed",
     ]
+
+
+def test_no_line_is_written_before_anything_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    line = LineProgress(every_s=0.0)
+    line.update(RunProgress(0, 0, 0, 0.0, None, 0, is_listing=True))
+    assert capsys.readouterr().err == ""
+    line.update(RunProgress(256, 0, 0, 0.0, None, 0, is_listing=True))
+    assert capsys.readouterr().err == "0/256+ images, starting workers\n"

@@ -1,4 +1,4 @@
-"""The numbers on the screen: rates, time to go, shares."""
+"""The displayed numbers: rates, time left, shares."""
 
 import io
 
@@ -9,16 +9,7 @@ from pipeline.driver.throughput import Throughput
 from pipeline.runs.summary import judge
 from pipeline.telemetry import StageClock
 from pipeline.text import format_duration
-
-
-class HandClock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.fakes.clock import HandClock
 
 
 def progress_of(images_done: int, *, eta_s: float | None = 12.0) -> RunProgress:
@@ -35,11 +26,11 @@ def test_lifetime_rate_counts_everything_since_the_start() -> None:
     assert throughput.lifetime_images_per_s() == pytest.approx(1.5)
 
 
-def test_the_window_forgets_a_slow_start() -> None:
+def test_the_window_excludes_a_slow_start() -> None:
     clock = HandClock()
     throughput = Throughput(window_s=60, clock=clock)
     for second in range(600):
-        clock.now = 101.0 + second
+        clock.now = 1.0 + second
         throughput.record(0 if second < 300 else 2 * (second - 300))
     assert throughput.window_images_per_s() == pytest.approx(2.0, rel=0.05)
     assert throughput.lifetime_images_per_s() == pytest.approx(1.0, rel=0.05)
@@ -91,7 +82,7 @@ def test_time_is_charged_to_a_stage_that_raises() -> None:
         (7500.0, "2 h 05 min"),
     ],
 )
-def test_durations_are_said_as_people_say_them(seconds: float | None, words: str) -> None:
+def test_durations_are_easy_to_read(seconds: float | None, words: str) -> None:
     assert format_duration(seconds) == words
 
 

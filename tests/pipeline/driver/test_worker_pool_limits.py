@@ -1,157 +1,182 @@
-"""Workers that leak, have done their part or never begin are replaced, and nobody's attempt is lost by it."""
+"""Workers that leak memory, reach their limits or never start are replaced, and no attempt is charged for it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-import pipeline.driver.worker_pool
 from pipeline.driver.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
-from pipeline.driver.worker_pool import WorkerPool
+from pipeline.driver.run_job import worker_settings
+from pipeline.driver.worker_pool import PROGRESS_EVERY_S, WorkerPool
 from pipeline.inputs.shard import Shard
-from pipeline.job_spec.job import ComputeSection
+from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.messages import Assignment, ShardResult, WorkerProgress, WorkerReady
 from pipeline.planning.worker_plan import WorkerPlan
-from pipeline.worker.worker import WorkerSettings
 from tests.support.fakes.clock import HandClock
 from tests.support.fakes.shard_bench import spec_for
 
-
-class FakeCall:
-    """A remote method whose answer is known."""
-
-    def __init__(self, answer: object) -> None:
-        self._answer = answer
-
-    def remote(self, *arguments: object) -> list[object]:
-        # A new list is a reference of its own, as Ray's are.
-        return _Ref([self._answer])
+Answer = Callable[[list[Any]], tuple[list[Any], list[Any]]]
 
 
 class _Ref(list[object]):
+    """Holds an answer; a reference of its own each time, as Ray's are."""
+
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
+
+
+class FakeCall:
+    """A remote method whose answer is known; `refs` are those of all calls."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.refs: list[_Ref] = []
+
+    def remote(self, *arguments: object) -> _Ref:
+        self.refs.append(_Ref([self.answer]))
+        return self.refs[-1]
 
 
 class FakeHandle:
     """An actor that does every shard at once and then holds three GiB."""
 
-    progress = FakeCall(WorkerProgress())
-    start = FakeCall(WorkerReady("cpu", 1, 0.0))
-    run_shard = FakeCall(ShardResult(0, {"ok": 1}, 0, {}, 0, 0.0, memory_bytes=3 * 2**30))
+    def __init__(self) -> None:
+        self.progress = FakeCall(WorkerProgress())
+        self.start = FakeCall(WorkerReady("cpu", 1, 0.0))
+        self.run_shard = FakeCall(ShardResult(0, {"ok": 1}, 0, {}, 0, 0.0, memory_bytes=3 * 2**30))
+
+
+class FakeRay:
+    """What the pool calls of Ray.
+
+    answer: splits refs into those that are answered, by default all, and the others. killed: handles.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Answer = lambda refs: (refs, [])
+        self.killed: list[object] = []
+
+    def wait(self, refs: list[Any], **options: object) -> tuple[list[Any], list[Any]]:
+        return self.answer(refs)
 
 
 @pytest.fixture
-def killed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    gone: list[object] = []
-    monkeypatch.setattr(ray, "wait", lambda refs, **options: (refs, []))
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake = FakeRay()
+    monkeypatch.setattr(ray, "wait", fake.wait)
     monkeypatch.setattr(ray, "get", lambda ref: ref[0])
-    monkeypatch.setattr(ray, "kill", gone.append)
-    monkeypatch.setattr(WorkerPool, "_ask_for_progress", lambda self: None)
-    return gone
+    monkeypatch.setattr(ray, "kill", fake.killed.append)
+    return fake
 
 
-def fleet_with(folder: Path, **limits: Any) -> WorkerPool:
-    spec = spec_for(folder).model_copy(update={"compute": ComputeSection(**limits)})
-    fleet = WorkerPool(WorkerSettings(spec, "r", "fake", 1, 0), WorkerPlan(1, 1, 0))
-    fleet._actor = type("Actor", (), {"remote": staticmethod(lambda settings: FakeHandle())})
-    fleet.scale_to(1)
-    (started,) = fleet.events(0.0)
-    assert isinstance(started, WorkerStarted)
-    return fleet
+class PoolBench:
+    """A pool with one ready worker; handles: of all workers that were started."""
+
+    def __init__(self, folder: Path, **limits: Any) -> None:
+        self.clock = HandClock()
+        self.handles: list[FakeHandle] = []
+        self.retry = RetrySection()
+        self.pool = WorkerPool(
+            worker_settings(spec_for(folder), "r"),
+            WorkerPlan(1, 1, 0),
+            compute=ComputeSection(**limits),
+            retry=self.retry,
+            start_actor=lambda settings: self._start(),
+            clock=self.clock,
+        )
+        self.pool.scale_to(1)
+        (started,) = self.pool.events(0.0)
+        assert isinstance(started, WorkerStarted)
+
+    def _start(self) -> FakeHandle:
+        self.handles.append(FakeHandle())
+        return self.handles[-1]
+
+    def submit(self, index: int) -> None:
+        self.pool.submit(0, Shard(index, ()), Assignment(index, 1, is_last=False))
+
+    def events(self) -> list[type]:
+        return [type(event) for event in self.pool.events(0.0)]
 
 
-def do_shard(fleet: WorkerPool, index: int) -> list[type]:
-    fleet.submit(0, Shard(index, ()), Assignment(index, 1, is_last=False))
-    return [type(event) for event in fleet.events(0.0)]
-
-
-def test_a_worker_is_replaced_after_its_shards(tmp_path: Path, killed: list[object]) -> None:
-    fleet = fleet_with(tmp_path, worker_max_shards=2)
-    assert do_shard(fleet, 0) == [ShardEnded]
-    assert fleet.may_take(0)
-    fleet.submit(0, Shard(1, ()), Assignment(1, 1, is_last=False))
-    assert not fleet.may_take(0)
-    assert [type(event) for event in fleet.events(0.0)] == [ShardEnded, WorkerRetired]
-    assert len(killed) == 1
-    fleet.scale_to(1)
-    assert list(fleet.ready_workers()) == []
-    assert fleet.size == 1
+def test_a_worker_is_replaced_after_its_shards(tmp_path: Path, fake_ray: FakeRay) -> None:
+    bench = PoolBench(tmp_path, worker_max_shards=2)
+    pool = bench.pool
+    bench.submit(0)
+    assert bench.events() == [ShardEnded]
+    assert pool.may_take(0)
+    bench.submit(1)
+    assert not pool.may_take(0)
+    assert bench.events() == [ShardEnded, WorkerRetired]
+    assert fake_ray.killed == bench.handles
+    pool.scale_to(1)
+    assert list(pool.ready_workers()) == []
+    assert pool.size == 1
 
 
 @pytest.mark.parametrize(("limit_gib", "events"), [(2.5, [ShardEnded, WorkerRetired]), (3.5, [ShardEnded])])
 def test_a_worker_that_holds_too_much_memory_is_replaced(
-    tmp_path: Path, killed: list[object], limit_gib: float, events: list[type]
+    tmp_path: Path, fake_ray: FakeRay, limit_gib: float, events: list[type]
 ) -> None:
-    fleet = fleet_with(tmp_path, worker_max_memory_gib=limit_gib)
-    assert do_shard(fleet, 0) == events
-    assert len(killed) == len(events) - 1
+    bench = PoolBench(tmp_path, worker_max_memory_gib=limit_gib)
+    bench.submit(0)
+    assert bench.events() == events
+    assert len(fake_ray.killed) == len(events) - 1
 
 
-def test_a_worker_that_never_has_its_model_is_ended_once_its_process_is_there(
-    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = HandClock()
-    monkeypatch.setattr(pipeline.driver.worker_pool.time, "monotonic", clock)
-    fleet = fleet_with(tmp_path)
+def test_a_worker_that_never_loads_its_model_is_ended_once_its_process_runs(tmp_path: Path, fake_ray: FakeRay) -> None:
+    bench = PoolBench(tmp_path)
+    pool, clock = bench.pool, bench.clock
     answered: list[object] = []
-    monkeypatch.setattr(ray, "wait", lambda refs, **options: ([ref for ref in refs if ref in answered], []))
-    fleet.scale_to(2)
-    member = fleet._members[1]
+    fake_ray.answer = lambda refs: ([ref for ref in refs if ref in answered], [])
+    pool.scale_to(2)
     # A cluster that grows may take its time.
     clock.now += 10_000.0
-    assert fleet.events(0.0) == []
-    answered.append(member.begun_ref)
-    assert fleet.events(0.0) == []
-    clock.now += fleet._settings.spec.retry.start_timeout_s or 0.0
-    assert fleet.events(0.0) == []
+    assert pool.events(0.0) == []
+    answered += bench.handles[1].progress.refs
+    assert pool.events(0.0) == []
+    clock.now += bench.retry.start_timeout_s or 0.0
+    assert pool.events(0.0) == []
     clock.now += 1.0
-    (death,) = fleet.events(0.0)
+    (death,) = pool.events(0.0)
     assert isinstance(death, WorkerDied)
     assert (death.worker, death.was_ready) == (1, False)
     assert "loading its model for 1801 s; the limit is retry.start_timeout_s" in death.reason
-    assert killed == [member.handle]
-    assert fleet.size == 1
-
-
-class HandleWithoutRaylet(FakeHandle):
-    """An actor whose raylet has died."""
-
-    progress = FakeCall(WorkerProgress(has_lost_raylet=True))
+    assert fake_ray.killed == bench.handles[1:]
+    assert pool.size == 1
 
 
 def test_a_worker_that_lost_its_raylet_is_replaced_and_its_shards_are_not_charged(
-    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fake_ray: FakeRay
 ) -> None:
-    fleet = fleet_with(tmp_path)
-    fleet.submit(0, Shard(7, ()), Assignment(7, 1, is_last=False))
-    member = fleet._members[0]
-    # Only the question for progress is answered.
-    member.progress_ref = HandleWithoutRaylet.progress.remote()
-    monkeypatch.setattr(ray, "wait", lambda refs, **options: ([member.progress_ref], []))
-    (death,) = fleet.events(0.0)
+    bench = PoolBench(tmp_path)
+    progress = bench.handles[0].progress
+    bench.submit(7)
+    progress.answer = WorkerProgress(has_lost_raylet=True)
+    bench.clock.now += PROGRESS_EVERY_S
+    # Only the call for progress is answered.
+    fake_ray.answer = lambda refs: (progress.refs[-1:], [])
+    (death,) = bench.pool.events(0.0)
+    assert len(progress.refs) == 2
     assert isinstance(death, WorkerDied)
     assert (death.lost_shards, death.was_preempted, "raylet" in death.reason) == ((7,), True, True)
-    assert killed == [member.handle]
+    assert fake_ray.killed == bench.handles
 
 
-def test_the_death_of_a_worker_that_holds_no_shard_is_found_at_the_end(
-    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fleet = fleet_with(tmp_path)
-    assert fleet.final_check() == []
-    fleet._members[0].handle = HandleWithoutRaylet()
-    (death,) = fleet.final_check()
+def test_the_death_of_a_worker_that_holds_no_shard_is_found_at_the_end(tmp_path: Path, fake_ray: FakeRay) -> None:
+    bench = PoolBench(tmp_path)
+    assert bench.pool.final_check() == []
+    bench.handles[0].progress.answer = WorkerProgress(has_lost_raylet=True)
+    (death,) = bench.pool.final_check()
     assert (death.worker, death.lost_shards, "raylet" in death.reason) == (0, (), True)
-    assert fleet.final_check() == []
+    assert bench.pool.final_check() == []
 
 
-def test_an_idle_worker_that_does_not_answer_at_the_end_is_named(
-    tmp_path: Path, killed: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fleet = fleet_with(tmp_path)
-    monkeypatch.setattr(ray, "wait", lambda refs, **options: ([], refs))
-    (death,) = fleet.final_check()
+def test_an_idle_worker_that_does_not_answer_at_the_end_is_named(tmp_path: Path, fake_ray: FakeRay) -> None:
+    bench = PoolBench(tmp_path)
+    fake_ray.answer = lambda refs: ([], refs)
+    (death,) = bench.pool.final_check()
     assert (death.worker, death.lost_shards, "answered nothing" in death.reason) == (0, (), True)
-    assert len(killed) == 1
+    assert fake_ray.killed == bench.handles

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from htc_model.config import load_preset
 from pipeline.errors import InputError
@@ -17,9 +16,9 @@ from pipeline.runs.open import open_run
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from pipeline.worker.commit_claim import CommitClaim
-from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_processor import ShardProcessor
 from tests.support.fakes.models import FakeModel
+from tests.support.fakes.shard_bench import resources_for
 from tests.support.servers.signing_host import SigningHost, everything_in, signing_host
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
@@ -48,8 +47,8 @@ def open_it(spec: JobSpec) -> RunHandle:
 
 def work(run: RunHandle, spec: JobSpec, shards: list[int]) -> None:
     """As a worker of its own does, which knows nothing but what it is given."""
-    segmenter = Segmenter(FakeModel(load_preset("htc_lite0_fpn")), torch.device("cpu"), batch_size=4)
-    processor = ShardProcessor(segmenter, spec, run=run.name, model_label="fake", cpus=1)
+    resources = resources_for(spec, FakeModel(load_preset("htc_lite0_fpn")))
+    processor = ShardProcessor(resources, output_uri=spec.output.uri, run=run.name, model_label="fake")
     for index in shards:
         processor.process(
             run.read_shard(index), Assignment(index, 1, True), claim=CommitClaim(), on_images=lambda _: None

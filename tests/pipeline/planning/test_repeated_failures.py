@@ -8,7 +8,7 @@ import pytest
 
 import pipeline.driver.session
 import pipeline.driver.worker_pool
-from pipeline.driver.assemble import gather_rows, report_of
+from pipeline.driver.assemble import assemble_rows, build_report
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import ImageStatus
@@ -147,7 +147,7 @@ def test_the_driver_counts_what_it_puts_together_itself() -> None:
     images = tuple(ImageRef(f"/in/{number}.png", failed_before=number < 2) for number in range(4))
     rest = ShardFailure(0, "storage", "the store is away")
     settled = ShardOutcome(0, 4, rest=rest)
-    report = report_of(Shard(0, images), settled, gather_rows(Shard(0, images), settled, model="fake"))
+    report = build_report(Shard(0, images), settled, assemble_rows(Shard(0, images), settled, model="fake"))
     assert (report.repeats, report.fresh_errors) == (2, 2)
 
 

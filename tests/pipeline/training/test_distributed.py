@@ -1,4 +1,4 @@
-"""Two processes train as one with a batch of twice the size; needs Ray."""
+"""Two processes train like one with a batch of twice the size; needs Ray."""
 
 import json
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from pipeline.training.spec import load_training_spec
 from tests.support.builders.small_photos import write_training_folder
 
 pytestmark = [
-    # Of Ray Train, about itself.
+    # Ray Train's own warnings.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
     pytest.mark.usefixtures("ray_session"),
 ]
-# Those that divide by a count that is the same in both photos.
+# Losses that divide by a count that is the same in both images.
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "s0.loss_cls", "loss_semantic_seg")
 
 
@@ -34,7 +34,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two photos of 32 pixels, so small that every anchor and proposal is taken and nothing is drawn by lot.
+    """Two images of 32 pixels, so small that every anchor and proposal is taken and nothing is sampled.
 
     The boxes lie alike and the backgrounds differ: the losses then divide by the same counts in both photos.
     """
@@ -71,7 +71,7 @@ def settings(output: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_workers_lose_what_one_loses_with_the_doubled_batch(folder: Path) -> None:
+def test_two_workers_have_the_losses_of_one_with_a_doubled_batch(folder: Path) -> None:
     alone = train(load_training_spec("spec.yaml", settings("alone", batch_size=2)))
     seen: list[int] = []
     spec = load_training_spec("spec.yaml", settings("joint", batch_size=1, workers=2))
@@ -88,12 +88,12 @@ def test_two_workers_lose_what_one_loses_with_the_doubled_batch(folder: Path) ->
 
 
 @pytest.mark.slow
-def test_what_a_worker_has_to_say_reaches_the_caller_as_it_is(folder: Path) -> None:
+def test_a_workers_error_reaches_the_caller_unchanged(folder: Path) -> None:
     (folder / "coco.json").write_text("{")
     with pytest.raises(SpecError, match=r"coco\.json is not JSON"):
         train(load_training_spec("spec.yaml", settings("joint", workers=2)))
 
 
-def test_more_gpus_than_there_are_is_refused(folder: Path) -> None:
+def test_more_gpus_than_available_are_refused(folder: Path) -> None:
     with pytest.raises(RunError, match="there are 0 GPUs here"):
         train(load_training_spec("spec.yaml", settings("joint", workers=2, gpus_per_worker=1)))

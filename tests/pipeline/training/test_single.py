@@ -1,4 +1,4 @@
-"""Training from files, as `htc train` will do it."""
+"""Training from files, as `htc train` does."""
 
 import json
 
@@ -15,7 +15,7 @@ from pipeline.training.spec import load_training_spec
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six photos of a bright box, COCO annotations, and a training spec in YAML."""
+    """Six images of a bright box, COCO annotations, and a training spec in YAML."""
     (tmp_path / "photos").mkdir()
     images, annotations = [], []
     for number in range(6):
@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_spec_becomes_weights_that_know_their_classes(folder):
+def test_a_spec_becomes_weights_that_contain_their_classes(folder):
     (folder / "photos" / "3.png").write_bytes(b"not an image")
     (folder / "photos" / "4.png").unlink()
     spec = load_training_spec(folder / "spec.yaml", {"evaluate": []})
@@ -80,7 +80,7 @@ def test_a_misspelt_key_is_named_with_the_right_one(folder):
         load_training_spec(folder / "spec.yaml", {"batchsize": 3})
 
 
-def test_a_spec_without_data_says_so():
+def test_a_spec_without_data_is_refused():
     with pytest.raises(SpecError, match="train"):
         load_training_spec(None, {"output": "out"})
 

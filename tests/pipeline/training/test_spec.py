@@ -1,4 +1,4 @@
-"""Where training reads from: semantic maps, any storage, initial weights, and what a spec must not hold."""
+"""What training reads: semantic maps, any storage, initial weights; and what a spec must not contain."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def test_labels_are_grey_levels_or_palette_indices(mode: str) -> None:
     assert np.array_equal(decode_label_map(encoded(labels, mode)), labels)
 
 
-def test_what_is_no_map_is_named() -> None:
+def test_a_file_that_is_no_map_is_reported() -> None:
     with pytest.raises(ImageError, match="must have one 8-bit channel, not be RGB"):
         decode_label_map(encoded(np.zeros((4, 4, 3), np.uint8), "RGB"))
     whole = encoded(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8), "L")
@@ -54,7 +54,7 @@ def test_what_is_no_map_is_named() -> None:
 @pytest.mark.slow
 def test_maps_from_a_folder_give_the_semantic_branch_their_labels(folder: Path) -> None:
     (folder / "stuff").mkdir()
-    for number in range(5):  # the sixth picture has none
+    for number in range(5):  # the sixth image has none
         labels = np.full((SIDE, SIDE), 11, np.uint8)
         Image.fromarray(labels).save(folder / "stuff" / f"{number}.png")
     source = {"annotations": "coco.json", "images": "photos", "stuff": "stuff"}

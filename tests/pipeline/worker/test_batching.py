@@ -1,4 +1,4 @@
-"""Batches: every image once, one shape each, never too large, in an order of their own."""
+"""Batches: every image once, one shape each, never too large, in a reproducible order."""
 
 import pytest
 from hypothesis import given, settings
@@ -53,7 +53,7 @@ def test_looking_ahead_fills_batches_of_mixed_shapes() -> None:
     assert [len(batch) for batch in batches_of(Batcher(8), images)] == [8, 8]
 
 
-def test_a_full_store_lets_the_fullest_shape_go_first() -> None:
+def test_at_the_bound_the_fullest_shape_leaves_first() -> None:
     images: list[Image] = [(0, (1, 1)), (1, (2, 2)), (2, (2, 2)), (3, (3, 3))]
     assert batches_of(Batcher(8, max_images=3), images)[0] == [(1, (2, 2)), (2, (2, 2))]
 
@@ -66,7 +66,7 @@ def test_a_smaller_batch_size_takes_effect_at_once() -> None:
     assert list(batcher.add((1, 1), 5)) == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_a_batch_of_nothing_is_refused() -> None:
+def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         Batcher(0)
     with pytest.raises(ValueError, match="at least one image"):

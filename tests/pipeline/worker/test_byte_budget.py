@@ -24,7 +24,7 @@ def is_waiting(thread: threading.Thread) -> bool:
     return thread.is_alive()
 
 
-def test_bytes_come_in_as_there_is_room_and_the_largest_alone() -> None:
+def test_bytes_enter_when_there_is_room_and_the_largest_alone() -> None:
     budget, go = ByteBudget(100), threading.Event()
     inside = threading.Semaphore(0)
 
@@ -62,14 +62,14 @@ def test_a_large_one_is_not_overtaken_for_ever_by_small_ones() -> None:
     assert entered == [90, 10]
 
 
-def test_what_fails_inside_gives_its_bytes_back() -> None:
+def test_an_exception_inside_frees_the_bytes() -> None:
     budget = ByteBudget(10)
     with pytest.raises(KeyError), budget.hold(10):
         raise KeyError
     assert budget.held == 0
 
 
-def test_a_lane_lets_in_by_number_whatever_comes_first() -> None:
+def test_a_lane_admits_by_number_in_any_order_of_requests() -> None:
     lane, entered = SharedBudget(100).open_lane(), []
 
     def take(number: int) -> None:
@@ -79,7 +79,7 @@ def test_a_lane_lets_in_by_number_whatever_comes_first() -> None:
     late = in_thread(lambda: take(2))
     assert is_waiting(late)
     take(0)
-    # Number 1 failed before it asked for bytes.
+    # Number 1 failed before it requested bytes.
     lane.skip(1)
     late.join(PATIENCE_S)
     assert entered == [0, 2]
@@ -96,7 +96,7 @@ def test_a_number_that_is_loaded_alone_keeps_the_next_one_waiting() -> None:
     assert lane.held == 20
 
 
-def test_the_awaited_image_is_let_in_without_room_and_no_other() -> None:
+def test_only_the_awaited_image_enters_without_room() -> None:
     budget = SharedBudget(100)
     lane = budget.open_lane()
     lane.await_number(0)
@@ -134,7 +134,7 @@ def test_a_shard_that_waits_for_its_turn_holds_a_quarter_and_is_left_one() -> No
     third = in_thread(lambda: waiting.take(2, 10))
     assert is_waiting(third)
     working.close()
-    # Alone, and its turn: all is there for it.
+    # Alone, and its turn: it may hold all bytes.
     waiting.await_number(0)
     third.join(PATIENCE_S)
     assert not third.is_alive()
@@ -162,7 +162,7 @@ def test_a_closed_lane_holds_nothing_and_keeps_nothing_waiting() -> None:
     lane.close()
     lane.close()
     stuck.join(PATIENCE_S)
-    # What was under way ends later and changes nothing any more.
+    # Loads in progress end later and change nothing any more.
     lane.resize(0, 7)
     assert (ended, budget.held) == ([LaneClosedError], 0)
 
@@ -173,7 +173,7 @@ def test_a_closed_lane_holds_nothing_and_keeps_nothing_waiting() -> None:
     st.integers(1, 4),
 )
 def test_any_sizes_go_through_within_the_bound(shards: list[list[int]], batch: int) -> None:
-    """Consumers take turns, keep `batch` images before they give them back, and load everything from threads."""
+    """Consumers take turns, keep `batch` images before they free them, and load everything from threads."""
     budget, turn, peaks = SharedBudget(100), threading.Lock(), [0]
     largest = max(max(sizes) for sizes in shards)
 

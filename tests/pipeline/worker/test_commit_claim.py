@@ -1,4 +1,4 @@
-"""A commit is taken or left, never both."""
+"""A commit claim is taken or abandoned, never both."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A worker that was away while its shard went to another one, and then goes on: the tables stay of one attempt."""
+"""A worker that was suspended while another one did its shard, and then continues: the tables are of one attempt."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,12 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.driver.run_job import worker_settings
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import JobSpec
 from pipeline.messages import Assignment, ShardFailure, ShardResult
 from pipeline.output.commit import images_part, instances_part
 from pipeline.worker.commit_claim import ORPHAN_AFTER_S, CommitClaim, DriverLiveness, OrphanedError
-from pipeline.worker.worker import Worker, WorkerSettings
+from pipeline.worker.worker import Worker
 from tests.support.fakes.clock import HandClock
 from tests.support.fakes.models import LoadFake, write_image
 from tests.support.fakes.shard_bench import refs_of, spec_for
@@ -21,15 +22,15 @@ BEFORE, AFTER = (32, 48), (20, 28)
 
 
 def worker_for(spec: JobSpec, clock: HandClock) -> Worker:
-    worker = Worker(WorkerSettings(spec, "r", "fake", cpus=1, gpus=0, load_model=LoadFake()))
-    worker._contact = DriverLiveness(spec.storage.patience_s, clock=clock)
+    driver = DriverLiveness(spec.storage.patience_s, clock=clock)
+    worker = Worker(worker_settings(spec, "r", LoadFake()), driver=driver)
     worker.start()
     return worker
 
 
 @pytest.mark.parametrize("table", ["instances", "images"])
 @pytest.mark.parametrize("is_asked_first", [False, True])
-def test_who_was_away_at_a_write_leaves_the_tables_alone(
+def test_a_worker_that_was_suspended_at_a_write_does_not_touch_the_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, is_asked_first: bool
 ) -> None:
     spec = spec_for(tmp_path)
@@ -39,15 +40,15 @@ def test_who_was_away_at_a_write_leaves_the_tables_alone(
     orphan, heir = worker_for(spec, clock), worker_for(spec, clock)
     shard, assignment = Shard(0, refs_of([image])), Assignment(0, 1, is_last=False)
 
-    def be_away() -> None:
+    def be_suspended() -> None:
         write_image(image, AFTER)
         clock.now += ORPHAN_AFTER_S + spec.storage.patience_s + 1
         assert isinstance(heir.run_shard(shard, replace(assignment, attempt=2)), ShardResult)
         if is_asked_first:
-            # What the driver had asked before it gave the worker up.
+            # A call that the driver had sent before it gave up the worker.
             orphan.progress()
 
-    _once_before_the_part(monkeypatch, table, be_away)
+    _once_before_the_part(monkeypatch, table, be_suspended)
     outcome = orphan.run_shard(shard, assignment)
     assert isinstance(outcome, ShardFailure)
     assert (outcome.kind, outcome.is_charged) == ("orphaned", True)
@@ -58,7 +59,7 @@ def test_who_was_away_at_a_write_leaves_the_tables_alone(
 
 
 def _once_before_the_part(monkeypatch: pytest.MonkeyPatch, table: str, action: Callable[[], None]) -> None:
-    """Act when a part is about to be written for the first time: the process stands still there."""
+    """Call `action` when a part is about to be written for the first time, as if the process were suspended there."""
     confirm = CommitClaim.confirm
     calls: list[CommitClaim] = []
 
@@ -72,15 +73,15 @@ def _once_before_the_part(monkeypatch: pytest.MonkeyPatch, table: str, action: C
     monkeypatch.setattr(CommitClaim, "confirm", confirm_late)
 
 
-def test_a_driver_that_waits_for_its_store_is_believed() -> None:
+def test_a_driver_that_waits_for_its_store_has_not_timed_out() -> None:
     clock = HandClock()
-    contact = DriverLiveness(60.0, clock=clock)
-    claim = CommitClaim(contact)
+    driver = DriverLiveness(60.0, clock=clock)
+    claim = CommitClaim(driver)
     clock.now += ORPHAN_AFTER_S + 60.0
-    assert not contact.hear()
+    assert not driver.heartbeat()
     claim.take()
     clock.now += ORPHAN_AFTER_S + 60.1
     with pytest.raises(OrphanedError):
         claim.confirm()
-    assert contact.hear()
-    assert not contact.hear()
+    assert driver.heartbeat()
+    assert not driver.heartbeat()

@@ -1,4 +1,4 @@
-"""Masks that do not fit the memory are encoded in smaller chunks; an image that fits in no way fails alone."""
+"""Masks that do not fit the memory are encoded in smaller chunks; an image for which none fit fails alone."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_smaller_chunks_give_the_same_masks(segmenter: Segmenter, monkeypatch: p
         np.testing.assert_array_equal(decode_rle(one), decode_rle(other))
 
 
-def test_masks_that_fit_in_no_way_fail_their_image(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_that_never_fit_fail_their_image(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_columns(monkeypatch, most=0)
     with pytest.raises(ImageError, match="ran out of memory on the masks of this 300 x 200 image") as caught:
         segmenter.encode(raw_detections())

@@ -1,4 +1,4 @@
-"""A worker's memory: pixels and encoded bytes of both shards together stay within the bound, whatever ends."""
+"""A worker's memory: pixels and encoded bytes of both shards together stay within their bounds, also after failures."""
 
 import threading
 import weakref
@@ -15,7 +15,6 @@ from htc_model.config import load_preset
 from htc_model.structures import ImageBatch, RawDetections
 from pipeline.errors import TransientStorageError
 from pipeline.inputs.decode import read_header
-from pipeline.worker.shard_pipeline import WorkerResources
 from tests.support.fakes.models import FakeModel, write_images
 from tests.support.fakes.shard_bench import Bench, spec_for
 
@@ -25,7 +24,7 @@ PATIENCE_S = 60.0
 
 
 class LivePixels:
-    """Counts the bytes of decoded pixels that somebody still refers to, and the most there ever were."""
+    """Counts the bytes of decoded pixels that are still referred to, and their peak."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -59,14 +58,11 @@ def live(monkeypatch: pytest.MonkeyPatch) -> LivePixels:
 
 
 def bench_with(folder: Path, images: int, batch_size: int = 1, **plan: Any) -> Bench:
-    """A worker with room for the pixels of so many images; its model resizes to next to nothing."""
+    """Return a bench with room for the pixels of so many images; its model resizes to very few pixels."""
     config = load_preset("htc_lite0_fpn")
     tiny = replace(config, resize=replace(config.resize, short_side=32, long_side=64))
-    bench = Bench(folder, FakeModel(tiny, **plan), batch_size=batch_size)
-    bench.processor._tools = WorkerResources(
-        bench.processor._tools.segmenter, bench.spec, model_label="fake", cpus=2, ahead_bytes=images * PIXEL_BYTES
-    )
-    return bench
+    model = FakeModel(tiny, **plan)
+    return Bench(folder, model, batch_size=batch_size, cpus=2, ahead_bytes=images * PIXEL_BYTES)
 
 
 def run_both(bench: Bench, shards: list[list[Path]]) -> None:
@@ -92,7 +88,7 @@ def test_two_shards_hold_no_more_pixels_than_the_bound_and_one_image(
     assert live.decoded == 80
     assert live.peak <= (room + 1) * PIXEL_BYTES
     assert live.bytes == 0
-    assert bench.processor._tools.pixels.held == bench.processor._tools.encoded.held == 0
+    assert bench.resources.pixels.held == bench.resources.encoded.held == 0
 
 
 def test_the_second_shard_has_its_first_images_ready_when_its_turn_comes(
@@ -109,10 +105,10 @@ def test_the_second_shard_has_its_first_images_ready_when_its_turn_comes(
             assert full.wait(PATIENCE_S)
         return infer(batch)
 
-    def look() -> None:
+    def check_lanes() -> None:
         # Three quarters for the shard that infers, a quarter for the one that waits: six images and two.
-        lanes = bench.processor._tools.pixels._lanes
-        change = bench.processor._tools.pixels.change
+        lanes = bench.resources.pixels.lanes
+        change = bench.resources.pixels.change
         with change:
             assert change.wait_for(
                 lambda: len(lanes) == 2 and sorted(lane.held for lane in lanes) == [2 * PIXEL_BYTES, 6 * PIXEL_BYTES],
@@ -122,10 +118,10 @@ def test_the_second_shard_has_its_first_images_ready_when_its_turn_comes(
         full.set()
 
     monkeypatch.setattr(bench.model, "infer", infer_when_full)
-    looker = threading.Thread(target=look)
-    looker.start()
+    checker = threading.Thread(target=check_lanes)
+    checker.start()
     run_both(bench, shards)
-    looker.join(PATIENCE_S)
+    checker.join(PATIENCE_S)
     assert seen == [8 * PIXEL_BYTES]
     assert live.peak <= 9 * PIXEL_BYTES
 
@@ -135,11 +131,11 @@ def test_an_image_larger_than_the_bound_goes_through(tmp_path: Path, live: LiveP
     bench = bench_with(tmp_path, 2)
     run_both(bench, [[*small[:1], *large, *small[1:]], [*large, *small]])
     assert [row["status"] for index in range(2) for row in bench.image_rows(index)] == ["ok"] * 10
-    # The bound was never there for them, but at most one stands over it.
+    # The large images exceed the bound, but at most one at a time.
     assert live.peak <= 2 * PIXEL_BYTES + 300 * 400 * 3
 
 
-def test_failures_of_every_kind_give_their_bytes_back(tmp_path: Path) -> None:
+def test_failures_of_every_kind_free_their_bytes(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 12)
     paths[1].unlink()
     paths[2].write_bytes(b"no image")
@@ -149,9 +145,9 @@ def test_failures_of_every_kind_give_their_bytes_back(tmp_path: Path) -> None:
     bench.process(paths)
     statuses = [str(row["status"]) for row in bench.image_rows()]
     assert statuses == ["ok", "missing", "unreadable", "unreadable", *["ok"] * 8, *["failed"] * 3]
-    tools = bench.processor._tools
+    resources = bench.resources
     # The pixels of the batch that raised live on in the log record that pytest keeps.
-    assert (tools.pixels.held, tools.encoded.held, tools.decoding.held) == (0, 0, 0)
+    assert (resources.pixels.held, resources.encoded.held, resources.decoding.held) == (0, 0, 0)
 
 
 def test_an_attempt_that_storage_ends_leaves_nothing_held_for_the_next(
@@ -170,8 +166,8 @@ def test_an_attempt_that_storage_ends_leaves_nothing_held_for_the_next(
         patch.setattr(pipeline.worker.shard_pipeline, "fetch_image", broken)
         with pytest.raises(TransientStorageError):
             bench.process(paths)
-    tools = bench.processor._tools
-    assert (tools.pixels.held, tools.encoded.held, live.bytes) == (0, 0, 0)
+    resources = bench.resources
+    assert (resources.pixels.held, resources.encoded.held, live.bytes) == (0, 0, 0)
     bench.process(paths)
     assert len(bench.image_rows()) == 20
     assert live.peak <= 3 * PIXEL_BYTES
@@ -183,11 +179,11 @@ def test_encoded_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Monke
     size = max(path.stat().st_size for paths in shards for path in paths)
     bench, peaks = bench_with(tmp_path, 100), [0]
     monkeypatch.setattr(pipeline.worker.shard_pipeline, "UNLISTED_BYTES", size)
-    bench.processor._tools.encoded.most = 5 * size
+    bench.resources.encoded.most = 5 * size
     decode = pipeline.worker.shard_pipeline.decode_image
 
     def slow(payload: bytes, **options: Any) -> np.ndarray:
-        peaks[0] = max(peaks[0], bench.processor._tools.encoded.held)
+        peaks[0] = max(peaks[0], bench.resources.encoded.held)
         return decode(payload, **options)
 
     monkeypatch.setattr(pipeline.worker.shard_pipeline, "decode_image", slow)
@@ -198,7 +194,7 @@ def test_encoded_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_decoding_needs_is_read_from_the_header(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path / "in", 1)
     payload = path.read_bytes()
-    # The header lies in the first bytes; what is cut off behind it is found out when it is decoded.
+    # The header is in the first bytes; decoding finds out what is missing after it.
     for content in (payload, payload[: len(payload) // 2]):
         header = read_header(content)
         assert header.pixel_bytes == PIXEL_BYTES

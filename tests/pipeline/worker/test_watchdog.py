@@ -1,4 +1,4 @@
-"""Images that take too long are named, with the step that they are in."""
+"""The watchdog names images that take too long, with their step."""
 
 import pytest
 
@@ -9,59 +9,59 @@ from tests.support.fakes.clock import HandClock
 
 def test_what_is_within_its_time_does_not_hang() -> None:
     clock = HandClock()
-    watch = Watchdog(5.0, clock=clock)
-    with watch.on(0, [3], "decoding"):
+    watchdog = Watchdog(5.0, clock=clock)
+    with watchdog.on(0, [3], "decoding"):
         clock.now = 4.9
-        assert watch.hang() is None
+        assert watchdog.hang() is None
     clock.now = 100.0
-    assert watch.hang() is None
+    assert watchdog.hang() is None
 
 
 def test_what_is_over_its_time_is_named_even_when_it_ends_by_an_exception() -> None:
     clock = HandClock()
-    watch = Watchdog(5.0, clock=clock)
+    watchdog = Watchdog(5.0, clock=clock)
     found: list[Hang | None] = []
 
     def decode() -> None:
-        with watch.on(2, [3], "decoding"):
+        with watchdog.on(2, [3], "decoding"):
             clock.now = 7.0
-            found.append(watch.hang())
+            found.append(watchdog.hang())
             raise ValueError("bad")
 
     with pytest.raises(ValueError, match="bad"):
         decode()
     assert found == [Hang(2, (3,), "decoding hung for 7 s; the limit is retry.image_timeout_s")]
-    assert watch.hang() is None
+    assert watchdog.hang() is None
 
 
 def test_a_batch_has_the_time_of_all_its_images() -> None:
     clock = HandClock()
-    watch = Watchdog(5.0, clock=clock)
-    with watch.on(0, [7, 2, 4], "the model"):
+    watchdog = Watchdog(5.0, clock=clock)
+    with watchdog.on(0, [7, 2, 4], "the model"):
         clock.now = 14.0
-        assert watch.hang() is None
+        assert watchdog.hang() is None
         clock.now = 16.0
-        found = watch.hang()
+        found = watchdog.hang()
     assert found is not None
     assert found.positions == (2, 4, 7)
     assert "with 3 images" in found.reason
 
 
-def test_the_one_that_is_over_the_longest_is_blamed() -> None:
+def test_the_images_that_are_over_the_longest_are_named() -> None:
     clock = HandClock()
-    watch = Watchdog(5.0, clock=clock)
-    with watch.on(0, [0, 1, 2, 3], "the model"):
+    watchdog = Watchdog(5.0, clock=clock)
+    with watchdog.on(0, [0, 1, 2, 3], "the model"):
         clock.now = 14.0
-        with watch.on(1, [9], "decoding"):
+        with watchdog.on(1, [9], "decoding"):
             clock.now = 21.0
-            found = watch.hang()
+            found = watchdog.hang()
     assert found is not None
     assert (found.index, found.positions) == (1, (9,))
 
 
 def test_without_a_limit_nothing_hangs() -> None:
     clock = HandClock()
-    watch = Watchdog(None, clock=clock)
-    with watch.on(0, [0], "decoding"):
+    watchdog = Watchdog(None, clock=clock)
+    with watchdog.on(0, [0], "decoding"):
         clock.now = 1e9
-        assert watch.hang() is None
+        assert watchdog.hang() is None

@@ -1,4 +1,4 @@
-"""One worker without Ray: shards go in, committed parts come out, whatever an image does."""
+"""One worker without Ray: shards go in, committed parts come out, also with bad images and errors."""
 
 import threading
 from pathlib import Path
@@ -11,6 +11,7 @@ import pipeline.worker.shard_pipeline
 import pipeline.worker.shard_processor
 import pipeline.worker.worker
 from htc_model.structures import ImageBatch, RawDetections
+from pipeline.driver.run_job import worker_settings
 from pipeline.errors import StorageError, TransientStorageError
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.shard import Shard
@@ -18,9 +19,9 @@ from pipeline.messages import Assignment, ShardFailure, ShardResult, WorkerFailu
 from pipeline.output.commit import images_part
 from pipeline.storage.storage import Storage
 from pipeline.worker.batching import BatchSize
-from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import DeviceLostError
-from pipeline.worker.worker import Worker, WorkerSettings
+from pipeline.worker.segmenter import LoadModel
+from pipeline.worker.worker import Worker
 from tests.support.fakes.models import LoadFake, write_image, write_images
 from tests.support.fakes.shard_bench import Bench, fake, refs_of, spec_for
 
@@ -74,11 +75,11 @@ def test_bad_images_become_rows_and_their_neighbours_go_on(tmp_path: Path) -> No
 
 
 def test_weights_that_are_not_finite_end_the_worker_in_one_sentence(tmp_path: Path) -> None:
-    """Without the traceback that a bug of ours has."""
+    """Without the traceback of a bug."""
     torch.save({"a": torch.tensor([float("nan")])}, tmp_path / "w.pth")
     spec = spec_for(tmp_path)
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"weights": str(tmp_path / "w.pth")})})
-    failure = Worker(WorkerSettings(spec, "r", "fake", cpus=1, gpus=0)).start()
+    failure = Worker(worker_settings(spec, "r")).start()
     assert isinstance(failure, WorkerFailure)
     assert (failure.is_permanent, failure.exit_code, failure.traceback) == (True, 2, None)
     assert "finite" in failure.reason
@@ -94,7 +95,7 @@ def test_an_image_whose_numbers_are_not_finite_fails_alone(tmp_path: Path, deed:
     assert "finite" in str(bench.image_rows()[2]["error"])
     assert [row["uri"] for row in bench.instance_rows()] == [str(paths[number]) for number in (0, 1, 3)]
     assert report.statuses == {"ok": 3, "failed": 1}
-    # A reason, not a bug of ours with its traceback.
+    # A reason, not a bug with its traceback.
     assert not any(failure.traceback for failure in report.failures)
 
 
@@ -106,14 +107,14 @@ def test_a_file_beyond_the_byte_limit_is_not_decoded(tmp_path: Path) -> None:
     assert "images.max_bytes = 10" in str(bench.image_rows()[0]["error"])
 
 
-def test_an_image_the_model_chokes_on_fails_alone_with_its_traceback(tmp_path: Path) -> None:
+def test_an_image_on_which_the_model_raises_fails_alone_with_its_traceback(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "in", 5)
     poison = write_image(tmp_path / "poison.png", (32, 47))
     bench = Bench(tmp_path, fake(deeds={(32, 47): "raise"}), batch_size=8)
     report = bench.process([*paths[:2], poison, *paths[2:]])
     assert [row["status"] for row in bench.image_rows()] == ["ok", "ok", "failed", "ok", "ok", "ok"]
     (failure,) = report.failures
-    assert failure.reason == "ZeroDivisionError: told to"
+    assert failure.reason == "ZeroDivisionError: on purpose"
     assert "fakes/models.py" in str(failure.traceback)
 
 
@@ -188,7 +189,7 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
             was_overlapped["read"] = second_read.wait(60)
         return infer(batch)
 
-    def telling_read(ref: ImageRef, storage: Storage, *, max_bytes: int) -> tuple[bytes, ReadVersion]:
+    def signalling_read(ref: ImageRef, storage: Storage, *, max_bytes: int) -> tuple[bytes, ReadVersion]:
         if ref.uri == str(second[0]):
             second_read.set()
         return fetch_image(ref, storage, max_bytes=max_bytes)
@@ -199,7 +200,7 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
         commit_shard(storage, output_uri, run, index, *rows, **options)
 
     monkeypatch.setattr(bench.model, "infer", waiting_infer)
-    monkeypatch.setattr(pipeline.worker.shard_pipeline, "fetch_image", telling_read)
+    monkeypatch.setattr(pipeline.worker.shard_pipeline, "fetch_image", signalling_read)
     monkeypatch.setattr(pipeline.worker.shard_processor, "commit_shard", waiting_commit)
     threads = [
         threading.Thread(target=bench.process, args=(paths,), kwargs={"index": index})
@@ -214,9 +215,7 @@ def test_the_next_shard_is_read_while_one_infers_and_infers_while_one_commits(
     assert [len(bench.image_rows(index)) for index in range(2)] == [3, 3]
 
 
-def test_storage_trouble_sinks_the_shard_until_the_last_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_errors_fail_the_shard_until_the_last_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_images(tmp_path / "in", 4)
     fetch_image = pipeline.worker.shard_pipeline.fetch_image
 
@@ -235,11 +234,11 @@ def test_storage_trouble_sinks_the_shard_until_the_last_attempt(
     assert "503" in str(bench.image_rows()[2]["error"])
 
 
-def worker_for(tmp_path: Path, load_model: LoadFake) -> Worker:
-    return Worker(WorkerSettings(spec_for(tmp_path), "r", "fake", cpus=1, gpus=0, load_model=load_model))
+def worker_for(tmp_path: Path, load_model: LoadModel) -> Worker:
+    return Worker(worker_settings(spec_for(tmp_path), "r", load_model))
 
 
-def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_an_attempt_is_returned_as_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = worker_for(tmp_path, LoadFake())
     assert isinstance(worker.start(), WorkerReady)
     shard = Shard(3, refs_of(write_images(tmp_path / "in", 2)))
@@ -270,7 +269,7 @@ def test_what_ends_an_attempt_comes_back_as_a_value(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("deed", "is_permanent"), [("value_error", True), ("runtime_error", False)])
-def test_a_model_that_cannot_be_loaded_is_said_not_raised(tmp_path: Path, deed: str, is_permanent: bool) -> None:
+def test_a_model_that_cannot_be_loaded_is_reported_not_raised(tmp_path: Path, deed: str, is_permanent: bool) -> None:
     failure = worker_for(tmp_path, LoadFake(start_deed=deed)).start()  # type: ignore[arg-type]
     assert isinstance(failure, WorkerFailure)
     assert failure.is_permanent == is_permanent
@@ -292,13 +291,31 @@ def test_a_worker_reports_that_its_raylet_is_gone(tmp_path: Path, monkeypatch: p
 
 
 def test_a_queued_shard_is_given_back_and_one_with_images_done_only_when_another_attempt_commits(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = worker_for(tmp_path, LoadFake())
+    model = fake()
+    worker = worker_for(tmp_path, lambda section: model)
+    assert isinstance(worker.start(), WorkerReady)
     assert not worker.abandon(3, is_queued=True)
-    worker._claims[3] = CommitClaim()
-    worker._images_done[3] = 1
-    assert not worker.abandon(3, is_queued=True)
-    assert worker.abandon(3)
-    worker._claims[4] = CommitClaim()
-    assert worker.abandon(4, is_queued=True)
+    answers: list[bool] = []
+    # One image per batch on a CPU. Shard 3 is asked for at its second image, shard 4 at its first one.
+    calls = iter(
+        [
+            lambda: None,
+            lambda: answers.extend([worker.abandon(3, is_queued=True), worker.abandon(3)]),
+            lambda: answers.append(worker.abandon(4, is_queued=True)),
+        ]
+    )
+    infer = model.infer
+
+    def infer_and_abandon(batch: ImageBatch) -> list[RawDetections]:
+        next(calls)()
+        return infer(batch)
+
+    monkeypatch.setattr(model, "infer", infer_and_abandon)
+    images = refs_of(write_images(tmp_path / "in", 2))
+    for index in (3, 4):
+        outcome = worker.run_shard(Shard(index, images), Assignment(index, 1, False))
+        assert isinstance(outcome, ShardFailure)
+        assert outcome.kind == "abandoned"
+    assert answers == [False, True, True]

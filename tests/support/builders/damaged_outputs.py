@@ -54,8 +54,8 @@ HARMS: dict[str, Callable[[Path], object]] = {
 class FakeWorkerPool(InProcessPool):
     """Workers in this process, with a model without a network."""
 
-    def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
-        super().__init__(replace(settings, load_model=LoadFake()), plan)
+    def __init__(self, settings: WorkerSettings, plan: WorkerPlan, **limits: object) -> None:
+        super().__init__(replace(settings, load_model=LoadFake()), plan, **limits)
 
 
 @contextmanager

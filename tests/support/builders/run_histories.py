@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 
-import pipeline.driver.session
 import pipeline.driver.shard_queue
-import pipeline.driver.worker_pool
 import pipeline.planning.manifest
 import pipeline.runs.lease
 import pipeline.runs.run
@@ -113,7 +111,7 @@ class FatedPool(InProcessPool):
     """Two workers that take turns by lot; shards in the hands of a dead driver's workers are done later, or never."""
 
     fate: Fate
-    orphans: list[tuple[Member, Any, Any]] = []  # noqa: RUF012 - of all fleets
+    orphans: list[tuple[Member, Any, Any]] = []  # noqa: RUF012 - of all pools
 
     def events(self, timeout_s: float) -> list[Event]:
         if self.orphans and self.fate.dice.random() < 0.2:
@@ -151,9 +149,8 @@ class FatedPool(InProcessPool):
 
 
 def enact(fate: Fate, patch: pytest.MonkeyPatch) -> None:
-    """Put the fate between the program and its storage, and the fleet of this process in Ray's place."""
+    """Put the fate between the program and its storage, and into `FatedPool`."""
     FatedPool.fate, FatedPool.orphans = fate, []
-    patch.setattr(pipeline.driver.worker_pool, "WorkerPool", FatedPool)
     patch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
     # Several parts of the manifest for two dozen images.
     patch.setattr(pipeline.planning.manifest, "FIRST_PART_IMAGES", 4)

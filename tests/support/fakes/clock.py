@@ -1,8 +1,8 @@
-"""A clock for tests, which moves when told."""
+"""A clock for tests that moves when its test sets it."""
 
 
 class HandClock:
-    """Seconds since nothing in particular."""
+    """Seconds since an arbitrary moment."""
 
     def __init__(self) -> None:
         self.now = 0.0

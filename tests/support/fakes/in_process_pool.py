@@ -1,18 +1,22 @@
-"""A fleet in the test's own process: workers without Ray, one shard after the other, deaths by exception."""
+"""A worker pool in the test's own process: workers without Ray, one shard after the other, deaths by exception."""
 
 import itertools
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
+from pipeline.driver.pool import OpenPool, Pool
 from pipeline.inputs.shard import Shard
+from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.messages import Assignment, WorkerReady
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.worker import Worker, WorkerSettings
 
 
 class Death(BaseException):
-    """Passes every border, as the end of a process does."""
+    """Passes every error boundary, as the end of a process does."""
 
 
 @dataclass
@@ -25,22 +29,23 @@ class Member:
 class InProcessPool:
     """Does what `pipeline.driver.worker_pool.WorkerPool` does, step by step.
 
-    starts: workers begun, over all fleets of the class.
+    starts: workers started, over all pools of the class.
     assignments: everything that was handed out.
     """
 
     starts = 0
     assignments: list[Assignment] = []  # noqa: RUF012 - reset by `forget`
 
-    def __init__(self, settings: WorkerSettings, plan: WorkerPlan) -> None:
+    def __init__(self, settings: WorkerSettings, plan: WorkerPlan, **limits: object) -> None:
         self._settings = settings
+        self.max_workers = plan.workers
         self._numbers = itertools.count()
         self._members: dict[int, Member] = {}
         self._events: deque[Event] = deque()
 
     @classmethod
     def forget(cls) -> None:
-        """Begin to count anew."""
+        """Reset the counts."""
         cls.starts, cls.assignments = 0, []
 
     @property
@@ -108,3 +113,15 @@ class InProcessPool:
             return WorkerDied(number, "the worker died", was_ready=True, was_preempted=False, lost_shards=lost)
         member.held.popleft()
         return ShardEnded(number, outcome)
+
+
+def in_process(pool_class: type[InProcessPool] = InProcessPool, *, workers: int = 1) -> OpenPool:
+    """Return what opens pools of so many workers in this process, for `run(open_pool=...)`."""
+
+    @contextmanager
+    def open_pool(
+        settings: WorkerSettings, *, compute: ComputeSection, retry: RetrySection, shards: int | None
+    ) -> Iterator[Pool]:
+        yield pool_class(settings, WorkerPlan(workers, 1.0, 0.0))
+
+    return open_pool

@@ -1,7 +1,7 @@
-"""Models that do as they are told, for tests of everything around the network.
+"""Models without a network whose behaviour a test sets, for tests of everything around the network.
 
-An image's size is the message: the plan says what happens to images of a (height, width). All else gets one
-detection per image, the whole image, of a category that depends on its size.
+The deeds say what happens to images of a (height, width). Every other image gets one detection, the whole image, of a
+category that depends on its size.
 """
 
 import ctypes
@@ -39,8 +39,8 @@ class FakeModel:
     deeds: what to do on an image of this size.
     max_batch: more images than this are out of memory.
     delay_s: seconds per batch.
-    marks: a folder for "kill_once" to remember that it has killed.
-    batch_sizes: of all the batches seen.
+    marks: a folder for the mark with which "kill_once" records that it has killed.
+    batch_sizes: of all batches so far. busiest: the most calls of `infer` at once.
     """
 
     config: ModelConfig
@@ -84,7 +84,7 @@ class FakeModel:
                 return
             mark.touch()
         errors: dict[str, BaseException] = {
-            "raise": ZeroDivisionError("told to"),
+            "raise": ZeroDivisionError("on purpose"),
             "oom": torch.OutOfMemoryError("CUDA out of memory (pretended)"),
             "device_lost": torch.AcceleratorError("CUDA error: unspecified launch failure (pretended)"),
             "overflow": NonFiniteError("mask logits are not finite numbers (NaN or infinity)"),
@@ -97,7 +97,7 @@ class FakeModel:
 
 
 def end_process(deed: Deed | None) -> None:
-    """Do what no `except` can undo."""
+    """End or block this process in a way that no `except` catches."""
     if deed == "exit":
         os._exit(7)
     if deed == "segfault":

@@ -1,4 +1,4 @@
-"""A worker's inside without Ray, for tests: shards of files go in, committed parts come out."""
+"""A worker without Ray and without the actor class: shards of files go in, committed parts come out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from pipeline.messages import Assignment, ShardResult
 from pipeline.output.commit import images_part, instances_part
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.segmenter import Segmenter
+from pipeline.worker.shard_pipeline import AHEAD_BYTES, WorkerResources
 from pipeline.worker.shard_processor import ShardProcessor
 from tests.support.fakes.models import FakeModel
 
@@ -35,14 +36,39 @@ def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
     return tuple(ImageRef(str(path)) for path in paths)
 
 
-class Bench:
-    """A worker's inside with a fake model, and its output folder."""
+def resources_for(
+    spec: JobSpec, model: FakeModel, *, batch_size: int = 4, cpus: float = 1, ahead_bytes: int = AHEAD_BYTES
+) -> WorkerResources:
+    """Return the resources that a worker of the spec has, on the CPU."""
+    return WorkerResources(
+        Segmenter(model, torch.device("cpu"), batch_size=batch_size),
+        input_uri=spec.input.uri,
+        storage=spec.storage,
+        images=spec.images,
+        image_timeout_s=spec.retry.image_timeout_s,
+        cpus=cpus,
+        ahead_bytes=ahead_bytes,
+    )
 
-    def __init__(self, folder: Path, model: FakeModel | None = None, *, batch_size: int = 4, **images: int) -> None:
+
+class Bench:
+    """A shard processor with a fake model, its resources and its output folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: FakeModel | None = None,
+        *,
+        batch_size: int = 4,
+        cpus: float = 1,
+        ahead_bytes: int = AHEAD_BYTES,
+        **images: int,
+    ) -> None:
+        """`images`: keys of the spec's section `images`."""
         self.model = model or FakeModel(load_preset("htc_lite0_fpn"))
         self.spec = spec_for(folder, **images)
-        segmenter = Segmenter(self.model, torch.device("cpu"), batch_size=batch_size)
-        self.processor = ShardProcessor(segmenter, self.spec, run="r", model_label="fake", cpus=1)
+        self.resources = resources_for(self.spec, self.model, batch_size=batch_size, cpus=cpus, ahead_bytes=ahead_bytes)
+        self.processor = ShardProcessor(self.resources, output_uri=self.spec.output.uri, run="r", model_label="fake")
         self.done: list[int] = []
 
     def process(self, paths: Sequence[Path], *, index: int = 0, is_last_attempt: bool = False) -> ShardResult:

@@ -1,4 +1,4 @@
-"""A driver process of its own, to be killed: python fake_run.py FOLDER [SECONDS_PER_BATCH]."""
+"""A driver process to kill: python fake_run.py FOLDER SECONDS_PER_BATCH."""
 
 import sys
 from pathlib import Path

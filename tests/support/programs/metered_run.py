@@ -1,6 +1,6 @@
 """A run on a Ray of its own whose agent collects metrics twice a second: `metered_run.py INPUT OUTPUT MARKS`.
 
-Prints the port that Prometheus would scrape, then works; the second of two sizes kills its worker once.
+Prints the port that Prometheus would scrape, then runs; the second of two sizes kills its worker once.
 """
 
 import sys
@@ -35,7 +35,7 @@ def main(source: str, target: str, marks: str) -> int:
     }
     load_model = LoadFake(deeds={(33, 48): "kill_once"}, delay_s=0.5, marks=marks)
     summary = run(load_spec(None, given), run="metered", progress=SilentProgress(), load_model=load_model)
-    # The last numbers have yet to be collected.
+    # Waits until the last numbers are collected.
     sys.stdin.readline()
     return summary.exit_code
 

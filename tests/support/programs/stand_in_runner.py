@@ -1,6 +1,6 @@
 """A firing's process that runs nothing: python stand_in_runner.py FOLDER LOCK RUN.
 
-It notes that it was started, and ends well when there is a file FOLDER/go, or as interrupted on SIGTERM.
+It records that it was started, and ends as complete when there is a file FOLDER/go, or as interrupted on SIGTERM.
 """
 
 import json

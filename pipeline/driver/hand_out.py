@@ -1,0 +1,70 @@
+"""Which worker gets which shard next: breadth first, retries elsewhere, speculative copies for idle workers."""
+
+from pipeline.driver.pool import Pool
+from pipeline.driver.progress import ProgressDisplay
+from pipeline.driver.shard_queue import SHARDS_IN_FLIGHT, ShardQueue
+from pipeline.messages import Assignment
+from pipeline.runs.error_budget import ErrorBudget
+from pipeline.runs.row_counts import RowCounts
+from pipeline.runs.run import RunHandle
+
+
+class ShardDispatcher:
+    """Hands the shards of a queue to the workers of a pool."""
+
+    def __init__(self, run: RunHandle, queue: ShardQueue, budget: ErrorBudget, display: ProgressDisplay) -> None:
+        self._run = run
+        self._queue = queue
+        self._budget = budget
+        self._display = display
+
+    def hand_out(self, pool: Pool, rows: RowCounts) -> None:
+        """Give every worker that can take one a shard.
+
+        Args:
+            rows: the run's committed rows, which decide whether the error budget needs a sampled shard.
+        """
+        ready = pool.ready_workers()
+        # Workers that are still starting do not count: without free cores they never become ready, and a shard that
+        # failed on the only other worker would wait forever.
+        has_peers = len(ready) > 1
+        held = {worker: list(shards) for worker, shards in ready.items()}
+        # Before an idle worker gets a speculative copy.
+        self._reclaim(pool, held)
+        # Breadth first: a worker gets a second shard, whose reads overlap the first one's compute, only when there are
+        # enough shards for the workers that hold none yet or still load their model.
+        for depth in range(SHARDS_IN_FLIGHT):
+            for worker, shards in held.items():
+                idle = pool.size - sum(bool(each) for each in held.values())
+                if len(shards) != depth or (depth > 0 and self._queue.waiting <= idle) or not pool.may_take(worker):
+                    continue
+                assignment = self._next_for(worker, shards, rows, has_peers=has_peers)
+                if assignment is not None:
+                    pool.submit(worker, self._run.read_shard(assignment.index), assignment)
+                    shards.append(assignment.index)
+
+    def _reclaim(self, pool: Pool, held: dict[int, list[int]]) -> None:
+        """Ask for shards back that are queued behind others, while workers are idle."""
+        idle = sum(not shards and pool.may_take(worker) for worker, shards in held.items())
+        queued = [(worker, index) for worker, shards in held.items() for index in shards[1:]]
+        while (found := self._queue.reclaim(queued, idle_workers=idle)) is not None:
+            pool.abandon(*found, is_queued=True)
+
+    def _next_for(self, worker: int, held: list[int], rows: RowCounts, *, has_peers: bool) -> Assignment | None:
+        is_planned = self._run.is_planned
+        wants_sample = is_planned and self._budget.wants_sample(images_done=rows.images, errors=rows.fresh_errors)
+        waiting = self._queue.untouched
+        assignment = self._queue.next_for(worker, held, has_peers=has_peers, is_sampled=wants_sample)
+        if assignment is not None and assignment.is_sampled:
+            self._budget.sampled(
+                assignment.index,
+                shards=waiting,
+                shard_images=self._run.manifest.shard_images,
+                images=self._run.image_count,
+                errors=rows.fresh_errors,
+            )
+        if assignment is None and is_planned and not held and not self._queue.is_reclaiming:
+            assignment = self._queue.speculative_copy_for(worker)
+            if assignment is not None:
+                self._display.note(f"Shard {assignment.index} takes long; an idle worker starts a speculative copy.")
+        return assignment
