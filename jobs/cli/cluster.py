@@ -7,6 +7,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
+from jobs.cli.flag_groups import with_flag_groups
 
 Address = Annotated[
     str | None,
@@ -29,10 +30,9 @@ class RuntimeEnv(enum.StrEnum):
     PIP = "pip"
 
 
-# typer reads the parameters from the signature; their values arrive together in the context, see `run`.
 @app.command()
+@with_flag_groups
 def submit(
-    context: typer.Context,
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it.")] = None,
     *,
     address: Address = None,
@@ -64,27 +64,7 @@ def submit(
     output_uri: Annotated[
         str | None, typer.Option("--output", metavar="URI", help="Folder or prefix for the tables.", show_default=False)
     ] = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    score_threshold: options.ScoreThreshold = None,
-    max_detections: options.MaxDetections = None,
-    precision: options.Precision = None,
-    workers: options.Workers = None,
-    batch_size: options.BatchSize = None,
-    shard_images: options.ShardImages = None,
-    limit: options.Limit = None,
-    image_column: options.ImageColumn = None,
-    uri_column: options.UriColumn = None,
-    run_name: options.RunName = None,
-    fresh: options.Fresh = False,
-    incremental: options.Incremental = False,
-    retry_failed: options.RetryFailed = False,
-    where: options.Where = None,
-    max_deleted_share: options.MaxDeletedShare = None,
-    max_error_rate: options.MaxErrorRate = None,
-    max_errors: options.MaxErrors = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    job: options.JobFlags,
     as_json: AsJson = False,
 ) -> None:
     """Start a job on a Ray cluster.
@@ -94,10 +74,10 @@ def submit(
     from jobs.cluster.submit_command import submit_and_report
 
     code = submit_and_report(
-        options.load_job_spec(context.params),
+        options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri),
         address=address,
-        run=run_name,
-        fresh=fresh,
+        run=job.run_name,
+        fresh=job.fresh,
         runtime_env=runtime_env.value,
         env=env or [],
         is_shared=shared_paths,
@@ -108,6 +88,7 @@ def submit(
 
 
 @app.command()
+@with_flag_groups
 def status(
     target: Annotated[
         str | None,
@@ -116,8 +97,7 @@ def status(
     *,
     run_name: options.StoredRun = None,
     address: Address = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
     as_json: AsJson = False,
 ) -> None:
     """Show how far a job or a run is.
@@ -130,7 +110,7 @@ def status(
         target,
         run=run_name,
         address=address,
-        storage_section=options.storage_section(endpoint_url, anonymous),
+        storage_section=storage.section(),
         is_json=as_json,
     )
 

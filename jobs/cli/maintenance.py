@@ -6,26 +6,27 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
+from jobs.cli.flag_groups import with_flag_groups
 
 Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where the catalog's tables are.")]
 
 
 @app.command("runs")
+@with_flag_groups
 def list_runs(
     output_uri: options.StoredOutput,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """List the runs of OUTPUT: how far, how large, and whether the newest results need them."""
     from jobs.maintenance.list_runs import report_runs
 
-    section = options.storage_section(endpoint_url, anonymous)
-    raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=section))
+    raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=storage.section()))
 
 
 @app.command()
+@with_flag_groups
 def prune(
     output_uri: options.StoredOutput,
     *,
@@ -43,8 +44,7 @@ def prune(
     ] = None,
     namespace: Namespace = "htc",
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Remove old runs that the newest results do not need.
 
@@ -60,12 +60,13 @@ def prune(
             is_meant=yes,
             catalog=iceberg,
             namespace=namespace,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )
 
 
 @app.command()
+@with_flag_groups
 def compact(
     output_uri: options.StoredOutput,
     *,
@@ -73,8 +74,7 @@ def compact(
         str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all complete ones]")
     ] = None,
     target_mib: Annotated[int, typer.Option("--target-mib", metavar="N", help="Largest size of a file.")] = 256,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Put the many small files of finished runs together into few large ones.
 
@@ -87,12 +87,13 @@ def compact(
             output_uri,
             run=run_name,
             target_mib=target_mib,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )
 
 
 @app.command()
+@with_flag_groups
 def publish(
     output_uri: options.StoredOutput,
     *,
@@ -120,8 +121,7 @@ def publish(
     withdraw: Annotated[
         str | None, typer.Option("--withdraw", metavar="RUN", help="Take this run out of the tables instead.")
     ] = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Enter finished runs into the tables of an Iceberg catalog.
 
@@ -129,9 +129,10 @@ def publish(
     """
     from jobs.maintenance.publish import publish_output, withdraw_run
 
-    section = options.storage_section(endpoint_url, anonymous)
     if withdraw is not None:
-        raise typer.Exit(withdraw_run(output_uri, iceberg, withdraw, namespace=namespace, storage_section=section))
+        raise typer.Exit(
+            withdraw_run(output_uri, iceberg, withdraw, namespace=namespace, storage_section=storage.section())
+        )
     raise typer.Exit(
         publish_output(
             output_uri,
@@ -139,12 +140,13 @@ def publish(
             namespace=namespace,
             run=run_name,
             is_over_budget_included=include_over_budget,
-            storage_section=section,
+            storage_section=storage.section(),
         ),
     )
 
 
 @app.command()
+@with_flag_groups
 def doctor(
     output_uri: options.StoredOutput,
     *,
@@ -153,8 +155,7 @@ def doctor(
         typer.Option("--repair", help="Derive again what can be, and move the rest to OUTPUT/quarantine."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Find damaged, missing and foreign files in OUTPUT.
 
@@ -162,5 +163,6 @@ def doctor(
     """
     from jobs.maintenance.doctor import examine_and_report
 
-    section = options.storage_section(endpoint_url, anonymous)
-    raise typer.Exit(examine_and_report(output_uri, is_repaired=repair, is_json=as_json, storage_section=section))
+    raise typer.Exit(
+        examine_and_report(output_uri, is_repaired=repair, is_json=as_json, storage_section=storage.section())
+    )

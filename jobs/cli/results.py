@@ -8,6 +8,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
+from jobs.cli.flag_groups import with_flag_groups
 
 
 class OutputFormat(enum.StrEnum):
@@ -22,6 +23,7 @@ class OutputFormat(enum.StrEnum):
 
 
 @app.command()
+@with_flag_groups
 def query(
     output_uri: options.StoredOutput,
     sql: Annotated[str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')],
@@ -41,8 +43,7 @@ def query(
     allow_external: Annotated[
         bool, typer.Option("--allow-external", help="Let the SQL read and write other files and settings.")
     ] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Ask DuckDB about the tables of a run.
 
@@ -58,14 +59,15 @@ def query(
         output_format=output_format.value if output_format else None,
         output_file=output_file,
         is_external_allowed=allow_external,
-        storage_section=options.storage_section(endpoint_url, anonymous),
+        storage_section=storage.section(),
     )
 
 
 @app.command()
+@with_flag_groups
 def show(
     output_uri: options.StoredOutput,
-    to: options.Folder,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; made if missing.")],
     *,
     uri: Annotated[
         list[str] | None,
@@ -80,8 +82,7 @@ def show(
         typer.Option("--min-score", metavar="F", min=0, max=1, help="Draw instances from it on. [default: 0.3]"),
     ] = None,
     run_name: options.StoredRun = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Draw masks, boxes, labels and scores over photos."""
     from jobs.results.show import show_overlays
@@ -94,12 +95,13 @@ def show(
             sample=sample,
             min_score=min_score,
             run=run_name,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )
 
 
 @app.command()
+@with_flag_groups
 def evaluate(
     output_uri: options.StoredOutput,
     annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="A COCO JSON file, a path or URI.")],
@@ -115,8 +117,7 @@ def evaluate(
         bool, typer.Option("--json", help="One JSON line, in [0, 1], with every flaw, instead of a table.")
     ] = False,
     run_name: options.StoredRun = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Score a run's boxes and masks against COCO annotations (average precision)."""
     from jobs.results.evaluate import report_evaluation
@@ -129,6 +130,6 @@ def evaluate(
             classes=classes or (),
             is_strict=strict,
             is_json=as_json,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )

@@ -6,38 +6,17 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import EXIT_CODES, app
+from jobs.cli.flag_groups import with_flag_groups
 
 
-# typer reads the parameters of `run` and `plan` from the signatures; their values arrive together in the
-# context, by the names that jobs.cli.options maps to keys of the job spec.
 @app.command(epilog=EXIT_CODES)
+@with_flag_groups
 def run(
-    context: typer.Context,
     input_uri: options.InputUri = None,
     output_uri: options.OutputUri = None,
     *,
     spec: options.SpecFile = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    score_threshold: options.ScoreThreshold = None,
-    max_detections: options.MaxDetections = None,
-    precision: options.Precision = None,
-    workers: options.Workers = None,
-    batch_size: options.BatchSize = None,
-    shard_images: options.ShardImages = None,
-    limit: options.Limit = None,
-    image_column: options.ImageColumn = None,
-    uri_column: options.UriColumn = None,
-    run_name: options.RunName = None,
-    fresh: options.Fresh = False,
-    incremental: options.Incremental = False,
-    retry_failed: options.RetryFailed = False,
-    where: options.Where = None,
-    max_deleted_share: options.MaxDeletedShare = None,
-    max_error_rate: options.MaxErrorRate = None,
-    max_errors: options.MaxErrors = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    job: options.JobFlags,
 ) -> None:
     """Segment every image of INPUT into tables in OUTPUT.
 
@@ -48,37 +27,18 @@ def run(
     """
     from jobs.running.run import run_and_report
 
-    raise typer.Exit(run_and_report(options.load_job_spec(context.params), run=run_name, fresh=fresh))
+    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
+    raise typer.Exit(run_and_report(job_spec, run=job.run_name, fresh=job.fresh))
 
 
 @app.command(epilog=EXIT_CODES)
+@with_flag_groups
 def plan(
-    context: typer.Context,
     input_uri: options.InputUri = None,
     output_uri: options.OutputUri = None,
     *,
     spec: options.SpecFile = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    score_threshold: options.ScoreThreshold = None,
-    max_detections: options.MaxDetections = None,
-    precision: options.Precision = None,
-    workers: options.Workers = None,
-    batch_size: options.BatchSize = None,
-    shard_images: options.ShardImages = None,
-    limit: options.Limit = None,
-    image_column: options.ImageColumn = None,
-    uri_column: options.UriColumn = None,
-    run_name: options.RunName = None,
-    fresh: options.Fresh = False,
-    incremental: options.Incremental = False,
-    retry_failed: options.RetryFailed = False,
-    where: options.Where = None,
-    max_deleted_share: options.MaxDeletedShare = None,
-    max_error_rate: options.MaxErrorRate = None,
-    max_errors: options.MaxErrors = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    job: options.JobFlags,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Skip loading and timing the model (needs no torch).")
     ] = False,
@@ -89,8 +49,8 @@ def plan(
     """
     from jobs.running.plan import report_plan
 
-    job_spec = options.load_job_spec(context.params)
-    raise typer.Exit(report_plan(job_spec, run=run_name, fresh=fresh, is_model_timed=not no_model))
+    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
+    raise typer.Exit(report_plan(job_spec, run=job.run_name, fresh=job.fresh, is_model_timed=not no_model))
 
 
 @app.command()

@@ -6,10 +6,12 @@ import typer
 
 from jobs.cli import manifests
 from jobs.cli import schedule as schedules
+from jobs.cli.flag_groups import with_flag_groups
 from jobs.cli.schedule import schedule_app
 
 
 @schedule_app.command()
+@with_flag_groups
 def export(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The schedule's name.", show_default=False)] = None,
     *,
@@ -23,18 +25,7 @@ def export(
     systemd: Annotated[bool, typer.Option("--systemd", help="A timer and its service.")] = False,
     airflow: Annotated[bool, typer.Option("--airflow", help="A DAG for Apache Airflow 3, to begin from.")] = False,
     image: manifests.Image = None,
-    namespace: manifests.Namespace = "htc",
-    workers: manifests.WorkerPods = "1:4",
-    gpus: manifests.Gpus = 1,
-    cpus: manifests.Cpus = None,
-    memory_gib: manifests.Memory = None,
-    spot: manifests.SpotNodes = None,
-    node_selector: manifests.NodeSelector = None,
-    secret: manifests.Secrets = None,
-    service_account: manifests.ServiceAccount = None,
-    token_secret: manifests.TokenSecret = None,
-    ray_version: manifests.RayVersion = None,
-    pod_monitor: manifests.PodMonitor = False,
+    cluster: manifests.ClusterFlags,
     to: manifests.ToFolder = None,
     home: schedules.Home = None,
 ) -> None:
@@ -58,20 +49,7 @@ def export(
         exporting.export_to_kubernetes(
             schedule,
             has_ray_cron_job=not without_raycronjob,
-            shape_options={
-                "image": image,
-                "namespace": namespace,
-                "workers": workers,
-                "gpus": gpus,
-                "cpus": cpus,
-                "memory_gib": memory_gib,
-                "spot": spot.value if spot else None,
-                "node_selector": node_selector or (),
-                "secrets": secret or (),
-                "service_account": service_account,
-                "token_secret": token_secret,
-                "ray_version": ray_version,
-            },
-            has_pod_monitor=pod_monitor,
+            shape_options={"image": image, **cluster.shape_options()},
+            has_pod_monitor=cluster.pod_monitor,
             folder=to,
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from jobs.cli import options
 from jobs.cli import program as cli
 from jobs.cli.app import ORDER
 from pipeline.errors import RunError, RunMismatchError, WeightsUnavailableError
@@ -53,6 +54,14 @@ def test_help_is_there_and_names_the_arguments(htc: Htc, command: str) -> None:
 def test_every_command_has_its_place_in_the_list() -> None:
     assert {name for name in COMMANDS if " " not in name} == set(ORDER)
     assert len(COMMANDS) > len(ORDER)
+
+
+def test_run_and_plan_take_the_same_flags_in_the_same_order(htc: Htc) -> None:
+    def flags(command: str) -> list[str]:
+        _, out, _ = htc(command, "--help")
+        return [line.split()[0] for line in out.splitlines() if line.startswith("  -")]
+
+    assert [flag for flag in flags("plan") if flag != "--no-model"] == flags("run")
 
 
 def test_every_flag_of_run_is_documented(htc: Htc) -> None:
@@ -152,6 +161,19 @@ def test_flags_win_over_the_spec_and_zero_is_a_value(tmp_path: Path, monkeypatch
     assert (seen["run"], seen["fresh"]) == ("r1", True)
 
 
+def test_every_flag_of_a_job_sets_its_key_of_the_spec() -> None:
+    flags = options.JobFlags(max_error_rate=0, limit=3, where="TRUE", retry_failed=True, run_name="r1", anonymous=True)
+    assert dict(flags.spec_values()) == {
+        "retry.max_error_rate": 0,
+        "input.limit": 3,
+        "select.where": "TRUE",
+        "select.mode": "incremental",
+        "select.retry": "failed",
+        "storage.anonymous": True,
+    }
+    assert dict(options.JobFlags().spec_values()) == {}
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -245,7 +267,7 @@ def test_text_that_the_terminal_cannot_show_is_escaped(output: Output) -> None:
 THREAD_THAT_OUTLIVES_THE_INTERPRETER = """
 import atexit, io, sys, threading, time
 import pyarrow as pa, pyarrow.parquet as pq
-from jobs import cli
+from jobs.cli import program as cli
 
 table = io.BytesIO()
 pq.write_table(pa.table({"a": [1]}), table)
@@ -283,7 +305,7 @@ def test_a_librarys_thread_does_not_abort_a_command_that_is_done() -> None:
 @pytest.mark.parametrize("word", ["x", "x" * 100_000])
 def test_a_full_disk_behind_the_output_is_a_sentence(word: str) -> None:
     program = f"""
-from jobs import cli
+from jobs.cli import program as cli
 cli.load_program = lambda: type("Program", (), {{"main": lambda self, **options: print({word!r})}})()
 cli.main()
 """

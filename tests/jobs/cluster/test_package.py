@@ -89,7 +89,7 @@ def test_code_travels_without_what_differs_between_machines() -> None:
     with runtime_env_for(spec_of(), "code", {}) as environment:
         modules = {Path(path).name: Path(path) for path in environment["py_modules"]}
         assert set(modules) == {"htc_model", "pipeline", "jobs"}
-        assert (modules["htc_model"] / "bundled" / "htc_lite0_fpn.safetensors").is_file()
+        assert (modules["htc_model"] / "weights" / "bundled" / "htc_lite0_fpn.safetensors").is_file()
         assert not [path for root in modules.values() for path in root.rglob("__pycache__")]
         assert yaml.safe_load((Path(environment["working_dir"]) / "job.yaml").read_text())["input"]["uri"]
         root = Path(environment["working_dir"]).parent
