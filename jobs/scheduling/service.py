@@ -3,13 +3,13 @@
 import logging
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import Self
 from zoneinfo import ZoneInfo
 
-from jobs.scheduling.alarms import Alarms, Times
 from jobs.scheduling.cleanup import tidy_history
 from jobs.scheduling.cluster_launcher import ClusterLauncher
 from jobs.scheduling.cron import due_times
@@ -47,25 +47,22 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
     with scheduler_lock(home), StopRequest() as stop, closing(ScheduleStore(home)) as store:
         places = Places(home)
         engine = Engine(store, places.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
-        alarms = Alarms(store.path)
         tidied = float("-inf")
-        try:
-            alarms.start()
+        with _BackgroundDelivery(home) as delivery:
             _announce(store, home)
             while not stop.is_set:
                 engine.step()
-                alarms.set(_times(store))
-                _tell(store, alarms, home)
+                if store.open_notices():
+                    delivery.begin()
                 if time.monotonic() - tidied > TIDY_S:
                     tidy_history(store, home)
                     tidied = time.monotonic()
                 if is_once and not store.open_firings():
                     break
-                alarms.wait(POLL_S)
+                # Not an event's wait: a signal handler that sets the event could deadlock on the event's own lock.
+                time.sleep(POLL_S)
             if stop.is_set and is_drained:
-                _drain(engine, store, alarms)
-        finally:
-            alarms.stop()
+                _drain(engine, store)
         _leave(store, home)
     return 0
 
@@ -84,6 +81,36 @@ class Places:
         return self._clusters.setdefault(schedule.address, ClusterLauncher(schedule.address))
 
 
+class _BackgroundDelivery:
+    """Delivers open notifications in a thread, so that a slow webhook does not delay firings.
+
+    Leaving the block waits for the delivery in progress.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="notifications")
+        self._delivery: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def begin(self) -> None:
+        """Begin to deliver, unless a delivery is in progress."""
+        if self._delivery is None or self._delivery.done():
+            self._delivery = self._pool.submit(deliver_open_notices, self._home)
+            self._delivery.add_done_callback(_log_failure)
+
+
+def _log_failure(delivery: Future[None]) -> None:
+    error = delivery.exception()
+    if error is not None:
+        log.error("notifications could not be delivered", exc_info=error)
+
+
 def _announce(store: ScheduleStore, home: Path) -> None:
     schedules = [stored.schedule for stored in store.schedules()]
     log.info("scheduler of %s on %s: %d schedules", home, socket.gethostname(), len(schedules))
@@ -96,24 +123,14 @@ def _announce(store: ScheduleStore, home: Path) -> None:
         log.info("%s: %s", schedule.name, "paused" if schedule.is_paused else f"next on {local:%a %Y-%m-%d %H:%M %Z}")
 
 
-def _times(store: ScheduleStore) -> dict[str, Times]:
-    schedules = [stored.schedule for stored in store.schedules()]
-    return {each.name: Times(each.cron, each.time_zone) for each in schedules if not each.is_paused}
-
-
-def _tell(store: ScheduleStore, alarms: Alarms, home: Path) -> None:
-    if store.open_notices():
-        alarms.in_background(partial(deliver_open_notices, home))
-
-
-def _drain(engine: Engine, store: ScheduleStore, alarms: Alarms) -> None:
+def _drain(engine: Engine, store: ScheduleStore) -> None:
     going = _going(store)
     if going:
         log.info("waiting for the end of %s; nothing else begins", ", ".join(going))
     # A second Ctrl-C raises KeyboardInterrupt.
     while _going(store):
         engine.watch()
-        alarms.wait(POLL_S)
+        time.sleep(POLL_S)
 
 
 def _going(store: ScheduleStore) -> list[str]:

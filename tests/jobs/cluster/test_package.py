@@ -108,7 +108,7 @@ def test_ray_installs_all_libraries_but_itself() -> None:
 def test_every_library_is_looked_for_on_the_cluster() -> None:
     names = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in requirements()}
     # The others serve the operator's side: schedules and the Jobs API.
-    operators = {"apscheduler", "cronsim", "requests", "sqlalchemy", "tzdata"}
+    operators = {"cronsim", "requests", "sqlalchemy", "tzdata"}
     assert names - set(NEEDED.values()) == operators
 
 

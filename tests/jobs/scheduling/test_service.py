@@ -1,19 +1,19 @@
-"""`htc scheduler` as a process: one per folder, woken by its alarms, and quick to leave."""
+"""`htc scheduler` as a process: one per folder, it finds what is due, and leaves quickly."""
 
+import pickle
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-import time_machine
 
-from jobs.scheduling.alarms import Alarms, Times
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.schedule import build_schedule
@@ -184,47 +184,47 @@ def test_a_drained_scheduler_waits_for_the_run(start_stand_in: Start, tmp_path: 
     assert last_firing(tmp_path).state == "ended"
 
 
-@contextmanager
-def alarms_of(tmp_path: Path) -> Iterator[Alarms]:
-    """The alarms of a folder, as each scheduler begins and ends with them."""
-    begun = Alarms(tmp_path / "schedules # 1.sqlite")
-    begun.start()
-    try:
-        yield begun
-    finally:
-        begun.stop()
+OLD_JOB_STORE = """
+CREATE TABLE apscheduler_jobs (
+    id VARCHAR(191) NOT NULL, next_run_time FLOAT(25), job_state BLOB NOT NULL, PRIMARY KEY (id)
+);
+CREATE INDEX ix_apscheduler_jobs_next_run_time ON apscheduler_jobs (next_run_time);
+"""
 
 
-def stored_alarms(tmp_path: Path) -> dict[str, datetime]:
-    with closing(sqlite3.connect(tmp_path / "schedules # 1.sqlite")) as connection:
-        rows = connection.execute("SELECT id, next_run_time FROM apscheduler_jobs").fetchall()
-    return {name: datetime.fromtimestamp(seconds, UTC) for name, seconds in rows}
+def test_a_folder_with_the_alarms_of_release_0_1_still_works(start: Start, tmp_path: Path) -> None:
+    # That release kept the next time of each schedule in APScheduler's table, in the same file.
+    add(tmp_path, catch_up_window_s=366 * 86_400)
+    state = {"version": 1, "id": "nightly", "func": "jobs.scheduling.alarms:ring", "args": (), "kwargs": {}}
+    alarm = ("nightly", datetime(2020, 1, 1, tzinfo=UTC).timestamp(), pickle.dumps(state))
+    with closing(sqlite3.connect(tmp_path / "schedules.sqlite")) as connection:
+        connection.executescript(OLD_JOB_STORE)
+        connection.execute("INSERT INTO apscheduler_jobs VALUES (?, ?, ?)", alarm)
+        connection.commit()
+    with closing(ScheduleStore(tmp_path)) as store:
+        store.decide("nightly", datetime.now(UTC) - timedelta(days=365), [])
+    process = start("--once")
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert last_firing(tmp_path).kind == "caught_up"
+    # Left in place, so that the earlier release can be installed again.
+    with closing(sqlite3.connect(tmp_path / "schedules.sqlite")) as connection:
+        assert connection.execute("SELECT * FROM apscheduler_jobs").fetchall() == [alarm]
 
 
-def test_the_alarm_of_each_schedule_is_in_apschedulers_own_store(tmp_path: Path) -> None:
-    yearly, weekly = Times("0 0 1 1 *", "Europe/Berlin"), Times("0 0 * * 0", "UTC")
-    with alarms_of(tmp_path) as alarms:
-        alarms.set({"yearly": yearly, "weekly": weekly})
-    found = stored_alarms(tmp_path)
-    assert set(found) == {"yearly", "weekly"}
-    assert f"{found['yearly']:%m-%d %H:%M}" == "12-31 23:00"
-    # Cron's Sunday, not APScheduler's Monday.
-    assert f"{found['weekly']:%a %H:%M}" == "Sun 00:00"
-    with alarms_of(tmp_path) as alarms:
-        alarms.set({"yearly": yearly})
-    assert set(stored_alarms(tmp_path)) == {"yearly"}
+def test_the_function_that_old_job_stores_name_can_be_imported() -> None:
+    module, _, name = "jobs.scheduling.alarms:ring".partition(":")
+    assert callable(getattr(import_module(module), name))
 
 
-def test_an_alarm_that_came_while_nobody_was_there_rings_at_the_start_and_goes_on(tmp_path: Path) -> None:
-    with time_machine.travel(datetime(2020, 6, 1, tzinfo=UTC)), alarms_of(tmp_path) as alarms:
-        alarms.set({"yearly": Times("0 0 1 1 *", "UTC")})
-        assert not alarms.wait(0)
-    assert stored_alarms(tmp_path) == {"yearly": datetime(2021, 1, 1, tzinfo=UTC)}
-    with alarms_of(tmp_path) as alarms:
-        assert alarms.wait(PATIENCE_S)
-        give_up = time.monotonic() + PATIENCE_S
-        while stored_alarms(tmp_path)["yearly"] < datetime.now(UTC) and time.monotonic() < give_up:
-            time.sleep(0.01)
-    following = stored_alarms(tmp_path)["yearly"]
-    assert following > datetime.now(UTC)
-    assert f"{following:%m-%d}" == "01-01"
+def test_a_schedule_fires_at_its_time_without_an_alarm(start: Start, tmp_path: Path) -> None:
+    process = start()
+    read_until(process, "scheduler of")
+    # Added while the scheduler runs, and last decided a minute ago.
+    add(tmp_path, cron="* * * * *")
+    with closing(ScheduleStore(tmp_path)) as store:
+        store.decide("nightly", datetime.now(UTC) - timedelta(minutes=1), [])
+    read_until(process, "failed - There are no images in")
+    firing = last_firing(tmp_path)
+    assert firing.scheduled.second == 0
+    assert firing.kind in {"cron", "caught_up"}
