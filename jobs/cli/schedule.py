@@ -91,7 +91,7 @@ def add(
     """Add a schedule: a job spec and the times at which it runs."""
     from jobs.scheduling.commands import add_schedule
     from jobs.scheduling.durations import parse_duration
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
     notify = {
         "webhook_url_env": webhook_url_env,
@@ -115,70 +115,70 @@ def add(
         "notify": {key: value for key, value in notify.items() if value is not None} or None,
         "is_paused": paused or None,
     }
-    add_schedule(settle_home(home), file, keys, is_replaced=replace)
+    add_schedule(resolve_home(home), file, keys, is_replaced=replace)
 
 
 @schedule_app.command("list")
 def list_(*, as_json: AsJson = False, home: Home = None) -> None:
     """List the schedules: when, next time, last outcome."""
     from jobs.scheduling.commands import list_schedules
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    list_schedules(settle_home(home), is_json=as_json)
+    list_schedules(resolve_home(home), is_json=as_json)
 
 
 @schedule_app.command()
 def show(name: Name, *, as_json: AsJson = False, home: Home = None) -> None:
     """Show all of one schedule, and its next times."""
     from jobs.scheduling.commands import show_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    show_schedule(settle_home(home), name, is_json=as_json)
+    show_schedule(resolve_home(home), name, is_json=as_json)
 
 
 @schedule_app.command()
 def pause(name: Name, *, home: Home = None) -> None:
     """Fire it no more, until it is resumed."""
     from jobs.scheduling.commands import pause_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    pause_schedule(settle_home(home), name, is_paused=True)
+    pause_schedule(resolve_home(home), name, is_paused=True)
 
 
 @schedule_app.command()
 def resume(name: Name, *, home: Home = None) -> None:
     """Fire it again, from its next time on."""
     from jobs.scheduling.commands import pause_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    pause_schedule(settle_home(home), name, is_paused=False)
+    pause_schedule(resolve_home(home), name, is_paused=False)
 
 
 @schedule_app.command()
 def remove(name: Name, *, home: Home = None) -> None:
     """Forget it; its history and its tables stay."""
     from jobs.scheduling.commands import remove_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    remove_schedule(settle_home(home), name)
+    remove_schedule(resolve_home(home), name)
 
 
 @schedule_app.command("run-now")
 def run_now_(name: Name, *, home: Home = None) -> None:
     """Fire it once, now."""
     from jobs.scheduling.commands import run_now
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    run_now(settle_home(home), name)
+    run_now(resolve_home(home), name)
 
 
 @schedule_app.command()
 def stop(name: Name, *, home: Home = None) -> None:
     """Stop its run that is going; what is committed stays."""
     from jobs.scheduling.commands import stop_runs
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    stop_runs(settle_home(home), name)
+    stop_runs(resolve_home(home), name)
 
 
 @schedule_app.command()
@@ -191,9 +191,9 @@ def history(
 ) -> None:
     """Tell what became of the firings, the newest first."""
     from jobs.scheduling.commands import show_history
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    show_history(settle_home(home), name, limit=limit, is_json=as_json)
+    show_history(resolve_home(home), name, limit=limit, is_json=as_json)
 
 
 @app.command()
@@ -209,7 +209,7 @@ def scheduler(
     home: Home = None,
 ) -> None:
     """Fire the schedules, until stopped by Ctrl-C or SIGTERM."""
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
     from jobs.scheduling.service import run_scheduler
 
-    raise typer.Exit(run_scheduler(settle_home(home), local_runs=local_runs, is_once=once, is_drained=drain))
+    raise typer.Exit(run_scheduler(resolve_home(home), local_runs=local_runs, is_once=once, is_drained=drain))

@@ -35,12 +35,12 @@ def export(
     --kubernetes.
     """
     from jobs.manifests import schedule_export as exporting
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
     from pipeline.errors import SpecError
 
     if [kubernetes, systemd, airflow].count(True) != 1:
         raise SpecError("Say for whom: one of --kubernetes, --systemd and --airflow.")
-    schedule = exporting.find_schedule(settle_home(home), name, file)
+    schedule = exporting.find_schedule(resolve_home(home), name, file)
     if systemd:
         exporting.export_to_systemd(schedule, to)
     elif airflow:

@@ -16,15 +16,15 @@ class NoSuchJobError(SpecError):
     """The cluster knows no job of this id."""
 
 
-class AlreadyGoingError(RunHeldError):
+class JobRunningError(RunHeldError):
     """A job of this cluster is at the same run; `job_id` names it."""
 
     def __init__(self, job_id: str, message: str) -> None:
         super().__init__(message)
         self.job_id = job_id
 
-    def __reduce__(self) -> tuple[type["AlreadyGoingError"], tuple[str, str]]:
-        return AlreadyGoingError, (self.job_id, str(self))
+    def __reduce__(self) -> tuple[type["JobRunningError"], tuple[str, str]]:
+        return JobRunningError, (self.job_id, str(self))
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _about_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
     if taken := re.search(r"submission_id (\S+) already exists", reason):
         # Ids hold the second: somebody has just submitted the same.
         there = f"The job {taken[1]} is at this run already; follow it with: htc logs {taken[1]} -f"
-        return AlreadyGoingError(taken[1], there)
+        return JobRunningError(taken[1], there)
     if "status code 404" in reason or "Version check" in reason:
         return ClusterError(_about_stranger(url))
     first = next((line.strip() for line in reason.splitlines() if line.strip()), "it does not say why")

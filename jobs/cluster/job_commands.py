@@ -13,7 +13,7 @@ from jobs.cluster.submit_command import ending
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.text import format_duration
 
-LOOK_EVERY_S = 0.5
+POLL_S = 0.5
 
 
 def report_logs(job_id: str, *, address: str | None, is_followed: bool, is_json: bool) -> None:
@@ -41,7 +41,7 @@ def report_stop(job_id: str, *, address: str | None, is_waited_for: bool, is_jso
     state = client.state(job_id)
     end_s = time.monotonic() + STOP_WAIT_S + 10
     while is_waited_for and not state.is_ended and time.monotonic() < end_s:
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_S)
         state = client.state(job_id)
     if is_json:
         write_line(json.dumps(state.to_dict()))

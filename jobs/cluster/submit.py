@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from jobs.cluster.client import JobsClient, connect
-from jobs.cluster.errors import AlreadyGoingError
+from jobs.cluster.errors import JobRunningError
 from jobs.cluster.job_state import JobState
 from jobs.cluster.package import SPEC_FILE, RuntimeEnvKind, build_entrypoint, runtime_env_for
 from jobs.results.status import find_live_driver
@@ -66,7 +66,7 @@ def submit_job(
     Raises:
         SpecError: `fresh` with a run's name, a name that cannot be a folder's, or a weights file that is too large.
         WeightsUnavailableError: there is no such weights file.
-        AlreadyGoingError: a job that has not ended is at the same run.
+        JobRunningError: a job that has not ended is at the same run.
         RunHeldError: a driver that is no job of this cluster is at it.
         ClusterError: the cluster cannot be reached, wants another token, or refuses.
     """
@@ -80,8 +80,8 @@ def submit_job(
     client = client or connect(address)
     if note := client.note:
         log.info("%s", note)
-    refuse_going(client.states(), spec.output.uri, run)
-    _refuse_held(spec, run)
+    check_no_running_job(client.states(), spec.output.uri, run)
+    _check_not_held(spec, run)
     variables = {JOB_VARIABLE: job_id, **(env_vars or {})}
     with runtime_env_for(spec, runtime_env, variables, is_shared=is_shared) as environment:
         client.submit(
@@ -90,7 +90,7 @@ def submit_job(
             runtime_env=environment,
             metadata=job_metadata(spec, run),
         )
-    _yield_to_first(client, job_id, spec.output.uri, run)
+    _stop_unless_first(client, job_id, spec.output.uri, run)
     return job_id
 
 
@@ -163,25 +163,25 @@ def job_metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
     }
 
 
-def refuse_going(states: Iterable[JobState], output_uri: str, run: str | None) -> None:
+def check_no_running_job(states: Iterable[JobState], output_uri: str, run: str | None) -> None:
     """Refuse a second job at one run: two that name no run both mean the newest.
 
     Raises:
-        AlreadyGoingError: one of them has not ended and is at the same run.
+        JobRunningError: one of them has not ended and is at the same run.
     """
     for state in states:
         is_same = state.output_uri.rstrip("/") == output_uri.rstrip("/") and (not run or state.run in {"", run})
         if is_same and not state.is_ended:
             # A job that names no run goes on with the newest, which may be the one that is meant.
             this = "this run" if state.run == (run or "") else "a run of this output, perhaps this one,"
-            raise AlreadyGoingError(
+            raise JobRunningError(
                 state.job_id,
                 f"The job {state.job_id} is at {this} already ({state.phase}); follow it with: htc logs "
                 f"{state.job_id} -f, or stop it with: htc stop {state.job_id}",
             )
 
 
-def _refuse_held(spec: JobSpec, run: str | None) -> None:
+def _check_not_held(spec: JobSpec, run: str | None) -> None:
     """Refuse a run that a driver somewhere else works on, if its output can be seen from here."""
     try:
         held = find_live_driver(Storage(spec.storage), spec.output.uri, run)
@@ -204,7 +204,7 @@ def _refuse_held(spec: JobSpec, run: str | None) -> None:
         )
 
 
-def _yield_to_first(client: JobsClient, job_id: str, output_uri: str, run: str | None) -> None:
+def _stop_unless_first(client: JobsClient, job_id: str, output_uri: str, run: str | None) -> None:
     """Of two jobs at one run that were submitted in the same moment, stop the later one."""
     states = client.states()
     mine = next((state for state in states if state.job_id == job_id), None)
@@ -212,7 +212,7 @@ def _yield_to_first(client: JobsClient, job_id: str, output_uri: str, run: str |
         return
     earlier = [state for state in states if (state.started or mine.started, state.job_id) < (mine.started, job_id)]
     try:
-        refuse_going(earlier, output_uri, run)
-    except AlreadyGoingError:
+        check_no_running_job(earlier, output_uri, run)
+    except JobRunningError:
         client.stop(job_id)
         raise

@@ -16,7 +16,7 @@ from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 from pipeline.storage.uris import is_local
 
-LOOK_EVERY_S = 0.5
+POLL_S = 0.5
 # A head node that is being replaced, or a tunnel that is being opened again.
 PATIENCE_S = 60.0
 EXIT_INTERRUPTED = 130
@@ -51,7 +51,7 @@ def submit_and_report(
     client = connect(address)
     if client.note and not is_json:
         say(client.note)
-    refuse_local_paths(spec, client.url, is_shared=is_shared)
+    check_paths_are_shared(spec, client.url, is_shared=is_shared)
     job_id = submit_job(
         spec,
         run=run,
@@ -90,7 +90,7 @@ def read_env_vars(words: Sequence[str], environment: Mapping[str, str]) -> dict[
     return values
 
 
-def refuse_local_paths(spec: JobSpec, url: str, *, is_shared: bool) -> None:
+def check_paths_are_shared(spec: JobSpec, url: str, *, is_shared: bool) -> None:
     """Refuse paths of this machine for a cluster that is elsewhere.
 
     One that is reached by this machine's own address may run here, or at the other end of a tunnel: the job's first
@@ -157,7 +157,7 @@ def follow(client: JobsClient, job_id: str, *, patience_s: float = PATIENCE_S) -
         except ClusterError as error:
             if time.monotonic() - last_answer > patience_s:
                 raise ClusterError(f"{error} The job {job_id} may go on all the same.") from error
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_S)
 
 
 def ending(state: JobState) -> str:

@@ -42,7 +42,7 @@ NEEDED = {
 EXIT_USAGE = 2
 
 
-def complaint() -> str:
+def environment_problem() -> str:
     """Say what the cluster's Python lacks; empty when it has all that is needed."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
@@ -72,7 +72,7 @@ def forget_current_folder() -> None:
 
 def main() -> None:
     """Run `htc` with this process's arguments, or say why that cannot be."""
-    problem = complaint()
+    problem = environment_problem()
     if problem:
         sys.stderr.write(problem + "\n")
         sys.exit(EXIT_USAGE)

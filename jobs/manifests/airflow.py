@@ -75,7 +75,7 @@ def build_dag(schedule: Schedule, spec_path: str) -> str:
     )
 
 
-def unexpressed_in_airflow(schedule: Schedule) -> list[str]:
+def unsupported_by_airflow(schedule: Schedule) -> list[str]:
     """Say which of the schedule's policies the DAG does not have."""
     missing = []
     if schedule.overlap != "queue":

@@ -36,7 +36,7 @@ def entrypoint_of(run: str | None = None) -> str:
     return build_entrypoint(SPEC_PATH, run=run, is_installed=True)
 
 
-def build_surroundings(spec: JobSpec, shape: ClusterShape, *, has_pod_monitor: bool) -> Bundle:
+def build_common_resources(spec: JobSpec, shape: ClusterShape, *, has_pod_monitor: bool) -> Bundle:
     """What every kind needs, file by file in the order of applying."""
     bundle: Bundle = {
         "base/namespace.yaml": [build_namespace(shape), build_quota(shape)],
@@ -66,7 +66,7 @@ def build_bundle(
     Raises:
         SpecError: a RayCronJob without its times, or of a spec that could run once only.
     """
-    bundle = build_surroundings(spec, shape, has_pod_monitor=has_pod_monitor)
+    bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
     for kind in kinds:
         if kind == "rayjob":
             bundle["rayjob.yaml"] = [build_ray_job(shape, entrypoint_of())]

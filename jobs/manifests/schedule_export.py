@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster.package import spec_text
-from jobs.manifests.airflow import build_dag, unexpressed_in_airflow
-from jobs.manifests.bundle import build_surroundings, entrypoint_of
+from jobs.manifests.airflow import build_dag, unsupported_by_airflow
+from jobs.manifests.bundle import build_common_resources, entrypoint_of
 from jobs.manifests.cluster_shape import build_shape, label_of
 from jobs.manifests.command import write_out
 from jobs.manifests.cron_fields import is_shifted_by_the_clock, portable_cron
 from jobs.manifests.cron_job import build_cron_job, stop_deadline_s
 from jobs.manifests.kuberay import build_ray_cron_job
-from jobs.manifests.systemd import build_service, build_timer, unexpressed_in_systemd
+from jobs.manifests.systemd import build_service, build_timer, unsupported_by_systemd
 from jobs.scheduling.schedule import Schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore
 from jobs.terminal.console import say
@@ -54,7 +54,7 @@ def export_to_kubernetes(
     """
     spec = load_job(schedule)
     shape = build_shape(spec, **{**shape_options, "name": shape_options.get("name") or label_of(schedule.name)})
-    bundle = build_surroundings(spec, shape, has_pod_monitor=has_pod_monitor)
+    bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
     if has_ray_cron_job:
         if schedule.mode == "full":
             raise SpecError(
@@ -72,14 +72,14 @@ def export_to_kubernetes(
         bundle["raycronjob.yaml"] = [manifest]
     else:
         bundle["cronjob.yaml"] = build_cron_job(schedule, shape, entrypoint_of())
-    comment = _tell(schedule, unexpressed_in_kubernetes(schedule, has_ray_cron_job=has_ray_cron_job), "Kubernetes")
+    comment = _tell(schedule, unsupported_by_kubernetes(schedule, has_ray_cron_job=has_ray_cron_job), "Kubernetes")
     write_out(bundle, folder, shape=shape, comment=comment)
 
 
 def export_to_systemd(schedule: Schedule, folder: Path | None) -> None:
     """Write a timer, its service and the job spec that this reads."""
     spec_path = (folder or Path("/etc/htc")).absolute() / f"htc-{schedule.name}.yaml"
-    comment = _tell(schedule, unexpressed_in_systemd(schedule), "systemd")
+    comment = _tell(schedule, unsupported_by_systemd(schedule), "systemd")
     files = {
         f"htc-{schedule.name}.timer": build_timer(schedule),
         f"htc-{schedule.name}.service": build_service(schedule, spec_path),
@@ -91,7 +91,7 @@ def export_to_systemd(schedule: Schedule, folder: Path | None) -> None:
 def export_to_airflow(schedule: Schedule, folder: Path | None) -> None:
     """Write a DAG and the job spec that it reads."""
     spec_path = (folder or Path("/etc/htc")).absolute() / f"htc-{schedule.name}.yaml"
-    comment = _tell(schedule, unexpressed_in_airflow(schedule), "Airflow")
+    comment = _tell(schedule, unsupported_by_airflow(schedule), "Airflow")
     files = {
         f"htc_{schedule.name.replace('-', '_').replace('.', '_')}.py": build_dag(schedule, str(spec_path)),
         spec_path.name: spec_text(load_job(schedule)),
@@ -99,7 +99,7 @@ def export_to_airflow(schedule: Schedule, folder: Path | None) -> None:
     _write_texts(files, folder, comment)
 
 
-def unexpressed_in_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> list[str]:
+def unsupported_by_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> list[str]:
     """Say which of the schedule's policies Kubernetes does not have."""
     missing = []
     if has_ray_cron_job:

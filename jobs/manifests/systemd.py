@@ -84,7 +84,7 @@ def calendar_of(schedule: Schedule) -> list[str]:
     return [f"{weekdays}{by_day}"]
 
 
-def unexpressed_in_systemd(schedule: Schedule) -> list[str]:
+def unsupported_by_systemd(schedule: Schedule) -> list[str]:
     """Say which of the schedule's policies a timer does not have."""
     missing = []
     if schedule.overlap != "skip":

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from htc_model.masks.rle import decode_rle
 from jobs.results.formats import QueryResult, write_answer
 from jobs.terminal.interrupt import run_interruptibly
-from jobs.terminal.output_file import atomic_output, refuse_remote
+from jobs.terminal.output_file import atomic_output, check_local
 from pipeline.errors import SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, damage_named
@@ -196,7 +196,7 @@ def _choose_format(output_format: str | None, output_file: Path | None) -> str:
         if output_format == "parquet":
             raise SpecError("Parquet is no text: name a file with --output FILE.")
         return output_format or "table"
-    refuse_remote(output_file)
+    check_local(output_file)
     if output_file.is_dir():
         raise SpecError(f"{output_file} cannot be written: it is a folder.")
     if not output_file.parent.is_dir():

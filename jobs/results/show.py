@@ -11,7 +11,7 @@ from jobs.results.image_lookup import ImageLookup, ImageRecord
 from jobs.results.overlay import DrawnInstance, draw_overlay
 from jobs.results.query import decode_mask
 from jobs.terminal.console import say, write_line, write_table
-from jobs.terminal.output_file import atomic_output, refuse_remote
+from jobs.terminal.output_file import atomic_output, check_local
 from pipeline.errors import HtcError, InputError, SpecError
 from pipeline.inputs.decode import decode_image
 from pipeline.inputs.formats.detect import IMAGE_SUFFIXES
@@ -69,7 +69,7 @@ def show_overlays(
     """
     if uris and sample is not None:
         raise SpecError("Give either --uri or --sample, not both.")
-    refuse_remote(folder)
+    check_local(folder)
     storage = Storage(storage_section)
     source = ImageLookup(open_results(output_uri, storage), run)
     photos = source.find(uris) if uris else source.sample(DEFAULT_SAMPLE if sample is None else sample)
@@ -77,7 +77,7 @@ def show_overlays(
     shown = _select(instances, min_score, is_trained=source.is_trained)
     _make_folder(folder)
     pictures = []
-    for photo, rows, path in zip(photos, shown, picture_paths([each.uri for each in photos], folder), strict=True):
+    for photo, rows, path in zip(photos, shown, overlay_paths([each.uri for each in photos], folder), strict=True):
         try:
             _draw(source, photo, rows, path, storage)
         except SpecError:
@@ -90,7 +90,7 @@ def show_overlays(
     return 0 if len(pictures) == len(photos) else 1
 
 
-def picture_paths(uris: Sequence[str], folder: Path) -> list[Path]:
+def overlay_paths(uris: Sequence[str], folder: Path) -> list[Path]:
     """Name a PNG for each uri after its last part: safe on every file system, none twice, whatever the case."""
     taken: set[str] = set()
     paths = []

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from jobs.terminal.console import say, size_of, write_line, write_table
-from jobs.terminal.output_file import refuse_remote
+from jobs.terminal.output_file import check_local
 from pipeline.errors import SpecError
 from pipeline.text import count_of
 from pipeline.weights.cache import cache_folder, fetch_weights
@@ -46,7 +46,7 @@ def report_fetch(name: str, folder: Path | None) -> None:
         WeightsUnavailableError: unknown name, no network, wrong hash; the message says what to do.
     """
     if folder is not None:
-        refuse_remote(folder)
+        check_local(folder)
     write_line(str(fetch_weights(name, folder, on_progress=_DownloadLines())))
 
 
@@ -56,7 +56,7 @@ def report_verify(file: Path, preset: str | None) -> int:
     Raises:
         ValueError: of htc_model: the file cannot be read, or does not fit the preset.
     """
-    refuse_remote(file)
+    check_local(file)
     report = verify_file(file, preset)
     lines = [("file", f"{report.path} ({size_of(report.bytes)})"), ("sha256", report.sha256)]
     if report.is_hash_right is not None:
@@ -85,7 +85,7 @@ def report_convert(source: Path, target: Path) -> None:
     from htc_model.weights.load import convert_weights
 
     for path in (source, target):
-        refuse_remote(path)
+        check_local(path)
     if source.exists() and target.exists() and source.samefile(target):
         raise SpecError(f"{source} cannot be converted into itself; name another file.")
     loaded = convert_weights(source, target)

@@ -54,16 +54,16 @@ class ClusterLauncher:
                 self._refused = (self._clock() + AGAIN_S, error)
             raise
 
-    def look(self, firing: Firing) -> LaunchStatus:
+    def check(self, firing: Firing) -> LaunchStatus:
         """Ask the cluster for the job, every now and then."""
-        until, sight = self._seen.get(firing.name, (0.0, LaunchStatus("going")))
+        until, status = self._seen.get(firing.name, (0.0, LaunchStatus("going")))
         if self._clock() >= until:
-            sight = self._ask(firing)
-            self._seen[firing.name] = (self._clock() + POLL_S, sight)
-        if sight.state in {"ended", "gone"}:
+            status = self._ask(firing)
+            self._seen[firing.name] = (self._clock() + POLL_S, status)
+        if status.state in {"ended", "gone"}:
             self._seen.pop(firing.name, None)
             self._stop_asked.pop(firing.name, None)
-        return sight
+        return status
 
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
         """Ask the cluster to stop the job, every now and then; Ray itself kills one that does not obey."""
@@ -79,7 +79,7 @@ class ClusterLauncher:
             log.warning("%s cannot be stopped yet: %s", firing.name, error)
 
     def _submit(self, firing: Firing) -> str:
-        from jobs.cluster.errors import AlreadyGoingError
+        from jobs.cluster.errors import JobRunningError
         from jobs.cluster.submit import submit_job
 
         job = load_job(firing.schedule)
@@ -95,7 +95,7 @@ class ClusterLauncher:
             return submit_job(
                 job, run=firing.name, runtime_env=firing.schedule.runtime_env, client=client, now=firing.begun
             )
-        except AlreadyGoingError as error:
+        except JobRunningError as error:
             if client.state(error.job_id).run != firing.name:
                 # Somebody's job at this output that names no run; it has to end first.
                 raise

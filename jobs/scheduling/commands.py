@@ -21,7 +21,7 @@ from jobs.scheduling.formatting import (
     schedule_values,
     shown,
 )
-from jobs.scheduling.home import is_scheduler_there
+from jobs.scheduling.home import is_scheduler_running
 from jobs.scheduling.local_launcher import LOG_FILE, firing_folder
 from jobs.scheduling.schedule import Schedule, build_schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore, StoredSchedule
@@ -161,7 +161,7 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
         firings = store.history(name, limit)
         if name is not None and not firings:
             _require(store, name)
-        problems = {firing.name: store.failed_notices(firing.name) for firing in firings}
+        problems = {firing.name: store.failed_notifications(firing.name) for firing in firings}
     if is_json:
         write_line(json.dumps([firing_values(firing) for firing in firings]))
         return
@@ -171,8 +171,8 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
     ]
     write_table(["run", "scheduled", "outcome", "took"], rows)
     for firing in firings:
-        for notice in problems[firing.name]:
-            say(f"{firing.name}: the {notice.channel} was not told: {notice.problem}.")
+        for notification in problems[firing.name]:
+            say(f"{firing.name}: the {notification.channel} was not told: {notification.problem}.")
     log = next((firing_folder(home, firing.name) / LOG_FILE for firing in firings if firing.starts), None)
     if log is not None and log.exists():
         say(f"The newest run's log: {log}")
@@ -192,7 +192,7 @@ def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str
         warnings.append(
             f"{', '.join(neighbours)} {write} into the same output; two runs at once do the same work twice."
         )
-    if not is_scheduler_there(home):
+    if not is_scheduler_running(home):
         warnings.append(_NO_SCHEDULER)
     return warnings
 
@@ -201,7 +201,7 @@ _NO_SCHEDULER = "No scheduler is there to fire it; start one with: htc scheduler
 
 
 def _say_no_scheduler(home: Path) -> None:
-    if not is_scheduler_there(home):
+    if not is_scheduler_running(home):
         say(_NO_SCHEDULER)
 
 

@@ -73,7 +73,7 @@ class Firing:
     ending: Ending | None = None
 
     @property
-    def is_going(self) -> bool:
+    def is_active(self) -> bool:
         """Whether a run of it may be going on."""
         return self.state in GOING
 

@@ -20,7 +20,7 @@ class SchedulerRunningError(SpecError):
     """Another scheduler works in this folder."""
 
 
-def settle_home(home: Path | None) -> Path:
+def resolve_home(home: Path | None) -> Path:
     """Return the folder of schedules, made where it is missing: --home, $HTC_HOME or ~/.local/state/htc.
 
     Raises:
@@ -62,7 +62,7 @@ def scheduler_lock(home: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SchedulerRunningError(
-                f"A scheduler works in {home} already ({holder_of(home) or 'it has just begun'}); stop it first, or "
+                f"A scheduler works in {home} already ({lock_holder(home) or 'it has just begun'}); stop it first, or "
                 "give this one a folder of its own with --home."
             ) from None
         file.truncate(0)
@@ -74,14 +74,14 @@ def scheduler_lock(home: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def holder_of(home: Path) -> str:
+def lock_holder(home: Path) -> str:
     """Say who holds the lock, in words; empty where nobody has written."""
     with contextlib.suppress(OSError):
         return (home / "scheduler.lock").read_text(encoding="utf-8", errors="replace").strip()
     return ""
 
 
-def is_scheduler_there(home: Path) -> bool:
+def is_scheduler_running(home: Path) -> bool:
     """Tell whether a scheduler works in the folder."""
     try:
         with (home / "scheduler.lock").open("rb") as file:

@@ -34,7 +34,7 @@ class Launcher(Protocol):
         """
         ...
 
-    def look(self, firing: Firing) -> LaunchStatus:
+    def check(self, firing: Firing) -> LaunchStatus:
         """Look what has become of it; never raises for a place that is away."""
         ...
 

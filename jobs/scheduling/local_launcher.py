@@ -73,18 +73,18 @@ class LocalLauncher:
             reason = f"{error.strerror or error}"
             raise RunError(f"The run {firing.name} cannot be started in {folder}: {reason}.") from error
 
-    def look(self, firing: Firing) -> LaunchStatus:
+    def check(self, firing: Firing) -> LaunchStatus:
         """Look for its ending, else for the lock of its process."""
         folder = firing_folder(self._home, firing.name)
         # The lock first: the ending is written while it is held.
         try:
-            is_going = _is_locked(folder / LOCK_FILE)
+            is_active = _is_locked(folder / LOCK_FILE)
         except OSError as error:
             return LaunchStatus("unseen", problem=f"{folder / LOCK_FILE} cannot be read: {error.strerror or error}")
         ending = read_ending(folder)
         if ending is not None:
             return LaunchStatus("ended", ending)
-        return LaunchStatus("going" if is_going else "gone")
+        return LaunchStatus("going" if is_active else "gone")
 
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
         """Send SIGTERM, on which the run ends as interrupted, or SIGKILL."""

@@ -21,19 +21,19 @@ UNSEEN_PATIENCE = timedelta(minutes=10)
 
 def watch_firing(store: ScheduleStore, launcher: Launcher, firing: Firing, now: datetime) -> Firing:
     """Look at a firing that is running or stopping, and write down what has changed."""
-    sight = launcher.look(firing)
-    if sight.state == "ended":
-        return _end(store, firing, sight.ending, now)
-    if sight.state == "gone":
+    status = launcher.check(firing)
+    if status.state == "ended":
+        return _end(store, firing, status.ending, now)
+    if status.state == "gone":
         return _after_loss(store, firing, now)
-    if sight.problem != firing.reason and firing.state == "running":
-        if sight.problem:
-            log.warning("%s cannot be looked at: %s", firing.name, sight.problem)
-        firing = replace(firing, reason=sight.problem)
+    if status.problem != firing.reason and firing.state == "running":
+        if status.problem:
+            log.warning("%s cannot be looked at: %s", firing.name, status.problem)
+        firing = replace(firing, reason=status.problem)
         store.update(firing)
     if firing.state == "stopping" and firing.stop_asked is not None:
         # Asked again each time: the first request may have come before the run could listen.
-        if sight.state == "unseen" and now - firing.stop_asked > UNSEEN_PATIENCE:
+        if status.state == "unseen" and now - firing.stop_asked > UNSEEN_PATIENCE:
             return _end(store, firing, Ending("lost"), now)
         launcher.stop(firing, is_forced=now - firing.stop_asked > STOP_PATIENCE)
     return firing

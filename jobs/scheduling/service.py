@@ -17,7 +17,7 @@ from jobs.scheduling.engine import Engine
 from jobs.scheduling.home import scheduler_lock
 from jobs.scheduling.launcher import Launcher
 from jobs.scheduling.local_launcher import LocalLauncher
-from jobs.scheduling.notifications import deliver_open_notices
+from jobs.scheduling.notifications import deliver_open_notifications
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
 from pipeline.redaction import log_without_secrets
@@ -45,14 +45,14 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
     """
     log_without_secrets()
     with scheduler_lock(home), StopRequest() as stop, closing(ScheduleStore(home)) as store:
-        places = Places(home)
-        engine = Engine(store, places.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
+        launchers = Launchers(home)
+        engine = Engine(store, launchers.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
         tidied = float("-inf")
         with _BackgroundDelivery(home) as delivery:
             _announce(store, home)
             while not stop.is_set:
                 engine.step()
-                if store.open_notices():
+                if store.open_notifications():
                     delivery.begin()
                 if time.monotonic() - tidied > TIDY_S:
                     tidy_history(store, home)
@@ -67,7 +67,7 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
     return 0
 
 
-class Places:
+class Launchers:
     """Where firings run: this machine, and each cluster by its address."""
 
     def __init__(self, home: Path) -> None:
@@ -101,7 +101,7 @@ class _BackgroundDelivery:
     def begin(self) -> None:
         """Begin to deliver, unless a delivery is in progress."""
         if self._delivery is None or self._delivery.done():
-            self._delivery = self._pool.submit(deliver_open_notices, self._home)
+            self._delivery = self._pool.submit(deliver_open_notifications, self._home)
             self._delivery.add_done_callback(_log_failure)
 
 
@@ -124,22 +124,22 @@ def _announce(store: ScheduleStore, home: Path) -> None:
 
 
 def _drain(engine: Engine, store: ScheduleStore) -> None:
-    going = _going(store)
+    going = _active_names(store)
     if going:
         log.info("waiting for the end of %s; nothing else begins", ", ".join(going))
     # A second Ctrl-C raises KeyboardInterrupt.
-    while _going(store):
+    while _active_names(store):
         engine.watch()
         time.sleep(POLL_S)
 
 
-def _going(store: ScheduleStore) -> list[str]:
+def _active_names(store: ScheduleStore) -> list[str]:
     return [firing.name for firing in store.open_firings() if firing.state in {"running", "stopping"}]
 
 
 def _leave(store: ScheduleStore, home: Path) -> None:
     # What ended last, or was not told while others were.
-    deliver_open_notices(home)
-    going = _going(store)
+    deliver_open_notifications(home)
+    going = _active_names(store)
     if going:
         log.info("leaving; %s goes on, and the next scheduler finds it", ", ".join(going))

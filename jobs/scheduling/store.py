@@ -163,7 +163,7 @@ class ScheduleStore:
         with self._transaction():
             for firing, event in firings:
                 if self._insert(firing):
-                    self._tell(firing, event)
+                    self._add_notifications(firing, event)
             self._execute("UPDATE schedules SET decided_until = ? WHERE name = ?", [until.timestamp(), name])
 
     def insert(self, firing: Firing) -> bool:
@@ -176,7 +176,7 @@ class ScheduleStore:
         sets = ", ".join(f"{column} = ?" for column in COLUMNS.split(", "))
         with self._transaction():
             self._execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608  # nosec B608
-            self._tell(firing, event)
+            self._add_notifications(firing, event)
 
     def firing(self, name: str) -> Firing | None:
         """Return one firing."""
@@ -215,19 +215,20 @@ class ScheduleStore:
             )
             self._execute("DELETE FROM notices WHERE firing NOT IN (SELECT name FROM firings)")
 
-    def open_notices(self) -> list[Notification]:
+    def open_notifications(self) -> list[Notification]:
         """Return what nobody has been told yet, the oldest first."""
-        return self._notices("state = 'open' ORDER BY number")
+        return self._notifications("state = 'open' ORDER BY number")
 
-    def failed_notices(self, firing: str) -> list[Notification]:
+    def failed_notifications(self, firing: str) -> list[Notification]:
         """Return what could not be told about a firing."""
-        return self._notices("state = 'failed' AND firing = ? ORDER BY number", [firing])
+        return self._notifications("state = 'failed' AND firing = ? ORDER BY number", [firing])
 
-    def close_notice(self, notice: Notification) -> None:
-        """Note that a notice was delivered, or with its `problem` that it could not be."""
-        state = "failed" if notice.problem else "sent"
+    def close_notification(self, notification: Notification) -> None:
+        """Note that a notification was delivered, or with its `problem` that it could not be."""
+        state = "failed" if notification.problem else "sent"
         self._execute(
-            "UPDATE notices SET state = ?, problem = ? WHERE number = ?", [state, notice.problem, notice.number]
+            "UPDATE notices SET state = ?, problem = ? WHERE number = ?",
+            [state, notification.problem, notification.number],
         )
 
     @contextmanager
@@ -245,7 +246,7 @@ class ScheduleStore:
         done = self._execute(f"INSERT OR IGNORE INTO firings ({COLUMNS}) VALUES ({marks})", values)  # noqa: S608  # nosec B608
         return done.rowcount == 1
 
-    def _tell(self, firing: Firing, event: Event | None) -> None:
+    def _add_notifications(self, firing: Firing, event: Event | None) -> None:
         notify = firing.schedule.notify
         if event is None or event not in notify.events:
             return
@@ -268,13 +269,13 @@ class ScheduleStore:
                 self._note_damage("firing", row["name"], error)
         return found
 
-    def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notification]:
+    def _notifications(self, where: str, values: Sequence[object] = ()) -> list[Notification]:
         rows = self._rows(f"SELECT * FROM notices WHERE {where}", values)  # noqa: S608  # nosec B608
         found = []
         for row in rows:
             firing = self.firing(row["firing"])
             if row["event"] not in get_args(Event) or row["channel"] not in get_args(Channel):
-                self._note_damage("notice", row["number"], ValueError(f"its event is {row['event']!r}"))
+                self._note_damage("notification", row["number"], ValueError(f"its event is {row['event']!r}"))
             elif firing is not None:
                 found.append(
                     Notification(row["number"], firing, row["event"], row["channel"], row["reason"], row["problem"])

@@ -13,7 +13,7 @@ from pipeline.errors import SpecError
 _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
-def refuse_remote(path: Path) -> None:
+def check_local(path: Path) -> None:
     """Refuse a uri where only a local file or folder will do.
 
     Raises:
@@ -34,7 +34,7 @@ def atomic_output(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         SpecError: the folder is missing, not writable, full, or not on this machine.
     """
-    refuse_remote(path)
+    check_local(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("wb") as sink:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.cluster import client as cluster_client
 from jobs.cluster.client import check_version, connect, is_this_machine, resolve_address
-from jobs.cluster.errors import AlreadyGoingError, ClusterError, NoSuchJobError, translated_errors
+from jobs.cluster.errors import ClusterError, JobRunningError, NoSuchJobError, translated_errors
 from pipeline.errors import SpecError
 from tests.support.servers.fake_jobs import dashboard
 from tests.support.without_torch import BLOCKER
@@ -133,7 +133,7 @@ def test_what_ray_refuses_is_one_sentence() -> None:
         raise RuntimeError(trace)
     assert "\n" not in str(caught.value)
     taken = "Request failed with status code 400: Job with submission_id a-1 already exists. Please use another."
-    with pytest.raises(AlreadyGoingError, match="The job a-1 is at this run already"), translated_errors("http://u"):
+    with pytest.raises(JobRunningError, match="The job a-1 is at this run already"), translated_errors("http://u"):
         raise RuntimeError(taken)
     # Our own errors, and bugs, pass as they are.
     with pytest.raises(ZeroDivisionError), translated_errors("http://u"):

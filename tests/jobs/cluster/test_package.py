@@ -11,7 +11,7 @@ from typer.main import get_command
 from jobs.cli.app import app
 from jobs.cluster import package as cluster_package
 from jobs.cluster.package import build_entrypoint, requirements, runtime_env_for, spec_text
-from jobs.entrypoints.cluster_job import NEEDED, complaint
+from jobs.entrypoints.cluster_job import NEEDED, environment_problem
 from pipeline.errors import SpecError, WeightsUnavailableError
 from pipeline.job_spec.job import JobSpec, load_spec
 
@@ -113,13 +113,15 @@ def test_every_library_is_looked_for_on_the_cluster() -> None:
 
 
 def test_a_cluster_that_lacks_libraries_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert complaint() == ""
+    assert environment_problem() == ""
     monkeypatch.setitem(NEEDED, "a_module_that_nobody_has", "that-library")
-    assert "lacks that-library; submit with --runtime-env pip" in complaint()
+    assert "lacks that-library; submit with --runtime-env pip" in environment_problem()
     monkeypatch.setitem(NEEDED, "another_that_nobody_has", "ray")
-    assert "is not the one that Ray runs on" in complaint()
+    assert "is not the one that Ray runs on" in environment_problem()
     monkeypatch.setattr("sys.version_info", (3, 9, 18, "final", 0))
-    assert complaint() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
+    assert (
+        environment_problem() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
+    )
 
 
 def test_submit_takes_every_flag_of_run() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster.errors import AlreadyGoingError
+from jobs.cluster.errors import JobRunningError
 from jobs.cluster.job_state import JobState
 from jobs.cluster.submit import new_job_id, submit_job
 from pipeline.driver.progress import RunProgress
@@ -86,7 +86,7 @@ def test_one_run_has_one_job(tmp_path: Path, first: str | None, second: str | No
     if not is_refused:
         submit(again, client=client, run=second, now=NOON)
         return
-    with pytest.raises(AlreadyGoingError, match=f"htc stop {job_id}") as caught:
+    with pytest.raises(JobRunningError, match=f"htc stop {job_id}") as caught:
         submit(again, client=client, run=second, now=NOON)
     assert caught.value.job_id == job_id
     assert caught.value.exit_code == 1
@@ -105,7 +105,7 @@ def test_of_two_submissions_in_one_moment_the_later_one_goes(tmp_path: Path) -> 
     spec = spec_in(tmp_path)
     rival = JobState("photos-20260301-115959-aaaaaa", "running", output_uri=spec.output.uri, started=NOON)
     client = FakeJobs(rivals=[rival])
-    with pytest.raises(AlreadyGoingError, match=rival.job_id):
+    with pytest.raises(JobRunningError, match=rival.job_id):
         submit(spec, client=client, now=NOON)
     phases = {state.job_id: state.phase for state in client.states()}
     assert sorted(phases.values()) == ["running", "stopped"]

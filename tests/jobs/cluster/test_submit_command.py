@@ -13,7 +13,7 @@ from jobs.cluster import job_commands as cluster_report
 from jobs.cluster import submit_command as submit_report
 from jobs.cluster.errors import ClusterError
 from jobs.cluster.job_state import JobState, Phase, state_from_ray
-from jobs.cluster.submit_command import follow, read_env_vars, refuse_local_paths, submit_and_report
+from jobs.cluster.submit_command import check_paths_are_shared, follow, read_env_vars, submit_and_report
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec, load_spec
 from tests.support.servers.fake_jobs import NOON, FakeJobs
@@ -28,7 +28,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     fake = FakeJobs(jobs={JOB: JobState(JOB, "running", output_uri="s3://b/out", started=NOON)})
     monkeypatch.setattr(submit_report, "connect", lambda address: fake)
     monkeypatch.setattr(cluster_report, "connect", lambda address: fake)
-    monkeypatch.setattr(submit_report, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(submit_report, "POLL_S", 0.0)
     return fake
 
 
@@ -142,16 +142,16 @@ def test_a_cluster_that_is_gone_is_not_waited_for_forever(client: FakeJobs) -> N
 
 def test_paths_of_this_machine_are_refused_for_another(tmp_path: Path) -> None:
     remote = spec_of(tmp_path, **{"output.uri": "s3://b/out"})
-    refuse_local_paths(remote, "http://head:8265", is_shared=False)
+    check_paths_are_shared(remote, "http://head:8265", is_shared=False)
     for spec, key in (
         (spec_of(tmp_path), "output.uri"),
         (spec_of(tmp_path, **{"output.uri": "s3://b/out", "input.uri": "photos"}), "input.uri"),
     ):
         with pytest.raises(SpecError, match=rf"^{key} is /.*, a path of this machine, .*--shared-paths"):
-            refuse_local_paths(spec, "http://head:8265", is_shared=False)
-        refuse_local_paths(spec, "http://head:8265", is_shared=True)
+            check_paths_are_shared(spec, "http://head:8265", is_shared=False)
+        check_paths_are_shared(spec, "http://head:8265", is_shared=True)
         # The cluster may run here; if a tunnel begins here, the job's first look says so.
-        refuse_local_paths(spec, "http://127.0.0.1:8265", is_shared=False)
+        check_paths_are_shared(spec, "http://127.0.0.1:8265", is_shared=False)
 
 
 def test_variables_are_taken_from_here_or_as_given() -> None:

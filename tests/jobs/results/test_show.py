@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jobs.results.overlay import DrawnInstance, draw_overlay, instance_colour, text_colour
-from jobs.results.show import picture_paths, show_overlays
+from jobs.results.show import overlay_paths, show_overlays
 from pipeline.errors import InputError, SpecError
 from tests.support.builders.outputs import Output, ellipse_mask
 
@@ -104,7 +104,7 @@ def test_picture_names_are_safe_and_distinct() -> None:
         "/in/" + "x" * 300 + ".jpg",
         "/in/line\nbreak.png",
     ]
-    names = [path.name for path in picture_paths(uris, Path())]
+    names = [path.name for path in overlay_paths(uris, Path())]
     assert len({name.lower() for name in names}) == len(uris)
     assert names[:4] == ["Cat.png", "cat-2.png", "a_b_c_20.png", "cat-3.png"]
     assert names[5] == "x.parquet_row_7.png"

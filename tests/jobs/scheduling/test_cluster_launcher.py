@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster.errors import AlreadyGoingError, ClusterError
+from jobs.cluster.errors import ClusterError, JobRunningError
 from jobs.cluster.job_state import JobState
 from jobs.scheduling.cluster_launcher import AGAIN_S, POLL_S, ClusterLauncher
 from jobs.scheduling.engine import plan_firing
@@ -70,7 +70,7 @@ def test_a_firing_is_one_job_whose_run_has_its_name(cluster: Cluster, firing: Fi
 
 def test_somebody_elses_job_at_the_output_is_not_taken_for_it(cluster: Cluster, firing: Firing, tmp_path: Path) -> None:
     cluster.jobs.jobs["other"] = JobState("other", "running", output_uri=f"{tmp_path}/out")
-    with pytest.raises(AlreadyGoingError, match="other"):
+    with pytest.raises(JobRunningError, match="other"):
         cluster.runs().start(firing)
 
 
@@ -107,20 +107,20 @@ def test_a_spec_in_a_store_that_is_away_is_worth_another_attempt(
 def test_a_job_is_seen_going_and_ended_with_its_last_words(cluster: Cluster, firing: Firing) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
-    assert runs.look(started).state == "going"
+    assert runs.check(started).state == "going"
     cluster.jobs.pieces = ["Run nightly\n", "The input s3://bucket/in cannot be read.\n\n"]
     cluster.jobs.end(str(started.handle), "failed", 2, "Job entrypoint command failed with exit code 2")
     # It was looked at just now.
-    assert runs.look(started).state == "going"
+    assert runs.check(started).state == "going"
     cluster.clock.now += POLL_S
-    assert runs.look(started).ending == Ending("failed", "The input s3://bucket/in cannot be read.", 2)
+    assert runs.check(started).ending == Ending("failed", "The input s3://bucket/in cannot be read.", 2)
 
 
 def test_a_job_that_never_ran_ends_with_rays_words(cluster: Cluster, firing: Firing) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.jobs.end(str(started.handle), "failed", None, "The runtime environment could not be set up.")
-    assert runs.look(started).ending == Ending("failed", "The runtime environment could not be set up.", 1)
+    assert runs.check(started).ending == Ending("failed", "The runtime environment could not be set up.", 1)
 
 
 @pytest.mark.parametrize("phase", ["succeeded", "stopped"])
@@ -129,15 +129,15 @@ def test_other_ends(cluster: Cluster, firing: Firing, phase: str) -> None:
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.jobs.end(str(started.handle), phase)
     expected = {"succeeded": Ending("complete", "", 0), "stopped": Ending("interrupted", "The job was stopped.", 1)}
-    assert runs.look(started).ending == expected[phase]
+    assert runs.check(started).ending == expected[phase]
 
 
 def test_a_cluster_that_is_away_leaves_the_job_unseen(cluster: Cluster, firing: Firing) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.is_away = True
-    sight = runs.look(started)
-    assert (sight.state, sight.problem) == ("unseen", "No cluster answers.")
+    status = runs.check(started)
+    assert (status.state, status.problem) == ("unseen", "No cluster answers.")
     runs.stop(started, is_forced=False)
 
 
@@ -145,7 +145,7 @@ def test_a_job_that_went_with_its_cluster_is_gone_and_resumed_by_another(cluster
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.jobs.jobs.clear()
-    assert runs.look(started).state == "gone"
+    assert runs.check(started).state == "gone"
     again = replace(started, begun=NIGHT.replace(hour=3))
     assert runs.start(again) != started.handle
     assert [each["metadata"]["htc_run"] for each in cluster.jobs.submitted] == [RUN, RUN]
@@ -158,14 +158,14 @@ def test_a_job_is_stopped_also_when_its_id_was_never_written_down(
     job_id = cluster.runs().start(firing)
     runs = cluster.runs()
     going = replace(firing, handle=job_id if knows_id else None)
-    assert runs.look(going).state == "going"
+    assert runs.check(going).state == "going"
     runs.stop(going, is_forced=False)
     cluster.clock.now += POLL_S
-    assert runs.look(going).ending.outcome == "interrupted"
+    assert runs.check(going).ending.outcome == "interrupted"
 
 
 def test_what_was_never_submitted_is_gone(cluster: Cluster, firing: Firing) -> None:
-    assert cluster.runs().look(firing).state == "gone"
+    assert cluster.runs().check(firing).state == "gone"
 
 
 def test_the_runtime_environment_is_the_schedules(cluster: Cluster, firing: Firing) -> None:

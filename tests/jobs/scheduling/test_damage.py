@@ -14,7 +14,7 @@ from jobs.cli.program import main
 from jobs.scheduling.endings import ending_of
 from jobs.scheduling.engine import START_PATIENCE, Engine, plan_firing
 from jobs.scheduling.firing import Ending, Firing, ending_from
-from jobs.scheduling.home import holder_of, is_scheduler_there, scheduler_lock
+from jobs.scheduling.home import is_scheduler_running, lock_holder, scheduler_lock
 from jobs.scheduling.launcher import LaunchStatus
 from jobs.scheduling.local_launcher import LocalLauncher, firing_folder, read_ending
 from jobs.scheduling.schedule import load_job
@@ -252,7 +252,7 @@ def test_a_launcher_that_breaks_ends_its_firing_and_no_other(tmp_path: Path) -> 
     bench = bench_of(tmp_path)
 
     class Broken(QuickRuns):
-        def look(self, firing: Firing) -> LaunchStatus:
+        def check(self, firing: Firing) -> LaunchStatus:
             raise KeyError("outcome")
 
     whole = QuickRuns(tmp_path)
@@ -296,8 +296,8 @@ def test_a_database_that_breaks_while_it_is_used_is_one_sentence(tmp_path: Path)
 @pytest.mark.parametrize("damage", DAMAGES[:-1])
 def test_a_damaged_lock_of_the_scheduler(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     damage(tmp_path / "scheduler.lock")
-    assert isinstance(holder_of(tmp_path), str)
-    assert not is_scheduler_there(tmp_path)
+    assert isinstance(lock_holder(tmp_path), str)
+    assert not is_scheduler_running(tmp_path)
     if damage is put_dangling_link:
         with pytest.raises(SpecError, match=r"scheduler\.lock"), scheduler_lock(tmp_path):
             pytest.fail("locked")
@@ -305,7 +305,7 @@ def test_a_damaged_lock_of_the_scheduler(tmp_path: Path, damage: Callable[[Path]
     if damage is forbid and os.geteuid() != 0:
         return
     with scheduler_lock(tmp_path):
-        assert is_scheduler_there(tmp_path)
+        assert is_scheduler_running(tmp_path)
 
 
 @pytest.mark.parametrize(

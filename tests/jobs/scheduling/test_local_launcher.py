@@ -49,9 +49,9 @@ def runs(tmp_path: Path, firing: Firing) -> Iterator[Callable[[], LocalLauncher]
 
 def see(place: LocalLauncher, firing: Firing, until: str) -> LaunchStatus:
     give_up = time.monotonic() + 20
-    while (sight := place.look(firing)).state not in until and time.monotonic() < give_up:
+    while (status := place.check(firing)).state not in until and time.monotonic() < give_up:
         time.sleep(0.02)
-    return sight
+    return status
 
 
 def process_of(tmp_path: Path, firing: Firing) -> int:
@@ -78,7 +78,7 @@ def test_a_firing_is_started_once_however_often_it_is_asked_for(
     ended = see(place, firing, until="ended")
     assert (ended.state, ended.ending.outcome, ended.ending.counts) == ("ended", "complete", {"images": 3})
     assert runs().start(firing) == str(process)
-    assert runs().look(firing).state == "ended"
+    assert runs().check(firing).state == "ended"
     assert starts_of(tmp_path, firing) == 1
 
 
@@ -89,7 +89,7 @@ def test_another_scheduler_finds_it_and_can_stop_it(
     place.start(firing)
     process_of(tmp_path, firing)
     successor = runs()
-    assert successor.look(firing).state == "going"
+    assert successor.check(firing).state == "going"
     successor.stop(firing, is_forced=False)
     assert see(successor, firing, until="ended").ending.outcome == "interrupted"
 
@@ -103,12 +103,12 @@ def test_one_that_is_killed_is_gone_and_can_be_started_again(
     assert see(place, firing, until="gone").state == "gone"
     place.start(firing)
     process_of(tmp_path, firing)
-    assert place.look(firing).state == "going"
+    assert place.check(firing).state == "going"
     assert starts_of(tmp_path, firing) == 2
 
 
 def test_what_was_never_started_is_gone(runs: Callable[[], LocalLauncher], firing: Firing) -> None:
-    assert runs().look(firing).state == "gone"
+    assert runs().check(firing).state == "gone"
     runs().stop(firing, is_forced=False)
 
 
@@ -148,6 +148,6 @@ def test_a_run_imports_nothing_from_the_folder_of_the_scheduler(
     monkeypatch.chdir(here)
     place = LocalLauncher(tmp_path)
     place.start(firing)
-    sight = see(place, firing, until="ended, gone")
+    status = see(place, firing, until="ended, gone")
     # The input holds no image, which is for the run itself to say.
-    assert (sight.state, sight.ending.exit_code) == ("ended", 2)
+    assert (status.state, status.ending.exit_code) == ("ended", 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tenacity import wait_none
 
-from jobs.scheduling import notifications as notices
+from jobs.scheduling import notifications
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending
 from jobs.scheduling.schedule import Event, build_schedule
@@ -61,7 +61,7 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     """A webhook whose URL the variable NIGHT_HOOK holds; attempts follow each other at once."""
     server = Webhook()
     monkeypatch.setenv("NIGHT_HOOK", server.url)
-    monkeypatch.setattr(notices, "wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr(notifications, "wait_random_exponential", lambda **_: wait_none())
     yield server
     server.close()
 
@@ -76,9 +76,9 @@ def tell(tmp_path: Path) -> Callable[..., list[Notification]]:
         with closing(ScheduleStore(tmp_path)) as store:
             store.insert(firing)
             store.update(replace(firing, state="ended" if ending else "running", ending=ending), event=event)
-            notices.deliver_open_notices(tmp_path)
-            assert store.open_notices() == []
-            return store.failed_notices(firing.name)
+            notifications.deliver_open_notifications(tmp_path)
+            assert store.open_notifications() == []
+            return store.failed_notifications(firing.name)
 
     return end
 
@@ -203,6 +203,6 @@ def test_a_hook_that_is_not_there_is_noted(tell: Callable[..., list[Notification
 
 
 def test_a_hook_that_hangs_is_ended(tell: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "HOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(notifications, "HOOK_TIMEOUT_S", 0.2)
     (failed,) = tell({"exit_hook": ["sleep", "60"]})
     assert failed.problem == "sleep did not end within 0.2 s"

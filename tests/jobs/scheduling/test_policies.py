@@ -158,14 +158,14 @@ def test_a_run_that_is_late_is_told_and_goes_on(bench: Make) -> None:
     night = bench(lasts=900.0)
     night.add(cron="1 0 * * *", deadline_s=300, notify={"exit_hook": ["true"]})
     night.pass_time(minutes=7)
-    assert [notice.event for notice in night.store.open_notices()] == ["deadline"]
+    assert [notification.event for notification in night.store.open_notifications()] == ["deadline"]
     assert night.place.stopped == []
     night.pass_time(minutes=10)
     (firing,) = night.store.history(None, 10)
     assert firing.is_late
     assert firing.ending is not None
     assert firing.ending.outcome == "complete"
-    assert [notice.event for notice in night.store.open_notices()] == ["deadline", "end"]
+    assert [notification.event for notification in night.store.open_notifications()] == ["deadline", "end"]
 
 
 def test_a_run_that_is_late_can_be_stopped(bench: Make) -> None:
@@ -173,7 +173,7 @@ def test_a_run_that_is_late_can_be_stopped(bench: Make) -> None:
     night.add(cron="1 0 * * *", deadline_s=300, on_deadline="stop", notify={"exit_hook": ["true"]})
     night.pass_time(minutes=7)
     assert night.minutes() == {"00:01": "stopped"}
-    assert [notice.event for notice in night.store.open_notices()] == ["deadline"]
+    assert [notification.event for notification in night.store.open_notifications()] == ["deadline"]
 
 
 def test_jitter_delays_each_firing_differently_and_none_twice(bench: Make) -> None:
@@ -234,7 +234,7 @@ def test_a_run_that_vanishes_is_resumed_and_given_up_the_third_time(bench: Make)
         night.pass_time(minutes=1)
     assert night.place.started == ["nightly-20261124-000000"] * 3
     assert night.minutes() == {"00:00": "lost"}
-    assert [notice.event for notice in night.store.open_notices()] == ["failure"]
+    assert [notification.event for notification in night.store.open_notifications()] == ["failure"]
 
 
 def test_a_cluster_that_is_away_is_asked_again_for_a_quarter_of_an_hour(bench: Make) -> None:
@@ -256,8 +256,8 @@ def test_a_spec_that_became_wrong_fails_its_firing_with_its_sentence(bench: Make
     night.add(notify={"exit_hook": ["true"]})
     night.place.trouble = SpecError("The job spec is gone.")
     night.pass_time(minutes=1)
-    (notice,) = night.store.open_notices()
-    assert (notice.event, notice.reason) == ("failure", "The job spec is gone.")
+    (notification,) = night.store.open_notifications()
+    assert (notification.event, notification.reason) == ("failure", "The job spec is gone.")
     assert night.minutes() == {"00:01": "failed"}
 
 

@@ -27,7 +27,7 @@ def test_what_goes_on_is_stopped_and_what_waits_does_not_begin(night: ScheduleBe
     assert night.minutes() == {"00:01": "stopped", "00:02": "stopped"}
     assert night.place.stopped == ["nightly-20261123-000100"]
     # Whoever stopped it knows.
-    assert night.store.open_notices() == []
+    assert night.store.open_notifications() == []
     night.pass_time(minutes=1)
     assert night.minutes()["00:03"] == "running"
 
@@ -36,7 +36,7 @@ def test_a_run_that_nobody_can_ask_about_does_not_stand_in_the_way_for_ever(nigh
     def be_away(firing: Firing) -> LaunchStatus:
         return LaunchStatus("unseen", problem="No cluster answers.")
 
-    night.place.look = be_away
+    night.place.check = be_away
     night.pass_time(minutes=60)
     assert night.minutes()["00:01"] == "running"
     night.store.ask_to_stop("nightly")

@@ -37,7 +37,7 @@ class StandInPlace:
             self._ends[firing.name] = self._clock.now + timedelta(seconds=self.lasts(firing))
         return f"handle of {firing.name}"
 
-    def look(self, firing: Firing) -> LaunchStatus:
+    def check(self, firing: Firing) -> LaunchStatus:
         end = self._ends.get(firing.name)
         if end is None:
             return LaunchStatus("gone")
