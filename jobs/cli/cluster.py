@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
 class RuntimeEnv(enum.StrEnum):
-    """What a job takes along."""
+    """What a job brings to the cluster."""
 
     CODE = "code"
     IMAGE = "image"
@@ -37,13 +37,13 @@ def submit(
     *,
     address: Address = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow it to its end, and exit as `htc run` would.")
+        bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, and exit as `htc run` would.")
     ] = False,
     runtime_env: Annotated[
         RuntimeEnv,
         typer.Option(
             "--runtime-env",
-            help="code: take this htc-batch along; image: the cluster's image has it; pip: Ray installs the libraries.",
+            help="code: upload this htc-batch; image: the cluster's image has it; pip: Ray installs the libraries too.",
         ),
     ] = RuntimeEnv.CODE,
     env: Annotated[
@@ -51,7 +51,7 @@ def submit(
         typer.Option(
             "--env",
             metavar="NAME[=VALUE]",
-            help="Set in the job, by default to its value here; repeatable. The dashboard shows it: not for secrets.",
+            help="Set in the job, by default to its value here; repeatable. Not for secrets: the dashboard shows it.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,7 @@ def submit(
 ) -> None:
     """Start a job on a Ray cluster.
 
-    The same submission again resumes what is left; --fresh starts over in a new run.
+    Submit the same job again to resume; --fresh starts over in a new run.
     """
     from jobs.cluster.submit_command import submit_and_report
 
@@ -100,9 +100,9 @@ def status(
     storage: options.StorageFlags,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a job or a run is.
+    """Show the progress of a job or a run.
 
-    For an output folder no cluster is asked: all it tells lies there.
+    For an output folder, everything is read from the folder; no cluster is needed.
     """
     from jobs.cluster.status_command import report_status
 
@@ -119,11 +119,11 @@ def status(
 def logs(
     job: Job,
     *,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow until the job has ended.")] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a job has said."""
+    """Show a job's output."""
     from jobs.cluster.job_commands import report_logs
 
     report_logs(job, address=address, is_followed=follow, is_json=as_json)
@@ -133,11 +133,11 @@ def logs(
 def stop(
     job: Job,
     *,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended. [default: wait]")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended. [default: wait]")] = True,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a job; what it has committed stays, and the same submission resumes."""
+    """Stop a job; committed results stay, and submitting it again resumes."""
     from jobs.cluster.job_commands import report_stop
 
     raise typer.Exit(report_stop(job, address=address, is_waited_for=wait, is_json=as_json))
@@ -145,7 +145,7 @@ def stop(
 
 @app.command("list")
 def list_all(*, address: Address = None, as_json: AsJson = False) -> None:
-    """List a cluster's jobs, the newest first."""
+    """List a cluster's jobs, newest first."""
     from jobs.cluster.job_commands import report_list
 
     report_list(address=address, is_json=as_json)

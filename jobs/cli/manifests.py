@@ -13,7 +13,7 @@ from jobs.cli.flag_groups import with_flag_groups
 
 
 class ManifestKind(enum.StrEnum):
-    """What the run becomes."""
+    """The kind of Kubernetes resource."""
 
     RAYJOB = "rayjob"
     RAYCRONJOB = "raycronjob"
@@ -22,7 +22,7 @@ class ManifestKind(enum.StrEnum):
 
 
 class Spot(enum.StrEnum):
-    """Whose spot nodes."""
+    """The provider of spot nodes."""
 
     GKE = "gke"
     EKS = "eks"
@@ -34,7 +34,7 @@ Image = Annotated[
     str | None, typer.Option("--image", metavar="IMAGE", help="What the pods run; infra/docker builds it.")
 ]
 ToFolder = Annotated[
-    Path | None, typer.Option("--to", metavar="DIR", help="Write files there. [default: all to stdout]")
+    Path | None, typer.Option("--to", metavar="DIR", help="Folder for the files. [default: all to stdout]")
 ]
 
 
@@ -42,14 +42,15 @@ ToFolder = Annotated[
 class ClusterFlags:
     """The flags of `manifests` and `schedule export` that shape the Kubernetes resources."""
 
-    namespace: Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where it all goes.")] = "htc"
+    namespace: Annotated[str, typer.Option("--namespace", metavar="NAME", help="Namespace of all resources.")] = "htc"
     workers: Annotated[str, typer.Option("--workers", metavar="MIN:MAX", help="Worker pods.")] = "1:4"
-    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help="Of one worker pod.")] = 1
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help="GPUs of one worker pod.")] = 1
     cpus: Annotated[
-        int | None, typer.Option("--cpus", metavar="N", min=1, help="Of one worker pod. [default: 6 per GPU]")
+        int | None, typer.Option("--cpus", metavar="N", min=1, help="CPU cores of one worker pod. [default: 6 per GPU]")
     ] = None
     memory_gib: Annotated[
-        int | None, typer.Option("--memory-gib", metavar="N", min=1, help="Of one worker pod. [default: 24 per GPU]")
+        int | None,
+        typer.Option("--memory-gib", metavar="N", min=1, help="Memory of one worker pod. [default: 24 per GPU]"),
     ] = None
     spot: Annotated[Spot | None, typer.Option("--spot", help="Workers on spot nodes.", show_default=False)] = None
     node_selector: Annotated[
@@ -61,15 +62,20 @@ class ClusterFlags:
         typer.Option("--secret", metavar="NAME", help="A Secret whose keys become environment variables; repeatable."),
     ] = None
     service_account: Annotated[
-        str | None, typer.Option("--service-account", metavar="NAME", help="Of all pods; for a cloud identity.")
+        str | None,
+        typer.Option("--service-account", metavar="NAME", help="Service account of all pods; for a cloud identity."),
     ] = None
     token_secret: Annotated[
         str | None,
-        typer.Option("--token-secret", metavar="NAME", help="Holds the token, key auth_token. [default: KubeRay's]"),
+        typer.Option(
+            "--token-secret", metavar="NAME", help="Secret with the token, key auth_token. [default: KubeRay's]"
+        ),
     ] = None
     ray_version: Annotated[
         str | None,
-        typer.Option("--ray-version", metavar="X.Y.Z", help="The image's. [default: the one installed here]"),
+        typer.Option(
+            "--ray-version", metavar="X.Y.Z", help="Ray version of the image. [default: the one installed here]"
+        ),
     ] = None
     pod_monitor: Annotated[bool, typer.Option("--pod-monitor", help="Add a PodMonitor, for Prometheus' operator.")] = (
         False
@@ -97,16 +103,16 @@ class ClusterFlags:
 def write_manifests(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="Job spec (YAML).")],
     *,
-    kind: Annotated[ManifestKind, typer.Option("--kind", help="What to make of the spec.")] = ManifestKind.RAYJOB,
+    kind: Annotated[ManifestKind, typer.Option("--kind", help="Kind of resource to write.")] = ManifestKind.RAYJOB,
     image: Image = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Of the job. [default: the spec's]")
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the job. [default: the spec's]")
     ] = None,
     cluster: ClusterFlags,
     cron: Annotated[
         str | None, typer.Option("--cron", metavar="CRON", help="When a RayCronJob runs: five fields.")
     ] = None,
-    time_zone: Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Whose clock --cron means.")] = "UTC",
+    time_zone: Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Time zone of --cron.")] = "UTC",
     to: ToFolder = None,
 ) -> None:
     """Write a job spec as Kubernetes manifests (KubeRay 1.6 or later).

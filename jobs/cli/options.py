@@ -61,14 +61,14 @@ class JobFlags:
         typer.Option(
             "--weights",
             metavar="URI",
-            help="demo (comes along), coco (published), untrained, or a .pth or .safetensors file. "
+            help="demo (bundled), coco (published), untrained, or a .pth or .safetensors file. "
             "[default: demo, or coco with --model]",
         ),
         SpecKey("model.weights"),
     ] = None
     score_threshold: Annotated[
         float | None,
-        typer.Option("--score-threshold", metavar="F", help="Keep instances scoring above it. [default: 0.05]"),
+        typer.Option("--score-threshold", metavar="F", help="Keep instances that score above F. [default: 0.05]"),
         SpecKey("model.score_threshold"),
     ] = None
     max_detections: Annotated[
@@ -83,7 +83,7 @@ class JobFlags:
     ] = None
     workers: Annotated[
         str | None,
-        typer.Option("--workers", metavar="auto|N", help="Processes holding a model each. [default: auto]"),
+        typer.Option("--workers", metavar="auto|N", help="Processes with one model each. [default: auto]"),
         SpecKey("compute.workers"),
     ] = None
     batch_size: Annotated[
@@ -107,7 +107,7 @@ class JobFlags:
             "--image-column",
             "--column",
             metavar="NAME",
-            help="Of Parquet files, the column with image bytes. [default: judged by the first rows]",
+            help="Column with image bytes in Parquet files. [default: found from the first rows]",
         ),
         SpecKey("input.image_column"),
     ] = None
@@ -116,8 +116,8 @@ class JobFlags:
         typer.Option(
             "--uri-column",
             metavar="NAME",
-            help="Column (or key) of a listing or of Parquet files that names the images; a number where a text "
-            "listing has no heading.",
+            help="Column (or key) with the images' URIs in a listing or in Parquet files; a number for a text listing "
+            "without a header.",
         ),
         SpecKey("input.uri_column"),
     ] = None
@@ -126,7 +126,7 @@ class JobFlags:
         typer.Option(
             "--run",
             metavar="NAME",
-            help="Create or resume this run; without it, the newest. A new name must not read as a number, a date or "
+            help="Create or resume this run. [default: the newest] A new name must not read as a number, a date or "
             "null.",
         ),
     ] = None
@@ -136,7 +136,7 @@ class JobFlags:
     ] = False
     incremental: Annotated[
         bool,
-        typer.Option("--incremental", help="Only images that are new or changed, or were done by another model."),
+        typer.Option("--incremental", help="Only images that are new, changed, or done by another model."),
     ] = False
     retry_failed: Annotated[
         bool,
@@ -147,7 +147,8 @@ class JobFlags:
         typer.Option(
             "--where",
             metavar="SQL",
-            help="With --incremental: of images that only another model did, those whose uri or image_id this answers.",
+            help="With --incremental: of the images done by another model only, take those whose uri or image_id this "
+            "query returns.",
         ),
         SpecKey("select.where"),
     ] = None
@@ -156,7 +157,8 @@ class JobFlags:
         typer.Option(
             "--max-deleted-share",
             metavar="F",
-            help="With --incremental: refuse a listing that lacks more of the known images. [default: 0.5]",
+            help="With --incremental: refuse a listing that lacks more than this share of the known images. "
+            "[default: 0.5]",
         ),
         SpecKey("select.max_deleted_share"),
     ] = None
@@ -165,7 +167,7 @@ class JobFlags:
         typer.Option(
             "--max-error-rate",
             metavar="F",
-            help="Share of bad images up to which the exit code is 0. [default: 0.05]",
+            help="Largest share of failed images with exit code 0. [default: 0.05]",
         ),
         SpecKey("retry.max_error_rate"),
     ] = None
@@ -174,7 +176,7 @@ class JobFlags:
         typer.Option(
             "--max-errors",
             metavar="N",
-            help="So many bad images are no failure whatever their share, up to half of all. "
+            help="Up to N failed images are allowed whatever their share, at most half of all images. "
             "[default: 5, or 0 with --max-error-rate 0]",
         ),
         SpecKey("retry.max_errors"),

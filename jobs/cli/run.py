@@ -20,10 +20,10 @@ def run(
 ) -> None:
     """Segment every image of INPUT into tables in OUTPUT.
 
-    The same command again resumes what is left; --fresh starts over in a new run. With --incremental it begins a new
-    run each time the last one is complete, of what has changed since.
+    Run the same command again to resume; --fresh starts over in a new run. With --incremental, each command after a
+    complete run begins a new run of the images that are new or changed since.
 
-    Once the run is complete, the same command says what of INPUT is new, changed or gone since, and does nothing.
+    When the run is complete, the same command only reports which images of INPUT are new, changed or gone since.
     """
     from jobs.running.run import run_and_report
 
@@ -43,9 +43,9 @@ def plan(
         bool, typer.Option("--no-model", help="Skip loading and timing the model (needs no torch).")
     ] = False,
 ) -> None:
-    """Show what `run` would do, and how long it would take.
+    """Show what `run` would do, and estimate how long it would take.
 
-    Lists the input, decodes a few images, loads the model and times it on one. Writes nothing.
+    Lists the input, decodes a few images, loads the model and times it on one image. Writes nothing.
     """
     from jobs.running.plan import report_plan
 
@@ -69,22 +69,22 @@ def train(
         typer.Option("--initial", metavar="WEIGHTS", help="imagenet, none, or a weights file. [default: imagenet]"),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="Passes over the pictures. [default: 12]")
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the images. [default: 12]")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", help="Pictures per step and worker. [default: 4]")
+        int | None, typer.Option("--batch-size", metavar="N", help="Images per step and worker. [default: 4]")
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", metavar="F", help="For the whole batch. [default: 0.001]")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes training together. [default: 1]")
+        int | None, typer.Option("--workers", metavar="N", help="Processes that train together. [default: 1]")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of all that is random. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed. [default: 0]")] = None,
 ) -> None:
-    """Train a network on photos with COCO annotations.
+    """Train a network on images with COCO annotations.
 
-    The same command again goes on from the last checkpoint. The result is one .safetensors file for --weights.
+    Run the same command again to resume from the last checkpoint. The result is one .safetensors file for --weights.
     """
     from jobs.running.train import train_and_report
 

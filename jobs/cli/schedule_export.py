@@ -23,15 +23,15 @@ def export(
         bool, typer.Option("--without-raycronjob", help="With --kubernetes: a CronJob that creates RayJobs instead.")
     ] = False,
     systemd: Annotated[bool, typer.Option("--systemd", help="A timer and its service.")] = False,
-    airflow: Annotated[bool, typer.Option("--airflow", help="A DAG for Apache Airflow 3, to begin from.")] = False,
+    airflow: Annotated[bool, typer.Option("--airflow", help="An example DAG for Apache Airflow 3.")] = False,
     image: manifests.Image = None,
     cluster: manifests.ClusterFlags,
     to: manifests.ToFolder = None,
     home: schedules.Home = None,
 ) -> None:
-    """Write a schedule for Kubernetes, systemd or Airflow, and say what these cannot express.
+    """Write a schedule for Kubernetes, systemd or Airflow, and report what these cannot express.
 
-    Whoever takes it over fires it; remove or pause it here, or it runs twice. --image to --pod-monitor are for
+    The other system then runs it: remove or pause it here, or it runs twice. --image to --pod-monitor are for
     --kubernetes.
     """
     from jobs.manifests import schedule_export as exporting
@@ -39,7 +39,7 @@ def export(
     from pipeline.errors import SpecError
 
     if [kubernetes, systemd, airflow].count(True) != 1:
-        raise SpecError("Say for whom: one of --kubernetes, --systemd and --airflow.")
+        raise SpecError("Choose the target: one of --kubernetes, --systemd and --airflow.")
     schedule = exporting.find_schedule(resolve_home(home), name, file)
     if systemd:
         exporting.export_to_systemd(schedule, to)

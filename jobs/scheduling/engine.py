@@ -1,8 +1,8 @@
-"""The scheduler's decisions, one step at a time: what is due, what may begin, what has ended, what is late.
+"""One step of the scheduler: which firings are due, may begin, have ended or are late.
 
-A step reads the database and the clock, and writes each decision before it acts on it. It keeps nothing in memory, so
-that a scheduler killed between any two lines is succeeded by one that goes on: what stands as "starting" is started
-again, which the launchers do once only, and what stands as "running" is looked for.
+A step reads the database and the clock, and stores each decision before it acts on it. The state is in the database
+only, so that another scheduler can continue after a kill between any two lines: a firing in the state "starting" is
+started again, which is idempotent in the launchers, and a firing in the state "running" is checked.
 """
 
 import logging
@@ -29,7 +29,7 @@ class Engine:
     """Steps through the schedules of one store.
 
     launcher_of: where a schedule's firings run.
-    local_runs: how many runs this machine does at once; the others wait, as each takes all the machine has.
+    local_runs: how many runs this machine does at once; the others wait, because each run uses the whole machine.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Engine:
         self._launcher_of = launcher_of
         self._clock = clock
         self._local_runs = local_runs
-        # Of schedules and firings: since when, and why, they cannot be seen to.
+        # By name of the schedule or firing: since when and why it cannot be processed.
         self._failing: dict[str, tuple[datetime, str]] = {}
 
     def step(self) -> None:
-        """Do all that is to be done now."""
+        """Decide and do everything that is due now."""
         now = self._clock()
         for stored in self._store.schedules():
             with self._error_boundary(stored.schedule.name):
@@ -61,7 +61,7 @@ class Engine:
         self._give_up(now)
 
     def watch(self) -> None:
-        """Look after what has begun, and begin nothing."""
+        """Check the firings that have begun; begin none."""
         for firing in self._store.open_firings():
             if firing.is_active and firing.state != "starting":
                 with self._error_boundary(firing.name):
@@ -76,10 +76,10 @@ class Engine:
 
     @contextmanager
     def _error_boundary(self, name: str) -> Iterator[None]:
-        """Keep the trouble of one schedule or firing from all others; it is tried again at the next step.
+        """Keep the errors of one schedule or firing from the others; the next step retries it.
 
         Raises:
-            StoreDamagedError: the database is damaged, which is everybody's trouble.
+            StoreDamagedError: the database is damaged, which affects all.
         """
         try:
             yield
@@ -89,27 +89,27 @@ class Engine:
             reason = " ".join(str(error).split()) or type(error).__name__
             since, known = self._failing.get(name, (self._clock(), ""))
             if reason != known:
-                log.error("%s cannot be seen to: %s", name, reason)
+                log.error("%s cannot be processed: %s", name, reason)
                 log.debug("%s", name, exc_info=error)
             self._failing[name] = since, reason
 
     def _give_up(self, now: datetime) -> None:
-        """End the firings that could not be seen to for so long that those after them had better begin."""
+        """End the firings that could not be processed for `START_PATIENCE`, so that later ones can begin."""
         open_firings = {firing.name: firing for firing in self._store.open_firings()}
         for name, (since, reason) in list(self._failing.items()):
             if name not in open_firings:
                 if now - since > START_PATIENCE:
-                    # A schedule, or a firing that has ended: said once more if it goes on.
+                    # A schedule, or a firing that has ended: its error is logged again if it persists.
                     del self._failing[name]
             elif now - since > START_PATIENCE:
                 del self._failing[name]
                 self._end(open_firings[name], Ending("failed", reason, 1), now, event="failure")
 
     def _advance(self, now: datetime) -> None:
-        """Let firings begin whose turn it is, in the order of their times."""
+        """Begin the firings whose turn it is, in the order of their times."""
         for listed in self._store.open_firings():
             with self._error_boundary(listed.name):
-                # Read anew: another one's turn may have ended it.
+                # Read again: another firing's turn may have ended it.
                 self._advance_one(self._store.firing(listed.name) or listed, now)
 
     def _advance_one(self, firing: Firing, now: datetime) -> None:
@@ -136,7 +136,7 @@ class Engine:
         return waiting
 
     def _stop(self, firing: Firing, ending: Ending, now: datetime, *, event: Event | None = None) -> Firing:
-        """End a firing that has not begun, or ask its run to end, to be recorded so."""
+        """End a firing that has not begun, or ask its run to end and record `ending` then."""
         if not firing.is_active:
             return self._end(firing, ending, now, event=event)
         stopping = replace(firing, state="stopping", stop_outcome=ending.outcome, stop_asked=now, reason=ending.reason)
@@ -179,10 +179,10 @@ class Engine:
             return late
         if firing.is_active:
             return self._stop(late, Ending("stopped", "Stopped at its deadline."), now, event="deadline")
-        return self._stop(late, Ending("missed", "It had not begun by its deadline."), now, event="deadline")
+        return self._stop(late, Ending("missed", "It had not started by its deadline."), now, event="deadline")
 
     def _others(self, firing: Firing) -> list[Firing]:
-        """Return the schedule's firings that came before and have not ended."""
+        """Return the schedule's earlier firings that have not ended."""
         return [
             other
             for other in self._store.open_firings()
@@ -197,7 +197,7 @@ class Engine:
 
 
 def plan_firing(schedule: Schedule, scheduled: datetime, kind: Kind) -> Firing:
-    """Make a schedule's firing of a time."""
+    """Build a schedule's firing for a time."""
     name = firing_name(schedule.name, scheduled, kind)
     delay = timedelta() if kind == "manual" else jitter_of(name, schedule.jitter_s)
     return Firing(name=name, schedule=schedule, scheduled=scheduled, begins=scheduled + delay, kind=kind)
@@ -221,4 +221,4 @@ def _describe_missed(due: Due, *, is_made_up: bool) -> str:
     if due.missed > 1:
         times = f"{due.missed} firings from {times} to {due.last_missed:%Y-%m-%d %H:%M} UTC"
     way_on = "; a later one makes up for it" if is_made_up else ""
-    return f"No scheduler was there at its time ({times}){way_on}."
+    return f"No scheduler was running at its time ({times}){way_on}."

@@ -1,6 +1,6 @@
-"""Telling people: a webhook that takes Slack's JSON, and a program of the operator's own.
+"""Notifications: a webhook that takes Slack's JSON, and the operator's own program.
 
-A notification that cannot be delivered is noted in the history and in the log, and never stands in a run's way.
+A notification that cannot be delivered is reported in the history and in the log, and never blocks a run.
 """
 
 import logging
@@ -28,29 +28,29 @@ _HEADINGS = {"end": "complete", "failure": "FAILED", "deadline": "LATE"}
 
 
 class _WebhookError(Exception):
-    """The webhook did not take the notification; worth another attempt."""
+    """The webhook did not accept the notification; worth a retry."""
 
 
 def deliver_open_notifications(home: Path) -> None:
-    """Deliver what nobody has been told yet; each at least once."""
+    """Deliver the open notifications, each at least once."""
     store = ScheduleStore(home)
     try:
         for notification in store.open_notifications():
             problem = _send_webhook(notification) if notification.channel == "webhook" else _run_hook(notification)
             if problem:
-                log.warning("%s: the %s was not told: %s", notification.firing.name, notification.channel, problem)
+                log.warning("%s: the %s was not notified: %s", notification.firing.name, notification.channel, problem)
             store.close_notification(replace(notification, problem=problem))
     finally:
         store.close()
 
 
 def describe_notification(notification: Notification) -> str:
-    """Say in a few lines what happened: schedule and run, status, counts, reason."""
+    """Return the notification's text: schedule and run, status, counts, reason."""
     firing, ending = notification.firing, notification.firing.ending
     outcome = in_words(ending.outcome) if ending and notification.event != "deadline" else ""
     heading = _HEADINGS[notification.event]
     if notification.event == "deadline":
-        heading += f": not at its end by {firing.deadline:%Y-%m-%d %H:%M} UTC"
+        heading += f": not finished by {firing.deadline:%Y-%m-%d %H:%M} UTC"
     elif outcome and outcome != heading:
         heading += f" ({outcome})"
     lines = [f"htc schedule {firing.schedule.name}: {heading}", f"run {firing.name}"]
@@ -62,10 +62,10 @@ def describe_notification(notification: Notification) -> str:
 
 
 def webhook_url(notify: NotifySection) -> str:
-    """Read the webhook's URL from where the schedule says that it stands.
+    """Read the webhook's URL from the environment variable or file that the schedule names.
 
     Raises:
-        ValueError: it is not there; the message names the place, never the URL.
+        ValueError: there is no URL; the message names the variable or file, never the URL.
     """
     if notify.webhook_url_env:
         url = os.environ.get(notify.webhook_url_env, "").strip()
@@ -77,7 +77,7 @@ def webhook_url(notify: NotifySection) -> str:
         except (OSError, UnicodeDecodeError):
             raise ValueError(f"{place} cannot be read") from None
     if not url.startswith(("https://", "http://")):
-        raise ValueError(f"{place} holds no URL" if url else f"{place} is empty or not set")
+        raise ValueError(f"{place} does not hold a URL" if url else f"{place} is empty or not set")
     return url
 
 
@@ -109,7 +109,7 @@ def _post(url: str, body: Mapping[str, str]) -> None:
     try:
         answer = requests.post(url, json=body, timeout=TIMEOUT_S, allow_redirects=False)
     except requests.RequestException as error:
-        # Not its text, which quotes the URL.
+        # Without the error's text, which quotes the URL.
         raise _WebhookError(f"the webhook cannot be reached ({type(error).__name__})") from None
     if answer.status_code >= 500 or answer.status_code == 429:
         raise _WebhookError(f"the webhook answered {answer.status_code}")
@@ -139,7 +139,7 @@ def _run_hook(notification: Notification) -> str:
 
 
 def hook_environment(notification: Notification) -> dict[str, str]:
-    """Tell the exit hook what happened, as environment variables."""
+    """Return the environment variables of the exit hook."""
     firing, ending = notification.firing, notification.firing.ending
     job = firing.schedule.spec
     variables = {

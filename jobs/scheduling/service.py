@@ -25,23 +25,23 @@ from pipeline.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
-# How soon a command's change is seen, and a run's end.
+# Delay until a command's change or a run's end takes effect.
 POLL_S = 1.0
 TIDY_S = 3600.0
 
 
 def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drained: bool = False) -> int:
-    """Fire schedules until SIGTERM or Ctrl-C; returns the exit code.
+    """Run schedules until SIGTERM or Ctrl-C; returns the exit code.
 
-    Runs that go on when it leaves go on without it, and the next scheduler finds them.
+    Runs in progress continue without the scheduler, and the next scheduler finds them.
 
     Args:
         local_runs: how many runs this machine does at once.
-        is_once: do what is due, wait for its end, and leave.
-        is_drained: wait for the end of the runs before leaving, beginning no more.
+        is_once: run what is due, wait for its end, and return.
+        is_drained: when stopped, begin no more runs and wait for the end of those in progress.
 
     Raises:
-        SchedulerRunningError: another one works in this folder.
+        SchedulerRunningError: another scheduler is running in this folder.
     """
     log_without_secrets()
     with scheduler_lock(home), StopRequest() as stop, closing(ScheduleStore(home)) as store:
@@ -68,14 +68,14 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
 
 
 class Launchers:
-    """Where firings run: this machine, and each cluster by its address."""
+    """The launchers of this machine and of each cluster, by the cluster's address."""
 
     def __init__(self, home: Path) -> None:
         self._here = LocalLauncher(home)
         self._clusters: dict[str, ClusterLauncher] = {}
 
     def launcher_of(self, schedule: Schedule) -> Launcher:
-        """Return the place of a schedule's firings."""
+        """Return the launcher of a schedule's firings."""
         if schedule.address is None:
             return self._here
         return self._clusters.setdefault(schedule.address, ClusterLauncher(schedule.address))
@@ -124,9 +124,9 @@ def _announce(store: ScheduleStore, home: Path) -> None:
 
 
 def _drain(engine: Engine, store: ScheduleStore) -> None:
-    going = _active_names(store)
-    if going:
-        log.info("waiting for the end of %s; nothing else begins", ", ".join(going))
+    active = _active_names(store)
+    if active:
+        log.info("waiting for the end of %s; no other run begins", ", ".join(active))
     # A second Ctrl-C raises KeyboardInterrupt.
     while _active_names(store):
         engine.watch()
@@ -138,8 +138,8 @@ def _active_names(store: ScheduleStore) -> list[str]:
 
 
 def _leave(store: ScheduleStore, home: Path) -> None:
-    # What ended last, or was not told while others were.
+    # The endings of the last runs, and what the background delivery has not sent.
     deliver_open_notifications(home)
-    going = _active_names(store)
-    if going:
-        log.info("leaving; %s goes on, and the next scheduler finds it", ", ".join(going))
+    active = _active_names(store)
+    if active:
+        log.info("exiting; %s continues, and the next scheduler finds it", ", ".join(active))
