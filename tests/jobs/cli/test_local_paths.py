@@ -33,5 +33,5 @@ def test_a_uri_is_refused_by_name(
     uri = next(each for each in arguments if "://" in each)
     said = capsys.readouterr().err
     assert ended.value.code == 2, said
-    assert f"{uri} is no local path" in said
+    assert f"{uri} is not a local path" in said
     assert not [path for path in tmp_path.iterdir() if ":" in path.name]

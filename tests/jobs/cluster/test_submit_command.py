@@ -75,8 +75,8 @@ def test_another_version_is_said_and_json_holds_only_json(client: FakeJobs, tmp_
     [
         ("succeeded", 0, 0, "is complete."),
         ("failed", 2, 2, "failed with exit code 2; its last lines say why."),
-        ("failed", None, 1, "failed before its end: runtime_env setup failed"),
-        ("stopped", None, 1, "was stopped; the same submission resumes."),
+        ("failed", None, 1, "failed without an exit code: runtime_env setup failed"),
+        ("stopped", None, 1, "was stopped; submit it again to resume."),
     ],
 )
 def test_who_waits_gets_the_exit_code_of_the_run(
@@ -102,7 +102,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_going(client: FakeJobs, tmp_path: P
     assert submit(spec_of(tmp_path), is_waited_for=True) == 130
     job_id = client.states()[0].job_id
     assert client.state(job_id).phase == "pending"
-    assert f"the job {job_id} goes on. To end it: htc stop {job_id}" in capsys.readouterr().err
+    assert f"the job {job_id} continues. To stop it: htc stop {job_id}" in capsys.readouterr().err
 
 
 def test_of_a_job_that_goes_on_nothing_is_said_to_be_stopped(
@@ -118,7 +118,7 @@ def test_of_a_job_that_goes_on_nothing_is_said_to_be_stopped(
         cli.main(["submit", "--wait", *places])
     assert leaving.value.code == 130
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("Not waiting any more; the job htc-")
+    assert said.startswith("No longer waiting; the job htc-")
 
 
 def test_a_connection_that_breaks_is_opened_again_and_nothing_is_told_twice(client: FakeJobs, capsys: Captured) -> None:
@@ -136,7 +136,7 @@ def test_a_connection_that_breaks_is_opened_again_and_nothing_is_told_twice(clie
 
 def test_a_cluster_that_is_gone_is_not_waited_for_forever(client: FakeJobs) -> None:
     client.pieces = [ClusterError("No cluster answers."), ClusterError("No cluster answers.")]
-    with pytest.raises(ClusterError, match=rf"No cluster answers\. The job {JOB} may go on all the same\."):
+    with pytest.raises(ClusterError, match=rf"No cluster answers\. The job {JOB} may still be running\."):
         follow(client, JOB, patience_s=0.0)
 
 
@@ -163,7 +163,7 @@ def test_variables_are_taken_from_here_or_as_given() -> None:
     }
     with pytest.raises(SpecError, match="--env NOPE: it is not set here; set it, or give NAME=VALUE"):
         read_env_vars(["NOPE"], here)
-    with pytest.raises(SpecError, match="'1 2' is no variable's name"):
+    with pytest.raises(SpecError, match="'1 2' is not a variable's name"):
         read_env_vars(["1 2=x"], here)
 
 
@@ -172,9 +172,9 @@ def test_stopping(client: FakeJobs, capsys: Captured) -> None:
         return cluster_report.report_stop(JOB, address=None, is_waited_for=True, is_json=is_json)
 
     assert stop() == 0
-    assert capsys.readouterr().out == f"The job {JOB} was stopped; the same submission resumes.\n"
+    assert capsys.readouterr().out == f"The job {JOB} was stopped; submit it again to resume.\n"
     assert stop() == 0
-    assert capsys.readouterr().out == f"The job {JOB} had ended already (stopped).\n"
+    assert capsys.readouterr().out == f"The job {JOB} had already ended (stopped).\n"
     stop(is_json=True)
     assert json.loads(capsys.readouterr().out)["phase"] == "stopped"
 
@@ -188,7 +188,7 @@ def test_the_list(client: FakeJobs, capsys: Captured) -> None:
     assert [job["job"] for job in json.loads(capsys.readouterr().out)] == [JOB]
     client.jobs.clear()
     cluster_report.report_list(address=None, is_json=False)
-    assert "remembers no job of htc; start one with: htc submit SPEC" in capsys.readouterr().err
+    assert "has no job of htc; start one with: htc submit SPEC" in capsys.readouterr().err
 
 
 def test_logs_as_they_are_and_as_json(client: FakeJobs, capsys: Captured) -> None:

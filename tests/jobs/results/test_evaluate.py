@@ -99,7 +99,7 @@ def test_the_table_says_what_was_scored(output: Output, tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "Run night: 5 photos, 5 detections of person" in done.stdout
     assert "100.0" in done.stdout
-    assert "1 annotated photo without a row in the run (elsewhere.jpg)" in done.stderr
+    assert "1 annotated image without a row in the run (elsewhere.jpg)" in done.stderr
 
 
 def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..., Output], tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..
     document["images"] = [{**image, "file_name": f"other-{image['file_name']}"} for image in document["images"]]
     strange = tmp_path / "strange.json"
     strange.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"None of the photos in .*strange\.json is in run night"):
+    with pytest.raises(InputError, match=r"None of the images in .*strange\.json is in run night"):
         report_evaluation(output.uri, str(strange))
     document["categories"] = [{"id": 7, "name": "giraffe"}]
     document["annotations"] = [{**entry, "category_id": 7} for entry in document["annotations"]]

@@ -49,7 +49,7 @@ def test_flaws_are_counted_and_named_and_refused_when_strict(output: Output, tru
     assert "1 x polygon with < 3 points" in told
     assert "annotation 1 of" in told
     assert "annotation 5 of image 999" in told
-    assert "1 flaw in what still counts: 1 x the box has no area" in told
+    assert "1 flaw in annotations that still count: 1 x the box has no area" in told
     assert [flaw["annotation"] for flaw in found["left_out"]] == [1, 1, 5]
     assert [flaw["annotation"] for flaw in found["mended"]] == [3]
     assert 0 < found["mask_ap"] < 1

@@ -61,7 +61,7 @@ def test_a_threshold_that_nothing_reaches(
     output = make_output(scores=(0.2, 0.12, 0.11, 0.1, 0.09, 0.08, 0.07))
     assert show_overlays(output.uri, tmp_path / "png", sample=1) == 0
     captured = capsys.readouterr()
-    assert "the best 5 of each photo" in captured.err
+    assert "the best 5 of each image" in captured.err
     assert " 5 " in captured.out
     assert show_overlays(output.uri, tmp_path / "png", sample=1, min_score=0.5) == 0
     captured = capsys.readouterr()

@@ -67,10 +67,10 @@ def test_train_says_where_everything_is_and_what_was_left_out(folder: Path, htc:
     assert "polygon with < 3 points" in err
     assert "1 annotation: polygon with < 3 points" in out
     assert "mask_ap" in out
-    assert "Next: htc run PHOTOS OUTPUT --weights elsewhere/weights.safetensors" in out
+    assert "Next: htc run INPUT OUTPUT --weights elsewhere/weights.safetensors" in out
     again, out, err = htc("train", "spec.yaml", "--epochs", "1", "--output", "elsewhere")
     assert again == 0
-    assert "Nothing was left to train" in err
+    assert "Nothing to train" in err
     assert "mask_ap" in out
 
 

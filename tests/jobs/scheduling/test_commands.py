@@ -16,7 +16,7 @@ from jobs.scheduling.home import scheduler_lock
 from jobs.scheduling.store import ScheduleStore
 
 Htc = Callable[..., tuple[int, str, str]]
-NOBODY = "No scheduler is there to fire it; start one with: htc scheduler\n"
+NO_SCHEDULER = "No scheduler is running to start it; start one with: htc scheduler\n"
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def add(htc: Htc, name: str = "nightly", *flags: str) -> tuple[int, str, str]:
 
 def test_add_says_when_it_runs_next(htc: Htc) -> None:
     code, out, err = add(htc)
-    assert (code, err) == (0, NOBODY)
+    assert (code, err) == (0, NO_SCHEDULER)
     assert out.startswith("Added nightly: At 02:30, every day, Europe/Berlin.\nNext: ")
     assert " 02:30 CE" in out
 
@@ -109,11 +109,11 @@ def test_history_survives_the_schedule(htc: Htc) -> None:
 
 def test_stop_asks_the_scheduler_and_says_when_there_is_nothing_to_stop(htc: Htc, tmp_path: Path) -> None:
     add(htc)
-    assert htc("stop", "nightly")[1] == "Nothing of nightly is going on.\n"
+    assert htc("stop", "nightly")[1] == "No run of nightly is in progress.\n"
     htc("run-now", "nightly")
     _, out, err = htc("stop", "nightly")
     assert out.startswith("Asked to stop nightly-")
-    assert err == NOBODY
+    assert err == NO_SCHEDULER
     with closing(ScheduleStore(tmp_path / "home")) as store:
         assert [firing.schedule.name for firing in store.stops_wanted()] == ["nightly"]
     assert htc("stop", "weekly")[0] == 2
@@ -137,14 +137,14 @@ def test_another_schedule_of_the_name_is_refused_and_replaced_on_demand(htc: Htc
     add(htc)
     code, _, err = add(htc)
     assert code == 2
-    assert "There is a schedule nightly already" in err
+    assert "A schedule nightly already exists" in err
     assert "--replace" in err
     assert add(htc, "nightly", "--replace")[1].startswith("Replaced nightly")
 
 
 def test_one_output_of_two_schedules_is_pointed_out(htc: Htc) -> None:
     add(htc)
-    assert "nightly writes into the same output" in add(htc, "hourly")[2]
+    assert "nightly writes to the same output" in add(htc, "hourly")[2]
 
 
 def test_a_webhook_that_cannot_be_told_from_here_is_pointed_out(htc: Htc, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_a_webhook_that_cannot_be_told_from_here_is_pointed_out(htc: Htc, monkey
     assert sentence in add(htc, "nightly", "--webhook-url-env", "NIGHT_HOOK")[2]
     monkeypatch.setenv("NIGHT_HOOK", "https://hooks.example.com/services/very-secret")
     code, out, err = htc("show", "nightly")
-    assert (code, err) == (0, NOBODY)
+    assert (code, err) == (0, NO_SCHEDULER)
     assert "very-secret" not in out
 
 
@@ -160,7 +160,7 @@ def test_a_webhook_that_cannot_be_told_from_here_is_pointed_out(htc: Htc, monkey
     ("arguments", "sentence"),
     [
         (["add", "nightly", "job.yaml", "--cron", "75 2 * * *"], "cron: minute 75 is not in 0-59."),
-        (["add", "nightly", "job.yaml", "--cron", "@daily", "--time-zone", "Mars"], "'Mars' is no time zone"),
+        (["add", "nightly", "job.yaml", "--cron", "@daily", "--time-zone", "Mars"], "'Mars' is not a time zone"),
         (["add", "nightly", "nowhere.yaml", "--cron", "@daily"], "nowhere.yaml does not exist"),
         (["add", "nightly", "--cron", "@daily"], "spec is missing"),
         (["add", "nightly", "job.yaml"], "cron is missing"),
@@ -201,7 +201,7 @@ def test_with_a_scheduler_nothing_is_pointed_out(htc: Htc, tmp_path: Path) -> No
     with scheduler_lock(tmp_path / "home"):
         assert add(htc)[2] == ""
         assert htc("run-now", "nightly")[2] == ""
-    assert htc("list")[2] == NOBODY
+    assert htc("list")[2] == NO_SCHEDULER
 
 
 def test_the_folder_of_schedules_is_nobody_elses_to_read(htc: Htc, tmp_path: Path) -> None:
@@ -235,4 +235,4 @@ def test_a_folder_that_cannot_be_made_names_the_ways_out(htc: Htc, tmp_path: Pat
     (tmp_path / "file").touch()
     code, _, err = htc("list", "--home", str(tmp_path / "file" / "home"))
     assert code == 2
-    assert "name another with --home or HTC_HOME" in err
+    assert "choose another with --home or HTC_HOME" in err

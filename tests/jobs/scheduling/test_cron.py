@@ -45,7 +45,7 @@ def due_in_berlin(cron: str, after: str, count: int) -> list[str]:
         ("30 2", "has 2 fields, five are needed"),
         ("02:30", 'did you mean "30 2 * * *"?'),
         ("@dialy", "did you mean @daily?"),
-        ("@reboot", "@reboot is no time"),
+        ("@reboot", "@reboot is not a time"),
         ("@", "known are @yearly"),
         ("0 0 30 2 *", "is never due"),
         ("", "has 0 fields"),

@@ -110,7 +110,7 @@ def test_a_failure_tells_its_reason(webhook: Webhook, tell: Callable[..., list[N
 
 def test_a_missed_deadline_tells_which(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
     tell({"webhook_url_env": "NIGHT_HOOK"}, event="deadline", ending=None)
-    assert webhook.bodies[0]["text"].startswith("htc schedule nightly: LATE: not at its end by 2026-11-23 03:30 UTC")
+    assert webhook.bodies[0]["text"].startswith("htc schedule nightly: LATE: not finished by 2026-11-23 03:30 UTC")
 
 
 def test_the_url_may_stand_in_a_file(webhook: Webhook, tell: Callable[..., list[Notification]], tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_webhook_that_is_away_is_noted_without_its_url(
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [(None, "is empty or not set"), ("  ", "is empty or not set"), ("not-a-url-but-secret", "holds no URL")],
+    [(None, "is empty or not set"), ("  ", "is empty or not set"), ("not-a-url-but-secret", "does not hold a URL")],
 )
 def test_a_variable_without_a_url_is_named(
     tell: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch, value: str | None, problem: str

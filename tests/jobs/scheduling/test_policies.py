@@ -55,7 +55,7 @@ def test_skip_leaves_out_what_comes_while_a_run_goes_on(bench: Make) -> None:
     skipped = night.store.firing("nightly-20261123-000200")
     assert skipped is not None
     assert skipped.ending is not None
-    assert skipped.ending.reason == "nightly-20261123-000100 was still going."
+    assert skipped.ending.reason == "nightly-20261123-000100 was still running."
 
 
 def test_queue_begins_each_after_the_one_before(bench: Make) -> None:
@@ -139,7 +139,7 @@ def test_a_week_without_a_scheduler_is_one_line_of_history(bench: Make) -> None:
     (missed,) = night.store.history(None, 100)
     assert missed.ending is not None
     assert missed.ending.reason == (
-        "No scheduler was there at its time (7 firings from 2026-11-23 01:30 UTC to 2026-11-29 01:30 UTC)."
+        "No scheduler was running at its time (7 firings from 2026-11-23 01:30 UTC to 2026-11-29 01:30 UTC)."
     )
 
 

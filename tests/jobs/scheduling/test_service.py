@@ -110,7 +110,7 @@ def test_a_second_scheduler_says_who_holds_the_folder(start: Start, tmp_path: Pa
     second = start()
     _, said = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 2
-    assert f"A scheduler works in {tmp_path} already (process {first.pid} on " in said
+    assert f"A scheduler is already running in {tmp_path} (process {first.pid} on " in said
     assert "--home" in said
     # The one that is killed leaves no lock behind.
     first.send_signal(signal.SIGKILL)
@@ -165,7 +165,7 @@ def test_a_run_goes_on_when_the_scheduler_leaves_and_the_next_one_finds_it(
     _, said = first.communicate(timeout=PATIENCE_S)
     name = last_firing(tmp_path).name
     assert first.returncode == 0
-    assert f"leaving; {name} goes on, and the next scheduler finds it" in said
+    assert f"exiting; {name} continues, and the next scheduler finds it" in said
     let_go(tmp_path)
     second = start_stand_in("once")
     second.communicate(timeout=PATIENCE_S)
