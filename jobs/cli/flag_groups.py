@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 
 def with_flag_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with every flag of its groups as a parameter of its own, for typer to read.
+    """Return the command with every flag of its groups as a separate parameter, for typer to read.
 
     A group is a keyword parameter whose type is a dataclass; its fields are annotated as typer's parameters are. The
     flags stand where the group stood, so that the help lists them in the order of the signature.

@@ -31,7 +31,7 @@ class Spot(enum.StrEnum):
 
 
 Image = Annotated[
-    str | None, typer.Option("--image", metavar="IMAGE", help="What the pods run; infra/docker builds it.")
+    str | None, typer.Option("--image", metavar="IMAGE", help="Container image of all pods; infra/docker builds it.")
 ]
 ToFolder = Annotated[
     Path | None, typer.Option("--to", metavar="DIR", help="Folder for the files. [default: all to stdout]")

@@ -1,4 +1,4 @@
-"""`htc schedule export`: a schedule for somebody else's clock."""
+"""`htc schedule export`: a schedule for another scheduler."""
 
 from typing import Annotated
 

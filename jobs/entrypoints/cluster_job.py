@@ -63,7 +63,7 @@ def environment_problem() -> str:
 
 
 def forget_current_folder() -> None:
-    """Take the folder that `python -m` puts first on the search path from it, unless this program lies there."""
+    """Remove the folder that `python -m` puts first on the search path, unless this program is in it."""
     # Not pathlib, which imports much, and from that very folder.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120
     if not getattr(sys.flags, "safe_path", False) and sys.path and os.path.realpath(sys.path[0]) != root:

@@ -100,7 +100,7 @@ def unsupported_by_systemd(schedule: Schedule) -> list[str]:
     if schedule.mode == "full":
         missing.append("restarts after a failure; a full run's name holds the time at which it began")
     if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):
-        missing.append("a time that does not exist when summer time begins; systemd leaves that night out")
+        missing.append("a time that does not exist when summer time begins; systemd skips that day")
     if schedule.is_paused:
         missing.append("is_paused; do not enable the timer")
     return missing

@@ -1,6 +1,6 @@
 """The name that release 0.1 wrote into the job store of its alarms, `jobs.scheduling.alarms:ring`.
 
-Kept for one release. The scheduler needs no alarm: it looks once a second for what is due.
+Kept for one release. The scheduler needs no alarm: it checks once a second what is due.
 """
 
 

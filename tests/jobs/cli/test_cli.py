@@ -1,4 +1,4 @@
-"""The `htc` command as an operator meets it: help, usage, exit codes, sentences instead of tracebacks."""
+"""The `htc` command: help, usage, exit codes, messages instead of tracebacks."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.support.builders.outputs import Output
 
 
 def command_names(group: Any, words: str = "") -> Iterator[str]:
-    """Every command there is, `schedule add` as two words."""
+    """Yield every command's name, `schedule add` as two words."""
     for name, command in group.commands.items():
         yield f"{words}{name}"
         if hasattr(command, "commands"):
@@ -44,7 +44,7 @@ def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_there_and_names_the_arguments(htc: Htc, command: str) -> None:
+def test_help_exists_and_names_the_arguments(htc: Htc, command: str) -> None:
     code, out, err = htc(*command.split(), "--help")
     assert code == 0
     assert out.startswith(f"Usage: htc {command}".rstrip())
@@ -76,7 +76,7 @@ def test_every_flag_of_run_is_documented(htc: Htc) -> None:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_nothing_heavy(command: str) -> None:
-    # What keeps help under a second; measured times would depend on the machine's other work.
+    # This keeps help under a second; measured times would depend on the machine's other work.
     script = (
         "import sys\n"
         "from jobs import cli\n"
@@ -113,7 +113,7 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         (["weights", "verify", "nowhere.pth"], "nowhere.pth"),
     ],
 )
-def test_wrong_usage_is_exit_2_and_says_why(
+def test_wrong_usage_is_exit_2_with_a_reason(
     htc: Htc, arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,11 +178,11 @@ def test_every_flag_of_a_job_sets_its_key_of_the_spec() -> None:
     ("error", "code"),
     [
         (RunMismatchError("The run was started with another model."), 2),
-        (WeightsUnavailableError("The weights cannot be had."), 2),
+        (WeightsUnavailableError("The weights are not available."), 2),
         (RunError("The disk is full."), 1),
     ],
 )
-def test_foreseen_errors_are_one_sentence(
+def test_expected_errors_are_one_sentence(
     htc: Htc, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> int:
@@ -192,7 +192,7 @@ def test_foreseen_errors_are_one_sentence(
     assert htc("run", "a", "b") == (code, "", f"{error}\n")
 
 
-def test_unforeseen_errors_leave_their_traceback_in_a_file(
+def test_unexpected_errors_leave_their_traceback_in_a_file(
     htc: Htc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> int:
@@ -209,31 +209,31 @@ def test_unforeseen_errors_leave_their_traceback_in_a_file(
 
 
 @pytest.fixture
-def hears_ctrl_c() -> Iterator[None]:
-    """Child processes hear SIGINT even where the tests run in the background, which shells make deaf to it."""
+def receives_ctrl_c() -> Iterator[None]:
+    """Make child processes receive SIGINT also if the tests run in the background, where shells ignore it."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, former)
 
 
 def wait_for_import(pid: int, module: str, timeout_s: float = 60.0) -> None:
-    """Wait until a process has loaded a module that is compiled."""
+    """Wait until a process has loaded a compiled module."""
     deadline = time.monotonic() + timeout_s
     while module not in Path(f"/proc/{pid}/maps").read_text():
         assert time.monotonic() < deadline, f"{module} was not loaded in {timeout_s} s"
         time.sleep(0.05)
 
 
-@pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.usefixtures("receives_ctrl_c")
 def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
-    # Left alone, this would take hours.
+    # Without a stop, this would take hours.
     sql = "SELECT count(*) FROM range(9999999) a, range(9999999) b WHERE a.range % 7 = b.range % 5"
     command = [sys.executable, "-m", "jobs", "query", output.uri, sql, "--format", "csv"]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            # Not before Python itself is up: until then it knows no other answer than a traceback.
+            # Not before Python has started: until then, a traceback is printed.
             wait_for_import(process.pid, "duckdb")
             time.sleep(1)
             process.send_signal(signal.SIGINT)
@@ -245,7 +245,7 @@ def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
     assert err == "Stopped.\n"
 
 
-def test_a_reader_that_stops_early_is_no_failure_to_talk_about(output: Output) -> None:
+def test_a_reader_that_stops_early_causes_no_message(output: Output) -> None:
     command = f'{sys.executable} -m jobs query "{output.uri}" "SELECT * FROM range(200000)" --format csv | head -n 2'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["range", "0"]

@@ -1,4 +1,4 @@
-"""Where only a local path will do, a uri is refused: it would otherwise be made as a folder called `s3:`."""
+"""A URI is refused where a local path is required: otherwise a folder called `s3:` would be created."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`htc scheduler` as a process: one per folder, it finds what is due, and leaves quickly."""
+"""`htc scheduler` as a process: one per folder, it finds what is due, and exits quickly."""
 
 import pickle
 import signal
@@ -26,7 +26,7 @@ PATIENCE_S = 30
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start `htc scheduler` in a folder of the test's; what still runs at the end is killed."""
+    """Start `htc scheduler` in the test's folder; processes that still run at the end are killed."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
@@ -41,7 +41,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
-    """Read the log until it says something; a process that ends without it says all it had to say."""
+    """Read the log until a line contains the words; return the log, or fail with it if the process ends first."""
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
@@ -73,7 +73,7 @@ service.run_scheduler(Path(home), local_runs=1, is_once="once" in flags, is_drai
 
 @pytest.fixture
 def start_stand_in(tmp_path: Path) -> Iterator[Start]:
-    """Start a scheduler whose runs last until there is a file `go`, with one that was asked for."""
+    """Start a scheduler whose runs last until there is a file `go`, with one requested run."""
     started: list[subprocess.Popen[str]] = []
     add(tmp_path)
     schedule = build_schedule({"name": "nightly", "spec": str(tmp_path / "job.yaml"), "cron": "0 0 1 1 *"})
@@ -94,7 +94,7 @@ def start_stand_in(tmp_path: Path) -> Iterator[Start]:
 
 
 def let_go(home: Path) -> None:
-    """Let the runs end that have begun."""
+    """Let the runs that have begun end."""
     for folder in (home / "firings").iterdir():
         (folder / "go").touch()
 
@@ -112,14 +112,14 @@ def test_a_second_scheduler_says_who_holds_the_folder(start: Start, tmp_path: Pa
     assert second.returncode == 2
     assert f"A scheduler is already running in {tmp_path} (process {first.pid} on " in said
     assert "--home" in said
-    # The one that is killed leaves no lock behind.
+    # A killed scheduler leaves no lock behind.
     first.send_signal(signal.SIGKILL)
     first.wait(PATIENCE_S)
     read_until(start(), "scheduler of")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_well(start: Start, number: int) -> None:
+def test_a_signal_ends_the_scheduler_cleanly(start: Start, number: int) -> None:
     process = start()
     read_until(process, "scheduler of")
     process.send_signal(number)
@@ -127,26 +127,26 @@ def test_a_signal_ends_it_well(start: Start, number: int) -> None:
     assert (process.returncode, said) == (0, "")
 
 
-def test_what_a_command_asks_for_is_done_by_the_scheduler_that_runs(
+def test_the_running_scheduler_does_what_a_command_requests(
     start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     process = start()
     read_until(process, "scheduler of")
-    add(tmp_path, notify={"exit_hook": ["sh", "-c", f"echo $HTC_STATUS $HTC_EXIT_CODE > {tmp_path}/told"]})
+    add(tmp_path, notify={"exit_hook": ["sh", "-c", f"echo $HTC_STATUS $HTC_EXIT_CODE > {tmp_path}/received"]})
     asked = [sys.executable, "-m", "jobs", "schedule", "run-now", "nightly", "--home", str(tmp_path)]
     assert subprocess.run(asked, check=False).returncode == 0
     read_until(process, "failed - There are no images in")
     give_up = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "told").exists() and time.monotonic() < give_up:
+    while not (tmp_path / "received").exists() and time.monotonic() < give_up:
         time.sleep(0.05)
-    assert (tmp_path / "told").read_text() == "failed 2\n"
+    assert (tmp_path / "received").read_text() == "failed 2\n"
     assert "No scheduler" not in capfd.readouterr().err
 
 
-def test_once_does_what_is_due_and_leaves(start: Start, tmp_path: Path) -> None:
+def test_once_runs_what_is_due_and_exits(start: Start, tmp_path: Path) -> None:
     add(tmp_path, catch_up_window_s=366 * 86_400)
     with closing(ScheduleStore(tmp_path)) as store:
-        # As if the year had begun while nobody was there.
+        # As if the year had begun while no scheduler was running.
         store.decide("nightly", datetime.now(UTC) - timedelta(days=365), [])
     process = start("--once")
     process.communicate(timeout=PATIENCE_S)
@@ -156,7 +156,7 @@ def test_once_does_what_is_due_and_leaves(start: Start, tmp_path: Path) -> None:
     assert firing.ending == Ending("failed", f"There are no images in {tmp_path}/in.", 2)
 
 
-def test_a_run_goes_on_when_the_scheduler_leaves_and_the_next_one_finds_it(
+def test_a_run_continues_when_the_scheduler_exits_and_the_next_one_finds_it(
     start_stand_in: Start, tmp_path: Path
 ) -> None:
     first = start_stand_in()
