@@ -1,1 +1,1 @@
-"""The operator's hands: the `htc` command. Imports neither torch nor ray until a command needs them."""
+"""The `htc` command. Imports neither torch nor ray until a command needs them."""

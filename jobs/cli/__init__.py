@@ -1,4 +1,4 @@
-"""The `htc` program: its commands and options; what a command does is imported when it runs."""
+"""The `htc` program: its commands and options. Each command imports its implementation when it runs."""
 
 from typing import TYPE_CHECKING
 

@@ -3,7 +3,7 @@
 import typer
 from typer.core import TyperGroup
 
-# As one meets them: do the work, look at it, have it done elsewhere and every night, keep house.
+# In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
 ORDER = (
     *("run", "plan", "query", "show", "evaluate"),
     *("submit", "status", "logs", "stop", "list", "manifests"),
@@ -15,12 +15,12 @@ ORDER = (
 
 EXIT_CODES = (
     "Exit codes: 0 complete; 1 incomplete, interrupted, over its error budget, or failed; 2 bad usage, spec or input; "
-    "3 complete before, and its input has changed since; 130 another command than run was stopped by Ctrl-C."
+    "3 complete before, and its input has changed since; 130 a command other than run was stopped by Ctrl-C."
 )
 
 
 class _InOrder(TyperGroup):
-    """Lists the commands in `ORDER` rather than in that of the imports; a new one stands at the end."""
+    """Lists the commands in `ORDER` instead of the order of imports; commands that are not in it come last."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         known = super().list_commands(ctx)
@@ -30,7 +30,7 @@ class _InOrder(TyperGroup):
 app = typer.Typer(
     name="htc",
     cls=_InOrder,
-    help="Instance masks for large image collections: photos in, COCO masks in Parquet out.",
+    help="Instance masks for large image collections: images in, COCO masks in Parquet out.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,

@@ -7,6 +7,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
+from jobs.cli.flag_groups import with_flag_groups
 
 Address = Annotated[
     str | None,
@@ -22,28 +23,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
 class RuntimeEnv(enum.StrEnum):
-    """What a job takes along."""
+    """What a job brings to the cluster."""
 
     CODE = "code"
     IMAGE = "image"
     PIP = "pip"
 
 
-# typer reads the parameters from the signature; their values arrive together in the context, see `run`.
 @app.command()
+@with_flag_groups
 def submit(
-    context: typer.Context,
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it.")] = None,
     *,
     address: Address = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow it to its end, and exit as `htc run` would.")
+        bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, and exit as `htc run` would.")
     ] = False,
     runtime_env: Annotated[
         RuntimeEnv,
         typer.Option(
             "--runtime-env",
-            help="code: take this htc-batch along; image: the cluster's image has it; pip: Ray installs the libraries.",
+            help="code: upload this htc-batch; image: the cluster's image has it; pip: Ray installs the libraries too.",
         ),
     ] = RuntimeEnv.CODE,
     env: Annotated[
@@ -51,7 +51,7 @@ def submit(
         typer.Option(
             "--env",
             metavar="NAME[=VALUE]",
-            help="Set in the job, by default to its value here; repeatable. The dashboard shows it: not for secrets.",
+            help="Set in the job, by default to its value here; repeatable. Not for secrets: the dashboard shows it.",
             show_default=False,
         ),
     ] = None,
@@ -64,40 +64,20 @@ def submit(
     output_uri: Annotated[
         str | None, typer.Option("--output", metavar="URI", help="Folder or prefix for the tables.", show_default=False)
     ] = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    score_threshold: options.ScoreThreshold = None,
-    max_detections: options.MaxDetections = None,
-    precision: options.Precision = None,
-    workers: options.Workers = None,
-    batch_size: options.BatchSize = None,
-    shard_images: options.ShardImages = None,
-    limit: options.Limit = None,
-    image_column: options.ImageColumn = None,
-    uri_column: options.UriColumn = None,
-    run_name: options.RunName = None,
-    fresh: options.Fresh = False,
-    incremental: options.Incremental = False,
-    retry_failed: options.RetryFailed = False,
-    where: options.Where = None,
-    max_deleted_share: options.MaxDeletedShare = None,
-    max_error_rate: options.MaxErrorRate = None,
-    max_errors: options.MaxErrors = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    job: options.JobFlags,
     as_json: AsJson = False,
 ) -> None:
     """Start a job on a Ray cluster.
 
-    The same submission again resumes what is left; --fresh starts over in a new run.
+    Submit the same job again to resume; --fresh starts over in a new run.
     """
     from jobs.cluster.submit_command import submit_and_report
 
     code = submit_and_report(
-        options.load_job_spec(context.params),
+        options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri),
         address=address,
-        run=run_name,
-        fresh=fresh,
+        run=job.run_name,
+        fresh=job.fresh,
         runtime_env=runtime_env.value,
         env=env or [],
         is_shared=shared_paths,
@@ -108,6 +88,7 @@ def submit(
 
 
 @app.command()
+@with_flag_groups
 def status(
     target: Annotated[
         str | None,
@@ -116,13 +97,12 @@ def status(
     *,
     run_name: options.StoredRun = None,
     address: Address = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a job or a run is.
+    """Show the progress of a job or a run.
 
-    For an output folder no cluster is asked: all it tells lies there.
+    For an output folder, everything is read from the folder; no cluster is needed.
     """
     from jobs.cluster.status_command import report_status
 
@@ -130,7 +110,7 @@ def status(
         target,
         run=run_name,
         address=address,
-        storage_section=options.storage_section(endpoint_url, anonymous),
+        storage_section=storage.section(),
         is_json=as_json,
     )
 
@@ -139,11 +119,11 @@ def status(
 def logs(
     job: Job,
     *,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow until the job has ended.")] = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a job has said."""
+    """Show a job's output."""
     from jobs.cluster.job_commands import report_logs
 
     report_logs(job, address=address, is_followed=follow, is_json=as_json)
@@ -153,11 +133,11 @@ def logs(
 def stop(
     job: Job,
     *,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended. [default: wait]")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended. [default: wait]")] = True,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a job; what it has committed stays, and the same submission resumes."""
+    """Stop a job; committed results stay, and submitting it again resumes."""
     from jobs.cluster.job_commands import report_stop
 
     raise typer.Exit(report_stop(job, address=address, is_waited_for=wait, is_json=as_json))
@@ -165,7 +145,7 @@ def stop(
 
 @app.command("list")
 def list_all(*, address: Address = None, as_json: AsJson = False) -> None:
-    """List a cluster's jobs, the newest first."""
+    """List a cluster's jobs, newest first."""
     from jobs.cluster.job_commands import report_list
 
     report_list(address=address, is_json=as_json)

@@ -1,4 +1,4 @@
-"""Runs, prune, compact, publish, doctor: what becomes of an output."""
+"""Runs, prune, compact, publish, doctor: maintenance of an output."""
 
 from typing import Annotated
 
@@ -6,26 +6,27 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
+from jobs.cli.flag_groups import with_flag_groups
 
 Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where the catalog's tables are.")]
 
 
 @app.command("runs")
+@with_flag_groups
 def list_runs(
     output_uri: options.StoredOutput,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
-    """List the runs of OUTPUT: how far, how large, and whether the newest results need them."""
+    """List the runs of OUTPUT: state, size, and whether the newest results need them."""
     from jobs.maintenance.list_runs import report_runs
 
-    section = options.storage_section(endpoint_url, anonymous)
-    raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=section))
+    raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=storage.section()))
 
 
 @app.command()
+@with_flag_groups
 def prune(
     output_uri: options.StoredOutput,
     *,
@@ -39,16 +40,17 @@ def prune(
     ] = None,
     iceberg: Annotated[
         str | None,
-        typer.Option("--iceberg", metavar="CATALOG", help="Take published runs out of this catalog's tables first."),
+        typer.Option("--iceberg", metavar="CATALOG", help="Remove published runs from this catalog's tables first."),
     ] = None,
     namespace: Namespace = "htc",
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only say what would go.")] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove them; without it, only list what would be removed.")
+    ] = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Remove old runs that the newest results do not need.
 
-    Never a run that somebody works on, that is published, or that holds the newest result of an image.
+    Never removes a run that is in progress, is published, or holds the newest result of an image.
     """
     from jobs.maintenance.prune import prune_output
 
@@ -60,12 +62,13 @@ def prune(
             confirmed=yes,
             catalog=iceberg,
             namespace=namespace,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )
 
 
 @app.command()
+@with_flag_groups
 def compact(
     output_uri: options.StoredOutput,
     *,
@@ -73,12 +76,11 @@ def compact(
         str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all complete ones]")
     ] = None,
     target_mib: Annotated[int, typer.Option("--target-mib", metavar="N", help="Largest size of a file.")] = 256,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
-    """Put the many small files of finished runs together into few large ones.
+    """Merge the many small files of finished runs into a few large ones.
 
-    The same rows, sooner read. Whoever uses htc sees each row once at every instant.
+    The rows stay the same and are read faster. Readers that use htc see each row exactly once at any time.
     """
     from jobs.maintenance.compact import compact_output
 
@@ -87,12 +89,13 @@ def compact(
             output_uri,
             run=run_name,
             target_mib=target_mib,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )
 
 
 @app.command()
+@with_flag_groups
 def publish(
     output_uri: options.StoredOutput,
     *,
@@ -113,25 +116,25 @@ def publish(
         bool,
         typer.Option(
             "--include-over-budget",
-            help="Also runs over their error budget, and whole ones without a summary; without it they are named and "
-            "the exit code is 1.",
+            help="Also publish runs over their error budget, and runs without a summary that have all rows; without it "
+            "they are named and the exit code is 1.",
         ),
     ] = False,
     withdraw: Annotated[
-        str | None, typer.Option("--withdraw", metavar="RUN", help="Take this run out of the tables instead.")
+        str | None, typer.Option("--withdraw", metavar="RUN", help="Remove this run from the tables instead.")
     ] = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
-    """Enter finished runs into the tables of an Iceberg catalog.
+    """Add finished runs to the tables of an Iceberg catalog.
 
-    By reference: no file is copied. One snapshot per run, so that whoever reads the tables sees whole runs only.
+    By reference: no file is copied. One snapshot per run, so that readers of the tables see complete runs only.
     """
     from jobs.maintenance.publish import publish_output, withdraw_run
 
-    section = options.storage_section(endpoint_url, anonymous)
     if withdraw is not None:
-        raise typer.Exit(withdraw_run(output_uri, iceberg, withdraw, namespace=namespace, storage_section=section))
+        raise typer.Exit(
+            withdraw_run(output_uri, iceberg, withdraw, namespace=namespace, storage_section=storage.section())
+        )
     raise typer.Exit(
         publish_output(
             output_uri,
@@ -139,28 +142,29 @@ def publish(
             namespace=namespace,
             run=run_name,
             is_over_budget_included=include_over_budget,
-            storage_section=section,
+            storage_section=storage.section(),
         ),
     )
 
 
 @app.command()
+@with_flag_groups
 def doctor(
     output_uri: options.StoredOutput,
     *,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Derive again what can be, and move the rest to OUTPUT/quarantine."),
+        typer.Option("--repair", help="Rebuild what can be rebuilt, and move the rest to OUTPUT/quarantine."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Find damaged, missing and foreign files in OUTPUT.
 
-    Exit code 0: nothing was found, or all of it was repaired. 1: something is left.
+    Exit code 0: nothing was found, or everything was repaired. 1: something is left.
     """
     from jobs.maintenance.doctor import examine_and_report
 
-    section = options.storage_section(endpoint_url, anonymous)
-    raise typer.Exit(examine_and_report(output_uri, is_repaired=repair, is_json=as_json, storage_section=section))
+    raise typer.Exit(
+        examine_and_report(output_uri, is_repaired=repair, is_json=as_json, storage_section=storage.section())
+    )

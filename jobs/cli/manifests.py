@@ -1,17 +1,19 @@
 """Manifests: the same spec for Kubernetes."""
 
 import enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
+from jobs.cli.flag_groups import with_flag_groups
 
 
 class ManifestKind(enum.StrEnum):
-    """What the run becomes."""
+    """The kind of Kubernetes resource."""
 
     RAYJOB = "rayjob"
     RAYCRONJOB = "raycronjob"
@@ -20,7 +22,7 @@ class ManifestKind(enum.StrEnum):
 
 
 class Spot(enum.StrEnum):
-    """Whose spot nodes."""
+    """The provider of spot nodes."""
 
     GKE = "gke"
     EKS = "eks"
@@ -29,64 +31,88 @@ class Spot(enum.StrEnum):
 
 
 Image = Annotated[
-    str | None, typer.Option("--image", metavar="IMAGE", help="What the pods run; infra/docker builds it.")
+    str | None, typer.Option("--image", metavar="IMAGE", help="Container image of all pods; infra/docker builds it.")
 ]
-Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of the job. [default: the spec's]")]
-Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where it all goes.")]
-WorkerPods = Annotated[str, typer.Option("--workers", metavar="MIN:MAX", help="Worker pods.")]
-Gpus = Annotated[int, typer.Option("--gpus", metavar="N", help="Of one worker pod.")]
-Cpus = Annotated[int | None, typer.Option("--cpus", metavar="N", min=1, help="Of one worker pod. [default: 6 per GPU]")]
-Memory = Annotated[
-    int | None, typer.Option("--memory-gib", metavar="N", min=1, help="Of one worker pod. [default: 24 per GPU]")
-]
-SpotNodes = Annotated[Spot | None, typer.Option("--spot", help="Workers on spot nodes.", show_default=False)]
-NodeSelector = Annotated[
-    list[str] | None,
-    typer.Option("--node-selector", metavar="KEY=VALUE", help="A label of the workers' nodes; repeatable."),
-]
-Secrets = Annotated[
-    list[str] | None,
-    typer.Option("--secret", metavar="NAME", help="A Secret whose keys become environment variables; repeatable."),
-]
-ServiceAccount = Annotated[
-    str | None, typer.Option("--service-account", metavar="NAME", help="Of all pods; for a cloud identity.")
-]
-TokenSecret = Annotated[
-    str | None,
-    typer.Option("--token-secret", metavar="NAME", help="Holds the token, key auth_token. [default: KubeRay's]"),
-]
-RayVersion = Annotated[
-    str | None, typer.Option("--ray-version", metavar="X.Y.Z", help="The image's. [default: the one installed here]")
-]
-PodMonitor = Annotated[bool, typer.Option("--pod-monitor", help="Add a PodMonitor, for Prometheus' operator.")]
 ToFolder = Annotated[
-    Path | None, typer.Option("--to", metavar="DIR", help="Write files there. [default: all to stdout]")
+    Path | None, typer.Option("--to", metavar="DIR", help="Folder for the files. [default: all to stdout]")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFlags:
+    """The flags of `manifests` and `schedule export` that shape the Kubernetes resources."""
+
+    namespace: Annotated[str, typer.Option("--namespace", metavar="NAME", help="Namespace of all resources.")] = "htc"
+    workers: Annotated[str, typer.Option("--workers", metavar="MIN:MAX", help="Worker pods.")] = "1:4"
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help="GPUs of one worker pod.")] = 1
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", metavar="N", min=1, help="CPU cores of one worker pod. [default: 6 per GPU]")
+    ] = None
+    memory_gib: Annotated[
+        int | None,
+        typer.Option("--memory-gib", metavar="N", min=1, help="Memory of one worker pod. [default: 24 per GPU]"),
+    ] = None
+    spot: Annotated[Spot | None, typer.Option("--spot", help="Workers on spot nodes.", show_default=False)] = None
+    node_selector: Annotated[
+        list[str] | None,
+        typer.Option("--node-selector", metavar="KEY=VALUE", help="A label of the workers' nodes; repeatable."),
+    ] = None
+    secret: Annotated[
+        list[str] | None,
+        typer.Option("--secret", metavar="NAME", help="A Secret whose keys become environment variables; repeatable."),
+    ] = None
+    service_account: Annotated[
+        str | None,
+        typer.Option("--service-account", metavar="NAME", help="Service account of all pods; for a cloud identity."),
+    ] = None
+    token_secret: Annotated[
+        str | None,
+        typer.Option(
+            "--token-secret", metavar="NAME", help="Secret with the token, key auth_token. [default: KubeRay's]"
+        ),
+    ] = None
+    ray_version: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-version", metavar="X.Y.Z", help="Ray version of the image. [default: the one installed here]"
+        ),
+    ] = None
+    pod_monitor: Annotated[bool, typer.Option("--pod-monitor", help="Add a PodMonitor, for Prometheus' operator.")] = (
+        False
+    )
+
+    def shape_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `jobs.manifests.cluster_shape.build_shape` that these flags give."""
+        return {
+            "namespace": self.namespace,
+            "workers": self.workers,
+            "gpus": self.gpus,
+            "cpus": self.cpus,
+            "memory_gib": self.memory_gib,
+            "spot": self.spot.value if self.spot else None,
+            "node_selector": self.node_selector or (),
+            "secrets": self.secret or (),
+            "service_account": self.service_account,
+            "token_secret": self.token_secret,
+            "ray_version": self.ray_version,
+        }
 
 
 @app.command("manifests")
+@with_flag_groups
 def write_manifests(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="Job spec (YAML).")],
     *,
-    kind: Annotated[ManifestKind, typer.Option("--kind", help="What to make of the spec.")] = ManifestKind.RAYJOB,
+    kind: Annotated[ManifestKind, typer.Option("--kind", help="Kind of resource to write.")] = ManifestKind.RAYJOB,
     image: Image = None,
-    name: Name = None,
-    namespace: Namespace = "htc",
-    workers: WorkerPods = "1:4",
-    gpus: Gpus = 1,
-    cpus: Cpus = None,
-    memory_gib: Memory = None,
-    spot: SpotNodes = None,
-    node_selector: NodeSelector = None,
-    secret: Secrets = None,
-    service_account: ServiceAccount = None,
-    token_secret: TokenSecret = None,
-    ray_version: RayVersion = None,
-    pod_monitor: PodMonitor = False,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the job. [default: the spec's]")
+    ] = None,
+    cluster: ClusterFlags,
     cron: Annotated[
         str | None, typer.Option("--cron", metavar="CRON", help="When a RayCronJob runs: five fields.")
     ] = None,
-    time_zone: Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Whose clock --cron means.")] = "UTC",
+    time_zone: Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Time zone of --cron.")] = "UTC",
     to: ToFolder = None,
 ) -> None:
     """Write a job spec as Kubernetes manifests (KubeRay 1.6 or later).
@@ -96,29 +122,14 @@ def write_manifests(
     from jobs.manifests.cluster_shape import build_shape
     from jobs.manifests.command import write_job_manifests
 
-    job_spec = options.load_job_spec({"spec": spec})
-    shape = build_shape(
-        job_spec,
-        image=image,
-        name=name,
-        namespace=namespace,
-        workers=workers,
-        gpus=gpus,
-        cpus=cpus,
-        memory_gib=memory_gib,
-        spot=spot.value if spot else None,
-        node_selector=node_selector or (),
-        secrets=secret or (),
-        service_account=service_account,
-        token_secret=token_secret,
-        ray_version=ray_version,
-    )
+    job_spec = options.load_job_spec(spec)
+    shape = build_shape(job_spec, image=image, name=name, **cluster.shape_options())
     write_job_manifests(
         job_spec,
         shape,
         kind=kind.value,
         cron=cron,
         time_zone=time_zone,
-        has_pod_monitor=pod_monitor,
+        has_pod_monitor=cluster.pod_monitor,
         folder=to,
     )

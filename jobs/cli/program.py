@@ -1,11 +1,11 @@
-"""The `htc` command's entry: arguments in, exit code out, no traceback on the operator's screen.
+"""Entry point of the `htc` command: arguments in, exit code out, no traceback on the terminal.
 
 Exit codes: 0 complete; 1 incomplete, interrupted, over the error budget or failed; 2 bad usage, spec or input; 3 (`run`
 and `plan`) complete before, while the input has changed since; 130 (as shells say) stopped by Ctrl-C. A run that
 Ctrl-C, SIGTERM or SIGHUP stops counts as incomplete, has the exit code 1 and says how to resume.
 
-Only the standard library is imported at the top, so that Ctrl-C is quiet from the first moment; the commands
-are in the other files of this folder.
+Only the standard library is imported at the top, so that Ctrl-C never shows a traceback of an import; the commands are
+in the other files of this folder.
 """
 
 import atexit
@@ -26,27 +26,27 @@ from pipeline.runs.outcomes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 if TYPE_CHECKING:
     from typer.core import TyperGroup
 
-# All that matters is written by then.
+# Everything is written before this wait begins.
 EXIT_GRACE_S = 1.0
-# For what a signal breaks off before there is a run; nothing is lost by leaving it.
+# Limit for steps that a signal interrupts before a run exists; ending the process loses nothing.
 STUCK_S = 3.0
-# A disk or a quota that is used up, as behind `> file`.
+# A full disk or a used-up quota, as behind `> file`.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and leave the process with its exit code.
+    """Run one command and exit with its exit code.
 
     Args:
-        arguments: the words after `htc`; the process's own when None.
+        arguments: the words after `htc`; None takes those of the process.
     """
     try:
         if arguments is None:
-            # Before anything else is imported: what is registered first runs last.
-            atexit.register(_leave_before_threads_meet_a_dead_interpreter)
+            # Before anything else is imported: the handler that is registered first runs last.
+            atexit.register(_exit_before_interpreter_shutdown)
             from pipeline.signals import StopRequest
 
-            StopRequest.when_breaking_off = staticmethod(_leave_though_stuck)
+            StopRequest.when_breaking_off = staticmethod(_exit_if_stuck)
         _run(arguments)
     except SystemExit as leaving:
         if arguments is None:
@@ -59,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 _exit_code: int | None = None
 
 
-def _leave_before_threads_meet_a_dead_interpreter() -> None:
-    """End the process once every other exit handler has run, and keep its exit code.
+def _exit_before_interpreter_shutdown() -> None:
+    """End the process after all other exit handlers, with its exit code.
 
-    Threads of libraries (pyarrow's, that let go of a file a little later than the reader does) ask for the interpreter
-    when it is gone; Python ends such a thread inside C++, which aborts the process: a command that did its work would
-    end with "terminate called without an active exception" and 134.
+    Library threads (pyarrow's release a file a little later than the reader does) may need the interpreter after it
+    has shut down. Python then ends the thread inside C++, which aborts the process: a successful command would end
+    with "terminate called without an active exception" and exit code 134.
     """
     if _exit_code is None:
         return
@@ -75,14 +75,14 @@ def _leave_before_threads_meet_a_dead_interpreter() -> None:
                 stream.flush()
         except OSError as error:
             if stream is sys.stdout and not exit_code:
-                exit_code = _say_full(error)
+                exit_code = _report_full_disk(error)
     os._exit(exit_code)
 
 
 def leave_soon(exit_code: int) -> None:
-    """When a signal has stopped the command, have the process end soon, whatever its threads wait for.
+    """End the process soon after a signal has stopped the command, whatever its threads wait for.
 
-    To be called last: a listing or a read that hangs in a store would keep the process for minutes.
+    Call it last. Without it, a listing or a read that hangs in a store would keep the process alive for minutes.
     """
     signals = sys.modules.get("pipeline.signals")
     if signals is not None and signals.was_stopped():
@@ -91,9 +91,9 @@ def leave_soon(exit_code: int) -> None:
         timer.start()
 
 
-def _leave_though_stuck() -> None:
+def _exit_if_stuck() -> None:
     def leave() -> None:
-        _say("Stopped, without waiting for what does not answer; the same command goes on.")
+        _say("Stopped without waiting for a store that does not answer. Run the same command again to continue.")
         os._exit(EXIT_FAILED)
 
     timer = threading.Timer(STUCK_S, leave)
@@ -108,29 +108,29 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         load_program().main(args=None if arguments is None else list(arguments), prog_name="htc")
         sys.exit(0)
     except SystemExit as leaving:
-        # typer takes Ctrl-C for itself and leaves without a word; a command that took it has said its own.
-        if leaving.code == EXIT_INTERRUPTED and _comes_of_ctrl_c(leaving):
+        # typer handles Ctrl-C and exits without a message; a command that handles it prints its own.
+        if leaving.code == EXIT_INTERRUPTED and _is_caused_by_ctrl_c(leaving):
             _say("Stopped.")
         raise
     except KeyboardInterrupt:
         _say("Stopped.")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; the interpreter's flush at exit must not complain either.
+        # The reader (`| head`) has closed the pipe; the interpreter's flush at exit must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
     except OSError as error:
-        sys.exit(_say_full(error) if error.errno in _FULL else _report(error))
-    except Exception as error:  # noqa: BLE001 - the process's border: every error ends as a sentence and an exit code
+        sys.exit(_report_full_disk(error) if error.errno in _FULL else _report(error))
+    except Exception as error:  # noqa: BLE001 - the process's boundary: every error becomes a message and an exit code
         sys.exit(_report(error))
 
 
-def _say_full(error: OSError) -> int:
+def _report_full_disk(error: OSError) -> int:
     _say(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.")
     return EXIT_FAILED
 
 
-def _comes_of_ctrl_c(error: BaseException | None) -> bool:
+def _is_caused_by_ctrl_c(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
@@ -156,14 +156,14 @@ def load_program() -> "TyperGroup":
 
 
 def _report(error: Exception) -> int:
-    """Say in one sentence what went wrong; a failure nobody foresaw leaves its traceback in a file."""
+    """Print the error as one sentence and return the exit code; the traceback of an unexpected error goes to a file."""
     from pipeline.errors import HtcError
     from pipeline.redaction import redact
 
     if isinstance(error, HtcError):
         _say(redact(str(error)))
         return error.exit_code
-    if _is_model_sentence(error):
+    if _is_model_error(error):
         _say(str(error))
         return EXIT_USAGE
     summary = redact("".join(traceback.format_exception_only(error)).strip().splitlines()[-1])
@@ -171,8 +171,8 @@ def _report(error: Exception) -> int:
     return EXIT_FAILED
 
 
-def _is_model_sentence(error: Exception) -> bool:
-    # htc_model may not know pipeline.errors: its errors about presets and weights are its own ValueErrors.
+def _is_model_error(error: Exception) -> bool:
+    # htc_model must not import pipeline.errors: it raises its own ValueErrors about presets and weights.
     return isinstance(error, ValueError) and type(error).__module__.split(".")[0] == "htc_model"
 
 
@@ -191,14 +191,14 @@ def _write_report(error: Exception) -> str:
 
 
 def _tolerate_unprintable_text() -> None:
-    """Escape what the terminal cannot show: object names hold any bytes, and must not end a command."""
+    """Escape what the terminal cannot show: object names may hold any bytes, and must not fail a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _show_damage() -> None:
-    """Write what the pipeline reports of damaged files to stderr, each sentence once a command."""
+    """Write the pipeline's reports of damaged files to stderr, each sentence once per command."""
     import logging
 
     said: set[str] = set()

@@ -1,4 +1,4 @@
-"""Query, show, evaluate: what is asked of an output."""
+"""Query, show, evaluate: commands that read results."""
 
 import enum
 from pathlib import Path
@@ -8,10 +8,11 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
+from jobs.cli.flag_groups import with_flag_groups
 
 
 class OutputFormat(enum.StrEnum):
-    """How `htc query` writes its answer."""
+    """The formats that `htc query` writes."""
 
     TABLE = "table"
     CSV = "csv"
@@ -22,13 +23,14 @@ class OutputFormat(enum.StrEnum):
 
 
 @app.command()
+@with_flag_groups
 def query(
     output_uri: options.StoredOutput,
     sql: Annotated[str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')],
     *,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option("--format", help="[default: table, or what --output's suffix says]", show_default=False),
+        typer.Option("--format", help="[default: table, or as the suffix of --output says]", show_default=False),
     ] = None,
     output_file: Annotated[
         Path | None,
@@ -41,13 +43,12 @@ def query(
     allow_external: Annotated[
         bool, typer.Option("--allow-external", help="Let the SQL read and write other files and settings.")
     ] = False,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
-    """Ask DuckDB about the tables of a run.
+    """Query the tables of an output with DuckDB.
 
-    The views images, instances and runs hold committed rows only; a column `run` tells runs apart.
-    In JSON, image_id and other whole numbers beyond 2^53 are text, as many readers would round them.
+    The views images, instances and runs hold committed rows only; the column `run` names the run.
+    In JSON, image_id and other integers beyond 2^53 are strings, because many readers would round them.
     Times are in UTC.
     """
     from jobs.results.query import query_output
@@ -58,14 +59,15 @@ def query(
         output_format=output_format.value if output_format else None,
         output_file=output_file,
         is_external_allowed=allow_external,
-        storage_section=options.storage_section(endpoint_url, anonymous),
+        storage_section=storage.section(),
     )
 
 
 @app.command()
+@with_flag_groups
 def show(
     output_uri: options.StoredOutput,
-    to: options.Folder,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the overlays; created if missing.")],
     *,
     uri: Annotated[
         list[str] | None,
@@ -73,17 +75,18 @@ def show(
     ] = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", metavar="N", min=1, help="N images spread over the run. [default: 16]"),
+        typer.Option("--sample", metavar="N", min=1, help="N images sampled from the run. [default: 16]"),
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option("--min-score", metavar="F", min=0, max=1, help="Draw instances from it on. [default: 0.3]"),
+        typer.Option(
+            "--min-score", metavar="F", min=0, max=1, help="Draw instances that score at least F. [default: 0.3]"
+        ),
     ] = None,
     run_name: options.StoredRun = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
-    """Draw masks, boxes, labels and scores over photos."""
+    """Draw masks, boxes, labels and scores over images."""
     from jobs.results.show import show_overlays
 
     raise typer.Exit(
@@ -94,29 +97,34 @@ def show(
             sample=sample,
             min_score=min_score,
             run=run_name,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )
 
 
 @app.command()
+@with_flag_groups
 def evaluate(
     output_uri: options.StoredOutput,
     annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="A COCO JSON file, a path or URI.")],
     *,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", metavar="NAME", help="Score this class; repeatable. [default: all the model knows]"),
+        typer.Option(
+            "--class", metavar="NAME", help="Score this class; repeatable. [default: all classes of the model]"
+        ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse flawed annotations instead of naming and leaving them out.")
+        bool, typer.Option("--strict", help="Refuse invalid annotations instead of reporting and skipping them.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON line, in [0, 1], with every flaw, instead of a table.")
+        bool,
+        typer.Option(
+            "--json", help="One JSON line instead of a table: scores in [0, 1], and every invalid annotation."
+        ),
     ] = False,
     run_name: options.StoredRun = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    storage: options.StorageFlags,
 ) -> None:
     """Score a run's boxes and masks against COCO annotations (average precision)."""
     from jobs.results.evaluate import report_evaluation
@@ -129,6 +137,6 @@ def evaluate(
             classes=classes or (),
             is_strict=strict,
             is_json=as_json,
-            storage_section=options.storage_section(endpoint_url, anonymous),
+            storage_section=storage.section(),
         )
     )

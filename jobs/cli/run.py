@@ -6,91 +6,51 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import EXIT_CODES, app
+from jobs.cli.flag_groups import with_flag_groups
 
 
-# typer reads the parameters of `run` and `plan` from the signatures; their values arrive together in the
-# context, by the names that jobs.cli.options maps to keys of the job spec.
 @app.command(epilog=EXIT_CODES)
+@with_flag_groups
 def run(
-    context: typer.Context,
     input_uri: options.InputUri = None,
     output_uri: options.OutputUri = None,
     *,
     spec: options.SpecFile = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    score_threshold: options.ScoreThreshold = None,
-    max_detections: options.MaxDetections = None,
-    precision: options.Precision = None,
-    workers: options.Workers = None,
-    batch_size: options.BatchSize = None,
-    shard_images: options.ShardImages = None,
-    limit: options.Limit = None,
-    image_column: options.ImageColumn = None,
-    uri_column: options.UriColumn = None,
-    run_name: options.RunName = None,
-    fresh: options.Fresh = False,
-    incremental: options.Incremental = False,
-    retry_failed: options.RetryFailed = False,
-    where: options.Where = None,
-    max_deleted_share: options.MaxDeletedShare = None,
-    max_error_rate: options.MaxErrorRate = None,
-    max_errors: options.MaxErrors = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    job: options.JobFlags,
 ) -> None:
     """Segment every image of INPUT into tables in OUTPUT.
 
-    The same command again resumes what is left; --fresh starts over in a new run. With --incremental it begins a new
-    run each time the last one is complete, of what has changed since.
+    Run the same command again to resume; --fresh starts over in a new run. With --incremental, each command after a
+    complete run begins a new run of the images that are new or changed since.
 
-    Once the run is complete, the same command says what of INPUT is new, changed or gone since, and does nothing.
+    When the run is complete, the same command only reports which images of INPUT are new, changed or gone since.
     """
     from jobs.running.run import run_and_report
 
-    raise typer.Exit(run_and_report(options.load_job_spec(context.params), run=run_name, fresh=fresh))
+    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
+    raise typer.Exit(run_and_report(job_spec, run=job.run_name, fresh=job.fresh))
 
 
 @app.command(epilog=EXIT_CODES)
+@with_flag_groups
 def plan(
-    context: typer.Context,
     input_uri: options.InputUri = None,
     output_uri: options.OutputUri = None,
     *,
     spec: options.SpecFile = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    score_threshold: options.ScoreThreshold = None,
-    max_detections: options.MaxDetections = None,
-    precision: options.Precision = None,
-    workers: options.Workers = None,
-    batch_size: options.BatchSize = None,
-    shard_images: options.ShardImages = None,
-    limit: options.Limit = None,
-    image_column: options.ImageColumn = None,
-    uri_column: options.UriColumn = None,
-    run_name: options.RunName = None,
-    fresh: options.Fresh = False,
-    incremental: options.Incremental = False,
-    retry_failed: options.RetryFailed = False,
-    where: options.Where = None,
-    max_deleted_share: options.MaxDeletedShare = None,
-    max_error_rate: options.MaxErrorRate = None,
-    max_errors: options.MaxErrors = None,
-    endpoint_url: options.EndpointUrl = None,
-    anonymous: options.Anonymous = False,
+    job: options.JobFlags,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Skip loading and timing the model (needs no torch).")
     ] = False,
 ) -> None:
-    """Show what `run` would do, and how long it would take.
+    """Show what `run` would do, and estimate how long it would take.
 
-    Lists the input, decodes a few images, loads the model and times it on one. Writes nothing.
+    Lists the input, decodes a few images, loads the model and times it on one image. Writes nothing.
     """
     from jobs.running.plan import report_plan
 
-    job_spec = options.load_job_spec(context.params)
-    raise typer.Exit(report_plan(job_spec, run=run_name, fresh=fresh, is_model_timed=not no_model))
+    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
+    raise typer.Exit(report_plan(job_spec, run=job.run_name, fresh=job.fresh, is_model_timed=not no_model))
 
 
 @app.command()
@@ -109,22 +69,22 @@ def train(
         typer.Option("--initial", metavar="WEIGHTS", help="imagenet, none, or a weights file. [default: imagenet]"),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="Passes over the pictures. [default: 12]")
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the images. [default: 12]")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", help="Pictures per step and worker. [default: 4]")
+        int | None, typer.Option("--batch-size", metavar="N", help="Images per step and worker. [default: 4]")
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", metavar="F", help="For the whole batch. [default: 0.001]")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes training together. [default: 1]")
+        int | None, typer.Option("--workers", metavar="N", help="Processes that train together. [default: 1]")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of all that is random. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed. [default: 0]")] = None,
 ) -> None:
-    """Train a network on photos with COCO annotations.
+    """Train a network on images with COCO annotations.
 
-    The same command again goes on from the last checkpoint. The result is one .safetensors file for --weights.
+    Run the same command again to resume from the last checkpoint. The result is one .safetensors file for --weights.
     """
     from jobs.running.train import train_and_report
 

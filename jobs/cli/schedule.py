@@ -9,7 +9,7 @@ import typer
 from jobs.cli.app import app
 
 schedule_app = typer.Typer(
-    help="Schedules: job specs that run by the clock.", no_args_is_help=True, rich_markup_mode=None
+    help="Schedules: job specs that run at set times.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(schedule_app, name="schedule")
 
@@ -23,9 +23,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON line instead of a
 
 @schedule_app.command()
 def add(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Its name.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The schedule's name.", show_default=False)] = None,
     spec: Annotated[
-        str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML), read anew each time.", show_default=False)
+        str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML), read again for each run.", show_default=False)
     ] = None,
     *,
     file: Annotated[
@@ -40,31 +40,45 @@ def add(
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option("--mode", metavar="incremental|full", help="What is new, or everything. [default: incremental]"),
+        typer.Option(
+            "--mode",
+            metavar="incremental|full",
+            help="Only what is new or changed, or everything. [default: incremental]",
+        ),
     ] = None,
     overlap: Annotated[
         str | None,
         typer.Option(
-            "--overlap", metavar="skip|queue|replace", help="While the last run is still going. [default: skip]"
+            "--overlap", metavar="skip|queue|replace", help="When the last run is still running. [default: skip]"
         ),
     ] = None,
     catch_up: Annotated[
         str | None,
-        typer.Option("--catch-up", metavar="none|last|all", help="Of firings that were missed. [default: last]"),
+        typer.Option(
+            "--catch-up", metavar="none|last|all", help="Which missed firings to make up for. [default: last]"
+        ),
     ] = None,
     catch_up_window: Annotated[
         str | None,
-        typer.Option("--catch-up-window", metavar="TIME", help="Not of older ones: 90s, 30m, 6h, 2d. [default: 1d]"),
+        typer.Option(
+            "--catch-up-window", metavar="TIME", help="How old a missed firing may be: 90s, 30m, 6h, 2d. [default: 1d]"
+        ),
     ] = None,
     deadline: Annotated[
-        str | None, typer.Option("--deadline", metavar="TIME", help="To be at its end so long after its time.")
+        str | None,
+        typer.Option(
+            "--deadline", metavar="TIME", help="Time after the scheduled time by which the run must have ended."
+        ),
     ] = None,
     on_deadline: Annotated[
         str | None,
-        typer.Option("--on-deadline", metavar="notify|stop", help="What happens to one that is not. [default: notify]"),
+        typer.Option(
+            "--on-deadline", metavar="notify|stop", help="What to do with a run that has not. [default: notify]"
+        ),
     ] = None,
     jitter: Annotated[
-        str | None, typer.Option("--jitter", metavar="TIME", help="Begin up to so much later. [default: 0]")
+        str | None,
+        typer.Option("--jitter", metavar="TIME", help="Begin up to this much later, at random. [default: 0]"),
     ] = None,
     address: Annotated[
         str | None,
@@ -76,22 +90,27 @@ def add(
     ] = None,
     webhook_url_env: Annotated[
         str | None,
-        typer.Option("--webhook-url-env", metavar="VARIABLE", help="Tell the webhook whose URL it holds (Slack)."),
+        typer.Option(
+            "--webhook-url-env",
+            metavar="VARIABLE",
+            help="Environment variable with the URL of a webhook to notify (Slack).",
+        ),
     ] = None,
     webhook_url_file: Annotated[
         str | None, typer.Option("--webhook-url-file", metavar="FILE", help="The same, with the URL in a file.")
     ] = None,
     exit_hook: Annotated[
-        str | None, typer.Option("--exit-hook", metavar="COMMAND", help="Run it at the end; see docs/schedules.md.")
+        str | None,
+        typer.Option("--exit-hook", metavar="COMMAND", help="Command to run at the end; see docs/schedules.md."),
     ] = None,
-    paused: Annotated[bool, typer.Option("--paused", help="Add it without firing it yet.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Instead of the one of this name.")] = False,
+    paused: Annotated[bool, typer.Option("--paused", help="Add the schedule paused.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the schedule of this name.")] = False,
     home: Home = None,
 ) -> None:
     """Add a schedule: a job spec and the times at which it runs."""
     from jobs.scheduling.commands import add_schedule
     from jobs.scheduling.durations import parse_duration
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
     notify = {
         "webhook_url_env": webhook_url_env,
@@ -115,85 +134,85 @@ def add(
         "notify": {key: value for key, value in notify.items() if value is not None} or None,
         "is_paused": paused or None,
     }
-    add_schedule(settle_home(home), file, keys, is_replaced=replace)
+    add_schedule(resolve_home(home), file, keys, is_replaced=replace)
 
 
 @schedule_app.command("list")
 def list_(*, as_json: AsJson = False, home: Home = None) -> None:
-    """List the schedules: when, next time, last outcome."""
+    """List the schedules: times, next time, last outcome."""
     from jobs.scheduling.commands import list_schedules
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    list_schedules(settle_home(home), is_json=as_json)
+    list_schedules(resolve_home(home), is_json=as_json)
 
 
 @schedule_app.command()
 def show(name: Name, *, as_json: AsJson = False, home: Home = None) -> None:
-    """Show all of one schedule, and its next times."""
+    """Show one schedule's settings and next times."""
     from jobs.scheduling.commands import show_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    show_schedule(settle_home(home), name, is_json=as_json)
+    show_schedule(resolve_home(home), name, is_json=as_json)
 
 
 @schedule_app.command()
 def pause(name: Name, *, home: Home = None) -> None:
-    """Fire it no more, until it is resumed."""
+    """Pause a schedule until it is resumed."""
     from jobs.scheduling.commands import pause_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    pause_schedule(settle_home(home), name, is_paused=True)
+    pause_schedule(resolve_home(home), name, is_paused=True)
 
 
 @schedule_app.command()
 def resume(name: Name, *, home: Home = None) -> None:
-    """Fire it again, from its next time on."""
+    """Resume a paused schedule, from its next time on."""
     from jobs.scheduling.commands import pause_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    pause_schedule(settle_home(home), name, is_paused=False)
+    pause_schedule(resolve_home(home), name, is_paused=False)
 
 
 @schedule_app.command()
 def remove(name: Name, *, home: Home = None) -> None:
-    """Forget it; its history and its tables stay."""
+    """Remove a schedule; its history and tables stay."""
     from jobs.scheduling.commands import remove_schedule
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    remove_schedule(settle_home(home), name)
+    remove_schedule(resolve_home(home), name)
 
 
 @schedule_app.command("run-now")
 def run_now_(name: Name, *, home: Home = None) -> None:
-    """Fire it once, now."""
+    """Start a schedule's run now."""
     from jobs.scheduling.commands import run_now
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    run_now(settle_home(home), name)
+    run_now(resolve_home(home), name)
 
 
 @schedule_app.command()
 def stop(name: Name, *, home: Home = None) -> None:
-    """Stop its run that is going; what is committed stays."""
+    """Stop a schedule's current run; committed results stay."""
     from jobs.scheduling.commands import stop_runs
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    stop_runs(settle_home(home), name)
+    stop_runs(resolve_home(home), name)
 
 
 @schedule_app.command()
 def history(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="[default: all]", show_default=False)] = None,
     *,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="The newest N.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Only the newest N.")] = 20,
     as_json: AsJson = False,
     home: Home = None,
 ) -> None:
-    """Tell what became of the firings, the newest first."""
+    """Show the outcomes of past firings, newest first."""
     from jobs.scheduling.commands import show_history
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
 
-    show_history(settle_home(home), name, limit=limit, is_json=as_json)
+    show_history(resolve_home(home), name, limit=limit, is_json=as_json)
 
 
 @app.command()
@@ -202,14 +221,14 @@ def scheduler(
     local_runs: Annotated[
         int, typer.Option("--local-runs", metavar="N", min=1, help="Runs at once on this machine.")
     ] = 1,
-    once: Annotated[bool, typer.Option("--once", help="Do what is due, wait for its end, and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Run what is due, wait for its end, and exit.")] = False,
     drain: Annotated[
-        bool, typer.Option("--drain", help="When stopped, wait for the runs; without it they go on alone.")
+        bool, typer.Option("--drain", help="When stopped, wait for the runs to end; without it they continue alone.")
     ] = False,
     home: Home = None,
 ) -> None:
-    """Fire the schedules, until stopped by Ctrl-C or SIGTERM."""
-    from jobs.scheduling.home import settle_home
+    """Run the schedules until stopped by Ctrl-C or SIGTERM."""
+    from jobs.scheduling.home import resolve_home
     from jobs.scheduling.service import run_scheduler
 
-    raise typer.Exit(run_scheduler(settle_home(home), local_runs=local_runs, is_once=once, is_drained=drain))
+    raise typer.Exit(run_scheduler(resolve_home(home), local_runs=local_runs, is_once=once, is_drained=drain))

@@ -1,4 +1,4 @@
-"""`htc schedule export`: a schedule for somebody else's clock."""
+"""`htc schedule export`: a schedule for another scheduler."""
 
 from typing import Annotated
 
@@ -6,10 +6,12 @@ import typer
 
 from jobs.cli import manifests
 from jobs.cli import schedule as schedules
+from jobs.cli.flag_groups import with_flag_groups
 from jobs.cli.schedule import schedule_app
 
 
 @schedule_app.command()
+@with_flag_groups
 def export(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The schedule's name.", show_default=False)] = None,
     *,
@@ -21,35 +23,24 @@ def export(
         bool, typer.Option("--without-raycronjob", help="With --kubernetes: a CronJob that creates RayJobs instead.")
     ] = False,
     systemd: Annotated[bool, typer.Option("--systemd", help="A timer and its service.")] = False,
-    airflow: Annotated[bool, typer.Option("--airflow", help="A DAG for Apache Airflow 3, to begin from.")] = False,
+    airflow: Annotated[bool, typer.Option("--airflow", help="An example DAG for Apache Airflow 3.")] = False,
     image: manifests.Image = None,
-    namespace: manifests.Namespace = "htc",
-    workers: manifests.WorkerPods = "1:4",
-    gpus: manifests.Gpus = 1,
-    cpus: manifests.Cpus = None,
-    memory_gib: manifests.Memory = None,
-    spot: manifests.SpotNodes = None,
-    node_selector: manifests.NodeSelector = None,
-    secret: manifests.Secrets = None,
-    service_account: manifests.ServiceAccount = None,
-    token_secret: manifests.TokenSecret = None,
-    ray_version: manifests.RayVersion = None,
-    pod_monitor: manifests.PodMonitor = False,
+    cluster: manifests.ClusterFlags,
     to: manifests.ToFolder = None,
     home: schedules.Home = None,
 ) -> None:
-    """Write a schedule for Kubernetes, systemd or Airflow, and say what these cannot express.
+    """Write a schedule for Kubernetes, systemd or Airflow, and report what these cannot express.
 
-    Whoever takes it over fires it; remove or pause it here, or it runs twice. --image to --pod-monitor are for
+    The other system then runs it: remove or pause it here, or it runs twice. --image to --pod-monitor are for
     --kubernetes.
     """
     from jobs.manifests import schedule_export as exporting
-    from jobs.scheduling.home import settle_home
+    from jobs.scheduling.home import resolve_home
     from pipeline.errors import SpecError
 
     if [kubernetes, systemd, airflow].count(True) != 1:
-        raise SpecError("Say for whom: one of --kubernetes, --systemd and --airflow.")
-    schedule = exporting.find_schedule(settle_home(home), name, file)
+        raise SpecError("Choose the target: one of --kubernetes, --systemd and --airflow.")
+    schedule = exporting.find_schedule(resolve_home(home), name, file)
     if systemd:
         exporting.export_to_systemd(schedule, to)
     elif airflow:
@@ -58,20 +49,7 @@ def export(
         exporting.export_to_kubernetes(
             schedule,
             has_ray_cron_job=not without_raycronjob,
-            shape_options={
-                "image": image,
-                "namespace": namespace,
-                "workers": workers,
-                "gpus": gpus,
-                "cpus": cpus,
-                "memory_gib": memory_gib,
-                "spot": spot.value if spot else None,
-                "node_selector": node_selector or (),
-                "secrets": secret or (),
-                "service_account": service_account,
-                "token_secret": token_secret,
-                "ray_version": ray_version,
-            },
-            has_pod_monitor=pod_monitor,
+            shape_options={"image": image, **cluster.shape_options()},
+            has_pod_monitor=cluster.pod_monitor,
             folder=to,
         )

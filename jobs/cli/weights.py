@@ -43,7 +43,7 @@ def verify_weights(
         typer.Option("--model", metavar="PRESET", help="Check against this preset.", show_default=False),
     ] = None,
 ) -> None:
-    """Say what a weights file holds and which preset it fits."""
+    """Show what a weights file holds and which preset it fits."""
     from jobs.running.weights import report_verify
 
     raise typer.Exit(report_verify(file, model))

@@ -1,4 +1,4 @@
-"""The connection to a cluster's Jobs API: an address that is meant, answers within seconds, errors in our words."""
+"""Client of a cluster's Jobs API: resolves the address, limits waiting times, translates errors."""
 
 import asyncio
 import contextlib
@@ -17,13 +17,13 @@ from pipeline.errors import SpecError
 DASHBOARD_PORT = 8265
 # The first with token authentication; declared in pyproject.toml too.
 OLDEST_RAY = (2, 52)
-# Ray's own ports: of `ray start --head --port`, and of Ray Client. Whoever names one means that cluster.
+# Ray's ports of `ray start --head --port` and of Ray Client. An address with one of them means the same cluster.
 _OTHER_PORTS = {6379, 10001}
-# An address that answers nothing at all is given up within ten seconds, connecting and version together.
+# An address that does not answer is given up within ten seconds, for the connection and the version together.
 CONNECT_TIMEOUT_S = 4.0
 READ_TIMEOUT_S = 60.0
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-# Each upload is an INFO line, and the demo weights among them a WARNING.
+# They log each upload as INFO, and that of the demo weights as a WARNING.
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -33,19 +33,19 @@ _environment_lock = threading.Lock()
 
 
 class JobsClient(Protocol):
-    """What is asked of a cluster; every method raises ClusterError when it cannot be asked."""
+    """The requests to a cluster; every method raises ClusterError if the cluster cannot be reached."""
 
     @property
     def url(self) -> str:
-        """The dashboard's."""
+        """The dashboard's URL."""
 
     @property
     def ray_version(self) -> str:
-        """The cluster's Ray."""
+        """The cluster's version of Ray."""
 
     @property
     def note(self) -> str:
-        """What is worth saying before a job is submitted there, see `check_version`; which also may refuse."""
+        """A sentence to show before a job is submitted, or ""; raises as `check_version` does."""
 
     def submit(
         self, *, entrypoint: str, job_id: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
@@ -53,19 +53,19 @@ class JobsClient(Protocol):
         """Start a job."""
 
     def state(self, job_id: str) -> JobState:
-        """Look at one job; NoSuchJobError when there is none of this id, or it is not ours."""
+        """Return the state of one job; NoSuchJobError if there is none of this id, or htc did not submit it."""
 
     def states(self) -> list[JobState]:
-        """All our jobs, the newest first."""
+        """Return the states of all jobs of htc, newest first."""
 
     def stop(self, job_id: str) -> bool:
-        """Ask a job to end; False when it had ended."""
+        """Ask a job to end; return False if it had ended."""
 
     def logs(self, job_id: str) -> str:
-        """Its output so far."""
+        """Return a job's output so far."""
 
     def tail(self, job_id: str) -> Iterator[str]:
-        """Its output from the beginning, in pieces, until it ends."""
+        """Yield a job's output from the beginning, in pieces, until it ends."""
 
 
 def resolve_address(address: str | None, environment: Mapping[str, str] = os.environ) -> str:
@@ -73,10 +73,10 @@ def resolve_address(address: str | None, environment: Mapping[str, str] = os.env
 
     Args:
         address: a URL, `host`, `host:port`, or the address that `ray start` or Ray Client prints, of which only the
-            host is taken; None for what the environment says, else this machine.
+            host is used; None takes the address from the environment, else this machine's.
 
     Raises:
-        SpecError: it is no address.
+        SpecError: the address is invalid.
     """
     named = address or next((environment[name] for name in _ADDRESS_VARIABLES if environment.get(name)), None)
     if named is None or named in {"auto", "local"}:
@@ -88,7 +88,7 @@ def resolve_address(address: str | None, environment: Mapping[str, str] = os.env
     except ValueError:
         port = -1
     if not parts.hostname or port == -1 or parts.scheme not in {"", "http", "https", "ray"}:
-        raise SpecError(f"{named} is no cluster's address; give the dashboard's, such as http://10.0.0.1:8265.")
+        raise SpecError(f"{named} is not a cluster's address; give the dashboard's URL, such as http://10.0.0.1:8265.")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if parts.scheme in {"http", "https"}:
         # As written: a proxy may serve the dashboard on any port, and below any path.
@@ -98,18 +98,18 @@ def resolve_address(address: str | None, environment: Mapping[str, str] = os.env
 
 
 def is_this_machine(url: str) -> bool:
-    """Whether an address is of this machine: the cluster runs here, or a tunnel to it begins here."""
+    """Return whether a URL is of this machine: the cluster runs here, or a tunnel to it begins here."""
     return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
 
 
 def check_version(cluster: str, here: str, url: str) -> str:
-    """Compare the cluster's Ray with this machine's; the cluster's is the one that a job runs with.
+    """Compare the cluster's version of Ray with this machine's; a job runs with the cluster's.
 
     Returns:
-        One sentence when they differ and it does not matter, else "".
+        One sentence if the versions differ and are compatible, else "".
 
     Raises:
-        ClusterError: the cluster's is too old for a job, or of another major version.
+        ClusterError: the cluster's version is too old, or is another major version.
     """
     if cluster == here:
         return ""
@@ -128,24 +128,24 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def connect(address: str | None = None) -> "RayJobsClient":
-    """Open a connection; answers within ten seconds whether there is a cluster.
+    """Open a connection; returns or raises within ten seconds.
 
     Args:
         address: see `resolve_address`.
 
     Raises:
-        SpecError: it is no address.
-        ClusterError: nothing answers there, it is no Ray dashboard, or it wants another token.
+        SpecError: the address is invalid.
+        ClusterError: nothing answers there, it is not a Ray dashboard, or the token is wrong.
     """
     return RayJobsClient(resolve_address(address))
 
 
 class RayJobsClient:
-    """`JobsClient` by Ray's JobSubmissionClient."""
+    """A `JobsClient` that uses Ray's JobSubmissionClient."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        with translated_errors(url), _meant_address(url):
+        with translated_errors(url), _address_in_environment(url):
             self._client = _timed_client(url)
 
     @property
@@ -200,13 +200,13 @@ class RayJobsClient:
 
     def tail(self, job_id: str) -> Iterator[str]:
         """See `JobsClient`."""
-        # Ray offers it to coroutines only.
+        # Ray has an asynchronous API only for this.
         pieces = cast("AsyncIterator[str]", self._client.tail_job_logs(job_id))
 
         async def next_piece() -> str | None:
             return await anext(pieces, None)
 
-        # It also takes the connection down in order when Ctrl-C comes in between.
+        # The runner also closes the connection cleanly after Ctrl-C.
         with asyncio.Runner() as runner:
             while True:
                 with translated_errors(self.url, job_id):
@@ -217,7 +217,7 @@ class RayJobsClient:
 
 
 def _timed_client(url: str) -> Any:
-    """Ray's client, which waits for nobody forever."""
+    """Return Ray's client with time limits for all requests."""
     from ray.job_submission import JobSubmissionClient
 
     class TimedClient(JobSubmissionClient):
@@ -232,8 +232,8 @@ def _timed_client(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def _meant_address(url: str) -> Iterator[None]:
-    """Have Ray take the address that was given: it prefers its environment variables to any argument."""
+def _address_in_environment(url: str) -> Iterator[None]:
+    """Set the address in the environment for the block, because Ray prefers its variables to any argument."""
     name = _ADDRESS_VARIABLES[0]
     with _environment_lock:
         former = os.environ.get(name)

@@ -1,4 +1,4 @@
-"""What can go wrong between this machine and a cluster, each said in one sentence with the way out."""
+"""Errors between this machine and a cluster, each with one sentence and the way out."""
 
 import re
 from collections.abc import Iterator
@@ -16,23 +16,23 @@ class NoSuchJobError(SpecError):
     """The cluster knows no job of this id."""
 
 
-class AlreadyGoingError(RunHeldError):
-    """A job of this cluster is at the same run; `job_id` names it."""
+class JobRunningError(RunHeldError):
+    """A job of this cluster is working on the same run; `job_id` names it."""
 
     def __init__(self, job_id: str, message: str) -> None:
         super().__init__(message)
         self.job_id = job_id
 
-    def __reduce__(self) -> tuple[type["AlreadyGoingError"], tuple[str, str]]:
-        return AlreadyGoingError, (self.job_id, str(self))
+    def __reduce__(self) -> tuple[type["JobRunningError"], tuple[str, str]]:
+        return JobRunningError, (self.job_id, str(self))
 
 
 @contextmanager
 def translated_errors(url: str, job_id: str | None = None) -> Iterator[None]:
-    """Turn what Ray and its HTTP clients raise into one sentence with the way out.
+    """Translate the errors of Ray and its HTTP clients into one sentence with the way out.
 
     Raises:
-        NoSuchJobError, ClusterError: instead of theirs.
+        NoSuchJobError, ClusterError: instead of the libraries' errors.
     """
     import aiohttp
     import requests
@@ -41,18 +41,18 @@ def translated_errors(url: str, job_id: str | None = None) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise ClusterError(_about_token(url, str(error))) from error
+        raise ClusterError(_token_problem(url, str(error))) from error
     except aiohttp.WSServerHandshakeError as error:
-        raise _about_status(error.status, url, job_id) from error
+        raise _error_for_status(error.status, url, job_id) from error
     except (requests.exceptions.HTTPError, requests.exceptions.JSONDecodeError, KeyError) as error:
-        raise ClusterError(_about_stranger(url)) from error
+        raise ClusterError(_not_a_dashboard(url)) from error
     except (requests.exceptions.RequestException, aiohttp.ClientError, OSError) as error:
-        raise ClusterError(_about_address(url)) from error
+        raise ClusterError(_no_answer(url)) from error
     except (RuntimeError, ValueError) as error:
-        raise _about_refusal(str(error), url, job_id) from error
+        raise _error_for_refusal(str(error), url, job_id) from error
 
 
-def _about_address(url: str) -> str:
+def _no_answer(url: str) -> str:
     return (
         f"No cluster answers at {url}. Check the address and the port (the dashboard's, usually 8265), that the head "
         "node was started with `ray start --head --dashboard-host 0.0.0.0` and no firewall is between; on Kubernetes: "
@@ -60,35 +60,35 @@ def _about_address(url: str) -> str:
     )
 
 
-def _about_stranger(url: str) -> str:
+def _not_a_dashboard(url: str) -> str:
     from requests.utils import get_environ_proxies
 
     proxy = next(iter(get_environ_proxies(url).values()), None)
     asked = f", asked through the proxy {proxy} (NO_PROXY makes an exception)" if proxy else ""
-    return f"What answers at {url} is no Ray dashboard{asked}; check the address and the port, usually 8265."
+    return f"The server at {url} is not a Ray dashboard{asked}; check the address and the port, usually 8265."
 
 
-def _about_token(url: str, reason: str) -> str:
+def _token_problem(url: str, reason: str) -> str:
     where = "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
     if "Missing" in reason:
         return f"The cluster at {url} asks for a token: {where}."
-    return f"The cluster at {url} does not take this machine's token: {where}."
+    return f"The cluster at {url} does not accept this machine's token: {where}."
 
 
-def _about_status(status: int, url: str, job_id: str | None) -> HtcError:
+def _error_for_status(status: int, url: str, job_id: str | None) -> HtcError:
     if status in {401, 403}:
-        return ClusterError(_about_token(url, "Missing" if status == 401 else "Invalid"))
-    return _about_refusal(f"status code {status}", url, job_id)
+        return ClusterError(_token_problem(url, "Missing" if status == 401 else "Invalid"))
+    return _error_for_refusal(f"status code {status}", url, job_id)
 
 
-def _about_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
+def _error_for_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
     if job_id is not None and ("does not exist" in reason or "status code 404" in reason):
         return NoSuchJobError(f"The cluster at {url} knows no job {job_id}; htc list names those it knows.")
     if taken := re.search(r"submission_id (\S+) already exists", reason):
-        # Ids hold the second: somebody has just submitted the same.
-        there = f"The job {taken[1]} is at this run already; follow it with: htc logs {taken[1]} -f"
-        return AlreadyGoingError(taken[1], there)
+        # Ids contain the second: the same job was submitted just now.
+        there = f"The job {taken[1]} is already working on this run; follow it with: htc logs {taken[1]} -f"
+        return JobRunningError(taken[1], there)
     if "status code 404" in reason or "Version check" in reason:
-        return ClusterError(_about_stranger(url))
-    first = next((line.strip() for line in reason.splitlines() if line.strip()), "it does not say why")
+        return ClusterError(_not_a_dashboard(url))
+    first = next((line.strip() for line in reason.splitlines() if line.strip()), "without a reason")
     return ClusterError(f"The cluster at {url} refuses: {first[:500]}")

@@ -1,4 +1,4 @@
-"""`htc logs`, `htc stop`, `htc list`: what a cluster tells of its jobs, for people and as JSON."""
+"""`htc logs`, `htc stop`, `htc list`: a cluster's jobs, as text and as JSON."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from jobs.cluster.submit_command import ending
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.text import format_duration
 
-LOOK_EVERY_S = 0.5
+POLL_S = 0.5
 
 
 def report_logs(job_id: str, *, address: str | None, is_followed: bool, is_json: bool) -> None:
@@ -23,7 +23,7 @@ def report_logs(job_id: str, *, address: str | None, is_followed: bool, is_json:
         HtcError: see `jobs.cluster.submit.tail_logs`.
     """
     client = connect(address)
-    # Also when followed: a job that does not exist is better said than waited for.
+    # Also when followed: raises for a job that does not exist, instead of waiting for it.
     client.state(job_id)
     for piece in client.tail(job_id) if is_followed else [client.logs(job_id)]:
         sys.stdout.write(json.dumps({"job": job_id, "text": piece}) + "\n" if is_json else piece)
@@ -31,22 +31,22 @@ def report_logs(job_id: str, *, address: str | None, is_followed: bool, is_json:
 
 
 def report_stop(job_id: str, *, address: str | None, is_waited_for: bool, is_json: bool) -> int:
-    """Stop a job and say how it ended; returns the exit code, 1 for a job that would not end.
+    """Stop a job and report how it ended; returns the exit code, 1 for a job that did not end in time.
 
     Raises:
         HtcError: see `jobs.cluster.submit.stop_job`.
     """
     client = connect(address)
-    was_going = client.stop(job_id)
+    was_running = client.stop(job_id)
     state = client.state(job_id)
     end_s = time.monotonic() + STOP_WAIT_S + 10
     while is_waited_for and not state.is_ended and time.monotonic() < end_s:
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_S)
         state = client.state(job_id)
     if is_json:
         write_line(json.dumps(state.to_dict()))
-    elif not was_going:
-        write_line(f"The job {job_id} had ended already ({state.phase}).")
+    elif not was_running:
+        write_line(f"The job {job_id} had already ended ({state.phase}).")
     elif state.is_ended:
         write_line(ending(state))
     else:
@@ -65,14 +65,14 @@ def report_list(*, address: str | None, is_json: bool) -> None:
     if is_json:
         sys.stdout.write(json.dumps([state.to_dict() for state in states], indent=2) + "\n")
     elif not states:
-        say(f"The cluster at {client.url} remembers no job of htc; start one with: htc submit SPEC")
+        say(f"The cluster at {client.url} has no job of htc; start one with: htc submit SPEC")
     else:
         rows = job_rows(states, datetime.now(UTC))
         write_table(["job", "state", "exit code", "started (UTC)", "took", "output"], rows)
 
 
 def job_rows(states: Sequence[JobState], now: datetime) -> list[list[str]]:
-    """One row of text per job."""
+    """Return one row of text per job."""
     return [
         [
             state.job_id,

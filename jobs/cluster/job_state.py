@@ -1,4 +1,4 @@
-"""A job as the cluster tells of it."""
+"""The state of a job on a cluster."""
 
 import json
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ ENDED: frozenset[Phase] = frozenset({"succeeded", "failed", "stopped"})
 class JobState:
     """One job.
 
-    phase: Ray's word for how far it is, in lower case. message: Ray's sentence about it.
-    exit_code: of `htc run` on the cluster; None while it goes on, and where it never began.
-    output_uri, input_uri: of its spec, "" when the cluster does not tell.
-    run: "" where the cluster names it or resumes the newest.
-    storage: what is set in its storage section.
+    phase: Ray's status in lower case. message: Ray's sentence about it.
+    exit_code: of `htc run` on the cluster; None while it runs, and if it never began.
+    output_uri, input_uri: of its spec, "" if the cluster does not know them.
+    run: the run's name; "" for a new run that the job names, or for the newest run.
+    storage: the values that are set in its storage section.
     started, ended: UTC.
     """
 
@@ -35,14 +35,14 @@ class JobState:
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has ended, in whatever way."""
         return self.phase in ENDED
 
     @property
     def final_exit_code(self) -> int | None:
-        """The exit code that `htc run` would have had; None while the job goes on.
+        """The exit code that `htc run` would have had; None while the job runs.
 
-        A job that was stopped is incomplete, as is one that Ray could not start.
+        A job that was stopped, or that Ray could not start, is incomplete: 1.
         """
         if not self.is_ended:
             return None
@@ -51,7 +51,7 @@ class JobState:
         return self.exit_code or 1
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON-able values."""
+        """Return plain JSON-able values."""
         return {
             "job": self.job_id,
             "phase": self.phase,
@@ -66,9 +66,9 @@ class JobState:
 
 
 def state_from_ray(details: Any) -> JobState | None:
-    """Read Ray's JobDetails; None for a job that is not ours.
+    """Read Ray's JobDetails; None for a job that is not one of htc.
 
-    One that Kubernetes submitted is known by its command, and does not tell where its output is.
+    A job that KubeRay submitted is recognised by its command, and its output is not known.
     """
     metadata: Mapping[str, str] = details.metadata or {}
     is_ours = "htc_output" in metadata or details.entrypoint.startswith("htc run ")
@@ -89,7 +89,7 @@ def state_from_ray(details: Any) -> JobState | None:
 
 
 def _first_words(message: str) -> str:
-    # Ray appends the last lines of the job's log, which is told elsewhere.
+    # Ray appends the last lines of the job's log, which `htc logs` shows.
     return message.split("last available logs", 1)[0].strip().rstrip(",")
 
 

@@ -1,4 +1,4 @@
-"""What a job takes along to a cluster: its spec as a file, and this program where the cluster may lack it."""
+"""What a job uploads to a cluster: its spec as a file, and this program if the cluster may lack it."""
 
 import shlex
 import shutil
@@ -22,10 +22,10 @@ PACKAGES = ("htc_batch", "htc_model", "pipeline", "jobs")
 WEIGHTS_FOLDER = "weights"
 # Ray keeps what is uploaded in the head's memory, and refuses more than 512 MiB.
 MAX_WEIGHTS_BYTES = 256 * 2**20
-# Ray kills a job three seconds after it asked it to end; a driver that waits for a slow store needs longer to write
-# its summary and give its lease back.
+# By default Ray kills a job three seconds after asking it to end; a driver that waits for a slow store needs longer to
+# write its summary and release its lease.
 STOP_WAIT_S = 120
-# Never installed into a cluster that runs: the Ray that serves the job must be the one that it imports.
+# Never installed into a running cluster: a job must import the Ray that serves it.
 _NOT_INSTALLED = ("ray",)
 
 
@@ -33,9 +33,9 @@ def build_entrypoint(spec_file: str, *, run: str | None = None, fresh: bool = Fa
     """Return the shell command line of a job.
 
     Args:
-        spec_file: where the spec lies on the cluster.
-        run: the run to begin or go on with. fresh: begin another one each time the command is started.
-        is_installed: the cluster's image has `htc`; else the job brings it along.
+        spec_file: path of the spec on the cluster.
+        run: the run to begin or resume. fresh: begin a new run each time the command is started.
+        is_installed: the cluster's image has `htc`; otherwise the job uploads it.
     """
     words = ["htc", "run"] if is_installed else ["python", "-m", "jobs.entrypoints.cluster_job", "run"]
     words += ["--spec", spec_file]
@@ -47,8 +47,8 @@ def build_entrypoint(spec_file: str, *, run: str | None = None, fresh: bool = Fa
 
 
 def spec_text(spec: JobSpec) -> str:
-    """Return a spec as YAML that loads to the same spec elsewhere; what was not set is left to its default there."""
-    # A preset that nobody named must stay unnamed: weights files say which network they are for.
+    """Return a spec as YAML that loads to the same spec elsewhere; keys that are not set keep their default there."""
+    # A preset that is not set must stay so: weights files say which network they are for.
     tree = spec.model_dump(mode="json", exclude_unset=True)
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
@@ -57,15 +57,15 @@ def spec_text(spec: JobSpec) -> str:
 def runtime_env_for(
     spec: JobSpec, kind: RuntimeEnvKind, env_vars: Mapping[str, str], *, is_shared: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Lay out what Ray uploads, for the time of the block, and yield the job's runtime environment.
+    """Create the files that Ray uploads, for the block, and yield the job's runtime environment.
 
     Args:
         kind: see `jobs.cluster.submit.submit_job`.
         env_vars: for the driver and the workers.
-        is_shared: all nodes see this machine's paths; otherwise a weights file of this machine goes along.
+        is_shared: all nodes see this machine's paths; otherwise a weights file of this machine is uploaded.
 
     Raises:
-        SpecError: "pip", and this htc-batch does not know its own requirements; or a weights file is too large.
+        SpecError: "pip" while htc-batch is not installed as a package; or a weights file is too large.
         WeightsUnavailableError: there is no such file.
     """
     with tempfile.TemporaryDirectory(prefix="htc-submit-") as name:
@@ -73,7 +73,7 @@ def runtime_env_for(
         working = root / "job"
         working.mkdir()
         if not is_shared:
-            spec = _take_weights_along(spec, working)
+            spec = _add_weights(spec, working)
         (working / SPEC_FILE).write_text(spec_text(spec), encoding="utf-8")
         environment: dict[str, Any] = {
             "working_dir": str(working),
@@ -90,8 +90,8 @@ def runtime_env_for(
         yield environment
 
 
-def _take_weights_along(spec: JobSpec, working: Path) -> JobSpec:
-    """Put the weights file of a spec into the job's folder, which every node unpacks at the same place."""
+def _add_weights(spec: JobSpec, working: Path) -> JobSpec:
+    """Copy the weights file of a spec into the job's folder, which every node unpacks at the same path."""
     named = spec.model.weights
     if named in WEIGHTS_WORDS or not is_local(named):
         return spec
@@ -100,7 +100,7 @@ def _take_weights_along(spec: JobSpec, working: Path) -> JobSpec:
         raise WeightsUnavailableError(f"There is no weights file {path}.")
     if path.stat().st_size > MAX_WEIGHTS_BYTES:
         raise SpecError(
-            f"{path} is larger than the {MAX_WEIGHTS_BYTES // 2**20} MiB that a job takes along; put it into storage "
+            f"{path} is larger than the {MAX_WEIGHTS_BYTES // 2**20} MiB that a job can upload; put it into storage "
             "that the cluster reaches (s3://...) and name that, or add --shared-paths if all nodes have this path."
         )
     (working / WEIGHTS_FOLDER).mkdir()
@@ -110,16 +110,16 @@ def _take_weights_along(spec: JobSpec, working: Path) -> JobSpec:
 
 
 def requirements() -> list[str]:
-    """Return the libraries that this program runs with, as pip spells them; Ray itself is the cluster's.
+    """Return the libraries that this program needs, as pip requirements, without Ray, which is the cluster's.
 
     Raises:
-        SpecError: it is not installed as a package.
+        SpecError: htc-batch is not installed as a package.
     """
     try:
         declared = metadata.requires("htc-batch") or []
     except metadata.PackageNotFoundError:
         raise SpecError(
-            "htc-batch is not installed as a package here, so that its requirements are unknown; pip install it, or "
+            "htc-batch is not installed as a package here, so its requirements are unknown; install it with pip, or "
             "use --runtime-env image."
         ) from None
     needed = (line.split(";", 1) for line in declared)
@@ -131,6 +131,6 @@ def _is_clusters_own(requirement: str) -> bool:
 
 
 def _copy_package(name: str, root: Path) -> Path:
-    """Copy a package without what differs between machines: Ray tells uploads apart by their content."""
+    """Copy a package without files that differ between machines: Ray identifies uploads by their content."""
     source = Path(__file__).resolve().parents[2] / name
     return Path(shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")))

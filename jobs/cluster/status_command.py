@@ -1,4 +1,4 @@
-"""`htc status`: how far a job or a run is, for people and as JSON."""
+"""`htc status`: the progress of a job or a run, as text and as JSON."""
 
 import json
 import sys
@@ -23,15 +23,15 @@ Line = tuple[str, str]
 def report_status(
     target: str | None, *, run: str | None, address: str | None, storage_section: StorageSection, is_json: bool
 ) -> None:
-    """Write how a job or a run stands to stdout.
+    """Write the status of a job or a run to stdout.
 
     Args:
         target: a job's id or an output folder; None for the cluster's newest job.
-        run: of the output; by default the job's, else the newest.
-        storage_section: how an output folder is reached; a job's is reached as its spec says.
+        run: the run's name; by default the job's run, else the newest.
+        storage_section: how an output folder is reached; for a job, its spec says so.
 
     Raises:
-        HtcError: there is no such job or run, or it cannot be asked.
+        HtcError: there is no such job or run, or the cluster or store cannot be reached.
     """
     if target is not None and is_output(target):
         _write(None, read_status(target, Storage(storage_section), run=run, report=say), is_json=is_json)
@@ -48,14 +48,14 @@ def _status_of(job: JobState, run: str | None, *, is_json: bool) -> RunStatus | 
             job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None, report=say
         )
     except (InputError, StorageError) as error:
-        # The cluster may reach what this machine does not, and the run may not have begun.
+        # The cluster may reach storage that this machine cannot, and the run may not have begun.
         if not is_json:
-            say(f"Of its output, this machine sees nothing yet: {error}")
+            say(f"Its output cannot be read from this machine yet: {error}")
         return None
 
 
 def is_output(target: str) -> bool:
-    """Tell a folder or prefix from a job's id, which has no slash."""
+    """Return whether the target is a folder or prefix, not a job's id, which has no slash."""
     return "/" in target or has_scheme(target) or Path(target).is_dir()
 
 
@@ -68,7 +68,7 @@ def _find_job(job_id: str | None, address: str | None) -> JobState:
         return client.state(job_id)
     states = client.states()
     if not states:
-        raise NoSuchJobError(f"The cluster at {client.url} remembers no job of htc; start one with: htc submit SPEC")
+        raise NoSuchJobError(f"The cluster at {client.url} has no job of htc; start one with: htc submit SPEC")
     return states[0]
 
 
@@ -87,7 +87,7 @@ def _write(job: JobState | None, status: RunStatus | None, *, is_json: bool) -> 
 
 
 def job_lines(job: JobState, now: datetime) -> Iterator[Line]:
-    """What a cluster tells of a job."""
+    """Yield what a cluster knows of a job, as rows of text."""
     code = "" if job.final_exit_code is None else f", exit code {job.final_exit_code}"
     yield "job", f"{job.job_id} ({job.phase}{code})"
     if job.started:
@@ -99,7 +99,7 @@ def job_lines(job: JobState, now: datetime) -> Iterator[Line]:
 
 
 def run_lines(status: RunStatus, now: datetime) -> Iterator[Line]:
-    """What an output folder tells of a run."""
+    """Yield what an output folder shows of a run, as rows of text."""
     yield "run", f"{status.run} ({in_words(status.state)})"
     yield "images", _images(status)
     if status.instances is not None:
@@ -132,7 +132,7 @@ def _driver(driver: Driver, now: datetime) -> str:
     heard = format_duration(max(0.0, (now - driver.heard).total_seconds()))
     job = f"job {driver.job}, " if driver.job else ""
     end = "" if driver.is_alive else "; it is dead"
-    return f"{job}process {driver.pid} on {driver.host}, heard of {heard} ago{end}"
+    return f"{job}process {driver.pid} on {driver.host}, last heartbeat {heard} ago{end}"
 
 
 def _write_failures(status: RunStatus) -> None:

@@ -1,7 +1,7 @@
-"""Jobs on a Ray cluster, through Ray's Jobs API (the dashboard's port, 8265): submit, look at, follow, stop.
+"""Jobs on a Ray cluster, through Ray's Jobs API (the dashboard's port, 8265): submit, list, follow, stop.
 
-A job is one `htc run` that executes on the cluster: its driver on the head node, its workers wherever Ray has room.
-The spec travels as a file in the job's working folder, resolved, so that the cluster reads what was checked here.
+A job is one `htc run` on the cluster: its driver on the head node, its workers wherever Ray has room. The resolved spec
+is uploaded as a file in the job's working folder, so that the cluster reads what was checked here.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from jobs.cluster.client import JobsClient, connect
-from jobs.cluster.errors import AlreadyGoingError
+from jobs.cluster.errors import JobRunningError
 from jobs.cluster.job_state import JobState
 from jobs.cluster.package import SPEC_FILE, RuntimeEnvKind, build_entrypoint, runtime_env_for
 from jobs.results.status import find_live_driver
@@ -53,22 +53,22 @@ def submit_job(
     """Start a job on a cluster and return its id, `<name>-<date>-<short hash>`; does not wait for it.
 
     Args:
-        address: of the dashboard, `http://host:8265`; by default RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else this
-            machine.
-        run: go on with this run, or begin it; by default the newest one of the output goes on.
-        fresh: begin a new run; it is named like the job, so that the job begins it once, however often Ray starts it.
-        runtime_env: what the cluster gets: "code" (this very htc-batch; the cluster has the libraries), "image" (the
-            spec only; the cluster's image has htc-batch), or "pip" (the code, and Ray installs the libraries).
-        env_vars: set for the driver and the workers; whoever may see the cluster's dashboard may read them.
+        address: URL of the dashboard, `http://host:8265`; by default RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else
+            this machine.
+        run: resume this run, or begin it; by default the newest run of the output is resumed.
+        fresh: begin a new run. It has the job's name, so that the job begins it once, however often Ray starts it.
+        runtime_env: what is uploaded: "code" (this htc-batch; the cluster has the libraries), "image" (the spec only;
+            the cluster's image has htc-batch), or "pip" (the code, and Ray installs the libraries).
+        env_vars: set for the driver and the workers; every user of the cluster's dashboard can read them.
         is_shared: all nodes see this machine's paths; otherwise a weights file of this machine is uploaded.
-        client: a connection to use instead of opening one. now: the time that names the job, UTC.
+        client: a connection to use instead of opening one. now: the time in the job's name, UTC.
 
     Raises:
         SpecError: `fresh` with a run's name, a name that cannot be a folder's, or a weights file that is too large.
         WeightsUnavailableError: there is no such weights file.
-        AlreadyGoingError: a job that has not ended is at the same run.
-        RunHeldError: a driver that is no job of this cluster is at it.
-        ClusterError: the cluster cannot be reached, wants another token, or refuses.
+        JobRunningError: a job that has not ended is working on the same run.
+        RunHeldError: a driver that is not a job of this cluster is working on the run.
+        ClusterError: the cluster cannot be reached, rejects the token, or refuses.
     """
     if fresh and run:
         raise SpecError(f"--fresh begins a new run; leave it out to begin or resume the run {run}.")
@@ -80,8 +80,8 @@ def submit_job(
     client = client or connect(address)
     if note := client.note:
         log.info("%s", note)
-    refuse_going(client.states(), spec.output.uri, run)
-    _refuse_held(spec, run)
+    check_no_running_job(client.states(), spec.output.uri, run)
+    _check_not_held(spec, run)
     variables = {JOB_VARIABLE: job_id, **(env_vars or {})}
     with runtime_env_for(spec, runtime_env, variables, is_shared=is_shared) as environment:
         client.submit(
@@ -90,14 +90,14 @@ def submit_job(
             runtime_env=environment,
             metadata=job_metadata(spec, run),
         )
-    _yield_to_first(client, job_id, spec.output.uri, run)
+    _stop_unless_first(client, job_id, spec.output.uri, run)
     return job_id
 
 
 def new_job_id(spec: JobSpec, run: str | None, moment: datetime) -> str:
-    """Name a job: the spec's name, the time (UTC, to the second) and six digits of a hash of spec and run.
+    """Return a job's id: the spec's name, the time (UTC, to the second) and six digits of a hash of spec and run.
 
-    The same submission twice within a second has one id, and the cluster takes it once.
+    The same submission twice within a second has one id, and the cluster accepts it once.
     """
     content = json.dumps([spec.to_dict(), run], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:6]
@@ -105,7 +105,7 @@ def new_job_id(spec: JobSpec, run: str | None, moment: datetime) -> str:
 
 
 def job_state(job_id: str, *, address: str | None = None, client: JobsClient | None = None) -> JobState:
-    """Look at one job.
+    """Return the state of one job.
 
     Raises:
         NoSuchJobError: the cluster does not know it.
@@ -115,7 +115,7 @@ def job_state(job_id: str, *, address: str | None = None, client: JobsClient | N
 
 
 def list_jobs(*, address: str | None = None, client: JobsClient | None = None) -> list[JobState]:
-    """Return the jobs of this program that the cluster remembers, the newest first.
+    """Return the jobs of htc that the cluster knows, newest first.
 
     Raises:
         ClusterError: see `submit_job`.
@@ -124,10 +124,10 @@ def list_jobs(*, address: str | None = None, client: JobsClient | None = None) -
 
 
 def stop_job(job_id: str, *, address: str | None = None, client: JobsClient | None = None) -> bool:
-    """Ask a job to stop; what it has committed stays, and another job resumes the run. Does not wait for its end.
+    """Ask a job to stop; committed results stay, and another job resumes the run. Does not wait for its end.
 
     Returns:
-        Whether it was going.
+        Whether it was running.
 
     Raises:
         NoSuchJobError: the cluster does not know it.
@@ -153,7 +153,7 @@ def tail_logs(
 
 
 def job_metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
-    """Return what the cluster keeps with a job, so that it can be listed, and its output found."""
+    """Return the metadata that the cluster keeps with a job, so that the job and its output can be found."""
     storage = spec.storage.model_dump(mode="json", exclude_unset=True)
     return {
         "htc_output": spec.output.uri,
@@ -163,56 +163,56 @@ def job_metadata(spec: JobSpec, run: str | None) -> dict[str, str]:
     }
 
 
-def refuse_going(states: Iterable[JobState], output_uri: str, run: str | None) -> None:
-    """Refuse a second job at one run: two that name no run both mean the newest.
+def check_no_running_job(states: Iterable[JobState], output_uri: str, run: str | None) -> None:
+    """Refuse a second job on one run; jobs that name no run work on the newest.
 
     Raises:
-        AlreadyGoingError: one of them has not ended and is at the same run.
+        JobRunningError: a job that has not ended is working on the same run.
     """
     for state in states:
         is_same = state.output_uri.rstrip("/") == output_uri.rstrip("/") and (not run or state.run in {"", run})
         if is_same and not state.is_ended:
-            # A job that names no run goes on with the newest, which may be the one that is meant.
+            # A job that names no run resumes the newest, which may be this one.
             this = "this run" if state.run == (run or "") else "a run of this output, perhaps this one,"
-            raise AlreadyGoingError(
+            raise JobRunningError(
                 state.job_id,
-                f"The job {state.job_id} is at {this} already ({state.phase}); follow it with: htc logs "
+                f"The job {state.job_id} is already working on {this} ({state.phase}); follow it with: htc logs "
                 f"{state.job_id} -f, or stop it with: htc stop {state.job_id}",
             )
 
 
-def _refuse_held(spec: JobSpec, run: str | None) -> None:
-    """Refuse a run that a driver somewhere else works on, if its output can be seen from here."""
+def _check_not_held(spec: JobSpec, run: str | None) -> None:
+    """Refuse a run whose lease another driver holds, if its output can be read from here."""
     try:
         held = find_live_driver(Storage(spec.storage), spec.output.uri, run)
     except StorageError as error:
-        # The job looks again, from the cluster.
-        log.info("whether a driver works on the run cannot be seen from here: %s", error)
+        # The job checks again, from the cluster.
+        log.info("this machine cannot check whether a driver works on the run: %s", error)
         return
     if held is not None:
         name, driver = held
         if not driver.host:
             raise RunHeldError(
-                f"The lease of the run {name} cannot be read, so that a driver may work on it; "
+                f"The lease of the run {name} cannot be read, so a driver may be working on it; "
                 f"`htc doctor {spec.output.uri} --repair` removes the lease unless a driver renews it."
             )
         who = f"The job {driver.job}" if driver.job else "A driver"
         raise RunHeldError(
-            f"{who} (host {driver.host}, process {driver.pid}) works on the run {name}; wait for it, stop it, or start "
-            f"another run with --fresh or --run NAME (a driver that is dead loses the run "
-            f"{format_duration(WATCH_S)} after another one asks for it)."
+            f"{who} (host {driver.host}, process {driver.pid}) is working on the run {name}; wait for it, stop it, or "
+            f"start another run with --fresh or --run NAME (the lease of a dead driver is taken over "
+            f"{format_duration(WATCH_S)} after another driver asks for it)."
         )
 
 
-def _yield_to_first(client: JobsClient, job_id: str, output_uri: str, run: str | None) -> None:
-    """Of two jobs at one run that were submitted in the same moment, stop the later one."""
+def _stop_unless_first(client: JobsClient, job_id: str, output_uri: str, run: str | None) -> None:
+    """Stop this job if another job on the same run was submitted at the same moment and came first."""
     states = client.states()
     mine = next((state for state in states if state.job_id == job_id), None)
     if mine is None:
         return
     earlier = [state for state in states if (state.started or mine.started, state.job_id) < (mine.started, job_id)]
     try:
-        refuse_going(earlier, output_uri, run)
-    except AlreadyGoingError:
+        check_no_running_job(earlier, output_uri, run)
+    except JobRunningError:
         client.stop(job_id)
         raise

@@ -1,4 +1,4 @@
-"""`htc submit`: check here what can be checked, submit, say what to do next, and wait if asked to."""
+"""`htc submit`: check, submit, print the next commands, and wait if asked to."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.runs.outcomes import EXIT_INTERRUPTED
 from pipeline.storage.uris import is_local
 
-LOOK_EVERY_S = 0.5
-# A head node that is being replaced, or a tunnel that is being opened again.
+POLL_S = 0.5
+# Enough to replace a head node or to reopen a tunnel.
 PATIENCE_S = 60.0
 
 
@@ -37,12 +37,12 @@ def submit_and_report(
     """Submit a job, and write its id and the next commands to stdout.
 
     Args:
-        env: NAME or NAME=VALUE each.
+        env: each NAME or NAME=VALUE.
         is_shared: all nodes see this machine's paths.
         is_waited_for: follow the job to its end.
 
     Returns:
-        The exit code: of the job when it was waited for (130 after Ctrl-C, which leaves it going), else 0.
+        The exit code of the job if it was waited for (130 after Ctrl-C, which does not stop the job), else 0.
 
     Raises:
         HtcError: see `jobs.cluster.submit.submit_job`; SpecError also for paths that only this machine has.
@@ -51,7 +51,7 @@ def submit_and_report(
     client = connect(address)
     if client.note and not is_json:
         say(client.note)
-    refuse_local_paths(spec, client.url, is_shared=is_shared)
+    check_paths_are_shared(spec, client.url, is_shared=is_shared)
     job_id = submit_job(
         spec,
         run=run,
@@ -74,45 +74,48 @@ def submit_and_report(
 
 
 def read_env_vars(words: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Read NAME=VALUE as it is, and NAME with its value here.
+    """Parse NAME=VALUE, and NAME with its value in `environment`.
 
     Raises:
-        SpecError: a name that is none, or has no value here.
+        SpecError: the name is invalid, or has no value in `environment`.
     """
     values = {}
     for word in words:
         name, is_given, value = word.partition("=")
         if not name.isidentifier() or not name.isascii():
-            raise SpecError(f"--env {word}: {name!r} is no variable's name; give NAME or NAME=VALUE.")
+            raise SpecError(f"--env {word}: {name!r} is not a variable's name; give NAME or NAME=VALUE.")
         if not is_given and name not in environment:
             raise SpecError(f"--env {name}: it is not set here; set it, or give NAME=VALUE.")
         values[name] = value if is_given else environment[name]
     return values
 
 
-def refuse_local_paths(spec: JobSpec, url: str, *, is_shared: bool) -> None:
-    """Refuse paths of this machine for a cluster that is elsewhere.
+def check_paths_are_shared(spec: JobSpec, url: str, *, is_shared: bool) -> None:
+    """Refuse paths of this machine for a cluster on other machines.
 
-    One that is reached by this machine's own address may run here, or at the other end of a tunnel: the job's first
-    look from a worker's node tells.
+    A cluster at this machine's own address may run here or at the other end of a tunnel: the job's preflight check
+    finds out.
+
+    Raises:
+        SpecError: the input or the output is a path of this machine.
     """
     if is_shared or is_this_machine(url):
         return
     for key, place in {"input.uri": spec.input.uri, "output.uri": spec.output.uri}.items():
         if is_local(place):
             raise SpecError(
-                f"{key} is {place}, a path of this machine, and the cluster at {url} is another: put it into storage "
-                "that both reach (s3://...), or add --shared-paths if all its nodes have that path."
+                f"{key} is {place}, a path of this machine, and the cluster at {url} runs on others: use storage that "
+                "both reach (s3://...), or add --shared-paths if all its nodes have that path."
             )
 
 
 def next_commands(job_id: str, output_uri: str, address: str | None) -> Iterator[str]:
-    """The commands that one wants next, with what they do."""
+    """Yield the next commands, with what they do."""
     where = f" --address {shlex.quote(address)}" if address else ""
-    yield f"Next: htc status {job_id}{where}    how far it is"
-    yield f"      htc logs {job_id} -f{where}   what it says"
-    yield f"      htc stop {job_id}{where}      end it; the same submission resumes"
-    yield f"      htc status {shlex.quote(output_uri)}    the same without the cluster"
+    yield f"Next: htc status {job_id}{where}    its progress"
+    yield f"      htc logs {job_id} -f{where}   its output"
+    yield f"      htc stop {job_id}{where}      stop it; submit it again to resume"
+    yield f"      htc status {shlex.quote(output_uri)}    its progress, without the cluster"
 
 
 def _wait(client: JobsClient, job_id: str, address: str | None, *, is_json: bool) -> int:
@@ -120,7 +123,7 @@ def _wait(client: JobsClient, job_id: str, address: str | None, *, is_json: bool
         state = follow(client, job_id)
     except KeyboardInterrupt:
         where = f" --address {shlex.quote(address)}" if address else ""
-        say(f"Not waiting any more; the job {job_id} goes on. To end it: htc stop {job_id}{where}")
+        say(f"No longer waiting; the job {job_id} continues. To stop it: htc stop {job_id}{where}")
         return EXIT_INTERRUPTED
     if is_json:
         write_line(json.dumps(state.to_dict()))
@@ -132,21 +135,21 @@ def _wait(client: JobsClient, job_id: str, address: str | None, *, is_json: bool
 
 
 def follow(client: JobsClient, job_id: str, *, patience_s: float = PATIENCE_S) -> JobState:
-    """Pass on what a job says until it has ended.
+    """Print a job's output until it has ended, and return its last state.
 
     Raises:
-        ClusterError: the cluster has not answered for `patience_s`; the job may go on.
+        ClusterError: the cluster has not answered for `patience_s`; the job may still be running.
     """
     shown = 0
     last_answer = time.monotonic()
     while True:
         try:
-            seen = 0
+            received = 0
             for piece in client.tail(job_id):
-                # After a broken connection the log is told from its beginning.
-                fresh = piece[max(0, shown - seen) :]
-                seen += len(piece)
-                shown = max(shown, seen)
+                # After a broken connection the log starts from its beginning.
+                fresh = piece[max(0, shown - received) :]
+                received += len(piece)
+                shown = max(shown, received)
                 for line in fresh.splitlines():
                     say(line.expandtabs())
                 last_answer = time.monotonic()
@@ -156,17 +159,17 @@ def follow(client: JobsClient, job_id: str, *, patience_s: float = PATIENCE_S) -
                 return state
         except ClusterError as error:
             if time.monotonic() - last_answer > patience_s:
-                raise ClusterError(f"{error} The job {job_id} may go on all the same.") from error
-        time.sleep(LOOK_EVERY_S)
+                raise ClusterError(f"{error} The job {job_id} may still be running.") from error
+        time.sleep(POLL_S)
 
 
 def ending(state: JobState) -> str:
-    """One sentence on how a job ended."""
+    """Return one sentence on how a job ended."""
     if state.phase == "succeeded":
         return f"The job {state.job_id} is complete."
     if state.phase == "stopped":
-        return f"The job {state.job_id} was stopped; the same submission resumes."
+        return f"The job {state.job_id} was stopped; submit it again to resume."
     if state.exit_code is not None:
         return f"The job {state.job_id} failed with exit code {state.exit_code}; its last lines say why."
-    reason = " ".join(state.message.split())[:600] or "Ray does not say why."
-    return f"The job {state.job_id} failed before its end: {reason}"
+    reason = " ".join(state.message.split())[:600] or "Ray gives no reason."
+    return f"The job {state.job_id} failed without an exit code: {reason}"

@@ -1,8 +1,8 @@
-"""Start of a job that brought its own code to the cluster.
+"""Entry point of a job that brings its own code to the cluster.
 
 `python -m jobs.entrypoints.cluster_job run ...` is `htc run ...`.
 
-Only the standard library, and only what every Python 3 understands, until it is sure that the rest is there.
+Uses only the standard library and syntax of every Python 3 until it has checked the environment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 
 OLDEST_PYTHON = (3, 11)
-# What `htc run` imports, by the name that pip knows it by.
+# The modules that `htc run` imports, and their names for pip.
 NEEDED = {
     "PIL": "pillow",
     "charset_normalizer": "charset-normalizer",
@@ -42,8 +42,8 @@ NEEDED = {
 EXIT_USAGE = 2
 
 
-def complaint() -> str:
-    """Say what the cluster's Python lacks; empty when it has all that is needed."""
+def environment_problem() -> str:
+    """Return what the cluster's Python lacks, as text; empty if nothing is missing."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -63,7 +63,7 @@ def complaint() -> str:
 
 
 def forget_current_folder() -> None:
-    """Take the folder that `python -m` puts first on the search path from it, unless this program lies there."""
+    """Remove the folder that `python -m` puts first on the search path, unless this program is in it."""
     # Not pathlib, which imports much, and from that very folder.
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120
     if not getattr(sys.flags, "safe_path", False) and sys.path and os.path.realpath(sys.path[0]) != root:
@@ -71,8 +71,8 @@ def forget_current_folder() -> None:
 
 
 def main() -> None:
-    """Run `htc` with this process's arguments, or say why that cannot be."""
-    problem = complaint()
+    """Run `htc` with this process's arguments, or report what the environment lacks."""
+    problem = environment_problem()
     if problem:
         sys.stderr.write(problem + "\n")
         sys.exit(EXIT_USAGE)

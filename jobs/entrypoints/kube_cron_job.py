@@ -1,7 +1,7 @@
-"""Inside Kubernetes: create a RayJob that belongs to this pod's Job, and wait for its end.
+"""In a pod of a CronJob: create a RayJob that belongs to this pod's Job, and wait for its end.
 
 `python -m jobs.entrypoints.kube_cron_job TEMPLATE`, in the pod that `cron_job` describes. Exit codes: 0 the RayJob
-succeeded, 1 it failed, 3 the API server could not be asked, so that another pod may try.
+succeeded, 1 it failed, 3 the API server could not be reached, so that another pod may retry.
 """
 
 import argparse
@@ -22,22 +22,22 @@ from jobs.manifests.cron_job import FAILED_EXIT_CODE
 
 log = logging.getLogger(__name__)
 
-# Where Kubernetes puts an account's credentials (kubernetes.io/docs/tasks/run-application/access-api-from-pod).
+# Folder of a service account's credentials (kubernetes.io/docs/tasks/run-application/access-api-from-pod).
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 UNREACHABLE_EXIT_CODE = 3
 TIMEOUT_S = 30.0
-# An API server is away for minutes while its cluster is upgraded.
+# An API server is unreachable for minutes while its cluster is upgraded.
 PATIENCE_S = 1800.0
 POLL_S = 20.0
 ENDED = {"Complete", "Failed"}
 
 
 class BusyServerError(Exception):
-    """The API server asks to come again."""
+    """The API server is busy; the request can be repeated."""
 
 
 class RayJobs:
-    """The RayJobs of a namespace, through the API server; every request is repeated while it cannot be reached."""
+    """The RayJobs of a namespace; requests are repeated while the API server cannot be reached."""
 
     def __init__(self, server: str, namespace: str, *, account: Path = ACCOUNT, patience_s: float = PATIENCE_S) -> None:
         self._url = f"{server}/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
@@ -51,7 +51,7 @@ class RayJobs:
         )
 
     def create(self, manifest: dict[str, Any]) -> None:
-        """Create a RayJob; one of that name is this Job's own, which an earlier pod has created."""
+        """Create a RayJob; if the name exists, an earlier pod of this Job has created it."""
         answer = self._patient(self._ask)("POST", self._url, manifest)
         if answer.status_code != requests.codes.conflict:
             answer.raise_for_status()
@@ -64,7 +64,7 @@ class RayJobs:
         return status
 
     def _ask(self, method: str, url: str, body: dict[str, Any] | None) -> requests.Response:
-        # Read anew each time: Kubernetes changes the token about every hour.
+        # Read for each request: Kubernetes changes the token about every hour.
         token = (self._account / "token").read_text(encoding="ascii").strip()
         answer = requests.request(
             method,
@@ -83,8 +83,8 @@ def build_own_job(template: dict[str, Any], *, name: str, uid: str, has_own_run:
     """Return the RayJob of one firing.
 
     Args:
-        name, uid: of the Job that it belongs to, whose name it bears.
-        has_own_run: give its run that name too; else the output's newest run goes on, or a new one begins.
+        name, uid: of the Job that owns it; it has the same name.
+        has_own_run: give its run that name too; else the output's newest run is resumed, or a new one begins.
     """
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid, "controller": True}
     spec = {**template["spec"], "entrypoint": entrypoint_of(name)} if has_own_run else template["spec"]
@@ -123,7 +123,7 @@ def main() -> int:
         jobs.create(build_own_job(template, name=name, uid=os.environ["JOB_UID"], has_own_run=given.run_of_its_own))
         return follow(jobs, name)
     except (requests.RequestException, BusyServerError):
-        log.exception("the API server could not be asked about the RayJob %s", name)
+        log.exception("the API server could not be reached for the RayJob %s", name)
         return UNREACHABLE_EXIT_CODE
 
 

@@ -1,7 +1,7 @@
-"""The process of a firing on this machine: `htc run`, and then a note of how it ended.
+"""The process of a firing on this machine: `htc run`, then it writes the ending.
 
-python -m jobs.entrypoints.scheduled_run FOLDER LOCK RUN, where LOCK is the number of the open, locked file that tells
-others that this process lives.
+python -m jobs.entrypoints.scheduled_run FOLDER LOCK RUN, where LOCK is the descriptor of the open, locked file that
+shows other processes that this one lives.
 """
 
 import json
@@ -19,7 +19,7 @@ from pipeline.runs.outcomes import EXIT_FAILED
 def main() -> None:
     """Run the job spec in the folder, and write its ending there."""
     folder, lock, run = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    # Ray's processes outlive a driver that is killed, and must not be taken for it.
+    # Ray's processes outlive a killed driver and must not inherit its lock.
     os.set_inheritable(lock, False)
     with atomic_output(folder / PROCESS_FILE) as file:
         file.write(str(os.getpid()).encode())

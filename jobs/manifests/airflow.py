@@ -1,4 +1,4 @@
-"""A schedule as a DAG of Apache Airflow 3: an example to begin from, which starts `htc run` as a command."""
+"""A schedule as an example DAG of Apache Airflow 3, which starts `htc run` as a command."""
 
 import shlex
 
@@ -7,7 +7,7 @@ from jobs.scheduling.schedule import Schedule
 
 _DAG = '''"""{title}. Written by `htc schedule export --airflow`; edit it freely.
 
-It needs on Airflow's workers: htc on the PATH, the job spec at {spec}, the storage's credentials in the environment.
+Airflow's workers need htc on the PATH, the job spec at {spec}, and the storage's credentials in the environment.
 """
 
 from datetime import timedelta
@@ -23,7 +23,7 @@ with DAG(
     dag_id={dag_id!r},
     schedule=CronTriggerTimetable({cron!r}, timezone=TIME_ZONE),
     start_date=pendulum.datetime(2026, 1, 1, tz=TIME_ZONE),
-    # One at a time; what is due meanwhile waits.
+    # One run at a time; runs that are due meanwhile wait.
     max_active_runs=1,
     catchup={is_caught_up},
     dagrun_timeout={timeout},
@@ -32,7 +32,7 @@ with DAG(
 ):
     BashOperator(
         task_id="segment",
-        # The run has the name of its time, so that a retry goes on with it.
+        # The run is named after its time, so that a retry resumes it.
         bash_command={command!r},
         retries=3,
         retry_delay=timedelta(minutes=10),
@@ -44,7 +44,7 @@ def build_dag(schedule: Schedule, spec_path: str) -> str:
     """Return the DAG's source.
 
     Args:
-        spec_path: where the job spec lies on Airflow's workers.
+        spec_path: path of the job spec on Airflow's workers.
     """
     wait = f"sleep $((RANDOM * {schedule.jitter_s:.0f} / 32768)); " if schedule.jitter_s else ""
     run = f"{schedule.name}-{{{{ ts_nodash }}}}"  # Airflow fills it in.
@@ -75,8 +75,8 @@ def build_dag(schedule: Schedule, spec_path: str) -> str:
     )
 
 
-def unexpressed_in_airflow(schedule: Schedule) -> list[str]:
-    """Say which of the schedule's policies the DAG does not have."""
+def unsupported_by_airflow(schedule: Schedule) -> list[str]:
+    """Return the schedule's policies that the DAG does not support, as text."""
     missing = []
     if schedule.overlap != "queue":
         missing.append(f"overlap: {schedule.overlap}; a DAG run that is due meanwhile waits (queue)")

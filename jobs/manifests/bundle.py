@@ -1,4 +1,4 @@
-"""The manifests that belong together, and where they are written."""
+"""Bundles of manifests that belong together, and writing them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,22 +22,22 @@ from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 
 Kind = Literal["rayjob", "raycronjob", "raycluster"]
-# By the path of its file, the manifests in it.
+# Manifests by the path of their file.
 Bundle = dict[str, list[Manifest]]
 _SPEC_FILE = "base/spec.yaml"
 
 
 def entrypoint_of(run: str | None = None) -> str:
-    """The command that a job's driver runs on the head.
+    """Return the command that a job's driver runs on the head.
 
     Args:
-        run: the run's name; by default the output's newest run goes on, or a new one begins.
+        run: the run's name; by default the output's newest run is resumed, or a new one begins.
     """
     return build_entrypoint(SPEC_PATH, run=run, is_installed=True)
 
 
-def build_surroundings(spec: JobSpec, shape: ClusterShape, *, has_pod_monitor: bool) -> Bundle:
-    """What every kind needs, file by file in the order of applying."""
+def build_common_resources(spec: JobSpec, shape: ClusterShape, *, has_pod_monitor: bool) -> Bundle:
+    """Return the manifests that every kind needs, by file, in the order of applying."""
     bundle: Bundle = {
         "base/namespace.yaml": [build_namespace(shape), build_quota(shape)],
         _SPEC_FILE: [build_spec_map(spec, shape)],
@@ -58,15 +58,15 @@ def build_bundle(
     time_zone: str = "UTC",
     has_pod_monitor: bool = False,
 ) -> Bundle:
-    """Put together the surroundings and the kinds that are asked for.
+    """Return the common resources and the requested kinds.
 
     Args:
-        cron: five fields; needed for "raycronjob". time_zone: whose clock they mean.
+        cron: five fields; required for "raycronjob". time_zone: IANA name of their time zone.
 
     Raises:
-        SpecError: a RayCronJob without its times, or of a spec that could run once only.
+        SpecError: a RayCronJob without `cron`, or for a spec that can run only once.
     """
-    bundle = build_surroundings(spec, shape, has_pod_monitor=has_pod_monitor)
+    bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
     for kind in kinds:
         if kind == "rayjob":
             bundle["rayjob.yaml"] = [build_ray_job(shape, entrypoint_of())]
@@ -78,39 +78,39 @@ def build_bundle(
 
 
 def render(bundle: Mapping[str, list[Manifest]], *, comment: str = "") -> str:
-    """Return all manifests as one YAML stream, `comment` above them."""
+    """Return all manifests as one YAML stream, with `comment` at the top."""
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     documents = [manifest for manifests in bundle.values() for manifest in manifests]
     return head + dump_manifests(documents)
 
 
 def write_bundle(bundle: Bundle, folder: Path, *, comment: str = "") -> list[Path]:
-    """Write a file for each of the bundle's and return their paths.
+    """Write the bundle's files and return their paths.
 
     Raises:
-        SpecError: the folder cannot be made or written, or holds another job's manifests, which would lose their spec.
+        SpecError: the folder cannot be created or written, or holds another job's manifests, whose spec would be lost.
     """
-    _refuse_another_job(bundle, folder)
+    _check_same_job(bundle, folder)
     paths = []
     for name, manifests in bundle.items():
         path = folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SpecError(f"{path.parent} cannot be made: {error.strerror or error}.") from error
+            raise SpecError(f"{path.parent} cannot be created: {error.strerror or error}.") from error
         with atomic_output(path) as sink:
             sink.write(render({name: manifests}, comment=comment).encode())
         paths.append(path)
     return paths
 
 
-def _refuse_another_job(bundle: Bundle, folder: Path) -> None:
+def _check_same_job(bundle: Bundle, folder: Path) -> None:
     there = folder / _SPEC_FILE
     if not there.exists():
         return
     (own,) = bundle[_SPEC_FILE]
     if f"\n  name: {own['metadata']['name']}\n" not in there.read_text(encoding="utf-8"):
-        raise SpecError(f"{folder} holds the manifests of another job; give this one a folder of its own with --to.")
+        raise SpecError(f"{folder} holds the manifests of another job; give this one its own folder with --to.")
 
 
 def _ray_cron_job(spec: JobSpec, shape: ClusterShape, cron: str | None, time_zone: str) -> Manifest:

@@ -1,4 +1,4 @@
-"""What of a cluster the job spec does not say: its image, its pods' sizes, how many of them, who they are."""
+"""The shape of a Kubernetes cluster that the job spec does not define: image, sizes and number of pods, identity."""
 
 import math
 import re
@@ -13,9 +13,9 @@ from pipeline.storage.uris import base_name, is_local
 
 SpotMarket = Literal["gke", "eks", "karpenter", "aks"]
 
-# KubeRay appends up to 16 characters to the names of what it makes, and the names of Services end at 63.
+# KubeRay appends up to 16 characters to the names of its resources, and Service names have at most 63 characters.
 MAX_NAME = 36
-# Of a node with one GPU and 8 cores (AWS g5.2xlarge and g6.2xlarge, Google g2-standard-8), what its daemons leave.
+# What the daemons leave of a node with one GPU and 8 cores (AWS g5.2xlarge and g6.2xlarge, Google g2-standard-8).
 CPUS_PER_GPU = 6
 MEMORY_GIB_PER_GPU = 24
 # Without a GPU: an ordinary node of 8 cores.
@@ -25,18 +25,18 @@ MEMORY_GIB_PER_POD = 20
 
 @dataclass(frozen=True)
 class ClusterShape:
-    """How a run's cluster looks.
+    """The shape of a run's cluster.
 
-    name: of the job and all that belongs to it, a DNS label.
-    image: what all pods run; holds htc-batch and Ray.
-    ray_version: the image's.
-    min_workers, max_workers: worker pods; Ray's autoscaler moves between them.
+    name: of the job and its resources, a DNS label.
+    image: container image of all pods, with htc-batch and Ray.
+    ray_version: version of Ray in the image.
+    min_workers, max_workers: limits of Ray's autoscaler, in worker pods.
     gpus, cpus, memory_gib: of one worker pod.
-    spot: whose spot nodes the workers may be on; the head never is.
-    secrets: Secrets whose keys become the pods' environment, such as AWS_ACCESS_KEY_ID.
-    service_account: the pods' identity towards the cloud; it exists already.
-    token_secret: a Secret whose key auth_token holds the cluster's token; by default KubeRay makes one.
-    retries: how often the whole cluster is made again when the driver's or the head's node dies.
+    spot: provider of the spot nodes that workers may run on; the head never does.
+    secrets: Secrets whose keys become the pods' environment variables, such as AWS_ACCESS_KEY_ID.
+    service_account: an existing service account, the pods' cloud identity.
+    token_secret: a Secret whose key auth_token holds the cluster's token; by default KubeRay creates one.
+    retries: how often the cluster is created again after the driver's or the head's node dies.
     keep_s: seconds until the finished job's pods are removed.
     """
 
@@ -75,14 +75,14 @@ def build_shape(
     token_secret: str | None = None,
     ray_version: str | None = None,
 ) -> ClusterShape:
-    """Check a command's options and fill in what they leave open.
+    """Check a command's options and fill in the defaults.
 
     Args:
-        workers: "4" or "1:8"; worker pods, at least and at most.
+        workers: minimum and maximum of worker pods, "4" or "1:8".
         node_selector: labels of the workers' nodes, each "key=value".
 
     Raises:
-        SpecError: an option is wrong or missing, or the spec names what no pod can see.
+        SpecError: an option is wrong or missing, or the spec names a local path, which no pod can see.
     """
     if not image:
         raise SpecError(
@@ -111,7 +111,7 @@ def build_shape(
 
 
 def job_name(spec: JobSpec) -> str:
-    """Return a name that Kubernetes takes: the spec's, else that of the output's last folder."""
+    """Return a name that is valid in Kubernetes: the spec's, else that of the output's last folder."""
     return label_of(spec.name or base_name(spec.output.uri.rstrip("/")) or "htc")
 
 
@@ -122,9 +122,9 @@ def label_of(name: str) -> str:
 
 
 def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
-    """Return the spec with its compute section made definite for the cluster's largest size.
+    """Return the spec with the "auto" values of its compute section resolved for the cluster's largest size.
 
-    The driver counts what is there when it starts, which in a cluster that grows is the least.
+    The driver counts the nodes when it starts, which in a cluster that grows is the minimum.
 
     Raises:
         SpecError: a worker does not fit into a pod.
@@ -157,20 +157,22 @@ def _check_reachable(spec: JobSpec) -> None:
         places["model.weights"] = spec.model.weights
     for key, uri in places.items():
         if is_local(uri):
-            raise SpecError(f"{key} is {uri}, a place on this machine; pods see buckets, such as s3://bucket/folder/.")
+            raise SpecError(
+                f"{key} is {uri}, a path of this machine; pods can read buckets, such as s3://bucket/folder/."
+            )
 
 
 def _parse_workers(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
     if match is None:
-        raise SpecError(f'--workers is {text!r}; give the number of worker pods, "4", or at least and at most, "1:8".')
+        raise SpecError(f'--workers is {text!r}; give the number of worker pods, "4", or minimum and maximum, "1:8".')
     fewest = int(match[1])
     most = int(match[2] or fewest)
     if fewest < 1:
-        # The driver sizes its work by a node that is there, and an empty cluster has no GPU at all.
-        raise SpecError("--workers begins at 0; at least one worker pod must be there when the run begins.")
+        # The driver plans its workers by the nodes at its start, and an empty cluster has no GPU.
+        raise SpecError("--workers begins at 0; at least one worker pod must run when the run begins.")
     if most < fewest:
-        raise SpecError(f"--workers is {text}: at most {most} is less than at least {fewest}.")
+        raise SpecError(f"--workers is {text}: the maximum {most} is less than the minimum {fewest}.")
     return fewest, most
 
 
@@ -178,8 +180,8 @@ def _checked_name(name: str, option: str) -> str:
     longest = MAX_NAME if option == "--name" else 63
     if len(name) > longest or not re.fullmatch(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", name):
         raise SpecError(
-            f"{option} is {name!r}; Kubernetes wants small letters, digits and dashes, a letter first, "
-            f"{longest} characters at most."
+            f"{option} is {name!r}; Kubernetes requires lower-case letters, digits and dashes, beginning with a "
+            f"letter, {longest} characters at most."
         )
     return name
 

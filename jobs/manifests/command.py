@@ -1,4 +1,4 @@
-"""What `htc manifests` writes and says."""
+"""`htc manifests`: write the manifests, and print how to apply them."""
 
 from pathlib import Path
 from typing import Literal
@@ -22,20 +22,20 @@ def write_job_manifests(
     has_pod_monitor: bool,
     folder: Path | None,
 ) -> None:
-    """Write the manifests to stdout, or as files into a folder, and say how they are applied.
+    """Write the manifests to stdout, or as files into a folder, and print how to apply them.
 
     Raises:
-        SpecError: see `build_bundle`; or all kinds are wanted in one stream.
+        SpecError: see `build_bundle`; or "all" kinds without a folder.
     """
     if kind == "all" and folder is None:
-        raise SpecError("--kind all makes three different things of the spec; give a folder for them with --to DIR.")
+        raise SpecError("--kind all writes three alternatives; give a folder for them with --to DIR.")
     kinds = KINDS if kind == "all" else (kind,)
     bundle = build_bundle(spec, shape, kinds, cron=cron, time_zone=time_zone, has_pod_monitor=has_pod_monitor)
     write_out(bundle, folder, shape=shape)
 
 
 def write_out(bundle: Bundle, folder: Path | None, *, shape: ClusterShape, comment: str = "") -> None:
-    """Write a bundle, and with a folder the commands that apply it."""
+    """Write a bundle, and with a folder print the commands that apply it."""
     if folder is None:
         import sys
 

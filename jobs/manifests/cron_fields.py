@@ -1,4 +1,4 @@
-"""A schedule's times as other programs read them: whether a clock change shifts them, and cron that all read alike."""
+"""Cron fields for other programs: portable expressions, and times that clock changes shift."""
 
 import itertools
 import re
@@ -11,24 +11,24 @@ from pipeline.errors import SpecError
 
 __all__ = ["CronFields", "is_shifted_by_the_clock", "portable_cron", "split_cron"]
 
-# Two changes of the clock lie within it, whenever one looks.
+# Contains both clock changes of a year, from any start.
 LOOK_AHEAD = timedelta(days=366)
-# What every reader of cron takes alike: no steps, no * among others, and Sunday as 0.
+# What every cron parser reads the same way: no steps, no * in a list, and Sunday as 0.
 _PLAIN_DAYS = re.compile(r"\*|\d+(-\d+)?(,\d+(-\d+)?)*")
 _PLAIN_WEEKDAYS = re.compile(r"\*|([0-6]|[A-Za-z]+)(-([0-6]|[A-Za-z]+))?(,([0-6]|[A-Za-z]+)(-([0-6]|[A-Za-z]+))?)*")
 
 
 def portable_cron(expression: str, reader: str) -> str:
-    """Write a checked expression so that robfig/cron (Kubernetes, KubeRay) and croniter (Airflow) are due when we are.
+    """Rewrite a checked expression so that robfig/cron (Kubernetes, KubeRay) and croniter (Airflow) read it as we do.
 
-    They differ in the days: robfig knows no 7 and ends steps of weekdays with Saturday, and whether */2 counts as a
-    restricted day differs from one release to the next.
+    They differ in the day fields: robfig does not know 7 and ends steps of weekdays with Saturday, and whether */2
+    counts as a restricted day differs between releases.
 
     Args:
-        reader: who will read it, for the message.
+        reader: the program that will read it, for the message.
 
     Raises:
-        SpecError: a day must match both fields of days, which only our cron, systemd and Debian's can say.
+        SpecError: a day must match both day fields, which only our cron, systemd and Debian's cron can express.
     """
     fields = split_cron(expression)
     if fields.days is not None and fields.weekdays is not None and not fields.is_either_day:
@@ -49,7 +49,7 @@ def portable_cron(expression: str, reader: str) -> str:
 
 
 def is_shifted_by_the_clock(expression: str, time_zone: str, now: datetime | None = None) -> bool:
-    """Whether within a year it is due at a time of day that does not exist, because the clock has jumped over it."""
+    """Return whether, within a year, a scheduled time of day does not exist because the clock jumps over it."""
     fields, zone = split_cron(expression), ZoneInfo(time_zone)
     begin = now or datetime.now(UTC)
     dues = itertools.takewhile(lambda due: due < begin + LOOK_AHEAD, due_times(expression, time_zone, begin))

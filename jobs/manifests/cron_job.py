@@ -9,18 +9,18 @@ from jobs.scheduling.schedule import Schedule
 
 TEMPLATE_FOLDER = "/etc/htc-start"
 TEMPLATE_FILE = "rayjob.yaml"
-# What the CronJob controller may be late without a time being missed; it looks every 10 s.
+# How late the CronJob controller may be without missing a time; it checks every 10 s.
 MIN_STARTING_DEADLINE_S = 60
 CONCURRENCY = {"skip": "Forbid", "queue": "Forbid", "replace": "Replace"}
-# Of the starter: the RayJob failed, which starting it again would not change.
+# The starter's exit code if the RayJob failed: starting it again would not help.
 FAILED_EXIT_CODE = 1
 
 
 def build_cron_job(schedule: Schedule, shape: ClusterShape, entrypoint: str) -> list[Manifest]:
     """Return the CronJob and what its pod needs: an account that may create RayJobs, and the RayJob to create.
 
-    The pod lives as long as the RayJob does, so that concurrencyPolicy sees it; the RayJob belongs to the pod's Job,
-    so that it goes when Kubernetes replaces or removes that.
+    The pod lives as long as the RayJob, so that concurrencyPolicy counts it; the RayJob is owned by the pod's Job, so
+    that it is removed when Kubernetes replaces or removes the Job.
     """
     account = f"{shape.name}-starter"
     deadline_s = stop_deadline_s(schedule)
@@ -65,14 +65,14 @@ def build_cron_job(schedule: Schedule, shape: ClusterShape, entrypoint: str) -> 
 
 
 def starting_deadline_s(schedule: Schedule) -> int:
-    """Until when a missed time is made up for."""
+    """Return how many seconds after its time a missed firing may start."""
     if schedule.catch_up == "none":
         return MIN_STARTING_DEADLINE_S
     return max(MIN_STARTING_DEADLINE_S, int(schedule.catch_up_window_s))
 
 
 def stop_deadline_s(schedule: Schedule) -> int | None:
-    """Seconds after which Kubernetes ends the job; it counts from the start, the schedule from its time."""
+    """Return the seconds after which Kubernetes ends the job, counted from its start, not from its scheduled time."""
     is_stopped = schedule.deadline_s is not None and schedule.on_deadline == "stop"
     return int(schedule.deadline_s or 0) if is_stopped else None
 
@@ -103,7 +103,7 @@ def _job(schedule: Schedule, shape: ClusterShape, account: str) -> Manifest:
         "volumes": [{"name": "template", "configMap": {"name": f"{shape.name}-rayjob"}}],
     }
     return {
-        # A pod that was evicted is made again, and finds its RayJob.
+        # A pod that was evicted is created again, and finds its RayJob.
         "backoffLimit": 3,
         "podFailurePolicy": {
             "rules": [

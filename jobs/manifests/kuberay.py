@@ -14,13 +14,12 @@ from jobs.manifests.pods import (
 from jobs.manifests.yaml_dump import dump_mapping
 
 API_VERSION = "ray.io/v1"
-# An idle worker pod is given back after so long: much longer than between two shards, much shorter than a GPU's
-# billing hour.
+# Time until an idle worker pod is removed: much longer than between two shards, much shorter than a GPU's billing hour.
 IDLE_TIMEOUT_S = 120
 
 
 def build_ray_cluster(shape: ClusterShape) -> Manifest:
-    """A cluster that stays, for `htc submit`."""
+    """Return a permanent cluster, for `htc submit`."""
     return {
         "apiVersion": API_VERSION,
         "kind": "RayCluster",
@@ -30,7 +29,7 @@ def build_ray_cluster(shape: ClusterShape) -> Manifest:
 
 
 def build_ray_job(shape: ClusterShape, entrypoint: str, *, deadline_s: int | None = None) -> Manifest:
-    """One run on a cluster of its own, removed when it is done; `deadline_s` as for `build_ray_job_spec`."""
+    """Return one run on its own cluster, which is removed at the end; `deadline_s` as for `build_ray_job_spec`."""
     return {
         "apiVersion": API_VERSION,
         "kind": "RayJob",
@@ -48,7 +47,7 @@ def build_ray_cron_job(
     is_paused: bool = False,
     deadline_s: int | None = None,
 ) -> Manifest:
-    """A run at each time that `cron` names on the clock of `time_zone`."""
+    """Return a run at each time of `cron` in `time_zone`."""
     return {
         "apiVersion": API_VERSION,
         "kind": "RayCronJob",
@@ -63,10 +62,10 @@ def build_ray_cron_job(
 
 
 def build_ray_job_spec(shape: ClusterShape, entrypoint: str, *, deadline_s: int | None = None) -> Manifest:
-    """What RayJob and RayCronJob share.
+    """Return the spec that RayJob and RayCronJob share.
 
     Args:
-        deadline_s: seconds after which KubeRay ends the job, counted from its start; retries included.
+        deadline_s: seconds from the job's start, retries included, after which KubeRay ends it.
     """
     spec: Manifest = {
         "entrypoint": entrypoint,
@@ -74,7 +73,7 @@ def build_ray_job_spec(shape: ClusterShape, entrypoint: str, *, deadline_s: int 
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": shape.keep_s,
-        # Safe to repeat: the same command goes on from what is committed.
+        # Safe to repeat: the same command resumes from the committed results.
         "backoffLimit": shape.retries,
         "submitterConfig": {"backoffLimit": 3},
         "submitterPodTemplate": build_submitter_pod(shape),
@@ -95,8 +94,8 @@ def _cluster_spec(shape: ClusterShape, *, has_spec: bool) -> Manifest:
         authentication["secretName"] = shape.token_secret
     return {
         "rayVersion": shape.ray_version,
-        # KubeRay sets RAY_AUTH_MODE=token and RAY_AUTH_TOKEN from the Secret in every container, the submitter's
-        # and the autoscaler's among them.
+        # KubeRay sets RAY_AUTH_MODE=token and RAY_AUTH_TOKEN from the Secret in every container, also in the
+        # submitter's and the autoscaler's.
         "authOptions": authentication,
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {

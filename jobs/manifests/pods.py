@@ -9,13 +9,13 @@ Manifest = dict[str, Any]
 SPEC_FOLDER = "/etc/htc"
 SPEC_PATH = f"{SPEC_FOLDER}/job.yaml"
 CACHE_FOLDER = "/var/cache/htc"
-# Ray's own numbers (ray._private.ray_constants, KubeRay's utils/constant.go).
+# Ray's ports (ray._private.ray_constants, KubeRay's utils/constant.go).
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
 AGENT_PORT = 52365
 # The image's user, see infra/docker/Dockerfile.
 USER_ID = 1000
 HEAD_CPUS, HEAD_MEMORY_GIB = 2, 8
-# Together what the Pod Security Standard "restricted" asks for.
+# Together what the Pod Security Standard "restricted" requires.
 POD_SECURITY: Manifest = {
     "runAsNonRoot": True,
     "runAsUser": USER_ID,
@@ -28,10 +28,10 @@ CONTAINER_SECURITY: Manifest = {
     "capabilities": {"drop": ["ALL"]},
     "runAsNonRoot": True,
 }
-# Only lists of shards and reports go through Ray's object store, see pipeline.cluster.connection.
+# Ray's object store only holds lists of shards and reports, see pipeline.cluster.connection.
 OBJECT_STORE_BYTES = 200 * 2**20
 
-# How the clouds mark their spot nodes: label and taint. Google: cloud.google.com/kubernetes-engine/docs/how-to/spot-vms
+# Label and taint of each cloud's spot nodes. Google: cloud.google.com/kubernetes-engine/docs/how-to/spot-vms
 # (GKE taints only where asked to); EKS: docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html (no taint of
 # its own); Karpenter: karpenter.sh/docs/concepts/scheduling; Azure: learn.microsoft.com/azure/aks/spot-node-pool.
 SPOT_LABELS: dict[SpotMarket, tuple[str, str]] = {
@@ -43,13 +43,13 @@ SPOT_LABELS: dict[SpotMarket, tuple[str, str]] = {
 
 
 def labels_of(shape: ClusterShape) -> dict[str, str]:
-    """The labels of everything that belongs to the run."""
-    # Not app.kubernetes.io/name and the like: KubeRay selects by those, with values of its own.
+    """Return the labels of all the run's resources."""
+    # Not app.kubernetes.io/name and the like: KubeRay selects by those, with its own values.
     return {"app": "htc-batch", "htc-job": shape.name}
 
 
 def build_head_pod(shape: ClusterShape, *, has_spec: bool) -> Manifest:
-    """The pod of Ray's head, where the driver runs; it gets no GPU and no actor.
+    """Return the pod of Ray's head, where the driver runs; it has no GPU and no actors.
 
     Args:
         has_spec: mount the spec's ConfigMap.
@@ -68,7 +68,7 @@ def build_head_pod(shape: ClusterShape, *, has_spec: bool) -> Manifest:
 
 
 def build_worker_pod(shape: ClusterShape) -> Manifest:
-    """A pod that holds the models, one process for each GPU or share of one."""
+    """Return a worker pod, with one worker process for each GPU or share of a GPU."""
     container = _container(shape, "ray-worker", cpus=shape.cpus, memory_gib=shape.memory_gib)
     container["ports"] = [{"name": "metrics", "containerPort": PORTS["metrics"]}]
     container["readinessProbe"] = _probe(AGENT_PORT, "/api/local_raylet_healthz")
@@ -77,7 +77,7 @@ def build_worker_pod(shape: ClusterShape) -> Manifest:
         for side in ("requests", "limits"):
             container["resources"][side]["nvidia.com/gpu"] = str(shape.gpus)
     pod = _pod(shape, container)
-    # Workers never talk to Kubernetes; a cloud's identity comes by a token of its own.
+    # Workers never use the Kubernetes API; a cloud identity has its own token.
     pod["spec"]["automountServiceAccountToken"] = False
     if shape.service_account:
         pod["spec"]["serviceAccountName"] = shape.service_account
@@ -90,7 +90,7 @@ def build_worker_pod(shape: ClusterShape) -> Manifest:
 
 
 def build_submitter_pod(shape: ClusterShape) -> Manifest:
-    """The pod that hands the entrypoint to the head and follows it; KubeRay fills in its command."""
+    """Return the pod that submits the entrypoint to the head and follows it; KubeRay fills in its command."""
     container = {
         "name": "ray-job-submitter",
         "image": shape.image,
@@ -109,7 +109,7 @@ def build_submitter_pod(shape: ClusterShape) -> Manifest:
 
 
 def autoscaler_container() -> Manifest:
-    """What the autoscaler beside the head takes, and what it may do."""
+    """Return the resources and the security context of the autoscaler beside the head."""
     return {
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
         "securityContext": CONTAINER_SECURITY,
@@ -120,7 +120,7 @@ def _pod(shape: ClusterShape, container: Manifest) -> Manifest:
     return {
         "metadata": {"labels": labels_of(shape)},
         "spec": {
-            # KubeRay makes a new pod instead; Ray's autoscaler counts pods, and must not find one come back to life.
+            # KubeRay creates a new pod instead; Ray's autoscaler counts pods, and a restarted one would confuse it.
             "restartPolicy": "Never",
             "securityContext": POD_SECURITY,
             "containers": [container],

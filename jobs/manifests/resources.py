@@ -1,4 +1,4 @@
-"""What stands around a run's pods: its namespace and quota, its spec, who may talk to whom, what may be evicted."""
+"""The resources around a run's pods: namespace, quota, spec, network policy, disruption budget, monitoring."""
 
 from urllib.parse import urlsplit
 
@@ -7,17 +7,17 @@ from jobs.manifests.cluster_shape import ClusterShape, fit_spec
 from jobs.manifests.pods import HEAD_CPUS, HEAD_MEMORY_GIB, PORTS, SPEC_PATH, Manifest, labels_of
 from pipeline.job_spec.job import JobSpec
 
-# The autoscaler, the submitter and, beside them, whatever else is as small: pods and GiB on top of head and workers.
+# For the autoscaler, the submitter and other small pods, in addition to the head and the workers.
 EXTRA_CPUS, EXTRA_MEMORY_GIB, EXTRA_PODS = 2, 4, 4
-# The API server, behind its Service (443) and where most clusters have it (6443).
+# Ports of the API server: of its Service (443), and of the server itself in most clusters (6443).
 HTTPS_PORTS = (443, 6443)
-# Where pods get a cloud identity: Google's metadata server (and, on its Dataplane V2, 169.254.169.252:988), EKS Pod
-# Identity. The token that IRSA and Azure mount goes to a public address by HTTPS.
+# Servers of cloud identities: Google's metadata server (on its Dataplane V2 169.254.169.252:988), EKS Pod Identity.
+# IRSA and Azure mount a token and use a public address by HTTPS.
 IDENTITY_SERVERS = (("169.254.169.254/32", 80), ("169.254.169.252/32", 988), ("169.254.170.23/32", 80))
 
 
 def build_namespace(shape: ClusterShape) -> Manifest:
-    """The namespace, in which no pod may be root or ask for the host's things."""
+    """Return the namespace, which enforces the Pod Security Standard "restricted"."""
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -26,7 +26,7 @@ def build_namespace(shape: ClusterShape) -> Manifest:
 
 
 def build_quota(shape: ClusterShape) -> Manifest:
-    """What all pods of the namespace may ask for together: one such run at a time."""
+    """Return the quota of all pods of the namespace together: enough for one such run at a time."""
     hard = {
         "pods": str(1 + shape.max_workers + EXTRA_PODS),
         "requests.cpu": str(HEAD_CPUS + shape.max_workers * shape.cpus + EXTRA_CPUS),
@@ -37,14 +37,14 @@ def build_quota(shape: ClusterShape) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
-        # Not named like the job: a namespace has one, or the smallest of several would bind.
+        # Not named after the job: of several quotas in a namespace, the smallest would apply.
         "metadata": {"name": "htc", "namespace": shape.namespace},
         "spec": {"hard": hard},
     }
 
 
 def build_spec_map(spec: JobSpec, shape: ClusterShape) -> Manifest:
-    """The job spec as the pods see it, its compute section made definite."""
+    """Return the ConfigMap with the job spec, see `fit_spec`."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -54,16 +54,16 @@ def build_spec_map(spec: JobSpec, shape: ClusterShape) -> Manifest:
 
 
 def build_network_policy(spec: JobSpec, shape: ClusterShape) -> Manifest:
-    """Who may talk to the run's pods, and where these may go.
+    """Return the network policy of the run's pods.
 
-    In: each other, KubeRay's operator to the dashboard, Prometheus to the metrics. Out: each other, names, HTTPS
-    (buckets, the API server), the port of `storage.endpoint_url`, and a cloud's identity server where one is needed.
+    Ingress: each other, KubeRay's operator to the dashboard, Prometheus to the metrics. Egress: each other, DNS, HTTPS
+    (buckets, the API server), the port of `storage.endpoint_url`, and a cloud's identity server if one is needed.
     """
     peers = [{"podSelector": {"matchLabels": labels_of(shape)}}]
     ports = {*HTTPS_PORTS, *_endpoint_ports(spec)}
     egress: list[Manifest] = [
         {"to": peers},
-        # To anywhere: a cache on the node, which many clusters have, is no pod that could be selected.
+        # To any address: a DNS cache on the node, which many clusters have, is not a pod that could be selected.
         {"ports": [_port(53, "UDP"), _port(53)]},
         {"ports": [_port(port) for port in sorted(ports)]},
     ]
@@ -87,7 +87,7 @@ def build_network_policy(spec: JobSpec, shape: ClusterShape) -> Manifest:
 
 
 def build_disruption_budget(shape: ClusterShape) -> Manifest:
-    """Keeps node maintenance from evicting the head; workers may go, their shards are done again."""
+    """Return the budget that keeps node maintenance from evicting the head; workers may be evicted and are retried."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -101,7 +101,7 @@ def build_disruption_budget(shape: ClusterShape) -> Manifest:
 
 
 def build_pod_monitor(shape: ClusterShape) -> Manifest:
-    """Tells Prometheus' operator to scrape the run's pods (monitoring.coreos.com/v1)."""
+    """Return the PodMonitor by which Prometheus' operator scrapes the run's pods (monitoring.coreos.com/v1)."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",

@@ -1,4 +1,4 @@
-"""What `htc schedule export` writes: a schedule for Kubernetes, systemd or Airflow, and what these cannot do."""
+"""`htc schedule export`: a schedule for Kubernetes, systemd or Airflow, and which policies these do not support."""
 
 import sys
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster.package import spec_text
-from jobs.manifests.airflow import build_dag, unexpressed_in_airflow
-from jobs.manifests.bundle import build_surroundings, entrypoint_of
+from jobs.manifests.airflow import build_dag, unsupported_by_airflow
+from jobs.manifests.bundle import build_common_resources, entrypoint_of
 from jobs.manifests.cluster_shape import build_shape, label_of
 from jobs.manifests.command import write_out
 from jobs.manifests.cron_fields import is_shifted_by_the_clock, portable_cron
 from jobs.manifests.cron_job import build_cron_job, stop_deadline_s
 from jobs.manifests.kuberay import build_ray_cron_job
-from jobs.manifests.systemd import build_service, build_timer, unexpressed_in_systemd
+from jobs.manifests.systemd import build_service, build_timer, unsupported_by_systemd
 from jobs.scheduling.schedule import Schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore
 from jobs.terminal.console import say
@@ -23,10 +23,10 @@ from pipeline.errors import SpecError
 
 
 def find_schedule(home: Path, name: str | None, file: str | None) -> Schedule:
-    """Return a stored schedule by its name, or the one that a file describes.
+    """Return a stored schedule by its name, or the schedule in a file.
 
     Raises:
-        SpecError: there is none of that name, or the file is wrong; or both are given, or neither.
+        SpecError: there is no schedule of that name, or the file is wrong; or both are given, or neither.
     """
     if (name is None) == (file is None):
         raise SpecError("Name a schedule, or give one in a file with --file.")
@@ -35,7 +35,7 @@ def find_schedule(home: Path, name: str | None, file: str | None) -> Schedule:
     with closing(ScheduleStore(home)) as store:
         schedule = store.find(str(name))
     if schedule is None:
-        raise SpecError(f"There is no schedule {name} in {home}; htc schedule list shows those there are.")
+        raise SpecError(f"There is no schedule {name} in {home}; htc schedule list shows the existing ones.")
     return schedule
 
 
@@ -47,14 +47,14 @@ def export_to_kubernetes(
     has_pod_monitor: bool,
     folder: Path | None,
 ) -> None:
-    """Write a RayCronJob, or a CronJob that creates RayJobs, with all that they need.
+    """Write a RayCronJob, or a CronJob that creates RayJobs, with everything they need.
 
     Raises:
         SpecError: the schedule cannot be expressed at all, or see `build_shape`.
     """
     spec = load_job(schedule)
     shape = build_shape(spec, **{**shape_options, "name": shape_options.get("name") or label_of(schedule.name)})
-    bundle = build_surroundings(spec, shape, has_pod_monitor=has_pod_monitor)
+    bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
     if has_ray_cron_job:
         if schedule.mode == "full":
             raise SpecError(
@@ -72,14 +72,16 @@ def export_to_kubernetes(
         bundle["raycronjob.yaml"] = [manifest]
     else:
         bundle["cronjob.yaml"] = build_cron_job(schedule, shape, entrypoint_of())
-    comment = _tell(schedule, unexpressed_in_kubernetes(schedule, has_ray_cron_job=has_ray_cron_job), "Kubernetes")
+    comment = _report_missing(
+        schedule, unsupported_by_kubernetes(schedule, has_ray_cron_job=has_ray_cron_job), "Kubernetes"
+    )
     write_out(bundle, folder, shape=shape, comment=comment)
 
 
 def export_to_systemd(schedule: Schedule, folder: Path | None) -> None:
-    """Write a timer, its service and the job spec that this reads."""
+    """Write a timer, its service and the job spec that the service reads."""
     spec_path = (folder or Path("/etc/htc")).absolute() / f"htc-{schedule.name}.yaml"
-    comment = _tell(schedule, unexpressed_in_systemd(schedule), "systemd")
+    comment = _report_missing(schedule, unsupported_by_systemd(schedule), "systemd")
     files = {
         f"htc-{schedule.name}.timer": build_timer(schedule),
         f"htc-{schedule.name}.service": build_service(schedule, spec_path),
@@ -91,7 +93,7 @@ def export_to_systemd(schedule: Schedule, folder: Path | None) -> None:
 def export_to_airflow(schedule: Schedule, folder: Path | None) -> None:
     """Write a DAG and the job spec that it reads."""
     spec_path = (folder or Path("/etc/htc")).absolute() / f"htc-{schedule.name}.yaml"
-    comment = _tell(schedule, unexpressed_in_airflow(schedule), "Airflow")
+    comment = _report_missing(schedule, unsupported_by_airflow(schedule), "Airflow")
     files = {
         f"htc_{schedule.name.replace('-', '_').replace('.', '_')}.py": build_dag(schedule, str(spec_path)),
         spec_path.name: spec_text(load_job(schedule)),
@@ -99,20 +101,20 @@ def export_to_airflow(schedule: Schedule, folder: Path | None) -> None:
     _write_texts(files, folder, comment)
 
 
-def unexpressed_in_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> list[str]:
-    """Say which of the schedule's policies Kubernetes does not have."""
+def unsupported_by_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> list[str]:
+    """Return the schedule's policies that Kubernetes does not support, as text."""
     missing = []
     if has_ray_cron_job:
         missing.append(
-            f"overlap: {schedule.overlap}; a RayCronJob starts the job whatever is going on, and the run's lease "
-            "refuses it, so that it is shown as failed and nothing is done twice"
+            f"overlap: {schedule.overlap}; a RayCronJob starts the job also while another is running, and the run's "
+            "lease refuses it, so that it is shown as failed and nothing is done twice"
         )
-        missing.append(f"catch_up: {schedule.catch_up}; what becomes of a missed time is KubeRay's affair")
+        missing.append(f"catch_up: {schedule.catch_up}; KubeRay decides about a missed time")
         if schedule.jitter_s:
             missing.append("jitter_s")
     else:
         if schedule.overlap == "queue":
-            missing.append("overlap: queue; what is due while a run is going on is left out (Forbid)")
+            missing.append("overlap: queue; a firing that is due while a run is in progress is skipped (Forbid)")
         if schedule.catch_up == "all":
             missing.append("catch_up: all; a CronJob makes up for the last missed time only")
     if schedule.deadline_s is not None and schedule.on_deadline == "notify":
@@ -125,14 +127,14 @@ def unexpressed_in_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> 
         missing.append("address; each run gets a cluster of its own")
     if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):
         missing.append(
-            "a time that does not exist when summer time begins, or exists twice when it ends; Kubernetes leaves out "
-            "the first and may do the second twice"
+            "a time that does not exist when summer time begins, or exists twice when it ends; Kubernetes skips "
+            "the first and may run the second twice"
         )
     return missing
 
 
-def _tell(schedule: Schedule, missing: list[str], where: str) -> str:
-    """Say what is lost on the way, and return it for the files' heads."""
+def _report_missing(schedule: Schedule, missing: list[str], where: str) -> str:
+    """Print the policies that are not supported, and return the text as a comment for the files."""
     if not missing:
         return f"The schedule {schedule.name}, written by htc schedule export."
     lines = [f"Of the schedule {schedule.name}, {where} cannot express:", *(f"- {each}" for each in missing)]
@@ -150,7 +152,7 @@ def _write_texts(files: Mapping[str, str], folder: Path | None, comment: str) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SpecError(f"{folder} cannot be made: {error.strerror or error}.") from error
+        raise SpecError(f"{folder} cannot be created: {error.strerror or error}.") from error
     for name, text in files.items():
         with atomic_output(folder / name) as sink:
             sink.write(f"{head}{text}".encode())

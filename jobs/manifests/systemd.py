@@ -9,14 +9,14 @@ from jobs.scheduling.cron_values import split_cron
 from jobs.scheduling.schedule import Schedule
 
 WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
-# How long a driver may take to write its summary when it is asked to stop.
+# Time for a driver to write its summary after it is asked to stop.
 STOP_TIMEOUT_S = 120
-# Restarts of an interrupted or failed run: three in a day, ten minutes apart; 2 is bad usage, which stays bad.
+# Restarts of an interrupted or failed run: three in a day, ten minutes apart; exit code 2 (bad usage) is not restarted.
 RESTARTS, RESTART_EVERY_S, RESTART_WINDOW_S = 3, 600, 86_400
 
 
 def build_timer(schedule: Schedule) -> str:
-    """Return the .timer unit; enabling and disabling it is what pause and resume are."""
+    """Return the .timer unit; disabling and enabling it pauses and resumes the schedule."""
     lines = ["[Unit]", f"Description=When htc runs {schedule.name}", "", "[Timer]"]
     lines += [f"OnCalendar={moment}" for moment in calendar_of(schedule)]
     lines.append("AccuracySec=1s")
@@ -30,7 +30,7 @@ def build_service(schedule: Schedule, spec_path: Path) -> str:
     """Return the .service unit.
 
     Args:
-        spec_path: where the job spec lies on that machine.
+        spec_path: path of the job spec on that machine.
     """
     command = [str(Path(sys.executable).with_name("htc"))]
     if schedule.address is None:
@@ -47,7 +47,7 @@ def build_service(schedule: Schedule, spec_path: Path) -> str:
         ]
     is_named = schedule.mode == "full"
     if is_named:
-        # A run of its own for each night: the same command would find the last one complete.
+        # A new run each time: the same command would find the last run complete.
         script = f'exec {shlex.join(command)} --run "{schedule.name}-$(date -u +%Y%m%d-%H%M%S)"'
         command = ["/bin/sh", "-c", script]
     lines = [
@@ -74,7 +74,7 @@ def build_service(schedule: Schedule, spec_path: Path) -> str:
 
 
 def calendar_of(schedule: Schedule) -> list[str]:
-    """Return the schedule's times as systemd.time(7) writes them, two where cron takes either of two days."""
+    """Return the schedule's times in the syntax of systemd.time(7), two if cron accepts either of two days."""
     fields = split_cron(schedule.cron)
     clock = f"{_listed(fields.hours)}:{_listed(fields.minutes)}:00 {schedule.time_zone}"
     weekdays = "" if fields.weekdays is None else ",".join(WEEKDAYS[day] for day in fields.weekdays) + " "
@@ -84,8 +84,8 @@ def calendar_of(schedule: Schedule) -> list[str]:
     return [f"{weekdays}{by_day}"]
 
 
-def unexpressed_in_systemd(schedule: Schedule) -> list[str]:
-    """Say which of the schedule's policies a timer does not have."""
+def unsupported_by_systemd(schedule: Schedule) -> list[str]:
+    """Return the schedule's policies that a timer does not support, as text."""
     missing = []
     if schedule.overlap != "skip":
         missing.append(f"overlap: {schedule.overlap}; a service that still runs is not started again (skip)")
@@ -100,7 +100,7 @@ def unexpressed_in_systemd(schedule: Schedule) -> list[str]:
     if schedule.mode == "full":
         missing.append("restarts after a failure; a full run's name holds the time at which it began")
     if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):
-        missing.append("a time that does not exist when summer time begins; systemd leaves that night out")
+        missing.append("a time that does not exist when summer time begins; systemd skips that day")
     if schedule.is_paused:
         missing.append("is_paused; do not enable the timer")
     return missing

@@ -1,4 +1,4 @@
-"""Manifests as YAML that people read: no anchors, long texts as blocks."""
+"""Manifests as readable YAML: no anchors, long texts as blocks."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from jobs.manifests.pods import Manifest
 
 
 class _Dumper(yaml.SafeDumper):
-    """Spells out what stands twice."""
+    """Writes repeated values in full instead of as aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -28,5 +28,5 @@ def dump_manifests(manifests: Iterable[Manifest]) -> str:
 
 
 def dump_mapping(mapping: Manifest) -> str:
-    """Return a mapping as YAML that stands inside a manifest."""
+    """Return a mapping as YAML to embed in a manifest."""
     return yaml.safe_dump(mapping, sort_keys=False)

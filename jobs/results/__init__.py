@@ -1,4 +1,4 @@
-"""What is asked of an output: SQL, overlays, average precision, status."""
+"""Commands that read an output: SQL, overlays, average precision, status."""
 
 from typing import TYPE_CHECKING
 

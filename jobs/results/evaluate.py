@@ -1,4 +1,4 @@
-"""`htc evaluate`: COCO's average precision of a run, from its tables; needs no torch."""
+"""`htc evaluate`: COCO average precision of a run, from its tables; needs no torch."""
 
 import contextlib
 import json
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 _COLUMNS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
 MAX_NAMED = 3
-# A share of n images has a standard error of up to 0.5 / sqrt(n): five points here.
+# A share over n images has a standard error of up to 0.5 / sqrt(n): five points here.
 FEW_IMAGES = 100
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run scores.
+    """The scores of a run.
 
-    scores: see `score_results`. images: how many were scored. instances: how many detections on them.
-    classes: names that were scored. missing: annotated photos without a row in the run, not scored.
-    objects: how many objects of the truth were scored, see `count_by_size`. bad, mended: flaws of the truth, left out
-    or still counted. notes: sentences on what the scores mean.
+    scores: see `score_results`. images: number of scored images. instances: number of detections on them.
+    classes: names of the scored classes. missing: annotated images without a row in the run, not scored.
+    objects: number of scored ground truth objects, see `count_by_size`. bad, mended: flaws of the annotations, left
+    out or still counted. notes: sentences on what the scores mean.
     """
 
     run: str
@@ -55,7 +55,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON says of it: scores in [0, 1], flaws one by one."""
+        """Return JSON-able values: scores in [0, 1], and each flaw."""
         flaws = {"left_out": self.bad, "mended": self.mended}
         return {
             "run": self.run,
@@ -75,7 +75,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _RunImage:
-    """One image of the run; size: (height, width) in pixels, None when it was not decoded."""
+    """One image of the run; size: (height, width) in pixels, None if it was not decoded."""
 
     image_id: int
     size: tuple[int, int] | None
@@ -94,7 +94,7 @@ def report_evaluation(
     """Score a run and write its average precisions, in percent.
 
     Raises:
-        InputError: no such run, no annotated photo in it, two photos of one name, photos of another size, or a
+        InputError: no such run, no annotated image in it, two images of one name, images of another size, or a
             damaged mask.
         SpecError: the annotations cannot be read, or have flaws and `is_strict`.
     """
@@ -102,7 +102,7 @@ def report_evaluation(
     results = open_results(output_uri, storage)
     evaluation = evaluate_run(results, annotations_uri, storage, run=run, classes=classes, is_strict=is_strict)
     if evaluation.missing:
-        count = count_of(len(evaluation.missing), "annotated photo")
+        count = count_of(len(evaluation.missing), "annotated image")
         say(f"Not scored: {count} without a row in the run ({_named(evaluation.missing)}).")
     for sentence in evaluation.notes:
         say(sentence)
@@ -120,9 +120,9 @@ def report_evaluation(
         ["", *_COLUMNS.values()], rows, alignments=["left", "right", "right", "right", "right", "right", "right"]
     )
     write_line(
-        f"Run {evaluation.run}: {count_of(evaluation.images, 'photo')}, "
+        f"Run {evaluation.run}: {count_of(evaluation.images, 'image')}, "
         f"{count_of(evaluation.instances, 'detection')} of {_named(evaluation.classes)}; "
-        "average precision in percent, as pycocotools counts it."
+        "average precision in percent, as pycocotools computes it."
     )
     return 0
 
@@ -138,13 +138,13 @@ def evaluate_run(
 ) -> Evaluation:
     """Score a run's tables against COCO annotations.
 
-    A photo of the annotations is the run's image whose uri ends with its file name. Every annotated photo with a
-    row counts, also where the row says that it failed; other images of the run do not.
+    An annotated image is the run's image whose URI ends with the file name. Every annotated image with a row counts,
+    also if it failed; other images of the run do not.
 
     Args:
         annotations_uri: a COCO JSON file, a path or a URI.
-        run: the newest that has images when None.
-        classes: names to score; by default the annotations' that the model knows.
+        run: None takes the newest run that has images.
+        classes: names to score; by default the classes of the annotations that the model knows.
         is_strict: refuse annotations with any flaw.
 
     Raises: as `report_evaluation`.
@@ -167,19 +167,19 @@ def evaluate_run(
         refuse_flaws(truth, annotations_uri)
     numbers, missing = images.match(truth, annotations_uri)
     if not numbers:
-        raise InputError(f"None of the photos in {annotations_uri} is in run {run}, such as {missing[0]}.")
+        raise InputError(f"None of the images in {annotations_uri} is in run {run}, such as {missing[0]}.")
     images.refuse_other_sizes(truth, numbers, annotations_uri)
     detections = _detections(found, truth, numbers)
     document = coco_document(truth)
     scored = sorted(numbers.values())
-    # A run without a detection does not show whether its model makes masks.
+    # A run without detections does not show whether its model predicts masks.
     makes_masks = any("segmentation" in each for each in detections) if detections else model is None or model.has_masks
     scores = score_results(detections, document, scored, truth.category_ids, has_masks=makes_masks)
     notes = [
         *flaw_sentences(truth, annotations_uri),
         *notes,
         *images.notes,
-        *_doubts(truth, scored, scores, makes_masks),
+        *_caveats(truth, scored, scores, makes_masks),
     ]
     return Evaluation(
         run,
@@ -195,34 +195,36 @@ def evaluate_run(
     )
 
 
-def _doubts(truth: CocoAnnotations, scored: Sequence[int], scores: Mapping[str, float], makes_masks: bool) -> list[str]:
-    """Say why there is no mask AP, or what the averages are not worth."""
+def _caveats(
+    truth: CocoAnnotations, scored: Sequence[int], scores: Mapping[str, float], makes_masks: bool
+) -> list[str]:
+    """Return why there is no mask AP, and how uncertain the averages are, as sentences."""
     sentences = []
     objects = [[entry for entry in truth.images[number].objects if not entry.is_crowd] for number in scored]
     without = sum(entry.segmentation is None for entries in objects for entry in entries)
     if not makes_masks:
-        sentences.append("No mask AP: the run's model makes boxes only.")
+        sentences.append("No mask AP: the run's model predicts boxes only.")
     elif "mask_ap" not in scores:
         sentences.append("No mask AP: the annotations have boxes only.")
     elif without:
         sentences.append(
-            f"{count_of(without, 'object')} of the annotations without a mask: the box AP counts them, for the mask AP "
-            "detections there are neither right nor wrong."
+            f"{count_of(without, 'object')} of the annotations without a mask: the box AP counts them; the mask AP "
+            "ignores detections of them."
         )
     with_objects = sum(map(bool, objects))
     if with_objects < FEW_IMAGES:
         sentences.append(
-            f"Only {count_of(with_objects, 'scored photo')} with objects: an average over fewer than {FEW_IMAGES} may "
-            "be off by several points, and one over a size of few objects by many."
+            f"Only {count_of(with_objects, 'scored image')} with objects: an average over fewer than {FEW_IMAGES} may "
+            "be off by several points, and the average of a size with few objects by more."
         )
     return sentences
 
 
 def _model(results: Results, run: str) -> "ModelConfig | None":
-    """Read what the run's model knows, from its preset or its weights file; None if that is gone."""
+    """Return the configuration of the run's model, from its preset or weights file; None if that is gone."""
     record = next(record for record in results.records if record.run == run)
     section = record.spec.get("model", {})
-    # A later version's record may hold what this one does not know; then the annotations' classes decide.
+    # The record of a later version may hold values that this one does not know; then the annotations' classes decide.
     with contextlib.suppress(HtcError, ValueError):
         model = ModelSection(**{key: section[key] for key in ("preset", "weights") if key in section})
         weights = weights_here(model)
@@ -232,7 +234,7 @@ def _model(results: Results, run: str) -> "ModelConfig | None":
 
 
 class _RunImages:
-    """The run's images, by the names that annotations may have for them."""
+    """The run's images, by the names that annotations may use for them."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.notes: list[str] = []
@@ -245,15 +247,15 @@ class _RunImages:
                 self._by_name.setdefault(_last(path), {})[path] = row["uri"]
 
     def find_size(self, name: str) -> tuple[int, int] | None:
-        """Return (height, width) in pixels of the image of a file name, if there is exactly one."""
+        """Return (height, width) in pixels of the image with a file name, if there is exactly one."""
         uris = self._find(_plain(name)) or self._alike(_plain(name))
         return self._images[uris[0]].size if len(uris) == 1 else None
 
     def match(self, truth: CocoAnnotations, uri: str) -> tuple[dict[int, int], list[str]]:
-        """Find the annotated photos: from the tables' image_id to the place in `truth.images`, and who is missing.
+        """Match the annotated images: return the index in `truth.images` by image_id, and the names that are missing.
 
         Raises:
-            InputError: one name fits several images, or several names one image.
+            InputError: one name fits several images, or several names fit one image.
         """
         names = [_plain(image.file_name) for image in truth.images]
         found = [self._find(name) for name in names]
@@ -261,7 +263,7 @@ class _RunImages:
             found = [self._alike(name) for name in names]
             if any(found):
                 self.notes.append(
-                    f"The folders in {uri} are not those of the run; photos are matched by the last part of the name."
+                    f"The folders in {uri} are not those of the run; images are matched by the last part of the name."
                 )
         places: dict[str, int] = {}
         missing = []
@@ -283,10 +285,10 @@ class _RunImages:
         return {self._images[found_uri].image_id: place for found_uri, place in places.items()}, missing
 
     def refuse_other_sizes(self, truth: CocoAnnotations, numbers: Mapping[int, int], uri: str) -> None:
-        """Compare the photos' sizes.
+        """Compare the sizes of annotated images and images of the run.
 
         Raises:
-            InputError: the annotations are of photos of another size; both sizes are named.
+            InputError: sizes differ; the message names both.
         """
         sizes = {image.image_id: image.size for image in self._images.values()}
         others = []
@@ -299,9 +301,9 @@ class _RunImages:
                 )
         if others:
             raise InputError(
-                f"{uri} is of photos of another size: {others[0]} ({count_of(len(others), 'such photo')} of "
-                f"{len(numbers)}). Masks and boxes cannot be compared; annotate the photos as the run read them "
-                "(upright, as EXIF has them), or run over the annotated ones."
+                f"{uri} is of images of another size: {others[0]} ({count_of(len(others), 'such image')} of "
+                f"{len(numbers)}). Masks and boxes cannot be compared; annotate the images as the run read them "
+                "(upright, rotated by EXIF), or run over the annotated images."
             )
 
     def _find(self, name: str) -> list[str]:
@@ -314,7 +316,7 @@ class _RunImages:
 
 
 def _paths(uri: str) -> set[str]:
-    """Return the paths that a file name may be the end of: a tar's member has its own, and addresses may be quoted."""
+    """Return the paths that may end with a file name: that of a tar's member, and a web address also unquoted."""
     path = uri.removeprefix("tar://").rpartition("::")[0] if uri.startswith("tar://") else uri
     paths = {path.lstrip("/")}
     if scheme_of(path) in WEB_SCHEMES:
@@ -323,7 +325,7 @@ def _paths(uri: str) -> set[str]:
 
 
 def _plain(name: str) -> str:
-    """Write a file name as the end of a path: slashes as on Unix, none at the beginning."""
+    """Return a file name with Unix slashes, and none at the beginning."""
     plain = name.replace("\\", "/")
     while plain.startswith("./"):
         plain = plain[2:]
@@ -350,13 +352,13 @@ def _detections(
             "bbox": [box["x"], box["y"], box["width"], box["height"]],
         }
         if row["mask"] is not None:
-            detection["segmentation"] = _whole_mask(row)
+            detection["segmentation"] = _checked_mask(row)
         detections.append(detection)
     return detections
 
 
-def _whole_mask(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    # pycocotools believes the counts, and never returns from some that do not fill the mask's size.
+def _checked_mask(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    # pycocotools does not check the counts, and loops forever for some that do not fill the mask.
     try:
         decode_lengths(row["mask"])
     except ValueError as error:
@@ -370,5 +372,5 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _percent(score: float) -> str:
-    # pycocotools says -1 where there is no such object.
+    # pycocotools returns -1 if there is no such object.
     return "-" if score < 0 else f"{100 * score:.1f}"

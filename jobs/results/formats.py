@@ -1,4 +1,4 @@
-"""A query's answer as text: a table for people; CSV, TSV, JSON and JSON lines for programs."""
+"""A query's result as text: a table, CSV, TSV, JSON or JSON lines."""
 
 import base64
 import datetime
@@ -21,14 +21,14 @@ from jobs.terminal.output_file import atomic_output
 from pipeline.text import count_of, printable
 
 FORMATS = ("table", "csv", "tsv", "json", "jsonl", "parquet")
-# Many JSON readers (JavaScript, jq, pandas with nulls) keep numbers in doubles, which hold whole numbers up to here
-# (RFC 8259, section 6); larger ones lose digits there, so they are written as text.
+# Many JSON readers (JavaScript, jq, pandas with nulls) keep numbers in doubles, which hold integers exactly up to this
+# (RFC 8259, section 6); larger ones are written as text.
 MAX_JSON_INTEGER = 2**53 - 1
-# Text also where it happens to be small, as one column has one type.
+# Always text, also for small values, because a column has one type.
 _TEXT_KEYS = frozenset({"image_id"})
-# So many rows decide whether a column holds numbers that are written as text.
+# The first rows decide whether a column holds numbers that are written as text.
 PEEK_ROWS = 2048
-# A screenful of screenfuls; whoever wants more reads it with a program.
+# Enough to read on a terminal; use another format for more rows.
 MAX_TABLE_ROWS = 1000
 MAX_CELL_CHARS = 100
 
@@ -51,9 +51,9 @@ _NUMBERS = (
 
 @dataclass(frozen=True)
 class QueryResult:
-    """A query's answer, read once.
+    """A query's result; the rows can be read once.
 
-    columns: names with their SQL types. rows: values as DuckDB's Python client gives them.
+    columns: names with their SQL types. rows: values as DuckDB's Python client returns them.
     """
 
     columns: Sequence[tuple[str, str]]
@@ -61,10 +61,10 @@ class QueryResult:
 
 
 def write_answer(answer: QueryResult, output_format: str, output_file: Path | None) -> None:
-    """Write an answer as table, csv, tsv, json or jsonl, to a file that appears only when it is whole, or to stdout.
+    """Write a result as table, csv, tsv, json or jsonl, atomically to a file, or to stdout.
 
     Args:
-        output_file: is compressed when its name ends in .gz.
+        output_file: compressed if its name ends in .gz; None is stdout.
 
     Raises:
         SpecError: the file cannot be written.
@@ -82,7 +82,7 @@ def write_answer(answer: QueryResult, output_format: str, output_file: Path | No
         return
     with atomic_output(output_file) as file:
         is_packed = output_file.suffix.lower() == ".gz"
-        # Without a name and a time in it, the same answer is the same file.
+        # Without a name and a time, the same result gives the same file.
         packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) if is_packed else None
         text = io.TextIOWrapper(cast("BinaryIO", file if packed is None else packed), encoding="utf-8", newline="")
         writer(answer, text)
@@ -94,15 +94,14 @@ def write_answer(answer: QueryResult, output_format: str, output_file: Path | No
 
 
 def json_value(value: object, *, is_float32: bool = False, is_text: bool = False) -> object:
-    """Turn a SQL value into what JSON can hold.
+    """Convert a SQL value to a JSON value.
 
-    NaN and infinities become null, dates ISO 8601, bytes their ASCII text or, when they are no text,
-    "base64:...". Text are also whole numbers beyond 2^53, the values of keys called image_id, and decimals that a
-    double does not hold.
+    NaN and infinities become null, dates ISO 8601, bytes their ASCII text or "base64:...". Integers beyond 2^53, the
+    values of keys called image_id, and decimals that a double cannot hold become text.
 
     Args:
         is_float32: floats have 24 significant bits: write 0.3, not 0.30000001192092896.
-        is_text: write whole numbers as text, whatever their size.
+        is_text: write integers as text, whatever their size.
     """
     if isinstance(value, float):
         return _json_float(value, is_float32)
@@ -153,7 +152,7 @@ def _bytes_text(value: bytes) -> str:
 
 
 def _plain_rows(answer: QueryResult) -> Iterator[tuple[Sequence[object], list[object]]]:
-    """Yield each row, and what JSON can hold of it; a column with a number beyond 2^53 is text as a whole."""
+    """Yield each row and its JSON values; a column with a number beyond 2^53 is text in all rows."""
     floats = ["FLOAT" in kind and "DOUBLE" not in kind for _, kind in answer.columns]
     first = list(islice(answer.rows, PEEK_ROWS))
     texts = [
@@ -171,20 +170,20 @@ def _plain_rows(answer: QueryResult) -> Iterator[tuple[Sequence[object], list[ob
 
 
 def _text_rows(answer: QueryResult) -> Iterator[list[str | None]]:
-    """Yield the rows as bare text, nested values as JSON; None for NULL."""
+    """Yield the rows as text, nested values as JSON; None for NULL."""
     for row, plain in _plain_rows(answer):
         yield [_cell_text(value, cell) for value, cell in zip(row, plain, strict=True)]
 
 
 def _cell_text(value: object, plain: object) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
-        # JSON has no NaN, text has.
+        # Text can hold NaN and infinities, JSON cannot.
         return str(value)
     return None if plain is None else _text(plain)
 
 
 def _text(value: object) -> str:
-    """Write one JSON-able value as bare text; nested ones as JSON."""
+    """Format one JSON value as text; nested ones as JSON."""
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -195,7 +194,7 @@ def _write_csv(answer: QueryResult, stream: TextIO) -> None:
 
 
 def _write_tsv(answer: QueryResult, stream: TextIO) -> None:
-    # A name with a tab or a line break in it is quoted as in CSV, which pandas, polars and DuckDB read back.
+    # A value with a tab or a line break is quoted as in CSV, which pandas, polars and DuckDB read.
     _write_separated(answer, stream, "\t")
 
 
@@ -205,9 +204,9 @@ def _write_separated(answer: QueryResult, stream: TextIO, separator: str) -> Non
 
 
 def _quoted(cell: str | None, separator: str, cells: int) -> str:
-    """Quote a cell where RFC 4180 asks for it; NULL is empty, empty text is "".
+    """Quote a cell where RFC 4180 requires it; NULL is empty, empty text is "".
 
-    Python's csv leaves a carriage return unquoted up to 3.12, where readers end the row.
+    Python's csv module does not quote a carriage return up to 3.12, and readers then end the row.
     """
     if cell is None:
         # A row of one empty cell would be a blank line, which readers skip.
@@ -235,7 +234,7 @@ def _json_rows(answer: QueryResult) -> Iterator[str]:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Number the repeats of a column name, as one JSON object cannot hold two keys of the same name."""
+    """Number repeated column names, because a JSON object cannot hold two keys of the same name."""
     distinct: list[str] = []
     for name in names:
         candidate, repeat = name, 1
@@ -256,7 +255,7 @@ def _write_table(answer: QueryResult, stream: TextIO) -> None:
 
 
 def _cell(value: str | None) -> str:
-    """Keep a cell on one line and at a length that leaves room for its neighbours."""
+    """Return a cell on one line, shortened to `MAX_CELL_CHARS`."""
     text = "NULL" if value is None else value
     shown = printable(text[: MAX_CELL_CHARS + 1])
     return shown if len(text) <= MAX_CELL_CHARS else shown[: MAX_CELL_CHARS - 1] + "…"

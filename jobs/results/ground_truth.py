@@ -1,4 +1,4 @@
-"""The truth of `htc evaluate`: COCO annotations in the words of a run, and what had to be done to understand them."""
+"""The ground truth of `htc evaluate`: COCO annotations with a run's class names, and notes on how they were read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from htc_model.training.annotations import AnnotationError, BadAnnotation, CocoA
 from pipeline.errors import InputError, SpecError
 from pipeline.text import count_of
 
-# Of each kind of flaw; --json names all.
+# Named examples of each kind of flaw; --json names all.
 MAX_NAMED = 10
 
 FindSize = Callable[[str], tuple[int, int] | None]
@@ -25,19 +25,19 @@ def read_truth(
 ) -> tuple[CocoAnnotations, list[str]]:
     """Read annotations to score a run against.
 
-    A category whose name differs from the model's in case or in spaces around it only is taken for it.
+    A category matches a class of the model if the names differ only in case or in spaces around them.
 
     Args:
-        uri: of the document, and `run`: the run's name, for messages.
-        known: names of the model's classes; where these are not known, of those that the run has found.
+        uri: URI of the document, and `run`: the run's name, for messages.
+        known: names of the model's classes; if these are not known, the names that the run has detected.
         classes: names to score; empty for all that the model knows, or for all of the document.
-        find_size: (height, width) in pixels of the run's image of a file name.
+        find_size: returns (height, width) in pixels of the run's image with a file name.
 
     Returns:
-        the annotations, and sentences on how they were understood.
+        The annotations, and sentences on how they were read.
 
     Raises:
-        SpecError: the document cannot be scored against.
+        SpecError: the document is not valid for scoring.
         InputError: the model knows none of its classes.
     """
     notes: list[str] = []
@@ -64,7 +64,7 @@ def read_truth(
         elif chosen is None:
             notes.append(
                 f"The model of run {run} is not on this machine, so its classes are not known: all "
-                f"{len(truth.classes)} of the file are scored, and --class names others."
+                f"{len(truth.classes)} of the file are scored; choose others with --class."
             )
     except AnnotationError as error:
         raise SpecError(f"{uri}: {error}") from error
@@ -72,16 +72,16 @@ def read_truth(
 
 
 def flaw_sentences(truth: CocoAnnotations, uri: str) -> list[str]:
-    """Say how many annotations are flawed, how, and which."""
+    """Return how many annotations are flawed, how, and which, as sentences."""
     sentences = []
     if truth.bad:
         sentences.append(
-            f"{uri}: {count_of(len(truth.bad), 'flaw')}; what is flawed is left out, so detections of it count as "
-            f"wrong: {_by_kind(truth.bad)}."
+            f"{uri}: {count_of(len(truth.bad), 'flaw')}; flawed annotations are left out, so detections of them "
+            f"count as wrong: {_by_kind(truth.bad)}."
         )
     if truth.mended:
         sentences.append(
-            f"{uri}: {count_of(len(truth.mended), 'flaw')} in what still counts: {_by_kind(truth.mended)}."
+            f"{uri}: {count_of(len(truth.mended), 'flaw')} in annotations that still count: {_by_kind(truth.mended)}."
         )
     return sentences
 
@@ -90,11 +90,11 @@ def refuse_flaws(truth: CocoAnnotations, uri: str) -> None:
     """Refuse annotations with any flaw.
 
     Raises:
-        SpecError: there is one; all kinds are named.
+        SpecError: there is a flaw; the message names all kinds.
     """
     sentences = flaw_sentences(truth, uri)
     if sentences:
-        raise SpecError(f"{' '.join(sentences)} --strict scores nothing against flawed annotations.")
+        raise SpecError(f"{' '.join(sentences)} With --strict, flawed annotations are refused.")
 
 
 def _by_kind(flaws: Sequence[BadAnnotation]) -> str:
@@ -106,7 +106,7 @@ def _by_kind(flaws: Sequence[BadAnnotation]) -> str:
 
 
 def _with_names(document: Any, known: Sequence[str], notes: list[str]) -> Any:
-    """Copy a document, with file names where images only have an address, and with the model's names of classes."""
+    """Copy a document, with file names for images that have only a URL, and with the model's class names."""
     if not isinstance(document, Mapping):
         return document
     images, categories = document.get("images"), document.get("categories")
@@ -121,13 +121,13 @@ def _with_names(document: Any, known: Sequence[str], notes: list[str]) -> Any:
             continue
         canonical = _canonical(name, names)
         if canonical != name:
-            notes.append(f"The annotations' class {name!r} is taken for {canonical!r}.")
+            notes.append(f"The annotations' class {name!r} is treated as {canonical!r}.")
         renamed.append({**category, "name": canonical})
     return {**document, "images": [_with_file_name(image) for image in images], "categories": renamed}
 
 
 def _with_file_name(image: Any) -> Any:
-    """Take the name from COCO's address (LVIS has no other), or from an id that is text, where there is none."""
+    """Add a missing file name, from coco_url (LVIS has no other) or from an id that is text."""
     if not isinstance(image, Mapping) or isinstance(image.get("file_name"), str):
         return image
     for key in ("coco_url", "id"):
@@ -145,7 +145,7 @@ def _category_names(document: Any) -> list[str]:
 
 
 def _canonical(name: str, names: Sequence[str]) -> str:
-    """Return the first of the names that this one is, but for case and the spaces around it; itself if it is new."""
+    """Return the first of the names that equals this one except for case and surrounding spaces, else the name."""
     folded = name.strip().casefold()
     return next((each for each in names if each.strip().casefold() == folded), name)
 

@@ -1,4 +1,4 @@
-"""Which photos of a run to look at, and what the tables say of them."""
+"""Finds images of a run and their rows in the tables."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.inputs.image_ref import ImageRef
     from pipeline.output.results import Results
 
-# Enough names to find the one that was misspelt, few enough to compare at once.
+# Enough names to find a misspelt one, few enough to compare at once.
 MAX_NAMES_COMPARED = 50_000
 
 _COLUMNS = "image_id, uri, status, error, width, height, shard"
@@ -26,7 +26,7 @@ _BY_URI = f"""
     SELECT {_COLUMNS} FROM images WHERE run = $run AND (uri = $uri OR ends_with(uri, $ending))
     ORDER BY uri = $uri DESC, uri LIMIT 2
 """  # noqa: S608 - our own column names
-# The smallest hashes of the images' numbers: spread over the input, and the same every time.
+# The images with the smallest hashes of their ids: spread over the input, and always the same.
 _SAMPLE = f"""
     SELECT * FROM (
         SELECT {_COLUMNS} FROM images WHERE run = $run AND status = 'ok'
@@ -38,7 +38,7 @@ _NAMES = f"SELECT uri FROM images WHERE run = $run LIMIT {MAX_NAMES_COMPARED}"  
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One row of `images`, as far as drawing needs it; width and height in pixels, None if never decoded."""
+    """The columns of one row of `images` that drawing needs; width and height in pixels, None if never decoded."""
 
     image_id: int
     uri: str
@@ -50,7 +50,7 @@ class ImageRecord:
 
 
 class ImageLookup:
-    """The photos of one run: choose some, find their files again, read their instances.
+    """The images of one run: samples or finds some, locates their bytes, reads their instances.
 
     Raises:
         InputError: there is no run of this name.
@@ -58,56 +58,56 @@ class ImageLookup:
 
     def __init__(self, results: "Results", run: str | None = None) -> None:
         self.run = results.newest_run() if run is None else run
-        # Refuses an unknown name in words.
+        # Raises InputError for an unknown name.
         results.image_parts(self.run)
         self._results = results
         record = next(record for record in results.records if record.run == self.run)
         self._fingerprint = record.fingerprint
         folder = join(run_folder(results.output_uri, self.run), "manifest")
-        self._planned = ManifestReader(results.storage, folder, Manifest.from_dict(record.manifest))
+        self._manifest = ManifestReader(results.storage, folder, Manifest.from_dict(record.manifest))
 
     @property
     def is_trained(self) -> bool:
-        """Tell whether the run's model had trained weights."""
+        """Whether the run's model had trained weights."""
         return bool(self._fingerprint.get("trained", True))
 
     def sample(self, count: int) -> list[ImageRecord]:
-        """Choose `count` of the images with the status ok, always the same, in the order of their uris.
+        """Return `count` of the images with the status ok, always the same, in the order of their URIs.
 
         Raises:
             InputError: there are none.
         """
         values = {"run": self.run, "count": count}
-        photos = query_views(
+        images = query_views(
             self._results, lambda database: [ImageRecord(*row) for row in _rows(database, _SAMPLE, values)]
         )
-        if not photos:
-            raise InputError(f"Run {self.run} has no image with the status ok; `htc query` says why.")
-        return photos
+        if not images:
+            raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
+        return images
 
     def find(self, uris: Sequence[str]) -> list[ImageRecord]:
-        """Find each uri as it is, or as the end (after a slash) of exactly one image's uri; none twice.
+        """Find the image of each URI, or of the end (after a slash) of exactly one image's URI; none twice.
 
         Raises:
             InputError: there is no such image, or several.
         """
-        photos = query_views(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
-        return list({photo.uri: photo for photo in photos}.values())
+        images = query_views(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
+        return list({image.uri: image for image in images}.values())
 
-    def locate(self, photo: ImageRecord) -> "ImageRef":
-        """Find in the run's manifest where the photo's bytes lie.
+    def locate(self, image: ImageRecord) -> "ImageRef":
+        """Find in the run's manifest where the image's bytes are.
 
         Raises:
             NotFoundError: the manifest does not name it.
         """
-        for ref in self._planned.read_shard(photo.shard).images:
-            if display_uri(ref.uri) == photo.uri:
+        for ref in self._manifest.read_shard(image.shard).images:
+            if display_uri(ref.uri) == image.uri:
                 return ref
-        raise NotFoundError(f"{photo.uri} is not in the manifest of run {self.run}.")
+        raise NotFoundError(f"{image.uri} is not in the manifest of run {self.run}.")
 
-    def instances(self, photo: ImageRecord) -> list[dict[str, Any]]:
-        """Read the photo's rows of `instances`, most confident first."""
-        return read_instances(self._results, self.run, photo.shard, photo.image_id, photo.uri)
+    def instances(self, image: ImageRecord) -> list[dict[str, Any]]:
+        """Read the image's rows of `instances`, highest score first."""
+        return read_instances(self._results, self.run, image.shard, image.image_id, image.uri)
 
     def _find_one(self, database: "duckdb.DuckDBPyConnection", uri: str) -> ImageRecord:
         whole = str(home_path(uri).absolute()) if home_path(uri).exists() else uri

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 MASK_OPACITY = 0.45
-# Smaller images are enlarged by a whole factor before drawing: below this, a label would cover the image.
+# Smaller images are enlarged by an integer factor before drawing: below this size, a label would cover the image.
 MIN_LONG_SIDE = 480
 MAX_ENLARGEMENT = 16
 # Successive hues one golden section apart stay distinct for any number of instances.
@@ -48,7 +48,7 @@ def draw_overlay(image: NDArray[np.uint8], instances: Sequence[DrawnInstance]) -
         instances: in any order; the largest is drawn first, so that small ones stay visible.
 
     Returns:
-        An RGB picture of the image's size, enlarged by a whole factor when its long side is under 480 pixels.
+        An RGB image of the same size, enlarged by an integer factor if its long side is under 480 pixels.
     """
     enlargement = _enlargement(image.shape[0], image.shape[1])
     canvas = _enlarge(image, enlargement)
@@ -58,8 +58,8 @@ def draw_overlay(image: NDArray[np.uint8], instances: Sequence[DrawnInstance]) -
     for index, instance in ordered:
         if instance.load_mask is not None:
             _blend_mask(canvas, _enlarge(instance.load_mask(), enlargement), instance_colour(index), line_width)
-    picture = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(picture)
+    overlay = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(overlay)
     font = ImageFont.load_default(size=min(max(min(height, width) / 34, 12), 48))
     placed: list[Rectangle] = []
     for index, instance in ordered:
@@ -67,11 +67,11 @@ def draw_overlay(image: NDArray[np.uint8], instances: Sequence[DrawnInstance]) -
     for index, instance in reversed(ordered):
         box = _scaled_box(instance, enlargement, width, height)
         placed.append(_draw_label(draw, instance, box, colour=instance_colour(index), font=font, placed=placed))
-    return picture
+    return overlay
 
 
 def instance_colour(index: int) -> Colour:
-    """Return a bright colour (RGB, 0 to 255) that differs from those of the neighbouring indices."""
+    """Return a bright colour (RGB, 0 to 255) that differs from those of neighbouring indices."""
     hue = (0.02 + index * GOLDEN_SECTION) % 1
     saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.9, 0.8))[index % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -79,7 +79,7 @@ def instance_colour(index: int) -> Colour:
 
 
 def text_colour(background: Colour) -> Colour:
-    """Return black or white, whichever contrasts more with the background (WCAG 2.1, "contrast ratio")."""
+    """Return black or white, the one with more contrast to the background (WCAG 2.1, "contrast ratio")."""
     linear = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
@@ -94,7 +94,7 @@ def _enlarge(pixels: NDArray[Scalar], factor: int) -> NDArray[Scalar]:
 
 
 def _blend_mask(canvas: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour, line_width: int) -> None:
-    """Tint the mask's pixels in place and draw its contour; works only inside the mask's own bounding box."""
+    """Tint the mask's pixels in place and draw its contour, inside the mask's bounding box only."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return
@@ -103,7 +103,7 @@ def _blend_mask(canvas: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colo
     region = canvas[window]
     tint = np.array(colour, dtype=np.float32) * np.float32(MASK_OPACITY)
     region[inside] = (region[inside] * np.float32(1 - MASK_OPACITY) + tint).astype(np.uint8)
-    # The border of zeros makes the contour close along the image's edge too.
+    # The border of zeros closes the contour along the image's edge too.
     padded = Image.fromarray(np.pad(inside, line_width).astype(np.uint8) * 255)
     eroded = np.asarray(padded.filter(ImageFilter.MinFilter(2 * line_width + 1))) > 0
     kept = eroded[line_width:-line_width, line_width:-line_width]
@@ -131,7 +131,7 @@ def _draw_label(
     font: Font,
     placed: Sequence[Rectangle],
 ) -> Rectangle:
-    """Write category and score on a plate at the box's first corner that is free; return the plate."""
+    """Write category and score on a plate at the first free corner of the box; return the plate."""
     text = f"{instance.category} {instance.score:.2f}"
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     margin = max(2, round((bottom - top) / 4))

@@ -1,4 +1,4 @@
-"""SQL over an output's tables, through the views of `pipeline.output.views`, without torch."""
+"""`htc query`: SQL over an output's tables, through the views of `pipeline.output.views`; needs no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from htc_model.masks.rle import decode_rle
 from jobs.results.formats import QueryResult, write_answer
 from jobs.terminal.interrupt import run_interruptibly
-from jobs.terminal.output_file import atomic_output, refuse_remote
+from jobs.terminal.output_file import atomic_output, check_local
 from pipeline.errors import SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, parquet_errors
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.storage.config import StorageSection
 
 FETCH_ROWS = 2048
-# What a file's name says of the answer's format.
+# The format of an answer by the suffix of its file.
 SUFFIXES = {
     "csv": "csv",
     "tsv": "tsv",
@@ -44,7 +44,7 @@ SUFFIXES = {
     "parquet": "parquet",
     "txt": "table",
 }
-# Files that a query was to read may be compacted meanwhile.
+# Files that a query reads may be compacted meanwhile.
 ATTEMPTS = 3
 
 
@@ -61,45 +61,46 @@ def query_output(
 
     Args:
         sql: one or more statements; "-" stands for the text on stdin.
-        output_format: table, csv, tsv, json (an array of objects), jsonl (an object a line) or parquet; None: what the
-            file's suffix says.
+        output_format: table, csv, tsv, json (an array of objects), jsonl (an object per line) or parquet; None takes
+            the format of the file's suffix.
         output_file: None is stdout.
 
     Raises:
-        SpecError: the SQL is wrong or not permitted, the file's name says no known format (before the query runs), or
-            the answer cannot be written.
+        SpecError: the SQL is wrong or not permitted, the file's suffix is not a known format (before the query runs),
+            or the answer cannot be written.
         InputError: the folder holds no run.
         DamagedFileError: a part is damaged or missing.
-        StorageError: it was compacted or pruned again and again, or when half of the answer was written.
+        StorageError: the output was compacted or pruned in every attempt, or after a part of the answer was written.
     """
     chosen = _choose_format(output_format, output_file)
     text = _read_sql(sql)
     for attempt in range(ATTEMPTS):
         results = open_results(output_uri, Storage(storage_section))
         database = open_database(results, is_external_allowed=is_external_allowed)
-        is_told = Event()
+        has_output = Event()
         try:
-            run_interruptibly(partial(_execute, database, text, chosen, output_file, is_told), database.interrupt)
+            run_interruptibly(partial(_execute, database, text, chosen, output_file, has_output), database.interrupt)
         except (SpecError, StorageError) as error:
             if not results.has_moved():
                 check_parts(results, error)
                 raise
-            # The same rows lie in other files now; but what was said cannot be taken back.
-            if is_told.is_set() or attempt + 1 == ATTEMPTS:
+            # The same rows are in other files now; but output on stdout cannot be withdrawn.
+            if has_output.is_set() or attempt + 1 == ATTEMPTS:
                 raise StorageError(
-                    f"{output_uri} was compacted or pruned while it was read, so this answer is not whole; ask again."
+                    f"{output_uri} was compacted or pruned while it was read, so this answer is incomplete; run the "
+                    "query again."
                 ) from error
         else:
             return
 
 
 def _execute(
-    database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None, is_told: Event
+    database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None, has_output: Event
 ) -> None:
     """Run the SQL, write its last statement's answer, close the database.
 
     Args:
-        is_told: is set before anything is written that cannot be taken back.
+        has_output: is set before anything is written to stdout.
     """
     with contextlib.closing(database), translated_sql_errors():
         if output_format == "parquet" and output_file is not None:
@@ -109,24 +110,24 @@ def _execute(
         if answer is None:
             raise SpecError("The SQL holds no statement.")
         if output_file is None:
-            is_told.set()
+            has_output.set()
         columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
         write_answer(QueryResult(columns, _rows(answer)), output_format, output_file)
 
 
 def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
-    """Read one image's rows of `instances` from its shard's part, most confident first.
+    """Read one image's rows of `instances` from its shard's part, highest score first.
 
     Raises:
         DamagedFileError: the part is damaged or missing.
         InputError: the shard is not committed.
     """
     files = open_files(results.output_uri, results.storage)
-    # The number is a hash: the uri decides between two images that share one.
+    # The id is a hash: the URI decides between two images with the same id.
     wanted = (pads.field("image_id") == image_id) & (pads.field("uri") == uri)
 
     def read() -> pa.Table:
-        # Asked for each time: the part may be compacted with others meanwhile.
+        # Looked up each time: the part may be compacted with others meanwhile.
         part = results.instances_part(run, shard)
         fragment = pads.ParquetFileFormat().make_fragment(part, files)
         with parquet_errors(part):
@@ -160,7 +161,7 @@ def _read_sql(sql: str) -> str:
     """Read the SQL from stdin if it is "-".
 
     Raises:
-        SpecError: it is no Unicode text, which DuckDB would answer with an error of its own workings.
+        SpecError: it is not Unicode text, for which DuckDB would raise an internal error.
     """
     try:
         text = sys.stdin.read() if sql == "-" else sql
@@ -187,32 +188,34 @@ def _fetch(answer: duckdb.DuckDBPyConnection) -> Sequence[Sequence[object]]:
 
 
 def _choose_format(output_format: str | None, output_file: Path | None) -> str:
-    """Decide on the format before the query takes its time.
+    """Return the format of the answer, before the query runs.
 
     Raises:
-        SpecError: the file's name says none, or another than the one that is asked for, or it cannot be written.
+        SpecError: the file's suffix is unknown or contradicts `output_format`, or the file cannot be written.
     """
     if output_file is None:
         if output_format == "parquet":
-            raise SpecError("Parquet is no text: name a file with --output FILE.")
+            raise SpecError("Parquet is not text: name a file with --output FILE.")
         return output_format or "table"
-    refuse_remote(output_file)
+    check_local(output_file)
     if output_file.is_dir():
         raise SpecError(f"{output_file} cannot be written: it is a folder.")
     if not output_file.parent.is_dir():
         raise SpecError(f"{output_file} cannot be written: No such file or directory.")
     is_packed = output_file.suffix.lower() == ".gz"
     suffix = Path(output_file.stem if is_packed else output_file.name).suffix.lower().removeprefix(".")
-    said = SUFFIXES.get(suffix)
-    if said is None and output_format is None:
+    by_suffix = SUFFIXES.get(suffix)
+    if by_suffix is None and output_format is None:
         known = ", ".join(f".{each}" for each in SUFFIXES)
         raise SpecError(
-            f"{output_file}: its ending says no format that can be written. --output takes {known} (all but "
-            ".parquet also with .gz behind); for another name say which with --format."
+            f"{output_file}: its suffix is not a format that can be written. --output takes {known} (all but "
+            ".parquet also followed by .gz); for another name, set --format."
         )
-    chosen = output_format or str(said)
-    if said not in {None, "table", chosen}:
-        raise SpecError(f"{output_file} is a name for {said}, and --format asks for {chosen}; change one of the two.")
+    chosen = output_format or str(by_suffix)
+    if by_suffix not in {None, "table", chosen}:
+        raise SpecError(
+            f"{output_file} has the suffix of {by_suffix}, and --format asks for {chosen}; change one of the two."
+        )
     if is_packed and chosen == "parquet":
         raise SpecError(f"{output_file}: Parquet is compressed in itself; leave out .gz.")
     return chosen

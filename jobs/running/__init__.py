@@ -1,4 +1,4 @@
-"""Commands that compute on this machine: run, plan, train, weights."""
+"""Commands that run on this machine: run, plan, train, weights."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Whether a spec's model could start here, and how long it takes for one image."""
+"""Checks whether a spec's model can start on this machine, and times it on one image."""
 
 import os
 import time
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# A first inference shorter than this is mostly warming up, and is repeated.
+# A first inference shorter than this is mostly warm-up, and is repeated.
 WARM_UP_S = 3.0
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What looking at the model told.
+    """The result of checking the model.
 
-    lines: for the report. problem: one sentence when the run could not start with it.
+    lines: for the report. problem: one sentence if the run could not start with the model.
     image_s: seconds for one image of `timed_size` ("640x427") on one worker, None if not timed.
-    load_s: seconds until the model was loaded. gpus: what the timing ran on, and a run here would.
+    load_s: seconds until the model was loaded. gpus: number of GPUs of this machine.
     """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
@@ -43,10 +43,10 @@ class ModelCheck:
 
 
 def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> ModelCheck:
-    """Look for the weights; with images, load the model strictly and time it on the middle-sized one.
+    """Check that the weights exist; with images, load the model strictly and time it on the median-sized one.
 
     Args:
-        images: decoded images; None leaves torch alone.
+        images: decoded images, [H, W, 3] uint8 RGB; None does not import torch.
     """
     section = spec.model
     weights = weights_here(section)
@@ -68,7 +68,7 @@ def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> 
 
 
 def _why_not_fetchable(section: ModelSection) -> str | None:
-    """Say why a run could not fetch its published weights, as far as that is known without a network."""
+    """Return why a run cannot fetch its published weights, as far as is known without a network; else None."""
     if section.weights != "coco":
         return None
     try:
@@ -81,9 +81,9 @@ def _why_not_fetchable(section: ModelSection) -> str | None:
 
 
 def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mapping[str, Any]:
-    """Take the model's fingerprint without fetching anything.
+    """Return the model's fingerprint without fetching anything.
 
-    Weights that are not here yet are taken to be those of the run that would be resumed.
+    Weights that are not on this machine yet are assumed to be those of the run that would be resumed.
     """
     weights = weights_here(spec.model)
     if spec.model.weights == "untrained" or (weights is not None and weights.is_file()):
@@ -95,7 +95,7 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
 
 
 def plan_local_workers(spec: JobSpec, shards: int, gpus: int) -> tuple[WorkerPlan, str]:
-    """Return the workers a run on this machine would start, and the same in words."""
+    """Return the workers that a run on this machine would start, and the same as text."""
     cpus, memory = local_cpus(), usable_memory()
     plan = plan_workers(spec.compute, cpus=float(cpus), gpus=float(gpus), shards=shards, memory_bytes=memory)
     each = f"{plan.gpus:g} GPU and {plan.cpus:g} cores" if plan.gpus else f"{plan.cpus:g} of {cpus} cores"

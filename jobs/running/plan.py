@@ -1,4 +1,4 @@
-"""`htc plan`: what a run would do, found out without writing anything."""
+"""`htc plan`: report what a run would do, without writing anything."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -36,9 +36,9 @@ Line = tuple[str, str]
 
 @dataclass(frozen=True)
 class SampleDecode:
-    """What reading and decoding a few images told.
+    """The result of reading and decoding a few images.
 
-    images: [H, W, 3] uint8 RGB. failures: uri and reason of each that is no image.
+    images: [H, W, 3] uint8 RGB. failures: URI and reason of each image that could not be read or decoded.
     """
 
     images: "list[NDArray[np.uint8]]"
@@ -46,28 +46,33 @@ class SampleDecode:
 
 
 class _WouldWriteError(Exception):
-    """The run would start writing now: everything before this has been checked."""
+    """The run would write here: everything before the first write was checked."""
 
 
 class _ReadOnlyStorage(Storage):
-    """Storage for looking only, so that the very code that begins a run can tell what it would do."""
+    """Storage that never writes, so that `htc plan` can use the code that finds and resumes runs.
+
+    `find_run` writes in one case: for a run whose planning was interrupted it continues the planning, and writes a
+    manifest part or the record. Its input has not been listed to the end, so the plan reports it like a new run; see
+    `_existing_run`. A pipeline function that writes by another method than `write` or `delete` would need it here.
+    """
 
     def write(self, uri: str, payload: bytes) -> NoReturn:
-        """Stop here: nothing is written."""
+        """Raise _WouldWriteError instead of writing."""
         raise _WouldWriteError(uri)
 
     def delete(self, uri: str) -> None:
-        """Leave it where it is."""
+        """Do nothing."""
 
 
 def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: bool) -> int:
-    """Write to stdout what `htc run` with the same arguments would do; write nothing else anywhere.
+    """Write to stdout what `htc run` with the same arguments would do; write nothing else.
 
     Args:
         is_model_timed: load the model and time it on one of the sampled images.
 
     Returns:
-        The exit code: 0 when the run could start, 2 when its weights or model are not in order, 3 when the run is
+        The exit code: 0 if the run could start, 2 if its weights or model are missing or wrong, 3 if the run is
         complete and its input has changed since.
 
     Raises:
@@ -80,7 +85,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     existing = _existing_run(spec, storage, run=run, fresh=fresh)
     if existing is not None:
         _read_manifest(existing)
-    incremental = _look_back(spec, storage, run) if existing is None else None
+    incremental = _plan_incremental(spec, storage, run) if existing is None else None
     survey, changes = _survey(spec, storage, existing, incremental)
     sample = _decode_sample(spec, survey, storage)
     check = check_model(spec, sample.images if is_model_timed else None)
@@ -98,7 +103,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
 def _survey(
     spec: JobSpec, storage: Storage, existing: RunHandle | None, incremental: IncrementalPlan | None
 ) -> tuple[InputSurvey, InputChanges | None]:
-    """List the input, and compare it with the run that has done it, if one has."""
+    """List the input, and compare it with the complete run of it, if there is one."""
     survey = partial(
         survey_input,
         spec.input,
@@ -114,7 +119,7 @@ def _survey(
         return survey(comparison=comparison), comparison.changes()
 
 
-def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalPlan | None:
+def _plan_incremental(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalPlan | None:
     if spec.select.mode == "full":
         return None
     fingerprint = known_fingerprint(spec, storage, run)
@@ -123,7 +128,7 @@ def _look_back(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalP
 
 
 def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> RunHandle | None:
-    """Find the run that would be resumed; None when a new one would begin."""
+    """Find the run that would be resumed; None if a new one would begin, or the planning would be continued."""
     fingerprint = known_fingerprint(spec, storage, run)
     try:
         return find_run(spec, fingerprint, storage, run=run, fresh=fresh)
@@ -132,7 +137,7 @@ def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bo
 
 
 def _read_manifest(existing: RunHandle) -> None:
-    """Read each part of the manifest that holds a shard to do, as going on will."""
+    """Read each manifest part with a shard to do, as resuming will."""
     layout = existing.manifest.layout
     for shard in {layout.find(shard)[0]: shard for shard in existing.todo()}.values():
         existing.read_shard(shard)
@@ -147,7 +152,7 @@ def _decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> Samp
             payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
             sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels))
         except NotFoundError:
-            # What a store listed was there; what a text file or a row names need never have been.
+            # An object that a store listed existed; one that a text file or a row names may never have existed.
             was_there = ref.row is None and (ref.bytes is not None or ref.etag is not None)
             sample.failures.append(
                 (ref.uri, f"missing: {'it is gone since it was listed' if was_there else 'not found'}")
@@ -202,13 +207,13 @@ def _run_lines(
         yield "run", f"{existing.name} is complete, and its input has changed since: {changes.counts()}"
         yield "", suggest_command(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
     else:
-        yield "run", f"{existing.name} is complete already; nothing to do (--fresh starts another)"
+        yield "run", f"{existing.name} is already complete; nothing to do (--fresh starts another)"
     if changes is not None and changes.unknown:
         yield "", f"{changes.unknown_note()}; an incremental run asks for all of them"
 
 
 def _time_lines(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, check: ModelCheck) -> Iterator[Line]:
-    """Extrapolate one timed image to all that are left, over this machine's workers."""
+    """Extrapolate from one timed image to all remaining images, over this machine's workers."""
     manifest = existing.manifest if existing else survey.manifest
     shards = len(existing.todo()) if existing else manifest.shard_count
     workers, description = plan_local_workers(spec, max(1, shards), check.gpus)

@@ -1,4 +1,4 @@
-"""`htc run`: run the job, then say what came of it and what to do next."""
+"""`htc run`: run the job, then report its outcome and the next commands."""
 
 import shlex
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY 
 
 
 def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
-    """Run the job and report it; returns the exit code."""
+    """Run the job, report its outcome and return the exit code."""
     with breaking_off(StopRequest()) as stop, stop:
-        # Takes a second.
+        # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
 
     summary = driver.run(spec, run=run, fresh=fresh)
@@ -29,7 +29,7 @@ def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
 
 
 def report_summary(summary: RunSummary, spec: JobSpec) -> None:
-    """Write the run's outcome to stdout, and why it is not complete to stderr."""
+    """Write the run's outcome to stdout, and the reason why it is not complete to stderr."""
     write_line()
     write_table(["", ""], list(_outcome(summary, spec)), has_header=False)
     if summary.failure_reasons:
@@ -39,7 +39,7 @@ def report_summary(summary: RunSummary, spec: JobSpec) -> None:
     if summary.reason:
         say(summary.reason)
     if summary.error_log:
-        say(f"The tracebacks of unforeseen failures are in {summary.error_log}.")
+        say(f"The tracebacks of unexpected failures are in {summary.error_log}.")
 
 
 def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
@@ -54,8 +54,8 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
         speed = f"{summary.images_per_s:.2f} images/s"
         yield "speed", f"{speed}, {summary.session_images:,} in {format_duration(summary.seconds)}, start included"
     shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
-    if worth_telling := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
-        yield "time went to", ", ".join(worth_telling)
+    if visible_shares := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
+        yield "time went to", ", ".join(visible_shares)
     if summary.device:
         yield "device", summary.device
     if summary.retries or summary.workers_lost:
@@ -66,14 +66,14 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
 
 
 def _report_failures(summary: RunSummary) -> None:
-    bad = sum(count for status, count in summary.statuses.items() if status != "ok")
+    failed = sum(count for status, count in summary.statuses.items() if status != "ok")
     budget = f"{summary.error_rate:.2%} of the images, the budget is {summary.max_error_rate:.2%}"
     allowed = allowed_errors(summary.images, summary.max_error_rate, summary.max_errors)
     if summary.status == "complete" and allowed > summary.max_error_rate * summary.images:
         budget += f", but at least {count_of(allowed, 'image')}"
     if summary.repeated_errors:
         budget = f"{summary.repeated_errors:,} failed before as well and do not count; the others are {budget}"
-    write_line(f"{count_of(bad, 'image')} without instances to trust ({budget}):")
+    write_line(f"{failed:,} of {count_of(sum(summary.statuses.values()), 'image')} failed ({budget}):")
     reasons = list(summary.failure_reasons.items())
     rows = [(f"{count:,}", reason) for reason, count in reasons[:MAX_REASONS]]
     write_table(["images", "reason"], rows, alignments=["right", "left"])
@@ -81,14 +81,14 @@ def _report_failures(summary: RunSummary) -> None:
         write_line(f"... and {count_of(len(reasons) - MAX_REASONS, 'more reason')}")
     for failure in summary.failure_examples[:MAX_EXAMPLES]:
         write_line(f"  {failure.status}  {failure.uri}  {failure.reason}")
-    if bad > min(MAX_EXAMPLES, len(summary.failure_examples)):
-        write_line("The images table has them all: SELECT uri, status, error FROM images WHERE status <> 'ok'")
+    if failed > min(MAX_EXAMPLES, len(summary.failure_examples)):
+        write_line("All of them: SELECT uri, status, error FROM images WHERE status <> 'ok'")
     write_line()
 
 
 def _next_commands(summary: RunSummary, spec: JobSpec) -> Iterator[str]:
     folder = shlex.quote(_short_path(spec.output.uri))
-    # An incremental run's own instances are those of a few images only.
+    # An incremental run itself has the instances of a few images only.
     sql = SQL if spec.select.mode == "full" else SQL.replace("FROM instances", "FROM current_instances")
     if summary.instances:
         yield f'Next: htc query {folder} "{sql}"'
@@ -96,11 +96,11 @@ def _next_commands(summary: RunSummary, spec: JobSpec) -> Iterator[str]:
 
 
 def _short_path(uri: str) -> str:
-    """Name a folder below the current one the way the operator would type it."""
+    """Return a folder below the current one as a relative path."""
     try:
         here = Path.cwd()
     except FileNotFoundError:
-        # Somebody removed it while the run went on.
+        # The current folder was removed during the run.
         return uri
     path = Path(uri)
     if path.is_absolute() and path.is_relative_to(here) and path != here:

@@ -1,4 +1,4 @@
-"""`htc train`: train what a spec asks for, show how it goes, and say where the result is."""
+"""`htc train`: train from a spec, show the progress, and report the result."""
 
 import logging
 import shlex
@@ -25,10 +25,10 @@ _SHOWN_CLASSES = 8
 
 
 def train_and_report(spec_path: str | None, overrides: Mapping[str, object]) -> None:
-    """Train, or go on with the training that the output folder holds, and report it.
+    """Train, or resume the training in the output folder, and report it.
 
     Args:
-        spec_path: of the YAML training spec.
+        spec_path: path of the YAML training spec.
         overrides: values by dotted key; None stands for a flag not given.
 
     Raises:
@@ -42,14 +42,14 @@ def train_and_report(spec_path: str | None, overrides: Mapping[str, object]) -> 
     notes = _Notes(display)
     logging.getLogger("htc_model").addHandler(notes)
     try:
-        # SIGTERM and SIGHUP end it as Ctrl-C does, so that a Ray of its own goes with it.
+        # SIGTERM and SIGHUP end it as Ctrl-C does, so that its local Ray is shut down too.
         with StopRequest() as stop, stop.interrupting():
             weights = train(spec, on_step=display.step)
     finally:
         logging.getLogger("htc_model").removeHandler(notes)
         display.close()
     if not display.has_steps:
-        say("Nothing was left to train: all steps were done before.")
+        say("Nothing to train: all steps were done before.")
     _report(spec, weights)
 
 
@@ -83,27 +83,27 @@ class _TrainingDisplay:
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and restore the terminal."""
         self._bar.stop()
         sys.stderr.flush()
 
 
 class _Notes(logging.Handler):
-    """Shows the network's warnings (flawed annotations, unreadable pictures), the first ones of each kind."""
+    """Shows the first warnings of the network (flawed annotations, unreadable images)."""
 
     def __init__(self, display: _TrainingDisplay) -> None:
         super().__init__(logging.WARNING)
         self._display = display
-        self._told = 0
+        self._shown = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a warning, or say once that there are more."""
-        self._told += 1
-        if self._told <= MAX_NOTES:
+        """Show a warning, or report once that there are more."""
+        self._shown += 1
+        if self._shown <= MAX_NOTES:
             message = record.getMessage()
             self._display.note(message[:1].upper() + message[1:])
-        elif self._told == MAX_NOTES + 1:
-            self._display.note("There is more of that; metrics.jsonl has the pictures, the weights file the counts.")
+        elif self._shown == MAX_NOTES + 1:
+            self._display.note("More warnings follow; metrics.jsonl names the images, the weights file has the counts.")
 
 
 def _report(spec: "TrainingSpec", weights: Path) -> None:
@@ -114,7 +114,7 @@ def _report(spec: "TrainingSpec", weights: Path) -> None:
     classes = metadata["classes"]
     shown = ", ".join(classes[:_SHOWN_CLASSES]) + (", ..." if len(classes) > _SHOWN_CLASSES else "")
     lines = [
-        ("trained", f"{spec.model.preset}, {metadata['steps']:,} steps on {count_of(metadata['pictures'], 'picture')}"),
+        ("trained", f"{spec.model.preset}, {metadata['steps']:,} steps on {count_of(metadata['pictures'], 'image')}"),
         ("classes", f"{len(classes)}: {shown}"),
     ]
     if fresh := metadata.get("initialised_at_random"):
@@ -122,8 +122,8 @@ def _report(spec: "TrainingSpec", weights: Path) -> None:
     for kind, count in metadata["left_out"].items():
         lines.append(("left out", f"{count_of(count, 'annotation')}: {kind}"))
     for data_set, scores in metadata["scores"].items():
-        told = ", ".join(f"{name} {scores[name]:.3f}" for name in ("mask_ap", "mask_ap50", "box_ap") if name in scores)
-        lines.append(("scores", f"{told} on {data_set}"))
+        text = ", ".join(f"{name} {scores[name]:.3f}" for name in ("mask_ap", "mask_ap50", "box_ap") if name in scores)
+        lines.append(("scores", f"{text} on {data_set}"))
     lines.append(("weights", str(weights)))
     lines.append(("metrics", str(folder / "metrics.jsonl")))
     curves = folder / "curves.png"
@@ -131,4 +131,4 @@ def _report(spec: "TrainingSpec", weights: Path) -> None:
         lines.append(("curves", str(curves)))
     write_line()
     write_table(["", ""], lines, has_header=False)
-    write_line(f"Next: htc run PHOTOS OUTPUT --weights {shlex.quote(str(weights))}")
+    write_line(f"Next: htc run INPUT OUTPUT --weights {shlex.quote(str(weights))}")

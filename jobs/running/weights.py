@@ -1,21 +1,21 @@
-"""`htc weights`: the published checkpoints, and files of one's own."""
+"""`htc weights`: published checkpoints and local weights files."""
 
 import time
 from pathlib import Path
 
 from jobs.terminal.console import say, size_of, write_line, write_table
-from jobs.terminal.output_file import refuse_remote
+from jobs.terminal.output_file import check_local
 from pipeline.errors import SpecError
 from pipeline.text import count_of
 from pipeline.weights.cache import cache_folder, fetch_weights
 from pipeline.weights.verify import verify_file
 
-# Often enough to see that a slow download lives.
+# Often enough to show that a slow download makes progress.
 PROGRESS_EVERY_S = 5.0
 
 
 def report_published() -> None:
-    """List every published checkpoint with its AP on COCO val2017, in percent, and whether its file is here."""
+    """List every published checkpoint with its AP on COCO val2017, in percent, and whether its file is cached."""
     from htc_model.weights.model_zoo import BUNDLED_PRESET, PUBLISHED
 
     folder = cache_folder()
@@ -36,27 +36,27 @@ def report_published() -> None:
     sources = dict.fromkeys(published.source for published in PUBLISHED)
     write_line(f"AP as published: {'; '.join(sources)}.")
     write_line(f"Files are kept in {folder}; htc weights fetch NAME downloads one.")
-    write_line(f"Comes along: {BUNDLED_PRESET}, a small model of persons (--weights demo, the default).")
+    write_line(f"Bundled: {BUNDLED_PRESET}, a small model of persons (--weights demo, the default).")
 
 
 def report_fetch(name: str, folder: Path | None) -> None:
     """Download a checkpoint and write its path.
 
     Raises:
-        WeightsUnavailableError: unknown name, no network, wrong hash; the message says what to do.
+        WeightsUnavailableError: unknown name, no network, or wrong hash; the message says what to do.
     """
     if folder is not None:
-        refuse_remote(folder)
+        check_local(folder)
     write_line(str(fetch_weights(name, folder, on_progress=_DownloadLines())))
 
 
 def report_verify(file: Path, preset: str | None) -> int:
-    """Write what a weights file is; returns 1 when its hash is not the one its name promises, else 0.
+    """Describe a weights file; returns 1 if its hash differs from the one in its name, else 0.
 
     Raises:
-        ValueError: of htc_model: the file cannot be read, or does not fit the preset.
+        ValueError: from htc_model: the file cannot be read, or does not fit the preset.
     """
-    refuse_remote(file)
+    check_local(file)
     report = verify_file(file, preset)
     lines = [("file", f"{report.path} ({size_of(report.bytes)})"), ("sha256", report.sha256)]
     if report.is_hash_right is not None:
@@ -76,16 +76,16 @@ def report_verify(file: Path, preset: str | None) -> int:
 
 
 def report_convert(source: Path, target: Path) -> None:
-    """Write a checkpoint anew as .safetensors and say what the new file holds.
+    """Convert a checkpoint to .safetensors and describe the new file.
 
     Raises:
-        SpecError: the source and the target are one file.
-        ValueError: of htc_model: the source cannot be read, or the target not be written.
+        SpecError: the source and the target are the same file.
+        ValueError: from htc_model: the source cannot be read, or the target cannot be written.
     """
     from htc_model.weights.load import convert_weights
 
     for path in (source, target):
-        refuse_remote(path)
+        check_local(path)
     if source.exists() and target.exists() and source.samefile(target):
         raise SpecError(f"{source} cannot be converted into itself; name another file.")
     loaded = convert_weights(source, target)
@@ -100,15 +100,15 @@ def _place(folder: Path, file_name: str | None) -> str:
 
 
 class _DownloadLines:
-    """Says every few seconds how much of a download is here."""
+    """Prints every few seconds how much of a download is done."""
 
     def __init__(self) -> None:
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __call__(self, here: int, total: int | None) -> None:
         is_end = here == total
-        if not is_end and time.monotonic() - self._said < PROGRESS_EVERY_S:
+        if not is_end and time.monotonic() - self._last_line < PROGRESS_EVERY_S:
             return
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         of_total = f" of {size_of(total)}" if total is not None else ""
         say(f"{size_of(here)}{of_total}")

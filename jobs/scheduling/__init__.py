@@ -1,4 +1,4 @@
-"""Schedules, and the scheduler that fires them."""
+"""Schedules and the scheduler."""
 
 from typing import TYPE_CHECKING
 

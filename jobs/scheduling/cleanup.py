@@ -1,4 +1,4 @@
-"""What is forgotten: a schedule of every minute has half a million firings a year, each with a log."""
+"""Retention of the firings' history and logs: a schedule of every minute has half a million firings a year."""
 
 import shutil
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.scheduling.store import ScheduleStore
 
-# Of each schedule: some years of nights, or a day of minutes, can be looked up, and the logs of half a year of nights.
+# Per schedule: four years of a daily schedule or a day of one that fires each minute; logs of half a year of days.
 KEPT_FIRINGS = 1500
 KEPT_LOGS = 200
 
@@ -14,9 +14,9 @@ KEPT_LOGS = 200
 def tidy_history(
     store: ScheduleStore, home: Path, *, kept_firings: int = KEPT_FIRINGS, kept_logs: int = KEPT_LOGS
 ) -> None:
-    """Forget each schedule's firings but the newest, and remove the folders of all but the newest of those.
+    """Remove all but the newest firings of each schedule from the history, and all but the newest logs.
 
-    What has not ended stays, however old it is.
+    Firings that have not ended stay, however old they are.
     """
     store.forget_all_but(kept_firings)
     by_schedule: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Firings on a Ray cluster: each a job, found again by the name of its run."""
+"""Firings on a Ray cluster: each is a job, found again by the name of its run."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A job is looked at so often, and a cluster that did not answer is asked again so much later.
+# Interval between checks of a job, and before another request to a cluster that did not answer.
 POLL_S = 10.0
 AGAIN_S = 30.0
 
@@ -26,7 +26,7 @@ AGAIN_S = 30.0
 class ClusterLauncher:
     """Submits, finds and stops the jobs of firings on one cluster; a `Launcher`.
 
-    address: the dashboard's, as in `htc submit --address`. connect: opens a connection; by default to that address.
+    address: URL of the dashboard, as in `htc submit --address`. connect: opens a connection; by default to `address`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ClusterLauncher:
         self._refused: tuple[float, HtcError] | None = None
 
     def start(self, firing: Firing) -> str:
-        """Submit the job, or find that it was submitted."""
+        """Submit the job, or find that it was submitted before."""
         if self._refused is not None and self._clock() < self._refused[0]:
             raise self._refused[1]
         try:
@@ -54,19 +54,19 @@ class ClusterLauncher:
                 self._refused = (self._clock() + AGAIN_S, error)
             raise
 
-    def look(self, firing: Firing) -> LaunchStatus:
-        """Ask the cluster for the job, every now and then."""
-        until, sight = self._seen.get(firing.name, (0.0, LaunchStatus("going")))
+    def check(self, firing: Firing) -> LaunchStatus:
+        """Return the job's state, requested from the cluster every `POLL_S`."""
+        until, status = self._seen.get(firing.name, (0.0, LaunchStatus("going")))
         if self._clock() >= until:
-            sight = self._ask(firing)
-            self._seen[firing.name] = (self._clock() + POLL_S, sight)
-        if sight.state in {"ended", "gone"}:
+            status = self._ask(firing)
+            self._seen[firing.name] = (self._clock() + POLL_S, status)
+        if status.state in {"ended", "gone"}:
             self._seen.pop(firing.name, None)
             self._stop_asked.pop(firing.name, None)
-        return sight
+        return status
 
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
-        """Ask the cluster to stop the job, every now and then; Ray itself kills one that does not obey."""
+        """Ask the cluster to stop the job, at most every `AGAIN_S`; Ray itself kills a job that does not end."""
         if self._clock() < self._stop_asked.get(firing.name, 0.0):
             return
         self._stop_asked[firing.name] = self._clock() + AGAIN_S
@@ -79,25 +79,25 @@ class ClusterLauncher:
             log.warning("%s cannot be stopped yet: %s", firing.name, error)
 
     def _submit(self, firing: Firing) -> str:
-        from jobs.cluster.errors import AlreadyGoingError
+        from jobs.cluster.errors import JobRunningError
         from jobs.cluster.submit import submit_job
 
         job = load_job(firing.schedule)
         client = self._connect()
-        # A job that has vanished was counted; one more than that was submitted by a scheduler that died then.
+        # `starts` counts the jobs that have vanished; one more was submitted by a scheduler that died right after.
         known = [state for state in client.states() if state.run == firing.name]
         if len(known) > firing.starts:
             return known[0].job_id
         if job.name is None:
             job = job.model_copy(update={"name": firing.schedule.name})
         try:
-            # `begun` is written down before: asked twice, the cluster is given one and the same job id.
+            # `begun` was stored before, so that a second submission has the same job id.
             return submit_job(
                 job, run=firing.name, runtime_env=firing.schedule.runtime_env, client=client, now=firing.begun
             )
-        except AlreadyGoingError as error:
+        except JobRunningError as error:
             if client.state(error.job_id).run != firing.name:
-                # Somebody's job at this output that names no run; it has to end first.
+                # Another job at this output that names no run; it has to end first.
                 raise
             return error.job_id
 
@@ -136,13 +136,13 @@ def _ending(firing: Firing, state: "JobState", client: "JobsClient") -> Ending:
     try:
         return ending_of(load_job(firing.schedule), firing.name, exit_code, reason)
     except HtcError:
-        # The spec was changed meanwhile, or taken away.
+        # The spec was changed or removed meanwhile.
         is_complete = exit_code in (EXIT_COMPLETE, EXIT_INPUT_CHANGED)
         return Ending("complete", "", 0) if is_complete else Ending("failed", reason, exit_code)
 
 
 def _last_words(state: "JobState", client: "JobsClient") -> str:
-    # Ray's own message only tells the exit code.
+    # Ray's own message holds only the exit code.
     try:
         said = last_line(client.logs(state.job_id)) if state.exit_code is not None else ""
     except HtcError:

@@ -1,4 +1,4 @@
-"""What the commands `htc schedule ...` do: write schedules down, and tell what became of them."""
+"""The commands `htc schedule ...`: store schedules, and show their firings."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from jobs.scheduling.formatting import (
     schedule_values,
     shown,
 )
-from jobs.scheduling.home import is_scheduler_there
+from jobs.scheduling.home import is_scheduler_running
 from jobs.scheduling.local_launcher import LOG_FILE, firing_folder
 from jobs.scheduling.schedule import Schedule, build_schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore, StoredSchedule
@@ -32,14 +32,14 @@ NEXT_SHOWN = 5
 
 
 def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_replaced: bool) -> None:
-    """Check a schedule and its job spec, and write it down.
+    """Check a schedule and its job spec, and store it.
 
     Args:
-        file: a YAML file of a schedule; the keys given win.
-        keys: by name; None stands for a key not given.
+        file: a YAML file of a schedule; `keys` override it.
+        keys: values by name; None stands for a key not given.
 
     Raises:
-        SpecError: schedule or job spec are wrong, or the name is taken.
+        SpecError: the schedule or its job spec is wrong, or the name is taken.
     """
     given = {key: value for key, value in keys.items() if value is not None}
     schedule = load_schedule(file, given) if file else build_schedule(given)
@@ -48,7 +48,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
         former = store.find(schedule.name)
         if former is not None and not is_replaced:
             raise SpecError(
-                f"There is a schedule {schedule.name} already (htc schedule show {schedule.name}); replace it with "
+                f"A schedule {schedule.name} already exists (htc schedule show {schedule.name}); replace it with "
                 "--replace, or choose another name."
             )
         neighbours = [
@@ -65,7 +65,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
 
 
 def list_schedules(home: Path, *, is_json: bool) -> None:
-    """Write one line for each schedule: when, next time, last outcome."""
+    """Write one line for each schedule: times, next time, last outcome."""
     with closing(ScheduleStore(home)) as store:
         rows = [(stored, _last_of(store, stored.schedule.name)) for stored in store.schedules()]
     if is_json:
@@ -89,7 +89,7 @@ def list_schedules(home: Path, *, is_json: bool) -> None:
 
 
 def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
-    """Write all of one schedule, its next times, and its last firing."""
+    """Write one schedule's settings, its next times, and its last firing."""
     with closing(ScheduleStore(home)) as store:
         stored = _require(store, name)
         last = _last_of(store, name)
@@ -110,58 +110,58 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
 
 
 def pause_schedule(home: Path, name: str, *, is_paused: bool) -> None:
-    """Begin no more firings of a schedule, or begin them again; what came meanwhile is not made up for."""
+    """Pause or resume a schedule; firings that were due while it was paused are not made up for."""
     with closing(ScheduleStore(home)) as store:
         schedule = _require(store, name).schedule
         if schedule.is_paused != is_paused:
             store.put(schedule.model_copy(update={"is_paused": is_paused}), datetime.now(UTC))
     if is_paused:
-        write_line(f"Paused {name}; a run that is going goes on. Resume it with: htc schedule resume {name}")
+        write_line(f"Paused {name}; a run in progress continues. Resume it with: htc schedule resume {name}")
     else:
         write_line(f"Resumed {name}. Next: {local_time(next_time(schedule), schedule)}")
 
 
 def remove_schedule(home: Path, name: str) -> None:
-    """Forget a schedule; a run that is going goes on, and the history stays."""
+    """Remove a schedule; a run in progress continues, and the history stays."""
     with closing(ScheduleStore(home)) as store:
-        # Also one that cannot be read any more.
+        # Removes also a schedule that cannot be read.
         if not store.has(name):
             _require(store, name)
         store.remove(name)
-    write_line(f"Removed {name}; its history stays (htc schedule history {name}), and so do its tables.")
+    write_line(f"Removed {name}; its history (htc schedule history {name}) and its tables stay.")
 
 
 def run_now(home: Path, name: str) -> None:
-    """Fire a schedule once, now, also one that is paused."""
+    """Fire a schedule once, now, even if it is paused."""
     with closing(ScheduleStore(home)) as store:
         schedule = _require(store, name).schedule
         load_job(schedule)
         firing = plan_firing(schedule, datetime.now(UTC).replace(microsecond=0), "manual")
         store.insert(firing)
-    write_line(f"Asked for {firing.name}; see what becomes of it with: htc schedule history {name}")
+    write_line(f"Requested {firing.name}; follow it with: htc schedule history {name}")
     _say_no_scheduler(home)
 
 
 def stop_runs(home: Path, name: str) -> None:
-    """Stop what is going or waiting of a schedule; what it has committed stays."""
+    """Stop a schedule's running and waiting firings; committed results stay."""
     with closing(ScheduleStore(home)) as store:
         names = store.ask_to_stop(name)
         if not names:
             _require(store, name)
     if not names:
-        write_line(f"Nothing of {name} is going on.")
+        write_line(f"No run of {name} is in progress.")
         return
-    write_line(f"Asked to stop {', '.join(names)}; the schedule stays (htc schedule pause {name} ends that).")
+    write_line(f"Asked to stop {', '.join(names)}; the schedule stays active (htc schedule pause {name} pauses it).")
     _say_no_scheduler(home)
 
 
 def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> None:
-    """Write the newest firings, and what became of each."""
+    """Write the newest firings and their outcomes."""
     with closing(ScheduleStore(home)) as store:
         firings = store.history(name, limit)
         if name is not None and not firings:
             _require(store, name)
-        problems = {firing.name: store.failed_notices(firing.name) for firing in firings}
+        problems = {firing.name: store.failed_notifications(firing.name) for firing in firings}
     if is_json:
         write_line(json.dumps([firing_values(firing) for firing in firings]))
         return
@@ -171,8 +171,8 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
     ]
     write_table(["run", "scheduled", "outcome", "took"], rows)
     for firing in firings:
-        for notice in problems[firing.name]:
-            say(f"{firing.name}: the {notice.channel} was not told: {notice.problem}.")
+        for notification in problems[firing.name]:
+            say(f"{firing.name}: the {notification.channel} was not notified: {notification.problem}.")
     log = next((firing_folder(home, firing.name) / LOG_FILE for firing in firings if firing.starts), None)
     if log is not None and log.exists():
         say(f"The newest run's log: {log}")
@@ -186,22 +186,22 @@ def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str
         try:
             webhook_url(schedule.notify)
         except ValueError as error:
-            warnings.append(f"Notices could not be sent from here: {error}; the scheduler needs it.")
+            warnings.append(f"Notifications cannot be sent from here: {error}; the scheduler needs it.")
     if neighbours:
         write = "writes" if len(neighbours) == 1 else "write"
         warnings.append(
-            f"{', '.join(neighbours)} {write} into the same output; two runs at once do the same work twice."
+            f"{', '.join(neighbours)} {write} to the same output; two runs at once would do the same work twice."
         )
-    if not is_scheduler_there(home):
+    if not is_scheduler_running(home):
         warnings.append(_NO_SCHEDULER)
     return warnings
 
 
-_NO_SCHEDULER = "No scheduler is there to fire it; start one with: htc scheduler"
+_NO_SCHEDULER = "No scheduler is running to start it; start one with: htc scheduler"
 
 
 def _say_no_scheduler(home: Path) -> None:
-    if not is_scheduler_there(home):
+    if not is_scheduler_running(home):
         say(_NO_SCHEDULER)
 
 

@@ -1,10 +1,10 @@
-"""Cron expressions: what is wrong with one, and when it is due.
+"""Cron expressions: validation and due times.
 
-Five fields as in crontab(5): minute, hour, day of month, month, day of week; names of months and days; `@daily` and
-its kin. Where both days are restricted, either is enough; a field that begins with * does not count as restricted
-(*/2 neither), and then a day must be both. The nights on which clocks change go as in Debian's cron(8), which the
-library cronsim follows: a time of day that does not exist is due when the clock has jumped, one that exists twice is
-due the first time only, and what has a wildcard in minute or hour keeps its real distance.
+Five fields as in crontab(5): minute, hour, day of month, month, day of week; names of months and days; aliases such as
+`@daily`. If both day fields are restricted, a day that matches either is enough; a field that begins with * (also */2)
+does not count as restricted, and then a day must match both. Clock changes follow Debian's cron(8), as in the library
+cronsim: a time of day that does not exist is due when the clock has jumped, a time that exists twice is due the first
+time only, and an expression with a wildcard in minute or hour keeps its real interval.
 """
 
 import difflib
@@ -38,7 +38,7 @@ class _Field(NamedTuple):
     name: str
     least: int
     greatest: int
-    # Of the numbers from the least on.
+    # Names of the numbers, beginning with the least.
     names: tuple[str, ...] = ()
 
 
@@ -54,10 +54,10 @@ _EXAMPLE = 'such as "30 2 * * *", every day at 02:30'
 
 
 def check_cron(expression: str) -> str:
-    """Return the expression as five fields, aliases spelt out.
+    """Return the expression as five fields, with aliases expanded.
 
     Raises:
-        ValueError: it is not one; says which field is wrong and what may have been meant.
+        ValueError: the expression is invalid; the message names the field and suggests a correction.
     """
     words = expression.split()
     if len(words) == 1 and words[0].startswith("@"):
@@ -77,7 +77,7 @@ def check_cron(expression: str) -> str:
 
 
 def describe_cron(expression: str) -> str:
-    """Say in English when a checked expression is due: "At 02:30, every day"."""
+    """Describe in English when a checked expression is due: "At 02:30, every day"."""
     return describe_fields(split_cron(expression))
 
 
@@ -85,14 +85,14 @@ def due_times(expression: str, time_zone: str, after: datetime) -> Iterator[date
     """Yield the times at which a checked expression is due, later than `after`, in order, in UTC.
 
     Args:
-        time_zone: the IANA name of the zone whose clock is meant.
+        time_zone: the IANA name of the time zone.
         after: any aware time.
     """
     last = after.astimezone(UTC)
-    # From one second before on: cronsim takes the second it starts from for done.
+    # One second earlier, because cronsim does not yield the second it starts from.
     for moment in CronSim(expression, last.astimezone(ZoneInfo(time_zone)) - timedelta(seconds=1)):
         due = moment.astimezone(UTC)
-        # The second 02:10 of an autumn night leads to the first 02:30, which is over; in spring 02:00 and 03:00 are
+        # In autumn, the second 02:10 leads to the first 02:30, which is in the past; in spring, 02:00 and 03:00 are
         # the same instant.
         if due > last:
             last = due
@@ -104,7 +104,7 @@ def _expand(alias: str) -> str:
     if known is not None:
         return known
     if alias.lower() == "@reboot":
-        raise ValueError("@reboot is no time; a schedule needs one, " + _EXAMPLE)
+        raise ValueError("@reboot is not a time; a schedule needs one, " + _EXAMPLE)
     nearest = difflib.get_close_matches(alias.lower(), ALIASES, n=1)
     meant = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(ALIASES)}"
     raise ValueError(f"{alias} is not known{meant}")
@@ -129,7 +129,7 @@ def _count(words: list[str]) -> str:
 
 
 def _check_term(term: str, word: str, field: _Field) -> str:
-    """Return a term of a field; without its step where that leads nowhere."""
+    """Return a term of a field, without a step that has no effect."""
     if term == "?":
         raise ValueError(f'the {field.name} "?" is Quartz\'s; write * instead')
     parts = re.fullmatch(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<step>\w+))?", term, re.ASCII)

@@ -1,4 +1,4 @@
-"""A cron expression in English, made of the values that its fields allow, so that it says when it is due."""
+"""A cron expression in English, built from the values that its fields allow."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ MONTHS = (
 )
 # In the order of a week that begins with Monday: 1 to 7.
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-# So many times of day are written out; beyond that, minutes and hours are.
+# Up to this many times of day are listed; beyond that, minutes and hours are.
 MAX_TIMES = 6
 
 
 def describe_fields(fields: CronFields) -> str:
-    """Say when it is due: "At 02:30, every day", "Every 15 minutes, only on Monday to Friday, only in May"."""
+    """Describe when it is due: "At 02:30, every day", "Every 15 minutes, only on Monday to Friday, only in May"."""
     parts = [_time(fields.minutes, fields.hours), _day(fields)]
     if fields.months is not None:
         parts.append(f"only in {_listed([MONTHS[month - 1] for month in fields.months], fields.months)}")

@@ -1,4 +1,4 @@
-"""A cron expression taken apart: the values that each of its fields allows."""
+"""The values that each field of a cron expression allows."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 class CronFields:
     """The values allowed by each field, ascending; a field that allows all is None.
 
-    weekdays: 0 is Sunday. is_either_day: both days are restricted, and crontab(5) takes either; False and both
-    restricted: a day must be both.
+    weekdays: 0 is Sunday. is_either_day: both day fields are restricted and a day that matches either is enough, as
+    in crontab(5). If it is False and both are restricted, a day must match both.
     """
 
     minutes: tuple[int, ...] | None
@@ -23,12 +23,12 @@ class CronFields:
 
 
 def split_cron(expression: str) -> CronFields:
-    """Take an expression apart that `jobs.scheduling.cron.check_cron` has returned."""
+    """Parse an expression that `jobs.scheduling.cron.check_cron` has returned."""
     minute, hour, day, month, weekday = expression.split()
     days = _values(day, 1, 31)
     # 7 is Sunday too, also as the end of a range or of steps.
     weekdays = _values(weekday, 0, 7, _DAYS)
-    # A field that begins with * does not count as restricted, */2 among them (Debian's cron(8), and cronsim).
+    # A field that begins with *, also */2, does not count as restricted (Debian's cron(8), and cronsim).
     is_either_day = not day.startswith("*") and not weekday.startswith("*")
     if is_either_day and (days is None or weekdays is None):
         # Either is enough, and one of them is every day: 1-31, or 0-6.

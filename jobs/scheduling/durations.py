@@ -1,4 +1,4 @@
-"""Lengths of time as a person writes them."""
+"""Durations as users write them."""
 
 import re
 
@@ -11,7 +11,7 @@ def parse_duration(text: str | None, flag: str) -> float | None:
     """Read "90s", "30m", "6h", "2d", "1h30m" or a number of seconds; None stays None.
 
     Raises:
-        SpecError: it is none of these.
+        SpecError: the text is none of these.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run's summary says, as a firing's ending."""
+"""A firing's ending, from the run's summary and exit code."""
 
 import json
 import math
@@ -15,13 +15,13 @@ _COUNTS = ("images", "images_done", "instances", "seconds")
 
 
 def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
-    """Say how a run ended, by its exit code and by its summary, where it left one.
+    """Return how a run ended, from its exit code and, if it wrote one, its summary.
 
     Args:
-        otherwise: the reason where the summary gives none.
+        otherwise: the reason if the summary gives none.
     """
     try:
-        # An older summary of the same run is not this attempt's, when the attempt did not get so far.
+        # May be the summary of an earlier attempt of the same run; its status is compared with the exit code below.
         summary: dict[str, Any] = json.loads(
             Storage(job.storage).read(join(job.output.uri, "runs", run, "summary.json"))
         )
@@ -31,7 +31,7 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
         summary = {}
     status = summary.get("status")
     if exit_code == EXIT_INPUT_CHANGED:
-        # Started again when it was complete, after its process had vanished: what came later is the next firing's.
+        # Its process vanished when it was complete, and it was started again: later input is the next firing's.
         exit_code = EXIT_COMPLETE
     if status not in OUTCOMES or (status == "complete") != (exit_code == 0):
         return Ending("complete" if exit_code == 0 else "failed", "" if exit_code == 0 else otherwise, exit_code)
@@ -47,5 +47,5 @@ def _is_count(value: object) -> bool:
 
 
 def last_line(text: str) -> str:
-    """Return what was said last, which is why a run ended; 500 characters at most."""
+    """Return the last line that is not empty, which says why a run ended; 500 characters at most."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:500]

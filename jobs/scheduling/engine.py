@@ -1,8 +1,8 @@
-"""The scheduler's decisions, one step at a time: what is due, what may begin, what has ended, what is late.
+"""One step of the scheduler: which firings are due, may begin, have ended or are late.
 
-A step reads the database and the clock, and writes each decision before it acts on it. It keeps nothing in memory, so
-that a scheduler killed between any two lines is succeeded by one that goes on: what stands as "starting" is started
-again, which the launchers do once only, and what stands as "running" is looked for.
+A step reads the database and the clock, and stores each decision before it acts on it. The state is in the database
+only, so that another scheduler can continue after a kill between any two lines: a firing in the state "starting" is
+started again, which is idempotent in the launchers, and a firing in the state "running" is checked.
 """
 
 import logging
@@ -30,7 +30,7 @@ class Engine:
     """Steps through the schedules of one store.
 
     launcher_of: where a schedule's firings run.
-    local_runs: how many runs this machine does at once; the others wait, as each takes all the machine has.
+    local_runs: how many runs this machine does at once; the others wait, because each run uses the whole machine.
     """
 
     def __init__(
@@ -45,27 +45,27 @@ class Engine:
         self._launcher_of = launcher_of
         self._clock = clock
         self._local_runs = local_runs
-        # Of schedules and firings: since when, and why, they cannot be seen to.
-        self._troubles: dict[str, tuple[datetime, str]] = {}
+        # By name of the schedule or firing: since when and why it cannot be processed.
+        self._failing: dict[str, tuple[datetime, str]] = {}
 
     def step(self) -> None:
-        """Do all that is to be done now."""
+        """Decide and do everything that is due now."""
         now = self._clock()
         for stored in self._store.schedules():
-            with self._border(stored.schedule.name):
+            with self._error_boundary(stored.schedule.name):
                 self._decide(stored, now)
         self.watch()
         for firing in self._store.stops_wanted():
-            with self._border(firing.name):
+            with self._error_boundary(firing.name):
                 self._stop(firing, Ending("stopped", "Stopped by htc schedule stop."), now)
         self._advance(now)
         self._give_up(now)
 
     def watch(self) -> None:
-        """Look after what has begun, and begin nothing."""
+        """Check the firings that have begun; begin none."""
         for firing in self._store.open_firings():
-            if firing.is_going and firing.state != "starting":
-                with self._border(firing.name):
+            if firing.is_active and firing.state != "starting":
+                with self._error_boundary(firing.name):
                     watch_firing(self._store, self._launcher_of(firing.schedule), firing, self._clock())
 
     def _decide(self, stored: StoredSchedule, now: datetime) -> None:
@@ -76,11 +76,11 @@ class Engine:
             self._store.decide(stored.schedule.name, due.until, _firings_of(stored.schedule, due, now))
 
     @contextmanager
-    def _border(self, name: str) -> Iterator[None]:
-        """Keep the trouble of one schedule or firing from all others; it is tried again at the next step.
+    def _error_boundary(self, name: str) -> Iterator[None]:
+        """Keep the errors of one schedule or firing from the others; the next step retries it.
 
         Raises:
-            StoreDamagedError: the database is damaged, which is everybody's trouble.
+            StoreDamagedError: the database is damaged, which affects all.
         """
         try:
             yield
@@ -88,29 +88,29 @@ class Engine:
             raise
         except (HtcError, *DAMAGE) as error:
             reason = message_of(error)
-            since, known = self._troubles.get(name, (self._clock(), ""))
+            since, known = self._failing.get(name, (self._clock(), ""))
             if reason != known:
-                log.error("%s cannot be seen to: %s", name, reason)
+                log.error("%s cannot be processed: %s", name, reason)
                 log.debug("%s", name, exc_info=error)
-            self._troubles[name] = since, reason
+            self._failing[name] = since, reason
 
     def _give_up(self, now: datetime) -> None:
-        """End the firings that could not be seen to for so long that those after them had better begin."""
+        """End the firings that could not be processed for `START_PATIENCE`, so that later ones can begin."""
         open_firings = {firing.name: firing for firing in self._store.open_firings()}
-        for name, (since, reason) in list(self._troubles.items()):
+        for name, (since, reason) in list(self._failing.items()):
             if name not in open_firings:
                 if now - since > START_PATIENCE:
-                    # A schedule, or a firing that has ended: said once more if it goes on.
-                    del self._troubles[name]
+                    # A schedule, or a firing that has ended: its error is logged again if it persists.
+                    del self._failing[name]
             elif now - since > START_PATIENCE:
-                del self._troubles[name]
+                del self._failing[name]
                 self._end(open_firings[name], Ending("failed", reason, 1), now, event="failure")
 
     def _advance(self, now: datetime) -> None:
-        """Let firings begin whose turn it is, in the order of their times."""
+        """Begin the firings whose turn it is, in the order of their times."""
         for listed in self._store.open_firings():
-            with self._border(listed.name):
-                # Read anew: another one's turn may have ended it.
+            with self._error_boundary(listed.name):
+                # Read again: another firing's turn may have ended it.
                 self._advance_one(self._store.firing(listed.name) or listed, now)
 
     def _advance_one(self, firing: Firing, now: datetime) -> None:
@@ -137,8 +137,8 @@ class Engine:
         return waiting
 
     def _stop(self, firing: Firing, ending: Ending, now: datetime, *, event: Event | None = None) -> Firing:
-        """End a firing that has not begun, or ask its run to end, to be recorded so."""
-        if not firing.is_going:
+        """End a firing that has not begun, or ask its run to end and record `ending` then."""
+        if not firing.is_active:
             return self._end(firing, ending, now, event=event)
         stopping = replace(firing, state="stopping", stop_outcome=ending.outcome, stop_asked=now, reason=ending.reason)
         self._store.update(stopping, event=event)
@@ -147,7 +147,7 @@ class Engine:
 
     def _is_free_for(self, firing: Firing) -> bool:
         open_firings = self._store.open_firings()
-        before = [other for other in open_firings if other.name != firing.name and other.is_going]
+        before = [other for other in open_firings if other.name != firing.name and other.is_active]
         if any(other.schedule.name == firing.schedule.name for other in before):
             return False
         here = sum(other.schedule.address is None for other in before)
@@ -178,12 +178,12 @@ class Engine:
         if firing.schedule.on_deadline == "notify":
             self._store.update(late, event="deadline")
             return late
-        if firing.is_going:
+        if firing.is_active:
             return self._stop(late, Ending("stopped", "Stopped at its deadline."), now, event="deadline")
-        return self._stop(late, Ending("missed", "It had not begun by its deadline."), now, event="deadline")
+        return self._stop(late, Ending("missed", "It had not started by its deadline."), now, event="deadline")
 
     def _others(self, firing: Firing) -> list[Firing]:
-        """Return the schedule's firings that came before and have not ended."""
+        """Return the schedule's earlier firings that have not ended."""
         return [
             other
             for other in self._store.open_firings()
@@ -198,7 +198,7 @@ class Engine:
 
 
 def plan_firing(schedule: Schedule, scheduled: datetime, kind: Kind) -> Firing:
-    """Make a schedule's firing of a time."""
+    """Build a schedule's firing for a time."""
     name = firing_name(schedule.name, scheduled, kind)
     delay = timedelta() if kind == "manual" else jitter_of(name, schedule.jitter_s)
     return Firing(name=name, schedule=schedule, scheduled=scheduled, begins=scheduled + delay, kind=kind)
@@ -209,7 +209,7 @@ def _firings_of(schedule: Schedule, due: Due, now: datetime) -> list[tuple[Firin
     if due.missed and due.first_missed is not None and due.last_missed is not None:
         missed = plan_firing(schedule, due.last_missed, "cron")
         is_made_up = bool(due.caught_up or due.punctual) and schedule.catch_up != "none"
-        ending = Ending("missed", _tell_missed(due, is_made_up=is_made_up))
+        ending = Ending("missed", _describe_missed(due, is_made_up=is_made_up))
         event: Event | None = None if is_made_up else "failure"
         firings.append((replace(missed, state="ended", ended=now, ending=ending), event))
     firings.extend((plan_firing(schedule, moment, "caught_up"), None) for moment in due.caught_up)
@@ -217,9 +217,9 @@ def _firings_of(schedule: Schedule, due: Due, now: datetime) -> list[tuple[Firin
     return firings
 
 
-def _tell_missed(due: Due, *, is_made_up: bool) -> str:
+def _describe_missed(due: Due, *, is_made_up: bool) -> str:
     times = f"{due.first_missed:%Y-%m-%d %H:%M} UTC"
     if due.missed > 1:
         times = f"{due.missed} firings from {times} to {due.last_missed:%Y-%m-%d %H:%M} UTC"
     way_on = "; a later one makes up for it" if is_made_up else ""
-    return f"No scheduler was there at its time ({times}){way_on}."
+    return f"No scheduler was running at its time ({times}){way_on}."

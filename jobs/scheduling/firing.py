@@ -1,4 +1,4 @@
-"""A firing: one scheduled time of one schedule, and what became of it."""
+"""A firing: one scheduled time of one schedule, its state and its ending."""
 
 import math
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ GOING: tuple[State, ...] = ("starting", "running", "stopping")
 class Ending:
     """How a firing ended.
 
-    outcome: the run's, see `pipeline.runs.outcomes`; or what kept it from having one: "failed" (it could not begin, or
-        broke off), "lost" (its process vanished), "stopped" (at its deadline), "replaced" (by the next firing),
-        "skipped" (the one before was still going), "missed" (no scheduler was there).
-    exit_code: of `htc run`; None where nothing ran.
-    reason: one sentence for a person, empty for "complete".
-    counts: images, images_done, instances, failed, seconds of the run, where they are known.
+    outcome: the run's, see `pipeline.runs.outcomes`; or, without one: "failed" (it could not begin, or broke off),
+        "lost" (its process vanished), "stopped" (at its deadline or by the user), "replaced" (by the next firing),
+        "skipped" (the firing before was still running), "missed" (no scheduler was running).
+    exit_code: of `htc run`; None if nothing ran.
+    reason: one sentence for the user, empty for "complete".
+    counts: images, images_done, instances, failed, seconds of the run, if known.
     """
 
     outcome: Outcome
@@ -45,15 +45,15 @@ class Ending:
 class Firing:
     """One scheduled time of one schedule; `name` is also the name of its run.
 
-    schedule: as it stood when the time came.
-    scheduled, begins: the time that cron means, and that time with the jitter; UTC.
+    schedule: as it was at the scheduled time.
+    scheduled, begins: the time that the cron expression gives, and that time plus the jitter; UTC.
     kind: "cron" at its time, "caught_up" later, "manual" by `htc schedule run-now`.
-    state: "due" until `begins`, "waiting" for its turn, "starting" from the moment somebody may have started it,
+    state: "due" until `begins`, "waiting" for its turn, "starting" from the moment it may have been started,
         "running", "stopping", "ended".
     handle: the cluster's job id, or the process number.
     starts: how often it was started; more than once after its process vanished.
     is_late: whether it has been reported as not ended by its deadline.
-    stop_outcome: what it ends as, once it was asked to stop; `stop_asked` is when.
+    stop_outcome: the outcome to record once it was asked to stop; `stop_asked` is when.
     """
 
     name: str
@@ -73,22 +73,22 @@ class Firing:
     ending: Ending | None = None
 
     @property
-    def is_going(self) -> bool:
-        """Whether a run of it may be going on."""
+    def is_active(self) -> bool:
+        """Whether its run may be in progress."""
         return self.state in GOING
 
     @property
     def deadline(self) -> datetime | None:
-        """When it must have ended."""
+        """Time by which it must have ended, UTC; None without a deadline."""
         seconds = self.schedule.deadline_s
         return None if seconds is None else self.scheduled + timedelta(seconds=seconds)
 
 
 def ending_from(tree: object) -> Ending:
-    """Make an ending of the JSON that was written of one.
+    """Build an ending from its JSON.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: the JSON is not an ending.
     """
     if not isinstance(tree, Mapping):
         raise ValueError("it is not a table")
@@ -106,6 +106,6 @@ def ending_from(tree: object) -> Ending:
 
 
 def firing_name(schedule: str, scheduled: datetime, kind: Kind) -> str:
-    """Name a firing and its run: the same time of the same schedule has the same name always."""
-    mark = "-now" if kind == "manual" else ""
-    return f"{schedule}-{scheduled.astimezone(UTC):%Y%m%d-%H%M%S}{mark}"
+    """Return the name of a firing and of its run: the same time of the same schedule always has the same name."""
+    suffix = "-now" if kind == "manual" else ""
+    return f"{schedule}-{scheduled.astimezone(UTC):%Y%m%d-%H%M%S}{suffix}"

@@ -1,4 +1,4 @@
-"""Schedules and firings in words, and as JSON."""
+"""Schedules and firings as text and as JSON."""
 
 import json
 import shlex
@@ -16,12 +16,12 @@ from pipeline.text import format_duration
 
 
 def describe_times(schedule: Schedule) -> str:
-    """Say when a schedule runs: "At 02:30, every day, Europe/Berlin"."""
+    """Return when a schedule runs, as text: "At 02:30, every day, Europe/Berlin"."""
     return f"{describe_cron(schedule.cron)}, {schedule.time_zone}"
 
 
 def describe_firing(firing: Firing) -> str:
-    """Say what became of a firing, in a few words."""
+    """Return a firing's state or outcome as text."""
     late = ", late" if firing.is_late else ""
     if firing.ending is None:
         return f"{firing.state}{late}" + (f": {firing.reason}" if firing.reason else "")
@@ -40,20 +40,20 @@ def next_time(schedule: Schedule) -> datetime:
 
 
 def local_time(moment: datetime, schedule: Schedule) -> str:
-    """Write a time as the clock of the schedule's zone shows it."""
+    """Format a time in the schedule's time zone."""
     local = moment.astimezone(ZoneInfo(schedule.time_zone))
     return f"{local:%a %Y-%m-%d %H:%M %Z}"
 
 
 def describe_duration(firing: Firing) -> str:
-    """Say how long a firing took so far; empty for one that never began."""
+    """Return how long a firing took so far, as text; empty if it never began."""
     if firing.begun is None:
         return ""
     return format_duration(((firing.ended or datetime.now(UTC)) - firing.begun).total_seconds())
 
 
 def shown(value: object) -> str:
-    """Write one key's value."""
+    """Format the value of one key."""
     if isinstance(value, list):
         return shlex.join(value)
     return json.dumps(value) if isinstance(value, dict) else "" if value is None else str(value)

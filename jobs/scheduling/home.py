@@ -1,4 +1,4 @@
-"""The folder in which schedules live, and the lock that lets one scheduler work in it."""
+"""The state folder of schedules, and the lock that admits one scheduler."""
 
 import contextlib
 import fcntl
@@ -17,53 +17,54 @@ log = logging.getLogger(__name__)
 
 
 class SchedulerRunningError(SpecError):
-    """Another scheduler works in this folder."""
+    """Another scheduler is running in this folder."""
 
 
-def settle_home(home: Path | None) -> Path:
-    """Return the folder of schedules, made where it is missing: --home, $HTC_HOME or ~/.local/state/htc.
+def resolve_home(home: Path | None) -> Path:
+    """Return the folder of schedules, created if missing: --home, $HTC_HOME or ~/.local/state/htc.
 
     Raises:
-        SpecError: it cannot be made.
+        SpecError: it cannot be created.
     """
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     folder = home_path(home or os.environ.get("HTC_HOME") or f"{state}/htc").absolute()
     try:
-        # Job specs, logs and the database tell what this organisation looks at; nobody else needs to read them.
+        # Job specs, logs and the database show what this organisation works on; no other user needs to read them.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(
-            f"The folder of schedules {folder} cannot be made: {error.strerror}; name another with --home or HTC_HOME."
+            f"The folder of schedules {folder} cannot be created: {error.strerror}; choose another with --home or "
+            "HTC_HOME."
         ) from None
     return folder
 
 
 @contextlib.contextmanager
 def scheduler_lock(home: Path) -> Iterator[None]:
-    """Hold the folder's only place for a scheduler; the system frees it when the process ends, however it ends.
+    """Hold the folder's scheduler lock for the block; the system frees it when the process ends, however it ends.
 
     Raises:
-        SchedulerRunningError: it is taken; says by whom.
+        SchedulerRunningError: another scheduler holds it; the message names the process.
     """
     path = home / "scheduler.lock"
     if path.is_dir():
         try:
-            log.error("%s is a folder, where a file should be; it is now %s", path, set_aside(path).name)
+            log.error("%s is a folder instead of a file; it was renamed to %s", path, set_aside(path).name)
         except OSError as error:
             raise SpecError(f"{path} is a folder and cannot be renamed: {error.strerror or error}.") from None
     try:
         opened = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise SpecError(
-            f"{path} cannot be opened: {error.strerror or error}; name another folder with --home."
+            f"{path} cannot be opened: {error.strerror or error}; choose another folder with --home."
         ) from None
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SchedulerRunningError(
-                f"A scheduler works in {home} already ({holder_of(home) or 'it has just begun'}); stop it first, or "
-                "give this one a folder of its own with --home."
+                f"A scheduler is already running in {home} ({lock_holder(home) or 'it has just started'}); stop it "
+                "first, or give this one its own folder with --home."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
@@ -74,15 +75,15 @@ def scheduler_lock(home: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def holder_of(home: Path) -> str:
-    """Say who holds the lock, in words; empty where nobody has written."""
+def lock_holder(home: Path) -> str:
+    """Return the process that holds the lock, as text; empty if the file is."""
     with contextlib.suppress(OSError):
         return (home / "scheduler.lock").read_text(encoding="utf-8", errors="replace").strip()
     return ""
 
 
-def is_scheduler_there(home: Path) -> bool:
-    """Tell whether a scheduler works in the folder."""
+def is_scheduler_running(home: Path) -> bool:
+    """Return whether a scheduler is running in the folder."""
     try:
         with (home / "scheduler.lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a place that runs firings can do; the scheduler's own machine and a cluster are two of them."""
+"""The launcher protocol: starts, checks and stops the runs of firings, on this machine or on a cluster."""
 
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -8,10 +8,10 @@ from jobs.scheduling.firing import Ending, Firing
 
 @dataclass(frozen=True)
 class LaunchStatus:
-    """What is seen of a firing's run.
+    """The state of a firing's run.
 
-    state: "going"; "ended", as `ending` says; "gone", without having said how it ended; or "unseen", because the
-        place cannot be reached just now, as `problem` says.
+    state: "going"; "ended", see `ending`; "gone", if it vanished without an ending; or "unseen", if it cannot be
+        checked now, see `problem`.
     """
 
     state: Literal["going", "ended", "gone", "unseen"]
@@ -20,27 +20,27 @@ class LaunchStatus:
 
 
 class Launcher(Protocol):
-    """Starts firings somewhere, finds them again and stops them."""
+    """Starts, finds and stops the runs of firings."""
 
     def start(self, firing: Firing) -> str:
-        """Start a firing's run, or find that it was started: to call it twice starts one run.
+        """Start a firing's run, or find that it was started. Idempotent: two calls start one run.
 
         Returns:
-            By what it is known there.
+            The run's handle: the job id or process number.
 
         Raises:
-            SpecError: it can never begin so.
-            HtcError: it cannot begin now.
+            SpecError: the run can never begin with this spec.
+            HtcError: the run cannot begin now.
         """
         ...
 
-    def look(self, firing: Firing) -> LaunchStatus:
-        """Look what has become of it; never raises for a place that is away."""
+    def check(self, firing: Firing) -> LaunchStatus:
+        """Return the run's state; an unreachable cluster does not raise."""
         ...
 
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
-        """Ask its run to end, or with `is_forced` end it; what is committed stays.
+        """Ask the run to end, or with `is_forced` end it; committed results stay.
 
-        Never raises for a place that is away.
+        An unreachable cluster does not raise.
         """
         ...

@@ -1,8 +1,8 @@
 """Firings on the scheduler's own machine: each an `htc run` process of its own, which outlives the scheduler.
 
-A firing has a folder with the resolved spec, the log and, at the end, what came of it. Its process holds a lock in it
-that it got from the scheduler open, before it was born, and that the system frees when it dies: so that whoever looks
-can tell a run that goes on from one that is gone, and nobody starts a second.
+A firing has a folder with the resolved spec, the log and, at the end, the ending. Its process inherits an open, locked
+file from the scheduler; the system frees the lock when the process dies. So any scheduler can distinguish a live run
+from a dead one, and no run is started twice.
 """
 
 import fcntl
@@ -37,7 +37,7 @@ ENDING_FILE = "ending.json"
 
 
 def firing_folder(home: Path, firing: str) -> Path:
-    """Return where a firing's log and spec are."""
+    """Return the folder of a firing's log and spec."""
     return home / "firings" / firing
 
 
@@ -56,7 +56,7 @@ class LocalLauncher:
         self._runner = runner
 
     def start(self, firing: Firing) -> str:
-        """Start the run, or find it going or ended."""
+        """Start the run, or find that it is running or has ended."""
         job = load_job(firing.schedule)
         folder = firing_folder(self._home, firing.name)
         try:
@@ -73,27 +73,27 @@ class LocalLauncher:
             reason = f"{error.strerror or error}"
             raise RunError(f"The run {firing.name} cannot be started in {folder}: {reason}.") from error
 
-    def look(self, firing: Firing) -> LaunchStatus:
-        """Look for its ending, else for the lock of its process."""
+    def check(self, firing: Firing) -> LaunchStatus:
+        """Read its ending, or check the lock of its process."""
         folder = firing_folder(self._home, firing.name)
-        # The lock first: the ending is written while it is held.
+        # The lock first: the ending is written while the process holds it.
         try:
-            is_going = _is_locked(folder / LOCK_FILE)
+            is_active = _is_locked(folder / LOCK_FILE)
         except OSError as error:
             return LaunchStatus("unseen", problem=f"{folder / LOCK_FILE} cannot be read: {error.strerror or error}")
         ending = read_ending(folder)
         if ending is not None:
             return LaunchStatus("ended", ending)
-        return LaunchStatus("going" if is_going else "gone")
+        return LaunchStatus("going" if is_active else "gone")
 
     def stop(self, firing: Firing, *, is_forced: bool) -> None:
-        """Send SIGTERM, on which the run ends as interrupted, or SIGKILL."""
+        """Send SIGTERM, which ends the run as interrupted, or SIGKILL."""
         folder = firing_folder(self._home, firing.name)
         try:
             if not _is_locked(folder / LOCK_FILE):
                 return
             process = int((folder / PROCESS_FILE).read_text(encoding="ascii"))
-            # A damaged file may hold any number: 0 and -1 would stop us, and all the machine.
+            # A damaged file may hold any number: 0 and -1 would signal this process group, or every process.
             if process <= 1 or not _is_run(process, folder):
                 raise ValueError(f"{process} is not its process")
             os.kill(process, signal.SIGKILL if is_forced else signal.SIGTERM)
@@ -103,7 +103,7 @@ class LocalLauncher:
     def _launch(self, firing: Firing, job: JobSpec, folder: Path, lock: IO[bytes]) -> str:
         for name in (ENDING_FILE, PROCESS_FILE, SPEC_FILE, LOG_FILE):
             path = folder / name
-            # Here, an ending is one that cannot be read.
+            # An ending that exists here could not be read.
             if _is_odd(path) or (name == ENDING_FILE and path.exists()):
                 _set_aside(path)
         (folder / PROCESS_FILE).unlink(missing_ok=True)
@@ -112,7 +112,7 @@ class LocalLauncher:
             file.write(text.encode())
         command = [*self._runner, str(folder), str(lock.fileno()), firing.name]
         with (folder / LOG_FILE).open("ab") as output:
-            # A session of its own: Ctrl-C at the scheduler's terminal is not meant for it.
+            # A session of its own, so that Ctrl-C at the scheduler's terminal does not reach it.
             child = subprocess.Popen(  # noqa: S603 - this very interpreter
                 command,
                 stdin=subprocess.DEVNULL,
@@ -122,31 +122,31 @@ class LocalLauncher:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        # Nobody else can bury it; how it ended is in its folder.
+        # Reaps the child, which would stay a zombie; how it ended is in its folder.
         threading.Thread(target=child.wait, daemon=True, name=firing.name).start()
         return str(child.pid)
 
 
 def read_ending(folder: Path) -> Ending | None:
-    """Read how a run ended; None while it has not said so, and where what it has said cannot be read.
+    """Read how a run ended; None while there is no ending, or if it cannot be read.
 
-    A run whose ending is lost is started again, finds that all is committed, and ends as it did.
+    A run whose ending is lost is started again, finds that all rows are committed, and ends as it did.
     """
     path = folder / ENDING_FILE
     if _is_odd(path):
-        log.error("%s is no file, and taken for missing", path)
+        log.error("%s is not a file, and is treated as missing", path)
         return None
     try:
         return ending_from(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        log.error("%s is damaged, and taken for missing: %s", path, error)
+        log.error("%s is damaged, and is treated as missing: %s", path, error)
         return None
 
 
 def _is_odd(path: Path) -> bool:
-    """Whether something else than a file has the name: a folder, a link to nothing, a pipe that never answers."""
+    """Return whether something other than a file has the name: a folder, a dangling link, a pipe."""
     return os.path.lexists(path) and not path.is_file()
 
 
@@ -155,7 +155,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment; a program that is not installed is found by it as well."""
+    """Return this process's environment, with a search path that also finds a program that is not installed."""
     paths = [*worker_search_path(), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} if paths else dict(os.environ)
 
@@ -168,7 +168,7 @@ def _handle(folder: Path) -> str:
 
 
 def _is_run(process: int, folder: Path) -> bool:
-    """Whether a process was started with this folder; believed where the system does not show commands."""
+    """Return whether a process was started with this folder; True where the system does not show command lines."""
     try:
         command = Path(f"/proc/{process}/cmdline").read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Looking after one firing that has begun: has it ended, has it vanished, does it obey."""
+"""Follows one running firing: records its end, resumes a vanished run, repeats a stop request."""
 
 import logging
 from dataclasses import replace
@@ -12,28 +12,28 @@ from jobs.scheduling.store import ScheduleStore
 log = logging.getLogger(__name__)
 
 MAX_STARTS = 3
-"""A run whose process vanishes (killed, machine gone) is resumed; one that vanishes thrice would again."""
-# A driver that is asked to stop ends within seconds; one that waits for a store that is away takes a minute.
+"""Starts of one run: a run whose process vanishes (killed, machine gone) is resumed, but not after three times."""
+# A driver that is asked to stop ends within seconds, or within a minute if it waits for an unreachable store.
 STOP_PATIENCE = timedelta(minutes=2)
-# A cluster that is gone for good must not keep all later nights from beginning.
+# A cluster that is gone for good must not block all later firings.
 UNSEEN_PATIENCE = timedelta(minutes=10)
 
 
 def watch_firing(store: ScheduleStore, launcher: Launcher, firing: Firing, now: datetime) -> Firing:
-    """Look at a firing that is running or stopping, and write down what has changed."""
-    sight = launcher.look(firing)
-    if sight.state == "ended":
-        return _end(store, firing, sight.ending, now)
-    if sight.state == "gone":
+    """Check a firing that is running or stopping, and store what has changed."""
+    status = launcher.check(firing)
+    if status.state == "ended":
+        return _end(store, firing, status.ending, now)
+    if status.state == "gone":
         return _after_loss(store, firing, now)
-    if sight.problem != firing.reason and firing.state == "running":
-        if sight.problem:
-            log.warning("%s cannot be looked at: %s", firing.name, sight.problem)
-        firing = replace(firing, reason=sight.problem)
+    if status.problem != firing.reason and firing.state == "running":
+        if status.problem:
+            log.warning("%s cannot be checked: %s", firing.name, status.problem)
+        firing = replace(firing, reason=status.problem)
         store.update(firing)
     if firing.state == "stopping" and firing.stop_asked is not None:
-        # Asked again each time: the first request may have come before the run could listen.
-        if sight.state == "unseen" and now - firing.stop_asked > UNSEEN_PATIENCE:
+        # Repeated each time: the first request may have come before the run installed its signal handler.
+        if status.state == "unseen" and now - firing.stop_asked > UNSEEN_PATIENCE:
             return _end(store, firing, Ending("lost"), now)
         launcher.stop(firing, is_forced=now - firing.stop_asked > STOP_PATIENCE)
     return firing
@@ -43,9 +43,9 @@ def _after_loss(store: ScheduleStore, firing: Firing, now: datetime) -> Firing:
     if firing.stop_outcome is not None:
         return _end(store, firing, Ending(firing.stop_outcome, firing.reason), now)
     if firing.starts >= MAX_STARTS:
-        reason = f"Its process vanished {firing.starts} times without a word (killed, or out of memory)."
+        reason = f"Its process vanished {firing.starts} times without an exit code (killed, or out of memory)."
         return _end(store, firing, Ending("lost", reason), now)
-    log.warning("%s vanished without a word; it is resumed", firing.name)
+    log.warning("%s vanished without an exit code; it is resumed", firing.name)
     again = replace(firing, state="starting", begun=now, reason="Its process vanished; resumed.")
     store.update(again)
     return again
@@ -58,7 +58,7 @@ def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) ->
     if ending.outcome == "complete":
         event = "end"
     elif firing.stop_outcome is not None:
-        # Stopped at its deadline, of which somebody was told then; or replaced, as the schedule wants it.
+        # Stopped at its deadline, which was reported then; or replaced, as the schedule says.
         event = None
     ended = replace(firing, state="ended", ended=now, ending=ending)
     store.update(ended, event=event)

@@ -1,6 +1,6 @@
-"""Telling people: a webhook that takes Slack's JSON, and a program of the operator's own.
+"""Notifications: a webhook that takes Slack's JSON, and the operator's own program.
 
-A notice that cannot be delivered is noted in the history and in the log, and never stands in a run's way.
+A notification that cannot be delivered is reported in the history and in the log, and never blocks a run.
 """
 
 import logging
@@ -28,44 +28,44 @@ _HEADINGS = {"end": "complete", "failure": "FAILED", "deadline": "LATE"}
 
 
 class _WebhookError(Exception):
-    """The webhook did not take the notice; worth another attempt."""
+    """The webhook did not accept the notification; worth a retry."""
 
 
-def deliver_open_notices(home: Path) -> None:
-    """Deliver what nobody has been told yet; each at least once."""
+def deliver_open_notifications(home: Path) -> None:
+    """Deliver the open notifications, each at least once."""
     store = ScheduleStore(home)
     try:
-        for notice in store.open_notices():
-            problem = _send_webhook(notice) if notice.channel == "webhook" else _run_hook(notice)
+        for notification in store.open_notifications():
+            problem = _send_webhook(notification) if notification.channel == "webhook" else _run_hook(notification)
             if problem:
-                log.warning("%s: the %s was not told: %s", notice.firing.name, notice.channel, problem)
-            store.close_notice(replace(notice, problem=problem))
+                log.warning("%s: the %s was not notified: %s", notification.firing.name, notification.channel, problem)
+            store.close_notification(replace(notification, problem=problem))
     finally:
         store.close()
 
 
-def describe_notice(notice: Notification) -> str:
-    """Say in a few lines what happened: schedule and run, status, counts, reason."""
-    firing, ending = notice.firing, notice.firing.ending
-    outcome = in_words(ending.outcome) if ending and notice.event != "deadline" else ""
-    heading = _HEADINGS[notice.event]
-    if notice.event == "deadline":
-        heading += f": not at its end by {firing.deadline:%Y-%m-%d %H:%M} UTC"
+def describe_notification(notification: Notification) -> str:
+    """Return the notification's text: schedule and run, status, counts, reason."""
+    firing, ending = notification.firing, notification.firing.ending
+    outcome = in_words(ending.outcome) if ending and notification.event != "deadline" else ""
+    heading = _HEADINGS[notification.event]
+    if notification.event == "deadline":
+        heading += f": not finished by {firing.deadline:%Y-%m-%d %H:%M} UTC"
     elif outcome and outcome != heading:
         heading += f" ({outcome})"
     lines = [f"htc schedule {firing.schedule.name}: {heading}", f"run {firing.name}"]
     if ending and ending.counts:
         lines.append(_describe_counts(ending.counts))
-    if notice.reason:
-        lines.append(notice.reason)
+    if notification.reason:
+        lines.append(notification.reason)
     return redact("\n".join(lines))
 
 
 def webhook_url(notify: NotifySection) -> str:
-    """Read the webhook's URL from where the schedule says that it stands.
+    """Read the webhook's URL from the environment variable or file that the schedule names.
 
     Raises:
-        ValueError: it is not there; the message names the place, never the URL.
+        ValueError: there is no URL; the message names the variable or file, never the URL.
     """
     if notify.webhook_url_env:
         url = os.environ.get(notify.webhook_url_env, "").strip()
@@ -77,7 +77,7 @@ def webhook_url(notify: NotifySection) -> str:
         except (OSError, UnicodeDecodeError):
             raise ValueError(f"{place} cannot be read") from None
     if not url.startswith(("https://", "http://")):
-        raise ValueError(f"{place} holds no URL" if url else f"{place} is empty or not set")
+        raise ValueError(f"{place} does not hold a URL" if url else f"{place} is empty or not set")
     return url
 
 
@@ -91,15 +91,15 @@ def _describe_counts(counts: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _send_webhook(notice: Notification) -> str:
+def _send_webhook(notification: Notification) -> str:
     try:
-        url = webhook_url(notice.firing.schedule.notify)
+        url = webhook_url(notification.firing.schedule.notify)
         Retrying(
             retry=retry_if_exception_type(_WebhookError),
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S),
             reraise=True,
-        )(_post, url, {"text": describe_notice(notice)})
+        )(_post, url, {"text": describe_notification(notification)})
     except (_WebhookError, ValueError) as error:
         return str(error)
     return ""
@@ -109,7 +109,7 @@ def _post(url: str, body: Mapping[str, str]) -> None:
     try:
         answer = requests.post(url, json=body, timeout=TIMEOUT_S, allow_redirects=False)
     except requests.RequestException as error:
-        # Not its text, which quotes the URL.
+        # Without the error's text, which quotes the URL.
         raise _WebhookError(f"the webhook cannot be reached ({type(error).__name__})") from None
     if answer.status_code >= 500 or answer.status_code == 429:
         raise _WebhookError(f"the webhook answered {answer.status_code}")
@@ -117,12 +117,12 @@ def _post(url: str, body: Mapping[str, str]) -> None:
         raise ValueError(f"the webhook answered {answer.status_code}; is its URL still right?")
 
 
-def _run_hook(notice: Notification) -> str:
-    command = notice.firing.schedule.notify.exit_hook or []
+def _run_hook(notification: Notification) -> str:
+    command = notification.firing.schedule.notify.exit_hook or []
     try:
         done = subprocess.run(  # noqa: S603 - the operator's own program, without a shell
             command,
-            env={**os.environ, **hook_environment(notice)},
+            env={**os.environ, **hook_environment(notification)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=HOOK_TIMEOUT_S,
@@ -138,20 +138,20 @@ def _run_hook(notice: Notification) -> str:
     return f"{command[0]} ended with exit code {done.returncode}" + (f": {said[:200]}" if said else "")
 
 
-def hook_environment(notice: Notification) -> dict[str, str]:
-    """Tell the exit hook what happened, as environment variables."""
-    firing, ending = notice.firing, notice.firing.ending
+def hook_environment(notification: Notification) -> dict[str, str]:
+    """Return the environment variables of the exit hook."""
+    firing, ending = notification.firing, notification.firing.ending
     job = firing.schedule.spec
     variables = {
-        "HTC_EVENT": notice.event,
+        "HTC_EVENT": notification.event,
         "HTC_SCHEDULE": firing.schedule.name,
         "HTC_RUN": firing.name,
         "HTC_SCHEDULED": firing.scheduled.isoformat(),
         "HTC_SPEC": job if isinstance(job, str) else "",
         "HTC_STATUS": ending.outcome if ending else firing.state,
         "HTC_EXIT_CODE": "" if ending is None or ending.exit_code is None else str(ending.exit_code),
-        "HTC_REASON": redact(notice.reason),
-        "HTC_TEXT": describe_notice(notice),
+        "HTC_REASON": redact(notification.reason),
+        "HTC_TEXT": describe_notification(notification),
     }
     for name, count in (ending.counts if ending else {}).items():
         variables[f"HTC_{name.upper()}"] = f"{count:g}" if name == "seconds" else f"{count:.0f}"

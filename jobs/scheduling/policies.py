@@ -1,4 +1,4 @@
-"""What becomes of a firing: pure functions of the schedule's policies, the clock, and what is going on."""
+"""Catch-up, overlap and jitter: pure functions of a schedule, the clock and the firings in progress."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from jobs.scheduling.cron import due_times
 from jobs.scheduling.firing import Firing
 from jobs.scheduling.schedule import Schedule
 
-# A firing that is started within it is on time: a scheduler that has much to do is not one that was away.
+# A firing that starts within this time is on time: a busy scheduler is not an absent one.
 PUNCTUAL_S = 60.0
-# One schedule's firings that wait for their turn; more of them only show that a run takes longer than its interval.
+# Waiting firings of one schedule; more of them only show that a run takes longer than its interval.
 MAX_WAITING = 10
 Turn = Literal["begin", "wait", "skip", "replace"]
 
 
 @dataclass(frozen=True)
 class Due:
-    """What is due of one schedule.
+    """The due times of one schedule.
 
-    punctual, caught_up: the scheduled times to begin with now, in order.
-    missed: how many are not made up for, `first_missed` and `last_missed` the ends of their row.
+    punctual, caught_up: the scheduled times to start now, in order.
+    missed: how many are not made up for; `first_missed` and `last_missed` are the earliest and the latest.
     until: the time up to which this decides.
     """
 
@@ -36,9 +36,9 @@ class Due:
 
 
 def judge_due(schedule: Schedule, decided_until: datetime, now: datetime) -> Due | None:
-    """Sort the times that have come since `decided_until`; None where none has.
+    """Sort the scheduled times since `decided_until` into punctual, caught up and missed; None if there is none.
 
-    A clock that was set back is followed, and what it tells twice begins once, since a firing's name is its time.
+    A clock that was set back is followed: a time that comes twice starts once, because a firing's name is its time.
     """
     if decided_until > now:
         return Due(punctual=[], caught_up=[], missed=0, first_missed=None, last_missed=None, until=now)
@@ -55,7 +55,7 @@ def judge_due(schedule: Schedule, decided_until: datetime, now: datetime) -> Due
     elif schedule.catch_up == "all":
         caught_up = recent
     else:
-        # One that is on time makes up for those before it.
+        # A firing that is on time makes up for those before it.
         caught_up = [] if on_time else recent[-1:]
     made_up = set(caught_up)
     missed = [moment for moment in late if moment not in made_up]
@@ -70,7 +70,7 @@ def judge_due(schedule: Schedule, decided_until: datetime, now: datetime) -> Due
 
 
 def jitter_of(firing: str, jitter_s: float) -> timedelta:
-    """Return a firing's delay, 0 to `jitter_s`: the same each time it is asked for, another for each firing."""
+    """Return a firing's delay, 0 to `jitter_s`: a hash of its name, so that it is always the same."""
     digest = hashlib.sha256(firing.encode()).digest()
     return timedelta(seconds=round(int.from_bytes(digest[:8]) / 2**64 * jitter_s, 3))
 
@@ -79,11 +79,11 @@ def judge_overlap(firing: Firing, others: Sequence[Firing]) -> tuple[Turn, str]:
     """Decide whether a firing may begin.
 
     Args:
-        others: the same schedule's firings that are going or wait for their turn.
+        others: the same schedule's firings that are running or waiting for their turn.
 
     Returns:
-        "begin"; "wait" until the others have ended; "skip" it; or "replace" the others, and wait for their end.
-        And why, in words.
+        "begin"; "wait" until the others have ended; "skip" it; or "replace" the others and wait for their end.
+        And the reason, as text.
     """
     if not others:
         return "begin", ""
@@ -92,9 +92,9 @@ def judge_overlap(firing: Firing, others: Sequence[Firing]) -> tuple[Turn, str]:
     if firing.kind == "caught_up" or overlap == "queue":
         waiting = sum(other.state == "waiting" for other in others)
         if waiting >= MAX_WAITING and firing.kind != "caught_up":
-            return "skip", f"{waiting} earlier firings wait for their turn already."
+            return "skip", f"{waiting} earlier firings are already waiting for their turn."
         return "wait", f"waits for {names}"
     if overlap == "replace":
         return "replace", f"takes the place of {names}"
     verb = "was" if len(others) == 1 else "were"
-    return "skip", f"{names} {verb} still going."
+    return "skip", f"{names} {verb} still running."

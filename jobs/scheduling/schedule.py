@@ -1,4 +1,4 @@
-"""What a schedule is: a job spec, the times at which it runs, and what happens when that does not go smoothly."""
+"""The schedule model: a job spec, the times at which it runs, and the policies for late, overlapping or failed runs."""
 
 import copy
 import difflib
@@ -26,13 +26,13 @@ Mode = Literal["incremental", "full"]
 RuntimeEnv = Literal["code", "image", "pip"]
 Event = Literal["end", "failure", "deadline"]
 
-# The sentences are those for a job spec.
+# Validation messages are written for a job spec.
 _WORDING = {"the job spec": "a schedule", "The job spec": "The schedule", "?.": "?"}
 
 
 @functools.cache
 def _zones() -> frozenset[str]:
-    # A walk over hundreds of files.
+    # Cached, because it walks over hundreds of files.
     return frozenset(available_timezones())
 
 
@@ -41,9 +41,7 @@ def _known_zone(name: str) -> str:
     if name in zones:
         return name
     if re.fullmatch(r"(?:UTC|GMT)?[+-]\d{1,2}(?::?\d{2})?", name):
-        raise ValueError(
-            f"{name} is an offset, which summer time would make wrong; name a place, such as Europe/Berlin"
-        )
+        raise ValueError(f"{name} is an offset, which is wrong in summer time; name a place, such as Europe/Berlin")
     lowered = {zone.lower(): zone for zone in sorted(zones)}
     cities = {zone.rpartition("/")[2]: zone for zone in lowered}
     wanted = name.strip().lower().replace(" ", "_")
@@ -52,12 +50,12 @@ def _known_zone(name: str) -> str:
     )
     meant = lowered.get(cities.get(nearest[0], nearest[0])) if nearest else None
     way_out = f"did you mean {meant}?" if meant else "write a place such as Europe/Berlin, or UTC"
-    raise ValueError(f"{name!r} is no time zone; {way_out}")
+    raise ValueError(f"{name!r} is not a time zone; {way_out}")
 
 
 def _variable_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        # Not repeated: it is probably the URL, and whoever knows that can write into the channel.
+        # The value is not quoted: it is probably the URL, which is a secret.
         raise ValueError("this is the name of an environment variable that holds the URL, not the URL itself")
     return name
 
@@ -75,13 +73,13 @@ def _words(command: list[str]) -> list[str]:
 
 
 class NotifySection(Section):
-    """Who is told, and of what.
+    """Where notifications go, and for which events.
 
-    webhook_url_env, webhook_url_file: where the URL stands that gets Slack-compatible JSON; who knows such a URL can
-        write into the channel, so that it stands in no schedule.
-    exit_hook: a program and its arguments, run without a shell; the variables HTC_* tell it what happened.
-    events: "end" is a run that is complete, "failure" one that is not or that could not begin, "deadline" one that
-        was not at its end by then.
+    webhook_url_env, webhook_url_file: the environment variable or file with the URL that gets Slack-compatible JSON.
+        The URL is a secret (anyone who knows it can write to the channel), so it is not part of a schedule.
+    exit_hook: a program and its arguments, run without a shell; the variables HTC_* describe the event.
+    events: "end" is a complete run, "failure" a run that is incomplete or could not begin, "deadline" a run that has
+        not ended by its deadline.
     """
 
     webhook_url_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
@@ -101,11 +99,11 @@ class NotifySection(Section):
     @classmethod
     def _no_url(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
-            # Said here, because the general sentence would show the value, which may be the URL.
+            # Checked here, because the general message would quote the value, which may be the URL.
             raise ValueError("this is a section with the keys " + ", ".join(cls.model_fields))
         if {"webhook", "webhook_url"} & set(values):
             raise ValueError(
-                "a webhook's URL is a secret and stands in no schedule; put it into an environment variable or a "
+                "a webhook's URL is a secret and must not be in a schedule; put it into an environment variable or a "
                 "file, and name that as webhook_url_env or webhook_url_file"
             )
         return values
@@ -118,21 +116,21 @@ class NotifySection(Section):
 
 
 class Schedule(Section):
-    """When a job spec runs, and what happens when that does not go smoothly.
+    """When a job spec runs, and the policies for late, overlapping or failed runs.
 
-    spec: the path or URI of a job spec, read anew at each firing, or the spec itself.
-    cron: five fields, see `jobs.scheduling.cron`; `@daily` and its kin are spelt out.
-    time_zone: the IANA name of the zone whose clock `cron` means.
+    spec: the path or URI of a job spec, read again at each firing, or the spec itself.
+    cron: five fields, see `jobs.scheduling.cron`; aliases such as `@daily` are expanded.
+    time_zone: the IANA name of the time zone of `cron`.
     mode: "incremental" runs what is new or changed, "full" everything.
-    overlap: what a firing does while the schedule's last run is still going: it is left out, waits, or has the
-        other one stopped and takes its place.
-    catch_up: what becomes of firings that nobody was there to start: nothing, the last of them is made up for, or all
-        of them, one after the other; only those of the last `catch_up_window_s`.
-    deadline_s: from the scheduled time; a run that is not at its end by then is reported, and with
-        `on_deadline: stop` stopped, so that what it has done stays and the next one goes on.
-    jitter_s: each firing begins up to so much later, so that many schedules do not begin in the same second.
-    address: the Ray cluster's dashboard ("http://head:8265"); None runs on the scheduler's own machine.
-    runtime_env: what the cluster gets, as in `htc submit --runtime-env`.
+    overlap: what happens to a firing while the schedule's last run is in progress: "skip" it, "queue" it, or stop
+        the other run and "replace" it.
+    catch_up: which firings to make up for that were missed because no scheduler was running: "none", the "last", or
+        "all" of them, one after the other; only those of the last `catch_up_window_s`.
+    deadline_s: from the scheduled time; a run that has not ended by then is reported and, with `on_deadline: stop`,
+        stopped; its committed results stay, and the next run continues from them.
+    jitter_s: each firing begins up to this much later, so that many schedules do not begin in the same second.
+    address: URL of the Ray cluster's dashboard ("http://head:8265"); None runs on the scheduler's own machine.
+    runtime_env: what the job brings to the cluster, as in `htc submit --runtime-env`.
     """
 
     name: str = Field(
@@ -167,12 +165,12 @@ class Schedule(Section):
         return deadline_s
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-able values, from which `build_schedule` makes it again."""
+        """Return plain JSON-able values, from which `build_schedule` builds it again."""
         return self.model_dump(mode="json")
 
 
 def build_schedule(tree: Mapping[str, Any], *, source: str | Path | None = None) -> Schedule:
-    """Check a schedule's keys, and make its local paths absolute; its job spec is not looked at.
+    """Check a schedule's keys, and make its local paths absolute; a job spec in a file is not read.
 
     Raises:
         SpecError: one sentence per problem, all problems at once.
@@ -190,7 +188,7 @@ def build_schedule(tree: Mapping[str, Any], *, source: str | Path | None = None)
 
 
 def load_schedule(path: str | Path, overrides: Mapping[str, object] | None = None) -> Schedule:
-    """Read a schedule from a YAML file and lay the flags over it.
+    """Read a schedule from a YAML file and override its keys by the flags.
 
     Args:
         overrides: values by key; None stands for a flag not given.
@@ -207,18 +205,18 @@ def load_schedule(path: str | Path, overrides: Mapping[str, object] | None = Non
 
 
 def load_job(schedule: Schedule) -> JobSpec:
-    """Read and check the job spec of a schedule as it stands now, its mode laid over it.
+    """Read and check the current job spec of a schedule, with the schedule's mode.
 
     Raises:
         SpecError: the file cannot be read, or the spec is wrong.
-        RunError: the store in which it lies is away just now.
+        RunError: the store of the file cannot be reached now.
     """
     if not isinstance(schedule.spec, str):
         return load_spec(None, {**copy.deepcopy(schedule.spec), "select.mode": schedule.mode})
     try:
         return load_spec(schedule.spec, {"select.mode": schedule.mode})
     except SpecError as error:
-        # A wrong spec fails its night at once; a store that is away for a minute must not.
+        # A wrong spec fails its firing at once; a store that is unreachable for a minute must not.
         if isinstance(error.__context__, TransientStorageError):
             raise RunError(str(error)) from error
         raise

@@ -42,7 +42,7 @@ def values_of(firing: Firing) -> list[object]:
 
 
 def firing_of(row: sqlite3.Row) -> Firing:
-    """Make a firing of a row of `COLUMNS`."""
+    """Build a firing from a row of `COLUMNS`."""
     if row["kind"] not in get_args(Kind) or row["state"] not in get_args(State):
         raise ValueError(f"its kind is {row['kind']!r} and its state {row['state']!r}")
     firing = Firing(
@@ -76,12 +76,12 @@ def document_of(schedule: Schedule) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def schedule_of(document: str) -> Schedule:
-    """Make a schedule of its JSON."""
+    """Build a schedule from its JSON."""
     return Schedule.model_validate(json.loads(document))
 
 
 def time_of(seconds: float) -> datetime:
-    """Make a time in UTC of seconds since 1970."""
+    """Convert seconds since 1970 to a time in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 
 

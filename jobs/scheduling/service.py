@@ -3,13 +3,13 @@
 import logging
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import Self
 from zoneinfo import ZoneInfo
 
-from jobs.scheduling.alarms import Alarms, Times
 from jobs.scheduling.cleanup import tidy_history
 from jobs.scheduling.cluster_launcher import ClusterLauncher
 from jobs.scheduling.cron import due_times
@@ -17,7 +17,7 @@ from jobs.scheduling.engine import Engine
 from jobs.scheduling.home import scheduler_lock
 from jobs.scheduling.launcher import Launcher
 from jobs.scheduling.local_launcher import LocalLauncher
-from jobs.scheduling.notifications import deliver_open_notices
+from jobs.scheduling.notifications import deliver_open_notifications
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
 from pipeline.redaction import log_without_secrets
@@ -25,63 +25,90 @@ from pipeline.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
-# How soon a command's change is seen, and a run's end.
+# Delay until a command's change or a run's end takes effect.
 POLL_S = 1.0
 TIDY_S = 3600.0
 
 
 def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drained: bool = False) -> int:
-    """Fire schedules until SIGTERM or Ctrl-C; returns the exit code.
+    """Run schedules until SIGTERM or Ctrl-C; returns the exit code.
 
-    Runs that go on when it leaves go on without it, and the next scheduler finds them.
+    Runs in progress continue without the scheduler, and the next scheduler finds them.
 
     Args:
         local_runs: how many runs this machine does at once.
-        is_once: do what is due, wait for its end, and leave.
-        is_drained: wait for the end of the runs before leaving, beginning no more.
+        is_once: run what is due, wait for its end, and return.
+        is_drained: when stopped, begin no more runs and wait for the end of those in progress.
 
     Raises:
-        SchedulerRunningError: another one works in this folder.
+        SchedulerRunningError: another scheduler is running in this folder.
     """
     log_without_secrets()
     with scheduler_lock(home), StopRequest() as stop, closing(ScheduleStore(home)) as store:
-        places = Places(home)
-        engine = Engine(store, places.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
-        alarms = Alarms(store.path)
+        launchers = Launchers(home)
+        engine = Engine(store, launchers.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
         tidied = float("-inf")
-        try:
-            alarms.start()
+        with _BackgroundDelivery(home) as delivery:
             _announce(store, home)
             while not stop.is_set:
                 engine.step()
-                alarms.set(_times(store))
-                _tell(store, alarms, home)
+                if store.open_notifications():
+                    delivery.begin()
                 if time.monotonic() - tidied > TIDY_S:
                     tidy_history(store, home)
                     tidied = time.monotonic()
                 if is_once and not store.open_firings():
                     break
-                alarms.wait(POLL_S)
+                # Not an event's wait: a signal handler that sets the event could deadlock on the event's own lock.
+                time.sleep(POLL_S)
             if stop.is_set and is_drained:
-                _drain(engine, store, alarms)
-        finally:
-            alarms.stop()
+                _drain(engine, store)
         _leave(store, home)
     return 0
 
 
-class Places:
-    """Where firings run: this machine, and each cluster by its address."""
+class Launchers:
+    """The launchers of this machine and of each cluster, by the cluster's address."""
 
     def __init__(self, home: Path) -> None:
         self._here = LocalLauncher(home)
         self._clusters: dict[str, ClusterLauncher] = {}
 
     def launcher_of(self, schedule: Schedule) -> Launcher:
-        """Return the place of a schedule's firings."""
+        """Return the launcher of a schedule's firings."""
         if schedule.address is None:
             return self._here
         return self._clusters.setdefault(schedule.address, ClusterLauncher(schedule.address))
+
+
+class _BackgroundDelivery:
+    """Delivers open notifications in a thread, so that a slow webhook does not delay firings.
+
+    Leaving the block waits for the delivery in progress.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="notifications")
+        self._delivery: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def begin(self) -> None:
+        """Begin to deliver, unless a delivery is in progress."""
+        if self._delivery is None or self._delivery.done():
+            self._delivery = self._pool.submit(deliver_open_notifications, self._home)
+            self._delivery.add_done_callback(_log_failure)
+
+
+def _log_failure(delivery: Future[None]) -> None:
+    error = delivery.exception()
+    if error is not None:
+        log.error("notifications could not be delivered", exc_info=error)
 
 
 def _announce(store: ScheduleStore, home: Path) -> None:
@@ -96,33 +123,23 @@ def _announce(store: ScheduleStore, home: Path) -> None:
         log.info("%s: %s", schedule.name, "paused" if schedule.is_paused else f"next on {local:%a %Y-%m-%d %H:%M %Z}")
 
 
-def _times(store: ScheduleStore) -> dict[str, Times]:
-    schedules = [stored.schedule for stored in store.schedules()]
-    return {each.name: Times(each.cron, each.time_zone) for each in schedules if not each.is_paused}
-
-
-def _tell(store: ScheduleStore, alarms: Alarms, home: Path) -> None:
-    if store.open_notices():
-        alarms.in_background(partial(deliver_open_notices, home))
-
-
-def _drain(engine: Engine, store: ScheduleStore, alarms: Alarms) -> None:
-    going = _going(store)
-    if going:
-        log.info("waiting for the end of %s; nothing else begins", ", ".join(going))
+def _drain(engine: Engine, store: ScheduleStore) -> None:
+    active = _active_names(store)
+    if active:
+        log.info("waiting for the end of %s; no other run begins", ", ".join(active))
     # A second Ctrl-C raises KeyboardInterrupt.
-    while _going(store):
+    while _active_names(store):
         engine.watch()
-        alarms.wait(POLL_S)
+        time.sleep(POLL_S)
 
 
-def _going(store: ScheduleStore) -> list[str]:
+def _active_names(store: ScheduleStore) -> list[str]:
     return [firing.name for firing in store.open_firings() if firing.state in {"running", "stopping"}]
 
 
 def _leave(store: ScheduleStore, home: Path) -> None:
-    # What ended last, or was not told while others were.
-    deliver_open_notices(home)
-    going = _going(store)
-    if going:
-        log.info("leaving; %s goes on, and the next scheduler finds it", ", ".join(going))
+    # The endings of the last runs, and what the background delivery has not sent.
+    deliver_open_notifications(home)
+    active = _active_names(store)
+    if active:
+        log.info("exiting; %s continues, and the next scheduler finds it", ", ".join(active))

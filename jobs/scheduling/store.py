@@ -1,7 +1,7 @@
-"""The database of schedules, firings and notices: SQLite, one file, written in transactions.
+"""The database of schedules, firings and notifications: one SQLite file, written in transactions.
 
-Whatever the scheduler decides is written down before it is done, so that a scheduler that dies at any instant is
-succeeded by one that knows. Times are seconds since 1970, UTC.
+Each decision is stored before the scheduler acts on it, so that another scheduler can continue after a crash at any
+instant. Times are seconds since 1970, UTC.
 """
 
 import logging
@@ -22,9 +22,9 @@ from pipeline.text import message_of
 log = logging.getLogger(__name__)
 
 VERSION = 1
-# What reading a damaged row raises: no JSON, other keys or types, a time outside the calendar.
+# What reading a damaged row raises: invalid JSON, wrong keys or types, a time out of range.
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, OSError, RecursionError)
-# A command waits so long for another one's transaction, which takes milliseconds.
+# How long a command waits for another command's transaction, which takes milliseconds.
 _BUSY_S = 30.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS schedules (
@@ -44,17 +44,17 @@ CREATE TABLE IF NOT EXISTS notices (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS notices_by_state ON notices (state) WHERE state = 'open';
 """
-# Queries are put together of constants of this file and of rows.py only; values are bound.
+# Queries are built from constants of this file and of serialization.py only; values are bound.
 Channel = Literal["webhook", "hook"]
 
 
 class StoreDamagedError(SpecError):
-    """The database as a whole cannot be read or written; no schedule can be seen to."""
+    """The database as a whole cannot be read or written, so no schedule can be processed."""
 
 
 @dataclass(frozen=True)
 class StoredSchedule:
-    """A schedule, and the time up to which its firings have been decided upon."""
+    """A schedule, and the time up to which its firings have been decided."""
 
     schedule: Schedule
     decided_until: datetime
@@ -62,7 +62,7 @@ class StoredSchedule:
 
 @dataclass(frozen=True)
 class Notification:
-    """Something that somebody is to be told; `problem` says why it could not be."""
+    """A notification to deliver; `problem` says why it could not be delivered."""
 
     number: int
     firing: Firing
@@ -73,7 +73,7 @@ class Notification:
 
 
 class ScheduleStore:
-    """The database in a folder of schedules; of one thread."""
+    """The database in a state folder; for use in one thread."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -82,7 +82,7 @@ class ScheduleStore:
         try:
             self._connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
-            # Bytes that are no text spoil their row, and not the query.
+            # Bytes that are not valid text damage their row only, not the query.
             self._connection.text_factory = lambda text: text.decode(errors="replace")
             self._prepare()
         except sqlite3.Error as error:
@@ -90,8 +90,8 @@ class ScheduleStore:
 
     def _damage(self, error: sqlite3.Error) -> StoreDamagedError:
         return StoreDamagedError(
-            f"The schedules in {self.path} cannot be read or written: {error}; put a copy in its place, or move "
-            "it away to begin without schedules."
+            f"The schedules in {self.path} cannot be read or written: {error}; restore a copy, or move the file away "
+            "to begin without schedules."
         )
 
     def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
@@ -107,15 +107,15 @@ class ScheduleStore:
             raise self._damage(error) from None
 
     def _note_damage(self, kind: str, name: object, error: Exception) -> None:
-        """Log once that a row cannot be read, which is then taken for missing."""
+        """Log once that a row cannot be read; it is treated as missing."""
         if (kind, name) not in self._damaged:
             self._damaged.add((kind, name))
             reason = message_of(error, max_chars=200)
-            log.error("the %s %s in %s is damaged, and taken for missing: %s", kind, name, self.path, reason)
+            log.error("the %s %s in %s is damaged, and is treated as missing: %s", kind, name, self.path, reason)
 
     def _prepare(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
-        # A power cut may take the last decisions along, which are then taken again: nothing is begun twice.
+        # A power cut may lose the last decisions; they are made again, and no run starts twice.
         self._connection.execute("PRAGMA synchronous = NORMAL")
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
@@ -144,11 +144,11 @@ class ScheduleStore:
         return stored[0] if stored else None
 
     def has(self, name: str) -> bool:
-        """Whether there is a schedule of this name, readable or not."""
+        """Return whether there is a schedule of this name, readable or not."""
         return bool(self._rows("SELECT 1 FROM schedules WHERE name = ?", [name]))
 
     def put(self, schedule: Schedule, now: datetime) -> None:
-        """Write a schedule, new or changed; its firings count from now on."""
+        """Store a new or changed schedule; its firings count from now on."""
         self._execute(
             "INSERT INTO schedules (name, document, added, decided_until) VALUES (?1, ?2, ?3, ?3) "
             "ON CONFLICT (name) DO UPDATE SET document = ?2, decided_until = ?3",
@@ -156,28 +156,28 @@ class ScheduleStore:
         )
 
     def remove(self, name: str) -> None:
-        """Forget a schedule; what was fired stays in the history."""
+        """Remove a schedule; its firings stay in the history."""
         self._execute("DELETE FROM schedules WHERE name = ?", [name])
 
     def decide(self, name: str, until: datetime, firings: Iterable[tuple[Firing, Event | None]]) -> None:
-        """Write what was decided about a schedule's firings up to a time; those known already stay as they are."""
+        """Store the decisions about a schedule's firings up to a time; firings that exist stay as they are."""
         with self._transaction():
             for firing, event in firings:
                 if self._insert(firing):
-                    self._tell(firing, event)
+                    self._add_notifications(firing, event)
             self._execute("UPDATE schedules SET decided_until = ? WHERE name = ?", [until.timestamp(), name])
 
     def insert(self, firing: Firing) -> bool:
-        """Add one firing; False where it is there already."""
+        """Add one firing; return False if it exists already."""
         return self._insert(firing)
 
     def update(self, firing: Firing, *, event: Event | None = None) -> None:
-        """Write a firing's new state, and with it what somebody is to be told."""
+        """Store a firing's new state, and with an event its notifications."""
         values = values_of(firing)
         sets = ", ".join(f"{column} = ?" for column in COLUMNS.split(", "))
         with self._transaction():
             self._execute(f"UPDATE firings SET {sets} WHERE name = ?", [*values, firing.name])  # noqa: S608  # nosec B608
-            self._tell(firing, event)
+            self._add_notifications(firing, event)
 
     def firing(self, name: str) -> Firing | None:
         """Return one firing."""
@@ -185,19 +185,19 @@ class ScheduleStore:
         return found[0] if found else None
 
     def open_firings(self) -> list[Firing]:
-        """Return those that have not ended, in the order in which they may begin."""
+        """Return the firings that have not ended, in the order in which they may begin."""
         return self._firings("state <> 'ended' ORDER BY begins, name")
 
     def ask_to_stop(self, schedule: str) -> list[str]:
         """Ask the scheduler to stop a schedule's firings that have not ended; returns their names."""
-        # A column that only commands write, so that the scheduler's own writes cannot undo it.
+        # A column that only commands write, so that the scheduler's writes cannot undo it.
         rows = self._rows(
             "UPDATE firings SET is_stop_wanted = 1 WHERE schedule = ? AND state <> 'ended' RETURNING name", [schedule]
         )
         return sorted(row["name"] for row in rows)
 
     def stops_wanted(self) -> list[Firing]:
-        """Return the firings that somebody has asked to stop and that have not been told so."""
+        """Return the firings that a command asked to stop and that the scheduler has not stopped yet."""
         return self._firings("state <> 'ended' AND is_stop_wanted AND stop_outcome IS NULL ORDER BY begins")
 
     def history(self, schedule: str | None, limit: int) -> list[Firing]:
@@ -206,7 +206,7 @@ class ScheduleStore:
         return self._firings(f"{where} ORDER BY scheduled DESC, name LIMIT ?2", [schedule, limit])
 
     def forget_all_but(self, newest: int) -> None:
-        """Forget each schedule's firings but the newest that have ended, and what was told of them."""
+        """Remove all but the newest ended firings of each schedule, and their notifications."""
         with self._transaction():
             self._execute(
                 "DELETE FROM firings WHERE state = 'ended' AND name NOT IN (SELECT name FROM ("
@@ -216,19 +216,20 @@ class ScheduleStore:
             )
             self._execute("DELETE FROM notices WHERE firing NOT IN (SELECT name FROM firings)")
 
-    def open_notices(self) -> list[Notification]:
-        """Return what nobody has been told yet, the oldest first."""
-        return self._notices("state = 'open' ORDER BY number")
+    def open_notifications(self) -> list[Notification]:
+        """Return the notifications that are not delivered yet, oldest first."""
+        return self._notifications("state = 'open' ORDER BY number")
 
-    def failed_notices(self, firing: str) -> list[Notification]:
-        """Return what could not be told about a firing."""
-        return self._notices("state = 'failed' AND firing = ? ORDER BY number", [firing])
+    def failed_notifications(self, firing: str) -> list[Notification]:
+        """Return the notifications about a firing that could not be delivered."""
+        return self._notifications("state = 'failed' AND firing = ? ORDER BY number", [firing])
 
-    def close_notice(self, notice: Notification) -> None:
-        """Note that a notice was delivered, or with its `problem` that it could not be."""
-        state = "failed" if notice.problem else "sent"
+    def close_notification(self, notification: Notification) -> None:
+        """Record that a notification was delivered or, with its `problem`, that it could not be."""
+        state = "failed" if notification.problem else "sent"
         self._execute(
-            "UPDATE notices SET state = ?, problem = ? WHERE number = ?", [state, notice.problem, notice.number]
+            "UPDATE notices SET state = ?, problem = ? WHERE number = ?",
+            [state, notification.problem, notification.number],
         )
 
     @contextmanager
@@ -242,11 +243,11 @@ class ScheduleStore:
 
     def _insert(self, firing: Firing) -> bool:
         values = values_of(firing)
-        marks = ", ".join("?" * len(values))
-        done = self._execute(f"INSERT OR IGNORE INTO firings ({COLUMNS}) VALUES ({marks})", values)  # noqa: S608  # nosec B608
+        places = ", ".join("?" * len(values))
+        done = self._execute(f"INSERT OR IGNORE INTO firings ({COLUMNS}) VALUES ({places})", values)  # noqa: S608  # nosec B608
         return done.rowcount == 1
 
-    def _tell(self, firing: Firing, event: Event | None) -> None:
+    def _add_notifications(self, firing: Firing, event: Event | None) -> None:
         notify = firing.schedule.notify
         if event is None or event not in notify.events:
             return
@@ -269,13 +270,13 @@ class ScheduleStore:
                 self._note_damage("firing", row["name"], error)
         return found
 
-    def _notices(self, where: str, values: Sequence[object] = ()) -> list[Notification]:
+    def _notifications(self, where: str, values: Sequence[object] = ()) -> list[Notification]:
         rows = self._rows(f"SELECT * FROM notices WHERE {where}", values)  # noqa: S608  # nosec B608
         found = []
         for row in rows:
             firing = self.firing(row["firing"])
             if row["event"] not in get_args(Event) or row["channel"] not in get_args(Channel):
-                self._note_damage("notice", row["number"], ValueError(f"its event is {row['event']!r}"))
+                self._note_damage("notification", row["number"], ValueError(f"its event is {row['event']!r}"))
             elif firing is not None:
                 found.append(
                     Notification(row["number"], firing, row["event"], row["channel"], row["reason"], row["problem"])

@@ -1,4 +1,4 @@
-"""The operator's terminal: text, Ctrl-C, output files."""
+"""The terminal: text, Ctrl-C, local output files."""
 
 from typing import TYPE_CHECKING
 

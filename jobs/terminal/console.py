@@ -1,4 +1,4 @@
-"""Where the commands write: results to stdout, everything said to the operator to stderr."""
+"""Output of the commands: results to stdout, messages to stderr."""
 
 import shutil
 import sys
@@ -12,19 +12,19 @@ from rich.text import Text
 
 from pipeline.text import printable
 
-# Wide enough for any row: outside a terminal a folded or cut line would hurt whoever reads it with grep.
+# Wide enough for any row: outside a terminal, folded or cut lines would break grep.
 UNLIMITED_WIDTH = 100_000
 
 Alignment = Literal["left", "right"]
 
 
 def say(sentence: str) -> None:
-    """Write one sentence to stderr, unfolded and uninterpreted."""
+    """Write one message to stderr, without folding or markup."""
     Console(stderr=True, highlight=False).print(Text(printable(sentence, keep="\n")), soft_wrap=True)
 
 
 def write_line(line: str = "") -> None:
-    """Write one line to stdout, unfolded and uninterpreted."""
+    """Write one line to stdout, without folding or markup."""
     Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
 
 
@@ -52,7 +52,7 @@ def write_table(
 
 
 def size_of(byte_count: int) -> str:
-    """Return a size in the largest binary unit that leaves at least one: "3.4 MiB"."""
+    """Format a size in the largest binary unit of which it has at least one: "3.4 MiB"."""
     size = float(byte_count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

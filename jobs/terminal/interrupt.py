@@ -1,4 +1,4 @@
-"""Ctrl-C while foreign code computes."""
+"""Ctrl-C while library code computes."""
 
 import atexit
 import os
@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 from pipeline.runs.outcomes import EXIT_INTERRUPTED
 
-# Most queries notice within milliseconds; some of DuckDB's operators do not look for minutes.
+# Most queries stop within milliseconds; some of DuckDB's operators do not check for minutes.
 STOP_WAIT_S = 2.0
 
 
 def run_interruptibly(action: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Run an action in a thread of its own, so that this one is free to notice Ctrl-C.
+    """Run an action in its own thread, so that the calling thread can receive Ctrl-C.
 
     Args:
         action: what to run; its exception is raised here.
-        stop: asks the action to end; it is given two seconds and left behind then, to die with the process.
+        stop: asks the action to end; after `STOP_WAIT_S` the action is abandoned and ends with the process.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; Python notices it between two steps of its own only, never inside a library.
+        KeyboardInterrupt: Ctrl-C. Python raises it between two bytecodes only, never inside library code.
     """
     failures: list[BaseException] = []
     is_done = threading.Event()
@@ -35,7 +35,7 @@ def run_interruptibly(action: Callable[[], None], stop: Callable[[], None]) -> N
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        # Not Thread.join: in Python 3.11, one that Ctrl-C breaks off takes the thread for ended.
+        # Not Thread.join: in Python 3.11, a join that Ctrl-C interrupts marks the thread as ended.
         is_done.wait()
     except KeyboardInterrupt:
         stop()
@@ -47,7 +47,7 @@ def run_interruptibly(action: Callable[[], None], stop: Callable[[], None]) -> N
 
 
 def _leave_at_once() -> None:
-    # A library thread that is still computing aborts the process when it finds the interpreter gone.
+    # A library thread that is still computing would abort the process after the interpreter has shut down.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EXIT_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic local output files."""
 
 import contextlib
 import os
@@ -13,28 +13,28 @@ from pipeline.errors import SpecError
 _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
-def refuse_remote(path: Path) -> None:
-    """Refuse a uri where only a local file or folder will do.
+def check_local(path: Path) -> None:
+    """Refuse a URI where a local file or folder is required.
 
     Raises:
-        SpecError: it has a scheme.
+        SpecError: the path has a scheme.
     """
     match = _REMOTE.match(str(path))
     if match is not None:
         uri = f"{match[1]}://{str(path)[match.end() :]}"
         raise SpecError(
-            f"{uri} is no local path; name a file or folder on this machine, and copy it there or from there."
+            f"{uri} is not a local path; name a file or folder on this machine, and copy it there or from there."
         )
 
 
 @contextlib.contextmanager
 def atomic_output(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only when the block ends well, and its bytes are on the disk.
+    """Open a file for writing; it appears under its name only after the block succeeds and its bytes are on disk.
 
     Raises:
         SpecError: the folder is missing, not writable, full, or not on this machine.
     """
-    refuse_remote(path)
+    check_local(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("wb") as sink:
@@ -51,10 +51,10 @@ def atomic_output(path: Path) -> Iterator[IO[bytes]]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what is damaged, a file or a folder, so that it is out of the way and can still be looked at.
+    """Rename a damaged file or folder, so that it can still be inspected.
 
     Returns:
-        its new name, `NAME.damaged`.
+        Its new path, `NAME.damaged`.
 
     Raises:
         OSError: it cannot be renamed.
@@ -68,7 +68,7 @@ def set_aside(path: Path) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put a new name on the disk, where the file system lets one."""
+    """Write a new name to the disk, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -105,7 +105,7 @@ def test_a_job_that_is_stopped_is_resumed_by_the_same_submission(cluster: RealCl
     job = job_of(submit(cluster, spec, "--env", "HTC_DELAY_S=1", "--json"))
     wait_until(lambda: committed(tmp_path) >= 2)
     stopped = htc("stop", job, "--address", cluster.url)
-    assert (stopped.code, stopped.out) == (0, f"The job {job} was stopped; the same submission resumes.\n")
+    assert (stopped.code, stopped.out) == (0, f"The job {job} was stopped; submit it again to resume.\n")
     status = status_of(tmp_path)
     assert status is not None
     assert status.state == "interrupted"

@@ -30,7 +30,7 @@ def test_the_wrong_token_and_none_are_one_sentence(cluster: RealCluster) -> None
     assert (none.code, none.out) == (1, "")
     assert none.err == f"The cluster at {cluster.url} asks for a token: {advice}\n"
     assert (wrong.code, wrong.out) == (1, "")
-    assert wrong.err == f"The cluster at {cluster.url} does not take this machine's token: {advice}\n"
+    assert wrong.err == f"The cluster at {cluster.url} does not accept this machine's token: {advice}\n"
 
 
 def test_a_job_brings_its_own_code_and_never_shows_the_token(cluster: RealCluster, tmp_path: Path) -> None:

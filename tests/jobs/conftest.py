@@ -17,5 +17,5 @@ def make_output(tmp_path: Path) -> Callable[..., Output]:
 
 @pytest.fixture
 def output(make_output: Callable[..., Output]) -> Output:
-    """The usual output: scores 0.9 and 0.25 in every photo."""
+    """The usual output: scores 0.9 and 0.25 in every image."""
     return make_output()

@@ -17,7 +17,7 @@ KUBERNETES = "1.33"
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
-    """Raise a ValidationError where an API server would refuse the manifest or drop a field of it."""
+    """Raise a ValidationError if an API server would refuse the manifest or drop one of its fields."""
     if manifest["apiVersion"] == "ray.io/v1":
         problems = [
             f"{error.json_path}: {error.message}"
@@ -30,7 +30,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 
 
 def pod_templates(value: Any) -> list[dict[str, Any]]:
-    """Every pod template inside a manifest, wherever it stands."""
+    """Yield every pod template inside a manifest."""
     if isinstance(value, list):
         return [found for each in value for found in pod_templates(each)]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Commands on a machine that has neither torch nor Ray."""
+"""Commands on a machine without torch and Ray."""
 
 import os
 import subprocess

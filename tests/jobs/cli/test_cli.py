@@ -1,4 +1,4 @@
-"""The `htc` command as an operator meets it: help, usage, exit codes, sentences instead of tracebacks."""
+"""The `htc` command: help, usage, exit codes, messages instead of tracebacks."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from jobs.cli import options
 from jobs.cli import program as cli
 from jobs.cli.app import ORDER
 from pipeline.errors import RunError, RunMismatchError, WeightsUnavailableError
@@ -18,7 +19,7 @@ from tests.support.builders.outputs import Output
 
 
 def command_names(group: Any, words: str = "") -> Iterator[str]:
-    """Every command there is, `schedule add` as two words."""
+    """Yield every command's name, `schedule add` as two words."""
     for name, command in group.commands.items():
         yield f"{words}{name}"
         if hasattr(command, "commands"):
@@ -43,7 +44,7 @@ def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_there_and_names_the_arguments(htc: Htc, command: str) -> None:
+def test_help_exists_and_names_the_arguments(htc: Htc, command: str) -> None:
     code, out, err = htc(*command.split(), "--help")
     assert code == 0
     assert out.startswith(f"Usage: htc {command}".rstrip())
@@ -53,6 +54,14 @@ def test_help_is_there_and_names_the_arguments(htc: Htc, command: str) -> None:
 def test_every_command_has_its_place_in_the_list() -> None:
     assert {name for name in COMMANDS if " " not in name} == set(ORDER)
     assert len(COMMANDS) > len(ORDER)
+
+
+def test_run_and_plan_take_the_same_flags_in_the_same_order(htc: Htc) -> None:
+    def flags(command: str) -> list[str]:
+        _, out, _ = htc(command, "--help")
+        return [line.split()[0] for line in out.splitlines() if line.startswith("  -")]
+
+    assert [flag for flag in flags("plan") if flag != "--no-model"] == flags("run")
 
 
 def test_every_flag_of_run_is_documented(htc: Htc) -> None:
@@ -67,7 +76,7 @@ def test_every_flag_of_run_is_documented(htc: Htc) -> None:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_nothing_heavy(command: str) -> None:
-    # What keeps help under a second; measured times would depend on the machine's other work.
+    # This keeps help under a second; measured times would depend on the machine's other work.
     script = (
         "import sys\n"
         "from jobs import cli\n"
@@ -104,7 +113,7 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         (["weights", "verify", "nowhere.pth"], "nowhere.pth"),
     ],
 )
-def test_wrong_usage_is_exit_2_and_says_why(
+def test_wrong_usage_is_exit_2_with_a_reason(
     htc: Htc, arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,15 +161,28 @@ def test_flags_win_over_the_spec_and_zero_is_a_value(tmp_path: Path, monkeypatch
     assert (seen["run"], seen["fresh"]) == ("r1", True)
 
 
+def test_every_flag_of_a_job_sets_its_key_of_the_spec() -> None:
+    flags = options.JobFlags(max_error_rate=0, limit=3, where="TRUE", retry_failed=True, run_name="r1", anonymous=True)
+    assert dict(flags.spec_values()) == {
+        "retry.max_error_rate": 0,
+        "input.limit": 3,
+        "select.where": "TRUE",
+        "select.mode": "incremental",
+        "select.retry": "failed",
+        "storage.anonymous": True,
+    }
+    assert dict(options.JobFlags().spec_values()) == {}
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (RunMismatchError("The run was started with another model."), 2),
-        (WeightsUnavailableError("The weights cannot be had."), 2),
+        (WeightsUnavailableError("The weights are not available."), 2),
         (RunError("The disk is full."), 1),
     ],
 )
-def test_foreseen_errors_are_one_sentence(
+def test_expected_errors_are_one_sentence(
     htc: Htc, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> int:
@@ -170,7 +192,7 @@ def test_foreseen_errors_are_one_sentence(
     assert htc("run", "a", "b") == (code, "", f"{error}\n")
 
 
-def test_unforeseen_errors_leave_their_traceback_in_a_file(
+def test_unexpected_errors_leave_their_traceback_in_a_file(
     htc: Htc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> int:
@@ -187,31 +209,31 @@ def test_unforeseen_errors_leave_their_traceback_in_a_file(
 
 
 @pytest.fixture
-def hears_ctrl_c() -> Iterator[None]:
-    """Child processes hear SIGINT even where the tests run in the background, which shells make deaf to it."""
+def receives_ctrl_c() -> Iterator[None]:
+    """Make child processes receive SIGINT also if the tests run in the background, where shells ignore it."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, former)
 
 
 def wait_for_import(pid: int, module: str, timeout_s: float = 60.0) -> None:
-    """Wait until a process has loaded a module that is compiled."""
+    """Wait until a process has loaded a compiled module."""
     deadline = time.monotonic() + timeout_s
     while module not in Path(f"/proc/{pid}/maps").read_text():
         assert time.monotonic() < deadline, f"{module} was not loaded in {timeout_s} s"
         time.sleep(0.05)
 
 
-@pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.usefixtures("receives_ctrl_c")
 def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
-    # Left alone, this would take hours.
+    # Without a stop, this would take hours.
     sql = "SELECT count(*) FROM range(9999999) a, range(9999999) b WHERE a.range % 7 = b.range % 5"
     command = [sys.executable, "-m", "jobs", "query", output.uri, sql, "--format", "csv"]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            # Not before Python itself is up: until then it knows no other answer than a traceback.
+            # Not before Python has started: until then, a traceback is printed.
             wait_for_import(process.pid, "duckdb")
             time.sleep(1)
             process.send_signal(signal.SIGINT)
@@ -223,7 +245,7 @@ def test_ctrl_c_leaves_no_traceback(output: Output) -> None:
     assert err == "Stopped.\n"
 
 
-def test_a_reader_that_stops_early_is_no_failure_to_talk_about(output: Output) -> None:
+def test_a_reader_that_stops_early_causes_no_message(output: Output) -> None:
     command = f'{sys.executable} -m jobs query "{output.uri}" "SELECT * FROM range(200000)" --format csv | head -n 2'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["range", "0"]

@@ -1,4 +1,4 @@
-"""Where only a local path will do, a uri is refused: it would otherwise be made as a folder called `s3:`."""
+"""A URI is refused where a local path is required: otherwise a folder called `s3:` would be created."""
 
 from pathlib import Path
 
@@ -33,5 +33,5 @@ def test_a_uri_is_refused_by_name(
     uri = next(each for each in arguments if "://" in each)
     said = capsys.readouterr().err
     assert ended.value.code == 2, said
-    assert f"{uri} is no local path" in said
+    assert f"{uri} is not a local path" in said
     assert not [path for path in tmp_path.iterdir() if ":" in path.name]

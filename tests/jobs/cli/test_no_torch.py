@@ -1,4 +1,4 @@
-"""What an operator's laptop can do: everything but run, without torch and Ray."""
+"""Every command but `run` works without torch and Ray."""
 
 import subprocess
 import sys

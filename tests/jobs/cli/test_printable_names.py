@@ -1,4 +1,4 @@
-"""An object's name must not command the operator's terminal."""
+"""An object's name must not control the terminal."""
 
 import io
 import subprocess
@@ -14,7 +14,7 @@ TITLE = "a\x1b]0;owned\x07b\x9bc\u202ed.jpg"
 SPELT = r"a\x1b]0;owned\x07b\x9bc\u202ed.jpg"
 
 
-def test_only_what_is_not_printable_is_spelt_out() -> None:
+def test_only_unprintable_characters_are_escaped() -> None:
     assert printable("Straße 東京 🙂.jpg") == "Straße 東京 🙂.jpg"
     assert printable(TITLE) == SPELT
     assert printable("one\ntwo\t") == r"one\ntwo\t"
@@ -24,7 +24,7 @@ def test_only_what_is_not_printable_is_spelt_out() -> None:
 def test_the_console_spells_names_out(capsys: pytest.CaptureFixture[str]) -> None:
     say(f"Not found: {TITLE}.")
     write_line(TITLE)
-    write_table(["photo"], [[TITLE]])
+    write_table(["image"], [[TITLE]])
     written = capsys.readouterr()
     assert (written.out.count(SPELT), written.err.count(SPELT)) == (2, 1)
     assert "\x1b" not in written.out + written.err

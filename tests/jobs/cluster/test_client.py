@@ -1,4 +1,4 @@
-"""Reaching a cluster: addresses as people write them, and an answer within seconds when there is none."""
+"""Connecting to a cluster: addresses in all spellings, and an error within seconds if nothing answers."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from jobs.cluster import client as cluster_client
 from jobs.cluster.client import check_version, connect, is_this_machine, resolve_address
-from jobs.cluster.errors import AlreadyGoingError, ClusterError, NoSuchJobError, translated_errors
+from jobs.cluster.errors import ClusterError, JobRunningError, NoSuchJobError, translated_errors
 from pipeline.errors import SpecError
 from tests.support.servers.fake_jobs import dashboard
 from tests.support.without_torch import BLOCKER
@@ -34,13 +34,13 @@ from tests.support.without_torch import BLOCKER
         ("10.0.0.1", {"RAY_API_SERVER_ADDRESS": "http://h:1"}, "http://10.0.0.1:8265"),
     ],
 )
-def test_addresses_as_people_write_them(given: str | None, environment: dict[str, str], url: str) -> None:
+def test_addresses_in_all_spellings(given: str | None, environment: dict[str, str], url: str) -> None:
     assert resolve_address(given, environment) == url
 
 
 @pytest.mark.parametrize("given", ["http://", "head:port", "s3://bucket", "://x"])
-def test_what_is_no_address_is_said_so(given: str) -> None:
-    with pytest.raises(SpecError, match="is no cluster's address; give the dashboard's, such as http://10"):
+def test_an_invalid_address_is_refused(given: str) -> None:
+    with pytest.raises(SpecError, match=r"is not a cluster's address.*http://10"):
         resolve_address(given, {})
 
 
@@ -61,8 +61,8 @@ def test_nothing_answers() -> None:
         assert hint in said
 
 
-def test_something_that_takes_calls_and_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    # To connect, and to be answered: ten seconds are promised, the import of Ray among them.
+def test_a_server_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Connection and answer together: ten seconds are promised, with the import of Ray.
     assert 2 * cluster_client.CONNECT_TIMEOUT_S < 9
     monkeypatch.setattr(cluster_client, "CONNECT_TIMEOUT_S", 0.3)
     with socket.socket() as mute:
@@ -73,19 +73,22 @@ def test_something_that_takes_calls_and_never_answers(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("status", "body"), [(404, None), (500, None), (200, "<html>a shop</html>"), (200, "{}")])
-def test_something_else_answers(status: int, body: str | None) -> None:
+def test_another_server_at_the_address_is_an_error(status: int, body: str | None) -> None:
     with dashboard(status=status, body=body) as url, pytest.raises(ClusterError) as caught:
         connect(url)
-    assert str(caught.value) == (
-        f"What answers at {url} is no Ray dashboard; check the address and the port, usually 8265."
-    )
+    assert f"{url} is not a Ray dashboard" in str(caught.value)
+    assert "8265" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
         (401, "Unauthorized: Missing authentication token", "asks for a token: set RAY_AUTH_MODE=token, and"),
-        (403, "Forbidden: Invalid authentication token", "does not take this machine's token: set RAY_AUTH_MODE=token"),
+        (
+            403,
+            "Forbidden: Invalid authentication token",
+            "does not accept this machine's token: set RAY_AUTH_MODE=token",
+        ),
     ],
 )
 def test_a_cluster_that_asks_for_a_token(status: int, body: str, sentence: str) -> None:
@@ -94,7 +97,7 @@ def test_a_cluster_that_asks_for_a_token(status: int, body: str, sentence: str) 
     assert "RAY_AUTH_TOKEN or in ~/.ray/auth_token" in str(caught.value)
 
 
-def test_the_address_that_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_address_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")
     with dashboard() as url:
@@ -104,12 +107,12 @@ def test_the_address_that_is_given_wins_over_the_environment(monkeypatch: pytest
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:2"
 
 
-def test_another_ray_is_named_with_both_versions() -> None:
+def test_another_version_of_ray_is_reported() -> None:
     import ray
 
     with dashboard(ray_version="2.44.1") as url:
         client = connect(url)
-        # Looking is harmless whatever the version.
+        # Listing works with any version.
         assert client.states() == []
         with pytest.raises(ClusterError) as caught:
             _ = client.note
@@ -133,9 +136,9 @@ def test_what_ray_refuses_is_one_sentence() -> None:
         raise RuntimeError(trace)
     assert "\n" not in str(caught.value)
     taken = "Request failed with status code 400: Job with submission_id a-1 already exists. Please use another."
-    with pytest.raises(AlreadyGoingError, match="The job a-1 is at this run already"), translated_errors("http://u"):
+    with pytest.raises(JobRunningError, match="The job a-1 is already working"), translated_errors("http://u"):
         raise RuntimeError(taken)
-    # Our own errors, and bugs, pass as they are.
+    # Errors of this package, and bugs, pass unchanged.
     with pytest.raises(ZeroDivisionError), translated_errors("http://u"):
         raise ZeroDivisionError
 
@@ -151,7 +154,7 @@ def test_submitting_needs_no_torch(tmp_path: Path, runtime_env: str) -> None:
     assert re.search(r"^Submitted htc-\d{8}-\d{6}-[0-9a-f]{6} to ", done.stdout)
 
 
-def test_a_spec_that_is_wrong_is_said_before_anybody_is_called() -> None:
+def test_a_wrong_spec_is_reported_before_the_cluster_is_contacted() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jobs", "submit", "--input", "s3://b/in", "--address", "http://127.0.0.1:1"],
         capture_output=True,

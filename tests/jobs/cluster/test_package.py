@@ -1,4 +1,4 @@
-"""What travels to the cluster: the spec, the code, the command."""
+"""What a job uploads to the cluster: the spec, the code, the command."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from typer.main import get_command
 from jobs.cli.app import app
 from jobs.cluster import package as cluster_package
 from jobs.cluster.package import build_entrypoint, requirements, runtime_env_for, spec_text
-from jobs.entrypoints.cluster_job import NEEDED, complaint
+from jobs.entrypoints.cluster_job import NEEDED, environment_problem
 from pipeline.errors import SpecError, WeightsUnavailableError
 from pipeline.job_spec.job import JobSpec, load_spec
 
@@ -31,11 +31,11 @@ def spec_of(**overrides: object) -> JobSpec:
         spec_of(input__uri="s3://bucket/a%20b #ü/"),
     ],
 )
-def test_a_spec_arrives_as_it_was_checked(spec: JobSpec, tmp_path: Path) -> None:
+def test_a_spec_arrives_unchanged(spec: JobSpec, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(spec_text(spec), encoding="utf-8")
     arrived = load_spec(tmp_path / "job.yaml")
     assert arrived == spec
-    # A preset that nobody named is read from the weights file; naming it would refuse other networks' weights.
+    # A preset that is not set is read from the weights file; setting it would refuse other networks' weights.
     assert ("preset" in arrived.model.model_fields_set) == ("preset" in spec.model.model_fields_set)
 
 
@@ -59,11 +59,11 @@ def test_an_image_gets_the_spec_and_nothing_else() -> None:
         assert files == ["job.yaml"]
         assert set(environment) == {"working_dir", "env_vars"}
         assert environment["env_vars"]["AWS_REGION"] == "eu-central-1"
-        # Ray's own three seconds are too few for a driver to say good-bye to a slow store.
+        # Ray's default of three seconds is too short for a driver that waits for a slow store.
         assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
 
 
-def test_a_weights_file_of_this_machine_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_weights_file_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "my weights.safetensors"
     weights.write_bytes(b"numbers")
     spec = spec_of(model__weights=str(weights))
@@ -85,7 +85,7 @@ def test_a_weights_file_of_this_machine_goes_along(tmp_path: Path, monkeypatch: 
         runtime_env_for(spec, "image", {}).__enter__()
 
 
-def test_code_travels_without_what_differs_between_machines() -> None:
+def test_uploaded_code_has_no_files_that_differ_between_machines() -> None:
     with runtime_env_for(spec_of(), "code", {}) as environment:
         modules = {Path(path).name: Path(path) for path in environment["py_modules"]}
         assert set(modules) == {"htc_batch", "htc_model", "pipeline", "jobs"}
@@ -105,21 +105,23 @@ def test_ray_installs_all_libraries_but_itself() -> None:
     assert environment["pip"] == requirements()
 
 
-def test_every_library_is_looked_for_on_the_cluster() -> None:
+def test_every_library_is_checked_on_the_cluster() -> None:
     names = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in requirements()}
-    # The others serve the operator's side: schedules and the Jobs API.
-    operators = {"apscheduler", "cronsim", "requests", "sqlalchemy", "tzdata"}
+    # The others are used on the operator's machine only: schedules and the Jobs API.
+    operators = {"cronsim", "requests", "sqlalchemy", "tzdata"}
     assert names - set(NEEDED.values()) == operators
 
 
-def test_a_cluster_that_lacks_libraries_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert complaint() == ""
+def test_libraries_that_the_cluster_lacks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment_problem() == ""
     monkeypatch.setitem(NEEDED, "a_module_that_nobody_has", "that-library")
-    assert "lacks that-library; submit with --runtime-env pip" in complaint()
+    assert "lacks that-library; submit with --runtime-env pip" in environment_problem()
     monkeypatch.setitem(NEEDED, "another_that_nobody_has", "ray")
-    assert "is not the one that Ray runs on" in complaint()
+    assert "is not the one that Ray runs on" in environment_problem()
     monkeypatch.setattr("sys.version_info", (3, 9, 18, "final", 0))
-    assert complaint() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
+    assert (
+        environment_problem() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
+    )
 
 
 def test_submit_takes_every_flag_of_run() -> None:
@@ -130,6 +132,6 @@ def test_submit_takes_every_flag_of_run() -> None:
     of_run, of_submit = (
         {option for each in commands[name].params for option in each.opts} for name in ("run", "submit")
     )
-    # The spec is submit's argument, and its places are flags.
+    # The spec is an argument of submit, and input and output are flags.
     assert of_run - of_submit == {"--spec", "input_uri", "output_uri"}
     assert {"--input", "--output", "spec"} <= of_submit

@@ -1,4 +1,4 @@
-"""Submitting: what the cluster is told, what it is never told twice."""
+"""Submission: what the cluster gets, and that no run gets two jobs."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster.errors import AlreadyGoingError
+from jobs.cluster.errors import JobRunningError
 from jobs.cluster.job_state import JobState
 from jobs.cluster.submit import new_job_id, submit_job
 from pipeline.driver.progress import RunProgress
@@ -19,7 +19,7 @@ from pipeline.runs.lease import RunHeldError, take_lease
 from pipeline.storage.storage import Storage
 from tests.support.servers.fake_jobs import NOON, FakeJobs
 
-# What travels is test_submit_package's subject; here it is the spec alone.
+# Uploads are tested in test_package.py; here it is the spec alone.
 submit = partial(submit_job, runtime_env="image")
 
 
@@ -28,14 +28,14 @@ def spec_in(folder: Path, **overrides: object) -> JobSpec:
     return load_spec(None, values | {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def test_a_job_takes_the_spec_along_and_says_what_it_is(tmp_path: Path) -> None:
+def test_a_job_has_the_spec_and_metadata(tmp_path: Path) -> None:
     client, spec = FakeJobs(), spec_in(tmp_path, storage__anonymous=True)
     job_id = submit(spec, client=client, now=NOON, env_vars={"AWS_REGION": "eu-west-1"})
     assert re.fullmatch(r"photos-20260301-120000-[0-9a-f]{6}", job_id)
     (submitted,) = client.submitted
     assert submitted["entrypoint"] == "htc run --spec job.yaml"
     assert client.specs[job_id]["input"]["uri"] == str(tmp_path / "in")
-    # Whoever reads the output learns which job works on it.
+    # The output names the job that works on it.
     assert submitted["runtime_env"]["env_vars"]["HTC_JOB"] == job_id
     assert submitted["runtime_env"]["env_vars"]["AWS_REGION"] == "eu-west-1"
     assert client.state(job_id).storage == {"anonymous": True}
@@ -50,14 +50,14 @@ def test_a_fresh_run_is_named_so_that_the_job_started_twice_begins_it_once(tmp_p
         submit(spec_in(tmp_path), client=client, fresh=True, run="night")
 
 
-def test_names_that_cannot_be_a_folders_are_refused_here(tmp_path: Path) -> None:
+def test_invalid_run_names_are_refused_before_submission(tmp_path: Path) -> None:
     client = FakeJobs()
     with pytest.raises(SpecError, match="A run's name is made of letters"):
         submit(spec_in(tmp_path), client=client, run="a b; rm -rf /")
     assert client.submitted == []
 
 
-def test_ids_tell_submissions_apart_and_nothing_else(tmp_path: Path) -> None:
+def test_ids_differ_between_submissions_only(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     assert new_job_id(spec, None, NOON) == new_job_id(spec, None, NOON)
     assert new_job_id(spec, "a", NOON) != new_job_id(spec, None, NOON)
@@ -86,12 +86,12 @@ def test_one_run_has_one_job(tmp_path: Path, first: str | None, second: str | No
     if not is_refused:
         submit(again, client=client, run=second, now=NOON)
         return
-    with pytest.raises(AlreadyGoingError, match=f"htc stop {job_id}") as caught:
+    with pytest.raises(JobRunningError, match=f"htc stop {job_id}") as caught:
         submit(again, client=client, run=second, now=NOON)
     assert caught.value.job_id == job_id
     assert caught.value.exit_code == 1
     assert len(client.submitted) == 1
-    # Another output is another matter, and so is a job that has ended.
+    # A job on another output, or one that has ended, does not conflict.
     submit(spec_in(tmp_path, output__uri=str(tmp_path / "other")), client=client, now=NOON)
     client.end(job_id, "failed", 1)
     submit(again, client=client, run=second, now=NOON)
@@ -101,21 +101,21 @@ def replace_limit(spec: JobSpec) -> JobSpec:
     return spec.model_copy(update={"input": spec.input.model_copy(update={"limit": 5})})
 
 
-def test_of_two_submissions_in_one_moment_the_later_one_goes(tmp_path: Path) -> None:
+def test_the_later_of_two_simultaneous_submissions_is_stopped(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     rival = JobState("photos-20260301-115959-aaaaaa", "running", output_uri=spec.output.uri, started=NOON)
     client = FakeJobs(rivals=[rival])
-    with pytest.raises(AlreadyGoingError, match=rival.job_id):
+    with pytest.raises(JobRunningError, match=rival.job_id):
         submit(spec, client=client, now=NOON)
     phases = {state.job_id: state.phase for state in client.states()}
     assert sorted(phases.values()) == ["running", "stopped"]
     assert phases[rival.job_id] == "running"
-    # The rival, for its part, was first, and stays.
+    # The rival was first, and continues.
     other = FakeJobs(rivals=[replace(rival, started=NOON.replace(hour=13))])
     assert other.state(submit(spec, client=other, now=NOON)).phase == "pending"
 
 
-def test_a_run_that_another_driver_holds_is_refused_before_a_job_is_made(tmp_path: Path) -> None:
+def test_a_run_that_another_driver_holds_is_refused_before_submission(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     lease = take_lease(Storage(), spec.output.uri, "night")
     try:
@@ -128,7 +128,7 @@ def test_a_run_that_another_driver_holds_is_refused_before_a_job_is_made(tmp_pat
         with pytest.raises(RunHeldError, match=r"^The job photos-1 \(host "):
             submit(spec, client=client, run="night")
         assert client.submitted == []
-        # A driver that is dead holds nothing.
+        # A dead driver does not hold the run.
         path = tmp_path / "out" / "runs" / "night" / "lease.json"
         holder = json.loads(path.read_text())
         path.write_text(json.dumps(holder | {"process": holder["process"].rpartition(" ")[0] + " 1"}))

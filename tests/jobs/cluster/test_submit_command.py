@@ -1,4 +1,4 @@
-"""What the operator of a cluster reads, and the exit codes that scripts go by."""
+"""The output and the exit codes of `htc submit`, `logs`, `stop` and `list`."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from jobs.cluster import job_commands as cluster_report
 from jobs.cluster import submit_command as submit_report
 from jobs.cluster.errors import ClusterError
 from jobs.cluster.job_state import JobState, Phase, state_from_ray
-from jobs.cluster.submit_command import follow, read_env_vars, refuse_local_paths, submit_and_report
+from jobs.cluster.submit_command import check_paths_are_shared, follow, read_env_vars, submit_and_report
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec, load_spec
 from tests.support.servers.fake_jobs import NOON, FakeJobs
@@ -24,11 +24,11 @@ JOB = "photos-20260301-120000-aaaaaa"
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
-    """A cluster in memory that has one job, and ends it when its log has been told."""
+    """A cluster in memory with one job, which ends after its log was read."""
     fake = FakeJobs(jobs={JOB: JobState(JOB, "running", output_uri="s3://b/out", started=NOON)})
     monkeypatch.setattr(submit_report, "connect", lambda address: fake)
     monkeypatch.setattr(cluster_report, "connect", lambda address: fake)
-    monkeypatch.setattr(submit_report, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(submit_report, "POLL_S", 0.0)
     return fake
 
 
@@ -61,7 +61,7 @@ def test_the_id_and_the_next_commands_are_printed(client: FakeJobs, tmp_path: Pa
     assert f"htc status {tmp_path}/out" in out
 
 
-def test_another_version_is_said_and_json_holds_only_json(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
+def test_another_version_is_reported_and_json_has_only_json(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
     client.note = "The cluster at u runs Ray 2.55.1, and this machine Ray 2.60.0; the job runs with the cluster's."
     submit(spec_of(tmp_path))
     assert client.note in capsys.readouterr().err
@@ -75,11 +75,11 @@ def test_another_version_is_said_and_json_holds_only_json(client: FakeJobs, tmp_
     [
         ("succeeded", 0, 0, "is complete."),
         ("failed", 2, 2, "failed with exit code 2; its last lines say why."),
-        ("failed", None, 1, "failed before its end: runtime_env setup failed"),
-        ("stopped", None, 1, "was stopped; the same submission resumes."),
+        ("failed", None, 1, "failed without an exit code: runtime_env setup failed"),
+        ("stopped", None, 1, "was stopped; submit it again to resume."),
     ],
 )
-def test_who_waits_gets_the_exit_code_of_the_run(
+def test_waiting_returns_the_exit_code_of_the_run(
     client: FakeJobs, tmp_path: Path, capsys: Captured, *, phase: Phase, exit_code: int | None, code: int, sentence: str
 ) -> None:
     def tail(job_id: str) -> Iterator[str]:
@@ -93,7 +93,7 @@ def test_who_waits_gets_the_exit_code_of_the_run(
     assert "Run night: 2 images in 1 shard.\n" in captured.err
 
 
-def test_ctrl_c_while_waiting_leaves_the_job_going(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
+def test_ctrl_c_while_waiting_does_not_stop_the_job(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
     def tail(job_id: str) -> Iterator[str]:
         raise KeyboardInterrupt
         yield ""
@@ -102,12 +102,10 @@ def test_ctrl_c_while_waiting_leaves_the_job_going(client: FakeJobs, tmp_path: P
     assert submit(spec_of(tmp_path), is_waited_for=True) == 130
     job_id = client.states()[0].job_id
     assert client.state(job_id).phase == "pending"
-    assert f"the job {job_id} goes on. To end it: htc stop {job_id}" in capsys.readouterr().err
+    assert f"the job {job_id} continues. To stop it: htc stop {job_id}" in capsys.readouterr().err
 
 
-def test_of_a_job_that_goes_on_nothing_is_said_to_be_stopped(
-    client: FakeJobs, tmp_path: Path, capsys: Captured
-) -> None:
+def test_ctrl_c_while_waiting_does_not_print_stopped(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
     def tail(job_id: str) -> Iterator[str]:
         raise KeyboardInterrupt
         yield ""
@@ -118,10 +116,10 @@ def test_of_a_job_that_goes_on_nothing_is_said_to_be_stopped(
         cli.main(["submit", "--wait", *places])
     assert leaving.value.code == 130
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("Not waiting any more; the job htc-")
+    assert said.startswith("No longer waiting; the job htc-")
 
 
-def test_a_connection_that_breaks_is_opened_again_and_nothing_is_told_twice(client: FakeJobs, capsys: Captured) -> None:
+def test_a_broken_connection_is_reopened_and_no_line_is_repeated(client: FakeJobs, capsys: Captured) -> None:
     client.pieces = ["one\n", "two\n", ClusterError("gone"), "three\n"]
     tail = client.tail
 
@@ -134,27 +132,27 @@ def test_a_connection_that_breaks_is_opened_again_and_nothing_is_told_twice(clie
     assert capsys.readouterr().err.split() == ["one", "two", "three"]
 
 
-def test_a_cluster_that_is_gone_is_not_waited_for_forever(client: FakeJobs) -> None:
+def test_following_a_job_gives_up_on_an_unreachable_cluster(client: FakeJobs) -> None:
     client.pieces = [ClusterError("No cluster answers."), ClusterError("No cluster answers.")]
-    with pytest.raises(ClusterError, match=rf"No cluster answers\. The job {JOB} may go on all the same\."):
+    with pytest.raises(ClusterError, match=rf"No cluster answers\. The job {JOB} may still be running\."):
         follow(client, JOB, patience_s=0.0)
 
 
-def test_paths_of_this_machine_are_refused_for_another(tmp_path: Path) -> None:
+def test_local_paths_are_refused_for_another_machine(tmp_path: Path) -> None:
     remote = spec_of(tmp_path, **{"output.uri": "s3://b/out"})
-    refuse_local_paths(remote, "http://head:8265", is_shared=False)
+    check_paths_are_shared(remote, "http://head:8265", is_shared=False)
     for spec, key in (
         (spec_of(tmp_path), "output.uri"),
         (spec_of(tmp_path, **{"output.uri": "s3://b/out", "input.uri": "photos"}), "input.uri"),
     ):
         with pytest.raises(SpecError, match=rf"^{key} is /.*, a path of this machine, .*--shared-paths"):
-            refuse_local_paths(spec, "http://head:8265", is_shared=False)
-        refuse_local_paths(spec, "http://head:8265", is_shared=True)
-        # The cluster may run here; if a tunnel begins here, the job's first look says so.
-        refuse_local_paths(spec, "http://127.0.0.1:8265", is_shared=False)
+            check_paths_are_shared(spec, "http://head:8265", is_shared=False)
+        check_paths_are_shared(spec, "http://head:8265", is_shared=True)
+        # The cluster may run here; if a tunnel begins here, the job's preflight check fails.
+        check_paths_are_shared(spec, "http://127.0.0.1:8265", is_shared=False)
 
 
-def test_variables_are_taken_from_here_or_as_given() -> None:
+def test_variables_get_the_given_or_the_local_value() -> None:
     here = {"AWS_REGION": "eu-west-1"}
     assert read_env_vars(["AWS_REGION", "A=b=c", "EMPTY="], here) == {
         "AWS_REGION": "eu-west-1",
@@ -163,7 +161,7 @@ def test_variables_are_taken_from_here_or_as_given() -> None:
     }
     with pytest.raises(SpecError, match="--env NOPE: it is not set here; set it, or give NAME=VALUE"):
         read_env_vars(["NOPE"], here)
-    with pytest.raises(SpecError, match="'1 2' is no variable's name"):
+    with pytest.raises(SpecError, match="'1 2' is not a variable's name"):
         read_env_vars(["1 2=x"], here)
 
 
@@ -172,9 +170,9 @@ def test_stopping(client: FakeJobs, capsys: Captured) -> None:
         return cluster_report.report_stop(JOB, address=None, is_waited_for=True, is_json=is_json)
 
     assert stop() == 0
-    assert capsys.readouterr().out == f"The job {JOB} was stopped; the same submission resumes.\n"
+    assert capsys.readouterr().out == f"The job {JOB} was stopped; submit it again to resume.\n"
     assert stop() == 0
-    assert capsys.readouterr().out == f"The job {JOB} had ended already (stopped).\n"
+    assert capsys.readouterr().out == f"The job {JOB} had already ended (stopped).\n"
     stop(is_json=True)
     assert json.loads(capsys.readouterr().out)["phase"] == "stopped"
 
@@ -188,7 +186,7 @@ def test_the_list(client: FakeJobs, capsys: Captured) -> None:
     assert [job["job"] for job in json.loads(capsys.readouterr().out)] == [JOB]
     client.jobs.clear()
     cluster_report.report_list(address=None, is_json=False)
-    assert "remembers no job of htc; start one with: htc submit SPEC" in capsys.readouterr().err
+    assert "has no job of htc; start one with: htc submit SPEC" in capsys.readouterr().err
 
 
 def test_logs_as_they_are_and_as_json(client: FakeJobs, capsys: Captured) -> None:
@@ -199,7 +197,7 @@ def test_logs_as_they_are_and_as_json(client: FakeJobs, capsys: Captured) -> Non
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["one\n", "two\n"]
 
 
-def test_what_ray_tells_of_a_job() -> None:
+def test_state_from_rays_job_details() -> None:
     from ray.job_submission import JobDetails
 
     details = JobDetails(
@@ -218,7 +216,7 @@ def test_what_ray_tells_of_a_job() -> None:
     assert (state.phase, state.final_exit_code, state.storage) == ("failed", 2, {"anonymous": True})
     assert state.message == "Job entrypoint command failed with exit code 2"
     assert (state.started, state.ended) == (NOON, NOON + timedelta(seconds=9))
-    # Kubernetes submits without a word of ours; other people's jobs are not ours to list or to stop.
+    # KubeRay submits without our metadata; the jobs of other programs are neither listed nor stopped.
     by_kubernetes = state_from_ray(details.model_copy(update={"metadata": {}}))
     assert by_kubernetes is not None
     assert by_kubernetes.output_uri == ""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli.options import load_job_spec
+from jobs.cli.options import JobFlags, load_job_spec
 from jobs.running.plan import report_plan
 from pipeline.errors import InputError, SpecError
 from tests.support.builders.planned_runs import FINGERPRINT, OTHER_MODEL, IncrementalRuns
@@ -94,10 +94,10 @@ def test_nights_are_planned_and_asked_for_without_torch_and_ray(nights: Incremen
     ],
 )
 def test_flags_select(flags: dict[str, Any], selected: tuple[str, str, str | None]) -> None:
-    select = load_job_spec({"input_uri": "/in", "output_uri": "/out", "incremental": False, **flags}).select
+    select = load_job_spec(None, JobFlags(**flags), input_uri="/in", output_uri="/out").select
     assert (select.mode, select.retry, select.where) == selected
 
 
 def test_no_share_of_deleted_images_is_a_share() -> None:
-    flags = {"input_uri": "/in", "output_uri": "/out", "incremental": True, "max_deleted_share": 0.0}
-    assert load_job_spec(flags).select.max_deleted_share == 0.0
+    flags = JobFlags(incremental=True, max_deleted_share=0.0)
+    assert load_job_spec(None, flags, input_uri="/in", output_uri="/out").select.max_deleted_share == 0.0

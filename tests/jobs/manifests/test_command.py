@@ -1,4 +1,4 @@
-"""`htc manifests` as an operator meets it: what it prints, writes and refuses."""
+"""`htc manifests`: what it prints, writes and refuses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
     return run
 
 
-def test_without_torch_and_ray_a_job_goes_to_stdout(spec: Path) -> None:
+def test_manifests_need_neither_torch_nor_ray(spec: Path) -> None:
     done = run_without_torch("manifests", str(spec), *IMAGE, "--ray-version", "2.60.0")
     assert (done.returncode, done.stderr) == (0, "")
     manifests = list(yaml.safe_load_all(done.stdout))
@@ -81,7 +81,7 @@ def test_all_kinds_go_into_a_folder(htc: Htc, spec: Path, tmp_path: Path) -> Non
     assert (cron_job["spec"]["schedule"], cron_job["spec"]["timeZone"]) == ("0 0 * * *", "UTC")
 
 
-def test_a_folder_holds_one_job(htc: Htc, spec: Path, tmp_path: Path) -> None:
+def test_a_folder_of_manifests_is_for_one_job(htc: Htc, spec: Path, tmp_path: Path) -> None:
     assert htc("manifests", str(spec), *IMAGE, "--to", str(tmp_path / "k8s"))[0] == 0
     assert htc("manifests", str(spec), *IMAGE, "--kind", "raycluster", "--to", str(tmp_path / "k8s"))[0] == 0
     code, _, err = htc("manifests", str(spec), *IMAGE, "--name", "other", "--to", str(tmp_path / "k8s"))
@@ -98,11 +98,11 @@ def test_the_name_comes_from_the_output_where_the_spec_has_none(htc: Htc, spec: 
     ("arguments", "sentence"),
     [
         ((), "Name the image that the pods run: --image"),
-        ((*IMAGE, "--workers", "0:4"), "at least one worker pod must be there"),
-        ((*IMAGE, "--workers", "many"), '"4", or at least and at most, "1:8"'),
-        ((*IMAGE, "--workers", "5:4"), "at most 4 is less than at least 5"),
+        ((*IMAGE, "--workers", "0:4"), "at least one worker pod must run"),
+        ((*IMAGE, "--workers", "many"), '"4", or minimum and maximum, "1:8"'),
+        ((*IMAGE, "--workers", "5:4"), "maximum 4 is less than the minimum 5"),
         ((*IMAGE, "--gpus", "-1"), "--gpus is -1"),
-        ((*IMAGE, "--name", "Street Scenes"), "small letters, digits and dashes"),
+        ((*IMAGE, "--name", "Street Scenes"), "lower-case letters, digits and dashes"),
         ((*IMAGE, "--name", "a" * 40), "36 characters at most"),
         ((*IMAGE, "--node-selector", "gpu"), "as KEY=VALUE"),
         ((*IMAGE, "--kind", "all"), "give a folder for them with --to"),
@@ -112,7 +112,7 @@ def test_the_name_comes_from_the_output_where_the_spec_has_none(htc: Htc, spec: 
         ((*IMAGE, "--kind", "raycronjob", "--cron", "0 2 * * *"), "mode: incremental"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
+def test_what_cannot_be_exported_is_refused_with_a_message(
     htc: Htc, spec: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     code, out, err = htc("manifests", str(spec), *arguments)

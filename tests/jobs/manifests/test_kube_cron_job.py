@@ -1,4 +1,4 @@
-"""The pod that creates a RayJob, against an API server of the test's own."""
+"""The pod that creates a RayJob, against a fake API server."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ TEMPLATE = {
 
 
 class ApiServer:
-    """Answers with the given codes first, then as an API server does; statuses are those that KubeRay writes."""
+    """Answers with the given codes first, then as an API server; the statuses are KubeRay's."""
 
     def __init__(self) -> None:
         self.created: dict[str, Any] = {}
@@ -98,7 +98,7 @@ def test_a_full_run_is_named_like_its_job() -> None:
     assert own["spec"] == {"entrypoint": "htc run --spec /etc/htc/job.yaml --run nightly-29", "backoffLimit": 3}
 
 
-def test_a_second_pod_finds_the_first_ones_ray_job(server: ApiServer, jobs: RayJobs) -> None:
+def test_a_second_pod_finds_the_ray_job_of_the_first(server: ApiServer, jobs: RayJobs) -> None:
     own = build_own_job(TEMPLATE, name="nightly-29", uid="abc", has_own_run=False)
     jobs.create(own)
     jobs.create(own)
@@ -119,20 +119,22 @@ def test_it_waits_for_the_end(server: ApiServer, jobs: RayJobs, statuses: list[d
     assert not server.statuses
 
 
-def test_a_busy_server_is_asked_again(server: ApiServer, jobs: RayJobs) -> None:
+def test_a_request_to_a_busy_server_is_repeated(server: ApiServer, jobs: RayJobs) -> None:
     server.codes = [503, 429]
     jobs.create(build_own_job(TEMPLATE, name="nightly-29", uid="abc", has_own_run=False))
     assert "nightly-29" in server.created
 
 
-def test_a_server_that_refuses_is_not_asked_again(server: ApiServer, jobs: RayJobs) -> None:
+def test_a_refused_request_is_not_repeated(server: ApiServer, jobs: RayJobs) -> None:
     server.codes = [403]
     with pytest.raises(requests.HTTPError, match="403"):
         jobs.create(build_own_job(TEMPLATE, name="nightly-29", uid="abc", has_own_run=False))
     assert len(server.requests) == 1
 
 
-def test_the_whole_pod(server: ApiServer, jobs: RayJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pod_creates_and_follows_its_ray_job(
+    server: ApiServer, jobs: RayJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template = tmp_path / "rayjob.yaml"
     template.write_text(json.dumps(TEMPLATE))
     for name, value in {

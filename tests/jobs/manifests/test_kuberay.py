@@ -1,4 +1,4 @@
-"""The manifests against the schemas that an API server has, strictly, and against what the pods must be."""
+"""The manifests against strict schemas of an API server, and against the requirements of the pods."""
 
 import importlib.util
 import itertools
@@ -27,7 +27,7 @@ def make_spec(**overrides: object) -> JobSpec:
 
 
 def make_manifests(spec: JobSpec, shape: ClusterShape, **options: Any) -> list[Manifest]:
-    """What kubectl reads: parsed from the text."""
+    """Return the manifests as kubectl reads them, parsed from the text."""
     text = render(build_bundle(spec, shape, KINDS, cron="30 2 * * *", time_zone="Europe/Berlin", **options))
     return list(yaml.safe_load_all(text))
 
@@ -37,7 +37,7 @@ def by_kind(manifests: list[Manifest]) -> dict[str, Manifest]:
 
 
 def pods_of(manifests: list[Manifest]) -> dict[str, list[Manifest]]:
-    """The pods' specs by their container's name."""
+    """Return the pods' specs by their container's name."""
     pods: dict[str, list[Manifest]] = {}
     for template in pod_templates(manifests):
         pods.setdefault(template["spec"]["containers"][0]["name"], []).append(template["spec"])
@@ -145,7 +145,7 @@ def test_secrets_reach_head_and_workers_as_environment_and_no_file() -> None:
 
 
 def test_the_pods_read_the_spec_that_was_given() -> None:
-    # A preset that is the default by name is not the default without its name: that is the demo's.
+    # A preset that is set stays set, although it equals the default: without it, the demo weights decide.
     spec = make_spec(name="nightly", model__preset="htc_r50_fpn", compute__shard_images=64)
     shape = build_shape(spec, image=IMAGE, workers="2:8", gpus=2)
     manifests = by_kind(make_manifests(spec, shape))

@@ -1,4 +1,4 @@
-"""Schedules for somebody else's clock: the same times, the same policies, and a word about those that are lost."""
+"""Exported schedules: the same times and policies, and a report of unsupported ones."""
 
 import os
 import shutil
@@ -58,7 +58,7 @@ def htc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize("flags", [(), ("--without-raycronjob",)])
-def test_kubernetes_takes_what_is_written(htc: Htc, schedule_file: Callable[..., str], flags: tuple[str, ...]) -> None:
+def test_the_manifests_apply_to_kubernetes(htc: Htc, schedule_file: Callable[..., str], flags: tuple[str, ...]) -> None:
     file = schedule_file(time_zone="Europe/Berlin", jitter_s=60, deadline_s=3600, on_deadline="stop")
     code, out, _ = htc("schedule", "export", "--file", file, "--kubernetes", *flags, *IMAGE)
     assert code == 0
@@ -116,7 +116,7 @@ def test_policies_that_a_cron_job_has(
         (("--airflow",), {"deadline_s": 60.0}, ["overlap: skip", "catch_up: last", "on_deadline: notify"]),
     ],
 )
-def test_what_is_lost_is_said_and_written(
+def test_unsupported_policies_are_printed_and_written(
     htc: Htc, schedule_file: Callable[..., str], flags: tuple[str, ...], keys: dict[str, Any], words: list[str]
 ) -> None:
     code, out, err = htc("schedule", "export", "--file", schedule_file(**keys), *flags, *IMAGE)
@@ -148,13 +148,13 @@ def test_a_stored_schedule_without_torch_and_ray(tmp_path: Path) -> None:
         (("night", "--systemd", "--airflow"), "one of --kubernetes, --systemd and --airflow"),
     ],
 )
-def test_unclear_wishes_are_refused(htc: Htc, arguments: tuple[str, ...], sentence: str) -> None:
+def test_contradicting_options_are_refused(htc: Htc, arguments: tuple[str, ...], sentence: str) -> None:
     code, out, err = htc("schedule", "export", *arguments)
     assert (code, out) == (2, "")
     assert sentence in err
 
 
-def test_a_full_run_needs_a_name_of_its_own(htc: Htc, schedule_file: Callable[..., str]) -> None:
+def test_a_full_run_needs_its_own_name(htc: Htc, schedule_file: Callable[..., str]) -> None:
     file = schedule_file(mode="full")
     code, _, err = htc("schedule", "export", "--file", file, "--kubernetes", *IMAGE)
     assert code == 2
@@ -178,7 +178,7 @@ def test_fields_hold_every_time_that_is_due(cron: str) -> None:
         assert (is_day or is_weekday) if fields.is_either_day else (is_day and is_weekday)
 
 
-def test_times_that_summer_time_skips_are_noticed() -> None:
+def test_times_that_summer_time_skips_are_detected() -> None:
     now = datetime(2026, 11, 1, tzinfo=UTC)
     assert is_shifted_by_the_clock("30 2 * * *", "Europe/Berlin", now)
     assert not is_shifted_by_the_clock("30 4 * * *", "Europe/Berlin", now)
@@ -208,7 +208,7 @@ def test_the_timer_fires_when_cron_does(cron: str) -> None:
     "keys",
     [{}, {"mode": "full", "deadline_s": 7200.0, "on_deadline": "stop", "jitter_s": 30}, {"address": "http://h:8265"}],
 )
-def test_systemd_takes_the_units(
+def test_systemd_accepts_the_units(
     htc: Htc, schedule_file: Callable[..., str], tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     code, _, _ = htc(
@@ -224,7 +224,7 @@ def test_the_command_of_a_full_run_survives_systemd(htc: Htc, schedule_file: Cal
     _, out, _ = htc("schedule", "export", "--file", schedule_file(mode="full"), "--systemd")
     (line,) = [line for line in out.splitlines() if line.startswith("ExecStart=")]
     shell = line.removeprefix('ExecStart=/bin/sh -c "').removesuffix('"')
-    # What systemd.service(5) makes of it before the shell sees it.
+    # Unquoted as systemd.service(5) does before the shell runs it.
     script = shell.replace("%%", "%").replace("$$", "$").replace('\\"', '"')
     told = subprocess.run(
         ["/bin/sh", "-c", script.replace("exec ", "echo ", 1)], capture_output=True, text=True, check=True
@@ -242,7 +242,7 @@ def test_the_dag_is_python() -> None:
     "HTC_AIRFLOW_PYTHON" not in os.environ, reason="HTC_AIRFLOW_PYTHON names no interpreter that has Apache Airflow"
 )
 @pytest.mark.parametrize("keys", [{}, {"catch_up": "all", "deadline_s": 60.0, "on_deadline": "stop", "jitter_s": 5}])
-def test_airflow_takes_the_dag(tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_airflow_loads_the_dag(tmp_path: Path, keys: dict[str, Any]) -> None:
     (tmp_path / "dags").mkdir()
     source = build_dag(make_schedule(time_zone="Europe/Berlin", **keys), "/etc/htc/job.yaml")
     (tmp_path / "dags" / "dag.py").write_text(source)

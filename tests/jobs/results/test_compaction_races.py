@@ -1,4 +1,4 @@
-"""Every command that reads an output, while its parts are compacted between the look and the reading."""
+"""Every command that reads an output, while its parts are compacted between listing and reading."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tests.support.builders.damaged_outputs import MODEL, Htc, htc_of, write_sou
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sound")
     write_sound_output(root)
-    # Without it the rows are read to know how the run stands.
+    # Without it, the rows are read to find the run's state.
     (root / "out/runs/second/summary.json").unlink()
     return root
 
@@ -36,7 +36,7 @@ def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
 
 @contextmanager
 def compacted_after_the_look(output: Path) -> Iterator[list[str]]:
-    """Compact all runs when somebody has looked where the parts lie, once; yields what was looked at."""
+    """Compact all runs once, right after the parts were listed; yields the listed runs."""
     looks: list[str] = []
 
     def compact(place: str) -> None:
@@ -102,7 +102,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_command_says_the_same_when_parts_move_under_it(sound: Path, tmp_path: Path, htc: Htc, name: str) -> None:
+def test_a_command_prints_the_same_when_parts_move_meanwhile(sound: Path, tmp_path: Path, htc: Htc, name: str) -> None:
     told = []
     for folder in (tmp_path / "still", tmp_path / "moving"):
         output = copy_of(sound, folder)

@@ -1,4 +1,4 @@
-"""Every kind of file of an output, damaged in every way, under every command: an exit code and one sentence."""
+"""Every kind of file of an output, damaged in every way, with every command: an exit code and one message."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.support.builders.damaged_outputs import (
 )
 
 SPOILT = frozenset({"truncated", "empty", "garbage", "other"})
-# The commands that cannot do without a file of a kind; the others report it, if they look at it, and go on.
+# The commands that need a kind of file; the others report the damage, if they read the file, and continue.
 NEEDED = {
     "images": {"runs", "query", "prune", "evaluate", "show", "plan", "run", "compact"},
     "instances": {"query", "evaluate", "show", "compact"},
@@ -34,7 +34,7 @@ NEEDED = {
     "lease": {"compact"},
 }
 MOST_READING = frozenset({"doctor", "runs", "status", "query", "plan", "run", "compact"})
-# What is not there is a shard that is not done, a summary that is not written, a run that is not held.
+# Other missing files are normal: a shard that is not done, a summary that is not written, a run without a lease.
 NEEDED_TO_BE_THERE = frozenset({"instances", "deletions", "manifest", "record"})
 
 
@@ -52,7 +52,7 @@ def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
 
 
 def commands(sound: Path, folder: Path, output: Path) -> list[list[str]]:
-    """Every command that reads an output, once; those that write to it come last."""
+    """Return every command that reads an output, once; those that write to it come last."""
     out, run = str(output), ["--run", "second"]
     truth = folder / "truth.json"
     truth.write_text(
@@ -76,7 +76,7 @@ def commands(sound: Path, folder: Path, output: Path) -> list[list[str]]:
 
 
 def more_commands(sound: Path, folder: Path, output: Path) -> list[list[str]]:
-    """The other ways that some of them read an output; tried with one kind of damage."""
+    """Return further ways to read an output; used with one kind of damage."""
     out, where = str(output), [str(sound / "in"), str(output), *MODEL]
     return [
         ["doctor", out, "--json"],
@@ -90,16 +90,16 @@ def more_commands(sound: Path, folder: Path, output: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_command_ends_in_words(sound: Path, tmp_path: Path, htc: Htc, kind: str) -> None:
+def test_every_command_ends_with_a_message(sound: Path, tmp_path: Path, htc: Htc, kind: str) -> None:
     for harm in HARMS:
-        # In Parquet it is one more garbage.
+        # For Parquet, this is garbage again.
         if harm == "other" and FILES[kind].endswith(".parquet"):
             continue
         folder = tmp_path / harm
         output = damaged_copy(sound, folder, kind, harm)
         more = more_commands(sound, folder, output) if harm == "truncated" else []
         for command in [*commands(sound, folder, output), *more]:
-            # What is empty or garbage takes the way of what is truncated, and what is derived is hardly read.
+            # Empty or garbage files take the same path as truncated ones, and few commands read derived files.
             is_like_another = harm in ("empty", "garbage", "other") or kind in ("summary", "progress", "lease")
             if harm != "truncated" and is_like_another and command[0] not in MOST_READING:
                 continue
@@ -119,7 +119,7 @@ def test_every_command_ends_in_words(sound: Path, tmp_path: Path, htc: Htc, kind
                 assert f"htc doctor {output}" in told, asked
 
 
-def test_derived_files_block_nothing(sound: Path, tmp_path: Path, htc: Htc) -> None:
+def test_damaged_derived_files_block_no_command(sound: Path, tmp_path: Path, htc: Htc) -> None:
     for kind in ("summary", "progress"):
         output = damaged_copy(sound, tmp_path / kind, kind, "truncated")
         assert [htc(name, str(output))[0] for name in ("runs", "status", "compact")] == [0, 0, 0]
@@ -140,7 +140,7 @@ def test_repaired_nothing_is_found_and_the_same_run_brings_back_every_row(
     is_redone = kind in ("images", "instances")
     for harm in ("truncated", "deleted", "folder"):
         output = damaged_copy(sound, tmp_path / harm, kind, harm)
-        # As `htc doctor OUTPUT --repair`, but for the minutes that a lease is watched.
+        # As `htc doctor OUTPUT --repair`, without the minutes that a lease is watched.
         assert examine_and_report(str(output), is_repaired=True, sleep=lambda seconds: None) == 0, harm
         code, told = htc("doctor", str(output))
         assert (code, "Nothing is damaged" in told) == (0, True), (harm, told)
@@ -154,7 +154,7 @@ def test_repaired_nothing_is_found_and_the_same_run_brings_back_every_row(
         assert contents_of(str(output)) == contents_of(str(sound / "out")), harm
 
 
-def test_two_runs_with_everything_damaged_come_back_whole(sound: Path, tmp_path: Path, htc: Htc) -> None:
+def test_two_damaged_runs_are_repaired_completely(sound: Path, tmp_path: Path, htc: Htc) -> None:
     output = Path(shutil.copytree(sound / "out", tmp_path / "out"))
     compact_run(Storage(), str(output), "first", target_bytes=1 << 30, check=lambda: None)
     for run, part in (("first", "parts-00000-00002.parquet"), ("second", "part-00000.parquet")):
@@ -170,7 +170,7 @@ def test_two_runs_with_everything_damaged_come_back_whole(sound: Path, tmp_path:
     assert code == 0, told
     assert "Nothing is damaged" in htc("doctor", str(output))[1]
     where = [str(sound / "in"), str(output), *MODEL]
-    # One image of the first run is not there any more: its row says so, and there is one.
+    # One image of the first run is gone: it has a row, with the status missing.
     assert htc("run", *where, "--run", "first", "--max-errors", "9")[0] == 0
     assert htc("run", *where, "--run", "second", "--incremental")[0] == 0
     found, before = open_results(str(output)).images(), open_results(str(sound / "out")).images()
@@ -194,7 +194,7 @@ def test_a_damaged_manifest_is_found_and_not_repaired(sound: Path, tmp_path: Pat
         False,
     )
     assert (output / FILES["manifest"]).read_bytes() == before
-    # Neither plan nor run say that they go on with it; and the way out that the doctor names works.
+    # Neither plan nor run reports that it resumes the run; and the way out that the doctor names works.
     for command in (["plan", *where, "--incremental", "--no-model"], ["run", *where, "--incremental"]):
         code, told = htc(*command)
         assert (code, f"htc doctor {output}" in told) == (1, True), told

@@ -19,7 +19,7 @@ runner = CliRunner()
 
 
 def write_truth(output: Output, path: Path, *, shift_px: int = 0) -> Path:
-    """COCO annotations of the first shards' photos: what the tables hold, moved to the right."""
+    """Write COCO annotations of the run's images: the instances of the tables, shifted to the right."""
     results = open_results(output.uri)
     images = [row for row in results.images("night").to_pylist() if row["status"] == "ok"]
     document: dict[str, Any] = {
@@ -90,16 +90,16 @@ def test_only_the_classes_that_the_model_knows_count(output: Output, tmp_path: P
     assert score(output, truth, "--class", "person", "--class", "dog")["mask_ap"] == pytest.approx(0.5)
 
 
-def test_the_table_says_what_was_scored(output: Output, tmp_path: Path) -> None:
+def test_the_table_names_what_was_scored(output: Output, tmp_path: Path) -> None:
     truth = write_truth(output, tmp_path / "truth.json")
     document = json.loads(truth.read_text())
     document["images"].append({"id": 99, "file_name": "elsewhere.jpg", "height": 5, "width": 5})
     truth.write_text(json.dumps(document))
     done = runner.invoke(app, ["evaluate", output.uri, str(truth)], catch_exceptions=False)
     assert done.exit_code == 0
-    assert "Run night: 5 photos, 5 detections of person" in done.stdout
+    assert "Run night: 5 images, 5 detections of person" in done.stdout
     assert "100.0" in done.stdout
-    assert "1 annotated photo without a row in the run (elsewhere.jpg)" in done.stderr
+    assert "1 annotated image without a row in the run (elsewhere.jpg)" in done.stderr
 
 
 def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..., Output], tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..
     document["images"] = [{**image, "file_name": f"other-{image['file_name']}"} for image in document["images"]]
     strange = tmp_path / "strange.json"
     strange.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"None of the photos in .*strange\.json is in run night"):
+    with pytest.raises(InputError, match=r"None of the images in .*strange\.json is in run night"):
         report_evaluation(output.uri, str(strange))
     document["categories"] = [{"id": 7, "name": "giraffe"}]
     document["annotations"] = [{**entry, "category_id": 7} for entry in document["annotations"]]
@@ -135,7 +135,7 @@ def test_a_mask_whose_runs_do_not_fill_it_is_named(output: Output, tmp_path: Pat
     rows = table.to_pylist()
     rows[0]["mask"]["size"] = [rows[0]["mask"]["size"][0] + 1, rows[0]["mask"]["size"][1]]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
-    # In a process of its own, under a limit: pycocotools does not come back from such a mask.
+    # In a separate process, with a time limit: pycocotools never returns from such a mask.
     words = ["evaluate", output.uri, str(truth), "--class", "person", "--class", "dog"]
     program = f"from jobs import cli\ncli.main({words!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""What `htc query` writes: the format by the file's name, no digit lost, no statement that ends in a traceback."""
+"""The formats of `htc query`: chosen by the suffix, no digit lost, and no traceback for any statement."""
 
 import datetime
 import gzip
@@ -34,7 +34,7 @@ def answer(output: Output, sql: str, path: Path, output_format: str | None = Non
 
 
 @pytest.mark.parametrize("name", ["x.xlsx", "x", "x.JSON5", "x.gz", "x.xlsx.gz", ".csv", "x.arrow", "x.parquet.gz"])
-def test_a_name_that_says_no_format_is_refused_before_the_query_runs(
+def test_an_unknown_suffix_is_refused_before_the_query_runs(
     output: Output, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs.results.query, "open_results", lambda *_: pytest.fail("the query was begun"))
@@ -49,7 +49,7 @@ def test_a_name_of_another_format_is_refused(output: Output, tmp_path: Path, nam
         answer(output, "SELECT 1", tmp_path / name, output_format)
 
 
-def test_a_format_that_is_named_goes_into_a_file_of_any_name(output: Output, tmp_path: Path) -> None:
+def test_an_explicit_format_allows_a_file_of_any_name(output: Output, tmp_path: Path) -> None:
     assert answer(output, "SELECT 1 AS x", tmp_path / "answer", "csv") == b"x\n1\n"
     assert b"x" in answer(output, "SELECT 1 AS x", tmp_path / "answer.txt")
     assert answer(output, "SELECT 1 AS x", tmp_path / "answer.txt", "tsv") == b"x\n1\n"
@@ -100,7 +100,7 @@ def _parquet(output: Output, sql: str, folder: Path) -> Path:
     return folder / "wanted.parquet"
 
 
-def test_a_packed_answer_is_the_same_file_every_time(output: Output, tmp_path: Path) -> None:
+def test_a_gzipped_answer_is_reproducible(output: Output, tmp_path: Path) -> None:
     assert answer(output, ODD, tmp_path / "a.csv.gz") == answer(output, ODD, tmp_path / "b.csv.gz")
 
 
@@ -127,7 +127,7 @@ def test_numbers_beyond_doubles_are_text_in_json(output: Output, capsys: pytest.
     ]
 
 
-def test_a_column_with_a_number_beyond_doubles_is_text_as_a_whole(
+def test_a_column_with_a_number_beyond_doubles_is_text_in_all_rows(
     output: Output, capsys: pytest.CaptureFixture[str]
 ) -> None:
     query_output(output.uri, "SELECT x FROM (VALUES (1), (9007199254740993), (NULL)) t(x)", output_format="jsonl")
@@ -145,7 +145,7 @@ def test_snapshots_of_published_runs_are_text_in_json(output: Output, capsys: py
     assert run["images"] == 7
 
 
-def test_text_has_nan_and_json_has_not(output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_has_nan_and_json_has_null(output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sql = "SELECT 'nan'::DOUBLE AS a, '-inf'::FLOAT AS b, NULL AS c, ['nan'::DOUBLE] AS d"
     assert answer(output, sql, tmp_path / "x.csv") == b"a,b,c,d\nnan,-inf,,[null]\n"
     assert answer(output, sql, tmp_path / "x.tsv") == b"a\tb\tc\td\nnan\t-inf\t\t[null]\n"
@@ -200,7 +200,7 @@ STATEMENTS = [
 
 
 @pytest.mark.parametrize("sql", STATEMENTS, ids=range(len(STATEMENTS)))
-def test_no_statement_fails_in_more_than_a_sentence(output: Output, tmp_path: Path, sql: str) -> None:
+def test_every_failing_statement_is_one_sentence(output: Output, tmp_path: Path, sql: str) -> None:
     written = 0
     for suffix in ("csv", "json", "parquet"):
         path = tmp_path / f"x.{suffix}"
@@ -210,17 +210,17 @@ def test_no_statement_fails_in_more_than_a_sentence(output: Output, tmp_path: Pa
             assert not path.exists()
         else:
             written += 1
-    # A kind of value that Parquet lacks is no reason for the others to fail.
+    # A type that Parquet lacks must not fail the other formats.
     assert written in {0, 2, 3}
 
 
-def test_sql_from_stdin_that_is_no_text_is_one_sentence(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sql_from_stdin_that_is_not_text_is_one_sentence(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"SELECT '\xff'"), encoding="utf-8"))
     with pytest.raises(SpecError, match="UTF-8"):
         query_output(output.uri, "-")
 
 
-def test_a_module_that_duckdb_misses_is_named_without_a_traceback() -> None:
+def test_a_module_missing_for_duckdb_is_named_without_a_traceback() -> None:
     traceback = "Traceback (most recent call last):\n\n  File \"a\"\nNo module named 'x'\n"
     told = f"Required module 'x' failed to import:\n{traceback}"
     with pytest.raises(SpecError, match="failed to import: No module named 'x'"), translated_sql_errors():

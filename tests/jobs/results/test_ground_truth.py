@@ -1,4 +1,4 @@
-"""`htc evaluate` and the annotations that people have: flaws are named, what pycocotools scores is scored."""
+"""`htc evaluate` with real-world annotations: flaws are named, and what pycocotools scores is scored."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def test_flaws_are_counted_and_named_and_refused_when_strict(output: Output, tru
     assert "1 x polygon with < 3 points" in told
     assert "annotation 1 of" in told
     assert "annotation 5 of image 999" in told
-    assert "1 flaw in what still counts: 1 x the box has no area" in told
+    assert "1 flaw in annotations that still count: 1 x the box has no area" in told
     assert [flaw["annotation"] for flaw in found["left_out"]] == [1, 1, 5]
     assert [flaw["annotation"] for flaw in found["mended"]] == [3]
     assert 0 < found["mask_ap"] < 1
@@ -57,22 +57,22 @@ def test_flaws_are_counted_and_named_and_refused_when_strict(output: Output, tru
         report_evaluation(output.uri, str(truth), is_strict=True)
 
 
-def test_sound_annotations_pass_strict_without_a_word_on_flaws(output: Output, truth: Path) -> None:
+def test_valid_annotations_pass_strict_without_notes(output: Output, truth: Path) -> None:
     _, told = evaluate(output, truth, "--strict")
     assert "flaw" not in told
-    assert "Only 5 scored photos with objects" in told
+    assert "Only 5 scored images with objects" in told
     assert "1 of the file's 3 classes" not in told
     assert "2 of the file's 3 classes, which the model does not know (dog, zebra)" in told
 
 
-def test_images_without_a_size_have_that_of_the_run(output: Output, truth: Path) -> None:
+def test_images_without_a_size_get_that_of_the_run(output: Output, truth: Path) -> None:
     def forget(document: dict[str, Any]) -> None:
         for number, image in enumerate(document["images"]):
             image |= {"height": (None, -1, 0)[number % 3], "width": None}
 
     found, told = evaluate(output, changed(truth, forget))
     assert found["mask_ap"] == pytest.approx(1)
-    assert "5 flaws in what still counts" in told
+    assert "5 flaws in annotations that still count" in told
 
 
 def test_annotations_of_another_size_are_refused_with_both(output: Output, truth: Path) -> None:
@@ -88,7 +88,7 @@ def test_annotations_of_another_size_are_refused_with_both(output: Output, truth
         report_evaluation(output.uri, str(changed(truth, halve)))
 
 
-def test_boxes_alone_give_no_mask_ap_and_it_is_said(output: Output, truth: Path) -> None:
+def test_boxes_alone_give_no_mask_ap_with_a_note(output: Output, truth: Path) -> None:
     found, told = evaluate(output, changed(truth, lambda d: [e.pop("segmentation") for e in d["annotations"]]))
     assert found["box_ap"] == pytest.approx(1)
     assert "mask_ap" not in found
@@ -162,15 +162,15 @@ def _addresses(document: dict[str, Any]) -> None:
         (_texts, ""),
         (_file_names, ""),
         (_decimals, "written as decimals"),
-        (_case, "class ' Person' is taken for 'person'"),
+        (_case, "class ' Person' is treated as 'person'"),
         (_two_of_one_name, "are all called person"),
-        (_case_twice, "class 'PERSON' is taken for 'person'"),
+        (_case_twice, "class 'PERSON' is treated as 'person'"),
         (_without_areas, ""),
         (_folders, "matched by the last part"),
         (_addresses, ""),
     ],
 )
-def test_what_can_be_understood_is_scored_and_said(output: Output, truth: Path, change: Change, told: str) -> None:
+def test_unusual_annotations_are_scored_with_notes(output: Output, truth: Path, change: Change, told: str) -> None:
     before, _ = evaluate(output, truth)
     found, said = evaluate(output, changed(truth, change))
     assert {key: value for key, value in found.items() if "ap" in key} == pytest.approx(
@@ -199,7 +199,7 @@ def test_gzip_and_byte_order_marks(output: Output, truth: Path, encode: Callable
         (b'{"images": [], "annotations": [], "categories": []}', "No image has an object to score"),
     ],
 )
-def test_what_is_no_annotation_file_is_one_sentence(output: Output, truth: Path, payload: bytes, sentence: str) -> None:
+def test_a_file_without_annotations_is_one_sentence(output: Output, truth: Path, payload: bytes, sentence: str) -> None:
     truth.write_bytes(payload)
     with pytest.raises(SpecError, match=sentence) as caught:
         report_evaluation(output.uri, str(truth))
@@ -211,7 +211,7 @@ def test_annotations_that_are_not_there_are_bad_usage(output: Output, tmp_path: 
         report_evaluation(output.uri, str(tmp_path / "nowhere.json"))
 
 
-def test_two_images_for_one_photo_are_refused_by_name(output: Output, truth: Path) -> None:
+def test_two_annotated_images_for_one_image_are_refused(output: Output, truth: Path) -> None:
     def repeat(document: dict[str, Any]) -> None:
         document["images"].append(document["images"][0] | {"id": 55})
 

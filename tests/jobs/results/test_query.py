@@ -31,7 +31,7 @@ def test_half_written_shards_never_show(output: Output, capsys: pytest.CaptureFi
     assert counted == [{"status": "ok", "n": 5}, {"status": "unreadable", "n": 1}]
 
 
-def test_views_are_told_apart_by_run(output: Output, capsys: pytest.CaptureFixture[str]) -> None:
+def test_views_have_a_column_for_the_run(output: Output, capsys: pytest.CaptureFixture[str]) -> None:
     sql = "SELECT run, model, is_trained, images, shards, shards_committed FROM runs"
     assert json.loads(ask(capsys, output, sql)) == [
         {
@@ -62,7 +62,7 @@ def test_formats_hold_the_same_answer(output: Output, tmp_path: Path, capsys: py
     assert {row["score"] for row in from_json} == {None, 0.9, 0.25}
 
 
-def test_the_table_shows_whole_names_nulls_and_odd_characters(
+def test_the_table_shows_full_names_nulls_and_odd_characters(
     output: Output, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = ask(capsys, output, "SELECT uri, error, width FROM images ORDER BY uri", "table")
@@ -107,7 +107,7 @@ def test_values_that_json_cannot_hold(output: Output, capsys: pytest.CaptureFixt
     ]
 
 
-def test_the_output_file_appears_whole_or_not_at_all(output: Output, tmp_path: Path) -> None:
+def test_the_output_file_is_written_atomically(output: Output, tmp_path: Path) -> None:
     target = tmp_path / "answer.csv"
     target.write_text("before")
     with pytest.raises(SpecError, match="Conversion Error"):
@@ -213,6 +213,6 @@ def test_masks_decode_from_rows(output: Output) -> None:
         decode_mask({**row, "mask": None})
 
 
-def test_name_patterns_are_no_globs(make_output: Callable[..., Output], capsys: pytest.CaptureFixture[str]) -> None:
+def test_name_patterns_are_not_globs(make_output: Callable[..., Output], capsys: pytest.CaptureFixture[str]) -> None:
     output = make_output(output="odd [1]*?%20")
     assert ask(capsys, output, "SELECT count(*) AS n FROM images", "csv") == "n\n6\n"

@@ -1,4 +1,4 @@
-"""The recipes of docs/reading.md, as they stand there: what readers without htc see."""
+"""The recipes of docs/reading.md, as printed there: what readers without htc see."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ READERS = ("pandas", "pyarrow", "polars", "DuckDB", "Hugging Face datasets")
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, of which the second was killed between the two files of a shard."""
+    """Two runs; the second was killed between the two files of a shard."""
     root = tmp_path_factory.mktemp("a b#c%20 ü")
     images = write_inputs(root / "in", 6)
     finish_run(images, str(root / "out"), "monday")
@@ -25,7 +25,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(reader: str) -> str:
-    """The first block of Python below a reader's heading."""
+    """Return the first block of Python below a reader's heading."""
     section = PAGE.read_text(encoding="utf-8").split(f"\n### {reader}\n", 1)[1].split("\n### ", 1)[0]
     found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert found is not None, reader

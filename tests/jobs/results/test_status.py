@@ -194,4 +194,4 @@ def test_a_job_whose_output_cannot_be_seen_from_here_is_told_all_the_same(
     out, err = report(monkeypatch, capsys, [failed])
     assert "photos-1 (failed, exit code 1)" in out
     assert "runtime_env setup failed: no space" in out
-    assert err.startswith("Of its output, this machine sees nothing yet: /nowhere holds no run of htc")
+    assert err.startswith("Its output cannot be read from this machine yet: /nowhere holds no run of htc")

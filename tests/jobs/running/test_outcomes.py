@@ -1,4 +1,4 @@
-"""One word for how a run stands, whichever command is asked."""
+"""All commands report the same state of a run."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ RUN = "night"
 
 
 def make(folder: Path, *, bad: str = "", shards: int | None = None, **summary: Any) -> Path:
-    """A run of six images in three shards, of which those named by their last digit are bad; returns its folder."""
+    """Write a run of six images in three shards, of which those named by their last digit failed; return its folder."""
     images = write_inputs(folder / "in", 6)
     finish_run(images, str(folder / "out"), RUN, only_shards=shards, is_ok=lambda uri: uri[-5] not in bad)
     run = folder / "out" / "runs" / RUN
@@ -170,7 +170,7 @@ def test_a_run_over_its_budget_is_kept_and_compacted_like_any_whole_one(
     assert "the newest complete run" in capsys.readouterr().out
 
 
-def test_a_budget_of_the_spec_is_the_one_that_counts(tmp_path: Path) -> None:
+def test_a_budget_in_the_spec_overrides_the_default(tmp_path: Path) -> None:
     run = make(tmp_path, bad="1234")
     (run / "summary.json").unlink()
     record = json.loads((run / "run.json").read_text())
@@ -182,7 +182,7 @@ def test_a_budget_of_the_spec_is_the_one_that_counts(tmp_path: Path) -> None:
     assert read_status(str(tmp_path / "out"), Storage()).state == "over_error_budget"
 
 
-def test_words_of_runs_are_words_of_firings_and_only_one_of_them_is_a_success(tmp_path: Path) -> None:
+def test_outcomes_of_runs_are_outcomes_of_firings_and_one_is_a_success(tmp_path: Path) -> None:
     def words(annotation: object) -> set[str]:
         return {word for each in get_args(annotation) for word in (words(each) or {str(each)})}
 

@@ -1,4 +1,4 @@
-"""`htc plan`: says what a run would do, and leaves no trace."""
+"""`htc plan`: reports what a run would do, and writes nothing."""
 
 import os
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def test_a_complete_run_is_compared_with_its_input(
     assert "nothing to do" not in out
     assert report(capsys, output.spec, run="night")[0] == 3
     assert snapshot(tmp_path) == before
-    # Nothing is there any more: that is a change, and no input that is missing.
+    # All images are gone: that is a change of the input, not a missing input.
     for photo in output.photos.iterdir():
         photo.unlink()
     code, out, _ = report(capsys, output.spec)
@@ -98,7 +98,7 @@ def test_a_complete_run_is_compared_with_its_input(
     assert "--max-deleted-share 1" in out
 
 
-def test_an_input_that_is_not_there_any_more_leaves_a_complete_run(
+def test_a_complete_run_stays_complete_when_its_input_is_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINISHED)
@@ -130,7 +130,7 @@ def test_what_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixtur
         report(capsys, spec_for(tmp_path / "empty", tmp_path / "taken"))
 
 
-def test_weights_are_looked_for_without_a_network(
+def test_weights_are_checked_without_a_network(
     output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTC_CACHE", str(tmp_path / "cache"))

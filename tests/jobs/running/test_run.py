@@ -1,4 +1,4 @@
-"""What `htc run` says at its end."""
+"""The report at the end of `htc run`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,14 +46,14 @@ def test_a_complete_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2.00 images/s" in out
     assert "infer 90%, read 10%" in out
     assert "write" not in out
-    # Names and reasons appear as they are: square brackets are no markup.
+    # Names and reasons are printed unchanged: square brackets are not markup.
     assert "unreadable  /in/[red]a.jpg  the file is empty" in out
     assert "cut off after [12] bytes" in out
     assert "htc show /masks --to overlays" in out
     assert err == ""
 
 
-def test_an_interrupted_run_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_run_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     reason = "Stopped with 204 of 1204 images to go; run the same command again to resume."
     summary = replace(SUMMARY, status="interrupted", exit_code=1, reason=reason, images_done=1000, is_trained=False)
     out, err = said(summary, capsys)
@@ -63,13 +63,13 @@ def test_an_interrupted_run_says_how_to_go_on(capsys: pytest.CaptureFixture[str]
     assert err == f"{reason}\n"
 
 
-def test_the_budget_is_said_as_it_was_applied(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_budget_is_the_applied_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(0.17% of the images, the budget is 5.00%)" in said(SUMMARY, capsys)[0]
     small = replace(
         SUMMARY, images=4, images_done=4, statuses={"ok": 3, "unreadable": 1}, error_rate=0.25, max_errors=5
     )
     assert "(25.00% of the images, the budget is 5.00%, but at least 2 images)" in said(small, capsys)[0]
-    # The floor does not hold where nothing is ok.
+    # The minimum number of allowed errors does not apply if no image is ok.
     junk = replace(small, status="over_error_budget", exit_code=1, statuses={"unreadable": 4}, error_rate=1.0)
     assert "(100.00% of the images, the budget is 5.00%)" in said(junk, capsys)[0]
     again = replace(small, repeated_errors=3, statuses={"ok": 0, "unreadable": 4})
@@ -84,7 +84,7 @@ def test_commands_are_ready_to_paste(
     assert "htc show 'my masks' --to overlays" in out
 
 
-def test_a_night_without_work_says_nothing_of_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_images_reports_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
     idle = replace(
         SUMMARY, images=0, images_done=0, session_images=0, stage_shares=dict.fromkeys(("read", "infer"), 0.0)
     )

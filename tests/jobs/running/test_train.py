@@ -1,4 +1,4 @@
-"""`htc train` as somebody meets it: a spec in, weights out that `htc run` needs nothing else for."""
+"""`htc train`: a spec in, weights out that `htc run` can use."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with six photos, their annotations and a spec whose paths are relative."""
+    """The current folder, with six images, their annotations and a spec with relative paths."""
     monkeypatch.chdir(tmp_path)
     return write_training_folder(tmp_path)
 
@@ -55,7 +55,7 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-def test_train_says_where_everything_is_and_what_was_left_out(folder: Path, htc: Htc) -> None:
+def test_train_reports_its_files_and_what_was_left_out(folder: Path, htc: Htc) -> None:
     add_annotation(folder, segmentation=[[1, 1, 2, 2]])
     code, out, err = htc("train", "spec.yaml", "--epochs", "1", "--output", "elsewhere")
     assert code == 0, err
@@ -67,15 +67,15 @@ def test_train_says_where_everything_is_and_what_was_left_out(folder: Path, htc:
     assert "polygon with < 3 points" in err
     assert "1 annotation: polygon with < 3 points" in out
     assert "mask_ap" in out
-    assert "Next: htc run PHOTOS OUTPUT --weights elsewhere/weights.safetensors" in out
+    assert "Next: htc run INPUT OUTPUT --weights elsewhere/weights.safetensors" in out
     again, out, err = htc("train", "spec.yaml", "--epochs", "1", "--output", "elsewhere")
     assert again == 0
-    assert "Nothing was left to train" in err
+    assert "Nothing to train" in err
     assert "mask_ap" in out
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_with_the_same_command_and_curve(folder: Path, htc: Htc) -> None:
+def test_a_killed_training_resumes_with_the_same_command_and_curve(folder: Path, htc: Htc) -> None:
     change(folder, checkpoint_steps=1, evaluate=[], epochs=3)
     command = [sys.executable, "-m", "jobs", "train", "spec.yaml"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -95,7 +95,7 @@ def test_a_killed_training_goes_on_with_the_same_command_and_curve(folder: Path,
     assert taken < 9, "it was too fast to be killed"
     assert htc("train", "spec.yaml", "--output", "broken")[0] == 0
     assert htc("train", "spec.yaml", "--output", "whole")[0] == 0
-    # Another process may add in another order; the same steps it takes.
+    # Another process may add floats in another order, but it takes the same steps.
     assert [step for step, _ in curve(folder / "broken")] == list(range(1, 10))
     expected = [total for _, total in curve(folder / "whole")]
     assert [total for _, total in curve(folder / "broken")] == pytest.approx(expected, rel=1e-3)
@@ -145,7 +145,7 @@ def test_a_data_set_of_crowds_alone_is_refused(folder: Path, htc: Htc) -> None:
 
 
 @pytest.mark.slow
-def test_polygons_run_lengths_crowds_and_missing_photos_train_together(folder: Path, htc: Htc) -> None:
+def test_polygons_run_lengths_crowds_and_missing_images_train_together(folder: Path, htc: Htc) -> None:
     document = json.loads((folder / "coco.json").read_text())
     document["annotations"][1]["segmentation"] = {"size": [96, 96], "counts": [96 * 20, 96 * 40, 96 * 36]}
     document["annotations"][2]["iscrowd"] = 1

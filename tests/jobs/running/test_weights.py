@@ -14,14 +14,14 @@ from pipeline.errors import SpecError
 
 @pytest.fixture
 def lite_file(tmp_path: Path) -> Path:
-    """A checkpoint of the smallest preset, wrapped as MMDetection wraps them."""
+    """A checkpoint of the smallest preset, in MMDetection's format."""
     path = tmp_path / "mine.pth"
     torch.manual_seed(0)
     torch.save({"meta": {}, "state_dict": build_model("htc_lite0_fpn").state_dict()}, path)
     return path
 
 
-def test_the_list_tells_what_is_here(
+def test_the_list_of_jobs_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTC_CACHE", str(tmp_path))

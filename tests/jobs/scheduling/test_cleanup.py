@@ -1,4 +1,4 @@
-"""A schedule of every minute does not fill the disk."""
+"""The history of a schedule of every minute does not fill the disk."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +12,7 @@ from jobs.scheduling.schedule import build_schedule
 from jobs.scheduling.store import ScheduleStore
 
 
-def test_all_but_the_newest_firings_and_logs_go_and_what_is_going_stays(tmp_path: Path) -> None:
+def test_cleanup_keeps_the_newest_firings_and_logs_and_those_in_progress(tmp_path: Path) -> None:
     start = datetime(2026, 11, 23, tzinfo=UTC)
     with closing(ScheduleStore(tmp_path)) as store:
         for name in ("a", "b"):

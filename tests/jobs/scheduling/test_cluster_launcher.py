@@ -1,4 +1,4 @@
-"""Firings as jobs of a cluster: submitted once, found again, stopped, resumed after the cluster was lost."""
+"""Firings as jobs of a cluster: submitted once, found again, stopped, and resumed after the cluster was lost."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster.errors import AlreadyGoingError, ClusterError
+from jobs.cluster.errors import ClusterError, JobRunningError
 from jobs.cluster.job_state import JobState
 from jobs.scheduling.cluster_launcher import AGAIN_S, POLL_S, ClusterLauncher
 from jobs.scheduling.engine import plan_firing
@@ -22,7 +22,7 @@ RUN = "nightly-20261123-023000"
 
 
 class Cluster:
-    """A cluster in memory that can be away, seen through the launcher."""
+    """A cluster in memory that can be unreachable, used through the launcher."""
 
     def __init__(self) -> None:
         self.jobs = FakeJobs()
@@ -37,7 +37,7 @@ class Cluster:
         return self.jobs
 
     def runs(self) -> ClusterLauncher:
-        """The launcher, anew, as each scheduler makes it."""
+        """Return a new launcher, as each scheduler creates one."""
         return ClusterLauncher("http://cluster:8265", connect=self.connect, clock=self.clock)
 
 
@@ -61,20 +61,20 @@ def test_a_firing_is_one_job_whose_run_has_its_name(cluster: Cluster, firing: Fi
     assert job_id.startswith("nightly-20261123-023000-")
     assert cluster.jobs.jobs[job_id].run == RUN
     assert cluster.jobs.specs[job_id]["select"]["mode"] == "incremental"
-    # A scheduler that died before it could write down the id, and its successor.
+    # The successor of a scheduler that died before it stored the id.
     assert cluster.runs().start(firing) == job_id
     cluster.jobs.end(job_id, "succeeded", 0)
     assert cluster.runs().start(firing) == job_id
     assert len(cluster.jobs.submitted) == 1
 
 
-def test_somebody_elses_job_at_the_output_is_not_taken_for_it(cluster: Cluster, firing: Firing, tmp_path: Path) -> None:
+def test_another_users_job_at_the_output_is_refused(cluster: Cluster, firing: Firing, tmp_path: Path) -> None:
     cluster.jobs.jobs["other"] = JobState("other", "running", output_uri=f"{tmp_path}/out")
-    with pytest.raises(AlreadyGoingError, match="other"):
+    with pytest.raises(JobRunningError, match="other"):
         cluster.runs().start(firing)
 
 
-def test_a_cluster_that_is_away_is_asked_every_half_minute(cluster: Cluster, firing: Firing) -> None:
+def test_an_unreachable_cluster_is_contacted_every_half_minute(cluster: Cluster, firing: Firing) -> None:
     cluster.is_away = True
     runs = cluster.runs()
     for _ in range(5):
@@ -86,13 +86,13 @@ def test_a_cluster_that_is_away_is_asked_every_half_minute(cluster: Cluster, fir
     runs.start(firing)
 
 
-def test_a_spec_that_is_gone_is_no_clusters_fault(cluster: Cluster, firing: Firing) -> None:
+def test_a_missing_spec_is_not_a_cluster_error(cluster: Cluster, firing: Firing) -> None:
     Path(str(firing.schedule.spec)).unlink()
     with pytest.raises(SpecError, match="does not exist"):
         cluster.runs().start(firing)
 
 
-def test_a_spec_in_a_store_that_is_away_is_worth_another_attempt(
+def test_a_spec_in_an_unreachable_store_is_retried(
     cluster: Cluster, firing: Firing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def be_away(*_: object) -> bytes:
@@ -104,68 +104,66 @@ def test_a_spec_in_a_store_that_is_away_is_worth_another_attempt(
         cluster.runs().start(replace(firing, schedule=schedule))
 
 
-def test_a_job_is_seen_going_and_ended_with_its_last_words(cluster: Cluster, firing: Firing) -> None:
+def test_a_job_is_checked_while_it_runs_and_ends_with_its_last_line(cluster: Cluster, firing: Firing) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
-    assert runs.look(started).state == "going"
+    assert runs.check(started).state == "going"
     cluster.jobs.pieces = ["Run nightly\n", "The input s3://bucket/in cannot be read.\n\n"]
     cluster.jobs.end(str(started.handle), "failed", 2, "Job entrypoint command failed with exit code 2")
-    # It was looked at just now.
-    assert runs.look(started).state == "going"
+    # It was checked just now.
+    assert runs.check(started).state == "going"
     cluster.clock.now += POLL_S
-    assert runs.look(started).ending == Ending("failed", "The input s3://bucket/in cannot be read.", 2)
+    assert runs.check(started).ending == Ending("failed", "The input s3://bucket/in cannot be read.", 2)
 
 
-def test_a_job_that_never_ran_ends_with_rays_words(cluster: Cluster, firing: Firing) -> None:
+def test_a_job_that_never_ran_ends_with_rays_message(cluster: Cluster, firing: Firing) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.jobs.end(str(started.handle), "failed", None, "The runtime environment could not be set up.")
-    assert runs.look(started).ending == Ending("failed", "The runtime environment could not be set up.", 1)
+    assert runs.check(started).ending == Ending("failed", "The runtime environment could not be set up.", 1)
 
 
 @pytest.mark.parametrize("phase", ["succeeded", "stopped"])
-def test_other_ends(cluster: Cluster, firing: Firing, phase: str) -> None:
+def test_other_endings(cluster: Cluster, firing: Firing, phase: str) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.jobs.end(str(started.handle), phase)
     expected = {"succeeded": Ending("complete", "", 0), "stopped": Ending("interrupted", "The job was stopped.", 1)}
-    assert runs.look(started).ending == expected[phase]
+    assert runs.check(started).ending == expected[phase]
 
 
-def test_a_cluster_that_is_away_leaves_the_job_unseen(cluster: Cluster, firing: Firing) -> None:
+def test_an_unreachable_cluster_leaves_the_job_unseen(cluster: Cluster, firing: Firing) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.is_away = True
-    sight = runs.look(started)
-    assert (sight.state, sight.problem) == ("unseen", "No cluster answers.")
+    status = runs.check(started)
+    assert (status.state, status.problem) == ("unseen", "No cluster answers.")
     runs.stop(started, is_forced=False)
 
 
-def test_a_job_that_went_with_its_cluster_is_gone_and_resumed_by_another(cluster: Cluster, firing: Firing) -> None:
+def test_a_job_lost_with_its_cluster_is_gone_and_resumed_by_another(cluster: Cluster, firing: Firing) -> None:
     runs = cluster.runs()
     started = replace(firing, handle=runs.start(firing), starts=1)
     cluster.jobs.jobs.clear()
-    assert runs.look(started).state == "gone"
+    assert runs.check(started).state == "gone"
     again = replace(started, begun=NIGHT.replace(hour=3))
     assert runs.start(again) != started.handle
     assert [each["metadata"]["htc_run"] for each in cluster.jobs.submitted] == [RUN, RUN]
 
 
 @pytest.mark.parametrize("knows_id", [True, False])
-def test_a_job_is_stopped_also_when_its_id_was_never_written_down(
-    cluster: Cluster, firing: Firing, knows_id: bool
-) -> None:
+def test_a_job_is_stopped_even_if_its_id_was_not_stored(cluster: Cluster, firing: Firing, knows_id: bool) -> None:
     job_id = cluster.runs().start(firing)
     runs = cluster.runs()
     going = replace(firing, handle=job_id if knows_id else None)
-    assert runs.look(going).state == "going"
+    assert runs.check(going).state == "going"
     runs.stop(going, is_forced=False)
     cluster.clock.now += POLL_S
-    assert runs.look(going).ending.outcome == "interrupted"
+    assert runs.check(going).ending.outcome == "interrupted"
 
 
-def test_what_was_never_submitted_is_gone(cluster: Cluster, firing: Firing) -> None:
-    assert cluster.runs().look(firing).state == "gone"
+def test_a_job_that_was_never_submitted_is_gone(cluster: Cluster, firing: Firing) -> None:
+    assert cluster.runs().check(firing).state == "gone"
 
 
 def test_the_runtime_environment_is_the_schedules(cluster: Cluster, firing: Firing) -> None:

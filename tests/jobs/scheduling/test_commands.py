@@ -1,4 +1,4 @@
-"""`htc schedule ...` as an operator meets it: in one process, without a scheduler."""
+"""The commands `htc schedule ...`, in one process, without a scheduler."""
 
 import json
 import sqlite3
@@ -16,7 +16,7 @@ from jobs.scheduling.home import scheduler_lock
 from jobs.scheduling.store import ScheduleStore
 
 Htc = Callable[..., tuple[int, str, str]]
-NOBODY = "No scheduler is there to fire it; start one with: htc scheduler\n"
+NO_SCHEDULER = "No scheduler is running to start it; start one with: htc scheduler\n"
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def add(htc: Htc, name: str = "nightly", *flags: str) -> tuple[int, str, str]:
     return htc("add", name, "job.yaml", "--cron", "30 2 * * *", "--time-zone", "Europe/Berlin", *flags)
 
 
-def test_add_says_when_it_runs_next(htc: Htc) -> None:
+def test_add_prints_the_next_time(htc: Htc) -> None:
     code, out, err = add(htc)
-    assert (code, err) == (0, NOBODY)
+    assert (code, err) == (0, NO_SCHEDULER)
     assert out.startswith("Added nightly: At 02:30, every day, Europe/Berlin.\nNext: ")
     assert " 02:30 CE" in out
 
@@ -68,13 +68,13 @@ def test_list_shows_next_time_and_last_outcome(htc: Htc, tmp_path: Path) -> None
     assert rows[1]["next"] is None
 
 
-def test_list_of_none_says_how_to_add_one(htc: Htc) -> None:
+def test_an_empty_list_says_how_to_add_a_schedule(htc: Htc) -> None:
     code, out, err = htc("list")
     assert (code, out) == (0, "")
     assert "htc schedule add NAME job.yaml --cron '30 2 * * *'" in err
 
 
-def test_show_tells_all_and_the_next_five_times(htc: Htc, tmp_path: Path) -> None:
+def test_show_prints_all_settings_and_the_next_five_times(htc: Htc, tmp_path: Path) -> None:
     add(htc, "nightly", "--deadline", "4h", "--exit-hook", "page-me 'on call'", "--jitter", "5m")
     code, out, _ = htc("show", "nightly")
     values = [line.split(maxsplit=1) for line in out.split("\n") if line]
@@ -107,13 +107,13 @@ def test_history_survives_the_schedule(htc: Htc) -> None:
     assert (firing["schedule"], firing["kind"], firing["outcome"]) == ("nightly", "manual", None)
 
 
-def test_stop_asks_the_scheduler_and_says_when_there_is_nothing_to_stop(htc: Htc, tmp_path: Path) -> None:
+def test_stop_asks_the_scheduler_and_reports_when_nothing_runs(htc: Htc, tmp_path: Path) -> None:
     add(htc)
-    assert htc("stop", "nightly")[1] == "Nothing of nightly is going on.\n"
+    assert htc("stop", "nightly")[1] == "No run of nightly is in progress.\n"
     htc("run-now", "nightly")
     _, out, err = htc("stop", "nightly")
     assert out.startswith("Asked to stop nightly-")
-    assert err == NOBODY
+    assert err == NO_SCHEDULER
     with closing(ScheduleStore(tmp_path / "home")) as store:
         assert [firing.schedule.name for firing in store.stops_wanted()] == ["nightly"]
     assert htc("stop", "weekly")[0] == 2
@@ -129,30 +129,30 @@ def test_a_schedule_may_come_from_a_file_with_flags_over_it(htc: Htc, tmp_path: 
     assert out.startswith("Added nightly: At 04:00, every day, Asia/Tokyo.")
     shown = json.loads(htc("show", "nightly", "--json")[1])
     assert (shown["catch_up"], shown["overlap"]) == ("all", "queue")
-    # The scheduler may work in another folder than the one in which the schedule was written.
+    # The scheduler may run in another folder than the command that added the schedule.
     assert shown["spec"]["input"]["uri"] == str(tmp_path / "photos")
 
 
-def test_another_schedule_of_the_name_is_refused_and_replaced_on_demand(htc: Htc) -> None:
+def test_a_second_schedule_of_a_name_is_refused_unless_replaced(htc: Htc) -> None:
     add(htc)
     code, _, err = add(htc)
     assert code == 2
-    assert "There is a schedule nightly already" in err
+    assert "A schedule nightly already exists" in err
     assert "--replace" in err
     assert add(htc, "nightly", "--replace")[1].startswith("Replaced nightly")
 
 
-def test_one_output_of_two_schedules_is_pointed_out(htc: Htc) -> None:
+def test_two_schedules_with_one_output_cause_a_warning(htc: Htc) -> None:
     add(htc)
-    assert "nightly writes into the same output" in add(htc, "hourly")[2]
+    assert "nightly writes to the same output" in add(htc, "hourly")[2]
 
 
-def test_a_webhook_that_cannot_be_told_from_here_is_pointed_out(htc: Htc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_webhook_url_is_a_warning(htc: Htc, monkeypatch: pytest.MonkeyPatch) -> None:
     sentence = "the environment variable NIGHT_HOOK is empty or not set"
     assert sentence in add(htc, "nightly", "--webhook-url-env", "NIGHT_HOOK")[2]
     monkeypatch.setenv("NIGHT_HOOK", "https://hooks.example.com/services/very-secret")
     code, out, err = htc("show", "nightly")
-    assert (code, err) == (0, NOBODY)
+    assert (code, err) == (0, NO_SCHEDULER)
     assert "very-secret" not in out
 
 
@@ -160,7 +160,7 @@ def test_a_webhook_that_cannot_be_told_from_here_is_pointed_out(htc: Htc, monkey
     ("arguments", "sentence"),
     [
         (["add", "nightly", "job.yaml", "--cron", "75 2 * * *"], "cron: minute 75 is not in 0-59."),
-        (["add", "nightly", "job.yaml", "--cron", "@daily", "--time-zone", "Mars"], "'Mars' is no time zone"),
+        (["add", "nightly", "job.yaml", "--cron", "@daily", "--time-zone", "Mars"], "'Mars' is not a time zone"),
         (["add", "nightly", "nowhere.yaml", "--cron", "@daily"], "nowhere.yaml does not exist"),
         (["add", "nightly", "--cron", "@daily"], "spec is missing"),
         (["add", "nightly", "job.yaml"], "cron is missing"),
@@ -196,15 +196,15 @@ def test_wrong_usage_is_exit_2_and_one_sentence(htc: Htc, tmp_path: Path, argume
     assert "Traceback" not in err
 
 
-def test_with_a_scheduler_nothing_is_pointed_out(htc: Htc, tmp_path: Path) -> None:
+def test_no_warning_while_a_scheduler_is_running(htc: Htc, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with scheduler_lock(tmp_path / "home"):
         assert add(htc)[2] == ""
         assert htc("run-now", "nightly")[2] == ""
-    assert htc("list")[2] == NOBODY
+    assert htc("list")[2] == NO_SCHEDULER
 
 
-def test_the_folder_of_schedules_is_nobody_elses_to_read(htc: Htc, tmp_path: Path) -> None:
+def test_the_folder_of_schedules_is_private(htc: Htc, tmp_path: Path) -> None:
     add(htc)
     assert (tmp_path / "home").stat().st_mode & 0o077 == 0
 
@@ -231,8 +231,8 @@ def test_a_damaged_or_newer_database_is_one_sentence(
     assert err == f"The schedules in {database} {sentence}\n"
 
 
-def test_a_folder_that_cannot_be_made_names_the_ways_out(htc: Htc, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_names_the_ways_out(htc: Htc, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, _, err = htc("list", "--home", str(tmp_path / "file" / "home"))
     assert code == 2
-    assert "name another with --home or HTC_HOME" in err
+    assert "choose another with --home or HTC_HOME" in err

@@ -1,4 +1,4 @@
-"""Cron expressions and zones: what is refused with which words, and the nights on which clocks change."""
+"""Cron expressions and time zones: error messages, and the days on which clocks change."""
 
 from datetime import UTC, datetime
 from itertools import islice, pairwise
@@ -45,13 +45,13 @@ def due_in_berlin(cron: str, after: str, count: int) -> list[str]:
         ("30 2", "has 2 fields, five are needed"),
         ("02:30", 'did you mean "30 2 * * *"?'),
         ("@dialy", "did you mean @daily?"),
-        ("@reboot", "@reboot is no time"),
+        ("@reboot", "@reboot is not a time"),
         ("@", "known are @yearly"),
         ("0 0 30 2 *", "is never due"),
         ("", "has 0 fields"),
     ],
 )
-def test_a_wrong_expression_says_which_field_and_what_was_meant(cron: str, words: str) -> None:
+def test_a_wrong_expression_names_the_field_and_a_correction(cron: str, words: str) -> None:
     sentence = refusal(cron=cron)
     assert words in sentence
     assert "\n" not in sentence
@@ -84,12 +84,12 @@ def test_an_unknown_zone_names_the_nearest(zone: str, words: str) -> None:
         ("0 0 29 2 *", "0 0 29 2 *", "on day 29 of the month, only in February"),
     ],
 )
-def test_a_right_one_is_five_fields_and_english(cron: str, fields: str, words: str) -> None:
+def test_a_valid_expression_has_five_fields_and_a_description(cron: str, fields: str, words: str) -> None:
     assert check_cron(cron) == fields
     assert words in describe_cron(fields)
 
 
-def test_a_time_that_the_spring_night_does_not_have_is_due_when_the_clock_has_jumped() -> None:
+def test_a_time_that_does_not_exist_in_spring_is_due_when_the_clock_has_jumped() -> None:
     assert due_in_berlin("30 2 * * *", "2027-03-26 12:00", 4) == [
         "27. 02:30 CET",
         "28. 03:00 CEST",
@@ -98,7 +98,7 @@ def test_a_time_that_the_spring_night_does_not_have_is_due_when_the_clock_has_ju
     ]
 
 
-def test_a_time_that_the_autumn_night_has_twice_is_due_the_first_time_only() -> None:
+def test_a_time_that_exists_twice_in_autumn_is_due_the_first_time_only() -> None:
     assert due_in_berlin("30 2 * * *", "2026-10-23 12:00", 4) == [
         "24. 02:30 CEST",
         "25. 02:30 CEST",
@@ -113,7 +113,7 @@ def test_between_the_two_half_past_twos_the_next_is_tomorrow() -> None:
     assert next(times) == datetime(2026, 10, 26, 1, 30, tzinfo=UTC)
 
 
-def test_what_has_a_wildcard_keeps_its_distance_through_both_nights() -> None:
+def test_a_wildcard_keeps_its_interval_through_clock_changes() -> None:
     for night in ("2026-10-24 23:59", "2027-03-27 23:59"):
         times = list(islice(due_times("*/30 * * * *", "Europe/Berlin", datetime.fromisoformat(night)), 20))
         assert {(late - early).seconds for early, late in pairwise(times)} == {1800}
@@ -143,6 +143,6 @@ def test_a_daily_time_is_due_once_on_every_day(minute: int, hour: int, zone: str
     assert times[0] > start
 
 
-def test_digits_of_other_scripts_are_not_called_a_day_that_never_comes() -> None:
+def test_digits_of_other_scripts_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         check_cron("\N{ARABIC-INDIC DIGIT THREE} 0 * * *")

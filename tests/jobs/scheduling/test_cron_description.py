@@ -1,4 +1,4 @@
-"""What a schedule says of its times, and what it is exported as, against a year of its firings."""
+"""The description and the exports of cron expressions, compared with a year of firings."""
 
 import re
 from collections.abc import Callable
@@ -65,14 +65,14 @@ def checked(expression: str) -> str:
 
 
 def year_of(cron: str) -> tuple[set[date], set[Minute]]:
-    """On which days of the year it is due, and at which minutes of such a day."""
+    """Return the days of the year on which it is due, and the minutes of such a day."""
     days: set[date] = set()
     end = datetime(YEAR[-1].year, YEAR[-1].month, YEAR[-1].day, tzinfo=UTC) + timedelta(days=1)
-    looked = datetime(YEAR[0].year, YEAR[0].month, YEAR[0].day, tzinfo=UTC) - timedelta(seconds=1)
-    while (due := next(due_times(cron, "UTC", looked))) < end:
+    searched = datetime(YEAR[0].year, YEAR[0].month, YEAR[0].day, tzinfo=UTC) - timedelta(seconds=1)
+    while (due := next(due_times(cron, "UTC", searched))) < end:
         days.add(due.date())
-        # One of each day is enough: on to the next midnight, and what is due then.
-        looked = due.replace(hour=23, minute=59, second=59)
+        # One time per day is enough: continue at the next midnight.
+        searched = due.replace(hour=23, minute=59, second=59)
     if not days:
         return days, set()
     day = min(days)
@@ -132,7 +132,7 @@ def days_in(words: str) -> Callable[[date], bool]:
 
 @settings(deadline=None, max_examples=settings.default.max_examples // 4)
 @given(EXPRESSIONS)
-def test_the_words_are_those_of_a_year_of_firings(expression: str) -> None:
+def test_the_description_matches_a_year_of_firings(expression: str) -> None:
     cron = checked(expression)
     words = describe_cron(cron)
     time, _, rest = re.fullmatch(r"(.*?)(, )((?:every day|only on|on day).*)", words).groups()  # type: ignore[union-attr]
@@ -269,10 +269,10 @@ def _systemd(field: str, end: int) -> set[int]:
         ("0 0 13 * FRI", "0 0 13 * FRI"),
     ],
 )
-def test_what_is_plain_stays_as_it_is_written(cron: str, portable: str) -> None:
+def test_plain_cron_fields_stay_as_written(cron: str, portable: str) -> None:
     assert portable_cron(check_cron(cron), "Kubernetes") == portable
 
 
-def test_days_that_must_be_both_are_refused_by_name() -> None:
+def test_days_that_must_match_both_fields_are_refused() -> None:
     with pytest.raises(SpecError, match="Kubernetes"):
         portable_cron("0 0 */2 * 1", "Kubernetes")

@@ -1,4 +1,4 @@
-"""Every file of the scheduler's state in every bad state: its other schedules fire, and it starts again."""
+"""Every file of the scheduler's state, damaged in every way: the other schedules fire, and it starts again."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from jobs.cli.program import main
 from jobs.scheduling.endings import ending_of
 from jobs.scheduling.engine import START_PATIENCE, Engine, plan_firing
 from jobs.scheduling.firing import Ending, Firing, ending_from
-from jobs.scheduling.home import holder_of, is_scheduler_there, scheduler_lock
+from jobs.scheduling.home import is_scheduler_running, lock_holder, scheduler_lock
 from jobs.scheduling.launcher import LaunchStatus
 from jobs.scheduling.local_launcher import LocalLauncher, firing_folder, read_ending
 from jobs.scheduling.schedule import load_job
@@ -91,7 +91,7 @@ class QuickRuns(LocalLauncher):
     """Runs that end at once, without a process; all files are those of `LocalLauncher`."""
 
     def _launch(self, firing: Firing, job: object, folder: Path, lock: object) -> str:
-        # The real one first puts the folder right.
+        # The real method first repairs the folder.
         command = self._runner
         self._runner = ("/bin/true",)
         try:
@@ -126,7 +126,7 @@ def step_until(bench: ScheduleBench, minutes: float) -> None:
     ("name", "state"),
     [*((name, "running") for name in FILES), *(("ending.json", state) for state in ("starting", "stopping"))],
 )
-def test_a_damaged_file_of_one_firing_leaves_all_schedules_going(
+def test_a_damaged_file_of_one_firing_does_not_stop_other_schedules(
     tmp_path: Path, name: str, damage: Callable[[Path], None], state: str
 ) -> None:
     bench = bench_of(tmp_path)
@@ -134,7 +134,7 @@ def test_a_damaged_file_of_one_firing_leaves_all_schedules_going(
     spoilt = next(firing for firing in bench.store.history("one", 10) if firing.starts)
     folder = firing_folder(tmp_path, spoilt.name)
     with closing(sqlite3.connect(bench.store.path, isolation_level=None)) as connection:
-        # It had not been looked at yet when the machine went down.
+        # It had not been checked yet when the machine went down.
         connection.execute(
             "UPDATE firings SET state = ?, outcome = NULL, ended = NULL, stop_asked = ? WHERE name = ?",
             [state, bench.clock.now.timestamp() if state == "stopping" else None, spoilt.name],
@@ -155,7 +155,7 @@ def test_a_damaged_file_of_one_firing_leaves_all_schedules_going(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_ending_is_none_and_named(
+def test_a_damaged_ending_is_treated_as_missing_and_logged(
     tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "ending.json").write_text(json.dumps(ENDING))
@@ -189,7 +189,7 @@ def test_an_ending_of_other_types_is_none(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("number", ["1", "0", "-1", "9" * 40, "", "x", "this process"])
-def test_no_foreign_process_is_stopped_for_a_damaged_number(
+def test_a_damaged_process_number_stops_no_other_process(
     tmp_path: Path, number: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """0 is the scheduler's own group, and -1 every process of this user."""
@@ -207,7 +207,7 @@ SPOILT = ["", "{", "null", "[]", '{"name": 3}', "\x00"]
 
 
 @pytest.mark.parametrize("document", SPOILT)
-def test_a_damaged_schedule_leaves_the_others_going_and_can_be_removed(
+def test_a_damaged_schedule_does_not_stop_the_others_and_can_be_removed(
     tmp_path: Path, document: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = bench_of(tmp_path)
@@ -234,7 +234,7 @@ def test_a_damaged_schedule_leaves_the_others_going_and_can_be_removed(
         ("outcome", "odd"),
     ],
 )
-def test_a_damaged_firing_leaves_the_others_going(tmp_path: Path, column: str, value: object) -> None:
+def test_a_damaged_firing_does_not_stop_the_others(tmp_path: Path, column: str, value: object) -> None:
     bench = bench_of(tmp_path)
     step_until(bench, 2)
     with closing(sqlite3.connect(bench.store.path, isolation_level=None)) as connection:
@@ -247,12 +247,12 @@ def test_a_damaged_firing_leaves_the_others_going(tmp_path: Path, column: str, v
     assert "complete" in bench.outcomes("one").values()
 
 
-def test_a_launcher_that_breaks_ends_its_firing_and_no_other(tmp_path: Path) -> None:
+def test_a_failing_launcher_ends_its_own_firing_only(tmp_path: Path) -> None:
     """Whatever it raises; after a while, so that the schedule's later firings begin."""
     bench = bench_of(tmp_path)
 
     class Broken(QuickRuns):
-        def look(self, firing: Firing) -> LaunchStatus:
+        def check(self, firing: Firing) -> LaunchStatus:
             raise KeyError("outcome")
 
     whole = QuickRuns(tmp_path)
@@ -296,8 +296,8 @@ def test_a_database_that_breaks_while_it_is_used_is_one_sentence(tmp_path: Path)
 @pytest.mark.parametrize("damage", DAMAGES[:-1])
 def test_a_damaged_lock_of_the_scheduler(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     damage(tmp_path / "scheduler.lock")
-    assert isinstance(holder_of(tmp_path), str)
-    assert not is_scheduler_there(tmp_path)
+    assert isinstance(lock_holder(tmp_path), str)
+    assert not is_scheduler_running(tmp_path)
     if damage is put_dangling_link:
         with pytest.raises(SpecError, match=r"scheduler\.lock"), scheduler_lock(tmp_path):
             pytest.fail("locked")
@@ -305,13 +305,13 @@ def test_a_damaged_lock_of_the_scheduler(tmp_path: Path, damage: Callable[[Path]
     if damage is forbid and os.geteuid() != 0:
         return
     with scheduler_lock(tmp_path):
-        assert is_scheduler_there(tmp_path)
+        assert is_scheduler_running(tmp_path)
 
 
 @pytest.mark.parametrize(
     "summary", ["", "[]", "3", "null", '{"status": []}', '{"status": "complete", "statuses": [], "images": "x"}']
 )
-def test_a_damaged_summary_says_nothing(tmp_path: Path, summary: str) -> None:
+def test_a_damaged_summary_is_ignored(tmp_path: Path, summary: str) -> None:
     bench = ScheduleBench(tmp_path, START)
     folder = tmp_path / "out" / "runs" / "r"
     folder.mkdir(parents=True)
@@ -319,7 +319,7 @@ def test_a_damaged_summary_says_nothing(tmp_path: Path, summary: str) -> None:
     assert ending_of(load_job(bench.add()), "r", 0, "") == Ending("complete", "", 0)
 
 
-def test_files_that_are_renamed_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut between the two left an empty ending.json."""
     steps: list[str] = []
     sync, move = os.fsync, Path.replace
@@ -339,7 +339,7 @@ def test_files_that_are_renamed_are_on_the_disk_first(tmp_path: Path, monkeypatc
     assert steps == ["sync", "move", "sync"]
 
 
-def test_what_is_set_aside_keeps_its_content(tmp_path: Path) -> None:
+def test_a_damaged_file_that_is_renamed_keeps_its_content(tmp_path: Path) -> None:
     for content in ("one", "two"):
         (tmp_path / "a").write_text(content)
         set_aside(tmp_path / "a")

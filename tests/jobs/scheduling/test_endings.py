@@ -1,4 +1,4 @@
-"""What a run's exit code and summary make of its firing."""
+"""A firing's ending from the run's exit code and summary."""
 
 import json
 from pathlib import Path
@@ -32,18 +32,18 @@ def write(job: JobSpec, summary: object) -> None:
     (Path(job.output.uri) / "runs" / "r" / "summary.json").write_text(json.dumps(summary))
 
 
-def test_the_summary_tells_status_reason_and_counts(job: JobSpec) -> None:
+def test_the_summary_gives_status_reason_and_counts(job: JobSpec) -> None:
     write(job, SUMMARY)
     assert ending_of(job, "r", 1, "the log") == Ending("over_error_budget", "3 of 10 images failed.", 1, COUNTS)
 
 
-def test_a_run_without_a_summary_failed_for_what_it_said_last(job: JobSpec) -> None:
+def test_a_run_without_a_summary_ends_with_its_last_line(job: JobSpec) -> None:
     assert ending_of(job, "r", 2, last_line("Run r\nNo room.\n\n")) == Ending("failed", "No room.", 2)
     assert ending_of(job, "r", 0, "the log") == Ending("complete", "", 0)
 
 
 @pytest.mark.parametrize("summary", [{**SUMMARY, "status": "complete"}, {**SUMMARY, "status": "?"}, {}])
-def test_a_summary_that_is_not_this_attempts_is_not_believed(job: JobSpec, summary: object) -> None:
+def test_a_summary_of_another_attempt_is_ignored(job: JobSpec, summary: object) -> None:
     write(job, summary)
     assert ending_of(job, "r", 1, "Killed.") == Ending("failed", "Killed.", 1)
 
@@ -62,6 +62,6 @@ def test_a_run_that_was_complete_when_it_was_started_again_is_complete(
     assert ending_of(job, "r", EXIT_INPUT_CHANGED, "The input has changed.") == ending
 
 
-def test_a_summary_of_before_does_not_make_a_good_run_bad(job: JobSpec) -> None:
+def test_an_older_summary_does_not_change_a_successful_run(job: JobSpec) -> None:
     write(job, SUMMARY)
     assert ending_of(job, "r", 0, "") == Ending("complete", "", 0)

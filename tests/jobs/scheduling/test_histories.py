@@ -30,7 +30,7 @@ class DeathError(Exception):
 
 
 class History:
-    """A bench on which events happen, and what must be true all along."""
+    """A bench on which events happen, with the invariants that must always hold."""
 
     def __init__(self, folder: Path, overlap: str, catch_up: str, run_s: float) -> None:
         self.bench = ScheduleBench(folder, "2026-11-23T00:00:00+00:00", lasts=run_s)
@@ -46,19 +46,19 @@ class History:
         elif event.startswith("die"):
             self._die(event, amount)
         elif event == "kill the run":
-            for name in bench.place.going():
-                bench.place.kill(name)
+            for name in bench.launcher.going():
+                bench.launcher.kill(name)
                 self.kills[name] = self.kills.get(name, 0) + 1
         else:
-            bench.place.trouble = RunError("No cluster answers.") if event == "cluster away" else None
-        assert len(bench.place.going()) <= 1
+            bench.launcher.trouble = RunError("No cluster answers.") if event == "cluster away" else None
+        assert len(bench.launcher.going()) <= 1
 
     def end(self) -> None:
-        """Let all come to an end."""
-        self.bench.place.trouble = None
+        """Let all firings end."""
+        self.bench.launcher.trouble = None
         schedule = self.bench.store.schedules()[0].schedule
         self.bench.store.put(schedule.model_copy(update={"is_paused": True}), self.bench.clock.now)
-        # What is made up for may be dozens, of five minutes each.
+        # There may be dozens of caught-up firings, of five minutes each.
         for _ in range(600):
             if not self.bench.store.open_firings():
                 break
@@ -67,7 +67,7 @@ class History:
     def _pass(self, minutes: int) -> None:
         for _ in range(minutes * 2):
             self.bench.pass_time(minutes=0.5, step_s=30)
-            assert len(self.bench.place.going()) <= 1
+            assert len(self.bench.launcher.going()) <= 1
 
     def _die(self, event: str, at_write: int) -> None:
         store = self.bench.store
@@ -117,8 +117,8 @@ def test_no_run_is_doubled_and_none_is_left_open(
             outcomes = bench.outcomes()
         assert "running" not in outcomes.values()
         assert {"due", "waiting", "starting", "stopping"}.isdisjoint(outcomes.values())
-        for name in set(bench.place.started):
-            assert bench.place.started.count(name) <= 1 + history.kills.get(name, 0)
+        for name in set(bench.launcher.started):
+            assert bench.launcher.started.count(name) <= 1 + history.kills.get(name, 0)
         if overlap == "queue" and catch_up == "all":
             minutes = round((decided - bench.clock.now.replace(hour=0, minute=0)) / timedelta(minutes=1))
             assert len(outcomes) >= minutes

@@ -1,11 +1,11 @@
-"""Runs on the scheduler's own machine, as processes: started once, found again, stopped, and missed when killed."""
+"""Runs as processes on the scheduler's machine: started once, found again, stopped, and detected when killed."""
 
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import relauncher
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,24 +34,24 @@ def firing(tmp_path: Path) -> Firing:
 
 @pytest.fixture
 def runs(tmp_path: Path, firing: Firing) -> Iterator[Callable[[], LocalLauncher]]:
-    """Make the place anew, as each scheduler does; what it has started is ended with the test."""
-    places: list[LocalLauncher] = []
+    """Create a launcher, as each scheduler does; the runs that it started end with the test."""
+    launchers: list[LocalLauncher] = []
 
     def make() -> LocalLauncher:
-        places.append(LocalLauncher(tmp_path, STAND_IN))
-        return places[-1]
+        launchers.append(LocalLauncher(tmp_path, STAND_IN))
+        return launchers[-1]
 
     yield make
-    for place in places:
-        place.stop(firing, is_forced=True)
-        see(place, firing, until="ended, gone")
+    for launcher in launchers:
+        launcher.stop(firing, is_forced=True)
+        see(launcher, firing, until="ended, gone")
 
 
-def see(place: LocalLauncher, firing: Firing, until: str) -> LaunchStatus:
+def see(launcher: LocalLauncher, firing: Firing, until: str) -> LaunchStatus:
     give_up = time.monotonic() + 20
-    while (sight := place.look(firing)).state not in until and time.monotonic() < give_up:
+    while (status := launcher.check(firing)).state not in until and time.monotonic() < give_up:
         time.sleep(0.02)
-    return sight
+    return status
 
 
 def process_of(tmp_path: Path, firing: Firing) -> int:
@@ -66,56 +66,54 @@ def starts_of(tmp_path: Path, firing: Firing) -> int:
     return (firing_folder(tmp_path, firing.name) / "starts.txt").read_text().count("started")
 
 
-def test_a_firing_is_started_once_however_often_it_is_asked_for(
-    runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path
-) -> None:
-    place = runs()
-    place.start(firing)
+def test_starting_a_firing_is_idempotent(runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path) -> None:
+    launcher = runs()
+    launcher.start(firing)
     # Another scheduler, after the first one died before it could write down that it had started.
     process = process_of(tmp_path, firing)
     assert runs().start(firing) == str(process)
     (firing_folder(tmp_path, firing.name) / "go").touch()
-    ended = see(place, firing, until="ended")
+    ended = see(launcher, firing, until="ended")
     assert (ended.state, ended.ending.outcome, ended.ending.counts) == ("ended", "complete", {"images": 3})
     assert runs().start(firing) == str(process)
-    assert runs().look(firing).state == "ended"
+    assert runs().check(firing).state == "ended"
     assert starts_of(tmp_path, firing) == 1
 
 
 def test_another_scheduler_finds_it_and_can_stop_it(
     runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path
 ) -> None:
-    place = runs()
-    place.start(firing)
+    launcher = runs()
+    launcher.start(firing)
     process_of(tmp_path, firing)
     successor = runs()
-    assert successor.look(firing).state == "going"
+    assert successor.check(firing).state == "going"
     successor.stop(firing, is_forced=False)
     assert see(successor, firing, until="ended").ending.outcome == "interrupted"
 
 
-def test_one_that_is_killed_is_gone_and_can_be_started_again(
+def test_a_killed_run_is_gone_and_can_be_started_again(
     runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path
 ) -> None:
-    place = runs()
-    place.start(firing)
+    launcher = runs()
+    launcher.start(firing)
     os.kill(process_of(tmp_path, firing), signal.SIGKILL)
-    assert see(place, firing, until="gone").state == "gone"
-    place.start(firing)
+    assert see(launcher, firing, until="gone").state == "gone"
+    launcher.start(firing)
     process_of(tmp_path, firing)
-    assert place.look(firing).state == "going"
+    assert launcher.check(firing).state == "going"
     assert starts_of(tmp_path, firing) == 2
 
 
-def test_what_was_never_started_is_gone(runs: Callable[[], LocalLauncher], firing: Firing) -> None:
-    assert runs().look(firing).state == "gone"
+def test_a_firing_that_was_never_started_is_gone(runs: Callable[[], LocalLauncher], firing: Firing) -> None:
+    assert runs().check(firing).state == "gone"
     runs().stop(firing, is_forced=False)
 
 
-def test_a_run_that_cannot_begin_ends_with_its_own_sentence(firing: Firing, tmp_path: Path) -> None:
-    place = LocalLauncher(tmp_path)
-    place.start(firing)
-    ended = see(place, firing, until="ended, gone")
+def test_a_run_that_cannot_begin_ends_with_its_own_message(firing: Firing, tmp_path: Path) -> None:
+    launcher = LocalLauncher(tmp_path)
+    launcher.start(firing)
+    ended = see(launcher, firing, until="ended, gone")
     assert ended.state == "ended"
     assert (ended.ending.outcome, ended.ending.exit_code) == ("failed", 2)
     assert ended.ending.reason == f"There are no images in {tmp_path}/in."
@@ -123,19 +121,21 @@ def test_a_run_that_cannot_begin_ends_with_its_own_sentence(firing: Firing, tmp_
     assert ended.ending.reason in log
 
 
-def test_the_job_spec_is_read_anew_each_time(runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path) -> None:
-    place = runs()
-    place.start(firing)
+def test_the_job_spec_is_read_again_each_time(
+    runs: Callable[[], LocalLauncher], firing: Firing, tmp_path: Path
+) -> None:
+    launcher = runs()
+    launcher.start(firing)
     process_of(tmp_path, firing)
     spec = Path(str(firing.schedule.spec))
     spec.write_text(spec.read_text() + "retry: {max_attempts: 7}\n")
-    later = replace(firing, name="nightly-20261124-023000")
-    place.start(later)
+    later = relauncher(firing, name="nightly-20261124-023000")
+    launcher.start(later)
     assert "max_attempts: 4" in (firing_folder(tmp_path, firing.name) / "job.yaml").read_text()
     assert "max_attempts: 7" in (firing_folder(tmp_path, later.name) / "job.yaml").read_text()
     process_of(tmp_path, later)
-    place.stop(later, is_forced=True)
-    assert see(place, later, until="gone").state == "gone"
+    launcher.stop(later, is_forced=True)
+    assert see(launcher, later, until="gone").state == "gone"
 
 
 def test_a_run_imports_nothing_from_the_folder_of_the_scheduler(
@@ -146,8 +146,8 @@ def test_a_run_imports_nothing_from_the_folder_of_the_scheduler(
     for name in ("jobs", "pipeline", "types"):
         (here / f"{name}.py").write_text("raise ImportError('imported from the current folder')")
     monkeypatch.chdir(here)
-    place = LocalLauncher(tmp_path)
-    place.start(firing)
-    sight = see(place, firing, until="ended, gone")
+    launcher = LocalLauncher(tmp_path)
+    launcher.start(firing)
+    status = see(launcher, firing, until="ended, gone")
     # The input holds no image, which is for the run itself to say.
-    assert (sight.state, sight.ending.exit_code) == ("ended", 2)
+    assert (status.state, status.ending.exit_code) == ("ended", 2)

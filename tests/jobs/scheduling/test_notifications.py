@@ -1,4 +1,4 @@
-"""Who is told of a firing, over a real HTTP server and with a real program."""
+"""Notifications, with a real HTTP server and a real program."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tenacity import wait_none
 
-from jobs.scheduling import notifications as notices
+from jobs.scheduling import notifications
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending
 from jobs.scheduling.schedule import Event, build_schedule
@@ -58,17 +58,17 @@ class Webhook:
 
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    """A webhook whose URL the variable NIGHT_HOOK holds; attempts follow each other at once."""
+    """A webhook whose URL is in the variable NIGHT_HOOK; retries do not wait."""
     server = Webhook()
     monkeypatch.setenv("NIGHT_HOOK", server.url)
-    monkeypatch.setattr(notices, "wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr(notifications, "wait_random_exponential", lambda **_: wait_none())
     yield server
     server.close()
 
 
 @pytest.fixture
-def tell(tmp_path: Path) -> Callable[..., list[Notification]]:
-    """Let a firing come to an end, deliver what is open, and return what could not be delivered."""
+def notify(tmp_path: Path) -> Callable[..., list[Notification]]:
+    """End a firing, deliver the open notifications, and return those that could not be delivered."""
 
     def end(notify: dict[str, object], *, event: Event = "end", ending: Ending | None = COMPLETE) -> list[Notification]:
         keys = {"name": "nightly", "spec": "/srv/job.yaml", "cron": "30 2 * * *", "deadline_s": 3600, "notify": notify}
@@ -76,17 +76,17 @@ def tell(tmp_path: Path) -> Callable[..., list[Notification]]:
         with closing(ScheduleStore(tmp_path)) as store:
             store.insert(firing)
             store.update(replace(firing, state="ended" if ending else "running", ending=ending), event=event)
-            notices.deliver_open_notices(tmp_path)
-            assert store.open_notices() == []
-            return store.failed_notices(firing.name)
+            notifications.deliver_open_notifications(tmp_path)
+            assert store.open_notifications() == []
+            return store.failed_notifications(firing.name)
 
     return end
 
 
 def test_a_webhook_gets_slacks_json_with_run_status_and_counts(
-    webhook: Webhook, tell: Callable[..., list[Notification]]
+    webhook: Webhook, notify: Callable[..., list[Notification]]
 ) -> None:
-    assert tell({"webhook_url_env": "NIGHT_HOOK"}) == []
+    assert notify({"webhook_url_env": "NIGHT_HOOK"}) == []
     assert webhook.types == ["application/json"]
     assert webhook.bodies == [
         {
@@ -96,32 +96,38 @@ def test_a_webhook_gets_slacks_json_with_run_status_and_counts(
     ]
 
 
-def test_a_night_without_work_says_so(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
-    tell({"webhook_url_env": "NIGHT_HOOK"}, ending=Ending("complete", "", 0, {"images": 0, "images_done": 0}))
+def test_a_notification_of_a_run_without_images_has_no_counts(
+    webhook: Webhook, notify: Callable[..., list[Notification]]
+) -> None:
+    notify({"webhook_url_env": "NIGHT_HOOK"}, ending=Ending("complete", "", 0, {"images": 0, "images_done": 0}))
     assert webhook.bodies[0]["text"].endswith("run nightly-20261123-023000\nno image to do")
 
 
-def test_a_failure_tells_its_reason(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
-    tell({"webhook_url_env": "NIGHT_HOOK"}, event="failure", ending=FAILED)
+def test_a_failure_notification_has_the_reason(webhook: Webhook, notify: Callable[..., list[Notification]]) -> None:
+    notify({"webhook_url_env": "NIGHT_HOOK"}, event="failure", ending=FAILED)
     text = webhook.bodies[0]["text"]
     assert text.startswith("htc schedule nightly: FAILED (over error budget)\n")
     assert text.endswith("90 of 1200 images failed (7.5%); allowed are 5.0%.")
 
 
-def test_a_missed_deadline_tells_which(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
-    tell({"webhook_url_env": "NIGHT_HOOK"}, event="deadline", ending=None)
-    assert webhook.bodies[0]["text"].startswith("htc schedule nightly: LATE: not at its end by 2026-11-23 03:30 UTC")
+def test_a_deadline_notification_names_the_deadline(
+    webhook: Webhook, notify: Callable[..., list[Notification]]
+) -> None:
+    notify({"webhook_url_env": "NIGHT_HOOK"}, event="deadline", ending=None)
+    assert webhook.bodies[0]["text"].startswith("htc schedule nightly: LATE: not finished by 2026-11-23 03:30 UTC")
 
 
-def test_the_url_may_stand_in_a_file(webhook: Webhook, tell: Callable[..., list[Notification]], tmp_path: Path) -> None:
+def test_the_url_can_be_in_a_file(webhook: Webhook, notify: Callable[..., list[Notification]], tmp_path: Path) -> None:
     (tmp_path / "url").write_text(webhook.url + "\n")
-    assert tell({"webhook_url_file": str(tmp_path / "url")}) == []
+    assert notify({"webhook_url_file": str(tmp_path / "url")}) == []
     assert len(webhook.bodies) == 1
 
 
-def test_a_webhook_that_stumbles_is_told_again(webhook: Webhook, tell: Callable[..., list[Notification]]) -> None:
+def test_a_notification_to_a_failing_webhook_is_retried(
+    webhook: Webhook, notify: Callable[..., list[Notification]]
+) -> None:
     webhook.codes = [503, 429, 500]
-    assert tell({"webhook_url_env": "NIGHT_HOOK"}) == []
+    assert notify({"webhook_url_env": "NIGHT_HOOK"}) == []
     assert len(webhook.bodies) == 4
 
 
@@ -133,50 +139,50 @@ def test_a_webhook_that_stumbles_is_told_again(webhook: Webhook, tell: Callable[
         ([302], 1, "the webhook answered 302; is its URL still right?"),
     ],
 )
-def test_a_webhook_that_refuses_is_noted_without_its_url(
-    webhook: Webhook, tell: Callable[..., list[Notification]], *, codes: list[int], sent: int, problem: str
+def test_a_webhook_that_refuses_is_recorded_without_its_url(
+    webhook: Webhook, notify: Callable[..., list[Notification]], *, codes: list[int], sent: int, problem: str
 ) -> None:
     webhook.codes = codes
-    (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
+    (failed,) = notify({"webhook_url_env": "NIGHT_HOOK"})
     assert failed.problem == problem
     assert len(webhook.bodies) == sent
 
 
-def test_a_webhook_that_is_away_is_noted_without_its_url(
-    webhook: Webhook, tell: Callable[..., list[Notification]], caplog: pytest.LogCaptureFixture
+def test_an_unreachable_webhook_is_recorded_without_its_url(
+    webhook: Webhook, notify: Callable[..., list[Notification]], caplog: pytest.LogCaptureFixture
 ) -> None:
     webhook.close()
-    (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
+    (failed,) = notify({"webhook_url_env": "NIGHT_HOOK"})
     assert failed.problem == "the webhook cannot be reached (ConnectionError)"
     assert SECRET not in caplog.text
 
 
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [(None, "is empty or not set"), ("  ", "is empty or not set"), ("not-a-url-but-secret", "holds no URL")],
+    [(None, "is empty or not set"), ("  ", "is empty or not set"), ("not-a-url-but-secret", "does not hold a URL")],
 )
 def test_a_variable_without_a_url_is_named(
-    tell: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch, value: str | None, problem: str
+    notify: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch, value: str | None, problem: str
 ) -> None:
     if value is not None:
         monkeypatch.setenv("NIGHT_HOOK", value)
-    (failed,) = tell({"webhook_url_env": "NIGHT_HOOK"})
+    (failed,) = notify({"webhook_url_env": "NIGHT_HOOK"})
     assert failed.problem == f"the environment variable NIGHT_HOOK {problem}"
 
 
-def test_only_the_events_that_were_asked_for_are_told(
-    webhook: Webhook, tell: Callable[..., list[Notification]]
-) -> None:
-    tell({"webhook_url_env": "NIGHT_HOOK", "events": ["failure", "deadline"]})
+def test_only_the_requested_events_are_notified(webhook: Webhook, notify: Callable[..., list[Notification]]) -> None:
+    notify({"webhook_url_env": "NIGHT_HOOK", "events": ["failure", "deadline"]})
     assert webhook.bodies == []
 
 
-def test_the_exit_hook_learns_all_from_its_environment(tell: Callable[..., list[Notification]], tmp_path: Path) -> None:
+def test_the_exit_hook_gets_the_event_in_its_environment(
+    notify: Callable[..., list[Notification]], tmp_path: Path
+) -> None:
     hook = tmp_path / "hook with a space"
-    hook.write_text(f'#!/bin/sh\nenv | grep ^HTC_ | sort > "{tmp_path}/told"\necho "$1" >> "{tmp_path}/told"\n')
+    hook.write_text(f'#!/bin/sh\nenv | grep ^HTC_ | sort > "{tmp_path}/received"\necho "$1" >> "{tmp_path}/received"\n')
     hook.chmod(0o755)
-    assert tell({"exit_hook": [str(hook), "$(no shell)"]}, event="failure", ending=FAILED) == []
-    told = (tmp_path / "told").read_text()
+    assert notify({"exit_hook": [str(hook), "$(no shell)"]}, event="failure", ending=FAILED) == []
+    received = (tmp_path / "received").read_text()
     for line in (
         "HTC_EVENT=failure",
         "HTC_SCHEDULE=nightly",
@@ -189,20 +195,22 @@ def test_the_exit_hook_learns_all_from_its_environment(tell: Callable[..., list[
         "HTC_IMAGES=1200",
         "$(no shell)",
     ):
-        assert line in told.split("\n")
+        assert line in received.split("\n")
 
 
-def test_a_hook_that_fails_is_noted(tell: Callable[..., list[Notification]]) -> None:
-    (failed,) = tell({"exit_hook": ["sh", "-c", "echo the pager is full >&2; exit 3"]})
+def test_a_failed_hook_is_recorded(notify: Callable[..., list[Notification]]) -> None:
+    (failed,) = notify({"exit_hook": ["sh", "-c", "echo the pager is full >&2; exit 3"]})
     assert failed.problem == "sh ended with exit code 3: the pager is full"
 
 
-def test_a_hook_that_is_not_there_is_noted(tell: Callable[..., list[Notification]]) -> None:
-    (failed,) = tell({"exit_hook": ["/nowhere/page-me"]})
+def test_a_missing_hook_is_recorded(notify: Callable[..., list[Notification]]) -> None:
+    (failed,) = notify({"exit_hook": ["/nowhere/page-me"]})
     assert failed.problem == "/nowhere/page-me cannot be run: No such file or directory"
 
 
-def test_a_hook_that_hangs_is_ended(tell: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "HOOK_TIMEOUT_S", 0.2)
-    (failed,) = tell({"exit_hook": ["sleep", "60"]})
+def test_a_hook_that_hangs_is_killed(
+    notify: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "HOOK_TIMEOUT_S", 0.2)
+    (failed,) = notify({"exit_hook": ["sleep", "60"]})
     assert failed.problem == "sleep did not end within 0.2 s"

@@ -1,19 +1,19 @@
-"""`htc scheduler` as a process: one per folder, woken by its alarms, and quick to leave."""
+"""`htc scheduler` as a process: one per folder, it finds what is due, and exits quickly."""
 
+import pickle
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-import time_machine
 
-from jobs.scheduling.alarms import Alarms, Times
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.schedule import build_schedule
@@ -26,7 +26,7 @@ PATIENCE_S = 30
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start `htc scheduler` in a folder of the test's; what still runs at the end is killed."""
+    """Start `htc scheduler` in the test's folder; processes that still run at the end are killed."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
@@ -41,7 +41,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
-    """Read the log until it says something; a process that ends without it says all it had to say."""
+    """Read the log until a line contains the words; return the log, or fail with it if the process ends first."""
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
@@ -73,7 +73,7 @@ service.run_scheduler(Path(home), local_runs=1, is_once="once" in flags, is_drai
 
 @pytest.fixture
 def start_stand_in(tmp_path: Path) -> Iterator[Start]:
-    """Start a scheduler whose runs last until there is a file `go`, with one that was asked for."""
+    """Start a scheduler whose runs last until there is a file `go`, with one requested run."""
     started: list[subprocess.Popen[str]] = []
     add(tmp_path)
     schedule = build_schedule({"name": "nightly", "spec": str(tmp_path / "job.yaml"), "cron": "0 0 1 1 *"})
@@ -94,7 +94,7 @@ def start_stand_in(tmp_path: Path) -> Iterator[Start]:
 
 
 def let_go(home: Path) -> None:
-    """Let the runs end that have begun."""
+    """Let the runs that have begun end."""
     for folder in (home / "firings").iterdir():
         (folder / "go").touch()
 
@@ -110,16 +110,16 @@ def test_a_second_scheduler_says_who_holds_the_folder(start: Start, tmp_path: Pa
     second = start()
     _, said = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 2
-    assert f"A scheduler works in {tmp_path} already (process {first.pid} on " in said
+    assert f"A scheduler is already running in {tmp_path} (process {first.pid} on " in said
     assert "--home" in said
-    # The one that is killed leaves no lock behind.
+    # A killed scheduler leaves no lock behind.
     first.send_signal(signal.SIGKILL)
     first.wait(PATIENCE_S)
     read_until(start(), "scheduler of")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_well(start: Start, number: int) -> None:
+def test_a_signal_ends_the_scheduler_cleanly(start: Start, number: int) -> None:
     process = start()
     read_until(process, "scheduler of")
     process.send_signal(number)
@@ -127,26 +127,26 @@ def test_a_signal_ends_it_well(start: Start, number: int) -> None:
     assert (process.returncode, said) == (0, "")
 
 
-def test_what_a_command_asks_for_is_done_by_the_scheduler_that_runs(
+def test_the_running_scheduler_does_what_a_command_requests(
     start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     process = start()
     read_until(process, "scheduler of")
-    add(tmp_path, notify={"exit_hook": ["sh", "-c", f"echo $HTC_STATUS $HTC_EXIT_CODE > {tmp_path}/told"]})
+    add(tmp_path, notify={"exit_hook": ["sh", "-c", f"echo $HTC_STATUS $HTC_EXIT_CODE > {tmp_path}/received"]})
     asked = [sys.executable, "-m", "jobs", "schedule", "run-now", "nightly", "--home", str(tmp_path)]
     assert subprocess.run(asked, check=False).returncode == 0
     read_until(process, "failed - There are no images in")
     give_up = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "told").exists() and time.monotonic() < give_up:
+    while not (tmp_path / "received").exists() and time.monotonic() < give_up:
         time.sleep(0.05)
-    assert (tmp_path / "told").read_text() == "failed 2\n"
+    assert (tmp_path / "received").read_text() == "failed 2\n"
     assert "No scheduler" not in capfd.readouterr().err
 
 
-def test_once_does_what_is_due_and_leaves(start: Start, tmp_path: Path) -> None:
+def test_once_runs_what_is_due_and_exits(start: Start, tmp_path: Path) -> None:
     add(tmp_path, catch_up_window_s=366 * 86_400)
     with closing(ScheduleStore(tmp_path)) as store:
-        # As if the year had begun while nobody was there.
+        # As if the year had begun while no scheduler was running.
         store.decide("nightly", datetime.now(UTC) - timedelta(days=365), [])
     process = start("--once")
     process.communicate(timeout=PATIENCE_S)
@@ -156,7 +156,7 @@ def test_once_does_what_is_due_and_leaves(start: Start, tmp_path: Path) -> None:
     assert firing.ending == Ending("failed", f"There are no images in {tmp_path}/in.", 2)
 
 
-def test_a_run_goes_on_when_the_scheduler_leaves_and_the_next_one_finds_it(
+def test_a_run_continues_when_the_scheduler_exits_and_the_next_one_finds_it(
     start_stand_in: Start, tmp_path: Path
 ) -> None:
     first = start_stand_in()
@@ -165,7 +165,7 @@ def test_a_run_goes_on_when_the_scheduler_leaves_and_the_next_one_finds_it(
     _, said = first.communicate(timeout=PATIENCE_S)
     name = last_firing(tmp_path).name
     assert first.returncode == 0
-    assert f"leaving; {name} goes on, and the next scheduler finds it" in said
+    assert f"exiting; {name} continues, and the next scheduler finds it" in said
     let_go(tmp_path)
     second = start_stand_in("once")
     second.communicate(timeout=PATIENCE_S)
@@ -184,47 +184,47 @@ def test_a_drained_scheduler_waits_for_the_run(start_stand_in: Start, tmp_path: 
     assert last_firing(tmp_path).state == "ended"
 
 
-@contextmanager
-def alarms_of(tmp_path: Path) -> Iterator[Alarms]:
-    """The alarms of a folder, as each scheduler begins and ends with them."""
-    begun = Alarms(tmp_path / "schedules # 1.sqlite")
-    begun.start()
-    try:
-        yield begun
-    finally:
-        begun.stop()
+OLD_JOB_STORE = """
+CREATE TABLE apscheduler_jobs (
+    id VARCHAR(191) NOT NULL, next_run_time FLOAT(25), job_state BLOB NOT NULL, PRIMARY KEY (id)
+);
+CREATE INDEX ix_apscheduler_jobs_next_run_time ON apscheduler_jobs (next_run_time);
+"""
 
 
-def stored_alarms(tmp_path: Path) -> dict[str, datetime]:
-    with closing(sqlite3.connect(tmp_path / "schedules # 1.sqlite")) as connection:
-        rows = connection.execute("SELECT id, next_run_time FROM apscheduler_jobs").fetchall()
-    return {name: datetime.fromtimestamp(seconds, UTC) for name, seconds in rows}
+def test_a_folder_with_the_alarms_of_release_0_1_still_works(start: Start, tmp_path: Path) -> None:
+    # That release kept the next time of each schedule in APScheduler's table, in the same file.
+    add(tmp_path, catch_up_window_s=366 * 86_400)
+    state = {"version": 1, "id": "nightly", "func": "jobs.scheduling.alarms:ring", "args": (), "kwargs": {}}
+    alarm = ("nightly", datetime(2020, 1, 1, tzinfo=UTC).timestamp(), pickle.dumps(state))
+    with closing(sqlite3.connect(tmp_path / "schedules.sqlite")) as connection:
+        connection.executescript(OLD_JOB_STORE)
+        connection.execute("INSERT INTO apscheduler_jobs VALUES (?, ?, ?)", alarm)
+        connection.commit()
+    with closing(ScheduleStore(tmp_path)) as store:
+        store.decide("nightly", datetime.now(UTC) - timedelta(days=365), [])
+    process = start("--once")
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert last_firing(tmp_path).kind == "caught_up"
+    # Left in place, so that the earlier release can be installed again.
+    with closing(sqlite3.connect(tmp_path / "schedules.sqlite")) as connection:
+        assert connection.execute("SELECT * FROM apscheduler_jobs").fetchall() == [alarm]
 
 
-def test_the_alarm_of_each_schedule_is_in_apschedulers_own_store(tmp_path: Path) -> None:
-    yearly, weekly = Times("0 0 1 1 *", "Europe/Berlin"), Times("0 0 * * 0", "UTC")
-    with alarms_of(tmp_path) as alarms:
-        alarms.set({"yearly": yearly, "weekly": weekly})
-    found = stored_alarms(tmp_path)
-    assert set(found) == {"yearly", "weekly"}
-    assert f"{found['yearly']:%m-%d %H:%M}" == "12-31 23:00"
-    # Cron's Sunday, not APScheduler's Monday.
-    assert f"{found['weekly']:%a %H:%M}" == "Sun 00:00"
-    with alarms_of(tmp_path) as alarms:
-        alarms.set({"yearly": yearly})
-    assert set(stored_alarms(tmp_path)) == {"yearly"}
+def test_the_function_that_old_job_stores_name_can_be_imported() -> None:
+    module, _, name = "jobs.scheduling.alarms:ring".partition(":")
+    assert callable(getattr(import_module(module), name))
 
 
-def test_an_alarm_that_came_while_nobody_was_there_rings_at_the_start_and_goes_on(tmp_path: Path) -> None:
-    with time_machine.travel(datetime(2020, 6, 1, tzinfo=UTC)), alarms_of(tmp_path) as alarms:
-        alarms.set({"yearly": Times("0 0 1 1 *", "UTC")})
-        assert not alarms.wait(0)
-    assert stored_alarms(tmp_path) == {"yearly": datetime(2021, 1, 1, tzinfo=UTC)}
-    with alarms_of(tmp_path) as alarms:
-        assert alarms.wait(PATIENCE_S)
-        give_up = time.monotonic() + PATIENCE_S
-        while stored_alarms(tmp_path)["yearly"] < datetime.now(UTC) and time.monotonic() < give_up:
-            time.sleep(0.01)
-    following = stored_alarms(tmp_path)["yearly"]
-    assert following > datetime.now(UTC)
-    assert f"{following:%m-%d}" == "01-01"
+def test_a_schedule_fires_at_its_time_without_an_alarm(start: Start, tmp_path: Path) -> None:
+    process = start()
+    read_until(process, "scheduler of")
+    # Added while the scheduler runs, and last decided a minute ago.
+    add(tmp_path, cron="* * * * *")
+    with closing(ScheduleStore(tmp_path)) as store:
+        store.decide("nightly", datetime.now(UTC) - timedelta(minutes=1), [])
+    read_until(process, "failed - There are no images in")
+    firing = last_firing(tmp_path)
+    assert firing.scheduled.second == 0
+    assert firing.kind in {"cron", "caught_up"}

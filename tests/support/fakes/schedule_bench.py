@@ -1,4 +1,4 @@
-"""A scheduler's engine with a clock moved by hand, and a place where runs last as long as one says."""
+"""A scheduler's engine with a manual clock, and a launcher whose runs last as long as the test says."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,8 +14,8 @@ from pipeline.errors import HtcError
 Lasts = Callable[[Firing], float]
 
 
-class StandInPlace:
-    """A launcher whose runs take no time of this machine; it outlives the schedulers, as real runs do.
+class FakeLauncher:
+    """A launcher whose runs take no real time; it outlives the schedulers, as real runs do.
 
     lasts: seconds that a run takes. started: the firings, as often as they were started. trouble: raised by `start`.
     """
@@ -37,7 +37,7 @@ class StandInPlace:
             self._ends[firing.name] = self._clock.now + timedelta(seconds=self.lasts(firing))
         return f"handle of {firing.name}"
 
-    def look(self, firing: Firing) -> LaunchStatus:
+    def check(self, firing: Firing) -> LaunchStatus:
         end = self._ends.get(firing.name)
         if end is None:
             return LaunchStatus("gone")
@@ -52,27 +52,27 @@ class StandInPlace:
             self.endings[firing.name] = Ending("interrupted", "Stopped.", 1)
 
     def kill(self, name: str) -> None:
-        """Let a run vanish without a word."""
+        """Let a run vanish without an ending."""
         del self._ends[name]
 
     def going(self) -> list[str]:
-        """Which runs go on now."""
+        """Return the runs in progress."""
         return [name for name, end in self._ends.items() if self._clock.now < end]
 
 
 class Clock:
-    """The time, moved by hand."""
+    """A clock that the test moves."""
 
     def __init__(self, start: datetime) -> None:
         self.now = start
 
 
 class ScheduleBench:
-    """Schedules in a folder, a scheduler that can be killed, and the hours passing."""
+    """Schedules in a folder, a scheduler that can be replaced, and a clock that the test moves."""
 
     def __init__(self, home: Path, start: str, lasts: float | Lasts = 10.0, local_runs: int = 10) -> None:
         self.clock = Clock(datetime.fromisoformat(start).astimezone(UTC))
-        self.place = StandInPlace(self.clock, lasts if callable(lasts) else lambda _: lasts)
+        self.launcher = FakeLauncher(self.clock, lasts if callable(lasts) else lambda _: lasts)
         self.store = ScheduleStore(home)
         self.spec = home / "job.yaml"
         self.spec.write_text(f"input: {{uri: {home}/in}}\noutput: {{uri: {home}/out}}\n")
@@ -86,7 +86,7 @@ class ScheduleBench:
         return schedule
 
     def pass_time(self, *, minutes: float = 0, until: str | None = None, step_s: float = 5.0) -> None:
-        """Let the time pass, with a scheduler that looks every few seconds."""
+        """Let the time pass, with a scheduler that steps every few seconds."""
         end = datetime.fromisoformat(until) if until else self.clock.now + timedelta(minutes=minutes)
         while self.clock.now < end:
             self.clock.now = min(end.astimezone(UTC), self.clock.now + timedelta(seconds=step_s))
@@ -101,12 +101,12 @@ class ScheduleBench:
         self.engine.step()
 
     def outcomes(self, schedule: str | None = None) -> dict[str, str]:
-        """What became of each firing, the oldest first."""
+        """Return the outcome of each firing, oldest first."""
         firings = reversed(self.store.history(schedule, 10_000))
         return {firing.name: firing.ending.outcome if firing.ending else firing.state for firing in firings}
 
     def minutes(self, schedule: str | None = None) -> Mapping[str, str]:
-        """The same, by the minute: {"02:30": "complete"}."""
+        """Return the same by the minute: {"02:30": "complete"}."""
         found = {}
         for firing in reversed(self.store.history(schedule, 10_000)):
             outcome = firing.ending.outcome if firing.ending else firing.state
@@ -114,4 +114,4 @@ class ScheduleBench:
         return found
 
     def _new_engine(self) -> Engine:
-        return Engine(self.store, lambda _: self.place, lambda: self.clock.now, local_runs=self._local_runs)
+        return Engine(self.store, lambda _: self.launcher, lambda: self.clock.now, local_runs=self._local_runs)

@@ -22,8 +22,8 @@ NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 class FakeJobs:
     """`JobsClient` without a cluster.
 
-    jobs: by id, in the order of submission. specs: the job.yaml of each, as the cluster got it. submitted: all that was
-    asked for. rivals: jobs that appear while one is being submitted.
+    jobs: by id, in the order of submission. specs: the job.yaml of each, as the cluster got it. submitted: all
+    requests. rivals: jobs that appear while one is being submitted.
     """
 
     jobs: dict[str, JobState] = field(default_factory=dict)
@@ -62,10 +62,10 @@ class FakeJobs:
         return list(self.jobs.values())[::-1]
 
     def stop(self, job_id: str) -> bool:
-        was_going = not self.state(job_id).is_ended
-        if was_going:
+        was_running = not self.state(job_id).is_ended
+        if was_running:
             self.end(job_id, "stopped")
-        return was_going
+        return was_running
 
     def end(self, job_id: str, phase: Phase, exit_code: int | None = None, message: str = "") -> None:
         """Let a job end."""
@@ -77,7 +77,7 @@ class FakeJobs:
         return "".join(piece for piece in self.pieces if isinstance(piece, str))
 
     def tail(self, job_id: str) -> Iterator[str]:
-        """The pieces up to an exception, which is raised once; told again from the beginning the next time."""
+        """Yield the pieces up to an exception, which is raised once; the next call starts from the beginning."""
         for number, piece in enumerate(self.pieces):
             if isinstance(piece, Exception):
                 del self.pieces[number]
@@ -98,7 +98,7 @@ def dashboard(*, status: int = 200, ray_version: str = "", body: str | None = No
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # Packages are there already: nobody wants to see them.
+            # Every package exists already, so that none is uploaded.
             self._answer(version if self.path == "/api/version" else [])
 
         def do_POST(self) -> None:

@@ -1,7 +1,7 @@
-"""A Ray cluster of several nodes on this machine with its dashboard, in a process of its own:
+"""A Ray cluster of several nodes with a dashboard on this machine, in a separate process:
 python real_cluster.py FOLDER NODES.
 
-It says its URL and the raylets of its worker nodes as one JSON line, and ends with its standard input.
+It prints its URL and the raylets of its worker nodes as one JSON line, and ends when its standard input closes.
 """
 
 import json
@@ -32,9 +32,9 @@ class RealCluster:
     raylets: list[int]
 
     def kill_node(self, number: int) -> None:
-        """End a worker node as a power cut does, with all that runs on it."""
+        """Kill a worker node and all its processes, as a power cut does."""
         raylet = psutil.Process(self.raylets[number])
-        # Workers outlive their raylet, and can even end their shard before anybody notices.
+        # Workers outlive their raylet, and could finish their shard before Ray detects its death.
         for process in [*raylet.children(recursive=True), raylet]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -42,12 +42,12 @@ class RealCluster:
 
 @contextmanager
 def real_cluster(nodes: int, environment: Mapping[str, str]) -> Iterator[RealCluster]:
-    """Run a cluster for the time of the block: a head, without cores if there are nodes of one core each.
+    """Run a cluster for the block: a head, which has no cores if there are worker nodes of one core each.
 
     Args:
-        environment: of its processes, beside this process's own.
+        environment: of its processes, in addition to this process's environment.
     """
-    # Ray's sockets lie below it, and a socket's path has at most 107 characters.
+    # Ray's sockets are below it, and a socket's path has at most 107 characters.
     folder = tempfile.mkdtemp(prefix="htc-ray-")
     command = [sys.executable, __file__, folder, str(nodes)]
     # A job's `python` is the first on the PATH where Ray was started, which a test run by its path has not set.
@@ -83,7 +83,7 @@ class Done:
 
 
 def htc(*arguments: str, environment: Mapping[str, str] | None = None) -> Done:
-    """Run one `htc` command in a process of its own."""
+    """Run one `htc` command in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *arguments],
         capture_output=True,
@@ -96,7 +96,7 @@ def htc(*arguments: str, environment: Mapping[str, str] | None = None) -> Done:
 
 
 def wait_until(is_true: Callable[[], object], timeout_s: float = 120.0) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     end_s = time.monotonic() + timeout_s
     while not is_true():
         if time.monotonic() > end_s:
@@ -105,7 +105,7 @@ def wait_until(is_true: Callable[[], object], timeout_s: float = 120.0) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -117,14 +117,14 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     folder, nodes = Path(sys.argv[1]) / "ray", int(sys.argv[2])
-    # Ray writes a file there before it makes the folder.
+    # Ray writes a file there before it creates the folder.
     folder.mkdir()
     port = free_port()
     head = {"num_cpus": 0 if nodes else 1, "include_dashboard": True, "dashboard_port": port, "temp_dir": str(folder)}
-    # Jobs are started through it, and its own port is taken where another Ray runs on this machine.
+    # Jobs are started through it, and its default port is taken if another Ray runs on this machine.
     head["dashboard_agent_listen_port"] = free_port()
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})
-    # As `ray start` does: otherwise a job looks for any Ray on this machine, and other tests have theirs.
+    # As `ray start` does: otherwise a job connects to any Ray on this machine, such as another test's.
     write_ray_address(cluster.address, str(folder))
     added = [cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES) for _ in range(nodes)]
     raylets = [node.all_processes["raylet"][0].process.pid for node in added]

@@ -268,13 +268,13 @@ def test_the_columns_are_part_of_what_a_run_is_only_where_they_are_chosen(tmp_pa
 
 
 def test_the_flags_reach_the_spec(tmp_path: Path) -> None:
-    from jobs.cli.options import load_job_spec
+    from jobs.cli.options import JobFlags, load_job_spec
 
     given = {"input_uri": str(tmp_path), "output_uri": str(tmp_path / "out")}
-    assert load_job_spec({**given, "image_column": "mask"}).input.image_column == "mask"
-    assert load_job_spec({**given, "uri_column": "link"}).input.uri_column == "link"
+    assert load_job_spec(None, JobFlags(image_column="mask"), **given).input.image_column == "mask"
+    assert load_job_spec(None, JobFlags(uri_column="link"), **given).input.uri_column == "link"
     with pytest.raises(SpecError, match="exclude"):
-        load_job_spec({**given, "image_column": "mask", "uri_column": "link"})
+        load_job_spec(None, JobFlags(image_column="mask", uri_column="link"), **given)
 
 
 @pytest.mark.parametrize("store_schema", [True, False])
