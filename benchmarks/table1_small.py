@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from table1_data import write_documents  # noqa: E402
 from table1_report import MAIN_SYSTEMS, SWITCHES_ALONE, describe_cells  # noqa: E402
 
-from htc_model.training.plots import read_metrics  # noqa: E402
+from htc_model.training.metrics_file import read_metrics  # noqa: E402
 from htc_model.training.spec import TrainingSpec  # noqa: E402
 from htc_model.weights.load import load_weights, save_weights  # noqa: E402
 from pipeline.training.single import train_alone  # noqa: E402

@@ -29,19 +29,19 @@ from htc_model.structures import ImageBatch  # noqa: E402
 from htc_model.training import cascade_losses as stage  # noqa: E402
 from htc_model.training import detector_losses as step  # noqa: E402
 from htc_model.training.ema import WeightAverage  # noqa: E402
-from htc_model.training.freezing import freeze_trunk, set_training_mode  # noqa: E402
+from htc_model.training.freezing import freeze_backbone, set_training_mode  # noqa: E402
 from htc_model.training.pretrained import initialise_heads  # noqa: E402
 from htc_model.training.targets import Truth  # noqa: E402
-from htc_model.training.train_config import TrainingRules, rules_for  # noqa: E402
+from htc_model.training.train_config import TrainConfig, train_config_for  # noqa: E402
 
 PARTS = {
-    "train_proposals": "proposal losses",
+    "compute_rpn_losses": "proposal losses",
     "select_training_proposals": "proposals",
     "_run_semantic": "semantic branch",
-    "sample_stage": "assignment and sampling",
-    "train_boxes": "box heads",
+    "sample_stage_rois": "assignment and sampling",
+    "compute_box_losses": "box heads",
     "refine_boxes": "refinement",
-    "train_masks": "mask heads",
+    "compute_mask_loss": "mask heads",
 }
 
 
@@ -87,7 +87,7 @@ def build_scene(batch: int, height: int, width: int) -> tuple[ImageBatch, list[T
     return ImageBatch(pixels, sizes, sizes), [truth] * batch
 
 
-def measure(model: HTC, rules: TrainingRules, batch: ImageBatch, truths: list[Truth], steps: int) -> dict[str, float]:
+def measure(model: HTC, rules: TrainConfig, batch: ImageBatch, truths: list[Truth], steps: int) -> dict[str, float]:
     """CPU seconds per image by part, mean over steps; one more step warms up."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5)
@@ -98,7 +98,7 @@ def measure(model: HTC, rules: TrainingRules, batch: ImageBatch, truths: list[Tr
             spent.clear()
         started = time.process_time()
         with timed_parts(model, spent):
-            total = step.run_step(model, batch, truths, rules).total
+            total = step.compute_losses(model, batch, truths, rules).total
         forward_done = time.process_time()
         optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -122,9 +122,9 @@ def main() -> int:
     config = replace(load_preset("htc_lite0_fpn"), classes=("person",), category_ids=(1,), semantic_classes=2)
     model = build_model(config).to(memory_format=torch.channels_last)
     initialise_heads(model)
-    freeze_trunk(model, arguments.frozen)
+    freeze_backbone(model, arguments.frozen)
     set_training_mode(model, has_frozen_batch_norm=True)
-    rules = rules_for(config)
+    rules = train_config_for(config)
     rules = replace(rules, proposals=300, roi_sample=replace(rules.roi_sample, count=arguments.rois))
     batch, truths = build_scene(arguments.batch, arguments.short_side, arguments.long_side)
     ours = measure(model, rules, batch, truths, arguments.steps)

@@ -3,24 +3,24 @@
 import numpy as np
 import pytest
 
-from htc_model.training.annotations import read_annotations
+from htc_model.training.coco_reader import read_annotations
 from htc_model.training.augment import (
     Augmentation,
-    augment_picture,
-    crop_picture,
-    flip_picture,
+    augment_image,
+    crop_image,
+    flip_image,
     paste_objects,
 )
-from htc_model.training.samples import Picture, load_picture, mask_boxes, resize_picture
+from htc_model.training.samples import TrainingImage, load_training_image, mask_boxes, resize_image
 from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document
 
 
 @pytest.fixture
-def picture() -> Picture:
-    return load_picture(read_annotations(small_document(1)).images[0], draw_image)
+def picture() -> TrainingImage:
+    return load_training_image(read_annotations(small_document(1)).images[0], draw_image)
 
 
-def is_bright(picture: Picture) -> np.ndarray:
+def is_bright(picture: TrainingImage) -> np.ndarray:
     return picture.image[..., 0] > 130
 
 
@@ -31,9 +31,9 @@ def test_masks_lie_on_their_objects(picture):
 @pytest.mark.parametrize("change", ["flip", "crop", "resize"])
 def test_masks_move_with_the_picture(picture, change):
     changed = {
-        "flip": flip_picture,
-        "crop": lambda p: crop_picture(p, 5, 9, (70, 80)),
-        "resize": lambda p: resize_picture(p, (2 * SIDE, 2 * SIDE)),
+        "flip": flip_image,
+        "crop": lambda p: crop_image(p, 5, 9, (70, 80)),
+        "resize": lambda p: resize_image(p, (2 * SIDE, 2 * SIDE)),
     }[change](picture)
     disagreement = ((changed.masks[0] > 0) != is_bright(changed)).mean()
     assert disagreement < 0.005
@@ -48,11 +48,11 @@ def test_boxes_are_tight():
 
 def test_objects_cut_away_are_dropped(picture):
     x1, y1, _, _ = mask_boxes(picture.masks)[0].astype(int).tolist()
-    assert len(crop_picture(picture, 0, 0, (max(y1, 1), max(x1, 1))).labels) == 0
+    assert len(crop_image(picture, 0, 0, (max(y1, 1), max(x1, 1))).labels) == 0
 
 
 def test_pasted_objects_hide_what_is_below(picture):
-    donor = flip_picture(picture)
+    donor = flip_image(picture)
     pasted = paste_objects(picture, donor, np.random.default_rng(0))
     assert len(pasted.labels) == 2
     assert np.array_equal(pasted.masks[-1], donor.masks[0])
@@ -66,7 +66,7 @@ def test_the_generator_decides_everything(picture):
     augmentation = Augmentation(scale=(0.5, 2.0), colour=0.4, copy_paste=1.0)
     resize = small_config().resize
     first, again, other = (
-        augment_picture(picture, picture, augmentation, resize, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        augment_image(picture, picture, augmentation, resize, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.masks, again.masks)
@@ -76,7 +76,7 @@ def test_the_generator_decides_everything(picture):
 def test_jitter_never_exceeds_the_usual_size(picture):
     resize = small_config().resize
     sizes = [
-        augment_picture(picture, None, Augmentation(scale=(0.5, 2.0)), resize, np.random.default_rng(seed)).size
+        augment_image(picture, None, Augmentation(scale=(0.5, 2.0)), resize, np.random.default_rng(seed)).size
         for seed in range(20)
     ]
     assert max(sizes) == (SIDE, SIDE)
@@ -84,5 +84,5 @@ def test_jitter_never_exceeds_the_usual_size(picture):
 
 
 def test_without_augmentation_a_picture_is_only_brought_to_scale(picture):
-    same = augment_picture(picture, None, Augmentation(flip=0), small_config().resize, np.random.default_rng(0))
+    same = augment_image(picture, None, Augmentation(flip=0), small_config().resize, np.random.default_rng(0))
     assert np.array_equal(same.image, picture.image)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from htc_model.training.annotations import AnnotationError, read_annotations
+from htc_model.training.annotations import AnnotationError
+from htc_model.training.coco_reader import read_annotations
 from htc_model.training.augment import Augmentation
-from htc_model.training.dataset import BatchPlan, TrainingPictures, iterate_batches
+from htc_model.training.dataset import BatchPlan, TrainingDataset, iterate_batches
 from tests.support.builders.training_data import draw_image, small_config, small_document
 
 RATIOS = [1.5, 0.7, 1.4, 0.6, 1.3, 0.8, 1.2]
@@ -44,7 +45,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
 def pictures(load_image=draw_image, count=6):
     annotations = read_annotations(small_document(count))
     augmentation = Augmentation(scale=(0.7, 1.3), colour=0.3, copy_paste=0.5)
-    return TrainingPictures(annotations, load_image, small_config(), augmentation, seed=3)
+    return TrainingDataset(annotations, load_image, small_config(), augmentation, seed=3)
 
 
 def test_a_batch_depends_on_its_place_alone():

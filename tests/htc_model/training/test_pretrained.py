@@ -11,7 +11,7 @@ from torch import nn
 
 from htc_model.config import ModelConfigError
 from htc_model.network.detector import build_model
-from htc_model.training.freezing import freeze_trunk, set_training_mode
+from htc_model.training.freezing import freeze_backbone, set_training_mode
 from htc_model.training.pretrained import (
     describe_reinitialised,
     initialise_heads,
@@ -114,7 +114,7 @@ def test_fresh_heads_propose_and_class_almost_nothing():
 )
 def test_freezing_stops_the_stem_and_the_first_stages(stages, expected):
     model = build_model(small_config())
-    frozen = freeze_trunk(model, stages)
+    frozen = freeze_backbone(model, stages)
     parts = {".".join(name.split(".")[1 : 3 if "blocks" in name else 2]) for name in frozen}
     assert parts == expected
     names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -134,4 +134,4 @@ def test_frozen_norms_keep_their_statistics_but_learn():
 
 def test_an_impossible_stage_is_refused():
     with pytest.raises(ModelConfigError, match="not 5"):
-        freeze_trunk(build_model(small_config()), 5)
+        freeze_backbone(build_model(small_config()), 5)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from htc_model.config import load_preset
-from htc_model.training.annotations import read_annotations
-from htc_model.training.augment import Augmentation, augment_picture, crop_picture, flip_picture, paste_objects
-from htc_model.training.build import training_config
-from htc_model.training.dataset import TrainingPictures
-from htc_model.training.samples import build_truth, load_picture, resize_picture
+from htc_model.training.coco_reader import read_annotations
+from htc_model.training.augment import Augmentation, augment_image, crop_image, flip_image, paste_objects
+from htc_model.training.build import build_model_config
+from htc_model.training.dataset import TrainingDataset
+from htc_model.training.samples import build_truth, load_training_image, resize_image
 from htc_model.training.spec import ModelSection
 from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document, small_spec
 
@@ -32,7 +32,7 @@ def annotations(images=1):
 
 @pytest.fixture
 def picture():
-    return load_picture(annotations().images[0], draw_image, draw_stuff)
+    return load_training_image(annotations().images[0], draw_image, draw_stuff)
 
 
 def test_the_map_is_the_target_as_it_is(picture):
@@ -45,9 +45,9 @@ def test_the_map_is_the_target_as_it_is(picture):
 @pytest.mark.parametrize("change", ["flip", "crop", "resize"])
 def test_the_map_moves_with_the_picture(picture, change):
     changed = {
-        "flip": flip_picture,
-        "crop": lambda p: crop_picture(p, 5, 9, (70, 80)),
-        "resize": lambda p: resize_picture(p, (2 * SIDE, 2 * SIDE)),
+        "flip": flip_image,
+        "crop": lambda p: crop_image(p, 5, 9, (70, 80)),
+        "resize": lambda p: resize_image(p, (2 * SIDE, 2 * SIDE)),
     }[change](picture)
     assert changed.stuff.shape == changed.size
     is_thing, is_known = changed.stuff == THING, changed.stuff != 255
@@ -56,7 +56,7 @@ def test_the_map_moves_with_the_picture(picture, change):
 
 
 def test_a_pasted_object_brings_its_label(picture):
-    donor = replace(flip_picture(picture), stuff=np.full((SIDE, SIDE), 9, np.uint8))
+    donor = replace(flip_image(picture), stuff=np.full((SIDE, SIDE), 9, np.uint8))
     pasted = paste_objects(picture, donor, np.random.default_rng(0))
     is_pasted = donor.masks[0] > 0
     assert (pasted.stuff[is_pasted] == 9).all()
@@ -67,14 +67,14 @@ def test_a_pasted_object_brings_its_label(picture):
 def test_all_augmentations_together_keep_the_map_fitting(picture):
     augmentation = Augmentation(scale=(0.5, 2.0), colour=0.4, copy_paste=1.0)
     random = np.random.default_rng(1)
-    changed = augment_picture(picture, picture, augmentation, small_config().resize, random)
+    changed = augment_image(picture, picture, augmentation, small_config().resize, random)
     assert changed.stuff.shape == changed.size
     assert set(np.unique(changed.stuff)) <= {THING, GRASS, 255}
 
 
 def pictures(load_stuff, **changes):
     config = small_config(semantic_classes=20, **changes)
-    return TrainingPictures(annotations(4), draw_image, config, Augmentation(), 0, load_stuff=load_stuff)
+    return TrainingDataset(annotations(4), draw_image, config, Augmentation(), 0, load_stuff=load_stuff)
 
 
 def test_training_reads_the_maps_only_for_a_semantic_branch():
@@ -104,7 +104,7 @@ def test_a_map_that_does_not_fit_is_named_and_its_picture_replaced(stuff, reason
 def test_classes_are_the_maps_own_or_cocos_or_follow_from_the_objects():
     def classes(has_stuff, **values):
         section = ModelSection(**values)
-        return training_config(section, ["a", "b"], [1, 2], has_stuff=has_stuff).semantic_classes
+        return build_model_config(section, ["a", "b"], [1, 2], has_stuff=has_stuff).semantic_classes
 
     assert classes(False) == 3
     assert classes(True) == load_preset("htc_lite0_fpn").semantic_classes == 183

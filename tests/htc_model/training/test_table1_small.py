@@ -11,7 +11,7 @@ from benchmarks import table1_small
 from benchmarks.table1_report import describe_cells, paired_gains
 from htc_model.config import load_preset
 from htc_model.network.detector import build_model
-from htc_model.training.build import build_training_model, training_config
+from htc_model.training.build import build_training_model, build_model_config
 from htc_model.training.spec import ModelSection
 from htc_model.weights.load import load_weights, save_weights
 from tests.support.builders.training_data import SIDE, draw_image, small_document
@@ -127,7 +127,7 @@ def test_the_table_gives_mean_spread_and_gain_by_seed_beside_the_papers():
 
 def layers_of(system):
     section = ModelSection(initial="none", classes=("person",), **table1_small.SYSTEMS[system])
-    config = training_config(section, ["person"], [1])
+    config = build_model_config(section, ["person"], [1])
     spec = table1_small.TrainingSpec.model_validate(
         {"train": [{"annotations": "a", "images": "b"}], "output": "out", "seed": 5, "model": section}
     )

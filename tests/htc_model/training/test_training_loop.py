@@ -9,7 +9,7 @@ import torch
 from htc_model.config import ModelConfigError, config_from_dict
 from htc_model.network.detector import build_model
 from htc_model.training import loop
-from htc_model.training.annotations import read_annotations
+from htc_model.training.coco_reader import read_annotations
 from htc_model.training.build import build_training_model
 from htc_model.training.checkpoint import CheckpointError
 from htc_model.training.loop import TrainingStoppedError
@@ -224,7 +224,7 @@ def test_out_of_memory_says_which_setting_to_lower(tmp_path, monkeypatch, error)
     def exhausted(*arguments, **named):
         raise error
 
-    monkeypatch.setattr(loop, "run_step", exhausted)
+    monkeypatch.setattr(loop, "compute_losses", exhausted)
     with pytest.raises(TrainingStoppedError, match=r"batch .*\.png.*; lower batch_size, then model.short_side"):
         train(tmp_path)
 
@@ -233,7 +233,7 @@ def test_another_failure_is_not_taken_for_lack_of_memory(tmp_path, monkeypatch):
     def failing(*arguments, **named):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(loop, "run_step", failing)
+    monkeypatch.setattr(loop, "compute_losses", failing)
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(tmp_path)
 

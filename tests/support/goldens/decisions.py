@@ -23,7 +23,7 @@ from htc_model.network.detector import HTC
 from htc_model.network.resnet import STRIDES
 from htc_model.network.roi_align import roi_levels
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
-from htc_model.network.semantic_head import STRIDE as SEMANTIC_STRIDE
+from htc_model.network.semantic_head import SEMANTIC_STRIDE
 from htc_model.structures import ImageBatch
 
 Reason = Literal["score threshold", "NMS overlap", "NMS order", "follows another", "cut", "RoI grid", "proposal"]

@@ -22,10 +22,10 @@ from htc_model.masks.rle import decode_rle
 from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.detector import HTC, build_model
 from htc_model.structures import ImageBatch, Rle
-from htc_model.training.detector_losses import StepTrace, run_step
-from htc_model.training.freezing import RESNET_FROZEN_STAGES, freeze_trunk, set_training_mode
+from htc_model.training.detector_losses import StepTrace, compute_losses
+from htc_model.training.freezing import RESNET_FROZEN_STAGES, freeze_backbone, set_training_mode
 from htc_model.training.targets import RoiSample, Truth
-from htc_model.training.train_config import rules_for
+from htc_model.training.train_config import train_config_for
 from htc_model.weights.untrained import untrained_state
 from tests.support.paths import DATA
 
@@ -86,7 +86,7 @@ def run_golden(golden: Golden) -> GoldenStep:
     meta = golden["meta"]
     model = build_model(PRESET_OF_LOSS_GOLDEN[meta["model"]])
     model.load_state_dict(untrained_state(model.state_dict()))
-    freeze_trunk(model, RESNET_FROZEN_STAGES)
+    freeze_backbone(model, RESNET_FROZEN_STAGES)
     set_training_mode(model, has_frozen_batch_norm=True)
     count = len(meta["photos"])
     batch = _golden_batch(golden, model.config.resize)
@@ -95,8 +95,8 @@ def run_golden(golden: Golden) -> GoldenStep:
     if meta["variant"] == "fixed":
         given = torch.from_numpy(golden["props"])
         proposals = [given[given[:, 0] == index, 1:] for index in range(count)]
-    rules = rules_for(model.config).take_all(GOLDEN_PROPOSALS)
-    trace = run_step(model, batch, truths, rules, proposals=proposals)
+    rules = train_config_for(model.config).take_all(GOLDEN_PROPOSALS)
+    trace = compute_losses(model, batch, truths, rules, proposals=proposals)
     trace.total.backward()
     return GoldenStep(model, batch, trace)
 
@@ -163,10 +163,10 @@ def _loss_rows(golden: Golden, trace: StepTrace) -> Iterator[StepRow]:
 
 
 def _anchor_rows(golden: Golden, trace: StepTrace) -> Iterator[StepRow]:
-    assigned = torch.stack(trace.proposing.assigned).clamp(max=0)
+    assigned = torch.stack(trace.rpn.assigned).clamp(max=0)
     # Ours: an object's index, -1 background, -2 unused. The golden's: 1, 0, -1.
     yield _equality_row("rpn.assign", assigned + 1, golden["rpn.assign"])
-    targets = trace.proposing.targets
+    targets = trace.rpn.targets
     yield _equality_row("rpn.pos_gt", torch.cat([t.gt_indices for t in targets]), golden["rpn.pos_gt"])
     factor = torch.tensor(sum(image.sample.average_factor for image in targets))
     yield _equality_row("rpn.avg_factor", factor, golden["rpn.avg_factor"])

@@ -25,7 +25,7 @@ from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.detector import HTC, build_model
 from htc_model.network.roi_align import pool_map, pool_pyramid, roi_levels
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
-from htc_model.network.semantic_head import STRIDE as SEMANTIC_STRIDE
+from htc_model.network.semantic_head import SEMANTIC_STRIDE
 from htc_model.structures import ImageBatch, RawDetections
 from htc_model.weights.untrained import untrained_state
 from pipeline.inputs.decode import batch_from_bytes

@@ -175,8 +175,8 @@ def test_other_classes_are_left_out_without_being_bad():
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([], "no COCO annotation file"),
-        ({"images": [], "annotations": []}, "no COCO annotation file"),
+        ([], "COCO annotation file"),
+        ({"images": [], "annotations": []}, "COCO annotation file"),
         ({"images": [], "annotations": [], "categories": []}, "No image has an object to train on"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from htc_model.training.ema import WeightAverage
-from htc_model.training.schedule import learning_rate_factor
+from htc_model.training.learning_rate import learning_rate_factor
 
 
 def factors(kind):
