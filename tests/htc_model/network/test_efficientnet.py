@@ -8,7 +8,7 @@ import torch
 
 from htc_model.config import load_preset
 from htc_model.preprocess import padded_size
-from tests.support.builders.networks import assert_wellformed, photo, photo_batch, untrained_model
+from tests.support.builders.networks import assert_wellformed, image_batch, reference_image, untrained_model
 
 CONFIG = load_preset("htc_lite0_fpn")
 
@@ -17,7 +17,7 @@ def test_fewer_than_twelve_million_parameters() -> None:
     assert sum(p.numel() for p in untrained_model(CONFIG).parameters()) <= 12_000_000
 
 
-def test_it_is_a_whole_htc_on_small_pictures() -> None:
+def test_it_is_a_whole_htc_on_small_images() -> None:
     assert CONFIG.interleaved
     assert CONFIG.mask_info_flow
     assert CONFIG.semantic
@@ -49,7 +49,7 @@ def test_trunk_is_timms() -> None:
 
 
 def test_detects_on_a_photo() -> None:
-    (raw,) = untrained_model(CONFIG).infer(photo_batch(CONFIG, photo()))
+    (raw,) = untrained_model(CONFIG).infer(image_batch(CONFIG, reference_image()))
     assert_wellformed(raw, CONFIG)
 
 

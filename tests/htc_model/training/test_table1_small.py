@@ -11,7 +11,7 @@ from benchmarks import table1_small
 from benchmarks.table1_report import describe_cells, paired_gains
 from htc_model.config import load_preset
 from htc_model.network.detector import build_model
-from htc_model.training.build import build_training_model, build_model_config
+from htc_model.training.build import build_model_config, build_training_model
 from htc_model.training.spec import ModelSection
 from htc_model.weights.load import load_weights, save_weights
 from tests.support.builders.training_data import SIDE, draw_image, small_document

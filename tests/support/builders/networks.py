@@ -1,4 +1,4 @@
-"""Small networks and pictures that tests of the network share."""
+"""Small networks and images that tests of the network share."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -35,15 +35,15 @@ def untrained_model(config: ModelConfig) -> HTC:
     return model.eval()
 
 
-def photo(name: str = "p0_397133.jpg") -> np.ndarray:
+def reference_image(name: str = "p0_397133.jpg") -> np.ndarray:
     """One of the reference photos, [H, W, 3] uint8 RGB."""
     with Image.open(DATA / "images" / name) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def photo_batch(config: ModelConfig, *images: np.ndarray) -> ImageBatch:
-    """A batch of the given pictures, or of one photo."""
-    return build_batch(images or (photo(),), config)
+def image_batch(config: ModelConfig, *images: np.ndarray) -> ImageBatch:
+    """A batch of the given images, or of one photo."""
+    return build_batch(images or (reference_image(),), config)
 
 
 def assert_wellformed(raw: RawDetections, config: ModelConfig) -> None:
