@@ -1,4 +1,4 @@
-"""Trunks with group norm instead of batch norm."""
+"""Backbones with group norm instead of batch norm."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ def with_group_norm(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize("preset", ["htc_lite0_fpn", "htc_r50_fpn"])
-def test_every_norm_of_the_trunk_is_replaced_under_its_own_name(preset: str) -> None:
+def test_every_norm_of_the_backbone_is_replaced_under_its_own_name(preset: str) -> None:
     with torch.device("meta"):
         batch, group = build_model(load_preset(preset)), build_model(with_group_norm(load_preset(preset)))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in group.modules())

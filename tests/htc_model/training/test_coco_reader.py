@@ -64,7 +64,7 @@ def test_a_broken_annotation_is_named_counted_and_left_out(changes, kind):
 
 
 @pytest.mark.parametrize(
-    ("key", "entry", "told"),
+    ("key", "entry", "expected"),
     [
         ("annotations", None, "the file: annotation without keys: NoneType"),
         ("annotations", {}, "image None: the image is not in the file"),
@@ -77,11 +77,11 @@ def test_a_broken_annotation_is_named_counted_and_left_out(changes, kind):
         ("images", {"id": 1, "file_name": "7.png", "height": 1, "width": 1}, "7.png: image id that another image has"),
     ],
 )
-def test_what_is_no_entry_at_all_is_named_and_left_out(key, entry, told):
+def test_an_invalid_entry_is_named_and_left_out(key, entry, expected):
     document = small_document(2)
     document[key].append(entry)
     annotations = read_annotations(document)
-    assert [str(bad)[: len(told)] for bad in annotations.bad] == [told]
+    assert [str(bad)[: len(expected)] for bad in annotations.bad] == [expected]
     assert [image.file_name for image in annotations.images] == ["0.png", "1.png"]
 
 
@@ -94,7 +94,7 @@ def test_what_is_no_entry_at_all_is_named_and_left_out(key, entry, told):
         ({"id": 7, "name": "another"}, "Two categories have the same id"),
     ],
 )
-def test_categories_that_cannot_be_told_apart_are_refused(category, message):
+def test_ambiguous_categories_are_refused(category, message):
     document = small_document(2)
     document["categories"].append(category)
     with pytest.raises(AnnotationError, match=message):
@@ -111,7 +111,7 @@ _KEYS = st.sampled_from(["id", "image_id", "category_id", "bbox", "segmentation"
 
 @settings(deadline=None)
 @given(st.dictionaries(_KEYS, _VALUES, min_size=1))
-def test_whatever_one_annotation_holds_the_others_are_read_drawn_and_scored(changes):
+def test_the_other_annotations_are_read_whatever_one_contains(changes):
     document = small_document(2)
     document["annotations"].append(document["annotations"][0] | {"id": 3} | changes)
     annotations = read_annotations(document)

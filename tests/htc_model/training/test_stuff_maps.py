@@ -1,4 +1,4 @@
-"""Semantic maps that the data set brings along: they move with the image and become the branch's target."""
+"""A data set's own semantic maps: augmented with the image, and the semantic branch's target."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ GRASS, THING = 17, 3
 
 
 def draw_stuff(name: str) -> np.ndarray:
-    """The box is a thing, the rest grass, and the first row nobody knows."""
+    """Label the box as a thing, the rest as grass, and ignore the first row."""
     stuff = np.where(draw_image(name)[..., 0] > 130, THING, GRASS).astype(np.uint8)
     stuff[0] = 255
     return stuff
