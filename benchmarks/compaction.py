@@ -1,7 +1,7 @@
-"""What compacting saves: the same queries over many small parts and over the few that they become.
+"""Measures queries over one run before and after `htc compact`: over many small parts, and over a few large ones.
 
-Compares one run before and after `htc compact` on this machine's disk; a store across a network gains more, because
-there each file costs a request's time. Prints one JSON line, each pair before and after.
+On this machine's disk; an object store gains more, because each file costs the time of a request. Prints one JSON line;
+pairs are before and after.
 
     python benchmarks/compaction.py [--images 250000] [--shard-images 64]
 """
@@ -30,7 +30,7 @@ from pipeline.output.views import open_database
 from pipeline.planning.manifest import Manifest
 from pipeline.storage.storage import Storage
 
-RUN = "night"
+RUN = "benchmark"
 INSTANCES_PER_IMAGE = 4
 QUERIES = {
     "count by status": "SELECT status, count(*) FROM images GROUP BY 1",
@@ -41,7 +41,7 @@ QUERIES = {
 
 
 def main() -> None:
-    """Write a run, ask, compact, ask again."""
+    """Write a run, query it, compact it, query it again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=250_000)
     parser.add_argument("--shard-images", type=int, default=64)
@@ -72,7 +72,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def output_folder() -> Iterator[str]:
-    """A folder that is gone afterwards."""
+    """Create a temporary folder, and remove it at the end."""
     folder = tempfile.mkdtemp(prefix="htc-compaction-")
     try:
         yield folder
@@ -81,7 +81,7 @@ def output_folder() -> Iterator[str]:
 
 
 def write_run(output: str, images: int, shard_images: int) -> int:
-    """Write a complete run as workers would leave it; returns its number of shards."""
+    """Write a complete run as workers would; returns its number of shards."""
     shards = -(-images // shard_images)
     rng = np.random.default_rng(0)
     for shard in range(shards):
@@ -98,12 +98,12 @@ def write_run(output: str, images: int, shard_images: int) -> int:
 
 
 def uri_of(number: int) -> str:
-    """Name an image; a thousand in a folder."""
-    return f"s3://photos/2026/{number // 1000:06d}/{number:09d}.jpg"
+    """Return an image's URI; a folder has a thousand images."""
+    return f"s3://images/2026/{number // 1000:06d}/{number:09d}.jpg"
 
 
 def image_rows(numbers: np.ndarray, shard: int) -> pa.Table:
-    """Rows of `images`, one in a hundred unreadable."""
+    """Generate rows of `images`, one in a hundred unreadable."""
     rows = len(numbers)
     columns = {
         "image_id": numbers * 2654435761,
@@ -124,7 +124,7 @@ def image_rows(numbers: np.ndarray, shard: int) -> pa.Table:
 
 
 def instance_rows(numbers: np.ndarray, rng: np.random.Generator) -> pa.Table:
-    """Rows of `instances`, with masks of some 150 letters that do not compress well."""
+    """Generate rows of `instances`, with masks of 150 characters that do not compress well."""
     numbers = np.repeat(numbers, INSTANCES_PER_IMAGE)
     rows = len(numbers)
     letters = rng.integers(48, 111, size=(rows, 150), dtype=np.uint8)
@@ -145,7 +145,7 @@ def instance_rows(numbers: np.ndarray, rng: np.random.Generator) -> pa.Table:
 
 
 def measure(output: str, images: int, repeats: int) -> dict[str, float]:
-    """Median seconds per query, the opening of the output included."""
+    """Measure the median seconds per query, including the opening of the output."""
     uri = uri_of(images // 2)
     seconds = {}
     for name, sql in QUERIES.items():

@@ -1,11 +1,11 @@
-"""How well the bundled model sees: held-out COCO photos through the whole job, scored from its tables.
+"""Average precision of the bundled model: a complete run over held-out COCO images, scored from its tables.
 
     python benchmarks/demo_model_ap.py FOLDER [--weights FILE] [--markdown FILE]
 
 FOLDER holds coco_person1/ and coco_mini/, each with images/ and instances_heldout.json (docs/models/htc_lite0_fpn.md).
-`htc run` segments the photos that the annotations name (from a listing), `htc evaluate` scores the tables: nothing
-here computes anything itself. Instances from a score of 0.001 on are kept, as COCO's protocol wants all of them.
-The last line is JSON.
+The script uses `htc run` to segment the images of the annotations (from a listing) and `htc evaluate` to score the
+tables. Instances with scores of at least 0.001 are kept, since COCO's protocol needs the unsure ones, too. The last
+line is JSON.
 """
 
 import argparse
@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 SETS = {"coco_person1": "photos of one person", "coco_mini": "crowded photos and photos without persons"}
 COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-# MMDetection's configs for HTC score from here on (test_cfg.rcnn.score_thr).
+# The score threshold of MMDetection's configs for HTC (test_cfg.rcnn.score_thr).
 SCORE_THRESHOLD = 0.001
 
 
 def score_set(folder: Path, work: Path, weights: str) -> dict[str, Any]:
-    """Segment one set's held-out photos and score them."""
+    """Segment one set's held-out images and score them."""
     from jobs.results.evaluate import evaluate_run
     from pipeline.driver.run_job import run
     from pipeline.job_spec.job import load_spec
@@ -39,7 +39,7 @@ def score_set(folder: Path, work: Path, weights: str) -> dict[str, Any]:
     annotations = folder / "instances_heldout.json"
     names = [image["file_name"] for image in json.loads(annotations.read_text())["images"]]
     work.mkdir()
-    listing = work / "photos.txt"
+    listing = work / "images.txt"
     listing.write_text("".join(f"{(folder / 'images' / name).absolute()}\n" for name in names))
     overrides = {
         "input.uri": str(listing),
@@ -54,12 +54,12 @@ def score_set(folder: Path, work: Path, weights: str) -> dict[str, Any]:
     storage = Storage()
     evaluation = evaluate_run(open_results(str(work / "out"), storage), str(annotations), storage)
     if evaluation.missing or evaluation.images != len(names):
-        raise SystemExit(f"{len(evaluation.missing)} photos of {annotations} have no row")
+        raise SystemExit(f"{len(evaluation.missing)} images of {annotations} have no row")
     return {"images": evaluation.images, "detections": evaluation.instances, **evaluation.scores}
 
 
 def describe(scores: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, average precisions in percent."""
+    """Format a Markdown table of average precisions in percent."""
     lines = ["| held-out photos | | AP | AP50 | AP75 | small | medium | large |", "|---|---|---|---|---|---|---|---|"]
     for name, found in scores.items():
         for kind in ("mask", "box"):

@@ -1,16 +1,16 @@
-"""What the engine costs and gains: `htc run` beside a bare loop and beside Ray Data, same network, same photos.
+"""Compares the throughput of `htc run` with Ray Data and with a plain loop, with the same network and images.
 
     python benchmarks/engine_cpu.py [--images 48] [--workers 2] [--model htc_lite0_fpn] [--repeats 3]
 
-Each of the three turns the encoded photos (the bundled ones, copied) into COCO masks in Parquet:
+Each of the three converts encoded images (copies of the example photos) to COCO masks in Parquet:
 
 htc run     workers as actors, manifest, retries, resume, two tables committed shard by shard.
-ray data    `read_binary_files` -> `map_batches` (actors, as many) -> `write_parquet`; no retry of a bad image, no
-            resume, no row for a photo that failed.
+ray data    `read_binary_files` -> `map_batches` (as many actors) -> `write_parquet`; no retries of failed images, no
+            resume, no row for a failed image.
 bare loop   one process: read, decode, infer, encode, one Parquet file at the end.
 
-Starting Ray and loading models is left out: each is run on N and on 2 N photos, and the rate is N over the difference
-of the two times. The three take turns, `--repeats` times; medians are given. The last line is JSON.
+The start of Ray and the loading of models are excluded: each is run on N and on 2 N images, and the rate is N over the
+difference of the two times. The three run in turn, `--repeats` times; medians are given. The last line is JSON.
 """
 
 import argparse
@@ -32,12 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SHARD_IMAGES = 8
-# 16 photos of six sizes are few; more copies make the rates steadier, not the pictures more varied.
+# 16 photos of six sizes: more copies make the rates steadier, not the images more varied.
 PHOTOS = sorted((ROOT / "examples" / "photos").glob("*.jpg"))
 
 
 class Segment:
-    """The network as both peers use it: encoded photos in, rows with masks out."""
+    """The network for the other two: encoded images in, rows with masks out."""
 
     def __init__(self, preset: str) -> None:
         import torch
@@ -92,8 +92,8 @@ def ray_data_job(folder: str, output: str, model: str, workers: int) -> None:
     ray.init(address="local", num_cpus=workers + 1, include_dashboard=False, object_store_memory=500 * 2**20)
     files = sorted(str(path) for path in Path(folder).iterdir())
     blocks = -(-len(files) // SHARD_IMAGES)
-    photos = ray.data.read_binary_files(files, include_paths=True, override_num_blocks=blocks)
-    rows = photos.map_batches(
+    images = ray.data.read_binary_files(files, include_paths=True, override_num_blocks=blocks)
+    rows = images.map_batches(
         Segment, fn_constructor_args=[model], batch_size=SHARD_IMAGES, num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=workers),
     )  # fmt: skip

@@ -1,14 +1,13 @@
-"""Measure the network on one GPU: images/s, peak memory, and agreement with the CPU, per preset, precision and batch.
+"""Measures the network on one GPU: images/s, peak memory, and agreement with the CPU, per preset, precision and batch.
 
 Usage: python benchmarks/gpu_model.py [--presets htc_r50_fpn,...] [--precisions fp32,bf16] [--batches 1,4,8]
                                       [--repeats 10] [--device cuda] [--out FILE]
 
-Needs torch, torchvision and numpy only (run it from the repository's root, nothing installed). Weights are untrained,
-the input is a bundled 640 x 427 photo's size filled with seeded noise, so that sizes are those of COCO. Times include
-resizing on the device, the network, pasting and RLE; each is the median of the repeats, with the device synchronised.
-The peer, in the same run: torchvision's maskrcnn_resnet50_fpn (random weights, 1000 proposals, boxes and masks pasted
-at the original size, no RLE) beside our mask_rcnn_r50_fpn. Prints a table and, last, one JSON line. Where the device is
-not there, says so and ends with status 2.
+Needs torch, torchvision and numpy only (run it from the repository's root, nothing installed). Weights are untrained;
+the input is seeded noise of 640 x 427 pixels, a usual size in COCO. Times include resizing on the device, the network,
+pasting and RLE; each is the median of the repeats, with the device synchronised. The same run measures torchvision's
+maskrcnn_resnet50_fpn (random weights, 1000 proposals, boxes and masks pasted at the original size, no RLE), to compare
+with mask_rcnn_r50_fpn. Prints a table and, last, one JSON line. The exit status is 2 if there is no such device.
 """
 
 import argparse
@@ -39,7 +38,7 @@ IOU_MATCHED, SCORE_MATCHED = 0.95, 1e-3  # what counts as the same detection, as
 
 
 def noise_images(count: int) -> list[np.ndarray]:
-    """Smooth seeded noise, so that the pyramid sees structure at every scale: [427, 640, 3] uint8."""
+    """Generate smooth seeded noise with structure at every scale: [427, 640, 3] uint8."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(count):
@@ -64,7 +63,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def median_s(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median seconds of `call` after two warm-ups."""
+    """Measure the median seconds of `call` after two warm-ups."""
     seconds = []
     for index in range(repeats + 2):
         synchronize(device)
@@ -77,7 +76,7 @@ def median_s(call: Callable[[], object], device: torch.device, repeats: int) -> 
 
 
 def matched_share(ours: Detections, reference: Detections) -> float:
-    """Share of the reference's detections that `ours` has too: same label, IoU > 0.95, score within 1e-3."""
+    """Compute the share of the reference's detections that `ours` has: same label, IoU > 0.95, score within 1e-3."""
     if not len(reference):
         return 1.0 if not len(ours) else 0.0
     if not len(ours):

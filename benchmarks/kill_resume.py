@@ -1,10 +1,10 @@
-"""Kill a run half-way with SIGKILL, run the same command again, and prove one row per image with SQL.
+"""Kills a run half-way with SIGKILL, runs the same command again, and checks with SQL that each image has one row.
 
 Usage: python benchmarks/kill_resume.py IMAGES OUTPUT [--limit 200] [--model htc_r50_fpn] [--workers 2]
 
-The whole process group of `htc run` (the driver, and Ray with its workers where they share the group) gets SIGKILL as
-soon as half of the shards are committed: nothing gets a chance to clean up. Prints what each step saw and, last, one
-JSON line. Exit status 0 when every listed image has exactly one row, 1 otherwise.
+The process group of `htc run` (the driver, and Ray with its workers where they share the group) gets SIGKILL as soon as
+half of the shards are committed: no process can clean up. Prints the result of each step and, last, one JSON line. The
+exit status is 0 if every listed image has exactly one row, 1 otherwise.
 """
 
 import argparse
@@ -27,17 +27,17 @@ FROM images
 
 
 def htc(*arguments: str) -> list[str]:
-    """The command line of `htc` in this interpreter's environment."""
+    """Return the command line of `htc` in this interpreter's environment."""
     return [sys.executable, "-m", "jobs", *arguments]
 
 
 def committed_parts(output: Path) -> int:
-    """How many shards are committed: each has exactly one part in `images`."""
+    """Count the committed shards: each has exactly one part in `images`."""
     return len(list(output.glob("images/run=*/part-*.parquet")))
 
 
 def kill_at_half(command: list[str], output: Path, shards: int) -> tuple[int, float]:
-    """Start the command in its own process group and SIGKILL the group when half of the shards are committed."""
+    """Start the command in its own process group, and send the group SIGKILL when half of the shards are committed."""
     started = time.monotonic()
     process = subprocess.Popen(command, start_new_session=True)
     while committed_parts(output) < math.ceil(shards / 2):
@@ -89,9 +89,9 @@ def main() -> int:
         **proof,
     }  # fmt: skip
     print(json.dumps(report))
-    single = proof["rows"] == proof["distinct_images"] == proof["distinct_ids"] == options.limit
-    whole = proof["instances_counted"] == proof["instance_rows"] and proof["doubled"] == 0
-    return 0 if single and whole and status == 0 and redone == 0 else 1
+    is_one_row_each = proof["rows"] == proof["distinct_images"] == proof["distinct_ids"] == options.limit
+    has_all_instances = proof["instances_counted"] == proof["instance_rows"] and proof["doubled"] == 0
+    return 0 if is_one_row_each and has_all_instances and status == 0 and redone == 0 else 1
 
 
 if __name__ == "__main__":

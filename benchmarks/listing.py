@@ -1,9 +1,9 @@
-"""Planning a million S3 keys: keys per second, and the peak memory of the process that plans.
+"""Measures the planning of a million S3 keys: keys per second, and the process's peak memory.
 
-A stub server on 127.0.0.1 answers ListObjectsV2 for a bucket of 40 folders, 1,000 keys a page. Four ways, each in
-a process of its own: `plan` is what `htc run` does (pages over HTTP, manifest parts written), `plan one folder` the
-same where nothing can be listed side by side, `plan only` gets its names from memory, and `find` is s3fs's own
-listing into a dict, which `plan` took before it streamed. Prints one JSON line each.
+A stub server on 127.0.0.1 answers ListObjectsV2 for a bucket of 40 folders, 1,000 keys a page. Four ways, each in a
+separate process: `plan` is what `htc run` does (pages over HTTP, manifest parts written), `plan one folder` the same
+without parallel listing, `plan only` gets its names from memory, and `find` is s3fs's own listing into a dict, to
+compare with. Prints one JSON line each.
 """
 
 import argparse
@@ -33,7 +33,7 @@ STUB_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "stub", "AWS_SECRET_ACCESS_KEY": "stub"
 
 
 def key_of(index: int, keys: int) -> str:
-    """The name of a key: its folder, and a name as long as cameras and crawlers make them."""
+    """Return a key of usual length, in one of the folders."""
     return f"in/{index // -(-keys // FOLDERS):02d}/photo-2026-11-23-{index:012d}.jpg"
 
 
@@ -45,13 +45,13 @@ class StubS3(BaseHTTPRequestHandler):
     latency_s = 0.0
 
     def do_HEAD(self) -> None:
-        """There is no object of any name: whatever is asked for is a prefix."""
+        """Answer that there is no such object, so that every requested name is a prefix."""
         self.send_response(404)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def do_GET(self) -> None:
-        """A page of keys, or the folders."""
+        """Answer with a page of keys, or with the folders."""
         time.sleep(self.latency_s)
         asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         prefix, token = asked.get("prefix", ""), asked.get("continuation-token")
@@ -69,11 +69,11 @@ class StubS3(BaseHTTPRequestHandler):
         self._answer("".join(map(self._content, range(start, stop))), str(stop) if stop < end else None)
 
     def version_string(self) -> str:
-        """It lists in S3's order."""
+        """Identify as S3, which lists in its documented order."""
         return "AmazonS3"
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _content(self, index: int) -> str:
         return (
@@ -95,18 +95,18 @@ class StubS3(BaseHTTPRequestHandler):
 
 
 class CannedStorage(Storage):
-    """A listing that costs nothing, to time the planning alone."""
+    """A listing from memory, to measure the planning alone."""
 
     def __init__(self, keys: int) -> None:
         super().__init__()
         self.keys = keys
 
     def kind(self, uri: str) -> str:  # type: ignore[override]
-        """The input is a folder."""
+        """Return that the input is a folder."""
         return "folder" if uri.startswith("s3:") else super().kind(uri)
 
     def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
-        """The same names as the stub server's."""
+        """Yield the same names as the stub server's."""
         if not uri.startswith("s3:"):
             yield from super().list(uri, glob, **options)
             return
@@ -115,7 +115,7 @@ class CannedStorage(Storage):
 
 
 def serve(keys: int, latency_s: float, sink: "multiprocessing.connection.Connection") -> None:
-    """Serve until killed; says its port first."""
+    """Send the port, then serve until killed."""
     StubS3.keys, StubS3.latency_s = keys, latency_s
     server = ThreadingHTTPServer(("127.0.0.1", 0), StubS3)
     sink.send(server.server_address[1])
@@ -123,7 +123,7 @@ def serve(keys: int, latency_s: float, sink: "multiprocessing.connection.Connect
 
 
 def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.connection.Connection") -> None:
-    """Plan or list once and send what it took."""
+    """Plan or list once, and send the measurements."""
     import os
 
     os.environ.update(STUB_ENVIRONMENT)
@@ -152,7 +152,7 @@ def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.conne
             "seconds": round(seconds, 1),
             "cpu_s": round(cpu_s, 1),
             "keys_per_s": round(count / seconds),
-            # What it would be on a machine that does nothing else; the storage's waits are not in it.
+            # Without waiting for the storage and for other processes of the machine.
             "keys_per_cpu_s": round(count / cpu_s),
             "first_key_s": round(first_s, 3),
             "peak_mib": round(peak_mib()),
@@ -162,7 +162,7 @@ def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.conne
 
 
 def peak_mib() -> float:
-    """The process's largest resident size so far."""
+    """Return the process's peak resident memory so far."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument(
-        "--latency-s", type=float, default=0.0, help="that the server takes for a page; S3: 0.05 to 0.2"
+        "--latency-s", type=float, default=0.0, help="seconds that the server takes for a page; S3: 0.05 to 0.2"
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     chosen = parser.parse_args()

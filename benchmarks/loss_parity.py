@@ -1,9 +1,9 @@
-"""Print how far the training step is from MMDetection's goldens: losses, targets, boxes, gradients.
+"""Prints the training step's differences from MMDetection's goldens: losses, targets, boxes, gradients.
 
     python benchmarks/loss_parity.py [--goldens DIR] [--only SUBSTRING] [--all]
 
-Discrete quantities (assignments, samples, labels) must be equal. Of the others the worst of each golden is
-printed, each line with --all. The last line is JSON; the exit code is 1 if a quantity is out of tolerance.
+Discrete quantities (assignments, samples, labels) must be equal. Of the others the worst of each golden are printed,
+all of them with --all. The last line is JSON; the exit code is 1 if a quantity is out of tolerance.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.support.goldens.losses import LOSS_GOLDENS, load_loss_golden, measure
 
 
 def main() -> int:
-    """Print the table."""
+    """Print the table; the exit code is 1 if a quantity is out of tolerance."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--goldens", type=Path, default=LOSS_GOLDENS)
     parser.add_argument("--only", default="", help="take goldens whose file name contains this")

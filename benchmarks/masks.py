@@ -1,10 +1,11 @@
-"""Seconds to turn an image's mask maps into COCO RLE: ours against drawing them.
+"""Compares two ways to encode an image's mask maps as COCO RLE: line crossings, and rasterising at full size.
 
-The plain way samples every map over a canvas of the image's size (`grid_sample`), thresholds it and has
-`pycocotools` encode the bitmap. Both get the same maps and boxes, on one CPU thread; the masks are compared.
-Prints one JSON line per image size.
+The second samples every map over a canvas of the image's size (`grid_sample`), thresholds it and encodes the bitmap
+with `pycocotools`. Both get the same maps and boxes, on one CPU thread; the masks are compared. Prints one JSON line
+per image size.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -19,13 +20,13 @@ from htc_model.masks.encode import encode_masks
 from htc_model.structures import Rle
 
 INSTANCES = 100
-# (height, width) in pixels; box sides as a share of the image's, which COCO's objects vary around.
+# Height and width in pixels, and the mean of the boxes' sides as a share of the image's.
 CASES = ((480, 640, 0.3), (1080, 1920, 0.3), (3000, 4000, 0.3))
 REPEATS = 5
 
 
 def make_detections(height: int, width: int, share: float) -> tuple[Tensor, Tensor]:
-    """Make smooth random maps [N, 28, 28] and boxes_xyxy [N, 4] around random centres."""
+    """Generate smooth random maps [N, 28, 28] and boxes_xyxy [N, 4] around random centres."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(INSTANCES, 1, 7, 7, generator=generator) * 5
     maps = torch.sigmoid(F.interpolate(coarse, size=(28, 28), mode="bicubic")[:, 0])
@@ -37,7 +38,7 @@ def make_detections(height: int, width: int, share: float) -> tuple[Tensor, Tens
 
 
 def paste_and_encode(maps: Tensor, boxes_xyxy: Tensor, size: tuple[int, int]) -> list[Rle]:
-    """Encode by drawing, one canvas at a time (a hundred at once would take gigabytes)."""
+    """Encode by rasterising, one canvas at a time (a hundred at once would take gigabytes)."""
     height, width = size
     encoded = []
     for probs, (x0, y0, x1, y1) in zip(maps, boxes_xyxy.tolist(), strict=True):
@@ -50,7 +51,7 @@ def paste_and_encode(maps: Tensor, boxes_xyxy: Tensor, size: tuple[int, int]) ->
 
 
 def median_s(action: Callable[[], object], repeats: int) -> float:
-    """Median wall seconds of an action, after one warm-up."""
+    """Measure the median wall seconds of an action, after one warm-up."""
     action()
     times = []
     for _ in range(repeats):
@@ -61,7 +62,8 @@ def median_s(action: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    """Run every case."""
+    """Measure every case."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     for height, width, share in CASES:
         maps, boxes = make_detections(height, width, share)

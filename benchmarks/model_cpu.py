@@ -1,12 +1,12 @@
-"""Measure seconds per image on the CPU, part by part, and against torchvision's Mask R-CNN.
+"""Measures seconds per image on the CPU, part by part, and compares with torchvision's Mask R-CNN.
 
     python benchmarks/model_cpu.py [--preset htc_r50_fpn] [--image FILE] [--threads 1] [--repeats 3] [--no-peer]
 
-One JSON line. `parts_s` splits one image's way from encoded bytes to encoded masks; each part is the fastest of the
-repeats, after one run to warm up. `peer` compares whole calls at the same input: torchvision's
-maskrcnn_resnet50_fpn (random weights, all thresholds off, 100 detections, masks pasted) and our mask_rcnn_r50_fpn
-(deterministic weights, threshold off, 100 detections, masks encoded), on the already resized picture. Weights are
-untrained, which changes the boxes but not the arithmetic: the same 1000 proposals and 100 detections.
+Prints one JSON line. `parts_s` has the parts of one image's processing, from encoded bytes to encoded masks; each part
+is the fastest of the repeats, after one run to warm up. `peer` compares complete calls with the same input:
+torchvision's maskrcnn_resnet50_fpn (random weights, all thresholds off, 100 detections, masks pasted) and this
+project's mask_rcnn_r50_fpn (deterministic weights, threshold off, 100 detections, masks encoded), on the resized image.
+Weights are untrained, which changes the boxes but not the amount of work: the same 1000 proposals and 100 detections.
 """
 
 import argparse
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def fastest(repeats: int, call: Callable[[], T]) -> tuple[float, T]:
-    """Give the fewest seconds of `repeats` calls after a warm-up, and the last result."""
+    """Return the fewest seconds of `repeats` calls after a warm-up, and the last result."""
     result, seconds = call(), []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -57,7 +57,7 @@ def build_untrained(preset: str, **changes: Any) -> HTC:
 
 
 def measure_parts(model: HTC, payload: bytes, repeats: int) -> tuple[dict[str, float], int]:
-    """Time every part of one image's way; gives seconds by part, and the number of detections."""
+    """Measure every part of one image's processing; returns seconds by part, and the number of detections."""
     parts: dict[str, float] = {}
 
     def timed(part: str, call: Callable[[], T]) -> T:
@@ -82,23 +82,25 @@ def measure_parts(model: HTC, payload: bytes, repeats: int) -> tuple[dict[str, f
 
 
 def measure_peer(payload: bytes, repeats: int) -> dict[str, float]:
-    """Time our mask_rcnn_r50_fpn and torchvision's on one resized picture, both to full masks."""
+    """Measure this project's mask_rcnn_r50_fpn and torchvision's on one resized image, both to full masks."""
     ours = build_untrained("mask_rcnn_r50_fpn", score_threshold=0.0)
     batch = build_batch([decode_image(payload)], ours.config)
     height, width = batch.image_sizes[0]
-    batch = ImageBatch(batch.pixels, batch.image_sizes, batch.image_sizes)  # masks at the resized size, as the peer's
+    batch = ImageBatch(
+        batch.pixels, batch.image_sizes, batch.image_sizes
+    )  # masks of the resized size, like torchvision's
     ours_s, (found,) = fastest(repeats, lambda: ours(batch))
     peer = torchvision.models.detection.maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=81, box_score_thresh=0.0, box_detections_per_img=100
     ).eval()
-    picture = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
-    peer_s, (theirs,) = fastest(repeats, lambda: peer([picture]))
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    peer_s, (theirs,) = fastest(repeats, lambda: peer([image]))
     counts = {"ours_detections": len(found), "torchvision_detections": len(theirs["scores"])}
     return {"ours_mask_rcnn_r50_s": ours_s, "torchvision_mask_rcnn_r50_s": peer_s} | counts
 
 
 def processor() -> str:
-    """Name the processor as Linux does, else as Python does."""
+    """Return the processor's name from Linux, otherwise from Python."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
@@ -107,7 +109,7 @@ def processor() -> str:
 @torch.inference_mode()
 def main() -> None:
     """Measure and print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="htc_r50_fpn")
     parser.add_argument("--image", type=Path, default=ROOT / "tests/data/images/p0_397133.jpg")
     parser.add_argument("--threads", type=int, default=1)

@@ -1,10 +1,10 @@
-"""Mutation testing of the modules whose silent mistakes would cost rows or masks: how many mutants the tests kill.
+"""Mutation testing of the modules in which a silent mistake would lose rows or masks: how many mutants the tests kill.
 
 Usage: python benchmarks/mutants.py [--run] [MODULE ...]      (pip install "mutmut>=3.8" first; config: [tool.mutmut])
 
---run lets mutmut make and test the mutants (about a second each on one core); without it, the verdicts of the last run
-are read. Prints killed of tested by module, then every survivor by name (`mutmut show NAME` prints its change), and one
-JSON line last. Exit status 1 when a module is below 90 %.
+With --run, mutmut creates and tests the mutants (about a second each on one core); without it, the verdicts of the last
+run are read. Prints killed of tested by module, then every survivor by name (`mutmut show NAME` prints its change), and
+one JSON line last. The exit status is 1 if a module is below 90 %.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from pathlib import Path
 
 MUTMUT = str(Path(sys.executable).with_name("mutmut"))
 LEAST_SHARE = 0.9
-# A mutant that hangs or crashes its test process is noticed as well as one that fails a test.
+# A mutant that hangs or crashes its test process counts as detected, too.
 KILLED = {"killed", "timeout", "segfault", "suspicious"}
 VERDICT = re.compile(r"\s*(?P<module>\w+\.\w+)\.\S*?(?P<mutant>__mutmut_\d+): (?P<verdict>.+)")
 
 
 def verdicts() -> list[tuple[str, str, str]]:
-    """Module, name and verdict of every mutant that was tested."""
+    """Return module, name and verdict of every tested mutant."""
     listed = subprocess.run([MUTMUT, "results", "--all", "true"], capture_output=True, text=True, check=True).stdout
     found = [(match, line.strip().split(":")[0]) for line in listed.splitlines() if (match := VERDICT.match(line))]
     return [

@@ -1,8 +1,9 @@
-"""A night over a million known keys: seconds and peak memory of planning, and of asking for what is current.
+"""Measures an incremental run over a million known keys: planning, and queries of the view `current`.
 
-The history is written by hand: one full run in parts of 256 images, then nights that each did 1 % of them again. In the
-night that is planned 5 % of the keys have changed, 1 % are gone and 2 % are new; the listing comes from memory, the
-tables lie on the local disk. Each step runs in a process of its own. Prints one JSON line per step.
+The history is generated: one full run in parts of 256 images, then incremental runs that each processed 1 % of them
+again. For the planned run 5 % of the keys have changed, 1 % are deleted and 2 % are new; the listing comes from memory,
+the tables are on the local disk. Each step runs in a separate process. Prints one JSON line per step, with seconds and
+peak memory.
 """
 
 import argparse
@@ -39,28 +40,28 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def name_of(key: int) -> str:
-    """The name of a key, as long as cameras and crawlers make them."""
+    """Return a key of usual length."""
     return f"s3://stub/in/photo-2026-11-23-{key:012d}.jpg"
 
 
 def version_of(key: int, version: int) -> str:
-    """The ETag of a key after so many changes."""
+    """Return the ETag of a key after this many changes."""
     return f"{key:020x}{version:012x}"
 
 
 class CannedStorage(Storage):
-    """Tonight's listing, which costs nothing: of a hundred keys five have changed, one is gone, two are new."""
+    """The new listing, from memory: of a hundred keys five have changed, one is deleted, two are new."""
 
     def __init__(self, keys: int) -> None:
         super().__init__()
         self.keys = keys
 
     def kind(self, uri: str) -> str:  # type: ignore[override]
-        """The input is a folder."""
+        """Return that the input is a folder."""
         return "folder" if uri.startswith("s3:") else super().kind(uri)
 
     def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
-        """The names in order."""
+        """Yield the names in order."""
         if not uri.startswith("s3:"):
             yield from super().list(uri, glob, **options)
             return
@@ -114,53 +115,54 @@ def write_run(folder: Path, number: int, keys: "range | np.ndarray", spec: JobSp
     write_record(Storage(), output, record)
 
 
-def plan_night(spec: JobSpec, keys: int) -> dict[str, object]:
-    """Plan the night and drop it again."""
-    run = open_run(spec, FINGERPRINT, CannedStorage(keys), run="tonight")
+def plan_incremental_run(spec: JobSpec, keys: int) -> dict[str, object]:
+    """Plan the incremental run, and remove it again."""
+    run = open_run(spec, FINGERPRINT, CannedStorage(keys), run="incremental")
     for table in ("runs", "deletions"):
-        shutil.rmtree(Path(spec.output.uri, table, "tonight" if table == "runs" else "run=tonight"))
+        shutil.rmtree(Path(spec.output.uri, table, "incremental" if table == "runs" else "run=incremental"))
     return {"selection": run.manifest.selection}
 
 
 def count_current(spec: JobSpec, keys: int) -> dict[str, object]:
     """Count the view `current`."""
-    return {"rows": ask(spec, "SELECT count(*) FROM current")}
+    return {"rows": query_number(spec, "SELECT count(*) FROM current")}
 
 
 def find_current(spec: JobSpec, keys: int) -> dict[str, object]:
     """Find one image's instances in the view `current_instances`."""
-    return {"rows": ask(spec, f"SELECT count(mask.counts) FROM current_instances WHERE uri = '{name_of(keys // 2)}'")}
+    sql = f"SELECT count(mask.counts) FROM current_instances WHERE uri = '{name_of(keys // 2)}'"
+    return {"rows": query_number(spec, sql)}
 
 
 def group_current(spec: JobSpec, keys: int) -> dict[str, object]:
     """Count all current instances by category."""
-    return {"rows": ask(spec, "SELECT count(*) FROM current_instances WHERE category = 'person'")}
+    return {"rows": query_number(spec, "SELECT count(*) FROM current_instances WHERE category = 'person'")}
 
 
-def ask(spec: JobSpec, sql: str) -> object:
-    """Answer a query of one number."""
+def query_number(spec: JobSpec, sql: str) -> object:
+    """Run a query that returns one number."""
     from pipeline.output.views import open_database
 
     with open_database(open_results(spec.output.uri)) as database:
         return database.execute(sql).fetchall()[0][0]
 
 
-def need(spec: JobSpec, keys: int) -> dict[str, object]:
-    """Tell which runs are needed."""
+def count_needed_runs(spec: JobSpec, keys: int) -> dict[str, object]:
+    """Count the runs that the view `current` needs."""
     return {"rows": len(needed_runs(open_results(spec.output.uri)))}
 
 
 STEPS: dict[str, Callable[[JobSpec, int], dict[str, object]]] = {
-    "plan": plan_night,
+    "plan": plan_incremental_run,
     "count current": count_current,
     "one image of current_instances": find_current,
     "current_instances by category": group_current,
-    "needed runs": need,
+    "needed runs": count_needed_runs,
 }
 
 
 def measure(step: str, spec: JobSpec, keys: int, sink: "multiprocessing.connection.Connection") -> None:
-    """Take one step and send what it took."""
+    """Run one step, and send the measurements."""
     own = OwnMemory()
     own.start()
     start, start_cpu, before = time.perf_counter(), time.process_time(), peak_mib()
@@ -174,7 +176,7 @@ def measure(step: str, spec: JobSpec, keys: int, sink: "multiprocessing.connecti
             "cpu_s": round(time.process_time() - start_cpu, 1),
             "peak_mib": peak_mib(),
             "peak_before_mib": before,
-            # Without the pages of mapped files, which the system takes back when it needs them.
+            # Without the pages of memory-mapped files, which the system can reclaim.
             "peak_own_mib": own.peak_mib,
             **answer,
         }
@@ -182,14 +184,14 @@ def measure(step: str, spec: JobSpec, keys: int, sink: "multiprocessing.connecti
 
 
 class OwnMemory(threading.Thread):
-    """Watches the memory that is this process's own (Linux)."""
+    """Samples the peak of the process's private memory (Linux)."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak_mib = 0
 
     def run(self) -> None:
-        """Look twenty times a second."""
+        """Sample twenty times a second."""
         while True:
             _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
             self.peak_mib = max(self.peak_mib, (resident - shared) * resource.getpagesize() // 2**20)
@@ -197,17 +199,17 @@ class OwnMemory(threading.Thread):
 
 
 def peak_mib() -> int:
-    """The process's peak resident memory."""
+    """Return the process's peak resident memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def main() -> None:
-    """Write the history, take the steps."""
+    """Write the history, and measure the steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keys", type=int, default=1_000_000)
-    parser.add_argument("--nights", type=int, default=10)
+    parser.add_argument("--nights", type=int, default=10, help="incremental runs in the history")
     parser.add_argument("--steps", nargs="*", choices=[*STEPS], default=[*STEPS])
-    parser.add_argument("--history", type=Path, help="keep the history here, and take it from here the next time")
+    parser.add_argument("--history", type=Path, help="store the history here, or use the one that is stored here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.history or Path(temporary, "out")
@@ -215,9 +217,9 @@ def main() -> None:
         spec = load_spec(None, overrides)
         if not folder.exists():
             write_run(folder, 0, range(arguments.keys), spec)
-            for night in range(1, arguments.nights + 1):
-                chosen = np.random.default_rng(night).choice(arguments.keys, arguments.keys // 100, replace=False)
-                write_run(folder, night, np.sort(chosen), spec)
+            for number in range(1, arguments.nights + 1):
+                chosen = np.random.default_rng(number).choice(arguments.keys, arguments.keys // 100, replace=False)
+                write_run(folder, number, np.sort(chosen), spec)
         spawn = multiprocessing.get_context("spawn")
         for step in arguments.steps:
             source, sink = spawn.Pipe()

@@ -1,9 +1,9 @@
-"""Print how far the network is from MMDetection's goldens: model x photo x quantity, worst, tolerance.
+"""Prints the network's differences from MMDetection's goldens: per model, image and quantity the worst, with tolerance.
 
     python benchmarks/parity.py [--goldens DIR] [--images DIR] [--only SUBSTRING] [--all]
 
-Each photo goes from its encoded file to the encoded detections. Tensors are grouped (trunk, pyramid,
-proposals, heads), the worst of each group printed, unless --all is given. The last line is JSON.
+Each image goes from its encoded file to the encoded detections. Tensors are grouped (backbone, pyramid, proposals,
+heads), and the worst of each group is printed, unless --all is given. The last line is JSON.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests.support.goldens.network import (  # noqa: E402
 )
 
 GROUPS = {
-    r"C\d": "trunk C2-C5",
+    r"C\d": "backbone C2-C5",
     r"P\d": "pyramid P2-P6",
     r"rpn_(cls|reg)\d": "RPN logits, deltas",
     r"sem_(pred|feat)": "semantic logits, feature",
@@ -42,7 +42,7 @@ GROUPS = {
 
 
 def group_rows(rows: Iterable[Row]) -> list[Row]:
-    """Keep the worst row of each group, under the group's name."""
+    """Keep the worst row of each group, named after the group."""
     worst: dict[str, Row] = {}
     for row in rows:
         name = next((name for pattern, name in GROUPS.items() if re.fullmatch(pattern, row.quantity)), row.quantity)
@@ -59,13 +59,13 @@ def main() -> int:
     parser.add_argument("--only", default="", help="take goldens whose file name contains this")
     parser.add_argument("--all", action="store_true", help="one line per tensor")
     arguments = parser.parse_args()
-    # Has no variable of torch's own; benchmarks/processors.py sets it.
+    # torch has no environment variable for this; benchmarks/processors.py sets HTC_WITHOUT_ONEDNN.
     torch.backends.mkldnn.enabled = "HTC_WITHOUT_ONEDNN" not in os.environ
     started = time.monotonic()
     lines = failed = 0
     not_exact = []
     model_name, model = "", None
-    print("| model | photo | quantity | worst | tolerance | unit | ok |\n|---|---|---|---|---|---|---|")
+    print("| model | image | quantity | worst | tolerance | unit | ok |\n|---|---|---|---|---|---|---|")
     for path in sorted(arguments.goldens.glob("*.npz")):
         if arguments.only not in path.name:
             continue

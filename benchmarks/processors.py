@@ -1,10 +1,10 @@
-"""Compare the network with MMDetection's goldens on the code paths of other processors.
+"""Compares the network with MMDetection's goldens on the code paths of other processors.
 
     python benchmarks/processors.py [--only SUBSTRING] [--path NAME ...]
 
-Runs benchmarks/parity.py once for each path, in a process of its own, since oneDNN chooses when it is loaded. Prints
-what was worst on each, as a share of the tolerance for tensors; the last line is JSON. An hour for all goldens on one
-core, most of it on SSE4.1.
+Runs benchmarks/parity.py once per path, in a separate process, since oneDNN chooses its path when it is loaded. Prints
+the worst differences on each path, for tensors as a share of the tolerance; the last line is JSON. All goldens take an
+hour on one core, most of it on SSE4.1.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The pictures of table1_small: one training and one held-out COCO file, of persons only."""
+"""The data of table1_small: one training and one held-out COCO file, with persons only."""
 
 import json
 import random
@@ -7,17 +7,17 @@ from typing import Any
 
 _FOLDERS = ("coco_person1", "coco_mini")
 _PERSON = "person"
-# Decides which pictures a smaller training set holds, the same for all cells.
+# Determines the images of a smaller training set, the same for all cells.
 _SUBSET_SEED = 1901
 
 
-def write_documents(data: Path, output: Path, *, pictures: int = 0) -> list[Path]:
-    """Merge the data sets' files; only persons stay, and file names start at `data`.
+def write_documents(data: Path, output: Path, *, limit: int = 0) -> list[Path]:
+    """Merge the data sets' files; only persons are kept, and file names are relative to `data`.
 
     Args:
         data: the folder of coco_person1/ and coco_mini/.
-        output: where the two files go.
-        pictures: so many training pictures; 0 takes all that hold a person.
+        output: the folder of the two new files.
+        limit: number of training images; 0 takes all that contain a person.
 
     Returns:
         the paths of train.json and heldout.json.
@@ -26,7 +26,7 @@ def write_documents(data: Path, output: Path, *, pictures: int = 0) -> list[Path
     for name in ("train", "heldout"):
         merged = merge_documents(data, f"instances_{name}.json")
         if name == "train":
-            merged = _choose_pictures(merged, pictures)
+            merged = _choose_images(merged, limit)
         path = output / f"{name}.json"
         path.write_text(json.dumps(merged, sort_keys=True), encoding="utf-8")
         paths.append(path)
@@ -34,7 +34,7 @@ def write_documents(data: Path, output: Path, *, pictures: int = 0) -> list[Path
 
 
 def merge_documents(data: Path, file_name: str) -> dict[str, Any]:
-    """Put the folders' files of that name together, with images and annotations numbered anew."""
+    """Merge the folders' files of that name, with new ids of images and annotations."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for folder in _FOLDERS:
@@ -54,12 +54,12 @@ def merge_documents(data: Path, file_name: str) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": _PERSON}]}
 
 
-def _choose_pictures(document: dict[str, Any], pictures: int) -> dict[str, Any]:
-    """Leave out images without a person, and all but the first `pictures` of a fixed shuffle."""
+def _choose_images(document: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Leave out images without a person, and all but the first `limit` of a fixed shuffle."""
     with_person = {entry["image_id"] for entry in document["annotations"] if not entry.get("iscrowd")}
     images = [image for image in document["images"] if image["id"] in with_person]
     random.Random(_SUBSET_SEED).shuffle(images)
-    images = images[: pictures or None]
+    images = images[: limit or None]
     kept = {image["id"] for image in images}
     annotations = [entry for entry in document["annotations"] if entry["image_id"] in kept]
     return {**document, "images": images, "annotations": annotations}

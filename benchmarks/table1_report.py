@@ -1,4 +1,4 @@
-"""The table of table1_small, as Markdown: each system's AP, and its gain over Cascade Mask R-CNN seed by seed."""
+"""The table of table1_small as Markdown: each system's AP, and its gain over Cascade Mask R-CNN by seed."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -15,15 +15,15 @@ Results = Sequence[Mapping[str, Any]]
 
 
 def describe_cells(results: Results) -> str:
-    """Write the whole report of the cells that are done, which may be none."""
+    """Format the report of the finished cells, of which there may be none."""
     if not results:
-        return "No cell is done yet.\n"
+        return "No cell is finished yet.\n"
     parts = [_describe_settings(results), _score_table(results), _gain_table(results)]
     return "\n\n".join(parts) + "\n"
 
 
 def paired_gains(results: Results, system: str, score: str) -> dict[int, float]:
-    """Subtract the baseline's score of the same seed: points of AP by seed, of seeds that both systems have."""
+    """Subtract the baseline's score of the same seed: points of AP by seed, for the seeds that both systems have."""
     ours, baseline = _by_seed(results, system, score), _by_seed(results, BASELINE, score)
     return {seed: ours[seed] - baseline[seed] for seed in sorted(ours) if seed in baseline}
 
@@ -33,7 +33,7 @@ def _by_seed(results: Results, system: str, score: str) -> dict[int, float]:
 
 
 def _score_table(results: Results) -> str:
-    """Mean over seeds, with the lowest and the highest; AP in points."""
+    """Format the mean over seeds, with the lowest and the highest; AP in points."""
     lines = [f"| system | seeds | {' | '.join(_COLUMNS.values())} |", "|---|---|" + "---|" * len(_COLUMNS)]
     for system in (*MAIN_SYSTEMS, *SWITCHES_ALONE):
         scores = [list(_by_seed(results, system, score).values()) for score in _COLUMNS]
@@ -43,7 +43,7 @@ def _score_table(results: Results) -> str:
 
 
 def _gain_table(results: Results) -> str:
-    """Gains over the baseline, paired by seed, beside what the paper found."""
+    """Format the gains over the baseline, paired by seed, beside the paper's."""
     lines = [
         f"Gain over {BASELINE}, paired by seed, in points of AP:",
         "",
@@ -64,7 +64,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _describe_settings(results: Results) -> str:
-    """Say what was trained on what, for how long; cells of one table share all of it but system and seed."""
+    """Describe data, settings and duration, which all cells of a table share; only system and seed differ."""
     first = results[0]
     settings = first["settings"]
     model, optimiser, sampling = settings["model"], settings["optimiser"], settings["sampling"]
@@ -73,11 +73,11 @@ def _describe_settings(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     sentences = (
         f"{model['preset']}'s backbone; initial weights: {initial}; frozen_stages {model['frozen_stages']}.",
-        f"Class person; {first['pictures']} training pictures, {settings['epochs']} epochs, {first['steps']} steps of "
+        f"Class person; {first['pictures']} training images, {settings['epochs']} epochs, {first['steps']} steps of "
         f"{settings['batch_size']}, short side {model['short_side']} pixels, {sampling['rois']} RoIs and "
         f"{sampling['proposals']} proposals per image.",
         f"{optimiser['kind']}, learning rate {optimiser['learning_rate']:g}, {optimiser['schedule']}; seeds {seeds}.",
-        f"Evaluated on {first['heldout']} held-out photos; AP in points, mean (lowest to highest) over seeds.",
+        f"Evaluated on {first['heldout']} held-out images; AP in points, mean (lowest to highest) over seeds.",
         f"Machine: {first['machine']}; {versions}; {mean(cell['cpu_s'] for cell in results):.0f} CPU s per cell.",
     )
     return "\n".join(sentences)

@@ -1,19 +1,20 @@
-"""The paper's comparison in small: Mask R-CNN, Cascade Mask R-CNN, HTC without and with its semantic branch.
+"""The paper's comparison at small scale: Mask R-CNN, Cascade Mask R-CNN, HTC without and with its semantic branch.
 
     python benchmarks/table1_small.py OUTPUT --data FOLDER [--start WEIGHTS] [--seeds 0 1 2] [--epochs 1]
 
 FOLDER holds coco_person1/ and coco_mini/ (docs/models/htc_lite0_fpn.md). All systems have htc_lite0_fpn's backbone and
-see the same pictures of persons in the same order for equally many steps; layers that two systems share start with the
-same numbers. The rules of training are each system's published ones (htc_model/training/train_config.py). HTC's three
+are trained on the same images of persons in the same order for equally many steps; layers that two systems share start
+with the same numbers. The train config is each system's published one (htc_model/training/train_config.py). HTC's three
 switches are also turned on one by one in Cascade Mask R-CNN; there, mask information flow without interleaving means
 that mask head t also receives the features of head t-1, but is trained on the boxes that entered stage t, not on those
-that box head t has just refined. The semantic branch learns the class of each pixel, drawn from the instances' masks
+that box head t has just refined. The semantic branch learns the class of each pixel, made from the instances' masks
 (smaller ones over larger ones, crowds ignored, the rest one class), since the data has no stuff maps.
 
 --start gives all systems the same trained backbone, neck and proposal network; the heads always start at random.
 
-Each (system, seed) is one cell, trained and evaluated by the project's own code in one process. Finished cells are kept
-in OUTPUT/cells and skipped: stop it and run it again. OUTPUT/table.md and table.json hold the table of what is done.
+Each (system, seed) is one cell, trained and evaluated by this project's code in one process. Finished cells are kept in
+OUTPUT/cells and skipped, so the command can be stopped and run again. OUTPUT/table.md and table.json hold the table of
+the finished cells.
 """
 
 import argparse
@@ -36,12 +37,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from table1_data import write_documents  # noqa: E402
 from table1_report import MAIN_SYSTEMS, SWITCHES_ALONE, describe_cells  # noqa: E402
 
-from htc_model.training.plots import read_metrics  # noqa: E402
+from htc_model.training.metrics_file import read_metrics  # noqa: E402
 from htc_model.training.spec import TrainingSpec  # noqa: E402
 from htc_model.weights.load import load_weights, save_weights  # noqa: E402
 from pipeline.training.single import train_alone  # noqa: E402
 
-# What `--start` gives: all that comes before the heads that are compared.
+# What `--start` provides: all parts before the compared heads.
 _SHARED_PARTS = ("backbone.", "neck.", "rpn_head.")
 _NO_SWITCH = {"interleaved": False, "mask_info_flow": False, "semantic": False}
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -57,7 +58,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a system and a seed. key: a hash of all that decides the result."""
+    """One training: a system and a seed. key: a hash of everything that determines the result."""
 
     system: str
     seed: int
@@ -66,18 +67,18 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where the training keeps its state and its result."""
+        """The folder of the training's state and result."""
         return Path(self.spec.output)
 
     @property
     def result(self) -> Path:
-        """There as soon as the cell is done."""
+        """The file of the result, which exists if the cell is finished."""
         return self.folder / "result.json"
 
 
 def plan_cells(arguments: argparse.Namespace, output: Path) -> Iterator[Cell]:
-    """List the cells, seed by seed over the main systems, then over the switches: a part of it is balanced."""
-    documents = write_documents(Path(arguments.data), output, pictures=arguments.pictures)
+    """List the cells seed by seed, first of the main systems, then of the switches, so that any prefix is balanced."""
+    documents = write_documents(Path(arguments.data), output, limit=arguments.pictures)
     start = write_start(arguments.start, output)
     files = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in [*documents, *start]}
     for systems in (MAIN_SYSTEMS, SWITCHES_ALONE):
@@ -87,7 +88,7 @@ def plan_cells(arguments: argparse.Namespace, output: Path) -> Iterator[Cell]:
 
 
 def plan_cell(arguments: argparse.Namespace, output: Path, system: str, seed: int, *, files: Mapping[str, str]) -> Cell:
-    """Write down one training completely; files: the two documents, and the start if any, with their SHA-256."""
+    """Build the complete spec of one training; files: the two documents, and the start if any, with their SHA-256."""
     train, heldout, *start = files
     values: dict[str, Any] = {
         "train": [{"annotations": train, "images": str(Path(arguments.data).absolute())}],
@@ -110,7 +111,7 @@ def plan_cell(arguments: argparse.Namespace, output: Path, system: str, seed: in
         "checkpoint_steps": 50,
         "log_steps": 5,
     }
-    # Contents count, not where they lie.
+    # The key depends on the files' contents, not on their paths.
     text = json.dumps(values, sort_keys=True).replace(str(Path(arguments.data).absolute()), "DATA")
     for path, sha256 in files.items():
         text = text.replace(path, sha256)
@@ -120,7 +121,7 @@ def plan_cell(arguments: argparse.Namespace, output: Path, system: str, seed: in
 
 
 def write_start(weights: str | None, output: Path) -> list[Path]:
-    """Keep of a weights file only what all systems share; an empty list without a file."""
+    """Write the part of a weights file that all systems share; returns an empty list without a file."""
     if weights is None:
         return []
     loaded = load_weights(weights)
@@ -131,7 +132,7 @@ def write_start(weights: str | None, output: Path) -> list[Path]:
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train and evaluate a cell, or read the result of a cell that is done."""
+    """Train and evaluate a cell, or read the result of a finished one."""
     if cell.result.exists():
         done: dict[str, Any] = json.loads(cell.result.read_text(encoding="utf-8"))
         return done
@@ -155,7 +156,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     aside = cell.result.with_suffix(".part")
     aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
     aside.replace(cell.result)
-    # Optimiser and averages are ten times the weights; a finished cell never goes on.
+    # A checkpoint is ten times as large as the weights, and a finished cell does not resume.
     (cell.folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
 
@@ -185,7 +186,7 @@ def read_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--start", help="weights whose backbone, neck and proposal network all systems start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--pictures", type=int, default=640, help="train on so many; 0: on all with a person")
+    parser.add_argument("--pictures", type=int, default=640, help="number of training images; 0: all with a person")
     parser.add_argument("--short-side", type=int, default=192)
     parser.add_argument("--rois", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -195,7 +196,7 @@ def read_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run what is not done yet, and print the table after each cell."""
+    """Run the cells that are not finished, and write the table after each."""
     arguments = read_arguments(given)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     output = Path(arguments.output).absolute()

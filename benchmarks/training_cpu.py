@@ -1,9 +1,9 @@
-"""Print what one training step costs on a CPU, part by part, in CPU seconds per image; one JSON line.
+"""Measures one training step on a CPU, part by part, in CPU seconds per image; prints one JSON line.
 
     python benchmarks/training_cpu.py [--short-side 256] [--long-side 352] [--batch 4] [--rois 64] [--frozen 1]
 
-The pictures are noise with three boxes each: the cost depends on sizes and counts, hardly on content. The same step
-with torchvision's RoIAlign instead of row sums stands beside it.
+The images are noise with three boxes each: the cost depends on sizes and counts, hardly on content. It is compared with
+the same step with torchvision's RoIAlign instead of row sums.
 """
 
 import argparse
@@ -26,28 +26,27 @@ sys.path.insert(0, str(ROOT))
 from htc_model.config import load_preset  # noqa: E402
 from htc_model.network.detector import HTC, build_model  # noqa: E402
 from htc_model.structures import ImageBatch  # noqa: E402
-from htc_model.training import cascade_losses as stage  # noqa: E402
-from htc_model.training import detector_losses as step  # noqa: E402
+from htc_model.training import cascade_losses, detector_losses  # noqa: E402
 from htc_model.training.ema import WeightAverage  # noqa: E402
-from htc_model.training.freezing import freeze_trunk, set_training_mode  # noqa: E402
+from htc_model.training.freezing import freeze_backbone, set_training_mode  # noqa: E402
 from htc_model.training.pretrained import initialise_heads  # noqa: E402
 from htc_model.training.targets import Truth  # noqa: E402
-from htc_model.training.train_config import TrainingRules, rules_for  # noqa: E402
+from htc_model.training.train_config import TrainConfig, train_config_for  # noqa: E402
 
 PARTS = {
-    "train_proposals": "proposal losses",
+    "compute_rpn_losses": "proposal losses",
     "select_training_proposals": "proposals",
     "_run_semantic": "semantic branch",
-    "sample_stage": "assignment and sampling",
-    "train_boxes": "box heads",
+    "sample_stage_rois": "assignment and sampling",
+    "compute_box_losses": "box heads",
     "refine_boxes": "refinement",
-    "train_masks": "mask heads",
+    "compute_mask_loss": "mask heads",
 }
 
 
 @contextmanager
 def timed_parts(model: HTC, spent: dict[str, float]) -> Iterator[None]:
-    """Count the CPU seconds of the step's parts while the context lasts."""
+    """Add the CPU seconds of the step's parts to `spent` while the context is open."""
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -58,23 +57,23 @@ def timed_parts(model: HTC, spent: dict[str, float]) -> Iterator[None]:
 
         return call
 
-    originals = {name: getattr(step, name) for name in PARTS}
+    originals = {name: getattr(detector_losses, name) for name in PARTS}
     for name, label in PARTS.items():
-        setattr(step, name, timed(label, originals[name]))
-    modules = {"trunk": model.backbone, "pyramid": model.neck}
+        setattr(detector_losses, name, timed(label, originals[name]))
+    modules = {"backbone": model.backbone, "pyramid": model.neck}
     for label, module in modules.items():
         module.forward = timed(label, module.forward)
     try:
         yield
     finally:
         for name, function in originals.items():
-            setattr(step, name, function)
+            setattr(detector_losses, name, function)
         for module in modules.values():
             del module.forward
 
 
-def build_scene(batch: int, height: int, width: int) -> tuple[ImageBatch, list[Truth]]:
-    """Noise, and three boxes with full masks in each picture."""
+def build_batch(batch: int, height: int, width: int) -> tuple[ImageBatch, list[Truth]]:
+    """Build images of noise with three boxes and full masks each."""
     boxes = torch.tensor([[0.05, 0.1, 0.45, 0.8], [0.3, 0.2, 0.5, 0.9], [0.6, 0.1, 0.8, 0.4]])
     boxes = (boxes * torch.tensor([width, height, width, height])).round()
     masks = torch.zeros(3, height, width, dtype=torch.uint8)
@@ -87,8 +86,10 @@ def build_scene(batch: int, height: int, width: int) -> tuple[ImageBatch, list[T
     return ImageBatch(pixels, sizes, sizes), [truth] * batch
 
 
-def measure(model: HTC, rules: TrainingRules, batch: ImageBatch, truths: list[Truth], steps: int) -> dict[str, float]:
-    """CPU seconds per image by part, mean over steps; one more step warms up."""
+def measure(
+    model: HTC, train_config: TrainConfig, batch: ImageBatch, truths: list[Truth], steps: int
+) -> dict[str, float]:
+    """Measure CPU seconds per image by part, mean over steps, after one step to warm up."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5)
     average = WeightAverage(model, 0.999)
@@ -98,7 +99,7 @@ def measure(model: HTC, rules: TrainingRules, batch: ImageBatch, truths: list[Tr
             spent.clear()
         started = time.process_time()
         with timed_parts(model, spent):
-            total = step.run_step(model, batch, truths, rules).total
+            total = detector_losses.compute_losses(model, batch, truths, train_config).total
         forward_done = time.process_time()
         optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -112,7 +113,7 @@ def measure(model: HTC, rules: TrainingRules, batch: ImageBatch, truths: list[Tr
 
 
 def main() -> int:
-    """Print the JSON line."""
+    """Measure both ways of pooling, and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     defaults = {"short-side": 256, "long-side": 352, "batch": 4, "rois": 64, "frozen": 1, "steps": 3}
     for name, default in defaults.items():
@@ -122,20 +123,22 @@ def main() -> int:
     config = replace(load_preset("htc_lite0_fpn"), classes=("person",), category_ids=(1,), semantic_classes=2)
     model = build_model(config).to(memory_format=torch.channels_last)
     initialise_heads(model)
-    freeze_trunk(model, arguments.frozen)
+    freeze_backbone(model, arguments.frozen)
     set_training_mode(model, has_frozen_batch_norm=True)
-    rules = rules_for(config)
-    rules = replace(rules, proposals=300, roi_sample=replace(rules.roi_sample, count=arguments.rois))
-    batch, truths = build_scene(arguments.batch, arguments.short_side, arguments.long_side)
-    ours = measure(model, rules, batch, truths, arguments.steps)
-    stage.box_features, stage.mask_features = type(model.roi_head).box_features, type(model.roi_head).mask_features
-    torchvision = measure(model, rules, batch, truths, arguments.steps)
+    train_config = train_config_for(config)
+    roi_sample = replace(train_config.roi_sample, count=arguments.rois)
+    train_config = replace(train_config, proposals=300, roi_sample=roi_sample)
+    batch, truths = build_batch(arguments.batch, arguments.short_side, arguments.long_side)
+    row_sums = measure(model, train_config, batch, truths, arguments.steps)
+    head = type(model.roi_head)
+    cascade_losses.box_features, cascade_losses.mask_features = head.box_features, head.mask_features
+    torchvision = measure(model, train_config, batch, truths, arguments.steps)
     result = {
         "benchmark": "training_cpu",
         "compares": "one step of htc_lite0_fpn with RoI pooling by row sums, and by torchvision's RoIAlign",
         "unit": "CPU seconds per image",
         "arguments": vars(arguments),
-        "parts": ours,
+        "parts": row_sums,
         "total_with_torchvision_roi_align": torchvision["total"],
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),

@@ -1,11 +1,10 @@
-"""How much memory one worker holds on large photos: two shards at once, as in `htc run`, without Ray.
+"""Measures the memory of one worker on large images: two shards at once, as in `htc run`, without Ray.
 
     python benchmarks/worker_memory.py [--megapixels 12 24] [--images 32] [--cpus 1] [--model htc_lite0_fpn]
 
-For each size a process of its own loads the model, does two shards of `--images` synthetic JPEGs at once (their bytes
-are copies of one noisy photo) and prints its peak resident memory, as the system counted it (getrusage), beside what it
-held before the first image. `bound_mib` is what read-ahead may hold: pixels, encoded bytes and what decoders take. No
-peer is measured: what is compared is the same worker before and after a change. The last line is JSON.
+For each size a separate process loads the model, processes two shards of `--images` synthetic JPEGs at once (copies of
+one noisy image) and prints its peak resident memory, as the system counts it (getrusage), and its memory before the
+first image. Compare the same worker before and after a change. The last line is JSON.
 """
 
 import argparse
@@ -27,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 MIB = 2**20
 
 
-def write_photos(folder: Path, megapixels: float, count: int) -> list[Path]:
+def write_images(folder: Path, megapixels: float, count: int) -> list[Path]:
     """Write `count` copies of one 4:3 JPEG with some detail everywhere."""
     import numpy as np
     from PIL import Image
@@ -36,18 +35,18 @@ def write_photos(folder: Path, megapixels: float, count: int) -> list[Path]:
     width = height * 4 // 3
     coarse = np.random.default_rng(0).integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8)
     folder.mkdir(parents=True)
-    first = folder / "photo-000.jpg"
+    first = folder / "image-000.jpg"
     Image.fromarray(coarse).resize((width, height)).save(first, quality=90)
     paths = [first]
     for number in range(1, count):
-        path = folder / f"photo-{number:03d}.jpg"
+        path = folder / f"image-{number:03d}.jpg"
         path.write_bytes(first.read_bytes())
         paths.append(path)
     return paths
 
 
 def peak_mib() -> float:
-    """The most this process held so far."""
+    """Return the peak resident memory of this process."""
     import resource
 
     # getrusage(2): kilobytes on Linux, bytes on macOS.
@@ -56,7 +55,7 @@ def peak_mib() -> float:
 
 
 def work(folder: Path, images: int, model: str, cpus: float) -> None:
-    """Be the worker: load the model, do two shards at once, print what it took."""
+    """Run as the worker process: load the model, process two shards at once, print the memory."""
     from pipeline.driver.run_job import worker_settings
     from pipeline.inputs.image_ref import ImageRef
     from pipeline.inputs.shard import Shard
@@ -84,7 +83,7 @@ def work(folder: Path, images: int, model: str, cpus: float) -> None:
         thread.start()
     for thread in threads:
         while thread.is_alive():
-            # A worker that its driver does not ask commits nothing.
+            # A worker whose driver does not ask for its progress commits nothing.
             worker.progress()
             thread.join(1.0)
     seconds = time.perf_counter() - start
@@ -104,10 +103,10 @@ def work(folder: Path, images: int, model: str, cpus: float) -> None:
 
 
 def measure(megapixels: float, images: int, model: str, cpus: float) -> dict[str, Any]:
-    """Start a worker's process on a folder of photos and read its answer."""
+    """Run a worker process on a folder of images, and read what it prints."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_photos(folder / "in", megapixels, 2 * images)
+        write_images(folder / "in", megapixels, 2 * images)
         command = [sys.executable, __file__, "--work", name, "--images", str(images), "--model", model]
         answer = subprocess.run([*command, "--cpus", str(cpus)], check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
@@ -116,10 +115,10 @@ def measure(megapixels: float, images: int, model: str, cpus: float) -> dict[str
 
 
 def main() -> None:
-    """Measure each size, the last line being JSON."""
+    """Measure each size; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[12, 24])
-    parser.add_argument("--images", type=int, default=32, help="per shard, of which two are done at once")
+    parser.add_argument("--images", type=int, default=32, help="per shard, of which two are processed at once")
     parser.add_argument("--cpus", type=float, default=1.0)
     parser.add_argument("--model", default="htc_lite0_fpn")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

@@ -3,7 +3,7 @@
     summary = htc.run(htc.load_spec("job.yaml"))
     instances = htc.open("out/").instances()  # a pyarrow Table of committed rows
 
-The names here stay what they are; those of the packages below (`pipeline`, `jobs`, `htc_model`) may move.
+These names are stable; those of the packages below (`pipeline`, `jobs`, `htc_model`) may change.
 """
 
 from typing import TYPE_CHECKING
@@ -35,13 +35,13 @@ __getattr__ = attach(
 
 
 def open(output_uri: str) -> "Results":
-    """Open the output of a job, finished or not, for reading.
+    """Open the output of a run, finished or not, for reading.
 
     Args:
-        output_uri: its folder, a local path or a URL.
+        output_uri: the output folder, a local path or a URL.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the folder cannot be read.
     """
     from pipeline.output import open_results
 

@@ -1,4 +1,4 @@
-"""The network: tensors in, detections out. Knows no files but weights, no Ray, no Parquet."""
+"""The network: tensors in, detections out. Reads no files but weights; does not use Ray or Parquet."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""The 80 object classes of COCO 2017 with the data set's own category numbers.
+"""The 80 object classes of COCO 2017 with the data set's own category ids.
 
-Source: `categories` of instances_val2017.json (cocodataset.org). The numbers run from 1 to 90 with
-ten gaps, and the order below is the order of the published checkpoints' output channels.
+Source: `categories` of instances_val2017.json (cocodataset.org). The ids run from 1 to 90 with ten gaps, and the order
+below is the order of the published checkpoints' output channels.
 """
 
 _CATEGORIES = (

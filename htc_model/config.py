@@ -1,8 +1,8 @@
-"""What a network is made of: one frozen `ModelConfig`, and the named presets.
+"""Model config: the frozen `ModelConfig` that describes a network, and the named presets.
 
 The numbers are those of MMDetection's published configs (configs/_base_/models/{mask-rcnn_r50_fpn,
-cascade-mask-rcnn_r50_fpn}.py and configs/htc/*.py), since the published checkpoints were made with them.
-Nothing here imports torch, so that commands may read presets at once.
+cascade-mask-rcnn_r50_fpn}.py and configs/htc/*.py), which the published checkpoints were trained with.
+Nothing here imports torch, so that commands can read presets quickly.
 """
 
 import difflib
@@ -27,7 +27,7 @@ CASCADE_STDS: tuple[Stds, ...] = (
 
 
 class ModelConfigError(ValueError):
-    """A preset's name or a model's configuration is wrong; the message is one sentence for a person."""
+    """A preset's name or a model's configuration is wrong; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class ResizeConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The trunk that yields C2..C5.
+    """The backbone, which computes C2..C5.
 
     depth: ResNet depth, 50 or 101. groups, base_width: ResNeXt's cardinality and width (64 x 4d is 64 and 4).
     has_deformable_stages: 3x3 convolutions of C3-C5 are deformable (DCNv1, arXiv:1703.06211).
-    norm: "group" has group norm (arXiv:1803.08494) in the batch norms' places; all published weights are "batch".
+    norm: "group" replaces the batch norms by group norms (arXiv:1803.08494); all published weights are "batch".
     """
 
     kind: BackboneKind = "resnet"
@@ -65,11 +65,11 @@ class BackboneConfig:
 class ModelConfig:
     """One network: its parts, HTC's three switches, and its test-time thresholds.
 
-    The switches, each usable alone (arXiv:1901.07518, sec. 3). What they change at inference:
+    The switches can be used separately (arXiv:1901.07518, sec. 3):
 
-    interleaved: mask head t is trained on the boxes that box head t has just refined, not on its inputs. At
-        inference all mask heads look at the final boxes in either case (as the published code does for both
-        systems), so with the same weights the detections are the same: it is a property of training.
+    interleaved: mask head t is trained on the boxes that box head t has just refined, not on that head's inputs. At
+        inference all mask heads use the final boxes in either case (as the published code does for both systems), so
+        that with the same weights the detections are the same: it is a property of training.
     mask_info_flow: mask head t receives the features of mask head t-1 through a 1x1 convolution (`conv_res`).
     semantic: a semantic branch whose embedding is pooled for each RoI and added to box and mask features.
 
@@ -116,7 +116,7 @@ class ModelConfig:
                 f"{self.name} has the unknown norm {self.backbone.norm!r}; known: {', '.join(get_args(Norm))}."
             )
         if self.has_class_specific_boxes and self.num_stages > 1:
-            # A stage's refined box is the next one's RoI, so there must be one box, not one per class.
+            # A stage's refined box is the next stage's RoI, so there must be one box, not one per class.
             raise ModelConfigError(f"{self.name} has a box per class, which only a single stage may have.")
         if self.max_detections < 1 or self.rpn_proposals < 1:
             raise ModelConfigError(f"{self.name} must be allowed at least one proposal and one detection.")
@@ -146,8 +146,8 @@ _CASCADE_MASK = ModelConfig(name="cascade_mask_rcnn_r50_fpn", score_threshold=0.
 _HTC_WITHOUT_SEMANTIC = ModelConfig(name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True)
 _HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
 
-# Our own, for demos and tests on a CPU: seconds per image and fewer than 12 M parameters. Mean and std are
-# those EfficientNet-Lite was trained with (tensorflow/tpu, efficientnet/lite); the other numbers are choices.
+# This project's own preset for demos and tests on a CPU: seconds per image and fewer than 12 M parameters. Mean and
+# std are those EfficientNet-Lite was trained with (tensorflow/tpu, efficientnet/lite); the other numbers are choices.
 _LITE = replace(
     _HTC,
     name="htc_lite0_fpn",
@@ -183,7 +183,11 @@ PRESETS: Mapping[str, ModelConfig] = {
 
 
 def load_preset(name: str) -> ModelConfig:
-    """Return the preset of that name; raises ModelConfigError naming the nearest one and all others."""
+    """Return the preset of that name.
+
+    Raises:
+        ModelConfigError: there is none; the message names the nearest one and lists all.
+    """
     if name in PRESETS:
         return PRESETS[name]
     nearest = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
@@ -193,13 +197,13 @@ def load_preset(name: str) -> ModelConfig:
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Turn a config into plain JSON values (tuples become lists)."""
+    """Convert a config to plain JSON values (tuples become lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return plain
 
 
 def config_from_dict(d: Mapping[str, Any]) -> ModelConfig:
-    """Read back what `config_to_dict` gave; raises ModelConfigError for unknown or missing keys."""
+    """Convert the result of `config_to_dict` back; raises ModelConfigError for unknown or missing keys."""
     values = dict(d)
     values["backbone"] = _read_section(BackboneConfig, d.get("backbone", {}))
     values["resize"] = _read_section(ResizeConfig, d.get("resize", {}))
@@ -208,7 +212,7 @@ def config_from_dict(d: Mapping[str, Any]) -> ModelConfig:
 
 
 def config_sha256(config: ModelConfig) -> str:
-    """Return 64 hex digits that are equal exactly when two configs are equal."""
+    """Return 64 hex digits that are equal if and only if two configs are equal."""
     canonical = json.dumps(config_to_dict(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

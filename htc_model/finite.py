@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: found where they arise, because comparisons with NaN drop boxes without a word."""
+"""Checks for NaN and infinity in activations and weights: comparisons with NaN would drop boxes silently."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,26 +7,26 @@ from torch import Tensor
 
 __all__ = ["NonFiniteError", "check_finite", "check_predictions", "non_finite_keys", "unusable_keys"]
 
-# A batch norm divides by the square root of it.
+# A batch norm divides by its square root.
 _VARIANCE = "running_var"
 
-# No box is as wide as that; float32 ends at 3.4e38.
+# Wider than any box; float32 ends at 3.4e38.
 _LARGEST_SIDE_PX = 1e6
 
 
 class NonFiniteError(ArithmeticError):
-    """The network computed NaN or infinity; the message names the first place, for a person."""
+    """The network computed NaN or infinity; the message names where it was found first, for the user."""
 
 
 def check_finite(name: str, tensors: Iterable[Tensor]) -> None:
-    """Make sure that every value is a finite number.
+    """Check that every value is a finite number.
 
     Args:
         name: what the values are, for the message.
-        tensors: of any shape and dtype; one answer is fetched from the device for all of them.
+        tensors: of any shape and dtype; one flag is fetched from the device for all of them.
 
     Raises:
-        NonFiniteError: one is NaN or infinite.
+        NonFiniteError: a value is NaN or infinite.
     """
     flags = [torch.isfinite(tensor).all() for tensor in tensors]
     if flags and not bool(torch.stack(flags).all()):
@@ -34,17 +34,17 @@ def check_finite(name: str, tensors: Iterable[Tensor]) -> None:
 
 
 def check_predictions(name: str, logits: Iterable[Tensor], deltas: Iterable[Tensor]) -> None:
-    """Make sure that logits are finite, and deltas too once they are multiplied by the size of a box.
+    """Check that logits are finite, and that deltas stay finite when multiplied by the size of a box.
 
     Raises:
-        NonFiniteError: one is NaN, infinite, or so large that decoding it overflows. Clipped to the image, such a box
-            would look like one at the image's border.
+        NonFiniteError: a value is NaN, infinite, or so large that decoding it overflows. Clipped to the image, such a
+            box would look like one at the image's border.
     """
     check_finite(name, [*logits, *(deltas_of.float() * _LARGEST_SIDE_PX for deltas_of in deltas)])
 
 
 def non_finite_keys(state: Mapping[str, object]) -> tuple[str, ...]:
-    """Name the tensors that hold NaN, infinity, or a number too large for float32, in which networks compute."""
+    """Return the names of tensors with NaN, infinity, or a number too large for float32, in which networks compute."""
     return _flagged(
         {
             key: torch.isfinite(value.detach() if value.is_complex() else value.detach().float()).logical_not_().any()
@@ -55,7 +55,7 @@ def non_finite_keys(state: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def unusable_keys(state: Mapping[str, object]) -> tuple[str, ...]:
-    """Name what `non_finite_keys` names, and running variances below zero, whose square root is NaN."""
+    """Return the names from `non_finite_keys`, and those of running variances below zero, whose square root is NaN."""
     negative = _flagged(
         {
             key: (value.detach() < 0).any()
@@ -68,7 +68,7 @@ def unusable_keys(state: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _flagged(flags: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Fetch all flags from their device at once, and name those that are set."""
+    """Fetch all flags from their device at once, and return the names of those that are set."""
     if not flags:
         return ()
     device = next(iter(flags.values())).device

@@ -1,6 +1,7 @@
-"""Names that a package exports and imports only when they are used (PEP 562).
+"""Lazy package exports (PEP 562): a package's public names are imported when they are first used.
 
-So `import pipeline.output` costs nothing of what `pipeline.output` may need, and the tables are read without torch.
+So `import pipeline.output` does not import everything that `pipeline.output` may need, and tables are read without
+torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +10,15 @@ from typing import Any
 
 
 def attach(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """Make a package's `__getattr__`.
+    """Build a package's `__getattr__`.
 
     Args:
         package: the package's `__name__`.
         modules: the exported names by the module that defines them, relative to the package, such as
-            {"parts": ["Part"]}; or absolute, where it holds a dot.
+            {"parts": ["Part"]}; a module with a dot is absolute.
 
     Returns:
-        A function from a name to what it stands for. It raises AttributeError for other names.
+        A function from a name to its object. It raises AttributeError for other names.
     """
     homes = {name: module for module, names in modules.items() for name in names}
 

@@ -1,8 +1,8 @@
-"""From decoded pixels to the network's input, with the published pipeline's arithmetic to the last bit.
+"""Preprocessing of decoded pixels into the network's input, bit for bit as in the published pipeline.
 
-The published checkpoints saw images that OpenCV had resized in 8-bit fixed point. Another bilinear
-filter is off by one grey level here and there, which is enough to move detections; so the same
-integer arithmetic is done here, in torch, on whatever device the network is on.
+The published checkpoints were trained on images that OpenCV had resized in 8-bit fixed point. Other bilinear filters
+differ by a grey level in some pixels, which is enough to move detections; so the same integer arithmetic is done here
+in torch, on the network's device.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def resized_size(height: int, width: int, resize: ResizeConfig) -> tuple[int, in
         resize: `long_side` and `short_side` bound the result's longer and shorter side.
 
     Returns:
-        (height, width), each x * scale + 0.5 cut to an integer (mmcv's rule), and at least 1, so that
-        a 1 x 5000 image survives.
+        (height, width), each x * scale + 0.5 truncated to an integer (as mmcv does), and at least 1, for images such as
+        1 x 5000.
     """
     scale = min(resize.long_side / max(height, width), resize.short_side / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
@@ -52,13 +52,13 @@ def padded_size(height: int, width: int, resize: ResizeConfig) -> tuple[int, int
 
 def _taps(new: int, old: int, *, are_columns: bool) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Find the two source indices [2, new] and their weights [2, new] of each output row or column."""
-    scale = 1.0 / (new / float(old))  # not old / new: OpenCV rounds twice, and so must we
+    scale = 1.0 / (new / float(old))  # not old / new: OpenCV rounds twice
     centres = ((np.arange(new, dtype=np.float64) + 0.5) * scale - 0.5).astype(np.float32)
     first = np.floor(centres).astype(np.int64)
     fraction = centres - first.astype(np.float32)
     if are_columns:
-        # Columns that hang over the edge take the edge pixel with full weight. Rows keep both weights
-        # and only clip the index: the sum may then round differently, as it does in OpenCV.
+        # Columns beyond the edge take the edge pixel with full weight. Rows keep both weights and only clip the index:
+        # the sum may then round differently, as it does in OpenCV.
         is_outside = (first < 0) | (first >= old - 1)
         fraction[is_outside] = 0
         first = first.clip(0, old - 1)
@@ -70,14 +70,14 @@ def _taps(new: int, old: int, *, are_columns: bool) -> tuple[NDArray[np.int64], 
 def resize_uint8(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize bilinearly, bit for bit as OpenCV's INTER_LINEAR does on 8-bit images.
 
-    Integer arithmetic on the image's own device; columns first, on the rows that are needed only.
+    Integer arithmetic on the image's device; columns first, and only on the rows that are needed.
 
     Args:
         image: [H, W, C] uint8, any channel order.
         size: (height, width) of the result.
 
     Returns:
-        [height, width, C] uint8 on the same device; `image` itself when the size is already right.
+        [height, width, C] uint8 on the same device; `image` itself if it has this size already.
     """
     height, width = size
     if image.shape[:2] == (height, width):
@@ -112,14 +112,14 @@ def build_batch(
 ) -> ImageBatch:
     """Resize, normalise, pad and stack decoded images.
 
-    Padding with zeros follows the normalisation, right and bottom. Images of different padded shapes
-    are refused: padded to a common maximum, features near the borders change by percents, and an
-    image's detections would depend on its neighbours.
+    Zeros are padded right and bottom, after the normalisation. Images of different padded shapes are refused: padded to
+    a common maximum, features near the borders would change by percents, and an image's detections would depend on the
+    other images of the batch.
 
     Args:
         images: at least one [H, W, 3] uint8 RGB array.
-        config: its `resize` section holds sides, mean and standard deviation (in grey levels).
-        device: where the resize runs and the pixels end up.
+        config: its `resize` section gives sides, mean and standard deviation (in grey levels).
+        device: of the resize and of the result.
 
     Raises:
         ValueError: no images, or their padded shapes differ.
@@ -136,7 +136,7 @@ def build_batch(
     pixels = torch.zeros((len(images), 3, padded_height, padded_width), device=device)
     image_sizes = [resized_size(*size, resize) for size in original_sizes]
     for slot, image, (height, width) in zip(pixels, images, image_sizes, strict=True):
-        # A read-only array (from a buffer) is copied: torch refuses to promise not to write to it.
+        # A read-only array (from a buffer) is copied: torch supports only writable arrays.
         uploaded = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device)
         resized = resize_uint8(uploaded, (height, width)).permute(2, 0, 1).to(torch.float32)
         slot[:, :height, :width] = resized.sub_(mean).div_(std)

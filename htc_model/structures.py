@@ -1,4 +1,4 @@
-"""What goes into the network and what comes out of it.
+"""The network's input and output types: image batches, detections, masks.
 
 Sizes are always (height, width) in pixels; boxes are always xyxy, x to the right and y down, with continuous
 coordinates whose unit is one pixel.

@@ -1,4 +1,4 @@
-"""Instance masks: from mask maps to COCO's run-length encoding, and reading it again."""
+"""Instance masks: encoding mask maps as COCO run lengths, and decoding them."""
 
 from typing import TYPE_CHECKING
 

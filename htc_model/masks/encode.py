@@ -1,11 +1,11 @@
-"""From 28 x 28 mask maps to COCO masks of the original image, without ever drawing them.
+"""Encodes 28 x 28 mask maps as COCO masks of the original image, without rasterising them.
 
-The published way stretches each map over its box by bilinear sampling, on a canvas as large as the image,
-and thresholds it. But along one image column the stretched map is a chain of straight lines between
-neighbouring map rows, and a straight line crosses the threshold at most once. So each column and piece of
-line gives at most one run of foreground, found from the line's two ends; touching runs are merged, and
-runs are all that COCO's code needs. Work and memory follow the boxes' widths times 29, not their areas:
-a hundred instances on a 12-megapixel image cost a few megabytes at a time.
+The published method stretches each map over its box by bilinear sampling, on a canvas as large as the image, and
+thresholds it. But along one image column the stretched map is a chain of straight lines between neighbouring map rows,
+and a straight line crosses the threshold at most once. So each line segment of a column gives at most one run of
+foreground, which follows from the segment's two ends; touching runs are merged, and COCO's encoding needs only the
+runs. Time and memory grow with the boxes' widths times 29, not with their areas: a hundred instances on a 12-megapixel
+image need a few megabytes at a time.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from htc_model.masks.rle import decode_rle, encode_bitmap, encode_runs, rle_area
+from htc_model.masks.rle import encode_runs
 from htc_model.structures import Detections, RawDetections, Rle
-
-__all__ = ["decode_rle", "encode_bitmap", "encode_detections", "encode_masks", "rle_area"]
 
 # MMDetection's test_cfg.rcnn.mask_thr_binary.
 MASK_THRESHOLD = 0.5
-# Image columns worked on at a time, over all instances: about 60 MB of intermediates at 28 map rows.
+# Image columns processed at a time, over all instances: about 60 MB of intermediates at 28 map rows.
 CHUNK_COLUMNS = 32_768
 
 
 def encode_detections(raw: RawDetections, *, chunk_columns: int = CHUNK_COLUMNS) -> Detections:
-    """Paste and encode one image's masks, and bring everything to the CPU.
+    """Encode one image's masks, and move everything to the CPU.
 
     Args:
         raw: on any device.
-        chunk_columns: bounds the memory, see `encode_masks`.
+        chunk_columns: limits the memory, see `encode_masks`.
     """
     masks = None
     if raw.mask_probs is not None:
@@ -53,7 +51,7 @@ def encode_masks(
     threshold: float = MASK_THRESHOLD,
     chunk_columns: int = CHUNK_COLUMNS,
 ) -> list[Rle]:
-    """Encode what bilinear pasting at each box would draw, thresholded at `>= threshold`.
+    """Encode the masks that bilinear pasting at each box would give, thresholded at `>= threshold`.
 
     The semantics are those of `grid_sample(align_corners=False, padding_mode="zeros")` at pixel centres;
     a pixel may differ where the sampled value equals the threshold to the last bits of a float32. A box
@@ -61,10 +59,10 @@ def encode_masks(
 
     Args:
         mask_probs: [N, M, M] in [0, 1] (M is 28 in every published model), any float dtype.
-        boxes_xyxy: [N, 4] in pixels of the image; may be fractional and stick out.
+        boxes_xyxy: [N, 4] in pixels of the image; may be fractional and extend beyond it.
         size: (height, width) of the image in pixels.
         threshold: in (0, 1].
-        chunk_columns: columns worked on at a time; about 2 kB of intermediates each.
+        chunk_columns: columns processed at a time; about 2 kB of intermediates each.
 
     Returns:
         N masks of the image's size.
@@ -88,8 +86,8 @@ _Runs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 def _encode_chunks(chunks: Sequence[_Runs], instances: range, size: tuple[int, int]) -> list[Rle]:
-    """Join the runs of consecutive chunks and encode the instances that they belong to."""
-    nothing = np.zeros(0, np.int64)  # boxes outside the image have no columns, hence no chunks
+    """Concatenate the runs of consecutive chunks, and encode the instances that they belong to."""
+    nothing = np.zeros(0, np.int64)  # boxes outside the image have no columns, so no chunks
     owners, begins, ends = (np.concatenate([nothing, *(chunk[part] for chunk in chunks)]) for part in range(3))
     is_begin, is_end = _run_borders(owners, begins, ends)
     run_counts = np.bincount(owners[is_begin] - instances.start, minlength=len(instances)).astype(np.int64)
@@ -99,7 +97,7 @@ def _encode_chunks(chunks: Sequence[_Runs], instances: range, size: tuple[int, i
 def _run_borders(
     owners: NDArray[np.int64], begins: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tell which pieces begin and which end a run, when runs that touch become one."""
+    """Return which pieces begin and which end a run, with touching runs merged."""
     touches = (begins[1:] == ends[:-1]) & (owners[1:] == owners[:-1])
     is_begin, is_end = np.ones(len(owners), bool), np.ones(len(owners), bool)
     is_begin[1:] = ~touches
@@ -108,11 +106,11 @@ def _run_borders(
 
 
 class _PieceTable:
-    """The maps, and where along each axis the lines between neighbouring map cells lie in the image.
+    """The maps, and the image coordinates of the line segments ("pieces") between neighbouring map rows.
 
-    All instances' columns stand in one row of "column slots", instance after instance, so that boxes of
-    any width share the same tensor operations. Piece k of a column runs from map row k - 1 to map row k;
-    the map is framed by zeros, as the published paste pads with zeros.
+    The columns of all instances are numbered as consecutive "column slots", instance after instance, so that boxes of
+    any width share the same tensor operations. Piece k of a column goes from map row k - 1 to map row k; the map has a
+    frame of zeros, since the published pasting pads with zeros.
     """
 
     def __init__(self, maps: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float) -> None:
@@ -120,17 +118,17 @@ class _PieceTable:
         self.threshold = threshold
         self.side = maps.shape[-1]
         device = maps.device
-        # [N * (M + 2), M + 2]: one row per map column, so that a column's cells lie side by side.
+        # [N * (M + 2), M + 2]: one row per map column, so that a column's cells are contiguous.
         framed = torch.nn.functional.pad(maps.transpose(1, 2), (1, 1, 1, 1))
         self.columns = framed.reshape(-1, self.side + 2)
         self.x0, self.y0, x1, y1 = boxes_xyxy.unbind(1)
         self.box_width, self.box_height = x1 - self.x0, y1 - self.y0
-        # Below a threshold of one half, foreground may reach over the box by part of a map cell.
+        # Below a threshold of one half, foreground may extend beyond the box by a part of a map cell.
         overhang = max(0.0, 0.5 - threshold) / self.side
         self.first_x, last_x = _pixel_range(self.x0, x1, overhang * self.box_width, width)
         top, bottom = _pixel_range(self.y0, y1, overhang * self.box_height, self.height)
-        is_drawn = (self.box_width > 0) & (self.box_height > 0) & torch.isfinite(boxes_xyxy).all(dim=1)
-        counts = torch.where(is_drawn, (last_x - self.first_x).clamp(min=0), 0).cpu()
+        is_valid = (self.box_width > 0) & (self.box_height > 0) & torch.isfinite(boxes_xyxy).all(dim=1)
+        counts = torch.where(is_valid, (last_x - self.first_x).clamp(min=0), 0).cpu()
         self.first_column_slot = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         self.slot_bounds = self.first_column_slot.to(device)
         # Piece k covers the pixels from piece_top[:, k] to piece_top[:, k + 1] - 1; it may cover none.
@@ -140,7 +138,7 @@ class _PieceTable:
         self.piece_top = torch.minimum(torch.maximum(borders, top[:, None]), bottom[:, None])
         pieces = torch.arange(self.side + 1, device=device)
         every_box = torch.arange(len(maps), device=device)[:, None]
-        # A piece without pixels weighs NaN: whatever is sampled with it is not above the threshold.
+        # A piece without pixels has the weight NaN: values sampled with it are not above the threshold.
         has_no_rows = self.piece_top[:, 1:] <= self.piece_top[:, :-1]
         first_weight = self._weight(every_box, pieces, self.piece_top[:, :-1])
         last_weight = self._weight(every_box, pieces, self.piece_top[:, 1:] - 1)
@@ -148,7 +146,7 @@ class _PieceTable:
         self.last_weight = last_weight.masked_fill(has_no_rows, float("nan"))
 
     def _weight(self, owner: Tensor, piece: Tensor, y: Tensor) -> Tensor:
-        """Place pixel row y between a piece's two map rows: 0 at the upper, 1 at the lower one."""
+        """Return the position of pixel row y between a piece's two map rows: 0 at the upper, 1 at the lower one."""
         place = _map_place(y, self.y0[owner], self.box_height[owner], self.side)
         return (place - (piece - 1)).clamp(0, 1)
 
@@ -157,7 +155,7 @@ class _PieceTable:
 
         Returns:
             owner (the instance), begin and one past the end of each run, as positions x * height + y,
-            ascending within an instance; runs that touch within this chunk are merged.
+            ascending within an instance; touching runs of this chunk are merged.
         """
         slots = torch.arange(start, stop, device=self.columns.device)
         owner = torch.searchsorted(self.slot_bounds, slots, right=True) - 1
@@ -167,12 +165,12 @@ class _PieceTable:
         first_weight, last_weight = (w.index_select(0, owner) for w in (self.first_weight, self.last_weight))
         is_first_set = torch.lerp(upper, lower, first_weight) >= self.threshold
         is_last_set = torch.lerp(upper, lower, last_weight) >= self.threshold
-        # Most runs go through several pieces; only where one opens and where it closes is of interest.
-        goes_on = is_first_set[:, 1:] & is_last_set[:, :-1]
+        # Most runs go through several pieces; only their first and last pieces matter.
+        continues = is_first_set[:, 1:] & is_last_set[:, :-1]
         opens = is_first_set | is_last_set
         closes = opens.clone()
-        opens[:, 1:] &= ~goes_on
-        closes[:, :-1] &= ~goes_on
+        opens[:, 1:] &= ~continues
+        closes[:, :-1] &= ~continues
         column_start = x * self.height
         owners, begins = self._find_borders(opens, is_first_set, owner, column_start, profile, is_opening=True)
         _, ends = self._find_borders(closes, is_last_set, owner, column_start, profile, is_opening=False)
@@ -182,7 +180,7 @@ class _PieceTable:
     def _column_profile(self, owner: Tensor, x: Tensor) -> Tensor:
         """Sample the framed maps along x only: [columns, M + 2] values at the map rows."""
         place = _map_place(x, self.x0[owner], self.box_width[owner], self.side)
-        # Pixels a hair outside the frame belong to its border, where the map is zero.
+        # Pixels just outside the frame belong to its border, where the map is zero.
         place = place.clamp(-1, self.side)
         left = place.floor().clamp(max=self.side - 1)
         row = owner * (self.side + 2) + left.long() + 1
@@ -202,11 +200,11 @@ class _PieceTable:
         *,
         is_opening: bool,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Place the opening or closing border of a run in each marked piece.
+        """Find the opening or closing border of a run in each given piece.
 
         Args:
-            has_border: [columns, pieces], which pieces hold one.
-            is_edge_set: [columns, pieces], whether it lies at the piece's first (closing: last) row; else
+            has_border: [columns, pieces], which pieces contain a border.
+            is_edge_set: [columns, pieces], whether it is at the piece's first (closing: last) row; otherwise
                 the threshold is crossed within the piece.
 
         Returns:
@@ -223,10 +221,10 @@ class _PieceTable:
         return owner.cpu().numpy(), position.cpu().numpy()
 
     def _find_crossings(self, owner: Tensor, piece: Tensor, ends: tuple[Tensor, Tensor], is_opening: bool) -> Tensor:
-        """Find the first pixel row of each piece that is set (closing: not set any more).
+        """Find the first pixel row of each piece that is set (closing: no longer set).
 
-        The crossing is computed, then checked against the sampled values of its neighbours, because
-        that is what decides: the division may be off by one pixel.
+        The crossing is computed, then corrected by the sampled values of its neighbours, which are decisive: the
+        division may be off by one pixel.
         """
         upper, lower = ends
         weight = (self.threshold - upper) / (lower - upper)
@@ -246,16 +244,16 @@ class _PieceTable:
 
 
 def _pixel_range(low: Tensor, high: Tensor, overhang: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Find the pixels [first, last) whose centres may be set; one to spare, clipped to the image."""
+    """Find the pixels [first, last) whose centres may be set, with a margin of one, clipped to the image."""
     first = (low - overhang).nan_to_num(0, 0, 0).floor().clamp(0, limit).long() - 1
     last = (high + overhang).nan_to_num(0, 0, 0).ceil().clamp(0, limit).long() + 1
     return first.clamp(min=0), last.clamp(max=limit)
 
 
 def _map_place(pixel: Tensor, start: Tensor, length: Tensor, side: int) -> Tensor:
-    """Map pixel indices to map coordinates (0 is the centre of the first cell), in grid_sample's own steps.
+    """Map pixel indices to map coordinates (0 is the centre of the first cell), in the steps of grid_sample.
 
-    Rounding step by step as the published paste does keeps ties on the same side wherever possible.
+    Rounding at the same steps as the published pasting keeps ties on the same side wherever possible.
     """
     normalised = (pixel + 0.5 - start) / length * 2 - 1
     return ((normalised + 1) * side - 1) / 2

@@ -1,8 +1,8 @@
-"""COCO's compressed run-length masks, in numpy alone: whoever reads masks needs no torch.
+"""COCO's compressed run-length masks, with numpy only: reading masks does not need torch.
 
-A mask is the list of its run lengths in column-major order, background first; each length, from the
-fourth on, is stored as the difference to the length two places before, in groups of five bits, least
-significant first, bit 5 telling that more follow, plus 48 to make it printable (cocoapi, maskApi.c).
+A mask is the list of its run lengths in column-major order, background first; each length, from the fourth on, is
+stored as the difference to the length two positions before, in groups of five bits, least significant first, with bit 5
+set if more groups follow, plus 48 to make it printable (cocoapi, maskApi.c).
 """
 
 import itertools
@@ -20,10 +20,10 @@ _GROUP_MASK = 0x1F
 _SIGN_BIT = 0x10
 _MORE_BIT = 0x20
 _FIRST_CHAR = 48
-# A length is below 2^63, but 7 groups hold 35 signed bits: an image of 17 gigapixels. pycocotools keeps
-# lengths in 32 bits, so nothing longer could be read back anyway.
+# 7 groups hold 35 signed bits: an image of 17 gigapixels. pycocotools stores lengths in 32 bits and could not read
+# longer ones.
 _MAX_GROUPS = 7
-# A run of fewer lengths than this has none stored as a difference.
+# The first lengths of a mask, which are not stored as differences.
 _PLAIN_LENGTHS = 3
 
 
@@ -46,7 +46,7 @@ def encode_runs(
     masks = len(run_counts)
     first_run = np.concatenate([[0], np.cumsum(run_counts)])
     has_runs = run_counts > 0
-    # The mask's last length is the background after its last run, and is left out when there is none.
+    # A mask's last length is the background after its last run; it is left out if there is none.
     has_tail = np.ones(masks, bool)
     has_tail[has_runs] = ends[first_run[1:][has_runs] - 1] < pixels
     # One edge list per mask: 0, begin, end, begin, end, ... and `pixels` if there is a tail.
@@ -57,7 +57,7 @@ def encode_runs(
     edges[run_slot] = begins
     edges[run_slot + 1] = ends
     edges[first_edge[1:][has_tail] - 1] = pixels
-    # Differences within a mask are its lengths; those across masks are dropped.
+    # Differences of edges within a mask are its lengths; those between masks are dropped.
     is_length = np.ones(len(edges), bool)
     is_length[first_edge[:-1]] = False
     lengths = np.diff(edges, prepend=0)[is_length]
@@ -66,7 +66,7 @@ def encode_runs(
 
 
 def _encode_lengths(lengths: NDArray[np.int64], lengths_per_mask: NDArray[np.int64]) -> list[bytes]:
-    """Write run lengths [K] of consecutive masks as COCO strings, all digits of all masks at once."""
+    """Encode run lengths [K] of consecutive masks as COCO strings, all digits of all masks at once."""
     first = np.concatenate([[0], np.cumsum(lengths_per_mask)])
     place = np.arange(len(lengths)) - np.repeat(first[:-1], lengths_per_mask)
     values = lengths.copy()
@@ -89,13 +89,13 @@ def encode_bitmap(mask: NDArray[Any]) -> "Rle":
     """Encode one full-size mask.
 
     Args:
-        mask: [H, W], anything but zero is foreground; H and W at least 1.
+        mask: [H, W], every value but zero is foreground; H and W at least 1.
 
     Returns:
         The same bytes as `pycocotools.mask.encode(np.asfortranarray(mask))`.
 
     Raises:
-        ValueError: not two-dimensional, or without pixels.
+        ValueError: the mask is not two-dimensional or has no pixels.
     """
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"a mask is [H, W] with at least one pixel, got the shape {mask.shape}")
@@ -107,10 +107,10 @@ def encode_bitmap(mask: NDArray[Any]) -> "Rle":
 
 
 def decode_lengths(rle: "Rle | Mapping[str, Any]") -> NDArray[np.int64]:
-    """Read a mask's run lengths [K] in pixels, background first; they sum to height * width.
+    """Decode a mask's run lengths [K] in pixels, background first; they sum to height * width.
 
     Raises:
-        ValueError: the code is not COCO's, or its lengths do not sum to the size.
+        ValueError: the counts are not a COCO run-length code, or do not sum to the size.
     """
     counts = rle["counts"]
     raw = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
@@ -126,7 +126,7 @@ def decode_lengths(rle: "Rle | Mapping[str, Any]") -> NDArray[np.int64]:
     values = np.add.reduceat((chars & _GROUP_MASK) << (_GROUP_BITS * digit), starts)
     is_negative = (chars[is_last] & _SIGN_BIT) != 0
     values -= np.where(is_negative, np.int64(1) << (_GROUP_BITS * groups), 0)
-    # Undo the differences: places 1, 3, 5, ... and 2, 4, 6, ... are two running sums.
+    # Undo the differences: positions 1, 3, 5, ... and 2, 4, 6, ... are two running sums.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     height, width = rle["size"]
@@ -139,7 +139,7 @@ def decode_rle(rle: "Rle | Mapping[str, Any]") -> NDArray[np.bool_]:
     """Decode a mask to [H, W] bool.
 
     Raises:
-        ValueError: the code is not COCO's, or its lengths do not sum to the size.
+        ValueError: the counts are not a COCO run-length code, or do not sum to the size.
     """
     lengths = decode_lengths(rle)
     height, width = rle["size"]
@@ -148,9 +148,9 @@ def decode_rle(rle: "Rle | Mapping[str, Any]") -> NDArray[np.bool_]:
 
 
 def rle_area(rle: "Rle | Mapping[str, Any]") -> int:
-    """Count a mask's foreground pixels without decoding it.
+    """Count a mask's foreground pixels without decoding it to a bitmap.
 
     Raises:
-        ValueError: the code is not COCO's, or its lengths do not sum to the size.
+        ValueError: the counts are not a COCO run-length code, or do not sum to the size.
     """
     return int(decode_lengths(rle)[1::2].sum())

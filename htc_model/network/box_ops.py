@@ -1,4 +1,4 @@
-"""Pure functions on boxes in xyxy form: pixels, x to the right, y down, continuous coordinates."""
+"""Operations on boxes in xyxy format: pixels, x to the right, y down, continuous coordinates."""
 
 import math
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-# A box may grow or shrink by at most 1000/16 in one step: keeps exp() finite (Detectron, and all after it).
+# A box may grow or shrink by a factor of at most 1000/16 in one step, which keeps exp() finite (Detectron).
 MAX_LOG_RATIO = math.log(1000 / 16)
 
-# One NMS call over all classes costs the square of the candidates; class by class costs far less once
-# they are many. The kept boxes are the same either way. The limit is memory on a GPU (n * n / 8 bytes) and
-# time on a CPU.
-_SINGLE_CALL_CANDIDATES = {"cpu": 1_000, "cuda": 10_000}
+# Up to this many candidates go through one NMS call over all groups, whose cost grows with the square of their number;
+# more go group by group. The kept boxes are the same. The limit is memory on a GPU (n * n / 8 bytes) and time on a CPU.
+SINGLE_CALL_CANDIDATES = {"cpu": 1_000, "cuda": 10_000}
+_OTHER_DEVICES_CANDIDATES = 10_000
 
 
 def decode_deltas(boxes_xyxy: Tensor, deltas: Tensor, stds: Sequence[float]) -> Tensor:
     """Move and scale boxes by predicted deltas (R-CNN's parameterisation, arXiv:1311.2524, appendix C).
 
     Args:
-        boxes_xyxy: [..., 4] float32, the boxes the deltas were predicted on.
+        boxes_xyxy: [..., 4] float32, the boxes that the deltas were predicted for.
         deltas: [..., 4] (dx, dy, dw, dh), normalised; means are zero.
         stds: the four normalising standard deviations.
 
@@ -50,12 +50,12 @@ def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:
 
 
 def has_area(boxes_xyxy: Tensor) -> Tensor:
-    """Tell which boxes [..., 4] have positive width and height: [...] bool."""
+    """Return which boxes [..., 4] have positive width and height: [...] bool."""
     return (boxes_xyxy[..., 2:] > boxes_xyxy[..., :2]).all(dim=-1)
 
 
 def boxes_to_rois(boxes_per_image: Sequence[Tensor]) -> Tensor:
-    """Join B tensors [N_b, 4] into rois [K, 5]: image index, then xyxy."""
+    """Concatenate B tensors [N_b, 4] to rois [K, 5]: image index, then xyxy."""
     return torch.cat(
         [
             torch.cat([boxes.new_full((len(boxes), 1), index), boxes], dim=1)
@@ -64,19 +64,29 @@ def boxes_to_rois(boxes_per_image: Sequence[Tensor]) -> Tensor:
     )
 
 
-def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou: float, limit: int) -> Tensor:
-    """Suppress, within each group only, boxes that overlap a better one by more than `iou`.
+def grouped_nms(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    iou: float,
+    limit: int,
+    *,
+    single_call_candidates: int | None = None,
+) -> Tensor:
+    """Suppress boxes that overlap a better box of the same group by more than `iou`.
 
-    Groups are moved apart by (largest coordinate + 1), in float32. That rounds coordinates by up to some
-    thousandths of a pixel for late groups, so it is done in every case, also where groups are treated one
-    by one: the kept set is then that of the published pipeline (mmcv's batched_nms), however many boxes.
+    Groups are shifted apart by (largest coordinate + 1), in float32. That rounds coordinates of late groups by up to
+    some thousandths of a pixel, so it is done even where NMS runs group by group: the result is then that of the
+    published pipeline (mmcv's batched_nms) for any number of boxes.
 
     Args:
         boxes_xyxy: [N, 4] float32, coordinates >= 0.
         scores: [N] float32.
         groups: [N] int64 >= 0: a class or a pyramid level.
         iou: in [0, 1].
-        limit: at most so many are kept, the best ones.
+        limit: the number of boxes to keep at most, the best ones.
+        single_call_candidates: more candidates than this are processed group by group; by default
+            `SINGLE_CALL_CANDIDATES` of the device.
 
     Returns:
         [M <= limit] int64 indices, best score first.
@@ -84,7 +94,9 @@ def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor, iou: float, 
     if boxes_xyxy.numel() == 0:
         return groups.new_zeros(0)
     apart = boxes_xyxy + (groups.to(boxes_xyxy.dtype) * (boxes_xyxy.max() + 1))[:, None]
-    if len(apart) <= _SINGLE_CALL_CANDIDATES.get(apart.device.type, 10_000):
+    if single_call_candidates is None:
+        single_call_candidates = SINGLE_CALL_CANDIDATES.get(apart.device.type, _OTHER_DEVICES_CANDIDATES)
+    if len(apart) <= single_call_candidates:
         best: Tensor = nms(apart, scores, iou)[:limit]
         return best
     kept = torch.cat([members[nms(apart[members], scores[members], iou)] for members in _members(groups)]).sort().values

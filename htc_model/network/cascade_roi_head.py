@@ -1,4 +1,4 @@
-"""The heart: the cascade of box heads, the chain of mask heads, and the semantic feature that both see.
+"""Cascade RoI head: box heads, mask heads, semantic features.
 
     proposals -> box head 0 -> boxes -> box head 1 -> boxes -> box head 2 -> detections
                      |                      |                      |              |
@@ -7,8 +7,7 @@
                                                     +---- mean of the stages' masks ----+
 
 Every head's RoI features are pooled from the pyramid, plus, with the semantic branch, from `semantic_feat`.
-One stage is Mask R-CNN; three are Cascade R-CNN; three with the flow between mask heads and the semantic
-branch are HTC.
+One stage is Mask R-CNN; three are Cascade R-CNN; three with mask information flow and the semantic branch are HTC.
 """
 
 from collections.abc import Sequence
@@ -19,21 +18,21 @@ from torch import Tensor, nn
 
 from htc_model.config import ModelConfig
 from htc_model.finite import check_finite, check_predictions
-from htc_model.network import semantic_head as semantic
 from htc_model.network.box_ops import clip_boxes, decode_deltas
 from htc_model.network.roi_align import pool_map, pool_pyramid
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL, MASK_SIDE, BoxHead, MaskHead
+from htc_model.network.semantic_head import SEMANTIC_STRIDE, SemanticHead
 
-# RoIs of a whole batch go through a head together, but not all at once: pooled features are 200 kB each.
+# A head processes the RoIs of a whole batch in chunks of this size: pooled features take 200 kB each.
 BOX_CHUNK_ROIS = 1024
 MASK_CHUNKS_ROIS = (256, 32, 4)
 
 
 class CascadeHead(nn.Module):
-    """All heads that work on RoIs, under the published checkpoints' names.
+    """All heads that work on RoIs, with the published checkpoints' names.
 
     Args:
-        config: a box head per row of `box_stds`, as many mask heads if `has_masks`, and the three switches.
+        config: one box head per row of `box_stds`, as many mask heads if `has_masks`, and the three switches are read.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -46,29 +45,29 @@ class CascadeHead(nn.Module):
             if config.has_masks
             else None
         )
-        self.semantic_head = semantic.SemanticHead(config) if config.semantic else None
+        self.semantic_head = SemanticHead(config) if config.semantic else None
 
-    # The parts, each callable alone
+    # The parts, each callable on its own
 
     def semantic_forward(self, pyramid: Sequence[Tensor]) -> Tensor | None:
         """Map P2..P6 to `semantic_feat` [B, C, H / 8, W / 8]; None without the branch."""
         return None if self.semantic_head is None else self.semantic_head(pyramid)
 
     def box_features(self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
-        """Pool what a box head sees: rois [K, 5] -> [K, C, 7, 7]."""
+        """Pool a box head's input: rois [K, 5] -> [K, C, 7, 7]."""
         features = pool_pyramid(pyramid, rois, BOX_POOL)
         if semantic_feat is None:
             return features
-        # Pooled at 14x14 and averaged to 7x7, as the weights were trained; 7x7 at once gives other numbers.
+        # Pooled at 14x14 and averaged to 7x7, as the weights were trained; pooling at 7x7 gives other numbers.
         averaged = MASK_POOL // BOX_POOL
-        return features + pool_map(semantic_feat, rois, semantic.STRIDE, BOX_POOL, averaged=averaged)
+        return features + pool_map(semantic_feat, rois, SEMANTIC_STRIDE, BOX_POOL, averaged=averaged)
 
     def mask_features(self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
-        """Pool what the mask heads see: rois [K, 5] -> [K, C, 14, 14]."""
+        """Pool the mask heads' input: rois [K, 5] -> [K, C, 14, 14]."""
         features = pool_pyramid(pyramid, rois, MASK_POOL)
         if semantic_feat is None:
             return features
-        return features + pool_map(semantic_feat, rois, semantic.STRIDE, MASK_POOL)
+        return features + pool_map(semantic_feat, rois, SEMANTIC_STRIDE, MASK_POOL)
 
     def box_forward(
         self, stage: int, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor
@@ -79,10 +78,10 @@ class CascadeHead(nn.Module):
         return torch.cat([logits for logits, _ in chunks]), torch.cat([deltas for _, deltas in chunks])
 
     def mask_forward(self, roi_features: Tensor, stages: int | None = None) -> list[Tensor]:
-        """Run the chain of mask heads, each seeing the one before if information flows.
+        """Run the mask heads in order; with mask information flow each reads the features of the one before.
 
         Args:
-            roi_features: [K, C, 14, 14] of `mask_features`.
+            roi_features: [K, C, 14, 14] from `mask_features`.
             stages: how many heads, all by default; training stops at the stage it trains.
 
         Returns:
@@ -109,7 +108,7 @@ class CascadeHead(nn.Module):
         boxes = decode_deltas(rois[:, None, 1:], per_class, self.config.box_stds[stage])
         return clip_boxes(boxes, sizes[rois[:, 0].long()][:, None])
 
-    # The whole, at inference
+    # The whole head, at inference
 
     def detect_boxes(
         self, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor, sizes: Tensor
@@ -146,7 +145,7 @@ class CascadeHead(nn.Module):
     ) -> Tensor:
         """Predict the detections' masks: the mean of all stages' probabilities at the detection's class.
 
-        Where they do not fit the device's memory they are predicted in smaller chunks.
+        If they do not fit the device's memory, they are predicted in smaller chunks.
 
         Args:
             rois: [N, 5] final boxes of all images, network pixels.
@@ -163,7 +162,7 @@ class CascadeHead(nn.Module):
             try:
                 return self._detect_masks(pyramid, semantic_feat, rois, labels, chunk_rois)
             except torch.OutOfMemoryError:
-                # What the failed attempt held is freed when this handler is left.
+                # Leaving this handler frees the memory of the failed attempt.
                 continue
         return self._detect_masks(pyramid, semantic_feat, rois, labels, MASK_CHUNKS_ROIS[-1])
 
@@ -192,7 +191,7 @@ class CascadeHead(nn.Module):
 
 
 def _stage_modules(heads: list[nn.Module]) -> nn.Module:
-    """Name stages as checkpoints do: `bbox_head.0.fc_cls` in a cascade, `bbox_head.fc_cls` for one stage."""
+    """Name stages as the checkpoints do: `bbox_head.0.fc_cls` in a cascade, `bbox_head.fc_cls` for one stage."""
     return heads[0] if len(heads) == 1 else nn.ModuleList(heads)
 
 

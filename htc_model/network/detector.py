@@ -1,4 +1,4 @@
-"""The network as one module: an image batch in, detections out."""
+"""The detector: an image batch in, detections out."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,10 @@ from htc_model.structures import Detections, ImageBatch, RawDetections
 
 
 class HTC(nn.Module):
-    """Hybrid Task Cascade (arXiv:1901.07518), and by its config each system it is compared with.
+    """Hybrid Task Cascade (arXiv:1901.07518); other configs give Mask R-CNN, Cascade R-CNN and Cascade Mask R-CNN.
 
     Args:
-        config: what to build; kept as `self.config`.
+        config: what to build; stored as `self.config`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -37,15 +37,15 @@ class HTC(nn.Module):
         self.roi_head = CascadeHead(config)
 
     def forward(self, batch: ImageBatch) -> list[Detections]:
-        """Detect, segment and encode: one Detections per image, on the CPU, most confident first."""
+        """Detect, segment and encode masks: one Detections per image, on the CPU, most confident first."""
         return [encode_detections(raw) for raw in self.infer(batch)]
 
     @torch.inference_mode()
     def infer(self, batch: ImageBatch) -> list[RawDetections]:
         """Detect and segment; masks stay 28x28 on the model's device.
 
-        Runs under the caller's autocast or none; boxes, scores and mask probabilities are float32 either way.
-        An image's detections do not depend on its neighbours in the batch.
+        Runs under the caller's autocast, if any; boxes, scores and mask probabilities are float32 in any case.
+        An image's detections do not depend on the other images of the batch.
 
         Args:
             batch: on the model's device.
@@ -54,8 +54,8 @@ class HTC(nn.Module):
             One RawDetections per image, most confident first.
 
         Raises:
-            NonFiniteError: some image's activations overflow, or the weights hold NaN. Without this, comparisons
-                with NaN would filter its detections away and leave an image that looks empty.
+            NonFiniteError: an image's activations overflow, or the weights contain NaN. Without this error, comparisons
+                with NaN would drop all its detections, and the image would seem empty.
         """
         pyramid = self.features(batch.pixels)
         semantic_feat = self.roi_head.semantic_forward(pyramid)
@@ -72,13 +72,13 @@ class HTC(nn.Module):
     def features(self, pixels: Tensor) -> list[Tensor]:
         """Compute P2..P6 of normalised pixels [B, 3, H, W]."""
         if pixels.device.type == "cpu":
-            # Convolutions are quicker this way round on a CPU, and RoI pooling reads whole rows of channels.
+            # Channels-last convolutions are faster on a CPU, and RoI pooling reads whole rows of channels.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         pyramid: list[Tensor] = self.neck(self.backbone(pixels))
         return pyramid
 
     def propose(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
-        """Find where objects may be: per image boxes_xyxy [N, 4] in network pixels, best first."""
+        """Compute proposals: per image boxes_xyxy [N, 4] in network pixels, best first."""
         logits, deltas = self.rpn_head(pyramid)
         check_predictions("objectness scores and boxes of the proposal network", logits, deltas)
         return [boxes for boxes, _ in self.rpn_head.select_proposals(logits, deltas, batch.image_sizes)]
@@ -90,7 +90,7 @@ class HTC(nn.Module):
         proposals: Sequence[Tensor],
         batch: ImageBatch,
     ) -> list[BoxDetections]:
-        """Refine and score the proposals of all images together, then filter image by image."""
+        """Refine and score the proposals of all images together, then post-process each image."""
         sizes = torch.tensor(batch.image_sizes, device=batch.pixels.device)
         rois = boxes_to_rois(proposals)
         boxes, scores = self.roi_head.detect_boxes(pyramid, semantic_feat, rois, sizes)
@@ -111,12 +111,12 @@ class HTC(nn.Module):
 
 
 def build_model(config: str | ModelConfig) -> HTC:
-    """Build a network with fresh weights, in training mode.
+    """Build a network with random weights, in training mode.
 
     Args:
-        config: a preset's name or a config of one's own.
+        config: a preset's name or a config.
 
     Raises:
-        ModelConfigError: the preset is not known.
+        ModelConfigError: there is no such preset.
     """
     return HTC(load_preset(config) if isinstance(config, str) else config)

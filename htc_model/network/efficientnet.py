@@ -1,4 +1,4 @@
-"""The light trunk: timm's EfficientNet-Lite0, features only."""
+"""EfficientNet-Lite0 backbone from timm."""
 
 import warnings
 from typing import Any
@@ -12,28 +12,28 @@ CHANNELS = (24, 40, 112, 320)
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 (no squeeze-excite, ReLU6), randomly initialised.
 
-    timm is imported when one is built, not before. Its modules are registered here directly, so that the
-    keys are `backbone.conv_stem.weight` and so on, without another level.
+    timm is imported only when a model is built. Its modules are registered here directly, so that the keys are
+    `backbone.conv_stem.weight` and so on, without another level.
     """
 
     def __init__(self) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            # timm uses torch APIs that torch has deprecated; that is not our caller's concern.
+            # timm uses torch APIs that torch has deprecated; callers cannot change that.
             warnings.simplefilter("ignore")
             import timm
 
-            trunk: Any = timm.create_model(
+            extractor: Any = timm.create_model(
                 "tf_efficientnet_lite0", features_only=True, pretrained=False, out_indices=(1, 2, 3, 4)
             )
-        self.conv_stem = trunk.conv_stem
-        self.bn1 = trunk.bn1
-        self.blocks = trunk.blocks
+        self.conv_stem = extractor.conv_stem
+        self.bn1 = extractor.bn1
+        self.blocks = extractor.blocks
         self.channels = CHANNELS
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Map [B, 3, H, W] to C2..C5 of 24, 40, 112 and 320 channels at strides 4, 8, 16 and 32."""
-        x = self.bn1(self.conv_stem(pixels))  # bn1 holds its ReLU6
+        x = self.bn1(self.conv_stem(pixels))  # bn1 includes the ReLU6
         features = []
         for index, stage in enumerate(self.blocks):
             x = stage(x)

@@ -1,4 +1,4 @@
-"""The feature pyramid (FPN, arXiv:1612.03144): C2..C5 in, P2..P6 out."""
+"""Feature pyramid network (FPN, arXiv:1612.03144): C2..C5 in, P2..P6 out."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ STRIDES = (4, 8, 16, 32, 64)
 
 
 class ConvModule(nn.Module):
-    """A convolution with bias under the name `conv`, as published checkpoints have it; then ReLU if asked."""
+    """A convolution with bias named `conv`, as in the published checkpoints, then an optional ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, has_relu: bool = True) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From scored boxes to one image's detections: the filter ladder of every R-CNN."""
+"""Post-processing of scored boxes: score threshold, per-class NMS, the best detections, original pixels."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ BoxDetections = tuple[Tensor, Tensor, Tensor]
 
 
 def select_detections(boxes_xyxy: Tensor, scores: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the confident boxes, suppress each class's duplicates, keep the best.
+    """Drop boxes below the score threshold, suppress duplicates per class, and keep the best.
 
     Args:
         boxes_xyxy: [R, 1, 4] one box for all classes, or [R, classes, 4]; coordinates >= 0.
@@ -31,7 +31,7 @@ def select_detections(boxes_xyxy: Tensor, scores: Tensor, config: ModelConfig) -
 def to_original(boxes_xyxy: Tensor, image_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
     """Map boxes [..., 4] from the resized image's pixels to the original's, and clip them to it.
 
-    The two axes have their own scale, since each side was rounded on its own when resizing.
+    Each axis has its own scale, since resizing rounded each side separately.
     """
     (height, width), (original_height, original_width) = image_size, original_size
     scale_x, scale_y = width / original_width, height / original_height

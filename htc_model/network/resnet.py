@@ -1,7 +1,7 @@
-"""The trunk: ResNet and ResNeXt with optional deformable 3x3 convolutions, C2..C5 out.
+"""ResNet and ResNeXt backbones with optional deformable 3x3 convolutions, C2..C5 out.
 
-Module names are those of the published checkpoints (`layer2.0.conv2.conv_offset.weight` and so on), so
-weights load as they are. The stride sits on the 3x3 convolution ("pytorch style").
+Module names are those of the published checkpoints (`layer2.0.conv2.conv_offset.weight` and so on), so that weights
+load without renaming. The 3x3 convolution has the stride ("pytorch style").
 """
 
 import torch
@@ -25,7 +25,7 @@ class DeformConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, channels // groups, 3, 3))
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.conv_offset = nn.Conv2d(channels, 2 * 3 * 3, 3, stride=stride, padding=1)
-        # Zero offsets at the start: an untrained deformable convolution is a plain one (the paper, sec. 2.1).
+        # Zero offsets at the start: an untrained deformable convolution is an ordinary one (the paper, sec. 2.1).
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(_bias(self.conv_offset))
 
@@ -94,7 +94,7 @@ class ResNet(nn.Module):
         stages = []
         inputs = 64
         for index, blocks in enumerate(_BLOCKS[config.depth]):
-            # The published models are deformable in c3-c5 only (arXiv:1811.11168, table 1: c2 gains nothing).
+            # The published models are deformable in C3-C5 only (arXiv:1811.11168, table 1: no gain in C2).
             is_deformable = config.has_deformable_stages and index > 0
             stages.append(_build_stage(inputs, 64 * 2**index, blocks, config, is_deformable=is_deformable))
             inputs = 64 * 2**index * _EXPANSION

@@ -1,4 +1,4 @@
-"""RoIAlign (Mask R-CNN, arXiv:1703.06870, sec. 3): what a head sees of one box, from one map or from the pyramid."""
+"""RoIAlign (Mask R-CNN, arXiv:1703.06870, sec. 3) from one feature map or from the pyramid."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def pool_pyramid(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
 
 
 def pool_map(feature: Tensor, rois: Tensor, stride: int, side: int, *, averaged: int = 1) -> Tensor:
-    """Pool one feature map by RoIAlign (half-pixel aligned, as many samples per bin as the bin has cells).
+    """Pool from one feature map by RoIAlign (half-pixel aligned, as many samples per bin as the bin has cells).
 
     Args:
         feature: [B, C, H, W] at `stride`.
@@ -43,7 +43,7 @@ def pool_map(feature: Tensor, rois: Tensor, stride: int, side: int, *, averaged:
         [K, C, side, side] float32.
     """
     with torch.autocast(feature.device.type, enabled=False):
-        # Coordinates up to 1333 need more than the 8 bits of bfloat16, and both inputs must share a type.
+        # Coordinates up to 1333 need more than the 8 bits of bfloat16, and both inputs must have one dtype.
         feature = feature.float()
         if feature.device.type == "cpu" and not torch.is_grad_enabled():
             return sum_rows(feature, rois, stride, side, averaged)

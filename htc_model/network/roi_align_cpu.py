@@ -1,8 +1,8 @@
-"""RoIAlign on a CPU, without gradients, as a sum of weighted rows.
+"""RoIAlign on a CPU as a sum of weighted rows.
 
-torchvision's operator samples channel by channel, and on a CPU was a third of an image's time. Here the samples of a
+torchvision's operator samples channel by channel, which on a CPU took a third of an image's time. Here the samples of a
 bin are an outer product of two one-dimensional weightings, so a bin is the sum of the few cells it touches, each times
-its y and its x weight; with all channels of a cell in one row, `embedding_bag` is that sum, on whole vectors.
+its y and its x weight; with all channels of a cell in one row, `embedding_bag` computes that sum on whole vectors.
 """
 
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# How many (cell, weight) pairs are held at a time: 32 MB.
+# How many (cell, weight) pairs are processed at a time: 32 MB.
 _CHUNK_PAIRS = 4_000_000
 
 
 def sum_rows(feature: Tensor, rois: Tensor, stride: int, side: int, averaged: int) -> Tensor:
-    """Pool as `roi_pooling.pool_map`, whose arguments these are; a row is one cell's channels.
+    """Pool like `roi_align.pool_map`, with the same arguments; a row holds one cell's channels.
 
-    Equal to torchvision's `roi_align` but for the order of float32 additions, and for samples that lie within a
-    rounding of the line, one cell outside the map, beyond which they count as zero.
+    Equal to torchvision's `roi_align` except for the order of float32 additions, and for samples within a rounding
+    error of one cell outside the map, beyond which samples count as zero.
     """
     channels, height, width = feature.shape[1:]
     rows = feature.permute(0, 2, 3, 1).reshape(-1, channels)  # no copy if the map is channels-last
     pooled = rois.new_zeros(len(rois), side, side, channels)
     start = rois[:, 1:3] / stride - 0.5
     extent = (rois[:, 3:5] / stride - 0.5) - start
-    # RoIAlign's adaptive sampling: one sample per cell and bin side, rounded up. None for a box without area.
+    # RoIAlign's adaptive sampling: one sample per cell and bin side, rounded up. No samples for a box without area.
     samples = (extent / (side * averaged)).ceil().long().clamp(min=0) * averaged
     for chosen, (x_samples, y_samples) in _equal_samples(samples, pairs_per_sample=side * side):
         ys, y_weights = _axis(start[chosen, 1], extent[chosen, 1], height, side, y_samples)
@@ -52,7 +52,7 @@ def _equal_samples(samples: Tensor, *, pairs_per_sample: int) -> Iterator[tuple[
 
 
 def _axis(start: Tensor, extent: Tensor, cells: int, side: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Weigh one axis: which cells each bin's samples touch, and how much of each.
+    """Compute which cells of one axis each bin's samples touch, and their weights.
 
     Args:
         start, extent: [K] in cells; the first cell's centre is 0.
@@ -78,5 +78,5 @@ def _axis(start: Tensor, extent: Tensor, cells: int, side: int, samples: int) ->
     weights = start.new_zeros(len(start), side, width)
     weights.scatter_add_(2, slots, (share - upper_share).reshape(shape))
     weights.scatter_add_(2, slots + 1, upper_share.reshape(shape))
-    touched = (first + torch.arange(width)).clamp(max=cells - 1)  # the slot beyond the last cell weighs nothing
+    touched = (first + torch.arange(width)).clamp(max=cells - 1)  # the slot after the last cell has no weight
     return touched.int(), weights

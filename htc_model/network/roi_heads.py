@@ -1,4 +1,4 @@
-"""The heads that look at one RoI: box (what, and where exactly) and mask (which pixels)."""
+"""RoI heads: the box head (class and box deltas) and the mask head."""
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Four convolutions, one upsampling, one mask per class; in HTC, the last head's view too.
+    """Four convolutions, one upsampling, one mask per class; in HTC it also reads the previous head's features.
 
     Args:
         config: reads fpn_channels, mask_channels and num_classes.
@@ -80,14 +80,14 @@ class MaskHead(nn.Module):
         return x
 
     def predict(self, mask_feat: Tensor) -> Tensor:
-        """Turn mask features into logits of every class: [K, M, 14, 14] -> [K, classes, 28, 28]."""
+        """Compute the mask logits of every class: [K, M, 14, 14] -> [K, classes, 28, 28]."""
         logits: Tensor = self.conv_logits(F.relu(self.upsample(mask_feat), inplace=True))
         return logits
 
     def predict_class(self, mask_feat: Tensor, labels: Tensor) -> Tensor:
-        """Turn mask features into logits of each RoI's own class: labels [K] int64 -> [K, 28, 28] float32.
+        """Compute the mask logits of each RoI's own class: labels [K] int64 -> [K, 28, 28] float32.
 
-        Equal to picking from `predict`, without ever holding the other classes' masks.
+        Equal to selecting from `predict`, without computing the other classes' masks.
         """
         x = F.relu(self.upsample(mask_feat), inplace=True).flatten(2)
         weight = self.conv_logits.weight.flatten(1)[labels][:, None]

@@ -1,4 +1,4 @@
-"""The region proposal network (Faster R-CNN, arXiv:1506.01497, on FPN): where objects may be."""
+"""Region proposal network (Faster R-CNN, arXiv:1506.01497, on FPN): anchors, head, proposals."""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ RPN_STDS = (1.0, 1.0, 1.0, 1.0)  # RPN deltas are not normalised in the publishe
 
 
 class RPNHead(nn.Module):
-    """Score and regress three anchors at every position of P2..P6, then keep the best proposals.
+    """Scores and box deltas of three anchors at every cell of P2..P6, and the best proposals.
 
     Args:
         config: reads fpn_channels and the three rpn_ fields.
@@ -82,7 +82,7 @@ class RPNHead(nn.Module):
         """Decode one level's best candidates: [B, K, 4] boxes, unclipped, and [B, K] scores."""
         height, width = logits.shape[-2:]
         scores = logits.permute(0, 2, 3, 1).flatten(1).float().sigmoid()
-        # A stable sort, since saturated scores tie, and ties must not depend on the batch.
+        # A stable sort: saturated scores are equal, and their order must not depend on the batch.
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         scores, order = scores[:, : self.candidates_per_level], order[:, : self.candidates_per_level]
         chosen = deltas.permute(0, 2, 3, 1).reshape(len(deltas), -1, 4).float()
@@ -94,12 +94,12 @@ class RPNHead(nn.Module):
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the cache outlives inference, and training may not use inference tensors
 def build_anchors(height: int, width: int, stride: int, device: torch.device) -> Tensor:
-    """Lay three anchors on every cell of a level, centred on the cell's upper left corner.
+    """Build three anchors per cell of a level, centred on the cell's upper left corner.
 
     Returns:
         [height * width * 3, 4] float32 xyxy in network pixels, ordered row, column, ratio.
     """
-    # Sizes in float32 and in this order, as the published pipeline: equal bits need equal roundings.
+    # Sizes in float32 and in this order, as in the published pipeline: equal bits need equal rounding.
     height_ratios = torch.tensor(ANCHOR_RATIOS).sqrt()
     half_widths = 0.5 * (stride * (1 / height_ratios) * ANCHOR_SCALE)
     half_heights = 0.5 * (stride * height_ratios * ANCHOR_SCALE)

@@ -1,4 +1,4 @@
-"""The semantic branch of HTC (arXiv:1901.07518, sec. 3.2 and fig. 4): what stuff surrounds the objects."""
+"""Semantic segmentation branch of HTC (arXiv:1901.07518, sec. 3.2 and fig. 4)."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from htc_model.config import ModelConfig
 from htc_model.network.fpn import ConvModule
 
-STRIDE = 8  # the branch works at P3's resolution
+SEMANTIC_STRIDE = 8  # the branch works at P3's resolution
 _FUSION_LEVEL = 1  # P3 among P2..P6
 _LEVELS = 5
 _CONVS = 4  # HTC, fig. 4
 
 
 class SemanticHead(nn.Module):
-    """Fuse all pyramid levels at stride 8, then an embedding for the RoIs and, for training, class logits.
+    """Fuses all pyramid levels at stride 8; gives an embedding for the RoIs and, for training, class logits.
 
     Args:
         config: reads fpn_channels and semantic_classes.
@@ -44,12 +44,12 @@ class SemanticHead(nn.Module):
         return x
 
     def embed(self, fused: Tensor) -> Tensor:
-        """Turn the fused map into `semantic_feat`, which is pooled for every RoI: same shape."""
+        """Map the fused features to `semantic_feat` of the same shape, which is pooled for every RoI."""
         embedding: Tensor = self.conv_embedding(fused)
         return embedding
 
     def classify(self, fused: Tensor) -> Tensor:
-        """Turn the fused map into logits [B, semantic_classes, H / 8, W / 8]; only training needs them."""
+        """Map the fused features to logits [B, semantic_classes, H / 8, W / 8]; only training needs them."""
         logits: Tensor = self.conv_logits(fused)
         return logits
 

@@ -1,4 +1,4 @@
-"""One annotation's box and mask, checked value by value: what cannot be used is told in a few words."""
+"""Validates the box, mask and area of one COCO annotation, and names the reason if they cannot be used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from htc_model.masks.rle import decode_lengths
 
 # A polygon of fewer corners has no inside; COCO stores two numbers per corner.
 _MIN_POLYGON_NUMBERS = 6
-# So many image sizes may a corner lie outside. pycocotools walks along an edge pixel by pixel, however long it is.
-_MOST_IMAGE_SIZES = 2
+# How many image sizes a corner may lie outside. pycocotools walks along an edge pixel by pixel, however long it is.
+_MAX_IMAGE_SIZES = 2
 _NO_FIT = "the run lengths do not fit the image"
 
 Size = tuple[int, int]
@@ -22,8 +22,8 @@ Size = tuple[int, int]
 class Box:
     """An object's box in pixels: xyxy is clipped to the image.
 
-    unclipped_xywh: as in the file; None where it was taken from the mask, which `flaw` gives the reason for (empty when
-    the file simply has no box).
+    unclipped_xywh: as in the file; None where the box was taken from the mask. flaw: why the file's box cannot be used;
+        empty if it is used, or if the file has none.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -32,11 +32,11 @@ class Box:
 
 
 class RejectedError(Exception):
-    """An annotation cannot be used; the message is a short name to count by."""
+    """An annotation cannot be used; the message is a short reason, by which such annotations are counted."""
 
 
-def sound_segmentation(segmentation: Any, size: Size) -> tuple[Any, list[str]]:
-    """Keep what can be drawn.
+def validate_segmentation(segmentation: Any, size: Size) -> tuple[Any, list[str]]:
+    """Keep the parts of a segmentation that can be rasterised.
 
     Args:
         segmentation: polygons, run lengths (plain or compressed), or nothing.
@@ -51,7 +51,7 @@ def sound_segmentation(segmentation: Any, size: Size) -> tuple[Any, list[str]]:
     if segmentation is None or segmentation in ([], {}, ""):
         return None, []
     if not isinstance(segmentation, list):
-        return _sound_rle(segmentation, size), []
+        return _validate_rle(segmentation, size), []
     # One polygon without the list around it.
     parts = [segmentation] if _are_numbers(segmentation) else segmentation
     flaws = [_polygon_flaw(part, size) for part in parts]
@@ -68,24 +68,24 @@ def _polygon_flaw(part: Any, size: Size) -> str | None:
         return "polygon with half a point"
     if len(part) < _MIN_POLYGON_NUMBERS:
         return "polygon with < 3 points"
-    reach = _MOST_IMAGE_SIZES * max(size)
+    reach = _MAX_IMAGE_SIZES * max(size)
     if min(part) < -reach or max(part) > max(size) + reach:
         return "polygon far outside the image"
     return None
 
 
 def _are_numbers(values: Any) -> TypeGuard[list[float]]:
-    """Whether this is a list of finite numbers; true and false are none."""
+    """Return whether this is a list of finite numbers; booleans are not numbers."""
     return isinstance(values, list) and all(
         isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value)) for value in values
     )
 
 
-def _sound_rle(segmentation: Any, size: Size) -> Mapping[str, Any]:
-    """Check run lengths, and write plain ones as whole numbers.
+def _validate_rle(segmentation: Any, size: Size) -> Mapping[str, Any]:
+    """Check run lengths, and convert plain ones to integers.
 
     Raises:
-        RejectedError: they are not this image's.
+        RejectedError: they are not run lengths of this image.
     """
     if not isinstance(segmentation, Mapping):
         raise RejectedError("the segmentation is neither polygons nor run lengths")
@@ -117,11 +117,11 @@ def read_box(bbox: Any, segmentation: Any, size: Size) -> Box:
 
     Args:
         bbox: COCO's x, y, width, height; where it is missing, or cannot be used, the box is the mask's.
-        segmentation: of `sound_segmentation`; None without a mask.
+        segmentation: from `validate_segmentation`; None without a mask.
         size: (height, width) of the image.
 
     Raises:
-        RejectedError: there is no box, or nothing of it inside the image.
+        RejectedError: there is no box, or no part of it is inside the image.
     """
     flaw = ""
     if bbox:
@@ -161,12 +161,12 @@ def _clip(xyxy: tuple[float, float, float, float], size: Size) -> tuple[float, f
 
 
 def read_area(area: Any, box_xyxy: tuple[float, float, float, float], segmentation: Any, size: Size) -> float:
-    """Take the file's area in pixels; where there is none, the mask's, and the box's without a mask.
+    """Take the file's area in pixels, which decides an object's size class in scoring.
 
-    Scoring sorts objects by it.
+    Where it is missing, it is the mask's, or the box's without a mask.
 
     Args:
-        segmentation: of `sound_segmentation`; None without a mask.
+        segmentation: from `validate_segmentation`; None without a mask.
         size: (height, width) of the image.
     """
     if _are_numbers([area]) and area >= 0:
@@ -178,7 +178,7 @@ def read_area(area: Any, box_xyxy: tuple[float, float, float, float], segmentati
 
 
 def to_rle(segmentation: Any, size: Size) -> Any:
-    """Turn a sound segmentation into pycocotools' compressed run lengths."""
+    """Convert a valid segmentation to pycocotools' compressed run lengths."""
     if isinstance(segmentation, list):
         return pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, *size))
     if isinstance(segmentation["counts"], list):

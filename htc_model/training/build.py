@@ -1,4 +1,4 @@
-"""From a spec and the data's classes to a network, its rules and its optimiser, ready for the first step."""
+"""Builds what a training run starts from: model config, train config, network with initial weights, optimiser."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,25 +8,25 @@ from torch import Tensor
 
 from htc_model.config import ModelConfig, ModelConfigError, load_preset
 from htc_model.network.detector import HTC, build_model
-from htc_model.training.freezing import freeze_trunk
+from htc_model.training.freezing import freeze_backbone
 from htc_model.training.pretrained import InitialReport, initialise_heads, load_imagenet_lite0, load_initial
 from htc_model.training.spec import ModelSection, OptimiserSection, SamplingSection, TrainingSpec
-from htc_model.training.train_config import TrainingRules, rules_for
+from htc_model.training.train_config import TrainConfig, train_config_for
 
-# From the name in `model.initial` to a state; the caller knows where weights lie.
+# From the name in `model.initial` to a state dict; the caller knows where weights are stored.
 LoadState = Callable[[str], Mapping[str, Tensor]]
 
 
-def training_config(
+def build_model_config(
     section: ModelSection, classes: Sequence[str], category_ids: Sequence[int], *, has_stuff: bool = False
 ) -> ModelConfig:
-    """Fit a preset to the data's classes.
+    """Adapt a preset to the data's classes and to the spec's model section.
 
-    The semantic branch learns the labels of the data's own maps if it has_stuff; else its maps are drawn from the
-    masks, with one class per object class and one for all the rest.
+    The semantic branch learns the labels of the data's own maps if the data has_stuff; else its maps are made from the
+    masks, with one class per object class and one for the rest.
 
     Raises:
-        ModelConfigError: the preset is not known, or has fewer stages than asked for.
+        ModelConfigError: the preset is not known, or has fewer stages than requested.
     """
     config = load_preset(section.preset)
     if section.stages is not None:
@@ -59,12 +59,12 @@ def _with_stages(config: ModelConfig, stages: int) -> ModelConfig:
     return replace(config, box_stds=config.box_stds[:stages], has_class_specific_boxes=stages == 1)
 
 
-def training_rules(config: ModelConfig, section: SamplingSection) -> TrainingRules:
-    """Take the published rules of the network's kind, with the spec's counts where it names some."""
-    rules = rules_for(config)
-    proposals = section.proposals or rules.proposals
-    rois = section.rois or rules.roi_sample.count
-    return replace(rules, proposals=proposals, roi_sample=replace(rules.roi_sample, count=rois))
+def build_train_config(config: ModelConfig, section: SamplingSection) -> TrainConfig:
+    """Take the published train config of the network's kind, with the counts that the spec sets."""
+    train_config = train_config_for(config)
+    proposals = section.proposals or train_config.proposals
+    rois = section.rois or train_config.roi_sample.count
+    return replace(train_config, proposals=proposals, roi_sample=replace(train_config.roi_sample, count=rois))
 
 
 def build_training_model(
@@ -73,12 +73,15 @@ def build_training_model(
     """Build the network with its initial weights and its frozen parts.
 
     Args:
-        spec: seed and model section count.
-        config: from `training_config`.
+        spec: its seed and model section are read.
+        config: from `build_model_config`.
         load_state: called with `model.initial` if that names a file.
 
+    Returns:
+        the network, and the report on its initial weights; None if all layers start at random.
+
     Raises:
-        ModelConfigError: ImageNet weights are asked for but not to be had, or the initial weights are another
+        ModelConfigError: ImageNet weights are requested but not available, or the initial weights are another
             network's.
     """
     torch.manual_seed(spec.seed)
@@ -88,18 +91,18 @@ def build_training_model(
     if spec.model.initial == "imagenet":
         if config.backbone.kind != "efficientnet_lite0":
             raise ModelConfigError(
-                f"ImageNet weights come along for EfficientNet-Lite0 only; for {config.name} name a weights file as "
+                f"ImageNet weights are available for EfficientNet-Lite0 only; for {config.name} name a weights file as "
                 "model.initial, such as torchvision's ResNet."
             )
         report = load_initial(model, load_imagenet_lite0())
     elif spec.model.initial != "none":
         report = load_initial(model, load_state(spec.model.initial))
-    freeze_trunk(model, spec.model.frozen_stages)
+    freeze_backbone(model, spec.model.frozen_stages)
     return model, report
 
 
 def build_optimiser(model: HTC, section: OptimiserSection) -> torch.optim.Optimizer:
-    """Build AdamW or SGD; norms and biases do not decay, the trunk may learn more slowly."""
+    """Build AdamW or SGD; norms and biases do not decay, the backbone may have a lower learning rate."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -108,10 +111,10 @@ def build_optimiser(model: HTC, section: OptimiserSection) -> torch.optim.Optimi
     settings = [
         {
             "params": parameters,
-            "lr": section.learning_rate * (section.trunk_factor if is_trunk else 1.0),
+            "lr": section.learning_rate * (section.trunk_factor if is_backbone else 1.0),
             "weight_decay": section.weight_decay if decays else 0.0,
         }
-        for (is_trunk, decays), parameters in groups.items()
+        for (is_backbone, decays), parameters in groups.items()
     ]
     for group in settings:
         group["base_lr"] = group["lr"]

@@ -1,8 +1,8 @@
-"""One stage of the cascade in training: its boxes, the boxes it refines, and its masks.
+"""Losses of one cascade stage: box head, refined boxes, mask head.
 
-Interleaved (HTC, arXiv:1901.07518, sec. 3.1) a stage's mask head looks at the boxes that its box head has
-just refined, assigned and sampled anew; otherwise at the box head's own positives. With mask information
-flow (sec. 3.1, eq. 5) the heads before run on the same RoIs and receive gradients too.
+With interleaving (HTC, arXiv:1901.07518, sec. 3.1) a stage's mask head is trained on the boxes that its box head has
+just refined, assigned and sampled again; otherwise on the box head's own positives. With mask information flow
+(sec. 3.1, eq. 5) the earlier mask heads run on the same RoIs and receive gradients too.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,14 @@ from htc_model.training.losses import (
 )
 from htc_model.training.roi_features import box_features, mask_features
 from htc_model.training.targets import RoiSample, Truth, build_mask_targets, encode_deltas, sample_rois
-from htc_model.training.train_config import TrainingRules
+from htc_model.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What all stages of one step look at.
+class CascadeInputs:
+    """What all stages of one step read.
 
-    pyramid: P2..P6. semantic_feat: of the semantic branch, or None. batch, truths: the images and their
-        objects.
+    pyramid: P2..P6. semantic_feat: of the semantic branch, or None. batch, truths: the images and their objects.
     """
 
     pyramid: Sequence[Tensor]
@@ -42,8 +41,8 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class BoxStage:
-    """What a box head did.
+class BoxTrace:
+    """A box head's losses and what they were computed from.
 
     loss_class, loss_box: scalars before the stage's weight. accuracy: percent.
     samples: one per image. rois [N, 5], logits [N, C + 1], deltas [N, 4 or 4 * C]: of all images, in order.
@@ -61,8 +60,8 @@ class BoxStage:
 
 
 @dataclass(frozen=True)
-class MaskStage:
-    """What a mask head did.
+class MaskTrace:
+    """A mask head's loss and what it was computed from.
 
     loss: scalar before the stage's weight. samples: one per image.
     own_logits [M, 28, 28] float32 and targets [M, 28, 28] bool: of all positives, in order.
@@ -74,22 +73,22 @@ class MaskStage:
     targets: Tensor
 
 
-def sample_stage(
+def sample_stage_rois(
     boxes: Sequence[Tensor],
     truths: Sequence[Truth],
-    rules: TrainingRules,
+    train_config: TrainConfig,
     stage: int,
     *,
     class_count: int,
     generator: torch.Generator | None,
 ) -> list[RoiSample]:
-    """Assign and sample each image's boxes by one stage's rule."""
+    """Assign and sample each image's boxes by one stage's settings."""
     return [
         sample_rois(
             image_boxes,
             truth,
-            rules.roi_assign[stage],
-            rules.roi_sample,
+            train_config.roi_assign[stage],
+            train_config.roi_sample,
             class_count=class_count,
             generator=generator,
         )
@@ -97,14 +96,14 @@ def sample_stage(
     ]
 
 
-def train_boxes(
-    head: CascadeHead, stage: int, scene: Scene, samples: list[RoiSample], rules: TrainingRules
-) -> BoxStage:
+def compute_box_losses(
+    head: CascadeHead, stage: int, inputs: CascadeInputs, samples: list[RoiSample], train_config: TrainConfig
+) -> BoxTrace:
     """Compute one box head's losses on the sampled RoIs of all images."""
     rois = boxes_to_rois([sample.rois_xyxy for sample in samples])
     labels = torch.cat([sample.labels for sample in samples])
     box_head: BoxHead = head.box_heads[stage]
-    logits, deltas = box_head(box_features(head, scene.pyramid, scene.semantic_feat, rois))
+    logits, deltas = box_head(box_features(head, inputs.pyramid, inputs.semantic_feat, rois))
     is_positive = labels < head.config.num_classes
     targets = torch.cat(
         [
@@ -113,14 +112,14 @@ def train_boxes(
                 truth.boxes_xyxy[sample.gt_indices],
                 head.config.box_stds[stage],
             )
-            for sample, truth in zip(samples, scene.truths, strict=True)
+            for sample, truth in zip(samples, inputs.truths, strict=True)
         ]
     )
     positive_deltas = deltas_of_labels(deltas[is_positive], labels[is_positive])
-    # Divided by all RoIs: with few positives the box loss is meant to be small (Fast R-CNN,
-    # arXiv:1504.08083, sec. 2.3).
-    loss_box = delta_loss(positive_deltas, targets, beta=rules.box_beta, average_factor=max(len(labels), 1))
-    return BoxStage(
+    # Divided by all RoIs, so that the box loss is small where positives are few (Fast R-CNN, arXiv:1504.08083,
+    # sec. 2.3).
+    loss_box = delta_loss(positive_deltas, targets, beta=train_config.box_beta, average_factor=max(len(labels), 1))
+    return BoxTrace(
         loss_class=class_loss(logits, labels),
         loss_box=loss_box,
         accuracy=accuracy_percent(logits, labels),
@@ -133,11 +132,10 @@ def train_boxes(
 
 
 @torch.no_grad()
-def refine_boxes(head: CascadeHead, stage: int, boxes: BoxStage, batch: ImageBatch) -> list[Tensor]:
-    """Move the sampled RoIs as the head predicts: the proposals of what follows, without gradient.
+def refine_boxes(head: CascadeHead, stage: int, boxes: BoxTrace, batch: ImageBatch) -> list[Tensor]:
+    """Decode the head's predictions for the sampled RoIs: the next head's proposals, without gradient.
 
-    RoIs that were objects' own boxes are left out: a perfect box, refined, would teach the next stage
-    nothing true about the boxes it meets.
+    RoIs that were objects' own boxes are left out: at inference no stage receives such boxes.
 
     Returns:
         Per image [R, 4] in network pixels, clipped to the image.
@@ -158,33 +156,33 @@ def refine_boxes(head: CascadeHead, stage: int, boxes: BoxStage, batch: ImageBat
     ]
 
 
-def train_masks(
-    head: CascadeHead, stage: int, scene: Scene, samples: list[RoiSample], rules: TrainingRules
-) -> MaskStage:
+def compute_mask_loss(
+    head: CascadeHead, stage: int, inputs: CascadeInputs, samples: list[RoiSample], train_config: TrainConfig
+) -> MaskTrace:
     """Compute one mask head's loss on the positives among the sampled RoIs of all images."""
     positives = [sample.rois_xyxy[: sample.positive_count] for sample in samples]
     labels = torch.cat([sample.labels[: sample.positive_count] for sample in samples])
-    roi_features = mask_features(head, scene.pyramid, scene.semantic_feat, boxes_to_rois(positives))
+    roi_features = mask_features(head, inputs.pyramid, inputs.semantic_feat, boxes_to_rois(positives))
     own_logits = _own_mask_logits(head, stage, roi_features, labels)
-    padded_size = (int(scene.batch.pixels.shape[-2]), int(scene.batch.pixels.shape[-1]))
+    padded_size = (int(inputs.batch.pixels.shape[-2]), int(inputs.batch.pixels.shape[-1]))
     targets = torch.cat(
         [
             build_mask_targets(
                 _masks(truth),
                 sample.gt_indices,
                 boxes,
-                canvas_size=padded_size if rules.has_padded_canvas else image_size,
+                canvas_size=padded_size if train_config.has_padded_canvas else image_size,
             )
             for truth, sample, boxes, image_size in zip(
-                scene.truths, samples, positives, scene.batch.image_sizes, strict=True
+                inputs.truths, samples, positives, inputs.batch.image_sizes, strict=True
             )
         ]
     )
-    return MaskStage(mask_loss(own_logits, targets), samples, own_logits, targets)
+    return MaskTrace(mask_loss(own_logits, targets), samples, own_logits, targets)
 
 
 def _own_mask_logits(head: CascadeHead, stage: int, roi_features: Tensor, labels: Tensor) -> Tensor:
-    """Run mask head `stage`, after the heads before it where information flows: [M, 28, 28]."""
+    """Run mask head `stage`, with mask information flow after the heads before it: [M, 28, 28] logits."""
     mask_head: MaskHead = head.mask_heads[stage]
     if head.config.mask_info_flow:
         mask_feat = head.mask_forward(roi_features, stage + 1)[-1]

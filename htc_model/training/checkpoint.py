@@ -1,4 +1,4 @@
-"""A training run's state on disk: written completely or not at all, read back by the same run only."""
+"""Training checkpoint: written atomically, read back by a run with the same settings only."""
 
 import os
 import pickle
@@ -13,7 +13,7 @@ from htc_model.config import ModelConfig, config_from_dict, config_to_dict
 from htc_model.finite import unusable_keys
 from htc_model.training.spec import TrainingSpec
 
-# Settings that may change when a run is resumed: they decide how fast or how often, not what is computed.
+# Settings that may change when a run is resumed: they change speed or frequency, not what is computed.
 _OPERATIONAL_KEYS = frozenset({
     "output", "loaders", "evaluate_epochs", "checkpoint_steps", "log_steps", "evaluate", "gpus_per_worker",
     "cpus_per_worker",
@@ -28,7 +28,7 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """Everything a resumed run needs.
 
-    step: how many steps are done. spec, config: plain values. model, optimiser, average: their states.
+    step: how many steps are done. spec, config: plain values. model, optimiser, average: state dicts.
     """
 
     step: int
@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write aside, flush to the disk, then rename: a kill leaves the old file or the new one."""
+    """Write a temporary file, flush it to disk, then rename it: a kill leaves the old file or the new one."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("wb") as file:
@@ -53,11 +53,14 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Checkpoint | None:
-    """Read the checkpoint of a run that is to be resumed.
+    """Read the checkpoint of a run that is resumed.
 
     Args:
-        path: of the file; None is returned if it is not there.
-        spec, config: of the run that wants to go on.
+        path: the checkpoint file.
+        spec, config: of the run that resumes.
+
+    Returns:
+        the checkpoint; None if the file does not exist.
 
     Raises:
         CheckpointError: it belongs to another network or to other settings, which are named; or it is damaged, or
@@ -71,7 +74,7 @@ def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Ch
         raise CheckpointError(
             f"{path} is a checkpoint of {theirs['name']}, not of {ours['name']}; train into another output folder."
         )
-    # Through today's classes, so that settings that did not exist yet have their defaults.
+    # Read with the current classes, so that settings that did not exist then have their defaults.
     their_spec = TrainingSpec.model_validate(checkpoint.spec).model_dump(mode="json")
     different = _differences(their_spec, spec) + _differences(config_to_dict(config_from_dict(theirs)), ours)
     if different:
@@ -83,7 +86,7 @@ def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Ch
 
 
 def _load(path: Path) -> Checkpoint:
-    way_out = "remove it to train from the beginning, or put an earlier copy in its place"
+    advice = "remove it to train from the beginning, or put an earlier copy in its place"
     try:
         checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
         unusable = unusable_keys(checkpoint.model) or unusable_keys(checkpoint.average["state"])
@@ -91,18 +94,18 @@ def _load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); {way_out}.") from error
+        raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); {advice}.") from error
     unusable = unusable or _unusable_in(checkpoint.optimiser)
     if unusable:
         raise CheckpointError(
             f"{path} holds values that are not finite numbers, or variances below zero, in {len(unusable)} tensors, "
-            f"the first of them {unusable[0]}; {way_out}, with a lower optimiser.learning_rate."
+            f"the first of them {unusable[0]}; {advice}, with a lower optimiser.learning_rate."
         )
     return checkpoint
 
 
 def _unusable_in(optimiser: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name what an optimiser's state holds that is not finite: "optimiser.3.exp_avg"."""
+    """Name the tensors of an optimiser's state that are not finite, such as "optimiser.3.exp_avg"."""
     return tuple(
         f"optimiser.{number}.{key}"
         for number, buffers in optimiser.get("state", {}).items()

@@ -1,4 +1,4 @@
-"""COCO's average precision of detections in COCO's result form, by pycocotools; needs no torch."""
+"""COCO's average precision of detections in COCO's result format, with pycocotools; does not import torch."""
 
 import contextlib
 import io
@@ -8,9 +8,9 @@ from typing import Any
 
 from htc_model.training.annotations import CocoAnnotations
 
-# COCOeval.stats: what its first six numbers are; sizes small < 32^2 <= medium < 96^2 <= large pixels.
+# The first six numbers of COCOeval.stats; sizes small < 32^2 <= medium < 96^2 <= large pixels.
 _STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-# COCOeval's Params.areaRng, pixels; both ends belong to a size.
+# COCOeval's Params.areaRng in pixels, both ends included.
 AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e5**2)}
 
 
@@ -24,18 +24,18 @@ def score_results(
 ) -> dict[str, float]:
     """Score detections.
 
-    An object without a mask counts for boxes only; for masks its box is a region to ignore, as a crowd's: a
-    detection there is neither right nor wrong.
+    An object without a mask counts for boxes only; for masks its box is a region to ignore, like a crowd's: a detection
+    there is neither right nor wrong.
 
     Args:
         results: image_id, category_id, score, bbox (x, y, width, height) and, with masks, segmentation (RLE).
         document: the truth, from `coco_document`.
-        image_ids, category_ids: what is scored.
-        has_masks: score masks besides boxes.
+        image_ids, category_ids: the images and categories to score.
+        has_masks: whether to score masks besides boxes.
 
     Returns:
         "box_ap", "box_ap50", "box_ap75", "box_ap_small", … and "mask_ap", … in [0, 1]; -1 where there is nothing to
-        score. Without "mask_ap", … when no object of the truth has a mask.
+        score. "mask_ap", … are missing if no object of the truth has a mask.
     """
     scores: dict[str, float] = {}
     kinds = {"box": "bbox"}
@@ -48,11 +48,11 @@ def score_results(
 
 
 def coco_document(annotations: CocoAnnotations) -> dict[str, Any]:
-    """Write annotations as the COCO document that pycocotools scores against, numbered anew.
+    """Convert annotations to the COCO document that pycocotools scores against, with new ids.
 
-    An image's number is its place in `annotations.images`, from 0: pycocotools cannot sort ids of several kinds, and
-    takes an annotation's id 0 for none. Boxes are those of the file, not clipped. What reading left out is not in
-    it: pycocotools would fail on some of that.
+    An image's id is its index in `annotations.images`, from 0; annotations count from 1. pycocotools cannot sort ids of
+    several types, and treats an annotation's id 0 as missing. Boxes are those of the file, not clipped. What reading
+    left out is not included: pycocotools would fail on some of it.
     """
     objects = [(number, entry) for number, image in enumerate(annotations.images) for entry in image.objects]
     written: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def coco_document(annotations: CocoAnnotations) -> dict[str, Any]:
 
 
 def count_by_size(document: Mapping[str, Any], image_ids: Sequence[int]) -> dict[str, int]:
-    """Count the objects that are scored, crowds aside: "all", and by size, each as `AREA_RANGES` says."""
+    """Count the objects that are scored, without crowds: "all", and by the sizes of `AREA_RANGES`."""
     wanted = set(image_ids)
     areas = [
         entry["area"]
@@ -110,7 +110,7 @@ def _average_precision(
         if detections:
             found = truth.loadRes(detections)
         else:
-            # loadRes looks at the first result.
+            # loadRes reads the first result.
             found = COCO()
             found.dataset = {**truth.dataset, "annotations": []}
             found.createIndex()
@@ -136,7 +136,7 @@ def _truth(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _results(results: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
     if kind == "bbox":
         return [dict(result) for result in results]
-    # loadRes takes a detection's area, and so its size, from the box if there is one: COCO's is that of the mask.
+    # loadRes takes a detection's area from the box if there is one; COCO's size classes need the mask's area.
     return [
         {key: value for key, value in result.items() if key != "bbox"} for result in results if "segmentation" in result
     ]

@@ -1,7 +1,6 @@
-"""Which pictures make up which batch, and how a batch is made.
+"""The training data set: which images make up each batch, and how a batch is built.
 
-All is a function of seed, epoch and index, so that a resumed run sees exactly what the uninterrupted one
-would have seen.
+Batches depend on seed, epoch and index alone, so that a resumed run gets the batches of an uninterrupted one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,26 +12,26 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from htc_model.config import ModelConfig
 from htc_model.structures import ImageBatch
 from htc_model.training.annotations import AnnotationError, CocoAnnotations
-from htc_model.training.augment import Augmentation, augment_picture
+from htc_model.training.augment import Augmentation, augment_image
 from htc_model.training.samples import (
     LoadImage,
     LoadStuff,
-    Picture,
+    TrainingImage,
     build_training_batch,
     check_stuff,
-    load_picture,
+    load_training_image,
 )
 from htc_model.training.targets import Truth
 
-# So many unreadable pictures in a row mean a wrong folder, not a bad picture.
-_MOST_STAND_INS = 20
-# (epoch, index of the picture).
+# This many unreadable images in a row mean a wrong folder, not a bad image.
+_MAX_UNREADABLE_IN_A_ROW = 20
+# (epoch, index of the image).
 _Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's input: the images, their objects, their names for messages, and what could not be read."""
+    """One step's input: the images, their objects, their names for messages, and reasons for unreadable images."""
 
     images: ImageBatch
     truths: list[Truth]
@@ -40,15 +39,15 @@ class TrainingBatch:
     unreadable: list[str]
 
 
-class TrainingPictures(Dataset[TrainingBatch]):
-    """Makes whole batches; the index is the list of places that a BatchPlan gives.
+class TrainingDataset(Dataset[TrainingBatch]):
+    """Builds whole batches; the index is a list of (epoch, image index) from a BatchPlan.
 
     Args:
         annotations: of the data set.
         load_image: from a file name to RGB pixels.
         config: of the network, for sizes and for what it needs.
-        augmentation: what may happen to a picture.
-        seed: of all that is random.
+        augmentation: which random changes are applied.
+        seed: of all random numbers.
         load_stuff: from a file name to a semantic map, where the annotations name such files.
     """
 
@@ -73,41 +72,41 @@ class TrainingPictures(Dataset[TrainingBatch]):
         return len(self.annotations.images)
 
     def __getitem__(self, places: Sequence[_Place]) -> TrainingBatch:
-        pictures: list[Picture] = []
+        loaded: list[TrainingImage] = []
         unreadable: list[str] = []
         for epoch, index in places:
             random = np.random.default_rng((self.seed, epoch, index))
-            picture = self._load(index, unreadable)
+            image = self._load(index, unreadable)
             has_donor = self.augmentation.copy_paste > 0
             donor = self._load(int(random.integers(len(self))), unreadable) if has_donor else None
-            pictures.append(augment_picture(picture, donor, self.augmentation, self.config.resize, random))
-        images, truths = build_training_batch(pictures, self.config)
-        return TrainingBatch(images, truths, [picture.name for picture in pictures], unreadable)
+            loaded.append(augment_image(image, donor, self.augmentation, self.config.resize, random))
+        images, truths = build_training_batch(loaded, self.config)
+        return TrainingBatch(images, truths, [image.name for image in loaded], unreadable)
 
-    def _load(self, index: int, unreadable: list[str]) -> Picture:
-        """Load a picture; the next readable one stands in for one that cannot be read."""
+    def _load(self, index: int, unreadable: list[str]) -> TrainingImage:
+        """Load an image; one that cannot be read is replaced by the next readable one."""
         reason = ""
-        for step in range(min(_MOST_STAND_INS, len(self))):
+        for step in range(min(_MAX_UNREADABLE_IN_A_ROW, len(self))):
             annotations = self.annotations.images[(index + step) % len(self)]
             try:
-                picture = load_picture(annotations, self.load_image, self.load_stuff)
-                check_stuff(picture, self.config.semantic_classes)
-                return picture
+                image = load_training_image(annotations, self.load_image, self.load_stuff)
+                check_stuff(image, self.config.semantic_classes)
+                return image
             except (OSError, ValueError) as error:
                 reason = f"{annotations.file_name}: {error}"
                 unreadable.append(reason)
-        raise AnnotationError(f"{len(unreadable)} pictures in a row cannot be read; the last one is {reason}.")
+        raise AnnotationError(f"{len(unreadable)} images in a row cannot be read; the last one is {reason}.")
 
 
 class BatchPlan(Sampler[list[_Place]]):
-    """The batches of one epoch for one rank: shuffled, and alike in shape so that little padding is computed.
+    """The batches of one epoch for one process: shuffled, with images of similar shape to save padding.
 
     Args:
-        aspect_ratios: width / height of each picture.
-        batch_size: pictures per rank and step.
-        seed, epoch: decide the order.
-        rank, world_size: each rank takes every world_size-th batch; all take equally many.
-        first_batch: skip so many, when an epoch is resumed in its middle.
+        aspect_ratios: width / height of each image.
+        batch_size: images per rank and step.
+        seed, epoch: determine the order.
+        rank, world_size: each process takes every world_size-th batch; all take equally many.
+        first_batch: how many batches to skip, for an epoch that is resumed in the middle.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class BatchPlan(Sampler[list[_Place]]):
     ) -> None:
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(len(aspect_ratios))
-        # Landscape and portrait never mix; within each the shuffled order stands.
+        # Landscape and portrait never mix; within each group the shuffled order is kept.
         is_wide = np.asarray(aspect_ratios)[order] >= 1
         batches = [
             [(epoch, int(index)) for index in group[start : start + batch_size]]
@@ -131,7 +130,7 @@ class BatchPlan(Sampler[list[_Place]]):
             for start in range(0, len(group), batch_size)
         ]
         shuffled = [batches[index] for index in random.permutation(len(batches))]
-        # Ranks must take the same number of steps: the first batches stand in for the missing last ones.
+        # All processes must take the same number of steps: the first batches are repeated at the end.
         missing = -len(shuffled) % world_size
         mine = [*shuffled, *shuffled[:missing]][rank::world_size]
         self.batch_count = len(mine)
@@ -144,13 +143,13 @@ class BatchPlan(Sampler[list[_Place]]):
         return iter(self._batches)
 
 
-def iterate_batches(pictures: TrainingPictures, plan: BatchPlan, *, loaders: int) -> Iterator[TrainingBatch]:
-    """Make the plan's batches in order.
+def iterate_batches(dataset: TrainingDataset, plan: BatchPlan, *, loaders: int) -> Iterator[TrainingBatch]:
+    """Build the plan's batches in order.
 
     Args:
-        loaders: processes that prepare batches ahead; 0 prepares them in this one.
+        loaders: number of processes that prepare batches in advance; with 0 this process does.
     """
     loader: DataLoader[TrainingBatch] = DataLoader(
-        pictures, batch_size=None, sampler=plan, num_workers=loaders, prefetch_factor=2 if loaders else None
+        dataset, batch_size=None, sampler=plan, num_workers=loaders, prefetch_factor=2 if loaders else None
     )
     return iter(loader)

@@ -1,7 +1,7 @@
-"""The little that training must know about the other processes it runs beside.
+"""torch.distributed for data-parallel training: rank, averaged gradients and numbers, shared weights.
 
-Whoever starts several processes (Ray Train, torchrun) initialises torch.distributed; with one process nothing
-is asked.
+The launcher of several processes (Ray Train, torchrun) initialises torch.distributed. In a single process all functions
+work without it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,20 +12,19 @@ from torch import nn
 
 
 def rank() -> int:
-    """Return this process's number, 0 when alone."""
+    """Return this process's rank; 0 in a single process."""
     return dist.get_rank() if _is_joint() else 0
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if _is_joint() else 1
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over all processes, in one message.
+    """Replace each gradient by its mean over all processes, in one all-reduce.
 
-    A parameter without a gradient (a level on which no RoI fell) counts as zero: all processes must send the
-    same sizes.
+    A missing gradient (of a pyramid level without RoIs) counts as zero: all processes must send the same sizes.
     """
     if not _is_joint():
         return
@@ -42,17 +41,17 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def share_weights(model: nn.Module) -> None:
-    """Overwrite every process's weights with those of process 0, so that all start alike."""
+    """Copy the weights of rank 0 to all processes, so that all start with the same."""
     if _is_joint():
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def average_named(values: Mapping[str, float]) -> dict[str, float]:
-    """Average numbers over all processes; each must come with the same names in the same order."""
+    """Average numbers over all processes, which must pass the same names in the same order."""
     if not _is_joint():
         return dict(values)
-    # The accelerator's backend takes tensors of its own device only.
+    # NCCL takes CUDA tensors only.
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     summed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(summed)

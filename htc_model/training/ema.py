@@ -1,4 +1,4 @@
-"""A slow average of the weights, which detects better than the weights themselves at any one step."""
+"""Exponential moving average of the weights, which detects better than the weights of any single step."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 class WeightAverage:
     """An exponential moving average of a network's state.
 
-    The decay grows with the steps, min(decay, (1 + n) / (10 + n)), so that the random start is forgotten
-    fast.
+    The decay grows with the steps, min(decay, (1 + n) / (10 + n)), so that the random start soon has no weight.
 
     Args:
         model: its state is copied.
@@ -24,7 +23,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step's weights in; whole numbers (counters) are copied."""
+        """Add one step's weights to the average; integers (counters) are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in model.state_dict().items():
@@ -35,14 +34,14 @@ class WeightAverage:
                 average.copy_(tensor)
 
     def state_dict(self) -> dict[str, object]:
-        """Everything that a resumed run needs."""
+        """Return everything that a resumed run needs."""
         return {"updates": self.updates, "state": self.state}
 
     def load_state_dict(self, saved: Mapping[str, object]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         state, updates = saved["state"], saved["updates"]
         if not isinstance(state, dict) or not isinstance(updates, int):
-            raise TypeError("this is no saved weight average")
+            raise TypeError("not the saved state of a weight average")
         self.updates = updates
         for name, tensor in state.items():
             if isinstance(tensor, Tensor):

@@ -1,4 +1,4 @@
-"""COCO's average precision of a network, by pycocotools."""
+"""Evaluates a network on annotated images: inference, then COCO's average precision."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +18,8 @@ def evaluate_model(model: HTC, annotations: CocoAnnotations, load_image: LoadIma
     """Detect on every image of a data set and score the result.
 
     Args:
-        model: any mode; it is in eval mode while this runs.
-        annotations: the truth; the classes' category ids must be the model's.
+        model: in any mode, which is restored at the end; inference runs in eval mode.
+        annotations: ground truth; the category ids must be the model's.
         load_image: from a file name to RGB pixels.
 
     Returns:

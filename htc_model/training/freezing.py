@@ -1,17 +1,17 @@
-"""Which parts of a network learn, and which only lend what they have learnt."""
+"""Freezing: which parameters train, and whether batch norms update their statistics."""
 
 from torch import nn
 
 from htc_model.config import ModelConfigError
 from htc_model.network.detector import HTC
 
-# Of a ResNet: the stem is stage 0. Stages 0 and 1 stay as ImageNet left them (MMDetection, frozen_stages=1).
+# A ResNet's stem is stage 0. Stages 0 and 1 keep their ImageNet weights (MMDetection, frozen_stages=1).
 RESNET_FROZEN_STAGES = 1
 _EFFICIENTNET_STEM = ("conv_stem", "bn1")
 
 
-def freeze_trunk(model: HTC, stages: int) -> list[str]:
-    """Stop the gradients of the trunk's stem and first stages.
+def freeze_backbone(model: HTC, stages: int) -> list[str]:
+    """Stop the gradients of the backbone's stem and first stages.
 
     Args:
         model: any network.
@@ -24,7 +24,7 @@ def freeze_trunk(model: HTC, stages: int) -> list[str]:
         ModelConfigError: `stages` is not in [-1, 4].
     """
     if not -1 <= stages <= 4:
-        raise ModelConfigError(f"frozen stages run from -1 (none) to 4 (the whole trunk), not {stages}.")
+        raise ModelConfigError(f"frozen stages run from -1 (none) to 4 (the whole backbone), not {stages}.")
     frozen = []
     prefixes = tuple(f"{part}." for part in _parts(model, stages))
     for name, parameter in model.backbone.named_parameters():
@@ -36,11 +36,11 @@ def freeze_trunk(model: HTC, stages: int) -> list[str]:
 
 
 def set_training_mode(model: HTC, *, has_frozen_batch_norm: bool) -> None:
-    """Switch to training; with frozen batch norm, every batch norm keeps using its stored statistics.
+    """Switch to training mode; with frozen batch norm, every batch norm keeps its stored statistics.
 
-    Detection batches are too small for batch statistics. The norms' scale and shift still learn
-    (MMDetection's `norm_eval`), except where `freeze_trunk` stopped them. To be called at each start of
-    training, since `model.train()` alone switches the norms back.
+    Detection batches are too small for batch statistics. The norms' scale and shift are still trained (MMDetection's
+    `norm_eval`), except where `freeze_backbone` stopped them. Call it after every `model.train()`, which switches the
+    norms back.
     """
     model.train()
     if has_frozen_batch_norm:

@@ -1,7 +1,6 @@
-"""The training loop: batches in, weights out, able to go on where it was killed as if nothing had happened."""
+"""The training loop: batches in, weights out; a killed run resumes at its last checkpoint with the same results."""
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -14,41 +13,42 @@ import torch
 from htc_model.finite import NonFiniteError, non_finite_keys, unusable_keys
 from htc_model.network.detector import HTC
 from htc_model.structures import ImageBatch
-from htc_model.training import distributed as ranks
+from htc_model.training import distributed
 from htc_model.training.annotations import CocoAnnotations
 from htc_model.training.checkpoint import Checkpoint, write_checkpoint
-from htc_model.training.dataset import BatchPlan, TrainingBatch, TrainingPictures, iterate_batches
-from htc_model.training.detector_losses import run_step
+from htc_model.training.dataset import BatchPlan, TrainingBatch, TrainingDataset, iterate_batches
+from htc_model.training.detector_losses import compute_losses
 from htc_model.training.ema import WeightAverage
 from htc_model.training.freezing import set_training_mode
-from htc_model.training.schedule import learning_rate_factor
+from htc_model.training.learning_rate import learning_rate_factor
+from htc_model.training.metrics_file import append_metrics, drop_metrics_after
 from htc_model.training.spec import TrainingSpec
-from htc_model.training.train_config import TrainingRules
+from htc_model.training.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 # Called after each step with its number, the number of all steps, and the losses.
 OnStep = Callable[[int, int, Mapping[str, float]], None]
-# Called with the averaged weights in place; returns scores by name.
+# Called while the model holds the averaged weights; returns scores by name.
 Evaluate = Callable[[HTC], dict[str, Any]]
 
 OUT_OF_MEMORY_ADVICE = "lower batch_size, then model.short_side, then sampling.rois"
 
 
 class TrainingStoppedError(RuntimeError):
-    """Training cannot go on; the message is one sentence that names the batch and what to do."""
+    """Training cannot continue; the message is one sentence that names the batch and what to do."""
 
 
 @dataclass
 class Training:
-    """The moving parts of one run.
+    """The state of one training run that changes from step to step, and what changes it.
 
     step: how many steps are done. device: where the model is.
     """
 
     spec: TrainingSpec
     model: HTC
-    rules: TrainingRules
+    train_config: TrainConfig
     optimiser: torch.optim.Optimizer
     average: WeightAverage
     device: torch.device
@@ -66,7 +66,7 @@ class Training:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was written."""
+        """Set the state back to a checkpoint's."""
         self.step = checkpoint.step
         self.model.load_state_dict(checkpoint.model)
         self.optimiser.load_state_dict(checkpoint.optimiser)
@@ -81,7 +81,7 @@ class TrainingFiles:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest state."""
+        """The newest checkpoint."""
         return self.folder / "checkpoint.pt"
 
     @property
@@ -91,23 +91,23 @@ class TrainingFiles:
 
     @property
     def curves(self) -> Path:
-        """The metrics as a picture."""
+        """The metrics, plotted."""
         return self.folder / "curves.png"
 
     @property
     def weights(self) -> Path:
-        """The result."""
+        """The averaged weights, the result of the run."""
         return self.folder / "weights.safetensors"
 
 
 def steps_per_epoch(annotations: CocoAnnotations, spec: TrainingSpec) -> int:
-    """Count one rank's steps in one pass over the pictures."""
+    """Count one process's steps in one pass over the images."""
     return _plan(annotations, spec, epoch=0, first_batch=0).batch_count
 
 
 def train_steps(
     training: Training,
-    pictures: TrainingPictures,
+    dataset: TrainingDataset,
     files: TrainingFiles,
     config: dict[str, Any],
     *,
@@ -118,29 +118,30 @@ def train_steps(
 
     Args:
         training: fresh, or restored from a checkpoint.
-        pictures: the data set.
-        files: where checkpoints and metrics go; only the first rank writes.
+        dataset: the training images.
+        files: where checkpoints and metrics go; only the process of rank 0 writes.
         config: of the model, as plain values for the checkpoint.
         evaluate: called every `evaluate_epochs` epochs and at the end, with the averaged weights.
-        on_step: for progress.
+        on_step: called after each step, for progress.
 
     Raises:
-        TrainingStoppedError: a loss is not finite, or memory ran out.
+        TrainingStoppedError: a loss, a gradient or a weight is not finite, or memory ran out.
     """
     spec = training.spec
-    per_epoch = steps_per_epoch(pictures.annotations, spec)
+    per_epoch = steps_per_epoch(dataset.annotations, spec)
     steps = per_epoch * spec.epochs
-    _forget_later_metrics(files.metrics, training.step)
+    if distributed.rank() == 0:
+        drop_metrics_after(files.metrics, training.step)
     while training.step < steps:
         epoch, first_batch = divmod(training.step, per_epoch)
-        plan = _plan(pictures.annotations, spec, epoch=epoch, first_batch=first_batch)
+        plan = _plan(dataset.annotations, spec, epoch=epoch, first_batch=first_batch)
         set_training_mode(training.model, has_frozen_batch_norm=spec.model.batch_norm == "frozen")
-        for batch in iterate_batches(pictures, plan, loaders=spec.loaders):
+        for batch in iterate_batches(dataset, plan, loaders=spec.loaders):
             started = time.monotonic()
             losses = _take_step(training, batch, steps)
             training.step += 1
             if training.step % spec.log_steps == 0 or training.step == 1:
-                losses = ranks.average_named(losses)
+                losses = distributed.average_named(losses)
                 line = {"step": training.step, "steps": steps, "epoch": epoch, "losses": losses}
                 line["skipped"] = batch.unreadable
                 line["learning_rate"] = training.optimiser.param_groups[-1]["lr"]
@@ -160,8 +161,8 @@ def _plan(annotations: CocoAnnotations, spec: TrainingSpec, *, epoch: int, first
         spec.batch_size,
         seed=spec.seed,
         epoch=epoch,
-        rank=ranks.rank(),
-        world_size=ranks.world_size(),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         first_batch=first_batch,
     )
 
@@ -181,7 +182,7 @@ def _take_step(training: Training, batch: TrainingBatch, steps: int) -> dict[str
         raise _out_of_memory(training, batch) from error
     spec = training.spec
     parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
-    ranks.average_gradients(parameters)
+    distributed.average_gradients(parameters)
     _check_gradients(training, batch)
     if spec.optimiser.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(parameters, spec.optimiser.clip_norm)
@@ -199,7 +200,7 @@ def _take_step(training: Training, batch: TrainingBatch, steps: int) -> dict[str
 
 
 def _check_gradients(training: Training, batch: TrainingBatch) -> None:
-    """Refuse gradients that are not finite: clipped by their norm, one of them would make every weight NaN."""
+    """Raise if a gradient is not finite: clipping by the norm would spread one NaN to every weight."""
     gradients = {name: parameter.grad for name, parameter in training.model.named_parameters()}
     wrong = non_finite_keys(gradients)
     if wrong:
@@ -215,18 +216,18 @@ def _compute_gradients(training: Training, batch: TrainingBatch) -> dict[str, fl
         batch.images.pixels.to(device, non_blocking=True), batch.images.image_sizes, batch.images.original_sizes
     )
     truths = [truth.to(device) for truth in batch.truths]
-    # Drawn from the step's own number, so that a resumed run samples what the killed one would have sampled.
-    seed = (spec.seed * 1_000_003 + training.step) * ranks.world_size() + ranks.rank()
+    # Seeded by the step's number, so that a resumed run samples what the killed one would have sampled.
+    seed = (spec.seed * 1_000_003 + training.step) * distributed.world_size() + distributed.rank()
     generator = torch.Generator().manual_seed(seed)
     has_autocast = spec.precision == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16) if has_autocast else contextlib.nullcontext():
-        trace = run_step(training.model, images, truths, training.rules, generator=generator)
+        trace = compute_losses(training.model, images, truths, training.train_config, generator=generator)
         total = trace.total
     losses = {name: float(value.detach()) for name, value in trace.losses.items()} | {"total": float(total.detach())}
     if not torch.isfinite(total):
         raise TrainingStoppedError(
             f"The loss is {losses['total']} at step {training.step}, batch {', '.join(batch.names)} "
-            f"({_describe(losses)}); look at these pictures' annotations, or lower optimiser.learning_rate."
+            f"({_describe(losses)}); check these images' annotations, or lower optimiser.learning_rate."
         )
     training.optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(total)
@@ -245,11 +246,11 @@ def _describe(losses: Mapping[str, float]) -> str:
 
 
 def _evaluate(training: Training, files: TrainingFiles, epoch: int, evaluate: Evaluate | None) -> None:
-    """Score the averaged weights, when it is time to and on the first rank only."""
+    """Score the averaged weights if an evaluation is due; only in the process of rank 0."""
     spec = training.spec
     is_last = epoch == spec.epochs - 1
     is_due = is_last or (spec.evaluate_epochs > 0 and (epoch + 1) % spec.evaluate_epochs == 0)
-    if evaluate is None or not is_due or ranks.rank() != 0:
+    if evaluate is None or not is_due or distributed.rank() != 0:
         return
     learning = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
     training.model.load_state_dict(training.average.state)
@@ -264,31 +265,18 @@ def _evaluate(training: Training, files: TrainingFiles, epoch: int, evaluate: Ev
 
 
 def _save(training: Training, files: TrainingFiles, config: dict[str, Any]) -> None:
-    if ranks.rank() != 0:
+    if distributed.rank() != 0:
         return
     wrong = unusable_keys(training.model.state_dict()) or unusable_keys(training.average.state)
     if wrong:
-        # The checkpoint before stays, from which one can go on with other settings.
+        # The previous checkpoint stays: training can resume from it with other settings.
         raise TrainingStoppedError(
-            f"{wrong[0]} is not finite after step {training.step}; no checkpoint of that is written, lower "
+            f"{wrong[0]} is not finite after step {training.step}, so no checkpoint is written; lower "
             "optimiser.learning_rate."
         )
     write_checkpoint(files.checkpoint, training.checkpoint(config))
 
 
 def _write_metrics(path: Path, line: Mapping[str, Any]) -> None:
-    if ranks.rank() == 0:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def _forget_later_metrics(path: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint: those steps are taken again."""
-    if ranks.rank() != 0 or not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a kill may leave half a line at the end
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    if distributed.rank() == 0:
+        append_metrics(path, line)

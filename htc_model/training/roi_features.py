@@ -1,7 +1,8 @@
-"""RoI features in training: on a CPU by sums of weighted rows, elsewhere by torchvision's RoIAlign.
+"""RoI features in training: on a CPU by sums of weighted rows, on other devices by torchvision's RoIAlign.
 
-The sums (`row_pooling.py`) are the same numbers, and their gradient is a sum of weighted rows again. torchvision's CPU
-kernel adds the gradient sample by sample, which was two fifths of a whole step; see benchmarks/training_cpu.py.
+The sums (`network/roi_align_cpu.py`) give the same numbers, and their gradient is a sum of weighted rows again.
+torchvision's CPU kernel adds the gradient sample by sample, which took two fifths of a whole step; see
+benchmarks/training_cpu.py.
 """
 
 from collections.abc import Sequence
@@ -9,32 +10,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from htc_model.network import semantic_head as semantic
 from htc_model.network.cascade_roi_head import CascadeHead
 from htc_model.network.resnet import STRIDES
 from htc_model.network.roi_align import roi_levels
 from htc_model.network.roi_align_cpu import sum_rows
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
+from htc_model.network.semantic_head import SEMANTIC_STRIDE
 
 
 def box_features(head: CascadeHead, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
-    """Pool what a box head sees, as `CascadeHead.box_features`: rois [K, 5] -> [K, C, 7, 7]."""
+    """Pool a box head's input, as `CascadeHead.box_features`: rois [K, 5] -> [K, C, 7, 7]."""
     if rois.device.type != "cpu":
         return head.box_features(pyramid, semantic_feat, rois)
     features = sum_pyramid_rows(pyramid, rois, BOX_POOL)
     if semantic_feat is None:
         return features
-    return features + _sum_map_rows(semantic_feat, rois, semantic.STRIDE, BOX_POOL, MASK_POOL // BOX_POOL)
+    return features + _sum_map_rows(semantic_feat, rois, SEMANTIC_STRIDE, BOX_POOL, MASK_POOL // BOX_POOL)
 
 
 def mask_features(head: CascadeHead, pyramid: Sequence[Tensor], semantic_feat: Tensor | None, rois: Tensor) -> Tensor:
-    """Pool what the mask heads see, as `CascadeHead.mask_features`: rois [K, 5] -> [K, C, 14, 14]."""
+    """Pool the mask heads' input, as `CascadeHead.mask_features`: rois [K, 5] -> [K, C, 14, 14]."""
     if rois.device.type != "cpu":
         return head.mask_features(pyramid, semantic_feat, rois)
     features = sum_pyramid_rows(pyramid, rois, MASK_POOL)
     if semantic_feat is None:
         return features
-    return features + _sum_map_rows(semantic_feat, rois, semantic.STRIDE, MASK_POOL, 1)
+    return features + _sum_map_rows(semantic_feat, rois, SEMANTIC_STRIDE, MASK_POOL, 1)
 
 
 def sum_pyramid_rows(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:

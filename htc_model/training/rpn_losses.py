@@ -1,4 +1,4 @@
-"""The proposal network's part of the step: which anchors should have fired, and what it proposes."""
+"""Losses of the region proposal network on sampled anchors, and the proposals for the cascade's training."""
 
 import copy
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from htc_model.training.targets import (
     build_anchor_targets,
     usable_anchors,
 )
-from htc_model.training.train_config import TrainingRules
+from htc_model.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Proposing:
-    """What the proposal network did in one step.
+class RpnTrace:
+    """The proposal network's losses in one step and what they were computed from.
 
     loss_class, loss_box: scalars.
     targets: one per image.
@@ -39,16 +39,16 @@ class Proposing:
     deltas: list[Tensor]
 
 
-def train_proposals(
+def compute_rpn_losses(
     head: RPNHead,
     pyramid: Sequence[Tensor],
     batch: ImageBatch,
     truths: Sequence[Truth],
-    rules: TrainingRules,
+    train_config: TrainConfig,
     *,
     pad_multiple: int,
     generator: torch.Generator | None = None,
-) -> Proposing:
+) -> RpnTrace:
     """Compute the proposal network's two losses on sampled anchors.
 
     Args:
@@ -56,8 +56,8 @@ def train_proposals(
         pyramid: P2..P6.
         batch: for its sizes.
         truths: one per image.
-        rules: thresholds and counts.
-        pad_multiple: what one image alone would be padded to; cells beyond are no anchors of it.
+        train_config: thresholds and counts.
+        pad_multiple: an image alone would be padded to multiples of this; cells beyond that size have no anchors.
         generator: see `sample_assigned`.
     """
     logits, deltas = head(pyramid)
@@ -73,30 +73,31 @@ def train_proposals(
             STRIDES,
             image_size=image_size,
             padded_size=_round_up(image_size, pad_multiple),
-            allowed_border=rules.anchor_border,
+            allowed_border=train_config.anchor_border,
         )
-        assigned.append(assign_anchors(anchors, is_usable, truth.boxes_xyxy, rules.anchor_assign))
-        targets.append(build_anchor_targets(anchors, assigned[-1], truth.boxes_xyxy, rules.anchor_sample, generator))
-    loss_class, loss_box = _losses(logits, deltas, targets, rules)
-    return Proposing(loss_class, loss_box, targets, assigned, logits, deltas)
+        assigned.append(assign_anchors(anchors, is_usable, truth.boxes_xyxy, train_config.anchor_assign))
+        targets.append(
+            build_anchor_targets(anchors, assigned[-1], truth.boxes_xyxy, train_config.anchor_sample, generator)
+        )
+    loss_class, loss_box = _losses(logits, deltas, targets, train_config)
+    return RpnTrace(loss_class, loss_box, targets, assigned, logits, deltas)
 
 
 @torch.no_grad()
 def select_training_proposals(
-    head: RPNHead, proposing: Proposing, batch: ImageBatch, rules: TrainingRules
+    head: RPNHead, rpn: RpnTrace, batch: ImageBatch, train_config: TrainConfig
 ) -> list[Tensor]:
     """Filter the predictions into the cascade's training boxes: per image [R, 4], without gradient."""
-    # Training keeps more proposals than inference. The copy shares every weight and differs in its two
-    # counts only.
-    chooser = copy.copy(head)
-    chooser.candidates_per_level = rules.candidates_per_level
-    chooser.proposals = rules.proposals
-    selected = chooser.select_proposals(proposing.logits, proposing.deltas, batch.image_sizes)
+    # Training keeps more proposals than inference: a copy that shares every weight and differs in its two counts.
+    training_head = copy.copy(head)
+    training_head.candidates_per_level = train_config.candidates_per_level
+    training_head.proposals = train_config.proposals
+    selected = training_head.select_proposals(rpn.logits, rpn.deltas, batch.image_sizes)
     return [boxes for boxes, _ in selected]
 
 
 def _losses(
-    logits: Sequence[Tensor], deltas: Sequence[Tensor], targets: Sequence[AnchorTargets], rules: TrainingRules
+    logits: Sequence[Tensor], deltas: Sequence[Tensor], targets: Sequence[AnchorTargets], train_config: TrainConfig
 ) -> tuple[Tensor, Tensor]:
     flat_logits = torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in logits], dim=1)
     flat_deltas = torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in deltas], dim=1)
@@ -112,7 +113,7 @@ def _losses(
     loss_box = delta_loss(
         torch.cat(positive_deltas),
         torch.cat([image.deltas for image in targets]),
-        beta=rules.rpn_beta,
+        beta=train_config.rpn_beta,
         average_factor=average_factor,
     )
     return loss_class, loss_box

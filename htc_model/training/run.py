@@ -11,21 +11,22 @@ from torch import Tensor
 
 from htc_model.config import config_to_dict
 from htc_model.network.detector import HTC
-from htc_model.training import distributed as ranks
+from htc_model.training import distributed
 from htc_model.training.annotations import CocoAnnotations
 from htc_model.training.build import (
     LoadState,
+    build_model_config,
     build_optimiser,
+    build_train_config,
     build_training_model,
-    training_config,
-    training_rules,
 )
 from htc_model.training.checkpoint import read_checkpoint
-from htc_model.training.dataset import TrainingPictures
+from htc_model.training.dataset import TrainingDataset
 from htc_model.training.ema import WeightAverage
 from htc_model.training.evaluate import evaluate_model
 from htc_model.training.loop import OnStep, Training, TrainingFiles, train_steps
-from htc_model.training.plots import draw_curves, read_metrics
+from htc_model.training.metrics_file import read_metrics
+from htc_model.training.plots import draw_curves
 from htc_model.training.pretrained import describe_reinitialised
 from htc_model.training.samples import LoadImage, LoadStuff
 from htc_model.training.spec import TrainingSpec
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out pictures: their annotations, and how to read them."""
+    """Held-out images: their annotations, and how to read them."""
 
     name: str
     annotations: CocoAnnotations
@@ -54,26 +55,26 @@ def run_training(
     device: torch.device | str = "cpu",
     on_step: OnStep | None = None,
 ) -> Path:
-    """Train, or go on training where the output folder's checkpoint stands, and write the averaged weights.
+    """Train, or resume from the output folder's checkpoint, and write the averaged weights.
 
     Args:
         spec: the run; `spec.output` is a local folder.
-        annotations, load_image: the training pictures.
+        annotations, load_image: the training images.
         evaluation: scored every `evaluate_epochs` epochs and at the end.
         load_state: reads initial weights that are a file.
         load_stuff: reads the semantic maps that the annotations name.
         device: to train on.
-        on_step: for progress.
+        on_step: called after each step, for progress.
 
     Returns:
         the `.safetensors` file: weights in half precision, with config, classes and the run's provenance.
 
     Raises:
         ModelConfigError: preset or initial weights are wrong.
-        CheckpointError: the output folder holds another run.
-        TrainingStoppedError: a loss is not finite, or memory ran out.
+        CheckpointError: the output folder holds the checkpoint of another run.
+        TrainingStoppedError: a loss, a gradient or a weight is not finite, or memory ran out.
     """
-    config = training_config(spec.model, annotations.classes, annotations.category_ids, has_stuff=spec.has_stuff)
+    config = build_model_config(spec.model, annotations.classes, annotations.category_ids, has_stuff=spec.has_stuff)
     files = TrainingFiles(Path(spec.output))
     files.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = read_checkpoint(files.checkpoint, spec.model_dump(mode="json"), config)
@@ -90,11 +91,11 @@ def run_training(
             "%s has no weights that fit these, which start at random: %s", spec.model.initial, ", ".join(fresh)
         )
     model.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ranks.share_weights(model)
+    distributed.share_weights(model)
     training = Training(
         spec,
         model,
-        training_rules(config, spec.sampling),
+        build_train_config(config, spec.sampling),
         build_optimiser(model, spec.optimiser),
         WeightAverage(model, spec.optimiser.ema_decay),
         torch.device(device),
@@ -105,25 +106,25 @@ def run_training(
     def evaluate(averaged: HTC) -> dict[str, Any]:
         return {part.name: evaluate_model(averaged, part.annotations, part.load_image) for part in evaluation}
 
-    pictures = TrainingPictures(
+    dataset = TrainingDataset(
         annotations, load_image, config, spec.augmentation.build(), spec.seed, load_stuff=load_stuff
     )
     train_steps(
         training,
-        pictures,
+        dataset,
         files,
         config_to_dict(config),
         evaluate=evaluate if evaluation else None,
         on_step=on_step,
     )
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         provenance = {
             "training": spec.model_dump(mode="json"),
             "steps": training.step,
             "pictures": len(annotations.images),
             "initialised_at_random": fresh,
             "left_out": annotations.bad_counts(),
-            # From the file, since a run that was killed at its end does not evaluate again.
+            # From the file, since a run that is resumed after its last step does not evaluate again.
             "scores": _last_scores(files),
             "torch": torch.__version__,
         }
@@ -140,7 +141,7 @@ def _last_scores(files: TrainingFiles) -> dict[str, Any]:
 
 
 def halve_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Store kernels in half precision; norms, biases and counters, few and wide in range, stay as they are.
+    """Convert kernels to half precision; norms, biases and counters, few and wide in range, stay as they are.
 
     So does a kernel with a value beyond half precision's range (65,504), which would become infinite.
     """

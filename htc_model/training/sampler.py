@@ -1,4 +1,4 @@
-"""Which of the assigned boxes a loss looks at."""
+"""Sampler: which of the assigned boxes a loss uses."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from htc_model.training.matcher import BACKGROUND
 
 @dataclass(frozen=True)
 class SampleRule:
-    """How many boxes of one image count.
+    """How many boxes of one image are sampled.
 
-    count: objects and background together; None takes every box, which is what a comparison with another
-        implementation needs: no random numbers are drawn.
-    positive_fraction: at most this part of `count` are objects; background fills the rest.
+    count: positives and background together; None takes every box and uses no random numbers, for comparisons with
+        another implementation.
+    positive_fraction: at most this fraction of `count` are positives; background fills the rest.
     """
 
     count: int | None
@@ -23,7 +23,7 @@ class SampleRule:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image's chosen boxes, as ascending indices into the assigned ones.
+    """One image's sampled boxes, as ascending indices into the assigned ones.
 
     positives: [P] int64. negatives: [N] int64.
     """
@@ -33,17 +33,17 @@ class Sample:
 
     @property
     def average_factor(self) -> int:
-        """Divisor of the proposal losses; an empty side counts as one (MMDetection 3.3, SamplingResult)."""
+        """Divisor of the proposal losses; an empty set counts as one (MMDetection 3.3, SamplingResult)."""
         return max(len(self.positives), 1) + max(len(self.negatives), 1)
 
 
 def sample_assigned(assigned: Tensor, rule: SampleRule, generator: torch.Generator | None = None) -> Sample:
-    """Choose objects and background at random, objects first (Faster R-CNN, arXiv:1506.01497, sec. 3.1.3).
+    """Sample positives and background at random, positives first (Faster R-CNN, arXiv:1506.01497, sec. 3.1.3).
 
     Args:
         assigned: [N] int64 from `assign_boxes`.
-        rule: the caps.
-        generator: of the CPU; None uses torch's global one. Not touched when nothing has to be left out.
+        rule: the limits.
+        generator: a CPU generator; None uses torch's global one. Not used when no box has to be left out.
 
     Returns:
         indices on `assigned`'s device.
@@ -60,6 +60,6 @@ def sample_assigned(assigned: Tensor, rule: SampleRule, generator: torch.Generat
 def _choose(indices: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     if len(indices) <= count:
         return indices
-    # Drawn on the CPU whatever the device: the same seed then chooses the same boxes everywhere.
+    # Sampled on the CPU whatever the device, so that the same seed chooses the same boxes everywhere.
     chosen = torch.randperm(len(indices), generator=generator)[:count].sort().values
     return indices[chosen.to(indices.device)]

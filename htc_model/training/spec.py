@@ -1,4 +1,4 @@
-"""Everything that decides a training run, checked before it starts."""
+"""The training spec: all settings of a training run, validated before it starts."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from htc_model.config import Norm
 from htc_model.training.augment import Augmentation
-from htc_model.training.schedule import ScheduleKind
+from htc_model.training.learning_rate import ScheduleKind
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -18,8 +18,8 @@ class _Section(BaseModel):
 class DataSection(_Section):
     """One COCO file and the folder of its images, each a path or a URI.
 
-    stuff: a folder of semantic maps, one PNG per image with the image's name and a label per pixel (255: ignored), as
-        COCO's stuffthingmaps are. Without it, the semantic branch's maps are drawn from the instances' masks.
+    stuff: a folder of semantic maps, one PNG per image with the image's name and a label per pixel (255: ignored), like
+        COCO's stuffthingmaps. Without it, the semantic branch's maps are made from the instances' masks.
     """
 
     annotations: str
@@ -42,7 +42,7 @@ class AugmentationSection(_Section):
         return self
 
     def build(self) -> Augmentation:
-        """Make what the pictures are changed by."""
+        """Convert to the settings that `augment_image` takes."""
         return Augmentation(self.flip, self.scale, self.colour, self.copy_paste)
 
 
@@ -51,8 +51,8 @@ class ModelSection(_Section):
 
     preset: a name of `PRESETS`. classes: names to train on, all of the data's by default.
     initial: "imagenet" (EfficientNet-Lite0's package), "none", or a weights file. frozen_stages: see
-        `freeze_trunk`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
-        batches only). norm: "group" replaces the trunk's batch norms, for training from scratch with small batches.
+        `freeze_backbone`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
+        batches only). norm: "group" replaces the backbone's batch norms, for training from scratch with small batches.
         short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
         switches, the preset's own by default. stages: how many of the preset's box and mask heads; 1 without the
         switches is Mask R-CNN. semantic_classes: how many labels the data's semantic maps have, the preset's own
@@ -75,11 +75,11 @@ class ModelSection(_Section):
 
 
 class OptimiserSection(_Section):
-    """How weights move.
+    """Optimiser, learning rate and weight average.
 
-    learning_rate: base, for the whole batch of all ranks. trunk_factor: the trunk learns at this fraction of
-        it. clip_norm: gradients longer than this (L2) are shortened; None never. ema_decay: of the weights
-        that are kept.
+    learning_rate: the base rate, for the batches of all processes together. trunk_factor: the backbone's learning rate
+        is this fraction of it. clip_norm: gradients are clipped to this L2 norm; None: never. ema_decay: of the
+        averaged weights, which are the result.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
@@ -94,7 +94,7 @@ class OptimiserSection(_Section):
 
 
 class SamplingSection(_Section):
-    """How many boxes count per image; None keeps the published numbers (see `rules_for`)."""
+    """How many boxes are used per image; None keeps the published numbers (see `train_config_for`)."""
 
     rois: int | None = Field(default=None, ge=4)
     proposals: int | None = Field(default=None, ge=1)
@@ -103,12 +103,12 @@ class SamplingSection(_Section):
 class TrainingSpec(_Section):
     """One training run.
 
-    output: a local folder. batch_size: pictures per step and worker. epochs: passes over the training pictures.
-    evaluate_epochs, checkpoint_steps: how often; 0 evaluates only at the end. loaders: processes per worker that
+    output: a local folder. batch_size: images per step and worker. epochs: passes over the training images.
+    evaluate_epochs, checkpoint_steps: intervals; 0 evaluates only at the end. loaders: processes per worker that
         prepare batches.
-    workers: processes that train together; more than one are started by Ray, and the output folder must be one
-        that all their machines see. gpus_per_worker: "auto" is one each where there are GPUs. cpus_per_worker:
-        cores reserved for each, one by default.
+    workers: processes that train together; more than one are started by Ray, and all their machines must see the output
+        folder. gpus_per_worker: "auto" is one each where there are GPUs. cpus_per_worker: cores reserved for each, one
+        by default.
     """
 
     train: tuple[DataSection, ...] = Field(min_length=1)
@@ -133,7 +133,7 @@ class TrainingSpec(_Section):
 
     @property
     def has_stuff(self) -> bool:
-        """Whether the data brings its own semantic maps."""
+        """Whether the data has its own semantic maps."""
         return self.train[0].stuff is not None
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""From annotated objects to what each head should have said."""
+"""Training targets of anchors, RoIs and masks, from the annotated objects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from htc_model.training.sampler import Sample, SampleRule, sample_assigned
 
 @dataclass(frozen=True)
 class Truth:
-    """One image's objects at network scale; crowd regions are left out before.
+    """One image's ground truth at network scale, without crowd regions.
 
     boxes_xyxy: [G, 4] float32, pixels of the resized image, clipped to it.
     labels: [G] int64 in [0, C).
@@ -28,7 +28,7 @@ class Truth:
     semantic_map: Tensor | None
 
     def to(self, device: torch.device) -> "Truth":
-        """Copy to a device, without waiting where the memory is pinned."""
+        """Copy to a device, asynchronously where the memory is pinned."""
         return Truth(
             self.boxes_xyxy.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
@@ -43,7 +43,7 @@ class AnchorTargets:
 
     sample: indices into all anchors of all levels.
     gt_indices: [P] int64, the object of each positive.
-    deltas: [P, 4] float32, what the positives should regress.
+    deltas: [P, 4] float32, the positives' regression targets.
     """
 
     sample: Sample
@@ -55,7 +55,7 @@ class AnchorTargets:
 class RoiSample:
     """One image's sampled RoIs, positives before negatives, each in ascending order of `sample`'s indices.
 
-    sample: indices into [the image's objects; the boxes given], since objects are proposals of themselves.
+    sample: indices into [the image's objects; the given boxes], since objects are added as proposals.
     rois_xyxy: [N, 4] float32.
     gt_indices: [P] int64, the object of each positive.
     labels: [N] int64; the class count for background.
@@ -70,12 +70,12 @@ class RoiSample:
 
     @property
     def positive_count(self) -> int:
-        """P: how many of the first rows are objects."""
+        """P, the number of positives, which are the first rows."""
         return len(self.gt_indices)
 
 
 def encode_deltas(boxes_xyxy: Tensor, gt_boxes_xyxy: Tensor, stds: Sequence[float]) -> Tensor:
-    """Express objects relative to boxes: shift over size, log of the ratio (R-CNN, arXiv:1311.2524, app. C).
+    """Encode objects relative to boxes: shift over size, log of the ratio (R-CNN, arXiv:1311.2524, app. C).
 
     Args:
         boxes_xyxy: [P, 4] float32, of positive size.
@@ -104,7 +104,7 @@ def usable_anchors(
     padded_size: tuple[int, int],
     allowed_border: int | None,
 ) -> Tensor:
-    """Tell which anchors take part in training.
+    """Find the anchors that take part in training.
 
     Args:
         anchors_xyxy: [A, 4] float32, flat in the order level, row, column, anchor of the cell.
@@ -112,8 +112,8 @@ def usable_anchors(
         strides: pixels per cell of each level.
         image_size: (height, width) before padding.
         padded_size: the image's own padded (height, width), which a batch may exceed.
-        allowed_border: how far an anchor may stick out of the image, in pixels; None: as far as it likes,
-            as long as its cell is inside the padded image.
+        allowed_border: by how many pixels an anchor may extend beyond the image; None: by any number, as long as its
+            cell is inside the padded image.
 
     Returns:
         [A] bool.
@@ -135,10 +135,10 @@ def usable_anchors(
 
 
 def assign_anchors(anchors_xyxy: Tensor, is_usable: Tensor, gt_boxes_xyxy: Tensor, rule: AssignRule) -> Tensor:
-    """Assign the usable anchors; the others are `UNUSED`, and cannot be an object's best one either.
+    """Assign the usable anchors; the others are `UNUSED` and cannot be an object's best match.
 
     Returns:
-        [A] int64: index of the object, or `BACKGROUND`, or `UNUSED`.
+        [A] int64: the object's index, `BACKGROUND` or `UNUSED`.
     """
     assigned = torch.full((len(anchors_xyxy),), UNUSED, dtype=torch.int64, device=anchors_xyxy.device)
     assigned[is_usable] = assign_boxes(gt_boxes_xyxy, anchors_xyxy[is_usable], rule)
@@ -152,7 +152,7 @@ def build_anchor_targets(
     rule: SampleRule,
     generator: torch.Generator | None = None,
 ) -> AnchorTargets:
-    """Sample assigned anchors and encode the objects of the positive ones, with stds of 1."""
+    """Sample assigned anchors and encode the positives' objects, with standard deviations of 1."""
     sample = sample_assigned(assigned, rule, generator)
     gt_indices = assigned[sample.positives]
     deltas = encode_deltas(anchors_xyxy[sample.positives], gt_boxes_xyxy[gt_indices], (1.0, 1.0, 1.0, 1.0))
@@ -168,13 +168,13 @@ def sample_rois(
     class_count: int,
     generator: torch.Generator | None = None,
 ) -> RoiSample:
-    """Assign and sample one image's boxes, with the objects themselves added in front as perfect proposals.
+    """Assign and sample one image's boxes, after adding the objects themselves in front as perfect proposals.
 
     Args:
         boxes_xyxy: [R, 4] float32, without gradient.
         truth: the image's objects.
         assign_rule, sample_rule: of the stage.
-        class_count: C, which is also the label of background.
+        class_count: C, also the label of background.
         generator: see `sample_assigned`.
     """
     gt_count = len(truth.boxes_xyxy)
@@ -204,7 +204,7 @@ def build_mask_targets(
     canvas_size: tuple[int, int],
     cells: int = MASK_SIDE,
 ) -> Tensor:
-    """Cut each RoI out of its object's mask, averaged over cells and cut at one half.
+    """Crop each RoI from its object's mask, averaged over cells and thresholded at one half.
 
     Args:
         masks: [G, H, W] uint8, 0 or 1.
@@ -212,7 +212,7 @@ def build_mask_targets(
         rois_xyxy: [M, 4] float32.
         canvas_size: (height, width), at least the masks' own: RoIs are clipped to it. The published HTC
             models clip to the image, Cascade and Mask R-CNN to the padded image.
-        cells: side of the target.
+        cells: side length of the target.
 
     Returns:
         [M, cells, cells] bool.
@@ -224,7 +224,7 @@ def build_mask_targets(
     clipped = torch.empty_like(rois_xyxy)
     clipped[:, 0::2] = rois_xyxy[:, 0::2].clamp(0, canvas_size[1])
     clipped[:, 1::2] = rois_xyxy[:, 1::2].clamp(0, canvas_size[0])
-    # The object's number stands where RoIAlign expects the image's: no mask is copied once per RoI.
+    # RoIAlign gets the object's index in place of the image's, so that no mask is copied per RoI.
     rois = torch.cat([gt_indices.to(clipped.dtype)[:, None], clipped], dim=1)
     cut: Tensor = roi_align(canvas, rois, (cells, cells), spatial_scale=1.0, sampling_ratio=-1, aligned=True)
     return cut[:, 0] >= 0.5

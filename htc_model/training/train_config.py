@@ -1,34 +1,33 @@
-"""What training does with boxes, and how much each loss weighs: one `TrainingRules` per kind of network.
+"""Train config: box assignment, sampling and loss weights, one `TrainConfig` per kind of network.
 
-The numbers are those of MMDetection's published configs
-(configs/_base_/models/{mask-rcnn,cascade-mask-rcnn}_r50_fpn.py and
-configs/htc/htc-without-semantic_r50_fpn_1x_coco.py, htc_r50_fpn_1x_coco.py), with which the checkpoints
-were made.
+The numbers are those of MMDetection's published configs (configs/_base_/models/{mask-rcnn,cascade-mask-rcnn}_r50_fpn.py
+and configs/htc/htc-without-semantic_r50_fpn_1x_coco.py, htc_r50_fpn_1x_coco.py), which the published checkpoints were
+trained with.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from htc_model.config import ModelConfig
 from htc_model.training.matcher import AssignRule
 from htc_model.training.sampler import SampleRule
 
-# Cascade R-CNN (arXiv:1712.00726, sec. 4.2): each stage asks for more overlap than the one before.
+# Cascade R-CNN (arXiv:1712.00726, sec. 4.2): each stage needs a higher overlap than the one before.
 _STAGE_IOUS = (0.5, 0.6, 0.7)
-# HTC (arXiv:1901.07518, sec. 4.2): the stages weigh 1, 0.5, 0.25; the semantic loss 0.2.
+# HTC (arXiv:1901.07518, sec. 4.2): the stages' losses weigh 1, 0.5, 0.25; the semantic loss 0.2.
 _STAGE_WEIGHTS = (1.0, 0.5, 0.25)
 _SEMANTIC_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
-class TrainingRules:
-    """All choices of the training step.
+class TrainConfig:
+    """All settings of a training step.
 
-    anchor_assign, anchor_sample: of the proposal network. anchor_border: pixels an anchor may stick out of
+    anchor_assign, anchor_sample: of the proposal network. anchor_border: pixels by which an anchor may extend beyond
         the image; None for any.
     rpn_beta, box_beta: where the box losses turn linear (`smooth_l1`), in units of the normalised deltas.
     candidates_per_level, proposals: how many proposals a level and an image keep for the box stages.
     roi_assign: one rule per stage. roi_sample: of every stage. stage_weights: one factor per stage.
-    has_padded_canvas: RoIs are clipped to the padded image, not to the image, where mask targets are cut out.
+    has_padded_canvas: for mask targets, RoIs are clipped to the padded image, not to the image.
     semantic_weight: of the semantic branch's loss.
     """
 
@@ -45,22 +44,9 @@ class TrainingRules:
     has_padded_canvas: bool
     semantic_weight: float = _SEMANTIC_WEIGHT
 
-    def take_all(self, proposals: int) -> "TrainingRules":
-        """Make the step deterministic, for comparisons: every positive and negative counts.
 
-        Args:
-            proposals: how many an image keeps.
-        """
-        return replace(
-            self,
-            anchor_sample=replace(self.anchor_sample, count=None),
-            roi_sample=replace(self.roi_sample, count=None),
-            proposals=proposals,
-        )
-
-
-def rules_for(config: ModelConfig) -> TrainingRules:
-    """Choose the published rules of the network's kind.
+def train_config_for(config: ModelConfig) -> TrainConfig:
+    """Return the published train config of the network's kind.
 
     One stage is Mask R-CNN. Several stages with any of HTC's switches on are HTC, with none Cascade Mask
     R-CNN: the two differ in low-quality matches and in the mask canvas, because the published configs do.
@@ -69,7 +55,7 @@ def rules_for(config: ModelConfig) -> TrainingRules:
     is_hybrid = config.interleaved or config.mask_info_flow or config.semantic
     keeps_low_quality = is_hybrid or not is_cascade
     stage_ious = [_STAGE_IOUS[min(stage, len(_STAGE_IOUS) - 1)] for stage in range(config.num_stages)]
-    return TrainingRules(
+    return TrainConfig(
         anchor_assign=AssignRule(0.7, 0.3, 0.3, matches_low_quality=True),
         anchor_sample=SampleRule(256, 0.5),
         anchor_border=0 if is_cascade else None,

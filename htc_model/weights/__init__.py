@@ -1,4 +1,4 @@
-"""Weights: published checkpoints, files, conversion, and values without any file."""
+"""Weights: published checkpoints, weights files and their conversion, and deterministic untrained values."""
 
 from typing import TYPE_CHECKING
 

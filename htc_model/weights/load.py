@@ -1,4 +1,4 @@
-"""Weights from files, checked before they are used: read, hash, fit, save, convert."""
+"""Weights files: read, hash, check, load into a model, save, convert."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ __all__ = [
     "state_sha256",
 ]
 
-# BatchNorm's counter of training steps: old files lack it, and inference never reads it.
+# BatchNorm's counter of training steps: old files lack it, and inference does not read it.
 _COUNTER = "num_batches_tracked"
 _SHOWN_GROUPS = 20
 
@@ -38,8 +38,8 @@ _SHOWN_GROUPS = 20
 class LoadedWeights:
     """The content of a weights file.
 
-    path: where it was read. state: tensors by MMDetection's key names, on the CPU.
-    metadata: of JSON types; `classes` (list of names) and `config` (see `config_to_dict`) when known.
+    path: of the file. state: tensors by MMDetection's key names, on the CPU.
+    metadata: of JSON types; with `classes` (list of names) and `config` (see `config_to_dict`) if known.
     sha256: of the whole file, 64 hex digits.
     """
 
@@ -50,11 +50,11 @@ class LoadedWeights:
 
 
 def load_weights(path: str | Path) -> LoadedWeights:
-    """Read an OpenMMLab `.pth` (2.x or 3.x) or a `.safetensors` file; nothing in it is run.
+    """Read an OpenMMLab `.pth` (2.x or 3.x) or a `.safetensors` file, without running code from it.
 
     Raises:
-        WeightsError: absent, damaged, unsafe, not weights, or with values that no network can compute with (NaN,
-            infinity, a variance below zero), whose keys are named.
+        WeightsError: the file is missing, damaged, unsafe, not weights, or has unusable values (NaN, infinity, a
+            variance below zero), whose keys are named.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,21 +66,21 @@ def load_weights(path: str | Path) -> LoadedWeights:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     read = _read_safetensors if path.suffix == ".safetensors" else read_checkpoint
     state, metadata = read(path)
-    _refuse_unusable(str(path), state)
+    _check_usable(str(path), state)
     return LoadedWeights(path=str(path), state=state, metadata=metadata, sha256=sha256)
 
 
-def _refuse_unusable(path: str, state: Mapping[str, Tensor]) -> None:
-    """Refuse values that would make every image empty: NaN is above no threshold."""
+def _check_usable(path: str, state: Mapping[str, Tensor]) -> None:
+    """Raise if a value would leave every image without detections: NaN is above no threshold."""
     sparse = tuple(key for key, tensor in state.items() if tensor.layout is not torch.strided)
     if sparse:
-        raise WeightsError(f"{path} holds sparse tensors, which no layer here takes. {_describe('Sparse', sparse)}")
+        raise WeightsError(f"{path} holds sparse tensors, which no layer supports. {_describe('Sparse', sparse)}")
     keys = unusable_keys(state)
     if keys:
         tensors = "a tensor" if len(keys) == 1 else f"{len(keys)} tensors"
         raise WeightsError(
             f"{path} holds {tensors} with values that are not finite numbers (NaN, infinity, or a variance "
-            f"below zero), as a training that diverged leaves them; use an earlier checkpoint, or fetch it again. "
+            f"below zero), as after a training that diverged; use an earlier checkpoint, or fetch it again. "
             f"{_describe('Not finite', keys)}",
             unusable=keys,
         )
@@ -98,29 +98,29 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, {**(own if isinstance(own, dict) else {}), **metadata}
 
 
-# safetensors' header holds strings only; these hold JSON. Everything else is passed through as text.
+# The header of a safetensors file holds strings only; these keys hold JSON. The others are kept as text.
 _JSON_KEYS = ("config", "classes", "metadata")
 
 
 def load_into(model: nn.Module, loaded: LoadedWeights) -> None:
-    """Copy weights into a model, strictly: every key fits, or nothing is copied.
+    """Copy weights into a model, strictly: all keys fit, or nothing is copied.
 
     Raises:
         WeightsError: see `check_fit`; or a value is not finite.
     """
     check_fit(model, loaded)
-    _refuse_unusable(loaded.path, loaded.state)
-    model.load_state_dict(loaded.state, strict=False)  # checked above; step counters may be absent
+    _check_usable(loaded.path, loaded.state)
+    model.load_state_dict(loaded.state, strict=False)  # checked above; step counters may be missing
 
 
 def check_fit(model: nn.Module, loaded: LoadedWeights) -> None:
-    """Tell whether weights fit a model (it may be on the meta device).
+    """Check that weights fit a model, which may be on the meta device.
 
-    Only BatchNorm's step counters may be absent. If the file names its classes, they must be the model's.
+    Only BatchNorm's step counters may be missing. If the file names its classes, they must be the model's.
 
     Raises:
-        WeightsError: names the missing, unexpected and wrongly shaped keys, and the preset that the file
-            would fit, if there is one; the error's attributes hold the whole lists.
+        WeightsError: they do not fit. The message names the missing, unexpected and wrongly shaped keys, and the preset
+            that the file would fit, if there is one; the error's attributes hold the complete lists.
     """
     wanted = model.state_dict()
     config = getattr(model, "config", None)
@@ -145,7 +145,7 @@ def check_fit(model: nn.Module, loaded: LoadedWeights) -> None:
 
 
 def _check_classes(loaded: LoadedWeights, config: ModelConfig) -> None:
-    """Refuse weights whose labels mean something else; 80 other classes would have the same shapes."""
+    """Raise if the weights' classes are not the model's; 80 other classes would have the same shapes."""
     classes = loaded.metadata.get("classes")
     if not isinstance(classes, list | tuple):
         return
@@ -166,7 +166,7 @@ def _shape_change(key: str, theirs: Tensor, ours: Tensor) -> str:
 
 
 def _describe(what: str, keys: Iterable[str]) -> str:
-    """Name keys, those of one layer together: `neck.a.{weight,bias}`."""
+    """List keys, with those of one layer together: `neck.a.{weight,bias}`."""
     layers: dict[str, list[str]] = {}
     for key in keys:
         layer, _, leaf = key.rpartition(".")
@@ -185,7 +185,7 @@ def _capped(texts: Iterable[str]) -> str:
 
 
 def guess_preset(state: Mapping[str, Tensor]) -> str | None:
-    """Find the preset whose keys and shapes are exactly these (step counters aside), or None."""
+    """Return the preset with exactly these keys and shapes (step counters aside), or None."""
     from htc_model.network.detector import build_model
 
     shapes = _signature(state)
@@ -201,7 +201,7 @@ def _signature(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash names, dtypes, shapes and values, whatever the order or the file format: 64 hex digits."""
+    """Hash names, dtypes, shapes and values, independent of order and file format: 64 hex digits."""
     digest = hashlib.sha256()
     for key in sorted(state):
         tensor = state[key].detach().cpu().contiguous()
@@ -216,7 +216,7 @@ def save_weights(
     config: ModelConfig | None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a `.safetensors` file, completely or not at all; its header holds config, classes and metadata.
+    """Write a `.safetensors` file atomically; its header holds config, classes and metadata.
 
     Args:
         metadata: of JSON types.
@@ -238,15 +238,16 @@ def save_weights(
 
 
 def convert_weights(source: str | Path, destination: str | Path) -> LoadedWeights:
-    """Turn any readable weights file into `.safetensors`, with the config of the preset that it fits.
+    """Convert any readable weights file to `.safetensors`, with the config of the preset that it fits.
 
-    A file that fits no preset (other classes, say) is converted too, without a config.
+    A file that fits no preset (with other classes, for example) is converted without a config.
 
     Returns:
-        what the new file holds.
+        the content of the new file.
 
     Raises:
-        WeightsError: the source cannot be read, or the destination not written or named otherwise.
+        WeightsError: the source cannot be read, the destination cannot be written, or its name does not end in
+            `.safetensors`.
     """
     destination = Path(destination)
     if destination.suffix != ".safetensors":

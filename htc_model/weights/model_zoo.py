@@ -1,35 +1,34 @@
-"""The published checkpoints: where they are, how to know them again, and how good they are.
+"""Model zoo: addresses, hashes and average precision of the published checkpoints.
 
-Numbers are those that MMDetection's READMEs give (configs/htc/README.md, configs/mask_rcnn/README.md,
-configs/cascade_rcnn/README.md): average precision in percent on COCO val2017. MMDetection puts the first
-eight hex digits of a file's sha256 at the end of its name. No torch here: commands list this at once.
+Numbers are from MMDetection's READMEs (configs/htc/README.md, configs/mask_rcnn/README.md,
+configs/cascade_rcnn/README.md): average precision in percent on COCO val2017. MMDetection puts the first eight hex
+digits of a file's sha256 at the end of its name. Nothing here imports torch, so that commands can list it quickly.
 """
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 _ROOT = "https://download.openmmlab.com/mmdetection/v2.0/"
 _HTC_README = "open-mmlab/mmdetection, configs/htc/README.md"
 _MASK_RCNN_README = "open-mmlab/mmdetection, configs/mask_rcnn/README.md"
 _CASCADE_README = "open-mmlab/mmdetection, configs/cascade_rcnn/README.md"
 
-# The model that comes along with this package; docs/models/htc_lite0_fpn.md says how it was made.
+# The model that is part of this package; docs/models/htc_lite0_fpn.md describes how it was trained.
 BUNDLED_PRESET = "htc_lite0_fpn"
 
 
 class UnknownWeightsError(ValueError):
-    """No published checkpoint goes by that name; the message names the nearest and lists all."""
+    """There is no published checkpoint of that name; the message names the nearest and lists all."""
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
     """One published checkpoint.
 
-    preset: the network it fits. name: what commands call it.
-    url, file_name, sha256_prefix: None when no file is known (a user may still bring one).
-    box_ap, mask_ap: percent on COCO val2017. source: where those numbers stand.
+    preset: the network it fits. name: its name in commands.
+    url, file_name, sha256_prefix: None if no file is known (a user may have one).
+    box_ap, mask_ap: percent on COCO val2017. source: of these numbers.
     """
 
     preset: str
@@ -61,13 +60,13 @@ def _published(
 
 
 def sha256_prefix_of(file_name: str) -> str | None:
-    """Read the hash that MMDetection puts at the end of a file's name: 8 hex digits, or None."""
+    """Return the hash that MMDetection puts at the end of a file's name: 8 hex digits, or None."""
     stem, _, digits = PurePosixPath(file_name).stem.rpartition("-")
     is_hash = bool(stem) and len(digits) == 8 and set(digits) <= set("0123456789abcdef")
     return digits if is_hash else None
 
 
-# The best of a preset stands first: it is what `weights: coco` means.
+# The best checkpoint of a preset comes first: `weights: coco` means that one.
 PUBLISHED: tuple[PublishedWeights, ...] = (
     _published(
         "htc_r50_fpn",
@@ -146,10 +145,10 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
 
 
 def find(name: str) -> PublishedWeights:
-    """Look a checkpoint up by its own name, its file's name, or its preset's (then the first listed).
+    """Find a checkpoint by its name, its file's name, or its preset's name (then the first listed).
 
     Raises:
-        UnknownWeightsError: nothing goes by that name.
+        UnknownWeightsError: there is none of that name.
     """
     for published in PUBLISHED:
         if name in {published.name, published.preset, published.file_name}:
@@ -162,7 +161,7 @@ def find(name: str) -> PublishedWeights:
 
 
 def find_by_sha256(sha256: str) -> PublishedWeights | None:
-    """Find the checkpoint whose published hash digits begin `sha256` (64 hex digits)."""
+    """Find the checkpoint whose published hash is a prefix of `sha256` (64 hex digits)."""
     for published in PUBLISHED:
         if published.sha256_prefix is not None and sha256.startswith(published.sha256_prefix):
             return published
@@ -170,10 +169,5 @@ def find_by_sha256(sha256: str) -> PublishedWeights | None:
 
 
 def bundled_weights() -> Path:
-    """Return the `.safetensors` file of the small model that comes along, of `BUNDLED_PRESET`."""
+    """Return the `.safetensors` file of the bundled small model, of `BUNDLED_PRESET`."""
     return Path(__file__).with_name("bundled") / f"{BUNDLED_PRESET}.safetensors"
-
-
-def list_rows() -> list[dict[str, Any]]:
-    """List every published checkpoint as a plain row, the fields of PublishedWeights in order."""
-    return [asdict(published) for published in PUBLISHED]

@@ -1,9 +1,9 @@
-"""Reading OpenMMLab's `.pth` files without running what is in them.
+"""Reads OpenMMLab's `.pth` files without running code from them.
 
-A `.pth` file is a pickle, and a pickle is a program. It is read with `weights_only=True`, which knows
-tensors and plain containers only. Files of MMDetection 3.x also hold training logs whose classes are
-refused by that; those names are bound to a stand-in that keeps nothing and does nothing, so that the
-weights beside them can be had without mmengine, and still without running anything.
+A `.pth` file is a pickle, and a pickle is a program. It is read with `weights_only=True`, which accepts tensors and
+plain containers only. Files of MMDetection 3.x also hold training logs of classes that this refuses; those names are
+bound to a placeholder that stores nothing and does nothing, so that the weights beside them can be read without
+mmengine, and without running code.
 """
 
 import pickle
@@ -18,9 +18,9 @@ from torch import Tensor
 
 
 class WeightsError(ValueError):
-    """A weights file is damaged, unsafe or of another network; the message is for a person.
+    """A weights file is damaged, unsafe or of another network; the message is for the user.
 
-    missing, unexpected, misshaped: the keys that did not fit, whole lists; empty for other reasons.
+    missing, unexpected, misshaped: all keys that did not fit; empty for other reasons.
     unusable: the keys whose values are not finite, or are a variance below zero.
     """
 
@@ -41,7 +41,7 @@ class WeightsError(ValueError):
 
 
 class _Ignored:
-    """Stands for a training log's object: takes any arguments and any state, keeps none."""
+    """Placeholder for an object of a training log: accepts any arguments and state, and stores none."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> "_Ignored":
         return super().__new__(cls)
@@ -53,8 +53,8 @@ class _Ignored:
         """Keep nothing."""
 
 
-# What mmengine 0.x writes beside the weights (message_hub: HistoryBuffer, which holds numpy arrays and
-# pickles its own methods through getattr), under both spellings of numpy's private package.
+# What mmengine 0.x writes beside the weights (message_hub: HistoryBuffer, which contains numpy arrays and pickles its
+# own methods through getattr), with both names of numpy's private package.
 _IGNORED_GLOBALS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
@@ -70,9 +70,9 @@ _RESAVE = (
     "where it was made, save its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')"
 )
 _READ_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError)
-# mmcv before 1.0 kept a deformable convolution's offset beside it, not inside (mmcv/ops/deform_conv.py).
+# mmcv before 1.0 stored a deformable convolution's offset beside it, not inside (mmcv/ops/deform_conv.py).
 _OLD_OFFSET = re.compile(r"\.conv2_offset\.(weight|bias)$")
-# Present in 3.x state dicts: mean and std, which the preset's `resize` section already has.
+# In 3.x state dicts: mean and std, which the preset's `resize` section has.
 _PREPROCESSOR = "data_preprocessor."
 
 
@@ -80,15 +80,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights and the plain part of the metadata of a `.pth` file.
 
     Handles MMDetection 2.x and 3.x wrappers, bare state dicts, `module.` prefixes of parallel training,
-    the preprocessor's buffers (dropped), and old names of deformable offsets; and the checkpoints of `htc train`, whose
+    the preprocessor's buffers (dropped), and old names of deformable offsets; from checkpoints of `htc train` the
     averaged weights are taken.
 
     Returns:
-        tensors by MMDetection's key names, on the CPU, memory-mapped where the file allows; metadata of
-        JSON types, `classes` among it when the file names them.
+        tensors by MMDetection's key names, on the CPU, memory-mapped if the file allows it; metadata of JSON types,
+        with `classes` if the file names them.
 
     Raises:
-        WeightsError: not a checkpoint, unsafe, or without a definite set of weights.
+        WeightsError: the file is not a checkpoint, is unsafe, or has no single set of weights.
     """
     content = _unpickle(path)
     if not isinstance(content, Mapping):
@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _training_average(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Take the averaged weights out of a checkpoint of `htc train`; None for other files."""
+    """Return the averaged weights of a checkpoint of `htc train`; None for other files."""
     average, config = content.get("average"), content.get("config")
     if not (isinstance(average, Mapping) and isinstance(average.get("state"), Mapping) and isinstance(config, Mapping)):
         return None
@@ -113,11 +113,11 @@ def _training_average(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], di
 
 
 def _unpickle(path: Path) -> Any:
-    stand_ins: list[Any] = [(_Ignored, name) for name in _IGNORED_GLOBALS]
+    placeholders: list[Any] = [(_Ignored, name) for name in _IGNORED_GLOBALS]
     try:
-        # Mapping works for the zip layout only; the first published files have the older one.
+        # Memory-mapping works for the zip layout only; the oldest published files have another.
         is_zip = zipfile.is_zipfile(path)
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(placeholders):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -153,8 +153,8 @@ def _clean_state(path: Path, wrapped: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _plain_metadata(meta: Mapping[Any, Any]) -> dict[str, Any]:
-    """Keep what JSON can say, and find the class names under any of the names they have had."""
-    # MMDetection's `config` is the text of a Python file; ours, in .safetensors, is a table.
+    """Keep values of JSON types, and find the class names under any of the keys that they have had."""
+    # MMDetection's `config` is the text of a Python file; that of this project's .safetensors is a table.
     plain: dict[str, Any] = {
         "mmdet_config" if key == "config" else str(key): value
         for key, value in meta.items()

@@ -1,14 +1,12 @@
-"""Weights without a file: every value follows from its key's name and shape alone.
+"""Deterministic untrained weights: every value depends only on its key's name and shape.
 
-They are what `weights: untrained` means: real network structure, real cost, reproducible on every
-machine, and no meaning in the output. The numbers are chosen so that the network stays alive
-(activations neither die nor explode, some proposals and detections survive), not to resemble
-training. Because nothing depends on key order, two implementations that share key names share
-weights, which is how this one is compared with another.
+`weights: untrained` means these: real network structure, real cost, reproducible on every machine, and meaningless
+output. The numbers are chosen so that activations neither vanish nor explode and some proposals and detections remain,
+not to resemble training. Nothing depends on the order of keys, so two implementations with the same key names get the
+same weights; this is how the network is compared with MMDetection's.
 
-The rule: for key K of shape S, one generator `PCG64(crc32(K))` and one float32 draw of shape S in
-C order, standard normal or uniform; the first matching line of `untrained_values` says what
-becomes of it.
+For key K of shape S, one generator `PCG64(crc32(K))` gives one float32 sample of shape S in C order, standard normal or
+uniform; the first matching entry of `_RULES` scales it.
 """
 
 import re
@@ -20,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Gains over He's sqrt(2 / fan_in), found by looking at the spread of each layer's output on photos:
-# class logits must spread far enough to cross the score threshold, box deltas must stay within a
-# fraction of the box.
+# Gains over He's sqrt(2 / fan_in), tuned by the spread of each layer's output on real images: class logits must spread
+# far enough to cross the score threshold, box deltas must stay within a fraction of the box.
 _GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
     (re.compile(pattern), gain)
     for pattern, gain in (
@@ -40,7 +37,7 @@ _GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
         (r"^roi_head\.semantic_head\.conv_logits\.weight$", 1.5),
     )
 )
-# Most anchors are background, and so are most RoIs: without these biases every box would pass the thresholds.
+# Most anchors and RoIs are background: without these biases every box would pass the thresholds.
 _RPN_OBJECTNESS_BIAS = -4.0
 _BACKGROUND_BIAS = 10.5
 
@@ -53,8 +50,8 @@ def _normal(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 def _uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> NDArray[np.float32]:
     # high - low is rounded once, from double: 1.2 - 0.8 in float32 arithmetic would be another number.
-    draw = _generator(key).random(shape, dtype=np.float32)
-    scaled: NDArray[np.float32] = np.float32(low) + np.float32(high - low) * draw
+    sample = _generator(key).random(shape, dtype=np.float32)
+    scaled: NDArray[np.float32] = np.float32(low) + np.float32(high - low) * sample
     return scaled
 
 
@@ -72,11 +69,11 @@ def _bias(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # EfficientNet-Lite's long chain of depthwise convolutions and clipped ReLUs loses signal at every step; with
-    # this range its C2..C5 spread as ResNet's do.
+    # EfficientNet-Lite's many depthwise convolutions and clipped ReLUs each weaken the signal; with this range its
+    # C2..C5 spread as ResNet's do.
     if key.startswith("backbone.blocks."):
         return _uniform(key, shape, 0.75, 1.5)
-    # A residual block adds its third norm's output to its shortcut: small there, or deep trunks explode.
+    # A residual block adds its third norm's output to its shortcut: large scales would make deep backbones explode.
     if key.endswith(".bn3.weight"):
         return _uniform(key, shape, 0.4, 0.8)
     if key.endswith(".downsample.1.weight"):
@@ -85,7 +82,7 @@ def _norm_scale(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _kernel(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # Each filter's mean is removed: after a ReLU all inputs are positive, and their mean drowns the rest.
+    # Each filter's mean is removed: after a ReLU all inputs are positive, and their mean would dominate.
     rows = _normal(key, shape).reshape(shape[0], -1)
     rows = rows - rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     gain = next((gain for pattern, gain in _GAINS if pattern.search(key)), 1.0)
@@ -98,15 +95,15 @@ def _fan_in(shape: tuple[int, ...]) -> int:
 
 
 def _offset_kernel(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    # Deformable convolution: 0.1 to 0.2 pixels of offset that follow the picture ...
+    # Deformable convolution: 0.1 to 0.2 pixels of offset that depend on the image ...
     return _normal(key, shape) * np.float32(0.2 * np.sqrt(1.0 / _fan_in(shape)))
 
 
-# The first suffix that fits; everything else is a norm's scale (one dimension) or a kernel.
+# The first matching suffix counts; all other keys are a norm's scale (one dimension) or a kernel.
 _RULES: tuple[tuple[str, Callable[[str, tuple[int, ...]], NDArray[np.float32]]], ...] = (
     ("running_mean", lambda key, shape: _normal(key, shape) * np.float32(0.05)),
     ("running_var", lambda key, shape: _uniform(key, shape, 0.8, 1.2)),
-    # ... on half a pixel of constant offset per tap.
+    # ... added to half a pixel of constant offset per tap.
     ("conv_offset.bias", lambda key, shape: _normal(key, shape) * np.float32(0.5)),
     ("conv_offset.weight", _offset_kernel),
     (".bias", _bias),
@@ -114,7 +111,7 @@ _RULES: tuple[tuple[str, Callable[[str, tuple[int, ...]], NDArray[np.float32]]],
 
 
 def untrained_values(key: str, shape: tuple[int, ...]) -> _Values:
-    """Draw the values of one key.
+    """Generate the values of one key.
 
     Args:
         key: the full state-dict key, MMDetection's (or timm's, under `backbone.`) spelling.
@@ -125,20 +122,20 @@ def untrained_values(key: str, shape: tuple[int, ...]) -> _Values:
     """
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    for suffix, draw in _RULES:
+    for suffix, generate in _RULES:
         if key.endswith(suffix):
-            return draw(key, shape)
+            return generate(key, shape)
     return _norm_scale(key, shape) if len(shape) == 1 else _kernel(key, shape)
 
 
 def untrained_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draw deterministic values for every key of a state dict.
+    """Generate deterministic values for every key of a state dict.
 
     Args:
-        state_dict: only names, shapes and dtypes are read, so a model on the `meta` device will do.
+        state_dict: only names, shapes and dtypes are read, so the model may be on the `meta` device.
 
     Returns:
-        new CPU tensors under the same keys, in the same order, of the same shapes and dtypes.
+        new CPU tensors with the same keys, order, shapes and dtypes.
     """
     filled: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from htc_model.training.annotations import AnnotationError, BadAnnotation, CocoAnnotations, read_annotations
+from htc_model.training.annotations import AnnotationError, BadAnnotation, CocoAnnotations
+from htc_model.training.coco_reader import read_annotations
 from pipeline.errors import InputError, SpecError
 from pipeline.text import count_of
 

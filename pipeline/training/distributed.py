@@ -158,7 +158,7 @@ class _MetricsFollower:
 
     def poll(self) -> None:
         """Call `on_step` with the newest logged step, if it is new."""
-        from htc_model.training.plots import read_metrics
+        from htc_model.training.metrics_file import read_metrics
 
         if self._on_step is None or not self._path.exists() or self._path.stat().st_mtime <= self._read_until:
             return

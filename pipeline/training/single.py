@@ -14,9 +14,9 @@ from htc_model.training.annotations import (
     CocoAnnotations,
     ImageAnnotations,
     merge_annotations,
-    read_annotations,
 )
 from htc_model.training.checkpoint import CheckpointError
+from htc_model.training.coco_reader import read_annotations
 from htc_model.training.loop import OnStep, TrainingStoppedError
 from htc_model.training.run import EvaluationSet, run_training
 from htc_model.training.spec import DataSection, TrainingSpec

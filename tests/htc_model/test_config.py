@@ -18,11 +18,11 @@ from htc_model.config import (
 )
 
 ISSUE_TABLE = {
-    *(f"mask_rcnn_{trunk}_fpn" for trunk in ("r50", "r101", "x101_64x4d")),
-    *(f"cascade_mask_rcnn_{trunk}_fpn" for trunk in ("r50", "r101", "x101_64x4d")),
+    *(f"mask_rcnn_{backbone}_fpn" for backbone in ("r50", "r101", "x101_64x4d")),
+    *(f"cascade_mask_rcnn_{backbone}_fpn" for backbone in ("r50", "r101", "x101_64x4d")),
     "cascade_rcnn_r50_fpn",
     "htc_without_semantic_r50_fpn",
-    *(f"htc_{trunk}_fpn" for trunk in ("r50", "r101", "x101_32x4d", "x101_64x4d")),
+    *(f"htc_{backbone}_fpn" for backbone in ("r50", "r101", "x101_32x4d", "x101_64x4d")),
     "htc_x101_64x4d_fpn_dcn",
     "htc_lite0_fpn",
 }

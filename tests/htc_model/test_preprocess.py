@@ -32,11 +32,11 @@ def test_sizes(size: tuple[int, int], resized: tuple[int, int], padded: tuple[in
     assert padded_size(*size, ResizeConfig()) == padded
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 10_007 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-# crc32 of cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), OpenCV 4.14.0.
+# crc32 of cv2.resize(noise(height, width), (width, height), interpolation=cv2.INTER_LINEAR), OpenCV 4.14.0.
 OPENCV_CRC = {
     ((427, 640), (800, 1199)): 0xF3369AE7,
     ((170, 640), (354, 1333)): 0xDEE300C5,
@@ -54,19 +54,19 @@ OPENCV_CRC = {
 
 @pytest.mark.parametrize(("size", "new_size"), OPENCV_CRC, ids=str)
 def test_resize_equals_opencv(size: tuple[int, int], new_size: tuple[int, int]) -> None:
-    resized = resize_uint8(torch.from_numpy(picture(*size)), new_size)
+    resized = resize_uint8(torch.from_numpy(noise(*size)), new_size)
     assert resized.dtype == torch.uint8
     assert tuple(resized.shape) == (*new_size, 3)
     assert zlib.crc32(resized.contiguous().numpy().tobytes()) == OPENCV_CRC[size, new_size]
 
 
 def test_resize_to_the_same_size_changes_nothing() -> None:
-    image = torch.from_numpy(picture(20, 30))
+    image = torch.from_numpy(noise(20, 30))
     assert torch.equal(resize_uint8(image, (20, 30)), image)
 
 
 @pytest.mark.parametrize("level", [0, 1, 127, 255])
-def test_a_plain_picture_stays_plain(level: int) -> None:
+def test_a_plain_image_stays_plain(level: int) -> None:
     image = torch.full((33, 47, 3), level, dtype=torch.uint8)
     for size in [(800, 1139), (7, 5), (1, 1)]:
         assert (resize_uint8(image, size) == level).all()
@@ -74,13 +74,13 @@ def test_a_plain_picture_stays_plain(level: int) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_resizes_to_the_same_bits() -> None:
-    images = [picture(427, 640), picture(427, 640)[:, ::-1]]
+    images = [noise(427, 640), noise(427, 640)[:, ::-1]]
     on_cpu, on_gpu = build_batch(images, HTC), build_batch(images, HTC, "cuda")
     assert torch.equal(on_cpu.pixels, on_gpu.pixels.cpu())
 
 
 def test_a_batch_is_normalised_and_padded_with_zeros() -> None:
-    images = [picture(100, 180), picture(101, 181)]
+    images = [noise(100, 180), noise(101, 181)]
     batch = build_batch(images, HTC)
     assert len(batch) == 2
     assert batch.original_sizes == [(100, 180), (101, 181)]
@@ -95,14 +95,14 @@ def test_a_batch_is_normalised_and_padded_with_zeros() -> None:
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
-    images = [picture(100, 180), picture(101, 181)]
+    images = [noise(100, 180), noise(101, 181)]
     batch = build_batch(images, HTC)
     for image, pixels in zip(images, batch.pixels, strict=True):
         assert torch.equal(build_batch([image], HTC).pixels[0], pixels)
 
 
 def test_read_only_and_flipped_arrays_are_taken() -> None:
-    image = picture(30, 40)
+    image = noise(30, 40)
     frozen = image.copy()
     frozen.flags.writeable = False
     assert torch.equal(build_batch([frozen], HTC).pixels, build_batch([image], HTC).pixels)
@@ -111,16 +111,16 @@ def test_read_only_and_flipped_arrays_are_taken() -> None:
 
 def test_extreme_shapes_survive() -> None:
     for height, width in [(1, 1), (1, 5000), (5000, 1)]:
-        batch = build_batch([picture(height, width)], HTC)
+        batch = build_batch([noise(height, width)], HTC)
         assert torch.isfinite(batch.pixels).all()
 
 
 def test_another_resize_section_is_followed() -> None:
     small = replace(HTC, resize=replace(HTC.resize, long_side=640, short_side=384, pad_multiple=64))
-    assert tuple(build_batch([picture(427, 640)], small).pixels.shape) == (1, 3, 384, 576)
+    assert tuple(build_batch([noise(427, 640)], small).pixels.shape) == (1, 3, 384, 576)
 
 
-@pytest.mark.parametrize("images", [[], [picture(30, 40), picture(40, 30)]], ids=["none", "two shapes"])
+@pytest.mark.parametrize("images", [[], [noise(30, 40), noise(40, 30)]], ids=["none", "two shapes"])
 def test_a_batch_of_no_or_several_shapes_is_refused(images: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="one padded shape"):
         build_batch(images, HTC)

@@ -1,1 +1,1 @@
-"""The weights that come along; docs/models says how they were made and how well they see."""
+"""The bundled weights; docs/models describes their training and their average precision."""

@@ -1,4 +1,4 @@
-"""Masks from line crossings are the masks that bilinear pasting draws."""
+"""Masks from line crossings are equal to those of bilinear pasting."""
 
 import subprocess
 import sys
@@ -17,10 +17,10 @@ from htc_model.masks.rle import decode_rle
 from htc_model.structures import RawDetections
 from tests.support.paths import DATA, ROOT
 
-# pycocotools' compiled `decode` answers numpy 2 in numpy 1's way; ours does not go through it.
+# pycocotools' compiled `decode` uses a protocol of numpy 1; `decode_rle` does not use it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-TIE = 2e-5  # how close to the threshold float32 sampling may fall on the other side
+TIE = 2e-5  # at this distance from the threshold, float32 sampling may give the other side
 
 
 def paste(probs: Tensor, box: Tensor, size: tuple[int, int]) -> np.ndarray:

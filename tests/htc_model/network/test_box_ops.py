@@ -1,4 +1,4 @@
-"""Box arithmetic: decoding, clipping, suppression."""
+"""Box operations: decoding, clipping, NMS."""
 
 import math
 
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from htc_model.network import box_ops as boxes_module
 from htc_model.network.box_ops import MAX_LOG_RATIO, boxes_to_rois, clip_boxes, decode_deltas, grouped_nms, has_area
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -75,25 +74,23 @@ def greedy(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> list[in
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 5), st.integers(0, 2**31), st.booleans())
 def test_grouped_nms_is_greedy_suppression_within_each_group(
-    count: int, group_count: int, seed: int, is_one_call: bool
+    count: int, group_count: int, seed: int, is_single_call: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(count, seed)
     scores = torch.rand(count, generator=generator)
     groups = torch.randint(group_count, (count,), generator=generator)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boxes_module, "_SINGLE_CALL_CANDIDATES", {"cpu": 10**6 if is_one_call else 0})
-        kept = grouped_nms(boxes, scores, groups, 0.5, limit=count)
+    kept = grouped_nms(boxes, scores, groups, 0.5, count, single_call_candidates=count if is_single_call else 0)
     assert kept.tolist() == greedy(boxes, scores, groups, 0.5)
 
 
-def test_many_candidates_are_suppressed_as_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    count = 12_000  # the published pipeline changes its way of working at 10,000
+def test_many_candidates_are_suppressed_as_in_one_call() -> None:
+    count = 12_000  # the published pipeline changes its method at 10,000
     boxes, groups = random_boxes(count, 5, side=800.0), torch.arange(count) % 80
     scores = torch.rand(count, generator=torch.Generator().manual_seed(5))
     class_by_class = grouped_nms(boxes, scores, groups, 0.5, limit=count)
-    monkeypatch.setattr(boxes_module, "_SINGLE_CALL_CANDIDATES", {"cpu": 10**6})
-    assert torch.equal(class_by_class, grouped_nms(boxes, scores, groups, 0.5, limit=count))
+    single_call = grouped_nms(boxes, scores, groups, 0.5, limit=count, single_call_candidates=count)
+    assert torch.equal(class_by_class, single_call)
 
 
 def test_limit_keeps_the_best_and_nothing_is_fine() -> None:

@@ -1,4 +1,4 @@
-"""The comparison with MMDetection bears another processor's rounding, and no fault of ours."""
+"""The comparison with MMDetection accepts another processor's rounding, and detects bugs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htc_model.network import roi_align as roi_pooling
+from htc_model.network import roi_align
 from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.cascade_roi_head import CascadeHead
 from htc_model.network.detector import HTC
@@ -18,7 +18,7 @@ from htc_model.structures import ImageBatch, RawDetections
 from tests.support.goldens.decisions import (
     Boxes,
     Candidates,
-    Ladder,
+    FilterSettings,
     Side,
     collect_candidates,
     explain_both,
@@ -37,7 +37,7 @@ from tests.support.goldens.network import (
 
 
 class Given(nn.Module):
-    """A trunk or a neck whose result is known."""
+    """A backbone or a neck whose result is given."""
 
     def __init__(self, result: list[Tensor]) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def wrong_rows(scene: tuple[Golden, HTC, ImageBatch]) -> list[Row]:
 
 
 @pytest.mark.slow
-def test_noise_as_of_another_processor_is_borne(scene: tuple[Golden, HTC, ImageBatch]) -> None:
+def test_noise_as_of_another_processor_is_accepted(scene: tuple[Golden, HTC, ImageBatch]) -> None:
     """With this seed, a detection moves by a step where one sample more is taken per bin."""
     golden, model, batch = scene
     generator = torch.Generator().manual_seed(1)
@@ -86,7 +86,7 @@ def test_noise_as_of_another_processor_is_borne(scene: tuple[Golden, HTC, ImageB
 
 
 def other_levels(model: HTC, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(roi_pooling, "FINEST_SCALE_PX", 60.0)
+    patch.setattr(roi_align, "FINEST_SCALE_PX", 60.0)
 
 
 def masks_of_the_last_stage(model: HTC, patch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def masks_of_the_last_stage(model: HTC, patch: pytest.MonkeyPatch) -> None:
         masks_of_the_last_stage,
     ],
 )
-def test_a_fault_is_noticed(
+def test_a_bug_is_detected(
     scene: tuple[Golden, HTC, ImageBatch],
     break_it: Callable[[HTC, pytest.MonkeyPatch], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -115,13 +115,13 @@ def test_a_fault_is_noticed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cascade_mask_r50__p0_397133", "htc_r50__e0_tiny_47x33"])
-def test_other_thresholds_are_noticed(name: str) -> None:
-    """One golden shows the score threshold, the other one the overlap; both are asked about all."""
+def test_other_thresholds_are_detected(name: str) -> None:
+    """One golden depends on the score threshold, the other one on the overlap."""
     golden = load_golden(DATA / "goldens" / f"{name}.npz")
     model = build_golden_model(golden["meta"]["model"])
     batch = golden_batch(golden, model)
     config = model.config
-    ladder = Ladder.of(config, score_margin=1e-3)
+    filter_settings = FilterSettings.of(config, score_margin=1e-3)
     with torch.inference_mode():
         pyramid = model.features(batch.pixels)
         proposals = model.propose(pyramid, batch)
@@ -134,7 +134,7 @@ def test_other_thresholds_are_noticed(name: str) -> None:
         kept, kept_scores, labels = select_detections(found, scores, replace(config, **changes))
         kept = to_original(kept, batch.image_sizes[0], batch.original_sizes[0])
         raw = RawDetections(kept, kept_scores, labels, None, batch.original_sizes[0])
-        rows = compare_detections(golden, raw, batch.image_sizes[0], ladder, lambda: seen)
+        rows = compare_detections(golden, raw, batch.image_sizes[0], filter_settings, lambda: seen)
         return [row for row in rows if not row.is_ok]
 
     assert wrong() == []
@@ -149,7 +149,7 @@ def test_other_thresholds_are_noticed(name: str) -> None:
 
 # --- decisions one by one ----------------------------------------------------------------------------------
 
-LADDER = Ladder(score_threshold=0.05, nms_iou=0.5, max_detections=3, score_margin=1e-3)
+FILTER_SETTINGS = FilterSettings(score_threshold=0.05, nms_iou=0.5, max_detections=3, score_margin=1e-3)
 
 
 def boxes(*scored: tuple[float, float]) -> Boxes:
@@ -165,7 +165,7 @@ def side(detections: Boxes, candidates: Boxes, *, at_border: bool = False, is_sh
 
 
 def reasons(golden: Side, ours: Side, pairs: list[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    first, second = explain_both((golden, ours), pairs, LADDER)
+    first, second = explain_both((golden, ours), pairs, FILTER_SETTINGS)
     return list(first.values()), list(second.values())
 
 

@@ -1,33 +1,39 @@
-"""Masks that do not fit the memory at once are predicted in smaller chunks, and come out the same."""
+"""Masks that do not fit the memory are predicted in smaller chunks, with the same result."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from htc_model.network.cascade_roi_head import MASK_CHUNKS_ROIS, CascadeHead
-from tests.support.builders.networks import lite_config, photo_batch, untrained_model
+from htc_model.network.cascade_roi_head import MASK_CHUNKS_ROIS
+from htc_model.network.detector import HTC
+from tests.support.builders.networks import image_batch, lite_config, untrained_model
 
 
-def limit_rois(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """Let the pooling of mask features run out of memory beyond `most` RoIs; returns the sizes asked for."""
+@contextmanager
+def limited_rois(model: HTC, limit: int) -> Iterator[list[int]]:
+    """Let the first mask head run out of memory with more than `limit` RoIs; yields the numbers of RoIs it got."""
     sizes: list[int] = []
-    pool = CascadeHead.mask_features
 
-    def bounded(self: CascadeHead, pyramid: object, semantic_feat: object, rois: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(rois))
-        if len(rois) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        return pool(self, pyramid, semantic_feat, rois)  # type: ignore[arg-type]
+    def check(_head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
-    monkeypatch.setattr(CascadeHead, "mask_features", bounded)
-    return sizes
+    hook = model.roi_head.mask_heads[0].register_forward_pre_hook(check)
+    try:
+        yield sizes
+    finally:
+        hook.remove()
 
 
-def test_masks_are_the_same_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_the_same_in_smaller_chunks() -> None:
     config = lite_config(max_detections=40)
-    model, batch = untrained_model(config), photo_batch(config)
+    model, batch = untrained_model(config), image_batch(config)
     (whole,) = model.infer(batch)
-    sizes = limit_rois(monkeypatch, most=10)
-    (chunked,) = model.infer(batch)
+    with limited_rois(model, limit=10) as sizes:
+        (chunked,) = model.infer(batch)
     assert sizes[:2] == [40, 32]
     assert set(sizes[2:]) == {4}
     assert whole.mask_probs is not None
@@ -35,8 +41,8 @@ def test_masks_are_the_same_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(chunked.mask_probs, whole.mask_probs, rtol=1e-4, atol=1e-5)
 
 
-def test_where_not_even_the_smallest_chunk_fits_memory_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_not_even_the_smallest_chunk_fits_the_error_is_raised() -> None:
     config = lite_config(max_detections=40)
-    limit_rois(monkeypatch, most=MASK_CHUNKS_ROIS[-1] - 1)
-    with pytest.raises(torch.OutOfMemoryError):
-        untrained_model(config).infer(photo_batch(config))
+    model = untrained_model(config)
+    with limited_rois(model, limit=MASK_CHUNKS_ROIS[-1] - 1), pytest.raises(torch.OutOfMemoryError):
+        model.infer(image_batch(config))

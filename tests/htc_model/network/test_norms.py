@@ -1,4 +1,4 @@
-"""Trunks with group norm instead of batch norm."""
+"""Backbones with group norm instead of batch norm."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from htc_model.config import (
     load_preset,
 )
 from htc_model.network.detector import build_model
-from tests.support.builders.networks import assert_wellformed, lite_config, photo_batch, untrained_model
+from tests.support.builders.networks import assert_wellformed, image_batch, lite_config, untrained_model
 
 
 def with_group_norm(config: ModelConfig) -> ModelConfig:
@@ -24,7 +24,7 @@ def with_group_norm(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.mark.parametrize("preset", ["htc_lite0_fpn", "htc_r50_fpn"])
-def test_every_norm_of_the_trunk_is_replaced_under_its_own_name(preset: str) -> None:
+def test_every_norm_of_the_backbone_is_replaced_under_its_own_name(preset: str) -> None:
     with torch.device("meta"):
         batch, group = build_model(load_preset(preset)), build_model(with_group_norm(load_preset(preset)))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in group.modules())
@@ -35,7 +35,7 @@ def test_every_norm_of_the_trunk_is_replaced_under_its_own_name(preset: str) -> 
 def test_it_detects_and_keeps_the_activations_that_the_norms_held() -> None:
     config = with_group_norm(lite_config())
     model = untrained_model(config)
-    (raw,) = model.infer(photo_batch(config))
+    (raw,) = model.infer(image_batch(config))
     assert_wellformed(raw, config)
     with torch.inference_mode():
         first = model.backbone.bn1(model.backbone.conv_stem(torch.randn(1, 3, 64, 64)))

@@ -29,7 +29,7 @@ from tests.support.paths import ROOT
 GOLDENS = sorted((DATA / "goldens").glob("*.npz"))
 KEY_LISTS = sorted((DATA / "keys").glob("*.txt"))
 
-# What each golden must have been asked about, so that no quantity goes missing unnoticed.
+# The quantities that each golden must be compared by, so that a missing one is noticed.
 COMMON = {f"C{i}" for i in range(2, 6)} | {f"P{i}" for i in range(2, 7)}
 COMMON |= {f"rpn_{kind}{level}" for kind in ("cls", "reg") for level in range(5)}
 COMMON |= {"fixed_roifeat7", "fixed_roifeat14", "fixed_level", "proposals unmatched"}
@@ -67,8 +67,8 @@ def test_state_dict_has_the_published_names_and_shapes(path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"htc_lite0_fpn"}))
 def test_presets_differ_from_their_siblings_only_where_their_names_say(name: str) -> None:
-    """Presets without a key list: their trunk is a sibling's, and so is everything behind it."""
-    trunk = next(
+    """Presets without a key list have the backbone of one sibling, and the other layers of another."""
+    backbone = next(
         other
         for pattern, other in (
             ("r101", "htc_r101"),
@@ -93,7 +93,7 @@ def test_presets_differ_from_their_siblings_only_where_their_names_say(name: str
     def listed(stem: str) -> dict[str, str]:
         return dict(line.split("\t") for line in (DATA / "keys" / f"{stem}.txt").read_text().splitlines())
 
-    expected = {key: shape for key, shape in listed(trunk).items() if key.startswith("backbone.")}
+    expected = {key: shape for key, shape in listed(backbone).items() if key.startswith("backbone.")}
     if "dcn" not in name:
         expected = {key: shape for key, shape in expected.items() if "conv_offset" not in key}
     expected |= {key: shape for key, shape in listed(heads).items() if not key.startswith("backbone.")}
@@ -118,7 +118,10 @@ def test_golden(path: Path) -> None:
 
 @pytest.mark.slow
 def test_on_another_processors_code_path() -> None:
-    """AVX2 alone, where one of 38 detections lies at a sample count of RoIAlign; benchmarks/processors.py has all."""
+    """AVX2 only, where one of 38 detections is close to a change of RoIAlign's sample count.
+
+    benchmarks/processors.py has all code paths.
+    """
     environment = {**os.environ, **CODE_PATHS["avx2"], "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "benchmarks" / "parity.py"), "--only", "cascade_mask_r50"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
 import torch
 
 from htc_model.network.rpn import build_anchors
-from tests.support.builders.networks import lite_config, photo_batch, untrained_model
+from tests.support.builders.networks import image_batch, lite_config, untrained_model
 
 CPU = torch.device("cpu")
 
@@ -26,9 +26,9 @@ def test_anchors_made_at_inference_serve_training() -> None:
     assert deltas.grad is not None
 
 
-def test_proposals_stay_inside_the_picture_not_the_padding() -> None:
+def test_proposals_stay_inside_the_image_not_the_padding() -> None:
     config = lite_config()
-    model, batch = untrained_model(config), photo_batch(config)
+    model, batch = untrained_model(config), image_batch(config)
     (height, width), padded = batch.image_sizes[0], tuple(batch.pixels.shape[-2:])
     assert (height, width) != padded
     with torch.inference_mode():

@@ -8,14 +8,14 @@ import torch
 
 from htc_model.config import CASCADE_STDS
 from htc_model.structures import RawDetections
-from tests.support.builders.networks import assert_wellformed, lite_config, photo_batch, untrained_model
+from tests.support.builders.networks import assert_wellformed, image_batch, lite_config, untrained_model
 
 OFF = {"interleaved": False, "mask_info_flow": False, "semantic": False}
 
 
 def detect(**changes: object) -> RawDetections:
     config = lite_config(**changes)
-    return untrained_model(config).infer(photo_batch(config))[0]
+    return untrained_model(config).infer(image_batch(config))[0]
 
 
 def test_the_switches_of_one_network() -> None:
@@ -26,7 +26,7 @@ def test_the_switches_of_one_network() -> None:
         keys = model.state_dict().keys()
         assert any("conv_res" in key for key in keys) == config.mask_info_flow
         assert any("semantic_head" in key for key in keys) == config.semantic
-        (raw,) = model.infer(photo_batch(config))
+        (raw,) = model.infer(image_batch(config))
         assert len(raw.scores) == config.max_detections
         assert_wellformed(raw, config)
 
@@ -52,7 +52,7 @@ def test_semantic_branch_reaches_boxes_and_masks() -> None:
     config = lite_config()
     model = untrained_model(config)
     with torch.inference_mode():
-        pyramid = model.neck(model.backbone(photo_batch(config).pixels))
+        pyramid = model.neck(model.backbone(image_batch(config).pixels))
         rois = torch.tensor([[0.0, 20, 20, 120, 150]])
         semantic_feat = model.roi_head.semantic_forward(pyramid)
         for pool in (model.roi_head.box_features, model.roi_head.mask_features):
@@ -72,7 +72,7 @@ def test_masks_are_the_mean_of_the_stages_probabilities() -> None:
     config = lite_config()
     model = untrained_model(config)
     with torch.inference_mode():
-        pyramid = model.neck(model.backbone(photo_batch(config).pixels))
+        pyramid = model.neck(model.backbone(image_batch(config).pixels))
         rois, labels = torch.tensor([[0.0, 20, 20, 120, 150], [0.0, 5, 60, 70, 90]]), torch.tensor([3, 79])
         features = model.roi_head.mask_features(pyramid, None, rois)
         per_stage = [
@@ -87,14 +87,14 @@ def test_masks_are_the_mean_of_the_stages_probabilities() -> None:
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_any_number_of_stages(stages: int) -> None:
     config = lite_config(box_stds=CASCADE_STDS[:stages])
-    (raw,) = untrained_model(config).infer(photo_batch(config))
+    (raw,) = untrained_model(config).infer(image_batch(config))
     assert len(raw.scores) == config.max_detections
     assert_wellformed(raw, config)
 
 
 def test_one_box_per_class_as_in_mask_rcnn() -> None:
     config = lite_config(**OFF, box_stds=CASCADE_STDS[:1], has_class_specific_boxes=True)
-    (raw,) = untrained_model(config).infer(photo_batch(config))
+    (raw,) = untrained_model(config).infer(image_batch(config))
     assert_wellformed(raw, config)
     assert len(raw.boxes_xyxy.unique(dim=0)) > 1
 
@@ -102,9 +102,9 @@ def test_one_box_per_class_as_in_mask_rcnn() -> None:
 def test_boxes_only() -> None:
     config = lite_config(**OFF, has_masks=False)
     model = untrained_model(config)
-    (raw,) = model.infer(photo_batch(config))
+    (raw,) = model.infer(image_batch(config))
     assert_wellformed(raw, config)
-    assert model(photo_batch(config))[0].masks is None
+    assert model(image_batch(config))[0].masks is None
 
 
 def test_threshold_and_limit_are_the_configs() -> None:

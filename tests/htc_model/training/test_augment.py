@@ -1,43 +1,43 @@
-"""Augmentation: what happens to the picture happens to its masks."""
+"""Augmentation: what happens to the image happens to its masks."""
 
 import numpy as np
 import pytest
 
-from htc_model.training.annotations import read_annotations
 from htc_model.training.augment import (
     Augmentation,
-    augment_picture,
-    crop_picture,
-    flip_picture,
+    augment_image,
+    crop_image,
+    flip_image,
     paste_objects,
 )
-from htc_model.training.samples import Picture, load_picture, mask_boxes, resize_picture
+from htc_model.training.coco_reader import read_annotations
+from htc_model.training.samples import TrainingImage, load_training_image, mask_boxes, resize_image
 from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document
 
 
 @pytest.fixture
-def picture() -> Picture:
-    return load_picture(read_annotations(small_document(1)).images[0], draw_image)
+def image() -> TrainingImage:
+    return load_training_image(read_annotations(small_document(1)).images[0], draw_image)
 
 
-def is_bright(picture: Picture) -> np.ndarray:
-    return picture.image[..., 0] > 130
+def is_bright(image: TrainingImage) -> np.ndarray:
+    return image.pixels[..., 0] > 130
 
 
-def test_masks_lie_on_their_objects(picture):
-    assert np.array_equal(picture.masks[0] > 0, is_bright(picture))
+def test_masks_lie_on_their_objects(image):
+    assert np.array_equal(image.masks[0] > 0, is_bright(image))
 
 
 @pytest.mark.parametrize("change", ["flip", "crop", "resize"])
-def test_masks_move_with_the_picture(picture, change):
+def test_masks_move_with_the_image(image, change):
     changed = {
-        "flip": flip_picture,
-        "crop": lambda p: crop_picture(p, 5, 9, (70, 80)),
-        "resize": lambda p: resize_picture(p, (2 * SIDE, 2 * SIDE)),
-    }[change](picture)
+        "flip": flip_image,
+        "crop": lambda p: crop_image(p, 5, 9, (70, 80)),
+        "resize": lambda p: resize_image(p, (2 * SIDE, 2 * SIDE)),
+    }[change](image)
     disagreement = ((changed.masks[0] > 0) != is_bright(changed)).mean()
     assert disagreement < 0.005
-    assert not np.array_equal(changed.image, picture.image)
+    assert not np.array_equal(changed.pixels, image.pixels)
 
 
 def test_boxes_are_tight():
@@ -46,43 +46,43 @@ def test_boxes_are_tight():
     assert mask_boxes(masks).tolist() == [[3.0, 2.0, 8.0, 4.0]]
 
 
-def test_objects_cut_away_are_dropped(picture):
-    x1, y1, _, _ = mask_boxes(picture.masks)[0].astype(int).tolist()
-    assert len(crop_picture(picture, 0, 0, (max(y1, 1), max(x1, 1))).labels) == 0
+def test_objects_cut_away_are_dropped(image):
+    x1, y1, _, _ = mask_boxes(image.masks)[0].astype(int).tolist()
+    assert len(crop_image(image, 0, 0, (max(y1, 1), max(x1, 1))).labels) == 0
 
 
-def test_pasted_objects_hide_what_is_below(picture):
-    donor = flip_picture(picture)
-    pasted = paste_objects(picture, donor, np.random.default_rng(0))
+def test_pasted_objects_hide_what_is_below(image):
+    donor = flip_image(image)
+    pasted = paste_objects(image, donor, np.random.default_rng(0))
     assert len(pasted.labels) == 2
     assert np.array_equal(pasted.masks[-1], donor.masks[0])
     assert not (pasted.masks[0] & pasted.masks[1]).any()
-    assert np.array_equal(pasted.image[donor.masks[0] > 0], donor.image[donor.masks[0] > 0])
+    assert np.array_equal(pasted.pixels[donor.masks[0] > 0], donor.pixels[donor.masks[0] > 0])
     untouched = donor.masks[0] == 0
-    assert np.array_equal(pasted.image[untouched], picture.image[untouched])
+    assert np.array_equal(pasted.pixels[untouched], image.pixels[untouched])
 
 
-def test_the_generator_decides_everything(picture):
+def test_the_generator_decides_everything(image):
     augmentation = Augmentation(scale=(0.5, 2.0), colour=0.4, copy_paste=1.0)
     resize = small_config().resize
     first, again, other = (
-        augment_picture(picture, picture, augmentation, resize, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        augment_image(image, image, augmentation, resize, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
-    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.pixels, again.pixels)
     assert np.array_equal(first.masks, again.masks)
-    assert first.image.shape != other.image.shape or not np.array_equal(first.image, other.image)
+    assert first.pixels.shape != other.pixels.shape or not np.array_equal(first.pixels, other.pixels)
 
 
-def test_jitter_never_exceeds_the_usual_size(picture):
+def test_jitter_never_exceeds_the_usual_size(image):
     resize = small_config().resize
     sizes = [
-        augment_picture(picture, None, Augmentation(scale=(0.5, 2.0)), resize, np.random.default_rng(seed)).size
+        augment_image(image, None, Augmentation(scale=(0.5, 2.0)), resize, np.random.default_rng(seed)).size
         for seed in range(20)
     ]
     assert max(sizes) == (SIDE, SIDE)
     assert min(sizes) < (0.7 * SIDE, 0.7 * SIDE)
 
 
-def test_without_augmentation_a_picture_is_only_brought_to_scale(picture):
-    same = augment_picture(picture, None, Augmentation(flip=0), small_config().resize, np.random.default_rng(0))
-    assert np.array_equal(same.image, picture.image)
+def test_without_augmentation_an_image_is_only_brought_to_scale(image):
+    same = augment_image(image, None, Augmentation(flip=0), small_config().resize, np.random.default_rng(0))
+    assert np.array_equal(same.pixels, image.pixels)

@@ -10,8 +10,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from htc_model.training.annotations import read_annotations
 from htc_model.training.coco_eval import coco_document, count_by_size, score_results
+from htc_model.training.coco_reader import read_annotations
 from tests.support.builders.training_data import SIDE, small_document
 from tests.support.paths import ROOT
 

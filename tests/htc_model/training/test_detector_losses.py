@@ -1,4 +1,4 @@
-"""The step on small networks: every switch, and scenes that have nothing to learn from."""
+"""The losses of small networks: every switch, and images without objects."""
 
 import itertools
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from htc_model.config import CASCADE_STDS
 from htc_model.network.detector import HTC, build_model
-from htc_model.training.annotations import read_annotations
-from htc_model.training.detector_losses import StepTrace, run_step
+from htc_model.training.coco_reader import read_annotations
+from htc_model.training.detector_losses import StepTrace, compute_losses
 from htc_model.training.freezing import set_training_mode
 from htc_model.training.pretrained import initialise_heads
-from htc_model.training.samples import build_training_batch, load_picture
+from htc_model.training.samples import TrainingImage, build_training_batch, load_training_image
 from htc_model.training.targets import Truth
-from htc_model.training.train_config import rules_for
-from tests.support.builders.training_data import draw_image, small_config, small_document
+from htc_model.training.train_config import train_config_for
+from tests.support.builders.training_data import draw_image, sample_all, small_config, small_document
 
 
 def small_model(**changes) -> HTC:
@@ -26,15 +26,15 @@ def small_model(**changes) -> HTC:
     return model
 
 
-def scene(model: HTC, images: int = 2):
-    annotations = read_annotations(small_document(images))
-    pictures = [load_picture(image, draw_image) for image in annotations.images]
-    return build_training_batch(pictures, model.config)
+def small_batch(model: HTC, count: int = 2):
+    annotations = read_annotations(small_document(count))
+    images = [load_training_image(image, draw_image) for image in annotations.images]
+    return build_training_batch(images, model.config)
 
 
 def step(model: HTC, **changes) -> StepTrace:
-    batch, truths = scene(model)
-    return run_step(model, batch, truths, rules_for(model.config).take_all(50), **changes)
+    batch, truths = small_batch(model)
+    return compute_losses(model, batch, truths, sample_all(train_config_for(model.config), 50), **changes)
 
 
 def gradient(loss: Tensor, parameter: Tensor) -> float:
@@ -137,10 +137,10 @@ def nothing(model: HTC, size: tuple[int, int]) -> Truth:
 @pytest.mark.parametrize("has_proposals", [True, False])
 def test_a_batch_without_objects_trains_and_touches_every_parameter(has_proposals):
     model = small_model()
-    batch, _ = scene(model)
+    batch, _ = small_batch(model)
     truths = [nothing(model, size) for size in batch.image_sizes]
     proposals = None if has_proposals else [torch.zeros(0, 4), torch.zeros(0, 4)]
-    trace = run_step(model, batch, truths, rules_for(model.config), proposals=proposals)
+    trace = compute_losses(model, batch, truths, train_config_for(model.config), proposals=proposals)
     trace.total.backward()
     assert trace.total.isfinite()
     assert trace.losses["s2.loss_mask"].item() == trace.losses["s0.loss_bbox"].item() == 0
@@ -150,13 +150,12 @@ def test_a_batch_without_objects_trains_and_touches_every_parameter(has_proposal
 def test_images_of_different_sizes_share_a_batch():
     model = small_model()
     annotations = read_annotations(small_document(2))
-    pictures = [load_picture(image, draw_image) for image in annotations.images]
-    small = pictures[0].__class__(
-        "small", pictures[0].image[:70, :80], pictures[0].labels[:0], pictures[0].masks[:0, :70, :80],
-        pictures[0].crowd_mask[:70, :80],
-    )  # fmt: skip
-    batch, truths = build_training_batch([pictures[1], small], model.config)
-    trace = run_step(model, batch, truths, rules_for(model.config))
+    first, second = (load_training_image(image, draw_image) for image in annotations.images)
+    small = TrainingImage(
+        "small", first.pixels[:70, :80], first.labels[:0], first.masks[:0, :70, :80], first.crowd_mask[:70, :80]
+    )
+    batch, truths = build_training_batch([second, small], model.config)
+    trace = compute_losses(model, batch, truths, train_config_for(model.config))
     assert trace.total.isfinite()
     assert (trace.proposals[1][:, 2] <= 80).all()
     assert (trace.proposals[1][:, 3] <= 70).all()
@@ -164,21 +163,21 @@ def test_images_of_different_sizes_share_a_batch():
 
 def test_missing_masks_and_maps_are_refused():
     model = small_model()
-    batch, truths = scene(model)
+    batch, truths = small_batch(model)
     bare = [Truth(t.boxes_xyxy, t.labels, None, t.semantic_map) for t in truths]
     with pytest.raises(ValueError, match="needs the objects' masks"):
-        run_step(model, batch, bare, rules_for(model.config))
+        compute_losses(model, batch, bare, train_config_for(model.config))
     bare = [Truth(t.boxes_xyxy, t.labels, t.masks, None) for t in truths]
     with pytest.raises(ValueError, match="needs a semantic map for every image"):
-        run_step(model, batch, bare, rules_for(model.config))
+        compute_losses(model, batch, bare, train_config_for(model.config))
 
 
 def test_the_seed_decides_what_the_step_samples():
     model = small_model()
-    batch, truths = scene(model)
+    batch, truths = small_batch(model)
     totals = [
-        run_step(
-            model, batch, truths, rules_for(model.config), generator=torch.Generator().manual_seed(seed)
+        compute_losses(
+            model, batch, truths, train_config_for(model.config), generator=torch.Generator().manual_seed(seed)
         ).total.item()
         for seed in (1, 1, 2)
     ]

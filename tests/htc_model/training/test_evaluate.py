@@ -5,8 +5,9 @@ import torch
 
 from htc_model.masks.rle import encode_bitmap
 from htc_model.network.detector import build_model
-from htc_model.training.annotations import decode_mask, read_annotations
+from htc_model.training.annotations import decode_mask
 from htc_model.training.coco_eval import coco_document, score_results
+from htc_model.training.coco_reader import read_annotations
 from htc_model.training.evaluate import evaluate_model
 from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document
 

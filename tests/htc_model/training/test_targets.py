@@ -40,7 +40,7 @@ def test_usable_anchors_equal_the_reference(unit, allowed_border, golden):
     assert torch.equal(is_usable, unit(golden))
 
 
-def test_unusable_anchors_are_nobodys_best_match():
+def test_unusable_anchors_are_no_objects_best_match():
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0], [50.0, 50.0, 60.0, 60.0]])
     is_usable = torch.tensor([False, True, True])
     assigned = assign_anchors(anchors, is_usable, anchors[:1], AssignRule(0.7, 0.3, 0.3, True))

@@ -1,18 +1,20 @@
-"""Whole small runs: losses fall, a killed run goes on as if nothing had happened, and trouble is named."""
+"""Complete small runs: losses fall, a killed run resumes with the same result, and failures are named."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from htc_model.config import ModelConfigError, config_from_dict
+from htc_model.config import ModelConfigError, config_from_dict, config_to_dict
 from htc_model.network.detector import build_model
-from htc_model.training import loop
-from htc_model.training.annotations import read_annotations
-from htc_model.training.build import build_training_model
+from htc_model.training.build import build_model_config, build_optimiser, build_train_config, build_training_model
 from htc_model.training.checkpoint import CheckpointError
-from htc_model.training.loop import TrainingStoppedError
+from htc_model.training.coco_reader import read_annotations
+from htc_model.training.dataset import TrainingDataset
+from htc_model.training.ema import WeightAverage
+from htc_model.training.loop import Training, TrainingFiles, TrainingStoppedError, train_steps
 from htc_model.training.run import EvaluationSet, halve_state, run_training
 from htc_model.weights.load import load_into, load_weights
 from tests.support.builders.training_data import draw_image, small_document, small_spec
@@ -32,6 +34,23 @@ def train(output: Path, images: int = 8, *, on_step=None, evaluation=(), **chang
     )
 
 
+def prepare(output: Path, **changes) -> tuple[Training, Callable[[], None]]:
+    """Build a small run as `run_training` does; returns its state, and a function that trains."""
+    spec, annotations = small_spec(str(output), **changes), read_annotations(small_document(8))
+    config = build_model_config(spec.model, annotations.classes, annotations.category_ids)
+    model, _ = build_training_model(spec, config, torch.load)
+    training = Training(
+        spec,
+        model,
+        build_train_config(config, spec.sampling),
+        build_optimiser(model, spec.optimiser),
+        WeightAverage(model, spec.optimiser.ema_decay),
+        torch.device("cpu"),
+    )
+    dataset = TrainingDataset(annotations, draw_image, config, spec.augmentation.build(), spec.seed)
+    return training, lambda: train_steps(training, dataset, TrainingFiles(output), config_to_dict(config))
+
+
 def logged(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -41,7 +60,7 @@ def curve(output: Path) -> list[tuple[int, float]]:
 
 
 class KilledError(Exception):
-    """Stands for a kill: nothing catches it."""
+    """Simulates a kill: nothing catches it."""
 
 
 def kill_at(step: int):
@@ -72,7 +91,7 @@ def test_losses_fall_and_the_result_loads_where_inference_needs_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_group_norm_from_scratch_loads_without_being_told(tmp_path):
+def test_group_norm_from_scratch_loads_by_its_own_config(tmp_path):
     model = {"initial": "none", "norm": "group", "short_side": 96, "long_side": 96}
     loaded = load_weights(train(tmp_path, epochs=1, model=model))
     config = config_from_dict(loaded.metadata["config"])
@@ -94,15 +113,15 @@ def test_initial_weights_of_other_classes_name_what_starts_at_random(tmp_path, c
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_curve_and_the_same_weights(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = load_weights(train(whole)).state
+def test_a_killed_run_resumes_with_the_same_curve_and_the_same_weights(tmp_path):
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    expected = load_weights(train(uninterrupted)).state
     with pytest.raises(KilledError):
-        train(broken, on_step=kill_at(5))
-    assert [step for step, _ in curve(broken)] == [1, 2, 3, 4, 5]
-    found = load_weights(train(broken)).state
-    # The last checkpoint was at step 4, the end of the first epoch: step 5 was taken twice and stands once.
-    assert curve(broken) == curve(whole)
+        train(killed, on_step=kill_at(5))
+    assert [step for step, _ in curve(killed)] == [1, 2, 3, 4, 5]
+    found = load_weights(train(killed)).state
+    # The last checkpoint was at step 4, the end of the first epoch: step 5 ran twice and is logged once.
+    assert curve(killed) == curve(uninterrupted)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
@@ -132,7 +151,7 @@ def test_operational_settings_may_change_on_resume(tmp_path):
     assert [step for step, _ in curve(tmp_path)] == [1, 2, 4]
 
 
-def test_a_checkpoint_from_before_a_setting_existed_goes_on(tmp_path):
+def test_a_checkpoint_from_before_a_setting_existed_resumes(tmp_path):
     with pytest.raises(KilledError):
         train(tmp_path, on_step=kill_at(3), checkpoint_steps=2)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -158,27 +177,22 @@ def test_a_loss_that_is_not_a_number_stops_with_the_batch_named(tmp_path):
     assert "lower optimiser.learning_rate" in message
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path, monkeypatch):
-    def spoilt(training, batch):
-        for parameter in training.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        training.model.rpn_head.rpn_cls.bias.grad[0] = torch.inf
-        return {"total": 1.0}
-
-    monkeypatch.setattr(loop, "_compute_gradients", spoilt)
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path):
+    training, run = prepare(tmp_path, checkpoint_steps=1)
+    bias = training.model.rpn_head.rpn_cls.bias
+    bias.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
     with pytest.raises(TrainingStoppedError, match=r"rpn_cls\.bias is not finite.*\.png.*learning_rate"):
-        train(tmp_path, checkpoint_steps=1)
+        run()
+    assert bias.isfinite().all()
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-    def spoil(training, batch, steps):
-        training.model.rpn_head.rpn_cls.bias.data[0] = torch.nan
-        return {"total": 1.0}
-
-    monkeypatch.setattr(loop, "_take_step", spoil)
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    training, run = prepare(tmp_path, checkpoint_steps=1)
+    bias = training.model.rpn_head.rpn_cls.bias
+    training.optimiser.register_step_post_hook(lambda *_: bias.data.fill_(torch.nan))
     with pytest.raises(TrainingStoppedError, match=r"rpn_cls\.bias is not finite"):
-        train(tmp_path, checkpoint_steps=1)
+        run()
     assert not list(tmp_path.glob("*.pt")) + list(tmp_path.glob("*.safetensors"))
 
 
@@ -210,7 +224,7 @@ def test_a_checkpoint_that_is_damaged_or_not_finite_is_refused_in_one_sentence(t
         train(tmp_path, images=2)
 
 
-def test_kernels_beyond_half_precision_are_stored_whole():
+def test_kernels_beyond_half_precision_stay_in_full_precision():
     state = {"a": torch.full((2, 2), 70_000.0), "b": torch.ones(2, 2), "c": torch.full((2,), 70_000.0)}
     halved = halve_state(state)
     assert [halved[key].dtype for key in "abc"] == [torch.float32, torch.float16, torch.float32]
@@ -220,31 +234,34 @@ def test_kernels_beyond_half_precision_are_stored_whole():
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
 )
-def test_out_of_memory_says_which_setting_to_lower(tmp_path, monkeypatch, error):
-    def exhausted(*arguments, **named):
+def test_out_of_memory_names_the_settings_to_lower(tmp_path, error):
+    training, run = prepare(tmp_path)
+    fail_in_backbone(training, error)
+    with pytest.raises(TrainingStoppedError, match=r"batch .*\.png.*; lower batch_size, then model.short_side"):
+        run()
+
+
+def test_another_failure_is_not_reported_as_lack_of_memory(tmp_path):
+    training, run = prepare(tmp_path)
+    fail_in_backbone(training, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run()
+
+
+def fail_in_backbone(training: Training, error: Exception) -> None:
+    def fail(module, inputs):
         raise error
 
-    monkeypatch.setattr(loop, "run_step", exhausted)
-    with pytest.raises(TrainingStoppedError, match=r"batch .*\.png.*; lower batch_size, then model.short_side"):
-        train(tmp_path)
+    training.model.backbone.register_forward_pre_hook(fail)
 
 
-def test_another_failure_is_not_taken_for_lack_of_memory(tmp_path, monkeypatch):
-    def failing(*arguments, **named):
-        raise RuntimeError("shapes differ")
-
-    monkeypatch.setattr(loop, "run_step", failing)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        train(tmp_path)
-
-
-def test_imagenet_weights_of_a_trunk_that_has_none_are_refused(tmp_path):
+def test_imagenet_weights_of_a_backbone_that_has_none_are_refused(tmp_path):
     with pytest.raises(ModelConfigError, match=r"name a weights file as model\.initial"):
         train(tmp_path, model={"preset": "htc_r50_fpn", "initial": "imagenet"})
 
 
 @pytest.mark.slow
-def test_long_gradients_are_shortened(tmp_path):
+def test_gradients_are_clipped(tmp_path):
     """One plain step at a learning rate of 1 moves all weights together by no more than `clip_norm`."""
     optimiser = {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup_steps": 0}
     moved = {}

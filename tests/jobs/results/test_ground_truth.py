@@ -194,7 +194,7 @@ def test_gzip_and_byte_order_marks(output: Output, truth: Path, encode: Callable
     [
         (b"\x1f\x8b\x08rubbish", "damaged gzip"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[]", "no COCO annotation file"),
+        (b"[]", "COCO annotation file"),
         (b"\xff\x00\xfe", "is not JSON"),
         (b'{"images": [], "annotations": [], "categories": []}', "No image has an object to score"),
     ],

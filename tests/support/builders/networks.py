@@ -1,4 +1,4 @@
-"""Small networks and pictures that tests of the network share."""
+"""Small networks and images that tests of the network share."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -17,7 +17,7 @@ from tests.support.goldens.network import DATA
 
 
 def lite_config(**changes: Any) -> ModelConfig:
-    """The light preset on 256 x 192 pixels with a hundred proposals; every box counts, however unsure."""
+    """Return the small preset on 256 x 192 pixels with a hundred proposals and no score threshold."""
     config = replace(
         load_preset("htc_lite0_fpn"),
         resize=ResizeConfig(long_side=256, short_side=192),
@@ -29,25 +29,25 @@ def lite_config(**changes: Any) -> ModelConfig:
 
 @lru_cache(maxsize=16)
 def untrained_model(config: ModelConfig) -> HTC:
-    """The network of a config with the deterministic weights, for inference."""
+    """Build the network of a config with the deterministic weights, for inference."""
     model = build_model(config)
     model.load_state_dict(untrained_state(model.state_dict()))
     return model.eval()
 
 
-def photo(name: str = "p0_397133.jpg") -> np.ndarray:
-    """One of the reference photos, [H, W, 3] uint8 RGB."""
+def reference_image(name: str = "p0_397133.jpg") -> np.ndarray:
+    """Read one of the reference images, [H, W, 3] uint8 RGB."""
     with Image.open(DATA / "images" / name) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def photo_batch(config: ModelConfig, *images: np.ndarray) -> ImageBatch:
-    """A batch of the given pictures, or of one photo."""
-    return build_batch(images or (photo(),), config)
+def image_batch(config: ModelConfig, *images: np.ndarray) -> ImageBatch:
+    """Build a batch of the given images, or of one reference image."""
+    return build_batch(images or (reference_image(),), config)
 
 
 def assert_wellformed(raw: RawDetections, config: ModelConfig) -> None:
-    """Check every promise that RawDetections' docstring makes."""
+    """Check everything that RawDetections' docstring states."""
     count = len(raw.scores)
     assert raw.boxes_xyxy.shape == (count, 4)
     assert raw.labels.shape == (count,)

@@ -1,4 +1,4 @@
-"""A folder to train from: six photos of a bright box, their COCO annotations, and a spec."""
+"""A folder for training: six images of a bright box, their COCO annotations, and a training spec."""
 
 import json
 from pathlib import Path
@@ -42,10 +42,10 @@ def write_training_folder(folder: Path, *, images: int = 6) -> Path:
 
 
 def add_annotation(folder: Path, **changes: Any) -> None:
-    """Add one more annotation to the first photo, with something wrong about it."""
+    """Add an annotation to the first image, with the given changes."""
     document = json.loads((folder / "coco.json").read_text())
-    sound = _annotation(1000, 0, [1, 1, 5, 5], [[1, 1, 6, 1, 6, 6]])
-    document["annotations"].append(sound | changes)
+    valid = _annotation(1000, 0, [1, 1, 5, 5], [[1, 1, 6, 1, 6, 6]])
+    document["annotations"].append(valid | changes)
     (folder / "coco.json").write_text(json.dumps(document))
 
 

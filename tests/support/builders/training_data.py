@@ -1,4 +1,4 @@
-"""A tiny data set of coloured boxes, and a small network to train on it."""
+"""A tiny data set of coloured boxes, and a small network with its settings to train on it."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from htc_model.config import ModelConfig, load_preset
 from htc_model.training.spec import TrainingSpec
+from htc_model.training.train_config import TrainConfig
 
 SIDE = 96
 
 
 def draw_image(name: str) -> NDArray[np.uint8]:
-    """A grey picture with one bright box, both decided by the number in the name."""
+    """A grey image with one bright box, which depends on the number in the name."""
     left, top, width, height = box_of(int(name.removesuffix(".png")))
     image = np.full((SIDE, SIDE, 3), 60, np.uint8)
     image[top : top + height, left : left + width] = (200, 120, 40)
@@ -21,7 +22,7 @@ def draw_image(name: str) -> NDArray[np.uint8]:
 
 
 def box_of(number: int) -> tuple[int, int, int, int]:
-    """x, y, width, height of a picture's object."""
+    """x, y, width, height of an image's object."""
     random = np.random.default_rng(number)
     width, height = random.integers(30, 60, 2).tolist()
     left, top = random.integers(0, SIDE - 60, 2).tolist()
@@ -29,7 +30,7 @@ def box_of(number: int) -> tuple[int, int, int, int]:
 
 
 def small_document(images: int) -> dict[str, Any]:
-    """A COCO document: `images` pictures with one polygon each, two categories with a gap between their ids."""
+    """A COCO document: `images` images with one polygon each, two categories with a gap between their ids."""
     annotations = []
     for number in range(images):
         x, y, width, height = box_of(number)
@@ -53,7 +54,7 @@ def small_document(images: int) -> dict[str, Any]:
 
 
 def small_config(**changes: Any) -> ModelConfig:
-    """htc_lite0_fpn, narrow, for two classes and small pictures."""
+    """htc_lite0_fpn, narrow, for two classes and small images."""
     base = load_preset("htc_lite0_fpn")
     narrow: dict[str, Any] = {
         "classes": ("three", "seven"),
@@ -68,7 +69,7 @@ def small_config(**changes: Any) -> ModelConfig:
 
 
 def small_spec(output: str, **changes: Any) -> TrainingSpec:
-    """A run of few, small steps on the tiny data set."""
+    """A run of a few small steps on the tiny data set."""
     values: dict[str, Any] = {
         "train": [{"annotations": "small.json", "images": "small"}],
         "output": output,
@@ -82,3 +83,13 @@ def small_spec(output: str, **changes: Any) -> TrainingSpec:
         "checkpoint_steps": 3,
     }
     return TrainingSpec.model_validate(values | changes)
+
+
+def sample_all(train_config: TrainConfig, proposals: int) -> TrainConfig:
+    """Make the losses deterministic: every positive and negative counts, and an image keeps so many proposals."""
+    return replace(
+        train_config,
+        anchor_sample=replace(train_config.anchor_sample, count=None),
+        roi_sample=replace(train_config.roi_sample, count=None),
+        proposals=proposals,
+    )

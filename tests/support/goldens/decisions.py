@@ -1,10 +1,10 @@
-"""Why a detection is on one side only: at which of the network's decisions it lies, and how close.
+"""Explains detections that only one of two computations has, by the network's discrete decisions that differ.
 
 Between its smooth layers a detector decides: is a score above the threshold, do two boxes overlap by more than NMS
 allows, is a detection among the best hundred, from which pyramid level and with how many samples per bin is an RoI
-pooled. Rounding differs between processors, by some 1e-4 of a standard deviation, and may turn a decision that is
-that close; then a detection appears, vanishes, or moves by a visible step. A fault of ours turns decisions that are
-not close. `explain` tells the two apart.
+pooled. Rounding differs between processors, by some 1e-4 of a standard deviation, and may change a decision that is
+that close; then a detection appears, disappears, or moves by a visible step. A bug changes decisions that are not
+close. `explain_both` distinguishes the two.
 """
 
 from collections.abc import Sequence
@@ -23,23 +23,23 @@ from htc_model.network.detector import HTC
 from htc_model.network.resnet import STRIDES
 from htc_model.network.roi_align import roi_levels
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
-from htc_model.network.semantic_head import STRIDE as SEMANTIC_STRIDE
+from htc_model.network.semantic_head import SEMANTIC_STRIDE
 from htc_model.structures import ImageBatch
 
 Reason = Literal["score threshold", "NMS overlap", "NMS order", "follows another", "cut", "RoI grid", "proposal"]
 
-# How far apart two sides' boxes of one detection are at most: worst measured 0.023 px, on six code paths of oneDNN.
+# Largest distance of two sides' boxes of the same detection: 0.023 px was measured on six code paths of oneDNN.
 BOX_MARGIN_PX = 0.1
-# RoIs are compared with the borders of levels and sample counts, where a step is made, more narrowly.
+# Distance of an RoI from the size where its pyramid level or sample count changes.
 GRID_MARGIN_PX = 0.1
-# What BOX_MARGIN_PX / 2 makes of the IoU of two boxes of 50 px.
+# The change of the IoU of two boxes of 50 px that are moved by BOX_MARGIN_PX / 2.
 IOU_MARGIN = 2e-3
-# A mask's probability, and where in the image it is read.
+# Margins of a mask's probability, and of the position where it is sampled.
 PROBABILITY_MARGIN = 0.01
 PIXEL_MARGIN_PX = 0.05
-# A detection of the other side that is meant to be the same one.
+# Two sides' boxes with at least this IoU are the same detection.
 SAME_IOU = 0.95
-# Boxes that went different ways from one RoI at a border: still about the same object.
+# Boxes of the same object that come from one RoI by different pooling.
 NEAR_IOU = 0.5
 
 Floats = NDArray[np.float64]
@@ -59,11 +59,11 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Everything that a side's filter ladder had to choose from.
+    """The input of a side's detection filter.
 
-    found: one per proposal and class whose score is above the threshold, or little below it.
-    is_at_border: whether one of its RoIs lies at a border of the pooling grid. is_shared: whether the other side has
-    its proposal too.
+    found: one per proposal and class with a score above the threshold, or slightly below it.
+    is_at_border: whether one of its RoIs is close to a change of the pooling grid. is_shared: whether the other side
+    has its proposal too.
     """
 
     found: Boxes
@@ -72,8 +72,8 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The thresholds of the filter ladder, and how close a score is to be called close."""
+class FilterSettings:
+    """The thresholds of the detection filter, and the distance at which two scores are called close."""
 
     score_threshold: float
     nms_iou: float
@@ -81,8 +81,8 @@ class Ladder:
     score_margin: float
 
     @classmethod
-    def of(cls, config: ModelConfig, score_margin: float) -> "Ladder":
-        """Take the thresholds of a network."""
+    def of(cls, config: ModelConfig, score_margin: float) -> "FilterSettings":
+        """Return the thresholds of a network."""
         return cls(config.score_threshold, config.nms_iou, config.max_detections, score_margin)
 
 
@@ -96,7 +96,7 @@ def pairwise_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
 
 
 def are_same(a: Boxes, b: Boxes, score_margin: float) -> NDArray[np.bool_]:
-    """Tell which boxes of two sides are one detection: [N, M]."""
+    """Return which boxes of two sides are the same detection: [N, M]."""
     same: NDArray[np.bool_] = pairwise_iou(a.boxes, b.boxes) > SAME_IOU
     same &= a.labels[:, None] == b.labels[None]
     same &= np.abs(a.scores[:, None] - b.scores[None]) < score_margin
@@ -106,7 +106,7 @@ def are_same(a: Boxes, b: Boxes, score_margin: float) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two computations that are compared: its detections, and what they were chosen from."""
+    """One of the two compared computations: its detections and their candidates."""
 
     detections: Boxes
     candidates: Candidates
@@ -116,10 +116,10 @@ class Side:
 def collect_candidates(
     model: HTC, pyramid: Sequence[Tensor], batch: ImageBatch, proposals: tuple[Tensor, Tensor]
 ) -> tuple[Candidates, Candidates]:
-    """Run the cascade on each side's proposals [R, 4], and keep what its filter ladder does not show.
+    """Run the cascade on each side's proposals [R, 4], and collect the input of its detection filter.
 
     Args:
-        pyramid, batch: of one image; both sides' proposals are looked at with these features.
+        pyramid, batch: of one image; both sides' proposals are pooled from these features.
     """
     semantic_feat = model.roi_head.semantic_forward(pyramid)
     sizes = torch.tensor(batch.image_sizes)
@@ -154,15 +154,15 @@ def _candidates_of(
 
 
 def explain_both(
-    sides: tuple[Side, Side], pairs: Sequence[tuple[int, int]], ladder: Ladder
+    sides: tuple[Side, Side], pairs: Sequence[tuple[int, int]], filter_settings: FilterSettings
 ) -> tuple[dict[int, Reason], dict[int, Reason]]:
-    """Give the decision at which each detection lies that one side has alone; those at none are left out.
+    """Find the close decision behind each detection that only one side has; detections without one are left out.
 
     Args:
-        pairs: places on the first and on the second side that are one detection.
+        pairs: indices on the first and on the second side that are the same detection.
 
     Returns:
-        reasons by place on the first side, and on the second.
+        reasons by index on the first side, and on the second.
     """
     first, second = sides
     alone = [
@@ -171,62 +171,66 @@ def explain_both(
     reasons: tuple[dict[int, Reason], dict[int, Reason]] = ({}, {})
     known = -1
     while known < len(reasons[0]) + len(reasons[1]):
-        # Again, since what is explained now may have suppressed what is not yet.
+        # Repeated, since a detection that is explained now may have suppressed one that is not yet explained.
         known = len(reasons[0]) + len(reasons[1])
         reasons = (
-            _explain(first, alone[0], second, set(reasons[1]), ladder),
-            _explain(second, alone[1], first, set(reasons[0]), ladder),
+            _explain(first, alone[0], second, set(reasons[1]), filter_settings),
+            _explain(second, alone[1], first, set(reasons[0]), filter_settings),
         )
     return reasons
 
 
 def _explain(
-    mine: Side, alone: Sequence[int], other: Side, other_explained: set[int], ladder: Ladder
+    mine: Side, alone: Sequence[int], other: Side, other_explained: set[int], filter_settings: FilterSettings
 ) -> dict[int, Reason]:
-    reasons = {place: _explain_one(mine, place, other, other_explained, ladder) for place in alone}
+    reasons = {place: _explain_one(mine, place, other, other_explained, filter_settings) for place in alone}
     return {place: reason for place, reason in reasons.items() if reason is not None}
 
 
-def _explain_one(mine: Side, place: int, other: Side, other_explained: set[int], ladder: Ladder) -> Reason | None:
+def _explain_one(
+    mine: Side, place: int, other: Side, other_explained: set[int], filter_settings: FilterSettings
+) -> Reason | None:
     have = mine.detections
     one = Boxes(have.boxes[[place]], have.scores[[place]], have.labels[[place]])
-    if abs(one.scores[0] - ladder.score_threshold) < ladder.score_margin:
+    if abs(one.scores[0] - filter_settings.score_threshold) < filter_settings.score_margin:
         return "score threshold"
     theirs, own = other.candidates, mine.candidates
-    for twin in are_same(one, theirs.found, ladder.score_margin)[0].nonzero()[0]:
-        reason = _why_dropped(theirs.found, int(twin), other.detections, other_explained, ladder)
+    for twin in are_same(one, theirs.found, filter_settings.score_margin)[0].nonzero()[0]:
+        reason = _why_dropped(theirs.found, int(twin), other.detections, other_explained, filter_settings)
         if reason is not None:
             return reason
     if _is_from_border(one, theirs) or _is_from_border(one, own):
         return "RoI grid"
-    twins = are_same(one, own.found, ladder.score_margin)[0]
+    twins = are_same(one, own.found, filter_settings.score_margin)[0]
     if twins.any() and not own.is_shared[twins].any():
         return "proposal"
     return None
 
 
-def _why_dropped(found: Boxes, twin: int, kept: Boxes, kept_alone: set[int], ladder: Ladder) -> Reason | None:
-    """Tell why a side's filter ladder has dropped a candidate of its own; None when it was no close decision."""
+def _why_dropped(
+    found: Boxes, twin: int, kept: Boxes, kept_alone: set[int], filter_settings: FilterSettings
+) -> Reason | None:
+    """Return why a side's detection filter dropped one of its candidates; None if it was not a close decision."""
     overlap = pairwise_iou(found.boxes[[twin]], kept.boxes)[0]
     lead = kept.scores - found.scores[twin]
-    rivals = (kept.labels == found.labels[twin]) & (overlap > ladder.nms_iou - IOU_MARGIN)
-    rivals &= lead > -ladder.score_margin
+    rivals = (kept.labels == found.labels[twin]) & (overlap > filter_settings.nms_iou - IOU_MARGIN)
+    rivals &= lead > -filter_settings.score_margin
     for rival in rivals.nonzero()[0]:
-        if abs(overlap[rival] - ladder.nms_iou) < IOU_MARGIN:
+        if abs(overlap[rival] - filter_settings.nms_iou) < IOU_MARGIN:
             return "NMS overlap"
-        if abs(lead[rival]) < ladder.score_margin:
+        if abs(lead[rival]) < filter_settings.score_margin:
             return "NMS order"
         if int(rival) in kept_alone:
             return "follows another"
-    if not rivals.any() and len(kept) == ladder.max_detections and lead.min() > -ladder.score_margin:
-        # Either close to the last one kept, or pushed out by others that are on that side only.
+    if not rivals.any() and len(kept) == filter_settings.max_detections and lead.min() > -filter_settings.score_margin:
+        # Either close to the last kept one, or pushed out by others that are on that side only.
         is_pushed = len(kept_alone) > 0
-        return "cut" if is_pushed or lead.min() < ladder.score_margin else None
+        return "cut" if is_pushed or lead.min() < filter_settings.score_margin else None
     return None
 
 
 def _is_from_border(one: Boxes, side: Candidates) -> bool:
-    """Tell whether the candidate of this class that is nearest to the box comes from an RoI at a border."""
+    """Return whether the nearest candidate of the box's class comes from an RoI at a border of the pooling grid."""
     overlap = np.where(side.found.labels == one.labels[0], pairwise_iou(one.boxes, side.found.boxes)[0], 0)
     if not len(overlap) or overlap.max() < NEAR_IOU:
         return False
@@ -234,19 +238,19 @@ def _is_from_border(one: Boxes, side: Candidates) -> bool:
 
 
 def _is_at_border(rois: Tensor, side: int, *, has_semantic: bool) -> Tensor:
-    """Tell which RoIs [K, 5] a shift of GRID_MARGIN_PX would pool from another level, or with other samples."""
+    """Return which RoIs [K, 5] would be pooled otherwise (level or samples) if they differed by GRID_MARGIN_PX."""
     grids = [_grid(_grown(rois, step * GRID_MARGIN_PX), side, has_semantic=has_semantic) for step in (-1, 1)]
     return (grids[0] != grids[1]).any(dim=1)
 
 
 def _grown(rois: Tensor, by_px: float) -> Tensor:
     grown = rois + rois.new_tensor([0, -by_px, -by_px, by_px, by_px])
-    # A box of less than that has no negative size.
+    # Smaller boxes must not get a negative size.
     return torch.cat([grown[:, :3], torch.maximum(grown[:, 3:], grown[:, 1:3])], dim=1)
 
 
 def _grid(rois: Tensor, side: int, *, has_semantic: bool) -> Tensor:
-    """Give each RoI's level, and its samples per bin along x and y: [K, 3], with the semantic map's [K, 5]."""
+    """Compute each RoI's level, and its samples per bin along x and y: [K, 3], with the semantic map's [K, 5]."""
     levels = roi_levels(rois)
     extent = (rois[:, 3:5] - rois[:, 1:3]).clamp(min=0)
     strides = torch.tensor(STRIDES)[levels][:, None]
@@ -257,10 +261,10 @@ def _grid(rois: Tensor, side: int, *, has_semantic: bool) -> Tensor:
 
 
 def far_pixels(mask_probs: Tensor, box_xyxy: Tensor, is_different: NDArray[np.bool_], *, threshold: float = 0.5) -> int:
-    """Count the pixels that differ between two masks though ours is not close to the threshold there.
+    """Count the pixels that differ between two masks although the probability there is not close to the threshold.
 
     Args:
-        mask_probs: [28, 28], ours.
+        mask_probs: [28, 28], of this implementation.
         box_xyxy: [4] in pixels of the image.
         is_different: [H, W].
     """
@@ -269,7 +273,7 @@ def far_pixels(mask_probs: Tensor, box_xyxy: Tensor, is_different: NDArray[np.bo
         [[0.0, 0], [1, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [1, -1], [-1, 1], [-1, -1]]
     )
     places = torch.stack([xs, ys], dim=1)[None] + steps[:, None]
-    # A box of no width would divide by zero; it has no pixels either.
+    # A box without width would divide by zero; it has no pixels either.
     size = (box_xyxy[2:] - box_xyxy[:2]).clamp(min=1e-6)
     grid = (places - box_xyxy[:2]) / size * 2 - 1
     values = grid_sample(mask_probs[None, None].float(), grid[None], align_corners=False)[0, 0]

@@ -1,8 +1,8 @@
-"""The training oracle's arrays, and how far our step is from them.
+"""Goldens of MMDetection's training step, and the differences of this implementation from them.
 
 A golden is one training step of MMDetection 3.3.0 on deterministic weights; see data/losses/README.md. `run_golden`
-repeats the step and `measure_step` gives one StepRow per quantity, with the tolerances that the oracle's own spread
-over threads, kernels and float64 suggests. tests/htc_model/training/test_step_parity.py asserts the rows,
+repeats the step and `measure_step` gives one StepRow per quantity, with tolerances from MMDetection's own spread
+over threads, kernels and float64. tests/htc_model/training/test_step_parity.py asserts the rows,
 benchmarks/loss_parity.py prints them, also for goldens that are not in this repository.
 """
 
@@ -22,11 +22,12 @@ from htc_model.masks.rle import decode_rle
 from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.detector import HTC, build_model
 from htc_model.structures import ImageBatch, Rle
-from htc_model.training.detector_losses import StepTrace, run_step
-from htc_model.training.freezing import RESNET_FROZEN_STAGES, freeze_trunk, set_training_mode
+from htc_model.training.detector_losses import StepTrace, compute_losses
+from htc_model.training.freezing import RESNET_FROZEN_STAGES, freeze_backbone, set_training_mode
 from htc_model.training.targets import RoiSample, Truth
-from htc_model.training.train_config import rules_for
+from htc_model.training.train_config import train_config_for
 from htc_model.weights.untrained import untrained_state
+from tests.support.builders.training_data import sample_all
 from tests.support.paths import DATA
 
 LOSS_GOLDENS = DATA / "losses"
@@ -36,7 +37,7 @@ PRESET_OF_LOSS_GOLDEN: Mapping[str, str] = {
     "cascade_mask_r50": "cascade_mask_rcnn_r50_fpn",
     "mask_rcnn_r50": "mask_rcnn_r50_fpn",
 }
-# The goldens keep so many proposals per image (the published configs keep 1000 or 2000).
+# The goldens keep this many proposals per image (the published configs keep 1000 or 2000).
 GOLDEN_PROPOSALS = 200
 # How many of the first target rows and masks a golden stores.
 STORED_TARGETS = 32
@@ -46,7 +47,7 @@ Golden = dict[str, Any]
 
 @dataclass(frozen=True)
 class StepRow:
-    """One quantity: `worst` is the largest difference found, at most `tolerance` if all is well."""
+    """One quantity: `worst` is the largest difference; it passes if it is at most `tolerance`."""
 
     quantity: str
     worst: float
@@ -61,7 +62,7 @@ class StepRow:
 
 @dataclass(frozen=True)
 class GoldenStep:
-    """Our repetition of a golden's step, gradients computed."""
+    """A golden's step, repeated by this implementation, with gradients."""
 
     model: HTC
     batch: ImageBatch
@@ -69,7 +70,7 @@ class GoldenStep:
 
 
 def load_loss_golden(path: Path) -> Golden:
-    """Read a golden, with the photo's own arrays from the file beside it where they were split off."""
+    """Read a golden, and the arrays that several goldens of the same photos share from the file beside it."""
     golden: Golden = {}
     with np.load(path) as archive:
         golden.update({name: archive[name] for name in archive.files})
@@ -82,11 +83,11 @@ def load_loss_golden(path: Path) -> Golden:
 
 
 def run_golden(golden: Golden) -> GoldenStep:
-    """Repeat a golden's step from its resized pixels, boxes, masks and semantic maps; backward included."""
+    """Repeat a golden's step from its resized pixels, boxes, masks and semantic maps, with the backward pass."""
     meta = golden["meta"]
     model = build_model(PRESET_OF_LOSS_GOLDEN[meta["model"]])
     model.load_state_dict(untrained_state(model.state_dict()))
-    freeze_trunk(model, RESNET_FROZEN_STAGES)
+    freeze_backbone(model, RESNET_FROZEN_STAGES)
     set_training_mode(model, has_frozen_batch_norm=True)
     count = len(meta["photos"])
     batch = _golden_batch(golden, model.config.resize)
@@ -95,22 +96,22 @@ def run_golden(golden: Golden) -> GoldenStep:
     if meta["variant"] == "fixed":
         given = torch.from_numpy(golden["props"])
         proposals = [given[given[:, 0] == index, 1:] for index in range(count)]
-    rules = rules_for(model.config).take_all(GOLDEN_PROPOSALS)
-    trace = run_step(model, batch, truths, rules, proposals=proposals)
+    train_config = sample_all(train_config_for(model.config), GOLDEN_PROPOSALS)
+    trace = compute_losses(model, batch, truths, train_config, proposals=proposals)
     trace.total.backward()
     return GoldenStep(model, batch, trace)
 
 
 def _golden_batch(golden: Golden, resize: ResizeConfig) -> ImageBatch:
-    pictures = [golden[f"img{index}"] for index in range(len(golden["meta"]["photos"]))]
-    sizes = [(int(picture.shape[0]), int(picture.shape[1])) for picture in pictures]
+    images = [golden[f"img{index}"] for index in range(len(golden["meta"]["photos"]))]
+    sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
     multiple = resize.pad_multiple
     height, width = (-(-max(size[axis] for size in sizes) // multiple) * multiple for axis in (0, 1))
     mean = torch.tensor(resize.mean_rgb).view(3, 1, 1)
     std = torch.tensor(resize.std_rgb).view(3, 1, 1)
-    pixels = torch.zeros(len(pictures), 3, height, width)
-    for slot, picture, size in zip(pixels, pictures, sizes, strict=True):
-        rgb = torch.from_numpy(picture.copy()).flip(2).permute(2, 0, 1).float()
+    pixels = torch.zeros(len(images), 3, height, width)
+    for slot, image, size in zip(pixels, images, sizes, strict=True):
+        rgb = torch.from_numpy(image.copy()).flip(2).permute(2, 0, 1).float()
         slot[:, : size[0], : size[1]] = (rgb - mean) / std
     return ImageBatch(pixels, sizes, sizes)
 
@@ -127,7 +128,7 @@ def _golden_truth(golden: Golden, index: int, *, has_semantic: bool) -> Truth:
 
 
 def measure_step(golden: Golden, step: GoldenStep) -> Iterator[StepRow]:
-    """Compare everything the golden holds that the step computes."""
+    """Compare all quantities of the golden that the step computes."""
     digest = hashlib.sha256(step.batch.pixels.numpy().tobytes()).hexdigest()
     yield StepRow("input", float(digest != golden["meta"]["input_sha256"]), 0, "sha256 differs")
     yield from _loss_rows(golden, step.trace)
@@ -163,10 +164,10 @@ def _loss_rows(golden: Golden, trace: StepTrace) -> Iterator[StepRow]:
 
 
 def _anchor_rows(golden: Golden, trace: StepTrace) -> Iterator[StepRow]:
-    assigned = torch.stack(trace.proposing.assigned).clamp(max=0)
+    assigned = torch.stack(trace.rpn.assigned).clamp(max=0)
     # Ours: an object's index, -1 background, -2 unused. The golden's: 1, 0, -1.
     yield _equality_row("rpn.assign", assigned + 1, golden["rpn.assign"])
-    targets = trace.proposing.targets
+    targets = trace.rpn.targets
     yield _equality_row("rpn.pos_gt", torch.cat([t.gt_indices for t in targets]), golden["rpn.pos_gt"])
     factor = torch.tensor(sum(image.sample.average_factor for image in targets))
     yield _equality_row("rpn.avg_factor", factor, golden["rpn.avg_factor"])

@@ -1,9 +1,9 @@
-"""The oracle's arrays, and how far our network is from them.
+"""Goldens of MMDetection's inference, and the differences of this implementation from them.
 
-A golden is what MMDetection 3.3.0 computed for one model and one photo with the deterministic weights; see
-data/goldens/README.md for the arrays. `measure` runs our network on the same photo, from the encoded file,
-and gives one Row per quantity. tests/htc_model/network/test_parity.py asserts the rows,
-benchmarks/parity.py prints them.
+A golden is what MMDetection 3.3.0 computed for one model and one image with the deterministic weights; see
+data/goldens/README.md for the arrays. `measure` runs this project's network on the same image, from the encoded file,
+and gives one Row per quantity. tests/htc_model/network/test_parity.py asserts the rows, benchmarks/parity.py prints
+them.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.detector import HTC, build_model
 from htc_model.network.roi_align import pool_map, pool_pyramid, roi_levels
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL
-from htc_model.network.semantic_head import STRIDE as SEMANTIC_STRIDE
+from htc_model.network.semantic_head import SEMANTIC_STRIDE
 from htc_model.preprocess import build_batch
 from htc_model.structures import ImageBatch, RawDetections
 from htc_model.weights.untrained import untrained_state
@@ -34,7 +34,7 @@ from tests.support.goldens.decisions import (
     BOX_MARGIN_PX,
     Boxes,
     Candidates,
-    Ladder,
+    FilterSettings,
     Side,
     are_same,
     collect_candidates,
@@ -61,7 +61,7 @@ PRESET_OF_GOLDEN: Mapping[str, str] = {
     "mask_rcnn_x101_64x4d": "mask_rcnn_x101_64x4d_fpn",
 }
 
-# Environments in which oneDNN and ATen compute as on other processors (each takes what it has at most).
+# Environments in which oneDNN and ATen use the code paths of other processors, as far as this one supports them.
 CODE_PATHS: Mapping[str, Mapping[str, str]] = {
     "this processor": {},
     "sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
@@ -76,7 +76,7 @@ Golden = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the parity table; `is_ok` says whether `worst` is on the right side of `tolerance`."""
+    """One line of the parity table; it passes if `worst` is within `tolerance`."""
 
     quantity: str
     worst: float
@@ -109,34 +109,34 @@ def build_golden_model(golden_model: str) -> HTC:
 
 
 def golden_batch(golden: Golden, model: HTC, images: Path = DATA / "images") -> ImageBatch:
-    """Build the network's input from the golden's encoded photo."""
+    """Build the network's input from the golden's encoded image."""
     return build_batch([decode_image((images / golden["meta"]["image"]).read_bytes())], model.config)
 
 
 def is_input_exact(golden: Golden, batch: ImageBatch) -> bool:
-    """Tell whether the input has the published pipeline's bits (a CMYK photo may not)."""
+    """Return whether the input is bit-identical to the published pipeline's (a CMYK image may differ)."""
     digest = hashlib.sha256(np.ascontiguousarray(batch.pixels.numpy()).tobytes()).hexdigest()
     return bool(digest == golden["meta"]["input_sha256"])
 
 
-# In standard deviations of the tensor. What does not come through the semantic branch or a head's layers holds 1e-4 in
-# every network (6.4e-5 at worst, on all code paths of benchmarks/processors.py). Of the others, measured were: 9.1e-5
-# (R-50) and 1.9e-4 (R-101, X-101), mask logits 1.3e-4 and 3.6e-4.
+# In standard deviations of the tensor. Tensors that do not depend on the semantic branch or on a head's layers are
+# within 1e-4 in every network (6.4e-5 at worst, on all code paths of benchmarks/processors.py). Measured for the
+# others: 9.1e-5 (R-50) and 1.9e-4 (R-101, X-101), mask logits 1.3e-4 and 3.6e-4.
 EARLY_TENSORS = ("C", "P", "rpn_", "fixed_roifeat", "fixed_refined")
 EARLY_TOLERANCE = 1e-4
 LATE_TOLERANCE = {"r50": 2e-4, "deep": 4e-4}
 MASK_TOLERANCE = {"r50": 3e-4, "deep": 8e-4}
-# Detections that one side lacks, and proposals, which are counted but not explained one by one.
+# Shares of detections and of proposals that one side lacks; proposals are not explained one by one.
 MISSING_TOLERANCE = 0.1
 PROPOSALS_TOLERANCE = 0.02
 
 
 @torch.inference_mode()
 def measure(golden: Golden, model: HTC, batch: ImageBatch) -> Iterator[Row]:
-    """Compare everything that the golden holds.
+    """Compare all quantities of the golden.
 
-    Tensors must be close. Detections may be on one side only where the network decides something so close that the
-    processor's rounding turns it (see `decisions`); and not many of them.
+    Tensors must be close. Only few detections may be on one side only, and only where a decision is so close that the
+    processor's rounding changes it (see `decisions`).
     """
     kind = "r50" if model.config.backbone.depth == 50 else "deep"
     score_tolerance = 1e-3 if kind == "r50" else 2e-3
@@ -165,39 +165,39 @@ def measure(golden: Golden, model: HTC, batch: ImageBatch) -> Iterator[Row]:
     unmatched = _unmatched_proposals(golden, boxes, scores, score_tolerance)
     yield Row("proposals unmatched", unmatched, PROPOSALS_TOLERANCE, "share")
 
-    def look() -> tuple[Candidates, Candidates]:
+    def collect() -> tuple[Candidates, Candidates]:
         return collect_candidates(model, pyramid, batch, (torch.from_numpy(golden["prop_boxes"]), boxes))
 
-    ladder = Ladder.of(load_preset(model.config.name), score_tolerance)
-    yield from compare_detections(golden, model.infer(batch)[0], batch.image_sizes[0], ladder, look)
+    filter_settings = FilterSettings.of(load_preset(model.config.name), score_tolerance)
+    yield from compare_detections(golden, model.infer(batch)[0], batch.image_sizes[0], filter_settings, collect)
 
 
 def compare_detections(
     golden: Golden,
     raw: RawDetections,
     image_size: tuple[int, int],
-    ladder: Ladder,
-    look: Callable[[], tuple[Candidates, Candidates]],
+    filter_settings: FilterSettings,
+    collect: Callable[[], tuple[Candidates, Candidates]],
 ) -> Iterator[Row]:
     """Match final detections one to one, explain those without a partner, and compare the pairs.
 
     Args:
         image_size: (height, width) in network pixels.
-        ladder: what the network is meant to filter by.
-        look: finds what each side's filter ladder chose from; called only when something is missing.
+        filter_settings: the network's thresholds.
+        collect: finds the candidates of each side's detection filter; called only if a detection is missing.
     """
     height, width = image_size
     scale = np.array([width / raw.original_size[1], height / raw.original_size[0]] * 2)
     theirs = Boxes(golden["det_boxes"] * scale, golden["det_scores"].astype(np.float64), golden["det_labels"])
     ours = Boxes(raw.boxes_xyxy.double().numpy() * scale, raw.scores.double().numpy(), raw.labels.numpy())
-    is_same = are_same(theirs, ours, ladder.score_margin)
+    is_same = are_same(theirs, ours, filter_settings.score_margin)
     pairs = _pair_up(np.where(is_same, pairwise_iou(theirs.boxes, ours.boxes), 0))
     missing = len(theirs) - len(pairs), len(ours) - len(pairs)
     unexplained = 0
     if any(missing):
-        sides = zip((theirs, ours), look(), strict=True)
+        sides = zip((theirs, ours), collect(), strict=True)
         first, second = (Side(detections, candidates) for detections, candidates in sides)
-        reasons = explain_both((first, second), pairs, ladder)
+        reasons = explain_both((first, second), pairs, filter_settings)
         unexplained = sum(missing) - sum(map(len, reasons))
     yield Row("detections missing", max(missing) / max(len(theirs), len(ours), 1), MISSING_TOLERANCE, "share")
     yield Row("missing at no decision", unexplained, 0, "detections")
@@ -205,7 +205,10 @@ def compare_detections(
         return
     mine, golden_places = [j for _, j in pairs], [i for i, _ in pairs]
     yield Row(
-        "score", float(np.abs(theirs.scores[golden_places] - ours.scores[mine]).max()), ladder.score_margin, "abs"
+        "score",
+        float(np.abs(theirs.scores[golden_places] - ours.scores[mine]).max()),
+        filter_settings.score_margin,
+        "abs",
     )
     yield Row("box", float(np.abs(theirs.boxes[golden_places] - ours.boxes[mine]).max()), BOX_MARGIN_PX, "px")
     rles = golden.get("det_rle_avg3", golden.get("det_rle"))
@@ -262,7 +265,7 @@ def _fixed_rois(golden: Golden) -> Tensor:
 
 
 def _difference(golden: Golden, name: str, tensor: Tensor) -> float | None:
-    """Give the largest difference in the golden's standard deviations; None if the golden lacks it."""
+    """Return the largest difference in the golden's standard deviations; None if the golden lacks the tensor."""
     if name + ".val" in golden:
         if tuple(tensor.shape) != tuple(golden[name + ".shape"]):
             return float("inf")
@@ -275,7 +278,7 @@ def _difference(golden: Golden, name: str, tensor: Tensor) -> float | None:
 
 
 def _unmatched_proposals(golden: Golden, boxes: Tensor, scores: Tensor, score_tolerance: float) -> float:
-    """Give the share of golden proposals without one of ours within 0.1 px and the score's tolerance."""
+    """Return the share of golden proposals without a proposal within 0.1 px and the score's tolerance."""
     distance = torch.cdist(torch.from_numpy(golden["prop_boxes"]), boxes, p=float("inf"))
     is_near = distance < 0.1
     is_near &= (torch.from_numpy(golden["prop_scores"])[:, None] - scores[None]).abs() < score_tolerance

@@ -1,18 +1,19 @@
-"""What the semantic branch should say at each cell."""
+"""Targets of the semantic branch: a class per cell, from instance masks or from the data set's own maps."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from htc_model.training.losses import IGNORED_PIXEL
+# The label of pixels that the semantic loss ignores, in COCO's stuffthingmaps too.
+IGNORED_PIXEL = 255
 
 
 def rasterise_semantic(masks: Tensor, labels: Tensor, crowd_mask: Tensor | None, *, other_label: int) -> Tensor:
     """Make a semantic map from instance masks, for data sets that have no stuff maps.
 
-    Each pixel takes the class of the smallest instance that covers it (a cup on a table is a cup); crowd
-    regions that no instance explains are ignored; the rest is one class, "other".
+    Each pixel takes the class of the smallest instance that covers it (a cup on a table is a cup); crowd regions
+    without an instance are ignored; the rest is one class, "other".
 
     Args:
         masks: [G, H, W] bool or uint8.
@@ -24,7 +25,7 @@ def rasterise_semantic(masks: Tensor, labels: Tensor, crowd_mask: Tensor | None,
         [H, W] uint8 in [0, other_label], or `IGNORED_PIXEL`.
 
     Raises:
-        ValueError: more classes than a uint8 map can tell from `IGNORED_PIXEL`.
+        ValueError: more classes than a uint8 map can hold beside `IGNORED_PIXEL`.
     """
     if not 0 <= other_label < IGNORED_PIXEL:
         raise ValueError(f"a semantic map holds at most {IGNORED_PIXEL - 1} thing classes, not {other_label}")
@@ -38,7 +39,7 @@ def rasterise_semantic(masks: Tensor, labels: Tensor, crowd_mask: Tensor | None,
 
 
 def build_semantic_targets(semantic_maps: Sequence[Tensor], padded_size: tuple[int, int], *, stride: int = 8) -> Tensor:
-    """Pad the maps of a batch with "ignored" and take the nearest pixel at the branch's stride.
+    """Pad the maps of a batch with `IGNORED_PIXEL` and take every `stride`-th pixel.
 
     Args:
         semantic_maps: per image [H, W] uint8 at network scale, H and W before padding.

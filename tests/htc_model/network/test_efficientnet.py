@@ -1,4 +1,4 @@
-"""The light preset: small, quick, and the only one that needs timm."""
+"""The EfficientNet-Lite0 backbone and its preset, the only one that needs timm."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import torch
 
 from htc_model.config import load_preset
 from htc_model.preprocess import padded_size
-from tests.support.builders.networks import assert_wellformed, photo, photo_batch, untrained_model
+from tests.support.builders.networks import assert_wellformed, image_batch, reference_image, untrained_model
 
 CONFIG = load_preset("htc_lite0_fpn")
 
@@ -17,7 +17,7 @@ def test_fewer_than_twelve_million_parameters() -> None:
     assert sum(p.numel() for p in untrained_model(CONFIG).parameters()) <= 12_000_000
 
 
-def test_it_is_a_whole_htc_on_small_pictures() -> None:
+def test_it_is_a_whole_htc_on_small_images() -> None:
     assert CONFIG.interleaved
     assert CONFIG.mask_info_flow
     assert CONFIG.semantic
@@ -25,7 +25,7 @@ def test_it_is_a_whole_htc_on_small_pictures() -> None:
     assert min(padded_size(3000, 4000, CONFIG.resize)) <= 384
 
 
-def test_trunk_has_strides_4_to_32() -> None:
+def test_backbone_has_strides_4_to_32() -> None:
     with torch.inference_mode():
         features = untrained_model(CONFIG).backbone(torch.zeros(1, 3, 64, 96))
     assert [tuple(x.shape) for x in features] == [
@@ -36,20 +36,22 @@ def test_trunk_has_strides_4_to_32() -> None:
     ]
 
 
-def test_trunk_is_timms() -> None:
+def test_backbone_is_timms() -> None:
     """Same keys and same numbers as timm's own feature extractor."""
     timm = pytest.importorskip("timm", reason="timm is a dependency, but this is about timm itself")
-    trunk = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False, out_indices=(1, 2, 3, 4))
+    reference = timm.create_model(
+        "tf_efficientnet_lite0", features_only=True, pretrained=False, out_indices=(1, 2, 3, 4)
+    )
     ours = untrained_model(CONFIG).backbone
-    trunk.load_state_dict(ours.state_dict())
+    reference.load_state_dict(ours.state_dict())
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        for wanted, found in zip(trunk.eval()(pixels), ours(pixels), strict=True):
+        for wanted, found in zip(reference.eval()(pixels), ours(pixels), strict=True):
             torch.testing.assert_close(found, wanted)
 
 
 def test_detects_on_a_photo() -> None:
-    (raw,) = untrained_model(CONFIG).infer(photo_batch(CONFIG, photo()))
+    (raw,) = untrained_model(CONFIG).infer(image_batch(CONFIG, reference_image()))
     assert_wellformed(raw, CONFIG)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning rate schedules with warm-up."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Literal
 
 ScheduleKind = Literal["step", "cosine"]
 
-# Detectron's warm-up starts at a thousandth of the base rate (MMDetection, LinearLR start_factor=0.001).
+# Warm-up starts at a thousandth of the base rate (Detectron; MMDetection, LinearLR start_factor=0.001).
 WARMUP_START = 0.001
 
 
@@ -19,15 +19,15 @@ def learning_rate_factor(
     milestones: Sequence[float] = (2 / 3, 11 / 12),
     floor: float = 0.01,
 ) -> float:
-    """What the base learning rate is multiplied by at one step.
+    """Compute the factor of the base learning rate at one step.
 
     Args:
         step: in [0, steps).
-        steps: of the whole run.
-        warmup_steps: the factor rises linearly from `WARMUP_START` over so many steps.
+        steps: number of steps of the run.
+        warmup_steps: the factor rises linearly from `WARMUP_START` over this many steps.
         kind: "step" divides by ten at each milestone; "cosine" falls to `floor`.
         milestones: fractions of the run; 8 and 11 of 12 epochs in the published 1x schedule.
-        floor: where the cosine ends.
+        floor: the cosine's last value.
     """
     if step < warmup_steps:
         return WARMUP_START + (1 - WARMUP_START) * step / warmup_steps

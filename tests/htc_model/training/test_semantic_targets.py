@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from htc_model.training.semantic_loss import build_semantic_targets, rasterise_semantic
+from htc_model.training.semantic_targets import build_semantic_targets, rasterise_semantic
 
 
 def test_every_eighth_pixel_equals_the_reference(unit):
