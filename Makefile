@@ -32,6 +32,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make setup  the virtual environment .venv, which the others set up by themselves"
 	@echo "make demo   set up and segment the bundled photos into build/demo/"
 	@echo "make check  before a commit: ruff, mypy, import-linter and the quick tests, in a few minutes"
 	@echo "make test   set up and run every test"
