@@ -14,7 +14,7 @@ from jobs.scheduling.firing import firing_name
 from pipeline.errors import SpecError
 from pipeline.runs.names import taken_for
 from pipeline.storage.storage import Storage
-from tests.support.builders.finished_runs import finish_run, open_night, write_inputs
+from tests.support.builders.finished_runs import begin_run, finish_run, write_inputs
 
 OTHERS = {
     "a number": [
@@ -39,7 +39,7 @@ def test_no_new_run_has_a_name_that_readers_take_for_something_else(tmp_path: Pa
     images = write_inputs(tmp_path / "in", 1)
     assert taken_for(name) == kind
     with pytest.raises(SpecError, match=f"as {kind}.*--run run-{name}"):
-        open_night(images, str(tmp_path / "out"), name)
+        begin_run(images, str(tmp_path / "out"), name)
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -63,7 +63,7 @@ def test_a_run_that_has_such_a_name_already_goes_on(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.runs.begin.check_name_stays_text", lambda _: None)
         finish_run(images, output, "007", only_shards=1)
-    again = open_night(images, output, "007", storage=Storage())
+    again = begin_run(images, output, "007", storage=Storage())
     assert (again.name, again.state, again.todo()) == ("007", "resumed", [1])
 
 
