@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
-    from pipeline.planning.incremental import IncrementalPlan
+    from pipeline.planning.incremental import IncrementalPlan, NewRun
     from pipeline.planning.input_changes import InputChanges, compare_input
     from pipeline.planning.manifest import Manifest, ManifestReader
     from pipeline.planning.planner import Planner
+    from pipeline.planning.shard_size import ShardSizing
     from pipeline.planning.survey import InputSurvey, survey_input
     from pipeline.planning.worker_plan import WorkerPlan, plan_workers
 
@@ -18,7 +19,9 @@ __all__ = [
     "InputSurvey",
     "Manifest",
     "ManifestReader",
+    "NewRun",
     "Planner",
+    "ShardSizing",
     "WorkerPlan",
     "compare_input",
     "plan_workers",
@@ -28,10 +31,11 @@ __all__ = [
 __getattr__ = attach(
     __name__,
     {
-        "incremental": ["IncrementalPlan"],
+        "incremental": ["IncrementalPlan", "NewRun"],
         "input_changes": ["InputChanges", "compare_input"],
         "manifest": ["Manifest", "ManifestReader"],
         "planner": ["Planner"],
+        "shard_size": ["ShardSizing"],
         "survey": ["InputSurvey", "survey_input"],
         "worker_plan": ["WorkerPlan", "plan_workers"],
     },

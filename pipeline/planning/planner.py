@@ -26,7 +26,7 @@ class ManifestCounts:
     """Counts the listed images; starts with the counts of an interrupted planning, if there was one.
 
     Attributes:
-        layout: where the shards lie; settled before the first part is written.
+        layout: which shards are in which part; settled before the first part is written.
         images: images counted so far.
         notes: what listing understood and left out.
         deleted: images of earlier runs that are no longer listed; set at the end of an incremental run's planning.
@@ -244,7 +244,7 @@ def no_images_error(section: InputSection, notes: SourceNotes) -> InputError:
     """Return the error for an input without images; `notes`: what listing found instead."""
     pattern = f" that match {section.glob}" if section.glob else ""
     others = ", ".join(f"{count} {suffix}" for suffix, count in notes.skipped.most_common(5))
-    found = f"; what is there is no image ({others})" if others else ""
+    found = f"; the files there are not images ({others})" if others else ""
     without = notes.without_images
     found += "".join(f"; {uri}: {instead}" for uri, instead in without.items())
     way_out = " Name the column with images (--image-column) or with their names (--uri-column)." if without else ""

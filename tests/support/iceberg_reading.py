@@ -17,8 +17,8 @@ def make_nights(tmp_path: Path) -> Path:
     folder = tmp_path / "a b#c%20 ü[1]"
     images = write_inputs(folder / "in", 4)
     for night in range(2):
-        finish_run(images, str(folder / "out"), f"night-{night}", night=night, is_ok=lambda uri: "0001" not in uri)
-    finish_run(images, str(folder / "out"), "cut", night=2, only_shards=1)
+        finish_run(images, str(folder / "out"), f"night-{night}", day=night, is_ok=lambda uri: "0001" not in uri)
+    finish_run(images, str(folder / "out"), "cut", day=2, only_shards=1)
     return folder
 
 

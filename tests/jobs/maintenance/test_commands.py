@@ -29,8 +29,8 @@ def output(tmp_path: Path) -> str:
     """Two complete runs, and one that was cut off."""
     images = write_inputs(tmp_path / "in", 6)
     for night in range(2):
-        finish_run(images, str(tmp_path / "out"), f"night-{night}", night=night)
-    finish_run(images, str(tmp_path / "out"), "cut", night=2, only_shards=1)
+        finish_run(images, str(tmp_path / "out"), f"night-{night}", day=night)
+    finish_run(images, str(tmp_path / "out"), "cut", day=2, only_shards=1)
     return str(tmp_path / "out")
 
 

@@ -24,7 +24,7 @@ def test_what_is_damaged_in_a_bucket_is_found_and_repaired(
     storage = Storage(section)
     output, images = f"{s3_bucket}/masks of 2026 & more", write_inputs(tmp_path / "in", 8)
     finish_run(images, output, "r", storage=storage)
-    finish_run(images, output, "large", night=1, storage=storage)
+    finish_run(images, output, "large", day=1, storage=storage)
     compact_run(storage, output, "large", target_bytes=1 << 30, check=lambda: None)
     before = contents_of(output, storage)
     for name in ("images/run=r/part-00001.parquet", "runs/r/summary.json", "runs/r/run.json"):
@@ -46,6 +46,6 @@ def test_what_is_damaged_in_a_bucket_is_found_and_repaired(
     assert (results.committed_shards("r"), results.committed_shards("large")) == (2, 0)
     # What is sent back is done again under the same names, and then all is as it was.
     for night, run in enumerate(("r", "large")):
-        finish_run(images, output, run, night=night, storage=storage)
+        finish_run(images, output, run, day=night, storage=storage)
     assert contents_of(output, storage) == before
     assert examine_and_report(output, storage_section=section) == 0

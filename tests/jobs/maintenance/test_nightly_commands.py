@@ -13,15 +13,15 @@ from tests.support.without_torch import run_without_torch
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> IncrementalRuns:
+def runs(tmp_path: Path) -> IncrementalRuns:
     """Three images done by a first night; then one changes, one goes, one comes."""
-    nights = IncrementalRuns(tmp_path)
-    nights.put("a.jpg", "b.jpg", "c.jpg")
-    nights.night()
-    nights.put("b.jpg", content="other")
-    nights.put("d.jpg")
-    nights.remove("c.jpg")
-    return nights
+    runs = IncrementalRuns(tmp_path)
+    runs.put("a.jpg", "b.jpg", "c.jpg")
+    runs.run_again()
+    runs.put("b.jpg", content="other")
+    runs.put("d.jpg")
+    runs.remove("c.jpg")
+    return runs
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -29,53 +29,53 @@ def snapshot(folder: Path) -> dict[str, int]:
 
 
 def plan(
-    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any] = FINGERPRINT, **more: object
+    runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any] = FINGERPRINT, **more: object
 ) -> int:
     """What `htc plan` prints; the model's file is not at hand."""
     monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: model)
-    spec = nights.spec(model__weights="untrained", **more)
+    spec = runs.spec(model__weights="untrained", **more)
     return report_plan(spec, run=None, fresh=False, is_model_timed=False)
 
 
 def test_plan_tells_what_a_night_would_do_and_writes_nothing(
-    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = snapshot(nights.folder)
-    assert plan(nights, monkeypatch) == 0
+    before = snapshot(runs.folder)
+    assert plan(runs, monkeypatch) == 0
     out = capsys.readouterr().out
     assert "3 images listed, 2 of them to be done (1 new, 1 changed); 1 unchanged." in out
     assert "1 image not listed any more" in out
     assert "to do    2 images, 6 bytes" in out
     assert "a new run" in out
     where = "SELECT uri FROM images WHERE uri LIKE '%a.jpg'"
-    plan(nights, monkeypatch, OTHER_MODEL, select__where=where)
+    plan(runs, monkeypatch, OTHER_MODEL, select__where=where)
     assert "3 of them to be done (1 new, 1 changed, 1 of another model)" in capsys.readouterr().out
     with pytest.raises(InputError, match="1 of the 3 images"):
-        plan(nights, monkeypatch, select__max_deleted_share=0.2)
+        plan(runs, monkeypatch, select__max_deleted_share=0.2)
     with pytest.raises(SpecError, match=r"select\.where cannot be used"):
-        plan(nights, monkeypatch, select__where="SELECT")
-    assert snapshot(nights.folder) == before
+        plan(runs, monkeypatch, select__where="SELECT")
+    assert snapshot(runs.folder) == before
 
 
 def test_plan_of_a_night_with_nothing_to_do(
-    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nights.night()
-    assert plan(nights, monkeypatch) == 0
+    runs.run_again()
+    assert plan(runs, monkeypatch) == 0
     assert "3 images listed, none of them to be done; 3 unchanged." in capsys.readouterr().out
 
 
 def test_plan_of_a_night_that_is_not_done(
-    nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = nights.open(compute__shard_images=1, model__weights="untrained")
-    nights.commit(run, shards=1)
-    plan(nights, monkeypatch, compute__shard_images=1)
+    run = runs.open(compute__shard_images=1, model__weights="untrained")
+    runs.commit(run, shards=1)
+    plan(runs, monkeypatch, compute__shard_images=1)
     assert f"resumes {run.name}: 1 of 2 shards to go" in capsys.readouterr().out
 
 
-def test_nights_are_planned_and_asked_for_without_torch_and_ray(nights: IncrementalRuns) -> None:
-    folders = [str(nights.folder / "in"), str(nights.folder / "out")]
+def test_nights_are_planned_and_asked_for_without_torch_and_ray(runs: IncrementalRuns) -> None:
+    folders = [str(runs.folder / "in"), str(runs.folder / "out")]
     done = run_without_torch("plan", *folders, "--incremental", "--weights", "untrained", "--no-model")
     assert done.returncode == 0, done.stderr
     assert "3 of them to be done (1 new, 1 changed, 1 of another model)" in done.stdout

@@ -17,15 +17,15 @@ from pipeline.output.results import open_results
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import (
-    FIRST_NIGHT,
-    MeddledStorage,
+    FIRST_DAY,
+    HookedStorage,
     PowerCutError,
     files_below,
     finish_run,
     write_inputs,
 )
 
-NOW = FIRST_NIGHT + timedelta(days=10)
+NOW = FIRST_DAY + timedelta(days=10)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def output(tmp_path: Path) -> str:
     """Four complete nights over the same two images, the last of which holds all that is current."""
     images = write_inputs(tmp_path / "in", 2)
     for night in range(4):
-        finish_run(images, str(tmp_path / "out"), f"night-{night}", night=night)
+        finish_run(images, str(tmp_path / "out"), f"night-{night}", day=night)
     return str(tmp_path / "out")
 
 
@@ -74,7 +74,7 @@ def test_with_yes_the_old_ones_go(output: str, capsys: pytest.CaptureFixture[str
 def test_a_run_with_the_newest_result_of_an_image_stays(
     tmp_path: Path, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish_run(str(tmp_path / "in"), output, "failing", night=5, is_ok=lambda uri: not uri.endswith("0001.jpg"))
+    finish_run(str(tmp_path / "in"), output, "failing", day=5, is_ok=lambda uri: not uri.endswith("0001.jpg"))
     assert prune_output(output, keep_last=1, confirmed=True, now=NOW) == 0
     assert open_results(output).runs() == ["night-3", "failing"]
     assert "the view current needs it" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_a_held_run_is_kept(output: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_removal_that_was_cut_off_is_finished(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PowerCutError):
-        remove_run(MeddledStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
+        remove_run(HookedStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
     assert prune_output(output, keep_last=3, now=NOW) == 0
     assert "The run night-0 is half pruned; --yes finishes that." in capsys.readouterr().out
     assert Path(output, "runs", "night-0").exists()
@@ -161,7 +161,7 @@ def test_a_removal_that_was_cut_off_is_finished(output: str, capsys: pytest.Capt
 
 def test_yes_alone_finishes_a_removal_that_was_cut_off(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PowerCutError):
-        remove_run(MeddledStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
+        remove_run(HookedStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
     before = open_results(output).runs()
     assert prune_output(output, confirmed=True, now=NOW) == 0
     assert "The run night-0 is half pruned; finishing that." in capsys.readouterr().out

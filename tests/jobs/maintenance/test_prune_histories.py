@@ -12,7 +12,7 @@ from pipeline.output.results import open_results
 from pipeline.output.views import open_database
 from pipeline.runs.lease import take_lease
 from pipeline.storage.storage import Storage
-from tests.support.builders.finished_runs import FIRST_NIGHT, finish_run
+from tests.support.builders.finished_runs import FIRST_DAY, finish_run
 
 NIGHTS = 6
 IMAGES = 5
@@ -41,7 +41,7 @@ def live_through(folder: Path, dice: random.Random) -> str:
             str(images),
             output,
             f"night-{night}",
-            night=night,
+            day=night,
             shard_images=1,
             mode=dice.choice(("incremental", "incremental", "full")),
             is_ok=lambda uri, failing=failing: Path(uri).name not in failing,  # type: ignore[misc]
@@ -55,7 +55,7 @@ def test_current_is_the_same_after_pruning(tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     output = live_through(tmp_path, dice)
     before = current(output)
-    now = FIRST_NIGHT.replace(year=2027)
+    now = FIRST_DAY.replace(year=2027)
     held = take_lease(Storage(), output, f"night-{dice.randrange(NIGHTS)}") if dice.random() < 0.5 else None
     try:
         assert prune_output(output, keep_last=dice.choice((1, 2)), confirmed=True, now=None if held else now) == 0

@@ -120,7 +120,7 @@ def test_cut_off_between_tables_the_next_one_finishes(
 
 def test_of_two_publishers_at_once_one_wins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish(folder, run="night-0")
-    finish_run(str(folder / "in"), str(folder / "out"), "night-3", night=3)
+    finish_run(str(folder / "in"), str(folder / "out"), "night-3", day=3)
     lease = take_lease(Storage(), str(folder / "out"), "night-1")
     try:
         assert publish(folder) == 1

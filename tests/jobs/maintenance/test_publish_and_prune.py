@@ -11,7 +11,7 @@ from jobs.maintenance.compact import compact_output
 from jobs.maintenance.prune import prune_output
 from jobs.maintenance.publish import publish_output, withdraw_run
 from pipeline.errors import InputError, SpecError, StorageError
-from tests.support.builders.finished_runs import finish_run, open_night, tables_of, write_inputs
+from tests.support.builders.finished_runs import begin_run, finish_run, tables_of, write_inputs
 from tests.support.iceberg_reading import LEFT_OUT, catalog_of, load, make_nights, publish, published, runs_in
 from tests.support.without_torch import run_without_torch
 
@@ -86,7 +86,7 @@ def test_a_run_over_its_error_budget_is_published_by_name_only(
 def test_a_run_that_is_left_out_is_named_ends_in_one_and_enters_with_the_flag(
     folder: Path, capsys: pytest.CaptureFixture[str], has_summary: bool
 ) -> None:
-    finish_run(str(folder / "in"), str(folder / "out"), "cut", night=2)
+    finish_run(str(folder / "in"), str(folder / "out"), "cut", day=2)
     summary = folder / "out" / "runs" / "night-1" / "summary.json"
     text = summary.read_text()
     summary.unlink()
@@ -157,8 +157,8 @@ def test_what_cannot_be_published_says_why(folder: Path) -> None:
 
 def test_an_unfinished_run_that_is_finished_later_is_published_then(folder: Path) -> None:
     publish(folder)
-    finish_run(str(folder / "in"), str(folder / "out"), "cut", night=2)
-    assert open_night(str(folder / "in"), str(folder / "out"), "cut", night=2).state == "complete"
+    finish_run(str(folder / "in"), str(folder / "out"), "cut", day=2)
+    assert begin_run(str(folder / "in"), str(folder / "out"), "cut", day=2).state == "complete"
     publish(folder)
     assert runs_in(folder) == {"night-0", "night-1", "cut"}
 
@@ -177,7 +177,7 @@ def test_without_the_extra_it_says_what_to_install(folder: Path, monkeypatch: py
 
 def test_marks_of_deleted_images_are_published_too(folder: Path) -> None:
     (folder / "in" / "0003.jpg").unlink()
-    finish_run(str(folder / "in"), str(folder / "out"), "night-3", night=3, mode="incremental")
+    finish_run(str(folder / "in"), str(folder / "out"), "night-3", day=3, mode="incremental")
     publish(folder)
     (marked,) = load(folder, "deletions").scan().to_arrow().to_pylist()
     assert (Path(marked["uri"]).name, marked["last_ok_run"], marked["run"]) == ("0003.jpg", "night-1", "night-3")

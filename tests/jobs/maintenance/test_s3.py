@@ -24,7 +24,7 @@ def output(tmp_path: Path, s3_server: S3Server, s3_bucket: str) -> str:
     images = write_inputs(tmp_path / "in", 6)
     uri = f"{s3_bucket}/masks of 2026"
     for night, run in enumerate(("night", "night2", "night3")):
-        finish_run(images, uri, run, night=night, storage=door(s3_server))
+        finish_run(images, uri, run, day=night, storage=door(s3_server))
     return uri
 
 

@@ -19,7 +19,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("a b#c%20 ü")
     images = write_inputs(root / "in", 6)
     finish_run(images, str(root / "out"), "monday")
-    finish_run(images, str(root / "out"), "tuesday", night=1)
+    finish_run(images, str(root / "out"), "tuesday", day=1)
     (root / "out/images/run=tuesday/part-00001.parquet").unlink()
     return root / "out"
 

@@ -16,11 +16,11 @@ from pipeline.output.parts import Part, committed_parts
 from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import (
-    MeddledStorage,
+    HookedStorage,
     PowerCutError,
+    begin_run,
     files_below,
     finish_run,
-    open_night,
     tables_of,
     write_inputs,
 )
@@ -67,7 +67,7 @@ def test_all_rows_are_kept_and_files_are_fewer(output: str) -> None:
 
 def test_again_changes_nothing(output: str) -> None:
     compact(output)
-    storage = MeddledStorage()
+    storage = HookedStorage()
     assert compact(output, storage).ranges == 0
     assert storage.changes == 0
 
@@ -75,7 +75,7 @@ def test_again_changes_nothing(output: str) -> None:
 def test_a_reader_sees_each_row_once_after_every_single_change(output: str) -> None:
     before = tables_of(output)
     looks = []
-    storage = MeddledStorage(lambda change: looks.append((change, tables_of(output) == before)))
+    storage = HookedStorage(lambda change: looks.append((change, tables_of(output) == before)))
     small = Path(images_part(output, "r", 0)).stat().st_size + Path(instances_part(output, "r", 0)).stat().st_size
     compact(output, storage, target_bytes=small * 2)
     assert len(looks) >= 8
@@ -85,7 +85,7 @@ def test_a_reader_sees_each_row_once_after_every_single_change(output: str) -> N
 def test_cut_off_anywhere_the_rows_are_right_and_the_next_one_finishes(output: str) -> None:
     before, final = tables_of(output), None
     for deaths in count():
-        storage = MeddledStorage(dies_before=deaths)
+        storage = HookedStorage(dies_before=deaths)
         try:
             compact(output, storage)
         except PowerCutError:
@@ -124,7 +124,7 @@ def test_a_damaged_part_stops_it_and_everything_stays(output: str) -> None:
 
 def test_the_run_is_still_complete_for_whoever_resumes_it(tmp_path: Path, output: str) -> None:
     compact(output)
-    again = open_night(str(tmp_path / "in"), output, "r")
+    again = begin_run(str(tmp_path / "in"), output, "r")
     assert (again.state, again.todo()) == ("complete", [])
 
 

@@ -7,51 +7,51 @@ import pytest
 from pipeline.maintenance.needed_runs import needed_runs
 from pipeline.output.results import open_results
 from pipeline.output.views import open_database
-from tests.support.builders.incremental_runs import Night, write_nights
+from tests.support.builders.incremental_runs import WrittenRun, write_runs
 
 
 @pytest.mark.parametrize(
     ("nights", "needed"),
     [
-        ([Night({"a": "ok"}, []), Night({"a": "ok"}, [])], "1"),
-        ([Night({"a": "ok", "b": "ok"}, []), Night({"a": "ok"}, [])], "01"),
-        ([Night({"a": "ok"}, []), Night({"a": "unreadable"}, [])], "0"),
-        ([Night({"a": "unreadable"}, []), Night({"b": "ok"}, [])], "1"),
+        ([WrittenRun({"a": "ok"}, []), WrittenRun({"a": "ok"}, [])], "1"),
+        ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({"a": "ok"}, [])], "01"),
+        ([WrittenRun({"a": "ok"}, []), WrittenRun({"a": "unreadable"}, [])], "0"),
+        ([WrittenRun({"a": "unreadable"}, []), WrittenRun({"b": "ok"}, [])], "1"),
         # A mark that hides nothing which is needed is not needed.
-        ([Night({"a": "ok"}, []), Night({"b": "ok"}, ["a"])], "1"),
-        ([Night({"a": "ok"}, []), Night({}, ["a"]), Night({"b": "ok"}, [])], "2"),
+        ([WrittenRun({"a": "ok"}, []), WrittenRun({"b": "ok"}, ["a"])], "1"),
+        ([WrittenRun({"a": "ok"}, []), WrittenRun({}, ["a"]), WrittenRun({"b": "ok"}, [])], "2"),
         # Without the mark in 1, `a` would be back; it lies beside `b`, which is needed.
-        ([Night({"a": "ok", "b": "ok"}, []), Night({}, ["a"])], "01"),
+        ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({}, ["a"])], "01"),
         # It came back.
-        ([Night({"a": "ok", "b": "ok"}, []), Night({}, ["a"]), Night({"a": "ok"}, [])], "02"),
-        ([Night({"a": "ok", "b": "ok"}, []), Night({}, ["a"]), Night({"a": "unreadable"}, [])], "01"),
+        ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({}, ["a"]), WrittenRun({"a": "ok"}, [])], "02"),
+        ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({}, ["a"]), WrittenRun({"a": "unreadable"}, [])], "01"),
         # A mark that is needed is one more run, whose own rows are hidden by a later one.
-        ([Night({"a": "ok", "b": "ok"}, []), Night({"c": "ok"}, ["a"]), Night({}, ["c"])], "012"),
-        ([Night({}, [])], ""),
+        ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({"c": "ok"}, ["a"]), WrittenRun({}, ["c"])], "012"),
+        ([WrittenRun({}, [])], ""),
     ],
 )
 def test_needed_are_the_runs_with_current_rows_and_the_marks_that_hide_others(
-    tmp_path: Path, nights: list[Night], needed: str
+    tmp_path: Path, nights: list[WrittenRun], needed: str
 ) -> None:
-    write_nights(tmp_path, nights)
+    write_runs(tmp_path, nights)
     assert needed_runs(open_results(str(tmp_path))) == set(needed)
 
 
 @pytest.mark.parametrize(
     ("nights", "expected"),
     [
-        ([Night({"a": "ok", "b": "ok"}), Night({"a": "ok"})], {"a": "1", "b": "0"}),
-        ([Night({"a": "ok"}), Night({"a": "unreadable"})], {"a": "0"}),
-        ([Night({"a": "ok", "b": "ok"}), Night({}, ["a"])], {"b": "0"}),
-        ([Night({"a": "ok"}), Night({}, ["a"]), Night({"a": "ok"})], {"a": "2"}),
-        ([Night({"a": "ok"}), Night({}, ["a"]), Night({"a": "failed"})], {}),
-        ([Night({"a": "missing"})], {}),
+        ([WrittenRun({"a": "ok", "b": "ok"}), WrittenRun({"a": "ok"})], {"a": "1", "b": "0"}),
+        ([WrittenRun({"a": "ok"}), WrittenRun({"a": "unreadable"})], {"a": "0"}),
+        ([WrittenRun({"a": "ok", "b": "ok"}), WrittenRun({}, ["a"])], {"b": "0"}),
+        ([WrittenRun({"a": "ok"}), WrittenRun({}, ["a"]), WrittenRun({"a": "ok"})], {"a": "2"}),
+        ([WrittenRun({"a": "ok"}), WrittenRun({}, ["a"]), WrittenRun({"a": "failed"})], {}),
+        ([WrittenRun({"a": "missing"})], {}),
     ],
 )
 def test_current_is_each_live_images_newest_ok_row(
-    tmp_path: Path, nights: list[Night], expected: dict[str, str]
+    tmp_path: Path, nights: list[WrittenRun], expected: dict[str, str]
 ) -> None:
-    write_nights(tmp_path, nights)
+    write_runs(tmp_path, nights)
     with open_database(open_results(str(tmp_path))) as database:
         assert dict(database.execute("SELECT uri, run FROM current").fetchall()) == expected
         found = database.execute("SELECT uri, category, run FROM current_instances").fetchall()
@@ -59,7 +59,7 @@ def test_current_is_each_live_images_newest_ok_row(
 
 
 def test_what_was_deleted_is_told_with_the_runs_that_know_it(tmp_path: Path) -> None:
-    write_nights(tmp_path, [Night({"a": "ok"}), Night({}, ["a"])])
+    write_runs(tmp_path, [WrittenRun({"a": "ok"}), WrittenRun({}, ["a"])])
     with open_database(open_results(str(tmp_path))) as database:
         marks = database.execute("SELECT uri, last_run, last_ok_run, run FROM deletions").fetchall()
         runs = database.execute("SELECT run, position FROM runs ORDER BY position").fetchall()
@@ -67,7 +67,7 @@ def test_what_was_deleted_is_told_with_the_runs_that_know_it(tmp_path: Path) -> 
 
 
 def test_the_newest_run_is_the_newest_that_did_something(tmp_path: Path) -> None:
-    write_nights(tmp_path, [Night({"a": "ok"}), Night({"b": "ok"}), Night({})])
+    write_runs(tmp_path, [WrittenRun({"a": "ok"}), WrittenRun({"b": "ok"}), WrittenRun({})])
     assert open_results(str(tmp_path)).newest_run() == "1"
-    write_nights(tmp_path / "empty", [Night({}), Night({})])
+    write_runs(tmp_path / "empty", [WrittenRun({}), WrittenRun({})])
     assert open_results(str(tmp_path / "empty")).newest_run() == "1"

@@ -14,11 +14,11 @@ from pipeline.output.run_record import load_record
 from pipeline.runs.lease import Lease, take_lease
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import (
-    MeddledStorage,
+    HookedStorage,
     PowerCutError,
+    begin_run,
     files_below,
     finish_run,
-    open_night,
     tables_of,
     write_inputs,
 )
@@ -35,7 +35,7 @@ def output(tmp_path: Path) -> str:
     """Two runs of three shards; the newer one's name begins with the older one's."""
     images = write_inputs(tmp_path / "in", 6)
     finish_run(images, str(tmp_path / "out"), "old")
-    finish_run(images, str(tmp_path / "out"), "older", night=1)
+    finish_run(images, str(tmp_path / "out"), "older", day=1)
     return str(tmp_path / "out")
 
 
@@ -51,7 +51,7 @@ def test_cut_off_early_it_is_a_whole_run_or_none_and_the_next_removal_finishes(o
     before, kept = tables_of(output), tables_of(output, "older")
     for deaths in range(4):
         with pytest.raises(PowerCutError):
-            remove(output, MeddledStorage(dies_before=deaths))
+            remove(output, HookedStorage(dies_before=deaths))
         is_whole = deaths == 0
         assert tables_of(output) == (before if is_whole else kept), deaths
         assert half_pruned(Storage(), output) == ([] if is_whole else ["old"]), deaths
@@ -67,7 +67,7 @@ def test_each_death_leaves_something_that_is_found_again(tmp_path: Path) -> None
         output = str(tmp_path / f"out-{deaths}")
         finish_run(images, output, "old")
         try:
-            remove(output, MeddledStorage(dies_before=deaths))
+            remove(output, HookedStorage(dies_before=deaths))
         except PowerCutError:
             assert half_pruned(Storage(), output) == ["old"], deaths
             continue
@@ -87,7 +87,7 @@ def test_whoever_reads_the_folders_never_misses_the_instances_of_an_image(output
         found = [row["uri"] for row in of_old("instances")]
         missing.extend(change for row in of_old("images") if found.count(row["uri"]) != row["instances"])
 
-    storage = MeddledStorage(look)
+    storage = HookedStorage(look)
     remove(output, storage)
     assert storage.changes > 8
     assert missing == []
@@ -95,21 +95,21 @@ def test_whoever_reads_the_folders_never_misses_the_instances_of_an_image(output
 
 def test_a_half_pruned_run_is_not_gone_on_with(tmp_path: Path, output: str) -> None:
     with pytest.raises(PowerCutError):
-        remove(output, MeddledStorage(dies_before=2))
+        remove(output, HookedStorage(dies_before=2))
     with pytest.raises(SpecError, match=r"half pruned; `htc prune .* --yes` finishes that"):
-        open_night(str(tmp_path / "in"), output, "old")
-    assert open_night(str(tmp_path / "in"), output, "older", night=1).state == "complete"
+        begin_run(str(tmp_path / "in"), output, "old")
+    assert begin_run(str(tmp_path / "in"), output, "older", day=1).state == "complete"
 
 
 def test_a_run_that_is_removed_before_its_driver_has_the_lease_is_not_gone_on_with(tmp_path: Path, output: str) -> None:
-    finish_run(str(tmp_path / "in"), output, "cut", night=2, only_shards=1)
+    finish_run(str(tmp_path / "in"), output, "cut", day=2, only_shards=1)
 
     def hold(run: str) -> Lease:
         remove_run(Storage(), output, run, check=lambda: None, moment=MOMENT)
         return take_lease(Storage(), output, run)
 
     with pytest.raises(InputError, match="The run cut was removed meanwhile"):
-        open_night(str(tmp_path / "in"), output, "cut", night=2, take_lease=hold)
+        begin_run(str(tmp_path / "in"), output, "cut", day=2, take_lease=hold)
     assert not any("cut" in name for name in files_below(Path(output)))
 
 
@@ -125,7 +125,7 @@ def test_a_lost_lease_removes_nothing(output: str) -> None:
 
 def test_the_tombstone_says_when(output: str) -> None:
     with pytest.raises(PowerCutError):
-        remove(output, MeddledStorage(dies_before=1))
+        remove(output, HookedStorage(dies_before=1))
     told = json.loads(Path(output, "runs", "old", "pruned.json").read_text())
     assert told == {"run": "old", "pruned": MOMENT}
     assert load_record(Storage(), output, "older") is not None

@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     """A complete run with two bad images of six, and one of which a shard of three is done."""
     images = write_inputs(tmp_path / "in", 6)
     finish_run(images, str(tmp_path / "out"), "whole", is_ok=lambda uri: uri[-5] not in "14")
-    finish_run(images, str(tmp_path / "out"), "cut", night=1, only_shards=1)
+    finish_run(images, str(tmp_path / "out"), "cut", day=1, only_shards=1)
     return tmp_path / "out"
 
 

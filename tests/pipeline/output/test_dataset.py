@@ -1,4 +1,4 @@
-"""Tables in a store answer SQL as local ones do, and only the parts that can hold an answer are read."""
+"""SQL over tables in a store: the same results as locally, and only the parts that may hold rows are read."""
 
 import uuid
 from pathlib import Path
@@ -9,9 +9,9 @@ from pipeline.output.results import Results
 from pipeline.output.views import open_database
 from pipeline.storage.range_file import StoredFile
 from pipeline.storage.storage import Storage
-from tests.support.builders.incremental_runs import Night, write_nights
+from tests.support.builders.incremental_runs import WrittenRun, write_runs
 
-QUESTIONS = [
+QUERIES = [
     "SELECT uri, run, instances FROM current ORDER BY uri",
     "SELECT uri, category, run, bbox.width FROM current_instances ORDER BY uri",
     "SELECT run, count(*), min(uri) FROM images GROUP BY run ORDER BY run",
@@ -22,8 +22,8 @@ QUESTIONS = [
 ]
 
 
-class Watched(Storage):
-    """Remembers what was opened."""
+class Recording(Storage):
+    """Records which files are opened."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,24 +36,24 @@ class Watched(Storage):
 
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Results, Results]:
-    """The same six nights on disk and in a store."""
-    first = Night({str(number): "ok" if number % 7 else "failed" for number in range(60)})
-    write_nights(tmp_path, [first, *(Night({str(n): "ok", f"n{n}": "ok"}, [str(n + 50)]) for n in range(5))])
-    remote, storage = f"memory://{uuid.uuid4().hex}/out", Watched()
+    """The same six runs on disk and in a store."""
+    first = WrittenRun({str(number): "ok" if number % 7 else "failed" for number in range(60)})
+    write_runs(tmp_path, [first, *(WrittenRun({str(n): "ok", f"n{n}": "ok"}, [str(n + 50)]) for n in range(5))])
+    remote, storage = f"memory://{uuid.uuid4().hex}/out", Recording()
     for path in tmp_path.rglob("*"):
         if path.is_file():
             storage.write(f"{remote}/{path.relative_to(tmp_path)}", path.read_bytes())
     return Results(str(tmp_path), Storage()), Results(remote, storage)
 
 
-def test_the_answers_are_those_of_local_tables(stored: tuple[Results, Results]) -> None:
+def test_the_results_are_those_of_local_tables(stored: tuple[Results, Results]) -> None:
     local, remote = stored
     with open_database(local) as here, open_database(remote) as there:
-        for question in QUESTIONS:
-            assert there.execute(question).fetchall() == here.execute(question).fetchall(), question
+        for query in QUERIES:
+            assert there.execute(query).fetchall() == here.execute(query).fetchall(), query
 
 
-def test_only_runs_that_are_asked_for_are_read(stored: tuple[Results, Results]) -> None:
+def test_only_the_runs_of_the_filter_are_read(stored: tuple[Results, Results]) -> None:
     _, remote = stored
     with open_database(remote) as database:
         remote.storage.opened.clear()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Parts that are compacted between the look and the reading are looked up again, by each reader."""
+"""Each reader lists the parts again when they are compacted between listing and reading."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +23,8 @@ def compact(output: str) -> None:
     compact_run(Storage(), output, "r", target_bytes=1 << 30, check=lambda: None)
 
 
-def looked_up(output: str) -> Results:
-    """Results that know where the parts lie, and the compaction that comes then."""
+def listed_and_compacted(output: str) -> Results:
+    """Results that have listed the parts, which are compacted then."""
     results = open_results(output)
     results.image_parts()
     compact(output)
@@ -47,18 +47,18 @@ READERS: dict[str, Callable[[Results], object]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_reader_looks_again(output: str, reader: str) -> None:
-    assert READERS[reader](looked_up(output))
+def test_a_reader_lists_the_parts_again(output: str, reader: str) -> None:
+    assert READERS[reader](listed_and_compacted(output))
 
 
-def test_the_masks_of_an_image_are_found_again(output: str) -> None:
-    photos = ImageLookup(open_results(output), "r")
-    (photo, *_) = photos.sample(8)
+def test_the_masks_of_an_image_are_found_after_a_compaction(output: str) -> None:
+    images = ImageLookup(open_results(output), "r")
+    (image, *_) = images.sample(8)
     compact(output)
-    assert [row["instance"] for row in photos.instances(photo)] == [0, 1]
+    assert [row["instance"] for row in images.instances(image)] == [0, 1]
 
 
-def test_an_incremental_run_names_what_is_gone_after_a_compaction(tmp_path: Path, output: str) -> None:
+def test_deletion_records_are_written_after_a_compaction(tmp_path: Path, output: str) -> None:
     overrides: dict[str, object] = {"input.uri": str(tmp_path / "in"), "output.uri": output}
     overrides |= {"select.mode": "incremental", "select.max_deleted_share": 1.0}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})

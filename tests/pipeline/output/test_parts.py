@@ -1,4 +1,4 @@
-"""Which files of a run count: each shard once, alone or compacted with others."""
+"""Which parts of a run count: each shard once, in a part of its own or compacted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.output.parts import Part, choose_parts, committed_parts, committed
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
-STRETCH = Part(0, 1, is_compacted=True)
+COMPACTED = Part(0, 1, is_compacted=True)
 
 
 @pytest.mark.parametrize(
@@ -27,15 +27,15 @@ STRETCH = Part(0, 1, is_compacted=True)
         ("parts-00001.parquet", None),
     ],
 )
-def test_names_are_read_and_written(name: str, part: Part | None) -> None:
+def test_part_names_are_parsed_and_formatted(name: str, part: Part | None) -> None:
     assert parse_part(name) == part
     assert part is None or part.name == name
 
 
-def test_a_compacted_part_stands_for_those_inside_it() -> None:
-    stretch = Part(1, 3, is_compacted=True)
-    parts = [Part(4, 4), Part(2, 2), stretch, Part(0, 0), Part(3, 3), stretch]
-    assert choose_parts(parts) == [Part(0, 0), stretch, Part(4, 4)]
+def test_a_compacted_part_replaces_those_of_its_shard_range() -> None:
+    compacted = Part(1, 3, is_compacted=True)
+    parts = [Part(4, 4), Part(2, 2), compacted, Part(0, 0), Part(3, 3), compacted]
+    assert choose_parts(parts) == [Part(0, 0), compacted, Part(4, 4)]
 
 
 def test_a_compacted_part_counts_all_its_shards(tmp_path: Path) -> None:
@@ -46,40 +46,40 @@ def test_a_compacted_part_counts_all_its_shards(tmp_path: Path) -> None:
 
 
 class Compacting(Storage):
-    """Compacts the run `r` while it is listed: the first look misses what was written after it had gone by."""
+    """Compacts the run `r` during the first listing, which misses the compacted part."""
 
-    looks = 0
+    listings = 0
 
     def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
-        self.looks += 1
-        if self.looks > 1:
+        self.listings += 1
+        if self.listings > 1:
             yield from super().list(uri, glob, **options)
             return
         output = uri.partition("/images")[0]
-        self.write(part_uri(output, "images", "r", STRETCH), b"")
-        for shard in STRETCH.shards:
+        self.write(part_uri(output, "images", "r", COMPACTED), b"")
+        for shard in COMPACTED.shards:
             self.delete(part_uri(output, "images", "r", Part(shard, shard)))
         yield from (listed for listed in super().list(uri, glob, **options) if "parts-" not in listed.uri)
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> str:
-    """Two runs of two shards; one's name begins with the other's."""
+    """Two runs of two shards; the name of one is a prefix of the other's."""
     for run in ("r", "r2"):
-        for shard in STRETCH.shards:
+        for shard in COMPACTED.shards:
             Storage().write(part_uri(str(tmp_path), "images", run, Part(shard, shard)), b"")
     return str(tmp_path)
 
 
-def test_what_is_compacted_while_one_looks_is_not_missed(output: str) -> None:
-    assert committed_parts(Compacting(), output, "r") == [STRETCH]
+def test_a_part_compacted_during_the_listing_is_found(output: str) -> None:
+    assert committed_parts(Compacting(), output, "r") == [COMPACTED]
 
 
-def test_nor_when_one_looks_at_all_runs_at_once(output: str) -> None:
+def test_a_part_compacted_during_the_listing_of_all_runs_is_found(output: str) -> None:
     storage = Compacting()
     found = committed_parts_by_run(storage, output, {"r": 2, "r2": 2, "new": 1})
-    assert found == {"r": [STRETCH], "r2": [Part(0, 0), Part(1, 1)], "new": []}
-    # All at once, and again only those that lack some.
-    assert storage.looks == 3
+    assert found == {"r": [COMPACTED], "r2": [Part(0, 0), Part(1, 1)], "new": []}
+    # One listing of all runs, and one more of each run that lacks shards.
+    assert storage.listings == 3
     assert committed_parts_by_run(storage, output, {"r2": 2}) == {"r2": [Part(0, 0), Part(1, 1)]}
-    assert storage.looks == 4
+    assert storage.listings == 4

@@ -1,4 +1,4 @@
-"""The tables: what other programs read in them, and which parts count."""
+"""The tables: what other programs read from them, and which parts count."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipeline.output.run_record import RunRecord, write_record
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.storage import Storage
 
-# pycocotools 2.0.11 hands NumPy 2 an array type without the `copy` keyword, and every decode says so.
+# pycocotools 2.0.11 passes NumPy 2 an array type without the `copy` keyword: every decode warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 CONFIG = load_preset("htc_r50_fpn")
@@ -74,7 +74,7 @@ def output(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_labels_become_the_data_sets_numbers_and_boxes_xywh() -> None:
+def test_labels_become_category_ids_and_boxes_xywh() -> None:
     _, rows = make_rows("/x/1.jpg", 0, [1, 2, 3])
     assert [(row.instance, row.category_id, row.category) for row in rows] == [
         (0, 90, "toothbrush"),
@@ -96,7 +96,7 @@ def test_a_model_without_masks_has_null_masks(tmp_path: Path) -> None:
     assert table.select(["mask", "area"]).to_pylist() == [{"mask": None, "area": None}]
 
 
-def test_duckdb_reads_the_tables_without_us(output: Path) -> None:
+def test_duckdb_reads_the_tables_directly(output: Path) -> None:
     images = duckdb.sql(
         f"SELECT run, uri, width, height, instances FROM read_parquet('{output}/images/*/*.parquet', "
         "hive_partitioning = true) WHERE status = 'ok' ORDER BY uri"
@@ -114,7 +114,7 @@ def test_duckdb_reads_the_tables_without_us(output: Path) -> None:
         assert area == make_mask(seed).sum()
 
 
-def test_pycocotools_takes_the_masks_as_they_are_also_through_json(output: Path) -> None:
+def test_pycocotools_decodes_the_masks_also_after_json(output: Path) -> None:
     table = open_results(str(output)).instances("a", columns=["mask"])
     masks = [row["mask"] for row in table.to_pylist()[:3]]
     for mask, seed in zip(masks, [1, 2, 3], strict=True):
@@ -168,7 +168,7 @@ def test_a_shard_that_fails_between_its_parts_is_not_committed(tmp_path: Path) -
     assert len(open_results(str(tmp_path)).images()) == 1
 
 
-def test_unfinished_and_foreign_files_are_no_parts(output: Path) -> None:
+def test_unfinished_and_foreign_files_are_not_parts(output: Path) -> None:
     folder = output / "images/run=a"
     for name in (".part-00009.parquet.1-2.htc-tmp", "part-9.parquet", "part-00009.parquet.bak", "_SUCCESS"):
         (folder / name).touch()

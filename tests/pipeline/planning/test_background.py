@@ -1,4 +1,4 @@
-"""Planning while work goes on, and planning that is cut off: every image once, whatever happened in between."""
+"""Planning in the background, and interrupted planning: every image is planned once in any case."""
 
 import io
 import json
@@ -49,14 +49,14 @@ def uris_of(run: RunHandle) -> list[str]:
     return [ref.uri for index in range(run.shard_count) for ref in run.read_shard(index).images]
 
 
-def make_photos(folder: Path, names: list[str]) -> None:
+def make_images(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).write_bytes(b"x")
 
 
 class Gated(Storage):
-    """A listing that waits at its gate after some images, and may fail behind it."""
+    """A listing that waits at a gate after some images, and may fail after it."""
 
     def __init__(self, first: int, error: Exception | None = None) -> None:
         super().__init__()
@@ -74,18 +74,18 @@ class Gated(Storage):
 
 
 def collect(run: RunHandle, is_enough: Callable[[list[int]], bool]) -> list[int]:
-    """Ask for new shards as the driver's loop does."""
-    told: list[int] = []
+    """Take new shards as the driver's loop does."""
+    planned: list[int] = []
     deadline = time.monotonic() + PATIENCE_S
-    while not is_enough(told):
-        assert time.monotonic() < deadline, f"only {told} were planned"
-        told += run.take_new_shards()
+    while not is_enough(planned):
+        assert time.monotonic() < deadline, f"only {planned} were planned"
+        planned += run.take_new_shards()
         time.sleep(0.005)
-    return told
+    return planned
 
 
 @given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 40))
-def test_a_shard_is_found_by_arithmetic(shard_images: int, first: int, most: int) -> None:
+def test_the_place_of_a_shard_is_computed(shard_images: int, first: int, most: int) -> None:
     layout = PartLayout(shard_images, min(first, most), most)
     expected = [(number, within) for number in range(9) for within in range(layout.images(number) // shard_images)]
     assert [layout.find(shard) for shard in range(len(expected))] == expected
@@ -94,12 +94,12 @@ def test_a_shard_is_found_by_arithmetic(shard_images: int, first: int, most: int
 
 def test_work_begins_before_the_listing_ends(tmp_path: Path) -> None:
     names = [f"{index:02d}.jpg" for index in range(21)]
-    make_photos(tmp_path / "in", [*names, "readme.txt"])
+    make_images(tmp_path / "in", [*names, "readme.txt"])
     storage = Gated(first=15)
     run = begin(spec_of(tmp_path), storage, patience_s=0.0)
     try:
-        told = collect(run, lambda told: len(told) >= 7)
-        assert (told, run.is_planned, run.image_count) == ([0, 1, 2, 3, 4, 5, 6], False, 14)
+        planned = collect(run, lambda planned: len(planned) >= 7)
+        assert (planned, run.is_planned, run.image_count) == ([0, 1, 2, 3, 4, 5, 6], False, 14)
         assert [ref.uri for ref in run.read_shard(6).images] == [f"{tmp_path}/in/{name}" for name in names[12:14]]
         record = json.loads((tmp_path / "out/runs/night/run.json").read_text())["manifest"]
         assert (record["is_planned"], record["image_count"]) == (False, 14)
@@ -112,25 +112,25 @@ def test_work_begins_before_the_listing_ends(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/runs/night/run.json").read_text())["manifest"]["shard_count"] == 11
 
 
-def test_who_asks_hears_of_the_end_once_and_of_each_shard_once(tmp_path: Path) -> None:
-    make_photos(tmp_path / "in", [f"{index:02d}.jpg" for index in range(21)])
+def test_each_shard_is_returned_once_and_the_end_reported_once(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", [f"{index:02d}.jpg" for index in range(21)])
     storage = Gated(first=15)
     run = begin(spec_of(tmp_path), storage, patience_s=0.0)
-    heard: list[int] = []
-    run.when_planned = lambda: heard.append(run.shard_count)
+    ends: list[int] = []
+    run.when_planned = lambda: ends.append(run.shard_count)
     storage.gate.set()
-    told = collect(run, lambda _: run.is_planned)
-    assert told == list(range(11))
+    planned = collect(run, lambda _: run.is_planned)
+    assert planned == list(range(11))
     assert run.take_new_shards() == []
-    assert heard == [11]
+    assert ends == [11]
     run.close()
 
 
-def test_a_listing_that_fails_on_the_way_ends_the_run_and_keeps_what_is_planned(tmp_path: Path) -> None:
-    make_photos(tmp_path / "in", [f"{index:02d}.jpg" for index in range(21)])
+def test_a_listing_that_fails_midway_ends_the_run_and_keeps_what_is_planned(tmp_path: Path) -> None:
+    make_images(tmp_path / "in", [f"{index:02d}.jpg" for index in range(21)])
     storage = Gated(first=15, error=StorageError("the network is gone"))
     run = begin(spec_of(tmp_path), storage, patience_s=0.0)
-    collect(run, lambda told: len(told) >= 7)
+    collect(run, lambda planned: len(planned) >= 7)
     storage.gate.set()
     with pytest.raises(StorageError, match="network is gone"):
         collect(run, lambda _: run.is_planned)
@@ -140,10 +140,10 @@ def test_a_listing_that_fails_on_the_way_ends_the_run_and_keeps_what_is_planned(
 
 
 def test_closing_a_run_stops_its_planning(tmp_path: Path) -> None:
-    make_photos(tmp_path / "in", [f"{index:02d}.jpg" for index in range(40)])
+    make_images(tmp_path / "in", [f"{index:02d}.jpg" for index in range(40)])
     storage = Gated(first=3)
     run = begin(spec_of(tmp_path), storage, patience_s=0.0)
-    collect(run, lambda told: told == [0])
+    collect(run, lambda planned: planned == [0])
     threading.Timer(0.2, storage.gate.set).start()
     run.close()
     parts = [path.name for path in (tmp_path / "out/runs/night/manifest").iterdir()]
@@ -151,7 +151,7 @@ def test_closing_a_run_stops_its_planning(tmp_path: Path) -> None:
 
 
 def test_an_input_that_cannot_be_listed_to_its_end_leaves_no_run(tmp_path: Path) -> None:
-    make_photos(tmp_path / "in", [f"{index:02d}.jpg" for index in range(31)])
+    make_images(tmp_path / "in", [f"{index:02d}.jpg" for index in range(31)])
     storage = Gated(first=30, error=InputError("the listing broke off"))
     storage.gate.set()
     with pytest.raises(InputError, match="broke off"):
@@ -170,20 +170,20 @@ def make_tar(path: Path, names: list[str]) -> None:
 
 
 def folder_input(tmp_path: Path) -> str:
-    make_photos(tmp_path / "in", [f"{index:02d}.jpg" for index in range(0, 60, 3)] + ["00.txt", "31.txt", "99.txt"])
+    make_images(tmp_path / "in", [f"{index:02d}.jpg" for index in range(0, 60, 3)] + ["00.txt", "31.txt", "99.txt"])
     return "in"
 
 
 def nested_input(tmp_path: Path) -> str:
     for folder in ("a", "a b", "b"):
-        make_photos(tmp_path / "in" / folder, [f"{index}.png" for index in range(9)] + ["x.xml"])
+        make_images(tmp_path / "in" / folder, [f"{index}.png" for index in range(9)] + ["x.xml"])
     return "in"
 
 
 def tars_input(tmp_path: Path) -> str:
     for number in range(4):
         make_tar(tmp_path / "in" / f"{number}.tar", [f"{6 - index}.jpg" for index in range(6)] + ["6.txt"])
-    make_photos(tmp_path / "in", ["2-between.jpg", "x.txt"])
+    make_images(tmp_path / "in", ["2-between.jpg", "x.txt"])
     return "in"
 
 
@@ -208,11 +208,11 @@ INPUTS = [folder_input, nested_input, tars_input, one_tar_input, listing_input, 
 
 
 @pytest.mark.parametrize("make_input", INPUTS)
-def test_planning_cut_off_at_any_write_goes_on_to_the_same_manifest(
+def test_planning_interrupted_at_any_write_gives_the_same_manifest(
     tmp_path: Path, make_input: Callable[[Path], str]
 ) -> None:
     source = make_input(tmp_path)
-    whole = open_run(spec_of(tmp_path, source, **{"output.uri": str(tmp_path / "whole")}), FINGERPRINT, Storage())
+    complete = open_run(spec_of(tmp_path, source, **{"output.uri": str(tmp_path / "complete")}), FINGERPRINT, Storage())
     at = 0
     while True:
         spec = spec_of(tmp_path, source, **{"output.uri": str(tmp_path / f"out{at}")})
@@ -221,31 +221,31 @@ def test_planning_cut_off_at_any_write_goes_on_to_the_same_manifest(
             break
         except StorageError:
             pass
-        # And once more on the way.
+        # And once more later.
         with pytest.raises(StorageError):
             begin(spec, CutOff(1 if at < 3 else 0))
         run = begin(spec)
-        assert uris_of(run) == uris_of(whole)
-        assert run.manifest == whole.manifest
+        assert uris_of(run) == uris_of(complete)
+        assert run.manifest == complete.manifest
         at += 1
     assert at >= 8
 
 
 @pytest.mark.parametrize("at", range(1, 9))
-def test_files_that_come_and_go_before_planning_goes_on_cost_no_image_and_double_none(tmp_path: Path, at: int) -> None:
+def test_files_that_change_before_planning_resumes_lose_no_image_and_repeat_none(tmp_path: Path, at: int) -> None:
     spec = spec_of(tmp_path, folder_input(tmp_path))
     with pytest.raises(StorageError):
         begin(spec, CutOff(at))
     planned = {path.name for path in (tmp_path / "in").glob("*.jpg")}
     (tmp_path / "in/00.jpg").unlink()
-    make_photos(tmp_path / "in", [f"{index:02d}.jpg" for index in range(1, 60, 3)])
+    make_images(tmp_path / "in", [f"{index:02d}.jpg" for index in range(1, 60, 3)])
     names = [Path(uri).name for uri in uris_of(begin(spec))]
     assert names == sorted(set(names))
     assert planned - {"00.jpg"} <= set(names)
     assert "58.jpg" in names or at >= 8
 
 
-def test_a_limit_counts_what_was_planned_before(tmp_path: Path) -> None:
+def test_a_limit_includes_what_was_planned_before(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, folder_input(tmp_path), **{"input.limit": 13})
     with pytest.raises(StorageError):
         begin(spec, CutOff(4))
@@ -253,9 +253,9 @@ def test_a_limit_counts_what_was_planned_before(tmp_path: Path) -> None:
     assert [Path(uri).name for uri in uris_of(run)] == [f"{index:02d}.jpg" for index in range(0, 39, 3)]
 
 
-def test_a_listing_that_was_at_its_end_is_not_listed_again(tmp_path: Path) -> None:
+def test_a_complete_listing_is_not_listed_again(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, folder_input(tmp_path), **{"input.limit": 5})
-    # run.json; part 0, run.json; part 1, and not the last run.json.
+    # run.json; part 0, run.json; part 1, but not the last run.json.
     with pytest.raises(StorageError):
         begin(spec, CutOff(4))
     for path in (tmp_path / "in").iterdir():
@@ -264,7 +264,7 @@ def test_a_listing_that_was_at_its_end_is_not_listed_again(tmp_path: Path) -> No
     assert (run.image_count, run.is_planned, run.todo()) == (5, True, [0, 1, 2])
 
 
-def test_a_manifest_of_the_first_release_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_of_the_first_release_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "FIRST_PART_IMAGES", 8)
     spec = spec_of(tmp_path, folder_input(tmp_path))
     begin(spec)

@@ -1,4 +1,4 @@
-"""What is known of each image: the same as plain dictionaries would know, in memory and on disk."""
+"""The history agrees with a simple one of dictionaries, in memory and on disk."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.planning import history as histories
-from pipeline.planning.history import DELETED, EVENT, OK, History, build_history, hash_etags
+from pipeline.planning.history import DELETED, EVENT, OK, TRANSIENT, History, build_history, hash_etags, reduce_events
 
 Event = tuple[int, int, int, int]
-# Numbers of every sign, some at the ends; few, so that most come several times.
+# Ids of either sign, some at the ends; few, so that most occur several times.
 IDS = [-(2**63), -(2**56) - 1, -1, 0, 1, 2**56, 2**63 - 1]
 EVENTS = st.lists(
     st.tuples(st.sampled_from(IDS), st.integers(0, 4), st.integers(0, 3), st.integers(1, 9)),
@@ -26,8 +26,8 @@ def batch_of(events: list[Event]) -> np.ndarray:
     return batch
 
 
-def known_to(history: History) -> dict[int, tuple[Event, int]]:
-    """By number: the newest row, and the order of the newest ok row."""
+def known_by(history: History) -> dict[int, tuple[Event, int]]:
+    """By image id: the newest row, and the order of the newest ok row."""
     return {
         number: (
             (number, entry["newest"]["order"], entry["newest"]["kind"], entry["newest"]["etag"]),
@@ -37,12 +37,14 @@ def known_to(history: History) -> dict[int, tuple[Event, int]]:
     }
 
 
-def known_plainly(events: list[Event]) -> dict[int, tuple[Event, int]]:
+def known_by_dictionaries(events: list[Event]) -> dict[int, tuple[Event, int]]:
     known = {}
     for number in {event[0] for event in events}:
         own = [event for event in events if event[0] == number]
-        mark = max((event[1] for event in own if event[2] == DELETED), default=-1)
-        rows = sorted((event for event in own if event[2] != DELETED and event[1] >= mark), key=lambda event: event[1])
+        deletion = max((event[1] for event in own if event[2] == DELETED), default=-1)
+        rows = sorted(
+            (event for event in own if event[2] != DELETED and event[1] >= deletion), key=lambda event: event[1]
+        )
         if rows:
             known[number] = (rows[-1], max((row[1] for row in rows if row[2] == OK), default=-1))
     return known
@@ -55,12 +57,31 @@ def test_the_newest_rows_since_the_last_deletion_are_known(events: list[Event], 
         if is_large:
             patch.setattr(histories, "EVENTS_IN_MEMORY", 3)
         history = build_history([batch_of(events[start : start + 2]) for start in range(0, len(events), 2)])
-    assert known_to(history) == known_plainly(events)
+    assert known_by(history) == known_by_dictionaries(events)
     assert history.ids.tolist() == sorted(history.ids.tolist())
 
 
+@pytest.mark.parametrize(
+    ("rows", "newest", "ok_order"),
+    [
+        ([(0, OK), (2, TRANSIENT)], (2, TRANSIENT), 0),
+        ([(0, TRANSIENT)], (0, TRANSIENT), -1),
+        ([(0, OK), (1, DELETED)], None, -1),
+        ([(0, OK), (1, DELETED), (2, TRANSIENT)], (2, TRANSIENT), -1),
+        ([(0, OK), (1, OK), (1, DELETED)], (1, OK), 1),
+    ],
+)
+def test_events_of_an_image_are_reduced_to_one_entry(
+    rows: list[tuple[int, int]], newest: tuple[int, int] | None, ok_order: int
+) -> None:
+    ids, entries = reduce_events(batch_of([(7, order, kind, 1) for order, kind in rows]))
+    found = [(entry["newest"]["order"], entry["newest"]["kind"], entry["ok"]["order"]) for entry in entries]
+    assert ids.tolist() == ([] if newest is None else [7])
+    assert found == ([] if newest is None else [(*newest, ok_order)])
+
+
 @pytest.mark.parametrize("is_large", [False, True])
-def test_images_are_found_and_remembered_as_listed(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_found_and_marked_as_listed(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_large:
         monkeypatch.setattr(histories, "EVENTS_IN_MEMORY", 1)
     monkeypatch.setattr(histories, "SCAN_ENTRIES", 2)
@@ -82,7 +103,7 @@ def test_an_empty_history_knows_nothing() -> None:
     assert history.not_listed(np.array([], bool))[0] == 0
 
 
-def test_the_disk_is_left_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(histories, "EVENTS_IN_MEMORY", 10)
     history = build_history([batch_of([(number, 0, OK, 5) for number in range(100)])])
@@ -90,7 +111,7 @@ def test_the_disk_is_left_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_versions_that_are_not_known_are_equal_to_no_version() -> None:
+def test_unknown_versions_have_the_hash_zero() -> None:
     hashes = hash_etags(["a", None, "b", "", "a"], 5)
     assert hashes[0] == hashes[4] != hashes[2]
     assert hashes[1] == 0

@@ -1,4 +1,4 @@
-"""Weeks of nights drawn at random: what is done, what is current and what is deleted is what a plain account says."""
+"""Random series of incremental runs: what is done, current and deleted agrees with a simple model."""
 
 import tempfile
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Done = tuple[str, str, ImageStatus]
 
 @dataclass
 class Account:
-    """What happened to each image since it was last deleted: (version, model, status) and the run, oldest first."""
+    """The model: of each image (version, model, status) and the run since it was last deleted, oldest first."""
 
     rows: dict[str, list[tuple[Done, str]]] = field(default_factory=dict)
 
@@ -44,17 +44,17 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One night: the images' versions (None for an absent one), the model, how they fare, whether it is cut off."""
+class RunCase:
+    """One run: the images' versions (None for a missing one), the model, the statuses, whether it is interrupted."""
 
     versions: tuple[str | None, ...]
     model: str
     statuses: tuple[ImageStatus, ...]
-    is_cut_off: bool
+    is_interrupted: bool
 
 
-DRAWS = st.builds(
-    Draw,
+CASES = st.builds(
+    RunCase,
     st.tuples(*[st.sampled_from(["1", "1", "2", None]) for _ in NAMES]).filter(any),
     st.sampled_from(["old", "old", "old", "new"]),
     st.tuples(*[st.sampled_from(STATUSES) for _ in NAMES]),
@@ -62,38 +62,38 @@ DRAWS = st.builds(
 )
 
 
-def live_through(nights: IncrementalRuns, account: Account, draw: Draw) -> None:
-    """Have one night and check it."""
-    for path in (nights.folder / "in").glob("*"):
+def run_and_check(runs: IncrementalRuns, account: Account, case: RunCase) -> None:
+    """Do one run and check it."""
+    for path in (runs.folder / "in").glob("*"):
         path.unlink()
-    present = {name: version for name, version in zip(NAMES, draw.versions, strict=True) if version}
+    present = {name: version for name, version in zip(NAMES, case.versions, strict=True) if version}
     for name, version in present.items():
-        nights.put(name, content=version)
-    fingerprint = FINGERPRINT if draw.model == "old" else OTHER_MODEL
-    name = f"night-{nights.nights:03d}"
-    run = nights.open(fingerprint=fingerprint, run=name, select__max_deleted_share=1.0, compute__shard_images=1)
-    due = [name for name in sorted(present) if account.is_due(name, present[name], draw.model)]
+        runs.put(name, content=version)
+    fingerprint = FINGERPRINT if case.model == "old" else OTHER_MODEL
+    name = f"night-{runs.days:03d}"
+    run = runs.open(fingerprint=fingerprint, run=name, select__max_deleted_share=1.0, compute__shard_images=1)
+    due = [name for name in sorted(present) if account.is_due(name, present[name], case.model)]
     assert names_of(run) == due
     gone = [name for name in account.rows if name not in present]
     assert counts_of(run).get("deleted", 0) == len(gone)
     for image in gone:
         del account.rows[image]
-    statuses = dict(zip(NAMES, draw.statuses, strict=True))
-    shards = 1 if draw.is_cut_off else None
-    nights.commit(run, statuses, shards=shards)
+    statuses = dict(zip(NAMES, case.statuses, strict=True))
+    shards = 1 if case.is_interrupted else None
+    runs.commit(run, statuses, shards=shards)
     for image in due[:shards]:
-        account.rows.setdefault(image, []).append(((present[image], draw.model, statuses[image]), run.name))
+        account.rows.setdefault(image, []).append(((present[image], case.model, statuses[image]), run.name))
 
 
-@given(st.lists(DRAWS, min_size=2, max_size=5))
+@given(st.lists(CASES, min_size=2, max_size=5))
 @settings(
     max_examples=settings.default.max_examples * 3 // 25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-def test_any_week_is_accounted_for(draws: list[Draw]) -> None:
+def test_any_series_of_runs_agrees_with_the_model(cases: list[RunCase]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        nights, account = IncrementalRuns(Path(folder)), Account()
-        for draw in draws:
-            live_through(nights, account, draw)
+        runs, account = IncrementalRuns(Path(folder)), Account()
+        for case in cases:
+            run_and_check(runs, account, case)
         results = open_results(str(Path(folder, "out")))
         with open_database(results) as database:
             found = database.execute("SELECT parse_filename(uri), run FROM current").fetchall()

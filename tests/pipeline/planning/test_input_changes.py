@@ -1,4 +1,4 @@
-"""A complete run looks at its input again, and says what is new, changed and gone."""
+"""A complete run lists its input again, and reports what is new, changed and gone."""
 
 import io
 import os
@@ -35,16 +35,16 @@ from tests.support.servers.s3_server import S3Server
 
 
 class Full:
-    """A complete full run over an input, and what has changed in that since."""
+    """A complete full run over an input, and how the input has changed since."""
 
-    def __init__(self, nights: IncrementalRuns, **options: object) -> None:
-        self.nights = nights
+    def __init__(self, runs: IncrementalRuns, **options: object) -> None:
+        self.runs = runs
         self.options = {"select__mode": "full", **options}
-        self.spec = nights.spec(**self.options)
+        self.spec = runs.spec(**self.options)
 
     def done(self, **statuses: ImageStatus) -> "Full":
-        """Do all images; `statuses` by the name without its suffix."""
-        opened = self.nights.open(**self.options)
+        """Do all images; `statuses` by file name without suffix."""
+        opened = self.runs.open(**self.options)
         assert opened.state == "new"
         for index in opened.todo():
             rows = []
@@ -52,64 +52,64 @@ class Full:
                 status = statuses.get(Path(ref.uri).stem, "ok")
                 etag, size = ref.etag, ref.bytes
                 if status == "ok" and ref.container is None:
-                    listed = self.nights.storage.stat(ref.uri)
+                    listed = self.runs.storage.stat(ref.uri)
                     etag, size = listed.etag, listed.bytes
                 read = ReadVersion(size or 1, etag, None) if status == "ok" else None
                 rows.append(build_image_row(ref, shard=index, model="m", status=status, read=read))
-            commit_shard(self.nights.storage, opened.output_uri, opened.name, index, rows, [])
+            commit_shard(self.runs.storage, opened.output_uri, opened.name, index, rows, [])
         opened.write_summary({"status": "complete"})
         self.run = opened.name
         return self
 
     def changes(self) -> InputChanges:
-        return compare_input(self.spec.input, self.nights.storage, self.spec.output.uri, self.run)
+        return compare_input(self.spec.input, self.runs.storage, self.spec.output.uri, self.run)
 
     def counts(self) -> str:
         return self.changes().counts()
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> IncrementalRuns:
-    nights = IncrementalRuns(tmp_path)
-    nights.put("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "e.jpg", "readme.txt")
-    return nights
+def runs(tmp_path: Path) -> IncrementalRuns:
+    runs = IncrementalRuns(tmp_path)
+    runs.put("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "e.jpg", "readme.txt")
+    return runs
 
 
-def test_an_input_that_stayed_the_same_has_not_changed(nights: IncrementalRuns) -> None:
-    found = Full(nights).done(b="unreadable", c="failed").changes()
+def test_an_unchanged_input_has_no_changes(runs: IncrementalRuns) -> None:
+    found = Full(runs).done(b="unreadable", c="failed").changes()
     assert (found.has_any, found.counts(), found.known, found.unknown) == (False, "", 5, 0)
 
 
-def test_what_is_new_changed_and_gone_is_counted_and_named(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    nights.put("0.jpg", "deep/f.jpg")
-    nights.put("b.jpg", content="other")
-    nights.remove("deep/d.jpg", "e.jpg")
+def test_new_changed_and_gone_images_are_counted_and_named(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    runs.put("0.jpg", "deep/f.jpg")
+    runs.put("b.jpg", content="other")
+    runs.remove("deep/d.jpg", "e.jpg")
     assert full.counts() == "2 new (0.jpg, deep/f.jpg), 1 changed (b.jpg), 2 gone (deep/d.jpg, e.jpg)"
 
 
-def test_the_first_names_stand_for_many(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    nights.put(*(f"n{number:04d}.jpg" for number in range(3000)))
-    nights.remove("a.jpg", "b.jpg", "c.jpg", "e.jpg")
+def test_only_the_first_names_are_given(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    runs.put(*(f"n{number:04d}.jpg" for number in range(3000)))
+    runs.remove("a.jpg", "b.jpg", "c.jpg", "e.jpg")
     assert full.counts() == "3,000 new (n0000.jpg, n0001.jpg, n0002.jpg, ...), 4 gone (a.jpg, b.jpg, c.jpg, ...)"
 
 
-def test_what_has_changed_is_what_an_incremental_run_does(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    nights.put("0.jpg")
-    nights.put("b.jpg", "c.jpg", content="other")
-    nights.remove("a.jpg")
+def test_the_changes_are_what_an_incremental_run_does(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    runs.put("0.jpg")
+    runs.put("b.jpg", "c.jpg", content="other")
+    runs.remove("a.jpg")
     found = full.changes()
-    opened = nights.open()
+    opened = runs.open()
     counts = opened.manifest.selection
     assert (found.new, found.changed, found.gone) == (counts["new"], counts["changed"], counts["deleted"])
-    nights.commit(opened)
+    runs.commit(opened)
 
 
-def test_everything_is_gone(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    nights.remove("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "e.jpg")
+def test_all_images_are_gone(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    runs.remove("a.jpg", "b.jpg", "c.jpg", "deep/d.jpg", "e.jpg")
     found = full.changes()
     assert (found.new, found.changed, found.gone) == (0, 0, 5)
     sentence = suggest_command(found, is_named=False, max_deleted_share=0.5)
@@ -118,31 +118,31 @@ def test_everything_is_gone(nights: IncrementalRuns) -> None:
 
 
 @pytest.mark.parametrize("is_named", [True, False])
-def test_the_way_on_can_be_gone(nights: IncrementalRuns, is_named: bool) -> None:
-    full = Full(nights).done()
-    nights.put("0.jpg")
+def test_the_suggested_command_works(runs: IncrementalRuns, is_named: bool) -> None:
+    full = Full(runs).done()
+    runs.put("0.jpg")
     assert (
         "another name for --run" in suggest_command(full.changes(), is_named=is_named, max_deleted_share=0.5)
     ) == is_named
-    assert nights.open(run="other" if is_named else None).manifest.selection["new"] == 1
+    assert runs.open(run="other" if is_named else None).manifest.selection["new"] == 1
 
 
-def test_an_input_that_cannot_be_listed_is_told_with_what_stays(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    (nights.folder / "in").rename(nights.folder / "moved")
+def test_an_input_that_cannot_be_listed_is_an_error_that_names_the_complete_run(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    (runs.folder / "in").rename(runs.folder / "moved")
     with pytest.raises(InputError, match="is complete and stays as it is") as caught:
         full.changes()
     assert caught.value.exit_code == 2
     assert "does not exist" in str(caught.value)
 
 
-def test_a_limit_pushes_images_out_that_are_not_gone(nights: IncrementalRuns) -> None:
-    full = Full(nights, input__limit=3).done()
+def test_images_beyond_the_limit_are_not_gone(runs: IncrementalRuns) -> None:
+    full = Full(runs, input__limit=3).done()
     assert not full.changes().has_any
-    nights.put("0.jpg")
-    # c.jpg is the fourth by now, and still there.
+    runs.put("0.jpg")
+    # c.jpg is the fourth now, and still exists.
     assert full.counts() == "1 new (0.jpg)"
-    nights.remove("c.jpg")
+    runs.remove("c.jpg")
     assert full.counts() == "1 new (0.jpg), 1 gone (c.jpg)"
 
 
@@ -154,10 +154,10 @@ def write_tar(path: Path, **members: bytes) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
-def test_members_of_a_tar(nights: IncrementalRuns) -> None:
-    shard = nights.folder / "shard.tar"
+def test_members_of_a_tar(runs: IncrementalRuns) -> None:
+    shard = runs.folder / "shard.tar"
     write_tar(shard, a=b"1", b=b"22", c=b"333")
-    full = Full(nights, input__uri=str(shard)).done()
+    full = Full(runs, input__uri=str(shard)).done()
     assert not full.changes().has_any
     write_tar(shard, a=b"1", b=b"22", d=b"4444")
     found = full.changes()
@@ -166,24 +166,24 @@ def test_members_of_a_tar(nights: IncrementalRuns) -> None:
     assert found.new_names == (f"tar://d.jpg::{shard}",)
 
 
-def test_rows_of_a_parquet_file(nights: IncrementalRuns) -> None:
-    shard = nights.folder / "shard.parquet"
+def test_rows_of_a_parquet_file(runs: IncrementalRuns) -> None:
+    shard = runs.folder / "shard.parquet"
     pq.write_table(pa.table({"image": [b"1", b"2"]}), shard)
-    full = Full(nights, input__uri=str(shard)).done()
+    full = Full(runs, input__uri=str(shard)).done()
     assert not full.changes().has_any
     pq.write_table(pa.table({"image": [b"1", b"2", b"3"]}), shard)
     found = full.changes()
     assert (found.new, found.changed, found.gone, found.new_names) == (1, 2, 0, (f"{shard}#row=2",))
 
 
-def test_entries_of_a_listing(nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = nights.folder / "in.txt"
+def test_entries_of_a_listing(runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = runs.folder / "in.txt"
     listing.write_text("in/a.jpg\nin/b.jpg\nin/e.jpg\nin/never.jpg\n")
-    full = Full(nights, input__uri=str(listing)).done(never="missing", e="failed")
+    full = Full(runs, input__uri=str(listing)).done(never="missing", e="failed")
     assert not full.changes().has_any
-    nights.put("b.jpg", content="other")
-    nights.remove("a.jpg")
-    nights.put("never.jpg")
+    runs.put("b.jpg", content="other")
+    runs.remove("a.jpg")
+    runs.put("never.jpg")
     listing.write_text("in/a.jpg\nin/b.jpg\nin/never.jpg\nin/c.jpg\n")
     found = full.changes()
     assert (found.new, found.changed, found.gone) == (1, 2, 2)
@@ -195,79 +195,79 @@ def test_entries_of_a_listing(nights: IncrementalRuns, monkeypatch: pytest.Monke
     assert "2 images" in found.unknown_note()
 
 
-def test_what_is_known_of_a_run_may_lie_on_disk(nights: IncrementalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_history_on_disk_gives_the_same_changes(runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.planning.history.EVENTS_IN_MEMORY", 2)
-    full = Full(nights).done()
-    nights.put("0.jpg")
-    nights.remove("b.jpg")
+    full = Full(runs).done()
+    runs.put("0.jpg")
+    runs.remove("b.jpg")
     assert full.counts() == "1 new (0.jpg), 1 gone (b.jpg)"
 
 
-def test_a_compacted_run_is_compared_alike(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
+def test_a_compacted_run_has_the_same_changes(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
     output = full.spec.output.uri
-    compact_run(nights.storage, output, full.run, target_bytes=1 << 20, check=lambda: None)
+    compact_run(runs.storage, output, full.run, target_bytes=1 << 20, check=lambda: None)
     assert not full.changes().has_any
-    nights.remove("b.jpg")
+    runs.remove("b.jpg")
     assert full.counts() == "1 gone (b.jpg)"
 
 
-def test_what_later_runs_did_is_nothing_new(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    nights.put("z.jpg")
-    nights.put("c.jpg", content="other")
-    nights.remove("a.jpg")
+def test_what_later_runs_did_is_not_new(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    runs.put("z.jpg")
+    runs.put("c.jpg", content="other")
+    runs.remove("a.jpg")
     assert full.counts() == "1 new (z.jpg), 1 changed (c.jpg), 1 gone (a.jpg)"
-    assert nights.night() == ["c.jpg", "z.jpg"]
+    assert runs.run_again() == ["c.jpg", "z.jpg"]
     assert not full.changes().has_any
-    # Of another input nothing is gone.
-    other = IncrementalRuns(nights.folder / "other")
+    # A run of another input changes nothing.
+    other = IncrementalRuns(runs.folder / "other")
     other.put("x.jpg")
-    other.nights = 10
-    other.commit(other.open(output__uri=str(nights.folder / "out")))
+    other.days = 10
+    other.commit(other.open(output__uri=str(runs.folder / "out")))
     assert not full.changes().has_any
 
 
-def test_the_plain_command_finds_its_run_below_the_incremental_ones(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    nights.put("z.jpg")
-    assert nights.night() == ["z.jpg"]
-    again = nights.open(**full.options)
+def test_the_command_of_a_full_run_finds_it_behind_incremental_ones(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    runs.put("z.jpg")
+    assert runs.run_again() == ["z.jpg"]
+    again = runs.open(**full.options)
     assert (again.name, again.state) == (full.run, "complete")
-    assert nights.night() == []
-    assert nights.open(**full.options).name == full.run
-    # What another model did is not what this command asks for.
-    nights.night(fingerprint=OTHER_MODEL)
+    assert runs.run_again() == []
+    assert runs.open(**full.options).name == full.run
+    # Another model's run is not what this command is for.
+    runs.run_again(fingerprint=OTHER_MODEL)
     with pytest.raises(RunMismatchError):
-        nights.open(**full.options)
+        runs.open(**full.options)
 
 
-def test_an_incremental_run_that_is_not_complete_is_not_passed_by(nights: IncrementalRuns) -> None:
-    full = Full(nights).done()
-    nights.put("z.jpg")
-    nights.open()
+def test_an_unfinished_incremental_run_is_not_passed_over(runs: IncrementalRuns) -> None:
+    full = Full(runs).done()
+    runs.put("z.jpg")
+    runs.open()
     with pytest.raises(RunMismatchError):
-        nights.open(**full.options)
+        runs.open(**full.options)
 
 
-def test_a_full_run_that_is_not_complete_is_not_gone_on_with_below_others(nights: IncrementalRuns) -> None:
-    opened = nights.open(select__mode="full")
-    nights.commit(opened, shards=1)
-    nights.commit(nights.open())
+def test_an_unfinished_full_run_is_not_resumed_behind_others(runs: IncrementalRuns) -> None:
+    opened = runs.open(select__mode="full")
+    runs.commit(opened, shards=1)
+    runs.commit(runs.open())
     with pytest.raises(RunMismatchError):
-        nights.open(select__mode="full")
+        runs.open(select__mode="full")
 
 
-def test_the_output_inside_the_input_is_no_input(nights: IncrementalRuns) -> None:
-    full = Full(nights, output__uri=str(nights.folder / "in/out")).done()
-    (nights.folder / "in/out/overlay.jpg").write_bytes(b"x")
+def test_the_output_inside_the_input_is_not_input(runs: IncrementalRuns) -> None:
+    full = Full(runs, output__uri=str(runs.folder / "in/out")).done()
+    (runs.folder / "in/out/overlay.jpg").write_bytes(b"x")
     assert not full.changes().has_any
 
 
-def test_names_that_are_no_text_are_no_change(nights: IncrementalRuns) -> None:
-    odd = os.fsencode(nights.folder / "in") + b"/odd-\xff.jpg"
+def test_names_that_are_not_valid_unicode_are_unchanged(runs: IncrementalRuns) -> None:
+    odd = os.fsencode(runs.folder / "in") + b"/odd-\xff.jpg"
     Path(os.fsdecode(odd)).write_bytes(b"x")
-    full = Full(nights).done()
+    full = Full(runs).done()
     assert not full.changes().has_any
     Path(os.fsdecode(odd)).unlink()
     assert full.counts() == r"1 gone (odd-\xff.jpg)"
@@ -275,7 +275,7 @@ def test_names_that_are_no_text_are_no_change(nights: IncrementalRuns) -> None:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str, list[str]]]:
-    """Runs the driver over tmp_path/in; returns exit code, status, reason and what was said."""
+    """Runs the driver over tmp_path/in; returns exit code, status, reason and notes."""
     InProcessPool.forget()
     monkeypatch.setattr(pipeline.driver.worker_pool, "WorkerPool", InProcessPool)
     monkeypatch.setattr(
@@ -289,12 +289,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
         def note(self, sentence: str) -> None:
             self.sentences.append(sentence)
 
-    def go(name: str | None = None, **overrides: object) -> tuple[int, str, str, list[str]]:
+    def work_on(name: str | None = None, **overrides: object) -> tuple[int, str, str, list[str]]:
         notes = Notes()
         summary = run(spec_of(tmp_path, **overrides), run=name, progress=notes, load_model=LoadFake())
         return summary.exit_code, summary.status, summary.reason, notes.sentences
 
-    return go
+    return work_on
 
 
 def spec_of(folder: Path, **overrides: object) -> JobSpec:
@@ -311,32 +311,32 @@ def spec_of(folder: Path, **overrides: object) -> JobSpec:
 Work = Callable[..., tuple[int, str, str, list[str]]]
 
 
-def test_the_same_command_says_that_there_is_nothing_to_do_or_what_there_is(tmp_path: Path, work: Work) -> None:
+def test_the_same_command_reports_nothing_to_do_or_the_changes(tmp_path: Path, work: Work) -> None:
     paths = write_images(tmp_path / "in", 5)
     assert work()[:3] == (0, "complete", "")
-    code, status, reason, said = work()
+    code, status, reason, notes = work()
     assert (code, status, reason) == (0, "complete", "")
-    assert any(sentence.endswith("is complete already; nothing to do.") for sentence in said)
+    assert any(sentence.endswith("is complete already; nothing to do.") for sentence in notes)
     write_image(tmp_path / "in" / "new.png", (20, 20))
     paths[0].unlink()
     summary_before = (next((tmp_path / "out/runs").iterdir()) / "summary.json").read_text()
-    code, status, reason, said = work()
+    code, status, reason, notes = work()
     assert (code, status) == (EXIT_INPUT_CHANGED, "complete")
     assert f"1 new (new.png), 1 gone ({paths[0].name})" in reason
     assert "--incremental" in reason
-    assert not any("nothing to do" in sentence for sentence in said)
-    # The run is what it was, and its summary too.
+    assert not any("nothing to do" in sentence for sentence in notes)
+    # The run and its summary are unchanged.
     (run_folder,) = (tmp_path / "out/runs").iterdir()
     assert (run_folder / "summary.json").read_text() == summary_before
     assert len(open_results(str(tmp_path / "out"), Storage()).images()) == 5
-    # What was said to be done is done by the command that was named.
+    # The suggested command does what was reported.
     code, status, _, _ = work(select__mode="incremental")
     assert (code, status) == (0, "complete")
     assert len(open_results(str(tmp_path / "out"), Storage()).images()) == 6
     assert work()[:3] == (0, "complete", "")
 
 
-def test_a_run_over_its_budget_stays_that_when_its_input_has_changed(tmp_path: Path, work: Work) -> None:
+def test_a_run_over_its_budget_stays_over_it_when_its_input_has_changed(tmp_path: Path, work: Work) -> None:
     write_images(tmp_path / "in", 1)
     for number in range(3):
         (tmp_path / "in" / f"junk-{number}.jpg").write_text("junk")
@@ -348,7 +348,7 @@ def test_a_run_over_its_budget_stays_that_when_its_input_has_changed(tmp_path: P
     assert "1 new (new.png)" in reason
 
 
-def test_an_incremental_run_of_a_name_has_nothing_to_do_once_it_is_complete(tmp_path: Path, work: Work) -> None:
+def test_a_named_incremental_run_has_nothing_to_do_once_it_is_complete(tmp_path: Path, work: Work) -> None:
     write_images(tmp_path / "in", 2)
     options: dict[str, object] = {"select__mode": "incremental"}
     assert work("night", **options)[0] == 0
@@ -356,7 +356,7 @@ def test_an_incremental_run_of_a_name_has_nothing_to_do_once_it_is_complete(tmp_
     assert work("night", **options)[:2] == (0, "complete")
 
 
-def test_a_summary_that_was_lost_is_written_with_the_runs_own_exit_code(tmp_path: Path, work: Work) -> None:
+def test_a_lost_summary_is_written_with_the_exit_code_of_the_run(tmp_path: Path, work: Work) -> None:
     write_images(tmp_path / "in", 2)
     work("night")
     write_image(tmp_path / "in" / "new.png", (20, 20))
@@ -373,8 +373,8 @@ def test_a_bucket(s3_server: S3Server, s3_bucket: str, tmp_path: Path) -> None:
     files = s3_server.files()
     for name in ("a.jpg", "b.jpg", "c d.jpg"):
         files.pipe_file(f"{s3_bucket}/in/{name}", b"x")
-    nights = IncrementalRuns(tmp_path, storage=Storage(StorageSection(endpoint_url=s3_server.endpoint_url)))
-    full = Full(nights, input__uri=f"{s3_bucket}/in/", output__uri=f"{s3_bucket}/out").done()
+    runs = IncrementalRuns(tmp_path, storage=Storage(StorageSection(endpoint_url=s3_server.endpoint_url)))
+    full = Full(runs, input__uri=f"{s3_bucket}/in/", output__uri=f"{s3_bucket}/out").done()
     assert not full.changes().has_any
     files.pipe_file(f"{s3_bucket}/in/b.jpg", b"y")
     files.pipe_file(f"{s3_bucket}/in/e.jpg", b"x")

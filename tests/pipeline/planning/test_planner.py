@@ -1,4 +1,4 @@
-"""The manifest: frozen, in order, exact names, cut into shards by arithmetic."""
+"""The manifest: frozen, in order, with exact names, cut into shards of one size."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def make_spec(tmp_path: Path, **overrides: object) -> JobSpec:
     return load_spec(None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), **flags})
 
 
-def make_photos(tmp_path: Path, count: int) -> None:
+def make_images(tmp_path: Path, count: int) -> None:
     (tmp_path / "in").mkdir(exist_ok=True)
     for index in range(count):
         (tmp_path / "in" / f"{index:03d}.jpg").write_bytes(b"x" * index)
@@ -43,7 +43,7 @@ def test_shards_are_the_listing_cut_in_order(
 ) -> None:
     monkeypatch.setattr(manifests, "FIRST_PART_IMAGES", 3)
     monkeypatch.setattr(manifests, "PART_IMAGES", 12)
-    make_photos(tmp_path, 33)
+    make_images(tmp_path, 33)
     spec, folder = make_spec(tmp_path, compute__shard_images=shard_images), str(tmp_path / "manifest")
     manifest = plan_manifest(spec, Storage(), folder)
     reader = ManifestReader(Storage(), folder, manifest)
@@ -57,7 +57,7 @@ def test_shards_are_the_listing_cut_in_order(
 
 
 def test_odd_names_survive_the_manifest(tmp_path: Path) -> None:
-    make_photos(tmp_path, 0)
+    make_images(tmp_path, 0)
     raw_names = [os.fsencode(name) for name in ODD_NAMES] + [b"caf\xe9.jpg", b"caf\\xe9.jpg"]
     for name in raw_names:
         with open(os.fsencode(tmp_path / "in") + b"/" + name, "wb") as file:  # noqa: PTH123 - the name is bytes
@@ -85,14 +85,14 @@ def test_any_name_in_a_listing_comes_back_from_the_manifest(names: list[str]) ->
 
 
 def test_the_same_input_gives_the_same_manifest(tmp_path: Path) -> None:
-    make_photos(tmp_path, 20)
+    make_images(tmp_path, 20)
     for name in ("one", "two"):
         plan_manifest(make_spec(tmp_path), Storage(), str(tmp_path / name))
     assert (tmp_path / "one/part-00000.parquet").read_bytes() == (tmp_path / "two/part-00000.parquet").read_bytes()
 
 
 def test_the_manifest_is_plain_parquet(tmp_path: Path) -> None:
-    make_photos(tmp_path, 3)
+    make_images(tmp_path, 3)
     plan_manifest(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
     table = pq.read_table(tmp_path / "manifest")
     assert table.column("position").to_pylist() == [0, 1, 2]
@@ -102,14 +102,14 @@ def test_the_manifest_is_plain_parquet(tmp_path: Path) -> None:
 
 def test_planning_again_leaves_no_part_of_a_longer_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "PART_IMAGES", 4)
-    make_photos(tmp_path, 9)
+    make_images(tmp_path, 9)
     plan_manifest(make_spec(tmp_path, compute__shard_images=2), Storage(), str(tmp_path / "manifest"))
     plan_manifest(make_spec(tmp_path, compute__shard_images=2, input__limit=3), Storage(), str(tmp_path / "manifest"))
     assert [path.name for path in (tmp_path / "manifest").iterdir()] == ["part-00000.parquet"]
 
 
-def test_the_output_inside_the_input_is_no_input(tmp_path: Path) -> None:
-    make_photos(tmp_path, 2)
+def test_the_output_inside_the_input_is_not_input(tmp_path: Path) -> None:
+    make_images(tmp_path, 2)
     (tmp_path / "in/out").mkdir()
     (tmp_path / "in/out/overlay.png").touch()
     spec = make_spec(tmp_path, output__uri=str(tmp_path / "in/out"))
@@ -117,7 +117,7 @@ def test_the_output_inside_the_input_is_no_input(tmp_path: Path) -> None:
 
 
 def test_a_survey_counts_and_writes_nothing(tmp_path: Path) -> None:
-    make_photos(tmp_path, 20)
+    make_images(tmp_path, 20)
     survey = survey_of(make_spec(tmp_path, compute__shard_images=256), Storage(), sample_images=3)
     assert (survey.manifest.image_count, survey.manifest.shard_count, len(survey.sample)) == (20, 1, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -127,14 +127,14 @@ def test_a_survey_counts_and_writes_nothing(tmp_path: Path) -> None:
     ("found", "overrides", "words"),
     [
         ([], {}, "There are no images in"),
-        (["a.txt", "b.txt"], {}, "what is there is no image (2 .txt)"),
+        (["a.txt", "b.txt"], {}, "not images (2 .txt)"),
         (["d/a.jpg"], {"input__glob": "*.jpg"}, "no images that match *.jpg"),
     ],
 )
-def test_an_empty_input_is_refused_in_words(
+def test_an_empty_input_is_refused_with_what_was_found(
     tmp_path: Path, found: list[str], overrides: dict[str, object], words: str
 ) -> None:
-    make_photos(tmp_path, 0)
+    make_images(tmp_path, 0)
     for name in found:
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).touch()
@@ -147,14 +147,14 @@ def test_an_empty_input_is_refused_in_words(
         assert words in str(caught.value)
 
 
-def test_a_wrong_path_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_wrong_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist") as caught:
         survey_of(make_spec(tmp_path), Storage())
     assert caught.value.exit_code == 2
 
 
-def test_a_damaged_manifest_is_noticed(tmp_path: Path) -> None:
-    make_photos(tmp_path, 5)
+def test_a_damaged_manifest_is_an_error(tmp_path: Path) -> None:
+    make_images(tmp_path, 5)
     folder = tmp_path / "manifest"
     manifest = plan_manifest(make_spec(tmp_path, compute__shard_images=256), Storage(), str(folder))
     (folder / "part-00000.parquet").write_bytes(b"PAR1 no more")

@@ -1,4 +1,4 @@
-"""Images that were not ok before and are not ok again are no news; every other bad image counts."""
+"""Images that were not ok before and are not ok again are no new failures; every other bad image counts."""
 
 from pathlib import Path
 
@@ -29,121 +29,121 @@ ALL_BAD: dict[str, ImageStatus] = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), "fa
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> IncrementalRuns:
-    """Six images after a first night: three are ok."""
-    nights = IncrementalRuns(tmp_path)
-    nights.put("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg")
-    nights.night(ALL_BAD)
-    return nights
+def runs(tmp_path: Path) -> IncrementalRuns:
+    """Six images after a first run; three are ok."""
+    runs = IncrementalRuns(tmp_path)
+    runs.put("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg")
+    runs.run_again(ALL_BAD)
+    return runs
 
 
-def counts_of(nights: IncrementalRuns, run: RunHandle) -> RowCounts:
-    return RowCounts.from_tables(open_results(run.output_uri, nights.storage), run.name, run.repeats)
+def counts_of(runs: IncrementalRuns, run: RunHandle) -> RowCounts:
+    return RowCounts.from_tables(open_results(run.output_uri, runs.storage), run.name, run.repeats)
 
 
-def tally(nights: IncrementalRuns, run: str, **options: object) -> RowCounts:
-    """What a driver that begins now knows of a run: all of it comes from the tables."""
-    return counts_of(nights, nights.open(run=run, **options))
+def counted_anew(runs: IncrementalRuns, run: str, **options: object) -> RowCounts:
+    """The counts of a driver that starts now: it takes them from the tables."""
+    return counts_of(runs, runs.open(run=run, **options))
 
 
-def errors_of(nights: IncrementalRuns, statuses: dict[str, ImageStatus], **options: object) -> tuple[int, int]:
-    """Do a night; returns its rows that are not ok, and those that count."""
-    opened = nights.open(**options)
-    nights.commit(opened, statuses)
-    counted = tally(nights, opened.name, **options)
+def errors_of(runs: IncrementalRuns, statuses: dict[str, ImageStatus], **options: object) -> tuple[int, int]:
+    """Do a run; return its rows that are not ok, and how many of these count."""
+    opened = runs.open(**options)
+    runs.commit(opened, statuses)
+    counted = counted_anew(runs, opened.name, **options)
     return counted.errors, counted.fresh_errors
 
 
-def test_what_fails_again_does_not_count(nights: IncrementalRuns) -> None:
-    assert errors_of(nights, ALL_BAD) == (3, 0)
-    # And no more in the night after.
-    assert errors_of(nights, ALL_BAD) == (3, 0)
+def test_what_fails_again_does_not_count(runs: IncrementalRuns) -> None:
+    assert errors_of(runs, ALL_BAD) == (3, 0)
+    # Nor in the run after that.
+    assert errors_of(runs, ALL_BAD) == (3, 0)
 
 
-def test_that_images_are_tried_again_excuses_no_others(nights: IncrementalRuns) -> None:
-    nights.put("x.jpg", "y.jpg", "z.jpg", content="junk")
+def test_retried_images_excuse_no_others(runs: IncrementalRuns) -> None:
+    runs.put("x.jpg", "y.jpg", "z.jpg", content="junk")
     bad: dict[str, ImageStatus] = dict.fromkeys(("x.jpg", "y.jpg", "z.jpg"), "unreadable")
-    assert errors_of(nights, bad) == (3, 3)
+    assert errors_of(runs, bad) == (3, 3)
 
 
-def test_one_of_each_kind(nights: IncrementalRuns) -> None:
-    nights.put("x.jpg", "y.jpg")
-    nights.put("b.jpg", "d.jpg", content="other")
-    # a failed before, b is another file by now, d was ok, x is new.
-    assert errors_of(nights, {"a.jpg": "failed", "b.jpg": "failed", "d.jpg": "unreadable", "x.jpg": "missing"}) == (
+def test_one_of_each_kind(runs: IncrementalRuns) -> None:
+    runs.put("x.jpg", "y.jpg")
+    runs.put("b.jpg", "d.jpg", content="other")
+    # a failed before, b has changed since, d was ok, x is new.
+    assert errors_of(runs, {"a.jpg": "failed", "b.jpg": "failed", "d.jpg": "unreadable", "x.jpg": "missing"}) == (
         4,
         3,
     )
 
 
-def test_a_failure_after_an_image_was_ok_is_news(nights: IncrementalRuns) -> None:
-    assert errors_of(nights, {}) == (0, 0)
-    nights.put("a.jpg", content="other")
-    assert errors_of(nights, {"a.jpg": "failed"}) == (1, 1)
-    assert errors_of(nights, {"a.jpg": "failed"}) == (1, 0)
+def test_a_failure_after_an_image_was_ok_is_new(runs: IncrementalRuns) -> None:
+    assert errors_of(runs, {}) == (0, 0)
+    runs.put("a.jpg", content="other")
+    assert errors_of(runs, {"a.jpg": "failed"}) == (1, 1)
+    assert errors_of(runs, {"a.jpg": "failed"}) == (1, 0)
 
 
-def test_a_changed_image_counts_also_where_only_failures_are_done(nights: IncrementalRuns) -> None:
-    nights.put("a.jpg", content="other")
-    assert errors_of(nights, ALL_BAD, select__retry="failed") == (3, 1)
+def test_a_changed_image_counts_also_when_only_failures_are_retried(runs: IncrementalRuns) -> None:
+    runs.put("a.jpg", content="other")
+    assert errors_of(runs, ALL_BAD, select__retry="failed") == (3, 1)
 
 
-def test_another_model_is_no_excuse_for_what_was_ok(nights: IncrementalRuns) -> None:
+def test_images_that_were_ok_with_another_model_count(runs: IncrementalRuns) -> None:
     everything: dict[str, ImageStatus] = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"), "failed")
-    opened = nights.open(fingerprint=OTHER_MODEL)
-    nights.commit(opened, everything)
-    again = nights.open(run=opened.name, fingerprint=OTHER_MODEL)
-    counted = counts_of(nights, again)
+    opened = runs.open(fingerprint=OTHER_MODEL)
+    runs.commit(opened, everything)
+    again = runs.open(run=opened.name, fingerprint=OTHER_MODEL)
+    counted = counts_of(runs, again)
     assert (counted.errors, counted.fresh_errors) == (6, 3)
 
 
-def test_a_full_run_excuses_nothing(nights: IncrementalRuns) -> None:
-    opened = nights.open(select__mode="full", fresh=True)
-    nights.commit(opened, ALL_BAD)
-    counted = tally(nights, opened.name, select__mode="full")
+def test_a_full_run_excuses_nothing(runs: IncrementalRuns) -> None:
+    opened = runs.open(select__mode="full", fresh=True)
+    runs.commit(opened, ALL_BAD)
+    counted = counted_anew(runs, opened.name, select__mode="full")
     assert (counted.errors, counted.fresh_errors) == (3, 3)
 
 
-def test_an_entry_that_is_missing_every_night_is_no_news(nights: IncrementalRuns) -> None:
-    listing = nights.folder / "in.txt"
+def test_an_entry_that_is_missing_in_every_run_counts_once(runs: IncrementalRuns) -> None:
+    listing = runs.folder / "in.txt"
     listing.write_text("in/d.jpg\nin/gone.jpg\n")
     options: dict[str, object] = {"input__uri": str(listing)}
-    assert errors_of(nights, {"gone.jpg": "missing"}, **options) == (1, 1)
-    assert errors_of(nights, {"gone.jpg": "missing"}, **options) == (1, 0)
-    # There is a file now, and it is junk.
-    nights.put("gone.jpg", content="junk")
-    assert errors_of(nights, {"gone.jpg": "unreadable"}, **options) == (1, 1)
+    assert errors_of(runs, {"gone.jpg": "missing"}, **options) == (1, 1)
+    assert errors_of(runs, {"gone.jpg": "missing"}, **options) == (1, 0)
+    # The file exists now, and is junk.
+    runs.put("gone.jpg", content="junk")
+    assert errors_of(runs, {"gone.jpg": "unreadable"}, **options) == (1, 1)
 
 
-def test_a_manifest_of_an_older_release_is_completed_from_the_earlier_rows(nights: IncrementalRuns) -> None:
-    nights.put("x.jpg", content="junk")
-    nights.put("b.jpg", content="other")
-    opened = nights.open()
+def test_a_manifest_of_an_older_release_is_completed_from_the_earlier_rows(runs: IncrementalRuns) -> None:
+    runs.put("x.jpg", content="junk")
+    runs.put("b.jpg", content="other")
+    opened = runs.open()
     assert opened.manifest.selection["retried"] == 2
-    nights.commit(opened, {**ALL_BAD, "x.jpg": "unreadable"}, shards=1)
-    parts = sorted((nights.folder / "out/runs" / opened.name / "manifest").glob("*.parquet"))
+    runs.commit(opened, {**ALL_BAD, "x.jpg": "unreadable"}, shards=1)
+    parts = sorted((runs.folder / "out/runs" / opened.name / "manifest").glob("*.parquet"))
     assert parts
     for part in parts:
         table = pq.read_table(part)
         pq.write_table(table.drop_columns(["failed_before"]), part)
-    again = nights.open(run=opened.name)
+    again = runs.open(run=opened.name)
     flags = [ref.failed_before for index in range(again.shard_count) for ref in again.read_shard(index).images]
     assert flags == [True, False, True, False]
-    nights.commit(again, {**ALL_BAD, "x.jpg": "unreadable"})
-    counted = tally(nights, opened.name)
+    runs.commit(again, {**ALL_BAD, "x.jpg": "unreadable"})
+    counted = counted_anew(runs, opened.name)
     assert (counted.errors, counted.fresh_errors) == (4, 2)
 
 
-def test_the_manifest_says_which_images_failed_before(nights: IncrementalRuns) -> None:
-    nights.put("x.jpg")
-    opened = nights.open()
-    part = nights.folder / "out/runs" / opened.name / "manifest/part-00000.parquet"
+def test_the_manifest_records_which_images_failed_before(runs: IncrementalRuns) -> None:
+    runs.put("x.jpg")
+    opened = runs.open()
+    part = runs.folder / "out/runs" / opened.name / "manifest/part-00000.parquet"
     table = pq.read_table(part)
     assert table.schema.field("failed_before").type == pa.bool_()
     assert table.column("failed_before").to_pylist() == [True, True, True, False]
 
 
-def test_the_driver_counts_what_it_puts_together_itself() -> None:
+def test_the_driver_counts_repeats_in_shards_that_it_assembles() -> None:
     images = tuple(ImageRef(f"/in/{number}.png", failed_before=number < 2) for number in range(4))
     rest = ShardFailure(0, "storage", "the store is away")
     settled = ShardOutcome(0, 4, rest=rest)
@@ -181,8 +181,8 @@ def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_one_worker")
-def test_images_that_are_ok_by_now_do_not_excuse_new_junk(tmp_path: Path) -> None:
-    """Six images too large; then the limit is lifted, and six new files are junk: half of the night failed."""
+def test_retried_images_that_are_ok_do_not_excuse_new_junk(tmp_path: Path) -> None:
+    """Six images are too large; then the limit is lifted, and six new files are junk: half of the run fails."""
     for path in write_images(tmp_path / "in", 6):
         write_image(path, (300, 400))
     first = work(tmp_path, images__max_pixels=1000)
@@ -207,7 +207,7 @@ def test_a_session_counts_repeats_as_the_next_one_does(tmp_path: Path) -> None:
     options: dict[str, object] = {"select__mode": "incremental", "images__max_pixels": 1001}
     second = work(tmp_path, **options)
     assert (second.errors, second.repeated_errors, second.statuses) == (1, 6, {"too_large": 6, "unreadable": 1})
-    # The one new image is bad, and no other is ok: no floor covers that.
+    # The one new image is bad and no other is ok, so max_errors does not apply.
     assert (second.status, second.max_errors) == ("over_error_budget", 5)
     third = work(tmp_path, **options, run=second.run)
     assert (third.errors, third.repeated_errors) == (1, 6)
@@ -217,13 +217,13 @@ def test_a_session_counts_repeats_as_the_next_one_does(tmp_path: Path) -> None:
     assert (fourth.errors, fourth.repeated_errors, fourth.status) == (0, 6, "complete")
 
 
-def test_the_summary_of_excused_failures_is_complete(nights: IncrementalRuns) -> None:
-    opened = nights.open()
-    nights.commit(opened, ALL_BAD)
+def test_the_summary_of_repeated_failures_is_complete(runs: IncrementalRuns) -> None:
+    opened = runs.open()
+    runs.commit(opened, ALL_BAD)
     summary = summarise(
         opened.name,
-        tally(nights, opened.name),
-        nights.spec().retry,
+        counted_anew(runs, opened.name),
+        runs.spec().retry,
         images=opened.image_count,
         is_planned=opened.is_planned,
         model="htc_lite0_fpn",

@@ -1,15 +1,17 @@
-"""Which images an incremental run does: the comparison of versions, case by case, and what is asked of the store."""
+"""Selection: the comparison of versions, case by case, and which images are statted."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from pipeline.errors import NotFoundError
 from pipeline.inputs.image_ref import ImageRef, image_id
-from pipeline.planning.history import EVENT, OK, History, build_history, hash_etags
+from pipeline.planning.history import EVENT, MISSING, OK, PERMANENT, TRANSIENT, History, build_history, hash_etags
 from pipeline.planning.selection import BATCH_IMAGES, RunCompatibility, Selection
 from pipeline.storage.objects import ObjectInfo
+from pipeline.storage.storage import Storage
 
 URI = "s3://bucket/a.jpg"
 SAME = np.array([True])
@@ -17,13 +19,13 @@ SAME = np.array([True])
 
 @dataclass
 class Store:
-    """Answers `stat` alone; knows one object, or none."""
+    """Implements `stat` only; has one object, or none."""
 
     known: ObjectInfo | None = None
-    asked: int = 0
+    stats: int = 0
 
     def stat(self, uri: str) -> ObjectInfo:
-        self.asked += 1
+        self.stats += 1
         if self.known is None:
             raise NotFoundError(f"{uri} was not found.")
         return self.known
@@ -54,7 +56,7 @@ def selection_of(history: History, store: Store | None = None) -> Selection:
         (("e1", 10), ("e1", 10), "unchanged"),
         (("e1", 10), ("e1", 11), "unchanged"),
         (("e1", 10), ("e2", 10), "changed"),
-        # Where one has none, by their sizes: an empty object has one as well.
+        # Where one has no etag, by their sizes, which may be 0.
         (("e1", 10), (None, 10), "unchanged"),
         ((None, 10), ("e1", 10), "unchanged"),
         ((None, 10), (None, 10), "unchanged"),
@@ -64,7 +66,7 @@ def selection_of(history: History, store: Store | None = None) -> Selection:
         ((None, 1), (None, 1), "unchanged"),
         ((None, 0), (None, 1), "changed"),
         ((None, 1), (None, 0), "changed"),
-        # Where one has neither, nobody can say that it is the same.
+        # Where one has neither, they count as different.
         ((None, -1), (None, 10), "changed"),
         (("e1", -1), (None, 10), "changed"),
         ((None, -1), ("e1", 10), "changed"),
@@ -80,27 +82,73 @@ def test_versions_are_compared_by_what_both_have(
     assert len(chosen) == (reason == "changed")
 
 
-def test_a_version_that_the_listing_lacks_is_asked_of_the_store() -> None:
+# Kind and version of the newest row, its run (0: same model and limits, 1: same model, 2: another model), the order of
+# an ok row of this version that is older (None for none); then the reasons with retry transient, none, failed.
+ROWS = [
+    (OK, 10, 0, None, ("unchanged", "unchanged", "unchanged")),
+    (TRANSIENT, 10, 2, 0, ("unchanged", "unchanged", "retried")),
+    (OK, 11, 0, None, ("changed", "changed", "not_selected")),
+    (TRANSIENT, 11, 0, None, ("changed", "changed", "retried")),
+    (PERMANENT, 10, 0, None, ("not_ok", "not_ok", "retried")),
+    (PERMANENT, 10, 1, None, ("retried", "not_ok", "retried")),
+    (MISSING, 10, 0, None, ("retried", "not_ok", "retried")),
+    (OK, 10, 2, None, ("other_model", "other_model", "not_selected")),
+    (PERMANENT, 10, 2, None, ("other_model", "other_model", "retried")),
+]
+
+
+@pytest.mark.parametrize(("kind", "size", "run", "ok_run", "reasons"), ROWS)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_reason_depends_on_the_rows_and_on_retry(  # noqa: PLR0917
+    kind: int, size: int, run: int, ok_run: int | None, reasons: tuple[str, str, str], place: int
+) -> None:
+    events = np.zeros(1 if ok_run is None else 2, EVENT)
+    events[0] = (image_id(URI), 0, size, run, 0, kind)
+    if ok_run is not None:
+        events[1] = (image_id(URI), 0, 10, ok_run, 0, OK)
+    runs = RunCompatibility(np.array([True, True, False]), np.array([True, False, True]), np.ones(3, bool))
+    retries: list[Literal["none", "transient", "failed"]] = ["transient", "none", "failed"]
+    selection = Selection(build_history([events]), runs, retry=retries[place], where_ids=None, storage=Storage())
+    list(selection.choose([ImageRef(URI, bytes=10)]))
+    assert +selection.counts == {reasons[place]: 1}
+
+
+@pytest.mark.parametrize(("is_included", "reason"), [(True, "other_model"), (False, "not_selected")])
+def test_where_chooses_among_images_of_another_model(is_included: bool, reason: str) -> None:
+    other = np.array([False])
+    where_ids = np.array([image_id(URI)] if is_included else [], np.int64)
+    selection = Selection(
+        history_of((URI, None, 10)),
+        RunCompatibility(other, SAME, SAME),
+        retry="transient",
+        where_ids=where_ids,
+        storage=Storage(),
+    )
+    list(selection.choose([ImageRef(URI, bytes=10)]))
+    assert +selection.counts == {reason: 1}
+
+
+def test_an_image_listed_without_a_version_is_statted() -> None:
     history = history_of((URI, "e1", 10))
     store = Store(ObjectInfo(URI, bytes=12, etag="e1"))
     assert list(selection_of(history, store).choose([ImageRef(URI)])) == []
     store.known = ObjectInfo(URI, bytes=12, etag="e2")
     assert list(selection_of(history, store).choose([ImageRef(URI)])) == [ImageRef(URI, bytes=12, etag="e2")]
-    # One that cannot be asked for is done: reading it will say why.
+    # An image that cannot be statted is done; reading it gives the reason.
     store.known = None
     assert list(selection_of(history, store).choose([ImageRef(URI)])) == [ImageRef(URI)]
-    assert store.asked == 3
+    assert store.stats == 3
 
 
-def test_images_that_are_new_or_lie_in_a_container_are_not_asked_for() -> None:
+def test_new_images_and_members_of_containers_are_not_statted() -> None:
     store = Store()
     other = ImageRef("s3://bucket/b.jpg")
     member = ImageRef(URI, container="s3://bucket/a.tar")
     assert list(selection_of(history_of((URI, "e1", 10)), store).choose([other, member])) == [other, member]
-    assert store.asked == 0
+    assert store.stats == 0
 
 
-def test_what_was_chosen_before_the_planning_was_cut_off_is_not_chosen_again() -> None:
+def test_images_planned_before_an_interruption_are_not_chosen_again() -> None:
     first, second = ImageRef(URI, bytes=11), ImageRef("s3://bucket/b.jpg", bytes=11)
     selection = selection_of(history_of((URI, None, 10)))
     selection.resume(np.array([image_id(first.uri)]), {"changed": 1})

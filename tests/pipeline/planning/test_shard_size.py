@@ -1,4 +1,4 @@
-"""Images per shard where the spec leaves them open: every worker gets several, and a run keeps what it began with."""
+"""Images per shard where the spec leaves them open: every worker gets several shards, and a run keeps its size."""
 
 import json
 import tarfile
@@ -59,14 +59,14 @@ def test_size(images: int, workers: int, size: int) -> None:
 
 @pytest.mark.parametrize("images", [0, 1, 25, 200, 2_047, 2_048, 2_049, 5_000])
 @pytest.mark.parametrize("workers", [1, 2, 7])
-def test_what_is_listed_ahead_suffices_for_the_size_of_all(images: int, workers: int) -> None:
+def test_the_size_is_that_for_the_complete_listing(images: int, workers: int) -> None:
     numbers = iter(range(images))
     size, listed = look_ahead(numbers, workers)  # type: ignore[arg-type]
     assert size == choose_shard_images(images, workers)
     assert list(listed) == list(range(images))  # type: ignore[comparison-overlap]
 
 
-def test_no_more_is_listed_ahead_than_makes_a_difference() -> None:
+def test_no_more_is_listed_ahead_than_needed() -> None:
     numbers = iter(range(10**9))
     size, _ = look_ahead(numbers, 1)  # type: ignore[arg-type]
     assert (size, next(numbers)) == (256, 1025)
@@ -93,7 +93,7 @@ def test_a_listing_longer_than_a_part_keeps_one_size(tmp_path: Path) -> None:
     assert planned == [f"/photos/{number:07d}.jpg" for number in range(3_000)]
 
 
-def test_the_members_of_a_container_are_cut_alike(tmp_path: Path) -> None:
+def test_the_members_of_a_container_are_sharded_in_the_same_way(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 25)
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in" / "photos.tar", "w") as container:
@@ -103,7 +103,7 @@ def test_the_members_of_a_container_are_cut_alike(tmp_path: Path) -> None:
     assert (run.image_count, run.shard_count) == (25, 7)
 
 
-def test_an_explicit_number_stays(tmp_path: Path) -> None:
+def test_an_explicit_number_is_kept(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 5)
     assert opened(spec_for(tmp_path, compute__shard_images=256)).shard_count == 1
     assert (
@@ -119,7 +119,7 @@ def test_a_resumed_run_keeps_its_shards_on_a_larger_machine(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [256, 10])
-def test_a_run_of_the_former_release_goes_on_with_the_default(tmp_path: Path, size: int) -> None:
+def test_a_run_of_an_older_release_is_resumed_with_the_default(tmp_path: Path, size: int) -> None:
     write_images(tmp_path / "in", 25)
     first = opened(spec_for(tmp_path, compute__shard_images=size))
     record = tmp_path / "out" / "runs" / first.name / "run.json"
@@ -128,7 +128,7 @@ def test_a_run_of_the_former_release_goes_on_with_the_default(tmp_path: Path, si
     assert (again.state, again.shard_count) == ("resumed", -(-25 // size))
 
 
-def test_another_explicit_number_is_refused_and_the_chosen_one_is_not(tmp_path: Path) -> None:
+def test_another_explicit_number_is_refused_and_the_chosen_one_accepted(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 25)
     opened(spec_for(tmp_path))
     with pytest.raises(RunMismatchError, match=r"compute\.shard_images: 4 then, 256 now"):
@@ -136,13 +136,13 @@ def test_another_explicit_number_is_refused_and_the_chosen_one_is_not(tmp_path: 
     assert opened(spec_for(tmp_path, compute__shard_images=4)).state == "resumed"
 
 
-def test_an_incremental_run_is_cut_by_what_it_has_to_do(tmp_path: Path) -> None:
+def test_an_incremental_run_is_sharded_by_its_images_to_do(tmp_path: Path) -> None:
     write_images(tmp_path / "in", 8)
     run = opened(spec_for(tmp_path, select__mode="incremental"))
     assert (run.image_count, run.shard_count) == (8, 8)
 
 
-def test_the_workers_that_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_expected_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_plan, "local_cpus", lambda: 6)
     monkeypatch.setattr(worker_plan, "local_gpus", lambda: 0)
     monkeypatch.setattr(worker_plan, "usable_memory", lambda: 64 * 2**30)
@@ -158,7 +158,7 @@ def test_the_workers_that_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected_workers(ComputeSection(gpus_per_worker=99.0), cluster) == 1
 
 
-def test_gpus_are_counted_by_their_devices_and_what_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_counted_by_device_files_and_visibility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -14,7 +14,7 @@ from jobs.scheduling.firing import firing_name
 from pipeline.errors import SpecError
 from pipeline.runs.names import taken_for
 from pipeline.storage.storage import Storage
-from tests.support.builders.finished_runs import finish_run, open_night, write_inputs
+from tests.support.builders.finished_runs import begin_run, finish_run, write_inputs
 
 OTHERS = {
     "a number": [
@@ -39,7 +39,7 @@ def test_no_new_run_has_a_name_that_readers_take_for_something_else(tmp_path: Pa
     images = write_inputs(tmp_path / "in", 1)
     assert taken_for(name) == kind
     with pytest.raises(SpecError, match=f"as {kind}.*--run run-{name}"):
-        open_night(images, str(tmp_path / "out"), name)
+        begin_run(images, str(tmp_path / "out"), name)
     assert not (tmp_path / "out" / "runs").exists()
 
 
@@ -66,7 +66,7 @@ def test_an_existing_run_with_such_a_name_is_resumed(tmp_path: Path) -> None:
         (tmp_path / "out" / folder.format("r007")).rename(tmp_path / "out" / folder.format("007"))
     record = tmp_path / "out/runs/007/run.json"
     record.write_text(record.read_text().replace('"run": "r007"', '"run": "007"'))
-    again = open_night(images, output, "007", storage=Storage())
+    again = begin_run(images, output, "007", storage=Storage())
     assert (again.name, again.state, again.todo()) == ("007", "resumed", [1])
 
 

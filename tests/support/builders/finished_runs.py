@@ -1,4 +1,4 @@
-"""Runs as `htc run` leaves them, written through the pipeline's own doors without a network or photos."""
+"""Runs as `htc run` leaves them, written with the pipeline's own functions, without a model or real images."""
 
 import threading
 from collections.abc import Callable
@@ -16,31 +16,31 @@ from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha256": "0" * 64, "trained": True}
-FIRST_NIGHT = datetime(2026, 3, 1, 2, tzinfo=UTC)
-# Two by two pixels at (1, 1) of a picture of 5 by 4, whose columns are counted: 5 off, 2 on, 2 off, 2 on, 9 off.
+FIRST_DAY = datetime(2026, 3, 1, 2, tzinfo=UTC)
+# Two by two pixels at (1, 1) of an image of 5 by 4 pixels, counted by columns: 5 off, 2 on, 2 off, 2 on, 9 off.
 MASK = {"size": [4, 5], "counts": "52207"}
 
 
 class PowerCutError(BaseException):
-    """Nothing of the process lives on; no `except Exception` may hold it."""
+    """The process dies: a BaseException, so that no `except Exception` catches it."""
 
 
-class MeddledStorage(Storage):
-    """Calls a function after each write and each deletion, and dies for good when it is told to."""
+class HookedStorage(Storage):
+    """Calls a function after each write and each deletion; raises PowerCutError from change `dies_before` on."""
 
     def __init__(self, after: Callable[[int], None] = lambda _: None, *, dies_before: int | None = None) -> None:
         super().__init__()
         self.after = after
         self.dies_before = dies_before
         self.changes = 0
-        # Removals run in threads, and `after` is to look at one state.
+        # Files are removed in threads, and `after` must see one state.
         self._one_by_one = threading.Lock()
 
     def write(self, uri: str, payload: bytes) -> None:
-        self._count(lambda: super(MeddledStorage, self).write(uri, payload))
+        self._count(lambda: super(HookedStorage, self).write(uri, payload))
 
     def delete(self, uri: str) -> None:
-        self._count(lambda: super(MeddledStorage, self).delete(uri))
+        self._count(lambda: super(HookedStorage, self).delete(uri))
 
     def _count(self, change: Callable[[], None]) -> None:
         with self._one_by_one:
@@ -52,35 +52,35 @@ class MeddledStorage(Storage):
 
 
 def write_inputs(folder: Path, count: int) -> str:
-    """Make files that are listed as images; nobody decodes them."""
+    """Make files that are listed as images and cannot be decoded."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (folder / f"{number:04d}.jpg").write_bytes(b"x")
     return str(folder)
 
 
-def open_night(
+def begin_run(
     input_uri: str,
     output_uri: str,
     run: str,
     *,
-    night: int = 0,
+    day: int = 0,
     shard_images: int = 2,
     storage: Storage | None = None,
     take_lease: LeaseTaker | None = None,
     mode: str = "full",
 ) -> RunHandle:
-    """Begin a run, or go on with it, as the driver does.
+    """Begin or resume a run, as the driver does.
 
     Args:
-        night: days after FIRST_NIGHT that it began.
-        take_lease: takes its lease; None takes none.
+        day: of the run's beginning, counted from FIRST_DAY.
+        take_lease: takes its lease; None for no lease.
         mode: "full" or "incremental".
     """
     overrides: dict[str, object] = {"input.uri": input_uri, "output.uri": output_uri, "select.mode": mode}
     overrides |= {"compute.shard_images": shard_images, "select.max_deleted_share": 1.0}
     spec = load_spec(None, {**overrides, "model.preset": "htc_r50_fpn", "model.weights": "untrained"})
-    now = FIRST_NIGHT + timedelta(days=night)
+    now = FIRST_DAY + timedelta(days=day)
     return open_run(spec, FINGERPRINT, storage or Storage(), run=run, now=now, take_lease=take_lease)
 
 
@@ -89,7 +89,7 @@ def finish_run(
     output_uri: str,
     run: str,
     *,
-    night: int = 0,
+    day: int = 0,
     shard_images: int = 2,
     instances: int = 2,
     only_shards: int | None = None,
@@ -97,14 +97,14 @@ def finish_run(
     is_ok: Callable[[str], bool] = lambda _: True,
     mode: str = "full",
 ) -> RunHandle:
-    """Run over all files of the input as a worker and a driver would leave it.
+    """Write a run over all files of the input as the workers and the driver leave it.
 
     Args:
-        night, mode: see `open_night`.
-        only_shards: how many shards are committed, without a summary then; None commits all.
+        day, mode: see `begin_run`.
+        only_shards: the number of shards to commit, without a summary; None commits all and writes the summary.
     """
     store = storage or Storage()
-    began = open_night(input_uri, output_uri, run, night=night, shard_images=shard_images, storage=store, mode=mode)
+    began = begin_run(input_uri, output_uri, run, day=day, shard_images=shard_images, storage=store, mode=mode)
     rows: list[ImageRow] = []
     for shard in range(began.shard_count if only_shards is None else only_shards):
         made = [_rows_of(ref, shard, instances, is_ok) for ref in began.read_shard(shard).images]
@@ -117,7 +117,7 @@ def finish_run(
 
 
 def tables_of(output_uri: str, run: str | None = None, storage: Storage | None = None) -> dict[str, list[str]]:
-    """Everything that readers see, as sorted text: two readings that differ in one value differ here."""
+    """All rows that readers see, as sorted text, for comparison."""
     results = open_results(output_uri, storage)
     return {
         "images": sorted(map(str, results.images(run).to_pylist())),

@@ -1,4 +1,4 @@
-"""Outputs of several nights, written by hand: what each run says of each image."""
+"""Outputs of several runs, written by hand: the status of each image in each run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ BOX = {"x": 0.0, "y": 0.0, "width": 1.0, "height": 1.0}
 
 
 @dataclass(frozen=True)
-class Night:
-    """One run: the status by image, the images found deleted, and what its record says of itself."""
+class WrittenRun:
+    """One run: the status by image, the deleted images, and what its record holds."""
 
     statuses: Mapping[str, ImageStatus]
     deleted: Sequence[str] = ()
@@ -26,21 +26,23 @@ class Night:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_nights(output: Path, nights: Sequence[Night]) -> None:
+def write_runs(output: Path, runs: Sequence[WrittenRun]) -> None:
     """Write runs 0, 1, ..., each ok image with one instance whose category is the run's name."""
-    for number, night in enumerate(nights):
+    for number, written in enumerate(runs):
         run = str(number)
         rows = [
-            build_image_row(ImageRef(uri, etag=night.etags.get(uri)), shard=0, model="m", status=status)
-            for uri, status in night.statuses.items()
+            build_image_row(ImageRef(uri, etag=written.etags.get(uri)), shard=0, model="m", status=status)
+            for uri, status in written.statuses.items()
         ]
         found = [_instance(row.uri, run) for row in rows if row.status == "ok"]
         commit_shard(Storage(), str(output), run, 0, rows, found)
-        marks = [{"image_id": image_id(uri), "uri": uri, "last_run": "0", "last_ok_run": None} for uri in night.deleted]
-        table = DELETIONS_SCHEMA.empty_table().from_pylist(marks, schema=DELETIONS_SCHEMA)
+        deleted = [
+            {"image_id": image_id(uri), "uri": uri, "last_run": "0", "last_ok_run": None} for uri in written.deleted
+        ]
+        table = DELETIONS_SCHEMA.empty_table().from_pylist(deleted, schema=DELETIONS_SCHEMA)
         write_deletions(Storage(), str(output), run, iter([table]))
-        counts = {"image_count": len(rows), "shard_count": 1, "selection": {"deleted": len(marks)}}
-        content = {"spec": {}, "identity": {}, "fingerprint": {}, "manifest": counts, **night.record}
+        counts = {"image_count": len(rows), "shard_count": 1, "selection": {"deleted": len(deleted)}}
+        content = {"spec": {}, "identity": {}, "fingerprint": {}, "manifest": counts, **written.record}
         record = RunRecord(run=run, created=f"2026-01-{number + 1:02d}", versions={}, **content)
         write_record(Storage(), str(output), record)
 

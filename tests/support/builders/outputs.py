@@ -1,4 +1,4 @@
-"""An output folder as a run leaves it, written through pipeline.output.rows, without a network."""
+"""An output folder as a run leaves it, written with the pipeline's own functions, without a model."""
 
 import shutil
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha2
 
 @dataclass(frozen=True)
 class Output:
-    """What a test needs to know of the folder: its path, the input's path, the spec, the run."""
+    """The output's folder, the input's folder, the spec and the run."""
 
     folder: Path
     photos: Path
@@ -42,13 +42,13 @@ def ellipse_mask(height: int, width: int) -> np.ndarray:
 
 
 def encoded(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as the tables hold it."""
+    """A mask in the tables' format."""
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def instance_row(ref: Any, number: int, score: float, size: tuple[int, int], category: str) -> InstanceRow:
-    """One instance: an ellipse in the middle of the photo."""
+    """One instance: an ellipse in the middle of the image."""
     mask = ellipse_mask(*size)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = {
@@ -112,7 +112,7 @@ def make_output_folder(
     run = open_run(spec, {**FINGERPRINT, "trained": trained}, storage, run="night")
     for shard in (0, 1):
         commit(run, shard, storage, scores)
-    # Cut off between its two parts: the instances are there, the images part that would commit them is not.
+    # A shard interrupted between its two parts: without the part of images it is not committed.
     orphan = instance_row(run.read_shard(2).images[0], 0, 0.99, (33, 47), "orphan")
     part = encode_part([orphan], INSTANCES_SCHEMA, InstanceRow, run=run.name)
     storage.write(instances_part(run.output_uri, run.name, 2), part)

@@ -1,4 +1,4 @@
-"""Nights over a folder without workers: plan a run, commit it by hand, and tell what was chosen."""
+"""Runs over a folder without workers: plan a run, commit it by hand, and see which images it has."""
 
 import os
 from collections.abc import Mapping
@@ -27,16 +27,16 @@ from pipeline.storage.storage import Storage
 
 FINGERPRINT = {"preset": "htc_lite0_fpn", "weights_sha256": "a" * 64, "config_sha256": "c" * 64, "trained": True}
 OTHER_MODEL = {**FINGERPRINT, "weights_sha256": "b" * 64}
-MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass
 class IncrementalRuns:
-    """A folder of images, tables beside it, and a clock that goes on by a day with each night."""
+    """A folder of images, an output beside it, and a clock that advances by a day with each run."""
 
     folder: Path
     storage: Storage = field(default_factory=Storage)
-    nights: int = 0
+    days: int = 0
 
     def put(self, *names: str, content: str = "x") -> None:
         """Write images; the same content again leaves an image unchanged."""
@@ -44,7 +44,7 @@ class IncrementalRuns:
             path = self.folder / "in" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
-            # Local versions are made of time and size: the time is the content's here.
+            # A local file's version is its time and size; the time depends on the content here.
             os.utime(path, ns=(0, sum(content.encode()) * 10**9))
 
     def remove(self, *names: str) -> None:
@@ -70,17 +70,17 @@ class IncrementalRuns:
         is_held: bool = False,
         **overrides: object,
     ) -> RunHandle:
-        """Begin a night, or go on with one; `is_held`: take its lease, as drivers do."""
-        self.nights += 1
-        moment = MIDNIGHT + timedelta(days=self.nights)
-        spec, door = self.spec(**overrides), storage or self.storage
-        lease_taker: LeaseTaker | None = (lambda name: take_lease(door, spec.output.uri, name)) if is_held else None
-        return open_run(spec, fingerprint, door, run=run, fresh=fresh, now=moment, take_lease=lease_taker)
+        """Begin or resume a run; `is_held`: take its lease, as drivers do."""
+        self.days += 1
+        moment = FIRST_DAY + timedelta(days=self.days)
+        spec, store = self.spec(**overrides), storage or self.storage
+        taker: LeaseTaker | None = (lambda name: take_lease(store, spec.output.uri, name)) if is_held else None
+        return open_run(spec, fingerprint, store, run=run, fresh=fresh, now=moment, take_lease=taker)
 
     def commit(
         self, run: RunHandle, statuses: Mapping[str, ImageStatus] | None = None, shards: int | None = None
     ) -> None:
-        """Commit a night's shards, or the first ones; all images are ok but for those in `statuses`."""
+        """Commit all shards of a run, or the first ones; images are ok except those in `statuses`."""
         for index in run.todo()[:shards]:
             rows = []
             for ref in run.read_shard(index).images:
@@ -93,8 +93,8 @@ class IncrementalRuns:
         if not run.todo():
             run.write_summary({"status": "complete"})
 
-    def night(self, statuses: Mapping[str, ImageStatus] | None = None, **options: Any) -> list[str]:
-        """Plan and commit a whole night, and return the images it did."""
+    def run_again(self, statuses: Mapping[str, ImageStatus] | None = None, **options: Any) -> list[str]:
+        """Plan and commit a new run, and return the names of its images."""
         run = self.open(**options)
         assert run.state == "new"
         self.commit(run, statuses)
@@ -102,12 +102,12 @@ class IncrementalRuns:
 
 
 def names_of(run: RunHandle) -> list[str]:
-    """The images of a run, in the order of its manifest."""
+    """The file names of a run's images, in the order of its manifest."""
     return [Path(ref.uri).name for index in range(run.shard_count) for ref in run.read_shard(index).images]
 
 
 def counts_of(run: RunHandle) -> dict[str, int]:
-    """What the run's record says of the selection, without zeros."""
+    """The run's selection counts that are not 0."""
     return {reason: count for reason, count in run.manifest.selection.items() if count}
 
 
