@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from jobs.maintenance.iceberg.catalog import DEFAULT_NAMESPACE, catalog_errors_in_words, open_catalog
+from jobs.maintenance.iceberg.catalog import DEFAULT_NAMESPACE, open_catalog, translated_catalog_errors
 from jobs.maintenance.run_lease import hold_run
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.errors import SpecError
@@ -115,7 +115,7 @@ def opened_publisher(
     opened = open_catalog(catalog, results.output_uri, section)
     from jobs.maintenance.iceberg.publisher import Publisher
 
-    with catalog_errors_in_words(opened.label):
+    with translated_catalog_errors(opened.label):
         yield results, Publisher(opened, namespace, results.output_uri, results.storage)
 
 

@@ -20,8 +20,8 @@ def hold_run(storage: Storage, output_uri: str, run: str) -> Iterator[Lease]:
         lease = take_lease(storage, output_uri, run, report=say)
     except RunHeldError as error:
         # The part after the semicolon is advice about drivers.
-        who = str(error).partition("; ")[0].rstrip(".")
-        raise RunHeldError(f"{who}; try again when that has ended.") from error
+        holder = str(error).partition("; ")[0].rstrip(".")
+        raise RunHeldError(f"{holder}; try again when that has ended.") from error
     try:
         yield lease
     finally:

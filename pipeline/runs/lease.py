@@ -207,7 +207,7 @@ class Lease:
             self._holder = holder
             if version is not None:
                 self._renewed_s = began_s
-            # Otherwise another driver wrote between our read and our write, or the answer to our own write was lost:
+            # Otherwise another driver wrote between this read and this write, or the answer to the write was lost:
             # the next heartbeat finds out which.
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""An output as nights leave it, and its Iceberg tables as others read them."""
+"""An output of several runs, and its Iceberg tables as pyiceberg reads them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ from pyiceberg.catalog import load_catalog
 from jobs.maintenance.publish import publish_output
 from tests.support.builders.finished_runs import finish_run, write_inputs
 
-# What publishing ends with while the run "cut" of `make_nights` is left out.
+# The exit code of publishing while the run "cut" of `make_runs` is left out.
 LEFT_OUT = 1
 
 
-def make_nights(tmp_path: Path) -> Path:
-    """Make a folder of an awkward name, with two complete nights in its `out` and one that was cut off."""
+def make_runs(tmp_path: Path) -> Path:
+    """Make a folder with an awkward name, with two complete runs and an unfinished one in its `out`."""
     folder = tmp_path / "a b#c%20 ü[1]"
     images = write_inputs(folder / "in", 4)
     for night in range(2):
@@ -23,17 +23,17 @@ def make_nights(tmp_path: Path) -> Path:
 
 
 def catalog_of(folder: Path) -> str:
-    """Where the folder's catalog is, as SQLAlchemy spells it."""
+    """The URL of the folder's catalog, as in SQLAlchemy."""
     return f"sqlite:///{folder}/catalog.db".replace("%", "%25")
 
 
 def publish(folder: Path, **options: Any) -> int:
-    """What `htc publish` does."""
+    """Do what `htc publish` does."""
     return publish_output(str(folder / "out"), catalog_of(folder), **options)
 
 
 def load(folder: Path, table: str) -> Any:
-    """Open a table as the documentation tells readers to."""
+    """Open a table as described in the documentation."""
     return load_catalog("htc", type="sql", uri=catalog_of(folder)).load_table(f"htc.{table}")
 
 
@@ -43,7 +43,7 @@ def published(folder: Path, table: str = "images") -> list[str]:
 
 
 def runs_in(folder: Path, table: str = "images") -> set[str]:
-    """The runs that the rows are of."""
+    """The runs of the rows."""
     return set(load(folder, table).scan(selected_fields=("run",)).to_arrow().column("run").to_pylist())
 
 

@@ -1,4 +1,4 @@
-"""The catalog that `htc publish` writes to: one in a SQLite file, or one that pyiceberg's own configuration names."""
+"""Opens the catalog of `htc publish`: one in a SQLite file, or one that pyiceberg's own configuration names."""
 
 import os
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     from pipeline.storage.config import StorageSection
 
-# A catalog in SQL holds several by name; ours are all called so, and whoever reads one must say the same.
+# A SQL database can hold several catalogs by name; readers must give this one.
 SQL_CATALOG_NAME = "htc"
 DEFAULT_NAMESPACE = "htc"
 SQLITE = "sqlite:///"
-# pyiceberg would take pyarrow's S3 client, which knows fewer kinds of credentials than the one that the run used.
+# By default pyiceberg uses pyarrow's S3 client, which supports fewer kinds of credentials than the run's client.
 S3_FILES = "pyiceberg.io.fsspec.FsspecFileIO"
 
 
 @dataclass(frozen=True)
 class OpenCatalog:
-    """A catalog and how it is called.
+    """A catalog and its label.
 
-    label: as `pipeline.maintenance.publications` notes it, the same from whatever folder one
-    asks. location: where the metadata of new tables goes; None leaves that to the catalog.
+    label: its name as `pipeline.maintenance.publications` records it, which does not depend on the working folder.
+    location: where the metadata of new tables goes; None leaves that to the catalog.
     """
 
     catalog: "Catalog"
@@ -43,31 +43,32 @@ class OpenCatalog:
 
 
 def catalog_label(name: str) -> str:
-    """Say a catalog's name so that it means the same in every folder.
+    """Return a catalog's name in a form that does not depend on the working folder.
 
-    A SQLite file's is a URL, as for SQLAlchemy and pyiceberg: a percent sign in the path is written %25.
+    For a SQLite file it is a URL, as in SQLAlchemy and pyiceberg: a percent sign in the path is written %25.
 
     Raises:
-        SpecError: it is none.
+        SpecError: it is not the name of a catalog.
     """
     if name.startswith(SQLITE):
         path = _sqlite_path(name)
         return URL.create("sqlite", database=str(home_path(path).absolute())).render_as_string()
     if "://" in name or not name.strip():
         raise SpecError(
-            f"{redact(name)!r} is no catalog: --iceberg takes {SQLITE}/path/to/catalog.db, or a name from pyiceberg's "
-            "own configuration (~/.pyiceberg.yaml, PYICEBERG_CATALOG__NAME__URI)."
+            f"{redact(name)!r} is not a catalog: --iceberg takes {SQLITE}/path/to/catalog.db, or a name from "
+            "pyiceberg's own configuration (~/.pyiceberg.yaml, PYICEBERG_CATALOG__NAME__URI)."
         )
     return name
 
 
 def open_catalog(name: str, output_uri: str, section: "StorageSection") -> OpenCatalog:
-    """Open a catalog; a SQLite file that does not exist is made.
+    """Open a catalog; a SQLite file that does not exist is created.
 
-    The metadata of a SQLite catalog's tables lies in OUTPUT/iceberg, beside the files that it names.
+    The metadata of a SQLite catalog's tables is in OUTPUT/iceberg, beside the folders of the files that it names.
 
     Raises:
-        SpecError: pyiceberg is not installed, or there is no such catalog, or it cannot be reached.
+        SpecError: pyiceberg is not installed, or there is no such catalog.
+        StorageError: it cannot be reached.
     """
     label = catalog_label(name)
     try:
@@ -75,31 +76,31 @@ def open_catalog(name: str, output_uri: str, section: "StorageSection") -> OpenC
     except ImportError as error:
         raise SpecError(f"Publishing needs pyiceberg ({error}): pip install 'htc-batch[iceberg]'.") from None
     properties = _file_properties(output_uri, section)
-    with catalog_errors_in_words(label):
+    with translated_catalog_errors(label):
         if not label.startswith(SQLITE):
             return OpenCatalog(load_catalog(label, **properties), label, None)
         folder = _sqlite_path(label).parent
         if not folder.is_dir():
-            raise SpecError(f"The catalog {label} cannot be made: the folder {folder} does not exist.")
+            raise SpecError(f"The catalog {label} cannot be created: the folder {folder} does not exist.")
         warehouse = join(output_uri, "iceberg")
         sql = partial(load_catalog, SQL_CATALOG_NAME, type="sql", uri=label, warehouse=warehouse, **properties)
         try:
             return OpenCatalog(sql(), label, warehouse)
         except OperationalError:
-            # Another publisher was making the file's own tables; now they are there.
+            # Another publisher was creating the file's own tables; now they exist.
             return OpenCatalog(sql(), label, warehouse)
 
 
 def _sqlite_path(url: str) -> Path:
     database = make_url(url).database
     if not database or database == ":memory:":
-        raise SpecError(f"{url} names no file; say {SQLITE}/path/to/catalog.db.")
+        raise SpecError(f"{url} names no file; use {SQLITE}/path/to/catalog.db.")
     return Path(database)
 
 
 @contextmanager
-def catalog_errors_in_words(label: str) -> Iterator[None]:
-    """Say in one sentence what a catalog's library raises inside the block.
+def translated_catalog_errors(label: str) -> Iterator[None]:
+    """Translate what a catalog's library raises inside the block into one sentence.
 
     Raises:
         SpecError: the catalog is misspelt, not configured, or of another kind.
@@ -126,7 +127,7 @@ def catalog_errors_in_words(label: str) -> Iterator[None]:
 
 
 def _file_properties(output_uri: str, section: "StorageSection") -> dict[str, str]:
-    """How pyiceberg reaches the files: as we do, and credentials are left to its own search."""
+    """Return how pyiceberg reaches the files: as htc does; it searches for credentials itself."""
     if is_local(output_uri) or scheme_of(output_uri) not in ("s3", "s3a"):
         return {}
     properties = {"py-io-impl": S3_FILES}

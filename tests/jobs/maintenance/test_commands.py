@@ -1,4 +1,4 @@
-"""`htc runs` and `htc compact` as one types them, without torch and Ray."""
+"""`htc runs` and `htc compact` as typed by a user, without torch and Ray."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ from tests.support.without_torch import run_without_torch
 
 @pytest.fixture
 def output(tmp_path: Path) -> str:
-    """Two complete runs, and one that was cut off."""
+    """Two complete runs, and an unfinished one."""
     images = write_inputs(tmp_path / "in", 6)
     for night in range(2):
         finish_run(images, str(tmp_path / "out"), f"night-{night}", day=night)
@@ -50,7 +50,7 @@ def test_without_torch(output: str) -> None:
     assert "Removed 1 run" in pruned.stdout
 
 
-def test_the_table_says_who_needs_a_run_and_where_it_is(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_needed_runs_and_publications(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     note_publication(Storage(), output, "night-0", Publication("prod", "htc", "", {"images": 4711}))
     report_runs(output)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
@@ -132,7 +132,7 @@ def test_a_query_whose_files_are_compacted_as_it_begins_asks_again(
     assert answered == {"n": [2, 6, 6], "m": [2, 6, 6]}
 
 
-def test_a_query_that_is_overtaken_again_and_again_says_so(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_whose_files_keep_moving_fails_with_a_sentence(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_and_remove(results: Results, **options: bool) -> duckdb.DuckDBPyConnection:
         database = open_database(results, **options)
         Path(results.image_parts()[0]).unlink()

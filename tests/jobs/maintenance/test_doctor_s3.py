@@ -17,7 +17,7 @@ from tests.support.servers.s3_server import S3Server
 pytestmark = pytest.mark.xdist_group("s3")
 
 
-def test_what_is_damaged_in_a_bucket_is_found_and_repaired(
+def test_damage_in_a_bucket_is_found_and_repaired(
     tmp_path: Path, s3_server: S3Server, s3_bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = StorageSection(endpoint_url=s3_server.endpoint_url)

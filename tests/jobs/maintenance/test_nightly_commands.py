@@ -1,4 +1,4 @@
-"""Nights on the command line: what plan says, which flags mean what, and that it needs neither torch nor Ray."""
+"""Incremental runs on the command line: plan, flags, and that neither torch nor Ray is needed."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tests.support.without_torch import run_without_torch
 
 @pytest.fixture
 def runs(tmp_path: Path) -> IncrementalRuns:
-    """Three images done by a first night; then one changes, one goes, one comes."""
+    """Three images done by a first run; then one changes, one is removed, one is added."""
     runs = IncrementalRuns(tmp_path)
     runs.put("a.jpg", "b.jpg", "c.jpg")
     runs.run_again()
@@ -31,13 +31,13 @@ def snapshot(folder: Path) -> dict[str, int]:
 def plan(
     runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any] = FINGERPRINT, **more: object
 ) -> int:
-    """What `htc plan` prints; the model's file is not at hand."""
+    """Return what `htc plan` prints; the model's file is not available."""
     monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: model)
     spec = runs.spec(model__weights="untrained", **more)
     return report_plan(spec, run=None, fresh=False, is_model_timed=False)
 
 
-def test_plan_tells_what_a_night_would_do_and_writes_nothing(
+def test_plan_reports_what_an_incremental_run_would_do_and_writes_nothing(
     runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = snapshot(runs.folder)
@@ -57,7 +57,7 @@ def test_plan_tells_what_a_night_would_do_and_writes_nothing(
     assert snapshot(runs.folder) == before
 
 
-def test_plan_of_a_night_with_nothing_to_do(
+def test_plan_of_an_incremental_run_with_nothing_to_do(
     runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.run_again()
@@ -65,7 +65,7 @@ def test_plan_of_a_night_with_nothing_to_do(
     assert "3 images listed, none of them to be done; 3 unchanged." in capsys.readouterr().out
 
 
-def test_plan_of_a_night_that_is_not_done(
+def test_plan_of_an_unfinished_incremental_run(
     runs: IncrementalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs.open(compute__shard_images=1, model__weights="untrained")
@@ -74,7 +74,7 @@ def test_plan_of_a_night_that_is_not_done(
     assert f"resumes {run.name}: 1 of 2 shards to go" in capsys.readouterr().out
 
 
-def test_nights_are_planned_and_asked_for_without_torch_and_ray(runs: IncrementalRuns) -> None:
+def test_incremental_runs_are_planned_without_torch_and_ray(runs: IncrementalRuns) -> None:
     folders = [str(runs.folder / "in"), str(runs.folder / "out")]
     done = run_without_torch("plan", *folders, "--incremental", "--weights", "untrained", "--no-model")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`htc prune`: removes what nothing needs, when it is told to, and says why it keeps the rest."""
+"""`htc prune`: removes runs that are no longer needed when confirmed, and says why it keeps the rest."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -30,7 +30,7 @@ NOW = FIRST_DAY + timedelta(days=10)
 
 @pytest.fixture
 def output(tmp_path: Path) -> str:
-    """Four complete nights over the same two images, the last of which holds all that is current."""
+    """Four complete runs over the same two images; the last one holds all current rows."""
     images = write_inputs(tmp_path / "in", 2)
     for night in range(4):
         finish_run(images, str(tmp_path / "out"), f"night-{night}", day=night)
@@ -60,7 +60,7 @@ def test_without_yes_nothing_is_removed(output: str, capsys: pytest.CaptureFixtu
     assert "one of the last 2" in told
 
 
-def test_with_yes_the_old_ones_go(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_yes_the_old_runs_are_removed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     count = len(files_below(Path(output)))
     assert prune_output(output, keep_last=2, confirmed=True, now=NOW) == 0
     gone = count - len(files_below(Path(output)))
@@ -112,7 +112,7 @@ def test_published_runs_stay_unless_they_are_withdrawn_first(output: str) -> Non
     assert decide(published, set(), PrunePolicy(1, withdrawn_from=[place.place]))["night-0"] == ""
 
 
-def test_marks_of_deleted_images_stay_as_long_as_an_older_run_that_nobody_asked_about(output: str) -> None:
+def test_deletion_records_are_kept_as_long_as_an_older_run_that_is_not_needed(output: str) -> None:
     first, second, third, fourth = nights(output)
     runs = [first, with_deletions(second), third, fourth]
     assert decide(runs, set(), PrunePolicy(1))["night-1"] == ""
@@ -123,7 +123,7 @@ def test_marks_of_deleted_images_stay_as_long_as_an_older_run_that_nobody_asked_
     assert told == "its deletion records may hide rows of the run night-0"
 
 
-def test_a_run_that_somebody_took_meanwhile_is_not_removed(
+def test_a_run_that_was_published_meanwhile_is_not_removed(
     output: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = Publication("prod", "htc", "2026-03-01")
@@ -149,7 +149,7 @@ def test_a_held_run_is_kept(output: str, capsys: pytest.CaptureFixture[str]) -> 
     assert len(open_results(output).runs()) == 4
 
 
-def test_a_removal_that_was_cut_off_is_finished(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_removal_is_finished(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PowerCutError):
         remove_run(HookedStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
     assert prune_output(output, keep_last=3, now=NOW) == 0
@@ -159,7 +159,7 @@ def test_a_removal_that_was_cut_off_is_finished(output: str, capsys: pytest.Capt
     assert not any("night-0" in str(path) for path in Path(output).rglob("*"))
 
 
-def test_yes_alone_finishes_a_removal_that_was_cut_off(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_yes_alone_finishes_an_unfinished_removal(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PowerCutError):
         remove_run(HookedStorage(dies_before=3), output, "night-0", check=lambda: None, moment="")
     before = open_results(output).runs()

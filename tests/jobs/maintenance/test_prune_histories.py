@@ -1,4 +1,4 @@
-"""Whatever happened in the nights before: pruning changes nothing that `current` says."""
+"""Random histories of runs: pruning does not change the view `current`."""
 
 import contextlib
 import random
@@ -24,7 +24,7 @@ def current(output: str) -> list[tuple[object, ...]]:
 
 
 def live_through(folder: Path, dice: random.Random) -> str:
-    """Nights over images that come, change, fail, go and come back; some nights are full, some are cut off."""
+    """Make runs over images that are added, change, fail, and are removed; some runs are full, some unfinished."""
     images, output = folder / "in", str(folder / "out")
     images.mkdir(parents=True)
     (images / "always.jpg").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""`htc publish`: finished runs in Iceberg tables, whole or not at all, once whoever publishes how often."""
+"""`htc publish`: finished runs in Iceberg tables, completely or not at all, and once however often published."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tests.support.iceberg_reading import (
     LEFT_OUT,
     catalog_of,
     load,
-    make_nights,
+    make_runs,
     publish,
     published,
     runs_in,
@@ -32,11 +32,11 @@ from tests.support.iceberg_reading import (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two complete nights, and one that was cut off."""
-    return make_nights(tmp_path)
+    """Two complete runs, and an unfinished one."""
+    return make_runs(tmp_path)
 
 
-def test_readers_get_what_ours_get(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_iceberg_readers_get_the_same_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert publish(folder) == LEFT_OUT
     told = capsys.readouterr()
     assert "2 runs published." in told.out
@@ -47,7 +47,7 @@ def test_readers_get_what_ours_get(folder: Path, capsys: pytest.CaptureFixture[s
     assert published(folder, "deletions") == []
 
 
-def test_each_run_is_a_snapshot_that_says_which(folder: Path) -> None:
+def test_each_run_is_a_snapshot_with_its_name(folder: Path) -> None:
     publish(folder)
     told = [each.summary.additional_properties for each in snapshots(folder)]
     assert [each["htc.run"] for each in told] == ["night-0", "night-1"]
@@ -60,7 +60,7 @@ def test_each_run_is_a_snapshot_that_says_which(folder: Path) -> None:
 
 
 def test_a_new_table_is_one_step(folder: Path) -> None:
-    """So that no publisher meets one that knows the names of no columns."""
+    """So that no publisher meets a table without its mapping of column names."""
     with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (_, publisher):
         publisher.make()
     for name in ("images", "instances", "deletions"):
@@ -85,14 +85,14 @@ def test_filters_reach_the_files(folder: Path) -> None:
     table = load(folder, "images")
     assert len(list(table.scan().plan_files())) == 4
     assert len(list(table.scan(row_filter="run = 'night-1'").plan_files())) == 2
-    # By the statistics: whole uris, and not their first characters, which all of them share.
+    # By the statistics: of the full uris, not of their first characters, which all have in common.
     uri = str(folder / "in" / "0003.jpg")
     assert len(list(table.scan(row_filter=f"run = 'night-1' and uri = '{uri}'").plan_files())) == 1
     assert table.scan(row_filter="status = 'unreadable'").to_arrow().num_rows == 2
 
 
 @pytest.mark.parametrize("table", ["instances", "deletions", "images"])
-def test_cut_off_between_tables_the_next_one_finishes(
+def test_killed_between_tables_the_next_publisher_finishes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     publish(folder, run="night-0")
@@ -107,7 +107,7 @@ def test_cut_off_between_tables_the_next_one_finishes(
         patch.setattr(IcebergTable, "put", put_or_die)
         with pytest.raises(PowerCutError):
             publish(folder)
-    # Whoever begins at images sees whole runs only.
+    # Queries that begin at images find complete runs only.
     assert runs_in(folder) == {"night-0"}
     assert prune_output(str(folder / "out"), keep_last=1, confirmed=True) == 0
     assert publish(folder) == LEFT_OUT
@@ -162,7 +162,7 @@ def test_of_two_publishers_without_a_lease_one_wins_too(folder: Path) -> None:
     assert len(published(folder)) == 8
 
 
-def test_a_run_that_was_compacted_behind_our_back_is_replaced_in_one_snapshot(folder: Path) -> None:
+def test_a_run_that_was_compacted_after_publishing_is_replaced_in_one_snapshot(folder: Path) -> None:
     publish(folder)
     before, count = published(folder), len(snapshots(folder))
     storage, output = Storage(), str(folder / "out")
@@ -175,7 +175,7 @@ def test_a_run_that_was_compacted_behind_our_back_is_replaced_in_one_snapshot(fo
     assert len(list(load(folder, "images").scan(row_filter="run = 'night-0'").plan_files())) == 1
 
 
-def test_a_table_of_an_earlier_release_learns_the_new_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_columns_are_added_to_a_table_of_an_earlier_release(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = IMAGES_SCHEMA.remove(IMAGES_SCHEMA.get_field_index("changed"))
     with monkeypatch.context() as patch:
         patch.setitem(iceberg_schema.SCHEMAS, "images", older)
@@ -189,7 +189,7 @@ def test_a_table_of_an_earlier_release_learns_the_new_columns(folder: Path, monk
     assert pa.types.is_boolean(table.scan().to_arrow().schema.field("changed").type)
 
 
-def test_a_night_with_nothing_to_do_is_one_snapshot(folder: Path) -> None:
+def test_a_run_without_images_is_one_snapshot(folder: Path) -> None:
     publish(folder, run="night-0")
     with opened_publisher(str(folder / "out"), catalog_of(folder), "htc", None) as (_, publisher):
         table = publisher.table("images")

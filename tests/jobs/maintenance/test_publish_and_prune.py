@@ -1,4 +1,4 @@
-"""`htc publish` and its neighbours: what stays out of the tables, what leaves them, what is refused."""
+"""`htc publish` with `prune` and `compact`: what is left out, what is withdrawn, what is refused."""
 
 import re
 import shutil
@@ -12,17 +12,17 @@ from jobs.maintenance.prune import prune_output
 from jobs.maintenance.publish import publish_output, withdraw_run
 from pipeline.errors import InputError, SpecError, StorageError
 from tests.support.builders.finished_runs import begin_run, finish_run, tables_of, write_inputs
-from tests.support.iceberg_reading import LEFT_OUT, catalog_of, load, make_nights, publish, published, runs_in
+from tests.support.iceberg_reading import LEFT_OUT, catalog_of, load, make_runs, publish, published, runs_in
 from tests.support.without_torch import run_without_torch
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two complete nights, and one that was cut off."""
-    return make_nights(tmp_path)
+    """Two complete runs, and an unfinished one."""
+    return make_runs(tmp_path)
 
 
-def test_a_run_that_is_gone_leaves_the_tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_removed_run_is_withdrawn_from_the_tables(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish(folder)
     for path in ("images/run=night-0", "instances/run=night-0", "runs/night-0"):
         shutil.rmtree(folder / "out" / path)
@@ -43,7 +43,7 @@ def test_published_runs_are_neither_pruned_nor_compacted(folder: Path, capsys: p
     assert len(published(folder)) == 8
 
 
-def test_pruning_takes_runs_out_of_the_catalog_first(folder: Path) -> None:
+def test_pruning_withdraws_runs_from_the_catalog_first(folder: Path) -> None:
     publish(folder)
     output = str(folder / "out")
     assert prune_output(output, keep_last=1, confirmed=True, catalog=catalog_of(folder)) == 0
@@ -53,7 +53,9 @@ def test_pruning_takes_runs_out_of_the_catalog_first(folder: Path) -> None:
     assert runs_in(folder) == {"night-1"}
 
 
-def test_a_run_is_withdrawn_by_name_and_may_come_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_withdrawn_by_name_and_can_be_published_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     publish(folder)
     output, catalog = str(folder / "out"), catalog_of(folder)
     assert withdraw_run(output, catalog, "night-0") == 0
@@ -83,7 +85,7 @@ def test_a_run_over_its_error_budget_is_published_by_name_only(
 
 
 @pytest.mark.parametrize("has_summary", [True, False])
-def test_a_run_that_is_left_out_is_named_ends_in_one_and_enters_with_the_flag(
+def test_a_run_that_is_left_out_is_named_with_exit_code_1_and_published_with_the_flag(
     folder: Path, capsys: pytest.CaptureFixture[str], has_summary: bool
 ) -> None:
     finish_run(str(folder / "in"), str(folder / "out"), "cut", day=2)
@@ -104,7 +106,7 @@ def test_a_run_that_is_left_out_is_named_ends_in_one_and_enters_with_the_flag(
     assert capsys.readouterr().out.endswith("Nothing to publish.\n")
 
 
-def test_nothing_but_what_is_left_out_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_when_all_runs_are_left_out_the_exit_code_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_inputs(tmp_path / "in", 4)
     finish_run(images, str(tmp_path / "out"), "cut", only_shards=1)
     assert publish(tmp_path) == 1
@@ -113,7 +115,7 @@ def test_nothing_but_what_is_left_out_is_no_success(tmp_path: Path, capsys: pyte
     assert publish(tmp_path, is_over_budget_included=True) == 1
 
 
-def test_tables_of_another_output_are_left_alone(folder: Path) -> None:
+def test_tables_of_another_output_are_not_touched(folder: Path) -> None:
     publish(folder)
     other = folder / "other"
     finish_run(str(folder / "in"), str(other), "night-0")
@@ -128,8 +130,8 @@ def test_tables_of_another_output_are_left_alone(folder: Path) -> None:
     [
         ("sqlite:///", "names no file"),
         ("sqlite:////nowhere/at/all.db", "the folder /nowhere/at does not exist"),
-        ("postgresql://me:secret@host/db", "is no catalog: --iceberg takes sqlite"),
-        ("", "is no catalog"),
+        ("postgresql://me:secret@host/db", "is not a catalog: --iceberg takes sqlite"),
+        ("", "is not a catalog"),
         ("prod", "The catalog prod cannot be used: URI missing"),
     ],
 )
@@ -140,7 +142,7 @@ def test_bad_catalogs_are_one_sentence(folder: Path, catalog: str, sentence: str
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_that_is_no_catalog_is_one_sentence(folder: Path) -> None:
+def test_a_file_that_is_not_a_catalog_is_one_sentence(folder: Path) -> None:
     (folder / "catalog.db").write_text("no database at all, but long enough to be looked at as one" * 20)
     with pytest.raises(StorageError, match=r"cannot be used: file is not a database"):
         publish(folder)
@@ -163,7 +165,7 @@ def test_an_unfinished_run_that_is_finished_later_is_published_then(folder: Path
     assert runs_in(folder) == {"night-0", "night-1", "cut"}
 
 
-def test_as_one_types_it_without_torch_and_ray(folder: Path) -> None:
+def test_the_command_needs_neither_torch_nor_ray(folder: Path) -> None:
     done = run_without_torch("publish", str(folder / "out"), "--iceberg", catalog_of(folder), "--run", "night-0")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"night-0 +4 +\d+ +\d+", done.stdout)
@@ -175,7 +177,7 @@ def test_without_the_extra_it_says_what_to_install(folder: Path, monkeypatch: py
         publish(folder)
 
 
-def test_marks_of_deleted_images_are_published_too(folder: Path) -> None:
+def test_deletion_records_are_published_too(folder: Path) -> None:
     (folder / "in" / "0003.jpg").unlink()
     finish_run(str(folder / "in"), str(folder / "out"), "night-3", day=3, mode="incremental")
     publish(folder)

@@ -1,4 +1,4 @@
-"""Compact, publish and prune on a real S3 server, as one types them."""
+"""Compact, publish and prune on a real S3 server, as typed by a user."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def door(server: S3Server) -> Storage:
 
 @pytest.fixture
 def htc(s3_server: S3Server, capsys: pytest.CaptureFixture[str]) -> Htc:
-    """Type a command; returns its exit code and what it said."""
+    """Type a command; return its exit code and its output."""
 
     def type_it(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
@@ -51,7 +51,7 @@ def keys_below(server: S3Server, uri: str) -> list[str]:
     return [key.partition("/")[2].partition("/")[2] for key in found]
 
 
-def test_three_nights_on_s3(htc: Htc, output: str, s3_server: S3Server, tmp_path: Path) -> None:
+def test_three_runs_on_s3(htc: Htc, output: str, s3_server: S3Server, tmp_path: Path) -> None:
     before = tables_of(output, storage=door(s3_server))
     catalog = f"sqlite:///{tmp_path}/catalog.db"
     code, told = htc("compact", output)
@@ -83,7 +83,7 @@ def test_three_nights_on_s3(htc: Htc, output: str, s3_server: S3Server, tmp_path
     ]
 
 
-def test_who_may_only_read_changes_nothing(
+def test_with_permission_to_read_only_nothing_changes(
     htc: Htc, output: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = keys_below(s3_server, output)

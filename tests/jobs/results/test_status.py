@@ -1,4 +1,4 @@
-"""How a run stands, from its output folder: while a driver works, after it died, after it ended; with no cluster."""
+"""The status of a run from its output folder: while a driver works, after it died or ended, without a cluster."""
 
 import json
 from dataclasses import asdict
@@ -38,7 +38,7 @@ def never(seconds: float) -> None:
 
 
 def hold(run_folder: Path, *, heard: datetime) -> None:
-    """Lay down a lease, as a driver on another machine does."""
+    """Write a lease, as a driver on another machine does."""
     (run_folder / "lease.json").write_text(json.dumps(LEASE | {"beat": heard.isoformat()}))
 
 
@@ -47,7 +47,7 @@ def tell_progress(run_folder: Path, job: str | None = "photos-1") -> None:
     (run_folder / "progress.json").write_text(json.dumps(content))
 
 
-def test_a_run_that_is_worked_on(output: Output, run_folder: Path) -> None:
+def test_a_running_run(output: Output, run_folder: Path) -> None:
     hold(run_folder, heard=NOON)
     tell_progress(run_folder)
     status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(seconds=20), sleep=never)
@@ -59,14 +59,12 @@ def test_a_run_that_is_worked_on(output: Output, run_folder: Path) -> None:
     assert (status.driver.host, status.driver.pid, status.driver.job) == ("head-1", 12, "photos-1")
 
 
-def test_a_driver_that_is_not_heard_of_any_more_is_dead_and_the_rows_are_counted(
-    output: Output, run_folder: Path
-) -> None:
+def test_a_driver_without_heartbeats_is_dead_and_the_rows_are_counted(output: Output, run_folder: Path) -> None:
     hold(run_folder, heard=NOON)
     tell_progress(run_folder)
     status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(minutes=10), sleep=at_once)
     assert status.state == "incomplete"
-    # Two of three shards are committed, whatever the driver told last.
+    # Two of three shards are committed; progress.json is not used.
     assert (status.images, status.images_done, status.instances) == (7, 6, 10)
     assert status.statuses == {"ok": 5, "unreadable": 1}
     assert status.failure_reasons == {"the file is empty": 1}
@@ -77,10 +75,10 @@ def test_a_driver_that_is_not_heard_of_any_more_is_dead_and_the_rows_are_counted
 @pytest.mark.parametrize(
     "off", [timedelta(days=365), timedelta(minutes=3), timedelta(minutes=-3), timedelta(days=-365)]
 )
-def test_a_heartbeat_of_another_time_is_judged_by_whether_it_changes(
+def test_a_lease_with_an_implausible_time_is_judged_by_whether_it_changes(
     output: Output, run_folder: Path, off: timedelta
 ) -> None:
-    """A clock that is ahead made a dead driver "running" until that date."""
+    """A clock that was ahead once made a dead driver "running" until that date."""
     hold(run_folder, heard=NOON + off)
     tell_progress(run_folder)
     told: list[str] = []
@@ -102,7 +100,7 @@ def test_a_driver_that_has_just_begun(output: Output, run_folder: Path) -> None:
     assert (status.state, status.images_done) == ("running", 6)
 
 
-def test_a_run_that_ended_says_what_its_summary_says(output: Output, run_folder: Path) -> None:
+def test_a_run_that_ended_has_the_status_of_its_summary(output: Output, run_folder: Path) -> None:
     told = {"status": "interrupted", "images": 7, "images_done": 6, "statuses": {"ok": 6}, "failure_reasons": {}}
     told |= {"instances": 12, "images_per_s": 3.5, "reason": "Stopped with 1 of 7 images to go."}
     (run_folder / "summary.json").write_text(json.dumps(told))
@@ -116,7 +114,7 @@ def test_a_run_that_ended_says_what_its_summary_says(output: Output, run_folder:
     assert "without a summary" in later.reason
 
 
-def test_a_lease_that_cannot_be_read_is_held_as_for_htc_runs(output: Output, run_folder: Path) -> None:
+def test_an_unreadable_lease_counts_as_held_as_for_htc_runs(output: Output, run_folder: Path) -> None:
     (run_folder / "lease.json").write_text('{"token": 1}')
     status = read_status(output.uri, Storage())
     (standing,) = survey_runs(open_results(output.uri))
@@ -133,7 +131,7 @@ def test_a_lease_that_cannot_be_read_is_held_as_for_htc_runs(output: Output, run
     assert (found[0], found[1].host) == ("night", "head-1")
 
 
-def test_runs_that_are_not_there_are_named(output: Output, tmp_path: Path) -> None:
+def test_unknown_runs_are_refused_by_name(output: Output, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no run day in .*; its runs are night"):
         read_status(output.uri, Storage(), run="day")
     with pytest.raises(InputError, match="holds no run of htc"):
@@ -156,7 +154,7 @@ def test_the_command_needs_neither_cluster_nor_ray_nor_torch(output: Output, run
     assert told["run"]["images_done"] == 5
 
 
-def test_folders_are_told_from_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_and_jobs_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     assert is_output("out")
@@ -175,7 +173,7 @@ def report(
     return captured.out, captured.err
 
 
-def test_a_job_is_told_together_with_its_output(
+def test_a_job_is_reported_together_with_its_output(
     output: Output, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older = JobState("photos-1", "failed", exit_code=2, output_uri="/nowhere", started=NOON)
@@ -187,7 +185,7 @@ def test_a_job_is_told_together_with_its_output(
     assert (told["job"]["job"], told["run"]["run"]) == ("photos-2", "night")
 
 
-def test_a_job_whose_output_cannot_be_seen_from_here_is_told_all_the_same(
+def test_a_job_whose_output_cannot_be_read_is_reported_all_the_same(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = JobState("photos-1", "failed", "runtime_env setup failed:\n no space", output_uri="/nowhere", started=NOON)

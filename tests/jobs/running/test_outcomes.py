@@ -1,4 +1,4 @@
-"""All commands report the same state of a run."""
+"""The same state of a run in every command."""
 
 import json
 from collections.abc import Callable
@@ -101,25 +101,25 @@ CASES: dict[str, tuple[Callable[[Path], object], State, str]] = {
         "incomplete",
         "exception of this program",
     ),
-    "a word of a later release": (lambda folder: make(folder, status="splendid"), "complete", "without a summary"),
+    "an outcome of a later release": (lambda folder: make(folder, status="splendid"), "complete", "without a summary"),
     "stopped early": (
         lambda folder: make(folder, shards=2, status="over_error_budget", reason="Stopped early."),
         "over_error_budget",
         "Stopped early",
     ),
-    "stopped early, and cut off when it went on": (cut_off_later, "incomplete", "same command again to resume"),
+    "stopped early, and killed when it was resumed": (cut_off_later, "incomplete", "same command again to resume"),
     "interrupted": (
         lambda folder: make(folder, shards=2, status="interrupted", reason="Stopped with 2 to go."),
         "interrupted",
         "2 to go",
     ),
-    "cut off": (lambda folder: make(folder, shards=2), "incomplete", "same command again to resume"),
+    "killed": (lambda folder: make(folder, shards=2), "incomplete", "same command again to resume"),
     "rows are missing": (lost_a_part, "incomplete", "rows are missing"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_command_says_the_same(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_reports_the_same_state(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare, state, reason = CASES[case]
     prepare(tmp_path)
     output = str(tmp_path / "out")
@@ -134,7 +134,7 @@ def test_every_command_says_the_same(case: str, tmp_path: Path, capsys: pytest.C
     assert in_words(state) in capsys.readouterr().out
 
 
-def test_a_run_is_running_while_its_driver_is_heard_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_running_while_its_driver_renews_its_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path, shards=2, status="interrupted")
     output = str(tmp_path / "out")
     lease = take_lease(Storage(), output, RUN)
@@ -148,7 +148,7 @@ def test_a_run_is_running_while_its_driver_is_heard_of(tmp_path: Path, capsys: p
         lease.release()
 
 
-def test_a_run_that_is_only_held_by_a_housekeeper_is_what_it_was(tmp_path: Path) -> None:
+def test_a_run_held_by_a_maintenance_command_keeps_its_state(tmp_path: Path) -> None:
     make(tmp_path, bad="1234", status="over_error_budget", reason="4 of 6 failed.")
     output = str(tmp_path / "out")
     lease = take_lease(Storage(), output, RUN)
@@ -160,7 +160,7 @@ def test_a_run_that_is_only_held_by_a_housekeeper_is_what_it_was(tmp_path: Path)
         lease.release()
 
 
-def test_a_run_over_its_budget_is_kept_and_compacted_like_any_whole_one(
+def test_a_run_over_its_budget_with_all_rows_is_kept_and_compacted_like_a_complete_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path, bad="1234", status="over_error_budget", reason="4 of 6 failed.")
@@ -182,7 +182,7 @@ def test_a_budget_in_the_spec_overrides_the_default(tmp_path: Path) -> None:
     assert read_status(str(tmp_path / "out"), Storage()).state == "over_error_budget"
 
 
-def test_outcomes_of_runs_are_outcomes_of_firings_and_one_is_a_success(tmp_path: Path) -> None:
+def test_outcomes_of_runs_are_those_of_firings_and_only_complete_is_a_success(tmp_path: Path) -> None:
     def words(annotation: object) -> set[str]:
         return {word for each in get_args(annotation) for word in (words(each) or {str(each)})}
 

@@ -1,4 +1,4 @@
-"""Small parts into large ones: every row is there once, whenever one looks and whenever the power is cut."""
+"""Compaction: every row counts once at every instant, also after a power cut."""
 
 from itertools import count
 from pathlib import Path
@@ -29,7 +29,7 @@ LARGE = 1 << 30
 
 
 def held() -> None:
-    """The lease is ours."""
+    """The lease is held."""
 
 
 def compact(output: str, storage: Storage | None = None, target_bytes: int = LARGE) -> Compacted:
@@ -47,7 +47,7 @@ def sizes(parts: list[Part], size: int) -> dict[str, dict[Part, int]]:
     return {"images": dict.fromkeys(parts, 1), "instances": dict.fromkeys(parts, size)}
 
 
-def test_neighbours_are_put_together_up_to_the_target() -> None:
+def test_neighbouring_parts_are_merged_up_to_the_target() -> None:
     parts = [Part(0, 0), Part(1, 1), Part(2, 2), Part(3, 9, is_compacted=True), Part(10, 10), Part(11, 11)]
     planned = plan_shard_ranges(parts, sizes(parts, 10), 20)  # type: ignore[arg-type]
     assert [stretch.part for stretch in planned] == [Part(0, 1, is_compacted=True), Part(10, 11, is_compacted=True)]
@@ -82,7 +82,7 @@ def test_a_reader_sees_each_row_once_after_every_single_change(output: str) -> N
     assert [change for change, is_right in looks if not is_right] == []
 
 
-def test_cut_off_anywhere_the_rows_are_right_and_the_next_one_finishes(output: str) -> None:
+def test_killed_anywhere_the_rows_are_right_and_the_next_compaction_finishes(output: str) -> None:
     before, final = tables_of(output), None
     for deaths in count():
         storage = HookedStorage(dies_before=deaths)
@@ -122,7 +122,7 @@ def test_a_damaged_part_stops_it_and_everything_stays(output: str) -> None:
     assert files_below(Path(output)) == files
 
 
-def test_the_run_is_still_complete_for_whoever_resumes_it(tmp_path: Path, output: str) -> None:
+def test_a_compacted_run_is_still_complete_when_resumed(tmp_path: Path, output: str) -> None:
     compact(output)
     again = begin_run(str(tmp_path / "in"), output, "r")
     assert (again.state, again.todo()) == ("complete", [])

@@ -1,4 +1,4 @@
-"""Foreign files, overlaps, contradictions, live leases: what the doctor says and what it leaves alone."""
+"""Foreign files, overlaps, mismatches, live leases: the doctor's findings, and what it does not touch."""
 
 import shutil
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ def test_foreign_files_are_not_counted_and_moved(output: Path) -> None:
     assert len(list(output.glob("quarantine/*/images/mine.parquet"))) == 1
 
 
-def test_a_part_of_other_images_is_sent_back(output: Path) -> None:
+def test_a_part_with_other_images_is_done_again(output: Path) -> None:
     folder = output / "images/run=r"
     shutil.copy(folder / "part-00000.parquet", folder / "part-00001.parquet")
     assert kinds(output) == [("images/run=r/part-00001.parquet", "mismatch")]
@@ -48,7 +48,7 @@ def test_a_part_of_other_images_is_sent_back(output: Path) -> None:
     assert open_results(str(output)).committed_shards("r") == 3
 
 
-def test_large_files_that_share_shards_are_refused_and_repaired(output: Path) -> None:
+def test_compacted_files_that_share_shards_are_refused_and_repaired(output: Path) -> None:
     compact_run(Storage(), str(output), "r", target_bytes=1 << 30, check=lambda: None)
     for table in ("images", "instances"):
         folder = output / table / "run=r"
@@ -59,7 +59,7 @@ def test_large_files_that_share_shards_are_refused_and_repaired(output: Path) ->
     assert ("images/run=r/parts-00002-00003.parquet", "overlap") in kinds(output)
 
 
-def test_a_run_that_is_held_is_left_alone(output: Path) -> None:
+def test_a_held_run_is_not_repaired(output: Path) -> None:
     part = output / "images/run=r/part-00001.parquet"
     part.write_bytes(b"")
     lease = take_lease(Storage(), str(output), "r")
@@ -71,7 +71,7 @@ def test_a_run_that_is_held_is_left_alone(output: Path) -> None:
     assert examine_and_report(str(output), is_repaired=True) == 0
 
 
-def test_no_output_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_an_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run"):
         examine_output(Storage(), str(tmp_path), now=datetime.now(UTC))
 
@@ -89,7 +89,7 @@ def test_links_that_lead_nowhere_are_damaged_files(output: Path) -> None:
     assert not [path for path in output.rglob("*") if path.is_symlink() and "quarantine" not in path.parts]
 
 
-def test_a_folder_with_files_goes_as_a_whole(output: Path) -> None:
+def test_a_misplaced_folder_is_moved_with_its_files(output: Path) -> None:
     folder = output / "images/run=r/part-00001.parquet"
     folder.unlink()
     (folder / "deep").mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_a_folder_with_files_goes_as_a_whole(output: Path) -> None:
     assert len(list(output.glob("quarantine/*/images/run=r/part-00001.parquet/deep/b"))) == 1
 
 
-def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_permission_are_reported_and_not_moved(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = str(output / "images/run=r/part-00001.parquet")
 
     class Forbidding(Storage):
@@ -119,7 +119,7 @@ def test_what_may_not_be_read_is_said_and_left_alone(output: Path, monkeypatch: 
     assert not (output / "images/run=other/part-00000.parquet").exists()
 
 
-def test_parts_without_rows_are_sent_back(output: Path) -> None:
+def test_parts_without_rows_are_done_again(output: Path) -> None:
     for table in ("images", "instances"):
         part = output / table / "run=r/part-00002.parquet"
         pq.write_table(pq.ParquetFile(part).read().slice(0, 0), part)

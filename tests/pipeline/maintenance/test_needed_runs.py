@@ -25,12 +25,12 @@ from tests.support.builders.incremental_runs import WrittenRun, write_runs
         # It came back.
         ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({}, ["a"]), WrittenRun({"a": "ok"}, [])], "02"),
         ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({}, ["a"]), WrittenRun({"a": "unreadable"}, [])], "01"),
-        # A mark that is needed is one more run, whose own rows are hidden by a later one.
+        # The run of a needed deletion record is needed too, and a later deletion record hides its own rows.
         ([WrittenRun({"a": "ok", "b": "ok"}, []), WrittenRun({"c": "ok"}, ["a"]), WrittenRun({}, ["c"])], "012"),
         ([WrittenRun({}, [])], ""),
     ],
 )
-def test_needed_are_the_runs_with_current_rows_and_the_marks_that_hide_others(
+def test_needed_are_the_runs_with_current_rows_and_with_the_deletions_that_hide_others(
     tmp_path: Path, nights: list[WrittenRun], needed: str
 ) -> None:
     write_runs(tmp_path, nights)
@@ -58,15 +58,15 @@ def test_current_is_each_live_images_newest_ok_row(
     assert sorted(found) == sorted((uri, run, run) for uri, run in expected.items())
 
 
-def test_what_was_deleted_is_told_with_the_runs_that_know_it(tmp_path: Path) -> None:
+def test_deletions_have_the_runs_before_and_after(tmp_path: Path) -> None:
     write_runs(tmp_path, [WrittenRun({"a": "ok"}), WrittenRun({}, ["a"])])
     with open_database(open_results(str(tmp_path))) as database:
-        marks = database.execute("SELECT uri, last_run, last_ok_run, run FROM deletions").fetchall()
+        deletions = database.execute("SELECT uri, last_run, last_ok_run, run FROM deletions").fetchall()
         runs = database.execute("SELECT run, position FROM runs ORDER BY position").fetchall()
-    assert (marks, runs) == ([("a", "0", None, "1")], [("0", 0), ("1", 1)])
+    assert (deletions, runs) == ([("a", "0", None, "1")], [("0", 0), ("1", 1)])
 
 
-def test_the_newest_run_is_the_newest_that_did_something(tmp_path: Path) -> None:
+def test_the_newest_run_is_the_newest_with_images(tmp_path: Path) -> None:
     write_runs(tmp_path, [WrittenRun({"a": "ok"}), WrittenRun({"b": "ok"}), WrittenRun({})])
     assert open_results(str(tmp_path)).newest_run() == "1"
     write_runs(tmp_path / "empty", [WrittenRun({}), WrittenRun({})])

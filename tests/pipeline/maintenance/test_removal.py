@@ -1,4 +1,4 @@
-"""Removing a run: cut off anywhere it is a whole run or none, and the next removal finishes."""
+"""Removal: killed anywhere, the run is untouched or ignored, and the next removal finishes."""
 
 import json
 from itertools import count
@@ -39,7 +39,7 @@ def output(tmp_path: Path) -> str:
     return str(tmp_path / "out")
 
 
-def test_nothing_is_left_of_it_and_the_others_stay(output: str) -> None:
+def test_no_file_of_the_run_is_left_and_the_others_stay(output: str) -> None:
     kept = tables_of(output, "older")
     remove(output)
     remove_empty_folders(output, "old")
@@ -47,7 +47,7 @@ def test_nothing_is_left_of_it_and_the_others_stay(output: str) -> None:
     assert tables_of(output) == kept
 
 
-def test_cut_off_early_it_is_a_whole_run_or_none_and_the_next_removal_finishes(output: str) -> None:
+def test_killed_early_the_run_is_untouched_or_ignored_and_the_next_removal_finishes(output: str) -> None:
     before, kept = tables_of(output), tables_of(output, "older")
     for deaths in range(4):
         with pytest.raises(PowerCutError):
@@ -76,7 +76,7 @@ def test_each_death_leaves_something_that_is_found_again(tmp_path: Path) -> None
     assert files_below(Path(output)) == []
 
 
-def test_whoever_reads_the_folders_never_misses_the_instances_of_an_image(output: str) -> None:
+def test_readers_of_the_folders_never_miss_the_instances_of_an_image(output: str) -> None:
     def of_old(table: str) -> list[dict[str, object]]:
         files = sorted(Path(output, table, "run=old").glob("*.parquet"))
         return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
@@ -93,7 +93,7 @@ def test_whoever_reads_the_folders_never_misses_the_instances_of_an_image(output
     assert missing == []
 
 
-def test_a_half_pruned_run_is_not_gone_on_with(tmp_path: Path, output: str) -> None:
+def test_a_half_pruned_run_is_not_resumed(tmp_path: Path, output: str) -> None:
     with pytest.raises(PowerCutError):
         remove(output, HookedStorage(dies_before=2))
     with pytest.raises(SpecError, match=r"half pruned; `htc prune .* --yes` finishes that"):
@@ -101,15 +101,15 @@ def test_a_half_pruned_run_is_not_gone_on_with(tmp_path: Path, output: str) -> N
     assert begin_run(str(tmp_path / "in"), output, "older", day=1).state == "complete"
 
 
-def test_a_run_that_is_removed_before_its_driver_has_the_lease_is_not_gone_on_with(tmp_path: Path, output: str) -> None:
+def test_a_run_that_is_removed_before_its_driver_has_the_lease_is_not_resumed(tmp_path: Path, output: str) -> None:
     finish_run(str(tmp_path / "in"), output, "cut", day=2, only_shards=1)
 
-    def hold(run: str) -> Lease:
+    def remove_and_take(run: str) -> Lease:
         remove_run(Storage(), output, run, check=lambda: None, moment=MOMENT)
         return take_lease(Storage(), output, run)
 
     with pytest.raises(InputError, match="The run cut was removed meanwhile"):
-        begin_run(str(tmp_path / "in"), output, "cut", day=2, take_lease=hold)
+        begin_run(str(tmp_path / "in"), output, "cut", day=2, take_lease=remove_and_take)
     assert not any("cut" in name for name in files_below(Path(output)))
 
 
@@ -123,7 +123,7 @@ def test_a_lost_lease_removes_nothing(output: str) -> None:
     assert files_below(Path(output)) == before
 
 
-def test_the_tombstone_says_when(output: str) -> None:
+def test_the_tombstone_has_the_time(output: str) -> None:
     with pytest.raises(PowerCutError):
         remove(output, HookedStorage(dies_before=1))
     told = json.loads(Path(output, "runs", "old", "pruned.json").read_text())

@@ -1,4 +1,4 @@
-"""How runs stand, as `htc runs` and `htc prune` see them."""
+"""The survey of runs, for `htc runs` and `htc prune`."""
 
 import json
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_a_complete_run_that_lost_its_summary_is_counted(folder: Path) -> None:
     assert (whole.state, whole.ok, whole.failed, whole.instances) == ("complete", 4, 2, 8)
 
 
-def test_a_run_that_is_worked_on_says_by_whom(folder: Path) -> None:
+def test_a_running_run_has_its_holder(folder: Path) -> None:
     lease = take_lease(Storage(), str(folder), "cut")
     try:
         found = look(folder)
@@ -60,7 +60,7 @@ def test_a_run_that_is_worked_on_says_by_whom(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("off", [timedelta(days=365), timedelta(hours=1), timedelta(hours=-1), timedelta(days=-365)])
-def test_a_heartbeat_of_another_time_is_judged_by_whether_it_changes(folder: Path, off: timedelta) -> None:
+def test_a_lease_with_an_implausible_time_is_judged_by_whether_it_changes(folder: Path, off: timedelta) -> None:
     """Leases of several drivers are watched together, once."""
     now = datetime(2026, 6, 1, tzinfo=UTC)
     beat = (now + off).isoformat()
@@ -83,12 +83,12 @@ def test_a_heartbeat_of_another_time_is_judged_by_whether_it_changes(folder: Pat
     )
 
 
-def test_a_lease_that_nobody_understands_holds(folder: Path) -> None:
+def test_an_unreadable_lease_counts_as_held(folder: Path) -> None:
     (folder / "runs" / "cut" / "lease.json").write_text('{"owner": "somebody"}')
     assert look(folder)["cut"].state == "running"
 
 
-def test_publications_are_noted_by_place(folder: Path) -> None:
+def test_publications_are_recorded_by_catalog_and_namespace(folder: Path) -> None:
     storage, output = Storage(), str(folder)
     first, second = Publication("sqlite:///a.db", "htc", "2026-03-01"), Publication("prod", "nights", "2026-03-02")
     note_publication(storage, output, "whole", first)
@@ -102,7 +102,7 @@ def test_publications_are_noted_by_place(folder: Path) -> None:
     assert not (folder / "runs" / "whole" / "published.json").exists()
 
 
-def test_a_note_of_a_later_version_is_refused(folder: Path) -> None:
+def test_publications_of_a_later_version_are_refused(folder: Path) -> None:
     note = folder / "runs" / "whole" / "published.json"
     note.write_text(json.dumps({"publications": [{"catalogue": "x"}]}))
     with pytest.raises(StorageError, match=r"published\.json is damaged, or of a later version"):

@@ -1,4 +1,4 @@
-"""What dead attempts leave behind is gone after the next one; what others are writing is not touched."""
+"""Leftovers of dead attempts are removed by the next one; files that other processes write are not touched."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def begin(tmp_path: Path, storage: Storage | None = None, output: str | None = N
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """Five images: three shards."""
     (tmp_path / "in").mkdir()
     for index in range(5):
@@ -56,28 +56,28 @@ def hidden(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.startswith("."))
 
 
-def test_a_resumed_run_begins_without_the_files_of_dead_attempts(photos: Path) -> None:
-    begin(photos).close()
-    for folder in ("images/run=night", "instances/run=night", "runs/night/manifest", "images/run=other"):
-        (photos / "out" / folder).mkdir(parents=True, exist_ok=True)
-        (photos / "out" / folder / TEMP).write_bytes(b"half")
-    (photos / "out/images/run=night/.keep").touch()
-    run = begin(photos)
-    assert hidden(photos / "out") == ["images/run=night/.keep", f"images/run=other/{TEMP}"]
+def test_a_resumed_run_begins_without_the_files_of_dead_attempts(folder: Path) -> None:
+    begin(folder).close()
+    for place in ("images/run=night", "instances/run=night", "runs/night/manifest", "images/run=other"):
+        (folder / "out" / place).mkdir(parents=True, exist_ok=True)
+        (folder / "out" / place / TEMP).write_bytes(b"half")
+    (folder / "out/images/run=night/.keep").touch()
+    run = begin(folder)
+    assert hidden(folder / "out") == ["images/run=night/.keep", f"images/run=other/{TEMP}"]
     # A straggler that was killed at the end.
-    (photos / "out/images/run=night" / TEMP).write_bytes(b"half")
+    (folder / "out/images/run=night" / TEMP).write_bytes(b"half")
     run.close()
-    assert hidden(photos / "out") == ["images/run=night/.keep", f"images/run=other/{TEMP}"]
+    assert hidden(folder / "out") == ["images/run=night/.keep", f"images/run=other/{TEMP}"]
 
 
-def test_instances_without_their_images_do_not_count_and_are_written_again(photos: Path) -> None:
-    run = begin(photos)
+def test_instances_without_their_images_do_not_count_and_are_written_again(folder: Path) -> None:
+    run = begin(folder)
     commit(run, 0)
     commit(run, 1)
     Path(images_part(run.output_uri, run.name, 1)).unlink()
     Path(instances_part(run.output_uri, run.name, 1)).write_bytes(b"of an attempt that died")
     run.close()
-    again = begin(photos)
+    again = begin(folder)
     assert again.take_new_shards() == [1, 2]
     assert len(open_results(again.output_uri).images()) == 2
     assert len(open_results(again.output_uri).instances()) == 0
@@ -89,7 +89,7 @@ def test_instances_without_their_images_do_not_count_and_are_written_again(photo
 
 
 @pytest.mark.xdist_group("s3")
-def test_uploads_that_nobody_completed_are_aborted(s3_server: S3Server, s3_bucket: str) -> None:
+def test_uploads_that_were_not_completed_are_aborted(s3_server: S3Server, s3_bucket: str) -> None:
     files = s3_server.files()
     bucket = s3_bucket.removeprefix("s3://")
 
@@ -112,20 +112,20 @@ def test_uploads_that_nobody_completed_are_aborted(s3_server: S3Server, s3_bucke
 
 @pytest.mark.xdist_group("s3")
 def test_a_resumed_run_on_s3_begins_without_the_uploads_of_dead_attempts(
-    photos: Path, s3_server: S3Server, s3_bucket: str
+    folder: Path, s3_server: S3Server, s3_bucket: str
 ) -> None:
     storage = Storage(StorageSection(endpoint_url=s3_server.endpoint_url))
     bucket, files = s3_bucket.removeprefix("s3://"), s3_server.files()
-    begin(photos, storage, f"{s3_bucket}/out").close()
+    begin(folder, storage, f"{s3_bucket}/out").close()
     files.call_s3("create_multipart_upload", Bucket=bucket, Key="out/images/run=night/part-00001.parquet")
     assert len(files.call_s3("list_multipart_uploads", Bucket=bucket)["Uploads"]) == 1
-    run = begin(photos, storage, f"{s3_bucket}/out")
+    run = begin(folder, storage, f"{s3_bucket}/out")
     assert files.call_s3("list_multipart_uploads", Bucket=bucket).get("Uploads", []) == []
     assert run.take_new_shards() == [0, 1, 2]
     run.close()
 
 
-def test_a_store_that_lists_no_uploads_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_lists_no_uploads_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage()
     monkeypatch.setattr(storage, "client", _refuse_client)
     assert remove_leftovers(storage, "s3://bucket/out", "night") == 0
@@ -151,9 +151,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_is_said_in_words_and_holds_nothing_half(photos: Path, tiny_disk: Path) -> None:
-    (photos / "out").symlink_to(tiny_disk)
-    run = begin(photos)
+def test_a_full_disk_is_reported_and_holds_no_partial_file(folder: Path, tiny_disk: Path) -> None:
+    (folder / "out").symlink_to(tiny_disk)
+    run = begin(folder)
     commit(run, 0)
     ballast = tiny_disk / "ballast"
     with pytest.raises(OSError, match="No space"):
@@ -164,7 +164,7 @@ def test_a_full_disk_is_said_in_words_and_holds_nothing_half(photos: Path, tiny_
     assert run.todo() == [1, 2]
     run.close()
     ballast.unlink()
-    again = begin(photos)
+    again = begin(folder)
     assert again.take_new_shards() == [1, 2]
     for index in again.todo():
         commit(again, index)
@@ -172,9 +172,7 @@ def test_a_full_disk_is_said_in_words_and_holds_nothing_half(photos: Path, tiny_
     assert len(open_results(again.output_uri).images()) == 5
 
 
-def test_a_disk_that_fills_up_while_planning_costs_nothing_but_time(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_planning_is_resumed_after_the_disk_was_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_file = local_files.write_file
 
     def fill(path: str, payload: bytes) -> None:
@@ -185,8 +183,8 @@ def test_a_disk_that_fills_up_while_planning_costs_nothing_but_time(
     with monkeypatch.context() as patch:
         patch.setattr(local_files, "write_file", fill)
         with pytest.raises(StorageError, match="the disk is full or over quota; free some and run again"):
-            begin(photos)
-    assert not (photos / "out/runs/night/lease.json").exists()
-    run = begin(photos)
+            begin(folder)
+    assert not (folder / "out/runs/night/lease.json").exists()
+    run = begin(folder)
     assert (run.image_count, run.take_new_shards()) == (5, [0, 1, 2])
     run.close()

@@ -1,4 +1,4 @@
-"""What a driver leaves that died before its run was begun, or after it was complete: the next one clears it away."""
+"""The lease of a driver that died before its run was begun, or after it was complete, is removed by the next driver."""
 
 import socket
 from dataclasses import replace
@@ -52,7 +52,7 @@ def leave(storage: Storage, uri: str, holder: LeaseHolder) -> str:
     ],
     ids=["dead here", "alive", "far away", "long forgotten", "ahead", "far ahead"],
 )
-def test_only_the_dead_lose_their_lease(
+def test_only_leases_of_dead_holders_are_removed(
     output: tuple[Storage, str], holder: LeaseHolder, silence_s: float, is_cleared: bool
 ) -> None:
     storage, uri = output
@@ -65,7 +65,7 @@ def test_only_the_dead_lose_their_lease(
 
 
 def test_a_lease_that_is_renewed_while_it_is_watched_stays(output: tuple[Storage, str]) -> None:
-    """Of a driver whose clock is years behind."""
+    """The lease of a driver whose clock is years behind."""
     storage, uri = output
     lease = leave(storage, uri, FAR_AWAY)
     later = NOON + timedelta(days=900)
@@ -77,10 +77,10 @@ def test_a_lease_that_is_renewed_while_it_is_watched_stays(output: tuple[Storage
     assert storage.exists(lease)
 
 
-def test_a_lease_whose_answer_was_lost_is_removed_all_the_same(
+def test_a_lease_is_removed_when_the_answer_to_its_replacement_was_lost(
     output: tuple[Storage, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found by the chaos suite: the store took the replacement, and the second try found it changed."""
+    """Found by the chaos suite: the first write succeeded without an answer, and the retry found the file changed."""
     storage, uri = output
     lease = leave(storage, uri, DEAD)
     replace_it = CasFile.replace
@@ -107,7 +107,7 @@ def test_a_lease_that_another_command_replaced_stays(
     assert storage.exists(lease)
 
 
-def test_where_there_is_none_or_nobody_can_read_it_nothing_happens(output: tuple[Storage, str]) -> None:
+def test_without_a_lease_or_with_an_unreadable_one_nothing_is_removed(output: tuple[Storage, str]) -> None:
     storage, uri = output
     assert clear_dead_lease(storage, uri, "night")
     storage.write(f"{uri}/runs/night/lease.json", b"?")
@@ -134,7 +134,7 @@ def opened(spec: JobSpec) -> RunHandle:
     return open_run(spec, {}, storage, take_lease=lambda name: take_lease(storage, spec.output.uri, name))
 
 
-def test_a_run_that_was_never_begun_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_that_was_never_begun_leaves_no_folder(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     leave(Storage(), spec.output.uri, DEAD)
     run = opened(spec)
@@ -142,14 +142,14 @@ def test_a_run_that_was_never_begun_leaves_nothing(tmp_path: Path) -> None:
     run.close()
 
 
-def test_a_beginning_that_may_be_alive_is_left_alone(tmp_path: Path) -> None:
+def test_the_lease_of_a_run_that_is_being_begun_is_kept(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     leave(Storage(), spec.output.uri, replace(ALIVE, beat=datetime.now(UTC).isoformat()))
     opened(spec).close()
     assert (tmp_path / "out" / "runs" / "night" / "lease.json").exists()
 
 
-def test_a_complete_run_gets_rid_of_its_dead_drivers_lease(tmp_path: Path) -> None:
+def test_the_lease_of_a_dead_driver_of_a_complete_run_is_removed(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     begun = opened(spec)
     begun.close()

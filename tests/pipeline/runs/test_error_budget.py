@@ -1,4 +1,4 @@
-"""A run without hope is stopped early; one bad image, or one bad folder, is no such run."""
+"""A run that cannot end within its error budget is stopped early; one bad image, or one bad folder, stops no run."""
 
 import random
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def report_of(index: int, errors: int, images: int = SHARD_IMAGES, repeats: int 
 def simulate(
     errors: Sequence[int], *, max_error_rate: float = 0.05, seed: int = 0, sizes: Sequence[int] | None = None
 ) -> tuple[int, str]:
-    """Do shards with so many errors each, one after the other; returns the shards done and the verdict."""
+    """Do shards with the given numbers of errors, one after the other; return the shards done and the verdict."""
     choice = random.Random(seed)
     sizes = sizes or [SHARD_IMAGES] * len(errors)
     budget = ErrorBudget(max_error_rate)
@@ -60,7 +60,7 @@ def test_a_run_in_which_everything_fails_is_stopped_after_a_few_shards() -> None
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_bad_folder_at_the_beginning_stops_nothing(seed: int) -> None:
+def test_a_bad_folder_at_the_beginning_does_not_stop_the_run(seed: int) -> None:
     errors = [SHARD_IMAGES] * 40 + [0] * 1000
     assert simulate(errors, seed=seed) == (1040, "")
 
@@ -70,7 +70,7 @@ def test_a_rate_just_within_the_budget_is_never_stopped(seed: int) -> None:
     assert simulate([12] * 500, seed=seed) == (500, "")
 
 
-def test_a_bad_last_shard_that_is_a_short_one_stops_nothing() -> None:
+def test_a_short_bad_shard_at_the_end_does_not_stop_the_run() -> None:
     sizes = [SHARD_IMAGES] * 100 + [7]
     assert simulate([12] * 100 + [7], sizes=sizes, max_error_rate=0.05) == (101, "")
 
@@ -79,10 +79,10 @@ def test_a_bad_last_shard_that_is_a_short_one_stops_nothing() -> None:
     ("rate", "budget", "shards", "share"),
     [(0.08, 0.05, 1000, 0.06), (0.08, 0.05, 200, 0.3), (0.02, 0.01, 1000, 0.1), (0.003, 0.001, 4000, 0.1)],
 )
-def test_bad_images_all_over_are_noticed_long_before_the_budget_is_spent(
+def test_bad_images_everywhere_stop_the_run_long_before_the_budget_is_used(
     rate: float, budget: float, shards: int, share: float
 ) -> None:
-    """8 % failing where 5 % may: without statistics that is certain when 62.5 % are done."""
+    """8 % fail and 5 % are allowed: without statistics that is certain when 62.5 % are done."""
     for seed in range(5):
         errors = np.random.default_rng(seed).binomial(SHARD_IMAGES, rate, shards).tolist()
         done, sentence = simulate(errors, max_error_rate=budget, seed=seed)
@@ -91,8 +91,8 @@ def test_bad_images_all_over_are_noticed_long_before_the_budget_is_spent(
 
 
 @pytest.mark.parametrize(("shards", "share"), [(10_000, 0.25), (3000, 0.5)])
-def test_shards_that_are_wholly_bad_are_noticed_before_the_budget_is_spent(shards: int, share: float) -> None:
-    """8 % of the shards fail altogether, and 5 % may: the least that shards can tell, and so the longest."""
+def test_wholly_bad_shards_stop_the_run_before_the_budget_is_used(shards: int, share: float) -> None:
+    """8 % of the shards fail altogether, and 5 % are allowed: the case with the least information per shard."""
     for seed in range(3):
         bad = np.random.default_rng(seed).permutation(shards) < 0.08 * shards
         done, sentence = simulate((SHARD_IMAGES * bad).tolist(), seed=seed)
@@ -122,8 +122,8 @@ def arrangement(kind: str, shards: int, rate: float, source: np.random.Generator
 
 @pytest.mark.parametrize("kind", ["single images", "half shards", "whole shards"])
 @pytest.mark.parametrize("budget", [0.001, 0.01, 0.05])
-def test_a_run_within_its_budget_is_stopped_as_seldom_as_is_said(kind: str, budget: float) -> None:
-    """Runs at the very border of their budget, each looked at after every sampled shard."""
+def test_a_run_within_its_budget_is_stopped_no_more_often_than_stated(kind: str, budget: float) -> None:
+    """Runs that use exactly their budget, tested after every sampled shard."""
     runs, shards, looks, alarm = 2000, 1500, 200, 0.02
     source = np.random.default_rng(round(budget * 1000))
     values = arrangement(kind, shards, budget, source) / SHARD_IMAGES
@@ -142,7 +142,7 @@ def test_a_run_within_its_budget_is_stopped_as_seldom_as_is_said(kind: str, budg
 
 
 @pytest.mark.parametrize("values", [(1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.9, 0.3, 0.1, 0.0, 0.0, 0.2), (0.5,) * 6])
-def test_no_order_of_sampling_is_expected_to_make_a_gambler_rich(values: tuple[float, ...]) -> None:
+def test_no_order_of_sampling_gains_wealth_on_average(values: tuple[float, ...]) -> None:
     """Exact, over all orders: on average no stake gains anything against a claim that is true."""
     wealths = []
     for order in permutations(values):
@@ -173,7 +173,7 @@ def test_shards_that_fail_at_once_do_not_come_before_those_sampled_earlier() -> 
     assert budget.verdict(**asked)
 
 
-def test_images_that_were_not_ok_before_either_tell_nothing() -> None:
+def test_known_failures_are_not_observed() -> None:
     budget = ErrorBudget(0.05)
     for index in range(200):
         budget.sampled(index, shards=1000 - index, shard_images=SHARD_IMAGES, images=256_000, errors=200)
@@ -181,7 +181,7 @@ def test_images_that_were_not_ok_before_either_tell_nothing() -> None:
     assert not budget.verdict(images=256_000, images_done=60_000, errors=200, reasons={})
 
 
-def test_what_no_remaining_image_can_mend_is_stopped_without_a_sample() -> None:
+def test_a_budget_that_is_exceeded_already_stops_the_run_without_a_sample() -> None:
     budget = ErrorBudget(0.05)
     reasons = {"empty": 400, "a": 2, "b": 1, "c": 1}
     sentence = budget.verdict(images=10_000, images_done=600, errors=501, reasons=reasons)
@@ -191,7 +191,7 @@ def test_what_no_remaining_image_can_mend_is_stopped_without_a_sample() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.05])
-def test_a_few_bad_images_stop_nothing_whatever_the_budget(budget: float) -> None:
+def test_a_few_bad_images_do_not_stop_the_run_whatever_the_budget(budget: float) -> None:
     judge = ErrorBudget(budget)
     assert not judge.verdict(images=200, images_done=MIN_ERRORS, errors=MIN_ERRORS - 1, reasons={})
     assert not judge.wants_sample(images_done=MIN_ERRORS, errors=MIN_ERRORS - 1)
@@ -228,7 +228,7 @@ def test_how_many_may_fail(images: int, rate: float, floor: int, allowed: int) -
     assert allowed_errors(images, rate, floor) == allowed
 
 
-def test_while_the_input_is_listed_too_many_errors_are_told_at_every_doubling() -> None:
+def test_while_the_input_is_listed_a_warning_comes_at_every_doubling_of_errors() -> None:
     budget = ErrorBudget(0.05)
     told = [
         done for done in range(1, 1001) if budget.warning(images_done=done, errors=done // 2, reasons={"bad": done})
@@ -240,7 +240,7 @@ def test_while_the_input_is_listed_too_many_errors_are_told_at_every_doubling() 
     assert "150 x empty; 50 x gone." in sentence
 
 
-def test_what_was_observed_is_counted_until_the_claim_is_rejected() -> None:
+def test_observations_are_counted_until_the_claim_is_rejected() -> None:
     test = SequentialTest(1e-4)
     for value in (0.25, 1.0, 0.25):
         test.observe(value, 0.5)

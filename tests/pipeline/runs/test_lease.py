@@ -1,4 +1,4 @@
-"""The lease: one driver at a time, whoever died, whatever the clocks say, on every kind of storage."""
+"""The lease: one driver at a time, also after deaths and with wrong clocks, on every kind of storage."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def lease_uri(uri: str) -> str:
 
 
 def leave(storage: Storage, uri: str, **values: object) -> None:
-    """Leave the lease of a driver that is somewhere else."""
+    """Write the lease of a driver on another machine."""
     storage.write(lease_uri(uri), replace(HOLDER, **values).encode())  # type: ignore[arg-type]
 
 
@@ -68,7 +68,7 @@ def never(seconds: float) -> None:
     pytest.fail(f"waited {seconds} s")
 
 
-def test_the_file_is_made_once_and_replaced_only_by_who_saw_it_last(output: tuple[Storage, str]) -> None:
+def test_the_file_is_created_once_and_replaced_only_at_the_version_that_was_read(output: tuple[Storage, str]) -> None:
     storage, uri = output
     file = CasFile(storage, lease_uri(uri))
     assert file.read() is None
@@ -88,7 +88,7 @@ def test_the_file_is_made_once_and_replaced_only_by_who_saw_it_last(output: tupl
     assert file.read() is None
 
 
-def test_a_second_driver_is_refused_in_words_until_the_first_gives_back(output: tuple[Storage, str]) -> None:
+def test_a_second_driver_is_refused_until_the_first_releases_the_lease(output: tuple[Storage, str]) -> None:
     storage, uri = output
     first = take_lease(storage, uri, "night", sleep=never)
     with pytest.raises(RunHeldError) as caught:
@@ -105,7 +105,7 @@ def test_a_second_driver_is_refused_in_words_until_the_first_gives_back(output: 
 
 
 @pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
-def test_of_many_drivers_that_start_at_once_one_gets_it(
+def test_of_many_drivers_that_start_at_once_one_takes_the_lease(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     section, uri = StorageSection(), str(tmp_path / "out")
@@ -120,7 +120,7 @@ def test_of_many_drivers_that_start_at_once_one_gets_it(
         storage = Storage(section)
         together.wait()
         try:
-            # The lease that lies there is old: all of them watch it and want to take it over.
+            # The lease is old: all of them watch it and try to take it over.
             return take_lease(storage, uri, "night", sleep=lambda _: None, clock=lambda: at(900))
         except RunHeldError:
             return None
@@ -132,7 +132,7 @@ def test_of_many_drivers_that_start_at_once_one_gets_it(
     won[0].release()
 
 
-def test_a_dead_driver_of_this_machine_leaves_the_run_at_once(tmp_path: Path) -> None:
+def test_the_lease_of_a_dead_driver_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
@@ -140,7 +140,7 @@ def test_a_dead_driver_of_this_machine_leaves_the_run_at_once(tmp_path: Path) ->
         with pytest.raises(RunHeldError, match=f"process {driver.pid}"):
             take_lease(Storage(), str(tmp_path), "night", sleep=never)
         driver.send_signal(signal.SIGKILL)
-        # Not waited for yet: a corpse is dead enough.
+        # Not waited for yet: a zombie counts as dead.
         told: list[str] = []
         while not told:
             try:
@@ -150,7 +150,7 @@ def test_a_dead_driver_of_this_machine_leaves_the_run_at_once(tmp_path: Path) ->
     assert f"process {driver.pid}) is dead" in told[0]
 
 
-def test_a_number_that_was_given_to_another_process_does_not_keep_the_lease(tmp_path: Path) -> None:
+def test_a_reused_process_number_does_not_keep_the_lease(tmp_path: Path) -> None:
     boot, pid, started = identify_process().rsplit(" ", 2)
     same_number = f"{boot} {pid} {int(started) - 1}"
     leave(Storage(), str(tmp_path), host=socket.gethostname(), process=same_number)
@@ -169,10 +169,10 @@ def test_a_process_that_cannot_be_judged_from_here_counts_as_alive(tmp_path: Pat
 
 
 @pytest.mark.parametrize("beat_s", [0.0, 119.0, 3e8, -3e8], ids=["now", "lately", "in ten years", "ten years ago"])
-def test_a_silent_driver_loses_the_run_after_it_was_watched_whatever_its_clock_said(
+def test_a_driver_without_heartbeats_loses_the_run_after_it_was_watched(
     output: tuple[Storage, str], beat_s: float
 ) -> None:
-    """A heartbeat in the future locked a run until that date."""
+    """Whatever its clock said: a heartbeat in the future once locked a run until that date."""
     storage, uri = output
     leave(storage, uri, beat=at(beat_s).isoformat(), since=at(beat_s).isoformat())
     waits: list[float] = []
@@ -182,7 +182,7 @@ def test_a_silent_driver_loses_the_run_after_it_was_watched_whatever_its_clock_s
     assert "far-away" in told[0]
 
 
-def test_the_times_fit_together() -> None:
+def test_the_periods_are_consistent() -> None:
     # The holder, and workers that it cannot reach, have ended before another driver begins.
     assert leases.WATCH_S - leases.STALE_AFTER_S >= leases.HEARTBEAT_EVERY_S
     assert leases.WATCH_S - ORPHANED_BY_S >= leases.HEARTBEAT_EVERY_S
@@ -190,7 +190,7 @@ def test_the_times_fit_together() -> None:
     assert DriverLiveness(3600.0)._limit_s == ORPHANED_BY_S
 
 
-def test_the_file_changes_with_each_heartbeat_though_the_clock_stands_still(tmp_path: Path) -> None:
+def test_the_file_changes_with_each_heartbeat_also_when_the_clock_stands_still(tmp_path: Path) -> None:
     mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, clock=lambda: NOON)
     seen = [Storage().read(lease_uri(str(tmp_path)))]
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_the_file_changes_with_each_heartbeat_though_the_clock_stands_still(tmp_
 
 
 def test_a_hung_driver_of_this_machine_is_watched_too(tmp_path: Path) -> None:
-    """It lives, but its heartbeats have stopped; its clock has been set back since."""
+    """Its process runs, but its heartbeats have stopped; its clock has been set back since."""
     leave(Storage(), str(tmp_path), host=socket.gethostname(), process=identify_process())
     with pytest.raises(RunHeldError, match=f"host {socket.gethostname()}"):
         take_lease(Storage(), str(tmp_path), "night", sleep=never, clock=lambda: at(100))
@@ -218,13 +218,13 @@ def test_a_hung_driver_of_this_machine_is_watched_too(tmp_path: Path) -> None:
         assert sum(waits) == leases.WATCH_S
 
 
-def test_a_lease_given_back_while_it_is_watched_is_taken(output: tuple[Storage, str]) -> None:
+def test_a_lease_released_while_it_is_watched_is_taken(output: tuple[Storage, str]) -> None:
     storage, uri = output
     leave(storage, uri)
     take_lease(storage, uri, "night", sleep=lambda _: storage.delete(lease_uri(uri))).release()
 
 
-def test_a_driver_whose_clock_is_behind_keeps_the_run_while_it_breathes(output: tuple[Storage, str]) -> None:
+def test_a_driver_whose_clock_is_behind_keeps_the_run_while_it_renews_its_lease(output: tuple[Storage, str]) -> None:
     storage, uri = output
     leave(storage, uri)
     with pytest.raises(RunHeldError, match="far-away"):
@@ -233,7 +233,7 @@ def test_a_driver_whose_clock_is_behind_keeps_the_run_while_it_breathes(output: 
         )
 
 
-def test_a_driver_that_was_taken_over_stops_and_touches_nothing(output: tuple[Storage, str]) -> None:
+def test_a_driver_whose_lease_was_taken_over_stops_and_leaves_the_new_lease(output: tuple[Storage, str]) -> None:
     storage, uri = output
     mine = take_lease(storage, uri, "night", sleep=never)
     mine.renew()
@@ -247,7 +247,7 @@ def test_a_driver_that_was_taken_over_stops_and_touches_nothing(output: tuple[St
 
 
 class Unwritable(Storage):
-    """A store that is away, when told so."""
+    """A store that fails while `is_away`."""
 
     is_away = False
 
@@ -257,7 +257,7 @@ class Unwritable(Storage):
         return super().read(uri, offset, length)
 
 
-def test_a_store_that_is_away_too_long_costs_the_lease(tmp_path: Path) -> None:
+def test_a_store_that_fails_for_too_long_costs_the_lease(tmp_path: Path) -> None:
     storage, clock = Unwritable(), HandClock()
     mine = take_lease(storage, str(tmp_path), "night", sleep=never, seconds=clock)
     storage.is_away = True
@@ -271,8 +271,8 @@ def test_a_store_that_is_away_too_long_costs_the_lease(tmp_path: Path) -> None:
     mine.release()
 
 
-def test_a_driver_that_slept_keeps_the_run_when_nobody_took_it(tmp_path: Path) -> None:
-    """A laptop was closed: the first commit afterwards asks the store."""
+def test_a_suspended_driver_keeps_the_run_unless_another_took_it(tmp_path: Path) -> None:
+    """A laptop was closed: the first commit afterwards renews the lease first."""
     clock = HandClock()
     mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, seconds=clock)
     clock.now += 8 * 3600
@@ -285,7 +285,7 @@ def test_a_driver_that_slept_keeps_the_run_when_nobody_took_it(tmp_path: Path) -
         mine.check()
 
 
-def test_a_suspended_machines_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_suspended_machine_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """`time.monotonic` stands still meanwhile."""
     asked: list[int] = []
     monkeypatch.setattr("time.clock_gettime", lambda clock: float(asked.append(clock) or 7))
@@ -293,10 +293,10 @@ def test_a_suspended_machines_time_counts(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [time.CLOCK_BOOTTIME]
 
 
-def test_a_lease_that_was_not_renewed_is_not_believed_after_a_sleep(
+def test_a_lease_that_could_not_be_renewed_is_lost_after_a_suspend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A renewal that another write got ahead of counted as none, and as no loss either."""
+    """A renewal that another write preceded once counted neither as a renewal nor as a loss."""
     clock = HandClock()
     mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, seconds=clock)
     monkeypatch.setattr(CasFile, "replace", lambda *_: None)
@@ -307,7 +307,7 @@ def test_a_lease_that_was_not_renewed_is_not_believed_after_a_sleep(
         mine.check()
 
 
-def test_the_lease_is_renewed_by_itself(tmp_path: Path) -> None:
+def test_the_lease_is_renewed_in_the_background(tmp_path: Path) -> None:
     mine = take_lease(Storage(), str(tmp_path), "night", sleep=never, heartbeat_every_s=0.01)
     first = Storage().read(lease_uri(str(tmp_path)))
     while Storage().read(lease_uri(str(tmp_path))) == first:
@@ -317,25 +317,27 @@ def test_the_lease_is_renewed_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"beat": 3}'])
-def test_a_lease_that_cannot_be_read_is_refused_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_lease_is_refused_with_the_way_out(tmp_path: Path, content: bytes) -> None:
     Storage().write(lease_uri(str(tmp_path)), content)
     with pytest.raises(RunHeldError, match=r"lease\.json cannot be read as a lease.*htc doctor .*--repair"):
         take_lease(Storage(), str(tmp_path), "night", sleep=never)
 
 
-def begin(tmp_path: Path) -> RunHandle:
+def begin(tmp_path: Path, leases_taken: list[Lease] | None = None) -> RunHandle:
+    """Open the run; `leases_taken` gets its lease."""
     values = {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
     storage = Storage()
-    return open_run(
-        load_spec(None, values),
-        {"weights_sha256": "a"},
-        storage,
-        run="night",
-        take_lease=lambda name: take_lease(storage, str(tmp_path / "out"), name, sleep=never),
-    )
+
+    def take(name: str) -> Lease:
+        lease = take_lease(storage, str(tmp_path / "out"), name, sleep=never)
+        if leases_taken is not None:
+            leases_taken.append(lease)
+        return lease
+
+    return open_run(load_spec(None, values), {"weights_sha256": "a"}, storage, run="night", take_lease=take)
 
 
-def test_a_run_is_held_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+def test_a_run_is_leased_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/1.jpg").touch()
     run = begin(tmp_path)
@@ -353,10 +355,10 @@ def test_a_run_is_held_from_its_beginning_to_its_end(tmp_path: Path) -> None:
 def test_a_run_that_was_taken_over_hands_out_nothing_and_writes_no_summary(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/1.jpg").touch()
-    run = begin(tmp_path)
+    leases_taken: list[Lease] = []
+    run = begin(tmp_path, leases_taken)
     leave(Storage(), str(tmp_path / "out"))
-    assert run._lease is not None
-    run._lease.renew()
+    leases_taken[0].renew()
     with pytest.raises(RunError, match="taken the run over"):
         run.take_new_shards()
     with pytest.raises(StorageError, match="taken the run over"):
@@ -365,7 +367,7 @@ def test_a_run_that_was_taken_over_hands_out_nothing_and_writes_no_summary(tmp_p
     assert {path.name for path in (tmp_path / "out/runs/night").iterdir()} == {"lease.json", "manifest", "run.json"}
 
 
-def test_a_run_that_cannot_begin_gives_its_lease_back(tmp_path: Path) -> None:
+def test_a_run_that_cannot_begin_releases_its_lease(tmp_path: Path) -> None:
     (tmp_path / "in.tar").write_bytes(b"no tar" * 200)
     values = {"input.uri": str(tmp_path / "in.tar"), "output.uri": str(tmp_path / "out")}
     storage = Storage()

@@ -1,4 +1,4 @@
-"""Random histories of two drivers at one run: never two that commit, never locked for long, whatever their clocks say.
+"""Random histories of two drivers of one run: never do both commit, never is the run locked for long.
 
 The world's time is counted by hand. The first driver may be suspended, cut off from its store, or die; both drivers'
 wall clocks are wrong by anything between nothing and decades, and may jump.
@@ -29,14 +29,14 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """A store that is away is logged at each heartbeat."""
+    """A store that fails is logged at each heartbeat."""
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
 
 
 class CutOffStore(Storage):
-    """The first driver's way to the store; the second one's is another."""
+    """The first driver's connection to the store; the second driver has its own."""
 
     is_cut = False
 
@@ -48,7 +48,7 @@ class CutOffStore(Storage):
 
 @dataclass
 class World:
-    """True time, and a first driver that has the lease from its beginning on.
+    """True time, and a first driver that holds the lease from the beginning.
 
     asleep, cut: when it is suspended, and cut off from its store. dies: when it is gone.
     clock_jumps: seconds by which its wall clock is wrong, from when on.
@@ -72,7 +72,7 @@ class World:
         self.next_beat = leases.HEARTBEAT_EVERY_S
 
     def wall_clock(self) -> datetime:
-        """What the first driver takes the time for."""
+        """Return the time by the first driver's clock."""
         wrong_by = 0.0
         for since, seconds in self.clock_jumps:
             if since <= self.now:
@@ -80,7 +80,7 @@ class World:
         return NOON + timedelta(seconds=self.now + wrong_by)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass; the first driver renews its lease and commits, as it can."""
+        """Let time pass; the first driver renews its lease and commits when it can."""
         until = self.now + seconds
         while self.now < until:
             self.now = min(until, self.now + STEP_S)
@@ -110,15 +110,15 @@ def spans(longest_s: float) -> st.SearchStrategy[list[Span]]:
     return st.lists(st.tuples(st.floats(0, 900), st.floats(0, longest_s)), max_size=3)
 
 
-# Well: a minute; a wrong time zone; decades.
+# By a minute; by a wrong time zone; by decades.
 WRONG_BY = st.one_of(st.floats(-90, 90), st.floats(-50_000, 50_000), st.floats(-6e8, 6e8))
 JUMPS = st.lists(st.tuples(st.floats(0, 900), WRONG_BY), max_size=3).map(sorted)
 
 
-def ask_until_had(
+def ask_until_taken(
     world: World, sleep: Callable[[float], None], wrong_by: float, until: float, watch_s: float | None = None
 ) -> float | None:
-    """Ask for the lease as a second driver, again and again; returns when it got it."""
+    """Ask for the lease as a second driver until it is taken; return when that was."""
     while world.now <= until:
         try:
             lease = take_lease(
@@ -152,7 +152,9 @@ def histories(draw: st.DrawFn) -> tuple[World, float, float, list[float]]:
 
 @settings(deadline=None, max_examples=settings.default.max_examples // 2)
 @given(history=histories())
-def test_never_two_committers_and_never_locked_for_long(history: tuple[World, float, float, list[float]]) -> None:
+def test_never_do_two_drivers_commit_and_never_is_a_run_locked_for_long(
+    history: tuple[World, float, float, list[float]],
+) -> None:
     world, asks, wrong_by, naps = history
     world.advance(asks)
     left = list(naps)
@@ -161,25 +163,25 @@ def test_never_two_committers_and_never_locked_for_long(history: tuple[World, fl
         # The second driver's machine may be suspended too, for a little.
         world.advance(seconds + (left.pop() if left else 0.0))
 
-    had = ask_until_had(world, sleep, wrong_by, until=1600)
+    had = ask_until_taken(world, sleep, wrong_by, until=1600)
     if had is not None:
         assert [moment for moment in world.commits if moment > had] == []
     event("taken over" if had is not None else "kept")
     if world.dies < FOREVER:
-        # A heartbeat that was seen late, and the look that was under way, come on top.
+        # Plus a heartbeat that was read late, and the poll that was in progress.
         assert had is not None
         assert had <= max(world.dies, asks) + leases.WATCH_S + 2 * leases.POLL_EVERY_S + sum(naps) + STEP_S
 
 
 @settings(deadline=None, max_examples=settings.default.max_examples // 5)
 @given(clock_jumps=JUMPS, wrong_by=WRONG_BY, asks=st.floats(0, 600), cut=st.floats(0, 60), since=st.floats(0, 600))
-def test_a_driver_at_work_keeps_its_run(
+def test_a_live_driver_keeps_its_run(
     clock_jumps: list[Span], wrong_by: float, asks: float, cut: float, since: float
 ) -> None:
-    """Also while its store is away for a minute."""
+    """Also while its store fails for a minute."""
     world = World(FOREVER, [], [(since, cut)], clock_jumps)
     world.advance(asks)
-    assert ask_until_had(world, world.advance, wrong_by, until=1000) is None
+    assert ask_until_taken(world, world.advance, wrong_by, until=1000) is None
     assert len(world.commits) >= 1000 / STEP_S - 2
     world.lease.check()
 
@@ -188,6 +190,6 @@ def test_the_simulation_detects_a_watch_that_is_too_short() -> None:
     """With a watch of 20 s, both simulated drivers commit."""
     world = World(FOREVER, [], [(10.0, 110.0)], [])
     world.advance(30)
-    had = ask_until_had(world, world.advance, 0.0, until=1600, watch_s=20.0)
+    had = ask_until_taken(world, world.advance, 0.0, until=1600, watch_s=20.0)
     assert had is not None
     assert [moment for moment in world.commits if moment > had] != []

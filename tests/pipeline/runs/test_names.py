@@ -1,4 +1,4 @@
-"""A run's name stays a name for whoever reads the folders: pandas, polars, pyarrow and DuckDB."""
+"""A run's name stays text for the readers of the folders: pandas, polars, pyarrow and DuckDB."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in OTHERS.items() for name in names])
-def test_no_new_run_has_a_name_that_readers_take_for_something_else(tmp_path: Path, kind: str, name: str) -> None:
+def test_a_name_that_readers_do_not_read_as_text_is_refused_for_a_new_run(tmp_path: Path, kind: str, name: str) -> None:
     images = write_inputs(tmp_path / "in", 1)
     assert taken_for(name) == kind
     with pytest.raises(SpecError, match=f"as {kind}.*--run run-{name}"):
@@ -44,14 +44,14 @@ def test_no_new_run_has_a_name_that_readers_take_for_something_else(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_readers_take_other_names_for_names(tmp_path: Path, name: str) -> None:
+def test_readers_read_other_names_as_text(tmp_path: Path, name: str) -> None:
     assert taken_for(name) == ""
     folder = tmp_path / f"run={name}"
     folder.mkdir()
     pq.write_table(pa.table({"x": [1]}), folder / "part-00000.parquet")
     glob = f"{tmp_path}/run=*/*.parquet"
     hive = pads.dataset(tmp_path, partitioning="hive").to_table()
-    # A name beginning with a digit would fail here if pyarrow took it for a number.
+    # A name that begins with a digit would fail here if pyarrow read it as a number.
     assert hive.column("run").to_pylist() == [name]
     assert pd.read_parquet(tmp_path)["run"].tolist() == [name]
     assert pl.read_parquet(glob, hive_partitioning=True)["run"].to_list() == [name]

@@ -1,4 +1,4 @@
-"""A run's life: begun, cut off anywhere, gone on with, complete, or refused in words."""
+"""A run is begun, interrupted, resumed, complete, or refused with one sentence."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ FINGERPRINT = {"preset": "htc_r50_fpn", "weights_sha256": "a" * 64, "config_sha2
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """Ten images, in shards of four."""
     (tmp_path / "in").mkdir()
     for index in range(10):
@@ -45,23 +45,23 @@ def commit(run: RunHandle, index: int) -> None:
     commit_shard(Storage(), run.output_uri, run.name, index, rows, [])
 
 
-def test_a_new_run_is_named_by_time_and_planned(photos: Path) -> None:
-    run = begin(photos)
+def test_a_new_run_is_named_by_time_and_planned(folder: Path) -> None:
+    run = begin(folder)
     assert (run.name, run.state, run.image_count, run.shard_count) == ("run-20250601-120000", "new", 10, 3)
     assert run.todo() == [0, 1, 2]
     assert [len(run.read_shard(index).images) for index in range(3)] == [4, 4, 2]
-    assert begin(photos, fresh=True, name="nightly").name == "nightly-20250601-120000"
+    assert begin(folder, fresh=True, name="nightly").name == "nightly-20250601-120000"
 
 
-def test_shards_are_told_once_and_committed_ones_never(photos: Path) -> None:
-    commit(begin(photos), 1)
-    run = begin(photos, hours=1)
+def test_shards_are_handed_out_once_and_committed_ones_never(folder: Path) -> None:
+    commit(begin(folder), 1)
+    run = begin(folder, hours=1)
     assert (run.is_planned, run.take_new_shards(), run.take_new_shards()) == (True, [0, 2], [])
 
 
-def test_the_record_says_what_ran(photos: Path) -> None:
-    run = begin(photos)
-    content = json.loads((photos / "out/runs" / run.name / "run.json").read_text())
+def test_the_record_has_spec_model_and_versions(folder: Path) -> None:
+    run = begin(folder)
+    content = json.loads((folder / "out/runs" / run.name / "run.json").read_text())
     assert content["spec"]["model"]["preset"] == "htc_r50_fpn"
     assert content["fingerprint"] == FINGERPRINT
     assert content["manifest"]["image_count"] == 10
@@ -69,27 +69,27 @@ def test_the_record_says_what_ran(photos: Path) -> None:
     assert {"python", "torch", "ray", "pyarrow"} <= content["versions"].keys()
 
 
-def test_the_same_command_goes_on_and_then_has_nothing_to_do(photos: Path) -> None:
-    commit(begin(photos), 1)
-    (photos / "in" / "late.jpg").write_bytes(b"the manifest is frozen")
-    again = begin(photos, hours=1, compute__workers=7, compute__batch_size=2, retry__max_attempts=9)
+def test_the_same_command_resumes_and_then_has_nothing_to_do(folder: Path) -> None:
+    commit(begin(folder), 1)
+    (folder / "in" / "late.jpg").write_bytes(b"the manifest is frozen")
+    again = begin(folder, hours=1, compute__workers=7, compute__batch_size=2, retry__max_attempts=9)
     assert (again.name, again.state, again.todo()) == ("run-20250601-120000", "resumed", [0, 2])
     for index in again.todo():
         commit(again, index)
-    done = begin(photos, hours=2)
+    done = begin(folder, hours=2)
     assert (done.state, done.todo(), done.image_count) == ("complete", [], 10)
 
 
-def test_the_newest_run_is_the_one_to_go_on_with(photos: Path) -> None:
-    names = [begin(photos, hours=hours, fresh=True, name=name).name for hours, name in enumerate(["z", "a"])]
-    assert begin(photos, hours=5).name == names[1]
-    assert begin(photos, hours=5, run=names[0]).name == names[0]
-    assert begin(photos, hours=5, run="mine").state == "new"
-    assert begin(photos, hours=6, run="mine").state == "resumed"
+def test_the_newest_run_is_resumed(folder: Path) -> None:
+    names = [begin(folder, hours=hours, fresh=True, name=name).name for hours, name in enumerate(["z", "a"])]
+    assert begin(folder, hours=5).name == names[1]
+    assert begin(folder, hours=5, run=names[0]).name == names[0]
+    assert begin(folder, hours=5, run="mine").state == "new"
+    assert begin(folder, hours=6, run="mine").state == "resumed"
 
 
-def test_two_fresh_runs_of_one_second_have_two_names(photos: Path) -> None:
-    assert [begin(photos, fresh=True).name for _ in range(3)] == [
+def test_two_fresh_runs_of_one_second_have_two_names(folder: Path) -> None:
+    assert [begin(folder, fresh=True).name for _ in range(3)] == [
         "run-20250601-120000",
         "run-20250601-120000-2",
         "run-20250601-120000-3",
@@ -106,25 +106,27 @@ def test_two_fresh_runs_of_one_second_have_two_names(photos: Path) -> None:
         ({"images__max_pixels": 9}, "- images.max_pixels: 178956970 then, 9 now"),
     ],
 )
-def test_another_spec_is_refused_by_name(photos: Path, overrides: dict[str, object], words: str) -> None:
-    begin(photos)
+def test_another_spec_is_refused_with_the_keys_that_differ(
+    folder: Path, overrides: dict[str, object], words: str
+) -> None:
+    begin(folder)
     with pytest.raises(RunMismatchError) as caught:
-        begin(photos, hours=1, **overrides)
+        begin(folder, hours=1, **overrides)
     lines = str(caught.value).splitlines()
     assert lines[1:-1] == [words]
     assert "--fresh" in lines[-1]
-    assert begin(photos, hours=1, fresh=True, **overrides).state == "new"
+    assert begin(folder, hours=1, fresh=True, **overrides).state == "new"
 
 
-def test_other_weights_are_refused_and_the_same_weights_elsewhere_are_not(photos: Path) -> None:
-    begin(photos)
+def test_other_weights_are_refused_and_the_same_weights_elsewhere_are_not(folder: Path) -> None:
+    begin(folder)
     other = {**FINGERPRINT, "weights_sha256": "b" * 64}
     with pytest.raises(RunMismatchError, match="weights_sha256: aaaaaaaaaaaa… then, bbbbbbbbbbbb… now"):
-        open_run(spec_of(photos), other, Storage())
-    assert begin(photos, model__weights="/moved/weights.pth").state == "resumed"
+        open_run(spec_of(folder), other, Storage())
+    assert begin(folder, model__weights="/moved/weights.pth").state == "resumed"
 
 
-def test_a_run_that_was_cut_off_while_planning_is_planned_anew(photos: Path) -> None:
+def test_a_run_that_died_before_its_record_was_written_is_planned_again(folder: Path) -> None:
     class Dies(Storage):
         def write(self, uri: str, payload: bytes) -> None:
             if uri.endswith("run.json"):
@@ -132,42 +134,42 @@ def test_a_run_that_was_cut_off_while_planning_is_planned_anew(photos: Path) -> 
             super().write(uri, payload)
 
     with pytest.raises(StorageError):
-        open_run(spec_of(photos), FINGERPRINT, Dies(), run="mine", now=NOON)
-    (photos / "in" / "0.jpg").unlink()
-    run = begin(photos, run="mine")
+        open_run(spec_of(folder), FINGERPRINT, Dies(), run="mine", now=NOON)
+    (folder / "in" / "0.jpg").unlink()
+    run = begin(folder, run="mine")
     assert (run.state, run.image_count) == ("new", 9)
     assert len([ref for index in run.todo() for ref in run.read_shard(index).images]) == 9
 
 
-def test_an_output_that_holds_something_else_is_refused(photos: Path) -> None:
+def test_an_output_with_foreign_files_is_refused(folder: Path) -> None:
     with pytest.raises(OutputOccupiedError, match=r"0\.jpg"):
-        begin(photos, output__uri=str(photos / "in"))
+        begin(folder, output__uri=str(folder / "in"))
     with pytest.raises(OutputOccupiedError, match="is a file"):
-        begin(photos, output__uri=str(photos / "in/0.jpg"))
-    assert sorted(path.name for path in (photos / "in").iterdir()) == [f"{index}.jpg" for index in range(10)]
-    (photos / "out").mkdir()
-    assert begin(photos).state == "new"
-    (photos / "out/overlays").mkdir()
-    (photos / "out/overlays/1.png").touch()
-    assert begin(photos).state == "resumed"
+        begin(folder, output__uri=str(folder / "in/0.jpg"))
+    assert sorted(path.name for path in (folder / "in").iterdir()) == [f"{index}.jpg" for index in range(10)]
+    (folder / "out").mkdir()
+    assert begin(folder).state == "new"
+    (folder / "out/overlays").mkdir()
+    (folder / "out/overlays/1.png").touch()
+    assert begin(folder).state == "resumed"
 
 
-def test_parts_without_a_record_do_not_count_as_done(photos: Path) -> None:
-    run = begin(photos, run="mine")
+def test_parts_without_a_record_do_not_count_as_done(folder: Path) -> None:
+    run = begin(folder, run="mine")
     commit(run, 0)
-    begin(photos, run="other")
-    (photos / "out/runs/mine/run.json").unlink()
+    begin(folder, run="other")
+    (folder / "out/runs/mine/run.json").unlink()
     with pytest.raises(OutputOccupiedError, match="mine"):
-        begin(photos, run="mine")
+        begin(folder, run="mine")
 
 
-def test_fresh_with_a_name_that_exists_and_bad_names_are_refused(photos: Path) -> None:
-    begin(photos, run="mine")
+def test_fresh_with_a_name_that_exists_and_bad_names_are_refused(folder: Path) -> None:
+    begin(folder, run="mine")
     with pytest.raises(SpecError, match="leave out --fresh"):
-        begin(photos, run="mine", fresh=True)
+        begin(folder, run="mine", fresh=True)
     for name in ("a/b", "../x", "", ".hidden", "a=b", "a b"):
         with pytest.raises(SpecError, match="letters, digits"):
-            begin(photos, run=name)
+            begin(folder, run=name)
 
 
 def test_an_empty_input_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -177,8 +179,8 @@ def test_an_empty_input_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_summary_is_kept_and_replaced(photos: Path) -> None:
-    run = begin(photos)
+def test_the_summary_is_kept_and_replaced(folder: Path) -> None:
+    run = begin(folder)
     assert run.read_summary() is None
     run.write_summary({"status": "interrupted"})
     run.write_summary({"status": "complete", "reasons": {"caf\udce9": 1}})
@@ -189,15 +191,15 @@ def test_the_summary_is_kept_and_replaced(photos: Path) -> None:
     ("content", "words"),
     [("{", "not JSON"), ("[]", "JSON object"), ('{"schema_version": 99}', "later version"), ("{}", "has no")],
 )
-def test_a_damaged_record_is_named(photos: Path, content: str, words: str) -> None:
-    run = begin(photos)
-    (photos / "out/runs" / run.name / "run.json").write_text(content)
+def test_a_damaged_record_is_named(folder: Path, content: str, words: str) -> None:
+    run = begin(folder)
+    (folder / "out/runs" / run.name / "run.json").write_text(content)
     with pytest.raises(StorageError, match=words):
-        begin(photos)
+        begin(folder)
 
 
-def test_everything_works_on_a_remote_store(photos: Path) -> None:
-    run = begin(photos, output__uri="memory://runs-test/out", compute__shard_images=6)
+def test_runs_are_begun_and_resumed_on_a_remote_store(folder: Path) -> None:
+    run = begin(folder, output__uri="memory://runs-test/out", compute__shard_images=6)
     commit(run, 0)
-    again = begin(photos, hours=1, output__uri="memory://runs-test/out", compute__shard_images=6)
+    again = begin(folder, hours=1, output__uri="memory://runs-test/out", compute__shard_images=6)
     assert (again.state, again.todo()) == ("resumed", [1])

@@ -1,4 +1,4 @@
-"""Outputs that the driver itself wrote, ways to damage each kind of their files, and `htc` typed in this process."""
+"""Outputs that a driver wrote, ways to damage each kind of their files, and `htc` commands in this process."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 
 class FakeWorkerPool(InProcessPool):
-    """Workers in this process, with a model without a network."""
+    """Workers in this process, with a fake model."""
 
     def __init__(self, settings: WorkerSettings, plan: WorkerPlan, **limits: object) -> None:
         super().__init__(replace(settings, load_model=LoadFake()), plan, **limits)
@@ -68,25 +68,25 @@ _program = cache(cli.load_program)
 
 @contextmanager
 def without_ray() -> Iterator[None]:
-    """Have `htc run` do its work in this process for the time of a block."""
+    """Make `htc run` work in this process inside the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.driver.worker_pool, "WorkerPool", FakeWorkerPool)
         patch.setattr(pipeline.driver.session, "ray_cluster", _one_worker)
         patch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
-        # Built anew it would take as long as a command.
+        # Building it again takes as long as a command.
         patch.setattr(cli, "load_program", _program)
         yield
 
 
 def typed(*arguments: str) -> int:
-    """Type a command; returns its exit code."""
+    """Type a command; return its exit code."""
     with without_ray(), pytest.raises(SystemExit) as leaving:
         cli.main(list(arguments))
     return int(leaving.value.code or 0)
 
 
 def htc_of(capsys: pytest.CaptureFixture[str]) -> Htc:
-    """Return what types a command, and returns its exit code and what it said."""
+    """Return a function that types a command, and returns its exit code and its output."""
 
     def type_it(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
@@ -130,7 +130,7 @@ def rows_of(output: Path) -> list[tuple[str, str, int]]:
 
 
 def contents_of(output: str, storage: Storage | None = None) -> dict[str, list[str]]:
-    """All rows as text, but for how often their shard was begun."""
+    """All rows as text, without the number of attempts."""
     results = open_results(output, storage)
     rows = {"images": results.images().to_pylist(), "instances": results.instances().to_pylist()}
     return {table: sorted(str(row | {"attempts": 0}) for row in found) for table, found in rows.items()}

@@ -1,4 +1,4 @@
-"""Histories of a run in one process: drivers and workers that die at any write, stores that fail, orphans that go on.
+"""Histories of a run in one process: drivers and workers that die at any write, failing stores, late orphans.
 
 What a process of its own would be is a flag here: a driver that has died writes and deletes nothing any more, however
 much of its code is still unwound. So hundreds of deaths cost what one real process does.
@@ -34,15 +34,15 @@ from tests.support.fakes.in_process_pool import Death, InProcessPool, Member
 
 
 class DriverDeath(BaseException):
-    """The driver's process is gone."""
+    """The driver's process has died."""
 
 
 @dataclass
 class Fate:
     """What happens in one history; budgets are for one session.
 
-    is_poisoned: one image kills whoever looks at it.
-    seen: everything that happened, by its name.
+    is_poisoned: one image kills every worker that infers it.
+    seen: counts of everything that happened, by name.
     """
 
     dice: Random
@@ -86,7 +86,7 @@ class Fate:
 
 @dataclass(frozen=True)
 class FatedLoad:
-    """Loads a model that may die of an image."""
+    """Loads a model that may die at an image."""
 
     fate: Fate
 
@@ -108,10 +108,10 @@ class FatedModel(ContentModel):
 
 
 class FatedPool(InProcessPool):
-    """Two workers that take turns by lot; shards in the hands of a dead driver's workers are done later, or never."""
+    """Two workers that take turns at random; shards held by a dead driver's workers are done later, or never."""
 
     fate: Fate
-    orphans: list[tuple[Member, Any, Any]] = []  # noqa: RUF012 - of all pools
+    orphans: list[tuple[Member, Any, Any]] = []  # noqa: RUF012 - shared by all pools
 
     def events(self, timeout_s: float) -> list[Event]:
         if self.orphans and self.fate.dice.random() < 0.2:
