@@ -127,26 +127,26 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def connect(address: str | None = None) -> "RayJobsClient":
+def connect(address: str | None = None, *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> "RayJobsClient":
     """Open a connection; returns or raises within ten seconds.
 
     Args:
-        address: see `resolve_address`.
+        address: see `resolve_address`. connect_timeout_s: for the connection, and again for the version.
 
     Raises:
         SpecError: the address is invalid.
         ClusterError: nothing answers there, it is not a Ray dashboard, or the token is wrong.
     """
-    return RayJobsClient(resolve_address(address))
+    return RayJobsClient(resolve_address(address), connect_timeout_s)
 
 
 class RayJobsClient:
     """A `JobsClient` that uses Ray's JobSubmissionClient."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self._url = url
         with translated_errors(url), _address_in_environment(url):
-            self._client = _timed_client(url)
+            self._client = _timed_client(url, connect_timeout_s)
 
     @property
     def url(self) -> str:
@@ -216,14 +216,14 @@ class RayJobsClient:
                 yield piece
 
 
-def _timed_client(url: str) -> Any:
+def _timed_client(url: str, connect_timeout_s: float) -> Any:
     """Return Ray's client with time limits for all requests."""
     from ray.job_submission import JobSubmissionClient
 
     class TimedClient(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            limit_s = CONNECT_TIMEOUT_S if endpoint == "/api/version" else READ_TIMEOUT_S
-            options.setdefault("timeout", (CONNECT_TIMEOUT_S, limit_s))
+            limit_s = connect_timeout_s if endpoint == "/api/version" else READ_TIMEOUT_S
+            options.setdefault("timeout", (connect_timeout_s, limit_s))
             return super()._do_request(method, endpoint, **options)
 
     for name in _TALKATIVE:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from jobs.cluster.client import connect
+from jobs.cluster.client import JobsClient, connect
 from jobs.cluster.job_state import JobState
 from jobs.cluster.package import STOP_WAIT_S
 from jobs.cluster.submit_command import ending
@@ -16,13 +16,15 @@ from pipeline.text import format_duration
 POLL_S = 0.5
 
 
-def report_logs(job_id: str, *, address: str | None, is_followed: bool, is_json: bool) -> None:
+def report_logs(
+    job_id: str, *, address: str | None, is_followed: bool, is_json: bool, client: JobsClient | None = None
+) -> None:
     """Write a job's output to stdout, as it is, or as one JSON object per piece.
 
     Raises:
         HtcError: see `jobs.cluster.submit.tail_logs`.
     """
-    client = connect(address)
+    client = client or connect(address)
     # Also when followed: raises for a job that does not exist, instead of waiting for it.
     client.state(job_id)
     for piece in client.tail(job_id) if is_followed else [client.logs(job_id)]:
@@ -30,13 +32,15 @@ def report_logs(job_id: str, *, address: str | None, is_followed: bool, is_json:
         sys.stdout.flush()
 
 
-def report_stop(job_id: str, *, address: str | None, is_waited_for: bool, is_json: bool) -> int:
+def report_stop(
+    job_id: str, *, address: str | None, is_waited_for: bool, is_json: bool, client: JobsClient | None = None
+) -> int:
     """Stop a job and report how it ended; returns the exit code, 1 for a job that did not end in time.
 
     Raises:
         HtcError: see `jobs.cluster.submit.stop_job`.
     """
-    client = connect(address)
+    client = client or connect(address)
     was_running = client.stop(job_id)
     state = client.state(job_id)
     end_s = time.monotonic() + STOP_WAIT_S + 10
@@ -54,13 +58,13 @@ def report_stop(job_id: str, *, address: str | None, is_waited_for: bool, is_jso
     return 0 if state.is_ended or not is_waited_for else 1
 
 
-def report_list(*, address: str | None, is_json: bool) -> None:
+def report_list(*, address: str | None, is_json: bool, client: JobsClient | None = None) -> None:
     """Write a cluster's jobs to stdout.
 
     Raises:
         HtcError: see `jobs.cluster.submit.list_jobs`.
     """
-    client = connect(address)
+    client = client or connect(address)
     states = client.states()
     if is_json:
         sys.stdout.write(json.dumps([state.to_dict() for state in states], indent=2) + "\n")

@@ -55,7 +55,12 @@ def spec_text(spec: JobSpec) -> str:
 
 @contextmanager
 def runtime_env_for(
-    spec: JobSpec, kind: RuntimeEnvKind, env_vars: Mapping[str, str], *, is_shared: bool = False
+    spec: JobSpec,
+    kind: RuntimeEnvKind,
+    env_vars: Mapping[str, str],
+    *,
+    is_shared: bool = False,
+    max_weights_bytes: int = MAX_WEIGHTS_BYTES,
 ) -> Iterator[dict[str, Any]]:
     """Create the files that Ray uploads, for the block, and yield the job's runtime environment.
 
@@ -63,6 +68,7 @@ def runtime_env_for(
         kind: see `jobs.cluster.submit.submit_job`.
         env_vars: for the driver and the workers.
         is_shared: all nodes see this machine's paths; otherwise a weights file of this machine is uploaded.
+        max_weights_bytes: the largest weights file to upload.
 
     Raises:
         SpecError: "pip" while htc-batch is not installed as a package; or a weights file is too large.
@@ -73,7 +79,7 @@ def runtime_env_for(
         working = root / "job"
         working.mkdir()
         if not is_shared:
-            spec = _add_weights(spec, working)
+            spec = _add_weights(spec, working, max_weights_bytes)
         (working / SPEC_FILE).write_text(spec_text(spec), encoding="utf-8")
         environment: dict[str, Any] = {
             "working_dir": str(working),
@@ -90,7 +96,7 @@ def runtime_env_for(
         yield environment
 
 
-def _add_weights(spec: JobSpec, working: Path) -> JobSpec:
+def _add_weights(spec: JobSpec, working: Path, max_bytes: int) -> JobSpec:
     """Copy the weights file of a spec into the job's folder, which every node unpacks at the same path."""
     named = spec.model.weights
     if named in WEIGHTS_WORDS or not is_local(named):
@@ -98,9 +104,9 @@ def _add_weights(spec: JobSpec, working: Path) -> JobSpec:
     path = Path(local_path(named))
     if not path.is_file():
         raise WeightsUnavailableError(f"There is no weights file {path}.")
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+    if path.stat().st_size > max_bytes:
         raise SpecError(
-            f"{path} is larger than the {MAX_WEIGHTS_BYTES // 2**20} MiB that a job can upload; put it into storage "
+            f"{path} is larger than the {max_bytes // 2**20} MiB that a job can upload; put it into storage "
             "that the cluster reaches (s3://...) and name that, or add --shared-paths if all nodes have this path."
         )
     (working / WEIGHTS_FOLDER).mkdir()

@@ -33,6 +33,7 @@ def submit_and_report(
     is_shared: bool,
     is_waited_for: bool,
     is_json: bool,
+    client: JobsClient | None = None,
 ) -> int:
     """Submit a job, and write its id and the next commands to stdout.
 
@@ -40,6 +41,7 @@ def submit_and_report(
         env: each NAME or NAME=VALUE.
         is_shared: all nodes see this machine's paths.
         is_waited_for: follow the job to its end.
+        client: a connection to use instead of opening one.
 
     Returns:
         The exit code of the job if it was waited for (130 after Ctrl-C, which does not stop the job), else 0.
@@ -48,7 +50,7 @@ def submit_and_report(
         HtcError: see `jobs.cluster.submit.submit_job`; SpecError also for paths that only this machine has.
     """
     env_vars = read_env_vars(env, os.environ)
-    client = connect(address)
+    client = client or connect(address)
     if client.note and not is_json:
         say(client.note)
     check_paths_are_shared(spec, client.url, is_shared=is_shared)

@@ -42,21 +42,25 @@ NEEDED = {
 EXIT_USAGE = 2
 
 
-def environment_problem() -> str:
-    """Return what the cluster's Python lacks, as text; empty if nothing is missing."""
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] < OLDEST_PYTHON:
+def environment_problem(version: tuple[int, ...] = sys.version_info[:3], needed: dict[str, str] = NEEDED) -> str:
+    """Return what the cluster's Python lacks, as text; empty if nothing is missing.
+
+    Args:
+        version: of Python. needed: names for pip by module.
+    """
+    running = ".".join(map(str, version))
+    if version[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        return f"The cluster runs Python {version}, and htc-batch needs {oldest} or later; use another image."
-    missing = sorted(name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None)
+        return f"The cluster runs Python {running}, and htc-batch needs {oldest} or later; use another image."
+    missing = sorted(name for module, name in needed.items() if importlib.util.find_spec(module) is None)
     if "ray" in missing:
         return (
-            f"The cluster's `python` ({version}, {sys.executable}) is not the one that Ray runs on: put that one's "
+            f"The cluster's `python` ({running}, {sys.executable}) is not the one that Ray runs on: put that one's "
             "folder first on the PATH where `ray start` is called."
         )
     if missing:
         return (
-            f"The cluster's Python ({version}, {sys.executable}) lacks {', '.join(missing)}; submit with "
+            f"The cluster's Python ({running}, {sys.executable}) lacks {', '.join(missing)}; submit with "
             "--runtime-env pip to have Ray install it, or use an image that has htc-batch."
         )
     return ""

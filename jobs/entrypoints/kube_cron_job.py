@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +106,23 @@ def follow(jobs: RayJobs, name: str, *, poll_s: float = POLL_S) -> int:
         time.sleep(poll_s)
 
 
-def main() -> int:
-    """Start the RayJob of this pod's Job and wait for it."""
+def main(arguments: Sequence[str] | None = None, *, connect: Callable[[str, str], RayJobs] = RayJobs) -> int:
+    """Start the RayJob of this pod's Job and wait for it; return the exit code.
+
+    Args:
+        arguments: None takes those of the process. connect: makes the client of an API server's URL and a namespace.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("template", type=Path)
     parser.add_argument("--run-of-its-own", action="store_true")
     parser.add_argument("--jitter-s", type=float, default=0.0)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     template = yaml.safe_load(given.template.read_text(encoding="utf-8"))
     name = os.environ["JOB_NAME"]
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-    jobs = RayJobs(server, template["metadata"]["namespace"])
+    jobs = connect(server, template["metadata"]["namespace"])
     time.sleep(random.uniform(0, given.jitter_s))  # noqa: S311 - spreads load, keeps no secret
     try:
         jobs.create(build_own_job(template, name=name, uid=os.environ["JOB_UID"], has_own_run=given.run_of_its_own))

@@ -1,6 +1,7 @@
 """`htc weights`: published checkpoints and local weights files."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from jobs.terminal.console import say, size_of, write_line, write_table
@@ -39,15 +40,18 @@ def report_published() -> None:
     write_line(f"Bundled: {BUNDLED_PRESET}, a small model of persons (--weights demo, the default).")
 
 
-def report_fetch(name: str, folder: Path | None) -> None:
+def report_fetch(name: str, folder: Path | None, *, fetch: Callable[..., Path] = fetch_weights) -> None:
     """Download a checkpoint and write its path.
+
+    Args:
+        name: a preset or a published name. folder: None is the cache. fetch: downloads it.
 
     Raises:
         WeightsUnavailableError: unknown name, no network, or wrong hash; the message says what to do.
     """
     if folder is not None:
         check_local(folder)
-    write_line(str(fetch_weights(name, folder, on_progress=_DownloadLines())))
+    write_line(str(fetch(name, folder, on_progress=_DownloadLines())))
 
 
 def report_verify(file: Path, preset: str | None) -> int:

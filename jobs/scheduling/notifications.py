@@ -31,12 +31,22 @@ class _WebhookError(Exception):
     """The webhook did not accept the notification; worth a retry."""
 
 
-def deliver_open_notifications(home: Path) -> None:
-    """Deliver the open notifications, each at least once."""
+def deliver_open_notifications(
+    home: Path, *, longest_wait_s: float = LONGEST_WAIT_S, hook_timeout_s: float = HOOK_TIMEOUT_S
+) -> None:
+    """Deliver the open notifications, each at least once.
+
+    Args:
+        longest_wait_s: between two attempts at a webhook. hook_timeout_s: after which an exit hook is killed.
+    """
     store = ScheduleStore(home)
     try:
         for notification in store.open_notifications():
-            problem = _send_webhook(notification) if notification.channel == "webhook" else _run_hook(notification)
+            problem = (
+                _send_webhook(notification, longest_wait_s)
+                if notification.channel == "webhook"
+                else _run_hook(notification, hook_timeout_s)
+            )
             if problem:
                 log.warning("%s: the %s was not notified: %s", notification.firing.name, notification.channel, problem)
             store.close_notification(replace(notification, problem=problem))
@@ -91,13 +101,13 @@ def _describe_counts(counts: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _send_webhook(notification: Notification) -> str:
+def _send_webhook(notification: Notification, longest_wait_s: float) -> str:
     try:
         url = webhook_url(notification.firing.schedule.notify)
         Retrying(
             retry=retry_if_exception_type(_WebhookError),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S),
+            wait=wait_random_exponential(multiplier=0.5, max=longest_wait_s),
             reraise=True,
         )(_post, url, {"text": describe_notification(notification)})
     except (_WebhookError, ValueError) as error:
@@ -117,7 +127,7 @@ def _post(url: str, body: Mapping[str, str]) -> None:
         raise ValueError(f"the webhook answered {answer.status_code}; is its URL still right?")
 
 
-def _run_hook(notification: Notification) -> str:
+def _run_hook(notification: Notification, timeout_s: float) -> str:
     command = notification.firing.schedule.notify.exit_hook or []
     try:
         done = subprocess.run(  # noqa: S603 - the operator's own program, without a shell
@@ -125,11 +135,11 @@ def _run_hook(notification: Notification) -> str:
             env={**os.environ, **hook_environment(notification)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=HOOK_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"{command[0]} did not end within {HOOK_TIMEOUT_S:g} s"
+        return f"{command[0]} did not end within {timeout_s:g} s"
     except OSError as error:
         return f"{command[0]} cannot be run: {error.strerror}"
     if done.returncode == 0:

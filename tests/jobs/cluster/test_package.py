@@ -9,7 +9,6 @@ import yaml
 from typer.main import get_command
 
 from jobs.cli.app import app
-from jobs.cluster import package as cluster_package
 from jobs.cluster.package import build_entrypoint, requirements, runtime_env_for, spec_text
 from jobs.entrypoints.cluster_job import NEEDED, environment_problem
 from pipeline.errors import SpecError, WeightsUnavailableError
@@ -77,9 +76,8 @@ def test_a_local_weights_file_is_uploaded(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.undo()
     with runtime_env_for(spec, "image", {}, is_shared=True) as environment:
         assert load_spec(Path(environment["working_dir"]) / "job.yaml").model.weights == str(weights)
-    monkeypatch.setattr(cluster_package, "MAX_WEIGHTS_BYTES", 3)
     with pytest.raises(SpecError, match=r"is larger than .*put it into storage that the cluster reaches"):
-        runtime_env_for(spec, "image", {}).__enter__()
+        runtime_env_for(spec, "image", {}, max_weights_bytes=3).__enter__()
     weights.unlink()
     with pytest.raises(WeightsUnavailableError, match="There is no weights file"):
         runtime_env_for(spec, "image", {}).__enter__()
@@ -112,16 +110,14 @@ def test_every_library_is_checked_on_the_cluster() -> None:
     assert names - set(NEEDED.values()) == operators
 
 
-def test_libraries_that_the_cluster_lacks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_that_the_cluster_lacks_are_named() -> None:
     assert environment_problem() == ""
-    monkeypatch.setitem(NEEDED, "a_module_that_nobody_has", "that-library")
-    assert "lacks that-library; submit with --runtime-env pip" in environment_problem()
-    monkeypatch.setitem(NEEDED, "another_that_nobody_has", "ray")
-    assert "is not the one that Ray runs on" in environment_problem()
-    monkeypatch.setattr("sys.version_info", (3, 9, 18, "final", 0))
-    assert (
-        environment_problem() == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
-    )
+    lacks_one = {**NEEDED, "a_missing_module": "that-library"}
+    assert "lacks that-library; submit with --runtime-env pip" in environment_problem(needed=lacks_one)
+    lacks_ray = {**NEEDED, "another_missing_module": "ray"}
+    assert "is not the one that Ray runs on" in environment_problem(needed=lacks_ray)
+    problem = environment_problem(version=(3, 9, 18))
+    assert problem == "The cluster runs Python 3.9.18, and htc-batch needs 3.11 or later; use another image."
 
 
 def test_submit_takes_every_flag_of_run() -> None:

@@ -120,7 +120,7 @@ def test_a_run_that_another_driver_holds_is_refused_before_submission(tmp_path: 
     lease = take_lease(Storage(), spec.output.uri, "night")
     try:
         client = FakeJobs()
-        with pytest.raises(RunHeldError, match="works on the run night"):
+        with pytest.raises(RunHeldError, match="is working on the run night"):
             submit(spec, client=client, run="night")
         progress = tmp_path / "out" / "runs" / "night" / "progress.json"
         known = {"written": NOON.isoformat(), "since": NOON.isoformat(), "job": "photos-1"}

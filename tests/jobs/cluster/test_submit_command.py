@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from jobs.cli import program as cli
-from jobs.cluster import job_commands as cluster_report
-from jobs.cluster import submit_command as submit_report
+from jobs.cluster import submit_command
 from jobs.cluster.errors import ClusterError
+from jobs.cluster.job_commands import report_list, report_logs, report_stop
 from jobs.cluster.job_state import JobState, Phase, state_from_ray
 from jobs.cluster.submit_command import check_paths_are_shared, follow, read_env_vars, submit_and_report
 from pipeline.errors import SpecError
@@ -23,13 +23,9 @@ JOB = "photos-20260301-120000-aaaaaa"
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
+def client() -> FakeJobs:
     """A cluster in memory with one job, which ends after its log was read."""
-    fake = FakeJobs(jobs={JOB: JobState(JOB, "running", output_uri="s3://b/out", started=NOON)})
-    monkeypatch.setattr(submit_report, "connect", lambda address: fake)
-    monkeypatch.setattr(cluster_report, "connect", lambda address: fake)
-    monkeypatch.setattr(submit_report, "POLL_S", 0.0)
-    return fake
+    return FakeJobs(jobs={JOB: JobState(JOB, "running", output_uri="s3://b/out", started=NOON)})
 
 
 def spec_of(folder: Path, **overrides: object) -> JobSpec:
@@ -37,7 +33,7 @@ def spec_of(folder: Path, **overrides: object) -> JobSpec:
     return load_spec(None, values | overrides)
 
 
-def submit(spec: JobSpec, **changes: Any) -> int:
+def submit(client: FakeJobs, spec: JobSpec, **changes: Any) -> int:
     settings: dict[str, Any] = {
         "address": None,
         "run": None,
@@ -47,12 +43,13 @@ def submit(spec: JobSpec, **changes: Any) -> int:
         "is_shared": True,
         "is_waited_for": False,
         "is_json": False,
+        "client": client,
     }
     return submit_and_report(spec, **{**settings, **changes})
 
 
 def test_the_id_and_the_next_commands_are_printed(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
-    assert submit(spec_of(tmp_path), address="http://head:8265") == 0
+    assert submit(client, spec_of(tmp_path), address="http://head:8265") == 0
     job_id = client.states()[0].job_id
     out = capsys.readouterr().out
     assert f"Submitted {job_id} to http://cluster:8265 (Ray 2.60.0)." in out
@@ -63,9 +60,9 @@ def test_the_id_and_the_next_commands_are_printed(client: FakeJobs, tmp_path: Pa
 
 def test_another_version_is_reported_and_json_has_only_json(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
     client.note = "The cluster at u runs Ray 2.55.1, and this machine Ray 2.60.0; the job runs with the cluster's."
-    submit(spec_of(tmp_path))
+    submit(client, spec_of(tmp_path))
     assert client.note in capsys.readouterr().err
-    submit(spec_of(tmp_path / "b"), is_json=True)
+    submit(client, spec_of(tmp_path / "b"), is_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["job"], told["phase"]) == (client.states()[0].job_id, "pending")
 
@@ -86,8 +83,8 @@ def test_waiting_returns_the_exit_code_of_the_run(
         yield "Run night: 2 images in 1 shard.\n\n2/2 images\n"
         client.end(job_id, phase, exit_code, "runtime_env setup failed:\nno space")
 
-    client.tail = tail  # type: ignore[method-assign]
-    assert submit(spec_of(tmp_path), is_waited_for=True) == code
+    client.on_tail = tail
+    assert submit(client, spec_of(tmp_path), is_waited_for=True) == code
     captured = capsys.readouterr()
     assert sentence in captured.out + captured.err
     assert "Run night: 2 images in 1 shard.\n" in captured.err
@@ -98,19 +95,22 @@ def test_ctrl_c_while_waiting_does_not_stop_the_job(client: FakeJobs, tmp_path: 
         raise KeyboardInterrupt
         yield ""
 
-    client.tail = tail  # type: ignore[method-assign]
-    assert submit(spec_of(tmp_path), is_waited_for=True) == 130
+    client.on_tail = tail
+    assert submit(client, spec_of(tmp_path), is_waited_for=True) == 130
     job_id = client.states()[0].job_id
     assert client.state(job_id).phase == "pending"
     assert f"the job {job_id} continues. To stop it: htc stop {job_id}" in capsys.readouterr().err
 
 
-def test_ctrl_c_while_waiting_does_not_print_stopped(client: FakeJobs, tmp_path: Path, capsys: Captured) -> None:
+def test_ctrl_c_while_waiting_does_not_print_stopped(
+    client: FakeJobs, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def tail(job_id: str) -> Iterator[str]:
         raise KeyboardInterrupt
         yield ""
 
-    client.tail = tail  # type: ignore[method-assign]
+    client.on_tail = tail
+    monkeypatch.setattr(submit_command, "connect", lambda address: client)
     places = ["--input", "s3://b/in", "--output", str(tmp_path / "out"), "--runtime-env", "image", "--shared-paths"]
     with pytest.raises(SystemExit) as leaving:
         cli.main(["submit", "--wait", *places])
@@ -121,13 +121,12 @@ def test_ctrl_c_while_waiting_does_not_print_stopped(client: FakeJobs, tmp_path:
 
 def test_a_broken_connection_is_reopened_and_no_line_is_repeated(client: FakeJobs, capsys: Captured) -> None:
     client.pieces = ["one\n", "two\n", ClusterError("gone"), "three\n"]
-    tail = client.tail
 
     def tail_to_the_end(job_id: str) -> Iterator[str]:
-        yield from tail(job_id)
+        yield from client.next_pieces()
         client.end(job_id, "succeeded", 0)
 
-    client.tail = tail_to_the_end  # type: ignore[method-assign]
+    client.on_tail = tail_to_the_end
     assert follow(client, JOB).phase == "succeeded"
     assert capsys.readouterr().err.split() == ["one", "two", "three"]
 
@@ -167,7 +166,7 @@ def test_variables_get_the_given_or_the_local_value() -> None:
 
 def test_stopping(client: FakeJobs, capsys: Captured) -> None:
     def stop(*, is_json: bool = False) -> int:
-        return cluster_report.report_stop(JOB, address=None, is_waited_for=True, is_json=is_json)
+        return report_stop(JOB, address=None, is_waited_for=True, is_json=is_json, client=client)
 
     assert stop() == 0
     assert capsys.readouterr().out == f"The job {JOB} was stopped; submit it again to resume.\n"
@@ -179,21 +178,21 @@ def test_stopping(client: FakeJobs, capsys: Captured) -> None:
 
 def test_the_list(client: FakeJobs, capsys: Captured) -> None:
     client.end(JOB, "failed", 2)
-    cluster_report.report_list(address=None, is_json=False)
+    report_list(address=None, is_json=False, client=client)
     row = capsys.readouterr().out.strip().splitlines()[-1].split()
     assert row == [JOB, "failed", "2", "2026-03-01", "12:00:00", "5", "min", "00", "s", "s3://b/out"]
-    cluster_report.report_list(address=None, is_json=True)
+    report_list(address=None, is_json=True, client=client)
     assert [job["job"] for job in json.loads(capsys.readouterr().out)] == [JOB]
     client.jobs.clear()
-    cluster_report.report_list(address=None, is_json=False)
+    report_list(address=None, is_json=False, client=client)
     assert "has no job of htc; start one with: htc submit SPEC" in capsys.readouterr().err
 
 
 def test_logs_as_they_are_and_as_json(client: FakeJobs, capsys: Captured) -> None:
     client.pieces = ["one\n", "two\n"]
-    cluster_report.report_logs(JOB, address=None, is_followed=False, is_json=False)
+    report_logs(JOB, address=None, is_followed=False, is_json=False, client=client)
     assert capsys.readouterr().out == "one\ntwo\n"
-    cluster_report.report_logs(JOB, address=None, is_followed=True, is_json=True)
+    report_logs(JOB, address=None, is_followed=True, is_json=True, client=client)
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["one\n", "two\n"]
 
 

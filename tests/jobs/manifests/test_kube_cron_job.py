@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from jobs.entrypoints import kube_cron_job as start_ray_job
+from jobs.entrypoints import kube_cron_job
 from jobs.entrypoints.kube_cron_job import BusyServerError, RayJobs, build_own_job, follow
 
 TEMPLATE = {
@@ -144,16 +144,20 @@ def test_the_pod_creates_and_follows_its_ray_job(
         "KUBERNETES_SERVICE_PORT": "443",
     }.items():
         monkeypatch.setenv(name, value)
-    asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(start_ray_job, "RayJobs", lambda url, namespace: (asked.append((url, namespace)), jobs)[1])
-    monkeypatch.setattr("sys.argv", ["start_ray_job", str(template), "--run-of-its-own"])
+    connected: list[tuple[str, str]] = []
+
+    def connect(url: str, namespace: str) -> RayJobs:
+        connected.append((url, namespace))
+        return jobs
+
+    arguments = [str(template), "--run-of-its-own"]
     server.statuses = [{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
-    assert start_ray_job.main() == 0
-    assert asked == [("https://10.0.0.1:443", "htc")]
+    assert kube_cron_job.main(arguments, connect=connect) == 0
+    assert connected == [("https://10.0.0.1:443", "htc")]
     assert server.created["nightly-29"]["spec"]["entrypoint"].endswith("--run nightly-29")
 
     def unreachable(*_: object) -> None:
         raise BusyServerError("503")
 
     monkeypatch.setattr(jobs, "create", unreachable)
-    assert start_ray_job.main() == start_ray_job.UNREACHABLE_EXIT_CODE
+    assert kube_cron_job.main(arguments, connect=connect) == kube_cron_job.UNREACHABLE_EXIT_CODE

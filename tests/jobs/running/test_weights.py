@@ -39,17 +39,14 @@ def test_the_list_of_jobs_is_printed(
     assert "37.4" in line
 
 
-def test_fetch_prints_the_path_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetch_prints_the_path_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = []
 
     def fetch(name: str, folder: Path | None, **_: object) -> Path:
         seen.append((name, folder))
         return tmp_path / "file.pth"
 
-    monkeypatch.setattr(weights_report, "fetch_weights", fetch)
-    weights_report.report_fetch("htc_r50_fpn", tmp_path)
+    weights_report.report_fetch("htc_r50_fpn", tmp_path, fetch=fetch)
     assert capsys.readouterr().out == f"{tmp_path / 'file.pth'}\n"
     assert seen == [("htc_r50_fpn", tmp_path)]
 

@@ -1,5 +1,6 @@
 """Every file of the scheduler's state, damaged in every way: the other schedules fire, and it starts again."""
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -198,9 +199,11 @@ def test_a_damaged_process_number_stops_no_other_process(
     folder = firing_folder(tmp_path, firing.name)
     folder.mkdir(parents=True)
     (folder / "process.txt").write_text(str(os.getpid()) if number == "this process" else number)
-    monkeypatch.setattr("jobs.scheduling.local_launcher._is_locked", lambda path: True)
     monkeypatch.setattr("os.kill", lambda *call: pytest.fail(f"kill {call}"))
-    LocalLauncher(tmp_path).stop(firing, is_forced=True)
+    with (folder / "lock").open("wb") as lock:
+        # As the run's process does.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        LocalLauncher(tmp_path).stop(firing, is_forced=True)
 
 
 SPOILT = ["", "{", "null", "[]", '{"name": 3}', "\x00"]

@@ -10,11 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tenacity import wait_none
 
-from jobs.scheduling import notifications
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Ending
+from jobs.scheduling.notifications import deliver_open_notifications
 from jobs.scheduling.schedule import Event, build_schedule
 from jobs.scheduling.store import Notification, ScheduleStore
 
@@ -61,7 +60,6 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     """A webhook whose URL is in the variable NIGHT_HOOK; retries do not wait."""
     server = Webhook()
     monkeypatch.setenv("NIGHT_HOOK", server.url)
-    monkeypatch.setattr(notifications, "wait_random_exponential", lambda **_: wait_none())
     yield server
     server.close()
 
@@ -70,13 +68,19 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
 def notify(tmp_path: Path) -> Callable[..., list[Notification]]:
     """End a firing, deliver the open notifications, and return those that could not be delivered."""
 
-    def end(notify: dict[str, object], *, event: Event = "end", ending: Ending | None = COMPLETE) -> list[Notification]:
+    def end(
+        notify: dict[str, object],
+        *,
+        event: Event = "end",
+        ending: Ending | None = COMPLETE,
+        hook_timeout_s: float = 60.0,
+    ) -> list[Notification]:
         keys = {"name": "nightly", "spec": "/srv/job.yaml", "cron": "30 2 * * *", "deadline_s": 3600, "notify": notify}
         firing = plan_firing(build_schedule(keys), datetime(2026, 11, 23, 2, 30, tzinfo=UTC), "cron")
         with closing(ScheduleStore(tmp_path)) as store:
             store.insert(firing)
             store.update(replace(firing, state="ended" if ending else "running", ending=ending), event=event)
-            notifications.deliver_open_notifications(tmp_path)
+            deliver_open_notifications(tmp_path, longest_wait_s=0.0, hook_timeout_s=hook_timeout_s)
             assert store.open_notifications() == []
             return store.failed_notifications(firing.name)
 
@@ -208,9 +212,6 @@ def test_a_missing_hook_is_recorded(notify: Callable[..., list[Notification]]) -
     assert failed.problem == "/nowhere/page-me cannot be run: No such file or directory"
 
 
-def test_a_hook_that_hangs_is_killed(
-    notify: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notifications, "HOOK_TIMEOUT_S", 0.2)
-    (failed,) = notify({"exit_hook": ["sleep", "60"]})
+def test_a_hook_that_hangs_is_killed(notify: Callable[..., list[Notification]]) -> None:
+    (failed,) = notify({"exit_hook": ["sleep", "60"]}, hook_timeout_s=0.2)
     assert failed.problem == "sleep did not end within 0.2 s"

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ class FakeJobs:
     """`JobsClient` without a cluster.
 
     jobs: by id, in the order of submission. specs: the job.yaml of each, as the cluster got it. submitted: all
-    requests. rivals: jobs that appear while one is being submitted.
+    requests. rivals: jobs that appear while one is being submitted. on_tail: replaces the pieces of `tail`.
     """
 
     jobs: dict[str, JobState] = field(default_factory=dict)
@@ -31,6 +31,7 @@ class FakeJobs:
     submitted: list[dict[str, Any]] = field(default_factory=list)
     rivals: list[JobState] = field(default_factory=list)
     pieces: list[str | Exception] = field(default_factory=list)
+    on_tail: Callable[[str], Iterator[str]] | None = None
     note: str = ""
     url: str = "http://cluster:8265"
     ray_version: str = "2.60.0"
@@ -77,6 +78,9 @@ class FakeJobs:
         return "".join(piece for piece in self.pieces if isinstance(piece, str))
 
     def tail(self, job_id: str) -> Iterator[str]:
+        return self.on_tail(job_id) if self.on_tail else self.next_pieces()
+
+    def next_pieces(self) -> Iterator[str]:
         """Yield the pieces up to an exception, which is raised once; the next call starts from the beginning."""
         for number, piece in enumerate(self.pieces):
             if isinstance(piece, Exception):
