@@ -316,7 +316,7 @@ def test_a_folder_without_a_known_column_names_the_way_out(tmp_path: Path) -> No
 
 def test_parquet_by_another_name_is_named(tmp_path: Path) -> None:
     write(tmp_path / "x.pq", {"image": binary(IMAGES)})
-    with pytest.raises(InputError, match=r"is Parquet.*\.parquet"):
+    with pytest.raises(InputError, match=r"Parquet file.*\.parquet"):
         listed(tmp_path / "x.pq")
 
 
