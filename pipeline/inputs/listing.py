@@ -213,7 +213,7 @@ class _Listing:
     def _into_folder(self, root: str, pattern: str | None) -> tuple[str, str | None]:
         """Move the leading folders of a pattern that are no wildcards into the root.
 
-        Links to folders below the root are not followed (`pipeline.storage.local.walk_files`); the root itself may be one.
+        Links to folders below the root are not followed (`pipeline.storage.local.walk_files`); the root may be one.
         """
         while pattern is not None and is_local(root):
             first, slash, rest = pattern.partition("/")

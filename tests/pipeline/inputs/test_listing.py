@@ -122,7 +122,7 @@ def test_a_truncated_tar_gives_what_is_whole_and_a_row_for_the_damage(tmp_path: 
     assert read_image(first, Storage()) == b"a" * 1000
     with pytest.raises(ImageError, match="the tar ends inside it"):
         read_image(second, Storage())
-    with pytest.raises(ImageError, match="not a whole, uncompressed tar"):
+    with pytest.raises(ImageError, match="not a complete, uncompressed tar"):
         read_image(damage, Storage())
     assert damage.uri == f"{tmp_path}/x.tar"
 

@@ -106,7 +106,7 @@ def test_a_tar_that_became_something_else_is_unreadable(tmp_path: Path) -> None:
     path.write_bytes(tar_of({"0.jpg": b"zero"}))
     (ref,) = listed(path)
     replace_file(path, b"no tar at all" * 100)
-    with pytest.raises(ImageError, match="not a whole, uncompressed tar"):
+    with pytest.raises(ImageError, match="not a complete, uncompressed tar"):
         fetch_image(ref, Storage())
 
 

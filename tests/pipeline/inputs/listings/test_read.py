@@ -142,8 +142,8 @@ def test_the_users_key_is_taken(folder: Path) -> None:
         ("l.csv", "label,url\n1,\n2,b.jpg\n", "empty"),
         ("l.jsonl", '{"url": "b.jpg"}\n{"url": 5}\n', "names no image"),
         ("l.json", '["b.jpg", {"label": 5}]', "names no image"),
-        ("l.json", '["b.jpg", ', "damaged behind item 1"),
-        ("l.txt.gz", gzip.compress(b"b.jpg\n" * 3 + b"x" * 2**20, mtime=0)[:-400], "damaged behind"),
+        ("l.json", '["b.jpg", ', "damaged after item 1"),
+        ("l.txt.gz", gzip.compress(b"b.jpg\n" * 3 + b"x" * 2**20, mtime=0)[:-400], "damaged after"),
     ],
 )
 def test_a_bad_entry_is_one_row_with_its_place_and_reason(
