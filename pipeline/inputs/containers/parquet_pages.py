@@ -108,12 +108,12 @@ def read_chunks(file: IO[bytes]) -> list[dict[str, Chunk]]:
         groups = _Compact(_read_up_to(file, length)).read_struct().get(4)
         return [dict(map(_chunk, _structs(group.get(1)))) for group in _structs(groups)]
     except IndexError:
-        raise DamagedContainerError("its footer is cut off or makes no sense") from None
+        raise DamagedContainerError("its footer is truncated or invalid") from None
 
 
 def _structs(value: object) -> list[dict[int, object]]:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise DamagedContainerError("its footer makes no sense")
+        raise DamagedContainerError("its footer is invalid")
     return value
 
 
@@ -141,7 +141,7 @@ def _read_header(file: IO[bytes], position: int, end: int) -> "tuple[dict[int, o
         except IndexError:
             # The header is longer, or it is cut off.
             if len(payload) < size or size >= _LONGEST_HEADER_BYTES:
-                raise DamagedContainerError("a page header is cut off or makes no sense") from None
+                raise DamagedContainerError("a page header is truncated or invalid") from None
         size *= 8
 
 

@@ -23,8 +23,8 @@ _ARCHIVES = (
     *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tlz", ".taz", ".zip", ".7z", ".rar"),
 )
 UNREADABLE_ARCHIVE = (
-    "cannot be read by ranges, as its members lie packed together; unpack it, or repack it as a plain .tar (images are "
-    "compressed already)"
+    "cannot be read by ranges, as its members are compressed together; unpack it, or repack it as a plain .tar (images "
+    "are compressed already)"
 )
 """The reason for an archive that is not a plain tar: a compressed tar can only be read from its start."""
 
@@ -104,7 +104,7 @@ def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
     return tarfile.open(fileobj=cast(IO[bytes], _HeaderReader(file)), mode="r:")
 
 
-def _packer_of(file: IO[bytes]) -> str | None:
+def _compression_of(file: IO[bytes]) -> str | None:
     # Only called if the file cannot be read as a tar, as the first member's name may begin with these bytes too.
     formats = COMPRESSIONS | ARCHIVES
     file.seek(0)
@@ -140,11 +140,11 @@ def _index_part(file: IO[bytes], start: int) -> Generator[TarMember, None, int |
         if file.read(_BLOCK_BYTES).strip(b"\0"):
             raise DamagedContainerError(f"the tar is damaged at byte {end}")
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        packer = _packer_of(file) if start == 0 else None
-        if packer is not None:
-            raise DamagedContainerError(f"it is packed ({packer}) and {UNREADABLE_ARCHIVE}") from error
-        behind = f" at byte {start}" if start else ""
-        raise DamagedContainerError(f"it is not a complete, uncompressed tar ({error}){behind}") from error
+        compression = _compression_of(file) if start == 0 else None
+        if compression is not None:
+            raise DamagedContainerError(f"it is compressed ({compression}) and {UNREADABLE_ARCHIVE}") from error
+        place = f" at byte {start}" if start else ""
+        raise DamagedContainerError(f"it is not a complete, uncompressed tar ({error}){place}") from error
     return _next_part(file, end)
 
 

@@ -1,7 +1,7 @@
 """Reads tables of text (CSV): detects the separator and the column with the names, and yields each line's name.
 
 `csv.Sniffer` is not used: it chooses letters as separators, and does not know what a name looks like, which is needed
-to tell a list of names such as `c,d.jpg` from a table. The csv module splits the lines.
+to distinguish a list of names such as `c,d.jpg` from a table. The csv module splits the lines.
 
 An example: of the table `id;file;caption`, `1;a.jpg;A "red" car`, `2;b.jpg;"Two` / `lines"`, the semicolon gives all
 rows three columns, and `file` is a known heading: `Table(";", 1, "file", 3)`. The quotes in the second line do not
