@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from pipeline.inputs.coco_files import read_coco
     from pipeline.inputs.decode import decode_image
     from pipeline.inputs.image_ref import ImageRef
-    from pipeline.inputs.listing import SourceNotes, list_images, locate_image
+    from pipeline.inputs.listing import list_images, locate_image
     from pipeline.inputs.read import fetch_image, read_image
     from pipeline.inputs.resume import ListedBefore
     from pipeline.inputs.shard import Shard
+    from pipeline.inputs.source_notes import SourceNotes
 
 __all__ = [
     "ImageRef",
@@ -32,9 +33,10 @@ __getattr__ = attach(
         "coco_files": ["read_coco"],
         "decode": ["decode_image"],
         "image_ref": ["ImageRef"],
-        "listing": ["SourceNotes", "list_images", "locate_image"],
+        "listing": ["list_images", "locate_image"],
         "read": ["fetch_image", "read_image"],
         "resume": ["ListedBefore"],
         "shard": ["Shard"],
+        "source_notes": ["SourceNotes"],
     },
 )

@@ -294,5 +294,5 @@ def _reason(name: str, error: Exception) -> str:
     if re.search("unsupported|not supported|cannot handle|not yet supported", text, re.IGNORECASE):
         return message_of(f"unsupported {name}: {text}", max_chars=_MAX_REASON_CHARS)
     if isinstance(error, SyntaxError) and "not identified" in text:  # Pillow's message for any invalid header
-        text = "the header is cut off or makes no sense"
+        text = "the header is truncated or invalid"
     return message_of(f"damaged {name}: {text or type(error).__name__}", max_chars=_MAX_REASON_CHARS)

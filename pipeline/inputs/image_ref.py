@@ -1,4 +1,4 @@
-"""Which image: its name, its number, and where its bytes lie."""
+"""ImageRef: an image's name, its id, and where its bytes are."""
 
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -8,18 +8,18 @@ from hashlib import blake2b
 class ImageRef:
     """One input image, as it was when the input was listed.
 
-    uri: the image's name. A loose file or object: its path or URI. A member of a tar:
-        `tar://MEMBER::CONTAINER`. A row of a Parquet file: `CONTAINER#row=N`, counted from 0.
-    bytes: encoded size, None when listing did not tell.
-    etag: the version of the file or of its container, None when listing did not tell.
-    container: the tar or Parquet file that holds the image, None for a loose one.
+    uri: the image's name. A loose file or object: its path or URI. A member of a tar: `tar://MEMBER::CONTAINER`. A row
+        of a Parquet file: `CONTAINER#row=N`, counted from 0.
+    bytes: encoded size; None if the listing does not report it.
+    etag: the version of the file or of its container; None if the listing does not report it.
+    container: the tar or Parquet file that holds the image; None for a loose file.
     offset: where a tar member's bytes begin; they are `bytes` long.
     row: the row of a Parquet file.
-    column: the dotted path of that file's column with the image bytes.
-    problem: why it cannot be read, when listing found that out (a damaged container); reading it says so
-        again.
-    failed_before: of an incremental run, whether the newest earlier row of this very version is not ok; None in a
-        manifest of a release that did not write it down.
+    column: the dotted path of the Parquet column with the image bytes.
+    problem: why the image cannot be read, if the listing found that out (a damaged container); reading it raises an
+        ImageError with this reason.
+    failed_before: in an incremental run, whether the newest earlier row of this version is not ok; None in a manifest
+        of a release that did not record it.
     """
 
     uri: str
@@ -34,34 +34,34 @@ class ImageRef:
 
 
 def image_id(uri: str) -> int:
-    """Return the uri's number, the same on every machine and in every run: signed 64 bits of BLAKE2b.
+    """Return the id of a uri, the same on every machine and in every run: signed 64 bits of BLAKE2b.
 
-    Two of a billion images share a number with a probability of 3 % (birthday bound); uri stays the name.
+    Two of a billion images share an id with a probability of 3 % (birthday bound); the uri remains the name.
     """
     digest = blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
 def tar_uri(member: str, container: str) -> str:
-    """Name a tar's member the way fsspec chains it."""
+    """Return the uri of a tar's member, as fsspec chains urls."""
     return f"tar://{member}::{container}"
 
 
 def member_name(uri: str, container: str) -> str:
-    """Return the member that `tar_uri` named."""
+    """Return the member's name from a uri of `tar_uri`."""
     return uri.removeprefix("tar://").removesuffix(f"::{container}")
 
 
 def row_uri(container: str, row: int) -> str:
-    """Name a row of a Parquet file."""
+    """Return the uri of a row of a Parquet file."""
     return f"{container}#row={row}"
 
 
 @dataclass(frozen=True, slots=True)
 class ReadVersion:
-    """What was read of an image: its size, its version, and whether that differs from the one listed.
+    """The size and version that were read of an image, and whether the version differs from the listed one.
 
-    etag, is_changed: None when the store does not tell the version, or the listing did not.
+    etag, is_changed: None if the store or the listing does not report versions.
     """
 
     bytes: int

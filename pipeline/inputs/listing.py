@@ -1,14 +1,28 @@
-"""What an input is: loose images, a glob, tar shards, Parquet shards, or a listing of any of them.
+"""Lists the images of an input: of folders, globs, tar and Parquet files, and listings of any of them.
 
-Order is part of the answer: storage is listed by uri, containers and listings keep their own order, so that
-the same input gives the same manifest everywhere. Everything streams; nothing here holds all images of an
-input.
+| input.uri | the images |
+|---|---|
+| `photos/` | the files below it with an image's extension, and the images in its .tar and .parquet files |
+| `photos/2024-*/*` | all files that match, whatever their extension, and the images in .tar and .parquet files |
+| `shard.tar` | its members with an image's extension: `tar://a.jpg::shard.tar`, ... |
+| `images.parquet` | its rows: `images.parquet#row=0`, ... |
+| `list.csv` | the files that its lines name, and the images in the .tar and .parquet files that they name |
+
+The order is fixed: storage is listed by uri, containers and listings keep their own order, so that the same input gives
+the same manifest everywhere. Everything is streamed; this module never holds all images of an input.
+
+What cannot be read becomes an `ImageRef` with a problem where it stands for an image (a damaged tar, a line without a
+name), and a count in `SourceNotes` where it does not (a .txt file in a folder).
+
+An example of resuming: a folder holds `a.jpg`, `b.tar` (with 1.jpg to 9.jpg) and `c.jpg`, and an earlier listing ended
+at the member 4.jpg. Its last entry is `b.tar`: `a.jpg` comes before it and is skipped, the tar is listed again without
+the ids of 1.jpg to 4.jpg, and `c.jpg` follows. A listing (`list.csv`) has no order of names to continue in, so it is
+read from its beginning, without the ids of all images that were listed.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from pipeline.errors import DamagedContainerError, InputError, NotFoundError, StorageError, TransientStorageError
@@ -21,6 +35,7 @@ from pipeline.inputs.listings.entries import Entry
 from pipeline.inputs.listings.read import is_listing, open_listing
 from pipeline.inputs.listings.text import SAMPLE_BYTES, looks_like_text
 from pipeline.inputs.resume import ListedBefore
+from pipeline.inputs.source_notes import SourceNotes
 from pipeline.job_spec.job import InputSection
 from pipeline.redaction import redact
 from pipeline.storage.addresses import read_address
@@ -42,52 +57,14 @@ from pipeline.storage.uris import (
 __all__ = ["ImageRef", "SourceNotes", "list_images", "locate_image"]
 
 _CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
-MOST_NAMED = 5
-"""Files that are left out and named; the others are only counted."""
 _SHOWN_NAMES = 3
 _LONGEST_SHOWN = 80
 _LONGEST_REASON = 120
-# Of a row of its own for an address that cannot be read; what is longer is named by its line.
+# A longer address that cannot be read is named by its line.
 _LONGEST_NAME = 2048
+COMMENT_LINES = "comment lines"
+"""The key in `SourceNotes.skipped` of a listing's comments."""
 _ROW_URI = re.compile(r"(?P<container>.+)#row=(?P<row>\d+)", re.DOTALL)
-
-
-@dataclass
-class SourceNotes:
-    """What listing understood and left out, to be said to the user.
-
-    duplicates: entries of a listing, or members of a tar, that named an image again. skipped: files that are no
-        images, by extension. refused: entries that cannot be read, each of which has its row, by kind.
-    links: links to folders that were not entered, as their files are listed under other names; `link` is the first.
-    listing: how the listing was read, with its first names. signed: images whose address has a signature.
-    without_images: of Parquet files that were skipped, the first names with what they hold instead.
-    columns: how many Parquet files were read by a column.
-    """
-
-    duplicates: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    links: int = 0
-    link: str = ""
-    listing: str = ""
-    signed: int = 0
-    without_images: dict[str, str] = field(default_factory=dict)
-    columns: Counter[str] = field(default_factory=Counter)
-
-    def note_without_images(self, uri: str, instead: str) -> None:
-        """Note a Parquet file that is left out; the names of the first few are kept."""
-        self.skipped[".parquet without images"] += 1
-        if len(self.without_images) < MOST_NAMED:
-            self.without_images[uri] = instead
-
-    def note_link(self, link: str, folder: str) -> None:
-        """Count a link to a folder that is listed elsewhere."""
-        self.links += 1
-        self.link = self.link or f"{link} -> {folder}"
-
-    def clear(self) -> None:
-        """Forget everything, as the whole input is listed again."""
-        vars(self).update(vars(SourceNotes()))
 
 
 def list_images(
@@ -96,36 +73,36 @@ def list_images(
     *,
     exclude: Iterable[str] = (),
     notes: SourceNotes | None = None,
-    planned: ListedBefore | None = None,
+    listed_before: ListedBefore | None = None,
 ) -> Iterator[ImageRef]:
     """List an input's images, in a fixed order, at most `section.limit`.
 
     Args:
-        exclude: folders whose files are not input even when they lie inside it (the run's own output).
+        exclude: folders inside the input whose files are not part of it (the run's own output).
         notes: filled while the iterator is consumed.
-        planned: images to go on behind; `notes` are then those that were taken while they were listed.
+        listed_before: an interrupted listing to continue; `notes` are then the notes of that listing.
 
     Raises:
-        InputError: the input is not there, or is of a kind that cannot be read.
+        InputError: the input does not exist, or is of a kind that cannot be read.
         StorageError: it cannot be listed.
     """
     folders = tuple(join(folder, "") for folder in exclude)
     noted = notes if notes is not None else SourceNotes()
-    listing = _Listing(storage, folders, noted, planned, section.image_column, section.uri_column)
+    listing = _Listing(storage, folders, noted, listed_before, section.image_column, section.uri_column)
     limit = section.limit
-    if limit is not None and planned is not None:
-        limit = max(0, limit - planned.image_count)
+    if limit is not None and listed_before is not None:
+        limit = max(0, limit - listed_before.image_count)
     return islice(listing.images(section), limit)
 
 
 def locate_image(uri: str, storage: Storage) -> ImageRef:
-    """Find an image again by the uri in the tables.
+    """Find an image by its uri in the tables.
 
     Raises:
-        NotFoundError: its file or container, or the container's member, is not there.
+        NotFoundError: its file or container, or the container's member, does not exist.
     """
     if uri.startswith("tar://"):
-        # Names may hold "::" themselves, so every split is tried, the longest member first.
+        # Names may contain "::" themselves, so every split is tried, the longest member name first.
         body = uri.removeprefix("tar://")
         for split in [match.start() for match in re.finditer("::", body)][::-1]:
             member, container = body[:split], body[split + 2 :]
@@ -151,10 +128,16 @@ def _tar_member(uri: str, name: str, container: str, storage: Storage) -> ImageR
 
 @dataclass(frozen=True)
 class _Listing:
+    """Lists one input; a listing that names containers lists them with the same methods.
+
+    exclude: folders whose files are not input, each with a final slash.
+    image_column, uri_column: the user's choice, see `InputSection`.
+    """
+
     storage: Storage
     exclude: tuple[str, ...]
     notes: SourceNotes
-    planned: ListedBefore | None
+    listed_before: ListedBefore | None
     image_column: str | None = None
     uri_column: str | None = None
 
@@ -172,9 +155,9 @@ class _Listing:
         return self._from_folder(root, pattern)
 
     def _split_glob(self, uri: str) -> tuple[str, str | None]:
-        """Split an input with wildcards into a folder and a pattern.
+        """Split an input with wildcards into a folder and a pattern; the pattern is None without wildcards.
 
-        A part that exists as it stands is a name, not a pattern: folders called `set[1]` are common.
+        A part that exists under this very name is no pattern: folders called `set[1]` are common.
         """
         parts = uri.split("/")
         start = 0
@@ -189,39 +172,40 @@ class _Listing:
         return self._walk(root, pattern) if self.uri_column is None else self._from_named(root, pattern)
 
     def _from_named(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
-        """List a folder whose Parquet files name images, some of which may lie in it, or be named again."""
-        seen: set[int] = set()
-        planned: set[int] = set()
-        if self.planned:
-            # Names have no order to go on in, so that all is listed again, and noted again.
+        """List a folder whose Parquet files name images; these may be in the folder too, or be named again."""
+        skipped_ids: set[int] = set()
+        if self.listed_before:
+            # Names in a column have no order to continue in, so everything is listed again, with new notes.
             self.notes.clear()
-            planned = self.planned.all_image_ids()
-        yield from self._once(replace(self, planned=None)._walk(root, pattern), seen, planned)
+            skipped_ids = self.listed_before.all_image_ids()
+        yield from self._once(replace(self, listed_before=None)._walk(root, pattern), set(), skipped_ids)
 
-    def _once(self, refs: Iterator[ImageRef], seen: set[int], planned: set[int]) -> Iterator[ImageRef]:
-        """Pass each image on the first time that it is named, but for those that were planned before."""
+    def _once(self, refs: Iterator[ImageRef], named_ids: set[int], skipped_ids: set[int]) -> Iterator[ImageRef]:
+        """Yield each image the first time that it is named, except for `skipped_ids`; `named_ids` grows."""
         for ref in refs:
-            number = image_id(ref.uri)
-            if number in seen:
+            identity = image_id(ref.uri)
+            if identity in named_ids:
                 self.notes.duplicates += 1
                 continue
-            seen.add(number)
-            if number not in planned:
+            named_ids.add(identity)
+            if identity not in skipped_ids:
                 yield ref
 
     def _walk(self, root: str, pattern: str | None) -> Iterator[ImageRef]:
         root, pattern = self._into_folder(root, pattern)
-        after = self.planned.start_after if self.planned else None
+        after = self.listed_before.start_after if self.listed_before else None
         for listed in self.storage.list(root, pattern, after=after, on_link=self.notes.note_link):
             suffix = suffix_of(listed.uri)
-            if listed.uri.startswith(self.exclude) or (self.planned and self.planned.is_before_last(listed.uri)):
+            if listed.uri.startswith(self.exclude) or (
+                self.listed_before and self.listed_before.is_before_last(listed.uri)
+            ):
                 continue
             if suffix in _CONTAINER_SUFFIXES:
-                yield from self._unplanned(listed, is_only_input=False)
-            elif self.planned and self.planned.is_last(listed.uri):
+                yield from self._not_listed_before(listed, is_only_input=False)
+            elif self.listed_before and self.listed_before.is_last(listed.uri):
                 continue
             elif suffix in IMAGE_SUFFIXES or (pattern is not None and not _is_refused(listed.uri)):
-                # A pattern is taken at its word, because many buckets name images without an extension.
+                # A pattern selects files of any name, as images in many buckets have no extension.
                 yield ImageRef(listed.uri, listed.bytes, listed.etag)
             else:
                 self.notes.skipped[archive_suffix(listed.uri) or suffix or "no extension"] += 1
@@ -229,8 +213,7 @@ class _Listing:
     def _into_folder(self, root: str, pattern: str | None) -> tuple[str, str | None]:
         """Move the leading folders of a pattern that are no wildcards into the root.
 
-        A link to a folder that lies below the root is not entered (`local_files.walk_files`), unless it is the very
-        one that is asked for.
+        Links to folders below the root are not followed (`pipeline.storage.local.walk_files`); the root may be one.
         """
         while pattern is not None and is_local(root):
             first, slash, rest = pattern.partition("/")
@@ -244,7 +227,7 @@ class _Listing:
         if _is_refused(uri):
             raise InputError(f"{base_name(uri)} {UNREADABLE_ARCHIVE}.")
         if suffix in _CONTAINER_SUFFIXES:
-            return self._unplanned(self.storage.stat(uri), is_only_input=True)
+            return self._not_listed_before(self.storage.stat(uri), is_only_input=True)
         if is_listing(uri):
             listing = open_listing(uri, self.storage, self.uri_column)
             self.notes.listing = listing.understood
@@ -252,21 +235,21 @@ class _Listing:
         listed = self.storage.stat(uri)
         sample = b"" if suffix in IMAGE_SUFFIXES else self.storage.read(uri, 0, SAMPLE_BYTES)
         if sample.startswith(b"PAR1"):
-            raise InputError(f"{uri} is Parquet, and its name does not say so; call it .parquet.")
+            raise InputError(f"{uri} is a Parquet file without the extension; rename it to .parquet.")
         if sample and looks_like_text(sample):
             raise InputError(
-                f"{uri} is text, and its name does not tell what it lists; call it .txt (one name a line), .csv, .tsv, "
-                ".json or .jsonl."
+                f"{uri} is a text file without the extension of a listing; rename it to .txt (one name a line), .csv, "
+                ".tsv, .json or .jsonl."
             )
         return iter([ImageRef(listed.uri, listed.bytes, listed.etag)])
 
     def _from_listing(self, entries: Iterable[Entry], listing: str, *, is_shown: bool = True) -> Iterator[ImageRef]:
-        # Numbers of 8 bytes stand for the uris: a listing may name a hundred million images.
-        seen: set[int] = set()
-        planned: set[int] = set()
-        if self.planned:
-            # The whole listing is read again, and so are its notes.
-            understood, planned = self.notes.listing, self.planned.all_image_ids()
+        # Ids of 8 bytes instead of uris: a listing may name a hundred million images.
+        named_ids: set[int] = set()
+        skipped_ids: set[int] = set()
+        if self.listed_before:
+            # The whole listing is read again, with new notes.
+            understood, skipped_ids = self.notes.listing, self.listed_before.all_image_ids()
             self.notes.clear()
             self.notes.listing = understood
         folder, shown = folder_of(local_path(listing) if is_local(listing) else listing), list[str]()
@@ -278,20 +261,19 @@ class _Listing:
             if is_shown and len(shown) < _SHOWN_NAMES and entry.text:
                 shown.append(_shown_name(entry.text))
                 self.notes.listing = f"{understood}: {', '.join(shown)}"
-            yield from self._once(self._from_entry(entry, folder, listing, seen), seen, planned)
+            yield from self._once(self._from_entry(entry, folder, listing, named_ids), named_ids, skipped_ids)
 
-    def _from_entry(self, entry: Entry, folder: str, listing: str, seen: set[int]) -> Iterator[ImageRef]:
-        """List what an entry names: an image, a container's images, or the row that says why it is neither."""
+    def _from_entry(self, entry: Entry, folder: str, listing: str, named_ids: set[int]) -> Iterator[ImageRef]:
+        """List what an entry names: an image, a container's images, or one row with the problem.
+
+        Args:
+            folder: the folder that relative names start from.
+            named_ids: the ids of the images that the listing has named so far.
+        """
         if entry.text is None:
             self.notes.refused["without a name"] += 1
-            return iter(
-                [
-                    ImageRef(
-                        _place(entry, listing),
-                        problem=f"{entry.place.replace('=', ' ')} of the listing: {entry.problem}",
-                    )
-                ]
-            )
+            problem = f"{entry.place.replace('=', ' ')} of the listing: {entry.problem}"
+            return iter([ImageRef(_place(entry, listing), problem=problem)])
         address = read_address(entry.text, folder)
         if address.problem is not None:
             self.notes.refused["without a valid address"] += 1
@@ -299,51 +281,61 @@ class _Listing:
             return iter([ImageRef(address.name if is_name else _place(entry, listing), problem=address.problem)])
         name = address.name
         if address.signed is not None:
-            if not address.is_same_object and image_id(name) in seen and self._is_other(name, address.signed):
-                # What tells the two apart is a secret, and cannot be part of a name.
-                name = f"{name}#{entry.place}"
-            self.storage.signed.add({name: address.signed})
-            self.notes.signed += 1
-        scheme_problem = self.storage.scheme_problem(name)
-        if scheme_problem is not None:
-            scheme = f"{scheme_of(name)}://"
-            reason = scheme_problem.removeprefix(f"{scheme} ")
-            reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 3]}..."
-            self.notes.refused[f"of {scheme}, which {reason}"] += 1
+            name = self._add_signed(address.signed, name, entry, named_ids, is_same_object=address.is_same_object)
+        if (refusal := self._scheme_refusal(name)) is not None:
+            # Reading it will fail, and its row will have the reason.
+            self.notes.refused[refusal] += 1
             return iter([ImageRef(name)])
         if _is_refused(name):
             self.notes.refused[f"of {archive_suffix(name)}"] += 1
             return iter([ImageRef(name, container=name, problem=f"it {UNREADABLE_ARCHIVE}")])
         return self._from_named_container(name) if suffix_of(name) in _CONTAINER_SUFFIXES else iter([ImageRef(name)])
 
-    def _is_other(self, name: str, signed: str) -> bool:
-        return self.storage.signed.find(name) not in (None, signed)
+    def _add_signed(self, signed: str, name: str, entry: Entry, named_ids: set[int], *, is_same_object: bool) -> str:
+        """Keep a signed address for reading; return the image's name without its secrets."""
+        is_known = image_id(name) in named_ids and self.storage.signed.find(name) not in (None, signed)
+        if not is_same_object and is_known:
+            # Only the secret part of the address differs from another image's, and cannot be part of a name.
+            name = f"{name}#{entry.place}"
+        self.storage.signed.add({name: signed})
+        self.notes.signed += 1
+        return name
+
+    def _scheme_refusal(self, name: str) -> str | None:
+        """Describe the kind of address that cannot be opened on this machine; None if it can."""
+        problem = self.storage.scheme_problem(name)
+        if problem is None:
+            return None
+        scheme = f"{scheme_of(name)}://"
+        reason = problem.removeprefix(f"{scheme} ")
+        reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 3]}..."
+        return f"of {scheme}, which {reason}"
 
     def _from_named_container(self, uri: str) -> Iterator[ImageRef]:
         try:
             listed = self.storage.stat(uri)
         except NotFoundError:
-            # Its row will say `missing`.
+            # Its row will have the status `missing`.
             return iter([ImageRef(uri)])
         except TransientStorageError:
             raise
         except StorageError as error:
-            # One container that refuses is no reason to end the job.
+            # One container that cannot be read must not end the run.
             return iter([ImageRef(uri, container=uri, problem=str(error))])
         return self._from_container(listed, is_only_input=False)
 
-    def _unplanned(self, listed: ObjectInfo, *, is_only_input: bool) -> Iterator[ImageRef]:
-        """List a container's images but for those that were planned before."""
-        if self.planned is None or not self.planned.is_last(listed.uri):
+    def _not_listed_before(self, listed: ObjectInfo, *, is_only_input: bool) -> Iterator[ImageRef]:
+        """List a container's images, except for those that were listed before."""
+        if self.listed_before is None or not self.listed_before.is_last(listed.uri):
             return self._from_container(listed, is_only_input=is_only_input)
-        numbers = self.planned.last_image_ids
-        # It was noted when it was listed first what of it is no image.
+        listed_ids = self.listed_before.last_image_ids
+        # The first listing has already noted what in it is not an image.
         again = replace(self, notes=SourceNotes())
         refs = again._from_container(listed, is_only_input=is_only_input)
-        return (ref for ref in refs if image_id(ref.uri) not in numbers)
+        return (ref for ref in refs if image_id(ref.uri) not in listed_ids)
 
     def _from_container(self, listed: ObjectInfo, *, is_only_input: bool) -> Iterator[ImageRef]:
-        """List a container's images; damage becomes one more row, or an error when there is nothing else."""
+        """List a container's images; damage becomes one more row, or an error if the input has no other image."""
         has_images = False
         members = self._from_tar if suffix_of(listed.uri) == ".tar" else self._from_parquet
         try:
@@ -384,23 +376,23 @@ class _Listing:
                 uri = row_uri(listed.uri, row)
                 yield ImageRef(uri, None, listed.etag, container=listed.uri, row=row, column=columns.image)
         elif columns.problem is not None:
-            # It has images, or should have: a row of its own says what is wrong, and counts as an error.
+            # It seems to have images: one row has the problem, and counts as a failure.
             raise DamagedContainerError(columns.problem)
         elif columns.uri is not None and (is_only_input or self.uri_column is not None):
-            # Of many files the first stands for all.
+            # Of many files only the first is described.
             is_first = is_only_input or not self.notes.listing
             if is_first:
                 self.notes.listing = f"Parquet, names from the column {columns.uri}"
-            # A file that names itself, or another that names it, would be gone through for ever.
+            # Without uri_column, so that files that name each other do not list each other for ever.
             rows = self._rows(listed, columns.uri)
             yield from replace(self, uri_column=None)._from_listing(rows, listed.uri, is_shown=is_first)
         else:
-            # Metadata beside the images (Hugging Face's image folders have some), not a container.
+            # Metadata beside the images, as in Hugging Face's image folders, and not a container.
             names = f"{columns.uri} names images: name it with --uri-column" if columns.uri else columns.described
             self.notes.note_without_images(listed.uri, names)
 
     def _rows(self, listed: ObjectInfo, column: str) -> Iterator[Entry]:
-        # Noted with the first row, as the notes may be taken anew before it.
+        # Counted with the first row, as `_from_listing` may clear the notes before it.
         self.notes.columns[column] += 1
         for row, name in enumerate(read_uris(listed.uri, column, self.storage)):
             yield Entry(f"row={row}", name) if name else Entry(f"row={row}", problem=f"the column {column} is empty")
@@ -417,7 +409,3 @@ def _place(entry: Entry, listing: str) -> str:
 def _shown_name(text: str) -> str:
     name = redact(without_query(text))
     return name if len(name) <= _LONGEST_SHOWN else f"...{name[3 - _LONGEST_SHOWN :]}"
-
-
-COMMENT_LINES = "comment lines"
-"""How a listing's comments are counted among what was skipped."""

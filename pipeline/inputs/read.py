@@ -1,7 +1,7 @@
-"""Reading an image's encoded bytes, wherever they lie, and telling whether it is still the image that was listed.
+"""Reads an image's encoded bytes from a file, a tar or a Parquet file, and reports which version was read.
 
-What changed after the listing is read as it is now. In a container that changed, the old offset would name other
-bytes, perhaps another image's, so a tar is looked through again for the member of that name.
+A file that changed after the listing is read as it is now. In a tar that changed, the listed offset may point at other
+bytes, perhaps another image's, so the tar is indexed again to find the member of that name.
 """
 
 import atexit
@@ -17,8 +17,8 @@ from pipeline.storage.objects import ObjectData, ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import folder_of
 
-# How often a tar may change between looking through it and reading from it.
-LOOKS = 3
+# How often a tar may change between indexing it and reading from it.
+ATTEMPTS = 3
 
 
 def read_image(ref: ImageRef, storage: Storage, *, max_bytes: int | None = None) -> bytes:
@@ -27,13 +27,13 @@ def read_image(ref: ImageRef, storage: Storage, *, max_bytes: int | None = None)
 
 
 def fetch_image(ref: ImageRef, storage: Storage, *, max_bytes: int | None = None) -> tuple[bytes, ReadVersion]:
-    """Read an image's encoded bytes as they are now, and tell which version that is.
+    """Read an image's encoded bytes as they are now, and their version.
 
     Args:
         max_bytes: refuse a larger file, before reading it where its size is known.
 
     Raises:
-        NotFoundError: the file or its container, or the container's member, is gone.
+        NotFoundError: the file, its container or the container's member does not exist any more.
         ImageError: `unreadable` (its container is damaged) or `too_large`.
         StorageError: storage failed.
     """
@@ -64,10 +64,12 @@ def _read_row(ref: ImageRef, container: str, row: int, storage: Storage, max_byt
         return ObjectData(content.payload, content.etag)
     if content.path is None:
         raise ImageError("unreadable", "the row holds no image bytes (null)")
-    # Hugging Face data sets hold the bytes or name a file that holds them. The version is that of the row.
+    # A row of a Hugging Face data set holds the bytes, or the name of a file. The version is that of the Parquet file.
     address = read_address(content.path, folder_of(container))
     if address.problem is not None:
-        raise ImageError("unreadable", f"the row holds no image bytes (null), and of its path: {address.problem}")
+        raise ImageError(
+            "unreadable", f"the row holds no image bytes (null), and its path cannot be used: {address.problem}"
+        )
     if address.signed is not None:
         storage.signed.add({address.name: address.signed})
     return ObjectData(_read_loose(ImageRef(address.name), storage, max_bytes).payload, content.etag)
@@ -78,7 +80,7 @@ def _read_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int
     found = storage.fetch(container, ref.offset, ref.bytes)
     is_short = len(found.payload) != ref.bytes
     if ref.etag is None or (found.etag is None and not is_short):
-        # Nothing to compare with; all that can be told is whether it is long enough.
+        # No version to compare; only the length can be checked.
         _refuse_short(len(found.payload), ref.bytes, is_short=is_short)
         return found
     if found.etag == ref.etag:
@@ -88,8 +90,8 @@ def _read_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int
 
 
 def _find_member(ref: ImageRef, container: str, storage: Storage, max_bytes: int | None) -> ObjectData:
-    """Read a member from a tar that is not the one that was listed."""
-    for _ in range(LOOKS):
+    """Read a member from a tar that changed since it was listed."""
+    for _ in range(ATTEMPTS):
         listed = storage.stat(container)
         member = _tar_indexes.find(listed, member_name(ref.uri, container), storage)
         if member is None:
@@ -120,9 +122,9 @@ def _too_large(size: int, max_bytes: int | None) -> ImageError:
 
 
 class TarIndexes:
-    """Where the members of tars lie that changed after they were listed; the two looked through last.
+    """Indexes of tars that changed after they were listed; the two most recently used ones are kept.
 
-    The images of a shard mostly lie in one tar, so one look serves hundreds of them.
+    The images of a shard are mostly in one tar, so one index serves hundreds of them.
     """
 
     def __init__(self, kept: int = 2) -> None:
@@ -134,7 +136,7 @@ class TarIndexes:
         """Return the last member of a name in a tar of this version.
 
         Raises:
-            ImageError: the tar is damaged, and no whole member of the name stands before the damage.
+            ImageError: the tar is damaged before its first member.
             StorageError: it cannot be read.
         """
         key = (listed.uri, listed.etag)
@@ -154,7 +156,7 @@ def _index(container: str, storage: Storage) -> dict[str, TarMember]:
     return index.members
 
 
-# One cache of each per process: its reading threads work on neighbouring images.
+# One of each per process, as its reading threads work on neighbouring images.
 _parquet_rows = ParquetRows()
 atexit.register(_parquet_rows.close)
 _tar_indexes = TarIndexes()

@@ -1,4 +1,4 @@
-"""A shard: a fixed slice of a run's images, the unit of work, retry and commit."""
+"""Shard: a fixed slice of a run's images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from pipeline.inputs.image_ref import ImageRef
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work, retry and output: a fixed list of images.
+    """The unit of work, retry and commit: a fixed list of images.
 
-    signed: the addresses of those images and containers that are read by signed URLs; kept in memory only.
+    signed: the signed URLs of those images and containers that need one; kept in memory only.
     """
 
     index: int

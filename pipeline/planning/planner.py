@@ -205,7 +205,7 @@ def list_input(
         StorageError: storage failed.
     """
     try:
-        yield from list_images(section, storage, exclude=[output_uri], notes=notes, planned=planned)
+        yield from list_images(section, storage, exclude=[output_uri], notes=notes, listed_before=planned)
     except (NotFoundError, AccessDeniedError) as error:
         raise InputError(f"The input cannot be listed: {error}") from error
 

@@ -37,14 +37,14 @@ def test_no_more_than_the_bound_is_begun(pool: ThreadPoolExecutor) -> None:
     assert len(begun) <= 4
 
 
-def test_the_number_that_is_waited_for_is_announced(pool: ThreadPoolExecutor) -> None:
+def test_on_wait_gets_the_number_that_is_waited_for(pool: ThreadPoolExecutor) -> None:
     awaited: list[int] = []
     with Prefetch(pool, "abc", str.upper, ahead=2, on_wait=awaited.append) as loaded:
         assert list(loaded) == ["A", "B", "C"]
     assert awaited == [0, 1, 2]
 
 
-def test_loads_that_wait_for_something_are_woken_on_leaving(pool: ThreadPoolExecutor) -> None:
+def test_on_leave_wakes_loads_that_wait(pool: ThreadPoolExecutor) -> None:
     room = threading.Event()
 
     def load(number: int) -> int:
@@ -57,7 +57,7 @@ def test_loads_that_wait_for_something_are_woken_on_leaving(pool: ThreadPoolExec
     assert room.is_set()
 
 
-def test_an_exception_is_raised_in_its_place_and_the_rest_is_drained(pool: ThreadPoolExecutor) -> None:
+def test_an_exception_is_raised_at_its_place_and_the_rest_is_drained(pool: ThreadPoolExecutor) -> None:
     running = threading.Semaphore(0)
 
     def load(number: int) -> int:

@@ -1,9 +1,9 @@
-"""Damaged image files, by the thousand, through a worker's whole way from the file to its row.
+"""Runs thousands of damaged image files through a worker, from the file to its row.
 
 Usage: python tests/support/fuzz_images.py FOLDER [COUNT] [SEED]
 
-One process, as a worker is; the last line is JSON: rows by status, memory, and seconds. The same seed makes the same
-files. Exit status 0 when every file has a row and none of them met an exception that nobody foresaw.
+It runs in one process, as a worker does. The last line is JSON: rows by status, memory, and seconds. The same seed
+makes the same files. The exit status is 0 if every file has a row and no unexpected exception was raised.
 """
 
 import io
@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402 - the two folders come first
 from PIL import Image  # noqa: E402
 
 COUNT = 2100
-# Small pictures need little; what a damaged header promises is refused beyond this, or decoded within it.
+# Small images need little. A damaged header that claims more is refused.
 MAX_PIXELS = 4_000_000
 FORESEEN = {"ok", "unreadable", "too_large"}
 
@@ -57,7 +57,7 @@ _MODES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def source_files() -> list[tuple[str, bytes]]:
-    """Sound files of every format and of many modes, a few animated or turned, all small."""
+    """Valid small files of every format and of many modes, a few animated or rotated."""
     pixels = np.random.default_rng(7).integers(0, 255, (9, 12, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((61, 45))
     turned = Image.Exif()
@@ -70,7 +70,7 @@ def source_files() -> list[tuple[str, bytes]]:
 
 
 def damaged_files(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
-    """Make files as (damage, format, bytes), every damage and every source in turn."""
+    """Yield files as (damage, format, bytes), each damage and each source in turn."""
     dice = random.Random(seed)
     sources = source_files()
     for number in range(count):
@@ -94,7 +94,7 @@ def _flip_bits(payload: bytes, _: bytes, dice: random.Random) -> bytes:
 def _flip_in_header(payload: bytes, _: bytes, dice: random.Random) -> bytes:
     damaged = bytearray(payload)
     for _number in range(dice.choice([1, 1, 2, 3])):
-        # Behind the signature, which the format is known by; sizes, offsets and tables are here.
+        # After the signature, which the format is detected by; sizes, offsets and tables are here.
         damaged[dice.randrange(4, min(len(damaged), 160))] ^= 1 << dice.randrange(8)
     return bytes(damaged)
 
@@ -138,7 +138,7 @@ def write_files(folder: Path, count: int, seed: int) -> dict[str, str]:
     folder.mkdir(parents=True)
     made: dict[str, str] = {}
     for number, (damage, kind, payload) in enumerate(damaged_files(count, seed)):
-        # Named alike whatever they hold: the content decides.
+        # All with one extension: the format is detected by the content.
         name = f"{number:05d}.jpg"
         (folder / name).write_bytes(payload)
         made[name] = f"{kind}, {damage}"
@@ -146,7 +146,7 @@ def write_files(folder: Path, count: int, seed: int) -> dict[str, str]:
 
 
 def segment_files(folder: Path) -> list[dict[str, Any]]:
-    """Take every file in folder/in through a worker in this process; return the rows of `images`."""
+    """Process every file in folder/in with a worker in this process; return the rows of `images`."""
     from pipeline.driver.run_job import worker_settings
     from pipeline.job_spec.job import load_spec
     from pipeline.messages import Assignment
@@ -177,7 +177,7 @@ def segment_files(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_peak_mib() -> int:
-    """This process's own peak; `getrusage` would begin with that of the process that started it."""
+    """The peak of this process; `getrusage` would include that of the process that started it."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     return int(found[1]) // 1024 if found else 0
 

@@ -1,10 +1,10 @@
 """Images in Parquet files (Hugging Face style and plain), read row by row with readers that stay open.
 
 An example: a file has row groups of 100 rows, and two shards of 50 images are read at the same time, rows 100 to 149 by
-one thread and rows 150 to 199 by another. Row 100 opens a reader of the row group 1; rows 101, 102, ... go on with it.
-Row 150 is 50 rows ahead of that reader, within `_NEAR_ROWS`, so it would take the reader over and leave the first shard
-behind it; the first shard then opens a second one. From there on each thread finds the reader that is just before its
-row, and every page is decompressed once or twice instead of once for each row.
+one thread and rows 150 to 199 by another. Row 100 opens a reader of row group 1. Row 150 is 50 rows ahead of it, within
+`_NEAR_ROWS`, so the second thread advances the same reader, which has then passed row 101. Row 101 opens a second
+reader. From then on each thread finds a reader just before its next row, so that a page is decompressed at most twice
+instead of once for each row.
 """
 
 import threading
@@ -27,7 +27,7 @@ from pipeline.inputs.containers.parquet_row_group import (
 )
 from pipeline.storage.storage import Storage
 
-# A reader at most this many rows behind is taken on to the wanted row, even if another reader could be opened.
+# A reader at most this many rows before the wanted one is advanced to it, even if another reader could be opened.
 _NEAR_ROWS = 64
 # How often a file may be replaced between opening it and reading from it.
 _ATTEMPTS = 3
@@ -42,7 +42,7 @@ class _Version(NamedTuple):
 
 
 class _ReaderKey(NamedTuple):
-    """A reader; `number` tells readers of one row group apart."""
+    """A reader; `number` distinguishes readers of one row group."""
 
     version: _Version
     group: int
@@ -194,7 +194,7 @@ def _read_layout(uri: str, storage: Storage) -> FileLayout:
         # Unbuffered (`raw`): a footer is read once.
         chunks = read_chunks(cast("IO[bytes]", raw.raw))
     if len(chunks) != metadata.num_row_groups:
-        raise DamagedContainerError("its footer makes no sense")
+        raise DamagedContainerError("its footer is invalid")
     return FileLayout(now.etag, metadata, chunks, _row_group_starts(metadata))
 
 

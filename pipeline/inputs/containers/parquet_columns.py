@@ -3,10 +3,10 @@
 | the file's columns | chosen |
 |---|---|
 | `image: struct<bytes: binary, path: string>`, `label: int64` | `image.bytes`: the only candidate, and a struct |
-| `jpg: binary`, `id: binary` | `jpg`: both are looked at, and only its first rows begin like images |
+| `jpg: binary`, `id: binary` | `jpg`: both are sampled, and only its first rows begin like images |
 | `thumbnail: binary`, `photo: binary` | none, if both hold images and neither name is known: the user must name one |
 | `url: string`, `hash: binary` | `url`, as the names of images: the first rows of `hash` do not begin like images |
-| `image: string` of base64 text | none: the problem says so |
+| `image: string` of base64 text | none, with this problem |
 """
 
 from collections.abc import Iterator

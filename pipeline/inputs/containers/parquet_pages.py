@@ -1,9 +1,21 @@
-"""The headers of a Parquet column's pages: how much memory a page takes is known before it is decompressed.
+"""Reads Parquet page headers, which hold the size of a page before it is decompressed.
 
-A page is what a Parquet reader decompresses at once, and no reader of pyarrow says its size beforehand. The footer
-tells only a column chunk's sum, which is large for a sound file with thousands of images; so the headers themselves
-are read, which are Thrift structs in the compact protocol (parquet-format, README.md, "Data Pages"; parquet.thrift,
+A Parquet reader decompresses a page at once, and pyarrow does not report a page's size before. The footer has only the
+sum of a column chunk, which is large for a valid file with thousands of images. So this module reads the page headers
+themselves: Thrift structs in the compact protocol (parquet-format, README.md, "Data Pages"; parquet.thrift,
 `PageHeader`; thrift-compact-protocol.md).
+
+An example: the bytes `15 00 15 C8 01 15 96 01 2C 15 28 ... 00 00` are the header of a data page.
+
+| bytes | meaning |
+|---|---|
+| `15` | field 0 + 1 = 1 (`type`), kind 5 (an i32) |
+| `00` | zigzag 0: a data page |
+| `15`, `C8 01` | field 2 (`uncompressed_page_size`): varint 200, zigzag 100 bytes |
+| `15`, `96 01` | field 3 (`compressed_page_size`): varint 150, zigzag 75 bytes |
+| `2C` | field 3 + 2 = 5 (`data_page_header`), kind 12 (a struct) |
+| `15`, `28` | its field 1 (`num_values`): varint 40, zigzag 20 values |
+| ... `00` `00` | its other fields, the end of the struct, and the end of the header |
 """
 
 from collections.abc import Iterator
@@ -12,10 +24,10 @@ from typing import IO
 
 from pipeline.errors import DamagedContainerError
 
-# Headers have some thirty bytes; with the smallest and largest value of an odd writer, more. Arrow reads 16 MiB.
+# A header has about thirty bytes, or more if a writer puts the smallest and largest value into it. Arrow reads 16 MiB.
 _HEADER_BYTES = 1024
 _LONGEST_HEADER_BYTES = 2**20
-# Structs and lists in each other: parquet.thrift has eight (the levels' histograms of a column's pages).
+# Levels of nested structs and lists: parquet.thrift has eight (the levels' histograms of a column's pages).
 _MOST_DEPTH = 12
 
 _DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 1, 2, 3
@@ -26,8 +38,8 @@ _HEADER_OF = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
 class Page:
     """One page.
 
-    bytes: of memory once it is decompressed. values: in it, nulls among them. is_dictionary: it holds the distinct
-    values that all data pages behind it refer to.
+    bytes: of memory once it is decompressed. values: their number, with nulls. is_dictionary: whether it holds the
+    distinct values that all data pages after it refer to.
     """
 
     bytes: int
@@ -43,14 +55,15 @@ def read_pages(file: IO[bytes], start: int, length: int) -> Iterator[Page]:
         start, length: of the chunk, in bytes.
 
     Raises:
-        DamagedContainerError: what stands there is no page header.
-        OSError: the file cannot be read; so does what else `file` raises.
+        DamagedContainerError: the bytes are not page headers.
+        OSError: the file cannot be read; other exceptions of `file` are not translated either.
     """
     position, end, file_bytes = start, start + length, file.seek(0, 2)
     if end > file_bytes:
         raise DamagedContainerError("a column reaches beyond the end of the file")
     while position < end:
-        # Not up to the chunk's end: parquet-mr once left the dictionary's header out of its length (PARQUET-816).
+        # Up to the end of the file, not of the chunk: parquet-mr once left the dictionary's header out of a chunk's
+        # length (PARQUET-816).
         fields, header_bytes = _read_header(file, position, file_bytes)
         kind, uncompressed, compressed = fields.get(1), fields.get(2), fields.get(3)
         if not isinstance(uncompressed, int) or not isinstance(compressed, int) or min(uncompressed, compressed) < 0:
@@ -62,13 +75,13 @@ def read_pages(file: IO[bytes], start: int, length: int) -> Iterator[Page]:
         values = inner.get(1) if isinstance(inner, dict) else None
         if not isinstance(values, int) or values < 0:
             raise DamagedContainerError("a page does not say how many values it has")
-        # A page is held as it lies in the file, too.
+        # The compressed page is in memory as well.
         yield Page(max(uncompressed, compressed), values, kind == _DICTIONARY_PAGE)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A column of a row group: where its pages lie in the file, and their bytes once they are decompressed."""
+    """A column of a row group: the position of its pages in the file, and their bytes once decompressed."""
 
     start: int
     length: int
@@ -76,13 +89,13 @@ class Chunk:
 
 
 def read_chunks(file: IO[bytes]) -> list[dict[str, Chunk]]:
-    """Read where the columns' pages lie, by row group and by the column's dotted path, from a file's footer.
+    """Read the column chunks from a file's footer: for each row group, by the column's dotted path.
 
-    pyarrow tells the same, but where a footer is damaged, `RowGroupMetaData.column` ends the process (26.0: the C++
-    exception of an odd size statistic is not caught).
+    pyarrow returns the same, but with a damaged footer its `RowGroupMetaData.column` ends the process (26.0: the C++
+    exception of an invalid size statistic is not caught).
 
     Raises:
-        DamagedContainerError: the footer makes no sense.
+        DamagedContainerError: the footer is damaged.
     """
     size = file.seek(0, 2)
     file.seek(max(0, size - 8))
@@ -95,12 +108,12 @@ def read_chunks(file: IO[bytes]) -> list[dict[str, Chunk]]:
         groups = _Compact(_read_up_to(file, length)).read_struct().get(4)
         return [dict(map(_chunk, _structs(group.get(1)))) for group in _structs(groups)]
     except IndexError:
-        raise DamagedContainerError("its footer is cut off or makes no sense") from None
+        raise DamagedContainerError("its footer is truncated or invalid") from None
 
 
 def _structs(value: object) -> list[dict[int, object]]:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise DamagedContainerError("its footer makes no sense")
+        raise DamagedContainerError("its footer is invalid")
     return value
 
 
@@ -128,12 +141,12 @@ def _read_header(file: IO[bytes], position: int, end: int) -> "tuple[dict[int, o
         except IndexError:
             # The header is longer, or it is cut off.
             if len(payload) < size or size >= _LONGEST_HEADER_BYTES:
-                raise DamagedContainerError("a page header is cut off or makes no sense") from None
+                raise DamagedContainerError("a page header is truncated or invalid") from None
         size *= 8
 
 
 def _read_up_to(file: IO[bytes], size: int) -> bytes:
-    # Unbuffered files may return less than there is.
+    # Unbuffered files may return fewer bytes than requested.
     pieces = []
     while size > 0 and (piece := file.read(size)):
         pieces.append(piece)
@@ -142,7 +155,7 @@ def _read_up_to(file: IO[bytes], size: int) -> bytes:
 
 
 class _Compact:
-    """Reads Thrift's compact protocol: integers and structs, and past all else. IndexError when the bytes end."""
+    """Reads Thrift's compact protocol, except for maps. Raises IndexError where the bytes end."""
 
     def __init__(self, payload: bytes) -> None:
         self._payload = payload
@@ -172,7 +185,7 @@ class _Compact:
             return self.read_struct(depth + 1)
         sizes = {3: 1, 7: 8}
         if kind not in sizes:
-            # Maps: neither page headers nor footers have any.
+            # Maps (11) are neither in page headers nor in footers.
             raise DamagedContainerError(f"a header holds a value of the unknown kind {kind}")
         return self._bytes(sizes[kind])
 
@@ -182,7 +195,7 @@ class _Compact:
         head = self._byte()
         size, kind = head >> 4, head & 0x0F
         size = self._varint() if size == 15 else size
-        # A truth value takes a byte here, and a bit of its field's head elsewhere.
+        # A boolean takes a byte in a list, and a bit of the field's head in a struct.
         return [self._byte() == 1 if kind in (1, 2) else self._value(kind, depth) for _ in range(size)]
 
     def _byte(self) -> int:

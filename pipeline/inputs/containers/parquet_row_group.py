@@ -116,7 +116,7 @@ class RowGroupReader:
         # Headers of a remote file cost requests. They are skipped where the footer says that the whole chunk is small.
         is_small = max((chunk.uncompressed_bytes for chunk in selected), default=0) <= self._most_page_bytes
         is_checked = _version_of(self._raw) is not None or not is_small
-        # Unbuffered (`raw`): a header has some thirty bytes, and a buffer would read the page behind it.
+        # Unbuffered (`raw`): a header has about thirty bytes, and a buffer would read the page after it.
         headers = self._open() if is_checked else None
         self._pages = [_PageLimit(getattr(headers, "raw", headers), chunk) for chunk in selected if headers is not None]
         self._batches = self._file.iter_batches(batch_size=1, row_groups=[group], columns=names, use_threads=False)

@@ -1,4 +1,9 @@
-"""Tar shards: where each image lies, so that reading one is a single range read."""
+"""Indexes uncompressed tar files, so that reading a member is a single range read.
+
+An example: `a.tar` holds the members `1.jpg`, `2.jpg`, `1.jpg` (appended later) and `3.jpg`, a soft link to `2.jpg`.
+`read_tar` returns three members: `1.jpg` with the place of the later one (`replaced` is 1), `2.jpg`, and `3.jpg` with
+the place of `2.jpg`. The link needs a second pass over the tar, as `2.jpg` need not be wanted itself.
+"""
 
 import errno
 import posixpath
@@ -18,26 +23,26 @@ _ARCHIVES = (
     *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tlz", ".taz", ".zip", ".7z", ".rar"),
 )
 UNREADABLE_ARCHIVE = (
-    "cannot be read by ranges, as its members lie packed together; unpack it, or repack it as a plain .tar (images are "
-    "compressed already)"
+    "cannot be read by ranges, as its members are compressed together; unpack it, or repack it as a plain .tar (images "
+    "are compressed already)"
 )
-"""Of an archive that is no plain tar: a compressed tar must be unpacked from its start."""
+"""The reason for an archive that is not a plain tar: a compressed tar can only be read from its start."""
 
 _RECORD_BYTES = 10_240
-"""What tar writes at a time by default (POSIX pax, "blocksize"); old ones leave what was there in the last record."""
+"""The unit in which tar writes by default (POSIX pax, "blocksize"); old versions do not clear the end of the last."""
 _MOST_LINKS = 40
-"""Links followed from one to the next, as many as Linux does (path_resolution(7))."""
+"""The longest chain of links that is followed, as in Linux (path_resolution(7))."""
 _BLOCK_BYTES = 512
 LONGEST_HEADER_BYTES = 2**20
-"""TarFile reads an extended header (a long name, attributes) whole; real ones have a few hundred bytes."""
+"""TarFile reads an extended header (a long name, attributes) as a whole; real ones have a few hundred bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A file of a tar: its name as stored, and where its bytes lie.
+    """A file of a tar: its name as stored, and the place of its bytes.
 
-    place: where its header begins. link: the name that it links to. is_hard: whether that counts from the tar's root.
-    problem: why its bytes cannot be read by a range.
+    place: where its header begins. link: the name that it links to. is_hard: whether it is a hard link, whose name is
+    relative to the tar's root. problem: why its bytes cannot be read as a range.
     """
 
     name: str
@@ -53,8 +58,8 @@ class TarMember:
 class TarIndex:
     """The wanted members of a tar by their names, each with the place of its bytes or its problem.
 
-    replaced: members that a later one of the same name replaces. others: files that were not wanted, by extension.
-    damage: what ended the reading early.
+    replaced: the number of members that a later one of the same name replaces. others: unwanted files, by extension.
+    damage: the damage that ended the reading early.
     """
 
     members: dict[str, TarMember]
@@ -64,14 +69,14 @@ class TarIndex:
 
 
 def archive_suffix(uri: str) -> str | None:
-    """Return the extension of an archive that cannot be read by ranges, None for any other name."""
+    """Return the extension of an archive that cannot be read by ranges; None for any other name."""
     name = (without_query(uri) if "?" in uri or "#" in uri else uri).lower()
-    # Asked of every line of a listing: one call for all of them.
+    # Called for every line of a listing, so one `endswith` checks all suffixes first.
     return next(each for each in _ARCHIVES if name.endswith(each)) if name.endswith(_ARCHIVES) else None
 
 
 class _HeaderReader:
-    """What TarFile reads headers from; a header that says it is huge must not fill the memory."""
+    """The file that TarFile reads headers from; refuses headers that would fill the memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -87,7 +92,7 @@ class _HeaderReader:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # A member of 2**60 bytes puts the next header where no file system has an address.
+            # After a member of 2**60 bytes, the next header is beyond the largest offset of a file system.
             raise tarfile.ReadError(f"a member reaches to byte {offset}") from error
 
     def tell(self) -> int:
@@ -95,22 +100,23 @@ class _HeaderReader:
 
 
 def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
-    # Of a file, an archive that is only read uses three methods.
+    # A TarFile that only reads uses three methods of its file.
     return tarfile.open(fileobj=cast(IO[bytes], _HeaderReader(file)), mode="r:")
 
 
-def _packer_of(file: IO[bytes]) -> str | None:
-    # Only asked where no tar can be read: a member's name, with which a tar begins, may begin with these bytes too.
+def _compression_of(file: IO[bytes]) -> str | None:
+    # Only called if the file cannot be read as a tar, as the first member's name may begin with these bytes too.
     formats = COMPRESSIONS | ARCHIVES
     file.seek(0)
     return match_format(formats, file.read(max(map(len, formats))))
 
 
 def index_tar(uri: str, storage: Storage) -> Iterator[TarMember]:
-    """List the files and links of an uncompressed tar, in its order; also of tars that were put one behind another.
+    """Yield the files and links of an uncompressed tar, in its order; also of several concatenated tars.
 
     Raises:
-        DamagedContainerError: after the members that are whole enough to be named.
+        DamagedContainerError: the tar is damaged; the members before the damage have been yielded.
+        StorageError: it cannot be read.
     """
     with storage.open(uri) as file:
         start: int | None = 0
@@ -119,31 +125,31 @@ def index_tar(uri: str, storage: Storage) -> Iterator[TarMember]:
 
 
 def _index_part(file: IO[bytes], start: int) -> Generator[TarMember, None, int | None]:
-    """List the members from `start` to the end mark; returns where the next part begins, None when there is none."""
+    """Yield the members from `start` to the end mark; return where the next tar begins, None if there is none."""
     try:
         file.seek(start)
         with _open_tar(file) as tar:
             while (member := tar.next()) is not None:
-                # TarFile remembers every member; a tar of a million images would fill the memory.
+                # TarFile keeps every member; those of a tar of a million images would fill the memory.
                 tar.members = []  # type: ignore[attr-defined]
                 if not member.isdir():
                     yield _member(member)
-            # At a header it cannot read, TarFile stops as if the archive ended there.
+            # At a header that it cannot read, TarFile stops as if the archive ended there.
             end = tar.offset
         file.seek(end)
         if file.read(_BLOCK_BYTES).strip(b"\0"):
             raise DamagedContainerError(f"the tar is damaged at byte {end}")
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        packer = _packer_of(file) if start == 0 else None
-        if packer is not None:
-            raise DamagedContainerError(f"it is packed ({packer}) and {UNREADABLE_ARCHIVE}") from error
-        behind = f" at byte {start}" if start else ""
-        raise DamagedContainerError(f"it is not a whole, uncompressed tar ({error}){behind}") from error
+        compression = _compression_of(file) if start == 0 else None
+        if compression is not None:
+            raise DamagedContainerError(f"it is compressed ({compression}) and {UNREADABLE_ARCHIVE}") from error
+        place = f" at byte {start}" if start else ""
+        raise DamagedContainerError(f"it is not a complete, uncompressed tar ({error}){place}") from error
     return _next_part(file, end)
 
 
 def _next_part(file: IO[bytes], end: int) -> int | None:
-    """Look behind the end mark for another tar (`cat a.tar b.tar`)."""
+    """Return where another tar begins after the end mark (`cat a.tar b.tar`); None if there is none."""
     file.seek(end)
     place = end
     while block := file.read(_RECORD_BYTES):
@@ -160,14 +166,14 @@ def _next_part(file: IO[bytes], end: int) -> int | None:
     except tarfile.HeaderError as error:
         if place < -(-(end + 2 * _BLOCK_BYTES) // _RECORD_BYTES) * _RECORD_BYTES:
             return None
-        raise DamagedContainerError(f"behind its end, at byte {place}, is something that is no tar") from error
+        raise DamagedContainerError(f"after its end, at byte {place}, there is data that is not a tar") from error
     return place
 
 
 def _member(member: tarfile.TarInfo) -> TarMember:
     problem = None
     if member.issparse():
-        problem = "a sparse member of a tar, which cannot be read by a range; unpack it, and pack it anew without -S"
+        problem = "a sparse member of a tar, which cannot be read as a range; unpack it, and pack it again without -S"
     elif not (member.isreg() or member.islnk() or member.issym()):
         problem = "a device or pipe, not a file"
     is_link = member.islnk() or member.issym()
@@ -183,9 +189,9 @@ def _member(member: tarfile.TarInfo) -> TarMember:
 
 
 def read_tar(uri: str, storage: Storage, is_wanted: Callable[[str], bool]) -> TarIndex:
-    """Index a tar's members whose names are wanted; a link is the file that it leads to, under its own name.
+    """Index a tar's members with wanted names; a link has the bytes of the file that it leads to, under its own name.
 
-    What cannot be read of the tar itself is noted as its damage; storage errors are raised.
+    Damage of the tar is in the index; errors of storage are raised.
     """
     index = TarIndex({}, 0, Counter())
     links = False
@@ -205,10 +211,10 @@ def read_tar(uri: str, storage: Storage, is_wanted: Callable[[str], bool]) -> Ta
 
 
 def _follow_links(uri: str, storage: Storage, index: TarIndex) -> None:
-    """Put in each link's place what it leads to, which need not be a member that is wanted itself."""
+    """Replace each link by the file that it leads to, which need not be a wanted member itself."""
     links = {name: member for name, member in index.members.items() if member.link is not None}
     everything: dict[str, list[TarMember]] = {}
-    # The names that links lead to, and those that these may lead to: a link is followed by its names alone.
+    # The names that links lead to, and in turn those that these lead to; each pass over the tar may add names.
     wanted = {_plain(_target(member) or "") for member in links.values()}
     grown = -1
     while len(wanted) != grown:
@@ -234,10 +240,10 @@ def _resolved(link: TarMember, everything: dict[str, list[TarMember]]) -> TarMem
         if target is None:
             return replace(link, problem=f"a link that leads out of the tar, to {at.link}")
         found = everything.get(_plain(target), [])
-        # A hard link was made of what had the name by then; a soft one is looked up by its name when it is read.
+        # A hard link means the file that had the name when the link was packed; a soft link means the last one.
         found = [each for each in found if each.place < at.place] if at.is_hard else found
         if not found:
-            return replace(link, problem=f"a link to {at.link}, which is no file of this tar")
+            return replace(link, problem=f"a link to {at.link}, which is not in this tar")
         at = found[-1]
         if at.link is None:
             return replace(link, offset=at.offset, bytes=at.bytes, problem=at.problem)
@@ -245,7 +251,7 @@ def _resolved(link: TarMember, everything: dict[str, list[TarMember]]) -> TarMem
 
 
 def _target(link: TarMember) -> str | None:
-    """Name the member that a link leads to, None when that lies outside."""
+    """Return the name of the member that a link leads to; None if it is outside the tar."""
     name = link.link or ""
     if not link.is_hard:
         name = name if name.startswith("/") else posixpath.join(posixpath.dirname(link.name), name)

@@ -1,7 +1,13 @@
-"""Tables of text (CSV): by what their columns are separated, which column holds the names, and each line's name.
+"""Reads tables of text (CSV): detects the separator and the column with the names, and yields each line's name.
 
-`csv.Sniffer` is not used: it takes letters for separators, and knows nothing of what a name looks like, which is what
-tells a list of `c,d.jpg` from a table. Lines are taken apart by the csv module.
+`csv.Sniffer` is not used: it chooses letters as separators, and does not know what a name looks like, which is needed
+to distinguish a list of names such as `c,d.jpg` from a table. The csv module splits the lines.
+
+An example: of the table `id;file;caption`, `1;a.jpg;A "red" car`, `2;b.jpg;"Two` / `lines"`, the semicolon gives all
+rows three columns, and `file` is a known heading: `Table(";", 1, "file", 3)`. The quotes in the second line do not
+belong to the CSV, but the name is not within them, so it counts. The third row continues on the next line until its
+quote is closed and it has three columns. A row without the column of names, or with a quote that is never closed,
+is a problem of its own line and of no other.
 """
 
 import csv
@@ -14,13 +20,13 @@ from pipeline.errors import InputError
 from pipeline.inputs.listings.headings import URI_COLUMNS
 
 _SEPARATORS = (",", ";", "\t", "|")
-# Rows of the sample that decide.
+# How many rows of the sample decide.
 _SAMPLE_ROWS = 100
-# A quoted cell may hold line breaks (captions do); a quote that is never closed must not swallow the rest.
+# A quoted cell may hold line breaks, as in captions; a quote that is never closed must not consume the rest.
 _MOST_LINES = 1000
 _MOST_CHARACTERS = 2**20
-# Excel's first line of a file that names its separator.
-_SAID = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
+# The first line of a file from Excel may name its separator.
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,5}$")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
@@ -29,9 +35,9 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 class Table:
     """How a table's lines are read.
 
-    separator: "" for a table of one column. column: that of the names, from 0. heading: of that column, None when the
-    table has no line of headings. width: how many columns the lines have. is_spaced: whether a space stands before each
-    name, as in `1, a.jpg`.
+    separator: "" for a table of one column. column: the index of the names, from 0. heading: the heading of that
+    column; None if the table has no line of headings. width: the number of columns. is_spaced: whether a space precedes
+    each name, as in `1, a.jpg`.
     """
 
     separator: str
@@ -42,24 +48,24 @@ class Table:
 
 
 def looks_like_name(cell: str) -> bool:
-    """Whether a text looks like the name of a file or an address, and not like a word, a number or a sentence."""
+    """Return whether a text looks like a file name or an address, not like a word, a number or a sentence."""
     bare = re.split(r"[?#]", cell.strip(), maxsplit=1)[0] if "://" in cell else cell.strip()
     return bool(_SCHEME.match(bare) or _EXTENSION.search(bare))
 
 
 def read_table(sample: str, uri: str, wanted: str | None, *, preferred: str) -> Table:
-    """Find out how a table is read from its first lines.
+    """Detect how to read a table from its first lines.
 
     Args:
-        wanted: the heading that the user gave, or the number of the column.
-        preferred: the separator that the file's name promises.
+        wanted: the user's heading, or number of the column.
+        preferred: the separator that the file's extension stands for.
 
     Raises:
-        InputError: it cannot be told which column holds the names.
+        InputError: it is not clear which column holds the names.
     """
     lines = [line for line in sample.splitlines(keepends=True) if line.strip()][: 4 * _SAMPLE_ROWS]
-    if lines and (said := _SAID.fullmatch(lines[0].strip())):
-        preferred, lines = said[1], lines[1:]
+    if lines and (named_separator := _SEPARATOR_LINE.fullmatch(lines[0].strip())):
+        preferred, lines = named_separator[1], lines[1:]
     order = [preferred, *(each for each in _SEPARATORS if each != preferred)]
     tables = {each: _sample_rows(lines, each) for each in order}
     separator = _choose_separator(tables, wanted)
@@ -81,7 +87,7 @@ def _sample_rows(lines: list[str], separator: str) -> list[list[str]]:
             if len(rows) == _SAMPLE_ROWS:
                 break
     except csv.Error:
-        # A cell of more characters than the csv module takes: what comes before it is enough, unless it is the first.
+        # A cell is longer than the csv module accepts; the rows before it are enough, if there are any.
         return rows or [_split(line, separator) for line in lines[:_SAMPLE_ROWS]]
     return rows
 
@@ -91,7 +97,7 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _choose_separator(tables: dict[str, list[list[str]]], wanted: str | None) -> str:
-    """Choose the separator: one that gives a known heading, else the one that all lines have as often."""
+    """Choose the separator that gives a known heading, else one that gives the rows the same number of columns."""
     known = {*URI_COLUMNS, *([wanted.strip().lower()] if wanted else [])}
     wide = {each: rows for each, rows in tables.items() if rows and len(rows[0]) > 1}
     headed = [each for each, rows in wide.items() if known & {cell.strip().lower() for cell in rows[0]}]
@@ -101,7 +107,7 @@ def _choose_separator(tables: dict[str, list[list[str]]], wanted: str | None) ->
     if is_single or not wide:
         return ""
     even = [each for each, rows in wide.items() if _evenness(rows) >= 0.8]
-    # Names with commas in them are no table, unless a column of names is left when they are taken apart.
+    # Names that contain commas are no table, unless one column still looks like names after splitting.
     named = [each for each in even if _columns_of_names(wide[each])]
     return next(iter(named or even), "")
 
@@ -111,7 +117,7 @@ def _evenness(rows: list[list[str]]) -> float:
 
 
 def _columns_of_names(rows: list[list[str]], start: int = 0) -> list[int]:
-    """Return the columns most of whose cells look like names."""
+    """Return the indices of the columns in which at least half of the cells look like names."""
     found = []
     for column in range(len(rows[0])):
         cells = [row[column] for row in rows[start:] if len(row) > column and row[column].strip()]
@@ -131,7 +137,7 @@ def _choose_column(rows: list[list[str]], uri: str, wanted: str | None) -> tuple
         if any(column in named for column in known) or not named:
             column = next((each for each in known if each in named), known[0])
             return column, heads[column]
-        _refuse([*known[:1], *named], heads, uri, f"{heads[known[0]]} holds nothing like a name")
+        _refuse([*known[:1], *named], heads, uri, f"{heads[known[0]]} holds no names")
     named = _columns_of_names(rows, start=1) if len(rows) > 1 else _columns_of_names(rows)
     if not named:
         named = [at for at in range(len(heads)) if all(len(row) > at and "/" in row[at] for row in rows[1:] or rows)]
@@ -156,15 +162,15 @@ def _wanted_column(heads: list[str], folded: list[str], uri: str, wanted: str) -
 def _refuse(columns: list[int], heads: list[str], uri: str, reason: str) -> None:
     names = ", ".join(heads[each] for each in dict.fromkeys(columns)) if columns else ", ".join(heads)
     raise InputError(
-        f"It cannot be told which column of {uri} names the images ({reason}: {names}). Name it with input.uri_column "
+        f"It is not clear which column of {uri} names the images ({reason}: {names}). Name it with input.uri_column "
         "(--uri-column HEADING, or its number, from 1, where there is no line of headings)."
     )
 
 
 def parse_rows(lines: Iterator[tuple[int, str | None]], table: Table) -> Iterator[tuple[int, str | None, str | None]]:
-    """Read a table's names: (number of the line, name, problem), of which one is None.
+    """Yield a table's names as (number of the line, name, problem), where either the name or the problem is None.
 
-    A quote that is never closed, or a line of other columns than the heading's, costs that line and no other.
+    A quote that is never closed, or a row with too few columns, affects no other line.
     """
     reader = _Lines(lines)
     is_first = True
@@ -175,7 +181,7 @@ def parse_rows(lines: Iterator[tuple[int, str | None]], table: Table) -> Iterato
             continue
         if number == 1:
             line = line.removeprefix("\ufeff")
-            if _SAID.fullmatch(line.strip(" \r\n")):
+            if _SEPARATOR_LINE.fullmatch(line.strip(" \r\n")):
                 continue
         cells, problem = _cells(line, reader, table)
         if cells is not None and not any(cell.strip() for cell in cells):
@@ -189,7 +195,7 @@ def parse_rows(lines: Iterator[tuple[int, str | None]], table: Table) -> Iterato
 
 
 class _Lines:
-    """Numbered lines, some of which can be put back."""
+    """Numbered lines that can be put back."""
 
     def __init__(self, lines: Iterator[tuple[int, str | None]]) -> None:
         self._lines = lines
@@ -203,13 +209,13 @@ class _Lines:
 
 
 def _cells(line: str, more: _Lines, table: Table) -> tuple[list[str] | None, str | None]:
-    """Take a line apart, with those that follow where a quoted cell goes on there."""
+    """Split a line into cells, together with the following lines if a quoted cell continues there."""
     if '"' not in line:
         return ([line.rstrip("\r\n")] if not table.separator else _split(line, table.separator)), None
     text, taken = line, list[tuple[int, str | None]]()
     while True:
         cells = _strict(text, table.separator) if text.count('"') % 2 == 0 else None
-        # What spans lines must have the right number of columns: else the quote was never meant as one.
+        # A row of several lines must have the right number of columns; else the quote does not belong to the CSV.
         if cells is not None and (not taken or len(cells) == table.width):
             return cells, None
         following = more.next() if len(taken) < _MOST_LINES and len(text) < _MOST_CHARACTERS else None
@@ -232,12 +238,12 @@ def _strict(text: str, separator: str) -> list[str] | None:
         csv.field_size_limit(limit)
     if len(rows) != 1:
         return None
-    # In a table of one column a comma is part of the name.
+    # In a table of one column, a comma is part of the name.
     return [text.rstrip("\r\n")] if not separator and len(rows[0]) != 1 else rows[0]
 
 
 def _lenient(line: str, table: Table) -> tuple[list[str] | None, str | None]:
-    """Take a line with stray quotes apart where its name is untouched by them."""
+    """Split a line with stray quotes, if none of them is in the name."""
     cells = line.rstrip("\r\n").split(table.separator) if table.separator else [line.rstrip("\r\n")]
     if len(cells) == table.width and '"' not in cells[table.column]:
         return cells, None

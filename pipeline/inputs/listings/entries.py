@@ -1,4 +1,4 @@
-"""One entry of a listing: a name, or why it has none; and where in a JSON value the name is."""
+"""Entry: a name in a listing, or why there is none; and the key of the names in JSON values."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipeline.inputs.listings.headings import URI_COLUMNS
 
 __all__ = ["URI_COLUMNS", "Entry", "entry_of", "key_of_names", "name_in"]
 
-# What holds the name inside a value that is an object itself: {"image": {"path": "a.jpg"}}, as Hugging Face writes it.
+# The key of the name inside a nested object, as Hugging Face writes it: {"image": {"path": "a.jpg"}}.
 _INNER = ("path", "uri", "url", "file_name", "filename", "src")
 
 
@@ -18,8 +18,8 @@ _INNER = ("path", "uri", "url", "file_name", "filename", "src")
 class Entry:
     """A name in a listing.
 
-    place: where it stands, `line=3`. text: the name as written, None when there is none.
-    problem: why there is none. is_comment: whether it is a remark that names nothing.
+    place: its place in the listing, such as `line=3`. text: the name as written; None if there is none.
+    problem: why there is none. is_comment: whether it is a comment and names nothing.
     """
 
     place: str
@@ -29,7 +29,7 @@ class Entry:
 
 
 def name_in(value: dict[str, Any], key: str | None) -> str | None:
-    """Return the name in an object: under the dotted `key`, or under the first of URI_COLUMNS that holds one."""
+    """Return the name in an object: under the dotted `key`, else under the first of URI_COLUMNS with a name."""
     if key is not None:
         found: Any = value
         for part in [key] if key in value else key.split("."):
@@ -46,10 +46,10 @@ def _as_name(value: Any) -> str | None:
 
 
 def entry_of(value: Any, key: str | None) -> Entry:
-    """Read a JSON value as an entry; its place is still to be said."""
+    """Return the entry of a JSON value; the caller sets its place."""
     name = value if isinstance(value, str) else name_in(value, key) if isinstance(value, dict) else None
     if not name and isinstance(value, dict):
-        # An entry now and then has its name under another key.
+        # Some entries have their name under another key.
         name = name_in(value, None)
     if not name:
         keys = f"; its keys are {', '.join(map(str, list(value)[:8]))}" if isinstance(value, dict) else ""
@@ -62,10 +62,10 @@ def entry_of(value: Any, key: str | None) -> Entry:
 
 
 def key_of_names(values: Iterable[Any], uri: str, wanted: str | None) -> str | None:
-    """Choose the key of the names by the first values of a JSON listing; None for the first of URI_COLUMNS.
+    """Choose the key of the names by the first values of a JSON listing; None stands for URI_COLUMNS.
 
     Raises:
-        InputError: none of them has a name there, or names could be under several keys.
+        InputError: no value has a name under a known key, or names could be under several keys.
     """
     values = list(values)
     objects = [each for each in values if isinstance(each, dict)]
@@ -83,10 +83,10 @@ def key_of_names(values: Iterable[Any], uri: str, wanted: str | None) -> str | N
     ]
     if len(likely) == 1:
         return str(likely[0])
-    reason = f"{' and '.join(likely)} could both be" if likely else "none of its keys is known to be"
+    reason = f"{' and '.join(likely)} are both possible" if likely else "none of its keys is a known one"
     raise InputError(
-        f"{uri} names no image that can be told: {reason} the one of the names (its keys are {_keys(objects)}). "
-        "Name it with input.uri_column (--uri-column)."
+        f"The key of {uri} that names the images is not clear: {reason} (its keys are {_keys(objects)}). Name it with "
+        "input.uri_column (--uri-column)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Under which headings and keys listings name their images."""
+"""URI_COLUMNS: the headings and keys under which listings name their images."""
 
 URI_COLUMNS = (
     "uri",
@@ -12,4 +12,4 @@ URI_COLUMNS = (
     "image",
     "file",
 )
-"""The column or key that holds the names, the first of these that is there."""
+"""The column or key with the names is the first of these that a listing has."""

@@ -1,6 +1,6 @@
-"""Listings that are one JSON value: an array of names or objects, or an object with such an array, as COCO's are.
+"""Reads listings that are one JSON value: an array of names or objects, or an object with such an array, as in COCO.
 
-Read piece by piece (ijson): the annotations of a large COCO file are gigabytes, of which the names are a small part.
+They are streamed (ijson): the annotations of a large COCO file are gigabytes, and the names a small part of them.
 """
 
 import io
@@ -14,16 +14,16 @@ from pipeline.errors import InputError
 from pipeline.inputs.listings.entries import Entry, entry_of, key_of_names
 
 _LISTS = ("images", "files", "data", "items", "urls", "uris", "paths")
-"""Keys under which an object may hold the array of names; COCO's is the first."""
+"""Keys of the array of names in an object; COCO's is the first."""
 
 _DEEPEST = 64
-"""Levels of nesting; the polygons of COCO are on the sixth."""
+"""The deepest nesting that is read; the polygons of COCO are on the sixth level."""
 
 Read = Callable[[IO[str]], Iterator[Entry]]
 
 
 class _Encoded:
-    """Text as UTF-8, which is what ijson reads."""
+    """A text file as UTF-8 bytes, which ijson reads."""
 
     def __init__(self, text: IO[str]) -> None:
         self._text = text
@@ -36,10 +36,10 @@ def read_json_entries(sample: str, uri: str, column: str | None, *, is_whole: bo
     """Find the array of names in a JSON value.
 
     Args:
-        sample: the beginning of it. is_whole: whether that is all.
+        sample: its beginning. is_whole: whether the sample is the whole value.
 
     Returns:
-        what reads the entries, and words for what was understood.
+        the function that reads the entries, and a description of the format for the user.
 
     Raises:
         InputError: it is not JSON, or holds no such array.
@@ -55,7 +55,7 @@ def read_json_entries(sample: str, uri: str, column: str | None, *, is_whole: bo
 
 
 def _events(source: object) -> Iterator[tuple[str, str, Any]]:
-    """Parse JSON into ijson's events; nesting costs it the square of the depth, and no listing needs any."""
+    """Parse JSON into ijson's events; refuses deep nesting, whose cost is quadratic in ijson."""
 
     def shallow() -> Iterator[tuple[str, Any]]:
         depth = 0
@@ -82,7 +82,7 @@ def _list_in(sample: str, uri: str, *, is_whole: bool) -> str:
         if is_whole and not found:
             raise InputError(f"{uri} is not valid JSON: {str(error).splitlines()[0]}.") from None
     known = [name for name in _LISTS if name in arrays]
-    # Behind the annotations, which may be long, comes what COCO files always have.
+    # The sample may end within long annotations; a COCO file has its array after them.
     if not known and not is_whole:
         return _LISTS[0]
     if not known:
@@ -101,7 +101,7 @@ def _first_values(sample: str, prefix: str) -> list[Any]:
             if len(values) == 100:
                 break
     except (ijson.JSONError, UnicodeError):
-        # The sample ends within a value, or the file is damaged there: reading it will tell.
+        # The sample ends within a value, or the file is damaged; reading the file will report that.
         return values
     return values
 
@@ -113,5 +113,5 @@ def _read(text: IO[str], prefix: str, key: str | None) -> Iterator[Entry]:
             number += 1
             yield replace(entry_of(value, key), place=f"item={number}")
     except (ijson.JSONError, UnicodeError) as error:
-        # As of a compressed file that is cut off.
+        # Reported like the end of a truncated compressed file.
         raise EOFError(f"it is not valid JSON ({str(error).splitlines()[0]})") from error

@@ -1,8 +1,16 @@
-"""Listings: text files that name the images, one by one, in the order the user wants them.
+"""Reads listings: text files that name the images, in the order in which the user wants them.
 
-What a listing is (CSV and by what its columns are separated, JSON, lines), in which encoding, and which column holds
-the names is told from its first bytes, and reported to the user. What cannot be told is refused, with the way to say
-it; a line that cannot be understood later on becomes an image's row that says why, and the rest goes on.
+The format (CSV with its separator, JSON, lines), the encoding and the column with the names are detected from the first
+bytes and reported to the user. If they cannot be detected, the listing is refused, and the message says how to name the
+column. A later line that cannot be read becomes a row with the reason, and reading continues.
+
+| a listing's beginning | understood as |
+|---|---|
+| `a.jpg` / `b.jpg` | one name a line |
+| `uri,width` / `a.jpg,640` | CSV separated by commas, names from the column uri |
+| `1;a.jpg` / `2;b.jpg` | CSV separated by semicolons without a heading, names from column 2 |
+| `{"images": [{"file_name": "a.jpg"}]}` | JSON, the array images (`file_name` is a known key) |
+| `{"photo": "a.jpg"}` / `{"photo": "b.jpg"}` | JSON lines, names from the key photo |
 """
 
 import io
@@ -43,9 +51,9 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", "": 
 
 @dataclass(frozen=True)
 class Listing:
-    """A listing, of which is known how to read it.
+    """A listing whose format is known.
 
-    understood: its format, encoding and column in words. entries: reads it, each time from the beginning.
+    understood: its format, encoding and column, for the user. entries: reads it, each time from the beginning.
     """
 
     understood: str
@@ -54,7 +62,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class _Reading:
-    """How a listing is read: its encoding, and what turns its text into entries."""
+    """How a listing is read: its encoding, and the function that parses its text into entries."""
 
     uri: str
     storage: Storage
@@ -62,7 +70,7 @@ class _Reading:
     read: Callable[[IO[str]], Iterator[Entry]]
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the entries; damage in the middle becomes one more, which says so.
+        """Yield the entries; damage after the first one becomes a last entry with the problem.
 
         Raises:
             InputError: it is damaged before its first entry.
@@ -89,11 +97,11 @@ class _Reading:
 def _damaged(last: Entry, reason: str, uri: str) -> Entry:
     if last.place == "line=0":
         raise InputError(f"{uri} cannot be read: {reason}.")
-    return Entry("end", problem=f"the listing is damaged behind {last.place.replace('=', ' ')}: {reason}")
+    return Entry("end", problem=f"the listing is damaged after {last.place.replace('=', ' ')}: {reason}")
 
 
 def is_listing(uri: str) -> bool:
-    """Tell a listing by its name; `.csv.gz` is one too."""
+    """Return whether a file has the name of a listing; `.csv.gz` is one too."""
     return _format_suffix(uri) in LISTING_SUFFIXES
 
 
@@ -107,41 +115,41 @@ def _format_suffix(uri: str) -> str:
 
 
 def open_listing(uri: str, storage: Storage, column: str | None = None) -> Listing:
-    """Find out how to read a listing.
+    """Detect how to read a listing.
 
     Args:
-        column: the heading, key or number that the user gave for the names.
+        column: the user's heading, key or number of the column with the names.
 
     Raises:
-        InputError: it cannot be told where the names are; the message says how to tell it.
+        InputError: the column with the names is not clear; the message says how to name it.
         StorageError: it cannot be read.
     """
     with storage.open(uri) as raw:
-        _, head, packer = unpacked(raw, uri)
+        _, head, compression = unpacked(raw, uri)
     encoding = detect_encoding(head)
     for candidate in [encoding] if encoding else _eight_bit(head, uri):
         reading, words = _understand(uri, storage, candidate, head, column)
         if encoding or _names_exist(reading, head) or not is_local(uri):
             break
     else:
-        # Old file systems hold names that are no UTF-8: their bytes are carried through unchanged.
+        # Old file systems hold names that are not UTF-8; their bytes are kept unchanged.
         candidate = Encoding("utf-8", "bytes that are not UTF-8, kept as they are")
         reading, words = _understand(uri, storage, candidate, head, column)
     if encoding is None and is_local(uri) and _names_exist(reading, head):
         reading = replace(reading, encoding=replace(reading.encoding, shown=reading.encoding.shown.removesuffix(GUESS)))
-    shown = [f"{packer}, {words}" if packer else words, reading.encoding.shown]
+    shown = [f"{compression}, {words}" if compression else words, reading.encoding.shown]
     return Listing(", ".join(shown), reading.entries)
 
 
 def _eight_bit(head: bytes, uri: str) -> list[Encoding]:
-    """Return what 8-bit text may be, in the order of trust; on a disk, other than in a bucket, names need no UTF-8."""
+    """Return the possible encodings of 8-bit text, the most likely first; names on a disk need not be UTF-8."""
     raw = Encoding("utf-8", "bytes that are not UTF-8, kept as they are")
     guesses = [guess_encoding(head), Encoding("cp1252", f"cp1252{GUESS}", "replace")]
     return [raw, *guesses] if is_local(uri) else guesses
 
 
 def _names_exist(reading: _Reading, head: bytes) -> bool:
-    """Whether a file is there for one of the first names that are not ASCII."""
+    """Return whether one of the first names that are not ASCII is the name of a file."""
     if not is_local(reading.uri):
         return False
     text = io.StringIO(head.decode(reading.encoding.codec, reading.encoding.errors), newline="")
@@ -163,7 +171,7 @@ def _understand(
     sample = head.decode(encoding.codec, "replace" if encoding.errors == "replace" else encoding.errors)
     is_whole = len(head) < SAMPLE_BYTES
     if not is_whole:
-        # The last line may be cut.
+        # The last line may be incomplete.
         sample = sample[: max(sample.rfind("\n"), sample.rfind("\r")) + 1] or sample
     sample = sample.removeprefix("\ufeff")
     suffix = _format_suffix(uri)
@@ -189,7 +197,7 @@ def _table_words(table: Table) -> str:
 
 
 def _read_lines(text: IO[str]) -> Iterator[Entry]:
-    """Names are taken literally: not trimmed, as a name may end in a space."""
+    """Yield each line as a name, not trimmed, as a name may end in a space."""
     for number, line in lines_of(text):
         place = f"line={number}"
         if line is None:
@@ -201,7 +209,7 @@ def _read_lines(text: IO[str]) -> Iterator[Entry]:
 
 
 def _is_comment(line: str) -> bool:
-    # `#1.jpg` is a name, `# my list` is none.
+    # `#1.jpg` is a name, `# my list` is a comment.
     return line.startswith("#") and (line[1:2] in ("", " ", "\t", "#", "!") or not looks_like_name(line[1:]))
 
 
@@ -227,7 +235,7 @@ def _json_lines(sample: str) -> list[Any]:
 
 
 def _is_lines_of_json(sample: str) -> bool:
-    """Whether more than one line is a JSON value of its own, or the one there is names an image itself."""
+    """Return whether the first two lines are JSON values of their own, or the only one names an image."""
     lines = [line for line in sample.splitlines() if line.strip()][:2]
     try:
         values = [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""A listing's bytes as text: compressed or not, in whatever encoding, line by line in bounded memory."""
+"""Decodes a listing's bytes, compressed or not and in any encoding, into lines of bounded length."""
 
 import bz2
 import codecs
@@ -16,15 +16,15 @@ from pipeline.errors import InputError
 from pipeline.inputs.compression import COMPRESSIONS, match_format
 
 SAMPLE_BYTES = 2**18
-"""What is looked at to tell the encoding and the format."""
+"""How much of the beginning is read to detect the encoding and the format."""
 
 LONGEST_LINE = 2**24
-"""Characters; a caption has some hundred, and a file without line ends must not fill the memory."""
+"""In characters. A caption has a few hundred; a file without line ends must not fill the memory."""
 
 GUESS = " (a guess)"
 
 _MARKS = (
-    # The longer ones first: UTF-32's little-endian mark begins with that of UTF-16.
+    # Longer marks first: UTF-32's little-endian mark begins with that of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
@@ -35,14 +35,14 @@ _UNMARKED = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _OPENERS: dict[str, Callable[[IO[bytes]], object]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-"""What a compressed listing raises that is cut off or damaged; bzip2 raises a bare OSError."""
+"""Raised by a compressed listing that is truncated or damaged; bzip2 raises a bare OSError."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a listing's bytes become characters.
+    """How a listing's bytes are decoded.
 
-    codec: Python's name of it. shown: what people call it. errors: what becomes of bytes that do not fit.
+    codec: Python's name of the encoding. shown: its common name. errors: the error handler for invalid bytes.
     """
 
     codec: str
@@ -50,8 +50,8 @@ class Encoding:
     errors: str = "surrogateescape"
 
 
-class _Again(io.RawIOBase):
-    """A file from its beginning, of which the first bytes were read already; not all servers can go back."""
+class _Rewound(io.RawIOBase):
+    """A file from its beginning, after its first bytes were read; not all servers support seeking back."""
 
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = io.BytesIO(head)
@@ -70,37 +70,38 @@ def unpacked(raw: IO[bytes], uri: str) -> tuple[IO[bytes], bytes, str]:
     """Open a file that may be compressed.
 
     Returns:
-        the file from its beginning, its first bytes (at most SAMPLE_BYTES), and how it is packed ("" when it is not).
+        the uncompressed file from its beginning, its first bytes (at most SAMPLE_BYTES), and the compression format
+        ("" if it is not compressed).
 
     Raises:
-        InputError: it is compressed with Zstandard, or damaged from the start.
+        InputError: it is compressed with Zstandard, or damaged at its beginning.
     """
     magic = raw.read(6)
-    packer = match_format(COMPRESSIONS, magic) or ""
-    if packer and packer not in _OPENERS:
-        raise InputError(f"{uri} is compressed with {packer}, which listings cannot be; unpack it, or use gzip.")
-    packed = cast(IO[bytes], io.BufferedReader(_Again(magic, raw)))
-    plain = cast(IO[bytes], _OPENERS[packer](packed)) if packer else packed
-    head = _first_bytes(plain, packer, uri)
-    return cast(IO[bytes], io.BufferedReader(_Again(head, plain))), head, packer
+    compression = match_format(COMPRESSIONS, magic) or ""
+    if compression and compression not in _OPENERS:
+        raise InputError(f"{uri} is compressed with {compression}, which listings cannot be; unpack it, or use gzip.")
+    packed = cast(IO[bytes], io.BufferedReader(_Rewound(magic, raw)))
+    plain = cast(IO[bytes], _OPENERS[compression](packed)) if compression else packed
+    head = _first_bytes(plain, compression, uri)
+    return cast(IO[bytes], io.BufferedReader(_Rewound(head, plain))), head, compression
 
 
-def _first_bytes(plain: IO[bytes], packer: str, uri: str) -> bytes:
+def _first_bytes(plain: IO[bytes], compression: str, uri: str) -> bytes:
     head = b""
     try:
-        # Piece by piece: what comes before damage is kept.
+        # Piece by piece, to keep what comes before damage.
         while len(head) < SAMPLE_BYTES and (piece := plain.read(2**12)):
             head += piece
     except (*DAMAGE, OSError) as error:
-        if not packer or (isinstance(error, OSError) and error.errno is not None):
+        if not compression or (isinstance(error, OSError) and error.errno is not None):
             raise
         if not head:
-            raise InputError(f"{uri} cannot be unpacked ({packer}): {error}.") from error
+            raise InputError(f"{uri} cannot be decompressed ({compression}): {error}.") from error
     return head
 
 
 def detect_encoding(head: bytes) -> Encoding | None:
-    """Tell the encoding from a file's first bytes; None when they are of one of the many 8-bit encodings."""
+    """Detect a Unicode encoding by a file's first bytes; None if they are of one of the many 8-bit encodings."""
     for mark, codec, shown in _MARKS:
         if head.startswith(mark):
             return Encoding(codec, shown, "surrogateescape" if codec == "utf-8-sig" else "replace")
@@ -116,10 +117,10 @@ def detect_encoding(head: bytes) -> Encoding | None:
 
 
 def guess_encoding(head: bytes) -> Encoding:
-    """Guess which 8-bit (or East Asian) encoding text has; a guess, and to be named as one."""
+    """Guess the 8-bit (or East Asian) encoding of a text; its name says that it is a guess."""
     best = from_bytes(head).best()
     codec = best.encoding if best is not None else "cp1252"
-    # "latin_1" and "cp1252" differ in control characters only, and people mean the second.
+    # "latin_1" and "cp1252" differ in control characters only, and files are nearly always in the second.
     return Encoding("cp1252" if codec == "latin_1" else codec, f"{codec.replace('_', '-')}{GUESS}", "replace")
 
 
@@ -134,7 +135,7 @@ def _is_text(head: bytes, codec: str) -> bool:
 
 
 def lines_of(text: IO[str]) -> Iterator[tuple[int, str | None]]:
-    """Yield each line with its number from 1; None for one that is longer than LONGEST_LINE."""
+    """Yield each line with its number, from 1; None for a line longer than LONGEST_LINE."""
     number = 0
     while line := text.readline(LONGEST_LINE):
         number += 1
@@ -147,7 +148,7 @@ def lines_of(text: IO[str]) -> Iterator[tuple[int, str | None]]:
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Whether a file of another name begins like text: no image does, and no damaged one that holds a null byte."""
+    """Return whether a file begins like text; images do not, nor do damaged ones with a null byte."""
     encoding = detect_encoding(head)
     if not head.strip() or encoding is None or (b"\0" in head and encoding.shown == "UTF-8"):
         return False

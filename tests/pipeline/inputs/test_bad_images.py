@@ -1,4 +1,4 @@
-"""A file that is no sound image says so in one line, and costs nothing else."""
+"""A file that is not a valid image raises an ImageError with the reason on one line, and nothing else."""
 
 import random
 import struct
@@ -33,7 +33,7 @@ from tests.support.builders.images import decode_error, encoded, gradient
         (b"RIFF\x04\0\0\0WEBP", "WebP"),
     ],
 )
-def test_what_is_not_an_image_says_so(payload: bytes, says: str) -> None:
+def test_the_reason_names_what_a_file_is(payload: bytes, says: str) -> None:
     error = decode_error(payload)
     assert error.status == "unreadable"
     assert says in error.reason
@@ -49,8 +49,8 @@ def test_truncated_files_are_unreadable(kind: str, share: float) -> None:
     assert kind.lower() in error.reason.lower()
 
 
-def test_a_format_is_known_by_its_content() -> None:
-    """A PNG under a JPEG's name is fine: the name is not even asked for."""
+def test_the_format_is_detected_by_the_content() -> None:
+    """`decode_image` takes no name, so a PNG named .jpg is decoded."""
     assert decode_image(encoded(gradient(), "PNG")).shape == (24, 40, 3)
 
 
@@ -70,7 +70,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     assert error.reason == "60000 x 60000 is 3600000000 pixels; the limit is 178956970"
 
 
-def test_the_pixel_limit_is_the_callers() -> None:
+def test_the_pixel_limit_is_an_argument() -> None:
     payload = encoded(gradient(), "PNG")
     assert decode_image(payload, max_pixels=24 * 40).shape == (24, 40, 3)
     assert decode_error(payload, max_pixels=24 * 40 - 1).status == "too_large"
@@ -85,7 +85,7 @@ def test_an_image_above_pillows_own_limit_is_decoded_without_a_warning() -> None
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF"])
 def test_mutated_files_never_crash(kind: str) -> None:
-    """Bytes overwritten, cut out and put in: an array or an ImageError, nothing else, no warning."""
+    """Bytes are overwritten, removed and inserted; the result is an array or an ImageError, without a warning."""
     rng = random.Random(kind)
     original = encoded(gradient(), kind)
     outcomes = set()

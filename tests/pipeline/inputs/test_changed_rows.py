@@ -1,4 +1,4 @@
-"""The row of an image that changed says so; parts of a release that did not know are read as before."""
+"""The row of an image records whether it changed; parts of releases without that column are still read."""
 
 from pathlib import Path
 
@@ -22,18 +22,18 @@ def row_of(ref: ImageRef, read: ReadVersion | None) -> tuple[str | None, int | N
     return row.etag, row.bytes, row.changed
 
 
-def test_the_row_is_of_what_was_read() -> None:
+def test_the_row_describes_the_version_that_was_read() -> None:
     assert row_of(REF, ReadVersion(10, "then", is_changed=False)) == ("then", 10, False)
     assert row_of(REF, ReadVersion(7, "now", is_changed=True)) == ("now", 7, True)
 
 
-def test_what_was_not_read_stands_as_it_was_listed() -> None:
+def test_an_image_that_was_not_read_has_the_listed_version() -> None:
     assert row_of(REF, None) == ("then", 10, None)
     assert row_of(REF, ReadVersion(10, None, is_changed=None)) == ("then", 10, None)
     assert row_of(ImageRef("/in/a.jpg"), ReadVersion(7, "now", is_changed=None)) == ("now", 7, None)
 
 
-def test_parts_without_the_column_read_beside_those_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_parts_with_and_without_the_column_are_read_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "out")
     record = RunRecord("r", "2026-11-23", {}, {}, {}, {}, {"image_count": 2, "shard_count": 2})
     write_record(Storage(), output, record)

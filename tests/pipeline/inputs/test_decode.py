@@ -1,4 +1,4 @@
-"""Every kind of image file becomes upright RGB, or one line that says why not."""
+"""Every format of image file is decoded to upright RGB."""
 
 import hashlib
 import struct
@@ -173,7 +173,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"]
 )
-def test_a_damaged_exif_block_does_not_cost_the_picture(exif: bytes) -> None:
+def test_an_image_with_a_damaged_exif_block_is_decoded(exif: bytes) -> None:
     assert decode_image(encoded(gradient(), "JPEG", exif=exif)).shape == (24, 40, 3)
 
 

@@ -1,4 +1,4 @@
-"""Mutated specs, tars, Parquet files and listings: whatever they hold, an answer or one of our own sentences."""
+"""Mutated specs, tars, Parquet files and listings are read, or raise an HtcError."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection, load_spec
 from pipeline.storage.storage import Storage
 
-# A busy machine is slow, which is no finding.
+# A busy machine is slow, which is not a failure.
 settings.register_profile("readers", deadline=None, suppress_health_check=list(HealthCheck))
 READERS = settings.get_profile("readers")
 SPEC = {
@@ -44,7 +44,7 @@ TREES = st.recursive(
 
 @st.composite
 def mutated(draw: st.DrawFn, original: Callable[[], bytes]) -> bytes:
-    """A file with bytes flipped, replaced, cut out, doubled, or missing at its end."""
+    """A file with bytes flipped, replaced, removed, doubled, or missing at its end."""
     content = bytearray(original())
     for _ in range(draw(st.integers(1, 6))):
         where = draw(st.integers(0, max(0, len(content) - 1)))
@@ -119,7 +119,7 @@ def text_listing() -> bytes:
 
 
 def list_and_read(content: bytes, name: str) -> None:
-    """List a file as an input and read what it names, as a run does; only our own errors may come out."""
+    """List a file as an input and read its images, as a run does; only HtcErrors may be raised."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -132,7 +132,7 @@ def list_and_read(content: bytes, name: str) -> None:
             if ref.uri.startswith(("/", "tar:/")):
                 with suppress(ImageError, NotFoundError):
                     read_image(ref, storage, max_bytes=10_000)
-                # Whatever a container says, what is read lies in the input's own folder.
+                # Whatever a container says, only files in the input's own folder are read.
                 assert ref.container in (None, str(path))
 
 
@@ -168,7 +168,7 @@ def test_a_spec_of_random_bytes_is_read_or_refused(content: bytes) -> None:
 
 @settings(READERS, max_examples=300)
 @given(mutated(tar_file))
-def test_a_mutated_tar_is_listed_as_far_as_it_goes(content: bytes) -> None:
+def test_a_mutated_tar_is_listed_up_to_the_damage(content: bytes) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "in.tar"
         path.write_bytes(content)
@@ -203,8 +203,8 @@ def test_a_mutated_listing_is_read_or_refused_by_its_line(name: str, original: C
     check()
 
 
-def test_the_originals_are_whole() -> None:
-    """What is mutated above is read as it stands, so that the mutations are what is tested."""
+def test_the_originals_are_valid() -> None:
+    """The files before mutation are read completely, so the tests above test the mutations."""
     assert load_spec(None, {"input.uri": "/photos", "output.uri": "/out"}).input.uri == "/photos"
     expected = {"in.tar": 3, "in.parquet": 12, "names.parquet": 11, "in.csv": 4, "in.jsonl": 4, "in.txt": 5}
     originals = [tar_file, parquet_images, parquet_names, csv_listing, jsonl_listing, text_listing]
@@ -217,7 +217,7 @@ def test_the_originals_are_whole() -> None:
 
 
 def test_a_row_group_that_is_shorter_than_it_says_is_an_unreadable_image() -> None:
-    """Found by fuzzing: the footer's number of rows is more than the column holds."""
+    """Found by fuzzing: the footer has more rows than the column."""
     sink = io.BytesIO()
     pq.write_table(pa.table({"image": [b"x", b"y"]}), sink)
     with TemporaryDirectory() as folder:

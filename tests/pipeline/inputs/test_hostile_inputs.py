@@ -1,4 +1,4 @@
-"""Inputs made to hurt: archives that would escape or swell, specs that would explode."""
+"""Hostile inputs: archives that escape their folder or expand without limit, specs that explode."""
 
 import io
 import tarfile
@@ -31,7 +31,7 @@ def whole(name: str, payload: bytes) -> bytes:
     return header(name, size=len(payload)) + payload.ljust(-(-len(payload) // 512) * 512, b"\0")
 
 
-def test_members_that_would_escape_stay_names(tmp_path: Path) -> None:
+def test_members_outside_the_folder_are_only_names(tmp_path: Path) -> None:
     box = tmp_path / "box"
     box.mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"hidden")
@@ -49,7 +49,7 @@ def test_members_that_would_escape_stay_names(tmp_path: Path) -> None:
     assert [ref.uri.split("::")[0] for ref in refs if ref.problem is None] == [
         f"tar://{name}" for name in [*names, "hard.jpg"]
     ]
-    # The hard link's name is that of a member; the others are rows that say what they are.
+    # The hard link's name is that of a member; the others become rows with their reason.
     assert {read_image(ref, Storage()) for ref in refs if ref.problem is None} == {b"inside"}
     assert [str(ref.problem).split(",")[0] for ref in refs if ref.problem is not None] == [
         "a link that leads out of the tar",
@@ -61,7 +61,7 @@ def test_members_that_would_escape_stay_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [3 * 2**30, 2**60])
-def test_a_member_that_claims_to_be_huge_is_a_row_and_no_memory(tmp_path: Path, size: int) -> None:
+def test_a_member_with_a_huge_size_is_a_row_and_takes_no_memory(tmp_path: Path, size: int) -> None:
     (tmp_path / "x.tar").write_bytes(whole("a.jpg", b"small") + header("b.jpg", size=size) + b"\0" * 4096)
     tracemalloc.start()
     try:
@@ -78,11 +78,11 @@ def test_a_member_that_claims_to_be_huge_is_a_row_and_no_memory(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_header_that_swells_is_not_read(tmp_path: Path, kind: bytes) -> None:
+def test_a_huge_extended_header_is_not_read(tmp_path: Path, kind: bytes) -> None:
     size = 400 * MIB
     with (tmp_path / "x.tar").open("wb") as file:
         file.write(whole("a.jpg", b"small") + header("swollen", kind=kind, size=size))
-        # Sparse on the disk, and really there for whoever reads it.
+        # Sparse on the disk, but a reader gets all bytes.
         file.truncate(file.tell() + size + 1024)
     tracemalloc.start()
     try:
@@ -95,7 +95,7 @@ def test_a_header_that_swells_is_not_read(tmp_path: Path, kind: bytes) -> None:
     assert peak < 20 * MIB
 
 
-def test_a_compressed_tar_cannot_swell(tmp_path: Path) -> None:
+def test_a_compressed_tar_is_not_decompressed(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         member = tarfile.TarInfo("a.jpg")

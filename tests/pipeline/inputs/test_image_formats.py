@@ -1,4 +1,4 @@
-"""The format is known by the bytes, and every image-like file of a folder or tar has its row."""
+"""The format is detected by the bytes, and every image-like file of a folder or tar has a row."""
 
 import io
 import struct
@@ -47,7 +47,7 @@ def test_heic_gives_its_pixels_without_alpha(mode: str) -> None:
 
 
 @pytest.mark.parametrize("is_12_bit", [False, True])
-def test_deep_heic_is_brought_to_8_bits(is_12_bit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_heic_is_converted_to_8_bits(is_12_bit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", is_12_bit)
     deep = (np.asarray(photo()).astype(np.uint16) * 257).astype("<u2")
     file = pillow_heif.from_bytes("RGB;16", (64, 48), deep.tobytes())
@@ -73,7 +73,7 @@ def test_the_orientation_is_applied_once(kind: str, orientation: int) -> None:
     assert np.abs(found - expected).max() <= 4
 
 
-def test_the_primary_image_counts() -> None:
+def test_the_primary_image_is_read() -> None:
     file = pillow_heif.from_pillow(Image.new("RGB", (20, 20)))
     file.add_from_pillow(photo())
     buffer = io.BytesIO()
@@ -103,7 +103,7 @@ def test_limits_and_damage(kind: str) -> None:
         assert decode_error(payload[: int(len(payload) * share)]).status == "unreadable"
 
 
-# --- told by the bytes -------------------------------------------------------------------------------------------
+# --- detected by the bytes -------------------------------------------------------------------------------------------
 
 
 def brands(*names: bytes) -> bytes:
@@ -136,7 +136,7 @@ def brands(*names: bytes) -> bytes:
         (b"<html><svg></svg></html>", "not an image"),
     ],
 )
-def test_a_format_is_named_whatever_the_file_is_called(payload: bytes, says: str) -> None:
+def test_an_unsupported_format_is_named(payload: bytes, says: str) -> None:
     error = decode_error(payload)
     assert error.status == "unreadable"
     assert says in error.reason
@@ -154,7 +154,7 @@ def test_16_bit_pnm_keeps_the_upper_eight() -> None:
     assert decode_error(b"P6\n99999 99999\n65535\n").status == "too_large"
 
 
-# --- metadata does not cost the picture -----------------------------------------------------------------------------
+# --- damaged metadata -----------------------------------------------------------------------------
 
 
 def chunk(name: bytes, data: bytes, *, is_sound: bool = True) -> bytes:
@@ -184,7 +184,7 @@ BAD_CHUNKS = {
 
 
 @pytest.mark.parametrize("damage", BAD_CHUNKS)
-def test_a_png_is_not_unreadable_for_its_metadata(damage: str) -> None:
+def test_a_png_with_damaged_metadata_is_decoded(damage: str) -> None:
     whole = encoded(gradient(), "PNG")
     payload = whole[:33] + BAD_CHUNKS[damage] + whole[33:]
     np.testing.assert_array_equal(decode_image(payload), np.asarray(gradient()))
@@ -192,7 +192,7 @@ def test_a_png_is_not_unreadable_for_its_metadata(damage: str) -> None:
     np.testing.assert_array_equal(decode_image(behind), np.asarray(gradient()))
 
 
-def test_a_label_map_is_not_unreadable_for_its_metadata_either() -> None:
+def test_a_label_map_with_damaged_metadata_is_decoded() -> None:
     whole = encoded(gradient().convert("L"), "PNG")
     payload = whole[:33] + BAD_CHUNKS["short pHYs"] + whole[33:]
     np.testing.assert_array_equal(decode_label_map(payload), np.asarray(gradient().convert("L")))
@@ -201,7 +201,7 @@ def test_a_label_map_is_not_unreadable_for_its_metadata_either() -> None:
 @pytest.mark.parametrize(
     ("name", "says"), [(b"CgBI", "Apple"), (b"ABCD", "critical chunk ABCD")], ids=["Apple's", "unknown critical"]
 )
-def test_a_png_that_is_none_is_named(name: bytes, says: str) -> None:
+def test_a_foreign_png_chunk_is_named(name: bytes, says: str) -> None:
     whole = encoded(gradient(), "PNG")
     assert says in decode_error(whole[:8] + chunk(name, b"\x50\0\x20\2") + whole[8:]).reason
 
@@ -231,7 +231,7 @@ BAD_SEGMENTS = {
 
 
 @pytest.mark.parametrize("damage", BAD_SEGMENTS)
-def test_a_jpeg_is_not_unreadable_for_its_metadata(damage: str) -> None:
+def test_a_jpeg_with_damaged_metadata_is_decoded(damage: str) -> None:
     whole = encoded(gradient(), "JPEG")
     payload = whole[:2] + BAD_SEGMENTS[damage] + whole[2:]
     np.testing.assert_array_equal(decode_image(payload), decode_image(whole))
@@ -256,23 +256,23 @@ def test_the_canvas_around_a_gifs_first_frame_has_the_background_colour() -> Non
     assert pixels[2, 3].tolist() == [255, 0, 0]
 
 
-# --- every image-like file has its row -------------------------------------------------------------------------------
+# --- every image-like file has a row -------------------------------------------------------------------------------
 
 IMAGE_LIKE = ["a.heic", "b.AVIF", "c.jxl", "d.jfif", "e.jpe", "f.dng", "g.CR2", "h.psd", "i.svg", "j.exr", "k.ppm"]
 
 
-def test_a_folder_lists_what_is_like_an_image_and_counts_the_rest(tmp_path: Path) -> None:
+def test_a_folder_lists_image_like_files_and_counts_the_others(tmp_path: Path) -> None:
     for name in [*IMAGE_LIKE, "x.txt", "x.json", "x.mp4", "x.xml", "x.md", "noext"]:
         (tmp_path / name).write_bytes(encoded(gradient(), "JPEG"))
     notes = SourceNotes()
     refs = list(list_images(InputSection(uri=str(tmp_path)), Storage(), notes=notes))
     assert sorted(Path(ref.uri).name for ref in refs) == sorted(IMAGE_LIKE)
     assert notes.skipped == {".txt": 1, ".json": 1, ".mp4": 1, ".xml": 1, ".md": 1, "no extension": 1}
-    # Named like something else, and known by its bytes.
+    # Named like another format, and detected by its bytes.
     assert {decode_image(read_image(ref, Storage())).shape for ref in refs} == {(24, 40, 3)}
 
 
-def test_heic_is_read_out_of_a_tar_and_found_again(tmp_path: Path) -> None:
+def test_heic_in_a_tar_is_read_and_located(tmp_path: Path) -> None:
     payload = heic(photo())
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("a.heic", "b.nef", "c.json"):

@@ -1,4 +1,4 @@
-"""Every kind of input, listed and read back: what is in it, in which order, and what is said about the rest."""
+"""Every kind of input is listed and read: its images, their order, and the notes on what is left out."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def names(refs: Iterable[ImageRef], root: Path) -> list[str]:
 
 
 def make_files(root: Path, file_names: Iterable[str]) -> None:
-    """Write files whose content is their name."""
+    """Write files with their name as content."""
     for name in file_names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
@@ -49,7 +49,7 @@ def make_tar(path: Path, members: list[tuple[str, bytes]], **options: int) -> by
     return path.read_bytes()
 
 
-def test_a_folder_is_taken_recursively_in_order_and_the_rest_is_counted(tmp_path: Path) -> None:
+def test_a_folder_is_listed_recursively_in_order_and_other_files_are_counted(tmp_path: Path) -> None:
     make_files(tmp_path, ["b.jpg", "d/c.TIFF", "a.gif", "notes.txt", "d/LICENSE", ".cache/x.jpg", "d/old.tar.gz"])
     notes = SourceNotes()
     refs = listed(tmp_path, notes)
@@ -60,7 +60,7 @@ def test_a_folder_is_taken_recursively_in_order_and_the_rest_is_counted(tmp_path
     assert notes.skipped == {".txt": 1, "no extension": 1, ".tar.gz": 1}
 
 
-def test_odd_names_come_back_exactly(tmp_path: Path) -> None:
+def test_odd_names_are_kept_exactly(tmp_path: Path) -> None:
     make_files(tmp_path, ODD_NAMES)
     refs = listed(tmp_path)
     assert names(refs, tmp_path) == sorted(ODD_NAMES)
@@ -87,7 +87,7 @@ def test_a_single_image_is_an_input(tmp_path: Path) -> None:
     assert payloads(listed(tmp_path / "x*.jpg")) == [b"x*.jpg"]
 
 
-def test_what_cannot_be_an_input_is_refused_in_words(tmp_path: Path) -> None:
+def test_what_cannot_be_an_input_is_refused(tmp_path: Path) -> None:
     make_files(tmp_path, ["a.tar.gz", "a.zip", "a.jpg"])
     for name, words in [("a.tar.gz", "plain .tar"), ("a.zip", "plain .tar"), ("none", "does not exist")]:
         with pytest.raises(InputError, match=words):
@@ -97,7 +97,7 @@ def test_what_cannot_be_an_input_is_refused_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_tar_members_are_read_where_they_lie(tmp_path: Path, tar_format: int) -> None:
+def test_tar_members_are_read_by_ranges(tmp_path: Path, tar_format: int) -> None:
     odd = [*ODD_NAMES, "d/" * 60 + "deep.jpg"]
     members = [(name, name.encode() * 100) for name in odd]
     extra = [("0.json", b"{}"), ("0.cls", b"1"), ("d/._a.jpg", b"x")]
@@ -115,19 +115,19 @@ def test_the_last_member_of_a_name_counts(tmp_path: Path) -> None:
     assert payloads(listed(tmp_path / "x.tar")) == [b"new", b"b"]
 
 
-def test_a_truncated_tar_gives_what_is_whole_and_a_row_for_the_damage(tmp_path: Path) -> None:
+def test_a_truncated_tar_gives_its_complete_members_and_a_row_for_the_damage(tmp_path: Path) -> None:
     whole = make_tar(tmp_path / "x.tar", [("a.jpg", b"a" * 1000), ("b.jpg", b"b" * 5000)])
     (tmp_path / "x.tar").write_bytes(whole[:4000])
     first, second, damage = listed(tmp_path / "x.tar")
     assert read_image(first, Storage()) == b"a" * 1000
     with pytest.raises(ImageError, match="the tar ends inside it"):
         read_image(second, Storage())
-    with pytest.raises(ImageError, match="not a whole, uncompressed tar"):
+    with pytest.raises(ImageError, match="not a complete, uncompressed tar"):
         read_image(damage, Storage())
     assert damage.uri == f"{tmp_path}/x.tar"
 
 
-def test_a_tar_with_a_broken_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
+def test_a_tar_with_a_broken_header_in_the_middle_is_damaged(tmp_path: Path) -> None:
     whole = bytearray(make_tar(tmp_path / "x.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("c.jpg", b"c")]))
     whole[1024:1100] = b"\xaa" * 76
     (tmp_path / "x.tar").write_bytes(whole)
@@ -164,7 +164,7 @@ def test_parquet_images_are_read_by_row(tmp_path: Path, style: str) -> None:
     assert read_image(locate_image(refs[13].uri, Storage()), Storage()) == images[13]
 
 
-def test_parquet_rows_without_bytes_and_vanished_rows_are_bad_images(tmp_path: Path) -> None:
+def test_parquet_rows_that_are_empty_or_missing_are_bad_images(tmp_path: Path) -> None:
     images = [{"bytes": b"x", "path": "a"}, {"bytes": None, "path": None}, None, {"bytes": None, "path": "gone"}]
     pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
     first, second, third, fourth = listed(tmp_path / "x.parquet")
@@ -218,7 +218,7 @@ def write_listing(path: Path, kind: str, entries: list[str]) -> None:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
 
-def test_listings_may_name_shards_and_files_that_are_gone(tmp_path: Path) -> None:
+def test_listings_may_name_containers_and_missing_files(tmp_path: Path) -> None:
     make_tar(tmp_path / "b.tar", [("1.jpg", b"tar")])
     (tmp_path / "list.txt").write_text("b.tar\ngone.jpg\ngone.tar\n")
     inside, gone, gone_tar = listed(tmp_path / "list.txt")
@@ -237,7 +237,7 @@ def test_listings_may_name_shards_and_files_that_are_gone(tmp_path: Path) -> Non
         ("l.csv", "label,path\n1\n2,b.jpg\n", "line 2 .* names are in column 2"),
     ],
 )
-def test_a_bad_line_of_a_listing_is_a_row_and_the_others_go_on(
+def test_a_bad_line_of_a_listing_is_a_row_and_the_others_are_read(
     tmp_path: Path, name: str, content: str, words: str
 ) -> None:
     (tmp_path / name).write_text(content)
@@ -262,7 +262,7 @@ def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
         listed(tmp_path / "x.parquet")
 
 
-def test_a_file_that_is_gone_or_too_large_says_so(tmp_path: Path) -> None:
+def test_a_missing_or_too_large_file_raises(tmp_path: Path) -> None:
     make_files(tmp_path, ["a.jpg", "b.jpg"])
     first, second = listed(tmp_path)
     with pytest.raises(ImageError, match="max_bytes = 3"):

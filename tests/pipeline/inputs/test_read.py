@@ -1,4 +1,4 @@
-"""What changed after the listing is read as it is now, under its own name, and said to be changed."""
+"""An image that changed after the listing is read as it is now, and reported as changed."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def listed(path: Path) -> list[ImageRef]:
 
 
 def replace_file(path: Path, payload: bytes, later_s: int = 1) -> None:
-    """Write a file, its time being told apart from the former one on any file system."""
+    """Write a file with a modification time that differs from the former one on any file system."""
     before = path.stat().st_mtime if path.exists() else None
     path.write_bytes(payload)
     if before is not None:
@@ -59,14 +59,14 @@ def test_a_file_as_listed_and_a_replaced_one(tmp_path: Path) -> None:
     assert version.etag == listed(tmp_path)[1].etag != other.etag
 
 
-def test_a_file_that_was_never_listed_is_not_said_to_be_changed(tmp_path: Path) -> None:
+def test_a_file_without_a_listed_version_is_not_reported_as_changed(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     _, version = fetch_image(ImageRef(str(tmp_path / "a.jpg")), Storage())
     assert version.is_changed is None
     assert version.etag == listed(tmp_path)[0].etag
 
 
-def test_a_file_that_grew_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
+def test_a_file_that_grew_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     (ref,) = listed(tmp_path)
     replace_file(tmp_path / "a.jpg", b"x" * 100)
@@ -84,7 +84,7 @@ def test_a_deleted_file_is_not_found(tmp_path: Path) -> None:
 
 def test_a_repacked_tar_gives_each_name_its_own_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
-    # Of one length, so that the old offset of one is the whole of another.
+    # Of equal length, so that the old offset of one member is exactly another member.
     path.write_bytes(tar_of({"0.jpg": b"zero", "1.jpg": b"one!", "2.jpg": b"two!", "3.jpg": b"3333"}))
     refs = listed(path)
     assert [fetch_image(ref, Storage())[1].is_changed for ref in refs] == [False] * 4
@@ -106,11 +106,11 @@ def test_a_tar_that_became_something_else_is_unreadable(tmp_path: Path) -> None:
     path.write_bytes(tar_of({"0.jpg": b"zero"}))
     (ref,) = listed(path)
     replace_file(path, b"no tar at all" * 100)
-    with pytest.raises(ImageError, match="not a whole, uncompressed tar"):
+    with pytest.raises(ImageError, match="not a complete, uncompressed tar"):
         fetch_image(ref, Storage())
 
 
-def test_a_tar_that_changes_again_and_again_is_left_for_later(tmp_path: Path) -> None:
+def test_a_tar_that_keeps_changing_is_left_to_a_retry(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(tar_of({"0.jpg": b"zero"}))
     (ref,) = listed(path)
@@ -125,13 +125,13 @@ def test_a_tar_that_changes_again_and_again_is_left_for_later(tmp_path: Path) ->
         fetch_image(ref, Restless())
 
 
-def test_rows_of_a_replaced_parquet_file_are_those_of_now(tmp_path: Path) -> None:
+def test_rows_of_a_replaced_parquet_file_are_read_from_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet_of([b"0", b"1", b"2", b"3"]))
     refs = listed(path)
     assert fetch_image(refs[0], Storage()) == (b"0", ReadVersion(1, refs[0].etag, is_changed=False))
     replace_file(path, parquet_of([b"zero", b"one", b"two"], group_rows=1))
-    # The file is open in the middle of a row group, which is not gone on with.
+    # A reader is open in the middle of a row group of the old file, and must not be used.
     payload, version = fetch_image(refs[1], Storage())
     assert (payload, version.is_changed, version.etag) == (b"one", True, listed(path)[0].etag)
     payload, version = fetch_image(refs[2], Storage())

@@ -1,4 +1,4 @@
-"""Listings of signed URLs: read by every worker, gone on with when signed anew, and nowhere in the output."""
+"""Listings of signed URLs: every worker reads them, a run resumes with new signatures, and the output has none."""
 
 import logging
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def spec_of(folder: Path, **overrides: object) -> JobSpec:
 
 
 def open_it(spec: JobSpec) -> RunHandle:
-    """As a driver that has just been started does."""
+    """Read as a driver that has just started."""
     storage = Storage(spec.storage)
     return open_run(
         spec, FINGERPRINT, storage, take_lease=lambda name: take_lease(storage, spec.output.uri, name), patience_s=None
@@ -46,7 +46,7 @@ def open_it(spec: JobSpec) -> RunHandle:
 
 
 def work(run: RunHandle, spec: JobSpec, shards: list[int]) -> None:
-    """As a worker of its own does, which knows nothing but what it is given."""
+    """Read as a worker, which has only what it is given."""
     resources = resources_for(spec, FakeModel(load_preset("htc_lite0_fpn")))
     processor = ShardProcessor(resources, output_uri=spec.output.uri, run=run.name, model_label="fake")
     for index in shards:
@@ -55,7 +55,7 @@ def work(run: RunHandle, spec: JobSpec, shards: list[int]) -> None:
         )
 
 
-def test_signed_images_are_read_resumed_and_known_again_and_no_secret_is_kept(
+def test_signed_images_are_read_and_resumed_and_no_secret_is_kept(
     tmp_path: Path, host: SigningHost, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="pipeline")
@@ -67,7 +67,7 @@ def test_signed_images_are_read_resumed_and_known_again_and_no_secret_is_kept(
     work(begun, spec, [0])
     begun.close()
 
-    # Signatures expire: the listing is signed anew, and the same command goes on.
+    # Signatures expire: the listing is signed again, and the same command resumes.
     listing.write_text("\n".join([*host.sign(SECOND), credential]))
     resumed = open_it(spec)
     assert (resumed.name, resumed.todo()) == (begun.name, [1, 2])
@@ -81,7 +81,7 @@ def test_signed_images_are_read_resumed_and_known_again_and_no_secret_is_kept(
         ("https://***@127.0.0.1:1/a.jpg", "unreadable"),
     ]
 
-    # Signed a third time, nothing is new or changed to an incremental run but the line that is no address.
+    # Signed a third time, an incremental run finds nothing new or changed except for the line that is not an address.
     listing.write_text("\n".join([*host.sign(THIRD), credential]))
     again = spec_of(tmp_path, select__mode="incremental")
     incremental = open_it(again)
@@ -95,7 +95,7 @@ def test_signed_images_are_read_resumed_and_known_again_and_no_secret_is_kept(
         assert not [name for name, text in texts.items() if secret in text]
 
 
-def test_an_expired_signature_is_that_images_failure(tmp_path: Path, host: SigningHost) -> None:
+def test_an_expired_signature_fails_only_its_image(tmp_path: Path, host: SigningHost) -> None:
     spec = spec_of(tmp_path)
     (tmp_path / "l.txt").write_text("\n".join(host.sign(FIRST)[:3]))
     run = open_it(spec)
@@ -108,7 +108,7 @@ def test_an_expired_signature_is_that_images_failure(tmp_path: Path, host: Signi
     assert FIRST not in str(rows)
 
 
-def test_a_run_whose_listing_is_gone_cannot_go_on_and_says_so(tmp_path: Path, host: SigningHost) -> None:
+def test_a_run_whose_listing_is_missing_cannot_resume(tmp_path: Path, host: SigningHost) -> None:
     spec = spec_of(tmp_path)
     (tmp_path / "l.txt").write_text("\n".join(host.sign(FIRST)))
     open_it(spec).close()

@@ -1,4 +1,4 @@
-"""Small pictures as encoded files, and what decoding says of bad ones."""
+"""Small images as encoded files, and the errors of decoding bad ones."""
 
 import io
 from typing import Any

@@ -1,4 +1,4 @@
-"""TIFF files of every layout, written plainly: what no library writes is written here, to judge reading by."""
+"""Writes TIFF files in every layout, also in those that no library writes, to test decoding."""
 
 import struct
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ COMPRESSIONS: dict[str, int] = {
 
 @dataclass
 class Layout:
-    """How the samples are laid out in the file; numbers as in TIFF 6.0.
+    """The layout of the samples in the file; numbers as in TIFF 6.0.
 
     bits: of each sample. sample_format: 1 unsigned, 2 signed, 3 float. tile: (height, width), None for strips.
     tags: more tags as number -> (type, values).
@@ -146,7 +146,7 @@ def _encode(block: np.ndarray, layout: Layout) -> bytes:
     if layout.compression in ("jpeg", "webp", "jpeg2000", "jpegxl", "lerc"):
         return _encode_image(block, layout.compression)
     encoded = _compress(_pack(block, layout), layout, rows=block.shape[0])
-    # The order of bits is that of the bytes in the file, compressed or not.
+    # The order of bits is that in the file's bytes, compressed or not.
     return bytes(imagecodecs.bitorder_encode(encoded)) if layout.fill_order == 2 else encoded
 
 
@@ -200,7 +200,7 @@ def _pack(block: np.ndarray, layout: Layout) -> bytes:
 
 
 def _float_predicted(row: np.ndarray) -> bytes:
-    """TIFF Technical Note 3: bytes of equal weight together, the highest first, then differences."""
+    """Apply the floating-point predictor (TIFF Technical Note 3): bytes of equal weight together, then differences."""
     count = row.shape[-1]
     weighted = row.astype(row.dtype.newbyteorder(">")).tobytes()
     ordered = np.frombuffer(weighted, np.uint8).reshape(-1, row.dtype.itemsize).T.reshape(-1)
@@ -210,7 +210,7 @@ def _float_predicted(row: np.ndarray) -> bytes:
 
 
 def _pack_bits(block: np.ndarray, bits: tuple[int, ...]) -> bytes:
-    """Most significant bit first; every row begins at a byte."""
+    """Pack samples, the most significant bit first; every row begins at a byte."""
     rows = []
     for row in block:
         text = "".join(

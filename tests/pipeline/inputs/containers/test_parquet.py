@@ -1,4 +1,4 @@
-"""Rows of Parquet files in bounded memory: row by row, never more than a page, and too large a page not at all."""
+"""Rows of Parquet files are read in bounded memory: at most a page at a time, and no page that is too large."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def refs_of(path: Path) -> list[ImageRef]:
     return list(list_images(InputSection(uri=str(path)), Storage()))
 
 
-# Arrow's pool never forgets its peak, so that each measurement needs a process of its own.
+# Arrow's pool keeps its peak, so each measurement needs its own process.
 READ = """
 import json, sys
 import pyarrow as pa
@@ -68,7 +68,7 @@ def read_apart(path: Path, rows: list[int], max_bytes: int = 512 * MIB) -> tuple
 
 @pytest.mark.parametrize("is_struct", [True, False])
 def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path: Path, is_struct: bool) -> None:
-    """96 MiB of images in one row group, which is more than is held at once."""
+    """A row group with 96 MiB of images, more than may be in memory at once."""
     pieces = [pa.array([bytes([number]) + bytes(4 * MIB)], pa.binary()) for number in range(24)]
     if is_struct:
         pieces = [pa.StructArray.from_arrays([piece, pa.array(["x"])], ["bytes", "path"]) for piece in pieces]
@@ -96,7 +96,7 @@ def test_one_value_that_is_too_large_is_refused_before_it_is_decompressed(tmp_pa
 
 
 def test_a_dictionary_value_that_all_rows_share_is_not_multiplied(tmp_path: Path) -> None:
-    """Ten thousand rows of one value of 8 MiB: 80 GB, if they were expanded together."""
+    """Ten thousand rows with the same value of 8 MiB: 80 GB, if they were expanded together."""
     indices = pa.array([0] * 10_000, pa.int32())
     column = pa.DictionaryArray.from_arrays(indices, pa.array([bytes(8 * MIB)], pa.binary()))
     pq.write_table(pa.table({"image": column}), tmp_path / "x.parquet", compression="zstd")
@@ -252,7 +252,7 @@ def page_header(*fields: bytes) -> bytes:
 
 
 def test_page_headers_of_any_kind_are_read_or_refused() -> None:
-    # type 0, 300 bytes, 5 in the file, and a header with 7 values; behind it the page's 5 bytes.
+    # type 0, 300 bytes, 5 in the file, and a header with 7 values; after it the page's 5 bytes.
     sound = page_header(b"\x15\x00", b"\x15\xd8\x04", b"\x15\x0a", b"\x2c\x15\x0e\x00") + b"abcde"
     assert list(read_pages(io.BytesIO(sound), 0, len(sound))) == [Page(300, 7, is_dictionary=False)]
     for cut in (1, 4, 9):
@@ -279,8 +279,8 @@ def test_random_bytes_as_page_headers_end(payload: bytes) -> None:
     assert all(page.bytes >= 0 for page in pages)
 
 
-def test_a_footer_that_hides_a_bomb_does_not_help_it(tmp_path: Path) -> None:
-    """The footer says that the column is small; the page's own header is believed."""
+def test_a_page_is_checked_by_its_own_header_not_the_footer(tmp_path: Path) -> None:
+    """The footer says that the column is small; the page header has the true size."""
     path = write(tmp_path / "x.parquet", [bytes(70 * MIB)], use_dictionary=False)
     chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
     honest, small = _zigzag(chunk.total_uncompressed_size), _zigzag(2**20 + 1000)

@@ -1,4 +1,4 @@
-"""Which column of a Parquet file is read: types, names and the first rows decide, or the user does."""
+"""The column of a Parquet file is chosen by types, names and the first rows, or by the user."""
 
 import io
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_every_type_that_holds_bytes_is_read(tmp_path: Path, column: pa.Array, n
     assert read_all(listed(path)) == IMAGES
 
 
-def test_fixed_size_bytes_are_read_with_what_fills_them_up(tmp_path: Path) -> None:
+def test_fixed_size_bytes_are_read_with_their_padding(tmp_path: Path) -> None:
     padded = [each.ljust(1000, b"\0") for each in IMAGES]
     path = write(tmp_path / "x.parquet", {"image": binary(padded, pa.binary(1000))})
     assert read_all(listed(path)) == padded
@@ -82,9 +82,9 @@ def test_fixed_size_bytes_are_read_with_what_fills_them_up(tmp_path: Path) -> No
         ({"image": binary([b"x" * 32] * 3), "thumb": binary(IMAGES)}, "thumb"),
         ({"mask": binary(IMAGES), "image": binary(IMAGES)}, "image"),
         ({"Thumb": binary(IMAGES), "IMAGE": binary(IMAGES)}, "IMAGE"),
-        # The first rows may lack theirs.
+        # The first rows may have no image.
         ({"hash": binary([b"x"] * 3), "photo": binary([None, b"", IMAGES[0]])}, "photo"),
-        # Formats that cannot be decoded here are images too, and their rows say so.
+        # Unsupported formats are images too, and become rows with that reason.
         ({"hash": binary([b"x"] * 3), "photo": binary([b"8BPS" + bytes(9)] * 3)}, "photo"),
     ],
 )
@@ -93,7 +93,7 @@ def test_the_first_rows_decide_between_columns(tmp_path: Path, columns: dict[str
 
 
 @pytest.mark.parametrize("name", ["url", "URL", "Image_URL", " path "])
-def test_names_of_images_beat_a_hash(tmp_path: Path, name: str) -> None:
+def test_names_of_images_are_preferred_to_a_hash(tmp_path: Path, name: str) -> None:
     (tmp_path / "b.jpg").write_bytes(IMAGES[0])
     path = write(tmp_path / "x.parquet", {"sha256": binary([b"x" * 32]), name: ["b.jpg"], "caption": ["a"]})
     (ref,) = listed(path)
@@ -139,10 +139,10 @@ def test_each_row_of_a_hugging_face_file_has_its_own_outcome(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", [STRUCT, pa.struct([("path", pa.string())])])
-def test_a_struct_with_names_alone_is_read_from_the_files(tmp_path: Path, kind: pa.DataType) -> None:
+def test_a_struct_of_names_is_read_from_the_files(tmp_path: Path, kind: pa.DataType) -> None:
     (tmp_path / "b.jpg").write_bytes(IMAGES[0])
     path = write(tmp_path / "x.parquet", {"image": pa.array([{"path": "b.jpg"}] * 2, kind), "hash": binary([b"x"] * 2)})
-    # Each row is an image of its own, although both are of one file.
+    # Each row is its own image, although both name one file.
     assert read_all(listed(path)) == [IMAGES[0]] * 2
     with pytest.raises(ImageError, match="max_bytes"):
         read_image(listed(path)[0], Storage(), max_bytes=10)
@@ -160,7 +160,7 @@ def test_a_struct_with_names_alone_is_read_from_the_files(tmp_path: Path, kind: 
         ({"price": [1.5]}, r"price \(double\)"),
     ],
 )
-def test_what_cannot_be_taken_is_refused_and_has_a_row_beside_others(
+def test_a_file_without_a_usable_column_is_refused_alone_and_a_row_beside_others(
     tmp_path: Path, columns: dict[str, Any], word: str
 ) -> None:
     path = write(tmp_path / "in/x.parquet", columns)
@@ -170,7 +170,7 @@ def test_what_cannot_be_taken_is_refused_and_has_a_row_beside_others(
     notes = SourceNotes()
     refs = listed(tmp_path / "in", notes)
     if "price" in columns:
-        # A table of something else is no image that could be lost; it is named.
+        # A table of other data holds no image that could be lost; it is only noted.
         assert len(refs) == 3
         assert list(notes.without_images) == [str(path)]
         assert notes.skipped == {".parquet without images": 1}
@@ -179,7 +179,7 @@ def test_what_cannot_be_taken_is_refused_and_has_a_row_beside_others(
         assert len(refs) == 4
 
 
-def test_the_users_choice_is_taken(tmp_path: Path) -> None:
+def test_the_users_choice_is_used(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(IMAGES[1])
     columns = {
         "image": binary(IMAGES[:1]),
@@ -209,11 +209,11 @@ def test_a_folder_of_files_that_name_images_has_each_image_once(tmp_path: Path) 
     assert [Path(ref.uri).name for ref in refs] == ["b.jpg", "c.jpg", "a.jpg", "zzz.parquet"]
     assert "no column link" in str(refs[-1].problem)
     assert (notes.duplicates, notes.columns) == (2, {"link": 2})
-    # A file that names itself is metadata in its own listing, and is not gone through again.
+    # A file that names itself is metadata in its own listing, and is not listed again.
     assert notes.skipped == {".parquet without images": 1}
 
 
-def test_planning_of_named_images_goes_on_without_losing_or_doubling_one(
+def test_planning_of_named_images_resumes_without_losing_or_repeating_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.planning.manifest.FIRST_PART_IMAGES", 2)
@@ -236,7 +236,7 @@ def spec_with(folder: Path, **section: Any) -> JobSpec:
     return JobSpec.model_validate({"input": {"uri": str(folder), **section}, "output": {"uri": str(folder / "out")}})
 
 
-def test_what_was_left_out_and_read_is_said(tmp_path: Path) -> None:
+def test_the_manifest_notes_what_was_read_and_left_out(tmp_path: Path) -> None:
     for number in range(7):
         write(tmp_path / f"names-{number}.parquet", {"URL": ["b.jpg"]})
     with pytest.raises(InputError, match=r"7 \.parquet without images.*URL names images.*--uri-column"):
@@ -250,7 +250,7 @@ def test_what_was_left_out_and_read_is_said(tmp_path: Path) -> None:
     assert Manifest.from_dict(manifest.to_dict()) == manifest
 
 
-def test_planning_that_goes_on_keeps_what_was_said(tmp_path: Path) -> None:
+def test_resumed_planning_keeps_the_notes(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"price": [1]})
     write(tmp_path / "x.parquet", {"image": binary(IMAGES)})
     planner = planner_of(spec_with(tmp_path), Storage(), str(tmp_path / "out/manifest"))
@@ -258,7 +258,7 @@ def test_planning_that_goes_on_keeps_what_was_said(tmp_path: Path) -> None:
     assert list(manifest.without_images) == [f"{tmp_path}/a.parquet"]
 
 
-def test_the_columns_are_part_of_what_a_run_is_only_where_they_are_chosen(tmp_path: Path) -> None:
+def test_chosen_columns_are_part_of_a_runs_identity(tmp_path: Path) -> None:
     assert not [key for key in spec_with(tmp_path).identity() if "column" in key]
     chosen = spec_with(tmp_path, image_column="mask").identity()
     assert chosen == {**spec_with(tmp_path).identity(), "input.image_column": "mask"}
@@ -278,7 +278,7 @@ def test_the_flags_reach_the_spec(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("store_schema", [True, False])
-def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path, store_schema: bool) -> None:
+def test_a_column_name_that_is_not_utf8_is_damage(tmp_path: Path, store_schema: bool) -> None:
     path = write(tmp_path / "x.parquet", {"imxge": binary(IMAGES)}, store_schema=store_schema)
     path.write_bytes(path.read_bytes().replace(b"imxge", b"im\xffge"))
     with pytest.raises(InputError, match="cannot be read"):
@@ -300,7 +300,7 @@ def test_the_only_column_of_names_is_found_by_its_rows(tmp_path: Path) -> None:
             listed(path)
 
 
-def test_a_folder_of_named_images_says_how_it_is_read(tmp_path: Path) -> None:
+def test_a_folder_of_named_images_is_described(tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path / f"{number}.parquet", {"link": [f"{number}.jpg", "x.jpg"]})
     notes = SourceNotes()
@@ -314,9 +314,9 @@ def test_a_folder_without_a_known_column_names_the_way_out(tmp_path: Path) -> No
         survey_of(spec_with(tmp_path), Storage())
 
 
-def test_parquet_by_another_name_is_named(tmp_path: Path) -> None:
+def test_parquet_with_another_extension_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "x.pq", {"image": binary(IMAGES)})
-    with pytest.raises(InputError, match=r"is Parquet.*\.parquet"):
+    with pytest.raises(InputError, match=r"Parquet file.*\.parquet"):
         listed(tmp_path / "x.pq")
 
 

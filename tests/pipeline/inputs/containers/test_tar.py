@@ -1,4 +1,4 @@
-"""Tars as people have them: links, parts put one behind another, sparse members, names that come twice."""
+"""Real-world tars: links, concatenated parts, sparse members, repeated names."""
 
 import bz2
 import gzip
@@ -95,7 +95,7 @@ EXPECTED = {
 }
 
 
-def test_a_link_is_read_as_what_it_leads_to_and_a_broken_one_is_a_row(tmp_path: Path) -> None:
+def test_a_link_is_read_as_its_target_and_a_broken_one_is_a_row(tmp_path: Path) -> None:
     made(tmp_path / "x.tar", fill_with_links)
     notes = SourceNotes()
     refs = listed(tmp_path / "x.tar", notes)
@@ -120,7 +120,7 @@ def test_links_of_a_tar_that_changed_after_the_listing_are_found_again(tmp_path:
 
 
 @pytest.mark.parametrize("zeros", [0, 512, 1024, 20_480])
-def test_tars_put_one_behind_another_are_read_to_the_end(tmp_path: Path, zeros: int) -> None:
+def test_concatenated_tars_are_read_to_the_end(tmp_path: Path, zeros: int) -> None:
     parts = [
         made(tmp_path / f"{name}.tar", lambda tar, name=name: add(tar, f"{name}.jpg", name.encode())) for name in "abc"
     ]
@@ -131,7 +131,7 @@ def test_tars_put_one_behind_another_are_read_to_the_end(tmp_path: Path, zeros: 
     assert outcomes(listed(tmp_path / "cat.tar")) == {"a.jpg": "a", "b.jpg": "b", "c.jpg": "c"}
 
 
-def test_a_second_part_that_is_damaged_is_one_more_row(tmp_path: Path) -> None:
+def test_a_damaged_second_part_is_one_more_row(tmp_path: Path) -> None:
     whole = made(tmp_path / "a.tar", lambda tar: add(tar, "a.jpg", b"a"))
     for rest in (b"no tar at all " * 100, gzip.compress(whole), whole[:700]):
         (tmp_path / "x.tar").write_bytes(whole + rest)
@@ -141,14 +141,14 @@ def test_a_second_part_that_is_damaged_is_one_more_row(tmp_path: Path) -> None:
         assert refs[-1].problem is not None
 
 
-def test_what_an_old_tar_left_in_its_last_record_is_no_damage(tmp_path: Path) -> None:
+def test_old_data_in_the_last_record_is_not_damage(tmp_path: Path) -> None:
     whole = bytearray(made(tmp_path / "x.tar", lambda tar: add(tar, "a.jpg", b"a")))
     whole[4096:4200] = b"\xaa" * 104
     (tmp_path / "x.tar").write_bytes(whole)
     assert outcomes(listed(tmp_path / "x.tar")) == {"a.jpg": "a"}
 
 
-def test_a_sparse_member_is_a_row_that_says_so(tmp_path: Path) -> None:
+def test_a_sparse_member_is_a_row_with_the_reason(tmp_path: Path) -> None:
     with (tmp_path / "s.jpg").open("wb") as file:
         file.seek(2**20)
         file.write(b"end")
@@ -163,7 +163,7 @@ def test_a_sparse_member_is_a_row_that_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "suffix", [".tar.gz", ".tgz", ".tar.zst", ".txz", ".tar.xz", ".tar.bz2", ".TAR.GZ", ".zip", ".7z"]
 )
-def test_a_packed_archive_is_refused_or_named_never_taken_for_an_image(tmp_path: Path, suffix: str) -> None:
+def test_a_compressed_archive_is_refused_or_noted_never_listed_as_an_image(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"x{suffix}").write_bytes(b"anything")
     (tmp_path / "a.jpg").write_bytes(b"a")
     (tmp_path / "l.txt").write_text(f"x{suffix}\na.jpg\n")
@@ -179,7 +179,7 @@ def test_a_packed_archive_is_refused_or_named_never_taken_for_an_image(tmp_path:
 
 
 @pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
-def test_a_packed_tar_that_is_called_a_plain_one_is_named(
+def test_a_compressed_tar_with_the_extension_of_a_plain_one_is_refused(
     tmp_path: Path, pack: Callable[[bytes], bytes], name: str
 ) -> None:
     path = tmp_path / "x.tar"
@@ -191,6 +191,6 @@ def test_a_packed_tar_that_is_called_a_plain_one_is_named(
     assert name in problem
 
 
-def test_a_member_that_is_named_like_a_packed_file_is_read(tmp_path: Path) -> None:
+def test_a_member_whose_name_begins_like_a_compressed_file_is_read(tmp_path: Path) -> None:
     made(tmp_path / "x.tar", lambda tar: add(tar, "BZh.jpg", b"b"))
     assert outcomes(listed(tmp_path / "x.tar")) == {"BZh.jpg": "b"}

@@ -1,4 +1,4 @@
-"""TIFF in every layout: the pixels that were written, or the reason why not. Never other pixels."""
+"""TIFFs in every layout are decoded to the pixels that were written, or refused with the reason."""
 
 import io
 import struct
@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.errors import ImageError
 from pipeline.inputs.decode import decode_image
+from pipeline.inputs.formats.tiff import open_tiff
 from tests.support.builders.images import decode_error, encoded, gradient
 from tests.support.builders.tiff_writer import Layout, write_pages, write_tiff
 
@@ -36,7 +37,7 @@ KINDS = {
 
 
 def samples(bits: int, count: int) -> np.ndarray:
-    """[H, W, count] values over the whole range of so many bits."""
+    """[H, W, count] values over the whole range of that many bits."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     shares = [x / (WIDTH - 1), y / (HEIGHT - 1), (x + y) % 17 / 16, (x * 2 + y) % 23 / 22, x % 7 / 6]
     return np.round(np.stack(shares[:count], axis=-1) * ((1 << bits) - 1)).astype(np.uint32)
@@ -47,7 +48,7 @@ def color_map(bits: int) -> list[int]:
 
 
 def expected_rgb(values: np.ndarray, photometric: int, bits: int) -> np.ndarray:
-    """What the samples mean (TIFF 6.0), 16 bits cut to the upper 8."""
+    """The RGB pixels that the samples stand for (TIFF 6.0), 16 bits cut to the upper 8."""
     if photometric == 3:
         colors = np.array(color_map(bits)).reshape(3, -1) >> 8
         return np.moveaxis(colors[:, values[..., 0]], 0, -1)
@@ -66,7 +67,7 @@ def test_every_layout_gives_the_pixels_that_were_written(kind: str, bits: int) -
     values = samples(bits, count)
     right = expected_rgb(values, photometric, bits)
     planes = (1, 2) if count > 1 else (1,)
-    # Packing odd depths is slow in Python, so that these take fewer of the combinations.
+    # Packing odd depths is slow in Python, so these have fewer of the combinations.
     compressions = BYTE_COMPRESSIONS if bits in (8, 16) else ("none", "lzw")
     for planar, compression, order, tile, is_big in product(
         planes, compressions, "<>", (None, (16, 16)), (False, True)
@@ -78,7 +79,7 @@ def test_every_layout_gives_the_pixels_that_were_written(kind: str, bits: int) -
         if photometric == 3:
             layout.tags[320] = (3, color_map(bits))
         found = decode_image(write_tiff(values, layout)).astype(int)
-        # Pillow's and libtiff's mixing of inks differ by one level.
+        # The CMYK conversions of Pillow and libtiff differ by one level.
         assert np.abs(found - right).max() <= (1 if photometric == 5 else 0), layout
 
 
@@ -95,7 +96,7 @@ def test_the_predictor_is_undone(bits: int, planar: int, order: str, compression
 
 @pytest.mark.parametrize("bits", [1, 4, 8, 16])
 @pytest.mark.parametrize("compression", ["none", "lzw", "packbits"])
-def test_bits_may_be_stored_the_other_way_round(bits: int, compression: str) -> None:
+def test_reversed_bit_order_is_read(bits: int, compression: str) -> None:
     values = samples(bits, 1)
     payload = write_tiff(values, Layout(1, bits, compression=compression, fill_order=2))
     np.testing.assert_array_equal(decode_image(payload), expected_rgb(values, 1, bits))
@@ -138,8 +139,8 @@ def test_ycbcr_of_full_range_is_converted(planar: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_palette_of_bytes_is_not_taken_for_black(bits: int) -> None:
-    """Some writers put levels of 0 to 255 into the map of 16-bit values."""
+def test_a_palette_of_8_bit_levels_is_not_black(bits: int) -> None:
+    """Some writers store levels of 0 to 255 in the map of 16-bit values."""
     values = samples(bits, 1)
     colors = [value >> 8 for value in color_map(bits)]
     payload = write_tiff(values, Layout(3, bits, tags={320: (3, colors)}))
@@ -193,7 +194,7 @@ def test_samples_without_a_defined_brightness_are_named(bits: int, sample_format
         (Layout(2, tags={32997: (4, [4])}, bits=16), 3, "slices"),
     ],
 )
-def test_what_is_not_decoded_is_refused_by_its_true_name(layout: Layout, count: int, says: str) -> None:
+def test_an_unsupported_layout_is_named(layout: Layout, count: int, says: str) -> None:
     values = samples(5, count).astype(np.uint8)
     error = decode_error(write_tiff(values, layout))
     assert error.status == "unreadable"
@@ -202,7 +203,7 @@ def test_what_is_not_decoded_is_refused_by_its_true_name(layout: Layout, count: 
     assert "save" in error.reason
 
 
-def test_12_bit_jpeg_is_refused_by_name() -> None:
+def test_12_bit_jpeg_is_refused() -> None:
     buffer = io.BytesIO()
     deep = samples(12, 1)[..., 0].astype(np.uint16)
     options = {"compressionargs": {"bitspersample": 12, "lossless": False}, "bitspersample": 12}
@@ -219,7 +220,7 @@ def page(shade: int, *, is_reduced: bool = False, size: int = 16, bits: int = 8)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_the_first_page_counts_unless_it_is_a_reduced_copy(bits: int) -> None:
+def test_the_first_page_is_read_unless_it_is_a_reduced_copy(bits: int) -> None:
     first = write_pages([page(10, bits=bits), page(20, bits=bits)])
     assert decode_image(first)[0, 0, 0] == 10
     thumbnail_first = write_pages([page(30, is_reduced=True), page(40, size=32, bits=bits)])
@@ -251,7 +252,7 @@ def with_sub_image(thumbnail: Layout, sub: Layout) -> bytes:
         ({}, 32803, "camera raw"),
     ],
 )
-def test_a_camera_raw_file_is_not_its_thumbnail(
+def test_a_camera_raw_file_is_not_read_as_its_thumbnail(
     tags: dict[int, tuple[int, bytes | list[int]]], sub_photometric: int, says: str
 ) -> None:
     for subfile_type in ([1], [0]):
@@ -278,18 +279,18 @@ def shift_offsets(payload: bytes, by: int) -> bytes:
     return bytes(moved)
 
 
-def test_a_photo_with_the_cameras_name_is_no_raw_file() -> None:
+def test_a_tiff_with_a_camera_maker_is_not_a_raw_file() -> None:
     values = samples(16, 3)
     payload = write_tiff(values, Layout(2, 16, tags={271: (2, b"NIKON CORPORATION\0")}))
     np.testing.assert_array_equal(decode_image(payload), expected_rgb(values, 2, 16))
 
 
-# --- damage and hostility ---------------------------------------------------------------------------------------
+# --- damaged and hostile files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("tag", [700, 34675, 33723, 34377, 34665, 34853])
-def test_damaged_metadata_does_not_cost_the_picture(bits: int, tag: int) -> None:
+def test_an_image_with_damaged_metadata_is_decoded(bits: int, tag: int) -> None:
     values = samples(bits, 3)
     kind: tuple[int, list[int] | bytes] = (4, [2**31]) if tag in (34665, 34853) else (7, b"junk" * 300)
     payload = write_tiff(values, Layout(2, bits, tags={tag: kind}))
@@ -298,7 +299,7 @@ def test_damaged_metadata_does_not_cost_the_picture(bits: int, tag: int) -> None
 
 @pytest.mark.parametrize("compression", ["none", "lzw", "zstd"])
 @pytest.mark.parametrize("share", [0.3, 0.7])
-def test_missing_strips_are_noticed(compression: str, share: float) -> None:
+def test_missing_strips_are_an_error(compression: str, share: float) -> None:
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)
     tifffile.imwrite(buffer, noise, rowsperstrip=8, compression=None if compression == "none" else compression)
@@ -315,7 +316,7 @@ def test_a_sparse_file_is_not_filled_with_black() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-def test_the_limit_holds_before_anything_is_decoded(bits: int) -> None:
+def test_the_limit_is_checked_before_decoding(bits: int) -> None:
     error = decode_error(write_tiff(samples(bits, 3), Layout(2, bits)), max_pixels=HEIGHT * WIDTH - 1)
     assert error.status == "too_large"
     claimed = write_tiff(samples(bits, 3), Layout(2, bits, tags={256: (4, [1 << 20]), 257: (4, [1 << 20])}))
@@ -354,21 +355,22 @@ def test_a_tag_of_billions_of_values_is_refused_by_its_count() -> None:
 
 def test_a_small_deflated_strip_cannot_grow_without_bound() -> None:
     bomb = write_tiff(np.zeros((2000, 2000, 1)), Layout(1, 16, compression="adobe_deflate"))
-    # The tags say ten rows; the strip inflates to two thousand.
+    # The tags say ten rows; the strip decompresses to two thousand.
     place = bomb.index(struct.pack("<HHI", 257, 4, 1)) + 8
     payload = bytearray(bomb)
     struct.pack_into("<I", payload, place, 10)
     assert outcome(bytes(payload)) in ("unreadable", (10, 2000, 3))
 
 
-def test_an_ordinary_tiff_stays_with_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.inputs.decode.decode_tiff_page", None)
+def test_an_ordinary_tiff_is_decoded_by_pillow() -> None:
     for options in ({}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"compression": "packbits"}):
-        assert decode_image(encoded(gradient(), "TIFF", **options)).shape == (24, 40, 3)
+        payload = encoded(gradient(), "TIFF", **options)
+        assert open_tiff(payload, max_pixels=10_000).is_for_pillow
+        assert decode_image(payload).shape == (24, 40, 3)
 
 
 def outcome(payload: bytes) -> str | tuple[int, ...]:
-    """The shape of what was decoded, or the status; any other error fails the test."""
+    """The shape of the decoded image, or the error's status; any other error fails the test."""
     try:
         return decode_image(payload).shape
     except ImageError as error:

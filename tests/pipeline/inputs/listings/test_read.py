@@ -1,4 +1,4 @@
-"""Listings as people have them, in any form; what cannot be told is refused, and a bad line is a row."""
+"""Listings in any form are understood or refused, and a bad line becomes a row."""
 
 import bz2
 import gzip
@@ -32,7 +32,7 @@ def listed(path: Path, notes: SourceNotes | None = None, column: str | None = No
 
 
 def taken(folder: Path, name: str, content: str | bytes, column: str | None = None) -> tuple[list[str], SourceNotes]:
-    """The names that a listing gives, relative to its folder, and the notes."""
+    """The names in a listing, relative to its folder, and the notes."""
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     notes = SourceNotes()
     return [ref.uri.removeprefix(f"{folder}/") for ref in listed(folder / name, notes, column)], notes
@@ -74,9 +74,7 @@ def taken(folder: Path, name: str, content: str | bytes, column: str | None = No
         ("l.jsonl.xz", lzma.compress(b'"a.jpg"\n"b.jpg"\n'), "xz, JSON lines"),
     ],
 )
-def test_a_listing_is_understood_and_what_was_understood_is_reported(
-    folder: Path, name: str, content: str | bytes, said: str
-) -> None:
+def test_a_listing_is_understood_and_reported(folder: Path, name: str, content: str | bytes, said: str) -> None:
     names, notes = taken(folder, name, content)
     assert names == ["a.jpg", "b.jpg"]
     assert said in notes.listing
@@ -104,7 +102,7 @@ def test_a_listing_is_understood_and_what_was_understood_is_reported(
         ("l.txt.zst", b"\x28\xb5\x2f\xfd\0\0"),
     ],
 )
-def test_what_cannot_be_told_is_refused(folder: Path, name: str, content: str | bytes) -> None:
+def test_an_unclear_listing_is_refused(folder: Path, name: str, content: str | bytes) -> None:
     with pytest.raises(InputError, match=name):
         taken(folder, name, content)
 
@@ -119,13 +117,13 @@ def test_what_cannot_be_told_is_refused(folder: Path, name: str, content: str | 
         ("key;label\nphoto1;x\n", "key", ["photo1"]),
     ],
 )
-def test_the_users_column_is_taken(folder: Path, content: str, column: str, expected: list[str]) -> None:
+def test_the_users_column_is_used(folder: Path, content: str, column: str, expected: list[str]) -> None:
     assert taken(folder, "l.csv", content, column)[0] == expected
     with pytest.raises(InputError, match="no column nosuch"):
         taken(folder, "l.csv", content, "nosuch")
 
 
-def test_the_users_key_is_taken(folder: Path) -> None:
+def test_the_users_key_is_used(folder: Path) -> None:
     content = json.dumps({"file_name": "a.jpg", "thumb": {"at": "b.jpg"}})
     assert taken(folder, "l.jsonl", content, "thumb.at")[0] == ["b.jpg"]
     assert taken(folder, "l.json", f"[{content}]", "thumb.at")[0] == ["b.jpg"]
@@ -142,8 +140,8 @@ def test_the_users_key_is_taken(folder: Path) -> None:
         ("l.csv", "label,url\n1,\n2,b.jpg\n", "empty"),
         ("l.jsonl", '{"url": "b.jpg"}\n{"url": 5}\n', "names no image"),
         ("l.json", '["b.jpg", {"label": 5}]', "names no image"),
-        ("l.json", '["b.jpg", ', "damaged behind item 1"),
-        ("l.txt.gz", gzip.compress(b"b.jpg\n" * 3 + b"x" * 2**20, mtime=0)[:-400], "damaged behind"),
+        ("l.json", '["b.jpg", ', "damaged after item 1"),
+        ("l.txt.gz", gzip.compress(b"b.jpg\n" * 3 + b"x" * 2**20, mtime=0)[:-400], "damaged after"),
     ],
 )
 def test_a_bad_entry_is_one_row_with_its_place_and_reason(
@@ -181,7 +179,7 @@ def test_file_urls_are_decoded_and_name_the_file(folder: Path) -> None:
     assert notes.duplicates == 1
 
 
-def test_a_name_that_begins_with_a_hash_is_no_comment(folder: Path) -> None:
+def test_a_name_that_begins_with_a_hash_is_not_a_comment(folder: Path) -> None:
     names, notes = taken(folder, "l.txt", "# a.jpg\n#\n#1.jpg\n#remark\na.jpg\n")
     assert names == ["#1.jpg", "a.jpg"]
     assert notes.skipped == {"comment lines": 3}
