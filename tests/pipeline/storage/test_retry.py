@@ -44,7 +44,7 @@ def times(count: int, error: StorageError) -> Failing:
     return Failing(iter([error] * count))
 
 
-def calls_until_told(request: Failing, call: Callable[[Callable[[], str]], str]) -> int:
+def calls_until_error(request: Failing, call: Callable[[Callable[[], str]], str]) -> int:
     with pytest.raises(StorageError):
         call(request)
     return request.calls
@@ -62,7 +62,7 @@ def calls_until_told(request: Failing, call: Callable[[Callable[[], str]], str])
     ],
 )
 def test_a_store_that_never_answered_is_retried_briefly(error: StorageError, attempts: int) -> None:
-    assert calls_until_told(always(error), StoreHealth(patience_s=3600).call) == attempts
+    assert calls_until_error(always(error), StoreHealth(patience_s=3600).call) == attempts
 
 
 def test_a_store_that_answered_before_is_retried_for_its_patience() -> None:
@@ -80,7 +80,7 @@ def test_so_is_a_store_that_answered_another_process() -> None:
 
 def test_patience_ends() -> None:
     health = StoreHealth(patience_s=0, has_answered=True)
-    assert calls_until_told(always(TransientStorageError("connection refused")), health.call) == ATTEMPTS
+    assert calls_until_error(always(TransientStorageError("connection refused")), health.call) == ATTEMPTS
 
 
 def test_one_object_that_fails_while_others_do_not_is_given_up() -> None:
@@ -91,24 +91,24 @@ def test_one_object_that_fails_while_others_do_not_is_given_up() -> None:
             health.record_success()
             return super().__call__()
 
-    assert calls_until_told(Unlucky(iter(lambda: TransientStorageError("500"), None)), health.call) == ATTEMPTS_ALONE
+    assert calls_until_error(Unlucky(iter(lambda: TransientStorageError("500"), None)), health.call) == ATTEMPTS_ALONE
 
 
 def test_a_refusal_is_retried_after_the_store_granted_a_request() -> None:
     health = StoreHealth(patience_s=3600, has_answered=True)
     assert health.call(times(ATTEMPTS_DOUBTED - 1, AccessDeniedError("403"))) == "answer"
-    assert calls_until_told(always(AccessDeniedError("403")), health.call) == ATTEMPTS_DOUBTED
+    assert calls_until_error(always(AccessDeniedError("403")), health.call) == ATTEMPTS_DOUBTED
 
 
 def test_not_found_is_retried_only_for_an_object_that_existed() -> None:
     health = StoreHealth(patience_s=3600)
-    assert calls_until_told(always(NotFoundError("404")), health.call) == 1
+    assert calls_until_error(always(NotFoundError("404")), health.call) == 1
     assert health.has_answered
 
     def expected(request: Callable[[], str]) -> str:
         return health.call(request, is_expected=True)
 
-    assert calls_until_told(always(NotFoundError("404")), expected) == ATTEMPTS_DOUBTED
+    assert calls_until_error(always(NotFoundError("404")), expected) == ATTEMPTS_DOUBTED
     assert expected(times(1, NotFoundError("404"))) == "answer"
 
 
@@ -122,8 +122,8 @@ def test_bugs_of_the_program_are_raised_at_once() -> None:
 
 def test_transient_local_errors_are_retried_and_nothing_else() -> None:
     assert retry_local(times(ATTEMPTS - 1, TransientStorageError("stale handle"))) == "answer"
-    assert calls_until_told(always(TransientStorageError("stale handle")), retry_local) == ATTEMPTS
-    assert calls_until_told(always(AccessDeniedError("no")), retry_local) == 1
+    assert calls_until_error(always(TransientStorageError("stale handle")), retry_local) == ATTEMPTS
+    assert calls_until_error(always(AccessDeniedError("no")), retry_local) == 1
 
 
 def test_repeated_requests_wait_for_the_budget() -> None:

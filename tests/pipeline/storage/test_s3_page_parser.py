@@ -97,6 +97,6 @@ def test_errors_and_damage_are_left_to_botocore(status: int, body: bytes) -> Non
 
 
 def test_an_existing_session_stays() -> None:
-    client = SimpleNamespace(session="somebody's own", kwargs={})
+    client = SimpleNamespace(session="another session", kwargs={})
     install_page_parser(client)
-    assert client.session == "somebody's own"
+    assert client.session == "another session"
