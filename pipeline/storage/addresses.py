@@ -1,8 +1,8 @@
-"""What a listing or a spec says about where an image lies: its name, its secrets, and what is wrong with it.
+"""Addresses of images in listings and specs: the public name, the signed address, and what is wrong with it.
 
-An image's name is what the tables, the records and the screen show, and what its number is made of. A signed URL is
-therefore two things: the name, without the parameters that sign it, and the address, which only storage knows
-(`signed_addresses`). The signature differs each time a listing is signed; the name does not.
+An image's name is what the tables, the records and the screen show, and what its `image_id` is computed from. A signed
+URL is therefore two things: the name, without the parameters that sign it, and the address, which only storage knows
+(`signed_urls`). The signature differs each time a listing is signed; the name does not.
 """
 
 import re
@@ -22,9 +22,9 @@ from pipeline.storage.uris import (
 )
 
 LONGEST_ADDRESS = 16_384
-"""Characters. Linux takes 4,096 bytes of a path and S3 1,024 of a key; web servers take 8 to 16 KiB of a URL."""
+"""Characters. Linux allows paths of 4,096 bytes, S3 keys of 1,024, and web servers URLs of 8 to 16 KiB."""
 
-# What stands before the @ is the container there.
+# In these the part before the @ is the container.
 _CONTAINER_SCHEMES = AZURE_SCHEMES | {"wasb", "wasbs"}
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]")
 _ONE_SLASH = re.compile(r"file:/(?!/)", re.IGNORECASE)
@@ -41,12 +41,12 @@ _SIGNING = frozenset({"expires", "expiry", "expiration", "exp", "x_expires", "ha
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an image lies.
+    """The address of an image.
 
     name: the image's name, without secrets; its `uri` in the tables.
-    signed: what is asked for instead, where the name lacks a signature; None when the name says all.
-    is_same_object: whether two addresses of this name that differ in their secrets are surely one object.
-    problem: why it is no address that can be read, None when it is one.
+    signed: the URL with its signature, which requests use; None when the name needs none.
+    is_same_object: whether two addresses of this name that differ only in their secrets are certainly one object.
+    problem: why it cannot be read, None when it can.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Address:
 
 
 def read_address(entry: str, folder: str) -> Address:
-    """Read an entry of a listing that lies in `folder`: an address, an absolute path, or a relative one."""
+    """Parse an entry of a listing in `folder`: an address, an absolute path, or a relative one."""
     if len(entry) > LONGEST_ADDRESS:
-        return _refused(entry, f"an address of {len(entry)} characters; at most {LONGEST_ADDRESS} are taken")
+        return _refused(entry, f"an address of {len(entry)} characters; the longest allowed has {LONGEST_ADDRESS}")
     if _ONE_SLASH.match(entry):
         entry = f"file://{entry[5:]}"
     problem = address_problem(entry)
@@ -80,7 +80,7 @@ def _refused(entry: str, problem: str) -> Address:
 
 
 def address_problem(uri: str) -> str | None:
-    """Say what is wrong with an address or a path; None when it may be one."""
+    """Return what is wrong with an address or a path; None when nothing is."""
     if "\0" in uri:
         return "it holds a null character, which no name can"
     if not has_scheme(uri):
@@ -122,7 +122,7 @@ def _web_problem(uri: str) -> str | None:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         return f"not a valid URL ({error})"
-    # urlsplit takes line breaks and tabs out by itself.
+    # urlsplit removes line breaks and tabs.
     netloc = uri.partition("://")[2].partition("/")[0]
     if not host or _CONTROL.search(netloc):
         return "not a valid URL (it names no host)" if not host else "not a valid URL (a space or control character)"
@@ -130,7 +130,7 @@ def _web_problem(uri: str) -> str | None:
 
 
 def credential_in(uri: str) -> str | None:
-    """Say that an address holds a user name, a password or a token before its host; None when it does not."""
+    """Return the problem of an address with a user name, password or token before its host; None without one."""
     scheme = scheme_of(uri)
     rest = uri.partition("://")[2] if has_scheme(uri) and not is_local(uri) else ""
     user, at, _ = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")
@@ -141,17 +141,17 @@ def credential_in(uri: str) -> str | None:
 
 
 def secrets_in(uri: str) -> list[str]:
-    """Name the query parameters of an address that hold a signature or a token, in their order."""
+    """Return the names of the query parameters that hold a signature or a token, in their order."""
     if not has_scheme(uri) or is_local(uri):
         return []
     return [name for name, _ in _parameters(uri) if is_secret_parameter(name)]
 
 
 def public_name(uri: str) -> tuple[str, bool]:
-    """Return a web address without what signs it, and whether its path and the rest of its query name one object.
+    """Return a web address without its signature, and whether the rest of it identifies one object.
 
-    Parameters that say which object or version is meant stay: `?id=7`, `?versionId=...`. A signature of a store
-    belongs to one object; a `token=` may be all that tells two images of one path apart.
+    Parameters that select an object or version stay: `?id=7`, `?versionId=...`. A store's signature belongs to one
+    object; a `token=` may be the only difference between two images of one path.
     """
     head, mark, fragment = uri.partition("#")
     if mark and any(is_secret_parameter(unquote(name)) for name in re.findall(r"([^=&#]+)=", fragment)):

@@ -1,8 +1,8 @@
-"""A small file that drivers compete for: made only where there is none, replaced only while nobody else has.
+"""A file with compare-and-swap: created only where there is none, replaced only while its version is unchanged.
 
-S3, Google Cloud Storage and Azure do both by themselves (`conditional_put`). Local folders are locked while one looks
-and writes. Any other store is looked at first and written then; two drivers may both win there in the same instant, and
-the one that was overwritten finds out when it next looks.
+S3, Google Cloud Storage and Azure compare versions themselves (`conditional_put`). A local folder is locked for the
+comparison and the write. Any other store is compared first and written then, which is not atomic: two drivers may both
+succeed, and the one that was overwritten finds out at its next read.
 """
 
 import fcntl
@@ -37,9 +37,9 @@ class CasFile:
         self._is_conditional = self._scheme in CONDITIONAL_SCHEMES
 
     def read(self) -> Versioned | None:
-        """Read it; None when it is not there."""
+        """Read the file; None when there is none."""
         try:
-            # The version first: if the file is replaced in between, `replace` will say so.
+            # The version first: if the file is replaced in between, `replace` fails.
             version = self._version() if self._is_conditional else None
             payload = self._storage.read(self.uri)
         except NotFoundError:
@@ -47,26 +47,26 @@ class CasFile:
         return Versioned(payload, version or payload.decode("latin-1"))
 
     def create(self, payload: bytes) -> str | None:
-        """Make it, and return its version; None when it is there already."""
+        """Create the file and return its version; None when it exists already."""
         if self._is_conditional:
             return self._put(payload, None)
-        with self._guarded():
+        with self._locked():
             if self._storage.exists(self.uri):
                 return None
             return self._write(payload)
 
     def replace(self, payload: bytes, version: str) -> str | None:
-        """Replace it while it is still of this version, and return the new one; None when it is not."""
+        """Replace the file if it still has this version, and return the new version; None if it has not."""
         if self._is_conditional:
             return self._put(payload, version)
-        with self._guarded():
-            seen = self.read()
-            if seen is None or seen.version != version:
+        with self._locked():
+            current = self.read()
+            if current is None or current.version != version:
                 return None
             return self._write(payload)
 
     def delete(self) -> None:
-        """Remove it; no error when it is gone."""
+        """Delete the file; no error when there is none."""
         self._storage.delete(self.uri)
 
     def _write(self, payload: bytes) -> str:
@@ -74,12 +74,12 @@ class CasFile:
         return payload.decode("latin-1")
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         if not self._is_local:
             yield
             return
         folder = Path(local_path(self.uri)).parent
-        # The folder itself is locked: a lock file would be left behind, or be removed under somebody's lock.
+        # The folder itself is locked: a lock file would be left behind, or be removed while another process holds it.
         descriptor = self._storage.call(lambda: _lock_folder(folder), str(folder), "write")
         try:
             yield
@@ -96,10 +96,10 @@ class CasFile:
 
 
 def _lock_folder(folder: Path) -> int:
-    """Make a folder and lock it until the descriptor is closed; the lock of a process that dies is gone."""
+    """Create a folder and lock it until the descriptor is closed; the lock ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    # Some network file systems lock no folders; then looking first must do, as on other stores.
+    # Some network file systems cannot lock folders; then it is compared first, as on other stores.
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor

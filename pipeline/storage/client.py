@@ -1,4 +1,4 @@
-"""How the remote stores' clients are opened: endpoint, anonymity, time-outs, and no second retry loop."""
+"""Opening the fsspec file system of a scheme: its options, endpoint and time-outs, without retries of its own."""
 
 import inspect
 import logging
@@ -8,28 +8,28 @@ from typing import Any
 from pipeline.errors import UnsupportedSchemeError
 from pipeline.storage.config import StorageSection
 from pipeline.storage.options import merge_options, options_of
-from pipeline.storage.s3_page_parser import quicken_listings
+from pipeline.storage.s3_page_parser import install_page_parser
 from pipeline.storage.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES, WEB_SCHEMES, WELL_KNOWN_SCHEMES
 from pipeline.text import message_of, one_line
 
-# File systems of fsspec that stand before another address.
+# File systems of fsspec that wrap another address.
 _INSIDE_OTHERS = frozenset(
     {"zip", "tar", "jar", "libarchive", "reference", "dir", "data", "generic", "async_wrapper"}
     | {"simplecache", "filecache", "blockcache", "cached", "chained"}
 )
-# Of a library that could not be loaded: every place where it looked is no help.
+# Characters of the reason that a library gives; some list every place that they searched.
 _LONGEST_REASON = 80
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure", "adl": "azure"}
-"""The extra of `htc-batch` that brings a scheme's library; s3fs comes along always."""
+"""The extra of `htc-batch` that installs a scheme's library; s3fs is always installed."""
 
 
 def read_concurrency(section: StorageSection, *, is_local: bool) -> int:
-    """Return how many reads may be under way at once in a process.
+    """Return how many concurrent reads a process may make.
 
-    Object stores answer in tens of milliseconds, and s3fs spends two of CPU on a read: thirty-two reads are as
-    many as one process can serve. A disk needs fewer.
+    Object stores answer in tens of milliseconds, and s3fs spends two milliseconds of CPU on a read, so that one
+    process can serve thirty-two reads. A disk needs fewer.
     """
     if section.read_concurrency != "auto":
         return section.read_concurrency
@@ -37,19 +37,19 @@ def read_concurrency(section: StorageSection, *, is_local: bool) -> int:
 
 
 def scheme_problem(scheme: str, section: StorageSection) -> str | None:
-    """Say why addresses of a scheme cannot be opened, None when they can; no store is asked anything.
+    """Return why addresses of a scheme cannot be opened, None when they can; makes no request.
 
-    A package that is missing is named, and so are options that the file system needs and the spec does not give.
+    It names a missing package, and options that the file system requires and the spec does not set.
     """
     import fsspec
 
     if scheme in GCS_SCHEMES:
-        # Before its library is imported.
-        settle_gcsfs()
+        # gcsfs reads its settings when it is imported.
+        configure_gcsfs()
     try:
         system = fsspec.get_filesystem_class(scheme)
     except ValueError:
-        return f"{scheme}:// is a scheme that no store is known by"
+        return f"{scheme}:// is not a known scheme"
     except (ImportError, AttributeError) as error:
         extra = EXTRAS.get(scheme)
         remedy = f"; pip install 'htc-batch[{extra}]'" if extra else ""
@@ -64,7 +64,7 @@ def scheme_problem(scheme: str, section: StorageSection) -> str | None:
 
 
 def _required(system: type) -> set[str]:
-    """Name the parameters that a file system cannot be opened without."""
+    """Return the names of a file system's parameters without defaults."""
     parameters = list(inspect.signature(system.__init__).parameters.values())[1:]  # type: ignore[misc]
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {each.name for each in parameters if each.default is each.empty and each.kind in kinds}
@@ -86,34 +86,34 @@ def open_client(scheme: str, section: StorageSection) -> Any:
     except (ImportError, ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
         if scheme in WELL_KNOWN_SCHEMES and isinstance(error, OSError | RuntimeError):
             raise
-        # Hadoop's library finds no Java, a wrapper finds nothing to wrap: whatever it is, it will be so next time.
+        # Hadoop's library finds no Java, a wrapper nothing to wrap: a second attempt would fail as well.
         reason = one_line(error, max_chars=_LONGEST_REASON)
         raise UnsupportedSchemeError(f"{scheme}:// cannot be opened here ({reason}).") from error
     if hasattr(client, "retries"):
-        # s3fs retries on top of botocore and we retry on top of s3fs: one loop with our waits is enough.
+        # The retries of `pipeline.storage.retry` are the only ones.
         client.retries = 1
     if scheme in S3_SCHEMES:
-        quicken_listings(client)
-        # s3fs takes `?versionId=` off every name, and would write `a?versionId=1` to `a`; adlfs does the same.
+        install_page_parser(client)
+        # s3fs removes `?versionId=` from every name, and would write `a?versionId=1` to `a`; adlfs does the same.
         client.split_path = lambda path: (*client._find_bucket_key(client._strip_protocol(path).lstrip("/")), None)
     if scheme in AZURE_SCHEMES:
         client.split_path = lambda path, **_: (*client._strip_protocol(path).lstrip("/").partition("/")[::2], None)
     return client
 
 
-def settle_gcsfs() -> None:
-    """Have gcsfs ask nothing more than it is asked for, and say nothing that is said here."""
-    # Otherwise it asks by gRPC what kind of bucket it is, for a minute where only HTTP gets through.
+def configure_gcsfs() -> None:
+    """Keep gcsfs from making requests of its own and from logging errors that are reported here."""
+    # Otherwise it asks by gRPC for the kind of the bucket, which takes a minute where a proxy passes HTTP only.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # It logs a traceback of every refusal, a lost race for a lease among them.
+    # It logs a traceback for every refusal, such as a conditional write that another process won.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
-    """Return what fsspec's file system of a scheme is opened with; credentials are left to its own search.
+    """Return the options of a scheme's fsspec file system; credentials are left to its own search.
 
-    What the spec does not say is left out, so that fsspec's own settings (`FSSPEC_S3`, ~/.config/fsspec) hold. The
-    endpoint is said only where it means something: S3 and Google Cloud Storage.
+    What the spec does not set is left out, so that fsspec's own settings (`FSSPEC_S3`, ~/.config/fsspec) apply. Only S3
+    and Google Cloud Storage take the endpoint.
     """
     import aiohttp
 
@@ -126,16 +126,16 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
                 "retries": {"total_max_attempts": 1},
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 "read_timeout": READ_TIMEOUT_S,
-                # Beside the reads: listings, writes, and reads that are asked for twice.
+                # In addition to the reads: listings, writes, and hedged reads.
                 "max_pool_connections": read_concurrency(section, is_local=False) + 16,
             },
         }
     if scheme in WEB_SCHEMES:
-        # aiohttp would wait five minutes for a host that swallows everything.
+        # aiohttp would wait five minutes for a host that never answers.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
         options = {"client_kwargs": {"timeout": timeout}}
     if scheme in AZURE_SCHEMES:
-        # Left to itself, adlfs is anonymous wherever it finds no key, also where a managed identity would be found.
+        # By default adlfs is anonymous where it finds no key, even where a managed identity is available.
         options["anon"] = section.anonymous
     elif section.anonymous and scheme in S3_SCHEMES | GCS_SCHEMES:
         options |= {"token": "anon"} if scheme in GCS_SCHEMES else {"anon": True}

@@ -1,4 +1,4 @@
-"""Writing an object on the condition that it is still the one that was seen, in each store's own words.
+"""Conditional writes of objects: only where there is none, or only over a known version.
 
 S3: If-None-Match and If-Match; Google Cloud Storage: ifGenerationMatch; Azure: the same headers as S3's.
 """
@@ -11,9 +11,9 @@ from pipeline.storage.objects import strip_etag
 from pipeline.storage.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
 
 CONDITIONAL_SCHEMES = S3_SCHEMES | GCS_SCHEMES | AZURE_SCHEMES
-# Precondition failed; two conditional writes at once. Both say that somebody else was quicker.
-_LOST = {409, 412}
-# Nothing that JSON holds.
+# Precondition failed; two conditional writes at once. Both mean that another write came first.
+_CONFLICTS = {409, 412}
+# Cannot occur in JSON.
 _BOUNDARY = "==htc-batch=="
 
 
@@ -25,10 +25,10 @@ def find_version(client: Any, path: str, scheme: str) -> str:
 
 
 def put_if(client: Any, path: str, scheme: str, payload: bytes, version: str | None) -> str | None:
-    """Write an object while it is of a version, or where there is none; return the new version, None when it is not.
+    """Write an object if it has a version, or if there is none; return the new version, None when the condition fails.
 
     Args:
-        path: as the file system spells it. version: None where there must be no object.
+        path: as the file system spells it. version: None if there must be no object.
 
     Raises:
         what the client does, for every other reason.
@@ -42,7 +42,7 @@ def put_if(client: Any, path: str, scheme: str, payload: bytes, version: str | N
     except FileExistsError:
         return None
     except FileNotFoundError:
-        # Of an object that is to be replaced it says that somebody has removed it.
+        # An object to replace has been removed.
         if version is not None:
             return None
         raise
@@ -54,10 +54,10 @@ def _put_s3(client: Any, path: str, payload: bytes, version: str | None) -> str:
     try:
         answer = client.call_s3("put_object", Bucket=bucket, Key=key, Body=payload, **condition)
     except OSError as error:
-        # s3fs makes an OSError of a refused condition; botocore's own error is its cause.
+        # s3fs raises an OSError for a refused condition, with botocore's error as its cause.
         response = getattr(error.__cause__, "response", None)
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-        raise (FileExistsError(path) if status in _LOST else error) from error.__cause__
+        raise (FileExistsError(path) if status in _CONFLICTS else error) from error.__cause__
     return str(answer["ETag"]).strip('"')
 
 
@@ -76,12 +76,12 @@ def _put_gcs(client: Any, path: str, payload: bytes, version: str | None) -> str
             headers={"Content-Type": f'multipart/related; boundary="{_BOUNDARY}"'},
         )
     except HttpError as error:
-        raise (FileExistsError(path) if int(error.code or 0) in _LOST else error) from error.__cause__
+        raise (FileExistsError(path) if int(error.code or 0) in _CONFLICTS else error) from error.__cause__
     return str(answer["generation"])
 
 
 def _multipart(key: str, payload: bytes) -> bytes:
-    """Put an object's name and content together (Cloud Storage, "Multipart uploads"); RFC 2046."""
+    """Encode an object's name and content as one body (Cloud Storage, "Multipart uploads"); RFC 2046."""
     name = json.dumps({"name": key})
     head = (
         f"--{_BOUNDARY}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{name}\r\n"
@@ -105,4 +105,4 @@ def _put_azure(client: Any, path: str, payload: bytes, version: str | None) -> s
     try:
         return str(strip_etag(sync(client.loop, put)["etag"]))
     except HttpResponseError as error:
-        raise (FileExistsError(path) if error.status_code in _LOST else error) from error.__cause__
+        raise (FileExistsError(path) if error.status_code in _CONFLICTS else error) from error.__cause__

@@ -1,4 +1,4 @@
-"""How the stores of a run are reached: the spec's `storage` section."""
+"""The spec's `storage` section: how remote stores are reached."""
 
 from typing import Annotated, Any
 
@@ -33,10 +33,10 @@ class StorageSection(Section):
     """How remote storage is reached; credentials come from the environment only.
 
     endpoint_url: of S3 and Google Cloud Storage; for one of them alone, `options: {s3: {endpoint_url: ...}}`.
-    options: by scheme, what else its fsspec file system is opened with, see `option_rules`.
-    read_concurrency: reads under way at once in each process, at most; a store that asks for fewer gets fewer.
-    hedge_reads: whether a read that takes unusually long is asked for a second time.
-    patience_s: how long a store that was there and is away now is waited for.
+    options: by scheme, further options of its fsspec file system, see `pipeline.storage.options`.
+    read_concurrency: the most concurrent reads in each process; a store that asks for fewer requests gets fewer.
+    hedge_reads: whether a read that takes unusually long is sent a second time.
+    patience_s: how long, in seconds, requests to a store that answered before are retried while it is unreachable.
     """
 
     endpoint_url: Uri | None = Field(

@@ -1,4 +1,4 @@
-"""The sentence about a damaged file of an output: which file, what is wrong, and that `htc doctor` tells more."""
+"""Errors for damaged files of an output: which file, what is wrong, and that `htc doctor` repairs it."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ import shlex
 from pipeline.errors import DamagedFileError
 
 log = logging.getLogger(__name__)
-"""Takes what is damaged and does not stop the work; the commands write its lines to stderr."""
+"""Logs damage that does not stop the command; the commands write its lines to stderr."""
 
 UNKNOWN_OUTPUT = "OUTPUT"
 _PLACE = re.compile(
@@ -26,21 +26,21 @@ def damaged(uri: str, reason: str) -> DamagedFileError:
 
 
 def missing(uri: str, reason: str) -> DamagedFileError:
-    """Return the error for a file that must be there and is not."""
+    """Return the error for a missing file."""
     return DamagedFileError(f"{uri} is missing: {reason}; {advice(output_of(uri))}")
 
 
 def warn(error: DamagedFileError) -> None:
-    """Report a damaged file without which the work goes on."""
+    """Log a damaged file that the command can do without."""
     log.warning("%s", error)
 
 
 def advice(output_uri: str) -> str:
-    """Return the clause that names the way out."""
+    """Return the clause that names the command to run."""
     return f"`htc doctor {shlex.quote(output_uri)}` finds all that is damaged and says how to repair it."
 
 
 def output_of(uri: str) -> str:
-    """Return the output folder that a file of an output lies in; "OUTPUT" when the name does not tell."""
+    """Return the output folder of a file; UNKNOWN_OUTPUT when its name is not one of an output's files."""
     match = _PLACE.fullmatch(uri)
     return match["output"] if match else UNKNOWN_OUTPUT

@@ -1,6 +1,6 @@
-"""Listing Google Cloud Storage and Azure Blob Storage by pages: their answers in the words of S3's.
+"""Listing Google Cloud Storage and Azure Blob Storage page by page, with answers in the form of S3's.
 
-Written for the clients that gcsfs and adlfs open; their own `find` would hold all names in memory at once.
+It uses the clients of gcsfs and adlfs; their own `find` would hold all names in memory at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from pipeline.storage.listing_s3 import Call, find_on_s3
 from pipeline.storage.uris import AZURE_SCHEMES, GCS_SCHEMES, S3_SCHEMES
 
 PAGE_KEYS = 1000
-# Of an object only what is asked for is sent.
+# The answer holds these fields only.
 _GCS_FIELDS = "nextPageToken,prefixes,items(name,size,etag)"
 
 
@@ -19,7 +19,7 @@ Find = Callable[[Any, str, Call, str], Iterator[tuple[str, int | None, str | Non
 
 
 def finder_of(scheme: str) -> Find | None:
-    """Return how a store of this scheme is listed by pages; None where fsspec's own listing is all there is."""
+    """Return the function that lists a store of this scheme by pages; None where only fsspec's own listing exists."""
     if scheme in S3_SCHEMES:
         return find_on_s3
     if scheme in GCS_SCHEMES:
@@ -28,20 +28,20 @@ def finder_of(scheme: str) -> Find | None:
 
 
 def find_on_gcs(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
-    """List what is below a path, as `s3_listing.find_on_s3` does."""
+    """List what is below a path, as `listing_s3.find_on_s3` does."""
     bucket, prefix = _split(path)
 
     def fetch(request: dict[str, Any]) -> dict[str, Any]:
         return call(lambda: _gcs_page(client, bucket, request))
 
-    # "Lexicographical order, by UTF-8" (Cloud Storage, "List objects"); startOffset is said there, too.
-    for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_plain=True):
+    # "Lexicographical order, by UTF-8" (Cloud Storage, "List objects", which also documents startOffset).
+    for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_flat=True):
         if found.key.startswith(prefix):
             yield found.key[len(prefix) :], found.bytes, found.etag
 
 
 def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
-    """List what is below a path, as `s3_listing.find_on_s3` does; it cannot begin anywhere but at the beginning."""
+    """List what is below a path, as `listing_s3.find_on_s3` does; Azure always lists from the beginning."""
     container, prefix = _split(path)
 
     def fetch(request: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterat
 
         return call(lambda: sync(client.loop, _azure_page, client, container, request))
 
-    for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_plain=False):
+    for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_flat=False):
         if found.key.startswith(prefix):
             yield found.key[len(prefix) :], found.bytes, found.etag
 
@@ -66,10 +66,10 @@ def _gcs_page(client: Any, bucket: str, request: dict[str, Any]) -> dict[str, An
         "StartAfter": "startOffset",
         "ContinuationToken": "pageToken",
     }
-    asked = {names[name]: value for name, value in request.items() if name in names}
-    # startOffset itself is listed as well; whoever asked leaves it out.
+    parameters = {names[name]: value for name, value in request.items() if name in names}
+    # The listing includes startOffset itself; the caller drops it.
     page: dict[str, Any] = client.call(
-        "GET", "b/{}/o", bucket, json_out=True, maxResults=PAGE_KEYS, fields=_GCS_FIELDS, **asked
+        "GET", "b/{}/o", bucket, json_out=True, maxResults=PAGE_KEYS, fields=_GCS_FIELDS, **parameters
     )
     token = page.get("nextPageToken")
     return {
@@ -98,7 +98,7 @@ async def _azure_page(client: Any, container: str, request: dict[str, Any]) -> d
             async for each in page:
                 if isinstance(each, BlobPrefix):
                     answer["CommonPrefixes"].append({"Prefix": each.name})
-                # Accounts with real folders list them among the blobs, marked so.
+                # Accounts with real folders list them among the blobs, with this metadata.
                 elif (each.metadata or {}).get("hdi_isfolder") != "true":
                     answer["Contents"].append({"Key": each.name, "Size": each.size, "ETag": each.etag})
             break

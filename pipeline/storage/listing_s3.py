@@ -1,4 +1,4 @@
-"""Listing an S3 prefix: `paged_listing` with the requests of an s3fs client."""
+"""Listing an S3 prefix: `pipeline.storage.listing` with the requests of an s3fs client."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.storage.listing import list_keys
 
 Call = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
-"""Runs one request, with retries and errors in our words."""
+"""Makes one request, with retries and translated errors."""
 
 
 def find_on_s3(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
@@ -14,8 +14,8 @@ def find_on_s3(client: Any, path: str, call: Call, after: str = "") -> Iterator[
 
     Args:
         client: an s3fs file system.
-        path: bucket and prefix as that spells them; several slashes at its end are part of the prefix.
-        after: a name relative to the path; only what comes behind it is listed.
+        path: bucket and prefix as the client spells them; several slashes at the end are part of the prefix.
+        after: a name relative to the path; only names behind it are listed.
     """
     bucket, key, _ = client.split_path(path)
     prefix = f"{key.rstrip('/')}{path[len(path.rstrip('/')) :] or '/'}" if key else ""
@@ -24,6 +24,6 @@ def find_on_s3(client: Any, path: str, call: Call, after: str = "") -> Iterator[
         return call(lambda: client.call_s3("list_objects_v2", Bucket=bucket, **request))
 
     for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else ""):
-        # Servers that keep keys as paths take slashes in a row for one, and answer with keys of another prefix.
+        # Servers that keep keys as paths collapse repeated slashes, and answer with keys of another prefix.
         if found.key.startswith(prefix):
             yield found.key[len(prefix) :], found.bytes, found.etag

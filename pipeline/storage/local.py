@@ -1,7 +1,6 @@
 """Files on this machine's own file systems: list in order, read a range, write atomically.
 
-Local paths do not go through fsspec: plain calls are several times faster, and no character of a name is
-special.
+Local paths do not go through fsspec: plain calls are several times faster, and no character of a name is special.
 """
 
 import contextlib
@@ -16,8 +15,7 @@ from pipeline.storage.objects import ObjectData
 from pipeline.storage.uris import name_order
 
 TEMP_SUFFIX = ".htc-tmp"
-"""Our unfinished files are `.NAME.<pid>-<random>.htc-tmp`; the leading dot keeps them out of every
-listing."""
+"""Unfinished files are `.NAME.<pid>-<random>.htc-tmp`; the leading dot keeps them out of every listing."""
 
 
 OnLink = Callable[[str, str], None]
@@ -31,9 +29,9 @@ def walk_files(
 ) -> Iterator[tuple[str, os.stat_result | None]]:
     """List the files below a folder as (path, stat), in the order of their whole paths (`uris.name_order`).
 
-    Hidden files and folders are left out. A link to a file is listed as one, and a link that leads nowhere with None:
-    it is a missing image, not an absent one. Each real folder is entered once: one that lies below `folder` by its
-    own path and never by a link, one that lies elsewhere by the first link that leads to it, in the order of paths.
+    Hidden files and folders are left out. A link to a file is listed as a file, and a dangling link with None instead
+    of its stat: the image is missing. Each real folder is entered once: a folder below `folder` by its own path and
+    never by a link, a folder elsewhere by the first link to it, in the order of paths.
 
     Args:
         after: only paths behind this one; folders that end before it are not entered.
@@ -46,14 +44,14 @@ def walk_files(
 
 
 class _Walk:
-    """One walk through a folder; what it keeps is of the folders that lie elsewhere, and links lead to."""
+    """One walk through a folder, and the folders outside it that links lead to."""
 
     def __init__(self, root: str, after: bytes, on_link: OnLink | None) -> None:
         self._root = root
         self._real_root = os.path.realpath(root)
         self._after = after
         self._on_link = on_link
-        # By which path each folder that lies elsewhere was entered first.
+        # The path by which each folder outside the root was entered first.
         self._elsewhere: dict[Identity, str] = {}
         self._is_whole = not after
 
@@ -83,7 +81,7 @@ class _Walk:
                 yield from self._below(entry.path, is_elsewhere=True)
 
     def _may_enter(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a folder that is reached by a link is entered, as its files come under no other name."""
+        """Return whether to enter a folder that a link leads to: only if its files are listed under no other name."""
         real = os.path.realpath(entry.path)
         below = real.removeprefix(self._real_root.rstrip("/") + "/")
         is_root = real == self._real_root
@@ -97,7 +95,7 @@ class _Walk:
 
     def _first_path(self, entry: os.DirEntry[str]) -> str:
         if not self._is_whole:
-            # What comes before `after` was passed over, and some of it may lead there, too.
+            # Names before `after` were skipped, and links among them may lead to the same folder.
             self._is_whole = True
             whole = _Walk(self._root, b"", None)
             for path, _ in whole.files():
@@ -119,7 +117,7 @@ def _leads_to(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool])
         return kind(entry)
     except OSError:
         if entry.is_symlink():
-            # One that leads back to itself, or where this user may not go: its row says so, and the others go on.
+            # A link to itself, or to a place without permission: it becomes a failed row, and the walk continues.
             return False
         raise
 
@@ -150,8 +148,8 @@ def read_file(path: str, offset: int | None, length: int | None, max_bytes: int 
 
     Raises:
         OSError: it cannot be read.
-        ObjectTooLargeError: it is larger than `max_bytes`, and all of it is wanted.
-        IncompleteReadError: it was written to meanwhile, so that the bytes may be of two versions.
+        ObjectTooLargeError: it is larger than `max_bytes`, and read to its end.
+        IncompleteReadError: it was written to during the read, so that the bytes may be of two versions.
     """
     with Path(path).open("rb", buffering=0 if length is None else -1) as file:
         before = os.fstat(file.fileno())
@@ -167,12 +165,12 @@ def read_file(path: str, offset: int | None, length: int | None, max_bytes: int 
 
 
 def write_file(path: str, payload: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut.
+    """Write a file atomically, also with respect to a power cut.
 
-    The temporary file lies in the same folder, because a rename is atomic within one file system only.
+    The temporary file is in the same folder, because a rename is atomic within one file system only.
 
     Raises:
-        OSError: it cannot be written; the temporary file is gone.
+        OSError: it cannot be written; the temporary file is removed.
     """
     target = Path(path)
     _make_folder(target.parent)
@@ -194,12 +192,12 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder is needed", str(folder)) from error
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the place of a folder", str(folder)) from error
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without this the new name itself may be lost in a power cut. Some network file systems refuse it; the
-    # payload is safe there too, so that is no reason to fail.
+    # Without this the new name itself may be lost in a power cut. Some network file systems refuse it; the payload is
+    # safe there too, so the write has not failed.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -209,10 +207,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_listable(folder: str) -> None:
-    """Refuse a folder that cannot be entered, by name.
+    """Check that a folder can be listed.
 
     Raises:
-        AccessDeniedError: no permission to list it.
+        AccessDeniedError: there is no permission to list it.
     """
     if not os.access(folder, os.R_OK | os.X_OK):
         raise AccessDeniedError(f"No permission to list {folder}; check the permissions.")

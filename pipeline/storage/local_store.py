@@ -22,11 +22,11 @@ class LocalStore:
     """Files and folders by their paths, with or without `file://`."""
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
-        """Do something with a file: translate its errors, and retry those that may pass."""
+        """Run an operation on a file: translate its errors, and retry transient ones."""
         return retry_local(lambda: translated_errors(action, uri, verb, is_local=True))
 
     def folder_uri(self, uri: str) -> str:
-        """Return the name that the files listed below a folder begin with."""
+        """Return the prefix of the names listed below a folder."""
         return local_path(uri)
 
     def list_folder(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, ObjectInfo]]:
@@ -41,7 +41,7 @@ class LocalStore:
             raise _translated(error, str(error.filename or uri), "list") from error
 
     def kind(self, uri: str) -> Kind:
-        """Return whether a name is a file's, a folder's, or nothing's."""
+        """Return whether there is a file of this name, a folder, or neither."""
         path = Path(local_path(uri))
         try:
             if path.is_dir():

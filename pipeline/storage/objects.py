@@ -8,10 +8,10 @@ Kind = Literal["file", "folder", "absent"]
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing.
+    """One listed object.
 
-    bytes: its size, None when the store does not say or the object is a link that leads nowhere.
-    etag: the store's version of it; for local files modification time and size.
+    bytes: its size, None when the store does not report one or the object is a dangling link.
+    etag: the store's version of it; for local files modification time and size; None when the store reports none.
     """
 
     uri: str
@@ -21,9 +21,9 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class ObjectData:
-    """Bytes of an object, and the version that they are of.
+    """Bytes of an object and their version.
 
-    etag: None when the store does not say which version it sent.
+    etag: None when the store does not report which version it sent.
     """
 
     payload: bytes
@@ -31,12 +31,12 @@ class ObjectData:
 
 
 def strip_etag(etag: object) -> str | None:
-    """Return an ETag without the quotes that HTTP puts around it; None for anything but text."""
+    """Return an ETag without HTTP's quotes and weakness prefix; None for anything but text."""
     return etag.removeprefix("W/").strip('"') if isinstance(etag, str) else None
 
 
 def listed_from(uri: str, found: dict[str, Any]) -> ObjectInfo:
-    """Read the description of an object that fsspec's file systems give."""
+    """Convert what an fsspec file system returns for an object."""
     size = found.get("size")
     etag = found.get("ETag") or found.get("etag")
     return ObjectInfo(uri, None if size is None else int(size), strip_etag(etag))

@@ -1,7 +1,7 @@
-"""What `storage.options` may say of a store's client: how it is to work, never who one is.
+"""Validation of `storage.options`: options of a store's client, but no credentials.
 
-The spec is copied into run.json and travels through schedules and manifests; credentials in it would be in all of
-them. This module imports no fsspec: `htc --help` goes through it.
+The spec is copied into run.json, schedules and manifests, and so would be credentials in it. This module does not
+import fsspec, because `htc --help` imports it.
 """
 
 import re
@@ -13,9 +13,9 @@ from pipeline.redaction import is_secret_option, redact
 SAME_STORE = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "adl": "abfs"}
 """Schemes that are other names for one store."""
 
-# What this program sets by itself, and what to do instead.
-_OURS = {
-    "anon": "say `storage: {anonymous: true}`",
+# Options that this program sets itself, and what to do instead.
+_RESERVED = {
+    "anon": "set `storage: {anonymous: true}`",
     "max_concurrency": "set storage.read_concurrency",
     "max_pool_connections": "set storage.read_concurrency",
     "retries": "set storage.patience_s",
@@ -31,18 +31,18 @@ _EXAMPLE = "`options: {s3: {requester_pays: true}}`"
 
 
 def check_options(options: object) -> dict[str, dict[str, Any]]:
-    """Check the spec's `storage.options`: by scheme, what its fsspec file system is opened with.
+    """Check the spec's `storage.options`: by scheme, the options of its fsspec file system.
 
     Raises:
-        ValueError: it is no mapping of mappings of plain values, holds a credential, or sets what this program sets.
+        ValueError: it is not a mapping of mappings of plain values, holds a credential, or sets a reserved option.
     """
     if not isinstance(options, Mapping):
-        raise ValueError(f"it holds a section for each scheme, such as {_EXAMPLE}")
+        raise ValueError(f"it must hold a section for each scheme, such as {_EXAMPLE}")
     return {str(scheme): _check_store(str(scheme), section) for scheme, section in options.items()}
 
 
 def options_of(options: Mapping[str, Mapping[str, Any]], scheme: str) -> dict[str, Any]:
-    """Return what the options say of a scheme, under any of its names."""
+    """Return a scheme's options, given under any of its names."""
     store = SAME_STORE.get(scheme, scheme)
     found: dict[str, Any] = {}
     for name, section in options.items():
@@ -52,7 +52,7 @@ def options_of(options: Mapping[str, Mapping[str, Any]], scheme: str) -> dict[st
 
 
 def merge_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay the user's options over ours, section by section."""
+    """Merge the user's options over this program's, section by section."""
     merged = dict(ours)
     for name, value in theirs.items():
         below = merged.get(name)
@@ -62,11 +62,11 @@ def merge_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[st
 
 def _check_store(scheme: str, section: object) -> dict[str, Any]:
     if not isinstance(section, Mapping):
-        raise ValueError(f"{scheme} stands where a scheme should, with a section of its options, such as {_EXAMPLE}")
+        raise ValueError(f"{scheme} must be a scheme with a section of its options, such as {_EXAMPLE}")
     if not _SCHEME.fullmatch(scheme):
-        raise ValueError(f"{scheme!r} is no scheme; write s3, gs, abfs or https, such as {_EXAMPLE}")
+        raise ValueError(f"{scheme!r} is not a scheme; write s3, gs, abfs or https, such as {_EXAMPLE}")
     if scheme in ("file", "local"):
-        raise ValueError("local files have no options; take that section out")
+        raise ValueError("local files have no options; remove that section")
     for path, value in _walk(scheme, section):
         name = path.rpartition(".")[2]
         if is_secret_option(name):
@@ -74,8 +74,8 @@ def _check_store(scheme: str, section: object) -> dict[str, Any]:
                 f"{path} is a credential, and credentials are not written into a spec; set them in the environment or "
                 "a profile"
             )
-        if name in _OURS:
-            raise ValueError(f"{path} is set by htc itself; {_OURS[name]}")
+        if name in _RESERVED:
+            raise ValueError(f"{path} is set by htc itself; {_RESERVED[name]}")
         if isinstance(value, str) and redact(value) != value:
             raise ValueError(
                 f"{path} looks like a credential, and credentials are not written into a spec; set them in the "
@@ -87,7 +87,7 @@ def _check_store(scheme: str, section: object) -> dict[str, Any]:
 
 
 def _walk(path: str, value: object) -> Iterator[tuple[str, object]]:
-    """Yield each named value below a section, by its dotted path; those of a list by the list's."""
+    """Yield each value below a section with its dotted path; values of a list with the list's path."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield f"{path}.{name}", inner

@@ -1,4 +1,4 @@
-"""How many reads of a store are under way at once, and which of them is asked for a second time."""
+"""Concurrency limit for reads of a store (AIMD), and hedging: a slow read is sent a second time."""
 
 import threading
 import time
@@ -10,24 +10,24 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# A read is slow when it takes three times as long as 95 of 100 do, but never before a quarter of a second: below
-# that a second request costs more than it saves. After ten seconds nobody calls it quick, whatever the others did.
+# A read is slow when it takes three times as long as the 95th percentile, but never before a quarter of a second:
+# below that a second request costs more than it saves. Ten seconds are slow, however long other reads take.
 SLOW_FACTOR = 3.0
 LEAST_SLOW_S = 0.25
 MOST_SLOW_S = 10.0
-# Enough to tell what is usual; and the memory of it, so that "usual" follows the store's mood.
+# Reads until the percentile is known, and the number of recent reads that it is taken of.
 FEWEST_READS = 20
 READS_KEPT = 200
-# Of a hundred reads, five may be asked for twice.
+# Of a hundred reads, five may be sent twice.
 HEDGED_SHARE = 0.05
 MOST_HEDGES_SAVED = 5.0
 
 
 class ReadLimiter:
-    """Lets so many reads go at once; fewer when the store asks for that, then slowly more again.
+    """Limits concurrent reads; the limit falls when the store asks for fewer requests, and then slowly rises again.
 
-    Halved by a SlowDown and grown by one for each full round of reads that went well (additive increase,
-    multiplicative decrease, as TCP does it). Requests that were under way when it was halved say nothing new.
+    SlowDown halves it, and each full round of successful reads raises it by one (additive increase, multiplicative
+    decrease, as in TCP). Requests that began before it was halved do not halve it again.
     """
 
     def __init__(self, most: int) -> None:
@@ -39,12 +39,12 @@ class ReadLimiter:
 
     @property
     def limit(self) -> int:
-        """Reads that may be under way now."""
+        """How many reads may run at once now."""
         return int(self._limit)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one of the places, waiting for it."""
+        """Wait for one of the slots, and occupy it for the block."""
         with self._change:
             self._change.wait_for(lambda: self._busy < int(self._limit))
             self._busy += 1
@@ -56,17 +56,17 @@ class ReadLimiter:
                 self._change.notify()
 
     def has_room(self) -> bool:
-        """Whether one more read would be within the limit."""
+        """Return whether one more read would be within the limit."""
         return self._busy < int(self._limit)
 
-    def note_success(self) -> None:
-        """Count a read that went well."""
+    def record_success(self) -> None:
+        """Record a successful read."""
         with self._change:
             self._limit = min(float(self._most), self._limit + 1 / self._limit)
             self._change.notify()
 
-    def note_slow_down(self, began: float) -> None:
-        """Halve the limit, if the request that was refused began (by `time.monotonic`) after it was halved last."""
+    def record_slow_down(self, began: float) -> None:
+        """Halve the limit, if the refused request began (by `time.monotonic`) after the limit was halved last."""
         with self._change:
             if began >= self._halved:
                 self._limit = max(1.0, self._limit / 2)
@@ -74,56 +74,56 @@ class ReadLimiter:
 
 
 class HedgePolicy:
-    """Knows how long reads take, and grants a second request to those that take too long.
+    """Decides when a read is slow and whether it may be sent a second time.
 
-    is_on: never grants any when false.
+    is_on: false grants no second request.
     """
 
     def __init__(self, *, is_on: bool = True) -> None:
         self._is_on = is_on
         self._reads: deque[tuple[float, int]] = deque(maxlen=READS_KEPT)
-        self._saved = 1.0
+        self._tokens = 1.0
         self._lock = threading.Lock()
 
-    def note(self, seconds: float, read_bytes: int) -> None:
-        """Count a read that went well."""
+    def record(self, seconds: float, read_bytes: int) -> None:
+        """Record a successful read."""
         with self._lock:
             self._reads.append((seconds, read_bytes))
-            self._saved = min(MOST_HEDGES_SAVED, self._saved + HEDGED_SHARE)
+            self._tokens = min(MOST_HEDGES_SAVED, self._tokens + HEDGED_SHARE)
 
     def hedge_after_s(self, expected_bytes: int | None) -> float | None:
-        """Return the seconds after which a read is slow; None while that is not known.
+        """Return the seconds after which to send a read again; None while too few reads are recorded.
 
         Args:
-            expected_bytes: of what is read; larger than usual is given longer, None counts as usual.
+            expected_bytes: the size of the read; above the mean the time grows in proportion. None counts as the mean.
         """
         with self._lock:
             if not self._is_on or len(self._reads) < FEWEST_READS:
                 return None
             usual_s = sorted(seconds for seconds, _ in self._reads)[int(0.95 * len(self._reads))]
             usual_bytes = max(1.0, sum(size for _, size in self._reads) / len(self._reads))
-        stretch = max(1.0, (expected_bytes or 0) / usual_bytes)
-        return min(max(SLOW_FACTOR * usual_s, LEAST_SLOW_S), MOST_SLOW_S) * stretch
+        size_factor = max(1.0, (expected_bytes or 0) / usual_bytes)
+        return min(max(SLOW_FACTOR * usual_s, LEAST_SLOW_S), MOST_SLOW_S) * size_factor
 
     def take(self) -> bool:
-        """Grant a second request, unless too many were granted of late."""
+        """Grant a second request, unless the share of hedged reads is used up."""
         with self._lock:
-            if self._saved < 1:
+            if self._tokens < 1:
                 return False
-            self._saved -= 1
+            self._tokens -= 1
             return True
 
 
 def hedged(begin: Callable[[], Future[T]], hedge_after_s: float | None, may_hedge: Callable[[], bool]) -> T:
-    """Make a request, a second time when it is slow, and take the answer that comes first.
+    """Send a request, a second time when it is slow, and return the answer that comes first.
 
     Args:
         begin: sends the request.
-        hedge_after_s: when it counts as slow; None is never.
-        may_hedge: asked once, when it is slow.
+        hedge_after_s: the seconds after which it is slow; None is never.
+        may_hedge: called once, when it is slow; whether to send it again.
 
     Raises:
-        what the request raises, when every one that was sent fails.
+        the error of the first request, when every one that was sent fails.
     """
     first = begin()
     wait([first], timeout=hedge_after_s)

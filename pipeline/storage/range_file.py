@@ -57,13 +57,13 @@ def open_ranges(listed: ObjectInfo, size: int, read: ReadRange) -> StoredFile:
 
     Args:
         listed: what it is now. size: its length in bytes.
-        read: what it raises, reading the file raises.
+        read: reads a part of the object; reading the file raises what it raises.
     """
     return StoredFile(_Ranges(listed, size, read), listed)
 
 
 class _Ranges(io.RawIOBase):
-    """Reads what is asked for, no more."""
+    """Unbuffered: each read is one request for exactly these bytes."""
 
     def __init__(self, listed: ObjectInfo, size: int, read: ReadRange) -> None:
         self._listed = listed
@@ -94,7 +94,7 @@ class _Ranges(io.RawIOBase):
             return 0
         found = self._read(self._position, wanted)
         if found.etag != self._listed.etag and None not in (found.etag, self._listed.etag):
-            # Two halves of two files would pass for a damaged one.
+            # Parts of two versions together would look like a damaged file.
             raise IncompleteReadError(f"{self._listed.uri} was replaced while it was read.")
         view[: len(found.payload)] = found.payload
         self._position += len(found.payload)

@@ -1,7 +1,7 @@
-"""Reading an object of a remote store: which version it is of, and whether all of it came.
+"""Reading an object of a remote store, with its version and a check that the read is complete.
 
-S3 tells the version in its answer to the GET itself. Of other stores it is asked beforehand, and only where a
-listing told one to compare with.
+S3 sends the version with the answer to the GET. Other stores are asked for it before the read, and only where the
+listing had a version to compare with.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """What of an object is wanted.
+    """A read of an object or a part of it.
 
     uri: the object's name, without a signature.
-    offset, length: in bytes; None for the beginning and the end.
-    listed: the object when it was listed, None when it never was.
-    max_bytes: the most that may be taken into memory.
+    offset, length: in bytes; None reads from the beginning, and to the end.
+    listed: the object as it was listed, None when it was not.
+    max_bytes: the largest object that may be read into memory.
     """
 
     uri: str
@@ -34,33 +34,33 @@ class ReadRequest:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the whole object is wanted."""
+        """Return whether the request is for the whole object."""
         return self.offset is None and self.length is None
 
     @property
     def end(self) -> int | None:
-        """The first byte that is not wanted."""
+        """The offset behind the last byte; None for the end of the object."""
         return None if self.length is None else (self.offset or 0) + self.length
 
     @property
     def expected_bytes(self) -> int | None:
-        """How much is likely to come, None when nobody told."""
+        """The expected size of the answer in bytes, None when it is not known."""
         return self.listed.bytes if self.is_whole and self.listed is not None else self.length
 
 
 def begin_read(client: Any, path: str, request: ReadRequest) -> Future[ObjectData]:
-    """Send a read on its way; cancelling the future ends it.
+    """Begin a read; cancelling the future ends it.
 
     Args:
         client: the store's fsspec file system.
         path: the object's address as that file system spells it.
 
-    A range that begins or ends beyond the object comes back short, as it does of a local file. The future raises
-    what the client does, and besides:
+    A range that ends beyond the object comes back short, as with a local file. The future raises the client's errors,
+    and besides:
 
     Raises:
-        IncompleteReadError: less or more came than the store said there is, or than was listed.
-        ObjectTooLargeError: the object is larger than `max_bytes`; its body was not read.
+        IncompleteReadError: the answer has another length than the store reported, or than was listed.
+        ObjectTooLargeError: the object is larger than `max_bytes`; its body is not read.
     """
     protocols = {client.protocol} if isinstance(client.protocol, str) else set(client.protocol)
     if protocols & S3_SCHEMES:
@@ -82,17 +82,17 @@ async def _get(client: Any, path: str, request: ReadRequest) -> ObjectData:
             raise
         if request.offset:
             return ObjectData(b"", None)
-        # No range fits an empty object.
+        # An empty object satisfies no range.
         answer = await client._call_s3("get_object", Bucket=bucket, Key=key)
     body = answer["Body"]
     try:
-        # A store that sends in chunks tells no length; then whoever reads judges what came.
+        # A chunked answer has no length; then the reader of the image notices what is missing.
         size = answer.get("ContentLength", 0)
         if request.max_bytes is not None and size > request.max_bytes:
             raise ObjectTooLargeError(request.uri, size)
         payload: bytes = await body.read()
     finally:
-        # A body that was read to its end has given its connection back already.
+        # A body that was read to its end has returned its connection already.
         body.close()
     etag = strip_etag(answer.get("ETag"))
     if answer.get("ContentRange") is None:
@@ -104,7 +104,7 @@ async def _get(client: Any, path: str, request: ReadRequest) -> ObjectData:
 
 async def _get_from_web(client: Any, path: str, request: ReadRequest) -> ObjectData:
     wanted = None if request.is_whole else _range(request)
-    # Compressed on the way it would have another size, and often another ETag.
+    # A compressed answer would have another size, and often another ETag.
     headers = client.kwargs.get("headers", {}) | {"Accept-Encoding": "identity"}
     options = client.kwargs | {"headers": headers | ({"Range": wanted} if wanted else {})}
     session = await client.set_session()
@@ -119,7 +119,7 @@ async def _get_from_web(client: Any, path: str, request: ReadRequest) -> ObjectD
         async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
             payload += chunk
             if most is not None and len(payload) > most:
-                # Some hosts tell no length, and some tell a wrong one.
+                # Some hosts send no length, and some a wrong one.
                 raise ObjectTooLargeError(request.uri, len(payload))
         etag = strip_etag(answer.headers.get("ETag"))
         content_range = answer.headers.get("Content-Range") if answer.status == 206 else None
@@ -132,8 +132,8 @@ async def _get_from_web(client: Any, path: str, request: ReadRequest) -> ObjectD
 def _range(request: ReadRequest) -> str | None:
     if request.is_whole and request.listed is not None and request.listed.bytes is not None:
         return None
-    # Of an object of unknown size "all from 0" is asked for, because the answer to a range tells the object's
-    # whole size, and so a body that was cut short on the way can be told from a short object.
+    # An object of unknown size is read as the range "all from 0", because the answer to a range has the object's size,
+    # with which a body that was cut short can be recognised.
     last = "" if request.end is None else str(request.end - 1)
     return f"bytes={request.offset or 0}-{last}"
 
@@ -150,7 +150,7 @@ def _total(content_range: str) -> int | None:
 
 
 def _check_whole(request: ReadRequest, payload: bytes, etag: str | None) -> bytes:
-    """Compare a whole object with what was listed, and cut the range out if the store ignored it."""
+    """Compare an object's size with the listed one, and cut the range out if the store ignored it."""
     listed = request.listed
     if listed is not None and listed.bytes is not None and listed.etag == etag and len(payload) != listed.bytes:
         raise IncompleteReadError(
@@ -178,7 +178,7 @@ async def _cat(client: Any, path: str, request: ReadRequest) -> ObjectData:
 
 
 def _read_now(client: Any, path: str, request: ReadRequest) -> Future[ObjectData]:
-    """Read through a file system that knows no asyncio, in the calling thread."""
+    """Read through a synchronous file system, in the calling thread."""
     done: Future[ObjectData] = Future()
     now = _check_limit(request, client.info(path) if _is_versioned(request) else None)
     start, end = _bounds(request)
@@ -190,7 +190,7 @@ def _read_now(client: Any, path: str, request: ReadRequest) -> Future[ObjectData
 
 
 def _is_short(request: ReadRequest, payload: bytes) -> bool:
-    # It was cut off on the way, or the object ends there: its size tells.
+    # The answer was cut short, or the object ends there; its size decides.
     return request.length is not None and len(payload) < request.length
 
 
@@ -199,7 +199,7 @@ def _is_versioned(request: ReadRequest) -> bool:
 
 
 def _check_limit(request: ReadRequest, found: dict[str, Any] | None) -> ObjectInfo | None:
-    """Return what the object is now, as far as that is known."""
+    """Check `max_bytes`, and return the object's current size and version as far as they are known."""
     now = request.listed if found is None else listed_from(request.uri, found)
     size = now.bytes if now is not None and request.is_whole else None
     if request.max_bytes is not None and size is not None and size > request.max_bytes:
@@ -214,9 +214,9 @@ def _bounds(request: ReadRequest) -> tuple[int | None, int | None]:
 def _as_fetched(request: ReadRequest, now: ObjectInfo | None, payload: bytes) -> ObjectData:
     expected = now.bytes if request.is_whole and now is not None else None
     if request.length is not None and len(payload) > request.length:
-        # Servers may ignore the range and send everything.
+        # Some servers ignore the range and send everything.
         payload = payload[request.offset or 0 : request.end]
-    # More than was listed is no fault: some stores unpack what they hold compressed.
+    # More than was listed is correct: some stores decompress what they send.
     if expected is not None and len(payload) < expected:
         raise IncompleteReadError(f"Storage sent {len(payload)} of {expected} bytes of {request.uri}.")
     return ObjectData(payload, now.etag if now is not None else None)

@@ -1,8 +1,8 @@
-"""When a request to a store is sent again: how often, how soon, and for how long.
+"""Retries of requests to a store: how often, how soon, and for how long.
 
-A store that hiccups is asked again soon, one that is away is waited for, and one that never answered is not: the
-endpoint may be misspelt, and whoever misspelt it is waiting. However many reads fail at once, this process repeats
-its requests no faster than a budget allows, so that a store that comes back is not pushed over again.
+A transient failure is retried soon. A store that answered before and is unreachable now is retried for `patience_s`. A
+store that never answered is not: its endpoint may be misspelt, and the user is waiting. However many reads fail at
+once, a budget bounds the rate of retries of this process, so that a store that recovers is not overloaded again.
 """
 
 import threading
@@ -17,17 +17,17 @@ from pipeline.errors import AccessDeniedError, IncompleteReadError, NotFoundErro
 T = TypeVar("T")
 
 ATTEMPTS = 5
-# Of a request that fails again and again while the store answers others.
+# For a request that keeps failing while the store answers others.
 ATTEMPTS_ALONE = 10
-# "Forbidden" and "not there" are asked twice more where they surprise: stores say so while they start, and while
-# credentials are renewed.
+# "Forbidden" and "not found" are retried twice where they contradict what is known: stores answer so while they start,
+# and while credentials are renewed.
 ATTEMPTS_DOUBTED = 3
 LONGEST_WAIT_S = 8.0
 _FIRST_WAIT_S = 0.25
 
 
 def retry_local(attempt: Callable[[], T]) -> T:
-    """Do something with a local file, again when the file system hiccups, as those across a network do."""
+    """Run an operation on a local file, with retries of transient errors such as network file systems have."""
     return Retrying(
         retry=retry_if_exception_type(TransientStorageError),
         stop=stop_after_attempt(ATTEMPTS),
@@ -37,10 +37,10 @@ def retry_local(attempt: Callable[[], T]) -> T:
 
 
 class RetryBudget:
-    """Tokens of which each repeated request takes one, waiting for it where there is none.
+    """A token bucket: each retry takes a token, and waits while there is none.
 
-    In a quiet hour a burst of `capacity` is free. In the long run a fifth of the requests may be repeated ones,
-    and while nothing succeeds at all, `per_s` of them a second find out when the store is back.
+    A burst of `capacity` retries is free. In the long run a fifth of the requests may be retries (`per_success`), and
+    while no request succeeds, `per_s` retries a second find out when the store is back.
     """
 
     def __init__(self, capacity: float = 50.0, per_success: float = 0.2, per_s: float = 2.0) -> None:
@@ -52,13 +52,13 @@ class RetryBudget:
         self._change = threading.Condition()
 
     def earn(self) -> None:
-        """Count a request that succeeded."""
+        """Record a request that succeeded."""
         with self._change:
             self._tokens = min(self._capacity, self._tokens + self._per_success)
             self._change.notify()
 
     def take(self) -> None:
-        """Take a token, waiting for it."""
+        """Take a token; wait while there is none."""
         with self._change:
             while True:
                 now = time.monotonic()
@@ -71,10 +71,10 @@ class RetryBudget:
 
 
 class StoreHealth:
-    """What this process knows of a store: whether it ever answered, when last, and what may be repeated.
+    """State of a store in this process: whether it ever answered, when last, and its retry budget.
 
-    patience_s: how long a store that answered before is waited for.
-    has_answered: set beforehand where another process of the same run has talked to it.
+    patience_s: for how long requests are retried while a store that answered before is unreachable.
+    has_answered: true from the beginning where another process of the run has used the store.
     """
 
     def __init__(self, patience_s: float, *, has_answered: bool = False) -> None:
@@ -83,33 +83,33 @@ class StoreHealth:
         self.last_success = float("-inf")
         self.budget = RetryBudget()
 
-    def note_success(self) -> None:
-        """Count a request that the store granted."""
+    def record_success(self) -> None:
+        """Record a request that the store granted."""
         self.has_answered = True
         self.last_success = time.monotonic()
         self.budget.earn()
 
     def call(self, attempt: Callable[[], T], *, is_expected: bool = False) -> T:
-        """Make a request, again and again where that may help.
+        """Make a request, with retries where they may help.
 
-        Waits are drawn evenly between 0 and a bound that doubles each time (full jitter), so that a thousand
-        workers that failed together do not come back together.
+        Waits are uniformly random between 0 and a bound that doubles each time (full jitter), so that a thousand
+        workers that failed together do not retry together.
 
         Args:
             attempt: raises the errors of `pipeline.errors`.
-            is_expected: whether the object was there before, so that "not found" is doubted.
+            is_expected: whether the object existed before, so that "not found" is retried too.
 
         Raises:
-            StorageError: the last attempt's.
+            StorageError: the error of the last attempt.
         """
 
         def succeed() -> T:
             result = attempt()
-            self.note_success()
+            self.record_success()
             return result
 
-        tries = _RetryPolicy(self, is_expected=is_expected)
-        return Retrying(retry=tries.is_worth_another, wait=_wait, sleep=self._sleep, reraise=True)(succeed)
+        policy = _RetryPolicy(self, is_expected=is_expected)
+        return Retrying(retry=policy.should_retry, wait=_wait, sleep=self._sleep, reraise=True)(succeed)
 
     def _sleep(self, wait_s: float) -> None:
         time.sleep(wait_s)
@@ -117,7 +117,7 @@ class StoreHealth:
 
 
 class _RetryPolicy:
-    """The attempts at one request."""
+    """Whether to retry one request."""
 
     def __init__(self, health: StoreHealth, *, is_expected: bool) -> None:
         self._health = health
@@ -125,15 +125,15 @@ class _RetryPolicy:
         self._start = self._last_failure = time.monotonic()
         self._alone = 0
 
-    def is_worth_another(self, state: RetryCallState) -> bool:
-        """Tell whether to send the request again; asked after each attempt."""
+    def should_retry(self, state: RetryCallState) -> bool:
+        """Return whether to send the request again; called after each attempt."""
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, NotFoundError | AccessDeniedError):
             return state.attempt_number < self._attempts_at_refusal(error)
         if isinstance(error, IncompleteReadError):
-            # The store is there; what it sends is damaged, now or for good.
+            # The store is available; what it sends is damaged, for now or permanently.
             return state.attempt_number < ATTEMPTS_ALONE
-        return isinstance(error, TransientStorageError) and self._is_waiting(state.attempt_number)
+        return isinstance(error, TransientStorageError) and self._has_time_left(state.attempt_number)
 
     def _attempts_at_refusal(self, error: NotFoundError | AccessDeniedError) -> int:
         if isinstance(error, NotFoundError):
@@ -141,9 +141,9 @@ class _RetryPolicy:
             return ATTEMPTS_DOUBTED if self._is_expected else 1
         return ATTEMPTS_DOUBTED if self._health.has_answered else 1
 
-    def _is_waiting(self, attempts: int) -> bool:
+    def _has_time_left(self, attempts: int) -> bool:
         now = time.monotonic()
-        # While it serves others, the trouble is this object's, and waiting would only hold up its shard.
+        # While the store serves other requests, the problem is this object's, and waiting would only delay its shard.
         self._alone += self._health.last_success > self._last_failure
         self._last_failure = now
         if attempts < ATTEMPTS:

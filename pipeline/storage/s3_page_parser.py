@@ -1,15 +1,15 @@
-"""The pages of an S3 listing, read four times as fast as botocore reads them.
+"""A fast parser for the pages of an S3 listing, four times as fast as botocore's.
 
-botocore looks at a page of a thousand keys twice, and spends 45 µs on each key: on its time, its owner, its storage
-class. Listing is what a run of millions of images begins with, so here names, sizes and ETags are taken out of a
-page by a hook of botocore's own, before it sees the page.
+botocore parses a page of a thousand keys twice, and spends 45 µs on each key: on its time, its owner, its storage
+class. A run of millions of images begins with a listing, so a hook of botocore's takes names, sizes and ETags out of
+the page before botocore parses it.
 """
 
 import re
 from typing import Any
 
-# By a star, so that it comes before botocore's own handler of "s3.*", which parses the whole page to see whether it is
-# an error; later it would be right as well, and slower.
+# The star places it before botocore's own handler of "s3.*", which parses the whole page to find out whether it is an
+# error; after that handler it would be correct as well, but slower.
 _PAGE = "before-parse.*.ListObjectsV2"
 _CONTENTS = re.compile(rb"<Contents>(.*?)</Contents>", re.DOTALL)
 _KEY = re.compile(rb"<Key>([^<]*)</Key>")
@@ -19,8 +19,8 @@ _ENTITY = re.compile(r"&(?:#(\d+)|#[xX]([0-9A-Fa-f]+)|(amp|lt|gt|quot|apos));")
 _NAMED = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 
 
-def quicken_listings(client: Any) -> None:
-    """Have an s3fs client that is not connected yet read listings quickly; other answers it reads as ever."""
+def install_page_parser(client: Any) -> None:
+    """Install the parser in an s3fs client that is not connected yet; other answers are parsed as before."""
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     if client.session is None:
@@ -29,14 +29,14 @@ def quicken_listings(client: Any) -> None:
 
 
 def take_contents(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Move the objects of a page from its text to botocore's answer; a page that looks unusual stays as it is.
+    """Move the objects of a page from its text to botocore's answer; an unusual page is left to botocore.
 
     Args:
-        response_dict: the answer as it came; its body is left without the objects.
-        customized_response_dict: what botocore's answer will hold besides: `Contents`, each with Key, Size and ETag.
+        response_dict: the answer as received; the objects are removed from its body.
+        customized_response_dict: what botocore adds to its answer: `Contents`, each with Key, Size and ETag.
     """
     body: bytes = response_dict["body"]
-    # Comments, CDATA, prefixed names and other line ends are XML as well, and nothing for regular expressions.
+    # Comments, CDATA, prefixed names and other line ends are valid XML that these regular expressions do not parse.
     is_plain = not any(mark in body for mark in (b"<!", b":Contents", b"\r"))
     if response_dict["status_code"] != 200 or not is_plain:
         return

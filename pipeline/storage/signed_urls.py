@@ -1,19 +1,19 @@
-"""Signed URLs by the names of their images: known to this process alone, and never written into the output.
+"""Signed URLs by the names of their images, kept in this process only and never written into the output.
 
-A listing may sign millions of URLs, each a few hundred characters long, so they lie in a temporary database of SQLite:
-a file that it unlinks as soon as it has opened it, and that is gone with the process.
+A listing may hold millions of signed URLs of a few hundred characters each, so they are kept in a temporary SQLite
+database: a file that is unlinked as soon as it is opened, and ends with the process.
 """
 
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
 
-# SQLite takes 32,766 values in one statement since 3.32; this many is quick enough.
+# SQLite allows 32,766 values in a statement since 3.32; this many are fast enough.
 _MOST_NAMES = 500
 
 
 class SignedAddresses:
-    """Which address is asked for when an image or container of a name is read; safe for threads."""
+    """The signed addresses of images and containers by name; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,7 +23,7 @@ class SignedAddresses:
         return self._database is not None
 
     def add(self, addresses: Mapping[str, str]) -> None:
-        """Take over addresses by name; a newer one replaces an older."""
+        """Add addresses by name; a newer one replaces an older."""
         if not addresses:
             return
         with self._lock:
@@ -36,22 +36,22 @@ class SignedAddresses:
             self._database.executemany("INSERT OR REPLACE INTO signed VALUES (?, ?)", rows)
 
     def find(self, name: str) -> str | None:
-        """Return the address of a name, None when the name is the address."""
+        """Return the signed address of a name, None when it has none."""
         return self.find_all([name]).get(name) if self._database is not None else None
 
     def find_all(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the addresses of those names that have one of their own."""
+        """Return the signed addresses of the names that have one."""
         if self._database is None:
             return {}
         wanted = [_bytes(name) for name in dict.fromkeys(names)]
         found: dict[str, str] = {}
         for start in range(0, len(wanted), _MOST_NAMES):
             some = wanted[start : start + _MOST_NAMES]
-            marks = ",".join("?" * len(some))
+            placeholders = ",".join("?" * len(some))
             with self._lock:
-                # The text holds question marks only.
+                # The text holds placeholders only.
                 rows = self._database.execute(
-                    f"SELECT name, address FROM signed WHERE name IN ({marks})",  # noqa: S608  # nosec B608
+                    f"SELECT name, address FROM signed WHERE name IN ({placeholders})",  # noqa: S608  # nosec B608
                     some,
                 ).fetchall()
             found |= {_text(name): _text(address) for name, address in rows}

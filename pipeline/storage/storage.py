@@ -35,18 +35,17 @@ T = TypeVar("T")
 class Storage:
     """Local paths and whatever fsspec opens, behind one set of verbs; pickles, and opens its clients on first use.
 
-    Every method raises NotFoundError, AccessDeniedError, TransientStorageError (after the retries) or
-    StorageError.
+    Every method raises NotFoundError, AccessDeniedError, TransientStorageError (after the retries) or StorageError.
     """
 
     def __init__(self, section: StorageSection | None = None, *, is_known: bool = False) -> None:
-        """`is_known`: another process of the run has reached the stores, so that one that is away is waited for."""
+        """`is_known`: whether another process of the run has used the stores: if one is unreachable, it is retried."""
         self.section = section or StorageSection()
         self._is_known = is_known
         self.signed = SignedAddresses()
         self._local = LocalStore()
         self._stores: dict[str, Store] = {}
-        # Schemes that were asked about, and why they cannot be opened.
+        # Why a scheme cannot be opened, None when it can.
         self._problems: dict[str, str | None] = {}
         self._web_hosts = WebHosts()
         self._lock = threading.Lock()
@@ -56,7 +55,7 @@ class Storage:
         return _unpickled, (self.section, self._is_known)
 
     def read_concurrency(self, uri: str) -> int:
-        """Return how many reads below a uri may be under way at once."""
+        """Return how many concurrent reads below a uri are allowed."""
         return read_concurrency(self.section, is_local=is_local(uri))
 
     def scheme_problem(self, uri: str) -> str | None:
@@ -82,15 +81,15 @@ class Storage:
         on_link: OnLink | None = None,
         missing_ok: bool = False,
     ) -> Iterator[ObjectInfo]:
-        """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists as itself.
+        """List the files below a folder or prefix, recursively, in `uris.name_order`; a file lists itself.
 
-        Local folders and S3 are listed while the iterator is read, in little memory. Hidden names
-        (a leading dot, our own temporary files among them) are left out.
+        Local folders, S3, Google Cloud Storage and Azure are listed while the iterator is read, in little memory.
+        Hidden names (with a leading dot, such as unfinished files) are left out.
 
         Args:
             uri: a folder, prefix or file, taken literally.
             glob: a pattern for the path relative to the folder, see `uris.glob_pattern`.
-            after: only what comes behind this name, which need not exist; one that lies outside means nothing.
+            after: only names behind this one, which need not exist; a name outside the folder is ignored.
             on_link: see `local.walk_files`.
             missing_ok: a folder that does not exist lists nothing, instead of raising NotFoundError.
         """
@@ -118,7 +117,7 @@ class Storage:
                 yield listed
 
     def kind(self, uri: str) -> Kind:
-        """Return whether a name is a file's, a folder's (or a prefix's that holds something), or nothing's."""
+        """Return whether there is a file of this name, a folder (or a prefix of objects), or neither."""
         return self._store(uri).kind(uri)
 
     def stat(self, uri: str) -> ObjectInfo:
@@ -130,7 +129,7 @@ class Storage:
         return self.kind(uri) != "absent"
 
     def read(self, uri: str, offset: int | None = None, length: int | None = None) -> bytes:
-        """Read a whole file, or `length` bytes of it from `offset`; less only when the file ends before."""
+        """Read a file, or `length` bytes of it from `offset`; fewer only when the file ends before."""
         return self.fetch(uri, offset, length).payload
 
     def fetch(
@@ -145,7 +144,7 @@ class Storage:
         """Read a file or a part of it, with its version.
 
         Args:
-            listed: the file when it was listed; while its version is the same, so must be its length.
+            listed: the file as it was listed; if its version is unchanged, so must be its length.
             max_bytes: refuse a larger file before its bytes fill the memory.
 
         Raises:
@@ -158,23 +157,23 @@ class Storage:
         return self._store(uri).open(uri)
 
     def write(self, uri: str, payload: bytes) -> None:
-        """Write a file so that a reader sees all of it or none; folders are made, an older file is replaced."""
+        """Write a file atomically; folders are created, an older file is replaced."""
         self._store(uri).write(uri, payload)
 
     def delete(self, uri: str) -> None:
-        """Delete one file; it is no error when it is already gone."""
+        """Delete one file; no error when there is none."""
         self._store(uri).delete(uri)
 
     def client(self, uri: str) -> tuple[Any, str]:
         """Return the fsspec file system for a remote uri, and the uri as that file system spells it.
 
-        Of a signed URL that is the address with its signature.
+        For a signed URL that is the address with its signature.
         """
         store = self._remote(uri)
         return store.client, store.path_of(uri)
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb) -> T:
-        """Run one storage call: translate its errors, and retry those that may pass (`pipeline.storage.retry`)."""
+        """Run one storage call: translate its errors, and retry transient ones (`pipeline.storage.retry`)."""
         return self._store(uri).call(action, uri, verb)
 
     def _store(self, uri: str) -> LocalStore | Store:
@@ -189,7 +188,7 @@ class Storage:
         with self._lock:
             if name not in self._stores:
                 if len(self._stores) >= MOST_STORES:
-                    # The one used first; what it knew is learnt again.
+                    # The oldest; its health and pace are measured anew when it is used again.
                     del self._stores[next(iter(self._stores))]
                 try:
                     self._stores[name] = (
@@ -198,7 +197,7 @@ class Storage:
                         else Store(scheme, self.section, self.signed, is_known=self._is_known)
                     )
                 except UnsupportedSchemeError as error:
-                    # A listing may name it a million times.
+                    # A listing may name the scheme a million times.
                     self._problems[scheme] = str(error).removesuffix(".")
                     raise
             return self._stores[name]

@@ -1,4 +1,4 @@
-"""One remote store as this process knows it: its client, how it fares, and how hard it may be worked."""
+"""A remote store: its fsspec client with retries, concurrency limit and hedging."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ class Store:
     """
 
     def __init__(self, scheme: str, section: StorageSection, signed: SignedAddresses, *, is_known: bool) -> None:
-        """`signed`: addresses of signed URLs. `is_known`: another process of the run has used the store already."""
+        """`signed`: addresses of signed URLs. `is_known`: whether another process of the run has used the store."""
         self._scheme = scheme
         self.client: Any = open_client(scheme, section)
         self._signed = signed
@@ -59,19 +59,19 @@ class Store:
         path: str = self.client._strip_protocol(self._signed.find(uri) or uri)
         return path
 
-    def wait_for(self, patience_s: float) -> None:
-        """Wait for the store so long from now on, when it is away."""
+    def set_patience(self, patience_s: float) -> None:
+        """Set for how long requests are retried while the store is unreachable."""
         self._health.patience_s = patience_s
 
     def has_answered_within(self, seconds: float) -> bool:
-        """Return whether the store granted a request so lately."""
+        """Return whether the store granted a request within the last seconds."""
         return time.monotonic() - self._health.last_success < seconds
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb, *, is_expected: bool = False) -> T:
-        """Make a request: translate its errors, and repeat it where that may help.
+        """Make a request: translate its errors, and retry it where that may help.
 
         Args:
-            is_expected: whether the object was there before, so that "not found" is doubted.
+            is_expected: whether the object existed before, so that "not found" is retried too.
 
         Raises:
             StorageError: all attempts are used up.
@@ -82,13 +82,13 @@ class Store:
             try:
                 return translated_errors(action, uri, verb, is_local=False)
             except SlowDownError:
-                self._limiter.note_slow_down(began)
+                self._limiter.record_slow_down(began)
                 raise
 
         return self._health.call(attempt, is_expected=is_expected)
 
     def kind(self, uri: str) -> Kind:
-        """Return whether a name is a file's, a folder's (a prefix that holds something), or nothing's."""
+        """Return whether there is an object of this name, a folder (a prefix of objects), or neither."""
 
         def ask() -> Kind:
             path = self.path_of(uri)
@@ -106,9 +106,9 @@ class Store:
         return listed_from(uri, self.call(lambda: self.client.info(path), uri, "read"))
 
     def folder_uri(self, uri: str) -> str:
-        """Return the folder that a uri names, which the names of the files below it begin with.
+        """Return the prefix of the names listed below a folder.
 
-        In a bucket `a//` is another prefix than `a/`, and where it holds nothing, one slash too many was typed.
+        In a bucket `a//` is another prefix than `a/`; where it holds nothing, the extra slashes are ignored.
         """
         if not uri.endswith("//"):
             return uri
@@ -121,19 +121,19 @@ class Store:
     def list_folder(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, ObjectInfo]]:
         """List the objects below a folder with their relative names; only names behind `after`, which is relative too.
 
-        No remote store has links: `on_link` is not called.
+        `on_link` is never called: remote stores have no links.
         """
         find = finder_of(self._scheme)
         if find is not None:
             path = self.path_of(uri)
-            # File systems take slashes off the end; of several, each is part of the prefix.
+            # File systems strip slashes at the end; two or more of them are part of the prefix.
             path = f"{path.rstrip('/')}{uri[len(uri.rstrip('/')) :]}" if uri.endswith("//") else path
             found = find(self.client, path, lambda request: self.call(request, uri, "list"), after)
         else:
             found = (each for each in self._find_all(uri) if name_order(each[0]) > name_order(after))
         for relative, size, etag in found:
             is_hidden = (relative.startswith(".") or "/." in relative) and is_hidden_name(relative)
-            # Consoles make "folders" by empty objects whose key ends in a slash.
+            # Consoles represent "folders" by empty objects whose key ends in a slash.
             if relative and not relative.endswith("/") and not is_hidden:
                 yield relative, ObjectInfo(join(uri, relative), size, strip_etag(etag))
 
@@ -156,15 +156,15 @@ class Store:
         try:
             return self.call(lambda: self._read_once(request), request.uri, "read", is_expected=is_listed)
         except PastEndError:
-            # Nothing, as of a local file.
+            # As with a local file.
             return ObjectData(b"", None)
         except (NotFoundError, ObjectTooLargeError, TransientStorageError):
             raise
         except StorageError as error:
             if self._scheme in WELL_KNOWN_SCHEMES:
                 raise
-            # What a store that this program does not know refuses is that image's failure: nothing says that
-            # another attempt at the whole shard would help.
+            # A refusal of an unknown store is a failure of that image: another attempt at the whole shard is unlikely
+            # to help.
             raise WebHostError(str(error)) from error
 
     def _read_once(self, request: ReadRequest) -> ObjectData:
@@ -176,8 +176,8 @@ class Store:
                 self._hedges.hedge_after_s(request.expected_bytes),
                 lambda: self._limiter.has_room() and self._hedges.take(),
             )
-        self._hedges.note(time.monotonic() - start, len(found.payload))
-        self._limiter.note_success()
+        self._hedges.record(time.monotonic() - start, len(found.payload))
+        self._limiter.record_success()
         return found
 
     def open(self, uri: str) -> StoredFile:
@@ -186,7 +186,7 @@ class Store:
         if info.bytes is not None:
             return open_ranges(info, info.bytes, lambda offset, length: self.fetch(ReadRequest(uri, offset, length)))
         path = self.path_of(uri)
-        # A server that tells no length knows no ranges either.
+        # A server that sends no length supports no ranges either.
         return StoredFile(self.call(lambda: self.client.open(path, "rb"), uri, "read"), info)
 
     def write(self, uri: str, payload: bytes) -> None:

@@ -1,7 +1,7 @@
-"""What went wrong in storage, in the words of `pipeline.errors`.
+"""Translation of storage libraries' exceptions into those of `pipeline.errors`.
 
-Operating systems, s3fs, gcsfs and HTTP clients raise different exceptions for the same trouble. Which library
-is installed is nobody's business here, so theirs are recognised by errno, by HTTP status and by class name.
+Operating systems, s3fs, gcsfs and HTTP clients raise different exceptions for the same problem. This module imports
+none of the libraries; it recognises their exceptions by errno, by HTTP status and by class name.
 """
 
 import errno
@@ -25,16 +25,16 @@ from pipeline.text import one_line
 T = TypeVar("T")
 Verb = Literal["read", "write", "list", "delete"]
 
-# A link that leads back to itself leads nowhere.
+# A link to itself leads nowhere (ELOOP).
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full or over quota; free some and run again"),
     errno.EFBIG: "files may not grow so large here (see `ulimit -f`)",
 }
-# Worth another attempt on a local disk: network file systems hiccup with these. A remote store gets the
-# benefit of the doubt for every errno that is not listed in _LASTING.
-_LOCAL_HICCUPS = {
+# Transient on a local disk: network file systems raise these. On a remote store every errno is transient that is not
+# in _PERMANENT.
+_LOCAL_TRANSIENT = {
     errno.EIO,
     errno.EAGAIN,
     errno.EBUSY,
@@ -43,7 +43,7 @@ _LOCAL_HICCUPS = {
     errno.ECONNRESET,
     errno.EINTR,
 }
-_LASTING = {
+_PERMANENT = {
     errno.EINVAL,
     errno.ENOSYS,
     errno.ENAMETOOLONG,
@@ -53,7 +53,7 @@ _LASTING = {
     errno.EMSGSIZE,
 }
 
-# Errors of botocore and google-auth that are no OSError: the credentials are absent, wrong or expired.
+# Errors of botocore, google-auth and azure that are not OSErrors: the credentials are missing, wrong or expired.
 _CREDENTIAL_ERRORS = {
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -65,8 +65,8 @@ _CREDENTIAL_ERRORS = {
     "RefreshError",
     "ClientAuthenticationError",
 }
-# Errors of botocore, aiohttp, urllib3, gcsfs and azure that a second try may cure.
-_HICCUP_ERRORS = {
+# Errors of botocore, aiohttp, urllib3, gcsfs and azure that a retry may cure.
+_TRANSIENT_ERRORS = {
     "EndpointConnectionError",
     "ConnectionClosedError",
     "ConnectTimeoutError",
@@ -87,17 +87,17 @@ _HICCUP_ERRORS = {
     "ServiceResponseError",
     "IncompleteRead",
 }
-# S3's words (API reference, "Error responses") for what comes with HTTP 400 and a second try may cure.
-_HICCUP_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+# S3's error codes (API reference, "Error responses") that come with HTTP 400 and that a retry may cure.
+_TRANSIENT_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
 
 
 def translated_errors(action: Callable[[], T], uri: str, verb: Verb, *, is_local: bool) -> T:
-    """Do something with storage; what a library raises becomes a StorageError, our own bugs stay."""
+    """Run a storage operation; a library's exception becomes a StorageError, a bug of this program stays as it is."""
     try:
         return action()
     except StorageError:
         raise
-    except Exception as error:  # every library raises its own; what none of them raises is let through
+    except Exception as error:  # libraries share no base class; what none of them raises is re-raised
         translated = storage_error(error, uri, verb, is_local=is_local)
         if translated is None:
             raise
@@ -105,19 +105,19 @@ def translated_errors(action: Callable[[], T], uri: str, verb: Verb, *, is_local
 
 
 def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool) -> StorageError | None:
-    """Translate an exception of a file system into one of ours.
+    """Translate a file system's exception.
 
     Args:
         error: what was raised.
-        uri: the object or folder it was about.
+        uri: the object or folder that was accessed.
         verb: what was being done.
         is_local: whether the uri is a path on this machine.
 
     Returns:
-        the error to raise instead, or None when the exception is a bug and should travel as it is.
+        the error to raise instead, or None when the exception is a bug and must be raised as it is.
     """
     if isinstance(error, FileNotFoundError) and scheme_of(uri) in WEB_SCHEMES and error.__cause__ is not None:
-        # fsspec says "not found" of a URL whatever went wrong when it asked how long it is.
+        # fsspec raises "not found" for a URL whatever went wrong when it asked for its length.
         error = error.__cause__
     names = {kind.__name__ for kind in type(error).__mro__}
     uri = redact(uri)
@@ -127,11 +127,11 @@ def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool)
         return refusal
     reason = one_line(error, max_chars=300)
     if _is_slow_down(error, status):
-        return SlowDownError(f"Storage asked for fewer requests when it was to {verb} {uri} ({reason}).")
-    if _is_hiccup(error, names, status, is_local=is_local):
+        return SlowDownError(f"Storage asked for fewer requests and did not {verb} {uri} ({reason}).")
+    if _is_transient(error, names, status, is_local=is_local):
         return TransientStorageError(f"Storage could not {verb} {uri} just now ({reason}).")
     if status == 416:
-        return PastEndError(f"{uri} ends before what was to be read of it.")
+        return PastEndError(f"{uri} ends before the range that was read.")
     is_foreign = not is_local and scheme_of(uri) not in WELL_KNOWN_SCHEMES
     if is_foreign or isinstance(error, OSError) or status is not None or "BotoCoreError" in names:
         return StorageError(f"Storage could not {verb} {uri} ({reason}).")
@@ -141,9 +141,9 @@ def storage_error(error: BaseException, uri: str, verb: Verb, *, is_local: bool)
 def _refusal(
     error: BaseException, names: set[str], status: int | None, uri: str, verb: Verb, *, is_local: bool
 ) -> StorageError | None:
-    """Name the failures that no second try cures; None for all others."""
+    """Return the error for a failure that no retry cures; None for all others."""
     code = error.errno if isinstance(error, OSError) else None
-    # No file can have a name with a null byte or half a character in it, or one so long, so none is there.
+    # A name with a null byte or a lone surrogate, or one that is too long, belongs to no file.
     is_null = isinstance(error, ValueError) and "embedded null" in str(error)
     is_too_long = is_local and verb == "read" and code == errno.ENAMETOOLONG
     is_no_name = is_null or is_too_long or isinstance(error, UnicodeEncodeError)
@@ -161,7 +161,7 @@ def _refusal(
     if names & _CREDENTIAL_ERRORS:
         return AccessDeniedError(
             f"No valid credentials to {verb} {uri}; set them in the environment or a profile, "
-            "or say `storage: {anonymous: true}` for a public bucket."
+            "or set `storage: {anonymous: true}` for a public bucket."
         )
     if code in _FULL:
         return StorageError(f"No space left to {verb} {uri}: {_FULL[code]}.")
@@ -178,24 +178,24 @@ def _folder_in_place(uri: str, verb: Verb) -> StorageError:
     if output_of(uri) != UNKNOWN_OUTPUT:
         return damaged(uri, "a folder is in its place")
     if verb == "write":
-        return StorageError(f"{uri} cannot be written, because a folder of that name is there; move it away.")
+        return StorageError(f"{uri} cannot be written, because there is a folder of that name; move the folder away.")
     return NotFoundError(f"{uri} is a folder, not a file.")
 
 
-def _is_hiccup(error: BaseException, names: set[str], status: int | None, *, is_local: bool) -> bool:
+def _is_transient(error: BaseException, names: set[str], status: int | None, *, is_local: bool) -> bool:
     code = error.errno if isinstance(error, OSError) else None
     if "ClientPayloadError" in names:
-        # A body that was cut off: aiohttp's cause carries the code 400, which the store never said.
+        # A body that was cut short: the code 400 of aiohttp's cause did not come from the store.
         return True
-    if _s3_code(error) in _HICCUP_CODES:
+    if _s3_code(error) in _TRANSIENT_CODES:
         return True
     if status is not None:
         return status in (408, 409, 425, 429) or status >= 500
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if is_local:
-        return code in _LOCAL_HICCUPS
-    return bool(names & _HICCUP_ERRORS) or (isinstance(error, OSError) and code not in _LASTING)
+        return code in _LOCAL_TRANSIENT
+    return bool(names & _TRANSIENT_ERRORS) or (isinstance(error, OSError) and code not in _PERMANENT)
 
 
 def _is_slow_down(error: BaseException, status: int | None) -> bool:
@@ -205,7 +205,7 @@ def _is_slow_down(error: BaseException, status: int | None) -> bool:
 
 
 def _s3_code(error: BaseException) -> str | None:
-    """Find S3's own word for an error, in an exception of botocore or one that s3fs made of it."""
+    """Return S3's error code, from an exception of botocore or one that s3fs raised for it."""
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
@@ -215,8 +215,7 @@ def _s3_code(error: BaseException) -> str | None:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """Find the HTTP status in an exception of aiohttp (`status`), gcsfs (`code`) or, as its cause,
-    botocore."""
+    """Return the HTTP status of an exception of aiohttp (`status`), gcsfs (`code`) or, as its cause, botocore."""
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):

@@ -1,4 +1,4 @@
-"""Names of files and objects, as plain text.
+"""Names of files and objects as plain text: schemes, joining, order and globs.
 
 A local file is its absolute path without a scheme; a remote object keeps its scheme (`s3://bucket/key`).
 Nothing but a `file:` URL is ever percent-decoded or encoded: `a%20b`, `a b`, `a#b` and `a?b` are four different
@@ -18,7 +18,7 @@ GCS_SCHEMES = frozenset({"gs", "gcs"})
 AZURE_SCHEMES = frozenset({"abfs", "abfss", "az", "adl"})
 BUCKET_SCHEMES = S3_SCHEMES | GCS_SCHEMES | AZURE_SCHEMES
 WELL_KNOWN_SCHEMES = BUCKET_SCHEMES | WEB_SCHEMES | {"memory"}
-"""Stores that this program is tested with: an exception that no library of theirs is known to raise is our bug."""
+"""Stores that this program is tested with: an exception that none of their libraries is known to raise is a bug."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -26,7 +26,7 @@ def home_path(path: str | Path) -> Path:
     """Replace a leading `~` by the user's home folder; other paths stay as they are.
 
     Raises:
-        SpecError: this user has none, as in containers that run under a number of their own.
+        SpecError: this user has none, as in containers that run under a numeric user id.
     """
     try:
         return Path(path).expanduser()
@@ -38,7 +38,7 @@ def home_path(path: str | Path) -> Path:
 
 
 def has_scheme(uri: str) -> bool:
-    """Tell whether the name starts with `word://`."""
+    """Return whether the name starts with `word://`."""
     return _SCHEME.match(uri) is not None
 
 
@@ -49,18 +49,18 @@ def scheme_of(uri: str) -> str:
 
 
 def host_of(uri: str) -> str:
-    """Return what stands between the scheme and the first slash: a host, a bucket; "" for a local path."""
+    """Return the part between the scheme and the first slash, a host or a bucket; "" for a local path."""
     match = _SCHEME.match(uri)
     return uri[match.end() :].partition("/")[0] if match and not is_local(uri) else ""
 
 
 def is_local(uri: str) -> bool:
-    """Tell whether the name is a local path (with or without `file://`)."""
+    """Return whether the name is a local path (with or without `file://`)."""
     return scheme_of(uri) in ("file", "local")
 
 
 def local_path(uri: str) -> str:
-    """Return the path that a local name stands for.
+    """Return the path of a local name.
 
     A `file:` URL is decoded as RFC 8089 says: `file:///a%20b` and `file://localhost/a%20b` are `/a b`.
     """
@@ -76,7 +76,7 @@ def local_path(uri: str) -> str:
 
 
 def without_query(uri: str) -> str:
-    """Return a web address up to its `?` or `#`; in any other name these are characters like all others."""
+    """Return a web address up to its `?` or `#`; in any other name these are ordinary characters."""
     return re.split(r"[?#]", uri, maxsplit=1)[0] if scheme_of(uri) in WEB_SCHEMES else uri
 
 
@@ -88,7 +88,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def base_name(uri: str) -> str:
-    """Return what follows the last slash."""
+    """Return the part behind the last slash."""
     return uri.rstrip("/").rpartition("/")[2]
 
 
@@ -106,15 +106,14 @@ def suffix_of(uri: str) -> str:
 
 
 def is_hidden_name(relative: str) -> bool:
-    """Tell whether a part of a name begins with a dot; `.` and `..`, which keys of a bucket may hold, are no such."""
+    """Return whether a part of a name begins with a dot, other than `.` and `..`, which keys of a bucket may hold."""
     return any(part.startswith(".") and part not in (".", "..") for part in relative.split("/"))
 
 
 def resolve(entry: str, folder: str) -> str:
-    """Read a listing's entry: a URI or absolute path stays, anything else is relative to the listing's
-    folder.
+    """Resolve a listing's entry: a URI or absolute path stays, anything else is relative to the listing's folder.
 
-    `./` and `../` are worked out, so that one image has one name.
+    `./` and `../` are resolved, so that one image has one name.
     """
     if has_scheme(entry):
         return local_path(entry) if is_local(entry) else entry
@@ -132,25 +131,24 @@ def resolve(entry: str, folder: str) -> str:
 
 
 def display_uri(uri: str) -> str:
-    r"""Return the name as valid Unicode: bytes that are no UTF-8 (old file systems hold some) become
-    `\xNN`."""
+    r"""Return the name as valid Unicode: bytes that are not UTF-8 (old file systems hold some) become `\xNN`."""
     if uri.isascii():
         return uri
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def name_order(name: str) -> bytes:
-    """Return what names are sorted by, here as on S3: the bytes of their UTF-8."""
+    """Return the sort key of a name, the same as on S3: the bytes of its UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def glob_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a glob: `*` and `?` stop at slashes, `**/` crosses them, `[a-z]` and `[!a]` are classes.
 
-    A bracket that never closes stands for itself.
+    A bracket that is not closed matches itself.
 
     Raises:
-        SpecError: a class such as `[z-a]` that runs backwards.
+        SpecError: a class has a reversed range, such as `[z-a]`.
     """
     parts = pattern.strip("/").split("/")
     pieces: list[str] = []
@@ -163,16 +161,16 @@ def glob_pattern(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile("".join(pieces), re.DOTALL)
     except re.error as error:
-        raise SpecError(f"The pattern {pattern!r} cannot be read: {error.msg}.") from None
+        raise SpecError(f"The pattern {pattern!r} is not valid: {error.msg}.") from None
 
 
 def has_magic(text: str) -> bool:
-    """Tell whether the text holds one of `*`, `?`, `[`."""
+    """Return whether the text holds one of `*`, `?`, `[`."""
     return any(char in text for char in "*?[")
 
 
 def first_magic(parts: Iterable[str]) -> int | None:
-    """Return the index of the first part that holds a wildcard."""
+    """Return the index of the first part with a wildcard, None when there is none."""
     return next((index for index, part in enumerate(parts) if has_magic(part)), None)
 
 
@@ -182,7 +180,7 @@ def _component(part: str) -> str:
         char = part[position]
         position += 1
         is_negated = part.startswith("!", position)
-        # A closing bracket in the first place is a member of the class.
+        # A closing bracket that comes first is a member of the class.
         close = part.find("]", position + 1 + is_negated) if char == "[" else -1
         if char == "*":
             out += "[^/]*"
@@ -203,5 +201,5 @@ def absolute_uri(uri: str) -> str:
     if not is_local(uri):
         return uri
     path = home_path(local_path(uri))
-    # resolve() would also follow symlinks and so rename the user's own folder; it is needed for `..` only.
+    # resolve() would also follow symlinks and so change the folder's name; only `..` needs it.
     return str(path.resolve() if ".." in path.parts else path.absolute())

@@ -1,9 +1,8 @@
-"""Hosts of the web: each is a store of its own, and one of many that fails is no reason to stop.
+"""Web hosts: each is a store of its own, and a host that fails does not stop the run.
 
-A listing of URLs may name thousands of hosts, some of which are gone for good. Waiting for them as one waits for the
-bucket that a run lives on would hold up all others; so what such a host does not give is that image's failure. A
-process that reaches no host at all, however, blames none: then it is more likely the network, and another worker's
-may be better.
+A listing of URLs may name thousands of hosts, some of which no longer exist. Retrying them for as long as the bucket of
+a run would delay all others, so what such a host does not serve is a failure of that image. A process that reaches no
+host at all blames none: then the network is more likely at fault, and another worker may reach them.
 """
 
 import threading
@@ -27,36 +26,35 @@ from pipeline.storage.translate import Verb
 
 T = TypeVar("T")
 
-# For how long one host's answer shows that the network is well.
-LATELY_S = 60.0
-# For how long a host that was given up is not asked again.
-REST_S = 30.0
+# For how long an answer of one host shows that the network works.
+RECENT_S = 60.0
+# For how long no request is made to a host that was given up.
+PAUSE_S = 30.0
 
 
 class WebHosts:
-    """Which hosts of the web answered this process last, and when; shared by its threads."""
+    """The last two web hosts that answered this process, and when; shared by its threads."""
 
     def __init__(self) -> None:
         self._last = self._other = ("", float("-inf"))
         self._lock = threading.Lock()
 
-    def note_answer(self, host: str) -> None:
-        """Count an answer, whatever it said."""
+    def record_answer(self, host: str) -> None:
+        """Record that a host answered, whatever the answer."""
         with self._lock:
             if self._last[0] != host:
                 self._other = self._last
             self._last = (host, time.monotonic())
 
-    def has_answered_lately(self, *, but: str | None = None) -> bool:
-        """Whether there is a network, as far as one can tell without the host `but`."""
+    def has_answered_recently(self, *, other_than: str | None = None) -> bool:
+        """Return whether a host, other than the given one, answered recently: then the network works."""
         with self._lock:
-            return any(
-                host != but and time.monotonic() - moment < LATELY_S for host, moment in (self._last, self._other)
-            )
+            answers = (self._last, self._other)
+        return any(host != other_than and time.monotonic() - moment < RECENT_S for host, moment in answers)
 
 
 class WebStore(Store):
-    """One host of the web."""
+    """One web host."""
 
     def __init__(
         self, scheme: str, section: StorageSection, signed: SignedAddresses, host: str, hosts: WebHosts
@@ -68,33 +66,33 @@ class WebStore(Store):
         self._given_up = float("-inf")
 
     def call(self, action: Callable[[], T], uri: str, verb: Verb, *, is_expected: bool = False) -> T:
-        """Make a request as any store does.
+        """Make a request as `Store.call` does.
 
         Raises:
             WebHostError: the host fails while others answer.
-            StorageError: in words, when all attempts are used up.
+            StorageError: all attempts are used up.
         """
-        is_resting = time.monotonic() - self._given_up < REST_S
-        if is_resting and self._hosts.has_answered_lately():
-            raise WebHostError(f"{self._host} did not answer a moment ago, so {uri} was not asked for.")
-        # While others answer there is nothing to wait for that they would have to wait for too.
-        self.wait_for(0.0 if self._hosts.has_answered_lately(but=self._host) else self._patience_s)
+        is_paused = time.monotonic() - self._given_up < PAUSE_S
+        if is_paused and self._hosts.has_answered_recently():
+            raise WebHostError(f"{self._host} did not answer a moment ago, so {uri} was not requested.")
+        # While other hosts answer, this one is at fault, and waiting for it would delay their images.
+        self.set_patience(0.0 if self._hosts.has_answered_recently(other_than=self._host) else self._patience_s)
         try:
             found = super().call(action, uri, verb, is_expected=is_expected)
         except TransientStorageError as error:
-            if not self._hosts.has_answered_lately():
+            if not self._hosts.has_answered_recently():
                 raise
-            if not self.has_answered_within(LATELY_S):
+            if not self.has_answered_within(RECENT_S):
                 self._given_up = time.monotonic()
             raise WebHostError(str(error)) from error
         except StorageError:
-            self._hosts.note_answer(self._host)
+            self._hosts.record_answer(self._host)
             raise
-        self._hosts.note_answer(self._host)
+        self._hosts.record_answer(self._host)
         return found
 
     def fetch(self, request: ReadRequest) -> ObjectData:
-        """Read as from any store; a refusal is the URL's own.
+        """Read as `Store.fetch` does; a refusal is a failure of this URL only.
 
         Raises:
             WebHostError: the host refuses, or fails while others answer.

@@ -1,4 +1,4 @@
-"""The storage door before a store that fails in every way: what is read is right, what is written is there."""
+"""`Storage` with a store that fails in every way: reads are correct and writes arrive."""
 
 from collections.abc import Iterator
 
@@ -22,12 +22,12 @@ def proxy(s3_server: S3Server, s3_bucket: str) -> Iterator[FaultProxy]:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
-def door(proxy: FaultProxy) -> Storage:
+def open_storage(proxy: FaultProxy) -> Storage:
     return Storage(StorageSection(endpoint_url=proxy.endpoint_url))
 
 
-def test_without_faults_nothing_is_in_between(proxy: FaultProxy, s3_bucket: str) -> None:
-    storage = door(proxy)
+def test_without_faults_the_proxy_changes_nothing(proxy: FaultProxy, s3_bucket: str) -> None:
+    storage = open_storage(proxy)
     storage.write(f"{s3_bucket}/a b/ü.bin", PAYLOAD)
     assert storage.read(f"{s3_bucket}/a b/ü.bin") == PAYLOAD
     assert storage.read(f"{s3_bucket}/a b/ü.bin", 300, 20) == PAYLOAD[300:320]
@@ -37,8 +37,8 @@ def test_without_faults_nothing_is_in_between(proxy: FaultProxy, s3_bucket: str)
 
 
 @pytest.mark.parametrize("kind", ["error_500", "slow_down", "cut", "truncated"])
-def test_what_fails_twice_is_read_right_the_third_time(proxy: FaultProxy, s3_bucket: str, kind: Kind) -> None:
-    storage = door(proxy)
+def test_a_read_that_fails_twice_succeeds_the_third_time(proxy: FaultProxy, s3_bucket: str, kind: Kind) -> None:
+    storage = open_storage(proxy)
     storage.write(f"{s3_bucket}/a.bin", PAYLOAD)
     proxy.inject([Fault(kind, methods=("GET",), keys="a.bin", first=2)])
     assert storage.read(f"{s3_bucket}/a.bin") == PAYLOAD
@@ -46,25 +46,25 @@ def test_what_fails_twice_is_read_right_the_third_time(proxy: FaultProxy, s3_buc
 
 
 @pytest.mark.parametrize("kind", ["error_500", "slow_down", "cut", "lost_answer", "request_timeout"])
-def test_what_fails_twice_is_written_the_third_time(
+def test_a_write_that_fails_twice_succeeds_the_third_time(
     proxy: FaultProxy, s3_bucket: str, s3_server: S3Server, kind: Kind
 ) -> None:
     proxy.inject([Fault(kind, methods=("PUT",), keys="a.bin", first=2)])
-    door(proxy).write(f"{s3_bucket}/a.bin", PAYLOAD)
+    open_storage(proxy).write(f"{s3_bucket}/a.bin", PAYLOAD)
     assert proxy.counts[kind] == 2
     assert s3_server.files().cat_file(f"{s3_bucket}/a.bin") == PAYLOAD
 
 
-def test_a_range_of_a_wrong_length_is_asked_for_again(proxy: FaultProxy, s3_bucket: str) -> None:
-    storage = door(proxy)
+def test_a_range_of_a_wrong_length_is_read_again(proxy: FaultProxy, s3_bucket: str) -> None:
+    storage = open_storage(proxy)
     storage.write(f"{s3_bucket}/a.bin", PAYLOAD)
     proxy.inject([Fault("wrong_length", methods=("GET",), keys="a.bin", first=2)])
     assert storage.read(f"{s3_bucket}/a.bin", 100, 1000) == PAYLOAD[100:1100]
     assert proxy.counts["wrong_length"] == 2
 
 
-def test_a_refusal_is_a_refusal(proxy: FaultProxy, s3_bucket: str) -> None:
-    storage = door(proxy)
+def test_a_refusal_is_reported(proxy: FaultProxy, s3_bucket: str) -> None:
+    storage = open_storage(proxy)
     storage.write(f"{s3_bucket}/a.bin", PAYLOAD)
     proxy.inject([Fault("forbidden", keys="a.bin")])
     with pytest.raises(AccessDeniedError, match="No permission to read"):

@@ -1,4 +1,4 @@
-"""A worker's shards while the S3 server is killed and comes back, and while its images change."""
+"""A worker's shards while the S3 server is killed and restarted, and while its images change."""
 
 import io
 import threading
@@ -21,15 +21,15 @@ pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
 IMAGES, SHARD_IMAGES = 24, 4
 
 
-def picture(height: int) -> bytes:
+def png_image(height: int) -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", (48, height), (height, 0, 0)).save(sink, format="PNG")
     return sink.getvalue()
 
 
-def test_no_attempt_is_lost_to_a_store_that_comes_back(s3_server: S3Server, s3_bucket: str) -> None:
+def test_no_attempt_is_lost_when_the_store_restarts(s3_server: S3Server, s3_bucket: str) -> None:
     files = s3_server.files()
-    files.pipe({f"{s3_bucket[5:]}/in/{number:02d}.png": picture(32) for number in range(IMAGES)})
+    files.pipe({f"{s3_bucket[5:]}/in/{number:02d}.png": png_image(32) for number in range(IMAGES)})
     spec = load_spec(
         None,
         {
@@ -45,7 +45,7 @@ def test_no_attempt_is_lost_to_a_store_that_comes_back(s3_server: S3Server, s3_b
     run = open_run(spec, {"preset": "fake"}, Storage(spec.storage), run="r")
     while not run.is_planned:
         time.sleep(0.05)
-    files.pipe(f"{s3_bucket[5:]}/in/{IMAGES - 2}.png", picture(40))
+    files.pipe(f"{s3_bucket[5:]}/in/{IMAGES - 2}.png", png_image(40))
     files.rm_file(f"{s3_bucket[5:]}/in/{IMAGES - 1}.png")
     worker = Worker(worker_settings(spec, "r", LoadFake()))
     worker.start()
@@ -55,7 +55,7 @@ def test_no_attempt_is_lost_to_a_store_that_comes_back(s3_server: S3Server, s3_b
         for index in range(1, run.shard_count):
             reports.append(worker.run_shard(run.read_shard(index), Assignment(index, 1, False)))
 
-    # Away before the next shard is begun, so that no luck of timing lets it pass.
+    # Killed before the next shard begins, so that the timing cannot let it pass.
     s3_server.kill()
     thread = threading.Thread(target=run_the_rest)
     thread.start()

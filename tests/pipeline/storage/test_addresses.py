@@ -1,4 +1,4 @@
-"""Addresses in listings and specs: what signs them is no part of a name, and what cannot be read is a row."""
+"""Addresses in listings and specs: a signature is no part of a name, and an invalid address becomes a failed row."""
 
 import re
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_a_signature_is_no_part_of_a_name(query: str, kept: str) -> None:
         ("https://host/" + "x" * LONGEST_ADDRESS, "characters"),
     ],
 )
-def test_what_is_no_address_is_a_row_that_says_so_without_its_secret(tmp_path: Path, entry: str, words: str) -> None:
+def test_an_invalid_address_is_a_failed_row_without_its_secret(tmp_path: Path, entry: str, words: str) -> None:
     address = read_address(entry, "/lists")
     assert words in str(address.problem)
     assert "hush" not in repr(address)
@@ -100,7 +100,7 @@ def test_what_is_no_address_is_a_row_that_says_so_without_its_secret(tmp_path: P
         assert len(bad.uri) < 3000
 
 
-def test_azures_container_before_the_account_is_no_secret() -> None:
+def test_the_container_in_an_azure_address_is_no_secret() -> None:
     assert read_address("abfs://images@account.dfs.core.windows.net/a.jpg", "/").problem is None
     assert read_address("s3://bucket/a@b:c.jpg", "/").problem is None
 
@@ -116,8 +116,8 @@ FOREIGN = {
     "gdrive": "gdrive_fs",
     "git": "pygit2",
     "smb": "smbprotocol",
-    "nosuch": "no store is known by",
-    "gopher+x": "no store is known by",
+    "nosuch": "not a known scheme",
+    "gopher+x": "not a known scheme",
 }
 
 
@@ -129,7 +129,7 @@ def test_a_foreign_address_among_good_ones_is_a_failed_row_and_named_in_the_note
     first, *others = list_images(InputSection(uri=str(tmp_path / "l.txt")), storage, notes=notes)
     assert read_image(first, storage) == b"a"
     assert [ref.uri for ref in others] == [*lines, "hdfs://place/x.tar"]
-    # A worker knows nothing of what the driver found out.
+    # A worker does not know which schemes the driver refused.
     for ref, scheme in zip(others[::2], FOREIGN, strict=False):
         failure = image_boundary(ref.uri, lambda ref=ref: read_image(ref, Storage()))  # type: ignore[misc]
         assert isinstance(failure, ImageFailure)
@@ -194,7 +194,7 @@ def test_signed_addresses_are_found_by_name() -> None:
     assert signed.find("n1\udcff") == "anew"
 
 
-def test_errors_name_the_image_and_hide_what_signs_it(tmp_path: Path) -> None:
+def test_errors_name_the_image_and_hide_its_signature(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("http://127.0.0.1:1/a.jpg?id=1&X-Amz-Signature=hush\n")
     spec = load_spec(
         None, {"input.uri": str(tmp_path / "l.txt"), "output.uri": str(tmp_path / "out"), "storage.patience_s": 0}
@@ -212,7 +212,7 @@ def test_a_missing_listing_is_still_refused(tmp_path: Path) -> None:
         list(list_images(InputSection(uri=str(tmp_path / "l.csv")), Storage()))
 
 
-def test_a_container_that_refuses_is_a_row_and_the_others_go_on(
+def test_a_container_that_refuses_is_a_failed_row_beside_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"a")
@@ -231,7 +231,7 @@ def test_a_container_that_refuses_is_a_row_and_the_others_go_on(
         read_image(bad, storage)
 
 
-def test_a_store_that_is_not_known_here_costs_its_own_image_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_store_fails_its_own_image_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Odd(MemoryFileSystem):
         protocol = "odd"
 
@@ -246,7 +246,7 @@ def test_a_store_that_is_not_known_here_costs_its_own_image_only(monkeypatch: py
 
 
 @pytest.mark.parametrize("place", ["input", "output"])
-def test_a_place_that_cannot_be_opened_here_is_bad_usage(tmp_path: Path, place: str) -> None:
+def test_a_store_that_cannot_be_opened_is_a_usage_error(tmp_path: Path, place: str) -> None:
     (tmp_path / "in").mkdir()
     where = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")} | {place: "nosuch://x/y"}
     with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""How clients of remote stores are opened: what the spec says of them, and what is ours."""
+"""Options of the clients of remote stores: from the spec, and set by the program."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from pipeline.storage.config import StorageSection
 
 
 @pytest.mark.parametrize(("asked", "remote", "local"), [("auto", 32, 16), (5, 5, 5), (200, 200, 200)])
-def test_connections_are_as_many_as_reads_and_some_to_spare(asked: Any, remote: int, local: int) -> None:
+def test_there_are_more_connections_than_concurrent_reads(asked: Any, remote: int, local: int) -> None:
     section = StorageSection(read_concurrency=asked)
     assert read_concurrency(section, is_local=False) == remote
     assert read_concurrency(section, is_local=True) == local
     config = client_options("s3", section)["config_kwargs"]
     assert config["max_pool_connections"] > remote
-    # The one loop of retries is ours.
+    # The program itself makes the only retries.
     assert config["retries"] == {"total_max_attempts": 1}
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("read_concurrency", 0), ("read_concurrency", "many"), ("patience_s", -1), ("hedge_reads", 2)]
 )
-def test_settings_that_mean_nothing_are_refused_by_name(key: str, value: object) -> None:
+def test_invalid_settings_are_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(SpecError, match=rf"storage\.{key} must be"):
         load_spec(None, {"input.uri": "in", "output.uri": "out", f"storage.{key}": value})
 
@@ -52,9 +52,9 @@ def test_a_specs_options_reach_the_client_of_their_scheme_and_no_other() -> None
 @pytest.mark.parametrize(
     ("scheme", "said"), [("s3", {"anon": True}), ("gs", {"token": "anon"}), ("az", {"anon": True})]
 )
-def test_anonymous_is_said_in_each_stores_words(scheme: str, said: dict[str, object]) -> None:
+def test_anonymous_is_translated_for_each_store(scheme: str, said: dict[str, object]) -> None:
     assert said.items() <= client_options(scheme, StorageSection(anonymous=True)).items()
 
 
-def test_what_the_spec_does_not_say_is_left_to_fsspecs_own_settings() -> None:
+def test_what_the_spec_does_not_set_is_left_to_fsspecs_own_settings() -> None:
     assert not {"anon", "endpoint_url"} & client_options("s3", StorageSection()).keys()

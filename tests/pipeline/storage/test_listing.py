@@ -1,4 +1,4 @@
-"""Listings by pages: the order of all keys, the least requests, and nothing held that is not read."""
+"""Listings by pages: the order of all keys, the number of requests, and little read ahead."""
 
 import threading
 from collections import Counter
@@ -20,7 +20,7 @@ KINDS: list[Kind] = ["s3", "named s3", "tree", "starts at the beginning"]
 
 
 class FakeBucket:
-    """Answers ListObjectsV2, ten entries a page, as S3 does or as servers do that are less exact."""
+    """Answers ListObjectsV2 with ten entries a page, as S3 does or as less exact servers do."""
 
     def __init__(self, keys: Sequence[str], *, page_keys: int = PAGE_KEYS, kind: Kind = "named s3") -> None:
         self.kind = kind
@@ -64,7 +64,7 @@ class FakeBucket:
         if self.kind == "starts at the beginning" or not start:
             return True
         if self.kind == "tree":
-            # As SeaweedFS has it: a folder of that name is passed over with all that is in it.
+            # As SeaweedFS does: it skips a folder of that name with all its keys.
             parts, begin = _components(key), _components(start)
             return parts > begin and parts[: len(begin)] != begin
         return key.encode() > start.encode()
@@ -108,7 +108,7 @@ def test_a_whole_bucket_lists() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_listing_goes_on_behind_any_key(layout: str, kind: Kind) -> None:
+def test_a_listing_resumes_behind_any_key(layout: str, kind: Kind) -> None:
     keys = sorted(LAYOUTS[layout], key=str.encode)
     bucket = FakeBucket([*keys, "o/before", "p-beside", "q/after"], kind=kind)
     steps = [*keys[:: max(1, len(keys) // 5)], *keys[-1:], "p/", "p/a", "p/a/", "p/zz"]
@@ -117,7 +117,7 @@ def test_a_listing_goes_on_behind_any_key(layout: str, kind: Kind) -> None:
         assert [each.key for each in list_keys(bucket.fetch, "p/", after)] == expected, after
 
 
-def test_going_on_at_the_end_asks_for_no_page_of_the_beginning() -> None:
+def test_resuming_at_the_end_requests_no_page_of_the_beginning() -> None:
     keys = [f"p/2026/{day:03d}/{number:03d}" for day in range(30) for number in range(100)]
     bucket = FakeBucket(keys)
     assert len(list(list_keys(bucket.fetch, "p/", keys[-5]))) == 4
@@ -159,7 +159,7 @@ def test_the_folders_of_a_large_folder_are_listed_side_by_side() -> None:
     assert months <= {str(request["Prefix"]) for request in bucket.requests}
 
 
-def test_a_reader_that_stops_soon_costs_little() -> None:
+def test_a_consumer_that_stops_early_costs_few_requests() -> None:
     folders = PARALLEL_FOLDERS + 5
     bucket = FakeBucket([f"p/{folder:02d}/{number:04d}" for folder in range(folders) for number in range(1000)])
     keys = list_keys(bucket.fetch, "p/")
@@ -174,7 +174,7 @@ def test_a_reader_that_stops_soon_costs_little() -> None:
     assert max(asked.values()) <= PAGES_AHEAD
 
 
-def test_trouble_with_a_page_reaches_the_reader() -> None:
+def test_the_error_of_a_page_reaches_the_consumer() -> None:
     bucket = FakeBucket([f"p/{folder}/{number:03d}" for folder in "ab" for number in range(50)])
 
     def fetch(request: dict[str, Any]) -> dict[str, Any]:

@@ -80,12 +80,12 @@ MAZE = [
 
 def test_a_real_folder_keeps_its_own_name_and_one_outside_the_first_links(maze: Path) -> None:
     assert names(maze) == MAZE
-    # A link to a file is an image of its own; one that leads nowhere is a missing one.
+    # A link to a file is an image of its own; a dangling link is a missing image.
     assert [status is None for path, status in walk_files(str(maze)) if path.endswith("y2.jpg")] == [True]
 
 
 @pytest.mark.parametrize("place", range(len(MAZE)))
-def test_a_walk_that_goes_on_behind_any_name_gives_what_was_left(maze: Path, place: int) -> None:
+def test_a_walk_resumes_behind_any_name(maze: Path, place: int) -> None:
     assert names(maze, MAZE[place]) == MAZE[place + 1 :]
 
 
@@ -96,13 +96,13 @@ def test_the_root_may_be_a_link_itself_and_its_name_is_kept(maze: Path) -> None:
     assert names(maze / "m/up/m/n") == ["b.jpg"]
 
 
-def test_a_link_that_is_asked_for_by_a_pattern_is_entered(maze: Path) -> None:
+def test_a_link_named_by_a_pattern_is_entered(maze: Path) -> None:
     assert [ref.uri for ref in listed(f"{maze}/a-early/*.jpg")] == [f"{maze}/a-early/a.jpg"]
     section = InputSection(uri=str(maze), glob="a-early/n/**/*.jpg")
     assert [ref.uri for ref in list_images(section, Storage())] == [f"{maze}/a-early/n/b.jpg"]
 
 
-def test_links_are_no_reason_to_ask_for_every_files_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_do_not_cost_a_stat_of_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *(f"{one}/{two}.jpg" for one in range(10) for two in range(10)))
     asked: list[str] = []
     real = os.path.realpath
@@ -111,7 +111,7 @@ def test_links_are_no_reason_to_ask_for_every_files_state(tmp_path: Path, monkey
     assert len(asked) == 1
 
 
-def test_a_link_that_leads_back_to_itself_is_one_row_beside_the_others(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_one_row_beside_the_others(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "z.jpg")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "one.jpg").symlink_to("two.jpg")

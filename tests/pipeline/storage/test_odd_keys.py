@@ -1,4 +1,4 @@
-"""Keys that are no tidy paths: slashes in a row, dots, spaces and marks; each is listed, named and read as it is."""
+"""Keys that are not tidy paths (repeated slashes, dots, spaces, marks) are listed, named and read unchanged."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ HIDDEN = ["img/.hidden/a.jpg", "img/..a.jpg"]
 
 
 @pytest.fixture(scope="module")
-def door() -> Iterator[Storage]:
+def storage() -> Iterator[Storage]:
     objects = {key: key.encode() for key in [*KEYS, *HIDDEN]} | dict.fromkeys(MARKERS, b"")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with plain_s3(objects) as endpoint, pytest.MonkeyPatch.context() as patch:
@@ -50,42 +50,42 @@ def door() -> Iterator[Storage]:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
-def keys(uri: str, door: Storage, **section: str) -> list[str]:
+def keys(uri: str, storage: Storage, **section: str) -> list[str]:
     """The keys below a uri, each read back by its name."""
-    refs = list(list_images(InputSection(uri=uri, **section), door))
+    refs = list(list_images(InputSection(uri=uri, **section), storage))
     for ref in refs:
-        assert read_image(ref, door).decode() == ref.uri.removeprefix("s3://bucket/")
+        assert read_image(ref, storage).decode() == ref.uri.removeprefix("s3://bucket/")
     return [ref.uri.removeprefix("s3://bucket/") for ref in refs]
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "s3://bucket//", "s3://bucket///"])
-def test_every_key_is_listed_named_and_read_as_it_is(door: Storage, uri: str) -> None:
+def test_every_key_is_listed_named_and_read_unchanged(storage: Storage, uri: str) -> None:
     expected = sorted((key for key in KEYS if not key.endswith(".")), key=str.encode)
-    assert keys(uri, door) == expected
-    assert sorted(keys(uri, door, glob="**")) == sorted(KEYS)
+    assert keys(uri, storage) == expected
+    assert sorted(keys(uri, storage, glob="**")) == sorted(KEYS)
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/img/d", "s3://bucket/img/d/", "s3://bucket/img/d///"])
-def test_a_prefix_of_several_slashes_is_taken_literally_where_it_holds_something(door: Storage, uri: str) -> None:
-    assert keys(uri, door) == ["img/d///deep.jpg"]
+def test_a_prefix_of_several_slashes_is_taken_literally_where_it_holds_something(storage: Storage, uri: str) -> None:
+    assert keys(uri, storage) == ["img/d///deep.jpg"]
 
 
-def test_one_slash_too_many_is_forgiven_where_nothing_is_there(door: Storage) -> None:
-    assert keys("s3://bucket/img/d///", door) == ["img/d///deep.jpg"]
-    assert keys("s3://bucket/img///", door) == keys("s3://bucket/img/", door) != []
+def test_extra_slashes_are_ignored_where_nothing_is_there(storage: Storage) -> None:
+    assert keys("s3://bucket/img/d///", storage) == ["img/d///deep.jpg"]
+    assert keys("s3://bucket/img///", storage) == keys("s3://bucket/img/", storage) != []
     # A prefix of its own, which other keys do not have.
-    assert keys("s3://bucket/img//", door) == ["img//double.jpg"]
-    assert keys("s3://bucket/twice//", door) == keys("s3://bucket/twice", door) == ["twice//one.jpg"]
+    assert keys("s3://bucket/img//", storage) == ["img//double.jpg"]
+    assert keys("s3://bucket/twice//", storage) == keys("s3://bucket/twice", storage) == ["twice//one.jpg"]
 
 
-def test_slashes_in_a_row_are_one_on_a_disk(tmp_path: Path) -> None:
+def test_repeated_slashes_are_one_on_a_disk(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").write_bytes(b"a")
     refs = list(list_images(InputSection(uri=f"{tmp_path}/in//"), Storage()))
     assert [ref.uri for ref in refs] == [f"{tmp_path}/in/a.jpg"]
 
 
-def test_a_name_that_never_was_is_not_called_gone(tmp_path: Path) -> None:
+def test_a_name_that_was_never_listed_is_not_reported_as_gone(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("never.jpg\n")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/gone.jpg").write_bytes(b"x")

@@ -21,9 +21,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         yield found
 
 
-def test_a_listing_goes_on_from_page_to_page(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_of_many_pages_is_complete_and_in_order(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_listing, "PAGE_KEYS", 4)
-    # fake-gcs-server tells all folders of a level on every page of it, which Google's does not: there, only files.
+    # fake-gcs-server repeats all folders of a level on every page, which Google's does not: there, only files.
     folders = ("a/", "a-", "b/c/", "b/d/") if place.root.startswith("az:") else ("b/d/",)
     names = [f"{folder}{number:02d}.jpg" for folder in folders for number in range(11)]
     for name in names:
@@ -53,7 +53,7 @@ def test_inputs_are_listed_and_read(place: Place) -> None:
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_what_is_written_in_pieces_reads_back(place: Place) -> None:
-    # gcsfs takes to uploads in pieces at 50 MiB.
+    # From 50 MiB gcsfs uploads in pieces.
     large = bytes(range(256)) * 4096 * 52
     place.storage.write(join(place.root, "large"), large)
     assert place.storage.read(join(place.root, "large")) == large

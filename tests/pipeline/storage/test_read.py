@@ -1,4 +1,4 @@
-"""Reading from stores that are not S3: the same promises, by what each of them tells."""
+"""Reading from stores other than S3: versions, ranges and complete answers."""
 
 import hashlib
 import io
@@ -20,11 +20,11 @@ from pipeline.storage.objects import ObjectData, ObjectInfo
 from pipeline.storage.range_file import open_ranges
 from pipeline.storage.storage import Storage
 
-PICTURE = bytes(range(256)) * 40
+IMAGE = bytes(range(256)) * 40
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one picture under every name; `faults` meet the next requests, one each."""
+    """Serves one image under every name; each of the next requests meets one of `faults`."""
 
     daemon_threads = True
 
@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no matter."""
+        """Ignore clients that hang up."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "cut":
             self.close_connection = True
         else:
-            self._send(PICTURE[: 1000 if fault == "truncated" else None])
+            self._send(IMAGE[: 1000 if fault == "truncated" else None])
 
     def do_HEAD(self) -> None:
         self.server.requests.append("HEAD")
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, payload: bytes) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", str(len(PICTURE)))
+        self.send_header("Content-Length", str(len(IMAGE)))
         self.end_headers()
         self.wfile.write(payload)
         self.close_connection = True
@@ -80,35 +80,35 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.server_close()
 
 
-def test_http_reads_go_on_after_faults(server: Server) -> None:
+def test_http_reads_are_retried_after_faults(server: Server) -> None:
     server.faults = ["500", "503", "cut", "truncated"]
-    assert Storage().read(server.uri("a.jpg")) == PICTURE
+    assert Storage().read(server.uri("a.jpg")) == IMAGE
     assert server.requests == ["GET"] * 5
 
 
-def test_an_address_that_is_not_there_is_told_after_one_request(server: Server) -> None:
+def test_a_missing_url_is_reported_after_one_request(server: Server) -> None:
     server.faults = ["404"]
     with pytest.raises(NotFoundError):
         Storage().read(server.uri("a.jpg"))
     assert server.requests == ["GET"]
 
 
-def test_a_server_that_ignores_ranges_is_read_by_ranges_all_the_same(server: Server) -> None:
-    assert Storage().read(server.uri("a.jpg"), 100, 7) == PICTURE[100:107]
+def test_ranges_are_cut_out_of_a_server_that_ignores_them(server: Server) -> None:
+    assert Storage().read(server.uri("a.jpg"), 100, 7) == IMAGE[100:107]
 
 
-def test_what_is_shorter_than_listed_is_not_taken(server: Server) -> None:
-    door = Storage(StorageSection(patience_s=0))
-    listed = ObjectInfo(server.uri("a.jpg"), len(PICTURE) + 1, None)
+def test_an_answer_shorter_than_listed_is_refused(server: Server) -> None:
+    storage = Storage(StorageSection(patience_s=0))
+    listed = ObjectInfo(server.uri("a.jpg"), len(IMAGE) + 1, None)
     with pytest.raises(IncompleteReadError, match="10240 of 10241 bytes"):
-        door.fetch(listed.uri, listed=listed)
+        storage.fetch(listed.uri, listed=listed)
     with pytest.raises(ObjectTooLargeError):
-        door.fetch(listed.uri, listed=listed, max_bytes=100)
+        storage.fetch(listed.uri, listed=listed, max_bytes=100)
 
 
 @pytest.fixture
 def versioned(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An object of a store whose listing tells versions and whose reads do not."""
+    """An object of a store that sends versions with listings and not with reads."""
     files = fsspec.filesystem("memory")
     files.store.clear()
     info = MemoryFileSystem.info
@@ -122,7 +122,7 @@ def versioned(monkeypatch: pytest.MonkeyPatch) -> str:
     return "memory://bucket/a.jpg"
 
 
-def test_the_version_is_asked_for_where_one_was_listed(versioned: str) -> None:
+def test_the_version_is_requested_where_one_was_listed(versioned: str) -> None:
     listed = Storage().stat(versioned)
     assert Storage().fetch(versioned, listed=listed) == ObjectData(b"then", listed.etag)
     assert Storage().fetch(versioned) == ObjectData(b"then", None)

@@ -1,4 +1,4 @@
-"""Requests are sent again where that may help, and not where it cannot."""
+"""Retries: where they may help, for how long, and within the budget."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def times(count: int, error: StorageError) -> Failing:
     return Failing(iter([error] * count))
 
 
-def calls_until_told(request: Failing, call: Callable[[Callable[[], str]], str]) -> int:
+def calls_until_error(request: Failing, call: Callable[[Callable[[], str]], str]) -> int:
     with pytest.raises(StorageError):
         call(request)
     return request.calls
@@ -61,26 +61,26 @@ def calls_until_told(request: Failing, call: Callable[[Callable[[], str]], str])
         (StorageError("disk full"), 1),
     ],
 )
-def test_a_store_that_never_answered_is_not_waited_for(error: StorageError, attempts: int) -> None:
-    assert calls_until_told(always(error), StoreHealth(patience_s=3600).call) == attempts
+def test_a_store_that_never_answered_is_retried_briefly(error: StorageError, attempts: int) -> None:
+    assert calls_until_error(always(error), StoreHealth(patience_s=3600).call) == attempts
 
 
-def test_a_store_that_answered_before_is_waited_for() -> None:
+def test_a_store_that_answered_before_is_retried_for_its_patience() -> None:
     health = StoreHealth(patience_s=3600)
-    health.note_success()
+    health.record_success()
     request = times(30, TransientStorageError("connection refused"))
     assert health.call(request) == "answer"
     assert request.calls == 31
 
 
-def test_so_is_one_that_answered_another_process() -> None:
+def test_so_is_a_store_that_answered_another_process() -> None:
     request = times(30, TransientStorageError("connection refused"))
     assert StoreHealth(patience_s=3600, has_answered=True).call(request) == "answer"
 
 
 def test_patience_ends() -> None:
     health = StoreHealth(patience_s=0, has_answered=True)
-    assert calls_until_told(always(TransientStorageError("connection refused")), health.call) == ATTEMPTS
+    assert calls_until_error(always(TransientStorageError("connection refused")), health.call) == ATTEMPTS
 
 
 def test_one_object_that_fails_while_others_do_not_is_given_up() -> None:
@@ -88,31 +88,31 @@ def test_one_object_that_fails_while_others_do_not_is_given_up() -> None:
 
     class Unlucky(Failing):
         def __call__(self) -> str:
-            health.note_success()
+            health.record_success()
             return super().__call__()
 
-    assert calls_until_told(Unlucky(iter(lambda: TransientStorageError("500"), None)), health.call) == ATTEMPTS_ALONE
+    assert calls_until_error(Unlucky(iter(lambda: TransientStorageError("500"), None)), health.call) == ATTEMPTS_ALONE
 
 
-def test_a_refusal_is_doubted_once_the_store_has_let_us_in() -> None:
+def test_a_refusal_is_retried_after_the_store_granted_a_request() -> None:
     health = StoreHealth(patience_s=3600, has_answered=True)
     assert health.call(times(ATTEMPTS_DOUBTED - 1, AccessDeniedError("403"))) == "answer"
-    assert calls_until_told(always(AccessDeniedError("403")), health.call) == ATTEMPTS_DOUBTED
+    assert calls_until_error(always(AccessDeniedError("403")), health.call) == ATTEMPTS_DOUBTED
 
 
-def test_that_an_object_is_gone_is_doubted_only_when_it_was_there() -> None:
+def test_not_found_is_retried_only_for_an_object_that_existed() -> None:
     health = StoreHealth(patience_s=3600)
-    assert calls_until_told(always(NotFoundError("404")), health.call) == 1
+    assert calls_until_error(always(NotFoundError("404")), health.call) == 1
     assert health.has_answered
 
     def expected(request: Callable[[], str]) -> str:
         return health.call(request, is_expected=True)
 
-    assert calls_until_told(always(NotFoundError("404")), expected) == ATTEMPTS_DOUBTED
+    assert calls_until_error(always(NotFoundError("404")), expected) == ATTEMPTS_DOUBTED
     assert expected(times(1, NotFoundError("404"))) == "answer"
 
 
-def test_our_own_bugs_travel_at_once() -> None:
+def test_bugs_of_the_program_are_raised_at_once() -> None:
     def broken() -> str:
         raise KeyError("ours")
 
@@ -120,10 +120,10 @@ def test_our_own_bugs_travel_at_once() -> None:
         StoreHealth(patience_s=3600, has_answered=True).call(broken)
 
 
-def test_local_hiccups_are_retried_and_nothing_else() -> None:
+def test_transient_local_errors_are_retried_and_nothing_else() -> None:
     assert retry_local(times(ATTEMPTS - 1, TransientStorageError("stale handle"))) == "answer"
-    assert calls_until_told(always(TransientStorageError("stale handle")), retry_local) == ATTEMPTS
-    assert calls_until_told(always(AccessDeniedError("no")), retry_local) == 1
+    assert calls_until_error(always(TransientStorageError("stale handle")), retry_local) == ATTEMPTS
+    assert calls_until_error(always(AccessDeniedError("no")), retry_local) == 1
 
 
 def test_repeated_requests_wait_for_the_budget() -> None:
@@ -151,7 +151,7 @@ def test_repeated_requests_wait_for_the_budget() -> None:
     assert not thread.is_alive()
 
 
-def test_a_store_that_is_down_everywhere_gets_few_requests_more() -> None:
+def test_a_store_that_is_down_gets_few_retries() -> None:
     health = StoreHealth(patience_s=0, has_answered=True)
     health.budget = RetryBudget(capacity=10, per_success=0.2, per_s=1e-6)
     sent = threading.Semaphore(0)

@@ -1,4 +1,4 @@
-"""Pages of a listing read by our own hand: what comes out is what botocore reads, and what is odd is left to it."""
+"""The fast page parser: its result is botocore's, and unusual pages are left to botocore."""
 
 from functools import cache
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from botocore.session import get_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.storage.s3_page_parser import quicken_listings, take_contents
+from pipeline.storage.s3_page_parser import install_page_parser, take_contents
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>'
 SPACE = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -31,7 +31,7 @@ def shape() -> Any:
 
 
 def slowly(body: bytes) -> dict[str, Any]:
-    """What botocore makes of a page, of each object only what we ask for."""
+    """A page as botocore parses it, with the fields that the program uses."""
     answer = {"body": body, "headers": {}, "status_code": 200}
     parsed: dict[str, Any] = ResponseParserFactory().create_parser("rest-xml").parse(answer, shape())
     if "Contents" in parsed:
@@ -41,14 +41,14 @@ def slowly(body: bytes) -> dict[str, Any]:
 
 
 def quickly(body: bytes) -> tuple[dict[str, Any], bool]:
-    """The same with our hand in it, and whether it was."""
+    """The same with the fast parser, and whether it parsed the page."""
     answer, ours = {"body": body, "status_code": 200}, dict[str, Any]()
     take_contents(response_dict=answer, customized_response_dict=ours)
     return slowly(answer["body"]) | ours, bool(ours)
 
 
 @pytest.mark.parametrize(
-    ("body", "is_ours"),
+    ("body", "is_fast"),
     [
         (page(f"<Contents><Key>p/1.jpg</Key>{TIME}<ETag>&quot;e&quot;</ETag><Size>12</Size>{OWNER}</Contents>"), True),
         (page("<Contents><Key>p/1</Key><Size>0</Size></Contents>" * 3, space=""), True),
@@ -67,8 +67,8 @@ def quickly(body: bytes) -> tuple[dict[str, Any], bool]:
         (page("<Contents><Key>a\r\nb</Key><Size>1</Size></Contents>"), False),
     ],
 )
-def test_a_page_reads_as_botocore_reads_it(body: bytes, is_ours: bool) -> None:
-    assert quickly(body) == (slowly(body), is_ours)
+def test_a_page_reads_as_botocore_reads_it(body: bytes, is_fast: bool) -> None:
+    assert quickly(body) == (slowly(body), is_fast)
 
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\t"), min_size=1)
@@ -96,7 +96,7 @@ def test_errors_and_damage_are_left_to_botocore(status: int, body: bytes) -> Non
     assert (answer["body"], ours) == (body, {})
 
 
-def test_a_session_that_is_there_already_stays() -> None:
-    client = SimpleNamespace(session="somebody's own", kwargs={})
-    quicken_listings(client)
-    assert client.session == "somebody's own"
+def test_an_existing_session_stays() -> None:
+    client = SimpleNamespace(session="another session", kwargs={})
+    install_page_parser(client)
+    assert client.session == "another session"

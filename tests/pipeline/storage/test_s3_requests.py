@@ -1,4 +1,4 @@
-"""What each request to S3 carries: the session's token, and who pays."""
+"""Headers of every request to S3: the session token, and requester pays."""
 
 import threading
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ LISTING = (
 
 
 class Recorder(BaseHTTPRequestHandler):
-    """Grants whatever is asked and remembers how it was asked."""
+    """Grants every request and records its headers."""
 
     protocol_version = "HTTP/1.1"
     seen: list[tuple[str, dict[str, str]]] = []  # noqa: RUF012 - one server per test, emptied by it
 
     def do_HEAD(self) -> None:
-        """What is asked for is a folder."""
+        """Every name is a folder."""
         self._answer(404, b"")
 
     def do_GET(self) -> None:
@@ -34,11 +34,11 @@ class Recorder(BaseHTTPRequestHandler):
         self._answer(200, LISTING if "list-type" in self.path else b"x")
 
     def do_PUT(self) -> None:
-        """Done."""
+        """Accept it."""
         self._answer(200, b"")
 
     def do_DELETE(self) -> None:
-        """Done."""
+        """Accept it."""
         self._answer(204, b"")
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -51,7 +51,7 @@ class Recorder(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -66,18 +66,18 @@ def endpoint_url() -> Iterator[str]:
     thread.join()
 
 
-def test_every_request_carries_the_sessions_token_and_says_who_pays(
+def test_every_request_has_the_session_token_and_requester_pays(
     endpoint_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (WRITER.environment() | {"AWS_SESSION_TOKEN": TOKEN}).items():
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    door = Storage(StorageSection(endpoint_url=endpoint_url, options={"s3": {"requester_pays": True}}))
-    assert [each.uri for each in door.list("s3://bucket/in")] == ["s3://bucket/in/a"]
-    assert door.read("s3://bucket/in/a") == b"x"
-    door.write("s3://bucket/out/a", b"y")
-    assert CasFile(door, "s3://bucket/out/lease.json").create(b"z") == "1"
-    door.delete("s3://bucket/out/a")
+    storage = Storage(StorageSection(endpoint_url=endpoint_url, options={"s3": {"requester_pays": True}}))
+    assert [each.uri for each in storage.list("s3://bucket/in")] == ["s3://bucket/in/a"]
+    assert storage.read("s3://bucket/in/a") == b"x"
+    storage.write("s3://bucket/out/a", b"y")
+    assert CasFile(storage, "s3://bucket/out/lease.json").create(b"z") == "1"
+    storage.delete("s3://bucket/out/a")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     assert {"GET", "PUT", "DELETE"} <= {command for command, _ in Recorder.seen}
     for command, headers in Recorder.seen:

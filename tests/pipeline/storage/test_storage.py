@@ -1,4 +1,4 @@
-"""The door to storage, as its callers see it: exact names, whole files, and failures in words."""
+"""`Storage` on local files and in memory: names, complete reads, atomic writes, and translated errors."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ def test_a_listing_is_sorted_recursive_and_leaves_hidden_names_out(tmp_path: Pat
     assert dict(listed)["broken.jpg"] is None
 
 
-def test_a_name_that_is_no_unicode_reads_back(tmp_path: Path) -> None:
+def test_a_name_that_is_not_unicode_reads_back(tmp_path: Path) -> None:
     raw = os.fsencode(str(tmp_path)) + b"/caf\xe9.jpg"
     with open(raw, "wb") as file:  # noqa: PTH123 - the name is bytes
         file.write(b"x")
@@ -64,11 +64,11 @@ def test_a_name_that_no_file_can_have_is_not_found(uri: str) -> None:
         Storage().read(uri)
 
 
-def test_transient_failures_are_retried_and_then_told(
+def test_transient_failures_are_retried_and_then_raised(
     memory_root: str, no_waiting: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    door = Storage(StorageSection(patience_s=0))
-    door.write(join(memory_root, "a"), b"whole")
+    storage = Storage(StorageSection(patience_s=0))
+    storage.write(join(memory_root, "a"), b"whole")
     fetch, calls = MemoryFileSystem.cat_file, []
 
     def fails(times: int, error: Exception) -> None:
@@ -83,29 +83,27 @@ def test_transient_failures_are_retried_and_then_told(
         monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
 
     fails(2, OSError(errno.EBUSY, "Please reduce your request rate"))
-    assert door.read(join(memory_root, "a")) == b"whole"
+    assert storage.read(join(memory_root, "a")) == b"whole"
     assert len(calls) == 3
     fails(99, TimeoutError("read timed out"))
     with pytest.raises(TransientStorageError, match="just now"):
-        door.read(join(memory_root, "a"))
+        storage.read(join(memory_root, "a"))
     assert len(calls) == retrying.ATTEMPTS
     fails(99, PermissionError("Access Denied"))
     with pytest.raises(AccessDeniedError, match="credentials"):
-        door.read(join(memory_root, "a"))
-    # It let us in a moment ago, so that one refusal is not believed.
+        storage.read(join(memory_root, "a"))
+    # It granted a request a moment ago, so that a refusal is retried.
     assert len(calls) == retrying.ATTEMPTS_DOUBTED
 
 
-def test_a_short_remote_answer_is_not_taken_for_the_whole(
-    memory_root: str, no_waiting: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    door = Storage()
-    door.write(join(memory_root, "a"), b"0123456789abcdef")
-    assert door.read(join(memory_root, "a"), 14, 9) == b"ef"
-    client, _ = door.client(memory_root)
+def test_a_short_remote_answer_is_refused(memory_root: str, no_waiting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage()
+    storage.write(join(memory_root, "a"), b"0123456789abcdef")
+    assert storage.read(join(memory_root, "a"), 14, 9) == b"ef"
+    client, _ = storage.client(memory_root)
     monkeypatch.setattr(client, "cat_file", lambda *_, **__: b"34")
     with pytest.raises(TransientStorageError, match="2 of 9 bytes"):
-        door.read(join(memory_root, "a"), 3, 9)
+        storage.read(join(memory_root, "a"), 3, 9)
 
 
 @pytest.fixture
@@ -116,8 +114,8 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_no_permission_is_said_in_words(open_folder: Path) -> None:
-    # Root passes every permission bit, so a subprocess gives up being root first.
+def test_missing_permission_is_reported(open_folder: Path) -> None:
+    # Root ignores permission bits, so a subprocess changes to another user first.
     secret = open_folder / "secret"
     secret.mkdir()
     (secret / "a.jpg").write_bytes(b"x")
@@ -140,22 +138,22 @@ def test_no_permission_is_said_in_words(open_folder: Path) -> None:
     ], done.stderr
 
 
-def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    door, target = Storage(), tmp_path / "part.parquet"
-    door.write(str(target), b"old")
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, target = Storage(), tmp_path / "part.parquet"
+    storage.write(str(target), b"old")
 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(local_files.os, "fsync", full)
     with pytest.raises(StorageError, match="disk is full") as caught:
-        door.write(str(target), b"new")
+        storage.write(str(target), b"new")
     assert not isinstance(caught.value, TransientStorageError)
     assert [path.name for path in tmp_path.iterdir()] == ["part.parquet"]
     assert target.read_bytes() == b"old"
 
 
-def test_a_file_over_the_size_limit_is_said_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_over_the_size_limit_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Python ignores SIGXFSZ, so the kernel's answer to the write is EFBIG: a real failing write, as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -190,7 +188,7 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
         Storage().write(str(tmp_path / "file" / "x"), b"")
 
 
-def test_unknown_schemes_and_absent_libraries_are_named() -> None:
+def test_unknown_schemes_and_missing_libraries_are_named() -> None:
     with pytest.raises(StorageError, match="nosuch://"):
         Storage().read("nosuch://a/b")
     try:
@@ -201,8 +199,8 @@ def test_unknown_schemes_and_absent_libraries_are_named() -> None:
 
 
 def test_storage_travels_to_workers(memory_root: str) -> None:
-    door = Storage(StorageSection(anonymous=True))
-    door.write(join(memory_root, "a"), b"1")
-    arrived = pickle.loads(pickle.dumps(door))
+    storage = Storage(StorageSection(anonymous=True))
+    storage.write(join(memory_root, "a"), b"1")
+    arrived = pickle.loads(pickle.dumps(storage))
     assert arrived.section.anonymous
     assert arrived.read(join(memory_root, "a")) == b"1"

@@ -42,7 +42,7 @@ NAMES = [
     "\U0001f600.jpg",
     "\uffee.jpg",
 ]
-# What libraries take for something else: an escape, a query, a fragment, a version, a pattern, a chain of stores.
+# What libraries interpret as an escape, a query, a fragment, a version, a pattern, a chain of stores.
 ODD_NAMES = [
     "a b.jpg",
     "a#b.jpg",
@@ -92,7 +92,7 @@ def test_names_list_in_the_order_of_their_bytes_and_read_back_exactly(place: Pla
     storage, root = place.storage, join(place.root, "in")
     names = NAMES + ODD_NAMES
     if root.startswith("memory:"):
-        # fsspec's in-memory store takes "::" for a chain of stores.
+        # fsspec's in-memory store interprets "::" as a chain of stores.
         names = [name for name in names if "::" not in name]
     for name in names:
         storage.write(join(root, name), name.encode())
@@ -144,7 +144,7 @@ def test_slashes_at_the_end_of_a_folder_lose_no_image(place: Place) -> None:
         assert [read_image(ref, place.storage).decode() for ref in refs] == names
 
 
-def test_files_folders_and_nothing_are_told_apart(place: Place) -> None:
+def test_files_folders_and_missing_names_have_their_kinds(place: Place) -> None:
     storage, root = place.storage, place.root
     assert storage.kind(join(root, "x")) == "absent"
     storage.write(join(root, "x/y.bin"), b"1")
@@ -182,7 +182,7 @@ def test_a_read_comes_with_the_version_that_it_is_of(place: Place) -> None:
     assert storage.fetch(uri, listed=before).etag == before.etag
     with pytest.raises(ObjectTooLargeError):
         storage.fetch(uri, listed=before, max_bytes=5)
-    # Longer: of a store without versions, less than was listed would be taken for a read that was cut short.
+    # Longer: in a store without versions, fewer bytes than listed count as a read that was cut short.
     storage.write(uri, b"new, longer")
     found = storage.fetch(uri, listed=before)
     now = storage.stat(uri)
@@ -249,7 +249,7 @@ def test_a_missing_bucket_is_reported_by_name(scheme: str, request: pytest.Fixtu
 def test_one_of_many_creates_a_file_and_one_replaces_it(place: Place) -> None:
     file = CasFile(place.storage, join(place.root, "runs/r/lease.json"))
     assert file.read() is None
-    # Stores that compare nothing themselves promise this only to one process after another.
+    # A store without conditional writes promises this only for one write after another.
     with ThreadPoolExecutor(1 if place.root.startswith("memory:") else 8) as pool:
         made = [version for version in pool.map(lambda number: file.create(b"%d" % number), range(8)) if version]
         assert len(made) == 1

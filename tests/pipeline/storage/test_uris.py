@@ -1,4 +1,4 @@
-"""Names stay what they are; patterns match what a shell user expects."""
+"""Names are not changed; patterns match as in a shell."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_globs_match_like_a_shell(pattern: str, matching: list[str], others: lis
     assert [name for name in others if compiled.fullmatch(name)] == []
 
 
-def test_a_backward_range_is_refused_in_words() -> None:
+def test_a_reversed_range_is_refused() -> None:
     with pytest.raises(SpecError, match=r"z-a"):
         glob_pattern("[z-a].jpg")
 
@@ -57,7 +57,7 @@ def test_image_ids_are_fixed_for_all_time() -> None:
     assert -(2**63) <= image_id("/\udcff.jpg") < 2**63
 
 
-def test_names_that_are_no_unicode_are_shown_escaped() -> None:
+def test_names_that_are_not_unicode_are_shown_escaped() -> None:
     assert display_uri("/caf\udce9.jpg") == r"/caf\xe9.jpg"
     assert display_uri("/café.jpg") == "/café.jpg"
 

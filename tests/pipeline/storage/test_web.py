@@ -1,4 +1,4 @@
-"""Images by URL from many hosts: one that is gone, refuses or breaks costs its own images and nobody else's."""
+"""Images by URL from many hosts: a host that is gone, refuses or breaks fails its own images only."""
 
 import io
 import tarfile
@@ -40,17 +40,17 @@ def tar_of(name: str, payload: bytes) -> bytes:
 
 
 class Host(BaseHTTPRequestHandler):
-    """A path that begins with a number is answered with that status; `/endless` never ends by itself."""
+    """Answers a path that begins with a number with that status; `/endless` never ends."""
 
     protocol_version = "HTTP/1.1"
     asked: ClassVar[Counter[str]] = Counter()
 
     def do_HEAD(self) -> None:
-        """Only how long it is."""
+        """Answer with the length only."""
         self.do_GET()
 
     def do_GET(self) -> None:
-        """Whatever the path says."""
+        """Answer as the path says."""
         self.asked[self.path] += 1
         name = self.path.strip("/")
         if name == "endless.jpg":
@@ -77,7 +77,7 @@ class Host(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def host() -> Iterator[str]:
 
 
 def outcome(storage: Storage, url: str) -> bytes | ImageFailure:
-    """What becomes of an image in a shard's attempt that is not the last."""
+    """The outcome of an image in a shard's attempt that is not the last."""
     return image_boundary(url, lambda: read_image(ImageRef(url), storage, max_bytes=2**22))
 
 
@@ -110,7 +110,7 @@ def outcome(storage: Storage, url: str) -> bytes | ImageFailure:
         ("{host}/endless.jpg", "too_large", "bytes encoded, more than images.max_bytes = 4194304"),
     ],
 )
-def test_what_one_url_does_not_give_is_its_own_failure(host: str, url: str, status: str, reason: str) -> None:
+def test_a_url_that_cannot_be_read_fails_alone(host: str, url: str, status: str, reason: str) -> None:
     storage = Storage()
     other = host.replace("127.0.0.1", "localhost")
     assert outcome(storage, f"{other}/1.jpg") == b"body of 1.jpg"
@@ -126,7 +126,7 @@ def test_a_process_that_reaches_no_host_blames_none() -> None:
             outcome(Storage(), url)
 
 
-def test_a_host_that_was_given_up_is_left_alone_for_a_while(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_is_made_to_a_host_that_was_given_up(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage()
     broken = host.replace("127.0.0.1", "localhost")
     outcome(storage, f"{host}/1.jpg")
@@ -137,7 +137,7 @@ def test_a_host_that_was_given_up_is_left_alone_for_a_while(host: str, monkeypat
     assert isinstance(failure, ImageFailure)
     assert failure.reason.startswith("localhost:")
     assert Host.asked["/500.jpg"] == asked
-    monkeypatch.setattr("pipeline.storage.web.REST_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.web.PAUSE_S", 0.0)
     assert outcome(storage, f"{broken}/2.jpg") == b"body of 2.jpg"
 
 
@@ -157,7 +157,7 @@ def test_containers_of_other_hosts_are_listed_when_one_is_gone(host: str, tmp_pa
     assert [read_image(refs[number], storage) for number in (0, 4)] == [b"member"] * 2
 
 
-def test_ranges_versions_and_limits_are_kept(host: str) -> None:
+def test_ranges_versions_and_size_limits(host: str) -> None:
     storage = Storage()
     uri = f"{host}/a.jpg"
     assert (storage.read(uri, 5, 2), storage.read(uri, 8)) == (b"of", b"a.jpg")

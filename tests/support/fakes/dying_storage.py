@@ -1,11 +1,11 @@
-"""Storage that dies."""
+"""A `Storage` whose writes fail from a given number on."""
 
 from pipeline.errors import StorageError
 from pipeline.storage.storage import Storage
 
 
 class CutOff(Storage):
-    """Storage that dies at the write of a number, counted from 0."""
+    """Storage whose writes fail from the write with number `at` on, counted from 0."""
 
     def __init__(self, at: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""An HTTP proxy on 127.0.0.1 that stands before a store and breaks what it is told to break.
+"""An HTTP proxy on 127.0.0.1 in front of a store that injects faults into requests.
 
-It passes requests on as they are, the Host header too, so that S3 signatures stay valid. Whether a request meets a
-fault is a function of the seed, the key and how often that key was asked for before: threads may come in any
-order, and the same seed breaks the same requests.
+It forwards requests unchanged, with their Host header, so that S3 signatures stay valid. Whether a request meets a
+fault is a function of the seed, the key and the number of earlier requests for that key: with the same seed the same
+requests fail, in whatever order threads send them.
 """
 
 import contextlib
@@ -42,18 +42,18 @@ _ANSWERS: dict[str, tuple[int, str, str]] = {
     ),
 }
 _UPSTREAM_TIMEOUT_S = 120.0
-# Said anew by this proxy, or meant for one hop only.
+# Set anew by this proxy, or meant for one hop only.
 _HOP_HEADERS = {"connection", "transfer-encoding", "content-length", "expect", "keep-alive"}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to break requests.
+    """A kind of fault and the requests that meet it.
 
-    kind: "error_500", "slow_down", "forbidden" and "request_timeout" answer so without asking the store; "stall"
-        waits `stall_s` and then goes on; "cut" closes the connection without an answer, and the store never hears
-        of it; "lost_answer" lets the store do it and then cuts; "truncated" announces the whole body and sends half;
-        "wrong_length" announces half and sends all of it.
+    kind: "error_500", "slow_down", "forbidden" and "request_timeout" answer so without a request to the store;
+        "stall" waits `stall_s` and then forwards; "cut" closes the connection without an answer and without a
+        request to the store; "lost_answer" forwards the request and then cuts; "truncated" announces the whole body
+        and sends half; "wrong_length" announces half and sends all of it.
     rate: the share of requests that meet it, 0 to 1.
     methods: HTTP methods that meet it.
     keys: a regular expression searched for in the request's path with its query.
@@ -71,20 +71,20 @@ class Fault:
 
 
 class FaultDice:
-    """Draws the fault of each request; `counts` tells how many met which kind."""
+    """Chooses the fault of each request; `counts` holds how many requests met each kind."""
 
     def __init__(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
         self.counts: Counter[str] = Counter()
         self._faults = tuple(faults)
         self._seed = seed
-        self._asked: Counter[str] = Counter()
+        self._requests_of: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def draw(self, method: str, path: str) -> Fault | None:
-        """Choose the fault of this request, the first that fits; None to pass it on."""
+        """Return the first fault that applies to this request; None to forward it."""
         with self._lock:
-            turn = self._asked[f"{method} {path}"]
-            self._asked[f"{method} {path}"] += 1
+            turn = self._requests_of[f"{method} {path}"]
+            self._requests_of[f"{method} {path}"] += 1
             for number, fault in enumerate(self._faults):
                 if self._is_due(fault, method, path, turn):
                     chance = random.Random(f"{self._seed} {number} {method} {path} {turn}").random()
@@ -118,11 +118,11 @@ class FaultProxy:
 
     @property
     def endpoint_url(self) -> str:
-        """Where clients find it."""
+        """The URL for clients."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def inject(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
-        """Break these from now on, and nothing else; forget what was counted."""
+        """Inject these faults and no others from now on; reset the counts."""
         self.dice = FaultDice(faults, seed=seed)
 
     def __enter__(self) -> Self:
@@ -143,7 +143,7 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultProxy
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that hang up are the proxy's daily bread."""
+        """Ignore clients that hang up, which faults make them do."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, headers, payload = self._ask(body)
         except (OSError, http.client.HTTPException):
-            # A store that is away looks like one to the client too.
+            # An unreachable store is a closed connection to the client too.
             self._hang_up()
             return
         if kind == "lost_answer":
@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        # One connection a request: a store that has closed an idle one would look like a fault that nobody ordered.
+        # One connection for each request: a closed idle connection would look like a fault that was not injected.
         port = self.server.proxy.upstream_port
         upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=_UPSTREAM_TIMEOUT_S)
         with contextlib.closing(upstream):

@@ -1,7 +1,7 @@
-"""Google Cloud Storage and Azure Blob Storage on 127.0.0.1: the emulators that their users test with.
+"""Emulators of Google Cloud Storage and Azure Blob Storage on 127.0.0.1, and buckets in them.
 
-Neither is a real store: fake-gcs-server (from PyPI) checks no credentials, and Azurite (from npm, where it is there)
-is Microsoft's own. Both keep everything in memory and end with the tests.
+Neither is a real store: fake-gcs-server (from PyPI) checks no credentials, and Azurite (from npm, where it is
+installed) is Microsoft's emulator. Both keep everything in memory and end with the tests.
 """
 
 import os
@@ -40,7 +40,7 @@ class Place:
 
 @contextmanager
 def make_bucket(scheme: str, open_storage: OpenStorage, test_id: str) -> Iterator[Place]:
-    """Make a bucket for a test; afterwards the scheme's clients are forgotten."""
+    """Create a bucket for a test; afterwards fsspec's cached clients of the scheme are dropped."""
     storage = open_storage()
     name = f"htc-{zlib.crc32(test_id.encode()):08x}"
     storage.client(f"{scheme}://{name}/x")[0].mkdir(name)
@@ -87,7 +87,7 @@ def azurite() -> Iterator[str]:
 
 
 def _folder_of(package: str) -> Path:
-    # Found and not imported: gcsfs looks at its settings when it is imported, and the code under test makes them.
+    # Found without import: gcsfs reads its settings when it is imported, and the code under test sets them.
     found = find_spec(package)
     if found is None or found.origin is None:
         raise ServerUnavailableError(f"{package} is not installed")
@@ -119,7 +119,7 @@ def _wait_for(endpoint: str) -> None:
             with urllib.request.urlopen(endpoint, timeout=5):
                 return
         except urllib.error.HTTPError:
-            # Whatever it says, it is there.
+            # Any answer shows that the server runs.
             return
         except OSError:
             time.sleep(0.1)

@@ -1,6 +1,6 @@
-"""A bucket in memory behind just enough of S3's API, which takes keys as they are.
+"""A bucket in memory behind a small part of S3's API; keys are not changed.
 
-SeaweedFS keeps keys as paths of a tree and cannot hold `a//b` beside `a/b`; Amazon's service does.
+SeaweedFS keeps keys as paths of a tree and cannot hold `a//b` beside `a/b`; Amazon S3 can.
 """
 
 import threading
@@ -24,10 +24,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(has_body=True)
 
     def log_message(self, *_: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
     def _answer(self, *, has_body: bool) -> None:
-        # urlsplit of "//a" would take a for a host.
+        # urlsplit would read "//a" as a host.
         path, _, query = self.path.partition("?")
         bucket, _, key = path.lstrip("/").partition("/") if not path.startswith("//") else ("", "", "")
         asked = {name: values[0] for name, values in parse_qs(urlsplit(f"?{query}").query, True).items()}
@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [
             f"<Contents><Key>{escape(key)}</Key><Size>{len(self.objects[key])}</Size>"
             f"<LastModified>1970-01-01T00:00:00.000Z</LastModified>"
-            f"<ETag>&quot;{md5(self.objects[key]).hexdigest()}&quot;</ETag></Contents>"  # S3 makes ETags so
+            f"<ETag>&quot;{md5(self.objects[key]).hexdigest()}&quot;</ETag></Contents>"  # ETags are MD5 on S3
             for key in contents[:most]
         ]
         parts += [f"<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>" for each in folders]
@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Last-Modified", formatdate(0, usegmt=True))
-        self.send_header("ETag", f'"{md5(body).hexdigest()}"')  # S3's own
+        self.send_header("ETag", f'"{md5(body).hexdigest()}"')  # ETags are MD5 on S3
         self.end_headers()
         if has_body:
             self.wfile.write(body)

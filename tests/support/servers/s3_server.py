@@ -1,8 +1,7 @@
-"""A real S3 server for tests: SeaweedFS on 127.0.0.1, with a key that may write, one that may only read, and a
-bucket for everybody.
+"""A real S3 server for tests: SeaweedFS on 127.0.0.1, with a read-write key, a read-only key and a public bucket.
 
-It checks signatures and permissions, pages its listings and takes multipart uploads, which mocks do not. The
-server lives in a folder of its own, on ports that were free, and never outlives the process that started it.
+It checks signatures and permissions, pages its listings and accepts multipart uploads, which mocks do not. The server
+has a folder of its own and ports that were free, and ends with the process that started it.
 """
 
 import json
@@ -32,23 +31,23 @@ PORT_FLAGS = (
     "s3.port",
     "s3.port.grpc",
 )
-# The shell kills the server when its own input ends: on `kill`, and also when the tests die without a word.
+# The shell kills the server when its own input ends: on `kill`, and also when the test process dies.
 GUARD = '"$@" </dev/null & read -r _; kill -9 $!; wait'
 
 
 class ServerUnavailableError(Exception):
-    """The server cannot run on this machine; the message says why."""
+    """The server cannot run on this machine; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """An access key and its secret, long enough to be found again wherever they should not be."""
+    """An access key and its secret, long enough to be searched for in places where they must not be."""
 
     access: str
     secret: str
 
     def environment(self) -> dict[str, str]:
-        """What makes botocore use this key and nothing else that this machine may hold."""
+        """The environment variables that make botocore use this key and no other credentials of this machine."""
         return {
             "AWS_ACCESS_KEY_ID": self.access,
             "AWS_SECRET_ACCESS_KEY": self.secret,
@@ -63,13 +62,13 @@ WRITER = Key("AKIAHTCTESTWRITER001", "htc-test-writer-secret-5f0c1d9e7a")
 READER = Key("AKIAHTCTESTREADER001", "htc-test-reader-secret-83b2c6d4e1")
 LIMITED = Key("AKIAHTCTESTLIMITED01", "htc-test-limited-secret-2e91d7c4b6")
 PUBLIC_BUCKET = "htc-public"
-# All that LIMITED may see.
+# The only bucket that LIMITED may access.
 LIMITED_BUCKET = "htc-limited"
 WRONG = Key(WRITER.access, "htc-test-mistaken-secret-000000000")
 
 
 class S3Server:
-    """The server; `start` and `kill` may be called again and again, and keep its ports and its objects."""
+    """The server; `start` and `kill` may be called repeatedly, and keep its ports and objects."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +79,7 @@ class S3Server:
 
     @property
     def endpoint_url(self) -> str:
-        """Where clients find it."""
+        """The URL for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -93,7 +92,7 @@ class S3Server:
         self._write_identities()
         is_first_start = not self._ports
         for _ in range(STARTS if is_first_start else 1):
-            # Another process may take a port between our look and the server's start: then look again.
+            # Another process may take a port before the server binds it: then new ports are chosen.
             if is_first_start:
                 self._ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
                 self.port = self._ports["s3.port"]
@@ -101,28 +100,28 @@ class S3Server:
             if self._answers():
                 return
             self.kill()
-        raise ServerUnavailableError(f"weed did not answer; it last said: {self._last_words()}")
+        raise ServerUnavailableError(f"weed did not answer; the end of its log: {self._log_tail()}")
 
     def kill(self) -> None:
-        """Kill it as a power cut would; its objects stay."""
+        """Kill the server as a power cut would; its objects stay."""
         process, self._process = self._process, None
         if process is None:
             return
         if process.stdin is not None:
             process.stdin.close()
         process.wait(timeout=PATIENCE_S)
-        # weed leaves its sockets there, named after our ports.
+        # weed leaves its sockets there, named after the ports.
         for port in self._ports.values():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
 
     def make_bucket(self, name: str) -> str:
-        """Make a bucket and return its uri."""
+        """Create a bucket and return its uri."""
         self.files().mkdir(name)
         return f"s3://{name}"
 
     def files(self, key: Key = WRITER) -> fsspec.AbstractFileSystem:
-        """The server's objects, by a way that the code under test has no part in."""
+        """The server's objects through s3fs alone, without the code under test."""
         return fsspec.filesystem(
             "s3", key=key.access, secret=key.secret, endpoint_url=self.endpoint_url, use_listings_cache=False
         )
@@ -132,18 +131,18 @@ class S3Server:
             str(self._binary),
             "server",
             f"-dir={self.folder / 'store'}",
-            # By default it would bind every interface, and send statistics home.
+            # By default it would bind every interface and send telemetry.
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=128",
-            # Each bucket takes seven volumes, which are empty files at first; by itself the server allows as many
-            # as the disk could hold full ones.
+            # Each bucket takes seven volumes, which are empty files at first; the default limit is the number of full
+            # volumes that fit on the disk.
             "-volume.max=10000",
             "-filer",
             "-s3",
             f"-s3.config={self.folder / 'identities.json'}",
-            # Otherwise a write to a bucket that does not exist makes it, which S3 refuses.
+            # Otherwise a write to a missing bucket creates the bucket, which S3 refuses.
             "-s3.autoCreateBucket=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
@@ -169,11 +168,11 @@ class S3Server:
                 return False
             except OSError:
                 time.sleep(0.1)
-            if "bind: address already in use" in self._last_words():
+            if "bind: address already in use" in self._log_tail():
                 return False
         return False
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         text = (self.folder / "log").read_text(errors="replace")
         return " / ".join(text.splitlines()[-3:])
 
@@ -187,7 +186,7 @@ class S3Server:
             {"name": key.access, "credentials": [{"accessKey": key.access, "secretKey": key.secret}], "actions": may}
             for key, may in actions.items()
         ]
-        # SeaweedFS's name for whoever signs nothing.
+        # SeaweedFS's name for unsigned requests.
         identities.append({"name": "anonymous", "actions": [f"{may}:{PUBLIC_BUCKET}" for may in ("Read", "List")]})
         (self.folder / "identities.json").write_text(json.dumps({"identities": identities}))
 
@@ -210,7 +209,7 @@ def find_binary() -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Find ports of 127.0.0.1 that nobody listens on; all held at once, so that no two are the same."""
+    """Return free ports of 127.0.0.1; all are bound at the same time, so that no two are equal."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

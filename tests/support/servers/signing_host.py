@@ -1,4 +1,4 @@
-"""A web host that gives its files only to those who show the signature of the hour."""
+"""A web host that serves its files only with the current signature."""
 
 import io
 import tarfile
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 
-def photo(shade: int) -> bytes:
+def jpeg_image(shade: int) -> bytes:
     """A JPEG image, 32 x 24."""
     sink = io.BytesIO()
     Image.new("RGB", (32, 24), (shade, 90, 40)).save(sink, format="JPEG")
@@ -31,16 +31,16 @@ def tar_of(name: str, payload: bytes) -> bytes:
 
 
 class SigningHost:
-    """The host. files: by path and the `id` of the query. signature: what it takes now."""
+    """The host. files: by path and the `id` of the query. signature: the current one."""
 
     def __init__(self, port: int) -> None:
         self.address = f"http://127.0.0.1:{port}"
         self.signature = ""
-        self.files = {f"/{number}.jpg": photo(number * 20) for number in range(6)}
-        self.files |= {"/get?7": photo(7), "/get?8": photo(8), "/x.tar": tar_of("m.jpg", photo(99))}
+        self.files = {f"/{number}.jpg": jpeg_image(number * 20) for number in range(6)}
+        self.files |= {"/get?7": jpeg_image(7), "/get?8": jpeg_image(8), "/x.tar": tar_of("m.jpg", jpeg_image(99))}
 
     def sign(self, signature: str) -> list[str]:
-        """Take this signature from now on; returns the signed URLs of all files."""
+        """Accept only this signature from now on; return the signed URLs of all files."""
         self.signature = signature
         signed = "&".join(f"X-Amz-{name}={signature}" for name in ("Credential", "Date", "Signature"))
         urls = []
@@ -50,12 +50,12 @@ class SigningHost:
         return urls
 
     def find(self, target: str) -> bytes | None:
-        """The file that a request asks for; None when it may not have it."""
+        """Return the requested file; None when the signature is not the current one."""
         parts = urlsplit(target)
-        asked = parse_qs(parts.query)
-        if asked.get("X-Amz-Signature") != [self.signature]:
+        query = parse_qs(parts.query)
+        if query.get("X-Amz-Signature") != [self.signature]:
             return None
-        return self.files.get(f"{parts.path}?{asked['id'][0]}" if "id" in asked else parts.path)
+        return self.files.get(f"{parts.path}?{query['id'][0]}" if "id" in query else parts.path)
 
 
 @contextmanager
@@ -69,14 +69,14 @@ def signing_host() -> Iterator[SigningHost]:
             body = host.find(self.path)
             status = 200 if body is not None else 403
             body = body or b"no"
-            whole = len(body)
+            size = len(body)
             begin, _, end = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
             if begin and status == 200:
                 status, body = 206, body[int(begin) : int(end) + 1 if end else None]
             self.send_response(status)
             if status == 206:
-                self.send_header("Content-Range", f"bytes {begin}-{int(begin) + len(body) - 1}/{whole}")
-            self.send_header("ETag", f'"{whole}"')
+                self.send_header("Content-Range", f"bytes {begin}-{int(begin) + len(body) - 1}/{size}")
+            self.send_header("ETag", f'"{size}"')
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -87,7 +87,7 @@ def signing_host() -> Iterator[SigningHost]:
             self.do_GET()
 
         def log_message(self, *_: object) -> None:
-            """Nothing is logged."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     host = SigningHost(server.server_address[1])
@@ -102,7 +102,7 @@ def signing_host() -> Iterator[SigningHost]:
 
 
 def everything_in(folder: Path) -> dict[str, str]:
-    """All that files below a folder say: their bytes, and of Parquet files, which are packed, the rows as well."""
+    """Return the text of all files below a folder; of Parquet files, which are compressed, the rows as well."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
