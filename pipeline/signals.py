@@ -37,7 +37,7 @@ class StopRequest:
     """
 
     # Called when a signal interrupts a step; `htc` sets it to end the process if the interruption takes too long.
-    when_breaking_off: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
+    on_interrupt: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         self._former: dict[int, Any] = {}
@@ -104,13 +104,13 @@ class StopRequest:
         if number == signal.SIGHUP:
             _redirect_lost_terminal()
         if self._is_interrupting:
-            type(self).when_breaking_off()
+            type(self).on_interrupt()
         if is_second or self._is_interrupting:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def breaking_off(stop: StopRequest) -> Iterator[StopRequest]:
+def interruptible(stop: StopRequest) -> Iterator[StopRequest]:
     """End the block with a StoppedError when `stop` receives a signal.
 
     Raises:

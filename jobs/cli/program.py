@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             atexit.register(_leave_before_threads_meet_a_dead_interpreter)
             from pipeline.signals import StopRequest
 
-            StopRequest.when_breaking_off = staticmethod(_leave_though_stuck)
+            StopRequest.on_interrupt = staticmethod(_leave_though_stuck)
         _run(arguments)
     except SystemExit as leaving:
         if arguments is None:

@@ -26,7 +26,7 @@ from pipeline.runs.open import open_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
 from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary
-from pipeline.signals import StopRequest, breaking_off
+from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import weights_here
@@ -78,7 +78,7 @@ def run(
     stop = StopRequest()
     with stop, ExitStack() as closing:
         closing.callback(display.close)
-        with breaking_off(stop):
+        with interruptible(stop):
             opened, fingerprint, spec = _open(spec, storage, stop, closing, display, run=run, fresh=fresh)
         closing.callback(opened.close)
         if opened.state == "complete":
@@ -94,7 +94,7 @@ def run(
         changes = None
         if opened.state == "complete" and spec.select.mode == "full":
             display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
-            with breaking_off(stop):
+            with interruptible(stop):
                 changes = compare_input(spec.input, storage, spec.output.uri, opened.name)
         _announce(opened, display, changes)
         is_trained = fingerprint.trained

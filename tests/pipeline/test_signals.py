@@ -53,7 +53,7 @@ def test_each_signal_interrupts_an_interrupting_block(number: signal.Signals) ->
 
 def test_an_interruption_calls_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(StopRequest, "when_breaking_off", staticmethod(lambda: said.append("breaking off")))
+    monkeypatch.setattr(StopRequest, "on_interrupt", staticmethod(lambda: said.append("breaking off")))
     with StopRequest() as stop:
         send(signal.SIGTERM)
         assert said == []

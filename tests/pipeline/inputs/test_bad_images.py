@@ -25,7 +25,7 @@ from tests.support.builders.images import decode_error, encoded, gradient
         (b"\0\0\0\x1cftypheic....", "HEIC"),
         (b"\0\0\0\x1cftypavif....", "AVIF"),
         (b"<?xml version='1.0'?>\n<svg xmlns=''/>", "SVG files are not supported"),
-        (b"\xff\xd8\xff", "damaged JPEG: the header is cut off"),
+        (b"\xff\xd8\xff", "damaged JPEG: the header is truncated"),
         (b"\x89PNG\r\n\x1a\n", "PNG"),
         (b"GIF89a", "GIF"),
         (b"BM", "BMP"),
