@@ -58,7 +58,7 @@ def _is_needed(payload: bytes, name: bytes, start: int, end: int, color_type: in
     if name not in (b"IDAT", b"eXIf"):
         return name in _CRITICAL and (name != b"PLTE" or color_type == _PALETTE_TYPE)
     checksum = zlib.crc32(memoryview(payload)[start + 4 : end - 4])
-    is_valid = checksum == struct.unpack_from(">I", payload, end - 4)[0]
+    is_valid: bool = checksum == struct.unpack_from(">I", payload, end - 4)[0]
     if name == b"IDAT" and not is_valid:
         raise ImageError("unreadable", "damaged PNG: the pixel data do not match their checksum (IDAT)")
     return is_valid
