@@ -102,7 +102,7 @@ class StopRequest:
         self.signal_name = self.signal_name or signal.Signals(number).name
         _was_stopped.set()
         if number == signal.SIGHUP:
-            _redirect_lost_terminal()
+            redirect_lost_terminal()
         if self._is_interrupting:
             type(self).on_interrupt()
         if is_second or self._is_interrupting:
@@ -128,7 +128,7 @@ def interruptible(stop: StopRequest) -> Iterator[StopRequest]:
         ) from None
 
 
-def _redirect_lost_terminal() -> None:
+def redirect_lost_terminal() -> None:
     """Redirect stdout and stderr to os.devnull where their terminal is gone, so that writing to them raises nothing."""
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -15,7 +15,7 @@ from tests.support.builders.images import decode_error, encoded, gradient
 
 
 @pytest.mark.parametrize(
-    ("payload", "says"),
+    ("payload", "reason"),
     [
         (b"", "empty (0 bytes)"),
         (b"hello, this is text in a .jpg\n", r"not an image: starts with 'hello, this is t'"),
@@ -33,10 +33,10 @@ from tests.support.builders.images import decode_error, encoded, gradient
         (b"RIFF\x04\0\0\0WEBP", "WebP"),
     ],
 )
-def test_the_reason_names_what_a_file_is(payload: bytes, says: str) -> None:
+def test_the_reason_names_what_a_file_is(payload: bytes, reason: str) -> None:
     error = decode_error(payload)
     assert error.status == "unreadable"
-    assert says in error.reason
+    assert reason in error.reason
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF"])
