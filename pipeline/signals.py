@@ -37,7 +37,7 @@ class StopRequest:
     """
 
     # Called when a signal interrupts a step; `htc` sets it to end the process if the interruption takes too long.
-    when_breaking_off: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
+    on_interrupt: ClassVar[Callable[[], object]] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         self._former: dict[int, Any] = {}
@@ -102,15 +102,15 @@ class StopRequest:
         self.signal_name = self.signal_name or signal.Signals(number).name
         _was_stopped.set()
         if number == signal.SIGHUP:
-            _redirect_lost_terminal()
+            redirect_lost_terminal()
         if self._is_interrupting:
-            type(self).when_breaking_off()
+            type(self).on_interrupt()
         if is_second or self._is_interrupting:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def breaking_off(stop: StopRequest) -> Iterator[StopRequest]:
+def interruptible(stop: StopRequest) -> Iterator[StopRequest]:
     """End the block with a StoppedError when `stop` receives a signal.
 
     Raises:
@@ -128,7 +128,7 @@ def breaking_off(stop: StopRequest) -> Iterator[StopRequest]:
         ) from None
 
 
-def _redirect_lost_terminal() -> None:
+def redirect_lost_terminal() -> None:
     """Redirect stdout and stderr to os.devnull where their terminal is gone, so that writing to them raises nothing."""
     for stream in (sys.stdout, sys.stderr):
         try:

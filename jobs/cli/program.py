@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             atexit.register(_exit_before_interpreter_shutdown)
             from pipeline.signals import StopRequest
 
-            StopRequest.when_breaking_off = staticmethod(_exit_if_stuck)
+            StopRequest.on_interrupt = staticmethod(_exit_if_stuck)
         _run(arguments)
     except SystemExit as leaving:
         if arguments is None:

@@ -9,7 +9,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.outcomes import in_words
 from pipeline.runs.summary import RunSummary
-from pipeline.signals import StopRequest, breaking_off
+from pipeline.signals import StopRequest, interruptible
 from pipeline.text import count_of, format_duration
 
 MAX_REASONS = 8
@@ -19,7 +19,7 @@ SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY 
 
 def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
     """Run the job, report its outcome and return the exit code."""
-    with breaking_off(StopRequest()) as stop, stop:
+    with interruptible(StopRequest()) as stop, stop:
         # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
 

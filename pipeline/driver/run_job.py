@@ -28,7 +28,7 @@ from pipeline.runs.open import open_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
 from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary
-from pipeline.signals import StopRequest, breaking_off
+from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import weights_here
@@ -81,7 +81,7 @@ def run(
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     with StopRequest() as stop, closing(display), ExitStack() as connection:
-        with breaking_off(stop):
+        with interruptible(stop):
             if os.environ.get("RAY_ADDRESS"):
                 # Stays connected: the session uses this connection, and it is closed here.
                 connection.enter_context(ray_cluster(spec.compute, shards=None))
@@ -184,7 +184,7 @@ def _compare_input(
     if opened.state != "complete" or spec.select.mode != "full":
         return None
     display.note(f"Run {opened.name} is complete; its input is listed again to see what has changed.")
-    with breaking_off(stop):
+    with interruptible(stop):
         return compare_input(spec.input, storage, spec.output.uri, opened.name)
 
 

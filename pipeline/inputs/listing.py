@@ -204,7 +204,7 @@ class _Listing:
                 yield from self._not_listed_before(listed, is_only_input=False)
             elif self.listed_before and self.listed_before.is_last(listed.uri):
                 continue
-            elif suffix in IMAGE_SUFFIXES or (pattern is not None and not _is_refused(listed.uri)):
+            elif suffix in IMAGE_SUFFIXES or (pattern is not None and not _is_unreadable_archive(listed.uri)):
                 # A pattern selects files of any name, as images in many buckets have no extension.
                 yield ImageRef(listed.uri, listed.bytes, listed.etag)
             else:
@@ -224,13 +224,13 @@ class _Listing:
 
     def _from_file(self, uri: str) -> Iterator[ImageRef]:
         suffix = suffix_of(uri)
-        if _is_refused(uri):
+        if _is_unreadable_archive(uri):
             raise InputError(f"{base_name(uri)} {UNREADABLE_ARCHIVE}.")
         if suffix in _CONTAINER_SUFFIXES:
             return self._not_listed_before(self.storage.stat(uri), is_only_input=True)
         if is_listing(uri):
             listing = open_listing(uri, self.storage, self.uri_column)
-            self.notes.listing = listing.understood
+            self.notes.listing = listing.description
             return self._from_listing(listing.entries(), uri)
         listed = self.storage.stat(uri)
         sample = b"" if suffix in IMAGE_SUFFIXES else self.storage.read(uri, 0, SAMPLE_BYTES)
@@ -249,18 +249,18 @@ class _Listing:
         skipped_ids: set[int] = set()
         if self.listed_before:
             # The whole listing is read again, with new notes.
-            understood, skipped_ids = self.notes.listing, self.listed_before.all_image_ids()
+            description, skipped_ids = self.notes.listing, self.listed_before.all_image_ids()
             self.notes.clear()
-            self.notes.listing = understood
+            self.notes.listing = description
         folder, shown = folder_of(local_path(listing) if is_local(listing) else listing), list[str]()
-        understood = self.notes.listing
+        description = self.notes.listing
         for entry in entries:
             if entry.is_comment:
                 self.notes.skipped[COMMENT_LINES] += 1
                 continue
             if is_shown and len(shown) < _SHOWN_NAMES and entry.text:
                 shown.append(_shown_name(entry.text))
-                self.notes.listing = f"{understood}: {', '.join(shown)}"
+                self.notes.listing = f"{description}: {', '.join(shown)}"
             yield from self._once(self._from_entry(entry, folder, listing, named_ids), named_ids, skipped_ids)
 
     def _from_entry(self, entry: Entry, folder: str, listing: str, named_ids: set[int]) -> Iterator[ImageRef]:
@@ -286,7 +286,7 @@ class _Listing:
             # Reading it will fail, and its row will have the reason.
             self.notes.refused[refusal] += 1
             return iter([ImageRef(name)])
-        if _is_refused(name):
+        if _is_unreadable_archive(name):
             self.notes.refused[f"of {archive_suffix(name)}"] += 1
             return iter([ImageRef(name, container=name, problem=f"it {UNREADABLE_ARCHIVE}")])
         return self._from_named_container(name) if suffix_of(name) in _CONTAINER_SUFFIXES else iter([ImageRef(name)])
@@ -398,7 +398,7 @@ class _Listing:
             yield Entry(f"row={row}", name) if name else Entry(f"row={row}", problem=f"the column {column} is empty")
 
 
-def _is_refused(uri: str) -> bool:
+def _is_unreadable_archive(uri: str) -> bool:
     return archive_suffix(uri) is not None
 
 

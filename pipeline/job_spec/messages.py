@@ -30,19 +30,9 @@ def _sentence(
     key, section, description = _locate(location, spec)
     dotted = ".".join(key)
     if kind == "missing":
-        inner = _model_of(spec, key[0])
-        has_uri = inner is not None and "uri" in inner.model_fields
-        flag = {"input": "INPUT", "output": "OUTPUT"}.get(key[0]) if has_uri else None
-        way_out = f"; give it in the spec, or as {flag} on the command line" if flag else ""
-        missing = f"{dotted}.uri" if has_uri and len(key) == 1 else dotted
-        return f"{missing} is missing{way_out}."
+        return _missing_key(key, spec)
     if kind == "extra_forbidden":
-        known = list(section.model_fields)
-        prefix = "".join(f"{part}." for part in key[:-1])
-        nearest = suggestion(key[-1], known, prefix) or _elsewhere(key[-1], spec)
-        names = ", ".join(known)
-        place = f"the section {'.'.join(key[:-1])}" if len(key) > 1 else "the job spec"
-        return f"{dotted} is not a key of {place}{nearest}; its keys are {names}."
+        return _unknown_key(key, section, spec)
     value: Any = tree
     for part in key:
         value = value.get(part) if isinstance(value, dict) else value
@@ -55,6 +45,23 @@ def _sentence(
     if description is None:
         return f"{dotted}: {message[:1].lower()}{message[1:]}, not {_shown(value)}."
     return f"{dotted} must be {description}, not {_shown(value)}."
+
+
+def _missing_key(key: list[str], spec: type[BaseModel]) -> str:
+    inner = _model_of(spec, key[0])
+    has_uri = inner is not None and "uri" in inner.model_fields
+    flag = {"input": "INPUT", "output": "OUTPUT"}.get(key[0]) if has_uri else None
+    way_out = f"; give it in the spec, or as {flag} on the command line" if flag else ""
+    dotted = ".".join([*key, "uri"] if has_uri and len(key) == 1 else key)
+    return f"{dotted} is missing{way_out}."
+
+
+def _unknown_key(key: list[str], section: type[BaseModel], spec: type[BaseModel]) -> str:
+    known = list(section.model_fields)
+    prefix = "".join(f"{part}." for part in key[:-1])
+    nearest = suggestion(key[-1], known, prefix) or _elsewhere(key[-1], spec)
+    place = f"the section {'.'.join(key[:-1])}" if len(key) > 1 else "the job spec"
+    return f"{'.'.join(key)} is not a key of {place}{nearest}; its keys are {', '.join(known)}."
 
 
 def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[list[str], type[BaseModel], str | None]:

@@ -66,10 +66,10 @@ def test_an_exception_is_raised_at_its_place_and_the_rest_is_drained(pool: Threa
         running.release()
         return number
 
-    seen = []
+    results = []
     with pytest.raises(OSError, match="gone"), Prefetch(pool, range(50), load, ahead=2) as loaded:
-        seen.extend(loaded)
-    assert seen == [0, 1]
+        results.extend(loaded)
+    assert results == [0, 1]
     # The pool is free again: nothing of the abandoned sources is queued on it.
     assert pool.submit(lambda: "free").result(timeout=10) == "free"
 

@@ -42,8 +42,8 @@ def test_secrets_of_the_environment_are_redacted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token-file")
     monkeypatch.setenv("SOME_TOKEN", "short")
-    said = redact(f"signature made with {SECRET} from /var/run/token-file, short")
-    assert said == "signature made with *** from /var/run/token-file, short"
+    redacted = redact(f"signature made with {SECRET} from /var/run/token-file, short")
+    assert redacted == "signature made with *** from /var/run/token-file, short"
 
 
 def test_secrets_in_fsspec_settings_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.signals import SIGNALS, StopRequest, _redirect_lost_terminal, is_stop_requested
+from pipeline.signals import SIGNALS, StopRequest, is_stop_requested, redirect_lost_terminal
 
 ALL = pytest.mark.parametrize("number", SIGNALS)
 
@@ -52,14 +52,14 @@ def test_each_signal_interrupts_an_interrupting_block(number: signal.Signals) ->
 
 
 def test_an_interruption_calls_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(StopRequest, "when_breaking_off", staticmethod(lambda: said.append("breaking off")))
+    calls: list[str] = []
+    monkeypatch.setattr(StopRequest, "on_interrupt", staticmethod(lambda: calls.append("interrupted")))
     with StopRequest() as stop:
         send(signal.SIGTERM)
-        assert said == []
+        assert calls == []
     with StopRequest() as stop, pytest.raises(KeyboardInterrupt), stop.interrupting():
         send(signal.SIGTERM)
-    assert said == ["breaking off"]
+    assert calls == ["interrupted"]
 
 
 @ALL
@@ -103,12 +103,12 @@ def test_writing_to_a_lost_terminal_raises_nothing(monkeypatch: pytest.MonkeyPat
     here, there = pty.openpty()
     with os.fdopen(there, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        _redirect_lost_terminal()
+        redirect_lost_terminal()
         terminal.write("seen")
         terminal.flush()
         assert os.read(here, 10) == b"seen"
         os.close(here)
-        _redirect_lost_terminal()
+        redirect_lost_terminal()
         terminal.write("written to nothing")
         terminal.flush()
 

@@ -59,66 +59,66 @@ _MODES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 def source_files() -> list[tuple[str, bytes]]:
     """Valid small files of every format and of many modes, a few animated or rotated."""
     pixels = np.random.default_rng(7).integers(0, 255, (9, 12, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels).resize((61, 45))
-    turned = Image.Exif()
-    turned[0x0112] = 6  # Orientation, EXIF 2.32, section 4.6.4
-    files = [(kind, _encoded(_in_mode(picture, mode), kind, options)) for kind, mode, options in _MODES]
-    files.append(("JPEG", _encoded(picture, "JPEG", {"exif": turned})))
-    frames = {"save_all": True, "append_images": [picture.rotate(90), picture.rotate(180)]}
-    files += [(kind, _encoded(picture, kind, frames)) for kind in ("GIF", "WEBP", "TIFF", "PNG")]
+    image = Image.fromarray(pixels).resize((61, 45))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation, EXIF 2.32, section 4.6.4
+    files = [(kind, _encoded(_in_mode(image, mode), kind, options)) for kind, mode, options in _MODES]
+    files.append(("JPEG", _encoded(image, "JPEG", {"exif": exif})))
+    frames = {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
+    files += [(kind, _encoded(image, kind, frames)) for kind in ("GIF", "WEBP", "TIFF", "PNG")]
     return files
 
 
 def damaged_files(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
     """Yield files as (damage, format, bytes), each damage and each source in turn."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     sources = source_files()
     for number in range(count):
         kind, payload = sources[number % len(sources)]
-        other = dice.choice(sources)[1]
+        other = rng.choice(sources)[1]
         name = list(DAMAGES)[number // len(sources) % len(DAMAGES)]
-        yield name, kind, DAMAGES[name](payload, other, dice)
+        yield name, kind, DAMAGES[name](payload, other, rng)
 
 
-def _truncate(payload: bytes, _: bytes, dice: random.Random) -> bytes:
-    return payload[: dice.randrange(len(payload))]
+def _truncate(payload: bytes, _: bytes, rng: random.Random) -> bytes:
+    return payload[: rng.randrange(len(payload))]
 
 
-def _flip_bits(payload: bytes, _: bytes, dice: random.Random) -> bytes:
+def _flip_bits(payload: bytes, _: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(payload)
-    for _number in range(dice.choice([1, 2, 8, 64])):
-        damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+    for _number in range(rng.choice([1, 2, 8, 64])):
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
     return bytes(damaged)
 
 
-def _flip_in_header(payload: bytes, _: bytes, dice: random.Random) -> bytes:
+def _flip_in_header(payload: bytes, _: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(payload)
-    for _number in range(dice.choice([1, 1, 2, 3])):
+    for _number in range(rng.choice([1, 1, 2, 3])):
         # After the signature, which the format is detected by; sizes, offsets and tables are here.
-        damaged[dice.randrange(4, min(len(damaged), 160))] ^= 1 << dice.randrange(8)
+        damaged[rng.randrange(4, min(len(damaged), 160))] ^= 1 << rng.randrange(8)
     return bytes(damaged)
 
 
-def _splice(payload: bytes, other: bytes, dice: random.Random) -> bytes:
-    at = dice.randrange(4, min(len(payload), 400))
-    return payload[:at] + other[dice.randrange(len(other)) :]
+def _splice(payload: bytes, other: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(4, min(len(payload), 400))
+    return payload[:at] + other[rng.randrange(len(other)) :]
 
 
-def _overwrite(payload: bytes, _: bytes, dice: random.Random) -> bytes:
-    at, length = dice.randrange(4, len(payload)), dice.choice([1, 4, 32])
-    filling = dice.choice([b"\0", b"\xff", b"\x7f", dice.randbytes(1)]) * length
+def _overwrite(payload: bytes, _: bytes, rng: random.Random) -> bytes:
+    at, length = rng.randrange(4, len(payload)), rng.choice([1, 4, 32])
+    filling = rng.choice([b"\0", b"\xff", b"\x7f", rng.randbytes(1)]) * length
     return payload[:at] + filling + payload[at + length :]
 
 
-def _repeat(payload: bytes, _: bytes, dice: random.Random) -> bytes:
-    start = dice.randrange(4, len(payload))
-    end = min(len(payload), start + dice.choice([1, 16, 256]))
-    return payload[:end] + payload[start:end] * dice.choice([1, 5, 50]) + payload[end:]
+def _repeat(payload: bytes, _: bytes, rng: random.Random) -> bytes:
+    start = rng.randrange(4, len(payload))
+    end = min(len(payload), start + rng.choice([1, 16, 256]))
+    return payload[:end] + payload[start:end] * rng.choice([1, 5, 50]) + payload[end:]
 
 
-def _drop(payload: bytes, _: bytes, dice: random.Random) -> bytes:
-    start = dice.randrange(4, len(payload))
-    return payload[:start] + payload[start + dice.choice([1, 7, 100]) :]
+def _drop(payload: bytes, _: bytes, rng: random.Random) -> bytes:
+    start = rng.randrange(4, len(payload))
+    return payload[:start] + payload[start + rng.choice([1, 7, 100]) :]
 
 
 Damage = Callable[[bytes, bytes, random.Random], bytes]
@@ -205,16 +205,16 @@ def main() -> int:
     return 0 if not odd and report["rows"] == count == len(rows) else 1
 
 
-def _encoded(picture: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
+def _encoded(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
     sink = io.BytesIO()
-    picture.save(sink, kind, **options)
+    image.save(sink, kind, **options)
     return sink.getvalue()
 
 
-def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     if mode == "I;16":
-        return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 200)
-    return picture.convert(mode)
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200)
+    return image.convert(mode)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Chunks, their order and their checksums: PNG specification (third edition), sect
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 from pipeline.errors import ImageError
 
@@ -25,35 +26,42 @@ def without_metadata(payload: bytes) -> bytes:
         ImageError: `unreadable`: Apple's private variant, a critical chunk that is not in the standard, or pixel data
             that do not match their checksum.
     """
-    kept: list[bytes] = [payload[:_SIGNATURE_BYTES]]
-    view = memoryview(payload)
+    kept = [payload[:_SIGNATURE_BYTES]]
     position, color_type, is_changed = _SIGNATURE_BYTES, None, False
+    for name, start, end in _chunks(payload):
+        _refuse_foreign(name)
+        if name == b"IHDR" and end - start - _FRAME_BYTES >= 10:
+            color_type = payload[start + 8 + 9]
+        if _is_needed(payload, name, start, end, color_type):
+            kept.append(payload[start:end])
+        else:
+            is_changed = True
+        position = end
+    return b"".join([*kept, payload[position:]]) if is_changed else payload
+
+
+def _chunks(payload: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield each chunk's name, beginning and end, up to IEND or to the first chunk that is invalid."""
+    position = _SIGNATURE_BYTES
     while position + _FRAME_BYTES <= len(payload):
         length, name = struct.unpack_from(">I4s", payload, position)
         end = position + _FRAME_BYTES + length
         if end > len(payload) or not name.isalpha():
-            break
-        _refuse_foreign(name)
-        if name == b"IHDR" and length >= 10:
-            color_type = payload[position + 8 + 9]
-        is_needed = name in _CRITICAL and (name != b"PLTE" or color_type == _PALETTE_TYPE)
-        if name in (b"IDAT", b"eXIf"):
-            is_valid = zlib.crc32(view[position + 4 : end - 4]) == struct.unpack_from(">I", payload, end - 4)[0]
-            if name == b"IDAT" and not is_valid:
-                raise ImageError("unreadable", "damaged PNG: the pixel data do not match their checksum (IDAT)")
-            is_needed = is_valid
-        if is_needed:
-            kept.append(payload[position:end])
-        else:
-            is_changed = True
-        position = end
+            return
+        yield name, position, end
         if name == b"IEND":
-            break
-    else:
-        end = position
-    if not is_changed:
-        return payload
-    return b"".join([*kept, payload[position:]])
+            return
+        position = end
+
+
+def _is_needed(payload: bytes, name: bytes, start: int, end: int, color_type: int | None) -> bool:
+    if name not in (b"IDAT", b"eXIf"):
+        return name in _CRITICAL and (name != b"PLTE" or color_type == _PALETTE_TYPE)
+    checksum = zlib.crc32(memoryview(payload)[start + 4 : end - 4])
+    is_valid: bool = checksum == struct.unpack_from(">I", payload, end - 4)[0]
+    if name == b"IDAT" and not is_valid:
+        raise ImageError("unreadable", "damaged PNG: the pixel data do not match their checksum (IDAT)")
+    return is_valid
 
 
 def _refuse_foreign(name: bytes) -> None:

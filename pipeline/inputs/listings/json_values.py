@@ -50,8 +50,8 @@ def read_json_entries(sample: str, uri: str, column: str | None, *, is_whole: bo
     prefix = "item" if first == "[" else f"{_list_in(sample, uri, is_whole=is_whole)}.item"
     key = key_of_names(_first_values(sample, prefix), uri, column)
     place = "an array" if prefix == "item" else f"the array {prefix.removesuffix('.item')}"
-    words = f"JSON, {place}" + (f", names from the key {key}" if key else "")
-    return lambda text: _read(text, prefix, key), words
+    description = f"JSON, {place}" + (f", names from the key {key}" if key else "")
+    return lambda text: _read(text, prefix, key), description
 
 
 def _events(source: object) -> Iterator[tuple[str, str, Any]]:

@@ -53,10 +53,10 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", "": 
 class Listing:
     """A listing whose format is known.
 
-    understood: its format, encoding and column, for the user. entries: reads it, each time from the beginning.
+    description: its format, encoding and column, for the user. entries: reads it, each time from the beginning.
     """
 
-    understood: str
+    description: str
     entries: Callable[[], Iterator[Entry]]
 
 
@@ -128,16 +128,16 @@ def open_listing(uri: str, storage: Storage, column: str | None = None) -> Listi
         _, head, compression = unpacked(raw, uri)
     encoding = detect_encoding(head)
     for candidate in [encoding] if encoding else _eight_bit(head, uri):
-        reading, words = _understand(uri, storage, candidate, head, column)
+        reading, description = _detect_format(uri, storage, candidate, head, column)
         if encoding or _names_exist(reading, head) or not is_local(uri):
             break
     else:
         # Old file systems hold names that are not UTF-8; their bytes are kept unchanged.
         candidate = Encoding("utf-8", "bytes that are not UTF-8, kept as they are")
-        reading, words = _understand(uri, storage, candidate, head, column)
+        reading, description = _detect_format(uri, storage, candidate, head, column)
     if encoding is None and is_local(uri) and _names_exist(reading, head):
         reading = replace(reading, encoding=replace(reading.encoding, shown=reading.encoding.shown.removesuffix(GUESS)))
-    shown = [f"{compression}, {words}" if compression else words, reading.encoding.shown]
+    shown = [f"{compression}, {description}" if compression else description, reading.encoding.shown]
     return Listing(", ".join(shown), reading.entries)
 
 
@@ -165,7 +165,7 @@ def _names_exist(reading: _Reading, head: bytes) -> bool:
     return False
 
 
-def _understand(
+def _detect_format(
     uri: str, storage: Storage, encoding: Encoding, head: bytes, column: str | None
 ) -> tuple[_Reading, str]:
     sample = head.decode(encoding.codec, "replace" if encoding.errors == "replace" else encoding.errors)
@@ -178,18 +178,18 @@ def _understand(
     first = sample.lstrip()[:1]
     if suffix in _LINES_OF_JSON or (suffix == ".json" and first and _is_lines_of_json(sample)):
         key = key_of_names(_json_lines(sample), uri, column)
-        words = "JSON lines" + (f", names from the key {key}" if key else "")
-        return _Reading(uri, storage, encoding, lambda text: _read_jsonl(text, key)), words
+        description = "JSON lines" + (f", names from the key {key}" if key else "")
+        return _Reading(uri, storage, encoding, lambda text: _read_jsonl(text, key)), description
     if suffix == ".json":
-        read, words = read_json_entries(sample, uri, column, is_whole=is_whole)
-        return _Reading(uri, storage, encoding, read), words
+        read, description = read_json_entries(sample, uri, column, is_whole=is_whole)
+        return _Reading(uri, storage, encoding, read), description
     if suffix in _TABLES:
         table = read_table(sample, uri, column, preferred="\t" if suffix in {".tsv", ".tab"} else ",")
-        return _Reading(uri, storage, encoding, lambda text: _read_csv(text, table)), _table_words(table)
+        return _Reading(uri, storage, encoding, lambda text: _read_csv(text, table)), _describe_table(table)
     return _Reading(uri, storage, encoding, _read_lines), "one name a line"
 
 
-def _table_words(table: Table) -> str:
+def _describe_table(table: Table) -> str:
     separated = f"CSV separated by {_SEPARATORS[table.separator]}" if table.separator else "CSV of one column"
     if table.heading is None:
         return f"{separated} without a heading, names from column {table.column + 1}"

@@ -15,7 +15,7 @@ from tests.support.builders.images import decode_error, encoded, gradient
 
 
 @pytest.mark.parametrize(
-    ("payload", "says"),
+    ("payload", "reason"),
     [
         (b"", "empty (0 bytes)"),
         (b"hello, this is text in a .jpg\n", r"not an image: starts with 'hello, this is t'"),
@@ -25,7 +25,7 @@ from tests.support.builders.images import decode_error, encoded, gradient
         (b"\0\0\0\x1cftypheic....", "HEIC"),
         (b"\0\0\0\x1cftypavif....", "AVIF"),
         (b"<?xml version='1.0'?>\n<svg xmlns=''/>", "SVG files are not supported"),
-        (b"\xff\xd8\xff", "damaged JPEG: the header is cut off"),
+        (b"\xff\xd8\xff", "damaged JPEG: the header is truncated"),
         (b"\x89PNG\r\n\x1a\n", "PNG"),
         (b"GIF89a", "GIF"),
         (b"BM", "BMP"),
@@ -33,10 +33,10 @@ from tests.support.builders.images import decode_error, encoded, gradient
         (b"RIFF\x04\0\0\0WEBP", "WebP"),
     ],
 )
-def test_the_reason_names_what_a_file_is(payload: bytes, says: str) -> None:
+def test_the_reason_names_what_a_file_is(payload: bytes, reason: str) -> None:
     error = decode_error(payload)
     assert error.status == "unreadable"
-    assert says in error.reason
+    assert reason in error.reason
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF"])

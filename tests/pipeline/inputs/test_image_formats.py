@@ -32,16 +32,16 @@ def heic(image: Image.Image, **options: Any) -> bytes:
 # --- HEIC and AVIF ---------------------------------------------------------------------------------------------
 
 
-def photo() -> Image.Image:
+def sample_image() -> Image.Image:
     return gradient(48, 64)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
 def test_heic_gives_its_pixels_without_alpha(mode: str) -> None:
-    image = photo().convert(mode)
+    image = sample_image().convert(mode)
     if "A" in mode:
         image.putalpha(7)
-    expected = np.asarray(photo().convert(mode.rstrip("A") if mode != "RGBA" else "RGB").convert("RGB"))
+    expected = np.asarray(sample_image().convert(mode.rstrip("A") if mode != "RGBA" else "RGB").convert("RGB"))
     for _ in range(3):
         np.testing.assert_array_equal(decode_image(heic(image)), expected)
 
@@ -49,11 +49,11 @@ def test_heic_gives_its_pixels_without_alpha(mode: str) -> None:
 @pytest.mark.parametrize("is_12_bit", [False, True])
 def test_deep_heic_is_converted_to_8_bits(is_12_bit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", is_12_bit)
-    deep = (np.asarray(photo()).astype(np.uint16) * 257).astype("<u2")
+    deep = (np.asarray(sample_image()).astype(np.uint16) * 257).astype("<u2")
     file = pillow_heif.from_bytes("RGB;16", (64, 48), deep.tobytes())
     buffer = io.BytesIO()
     file.save(buffer, quality=-1, chroma=444, matrix_coefficients=0)
-    assert np.abs(decode_image(buffer.getvalue()).astype(int) - np.asarray(photo())).max() <= 1
+    assert np.abs(decode_image(buffer.getvalue()).astype(int) - np.asarray(sample_image())).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
@@ -61,13 +61,13 @@ def test_deep_heic_is_converted_to_8_bits(is_12_bit: bool, monkeypatch: pytest.M
 def test_the_orientation_is_applied_once(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    turned = photo()
-    turned.getexif()[ORIENTATION] = orientation
-    expected = np.asarray(ImageOps.exif_transpose(turned)).astype(int)
+    rotated = sample_image()
+    rotated.getexif()[ORIENTATION] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(rotated)).astype(int)
     if kind == "HEIF":
-        payload = heic(photo(), exif=exif.tobytes())
+        payload = heic(sample_image(), exif=exif.tobytes())
     else:
-        payload = encoded(photo(), "AVIF", exif=exif, quality=100, subsampling="4:4:4")
+        payload = encoded(sample_image(), "AVIF", exif=exif, quality=100, subsampling="4:4:4")
     found = decode_image(payload)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 4
@@ -75,15 +75,15 @@ def test_the_orientation_is_applied_once(kind: str, orientation: int) -> None:
 
 def test_the_primary_image_is_read() -> None:
     file = pillow_heif.from_pillow(Image.new("RGB", (20, 20)))
-    file.add_from_pillow(photo())
+    file.add_from_pillow(sample_image())
     buffer = io.BytesIO()
     file.save(buffer, primary_index=1, quality=-1, chroma=444, matrix_coefficients=0, save_all=True)
-    np.testing.assert_array_equal(decode_image(buffer.getvalue()), np.asarray(photo()))
+    np.testing.assert_array_equal(decode_image(buffer.getvalue()), np.asarray(sample_image()))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_avif_gives_its_pixels(mode: str) -> None:
-    image = photo().convert(mode)
+    image = sample_image().convert(mode)
     expected = np.asarray(image.convert("RGB")).astype(int)
     payload = encoded(image, "AVIF", quality=100, subsampling="4:0:0" if mode == "L" else "4:4:4")
     assert np.abs(decode_image(payload) - expected).max() <= 4
@@ -97,7 +97,7 @@ def test_an_avif_sequence_gives_its_first_frame() -> None:
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
 def test_limits_and_damage(kind: str) -> None:
-    payload = heic(photo()) if kind == "HEIF" else encoded(photo(), "AVIF")
+    payload = heic(sample_image()) if kind == "HEIF" else encoded(sample_image(), "AVIF")
     assert decode_error(payload, max_pixels=100).status == "too_large"
     for share in (0.1, 0.5, 0.9):
         assert decode_error(payload[: int(len(payload) * share)]).status == "unreadable"
@@ -112,7 +112,7 @@ def brands(*names: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("payload", "says"),
+    ("payload", "reason"),
     [
         (brands(b"mif1", b"mif1", b"heic"), "HEIC"),
         (brands(b"mif1", b"mif1", b"avif", b"miaf"), "AVIF"),
@@ -136,10 +136,10 @@ def brands(*names: bytes) -> bytes:
         (b"<html><svg></svg></html>", "not an image"),
     ],
 )
-def test_an_unsupported_format_is_named(payload: bytes, says: str) -> None:
+def test_an_unsupported_format_is_named(payload: bytes, reason: str) -> None:
     error = decode_error(payload)
     assert error.status == "unreadable"
-    assert says in error.reason
+    assert reason in error.reason
 
 
 def test_16_bit_pnm_keeps_the_upper_eight() -> None:
@@ -199,11 +199,11 @@ def test_a_label_map_with_damaged_metadata_is_decoded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [(b"CgBI", "Apple"), (b"ABCD", "critical chunk ABCD")], ids=["Apple's", "unknown critical"]
+    ("name", "reason"), [(b"CgBI", "Apple"), (b"ABCD", "critical chunk ABCD")], ids=["Apple's", "unknown critical"]
 )
-def test_a_foreign_png_chunk_is_named(name: bytes, says: str) -> None:
+def test_a_foreign_png_chunk_is_named(name: bytes, reason: str) -> None:
     whole = encoded(gradient(), "PNG")
-    assert says in decode_error(whole[:8] + chunk(name, b"\x50\0\x20\2") + whole[8:]).reason
+    assert reason in decode_error(whole[:8] + chunk(name, b"\x50\0\x20\2") + whole[8:]).reason
 
 
 def test_pixel_data_that_do_not_match_their_checksum_are_damaged() -> None:
@@ -273,7 +273,7 @@ def test_a_folder_lists_image_like_files_and_counts_the_others(tmp_path: Path) -
 
 
 def test_heic_in_a_tar_is_read_and_located(tmp_path: Path) -> None:
-    payload = heic(photo())
+    payload = heic(sample_image())
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("a.heic", "b.nef", "c.json"):
             header = tarfile.TarInfo(name)
@@ -283,4 +283,4 @@ def test_heic_in_a_tar_is_read_and_located(tmp_path: Path) -> None:
     assert [ref.uri.removeprefix("tar://").split("::")[0] for ref in refs] == ["a.heic", "b.nef"]
     for ref in refs:
         found = decode_image(read_image(locate_image(ref.uri, Storage()), Storage()))
-        np.testing.assert_array_equal(found, np.asarray(photo()))
+        np.testing.assert_array_equal(found, np.asarray(sample_image()))

@@ -183,11 +183,11 @@ def test_identity_ignores_how_the_work_is_distributed() -> None:
 
 
 def test_identity_holds_the_selection_and_not_its_limits() -> None:
-    nightly = {**TWO_URIS, "select.mode": "incremental"}
-    base = load_spec(None, nightly).identity()
-    assert base == load_spec(None, {**nightly, "select.max_deleted_share": 0.9}).identity()
+    incremental = {**TWO_URIS, "select.mode": "incremental"}
+    base = load_spec(None, incremental).identity()
+    assert base == load_spec(None, {**incremental, "select.max_deleted_share": 0.9}).identity()
     for key, value in (("select.where", "SELECT 1"), ("select.retry", "failed"), ("select.mode", "full")):
-        assert base != load_spec(None, {**nightly, key: value}).identity()
+        assert base != load_spec(None, {**incremental, key: value}).identity()
     assert not [key for key in load_spec(None, TWO_URIS).identity() if key.startswith("select")]
 
 

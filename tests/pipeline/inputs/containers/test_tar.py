@@ -41,11 +41,11 @@ def outcomes(refs: list[ImageRef]) -> dict[str, str]:
     found = {}
     for ref in refs:
         try:
-            said = read_image(ref, Storage()).decode()
+            content = read_image(ref, Storage()).decode()
         except ImageError as error:
-            said = error.reason.split(",")[0]
+            content = error.reason.split(",")[0]
         assert ref.uri not in found
-        found[ref.uri.removeprefix("tar://").split("::")[0]] = said
+        found[ref.uri.removeprefix("tar://").split("::")[0]] = content
     return found
 
 

@@ -155,7 +155,7 @@ def test_orientation_is_applied_on_every_path(bits: int, orientation: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("bits", "sample_format", "says"),
+    ("bits", "sample_format", "reason"),
     [
         (8, 2, "signed 8-bit samples"),
         (16, 2, "signed 16-bit samples"),
@@ -168,18 +168,18 @@ def test_orientation_is_applied_on_every_path(bits: int, orientation: int) -> No
     ],
 )
 @pytest.mark.parametrize("count", [1, 3])
-def test_samples_without_a_defined_brightness_are_named(bits: int, sample_format: int, says: str, count: int) -> None:
+def test_samples_without_a_defined_brightness_are_named(bits: int, sample_format: int, reason: str, count: int) -> None:
     values = samples(7, count).astype(np.float64 if sample_format == 3 else np.int64)
     for planar, order, predictor in product((1, 2), "<>", (1, 3) if sample_format == 3 else (1, 2)):
         layout = Layout(1 if count == 1 else 2, bits, sample_format=sample_format, planar=planar, byte_order=order)
         layout.compression, layout.predictor = "adobe_deflate", predictor
         error = decode_error(write_tiff(values, layout))
-        assert (error.status, says in error.reason) == ("unreadable", True), error.reason
+        assert (error.status, reason in error.reason) == ("unreadable", True), error.reason
         assert "damaged" not in error.reason
 
 
 @pytest.mark.parametrize(
-    ("layout", "count", "says"),
+    ("layout", "count", "reason"),
     [
         (Layout(8), 3, "CIE L*a*b*"),
         (Layout(6), 3, "YCbCr"),
@@ -194,11 +194,11 @@ def test_samples_without_a_defined_brightness_are_named(bits: int, sample_format
         (Layout(2, tags={32997: (4, [4])}, bits=16), 3, "slices"),
     ],
 )
-def test_an_unsupported_layout_is_named(layout: Layout, count: int, says: str) -> None:
+def test_an_unsupported_layout_is_named(layout: Layout, count: int, reason: str) -> None:
     values = samples(5, count).astype(np.uint8)
     error = decode_error(write_tiff(values, layout))
     assert error.status == "unreadable"
-    assert says in error.reason
+    assert reason in error.reason
     assert "damaged" not in error.reason
     assert "save" in error.reason
 
@@ -244,7 +244,7 @@ def with_sub_image(thumbnail: Layout, sub: Layout) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("tags", "sub_photometric", "says"),
+    ("tags", "sub_photometric", "reason"),
     [
         ({50706: (1, [1, 4, 0, 0])}, 34892, "DNG"),
         ({271: (2, b"NIKON CORPORATION\0")}, 32803, "NIKON CORPORATION"),
@@ -253,13 +253,13 @@ def with_sub_image(thumbnail: Layout, sub: Layout) -> bytes:
     ],
 )
 def test_a_camera_raw_file_is_not_read_as_its_thumbnail(
-    tags: dict[int, tuple[int, bytes | list[int]]], sub_photometric: int, says: str
+    tags: dict[int, tuple[int, bytes | list[int]]], sub_photometric: int, reason: str
 ) -> None:
     for subfile_type in ([1], [0]):
         thumbnail = Layout(2, tags={254: (4, subfile_type), 330: (4, [0]), **tags})
         error = decode_error(with_sub_image(thumbnail, Layout(sub_photometric, 16)))
         assert error.status == "unreadable"
-        assert says in error.reason
+        assert reason in error.reason
         assert "camera raw" in error.reason
 
 

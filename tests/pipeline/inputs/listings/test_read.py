@@ -39,7 +39,7 @@ def taken(folder: Path, name: str, content: str | bytes, column: str | None = No
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "description"),
     [
         ("l.csv", TABLE, "semicolons, names from the column url, UTF-8: a.jpg, b.jpg"),
         ("l.csv", TABLE.replace(";", "\t"), "tabs"),
@@ -74,10 +74,10 @@ def taken(folder: Path, name: str, content: str | bytes, column: str | None = No
         ("l.jsonl.xz", lzma.compress(b'"a.jpg"\n"b.jpg"\n'), "xz, JSON lines"),
     ],
 )
-def test_a_listing_is_understood_and_reported(folder: Path, name: str, content: str | bytes, said: str) -> None:
+def test_a_listing_is_understood_and_reported(folder: Path, name: str, content: str | bytes, description: str) -> None:
     names, notes = taken(folder, name, content)
     assert names == ["a.jpg", "b.jpg"]
-    assert said in notes.listing
+    assert description in notes.listing
     assert [each.strip() for each in notes.listing.rpartition(": ")[2].split(",")] == ["a.jpg", "b.jpg"]
     assert not notes.refused
 
