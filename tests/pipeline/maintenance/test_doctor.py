@@ -1,7 +1,9 @@
 """Foreign files, overlaps, mismatches, live leases: the doctor's findings, and what it does not touch."""
 
+import json
 import shutil
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,10 +14,13 @@ from pipeline.errors import AccessDeniedError, DamagedFileError, InputError
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
 from pipeline.output.results import open_results
-from pipeline.runs.lease import take_lease
+from pipeline.runs.lease import LeaseHolder, RunHeldError, take_lease
 from pipeline.storage.range_file import StoredFile
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import finish_run, write_inputs
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+HOLDER = LeaseHolder("t", "far-away", 4711, "", NOON.isoformat(), NOON.isoformat())
 
 
 @pytest.fixture
@@ -69,6 +74,21 @@ def test_a_held_run_is_not_repaired(output: Path) -> None:
     finally:
         lease.release()
     assert examine_and_report(str(output), is_repaired=True) == 0
+
+
+def test_a_lease_that_no_driver_can_read_is_a_finding(output: Path) -> None:
+    """Also when it is JSON with unknown keys: `htc run` refuses it and points to the doctor."""
+    (output / "runs/r/lease.json").write_text(json.dumps({**asdict(HOLDER), "a_later_key": 1}))
+    with pytest.raises(RunHeldError, match="cannot be read as a lease"):
+        take_lease(Storage(), str(output), "r")
+    assert kinds(output) == [("runs/r/lease.json", "damaged")]
+
+
+@pytest.mark.parametrize(("age_s", "is_held"), [(0, True), (119, True), (121, False), (-9999, True)])
+def test_a_run_is_held_by_a_recent_heartbeat_or_one_in_the_future(output: Path, age_s: int, is_held: bool) -> None:
+    (output / "runs/r/lease.json").write_bytes(HOLDER.encode())
+    (run,) = examine_output(Storage(), str(output), now=NOON + timedelta(seconds=age_s)).runs
+    assert run.is_held == is_held
 
 
 def test_a_folder_without_an_output_is_refused(tmp_path: Path) -> None:
