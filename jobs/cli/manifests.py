@@ -117,7 +117,8 @@ def write_manifests(
 ) -> None:
     """Write a job spec as Kubernetes manifests.
 
-    For KubeRay 1.6 or later. With --to: DIR/base/ holds what every kind needs, DIR/rayjob.yaml and so on the kinds themselves.
+    For KubeRay 1.6 or later. With --to: DIR/base/ holds what every kind needs, DIR/rayjob.yaml and so on the kinds
+    themselves.
     """
     from jobs.manifests.cluster_shape import build_shape
     from jobs.manifests.command import write_job_manifests
