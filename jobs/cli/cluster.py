@@ -137,7 +137,10 @@ def stop(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stop a job; committed results stay, and submitting it again resumes."""
+    """Stop a job.
+
+    Committed results stay; submit the job again to resume.
+    """
     from jobs.cluster.job_commands import report_stop
 
     raise typer.Exit(report_stop(job, address=address, is_waited_for=wait, is_json=as_json))

@@ -19,7 +19,10 @@ def list_runs(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
     storage: options.StorageFlags,
 ) -> None:
-    """List the runs of OUTPUT: state, size, and whether the newest results need them."""
+    """List the runs of OUTPUT.
+
+    With state, size, and whether the newest results need them.
+    """
     from jobs.maintenance.list_runs import report_runs
 
     raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=storage.section()))
@@ -78,7 +81,7 @@ def compact(
     target_mib: Annotated[int, typer.Option("--target-mib", metavar="N", help="Largest size of a file.")] = 256,
     storage: options.StorageFlags,
 ) -> None:
-    """Merge the many small files of finished runs into a few large ones.
+    """Merge the small files of finished runs into large ones.
 
     The rows stay the same and are read faster. Readers that use htc see each row exactly once at any time.
     """

@@ -115,9 +115,10 @@ def write_manifests(
     time_zone: Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Time zone of --cron.")] = "UTC",
     to: ToFolder = None,
 ) -> None:
-    """Write a job spec as Kubernetes manifests (KubeRay 1.6 or later).
+    """Write a job spec as Kubernetes manifests.
 
-    With --to: DIR/base/ holds what every kind needs, DIR/rayjob.yaml and so on the kinds themselves.
+    For KubeRay 1.6 or later. With --to: DIR/base/ holds what every kind needs, DIR/rayjob.yaml and so on the kinds
+    themselves.
     """
     from jobs.manifests.cluster_shape import build_shape
     from jobs.manifests.command import write_job_manifests

@@ -126,7 +126,10 @@ def evaluate(
     run_name: options.StoredRun = None,
     storage: options.StorageFlags,
 ) -> None:
-    """Score a run's boxes and masks against COCO annotations (average precision)."""
+    """Score a run against COCO annotations.
+
+    Average precision of boxes and of masks.
+    """
     from jobs.results.evaluate import report_evaluation
 
     raise typer.Exit(

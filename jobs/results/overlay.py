@@ -30,8 +30,8 @@ class DrawnInstance:
     category: its label's text.
     score: in [0, 1].
     box_xywh: x, y, width, height in pixels of the original image.
-    load_mask: returns [H, W] bool of the original image's size, or is None for a box-only model; a function,
-        so that a hundred full-size masks are never in memory at once.
+    load_mask: returns [H, W] bool of the original image's size; None for a box-only model. A function, so that a
+        hundred full-size masks are never in memory at once.
     """
 
     category: str

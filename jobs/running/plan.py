@@ -87,7 +87,7 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
         _read_manifest(existing)
     incremental = _plan_incremental(spec, storage, run) if existing is None else None
     survey, changes = _survey(spec, storage, existing, incremental)
-    sample = _decode_sample(spec, survey, storage)
+    sample = decode_sample(spec, survey, storage)
     check = check_model(spec, sample.images if is_model_timed else None)
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
     lines += [*check.lines, *_time_lines(spec, survey, existing, check)]
@@ -143,7 +143,8 @@ def _read_manifest(existing: RunHandle) -> None:
         existing.read_shard(shard)
 
 
-def _decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> SampleDecode:
+def decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> SampleDecode:
+    """Read and decode the survey's sample; failures are returned, not raised."""
     from pipeline.inputs.decode import decode_image
 
     sample = SampleDecode([], [])
@@ -207,7 +208,7 @@ def _run_lines(
         yield "run", f"{existing.name} is complete, and its input has changed since: {changes.counts()}"
         yield "", suggest_command(changes, is_named=name is not None, max_deleted_share=spec.select.max_deleted_share)
     else:
-        yield "run", f"{existing.name} is already complete; nothing to do (--fresh starts another)"
+        yield "run", f"{existing.name} is complete already; nothing to do (--fresh starts another)"
     if changes is not None and changes.unknown:
         yield "", f"{changes.unknown_note()}; an incremental run asks for all of them"
 

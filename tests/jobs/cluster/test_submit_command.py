@@ -63,8 +63,8 @@ def test_another_version_is_reported_and_json_has_only_json(client: FakeJobs, tm
     submit(client, spec_of(tmp_path))
     assert client.note in capsys.readouterr().err
     submit(client, spec_of(tmp_path / "b"), is_json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert (told["job"], told["phase"]) == (client.states()[0].job_id, "pending")
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["job"], printed["phase"]) == (client.states()[0].job_id, "pending")
 
 
 @pytest.mark.parametrize(

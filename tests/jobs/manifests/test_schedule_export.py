@@ -226,10 +226,10 @@ def test_the_command_of_a_full_run_survives_systemd(htc: Htc, schedule_file: Cal
     shell = line.removeprefix('ExecStart=/bin/sh -c "').removesuffix('"')
     # Unquoted as systemd.service(5) does before the shell runs it.
     script = shell.replace("%%", "%").replace("$$", "$").replace('\\"', '"')
-    told = subprocess.run(
+    done = subprocess.run(
         ["/bin/sh", "-c", script.replace("exec ", "echo ", 1)], capture_output=True, text=True, check=True
     )
-    name = told.stdout.split()[-1].removeprefix("nightly.Streets-")
+    name = done.stdout.split()[-1].removeprefix("nightly.Streets-")
     assert abs(datetime.strptime(name, "%Y%m%d-%H%M%S").replace(tzinfo=UTC) - datetime.now(UTC)) < timedelta(hours=1)
 
 

@@ -103,18 +103,18 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_command_prints_the_same_when_parts_move_meanwhile(sound: Path, tmp_path: Path, htc: Htc, name: str) -> None:
-    told = []
+    answers = []
     for folder in (tmp_path / "still", tmp_path / "moving"):
         output = copy_of(sound, folder)
         line = command_lines(sound, folder, output)[name]
         if folder.name == "still":
-            told.append(htc(*line))
+            answers.append(htc(*line))
             continue
         with compacted_after_the_look(output) as looks:
-            told.append(htc(*line))
+            answers.append(htc(*line))
         assert looks, line
         assert list(output.glob("images/run=first/parts-*"))
-    (code, still), (moving_code, moving) = told
+    (code, still), (moving_code, moving) = answers
     assert moving_code == code, moving
     assert "damaged" not in moving
     if name in ("query", "current", "evaluate", "status"):

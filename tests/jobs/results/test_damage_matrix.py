@@ -103,20 +103,20 @@ def test_every_command_ends_with_a_message(sound: Path, tmp_path: Path, htc: Htc
             is_like_another = harm in ("empty", "garbage", "other") or kind in ("summary", "progress", "lease")
             if harm != "truncated" and is_like_another and command[0] not in MOST_READING:
                 continue
-            code, told = htc(*command)
-            asked = (harm, command, code, told)
+            code, printed = htc(*command)
+            asked = (harm, command, code, printed)
             assert code in (0, 1, 2, 3), asked
-            assert "Unexpected" not in told, asked
-            assert "Traceback" not in told, asked
+            assert "Unexpected" not in printed, asked
+            assert "Traceback" not in printed, asked
             is_spoilt = harm in SPOILT or (kind in NEEDED_TO_BE_THERE and harm in ("deleted", "folder"))
             if command not in more and is_spoilt and command[0] in NEEDED[kind]:
                 assert code == 1, asked
-                assert Path(FILES[kind]).name in told, asked
+                assert Path(FILES[kind]).name in printed, asked
             if command == ["doctor", str(output)]:
                 assert code == (0 if harm == "deleted" and kind in ("progress", "lease") else 1), asked
-            if command[0] != "doctor" and (" is damaged: " in told or " is missing: " in told):
-                assert Path(FILES[kind]).name in told, asked
-                assert f"htc doctor {output}" in told, asked
+            if command[0] != "doctor" and (" is damaged: " in printed or " is missing: " in printed):
+                assert Path(FILES[kind]).name in printed, asked
+                assert f"htc doctor {output}" in printed, asked
 
 
 def test_damaged_derived_files_block_no_command(sound: Path, tmp_path: Path, htc: Htc) -> None:
@@ -128,9 +128,9 @@ def test_damaged_derived_files_block_no_command(sound: Path, tmp_path: Path, htc
 
 def test_other_runs_are_read_beside_a_damaged_record(sound: Path, tmp_path: Path, htc: Htc) -> None:
     output = damaged_copy(sound, tmp_path, "record", "truncated")
-    code, told = htc("query", str(output), "SELECT count(*) AS n FROM images", "--format", "csv")
-    assert (code, told.splitlines()[:2]) == (0, ["n", "6"])
-    assert "runs/second/run.json is damaged" in told
+    code, printed = htc("query", str(output), "SELECT count(*) AS n FROM images", "--format", "csv")
+    assert (code, printed.splitlines()[:2]) == (0, ["n", "6"])
+    assert "runs/second/run.json is damaged" in printed
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "manifest"])
@@ -142,8 +142,8 @@ def test_repaired_nothing_is_found_and_the_same_run_brings_back_every_row(
         output = damaged_copy(sound, tmp_path / harm, kind, harm)
         # As `htc doctor OUTPUT --repair`, without the minutes that a lease is watched.
         assert examine_and_report(str(output), is_repaired=True, sleep=lambda seconds: None) == 0, harm
-        code, told = htc("doctor", str(output))
-        assert (code, "Nothing is damaged" in told) == (0, True), (harm, told)
+        code, printed = htc("doctor", str(output))
+        assert (code, "Nothing is damaged" in printed) == (0, True), (harm, printed)
         moved = {str(path.relative_to(output)).split("/", 2)[2] for path in output.glob("quarantine/*/*/*/*")}
         if harm == "folder" or (harm == "truncated" and kind not in ("progress", "lease")):
             assert FILES[kind] in moved, harm
@@ -166,8 +166,8 @@ def test_two_damaged_runs_are_repaired_completely(sound: Path, tmp_path: Path, h
     HARMS["deleted"](output / "instances/run=second/part-00001.parquet")
     HARMS["garbage"](output / FILES["deletions"])
     assert htc("doctor", str(output))[0] == 1
-    code, told = htc("doctor", f"{output}/", "--repair")
-    assert code == 0, told
+    code, printed = htc("doctor", f"{output}/", "--repair")
+    assert code == 0, printed
     assert "Nothing is damaged" in htc("doctor", str(output))[1]
     where = [str(sound / "in"), str(output), *MODEL]
     # One image of the first run is gone: it has a row, with the status missing.
@@ -186,8 +186,8 @@ def test_a_damaged_manifest_is_found_and_not_repaired(sound: Path, tmp_path: Pat
     before = (output / FILES["manifest"]).read_bytes()
     (output / FILES["images"]).unlink()
     where = [str(sound / "in"), str(output), *MODEL]
-    code, told = htc("doctor", str(output), "--repair")
-    assert (code, "restore it from a copy" in told, "--fresh" in told, "to do; the same" in told) == (
+    code, printed = htc("doctor", str(output), "--repair")
+    assert (code, "restore it from a copy" in printed, "--fresh" in printed, "to do; the same" in printed) == (
         1,
         True,
         True,
@@ -196,8 +196,8 @@ def test_a_damaged_manifest_is_found_and_not_repaired(sound: Path, tmp_path: Pat
     assert (output / FILES["manifest"]).read_bytes() == before
     # Neither plan nor run reports that it resumes the run; and the way out that the doctor names works.
     for command in (["plan", *where, "--incremental", "--no-model"], ["run", *where, "--incremental"]):
-        code, told = htc(*command)
-        assert (code, f"htc doctor {output}" in told) == (1, True), told
+        code, printed = htc(*command)
+        assert (code, f"htc doctor {output}" in printed) == (1, True), printed
     assert htc("run", *where, "--incremental", "--fresh", "--run", "third")[0] == 0
     assert htc("query", str(output), "SELECT count(*) AS n FROM current", "--format", "csv")[1].splitlines()[:2] == [
         "n",

@@ -222,6 +222,6 @@ def test_sql_from_stdin_that_is_not_text_is_one_sentence(output: Output, monkeyp
 
 def test_a_module_missing_for_duckdb_is_named_without_a_traceback() -> None:
     traceback = "Traceback (most recent call last):\n\n  File \"a\"\nNo module named 'x'\n"
-    told = f"Required module 'x' failed to import:\n{traceback}"
+    message = f"Required module 'x' failed to import:\n{traceback}"
     with pytest.raises(SpecError, match="failed to import: No module named 'x'"), translated_sql_errors():
-        raise duckdb.InvalidInputException(told)
+        raise duckdb.InvalidInputException(message)

@@ -44,12 +44,12 @@ def test_flaws_are_counted_and_named_and_refused_when_strict(output: Output, tru
         document["annotations"][4]["image_id"] = 999
 
     changed(truth, flaw)
-    found, told = evaluate(output, truth)
-    assert "3 flaws" in told
-    assert "1 x polygon with < 3 points" in told
-    assert "annotation 1 of" in told
-    assert "annotation 5 of image 999" in told
-    assert "1 flaw in annotations that still count: 1 x the box has no area" in told
+    found, printed = evaluate(output, truth)
+    assert "3 flaws" in printed
+    assert "1 x polygon with < 3 points" in printed
+    assert "annotation 1 of" in printed
+    assert "annotation 5 of image 999" in printed
+    assert "1 flaw in annotations that still count: 1 x the box has no area" in printed
     assert [flaw["annotation"] for flaw in found["left_out"]] == [1, 1, 5]
     assert [flaw["annotation"] for flaw in found["mended"]] == [3]
     assert 0 < found["mask_ap"] < 1
@@ -58,11 +58,11 @@ def test_flaws_are_counted_and_named_and_refused_when_strict(output: Output, tru
 
 
 def test_valid_annotations_pass_strict_without_notes(output: Output, truth: Path) -> None:
-    _, told = evaluate(output, truth, "--strict")
-    assert "flaw" not in told
-    assert "Only 5 scored images with objects" in told
-    assert "1 of the file's 3 classes" not in told
-    assert "2 of the file's 3 classes, which the model does not know (dog, zebra)" in told
+    _, printed = evaluate(output, truth, "--strict")
+    assert "flaw" not in printed
+    assert "Only 5 scored images with objects" in printed
+    assert "1 of the file's 3 classes" not in printed
+    assert "2 of the file's 3 classes, which the model does not know (dog, zebra)" in printed
 
 
 def test_images_without_a_size_get_that_of_the_run(output: Output, truth: Path) -> None:
@@ -70,9 +70,9 @@ def test_images_without_a_size_get_that_of_the_run(output: Output, truth: Path) 
         for number, image in enumerate(document["images"]):
             image |= {"height": (None, -1, 0)[number % 3], "width": None}
 
-    found, told = evaluate(output, changed(truth, forget))
+    found, printed = evaluate(output, changed(truth, forget))
     assert found["mask_ap"] == pytest.approx(1)
-    assert "5 flaws in annotations that still count" in told
+    assert "5 flaws in annotations that still count" in printed
 
 
 def test_annotations_of_another_size_are_refused_with_both(output: Output, truth: Path) -> None:
@@ -89,10 +89,10 @@ def test_annotations_of_another_size_are_refused_with_both(output: Output, truth
 
 
 def test_boxes_alone_give_no_mask_ap_with_a_note(output: Output, truth: Path) -> None:
-    found, told = evaluate(output, changed(truth, lambda d: [e.pop("segmentation") for e in d["annotations"]]))
+    found, printed = evaluate(output, changed(truth, lambda d: [e.pop("segmentation") for e in d["annotations"]]))
     assert found["box_ap"] == pytest.approx(1)
     assert "mask_ap" not in found
-    assert "No mask AP" in told
+    assert "No mask AP" in printed
     table = CliRunner().invoke(app, ["evaluate", output.uri, str(truth)], catch_exceptions=False)
     assert "mask " not in table.stdout
 
@@ -157,7 +157,7 @@ def _addresses(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "printed"),
     [
         (_texts, ""),
         (_file_names, ""),
@@ -170,14 +170,14 @@ def _addresses(document: dict[str, Any]) -> None:
         (_addresses, ""),
     ],
 )
-def test_unusual_annotations_are_scored_with_notes(output: Output, truth: Path, change: Change, told: str) -> None:
+def test_unusual_annotations_are_scored_with_notes(output: Output, truth: Path, change: Change, printed: str) -> None:
     before, _ = evaluate(output, truth)
     found, said = evaluate(output, changed(truth, change))
     assert {key: value for key, value in found.items() if "ap" in key} == pytest.approx(
         {key: value for key, value in before.items() if "ap" in key}
     )
     assert found["mask_ap"] == pytest.approx(1)
-    assert told in said
+    assert printed in said
     assert evaluate(output, truth, "--class", "Person")[0]["mask_ap"] == pytest.approx(1)
 
 

@@ -31,8 +31,8 @@ def make(folder: Path, *, bad: str = "", shards: int | None = None, **summary: A
     finish_run(images, str(folder / "out"), RUN, only_shards=shards, is_ok=lambda uri: uri[-5] not in bad)
     run = folder / "out" / "runs" / RUN
     if summary:
-        told = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
-        (run / "summary.json").write_text(json.dumps(told | summary))
+        written = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
+        (run / "summary.json").write_text(json.dumps(written | summary))
     return run
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import relauncher
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def test_the_job_spec_is_read_again_each_time(
     process_of(tmp_path, firing)
     spec = Path(str(firing.schedule.spec))
     spec.write_text(spec.read_text() + "retry: {max_attempts: 7}\n")
-    later = relauncher(firing, name="nightly-20261124-023000")
+    later = replace(firing, name="nightly-20261124-023000")
     launcher.start(later)
     assert "max_attempts: 4" in (firing_folder(tmp_path, firing.name) / "job.yaml").read_text()
     assert "max_attempts: 7" in (firing_folder(tmp_path, later.name) / "job.yaml").read_text()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.running.plan import _decode_sample
+from jobs.running.plan import decode_sample
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import InputSection, load_spec
@@ -96,7 +96,7 @@ def test_a_name_that_was_never_listed_is_not_reported_as_gone(tmp_path: Path) ->
         spec = load_spec(None, {"input.uri": str(tmp_path / name), "output.uri": str(tmp_path / "out")})
         survey = survey_of(spec, Storage())
         (tmp_path / "in/gone.jpg").unlink() if name == "in" else None
-        reasons[name] = _decode_sample(spec, survey, Storage()).failures[0][1]
+        reasons[name] = decode_sample(spec, survey, Storage()).failures[0][1]
     assert reasons == {
         "l.txt": "missing: not found",
         "rows.parquet": "missing: not found",
