@@ -224,8 +224,8 @@ def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges
     elif opened.is_planned:
         _announce_plan(opened, display)
     else:
-        images = count_of(opened.image_count, "image")
-        display.note(f"Run {opened.name}: {images} so far; work begins while the input is still being listed.")
+        so_far = f"{count_of(opened.image_count, 'image')} so far; " if opened.image_count else ""
+        display.note(f"Run {opened.name}: {so_far}work begins while the input is still being listed.")
     if not opened.is_planned:
         opened.when_planned = lambda: _announce_plan(opened, display)
 

@@ -91,8 +91,9 @@ def test_shards_are_committed_before_the_input_is_listed(tmp_path: Path, monkeyp
     assert listing.was_overtaken
     assert (summary.status, summary.exit_code, summary.images) == ("complete", 0, 30)
     assert image_names(spec) == [path.name for path in paths]
-    begun = next(sentence for sentence in screen.sentences if "so far" in sentence)
-    assert begun.endswith("work begins while the input is still being listed.")
+    (begun,) = (sentence for sentence in screen.sentences if "work begins while" in sentence)
+    assert begun.endswith("the input is still being listed.")
+    assert " 0 images" not in begun
     assert f"Run {summary.run}: 30 images in 8 shards." in screen.sentences
     assert "Of the input, files that are not images, left out: 1 .txt." in screen.sentences
     assert all(total < 30 for is_listing, total in screen.totals if is_listing)
