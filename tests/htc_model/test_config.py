@@ -1,4 +1,4 @@
-"""Presets, their names, and configs that travel as JSON."""
+"""Presets, their names, and configs as JSON."""
 
 import json
 import subprocess

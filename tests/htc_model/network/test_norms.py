@@ -43,7 +43,7 @@ def test_it_detects_and_keeps_the_activations_that_the_norms_held() -> None:
     assert first.max() <= 6  # Lite's activation is ReLU6
 
 
-def test_the_norm_travels_with_the_config_and_old_configs_have_batch_norm() -> None:
+def test_the_norm_is_part_of_the_config_and_old_configs_have_batch_norm() -> None:
     plain = config_to_dict(with_group_norm(load_preset("htc_lite0_fpn")))
     assert config_from_dict(json.loads(json.dumps(plain))).backbone.norm == "group"
     del plain["backbone"]["norm"]

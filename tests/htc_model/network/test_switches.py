@@ -1,4 +1,4 @@
-"""HTC's three switches, each alone and in every combination, and what they change."""
+"""HTC's three switches: each alone, all combinations, and their effects."""
 
 from dataclasses import replace
 from itertools import product
@@ -68,7 +68,7 @@ def test_without_information_flow_a_mask_head_ignores_the_one_before() -> None:
 
 
 def test_masks_are_the_mean_of_the_stages_probabilities() -> None:
-    """The paper's rule; MMDetection 3.3.0 takes the last stage alone by a slip, which we do not follow."""
+    """The paper's rule; MMDetection 3.3.0 takes the last stage alone by mistake."""
     config = lite_config()
     model = untrained_model(config)
     with torch.inference_mode():

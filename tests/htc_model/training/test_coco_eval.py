@@ -155,13 +155,13 @@ def test_truth_of_boxes_alone_gives_no_mask_ap():
     assert "mask_ap" not in scores
 
 
-def test_a_box_that_sticks_out_is_scored_as_it_is():
+def test_a_box_beyond_the_image_is_scored_unclipped():
     document = one_of(bbox=[-10, -10, 60, 60], segmentation=None)
     result = [{"image_id": 0, "category_id": 3, "score": 0.9, "bbox": [-10, -10, 60, 60]}]
     assert scored(document, result)[1]["box_ap"] == pytest.approx(1)
 
 
-def test_no_answer_scores_zero_and_sizes_without_objects_none():
+def test_no_detections_score_zero_and_sizes_without_objects_minus_one():
     _, scores = scored(one_of(area=400), [])
     assert (scores["mask_ap"], scores["mask_ap_small"], scores["mask_ap_large"]) == (0, 0, -1)
 

@@ -122,7 +122,7 @@ def test_the_other_annotations_are_read_whatever_one_contains(changes):
     assert len(coco_document(annotations)["annotations"]) == sum(len(image.objects) for image in annotations.images)
 
 
-def test_the_sound_polygons_of_an_object_are_kept():
+def test_the_valid_polygons_of_an_object_are_kept():
     document = small_document(1)
     document["annotations"][0]["segmentation"].append([1, 1, 2, 2])
     annotations = read_annotations(document)
@@ -138,7 +138,7 @@ def test_run_lengths_among_an_objects_polygons_are_named_and_the_polygons_kept()
     assert len(annotations.images[0].objects[0].segmentation) == 1
 
 
-def test_a_box_that_sticks_out_is_clipped():
+def test_a_box_beyond_the_image_is_clipped():
     annotations = read_annotations(broken(bbox=[-5, 80, 30, 500]))
     assert annotations.images[0].objects[0].box_xyxy == (0.0, 80.0, 25.0, float(SIDE))
 

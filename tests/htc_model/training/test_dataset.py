@@ -1,4 +1,4 @@
-"""Which image comes when, and what is done about those that cannot be read."""
+"""The order of batches, and the handling of unreadable images."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_ranks_share_the_images_and_take_equally_many_steps():
     assert {index for mine in ranks for batch in mine for _, index in batch} == set(range(len(RATIOS)))
 
 
-def test_a_resumed_epoch_goes_on_where_it_stopped():
+def test_a_resumed_epoch_continues_where_it_stopped():
     assert places(first_batch=2) == places()[2:]
 
 

@@ -54,7 +54,7 @@ def test_each_switch_trains_alone_and_with_the_others(interleaved, flow, semanti
     assert missing == []
 
 
-def test_interleaved_masks_look_at_the_refined_boxes():
+def test_interleaved_masks_are_trained_on_the_refined_boxes():
     trace = step(small_model())
     for stage in trace.stages:
         objects = torch.cat([sample.rois_xyxy[sample.is_gt] for sample in stage.masks.samples])
@@ -63,7 +63,7 @@ def test_interleaved_masks_look_at_the_refined_boxes():
         assert all((allowed == roi).all(dim=1).any() for roi in seen)
 
 
-def test_masks_that_are_not_interleaved_look_at_the_box_heads_positives():
+def test_masks_without_interleaving_are_trained_on_the_box_heads_positives():
     trace = step(small_model(interleaved=False))
     for stage in trace.stages:
         assert stage.masks.samples is stage.boxes.samples
@@ -94,7 +94,7 @@ def test_nothing_flows_back_through_proposals_or_refined_boxes():
     assert gradient(later, model.roi_head.bbox_head[0].fc_reg.weight) == 0
 
 
-def test_a_fresh_mask_head_starts_at_the_loss_of_a_coin_toss():
+def test_an_untrained_mask_head_starts_at_a_loss_of_log_two():
     trace = step(small_model())
     for stage in trace.stages:
         assert stage.masks.loss.item() == pytest.approx(0.693, abs=0.05)

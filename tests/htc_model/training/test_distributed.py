@@ -1,4 +1,4 @@
-"""Several processes train as one; the network itself never needs the training code."""
+"""Data-parallel training in two processes; inference does not import the training code."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_two_processes_share_weights_and_average_gradients(tmp_path):
     assert first["of"] == 2
 
 
-def test_alone_nothing_changes():
+def test_a_single_process_changes_nothing():
     model = nn.Linear(2, 1)
     model(torch.ones(1, 2)).sum().backward()
     before = model.weight.grad.clone()

@@ -22,7 +22,7 @@ def test_the_average_follows_slowly_and_forgets_the_start():
     assert model.weight.item() == 1
 
 
-def test_the_average_goes_on_from_a_saved_state():
+def test_the_average_resumes_from_a_saved_state():
     model = nn.BatchNorm1d(3)
     average, resumed = WeightAverage(model, 0.9), WeightAverage(model, 0.9)
     nn.init.constant_(model.weight, 5.0)

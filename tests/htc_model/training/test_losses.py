@@ -111,7 +111,7 @@ def test_no_roi_at_all_gives_zeros_with_gradients():
     assert accuracy_percent(logits, none).item() == 0
 
 
-def test_half_precision_predictions_lose_in_float32():
+def test_half_precision_predictions_give_float32_losses():
     logits = torch.tensor([[60000.0, 0.0], [0.0, 60000.0]], dtype=torch.float16)
     loss = class_loss(logits, torch.tensor([1, 0]))
     assert loss.dtype == torch.float32

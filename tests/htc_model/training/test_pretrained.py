@@ -1,4 +1,4 @@
-"""Weights to start from, what fits of them, and what is frozen."""
+"""Initial weights, which of them fit, and frozen parts of the network."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Sampling: the caps, the order, and that a seed decides."""
+"""Sampling: limits, order, and the seed."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_counts_equal_the_reference(unit):
         assert found == (kept_positives, kept_negatives, factor), (positives, negatives, count, fraction)
 
 
-def test_taking_all_keeps_the_order_and_draws_nothing():
+def test_taking_all_keeps_the_order_and_uses_no_random_numbers():
     generator = torch.Generator().manual_seed(5)
     before = generator.get_state()
     assigned = assignment(700, 900)
@@ -32,7 +32,7 @@ def test_taking_all_keeps_the_order_and_draws_nothing():
 
 
 @pytest.mark.parametrize("count", [8, 64])
-def test_the_seed_decides_what_is_drawn(count):
+def test_the_seed_decides_what_is_sampled(count):
     assigned = assignment(100, 300)
     rule = SampleRule(count, 0.25)
     first, again, other = (sample_assigned(assigned, rule, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))

@@ -1,4 +1,4 @@
-"""One whole training step, losses to gradients, against another implementation."""
+"""A complete training step, losses and gradients, against another implementation."""
 
 import pytest
 

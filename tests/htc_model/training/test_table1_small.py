@@ -1,4 +1,4 @@
-"""The paper's comparison in small: its cells on a tiny set, and its table on given results."""
+"""The paper's comparison at small scale: cells on a tiny data set, and the table of given results."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_training_images_contain_persons_and_held_out_ones_are_all_there(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_cell_is_trained_and_scored_once_and_stands_in_the_table(tmp_path, data, capsys):
+def test_a_cell_is_trained_and_scored_once_and_is_in_the_table(tmp_path, data, capsys):
     giver = build_model(load_preset("htc_lite0_fpn"))
     save_weights(tmp_path / "giver.safetensors", giver.state_dict(), None)
     cells = planned(tmp_path, data, "--start", str(tmp_path / "giver.safetensors"))
