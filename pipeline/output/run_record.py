@@ -119,7 +119,7 @@ def _check_record(uri: str, content: Mapping[str, Any], run: str) -> None:
         raise damaged(uri, f"it is of the run {content['run']}")
     for name in ("spec", "identity", "fingerprint", "manifest"):
         if not isinstance(content[name], dict):
-            raise damaged(uri, f"its {name} is no JSON object")
+            raise damaged(uri, f"its {name} is not a JSON object")
     counts = [content["manifest"].get(name) for name in ("image_count", "shard_count")]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         raise damaged(uri, "its manifest does not say how many images and shards there are")
