@@ -116,7 +116,8 @@ def test_a_driver_stopped_while_ray_starts_leaves_a_summary_and_nothing_else(
         family = family_of(process)
         process.send_signal(number)
         assert process.wait(timeout=PATIENCE_S) == 1
-    assert "interrupted: Stopped with" in (tmp_path / "log").read_text()
+    # The input may not be listed to its end by then, which the sentence says first.
+    assert "\ninterrupted: " in (tmp_path / "log").read_text()
     (summary,) = (tmp_path / "out" / "runs").glob("*/summary.json")
     assert json.loads(summary.read_text())["status"] == "interrupted"
     assert list(ray_base.iterdir()) == []
