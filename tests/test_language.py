@@ -3,7 +3,6 @@
 import io
 import re
 import tokenize
-from pathlib import Path
 
 import pytest
 
@@ -47,12 +46,3 @@ def test_no_word_is_out_of_use(package: str) -> None:
 
 def test_every_word_is_found() -> None:
     assert len(words_in('x = "a trunk"  # drawn by lot\n"""Somebody tells the fleet."""\n')) == 5
-
-
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
-def test_paths_in_documents_exist(page: Path) -> None:
-    named = re.findall(
-        r"\b(?:(?:pipeline|jobs|htc_model|htc_batch)/[\w/]+\.py|(?:tests|benchmarks|infra)/[\w/.-]+\.\w+)\b",
-        page.read_text(),
-    )
-    assert [path for path in named if not (ROOT / path).exists() and "*" not in path] == []
