@@ -184,7 +184,7 @@ def test_a_compressed_tar_with_the_extension_of_a_plain_one_is_refused(
 ) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(pack(made(path, fill_with_links)))
-    with pytest.raises(InputError, match=rf"packed \({name}\).*unpack it"):
+    with pytest.raises(InputError, match=rf"compressed \({name}\).*unpack it"):
         listed(path)
     (problem,) = (ref.problem for ref in listed(tmp_path))
     assert problem is not None
