@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
 IMAGES, SHARD_IMAGES = 24, 4
 
 
-def picture(height: int) -> bytes:
+def image(height: int) -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", (48, height), (height, 0, 0)).save(sink, format="PNG")
     return sink.getvalue()
@@ -29,7 +29,7 @@ def picture(height: int) -> bytes:
 
 def test_no_attempt_is_lost_to_a_store_that_comes_back(s3_server: S3Server, s3_bucket: str) -> None:
     files = s3_server.files()
-    files.pipe({f"{s3_bucket[5:]}/in/{number:02d}.png": picture(32) for number in range(IMAGES)})
+    files.pipe({f"{s3_bucket[5:]}/in/{number:02d}.png": image(32) for number in range(IMAGES)})
     spec = load_spec(
         None,
         {
@@ -45,7 +45,7 @@ def test_no_attempt_is_lost_to_a_store_that_comes_back(s3_server: S3Server, s3_b
     run = open_run(spec, {"preset": "fake"}, Storage(spec.storage), run="r")
     while not run.is_planned:
         time.sleep(0.05)
-    files.pipe(f"{s3_bucket[5:]}/in/{IMAGES - 2}.png", picture(40))
+    files.pipe(f"{s3_bucket[5:]}/in/{IMAGES - 2}.png", image(40))
     files.rm_file(f"{s3_bucket[5:]}/in/{IMAGES - 1}.png")
     worker = Worker(worker_settings(spec, "r", LoadFake()))
     worker.start()
