@@ -71,34 +71,34 @@ def htc(server: S3Server, folder: Path, ray_folder: Path, *arguments: str, key: 
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def upload_input(bucket: str, door: Storage) -> None:
+def upload_input(bucket: str, storage: Storage) -> None:
     """Four small photos, one of them oddly named, and an empty file."""
     for number, photo in enumerate(sorted(PHOTOS.glob("*.jpg"))[:4]):
         with Image.open(photo) as image:
             image.thumbnail((96, 96))
             sink = io.BytesIO()
             image.save(sink, format="JPEG")
-        door.write(f"{bucket}/in/{ODD_NAME if number == 2 else f'{number}.jpg'}", sink.getvalue())
-    door.write(f"{bucket}/in/sub/empty.jpg", b"")
+        storage.write(f"{bucket}/in/{ODD_NAME if number == 2 else f'{number}.jpg'}", sink.getvalue())
+    storage.write(f"{bucket}/in/sub/empty.jpg", b"")
 
 
-def upload_weights(bucket: str, door: Storage, folder: Path) -> str:
+def upload_weights(bucket: str, storage: Storage, folder: Path) -> str:
     """Write the untrained network's weights as a file, which counts as trained."""
     network = build_model(PRESET)
     path = folder / "lite0.safetensors"
     save_weights(path, untrained_state(network.state_dict()), network.config, {})
-    door.write(f"{bucket}/weights/lite0.safetensors", path.read_bytes())
+    storage.write(f"{bucket}/weights/lite0.safetensors", path.read_bytes())
     return f"{bucket}/weights/lite0.safetensors"
 
 
-def commit_first_shard(spec: JobSpec, door: Storage) -> None:
+def commit_first_shard(spec: JobSpec, storage: Storage) -> None:
     """Leave the run as a kill after its first shard would; its rows are not from the network."""
-    opened = open_run(spec, compute_fingerprint(spec.model, door).to_dict(), door, run="night")
+    opened = open_run(spec, compute_fingerprint(spec.model, storage).to_dict(), storage, run="night")
     rows = [
         build_image_row(ref, shard=0, model="by hand", status="failed", error="a mark", attempts=7)
         for ref in opened.read_shard(0).images
     ]
-    commit_shard(door, spec.output.uri, "night", 0, rows, [])
+    commit_shard(storage, spec.output.uri, "night", 0, rows, [])
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,8 @@ def remote_run(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**WRITER.environment(), "HTC_CACHE": str(folder / "cache")}.items():
             patch.setenv(name, value)
-        door = Storage(StorageSection(endpoint_url=s3_server.endpoint_url))
-        upload_input(bucket, door)
+        storage = Storage(StorageSection(endpoint_url=s3_server.endpoint_url))
+        upload_input(bucket, storage)
         spec = load_spec(
             None,
             {
@@ -119,11 +119,11 @@ def remote_run(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) ->
                 "output.uri": f"{bucket}/out",
                 "storage.endpoint_url": s3_server.endpoint_url,
                 "model.preset": PRESET,
-                "model.weights": upload_weights(bucket, door, folder),
+                "model.weights": upload_weights(bucket, storage, folder),
                 "compute.shard_images": 2,
             },
         )
-        commit_first_shard(spec, door)
+        commit_first_shard(spec, storage)
         # The cache is empty: the command and its worker must fetch the weights themselves.
         shutil.rmtree(folder / "cache")
         first_shard = s3_server.files().info(f"{bucket}/out/images/run=night/part-00000.parquet")
@@ -232,11 +232,11 @@ def test_what_is_not_available_is_one_sentence(
 
 @pytest.mark.slow
 def test_no_secret_is_written_anywhere(remote_run: RemoteRun) -> None:
-    door = remote_run.storage
-    written = [each.uri for each in door.list(remote_run.spec.output.uri)]
+    storage = remote_run.storage
+    written = [each.uri for each in storage.list(remote_run.spec.output.uri)]
     assert {uri.rpartition(".")[2] for uri in written} == {"json", "parquet"}
-    results = open_results(remote_run.spec.output.uri, door)
-    texts = [door.read(uri).decode("latin-1") for uri in written]
+    results = open_results(remote_run.spec.output.uri, storage)
+    texts = [storage.read(uri).decode("latin-1") for uri in written]
     # Parquet is compressed: its rows are checked too.
     texts += [str(results.images().to_pylist()), remote_run.outcome.stdout, remote_run.outcome.stderr]
     logs = [path for path in remote_run.ray_folder.rglob("*") if path.is_file() and "logs" in path.parts]

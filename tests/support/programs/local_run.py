@@ -1,6 +1,6 @@
 """Runs through the whole driver with workers in this process; as a program, a driver to kill.
 
-python local_night.py OVERRIDES SECONDS_PER_BATCH: the spec's overrides as JSON.
+python local_run.py OVERRIDES SECONDS_PER_BATCH: the spec's overrides as JSON.
 """
 
 import json
@@ -25,7 +25,7 @@ class Notes(SilentProgress):
         self.sentences.append(sentence)
 
 
-def run_night(overrides: Mapping[str, object], deeds: Mapping[Size, Deed] | None = None) -> tuple[RunSummary, Notes]:
+def run_locally(overrides: Mapping[str, object], deeds: Mapping[Size, Deed] | None = None) -> tuple[RunSummary, Notes]:
     """Run one job; the model is a fake one that does some `deeds`."""
     notes = Notes()
     spec = load_spec(None, overrides)
