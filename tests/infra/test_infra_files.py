@@ -74,7 +74,7 @@ def test_the_build_context_has_the_packages_and_only_bundled_weights(tmp_path: P
     assert "jobs/entrypoints/kube_cron_job.py" in listed
     weights = [line.split()[0] for line in listed.splitlines() if ".safetensors" in line or ".pth" in line]
     assert weights
-    assert all(name.startswith("htc_model/bundled/") for name in weights)
+    assert all(name.startswith("htc_model/weights/bundled/") for name in weights)
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
