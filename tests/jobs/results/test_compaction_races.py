@@ -35,13 +35,13 @@ def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
 
 
 @contextmanager
-def compacted_after_the_look(output: Path) -> Iterator[list[str]]:
+def compacted_after_listing(output: Path) -> Iterator[list[str]]:
     """Compact all runs once, right after the parts were listed; yields the listed runs."""
-    looks: list[str] = []
+    listings: list[str] = []
 
     def compact(place: str) -> None:
-        looks.append(place)
-        if len(looks) == 1:
+        listings.append(place)
+        if len(listings) == 1:
             for run in ("first", "second"):
                 compact_run(Storage(), str(output), run, target_bytes=1 << 30, check=lambda: None)
 
@@ -63,7 +63,7 @@ def compacted_after_the_look(output: Path) -> Iterator[list[str]]:
         prop.__set_name__(Results, "_committed")
         patch.setattr(Results, "_committed", prop)
         patch.setattr(pipeline.maintenance.doctor.examine, "_list_files", listing)
-        yield looks
+        yield listings
 
 
 def copy_of(sound: Path, folder: Path) -> Path:
@@ -110,9 +110,9 @@ def test_a_command_prints_the_same_when_parts_move_meanwhile(sound: Path, tmp_pa
         if folder.name == "still":
             answers.append(htc(*line))
             continue
-        with compacted_after_the_look(output) as looks:
+        with compacted_after_listing(output) as listings:
             answers.append(htc(*line))
-        assert looks, line
+        assert listings, line
         assert list(output.glob("images/run=first/parts-*"))
     (code, still), (moving_code, moving) = answers
     assert moving_code == code, moving
@@ -129,15 +129,21 @@ def test_what_earlier_runs_failed_is_found_when_parts_move(sound: Path, tmp_path
     second = list_records(Storage(), str(output))[-1]
     manifest = Manifest.from_dict(second.manifest)
     asked = RepeatedFailures(Storage(), str(output), "second")
-    with compacted_after_the_look(output) as looks:
+    with compacted_after_listing(output) as listings:
         history = asked._history
-    assert (len(history), len(looks) > 1, manifest.image_count) == (6, True, 4)
+    assert (len(history), len(listings) > 1, manifest.image_count) == (6, True, 4)
 
 
 def test_an_input_is_compared_when_parts_move(sound: Path, tmp_path: Path) -> None:
     output = copy_of(sound, tmp_path)
     values: dict[str, object] = {"input.uri": str(sound / "in"), "output.uri": str(output)}
     spec = load_spec(None, {**values, "model.preset": "htc_lite0_fpn", "model.weights": "untrained"})
+<<<<<<< HEAD
     with compacted_after_the_look(output) as looks:
         assert not compare_input(spec.input, Storage(), spec.output.uri, "first").has_any
     assert len(looks) > 1
+=======
+    with compacted_after_listing(output) as listings:
+        assert not compare_input(spec, Storage(), "first").has_any
+    assert len(listings) > 1
+>>>>>>> room/jobs
