@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.main import get_command
 
-from jobs.cli.app import app
+from jobs.cli.program import load_program
 from jobs.cluster.package import build_entrypoint, requirements, runtime_env_for, spec_text
 from jobs.entrypoints.cluster_job import NEEDED, environment_problem
 from pipeline.errors import SpecError, WeightsUnavailableError
@@ -124,7 +123,7 @@ def test_submit_takes_every_flag_of_run() -> None:
     import jobs.cli.cluster
     import jobs.cli.run  # noqa: F401 - each adds its commands
 
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = load_program().commands
     of_run, of_submit = (
         {option for each in commands[name].params for option in each.opts} for name in ("run", "submit")
     )

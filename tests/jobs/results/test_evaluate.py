@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from jobs.cli.app import app
+from jobs.cli.program import load_program
 from pipeline.errors import InputError, SpecError
 from pipeline.output.results import open_results
 from tests.support.builders.outputs import Output
@@ -56,7 +56,7 @@ def write_truth(output: Output, path: Path, *, shift_px: int = 0) -> Path:
 
 
 def score(output: Output, truth: Path, *words: str) -> dict[str, Any]:
-    done = runner.invoke(app, ["evaluate", output.uri, str(truth), "--json", *words], catch_exceptions=False)
+    done = runner.invoke(load_program(), ["evaluate", output.uri, str(truth), "--json", *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -95,7 +95,7 @@ def test_the_table_names_what_was_scored(output: Output, tmp_path: Path) -> None
     document = json.loads(truth.read_text())
     document["images"].append({"id": 99, "file_name": "elsewhere.jpg", "height": 5, "width": 5})
     truth.write_text(json.dumps(document))
-    done = runner.invoke(app, ["evaluate", output.uri, str(truth)], catch_exceptions=False)
+    done = runner.invoke(load_program(), ["evaluate", output.uri, str(truth)], catch_exceptions=False)
     assert done.exit_code == 0
     assert "Run night: 5 images, 5 detections of person" in done.stdout
     assert "100.0" in done.stdout

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from jobs.cli.app import app
+from jobs.cli.program import load_program
 from jobs.results.evaluate import report_evaluation
 from pipeline.errors import InputError, SpecError
 from tests.jobs.results.test_evaluate import write_truth
@@ -32,7 +32,9 @@ def changed(truth: Path, change: Change) -> Path:
 
 
 def evaluate(output: Output, truth: Path, *words: str) -> tuple[dict[str, Any], str]:
-    done = CliRunner().invoke(app, ["evaluate", output.uri, str(truth), "--json", *words], catch_exceptions=False)
+    done = CliRunner().invoke(
+        load_program(), ["evaluate", output.uri, str(truth), "--json", *words], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout), done.stderr
 
@@ -93,7 +95,7 @@ def test_boxes_alone_give_no_mask_ap_with_a_note(output: Output, truth: Path) ->
     assert found["box_ap"] == pytest.approx(1)
     assert "mask_ap" not in found
     assert "No mask AP" in printed
-    table = CliRunner().invoke(app, ["evaluate", output.uri, str(truth)], catch_exceptions=False)
+    table = CliRunner().invoke(load_program(), ["evaluate", output.uri, str(truth)], catch_exceptions=False)
     assert "mask " not in table.stdout
 
 
