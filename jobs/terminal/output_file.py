@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import SpecError
+from pipeline.storage.local import sync_folder
 
 # A path has one slash where the uri had two.
 _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
@@ -42,7 +43,7 @@ def atomic_output(path: Path) -> Iterator[IO[bytes]]:
             sink.flush()
             os.fsync(sink.fileno())
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise SpecError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
@@ -63,15 +64,5 @@ def set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.damaged" + (f"-{number}" if number else ""))).exists():
         number += 1
     path.rename(aside)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return aside
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write a new name to the disk, if the file system supports it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -185,7 +185,7 @@ def write_file(path: str, payload: bytes) -> None:
         with contextlib.suppress(OSError):
             temp.unlink()
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _make_folder(folder: Path) -> None:
@@ -195,7 +195,8 @@ def _make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "a file is in the place of a folder", str(folder)) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Write a new name in a folder to the disk, if the file system supports it."""
     # Without this the new name itself may be lost in a power cut. Some network file systems refuse it; the payload is
     # safe there too, so the write has not failed.
     with contextlib.suppress(OSError):

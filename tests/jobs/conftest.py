@@ -1,4 +1,4 @@
-"""Fixtures: an output folder as a run leaves it."""
+"""Fixtures: the `htc` command, and an output folder as a run leaves it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.builders.outputs import Output, make_output_folder
+from tests.support.htc import Htc, run_htc
 
 
 @pytest.fixture
@@ -19,3 +20,9 @@ def make_output(tmp_path: Path) -> Callable[..., Output]:
 def output(make_output: Callable[..., Output]) -> Output:
     """The usual output: scores 0.9 and 0.25 in every image."""
     return make_output()
+
+
+@pytest.fixture
+def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
+    """Run one command in this process."""
+    return partial(run_htc, capsys)

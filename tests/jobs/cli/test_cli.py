@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jobs.cli import program as cli
 from jobs.cli.app import ORDER
 from pipeline.errors import RunError, RunMismatchError, WeightsUnavailableError
 from tests.support.builders.outputs import Output
+from tests.support.htc import Htc
 
 
 def command_names(group: Any, words: str = "") -> Iterator[str]:
@@ -27,20 +28,6 @@ def command_names(group: Any, words: str = "") -> Iterator[str]:
 
 
 COMMANDS = sorted(command_names(cli.load_program()))
-Htc = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
-    """Run one command in this process; returns exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -1,16 +1,14 @@
 """`htc manifests`: what it prints, writes and refuses."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jobs.cli import program as cli
+from tests.support.htc import Htc
 from tests.support.manifest_schemas import check_manifest
 from tests.support.without_torch import run_without_torch
 
-Htc = Callable[..., tuple[int, str, str]]
 SPEC = "input: {uri: 's3://bucket/in/'}\noutput: {uri: 's3://bucket/masks/'}\n"
 IMAGE = ("--image", "registry.example/htc-batch:0.1.0")
 
@@ -20,17 +18,6 @@ def spec(tmp_path: Path) -> Path:
     path = tmp_path / "job.yaml"
     path.write_text(SPEC)
     return path
-
-
-@pytest.fixture
-def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def test_manifests_need_neither_torch_nor_ray(spec: Path) -> None:

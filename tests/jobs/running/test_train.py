@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import pytest
 import yaml
 
 from htc_model.weights.load import load_weights
-from jobs.cli import program as cli
 from tests.support.builders.small_photos import add_annotation, write_training_folder
+from tests.support.htc import Htc
 from tests.support.paths import ROOT
 
-Htc = Callable[..., tuple[int, str, str]]
 PATIENCE_S = 120.0
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -29,19 +27,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with six images, their annotations and a spec with relative paths."""
     monkeypatch.chdir(tmp_path)
     return write_training_folder(tmp_path)
-
-
-@pytest.fixture
-def htc(capsys: pytest.CaptureFixture[str]) -> Htc:
-    """Run one command in this process; returns exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def change(folder: Path, **values: Any) -> None:

@@ -13,26 +13,13 @@ from pipeline.runs.open import open_run
 from pipeline.runs.process_id import identify_process
 from pipeline.runs.run import RunHandle
 from pipeline.storage.cas_file import CasFile
-from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
-from tests.support.servers.s3_server import S3Server
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 ALIVE = LeaseHolder("t", socket.gethostname(), 1, identify_process(), NOON.isoformat(), NOON.isoformat())
 # The same process number, begun at another time.
 DEAD = replace(ALIVE, process=f"{identify_process().rpartition(' ')[0]} 1")
 FAR_AWAY = replace(ALIVE, host="far-away", process="")
-
-
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Storage, str]:
-    """An output folder in each kind of storage."""
-    if request.param == "s3":
-        server: S3Server = request.getfixturevalue("s3_server")
-        return Storage(StorageSection(endpoint_url=server.endpoint_url)), request.getfixturevalue("s3_bucket") + "/out"
-    if request.param == "memory":
-        return Storage(), f"memory://{tmp_path.name}"
-    return Storage(), str(tmp_path / "out")
 
 
 def leave(storage: Storage, uri: str, holder: LeaseHolder) -> str:

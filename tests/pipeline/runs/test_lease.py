@@ -26,7 +26,6 @@ from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.worker.commit_claim import ORPHANED_BY_S, DriverLiveness
 from tests.support.fakes.clock import HandClock
-from tests.support.servers.s3_server import S3Server
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 HOLDER = LeaseHolder("t", "far-away", 4711, "", NOON.isoformat(), NOON.isoformat())
@@ -38,17 +37,6 @@ take_lease(Storage(), sys.argv[1], "night")
 print("held", flush=True)
 time.sleep(600)
 """
-
-
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Storage, str]:
-    """An output folder in each kind of storage."""
-    if request.param == "s3":
-        server: S3Server = request.getfixturevalue("s3_server")
-        return Storage(StorageSection(endpoint_url=server.endpoint_url)), request.getfixturevalue("s3_bucket") + "/out"
-    if request.param == "memory":
-        return Storage(), f"memory://{tmp_path.name}"
-    return Storage(), str(tmp_path / "out")
 
 
 def lease_uri(uri: str) -> str:

@@ -1,8 +1,7 @@
 """Headers of every request to S3: the session token, and requester pays."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import fsspec
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from pipeline.storage.cas_file import CasFile
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from tests.support.servers.http_server import serving
 from tests.support.servers.s3_server import WRITER
 
 TOKEN = "temporary-session-token-of-a-role-0123456789"
@@ -57,13 +57,8 @@ class Recorder(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint_url() -> Iterator[str]:
     Recorder.seen.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Recorder) as url:
+        yield url
 
 
 def test_every_request_has_the_session_token_and_requester_pays(

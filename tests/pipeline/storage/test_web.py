@@ -2,10 +2,9 @@
 
 import io
 import tarfile
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +19,7 @@ from pipeline.messages import ImageFailure
 from pipeline.storage import retry as retrying
 from pipeline.storage.storage import Storage
 from pipeline.worker.error_boundaries import image_boundary
+from tests.support.servers.http_server import serving
 
 NO_SUCH_HOST = "http://nowhere.invalid"
 REFUSES = "http://127.0.0.1:9"
@@ -83,13 +83,8 @@ class Host(BaseHTTPRequestHandler):
 @pytest.fixture
 def host() -> Iterator[str]:
     Host.asked.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Host) as url:
+        yield url
 
 
 def outcome(storage: Storage, url: str) -> bytes | ImageFailure:
