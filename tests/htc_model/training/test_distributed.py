@@ -23,7 +23,8 @@ def _average(rank: int, folder: str) -> None:
         model(torch.tensor([[2.0, 4.0]])).sum().backward()
     distributed.average_gradients(model.parameters())
     mean = distributed.average_named({"loss": float(rank), "accuracy": 100.0})
-    state = {"weight": model.weight.detach(), "gradient": model.weight.grad, "mean": mean, "of": distributed.world_size()}
+    count = distributed.world_size()
+    state = {"weight": model.weight.detach(), "gradient": model.weight.grad, "mean": mean, "of": count}
     torch.save(state, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
