@@ -10,20 +10,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from htc_model.training import distributed as ranks
+from htc_model.training import distributed
 
 
 def _average(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)
     model = nn.Linear(2, 1)
-    ranks.share_weights(model)
+    distributed.share_weights(model)
     if rank == 0:
         # The other process has no gradient at all, as when no RoI falls on a level.
         model(torch.tensor([[2.0, 4.0]])).sum().backward()
-    ranks.average_gradients(model.parameters())
-    mean = ranks.average_named({"loss": float(rank), "accuracy": 100.0})
-    state = {"weight": model.weight.detach(), "gradient": model.weight.grad, "mean": mean, "of": ranks.world_size()}
+    distributed.average_gradients(model.parameters())
+    mean = distributed.average_named({"loss": float(rank), "accuracy": 100.0})
+    count = distributed.world_size()
+    state = {"weight": model.weight.detach(), "gradient": model.weight.grad, "mean": mean, "of": count}
     torch.save(state, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -42,9 +43,9 @@ def test_a_single_process_changes_nothing():
     model = nn.Linear(2, 1)
     model(torch.ones(1, 2)).sum().backward()
     before = model.weight.grad.clone()
-    ranks.average_gradients(model.parameters())
+    distributed.average_gradients(model.parameters())
     assert torch.equal(model.weight.grad, before)
-    assert (ranks.rank(), ranks.world_size()) == (0, 1)
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
 
 
 def test_inference_does_not_import_training():
