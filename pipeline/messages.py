@@ -66,7 +66,7 @@ class ShardResult:
         return sum(self.statuses.values())
 
     @property
-    def fresh_errors(self) -> int:
+    def new_errors(self) -> int:
         """Images that are not ok and are no repeats: these count against the error budget."""
         return self.images - self.statuses.get("ok", 0) - self.repeats
 

@@ -52,7 +52,7 @@ class ShardDispatcher:
 
     def _next_for(self, worker: int, held: list[int], rows: RowCounts, *, has_peers: bool) -> Assignment | None:
         is_planned = self._run.is_planned
-        wants_sample = is_planned and self._budget.wants_sample(images_done=rows.images, errors=rows.fresh_errors)
+        wants_sample = is_planned and self._budget.wants_sample(images_done=rows.images, errors=rows.new_errors)
         waiting = self._queue.untouched
         assignment = self._queue.next_for(worker, held, has_peers=has_peers, is_sampled=wants_sample)
         if assignment is not None and assignment.is_sampled:
@@ -61,7 +61,7 @@ class ShardDispatcher:
                 shards=waiting,
                 shard_images=self._run.manifest.shard_images,
                 images=self._run.image_count,
-                errors=rows.fresh_errors,
+                errors=rows.new_errors,
             )
         if assignment is None and is_planned and not held and not self._queue.is_reclaiming:
             assignment = self._queue.speculative_copy_for(worker)

@@ -160,7 +160,7 @@ class Session:
         if self._stop_reason:
             return
         rows = self._totals.rows
-        done, errors, reasons = rows.images, rows.fresh_errors, rows.reasons
+        done, errors, reasons = rows.images, rows.new_errors, rows.reasons
         if self._run.is_planned:
             images = self._run.image_count
             note = self._budget.verdict(images=images, images_done=done, errors=errors, reasons=reasons)

@@ -123,7 +123,7 @@ class ErrorBudget:
         sampled = self._sampled.get(report.index)
         if sampled is None:
             return
-        sampled.value = report.fresh_errors / self._shard_images
+        sampled.value = report.new_errors / self._shard_images
         for index, first in list(self._sampled.items()):
             if first.value is None:
                 break

@@ -44,7 +44,7 @@ class RowCounts:
         return self.images - self._statuses["ok"]
 
     @property
-    def fresh_errors(self) -> int:
+    def new_errors(self) -> int:
         """Rows that are not ok, without those whose images were not ok before either.
 
         These count against the error budget: an incremental run that retries three known failures, and nothing else,

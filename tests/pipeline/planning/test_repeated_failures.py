@@ -51,7 +51,7 @@ def errors_of(runs: IncrementalRuns, statuses: dict[str, ImageStatus], **options
     opened = runs.open(**options)
     runs.commit(opened, statuses)
     counted = counted_anew(runs, opened.name, **options)
-    return counted.errors, counted.fresh_errors
+    return counted.errors, counted.new_errors
 
 
 def test_what_fails_again_does_not_count(runs: IncrementalRuns) -> None:
@@ -94,14 +94,14 @@ def test_images_that_were_ok_with_another_model_count(runs: IncrementalRuns) -> 
     runs.commit(opened, everything)
     again = runs.open(run=opened.name, fingerprint=OTHER_MODEL)
     counted = counts_of(runs, again)
-    assert (counted.errors, counted.fresh_errors) == (6, 3)
+    assert (counted.errors, counted.new_errors) == (6, 3)
 
 
 def test_a_full_run_excuses_nothing(runs: IncrementalRuns) -> None:
     opened = runs.open(select__mode="full", fresh=True)
     runs.commit(opened, ALL_BAD)
     counted = counted_anew(runs, opened.name, select__mode="full")
-    assert (counted.errors, counted.fresh_errors) == (3, 3)
+    assert (counted.errors, counted.new_errors) == (3, 3)
 
 
 def test_an_entry_that_is_missing_in_every_run_counts_once(runs: IncrementalRuns) -> None:
@@ -131,7 +131,7 @@ def test_a_manifest_of_an_older_release_is_completed_from_the_earlier_rows(runs:
     assert flags == [True, False, True, False]
     runs.commit(again, {**ALL_BAD, "x.jpg": "unreadable"})
     counted = counted_anew(runs, opened.name)
-    assert (counted.errors, counted.fresh_errors) == (4, 2)
+    assert (counted.errors, counted.new_errors) == (4, 2)
 
 
 def test_the_manifest_records_which_images_failed_before(runs: IncrementalRuns) -> None:
@@ -148,7 +148,7 @@ def test_the_driver_counts_repeats_in_shards_that_it_assembles() -> None:
     rest = ShardFailure(0, "storage", "the store is away")
     settled = ShardOutcome(0, 4, rest=rest)
     report = build_report(Shard(0, images), settled, assemble_rows(Shard(0, images), settled, model="fake"))
-    assert (report.repeats, report.fresh_errors) == (2, 2)
+    assert (report.repeats, report.new_errors) == (2, 2)
 
 
 def work(folder: Path, **overrides: object) -> RunSummary:
