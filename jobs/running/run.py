@@ -67,10 +67,10 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
 
 def _report_failures(summary: RunSummary) -> None:
     failed = sum(count for status, count in summary.statuses.items() if status != "ok")
-    budget = f"{summary.error_rate:.2%} of the images, the budget is {summary.max_error_rate:.2%}"
+    budget = f"{summary.error_rate:.2%} of the images; the error budget allows {summary.max_error_rate:.2%}"
     allowed = allowed_errors(summary.images, summary.max_error_rate, summary.max_errors)
     if summary.status == "complete" and allowed > summary.max_error_rate * summary.images:
-        budget += f", but at least {count_of(allowed, 'image')}"
+        budget += f" and in any case {count_of(allowed, 'image')}"
     if summary.repeated_errors:
         budget = f"{summary.repeated_errors:,} failed before as well and do not count; the others are {budget}"
     write_line(f"{failed:,} of {count_of(sum(summary.statuses.values()), 'image')} failed ({budget}):")

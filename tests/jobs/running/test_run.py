@@ -64,14 +64,14 @@ def test_an_interrupted_run_says_how_to_resume(capsys: pytest.CaptureFixture[str
 
 
 def test_the_printed_budget_is_the_applied_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "(0.17% of the images, the budget is 5.00%)" in said(SUMMARY, capsys)[0]
+    assert "the error budget allows 5.00%)" in said(SUMMARY, capsys)[0]
     small = replace(
         SUMMARY, images=4, images_done=4, statuses={"ok": 3, "unreadable": 1}, error_rate=0.25, max_errors=5
     )
-    assert "(25.00% of the images, the budget is 5.00%, but at least 2 images)" in said(small, capsys)[0]
+    assert "allows 5.00% and in any case 2 images)" in said(small, capsys)[0]
     # The minimum number of allowed errors does not apply if no image is ok.
     junk = replace(small, status="over_error_budget", exit_code=1, statuses={"unreadable": 4}, error_rate=1.0)
-    assert "(100.00% of the images, the budget is 5.00%)" in said(junk, capsys)[0]
+    assert "(100.00% of the images; the error budget allows 5.00%)" in said(junk, capsys)[0]
     again = replace(small, repeated_errors=3, statuses={"ok": 0, "unreadable": 4})
     assert "3 failed before as well and do not count; the others are 25.00%" in said(again, capsys)[0]
 
