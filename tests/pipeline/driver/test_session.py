@@ -173,7 +173,7 @@ def test_too_many_errors_are_reported_while_the_input_is_still_being_listed(
         (folder / f"{number:03d}.jpg").touch()
     notes = Notes()
     walk_files, is_warned = local_files.walk_files, threading.Event()
-    notes.when = lambda sentence: is_warned.set() if "still being listed. The worst" in sentence else None
+    notes.when = lambda sentence: is_warned.set() if "continues while its input is still being listed" in sentence else None
 
     def walk_on_after_the_warning(*arguments: Any) -> Iterator[Any]:
         for number, found in enumerate(walk_files(*arguments)):
@@ -185,5 +185,5 @@ def test_too_many_errors_are_reported_while_the_input_is_still_being_listed(
     monkeypatch.setattr(pipeline.planning.manifest, "FIRST_PART_IMAGES", 200)
     summary = segment(spec_for(tmp_path, compute__shard_images=20), notes=notes)
     assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
-    (warning,) = (sentence for sentence in notes.sentences if "failed so far, where 5.0% may" in sentence)
+    (warning,) = (sentence for sentence in notes.sentences if "failed so far, and 5.0% are allowed" in sentence)
     assert "100 x the file is empty (0 bytes)" in warning
