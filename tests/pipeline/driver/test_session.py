@@ -173,7 +173,7 @@ def test_too_many_errors_are_reported_while_the_input_is_still_being_listed(
         (folder / f"{number:03d}.jpg").touch()
     notes = Notes()
     walk_files, is_warned = local_files.walk_files, threading.Event()
-    notes.when = lambda sentence: is_warned.set() if "continues while its input is still being listed" in sentence else None
+    notes.when = lambda sentence: is_warned.set() if "while its input is still being listed" in sentence else None
 
     def walk_on_after_the_warning(*arguments: Any) -> Iterator[Any]:
         for number, found in enumerate(walk_files(*arguments)):
