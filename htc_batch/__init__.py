@@ -40,8 +40,8 @@ def open(output_uri: str) -> "Results":
     Args:
         output_uri: the output folder, a local path or a URL.
 
-    Raises:
-        StorageError: the folder cannot be read.
+    Nothing is read before a method of `Results` is called: `instances()` of a folder that holds no run raises an
+    InputError then.
     """
     from pipeline.output import open_results
 

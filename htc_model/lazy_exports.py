@@ -4,6 +4,7 @@ So `import pipeline.output` does not import everything that `pipeline.output` ma
 torch.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -19,14 +20,18 @@ def attach(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str]
 
     Returns:
         A function from a name to its object. It raises AttributeError for other names.
+
+    `dir()` of the package lists its `__all__`, so that prompts and notebooks complete the names.
     """
+    module = sys.modules[package]
+    module.__dict__["__dir__"] = lambda: sorted(module.__all__)
     homes = {name: module for module, names in modules.items() for name in names}
 
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = homes[name]
-        absolute = module if "." in module else f"{package}.{module}"
+        home = homes[name]
+        absolute = home if "." in home else f"{package}.{home}"
         return getattr(import_module(absolute), name)
 
     return load

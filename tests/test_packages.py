@@ -91,3 +91,20 @@ def test_documents_import_from_doors() -> None:
 def test_names_that_the_last_release_started_still_start(old: str, message: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", old], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert message in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_exported_names_are_completed(package: str) -> None:
+    module = import_module(package)
+    assert dir(module) == sorted(module.__all__)
+
+
+def test_the_imports_that_the_last_release_documented_still_work_and_warn() -> None:
+    script = (
+        "from pipeline.config import load_spec\nfrom pipeline.driver import run\n"
+        "from pipeline.tables import open_results\nprint(load_spec.__name__, run.__name__, open_results.__name__)"
+    )
+    command = [sys.executable, "-W", "always", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "load_spec run open_results\n")
+    assert done.stderr.count("DeprecationWarning") == 2

@@ -1,4 +1,4 @@
-"""The module name by which release 0.1 started `jobs.entrypoints.kube_cron_job`.
+"""The module name by which release 0.1.0 started `jobs.entrypoints.kube_cron_job`.
 
 Kept for one release, for jobs and images that still use it.
 """

@@ -102,7 +102,7 @@ def check_health(port: int) -> int:
 
 
 def test_the_example_manifests_are_what_the_command_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = "--image registry.example/htc-batch:0.1.0 --kind all --workers 1:8 --spot gke --secret s3-credentials"
+    given = "--image registry.example/htc-batch:0.2.0 --kind all --workers 1:8 --spot gke --secret s3-credentials"
     cron = ["--cron", "30 2 * * *", "--time-zone", "Europe/Berlin", "--pod-monitor", "--ray-version", "2.60.0"]
     command = ["manifests", str(INFRA / "kuberay" / "job.yaml"), *given.split(), *cron, "--to", str(tmp_path)]
     with pytest.raises(SystemExit) as left:

@@ -10,7 +10,7 @@ from tests.support.manifest_schemas import check_manifest
 from tests.support.without_torch import run_without_torch
 
 SPEC = "input: {uri: 's3://bucket/in/'}\noutput: {uri: 's3://bucket/masks/'}\n"
-IMAGE = ("--image", "registry.example/htc-batch:0.1.0")
+IMAGE = ("--image", "registry.example/htc-batch:0.2.0")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 
 Manifest = dict[str, Any]
 KINDS = ("rayjob", "raycluster", "raycronjob")
-IMAGE = "registry.example/htc-batch:0.1.0"
+IMAGE = "registry.example/htc-batch:0.2.0"
 
 
 def make_spec(**overrides: object) -> JobSpec:

@@ -25,7 +25,7 @@ from tests.support.without_torch import run_without_torch
 
 Htc = Callable[..., tuple[int, str, str]]
 SPEC = {"input": {"uri": "s3://bucket/in/"}, "output": {"uri": "s3://bucket/masks/"}}
-IMAGE = ("--image", "registry.example/htc-batch:0.1.0", "--ray-version", "2.60.0")
+IMAGE = ("--image", "registry.example/htc-batch:0.2.0", "--ray-version", "2.60.0")
 CRONS = ("30 2 * * *", "*/20 8-18/2 * * mon-fri", "0 4 1,15 * 5-7", "5 0 */2 jan,jul *", "0 12 31 * *", "15 6 * * 0")
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not on this machine")
 

@@ -1,0 +1,10 @@
+"""The module from which 0.1 documented `open_results`; kept for one release. Use `htc_batch`."""
+
+import warnings
+
+from pipeline.output.results import open_results
+from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+
+__all__ = ["IMAGES_SCHEMA", "INSTANCES_SCHEMA", "open_results"]
+
+warnings.warn("pipeline.tables has moved: use htc_batch.open", DeprecationWarning, stacklevel=2)
