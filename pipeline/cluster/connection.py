@@ -241,5 +241,6 @@ def connected_resources() -> dict[str, float] | None:
 
 def _is_connected() -> bool:
     # Without importing Ray: its environment is not ready yet.
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    # While another thread imports it, it is there without its names.
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())

@@ -18,7 +18,7 @@ from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.session import Session, ray_pool
 from pipeline.errors import InputError, RunError, StorageError
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import ComputeSection, JobSpec
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
 from pipeline.planning.selection_report import selection_lines
@@ -155,8 +155,13 @@ def _open(
         take_lease=lambda name: take_lease(storage, spec.output.uri, name, report=display.note),
         patience_s=LISTING_PATIENCE_S,
         defer_interrupts=stop.deferring,
-        workers=expected_workers(spec.compute, connected_resources()),
+        workers=_expected_workers(spec.compute),
     )
+
+
+def _expected_workers(compute: ComputeSection) -> int | None:
+    """Return how many workers the run will have, where the size of its shards depends on that."""
+    return expected_workers(compute, connected_resources()) if compute.shard_images == "auto" else None
 
 
 @contextmanager

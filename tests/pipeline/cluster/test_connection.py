@@ -4,13 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import ray
 from ray import exceptions
 
 from pipeline.cluster import connection as cluster
-from pipeline.cluster.connection import object_store_options, ray_cluster
+from pipeline.cluster.connection import connected_resources, object_store_options, ray_cluster
 from pipeline.cluster.failures import describe_death, was_preempted, worker_deaths
 from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
@@ -175,3 +176,8 @@ def test_a_local_ray_gets_a_token_unless_the_user_sets_otherwise(
     # Each start has its own.
     assert (first == second) is ("RAY_AUTH_TOKEN" not in set_here)
     assert {name: os.environ[name] for name in names if name in os.environ} == users
+
+
+def test_ray_that_another_thread_is_importing_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    assert connected_resources() is None
