@@ -28,7 +28,7 @@ def describe(package: str) -> dict[str, Any]:
         modules: number of modules. largest_folder: the folder with most modules, and how many it holds.
         depth: modules on the longest chain of imports. circles: the modules of each circle, sorted.
         chain: the modules of one such longest chain, the importing one first.
-        rooms, room_depth, room_circles: the same for its sub-packages and top-level modules.
+        packages, package_depth, package_circles: the same for its sub-packages and top-level modules.
     """
     imports = grimp.build_graph(package, cache_dir=None)
     # A package's `__init__` exports what lies below it, lazily: its arrows are not those of a module.
@@ -39,10 +39,10 @@ def describe(package: str) -> dict[str, Any]:
         for imported in imports.find_modules_directly_imported_by(module)
         if imported in modules
     ]
-    rooms = {module: ".".join(module.split(".")[:2]) for module in modules}
-    between = {(rooms[one], rooms[other]) for one, other in edges if rooms[one] != rooms[other]}
+    packages = {module: ".".join(module.split(".")[:2]) for module in modules}
+    between = {(packages[one], packages[other]) for one, other in edges if packages[one] != packages[other]}
     depth, circles, chain = _measure(modules, edges)
-    room_depth, room_circles, _ = _measure(set(rooms.values()), between)
+    package_depth, package_circles, _ = _measure(set(packages.values()), between)
     folder, count = Counter(module.rpartition(".")[0] for module in modules).most_common(1)[0]
     return {
         "package": package,
@@ -51,9 +51,9 @@ def describe(package: str) -> dict[str, Any]:
         "depth": depth,
         "circles": circles,
         "chain": chain,
-        "rooms": len(set(rooms.values())),
-        "room_depth": room_depth,
-        "room_circles": room_circles,
+        "packages": len(set(packages.values())),
+        "package_depth": package_depth,
+        "package_circles": package_circles,
     }
 
 
@@ -82,10 +82,10 @@ def main() -> int:
         largest = found["largest_folder"]
         print(
             f"{package}: {found['modules']} modules, at most {largest['modules']} in one folder ({largest['name']}), "
-            f"depth {found['depth']}, {len(found['circles'])} circles; {found['rooms']} sub-packages and top-level "
-            f"modules, depth {found['room_depth']}, {len(found['room_circles'])} circles"
+            f"depth {found['depth']}, {len(found['circles'])} circles; {found['packages']} sub-packages and top-level "
+            f"modules, depth {found['package_depth']}, {len(found['package_circles'])} circles"
         )
-        for circle in [*found["circles"], *found["room_circles"]]:
+        for circle in [*found["circles"], *found["package_circles"]]:
             print(f"    circle: {', '.join(circle)}")
     return 0
 

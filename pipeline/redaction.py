@@ -76,7 +76,7 @@ def redact(text: str) -> str:
 
 
 def _known_secrets() -> list[str]:
-    # Read anew each time: a driver may load its credentials from a file long after it started.
+    # Read each time: a driver may load its credentials from a file long after it started.
     values = {
         value
         for name, value in os.environ.items()

@@ -7,9 +7,14 @@ import pytest
 
 from tests.support.paths import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "infra").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for top in ("docs", "infra", "tests") for page in (ROOT / top).rglob("*.md"))]
+)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
-FILE = re.compile(r"`((?:htc_batch|htc_model|pipeline|jobs|tests|benchmarks|infra|examples|docs)/[\w./-]*[\w/])`")
+SPAN = re.compile(r"`([^`\n]+)`")
+TOPS = "htc_batch|htc_model|pipeline|jobs|tests|benchmarks|infra|examples|docs"
+# A path of the repository, also as an argument of a command; a pattern such as `tests/*.py` is none.
+FILE = re.compile(rf"(?<![\w./*{{-])((?:{TOPS})/[\w./-]*[\w/])(?![\w.*{{<-])")
 NAMED = re.compile(r"`((?:htc_batch|htc_model|pipeline|jobs)/[\w/]+\.py)`: ((?:`\w+`(?:, )?)+)")
 
 
@@ -24,7 +29,13 @@ def test_links_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_files_exist(page: Path) -> None:
-    assert [name for name in FILE.findall(page.read_text()) if not (ROOT / name).exists()] == []
+    named = [name for span in SPAN.findall(page.read_text()) for name in FILE.findall(span)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_a_file_in_a_command_is_named() -> None:
+    assert FILE.findall("pytest tests/a.py -k x") == ["tests/a.py"]
+    assert FILE.findall("tests/a-*.py") == FILE.findall("../tests/a.py") == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -1,4 +1,4 @@
-"""The packages' doors: complete, light, and the only way that documents show."""
+"""Packages that export names: complete, light to import, and the only imports that documents show."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ import pytest
 from tests.support.paths import ROOT
 
 TOPS = ("htc_batch", "htc_model", "pipeline", "jobs")
-DOORS = sorted(
+EXPORTING = sorted(
     str(path.parent.relative_to(ROOT)).replace("/", ".")
     for top in TOPS
     for path in (ROOT / top).rglob("__init__.py")
@@ -22,11 +22,11 @@ DOORS = sorted(
 HEAVY = {"PIL", "duckdb", "fsspec", "numpy", "pyarrow", "pydantic", "ray", "torch", "torchvision"}
 
 
-def door_of(package: str) -> ast.Module:
+def init_of(package: str) -> ast.Module:
     return ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
 
 
-@pytest.mark.parametrize("package", DOORS)
+@pytest.mark.parametrize("package", EXPORTING)
 def test_every_exported_name_is_what_its_module_defines(package: str) -> None:
     module = import_module(package)
     for name in module.__all__:
@@ -37,23 +37,23 @@ def test_every_exported_name_is_what_its_module_defines(package: str) -> None:
         module.no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("package", DOORS)
+@pytest.mark.parametrize("package", EXPORTING)
 def test_type_checkers_see_the_names_that_are_exported(package: str) -> None:
-    typed = [node for node in door_of(package).body if isinstance(node, ast.If)]
+    typed = [node for node in init_of(package).body if isinstance(node, ast.If)]
     seen = {alias.name for node in ast.walk(typed[0]) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    own = {node.name for node in door_of(package).body if isinstance(node, ast.FunctionDef)}
+    own = {node.name for node in init_of(package).body if isinstance(node, ast.FunctionDef)}
     assert seen | own == set(import_module(package).__all__)
 
 
-def test_doors_load_nothing_heavy() -> None:
-    script = f"import sys, {', '.join(DOORS)}\nsys.exit(sorted({HEAVY!r} & set(sys.modules)) or 0)"
+def test_packages_that_export_names_load_nothing_heavy() -> None:
+    script = f"import sys, {', '.join(EXPORTING)}\nsys.exit(sorted({HEAVY!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_package_that_others_import_from_has_a_door() -> None:
+def test_a_package_that_others_import_from_exports_names() -> None:
     folders = {path.parent for top in TOPS for path in (ROOT / top).rglob("*.py") if path.name != "__init__.py"}
-    without = {str(folder.relative_to(ROOT)) for folder in folders} - {name.replace(".", "/") for name in DOORS}
+    without = {str(folder.relative_to(ROOT)) for folder in folders} - {name.replace(".", "/") for name in EXPORTING}
     # Programs, the root of the commands, and parts of one package's inside.
     assert without == {
         "jobs",
@@ -69,13 +69,13 @@ def test_a_package_that_others_import_from_has_a_door() -> None:
 IMPORT = re.compile(r"^\s*(?:from|import) ((?:pipeline|jobs|htc_model|htc_batch)[\w.]*)", re.MULTILINE)
 
 
-def test_documents_import_from_doors() -> None:
+def test_documents_import_from_packages_that_export_names() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.py")]
     deep = [
         f"{page.relative_to(ROOT)}: {found}"
         for page in pages
         for found in IMPORT.findall(page.read_text())
-        if found not in DOORS
+        if found not in EXPORTING
     ]
     assert deep == []
 

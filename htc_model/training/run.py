@@ -80,8 +80,8 @@ def run_training(
     checkpoint = read_checkpoint(files.checkpoint, spec.model_dump(mode="json"), config)
     for bad in annotations.bad:
         logger.warning("left out %s", bad)
-    for mended in annotations.mended:
-        logger.warning("mended %s", mended)
+    for repaired in annotations.mended:
+        logger.warning("repaired %s", repaired)
     for note in annotations.notes:
         logger.warning("%s", note)
     model, initial = build_training_model(spec, config, load_state)

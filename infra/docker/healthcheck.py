@@ -1,7 +1,7 @@
 """Whether the container does what it should: `docker ps` shows it, and Swarm and Compose act on it.
 
 In a container that is a Ray node, the node's own agent is asked. Where none listens there is no node: `htc run` ends by
-itself, and its exit code tells more than a health check could.
+itself, and its exit code says more than a health check could.
 """
 
 import http.client

@@ -33,7 +33,7 @@ class PruneDecision:
 class PrunePolicy:
     """How many runs are kept.
 
-    keep_last: so many of the newest runs with all rows. older_than: runs younger than this are kept.
+    keep_last: how many of the newest runs with all rows are kept. older_than: runs younger than this are kept.
     withdrawn_from: the catalogs (`Publication.place`) from which runs are withdrawn before they are removed.
     """
 

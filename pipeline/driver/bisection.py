@@ -15,8 +15,8 @@ from pipeline.messages import PartialResult, ShardFailure
 # An image fails for good when it killed a worker twice while it was alone: workers also die by chance, and a single
 # image is done so soon that chance hardly hits it twice.
 CONFIRMING_DEATHS = 2
-# After so many deaths without one survivor every sixteenth of the shard would hold an image that kills: the images are
-# not the cause then.
+# After this number of deaths without a survivor every sixteenth of the shard would hold an image that kills: the
+# images are not the cause then.
 MAX_DEATHS_WITHOUT_SURVIVOR = 32
 
 

@@ -283,7 +283,7 @@ class WorkerPool:
         return WorkerStarted(worker, outcome)
 
     def _why_spent(self, member: _Member, shards: int) -> str:
-        """Return why a worker gets no further shard after so many; empty when it may get one."""
+        """Return why a worker that has done `shards` shards gets no further one; empty when it may get one."""
         limits = self._compute
         if limits.worker_max_shards is not None and shards >= limits.worker_max_shards:
             return f"it has done {shards} shards"

@@ -53,7 +53,7 @@ def plan_shard_ranges(parts: Sequence[Part], sizes: Sizes, target_bytes: int) ->
     Args:
         parts: the committed parts, in the order of shards; compacted ones stay as they are.
         sizes: bytes of each part, by table.
-        target_bytes: at most so many bytes of parts in one range and table.
+        target_bytes: most bytes of parts in one range and table.
     """
     ranges: list[ShardRange] = []
     group: list[Part] = []

@@ -15,7 +15,7 @@ from pipeline.output.parts import parse_part
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, is_local
 
-# So many parts, or row groups of compacted parts, are in memory at once.
+# How many parts, or row groups of compacted parts, are in memory at once.
 READ_THREADS = 8
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # From a local disk decoding takes most of the time, and more threads do not make it faster.
 LOCAL_THREADS = 2
-# A shard has at most 100,000 images; compacted parts are read in pieces of so many rows.
+# A shard has at most 100,000 images; compacted parts are read in pieces of PIECE_ROWS rows.
 PIECE_ROWS = 65_536
 _COLUMNS = ["image_id", "etag", "bytes", "status"]
 

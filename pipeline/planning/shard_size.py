@@ -19,7 +19,7 @@ MAX_SHARD_IMAGES = 256
 # The last shards of a run end at different times. With four shards each, workers are idle for at most a quarter of
 # their time; with more, tables are written more often.
 SHARDS_PER_WORKER = 4
-# At most so many images are listed before the first shard is made: 65 pages of an S3 listing.
+# The most images that are listed before the first shard is made: 65 pages of an S3 listing.
 MAX_LOOK_AHEAD = 65_536
 
 
@@ -45,7 +45,7 @@ class ShardSizing:
 
 
 def choose_shard_images(images: int, workers: int) -> int:
-    """Choose the images per shard for so many images and workers: from 1 to MAX_SHARD_IMAGES."""
+    """Choose the images per shard by the numbers of images and workers: from 1 to MAX_SHARD_IMAGES."""
     if images > MAX_LOOK_AHEAD:
         return MAX_SHARD_IMAGES
     return max(1, min(MAX_SHARD_IMAGES, math.ceil(images / (workers * SHARDS_PER_WORKER))))

@@ -30,7 +30,7 @@ _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]")
 _ONE_SLASH = re.compile(r"file:/(?!/)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
-# Parameters that belong to a signature and hold no secret themselves; they change when a URL is signed anew.
+# Parameters that belong to a signature and hold no secret themselves; they change when a URL is signed again.
 # Azure: "Create a service SAS" and "Create a user delegation SAS" in Microsoft's REST reference.
 _AZURE_SIGNING = frozenset(
     {"sv", "ss", "srt", "sr", "sp", "se", "st", "spr", "sip", "si", "skoid", "sktid", "skt", "ske", "sks", "skv"}

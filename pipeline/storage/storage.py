@@ -188,7 +188,7 @@ class Storage:
         with self._lock:
             if name not in self._stores:
                 if len(self._stores) >= MOST_STORES:
-                    # The oldest; its health and pace are measured anew when it is used again.
+                    # The oldest; its health and pace are measured from the start when it is used again.
                     del self._stores[next(iter(self._stores))]
                 try:
                     self._stores[name] = (

@@ -26,7 +26,7 @@ from pipeline.storage.signed_urls import SignedAddresses
 from pipeline.storage.translate import Verb, translated_errors
 from pipeline.storage.uris import (
     BUCKET_SCHEMES,
-    S3_SCHEMES,
+    WEB_SCHEMES,
     WELL_KNOWN_SCHEMES,
     is_hidden_name,
     join,
@@ -36,7 +36,7 @@ from pipeline.storage.uris import (
 T = TypeVar("T")
 
 # One PUT is atomic on these. Anywhere else a reader could see half an object, so it is written aside and renamed.
-_OBJECT_STORES = S3_SCHEMES | frozenset({"gs", "gcs", "abfs", "abfss", "az", "adl", "memory", "http", "https"})
+_OBJECT_STORES = BUCKET_SCHEMES | WEB_SCHEMES | {"memory"}
 
 
 class Store:

@@ -32,8 +32,8 @@ NOW = FIRST_DAY + timedelta(days=10)
 def output(tmp_path: Path) -> str:
     """Four complete runs over the same two images; the last one holds all current rows."""
     images = write_inputs(tmp_path / "in", 2)
-    for night in range(4):
-        finish_run(images, str(tmp_path / "out"), f"night-{night}", day=night)
+    for number in range(4):
+        finish_run(images, str(tmp_path / "out"), f"night-{number}", day=number)
     return str(tmp_path / "out")
 
 
@@ -41,7 +41,7 @@ def decide(standings: list[RunInfo], needed: set[str], rules: PrunePolicy) -> di
     return {each.info.run: each.kept_because for each in decide_runs(standings, needed, rules, NOW)}
 
 
-def nights(output: str) -> list[RunInfo]:
+def runs_of(output: str) -> list[RunInfo]:
     return survey_runs(open_results(output), now=NOW)
 
 
@@ -53,11 +53,11 @@ def with_deletions(standing: RunInfo) -> RunInfo:
 def test_without_yes_nothing_is_removed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = files_below(Path(output))
     assert prune_output(output, keep_last=2, now=NOW) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert files_below(Path(output)) == before
-    assert "Removing 2 runs would free" in told
-    assert "--yes does it" in told
-    assert "one of the last 2" in told
+    assert "Removing 2 runs would free" in printed
+    assert "--yes does it" in printed
+    assert "one of the last 2" in printed
 
 
 def test_with_yes_the_old_runs_are_removed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_a_run_with_the_newest_result_of_an_image_stays(
 
 
 def test_why_each_run_is_kept(output: str) -> None:
-    first, second, third, fourth = nights(output)
+    first, second, third, fourth = runs_of(output)
     incomplete = replace(second, state="incomplete", has_all_rows=False)
     held = replace(first, holder="host a, process 7")
     fresh = PrunePolicy(1, timedelta(days=9))
@@ -106,21 +106,21 @@ def test_why_each_run_is_kept(output: str) -> None:
 
 def test_published_runs_stay_unless_they_are_withdrawn_first(output: str) -> None:
     place = Publication("sqlite:///c.db", "htc", "2026-03-01")
-    first, *others = nights(output)
+    first, *others = runs_of(output)
     published = [replace(first, publications=(place,)), *others]
     assert decide(published, set(), PrunePolicy(1))["night-0"] == "published in sqlite:///c.db, namespace htc"
     assert decide(published, set(), PrunePolicy(1, withdrawn_from=[place.place]))["night-0"] == ""
 
 
 def test_deletion_records_are_kept_as_long_as_an_older_run_that_is_not_needed(output: str) -> None:
-    first, second, third, fourth = nights(output)
+    first, second, third, fourth = runs_of(output)
     runs = [first, with_deletions(second), third, fourth]
     assert decide(runs, set(), PrunePolicy(1))["night-1"] == ""
     # Whether they hide anything of a run that is needed was asked already.
     assert decide(runs, {"night-0"}, PrunePolicy(1))["night-1"] == ""
     held = [replace(first, holder="host a, process 7"), *runs[1:]]
-    told = decide(held, set(), PrunePolicy(1))["night-1"]
-    assert told == "its deletion records may hide rows of the run night-0"
+    reason = decide(held, set(), PrunePolicy(1))["night-1"]
+    assert reason == "its deletion records may hide rows of the run night-0"
 
 
 def test_a_run_that_was_published_meanwhile_is_not_removed(

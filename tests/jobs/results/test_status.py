@@ -37,19 +37,19 @@ def never(seconds: float) -> None:
     pytest.fail(f"waited {seconds} s")
 
 
-def hold(run_folder: Path, *, heard: datetime) -> None:
+def write_lease(run_folder: Path, *, beat: datetime) -> None:
     """Write a lease, as a driver on another machine does."""
-    (run_folder / "lease.json").write_text(json.dumps(LEASE | {"beat": heard.isoformat()}))
+    (run_folder / "lease.json").write_text(json.dumps(LEASE | {"beat": beat.isoformat()}))
 
 
-def tell_progress(run_folder: Path, job: str | None = "photos-1") -> None:
+def write_progress(run_folder: Path, job: str | None = "photos-1") -> None:
     content = {"written": NOON.isoformat(), "since": NOON.isoformat(), "job": job, **asdict(PROGRESS)}
     (run_folder / "progress.json").write_text(json.dumps(content))
 
 
 def test_a_running_run(output: Output, run_folder: Path) -> None:
-    hold(run_folder, heard=NOON)
-    tell_progress(run_folder)
+    write_lease(run_folder, beat=NOON)
+    write_progress(run_folder)
     status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(seconds=20), sleep=never)
     assert (status.run, status.state) == ("night", "running")
     assert (status.images, status.images_done, status.workers) == (7, 5, 3)
@@ -60,8 +60,8 @@ def test_a_running_run(output: Output, run_folder: Path) -> None:
 
 
 def test_a_driver_without_heartbeats_is_dead_and_the_rows_are_counted(output: Output, run_folder: Path) -> None:
-    hold(run_folder, heard=NOON)
-    tell_progress(run_folder)
+    write_lease(run_folder, beat=NOON)
+    write_progress(run_folder)
     status = read_status(output.uri, Storage(), clock=lambda: NOON + timedelta(minutes=10), sleep=at_once)
     assert status.state == "incomplete"
     # Two of three shards are committed; progress.json is not used.
@@ -79,8 +79,8 @@ def test_a_lease_with_an_implausible_time_is_judged_by_whether_it_changes(
     output: Output, run_folder: Path, off: timedelta
 ) -> None:
     """A clock that was ahead once made a dead driver "running" until that date."""
-    hold(run_folder, heard=NOON + off)
-    tell_progress(run_folder)
+    write_lease(run_folder, beat=NOON + off)
+    write_progress(run_folder)
     told: list[str] = []
     status = read_status(output.uri, Storage(), clock=lambda: NOON, sleep=at_once, report=told.append)
     assert status.state == "incomplete"
@@ -89,13 +89,13 @@ def test_a_lease_with_an_implausible_time_is_judged_by_whether_it_changes(
     assert "night" in told[0]
 
     def beat(seconds: float) -> None:
-        hold(run_folder, heard=NOON + off + timedelta(seconds=15))
+        write_lease(run_folder, beat=NOON + off + timedelta(seconds=15))
 
     assert read_status(output.uri, Storage(), clock=lambda: NOON, sleep=beat).state == "running"
 
 
 def test_a_driver_that_has_just_begun(output: Output, run_folder: Path) -> None:
-    hold(run_folder, heard=NOON)
+    write_lease(run_folder, beat=NOON)
     status = read_status(output.uri, Storage(), clock=lambda: NOON)
     assert (status.state, status.images_done) == ("running", 6)
 
@@ -108,7 +108,7 @@ def test_a_run_that_ended_has_the_status_of_its_summary(output: Output, run_fold
     assert (status.state, status.images_done, status.instances) == ("interrupted", 6, 12)
     assert status.reason == "Stopped with 1 of 7 images to go."
     # A later session that died leaves its progress behind, and the summary is an older one's.
-    tell_progress(run_folder)
+    write_progress(run_folder)
     later = read_status(output.uri, Storage())
     assert (later.state, later.images_done) == ("incomplete", 6)
     assert "without a summary" in later.reason
@@ -125,7 +125,7 @@ def test_an_unreadable_lease_counts_as_held_as_for_htc_runs(output: Output, run_
     assert find_live_driver(Storage(), output.uri, None) is not None
     (run_folder / "lease.json").unlink()
     assert find_live_driver(Storage(), output.uri, None) is None
-    hold(run_folder, heard=datetime.now(UTC))
+    write_lease(run_folder, beat=datetime.now(UTC))
     found = find_live_driver(Storage(), output.uri, None)
     assert found is not None
     assert (found[0], found[1].host) == ("night", "head-1")
@@ -139,8 +139,8 @@ def test_unknown_runs_are_refused_by_name(output: Output, tmp_path: Path) -> Non
 
 
 def test_the_command_needs_neither_cluster_nor_ray_nor_torch(output: Output, run_folder: Path) -> None:
-    hold(run_folder, heard=datetime.now(UTC))
-    tell_progress(run_folder)
+    write_lease(run_folder, beat=datetime.now(UTC))
+    write_progress(run_folder)
     done = run_without_torch("status", output.uri)
     assert (done.returncode, done.stderr) == (0, "")
     assert "night (running)" in done.stdout

@@ -50,7 +50,7 @@ def sizes(parts: list[Part], size: int) -> dict[str, dict[Part, int]]:
 def test_neighbouring_parts_are_merged_up_to_the_target() -> None:
     parts = [Part(0, 0), Part(1, 1), Part(2, 2), Part(3, 9, is_compacted=True), Part(10, 10), Part(11, 11)]
     planned = plan_shard_ranges(parts, sizes(parts, 10), 20)  # type: ignore[arg-type]
-    assert [stretch.part for stretch in planned] == [Part(0, 1, is_compacted=True), Part(10, 11, is_compacted=True)]
+    assert [each.part for each in planned] == [Part(0, 1, is_compacted=True), Part(10, 11, is_compacted=True)]
     # Half of a file's rows are not moved, nor is a file alone.
     assert plan_shard_ranges(parts, sizes(parts, 21), 20) == []  # type: ignore[arg-type]
 

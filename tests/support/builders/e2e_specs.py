@@ -25,7 +25,7 @@ def spec_with(folder: Path, **overrides: object) -> JobSpec:
 
 
 def image_rows(spec: JobSpec, run: str | None = None) -> list[Row]:
-    """All rows of `images`, as whoever reads the output sees them."""
+    """All rows of `images`, as a reader of the output sees them."""
     rows: list[Row] = open_results(spec.output.uri).images(run).to_pylist()
     return rows
 
