@@ -93,7 +93,7 @@ def test_names_that_the_last_release_started_still_start(old: str, message: str,
     assert message in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("package", DOORS)
+@pytest.mark.parametrize("package", EXPORTING)
 def test_exported_names_are_completed(package: str) -> None:
     module = import_module(package)
     assert dir(module) == sorted(module.__all__)
