@@ -3,6 +3,8 @@
 from pipeline.errors import HtcError
 from pipeline.redaction import redact
 
+_SENTENCE_ENDS = ".!"
+
 
 def printable(text: str, *, keep: str = "") -> str:
     """Escape characters that are not printable (`\\x1b`), so that an object's name cannot control a terminal.
@@ -33,7 +35,9 @@ def format_duration(seconds: float | None) -> str:
 
 
 def one_line(error: BaseException, *, max_chars: int | None = None) -> str:
-    """Return an exception as one line without secrets: its type, unless it is an `HtcError`, and its message.
+    """Return an exception as one line without secrets: its type and its message.
+
+    An `HtcError` has no type and keeps its full stop; of other messages it is removed.
 
     Args:
         max_chars: cut a longer message to this length.
@@ -41,11 +45,12 @@ def one_line(error: BaseException, *, max_chars: int | None = None) -> str:
     text = _joined(str(error), max_chars)
     if isinstance(error, HtcError):
         return text
+    text = text.rstrip(_SENTENCE_ENDS)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def message_of(error: BaseException | str, *, max_chars: int | None = None) -> str:
-    """Return an exception's message, or a text, as one line without secrets or a final full stop.
+    """Return an exception's message, or a text, as one line without secrets or its final full stop or exclamation mark.
 
     Args:
         max_chars: cut a longer message to this length.
@@ -53,7 +58,16 @@ def message_of(error: BaseException | str, *, max_chars: int | None = None) -> s
     Returns:
         The message; the name of the exception's type where the message is empty.
     """
-    return _joined(str(error), max_chars).rstrip(".") or ("" if isinstance(error, str) else type(error).__name__)
+    return _joined(str(error), max_chars).rstrip(_SENTENCE_ENDS) or (
+        "" if isinstance(error, str) else type(error).__name__
+    )
+
+
+def json_problem(error: Exception) -> str:
+    """Return in a few words why bytes are not JSON."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"its bytes are not {error.encoding.upper()} text"
+    return str(error)
 
 
 def _joined(text: str, max_chars: int | None) -> str:

@@ -63,7 +63,7 @@ def _polygon_flaw(part: Any, size: Size) -> str | None:
     if isinstance(part, Mapping):
         return "run lengths among polygons"
     if not _are_numbers(part):
-        return "polygon with coordinates that are no finite numbers"
+        return "polygon with coordinates that are not finite numbers"
     if len(part) % 2:
         return "polygon with half a point"
     if len(part) < _MIN_POLYGON_NUMBERS:

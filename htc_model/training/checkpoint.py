@@ -93,8 +93,10 @@ def _load(path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); {advice}.") from error
+        # torch's own text is long, and advises to load the file without this protection.
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: it is damaged, or not a checkpoint of htc train; {advice}."
+        ) from error
     unusable = unusable or _unusable_in(checkpoint.optimiser)
     if unusable:
         raise CheckpointError(

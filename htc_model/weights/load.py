@@ -58,7 +58,7 @@ def load_weights(path: str | Path) -> LoadedWeights:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}.")
+        raise WeightsError(f"There is no weights file {path}; give the path of a .pth or .safetensors file.")
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

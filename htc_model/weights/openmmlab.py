@@ -128,8 +128,11 @@ def _unpickle(path: Path) -> Any:
                 f"{path} asks to run {forbidden[1]} while loading, which may be an attack and is refused; "
                 f"if you trust the file, {_RESAVE}."
             ) from error
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise WeightsError(f"{path} is not a readable checkpoint ({reason}).") from error
+        # torch's own text is long, and advises to load the file without this protection.
+        raise WeightsError(
+            f"{path} is not a readable checkpoint: it is damaged, or neither a PyTorch checkpoint nor a "
+            ".safetensors file."
+        ) from error
 
 
 def _clean_state(path: Path, wrapped: Mapping[Any, Any]) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """The `htc` program, to which each file of this folder adds its commands."""
 
+from typing import Any
+
 import typer
 from typer.core import TyperGroup
 
@@ -20,11 +22,22 @@ EXIT_CODES = (
 
 
 class _InOrder(TyperGroup):
-    """Lists the commands in `ORDER` instead of the order of imports; commands that are not in it come last."""
+    """Lists the commands in `ORDER` instead of the order of imports; commands that are not in it come last.
+
+    Messages on wrong values are shown without pydantic's prefix.
+    """
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         known = super().list_commands(ctx)
         return sorted(known, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # typer passes on pydantic's prefix.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 app = typer.Typer(

@@ -133,7 +133,7 @@ def logs(
 def stop(
     job: Job,
     *,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended. [default: wait]")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended.")] = True,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:

@@ -61,11 +61,14 @@ def is_output(target: str) -> bool:
 
 def _find_job(job_id: str | None, address: str | None) -> JobState:
     from jobs.cluster.client import connect
-    from jobs.cluster.errors import NoSuchJobError
+    from jobs.cluster.errors import ClusterError, NoSuchJobError
 
-    client = connect(address)
     if job_id is not None:
-        return client.state(job_id)
+        try:
+            return connect(address).state(job_id)
+        except (ClusterError, NoSuchJobError) as error:
+            raise type(error)(f"There is no folder {job_id}; taken for the id of a job: {error}") from error
+    client = connect(address)
     states = client.states()
     if not states:
         raise NoSuchJobError(f"The cluster at {client.url} has no job of htc; start one with: htc submit SPEC")

@@ -114,7 +114,7 @@ class ImageLookup:
         values = {"run": self.run, "uri": whole, "ending": "/" + uri.lstrip("/")}
         found = [ImageRecord(*row) for row in _rows(database, _BY_URI, values)]
         if not found:
-            raise InputError(f"Run {self.run} has no image {uri}{self._suggestion(database, uri)}.")
+            raise InputError(f"Run {self.run} has no image {uri}{self._suggestion(database, uri)}")
         if len(found) > 1 and found[0].uri != whole:
             raise InputError(
                 f"{uri} is the end of several uris ({found[0].uri}, {found[1].uri}, ...); give more of it."
@@ -125,7 +125,9 @@ class ImageLookup:
         known = [str(row[0]) for row in _rows(database, _NAMES, {"run": self.run})]
         by_name = {name.rsplit("/", 1)[-1]: name for name in known}
         close = difflib.get_close_matches(uri.rsplit("/", 1)[-1], by_name, n=1)
-        return f"; did you mean {by_name[close[0]]}?" if close else ""
+        if close:
+            return f"; did you mean {by_name[close[0]]}?"
+        return "; give its whole URI (`htc query` lists them), or name another run with --run."
 
 
 def _rows(database: "duckdb.DuckDBPyConnection", sql: str, values: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

@@ -26,8 +26,7 @@ Mode = Literal["incremental", "full"]
 RuntimeEnv = Literal["code", "image", "pip"]
 Event = Literal["end", "failure", "deadline"]
 
-# Validation messages are written for a job spec.
-_WORDING = {"the job spec": "a schedule", "The job spec": "The schedule", "?.": "?"}
+_FLAGS = {"name": "NAME", "spec": "SPEC", "cron": "--cron '30 2 * * *'"}
 
 
 @functools.cache
@@ -178,9 +177,7 @@ def build_schedule(tree: Mapping[str, Any], *, source: str | Path | None = None)
     try:
         schedule = Schedule.model_validate(dict(tree))
     except ValidationError as error:
-        problems = describe_problems(error, Schedule, dict(tree), source=source)
-        for theirs, ours in _WORDING.items():
-            problems = problems.replace(theirs, ours)
+        problems = describe_problems(error, Schedule, dict(tree), source=source, name="schedule", flags=_FLAGS)
         raise SpecError(problems) from None
     if isinstance(schedule.spec, str):
         return schedule.model_copy(update={"spec": absolute_uri(schedule.spec)})
@@ -196,10 +193,7 @@ def load_schedule(path: str | Path, overrides: Mapping[str, object] | None = Non
     Raises:
         SpecError: as `build_schedule`, or the file cannot be read.
     """
-    try:
-        tree = parse_yaml(read_spec_text(path), str(path))
-    except SpecError as error:
-        raise SpecError(str(error).replace("job spec", "schedule")) from None
+    tree = parse_yaml(read_spec_text(path, name="schedule"), str(path), name="schedule")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     return build_schedule({**tree, **given}, source=path)
 

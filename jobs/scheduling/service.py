@@ -22,6 +22,7 @@ from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
 from pipeline.redaction import log_without_secrets
 from pipeline.signals import StopRequest
+from pipeline.text import count_of
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _log_failure(delivery: Future[None]) -> None:
 
 def _announce(store: ScheduleStore, home: Path) -> None:
     schedules = [stored.schedule for stored in store.schedules()]
-    log.info("scheduler of %s on %s: %d schedules", home, socket.gethostname(), len(schedules))
+    log.info("scheduler of %s on %s: %s", home, socket.gethostname(), count_of(len(schedules), "schedule"))
     for schedule in schedules:
         following = next(due_times(schedule.cron, schedule.time_zone, datetime.now(UTC)), None)
         if following is None:

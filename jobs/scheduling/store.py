@@ -86,7 +86,7 @@ class ScheduleStore:
             self._connection.text_factory = lambda text: text.decode(errors="replace")
             self._prepare()
         except sqlite3.Error as error:
-            raise StoreDamagedError(f"The schedules in {self.path} cannot be read: {error}.") from None
+            raise self._damage(error) from None
 
     def _damage(self, error: sqlite3.Error) -> StoreDamagedError:
         return StoreDamagedError(

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.errors import NotFoundError, SpecError
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import absolute_uri
+from pipeline.text import json_problem
 
 # RFC 1952, 2.3.1.
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -33,6 +34,6 @@ def read_coco(uri: str, storage: Storage) -> Any:
     try:
         return json.loads(payload)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SpecError(f"{uri} is not JSON: {error}.") from error
+        raise SpecError(f"{uri} is not JSON: {json_problem(error)}.") from error
     except RecursionError:
         raise SpecError(f"{uri} is not a COCO annotation file: its JSON is nested too deeply.") from None

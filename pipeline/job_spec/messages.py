@@ -3,36 +3,53 @@
 import difflib
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+RUN_FLAGS = {"input": "INPUT", "output": "OUTPUT"}
+"""By required key of the job spec, the argument of `htc run` that sets it."""
+
 
 def describe_problems(
-    error: ValidationError, spec: type[BaseModel], tree: dict[str, Any], *, source: str | Path | None
+    error: ValidationError,
+    spec: type[BaseModel],
+    tree: dict[str, Any],
+    *,
+    source: str | Path | None,
+    name: str = "job spec",
+    flags: Mapping[str, str] = RUN_FLAGS,
 ) -> str:
-    """Describe every failed check in one sentence that names the key by its dotted path."""
+    """Describe every failed check in one sentence that names the key by its dotted path.
+
+    Args:
+        source: where the spec was read; None when flags gave everything.
+        name: what messages call the spec.
+        flags: by required top-level key, what sets it on the command line.
+    """
     sentences: list[str] = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        sentence = _sentence(problem["type"], problem["loc"], spec, tree, problem["msg"])
+        key, section, description = _locate(problem["loc"], spec)
+        if problem["type"] == "missing":
+            sentence = _missing_key(key, spec, name, flags)
+        elif problem["type"] == "extra_forbidden":
+            sentence = _unknown_key(key, section, spec, name)
+        else:
+            sentence = _wrong_value(problem["type"], key, section, description, tree=tree, message=problem["msg"])
         if sentence not in sentences:
             sentences.append(sentence)
     if len(sentences) == 1:
         return sentences[0]
-    where = f"The job spec {source}" if source is not None else "The job spec"
+    where = f"The {name} {source}" if source is not None else f"The {name}"
     return "\n".join([f"{where} has {len(sentences)} problems:", *(f"- {sentence}" for sentence in sentences)])
 
 
-def _sentence(
-    kind: str, location: tuple[int | str, ...], spec: type[BaseModel], tree: dict[str, Any], message: str
+def _wrong_value(
+    kind: str, key: list[str], section: type[BaseModel], description: str | None, *, tree: dict[str, Any], message: str
 ) -> str:
-    key, section, description = _locate(location, spec)
     dotted = ".".join(key)
-    if kind == "missing":
-        return _missing_key(key, spec)
-    if kind == "extra_forbidden":
-        return _unknown_key(key, section, spec)
     value: Any = tree
     for part in key:
         value = value.get(part) if isinstance(value, dict) else value
@@ -41,27 +58,29 @@ def _sentence(
         names = ", ".join(model.model_fields) if model else "keys"
         return f"{dotted} must be a section with the keys {names}, not {_shown(value)}."
     if kind == "value_error":
-        return f"{dotted}: {message.removeprefix('Value error, ')}."
+        message = message.removeprefix("Value error, ")
+        return f"{dotted}: {message}" if message.endswith("?") else f"{dotted}: {message}."
     if description is None:
         return f"{dotted}: {message[:1].lower()}{message[1:]}, not {_shown(value)}."
     return f"{dotted} must be {description}, not {_shown(value)}."
 
 
-def _missing_key(key: list[str], spec: type[BaseModel]) -> str:
+def _missing_key(key: list[str], spec: type[BaseModel], name: str, flags: Mapping[str, str]) -> str:
     inner = _model_of(spec, key[0])
     has_uri = inner is not None and "uri" in inner.model_fields
-    flag = {"input": "INPUT", "output": "OUTPUT"}.get(key[0]) if has_uri else None
-    way_out = f"; give it in the spec, or as {flag} on the command line" if flag else ""
+    flag = flags.get(key[0])
+    way_out = f"; give it in the {name}, or as {flag} on the command line" if flag else ""
     dotted = ".".join([*key, "uri"] if has_uri and len(key) == 1 else key)
     return f"{dotted} is missing{way_out}."
 
 
-def _unknown_key(key: list[str], section: type[BaseModel], spec: type[BaseModel]) -> str:
+def _unknown_key(key: list[str], section: type[BaseModel], spec: type[BaseModel], name: str) -> str:
     known = list(section.model_fields)
     prefix = "".join(f"{part}." for part in key[:-1])
     nearest = suggestion(key[-1], known, prefix) or _elsewhere(key[-1], spec)
-    place = f"the section {'.'.join(key[:-1])}" if len(key) > 1 else "the job spec"
-    return f"{'.'.join(key)} is not a key of {place}{nearest}; its keys are {', '.join(known)}."
+    place = f"the section {'.'.join(key[:-1])}" if len(key) > 1 else f"the {name}"
+    begin = f"{nearest} Its keys" if nearest else "; its keys"
+    return f"{'.'.join(key)} is not a key of {place}{begin} are {', '.join(known)}."
 
 
 def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[list[str], type[BaseModel], str | None]:

@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.constructor import ConstructorError
 
 from pipeline.errors import NotFoundError, SpecError, StorageError
-from pipeline.job_spec.messages import describe_problems, suggestion
+from pipeline.job_spec.messages import RUN_FLAGS, describe_problems, suggestion
 from pipeline.storage.uris import absolute_uri, has_scheme, home_path
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -28,8 +29,7 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
     for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         key = str(getattr(key_node, "value", ""))
         if key in seen:
-            line = key_node.start_mark.line + 1
-            raise SpecError(f"The key {key} appears twice in the job spec (again in line {line}); keep one.")
+            raise ConstructorError(problem=f"the key {key} appears twice; keep one", problem_mark=key_node.start_mark)
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -37,8 +37,8 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
-def read_spec_text(path: str | Path) -> str:
-    """Read the spec file, local or remote.
+def read_spec_text(path: str | Path, *, name: str = "job spec") -> str:
+    """Read the spec file, local or remote; `name` is what messages call it.
 
     Raises:
         SpecError: it does not exist, cannot be read, or is not UTF-8 text.
@@ -50,16 +50,16 @@ def read_spec_text(path: str | Path) -> str:
             return Storage().read(str(path)).decode("utf-8-sig")
         return home_path(path).read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotFoundError):
-        raise SpecError(f"The job spec {path} does not exist.") from None
+        raise SpecError(f"The {name} {path} does not exist.") from None
     except UnicodeDecodeError:
-        raise SpecError(f"The job spec {path} is not UTF-8 text.") from None
+        raise SpecError(f"The {name} {path} is not UTF-8 text.") from None
     except (OSError, StorageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise SpecError(f"The job spec {path} cannot be read: {str(reason).removesuffix('.')}.") from None
+        raise SpecError(f"The {name} {path} cannot be read: {str(reason).removesuffix('.')}.") from None
 
 
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Parse the spec's YAML with the safe loader.
+def parse_yaml(text: str, source: str, *, name: str = "job spec") -> dict[str, Any]:
+    """Parse the spec's YAML with the safe loader; `name` is what messages call the spec.
 
     Raises:
         SpecError: bad YAML (with its line), or something other than keys and values at the top.
@@ -71,35 +71,43 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise SpecError(f"The job spec {source} is not valid YAML{where}: {problem}.") from None
+        raise SpecError(f"The {name} {source} is not valid YAML{where}: {problem}.") from None
     except RecursionError:
-        raise SpecError(f"The job spec {source} is nested too deeply.") from None
+        raise SpecError(f"The {name} {source} is nested too deeply.") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise SpecError(f"The job spec {source} must hold keys and values, such as `input: {{uri: photos/}}`.")
+        raise SpecError(f"The {name} {source} must hold keys and values, such as `input: {{uri: photos/}}`.")
     return tree
 
 
-def read_spec(kind: type[Spec], path: str | Path | None, overrides: Mapping[str, object] | None) -> Spec:
+def read_spec(
+    kind: type[Spec],
+    path: str | Path | None,
+    overrides: Mapping[str, object] | None,
+    *,
+    name: str = "job spec",
+    flags: Mapping[str, str] = RUN_FLAGS,
+) -> Spec:
     """Read a YAML spec, override its values with the flags, and check the result.
 
     Args:
         kind: the model to validate the tree with.
         path: a YAML file, local or remote; None when flags give everything.
         overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
+        name, flags: see `describe_problems`.
 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    tree: dict[str, Any] = parse_yaml(read_spec_text(path), str(path)) if path is not None else {}
+    tree: dict[str, Any] = {} if path is None else parse_yaml(read_spec_text(path, name=name), str(path), name=name)
     for key, value in (overrides or {}).items():
         if value is not None:
             set_dotted(tree, key, value)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise SpecError(describe_problems(error, kind, tree, source=path)) from None
+        raise SpecError(describe_problems(error, kind, tree, source=path, name=name, flags=flags)) from None
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: object) -> None:
@@ -128,6 +136,6 @@ def weights_reference(weights: str) -> str:
     if not looks_like_path:
         raise SpecError(
             f"model.weights must be demo, coco, untrained, or the path of a .pth or .safetensors file, "
-            f"not {weights!r}{suggestion(weights, WEIGHTS_WORDS, '')}."
+            f"not {weights!r}{suggestion(weights, WEIGHTS_WORDS, '') or '.'}"
         )
     return absolute_uri(weights)

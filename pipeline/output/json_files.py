@@ -8,6 +8,7 @@ from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.redaction import redact
 from pipeline.storage.damage import damaged, warn
 from pipeline.storage.storage import Storage
+from pipeline.text import json_problem
 
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
@@ -22,7 +23,7 @@ def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     except NotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise damaged(uri, f"it is not JSON ({error})") from None
+        raise damaged(uri, f"it is not JSON ({json_problem(error)})") from None
     if not isinstance(content, dict):
         raise damaged(uri, "it does not hold a JSON object")
     return content

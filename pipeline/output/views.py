@@ -176,7 +176,8 @@ def translated_sql_errors() -> Iterator[None]:
     except duckdb.PermissionException as error:
         raise SpecError(f"{_one_sentence(error)} (--allow-external permits it).") from None
     except duckdb.Error as error:
-        raise SpecError(f"{_one_sentence(error)}.") from None
+        sentence = _one_sentence(error)
+        raise SpecError(sentence if sentence.endswith("?") else f"{sentence}.") from None
 
 
 def _parts(results: Results, table: str, run: str) -> list[str]:

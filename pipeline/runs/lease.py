@@ -408,7 +408,7 @@ def _check_may_take_over(  # noqa: PLR0917 - what was read, then how to watch it
     # Looked up before `is_dead_here`: of a process that ends in between, the second answer is right.
     is_running_here = holder.is_running_here
     if holder.is_dead_here:
-        report(f"{_describe(holder)} is dead and leaves the run {run} to this one.")
+        report(f"{_describe(holder)} is dead; this one takes over the run {run}.")
         return
     age_s = holder.heartbeat_age_s(now)
     # Processes of one machine share a clock, and a second driver is mostly started there.
@@ -423,9 +423,9 @@ def _check_may_take_over(  # noqa: PLR0917 - what was read, then how to watch it
         holder = _parse(latest) or holder
         age_s = 0.0
     raise RunHeldError(
-        f"{_describe(holder)} works on the run {run} since {holder.since[:19]} UTC, its last heartbeat "
-        f"{format_duration(age_s)} ago; wait for it, stop it, or start another run with --fresh or --run NAME (a dead "
-        f"driver loses the run {format_duration(watch_s)} after another one asks for it)."
+        f"{_describe(holder)} has been working on the run {run} since {holder.since[:19]} UTC, last heartbeat "
+        f"{format_duration(age_s)} ago; wait for it, stop it, or start another run with --fresh or --run NAME (the "
+        f"lease of a dead driver is taken over {format_duration(watch_s)} after another one asks for it)."
     )
 
 

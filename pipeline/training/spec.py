@@ -41,7 +41,7 @@ def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    return read_spec(StoredTrainingSpec, path, overrides)
+    return read_spec(StoredTrainingSpec, path, overrides, name="training spec", flags={"output": "--output"})
 
 
 def without_storage(spec: StoredTrainingSpec) -> TrainingSpec:

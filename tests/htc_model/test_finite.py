@@ -1,4 +1,4 @@
-"""Weights and activations that are no finite numbers are refused by name, wherever they come in or arise."""
+"""Weights and activations that are not finite numbers are refused by name, wherever they come in or arise."""
 
 import math
 from collections.abc import Callable

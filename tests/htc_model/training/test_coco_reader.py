@@ -33,7 +33,7 @@ def test_category_ids_with_gaps_become_labels_in_their_order():
         ({"category_id": 4}, "the category is not in the file"),
         ({"segmentation": [[1, 1, 5, 5]]}, "polygon with < 3 points"),
         ({"segmentation": [[1, 1, 5, 5, 9]]}, "polygon with half a point"),
-        ({"segmentation": [[1, 1, 5, 5, float("nan"), 9]]}, "polygon with coordinates that are no finite numbers"),
+        ({"segmentation": [[1, 1, 5, 5, float("nan"), 9]]}, "polygon with coordinates that are not finite numbers"),
         ({"segmentation": {"size": [4, 4], "counts": [8, 8]}}, "the run lengths do not fit the image"),
         ({"segmentation": {"size": [SIDE, SIDE], "counts": [8, 8]}}, "the run lengths do not fit the image"),
         ({"bbox": [500, 500, 10, 10], "segmentation": None}, "no area inside the image"),
@@ -47,7 +47,7 @@ def test_category_ids_with_gaps_become_labels_in_their_order():
         ({"category_id": {}}, "the category is not in the file"),
         # pycocotools would walk along these edges pixel by pixel.
         ({"segmentation": [[0, 0, 4e9, 0, 4e9, 4e9]]}, "polygon far outside the image"),
-        ({"segmentation": [[True] * 6]}, "polygon with coordinates that are no finite numbers"),
+        ({"segmentation": [[True] * 6]}, "polygon with coordinates that are not finite numbers"),
         ({"segmentation": 7}, "the segmentation is neither polygons nor run lengths"),
         ({"segmentation": {"size": None, "counts": [SIDE * SIDE]}}, "run lengths without size or counts"),
         ({"segmentation": {"size": [SIDE, SIDE], "counts": ["a"]}}, "the run lengths do not fit the image"),

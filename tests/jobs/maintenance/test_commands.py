@@ -90,7 +90,7 @@ def test_what_cannot_be_compacted_says_why(output: str, capsys: pytest.CaptureFi
         assert compact_output(output, run="night-1") == 1
     finally:
         lease.release()
-    assert "works on the run night-1" in capsys.readouterr().err
+    assert "working on the run night-1" in capsys.readouterr().err
     assert len(open_results(output).image_parts("night-1")) == 3
 
 

@@ -127,7 +127,7 @@ def test_of_two_publishers_at_once_one_wins(folder: Path, capsys: pytest.Capture
     finally:
         lease.release()
     told = capsys.readouterr().err
-    assert "works on the run night-1" in told
+    assert "working on the run night-1" in told
     assert "; try again when that has ended.\n" in told
     # Nights enter in their order.
     assert runs_in(folder) == {"night-0"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cluster.errors import ClusterError
 from jobs.cluster.job_state import JobState
 from jobs.cluster.status_command import is_output, report_status, run_lines
 from jobs.results.status import find_live_driver, read_status
@@ -161,6 +162,17 @@ def test_folders_and_jobs_are_distinguished(tmp_path: Path, monkeypatch: pytest.
     assert is_output("s3://bucket/out")
     assert is_output("results/out")
     assert not is_output("photos-20260301-120000-aaaaaa")
+
+
+def test_a_mistyped_folder_is_named_beside_the_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(address: str | None) -> FakeJobs:
+        raise ClusterError("No cluster answers.")
+
+    monkeypatch.setattr("jobs.cluster.client.connect", refuse)
+    with pytest.raises(ClusterError, match=r"no folder nope; .*No cluster answers"):
+        report_status("nope", run=None, address=None, storage_section=StorageSection(), is_json=False)
 
 
 def report(

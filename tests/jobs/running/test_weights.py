@@ -61,6 +61,14 @@ def test_verify_names_the_preset_and_a_wrong_hash(lite_file: Path, capsys: pytes
         weights_report.report_verify(renamed, "htc_r50_fpn")
 
 
+def test_a_file_of_another_kind_is_one_own_sentence(tmp_path: Path) -> None:
+    other = tmp_path / "afile"
+    other.write_text("no weights")
+    with pytest.raises(WeightsError, match=r"afile is not a readable checkpoint: .*\.safetensors file\.$") as caught:
+        weights_report.report_verify(other, None)
+    assert "torch." not in str(caught.value)
+
+
 def test_convert_keeps_every_value(lite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from htc_model.weights.load import load_weights, state_sha256
 

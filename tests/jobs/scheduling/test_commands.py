@@ -163,7 +163,7 @@ def test_a_missing_webhook_url_is_a_warning(htc: Htc, monkeypatch: pytest.Monkey
         (["add", "nightly", "job.yaml", "--cron", "@daily", "--time-zone", "Mars"], "'Mars' is not a time zone"),
         (["add", "nightly", "nowhere.yaml", "--cron", "@daily"], "nowhere.yaml does not exist"),
         (["add", "nightly", "--cron", "@daily"], "spec is missing"),
-        (["add", "nightly", "job.yaml"], "cron is missing"),
+        (["add", "nightly", "job.yaml"], "cron is missing; give it in the schedule, or as --cron"),
         (["add", "a/b", "job.yaml", "--cron", "@daily"], "name must be letters, digits"),
         (["add", "nightly", "job.yaml", "--cron", "@daily", "--overlap", "wait"], 'overlap must be "skip"'),
         (["add", "nightly", "job.yaml", "--cron", "@daily", "--deadline", "soon"], "--deadline must be a time such as"),
@@ -172,7 +172,7 @@ def test_a_missing_webhook_url_is_a_warning(htc: Htc, monkeypatch: pytest.Monkey
             "more than jitter_s",
         ),
         (["add", "--file", "nowhere.yaml"], "The schedule nowhere.yaml does not exist."),
-        (["add", "--file", "wrong.yaml"], "over_lap is not a key of a schedule; did you mean overlap?"),
+        (["add", "--file", "wrong.yaml"], "over_lap is not a key of the schedule; did you mean overlap?"),
         (["add", "--file", "leaky.yaml"], "notify: a webhook's URL is a secret"),
         (["add", "--file", "leakier.yaml"], "notify: this is a section with the keys webhook_url_env"),
         (
@@ -212,7 +212,11 @@ def test_the_folder_of_schedules_is_private(htc: Htc, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"this is no database, whatever its name says" * 100, "cannot be read: file is not a database."),
+        (
+            b"this is no database, whatever its name says" * 100,
+            "cannot be read or written: file is not a database; restore a copy, or move the file away to begin "
+            "without schedules.",
+        ),
         (None, "were written by a newer htc; install that one."),
     ],
 )

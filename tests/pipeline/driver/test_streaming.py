@@ -143,7 +143,7 @@ def test_a_second_driver_is_refused_and_the_first_is_not_disturbed(
     assert (summary.status, summary.exit_code) == ("complete", 0)
     assert len(image_names(spec)) == 30
     assert len(refusals) == 1
-    assert "works on the run" in refusals[0]
+    assert "working on the run" in refusals[0]
 
 
 def test_a_driver_that_lost_its_lease_ends_at_once(tmp_path: Path) -> None:

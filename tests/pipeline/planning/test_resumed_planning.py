@@ -145,7 +145,7 @@ def test_an_incremental_run_beside_a_running_one_is_refused(runs: IncrementalRun
     full = runs.open(select__mode="full", run="full", is_held=True)
     runs.commit(full, shards=1)
     for name in (None, "night"):
-        with pytest.raises(RunHeldError, match=r"works on the run full .*--fresh") as caught:
+        with pytest.raises(RunHeldError, match=r"working on the run full .*--fresh") as caught:
             runs.open(run=name, is_held=True)
         assert "\n" not in str(caught.value)
     beside = runs.open(fresh=True, is_held=True)

@@ -83,7 +83,7 @@ def test_a_second_driver_is_refused_until_the_first_releases_the_lease(output: t
         take_lease(storage, uri, "night", sleep=never)
     words = str(caught.value)
     assert f"host {socket.gethostname()}, process {os.getpid()}" in words
-    assert "works on the run night since " in words
+    assert "working on the run night since " in words
     assert " s ago; wait for it, stop it, or start another run with --fresh" in words
     assert caught.value.exit_code == 1
     take_lease(storage, uri, "other", sleep=never).release()

@@ -80,6 +80,14 @@ def test_a_misspelt_key_is_named_with_the_right_one(folder):
         load_training_spec(folder / "spec.yaml", {"batchsize": 3})
 
 
+def test_messages_name_the_training_spec(tmp_path):
+    with pytest.raises(SpecError, match=r"training spec .*none\.yaml does not exist"):
+        load_training_spec(tmp_path / "none.yaml")
+    (tmp_path / "train.yaml").write_text("images: a\n")
+    with pytest.raises(SpecError, match=r"(?s)output is missing.*--output.*images is not a key of the training spec"):
+        load_training_spec(tmp_path / "train.yaml")
+
+
 def test_a_spec_without_data_is_refused():
     with pytest.raises(SpecError, match="train"):
         load_training_spec(None, {"output": "out"})
