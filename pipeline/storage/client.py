@@ -130,10 +130,10 @@ def client_options(scheme: str, section: StorageSection) -> dict[str, Any]:
                 "max_pool_connections": read_concurrency(section, is_local=False) + 16,
             },
         }
-    if scheme in WEB_SCHEMES:
-        # aiohttp would wait five minutes for a host that never answers.
+    if scheme in WEB_SCHEMES | GCS_SCHEMES:
+        # By default aiohttp waits five minutes for an answer, and gcsfs for ever.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-        options = {"client_kwargs": {"timeout": timeout}}
+        options = {"client_kwargs": {"timeout": timeout}} if scheme in WEB_SCHEMES else {"requests_timeout": timeout}
     if scheme in AZURE_SCHEMES:
         # By default adlfs is anonymous where it finds no key, even where a managed identity is available.
         options["anon"] = section.anonymous

@@ -1,13 +1,17 @@
 """Options of the clients of remote stores: from the spec, and set by the program."""
 
+import socket
 from typing import Any
 
 import pytest
 
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, TransientStorageError
 from pipeline.job_spec.job import load_spec
+from pipeline.storage import client
+from pipeline.storage import retry as retrying
 from pipeline.storage.client import client_options, read_concurrency
 from pipeline.storage.config import StorageSection
+from pipeline.storage.storage import Storage
 
 
 @pytest.mark.parametrize(("asked", "remote", "local"), [("auto", 32, 16), (5, 5, 5), (200, 200, 200)])
@@ -44,7 +48,9 @@ def test_a_specs_options_reach_the_client_of_their_scheme_and_no_other() -> None
         config = options["config_kwargs"]
         assert (config["s3"], config["read_timeout"]) == ({"addressing_style": "path"}, 7)
         assert config["retries"] == {"total_max_attempts": 1}
-    assert client_options("gs", section) == {"project": "night", "endpoint_url": "http://127.0.0.1:4443"}
+    gcs = client_options("gs", section)
+    assert gcs.pop("requests_timeout").sock_read == client.READ_TIMEOUT_S
+    assert gcs == {"project": "night", "endpoint_url": "http://127.0.0.1:4443"}
     assert client_options("abfs", section) == {"anon": False}
     assert client_options("https", section).keys() == {"client_kwargs"}
 
@@ -58,3 +64,18 @@ def test_anonymous_is_translated_for_each_store(scheme: str, said: dict[str, obj
 
 def test_what_the_spec_does_not_set_is_left_to_fsspecs_own_settings() -> None:
     assert not {"anon", "endpoint_url"} & client_options("s3", StorageSection()).keys()
+
+
+# gcsfs retries six times by itself, with waits of half a minute: its time-out is checked above.
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_server_that_never_answers_is_given_up(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.0)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        section = StorageSection(endpoint_url=f"http://{address}", patience_s=0)
+        uri = f"http://{address}/a.jpg" if scheme == "http" else "s3://bucket/a.jpg"
+        with pytest.raises(TransientStorageError):
+            Storage(section).read(uri)
