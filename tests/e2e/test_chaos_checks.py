@@ -66,5 +66,5 @@ def test_a_valid_folder_has_no_complaints(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_left_behind_is_reported(tmp_path: Path, names: tuple[str, ...], complaint: str) -> None:
-    (told,) = leftovers(scene_with(tmp_path, *names), "")
-    assert complaint in told
+    (reported,) = leftovers(scene_with(tmp_path, *names), "")
+    assert complaint in reported

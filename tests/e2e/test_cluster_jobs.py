@@ -95,9 +95,13 @@ def test_a_job_outlives_a_node_and_is_not_started_twice(cluster: RealCluster, tm
     # The driver reports it in one line; Ray's page of advice is not shown.
     assert "Raylet is terminated" not in followed.out
     assert rows_by_name(tmp_path) == {f"image-{number:03d}.png": 1 for number in range(24)}
-    told = json.loads(htc("status", job, "--address", cluster.url, "--json").out)
-    assert (told["job"]["phase"], told["job"]["exit_code"], told["run"]["state"]) == ("succeeded", 0, "complete")
-    assert not (tmp_path / "out" / "runs" / told["run"]["run"] / "progress.json").exists()
+    reported = json.loads(htc("status", job, "--address", cluster.url, "--json").out)
+    assert (reported["job"]["phase"], reported["job"]["exit_code"], reported["run"]["state"]) == (
+        "succeeded",
+        0,
+        "complete",
+    )
+    assert not (tmp_path / "out" / "runs" / reported["run"]["run"] / "progress.json").exists()
 
 
 def test_a_job_that_is_stopped_is_resumed_by_the_same_submission(cluster: RealCluster, tmp_path: Path) -> None:

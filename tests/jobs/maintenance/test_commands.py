@@ -97,10 +97,10 @@ def test_what_cannot_be_compacted_says_why(output: str, capsys: pytest.CaptureFi
 def test_all_runs_that_are_not_compacted_are_named(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     note_publication(Storage(), output, "night-0", Publication("prod", "htc", ""))
     assert compact_output(output) == 0
-    told = capsys.readouterr().err
-    assert [line.startswith("Not compacted: the run ") for line in told.splitlines()] == [True, True]
-    assert "run night-0 is published" in told
-    assert "run cut is not complete" in told
+    reported = capsys.readouterr().err
+    assert [line.startswith("Not compacted: the run ") for line in reported.splitlines()] == [True, True]
+    assert "run night-0 is published" in reported
+    assert "run cut is not complete" in reported
     lease = take_lease(Storage(), output, "night-1")
     try:
         # It could have been compacted, and was not.

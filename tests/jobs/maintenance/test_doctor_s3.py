@@ -35,8 +35,8 @@ def test_damage_in_a_bucket_is_found_and_repaired(
     with pytest.raises(DamagedFileError, match=r"htc doctor '"):
         open_results(output, storage).images("large")
     assert examine_and_report(f"{output}/", storage_section=section) == 1
-    told = capsys.readouterr().out
-    assert all(name in told for name in ("run=large/parts-00000-00003.parquet", "runs/r/run.json"))
+    reported = capsys.readouterr().out
+    assert all(name in reported for name in ("run=large/parts-00000-00003.parquet", "runs/r/run.json"))
 
     assert examine_and_report(output, is_repaired=True, storage_section=section) == 0
     assert examine_and_report(output, storage_section=section) == 0

@@ -38,9 +38,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_iceberg_readers_get_the_same_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert publish(folder) == LEFT_OUT
-    told = capsys.readouterr()
-    assert "2 runs published." in told.out
-    assert told.err.startswith("Not published: the run cut is not finished; ")
+    reported = capsys.readouterr()
+    assert "2 runs published." in reported.out
+    assert reported.err.startswith("Not published: the run cut is not finished; ")
     both = [tables_of(str(folder / "out"), run) for run in ("night-0", "night-1")]
     for table in ("images", "instances"):
         assert published(folder, table) == sorted(both[0][table] + both[1][table])
@@ -49,10 +49,10 @@ def test_iceberg_readers_get_the_same_rows(folder: Path, capsys: pytest.CaptureF
 
 def test_each_run_is_a_snapshot_with_its_name(folder: Path) -> None:
     publish(folder)
-    told = [each.summary.additional_properties for each in snapshots(folder)]
-    assert [each["htc.run"] for each in told] == ["night-0", "night-1"]
-    assert told[0]["htc.weights-sha256"] == "a" * 64
-    assert (told[0]["htc.model"], told[0]["htc.images"]) == ("htc_r50_fpn", "4")
+    reported = [each.summary.additional_properties for each in snapshots(folder)]
+    assert [each["htc.run"] for each in reported] == ["night-0", "night-1"]
+    assert reported[0]["htc.weights-sha256"] == "a" * 64
+    assert (reported[0]["htc.model"], reported[0]["htc.images"]) == ("htc_r50_fpn", "4")
     (noted,) = read_publications(Storage(), str(folder / "out"), "night-1")
     assert noted.snapshots["images"] == snapshots(folder)[1].snapshot_id
     before = load(folder, "images").scan(snapshot_id=snapshots(folder)[0].snapshot_id).to_arrow()
@@ -126,9 +126,9 @@ def test_of_two_publishers_at_once_one_wins(folder: Path, capsys: pytest.Capture
         assert publish(folder) == 1
     finally:
         lease.release()
-    told = capsys.readouterr().err
-    assert "working on the run night-1" in told
-    assert "; try again when that has ended.\n" in told
+    reported = capsys.readouterr().err
+    assert "working on the run night-1" in reported
+    assert "; try again when that has ended.\n" in reported
     # Nights enter in their order.
     assert runs_in(folder) == {"night-0"}
     assert publish(folder) == LEFT_OUT

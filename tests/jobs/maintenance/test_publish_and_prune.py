@@ -36,10 +36,10 @@ def test_published_runs_are_neither_pruned_nor_compacted(folder: Path, capsys: p
     output = str(folder / "out")
     assert prune_output(output, keep_last=1, confirmed=True) == 0
     assert compact_output(output, run="night-0") == 1
-    told = capsys.readouterr()
-    assert "published in sqlite" in told.out
-    assert "With --iceberg CATALOG" in told.out
-    assert "compact before publishing" in told.err
+    reported = capsys.readouterr()
+    assert "published in sqlite" in reported.out
+    assert "With --iceberg CATALOG" in reported.out
+    assert "compact before publishing" in reported.err
     assert len(published(folder)) == 8
 
 
@@ -95,8 +95,8 @@ def test_a_run_that_is_left_out_is_named_with_exit_code_1_and_published_with_the
     if has_summary:
         summary.write_text(text.replace('"complete"', '"over_error_budget"'))
     assert publish(folder) == 1
-    told = capsys.readouterr()
-    assert told.err.startswith("Not published: the run night-1 ")
+    reported = capsys.readouterr()
+    assert reported.err.startswith("Not published: the run night-1 ")
     assert runs_in(folder) == {"night-0", "cut"}
     assert publish(folder) == 1
     assert capsys.readouterr().out == "Nothing to publish but 1 run left out.\n"
@@ -110,8 +110,11 @@ def test_when_all_runs_are_left_out_the_exit_code_is_1(tmp_path: Path, capsys: p
     images = write_inputs(tmp_path / "in", 4)
     finish_run(images, str(tmp_path / "out"), "cut", only_shards=1)
     assert publish(tmp_path) == 1
-    told = capsys.readouterr()
-    assert (told.out, "the run cut is not finished" in told.err) == ("Nothing to publish but 1 run left out.\n", True)
+    reported = capsys.readouterr()
+    assert (reported.out, "the run cut is not finished" in reported.err) == (
+        "Nothing to publish but 1 run left out.\n",
+        True,
+    )
     assert publish(tmp_path, is_over_budget_included=True) == 1
 
 

@@ -40,8 +40,8 @@ def htc(s3_server: S3Server, capsys: pytest.CaptureFixture[str]) -> Htc:
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
             cli.main([*arguments, "--endpoint-url", s3_server.endpoint_url])
-        told = capsys.readouterr()
-        return int(leaving.value.code or 0), told.out + told.err
+        reported = capsys.readouterr()
+        return int(leaving.value.code or 0), reported.out + reported.err
 
     return type_it
 
@@ -54,8 +54,8 @@ def keys_below(server: S3Server, uri: str) -> list[str]:
 def test_three_runs_on_s3(htc: Htc, output: str, s3_server: S3Server, tmp_path: Path) -> None:
     before = tables_of(output, storage=door(s3_server))
     catalog = f"sqlite:///{tmp_path}/catalog.db"
-    code, told = htc("compact", output)
-    assert (code, "night2" in told) == (0, True)
+    code, reported = htc("compact", output)
+    assert (code, "night2" in reported) == (0, True)
     assert tables_of(output, storage=door(s3_server)) == before
     assert "3 runs published." in htc("publish", output, "--iceberg", catalog)[1]
     assert "Nothing to publish." in htc("publish", output, "--iceberg", catalog)[1]
@@ -91,7 +91,7 @@ def test_with_permission_to_read_only_nothing_changes(
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     for command in (("compact", output), ("prune", output, "--keep-last", "1", "--yes")):
-        code, told = htc(*command)
+        code, reported = htc(*command)
         assert code == 1
-        assert told.splitlines()[-1].startswith("No permission to write ")
+        assert reported.splitlines()[-1].startswith("No permission to write ")
     assert keys_below(s3_server, output) == keys

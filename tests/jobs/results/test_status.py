@@ -82,12 +82,12 @@ def test_a_lease_with_an_implausible_time_is_judged_by_whether_it_changes(
     """A clock that was ahead once made a dead driver "running" until that date."""
     write_lease(run_folder, beat=NOON + off)
     write_progress(run_folder)
-    told: list[str] = []
-    status = read_status(output.uri, Storage(), clock=lambda: NOON, sleep=at_once, report=told.append)
+    reported: list[str] = []
+    status = read_status(output.uri, Storage(), clock=lambda: NOON, sleep=at_once, report=reported.append)
     assert status.state == "incomplete"
     assert status.driver is not None
     assert not status.driver.is_alive
-    assert "night" in told[0]
+    assert "night" in reported[0]
 
     def beat(seconds: float) -> None:
         write_lease(run_folder, beat=NOON + off + timedelta(seconds=15))
@@ -102,9 +102,9 @@ def test_a_driver_that_has_just_begun(output: Output, run_folder: Path) -> None:
 
 
 def test_a_run_that_ended_has_the_status_of_its_summary(output: Output, run_folder: Path) -> None:
-    told = {"status": "interrupted", "images": 7, "images_done": 6, "statuses": {"ok": 6}, "failure_reasons": {}}
-    told |= {"instances": 12, "images_per_s": 3.5, "reason": "Stopped with 1 of 7 images to go."}
-    (run_folder / "summary.json").write_text(json.dumps(told))
+    reported = {"status": "interrupted", "images": 7, "images_done": 6, "statuses": {"ok": 6}, "failure_reasons": {}}
+    reported |= {"instances": 12, "images_per_s": 3.5, "reason": "Stopped with 1 of 7 images to go."}
+    (run_folder / "summary.json").write_text(json.dumps(reported))
     status = read_status(output.uri, Storage())
     assert (status.state, status.images_done, status.instances) == ("interrupted", 6, 12)
     assert status.reason == "Stopped with 1 of 7 images to go."
@@ -149,10 +149,10 @@ def test_the_command_needs_neither_cluster_nor_ray_nor_torch(output: Output, run
     assert "2.00 images/s, ETA 1 min 30 s" in done.stdout
     assert "job photos-1, process 12 on head-1" in done.stdout
     assert "it is torn" in done.stdout
-    told = json.loads(run_without_torch("status", output.uri, "--json").stdout)
-    assert told["job"] is None
-    assert told["run"]["driver"]["job"] == "photos-1"
-    assert told["run"]["images_done"] == 5
+    reported = json.loads(run_without_torch("status", output.uri, "--json").stdout)
+    assert reported["job"] is None
+    assert reported["run"]["driver"]["job"] == "photos-1"
+    assert reported["run"]["images_done"] == 5
 
 
 def test_folders_and_jobs_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +193,8 @@ def test_a_job_is_reported_together_with_its_output(
     out, _ = report(monkeypatch, capsys, [older, newest])
     assert "photos-2 (running)" in out
     assert "6 of 7 images" in out
-    told = json.loads(report(monkeypatch, capsys, [older, newest], is_json=True)[0])
-    assert (told["job"]["job"], told["run"]["run"]) == ("photos-2", "night")
+    reported = json.loads(report(monkeypatch, capsys, [older, newest], is_json=True)[0])
+    assert (reported["job"]["job"], reported["run"]["run"]) == ("photos-2", "night")
 
 
 def test_a_job_whose_output_cannot_be_read_is_reported_all_the_same(

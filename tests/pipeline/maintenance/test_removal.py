@@ -126,6 +126,6 @@ def test_a_lost_lease_removes_nothing(output: str) -> None:
 def test_the_tombstone_has_the_time(output: str) -> None:
     with pytest.raises(PowerCutError):
         remove(output, HookedStorage(dies_before=1))
-    told = json.loads(Path(output, "runs", "old", "pruned.json").read_text())
-    assert told == {"run": "old", "pruned": MOMENT}
+    reported = json.loads(Path(output, "runs", "old", "pruned.json").read_text())
+    assert reported == {"run": "old", "pruned": MOMENT}
     assert load_record(Storage(), output, "older") is not None

@@ -230,10 +230,10 @@ def test_how_many_may_fail(images: int, rate: float, floor: int, allowed: int) -
 
 def test_while_the_input_is_listed_a_warning_comes_at_every_doubling_of_errors() -> None:
     budget = ErrorBudget(0.05)
-    told = [
+    reported = [
         done for done in range(1, 1001) if budget.warning(images_done=done, errors=done // 2, reasons={"bad": done})
     ]
-    assert told == [200, 400, 800]
+    assert reported == [200, 400, 800]
     assert not ErrorBudget(0.5).warning(images_done=1000, errors=500, reasons={})
     sentence = ErrorBudget(0.05).warning(images_done=1000, errors=200, reasons={"empty": 150, "gone": 50})
     assert "200 of 1,000 images failed so far, and 5.0% are allowed" in sentence

@@ -129,13 +129,13 @@ def test_the_lease_of_a_dead_driver_of_this_machine_is_taken_over_at_once(tmp_pa
             take_lease(Storage(), str(tmp_path), "night", sleep=never)
         driver.send_signal(signal.SIGKILL)
         # Not waited for yet: a zombie counts as dead.
-        told: list[str] = []
-        while not told:
+        reported: list[str] = []
+        while not reported:
             try:
-                take_lease(Storage(), str(tmp_path), "night", report=told.append, sleep=never).release()
+                take_lease(Storage(), str(tmp_path), "night", report=reported.append, sleep=never).release()
             except RunHeldError:
                 continue
-    assert f"process {driver.pid}) is dead" in told[0]
+    assert f"process {driver.pid}) is dead" in reported[0]
 
 
 def test_a_reused_process_number_does_not_keep_the_lease(tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_a_driver_without_heartbeats_loses_the_run_after_it_was_watched(
     storage, uri = output
     leave(storage, uri, beat=at(beat_s).isoformat(), since=at(beat_s).isoformat())
     waits: list[float] = []
-    told: list[str] = []
-    take_lease(storage, uri, "night", sleep=waits.append, clock=lambda: at(0), report=told.append).release()
+    reported: list[str] = []
+    take_lease(storage, uri, "night", sleep=waits.append, clock=lambda: at(0), report=reported.append).release()
     assert sum(waits) == leases.WATCH_S
-    assert "far-away" in told[0]
+    assert "far-away" in reported[0]
 
 
 def test_the_periods_are_consistent() -> None:

@@ -91,8 +91,8 @@ def htc_of(capsys: pytest.CaptureFixture[str]) -> Htc:
     def type_it(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
         code = typed(*arguments)
-        told = capsys.readouterr()
-        return code, told.out + told.err
+        reported = capsys.readouterr()
+        return code, reported.out + reported.err
 
     return type_it
 
