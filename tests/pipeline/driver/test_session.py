@@ -67,28 +67,28 @@ def rows(folder: Path, table: str) -> list[dict[str, object]]:
     return [row for part in parts for row in pq.read_table(part, partitioning=None).to_pylist()]
 
 
-@pytest.mark.parametrize("poison", [{0}, {31}, {5, 6}, {0, 13, 40}])
-def test_images_that_kill_fail_alone_and_cheaply(tmp_path: Path, poison: set[int]) -> None:
+@pytest.mark.parametrize("lethal", [{0}, {31}, {5, 6}, {0, 13, 40}])
+def test_images_that_kill_fail_alone_and_cheaply(tmp_path: Path, lethal: set[int]) -> None:
     paths = write_images(tmp_path / "in", 48)
-    for number in poison:
+    for number in lethal:
         write_image(paths[number], POISON)
     notes = Notes()
     spec = spec_for(tmp_path, retry__max_error_rate=0.1)
     summary = segment(spec, LoadFake({POISON: "die"}), notes=notes)
     images = rows(tmp_path, "images")
     assert [row["uri"] for row in images] == [str(path) for path in paths]
-    assert [row["status"] == "failed" for row in images] == [number in poison for number in range(48)]
+    assert [row["status"] == "failed" for row in images] == [number in lethal for number in range(48)]
     assert {row["error"] for row in images} == {None, "the worker died"}
     assert [row["uri"] for row in rows(tmp_path, "instances")] == [
-        str(path) for number, path in enumerate(paths) if number not in poison
+        str(path) for number, path in enumerate(paths) if number not in lethal
     ]
-    assert summary.statuses == {"ok": 48 - len(poison), "failed": len(poison)}
+    assert summary.statuses == {"ok": 48 - len(lethal), "failed": len(lethal)}
     assert summary.exit_code == 0
-    shards = {number // 32 for number in poison}
-    price = len(poison) * (math.log2(32) + CONFIRMING_DEATHS) + len(shards) * DEATHS_BEFORE_BISECTION
+    shards = {number // 32 for number in lethal}
+    price = len(lethal) * (math.log2(32) + CONFIRMING_DEATHS) + len(shards) * DEATHS_BEFORE_BISECTION
     assert summary.workers_lost <= price
     assert InProcessPool.starts <= 1 + summary.workers_lost
-    assert sum("is left out" in sentence for sentence in notes.sentences) == len(poison)
+    assert sum("is left out" in sentence for sentence in notes.sentences) == len(lethal)
 
 
 def test_a_worker_that_dies_once_costs_no_row(tmp_path: Path) -> None:

@@ -123,14 +123,14 @@ def test_shards_that_are_planned_later_come_after_those_that_are_known() -> None
 
 def test_a_shard_that_kills_again_is_bisected_and_its_images_settled() -> None:
     queue, clock = queue_of(1)
-    poison = 5
+    lethal = 5
     kills = 0
     settled: object = None
     for worker in range(20):
         clock.now += MAX_BACKOFF_S
         assignment = take(queue, worker)
         positions = assignment.positions or tuple(range(SHARD_IMAGES))
-        if poison in positions:
+        if lethal in positions:
             kills += 1
             settled = queue.failed(worker, failure(0, "death"))
         else:
@@ -138,7 +138,7 @@ def test_a_shard_that_kills_again_is_bisected_and_its_images_settled() -> None:
         if isinstance(settled, ShardOutcome):
             break
     assert isinstance(settled, ShardOutcome)
-    assert settled.verdicts == {poison: "because"}
+    assert settled.verdicts == {lethal: "because"}
     assert sorted(at for piece in settled.pieces for at in piece.positions) == [0, 1, 2, 3, 4, 6, 7]
     assert settled.rest is None
     assert queue.left == 0
@@ -346,18 +346,18 @@ def test_what_is_settled_by_bisection_names_its_shard_and_its_attempts() -> None
     queue, clock = queue_of(2)
     queue.next_for(9, (), has_peers=False)
     attempts, settled = 0, Unsettled.REQUEUED
-    poison = 5
+    lethal = 5
     while not isinstance(settled, ShardOutcome):
         clock.now += MAX_BACKOFF_S
         assignment = take(queue, 0)
         attempts += 1
         positions = assignment.positions or tuple(range(SHARD_IMAGES))
-        if poison in positions:
+        if lethal in positions:
             settled = queue.failed(0, failure(1, "death"))
         else:
             settled = queue.survived(0, piece_of(1, positions))
     assert (settled.index, settled.attempts) == (1, attempts)
-    assert set(settled.verdicts) == {poison}
+    assert set(settled.verdicts) == {lethal}
 
 
 def test_a_worker_that_survives_may_continue_with_the_shard_although_it_has_peers() -> None:
