@@ -69,7 +69,7 @@ check-tests: $(STAMP)
 	$(BIN)/pytest -q -n $(TEST_WORKERS) -m "not slow and not xdist_group" $(addprefix --ignore=,$(LONG_TESTS))
 
 test: $(STAMP)
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup --max-worker-restart 0
 
 lint: check-code
 	$(BIN)/bandit --quiet --recursive -ll -ii htc_batch htc_model pipeline jobs
