@@ -13,7 +13,7 @@ from tests.chaos.round import Play
 from tests.support.servers.s3_server import WRITER, S3Server
 
 # A round is up to three commands, each of which starts Ray: half a minute on a free core, minutes on a busy one.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
 
 
 @pytest.fixture(scope="module")

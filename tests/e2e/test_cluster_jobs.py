@@ -20,7 +20,7 @@ from tests.support.paths import PROGRAMS, ROOT
 from tests.support.servers.real_cluster import Done, RealCluster, htc, real_cluster, wait_until
 
 # One cluster for the file, which takes longer to start than its jobs to end.
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.support.fakes.models import write_images
 from tests.support.servers.real_cluster import RealCluster, htc, real_cluster
 from tests.support.servers.s3_server import WRONG, S3Server
 
-pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 

@@ -16,7 +16,6 @@ from tests.support.servers.scheduler_process import (
 
 # Up to a minute until the next full minute, and the run.
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_due_run_is_started_and_outlives_its_scheduler(tmp_path: Path) -> None:
     home = tmp_path / "home"
     (tmp_path / "photos").mkdir()

@@ -19,7 +19,6 @@ from tests.support.servers.scheduler_process import (
 
 # Starting a cluster, and a job on it.
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_job_is_found_again_by_the_next_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     home = tmp_path / "home"

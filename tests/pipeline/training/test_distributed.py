@@ -17,6 +17,8 @@ from pipeline.training.spec import load_training_spec
 from tests.support.builders.small_photos import write_training_folder
 
 pytestmark = [
+    # One process starts Ray for all of them, once.
+    pytest.mark.xdist_group("ray-train"),
     # Ray Train's own warnings.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
     pytest.mark.usefixtures("ray_session"),
