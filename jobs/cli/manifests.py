@@ -80,9 +80,60 @@ class ClusterFlags:
     pod_monitor: Annotated[bool, typer.Option("--pod-monitor", help="Add a PodMonitor, for Prometheus' operator.")] = (
         False
     )
+    create_namespace: Annotated[
+        bool, typer.Option("--create-namespace", help="Write the namespace too. [default: it exists]")
+    ] = False
+    quota: Annotated[
+        bool, typer.Option("--quota", help="Write a quota of the namespace, for one such run at a time.")
+    ] = False
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries",
+            metavar="N",
+            min=0,
+            help="New clusters after a failure; KubeRay repeats every failure, also of a wrong spec.",
+        ),
+    ] = 0
+    ttl: Annotated[
+        str | None,
+        typer.Option("--ttl", metavar="DURATION", help="How long a finished job's pods are kept. [default: 10m]"),
+    ] = None
+    pull_secret: Annotated[
+        list[str] | None,
+        typer.Option("--pull-secret", metavar="NAME", help="A Secret for the image's registry; repeatable."),
+    ] = None
+    toleration: Annotated[
+        list[str] | None,
+        typer.Option("--toleration", metavar="KEY=VALUE:EFFECT", help="A taint of the workers' nodes; repeatable."),
+    ] = None
+    priority_class: Annotated[
+        str | None, typer.Option("--priority-class", metavar="NAME", help="Priority class of all pods.")
+    ] = None
+    queue: Annotated[
+        str | None, typer.Option("--queue", metavar="NAME", help="The Kueue queue that admits the job.")
+    ] = None
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label of all pods; repeatable.")
+    ] = None
+    annotation: Annotated[
+        list[str] | None,
+        typer.Option("--annotation", metavar="KEY=VALUE", help="An annotation of all pods; repeatable."),
+    ] = None
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="KEY=VALUE", help="A variable of head and workers; repeatable."),
+    ] = None
+    ephemeral_storage_gib: Annotated[
+        int | None,
+        typer.Option("--ephemeral-storage-gib", metavar="N", min=1, help="Local disk of head and worker pods."),
+    ] = None
 
     def shape_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `jobs.manifests.cluster_shape.build_shape` that these flags give."""
+        from jobs.manifests.pod_options import parse_pod_options
+        from jobs.scheduling.durations import parse_duration
+
         return {
             "namespace": self.namespace,
             "workers": self.workers,
@@ -95,6 +146,20 @@ class ClusterFlags:
             "service_account": self.service_account,
             "token_secret": self.token_secret,
             "ray_version": self.ray_version,
+            "has_namespace": self.create_namespace,
+            "has_quota": self.quota,
+            "retries": self.retries,
+            "keep_s": parse_duration(self.ttl, "--ttl"),
+            "queue": self.queue,
+            "pods": parse_pod_options(
+                pull_secrets=self.pull_secret or (),
+                tolerations=self.toleration or (),
+                priority_class=self.priority_class,
+                labels=self.label or (),
+                annotations=self.annotation or (),
+                environment=self.env or (),
+                ephemeral_storage_gib=self.ephemeral_storage_gib,
+            ),
         }
 
 
@@ -113,6 +178,9 @@ def write_manifests(
         str | None, typer.Option("--cron", metavar="CRON", help="When a RayCronJob runs: five fields.")
     ] = None,
     time_zone: Annotated[str, typer.Option("--time-zone", metavar="ZONE", help="Time zone of --cron.")] = "UTC",
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="DURATION", help="KubeRay ends the job after this time.")
+    ] = None,
     to: ToFolder = None,
 ) -> None:
     """Write a job spec as Kubernetes manifests.
@@ -122,9 +190,11 @@ def write_manifests(
     """
     from jobs.manifests.cluster_shape import build_shape
     from jobs.manifests.command import write_job_manifests
+    from jobs.scheduling.durations import parse_duration
 
     job_spec = options.load_job_spec(spec)
-    shape = build_shape(job_spec, image=image, name=name, **cluster.shape_options())
+    deadline_s = parse_duration(deadline, "--deadline")
+    shape = build_shape(job_spec, image=image, name=name, deadline_s=deadline_s, **cluster.shape_options())
     write_job_manifests(
         job_spec,
         shape,

@@ -38,8 +38,13 @@ def entrypoint_of(run: str | None = None) -> str:
 
 def build_common_resources(spec: JobSpec, shape: ClusterShape, *, has_pod_monitor: bool) -> Bundle:
     """Return the manifests that every kind needs, by file, in the order of applying."""
-    bundle: Bundle = {
-        "base/namespace.yaml": [build_namespace(shape), build_quota(shape)],
+    bundle: Bundle = {}
+    # Only when asked to: a namespace may hold other teams' work, and applying a quota replaces the one there.
+    if shape.has_namespace:
+        bundle["base/namespace.yaml"] = [build_namespace(shape)]
+    if shape.has_quota:
+        bundle["base/quota.yaml"] = [build_quota(shape)]
+    bundle |= {
         _SPEC_FILE: [build_spec_map(spec, shape)],
         "base/network.yaml": [build_network_policy(spec, shape)],
         "base/disruption.yaml": [build_disruption_budget(shape)],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Literal
 
+from jobs.manifests.pod_options import PodOptions, parse_labels
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 from pipeline.storage.uris import base_name, is_local
@@ -21,6 +22,10 @@ MEMORY_GIB_PER_GPU = 24
 # Without a GPU: an ordinary node of 8 cores.
 CPUS_PER_POD = 6
 MEMORY_GIB_PER_POD = 20
+# Ten minutes: time to read the pods' logs.
+KEEP_S = 600
+# Kubernetes' own, which exist in every cluster.
+SYSTEM_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,12 @@ class ClusterShape:
     secrets: Secrets whose keys become the pods' environment variables, such as AWS_ACCESS_KEY_ID.
     service_account: an existing service account, the pods' cloud identity.
     token_secret: a Secret whose key auth_token holds the cluster's token; by default KubeRay creates one.
-    retries: how often the cluster is created again after the driver's or the head's node dies.
+    pods: what all pods get, see `PodOptions`.
+    queue: the Kueue queue that admits the job, None without Kueue.
+    retries: how often KubeRay creates the cluster again after a failure of any kind.
     keep_s: seconds until the finished job's pods are removed.
+    deadline_s: seconds from the job's start after which KubeRay ends it, None for no limit.
+    has_namespace, has_quota: write the namespace, and its quota; else they must exist, or are another's.
     """
 
     name: str
@@ -54,8 +63,13 @@ class ClusterShape:
     secrets: tuple[str, ...] = ()
     service_account: str | None = None
     token_secret: str | None = None
-    retries: int = 3
-    keep_s: int = 600
+    pods: PodOptions = field(default_factory=PodOptions)
+    queue: str | None = None
+    retries: int = 0
+    keep_s: int = KEEP_S
+    deadline_s: int | None = None
+    has_namespace: bool = False
+    has_quota: bool = False
 
 
 def build_shape(
@@ -74,12 +88,20 @@ def build_shape(
     service_account: str | None = None,
     token_secret: str | None = None,
     ray_version: str | None = None,
+    pods: PodOptions | None = None,
+    queue: str | None = None,
+    retries: int = 0,
+    keep_s: float | None = None,
+    deadline_s: float | None = None,
+    has_namespace: bool = False,
+    has_quota: bool = False,
 ) -> ClusterShape:
     """Check a command's options and fill in the defaults.
 
     Args:
         workers: minimum and maximum of worker pods, "4" or "1:8".
         node_selector: labels of the workers' nodes, each "key=value".
+        keep_s, deadline_s: seconds, see `ClusterShape`; None for the default.
 
     Raises:
         SpecError: an option is wrong or missing, or the spec names a local path, which no pod can see.
@@ -90,8 +112,18 @@ def build_shape(
         )
     if gpus < 0:
         raise SpecError(f"--gpus is {gpus}; give the GPUs of one worker pod, 0 for none.")
+    if namespace in SYSTEM_NAMESPACES and has_namespace:
+        raise SpecError(
+            f"--create-namespace would change the namespace {namespace}, which others use; leave it out, or name "
+            "another with --namespace."
+        )
     _check_reachable(spec)
     fewest, most = _parse_workers(workers)
+    if queue and fewest != most:
+        raise SpecError(
+            f"--workers is {workers}, and Kueue admits jobs of one size only; give one number with --queue, such as "
+            f"--workers {most}."
+        )
     return ClusterShape(
         name=_checked_name(name, "--name") if name else job_name(spec),
         namespace=_checked_name(namespace, "--namespace"),
@@ -103,10 +135,17 @@ def build_shape(
         cpus=cpus or (CPUS_PER_GPU * gpus if gpus else CPUS_PER_POD),
         memory_gib=memory_gib or (MEMORY_GIB_PER_GPU * gpus if gpus else MEMORY_GIB_PER_POD),
         spot=spot,
-        node_selector=dict(_parse_label(text) for text in node_selector),
+        node_selector=parse_labels(node_selector, "--node-selector"),
         secrets=tuple(_checked_name(each, "--secret") for each in secrets),
         service_account=_checked_name(service_account, "--service-account") if service_account else None,
         token_secret=_checked_name(token_secret, "--token-secret") if token_secret else None,
+        pods=pods or PodOptions(),
+        queue=_checked_name(queue, "--queue") if queue else None,
+        retries=retries,
+        keep_s=KEEP_S if keep_s is None else _whole_seconds(keep_s, "--ttl", least=0),
+        deadline_s=None if deadline_s is None else _whole_seconds(deadline_s, "--deadline", least=1),
+        has_namespace=has_namespace,
+        has_quota=has_quota,
     )
 
 
@@ -186,11 +225,11 @@ def _checked_name(name: str, option: str) -> str:
     return name
 
 
-def _parse_label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"(?:[a-z0-9.-]+/)?[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", key):
-        raise SpecError(f"--node-selector is {text!r}; give a node's label as KEY=VALUE.")
-    return key, value
+def _whole_seconds(seconds: float, option: str, *, least: int) -> int:
+    # Kubernetes' fields for seconds are 32-bit integers.
+    if not least <= seconds < 2**31:
+        raise SpecError(f"{option} is {seconds:g} s; give a time from {least} s to 68 years.")
+    return int(seconds)
 
 
 def _installed_ray() -> str:

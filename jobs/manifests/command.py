@@ -46,7 +46,9 @@ def write_out(bundle: Bundle, folder: Path | None, *, shape: ClusterShape, comme
     for name in bundle:
         if "/" not in name:
             say(f"Apply with: kubectl apply -f {folder}/base && kubectl apply -f {folder}/{name}")
-    for secret in shape.secrets:
+    if not shape.has_namespace:
+        say(f"The namespace {shape.namespace} must exist: kubectl create namespace {shape.namespace}")
+    for secret in (*shape.secrets, *shape.pods.pull_secrets):
         say(f"The Secret {secret} must exist: kubectl -n {shape.namespace} create secret generic {secret} ...")
     if shape.service_account:
         say(f"The ServiceAccount {shape.service_account} must exist in the namespace {shape.namespace}.")

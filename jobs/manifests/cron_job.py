@@ -23,8 +23,7 @@ def build_cron_job(schedule: Schedule, shape: ClusterShape, entrypoint: str) -> 
     that it is removed when Kubernetes replaces or removes the Job.
     """
     account = f"{shape.name}-starter"
-    deadline_s = stop_deadline_s(schedule)
-    template = build_ray_job(shape, entrypoint, deadline_s=deadline_s)
+    template = build_ray_job(shape, entrypoint)
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _metadata(shape, account)},
         {

@@ -28,13 +28,13 @@ def build_ray_cluster(shape: ClusterShape) -> Manifest:
     }
 
 
-def build_ray_job(shape: ClusterShape, entrypoint: str, *, deadline_s: int | None = None) -> Manifest:
-    """Return one run on its own cluster, which is removed at the end; `deadline_s` as for `build_ray_job_spec`."""
+def build_ray_job(shape: ClusterShape, entrypoint: str) -> Manifest:
+    """Return one run on its own cluster, which is removed at the end."""
     return {
         "apiVersion": API_VERSION,
         "kind": "RayJob",
-        "metadata": _metadata(shape),
-        "spec": build_ray_job_spec(shape, entrypoint, deadline_s=deadline_s),
+        "metadata": _job_metadata(shape),
+        "spec": build_ray_job_spec(shape, entrypoint),
     }
 
 
@@ -45,43 +45,47 @@ def build_ray_cron_job(
     cron: str,
     time_zone: str,
     is_paused: bool = False,
-    deadline_s: int | None = None,
 ) -> Manifest:
     """Return a run at each time of `cron` in `time_zone`."""
     return {
         "apiVersion": API_VERSION,
         "kind": "RayCronJob",
-        "metadata": _metadata(shape),
+        "metadata": _job_metadata(shape),
         "spec": {
             "schedule": cron,
             "timeZone": time_zone,
             "suspend": is_paused,
-            "jobTemplate": build_ray_job_spec(shape, entrypoint, deadline_s=deadline_s),
+            "jobTemplate": build_ray_job_spec(shape, entrypoint),
         },
     }
 
 
-def build_ray_job_spec(shape: ClusterShape, entrypoint: str, *, deadline_s: int | None = None) -> Manifest:
-    """Return the spec that RayJob and RayCronJob share.
-
-    Args:
-        deadline_s: seconds from the job's start, retries included, after which KubeRay ends it.
-    """
+def build_ray_job_spec(shape: ClusterShape, entrypoint: str) -> Manifest:
+    """Return the spec that RayJob and RayCronJob share."""
     spec: Manifest = {
         "entrypoint": entrypoint,
         "runtimeEnvYAML": dump_mapping({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}),
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": shape.keep_s,
-        # Safe to repeat: the same command resumes from the committed results.
+        # KubeRay retries every failure alike, also a wrong spec and a run over its error budget, each time with a new
+        # cluster; so only when asked to. What can fail on the way is retried by the driver.
         "backoffLimit": shape.retries,
         "submitterConfig": {"backoffLimit": 3},
         "submitterPodTemplate": build_submitter_pod(shape),
         "rayClusterSpec": _cluster_spec(shape, has_spec=True),
     }
-    if deadline_s is not None:
-        spec["activeDeadlineSeconds"] = deadline_s
+    if shape.deadline_s is not None:
+        spec["activeDeadlineSeconds"] = shape.deadline_s
     return spec
+
+
+def _job_metadata(shape: ClusterShape) -> Manifest:
+    metadata = _metadata(shape)
+    if shape.queue:
+        # kueue.sigs.k8s.io/docs/tasks/run/rayjobs
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = shape.queue
+    return metadata
 
 
 def _metadata(shape: ClusterShape) -> Manifest:
@@ -92,11 +96,7 @@ def _cluster_spec(shape: ClusterShape, *, has_spec: bool) -> Manifest:
     authentication = {"mode": "token"}
     if shape.token_secret:
         authentication["secretName"] = shape.token_secret
-    return {
-        "rayVersion": shape.ray_version,
-        # KubeRay sets RAY_AUTH_MODE=token and RAY_AUTH_TOKEN from the Secret in every container, also in the
-        # submitter's and the autoscaler's.
-        "authOptions": authentication,
+    autoscaling: Manifest = {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
             "version": "v2",
@@ -104,6 +104,14 @@ def _cluster_spec(shape: ClusterShape, *, has_spec: bool) -> Manifest:
             "idleTimeoutSeconds": IDLE_TIMEOUT_S,
             **autoscaler_container(),
         },
+    }
+    return {
+        "rayVersion": shape.ray_version,
+        # KubeRay sets RAY_AUTH_MODE=token and RAY_AUTH_TOKEN from the Secret in every container, also in the
+        # submitter's and the autoscaler's.
+        "authOptions": authentication,
+        # Kueue refuses jobs that change their size.
+        **({} if shape.queue else autoscaling),
         "headGroupSpec": {
             "rayStartParams": {
                 "num-cpus": "0",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jobs.manifests.cluster_shape import ClusterShape, SpotMarket
+from jobs.manifests.pod_options import apply_container_options, apply_pod_options
 
 Manifest = dict[str, Any]
 
@@ -62,8 +63,8 @@ def build_head_pod(shape: ClusterShape, *, has_spec: bool) -> Manifest:
     if has_spec:
         container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
         pod["spec"]["volumes"].append({"name": "spec", "configMap": {"name": f"{shape.name}-spec"}})
-    if shape.service_account:
-        pod["spec"]["serviceAccountName"] = shape.service_account
+    _give_identity(shape, pod)
+    apply_pod_options(pod, shape.pods, is_worker=False)
     return pod
 
 
@@ -79,13 +80,13 @@ def build_worker_pod(shape: ClusterShape) -> Manifest:
     pod = _pod(shape, container)
     # Workers never use the Kubernetes API; a cloud identity has its own token.
     pod["spec"]["automountServiceAccountToken"] = False
-    if shape.service_account:
-        pod["spec"]["serviceAccountName"] = shape.service_account
+    _give_identity(shape, pod)
     selector, tolerations = _placement(shape)
     if selector:
         pod["spec"]["nodeSelector"] = selector
     if tolerations:
         pod["spec"]["tolerations"] = tolerations
+    apply_pod_options(pod, shape.pods, is_worker=True)
     return pod
 
 
@@ -97,7 +98,7 @@ def build_submitter_pod(shape: ClusterShape) -> Manifest:
         "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
         "securityContext": CONTAINER_SECURITY,
     }
-    return {
+    pod = {
         "metadata": {"labels": labels_of(shape)},
         "spec": {
             "restartPolicy": "Never",
@@ -106,6 +107,8 @@ def build_submitter_pod(shape: ClusterShape) -> Manifest:
             "containers": [container],
         },
     }
+    apply_pod_options(pod, shape.pods, is_worker=False)
+    return pod
 
 
 def autoscaler_container() -> Manifest:
@@ -145,7 +148,17 @@ def _container(shape: ClusterShape, name: str, *, cpus: int, memory_gib: int) ->
     }
     if shape.secrets:
         container["envFrom"] = [{"secretRef": {"name": secret}} for secret in shape.secrets]
+    apply_container_options(container, shape.pods)
     return container
+
+
+def _give_identity(shape: ClusterShape, pod: Manifest) -> None:
+    if not shape.service_account:
+        return
+    pod["spec"]["serviceAccountName"] = shape.service_account
+    # Azure's webhook gives a cloud identity only to pods with this label; elsewhere it means nothing.
+    # learn.microsoft.com/azure/aks/workload-identity-overview
+    pod["metadata"]["labels"]["azure.workload.identity/use"] = "true"
 
 
 def _probe(port: int, path: str, *, failures: int = 3) -> Manifest:

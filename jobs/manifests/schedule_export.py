@@ -53,7 +53,8 @@ def export_to_kubernetes(
         SpecError: the schedule cannot be expressed at all, or see `build_shape`.
     """
     spec = load_job(schedule)
-    shape = build_shape(spec, **{**shape_options, "name": shape_options.get("name") or label_of(schedule.name)})
+    own = {"name": shape_options.get("name") or label_of(schedule.name), "deadline_s": stop_deadline_s(schedule)}
+    shape = build_shape(spec, **{**shape_options, **own})
     bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
     if has_ray_cron_job:
         if schedule.mode == "full":
@@ -67,7 +68,6 @@ def export_to_kubernetes(
             cron=portable_cron(schedule.cron, "KubeRay"),
             time_zone=schedule.time_zone,
             is_paused=schedule.is_paused,
-            deadline_s=stop_deadline_s(schedule),
         )
         bundle["raycronjob.yaml"] = [manifest]
     else:

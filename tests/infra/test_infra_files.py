@@ -36,6 +36,23 @@ def test_yamllint_accepts_every_yaml() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_login_shells_of_the_image_find_its_programs(tmp_path: Path) -> None:
+    """Ray's cluster launcher runs `ray` by `bash --login`, and /etc/profile sets PATH anew."""
+    (tmp_path / "ray").write_text("#!/bin/sh\necho started\n")
+    (tmp_path / "ray").chmod(0o755)
+    script = (INFRA / "docker" / "profile.sh").read_text().replace("/opt/htc/bin", str(tmp_path))
+    # As /etc/profile.d/: read by a login shell after PATH was set.
+    (tmp_path / ".bash_profile").write_text("PATH=/usr/local/bin:/usr/bin:/bin\n" + script)
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    command = ["bash", "--login", "-c", "ray"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "started\n")
+    dockerfile = (INFRA / "docker" / "Dockerfile").read_text()
+    assert "COPY infra/docker/profile.sh /etc/profile.d/htc.sh" in dockerfile
+    assert "ENV PATH=/opt/htc/bin:$PATH" in dockerfile
+
+
 def test_shellcheck_accepts_the_slurm_script() -> None:
     done = run_tool(BIN / "shellcheck", INFRA / "slurm" / "htc.sbatch")
     assert done.returncode == 0, done.stdout
@@ -103,6 +120,7 @@ def check_health(port: int) -> int:
 
 def test_the_example_manifests_are_what_the_command_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = "--image registry.example/htc-batch:0.2.0 --kind all --workers 1:8 --spot gke --secret s3-credentials"
+    given += " --create-namespace --quota"
     cron = ["--cron", "30 2 * * *", "--time-zone", "Europe/Berlin", "--pod-monitor", "--ray-version", "2.60.0"]
     command = ["manifests", str(INFRA / "kuberay" / "job.yaml"), *given.split(), *cron, "--to", str(tmp_path)]
     with pytest.raises(SystemExit) as left:

@@ -25,8 +25,6 @@ def test_manifests_need_neither_torch_nor_ray(spec: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     manifests = list(yaml.safe_load_all(done.stdout))
     assert [manifest["kind"] for manifest in manifests] == [
-        "Namespace",
-        "ResourceQuota",
         "ConfigMap",
         "NetworkPolicy",
         "PodDisruptionBudget",
@@ -55,7 +53,6 @@ def test_all_kinds_go_into_a_folder(htc: Htc, spec: Path, tmp_path: Path) -> Non
     files = sorted(str(path.relative_to(tmp_path / "k8s")) for path in (tmp_path / "k8s").rglob("*.yaml"))
     assert files == [
         "base/disruption.yaml",
-        "base/namespace.yaml",
         "base/network.yaml",
         "base/spec.yaml",
         "raycluster.yaml",
@@ -64,6 +61,7 @@ def test_all_kinds_go_into_a_folder(htc: Htc, spec: Path, tmp_path: Path) -> Non
     ]
     assert "kubectl apply -f" in err
     assert "The Secret s3 must exist" in err
+    assert "kubectl create namespace htc" in err
     cron_job = yaml.safe_load((tmp_path / "k8s" / "raycronjob.yaml").read_text())
     assert (cron_job["spec"]["schedule"], cron_job["spec"]["timeZone"]) == ("0 0 * * *", "UTC")
 
@@ -92,6 +90,15 @@ def test_the_name_comes_from_the_output_where_the_spec_has_none(htc: Htc, spec: 
         ((*IMAGE, "--name", "Street Scenes"), "lower-case letters, digits and dashes"),
         ((*IMAGE, "--name", "a" * 40), "36 characters at most"),
         ((*IMAGE, "--node-selector", "gpu"), "as KEY=VALUE"),
+        ((*IMAGE, "--toleration", "gpu=true:Never"), "one of NoSchedule, PreferNoSchedule, NoExecute"),
+        ((*IMAGE, "--label", "team"), "--label is 'team'; give it as KEY=VALUE"),
+        ((*IMAGE, "--label", "team=a b"), "at most 63 letters"),
+        ((*IMAGE, "--env", "AWS_SECRET_ACCESS_KEY=abc"), "name that with --secret"),
+        ((*IMAGE, "--pull-secret", "My Secret"), "--pull-secret is 'My Secret'"),
+        ((*IMAGE, "--ttl", "soon"), "--ttl must be a time such as"),
+        ((*IMAGE, "--deadline", "0"), "--deadline is 0 s"),
+        ((*IMAGE, "--queue", "night"), "Kueue admits jobs of one size only"),
+        ((*IMAGE, "--namespace", "default", "--create-namespace"), "would change the namespace default"),
         ((*IMAGE, "--kind", "all"), "give a folder for them with --to"),
         ((*IMAGE, "--kind", "raycronjob"), 'needs its times: --cron "30 2 * * *"'),
         ((*IMAGE, "--kind", "raycronjob", "--cron", "75 2 * * *"), "minute 75 is not in 0-59"),

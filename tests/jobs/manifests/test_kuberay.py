@@ -11,6 +11,7 @@ import yaml
 
 from jobs.manifests.bundle import build_bundle, render
 from jobs.manifests.cluster_shape import ClusterShape, build_shape, fit_spec
+from jobs.manifests.pod_options import parse_pod_options
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.planning.worker_plan import plan_workers
 from tests.support.manifest_schemas import CRDS, RAY_KINDS, check_manifest, pod_templates
@@ -19,6 +20,17 @@ from tests.support.paths import ROOT
 Manifest = dict[str, Any]
 KINDS = ("rayjob", "raycluster", "raycronjob")
 IMAGE = "registry.example/htc-batch:0.2.0"
+
+
+RICH_PODS = parse_pod_options(
+    pull_secrets=["registry"],
+    tolerations=["dedicated=vision:NoSchedule", "maintenance:NoExecute", "preemptible"],
+    priority_class="batch",
+    labels=["team=vision", "example.com/cost-centre=42"],
+    annotations=["prometheus.io/scrape=true"],
+    environment=["HTTPS_PROXY=http://proxy:3128"],
+    ephemeral_storage_gib=40,
+)
 
 
 def make_spec(**overrides: object) -> JobSpec:
@@ -55,9 +67,19 @@ def test_every_kind_passes_its_schema_strictly(gpus: int, spot: Any, is_rich: bo
         "token_secret": "token",
         "node_selector": ["cloud.google.com/gke-accelerator=nvidia-l4", "zone=b"],
         "namespace": "vision",
+        "queue": "night",
+        "workers": "8",
+        "retries": 2,
+        "keep_s": 60.0,
+        "deadline_s": 3600.0,
+        "has_namespace": True,
+        "has_quota": True,
+        "pods": RICH_PODS,
     }
     spec = make_spec(name="Street_Scenes.2026", storage__endpoint_url="http://minio.store:9000")
-    shape = build_shape(spec, image=IMAGE, workers="2:8", gpus=gpus, spot=spot, **(rich if is_rich else {}))
+    shape = build_shape(
+        spec, **{"image": IMAGE, "workers": "2:8", "gpus": gpus, "spot": spot, **(rich if is_rich else {})}
+    )
     manifests = make_manifests(spec, shape)
     assert {manifest["kind"] for manifest in manifests} >= set(RAY_KINDS)
     for manifest in manifests:
@@ -182,7 +204,7 @@ def test_the_driver_asks_for_all_workers_though_it_begins_with_the_fewest(
 
 def test_the_quota_has_room_for_the_largest_cluster_and_its_helpers() -> None:
     spec = make_spec()
-    shape = build_shape(spec, image=IMAGE, workers="1:8", gpus=2)
+    shape = build_shape(spec, image=IMAGE, workers="1:8", gpus=2, has_quota=True)
     manifests = make_manifests(spec, shape)
     hard = by_kind(manifests)["ResourceQuota"]["spec"]["hard"]
     assert hard["requests.nvidia.com/gpu"] == "16"
@@ -222,3 +244,58 @@ def test_the_policies_select_the_pods() -> None:
     assert budget["selector"]["matchLabels"]["ray.io/node-type"] == "head"
     names = {port["name"] for pod in pods_of(manifests)["ray-worker"] for port in pod["containers"][0]["ports"]}
     assert kinds["PodMonitor"]["spec"]["podMetricsEndpoints"][0]["port"] in names
+
+
+def test_nothing_that_others_may_use_is_written_unasked() -> None:
+    spec = make_spec()
+    assert not {"Namespace", "ResourceQuota"} & by_kind(make_manifests(spec, build_shape(spec, image=IMAGE))).keys()
+    job = by_kind(make_manifests(spec, build_shape(spec, image=IMAGE)))["RayJob"]["spec"]
+    # KubeRay would retry a wrong spec on new clusters.
+    assert job["backoffLimit"] == 0
+    assert "activeDeadlineSeconds" not in job
+
+
+def test_retries_deadline_and_queue_are_the_jobs() -> None:
+    spec = make_spec()
+    shape = build_shape(spec, image=IMAGE, workers="4", retries=2, keep_s=0.0, deadline_s=7200.0, queue="night")
+    kinds = by_kind(make_manifests(spec, shape))
+    for job in (kinds["RayJob"]["spec"], kinds["RayCronJob"]["spec"]["jobTemplate"]):
+        assert (job["backoffLimit"], job["ttlSecondsAfterFinished"], job["activeDeadlineSeconds"]) == (2, 0, 7200)
+        assert "enableInTreeAutoscaling" not in job["rayClusterSpec"]
+    assert kinds["RayJob"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "night"
+    assert "kueue.x-k8s.io/queue-name" not in kinds["RayCluster"]["metadata"]["labels"]
+
+
+def test_every_pod_has_what_the_cluster_demands() -> None:
+    spec = make_spec()
+    shape = build_shape(spec, image=IMAGE, gpus=1, spot="gke", pods=RICH_PODS, service_account="htc")
+    manifests = make_manifests(spec, shape)
+    for template in pod_templates(manifests):
+        pod, metadata = template["spec"], template["metadata"]
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["priorityClassName"] == "batch"
+        assert {"team": "vision", "example.com/cost-centre": "42", "app": "htc-batch"}.items() <= metadata[
+            "labels"
+        ].items()
+        assert metadata["annotations"] == {"prometheus.io/scrape": "true"}
+    pods = pods_of(manifests)
+    for pod in (*pods["ray-head"], *pods["ray-worker"]):
+        container = pod["containers"][0]
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
+        assert container["resources"]["requests"]["ephemeral-storage"] == "40Gi"
+        assert pod["serviceAccountName"] == "htc"
+    for worker in pods["ray-worker"]:
+        assert {"key": "dedicated", "operator": "Equal", "value": "vision", "effect": "NoSchedule"} in worker[
+            "tolerations"
+        ]
+        assert {"key": "maintenance", "operator": "Exists", "effect": "NoExecute"} in worker["tolerations"]
+        assert {"key": "preemptible", "operator": "Exists"} in worker["tolerations"]
+    assert not any("tolerations" in head for head in pods["ray-head"])
+    with_identity = [template for template in pod_templates(manifests) if "serviceAccountName" in template["spec"]]
+    assert all(each["metadata"]["labels"]["azure.workload.identity/use"] == "true" for each in with_identity)
+
+
+def test_a_label_cannot_hide_the_pods_from_their_policies() -> None:
+    spec = make_spec()
+    shape = build_shape(spec, image=IMAGE, pods=parse_pod_options(labels=["app=mine"]))
+    assert {each["metadata"]["labels"]["app"] for each in pod_templates(make_manifests(spec, shape))} == {"htc-batch"}

@@ -1,0 +1,2 @@
+# For login shells; other processes have PATH from the image.
+export PATH="/opt/htc/bin:$PATH"
