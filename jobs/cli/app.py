@@ -1,6 +1,8 @@
 """The `htc` program, to which each file of this folder adds its commands."""
 
-from typing import Any
+import platform
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -50,3 +52,37 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(version_line())
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of htc-batch, Python, torch and Ray.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    # No docstring: it would replace the program's help.
+    del version
+
+
+def version_line() -> str:
+    """Return the versions that an error report needs; reads metadata only, and imports none of them."""
+    parts = []
+    for name in ("torch", "ray"):
+        try:
+            parts.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            parts.append(f"no {name}")
+    return f"htc-batch {metadata.version('htc-batch')} (Python {platform.python_version()}, {', '.join(parts)})"

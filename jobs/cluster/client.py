@@ -7,11 +7,13 @@ import os
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from jobs.cluster.errors import ClusterError, NoSuchJobError, translated_errors
+from jobs.cluster.errors import ClusterError, NoSuchJobError, is_missing_token, translated_errors
 from jobs.cluster.job_state import JobState, state_from_ray
+from pipeline.cluster.connection import reread_ray_settings
 from pipeline.errors import SpecError
 
 DASHBOARD_PORT = 8265
@@ -144,9 +146,16 @@ class RayJobsClient:
     """A `JobsClient` that uses Ray's JobSubmissionClient."""
 
     def __init__(self, url: str, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        from ray.exceptions import AuthenticationError
+
         self._url = url
         with translated_errors(url), _address_in_environment(url):
-            self._client = _timed_client(url, connect_timeout_s)
+            try:
+                self._client = _timed_client(url, connect_timeout_s)
+            except AuthenticationError as error:
+                if not (is_missing_token(str(error)) and is_this_machine(url) and use_own_token()):
+                    raise
+                self._client = _timed_client(url, connect_timeout_s)
 
     @property
     def url(self) -> str:
@@ -229,6 +238,19 @@ def _timed_client(url: str, connect_timeout_s: float) -> Any:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     return TimedClient(url)
+
+
+def use_own_token() -> bool:
+    """Have Ray's client send the token in `~/.ray/auth_token`; return whether there is one.
+
+    Ray does so only with RAY_AUTH_MODE=token, although the file is where `ray get-auth-token --generate` writes it. A
+    choice that the user has made is not changed.
+    """
+    if os.environ.get("RAY_AUTH_MODE") or not (Path.home() / ".ray" / "auth_token").is_file():
+        return False
+    os.environ["RAY_AUTH_MODE"] = "token"
+    reread_ray_settings()
+    return True
 
 
 @contextlib.contextmanager

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pipeline.errors import HtcError, RunError, SpecError
 from pipeline.runs.lease import RunHeldError
 
+# How a Ray dashboard refuses (ray._private.authentication): "Missing authentication token", "Invalid ...".
+_ANSWER = re.compile(r"^Authentication \w+: (?:Unauthorized|Forbidden): \w+ authentication token")
+
 
 class ClusterError(RunError):
     """The cluster cannot be reached, or refuses."""
@@ -41,7 +44,7 @@ def translated_errors(url: str, job_id: str | None = None) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise ClusterError(_token_problem(url, str(error))) from error
+        raise ClusterError(_refused_access(url, str(error))) from error
     except aiohttp.WSServerHandshakeError as error:
         raise _error_for_status(error.status, url, job_id) from error
     except (requests.exceptions.HTTPError, requests.exceptions.JSONDecodeError, KeyError) as error:
@@ -66,6 +69,16 @@ def _not_a_dashboard(url: str) -> str:
     proxy = next(iter(get_environ_proxies(url).values()), None)
     asked = f", asked through the proxy {proxy} (NO_PROXY makes an exception)" if proxy else ""
     return f"The server at {url} is not a Ray dashboard{asked}; check the address and the port, usually 8265."
+
+
+def is_missing_token(refusal: str) -> bool:
+    """Return whether Ray's AuthenticationError is a Ray dashboard's that asks for a token."""
+    return _ANSWER.search(refusal) is not None and "Missing" in refusal
+
+
+def _refused_access(url: str, refusal: str) -> str:
+    # Ray's client takes every 401 and 403 for its own; the answer itself is the first paragraph of its message.
+    return _token_problem(url, refusal) if _ANSWER.search(refusal) else _not_a_dashboard(url)
 
 
 def _token_problem(url: str, reason: str) -> str:

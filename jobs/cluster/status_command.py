@@ -60,14 +60,21 @@ def is_output(target: str) -> bool:
 
 
 def _find_job(job_id: str | None, address: str | None) -> JobState:
-    from jobs.cluster.client import connect
+    from jobs.cluster.client import connect, resolve_address
     from jobs.cluster.errors import ClusterError, NoSuchJobError
 
     if job_id is not None:
         try:
             return connect(address).state(job_id)
-        except (ClusterError, NoSuchJobError) as error:
-            raise type(error)(f"There is no folder {job_id}; taken for the id of a job: {error}") from error
+        except NoSuchJobError as error:
+            raise NoSuchJobError(f"There is no folder {job_id} here. {error}") from error
+        except ClusterError as error:
+            if address is not None:
+                raise ClusterError(f"There is no folder {job_id} here. {error}") from error
+            raise ClusterError(
+                f"There is no folder {job_id} here, and no cluster at {resolve_address(None)} that could know a job of "
+                "this id; give an output folder, or the cluster with --address."
+            ) from error
     client = connect(address)
     states = client.states()
     if not states:

@@ -113,7 +113,7 @@ def _private_ray() -> Iterator[None]:
     former_folder = os.environ.get("RAY_TMPDIR")
     with ray_folder() as folder:
         os.environ.update(settings | {"RAY_TMPDIR": str(folder)})
-        _reread_environment()
+        reread_ray_settings()
         try:
             yield
         finally:
@@ -121,11 +121,11 @@ def _private_ray() -> Iterator[None]:
                 os.environ.pop(name, None)
             if former_folder is not None:
                 os.environ["RAY_TMPDIR"] = former_folder
-            _reread_environment()
+            reread_ray_settings()
 
 
-def _reread_environment() -> None:
-    # Ray keeps the settings that it read when it was imported, which the caller may have done earlier.
+def reread_ray_settings() -> None:
+    """Have Ray read its settings again from the environment; it keeps those of its import otherwise."""
     if "ray" in sys.modules:
         with suppress(ImportError, AttributeError):
             from ray._private import ray_constants

@@ -1,6 +1,7 @@
 """The `htc` command: help, usage, exit codes, messages instead of tracebacks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,3 +302,9 @@ cli.main()
     assert left.returncode == 1
     assert left.stderr.count("cannot be written") == 1
     assert left.stderr.count("\n") == 1
+
+
+def test_the_version_names_what_an_error_report_needs() -> None:
+    done = subprocess.run([sys.executable, "-m", "jobs", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"htc-batch \d+\.\d+\.\d+ \(Python 3\.\d+\.\d+, torch \S+, ray \S+\)\n", done.stdout)

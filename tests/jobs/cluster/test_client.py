@@ -5,12 +5,21 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from jobs.cluster.client import CONNECT_TIMEOUT_S, check_version, connect, is_this_machine, resolve_address
+from jobs.cluster.client import (
+    CONNECT_TIMEOUT_S,
+    check_version,
+    connect,
+    is_this_machine,
+    resolve_address,
+    use_own_token,
+)
 from jobs.cluster.errors import ClusterError, JobRunningError, NoSuchJobError, translated_errors
+from pipeline.cluster.connection import reread_ray_settings
 from pipeline.errors import SpecError
 from tests.support.servers.fake_jobs import dashboard
 from tests.support.without_torch import BLOCKER
@@ -70,7 +79,17 @@ def test_a_server_that_never_answers_is_an_error() -> None:
             connect(f"http://127.0.0.1:{mute.getsockname()[1]}", connect_timeout_s=0.3)
 
 
-@pytest.mark.parametrize(("status", "body"), [(404, None), (500, None), (200, "<html>a shop</html>"), (200, "{}")])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, None),
+        (500, None),
+        (200, "<html>a shop</html>"),
+        (200, "{}"),
+        (401, "<html>please log in</html>"),
+        (403, "Forbidden"),
+    ],
+)
 def test_another_server_at_the_address_is_an_error(status: int, body: str | None) -> None:
     with dashboard(status=status, body=body) as url, pytest.raises(ClusterError) as caught:
         connect(url)
@@ -162,3 +181,34 @@ def test_a_wrong_spec_is_reported_before_the_cluster_is_contacted() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "output" in done.stderr
     assert "No cluster" not in done.stderr
+
+
+@pytest.fixture
+def own_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A token where `ray get-auth-token --generate` writes it; Ray's settings are restored afterwards."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    token = "0123456789abcdef" * 4
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(token)
+    yield token
+    os.environ.pop("RAY_AUTH_MODE", None)
+    reread_ray_settings()
+
+
+def test_a_cluster_on_this_machine_gets_this_machines_token(own_token: str) -> None:
+    with dashboard(token=own_token) as url:
+        assert connect(url).states() == []
+
+
+def test_another_token_is_not_tried_twice(own_token: str) -> None:
+    with dashboard(token="f" * 64) as url, pytest.raises(ClusterError, match="token"):
+        connect(url)
+
+
+def test_a_choice_of_the_user_is_kept(own_token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with dashboard(token=own_token) as url, pytest.raises(ClusterError, match="asks for a token"):
+        connect(url)
+    assert not use_own_token()

@@ -90,11 +90,13 @@ class FakeJobs:
 
 
 @contextmanager
-def dashboard(*, status: int = 200, ray_version: str = "", body: str | None = None) -> Iterator[str]:
+def dashboard(
+    *, status: int = 200, ray_version: str = "", body: str | None = None, token: str | None = None
+) -> Iterator[str]:
     """Serve /api/version and an empty list of jobs on 127.0.0.1, and take any job; yields the URL.
 
     Args:
-        status: of every answer. body: instead of JSON.
+        status: of every answer. body: instead of JSON. token: refuse requests without it, as Ray does.
     """
     import ray
 
@@ -111,7 +113,11 @@ def dashboard(*, status: int = 200, ray_version: str = "", body: str | None = No
 
         def _answer(self, answer: object) -> None:
             content = (json.dumps(answer) if body is None else body).encode()
-            self.send_response(status)
+            if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
+                content = b"Unauthorized: Missing authentication token"
+                self.send_response(401)
+            else:
+                self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
