@@ -4,9 +4,12 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.notifications.run_ending import RunEnding, ending_of_summary, notify_ending
 from jobs.terminal.console import say, write_line, write_table
+from pipeline.errors import HtcError
 from pipeline.job_spec.job import JobSpec
 from pipeline.runs.error_budget import allowed_errors
+from pipeline.runs.lease import RunHeldError
 from pipeline.runs.outcomes import in_words
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, interruptible
@@ -23,9 +26,21 @@ def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
         # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
 
-    summary = driver.run(spec, run=run, fresh=fresh)
+    try:
+        summary = driver.run(spec, run=run, fresh=fresh)
+    except HtcError as error:
+        # Another driver works on the run, and reports its end itself.
+        if not isinstance(error, RunHeldError):
+            _notify(spec, RunEnding(run or "", "failed", error.exit_code, str(error)))
+        raise
     report_summary(summary, spec)
+    _notify(spec, ending_of_summary(summary))
     return summary.exit_code
+
+
+def _notify(spec: JobSpec, ending: RunEnding | None) -> None:
+    if ending is not None:
+        notify_ending(spec, ending)
 
 
 def report_summary(summary: RunSummary, spec: JobSpec) -> None:

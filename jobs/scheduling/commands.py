@@ -179,7 +179,7 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
 
 
 def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str]:
-    from jobs.scheduling.notifications import webhook_url
+    from jobs.notifications.delivery import webhook_url
 
     warnings = []
     if schedule.notify.webhook_url_env or schedule.notify.webhook_url_file:

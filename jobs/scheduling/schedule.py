@@ -6,15 +6,16 @@ import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from jobs.scheduling.cron import check_cron
 from pipeline.errors import RunError, SpecError, TransientStorageError
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.job_spec.messages import describe_problems
+from pipeline.job_spec.notify import NotifyTargets
 from pipeline.job_spec.parsing import parse_yaml, read_spec_text
 from pipeline.settings import NAME_PATTERN, Section
 from pipeline.storage.config import Uri
@@ -52,66 +53,16 @@ def _known_zone(name: str) -> str:
     raise ValueError(f"{name!r} is not a time zone; {way_out}")
 
 
-def _variable_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        # The value is not quoted: it is probably the URL, which is a secret.
-        raise ValueError("this is the name of an environment variable that holds the URL, not the URL itself")
-    return name
+class NotifySection(NotifyTargets):
+    """Where a schedule's notifications go, and for which events.
 
-
-def _plain_path(path: str) -> str:
-    if "://" in path:
-        raise ValueError("this is the path of a file that holds the URL, not the URL itself")
-    return absolute_uri(path)
-
-
-def _words(command: list[str]) -> list[str]:
-    if not command or not command[0].strip():
-        raise ValueError('give the program and its arguments as a list, such as ["/usr/local/bin/page-me", "--night"]')
-    return command
-
-
-class NotifySection(Section):
-    """Where notifications go, and for which events.
-
-    webhook_url_env, webhook_url_file: the environment variable or file with the URL that gets Slack-compatible JSON.
-        The URL is a secret (anyone who knows it can write to the channel), so it is not part of a schedule.
-    exit_hook: a program and its arguments, run without a shell; the variables HTC_* describe the event.
     events: "end" is a complete run, "failure" a run that is incomplete or could not begin, "deadline" a run that has
         not ended by its deadline.
     """
 
-    webhook_url_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
-        default=None, description="the name of an environment variable"
-    )
-    webhook_url_file: Annotated[str, AfterValidator(_plain_path)] | None = Field(
-        default=None, description="the path of a file"
-    )
-    exit_hook: Annotated[list[str], AfterValidator(_words)] | None = Field(
-        default=None, description="a list: a program and its arguments"
-    )
     events: list[Event] = Field(
         default=["end", "failure", "deadline"], description='a list of "end", "failure" and "deadline"'
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_url(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            # Checked here, because the general message would quote the value, which may be the URL.
-            raise ValueError("this is a section with the keys " + ", ".join(cls.model_fields))
-        if {"webhook", "webhook_url"} & set(values):
-            raise ValueError(
-                "a webhook's URL is a secret and must not be in a schedule; put it into an environment variable or a "
-                "file, and name that as webhook_url_env or webhook_url_file"
-            )
-        return values
-
-    @model_validator(mode="after")
-    def _one_url(self) -> Self:
-        if self.webhook_url_env and self.webhook_url_file:
-            raise ValueError("webhook_url_env and webhook_url_file are two places for one URL; keep one")
-        return self
 
 
 class Schedule(Section):
