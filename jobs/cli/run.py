@@ -17,6 +17,7 @@ def run(
     *,
     spec: options.SpecFile = None,
     job: options.JobFlags,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the outcome as JSON.")] = False,
 ) -> None:
     """Segment every image of INPUT into tables in OUTPUT.
 
@@ -28,7 +29,7 @@ def run(
     from jobs.running.run import run_and_report
 
     job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
-    raise typer.Exit(run_and_report(job_spec, run=job.run_name, fresh=job.fresh))
+    raise typer.Exit(run_and_report(job_spec, run=job.run_name, fresh=job.fresh, is_json=as_json))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -42,6 +43,7 @@ def plan(
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Skip loading and timing the model (needs no torch).")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Show what `run` would do, and estimate how long it would take.
 
@@ -50,7 +52,8 @@ def plan(
     from jobs.running.plan import report_plan
 
     job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
-    raise typer.Exit(report_plan(job_spec, run=job.run_name, fresh=job.fresh, is_model_timed=not no_model))
+    exit_code = report_plan(job_spec, run=job.run_name, fresh=job.fresh, is_model_timed=not no_model, is_json=as_json)
+    raise typer.Exit(exit_code)
 
 
 @app.command()

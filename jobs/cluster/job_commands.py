@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from jobs.cluster.client import JobsClient, connect
@@ -19,7 +19,7 @@ POLL_S = 0.5
 def report_logs(
     job_id: str, *, address: str | None, is_followed: bool, is_json: bool, client: JobsClient | None = None
 ) -> None:
-    """Write a job's output to stdout, as it is, or as one JSON object per piece.
+    """Write a job's output to stdout, as it is, or as one JSON object per line.
 
     Raises:
         HtcError: see `jobs.cluster.submit.tail_logs`.
@@ -27,9 +27,21 @@ def report_logs(
     client = client or connect(address)
     # Also when followed: raises for a job that does not exist, instead of waiting for it.
     client.state(job_id)
-    for piece in client.tail(job_id) if is_followed else [client.logs(job_id)]:
-        sys.stdout.write(json.dumps({"job": job_id, "text": piece}) + "\n" if is_json else piece)
+    pieces = client.tail(job_id) if is_followed else iter([client.logs(job_id)])
+    lines = (json.dumps({"job": job_id, "text": line}) + "\n" for line in _lines(pieces))
+    for piece in lines if is_json else pieces:
+        sys.stdout.write(piece)
         sys.stdout.flush()
+
+
+def _lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text that comes in pieces, as soon as they are whole, without their ends."""
+    rest = ""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split("\n")
+        yield from whole
+    if rest:
+        yield rest
 
 
 def report_stop(

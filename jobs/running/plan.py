@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from jobs.running.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
-from jobs.terminal.console import say, size_of, write_table
+from jobs.terminal.console import say, size_of, write_json, write_table
 from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
@@ -65,11 +65,12 @@ class _ReadOnlyStorage(Storage):
         """Do nothing."""
 
 
-def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: bool) -> int:
+def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: bool, is_json: bool = False) -> int:
     """Write to stdout what `htc run` with the same arguments would do; write nothing else.
 
     Args:
         is_model_timed: load the model and time it on one of the sampled images.
+        is_json: as one JSON object instead of text.
 
     Returns:
         The exit code: 0 if the run could start, 2 if its weights or model are missing or wrong, 3 if the run is
@@ -89,15 +90,69 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
     survey, changes = _survey(spec, storage, existing, incremental)
     sample = decode_sample(spec, survey, storage)
     check = check_model(spec, sample.images if is_model_timed else None)
+    estimate = _estimate(spec, survey, existing, check)
+    exit_code = EXIT_INPUT_CHANGED if changes is not None and changes.has_any else EXIT_COMPLETE
+    if check.problem:
+        exit_code = EXIT_USAGE
+    if is_json:
+        write_json(
+            _plan_as_dict(
+                spec,
+                survey,
+                existing=existing,
+                changes=changes,
+                sample=sample,
+                check=check,
+                estimate=estimate,
+                exit_code=exit_code,
+            )
+        )
+        return exit_code
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
-    lines += [*check.lines, *_time_lines(spec, survey, existing, check)]
+    lines += [*check.lines, *_time_lines(estimate, check)]
     write_table(["", ""], lines, has_header=False)
     for uri, reason in sample.failures:
         say(redact(f"Not decoded: {uri}: {reason}"))
     if check.problem:
         say(check.problem)
-        return EXIT_USAGE
-    return EXIT_INPUT_CHANGED if changes is not None and changes.has_any else EXIT_COMPLETE
+    return exit_code
+
+
+def _plan_as_dict(
+    spec: JobSpec,
+    survey: InputSurvey,
+    *,
+    existing: RunHandle | None,
+    changes: InputChanges | None,
+    sample: SampleDecode,
+    check: ModelCheck,
+    estimate: "_Estimate",
+    exit_code: int,
+) -> dict[str, object]:
+    manifest = survey.manifest
+    todo = len(existing.todo()) if existing else manifest.shard_count
+    return {
+        "exit_code": exit_code,
+        "problem": check.problem or None,
+        "images": manifest.image_count,
+        "bytes": manifest.listed_bytes,
+        "images_of_unknown_size": manifest.unsized_images,
+        "shards": existing.shard_count if existing else manifest.shard_count,
+        "shards_to_do": todo,
+        "shard_images": manifest.shard_images,
+        "output": spec.output.uri,
+        "run": existing.name if existing else None,
+        "input_changes": changes.counts() if changes is not None and changes.has_any else None,
+        "sample": {
+            "decoded": len(sample.images),
+            "failed": [{"uri": redact(uri), "reason": redact(reason)} for uri, reason in sample.failures],
+        },
+        "workers": estimate.workers,
+        "seconds_per_image": check.image_s,
+        "model_start_s": check.load_s if check.image_s is not None else None,
+        "images_to_do": estimate.images,
+        "seconds": estimate.seconds,
+    }
 
 
 def _survey(
@@ -213,17 +268,36 @@ def _run_lines(
         yield "", f"{changes.unknown_note()}; an incremental run asks for all of them"
 
 
-def _time_lines(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, check: ModelCheck) -> Iterator[Line]:
+@dataclass(frozen=True)
+class _Estimate:
+    """How long this machine would take.
+
+    workers: on this machine, `description` says how sized. images: to do, at most. seconds: None where no image was
+    timed, or nothing is to do.
+    """
+
+    workers: int
+    description: str
+    images: int
+    seconds: float | None
+
+
+def _estimate(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, check: ModelCheck) -> _Estimate:
     """Extrapolate from one timed image to all remaining images, over this machine's workers."""
     manifest = existing.manifest if existing else survey.manifest
     shards = len(existing.todo()) if existing else manifest.shard_count
     workers, description = plan_local_workers(spec, max(1, shards), check.gpus)
-    yield "workers", description
-    if check.image_s is None or not shards:
-        return
     images = min(manifest.image_count, shards * manifest.shard_images)
-    seconds = images * check.image_s / workers.workers + check.load_s
-    yield "time", f"about {format_duration(seconds)} on this machine for {count_of(images, 'image')}"
+    is_known = check.image_s is not None and shards > 0
+    seconds = images * (check.image_s or 0.0) / workers.workers + check.load_s if is_known else None
+    return _Estimate(workers.workers, description, images, seconds)
+
+
+def _time_lines(estimate: _Estimate, check: ModelCheck) -> Iterator[Line]:
+    yield "workers", estimate.description
+    if estimate.seconds is None:
+        return
+    yield "time", f"about {format_duration(estimate.seconds)} on this machine for {count_of(estimate.images, 'image')}"
     yield (
         "",
         (

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.notifications.run_ending import RunEnding, ending_of_summary, notify_ending
-from jobs.terminal.console import say, write_line, write_table
+from jobs.terminal.console import say, write_json, write_line, write_table
 from pipeline.errors import HtcError
 from pipeline.job_spec.job import JobSpec
 from pipeline.runs.error_budget import allowed_errors
@@ -20,8 +20,12 @@ MAX_EXAMPLES = 10
 SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY n DESC"
 
 
-def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
-    """Run the job, report its outcome and return the exit code."""
+def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool, is_json: bool = False) -> int:
+    """Run the job, report its outcome and return the exit code.
+
+    Args:
+        is_json: write the summary to stdout as JSON, as summary.json has it, instead of text.
+    """
     with interruptible(StopRequest()) as stop, stop:
         # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
@@ -33,7 +37,10 @@ def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
         if not isinstance(error, RunHeldError):
             _notify(spec, RunEnding(run or "", "failed", error.exit_code, str(error)))
         raise
-    report_summary(summary, spec)
+    if is_json:
+        write_json(summary.to_dict())
+    else:
+        report_summary(summary, spec)
     _notify(spec, ending_of_summary(summary))
     return summary.exit_code
 

@@ -1,5 +1,6 @@
 """Output of the commands: results to stdout, messages to stderr."""
 
+import json
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,11 @@ def say(sentence: str) -> None:
 def write_line(line: str = "") -> None:
     """Write one line to stdout, without folding or markup."""
     Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
+
+
+def write_json(value: object) -> None:
+    """Write a value to stdout as indented JSON."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def write_table(

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -75,7 +76,10 @@ class LineProgress:
         *,
         every_s: float = LINE_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] | None = None,
     ) -> None:
+        """`now`: the time that begins each line, in UTC; None for lines without a time."""
+        self._now = now
         self._stream = stream or sys.stderr
         self._every_s = every_s
         self._clock = clock
@@ -84,7 +88,8 @@ class LineProgress:
 
     def note(self, sentence: str) -> None:
         """Write the sentence on a line of its own."""
-        self._stream.write(f"{printable(redact(sentence))}\n")
+        stamp = f"{self._now():%Y-%m-%dT%H:%M:%SZ} " if self._now else ""
+        self._stream.write(f"{stamp}{printable(redact(sentence))}\n")
         self._stream.flush()
 
     def update(self, progress: RunProgress) -> None:
@@ -158,5 +163,5 @@ def _is_end(progress: RunProgress) -> bool:
 
 
 def choose_progress() -> ProgressDisplay:
-    """Return the bar when standard error is a terminal, plain lines otherwise."""
-    return BarProgress() if sys.stderr.isatty() else LineProgress()
+    """Return the bar when standard error is a terminal, lines with their time otherwise."""
+    return BarProgress() if sys.stderr.isatty() else LineProgress(now=lambda: datetime.now(UTC))

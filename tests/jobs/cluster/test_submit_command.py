@@ -192,8 +192,10 @@ def test_logs_as_they_are_and_as_json(client: FakeJobs, capsys: Captured) -> Non
     client.pieces = ["one\n", "two\n"]
     report_logs(JOB, address=None, is_followed=False, is_json=False, client=client)
     assert capsys.readouterr().out == "one\ntwo\n"
+    client.pieces = ["one\ntw", "o\n\nth", "ree"]
     report_logs(JOB, address=None, is_followed=True, is_json=True, client=client)
-    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["one\n", "two\n"]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"job": JOB, "text": text} for text in ("one", "two", "", "three")]
 
 
 def test_state_from_rays_job_details() -> None:

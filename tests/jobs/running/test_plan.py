@@ -1,5 +1,6 @@
 """`htc plan`: reports what a run would do, and writes nothing."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -187,3 +188,14 @@ def test_plan_takes_the_same_fingerprint_as_run(output: Output) -> None:
     spec = spec_for(output.photos, output.folder)
     assert known_fingerprint(spec, Storage(), None) == asdict(compute_fingerprint(spec.model))
     assert os.environ.get("HTC_CACHE") != ""
+
+
+def test_the_plan_as_json(output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = spec_for(output.photos, tmp_path / "new", **{"compute.shard_images": 3, "compute.workers": 2})
+    code, out, err = report(capsys, spec, is_json=True)
+    plan = json.loads(out)
+    assert (code, err) == (plan["exit_code"], "") == (0, "")
+    assert (plan["images"], plan["shards"], plan["shards_to_do"], plan["workers"]) == (7, 3, 3, 2)
+    assert plan["sample"]["decoded"] + len(plan["sample"]["failed"]) == 7
+    assert any("broken.jpg" in each["uri"] for each in plan["sample"]["failed"])
+    assert (plan["run"], plan["seconds"]) == (None, None)

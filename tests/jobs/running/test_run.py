@@ -1,11 +1,13 @@
 """The report at the end of `htc run`."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.running.run import report_summary
+from jobs.running.run import report_summary, run_and_report
+from pipeline.driver import run_job
 from pipeline.job_spec.job import load_spec
 from pipeline.messages import ImageFailure
 from pipeline.runs.summary import RunSummary
@@ -91,3 +93,12 @@ def test_a_run_without_images_reports_no_speed(capsys: pytest.CaptureFixture[str
     out, _ = said(idle, capsys)
     assert "time went to" not in out
     assert "time went to" in said(SUMMARY, capsys)[0]
+
+
+def test_the_outcome_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run_job, "run", lambda *arguments, **options: SUMMARY)
+    spec = load_spec(None, {"input.uri": "/in", "output.uri": "/masks", "model.weights": "untrained"})
+    assert run_and_report(spec, run=None, fresh=False, is_json=True) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == json.loads(json.dumps(SUMMARY.to_dict()))
+    assert captured.err == ""

@@ -1,6 +1,7 @@
 """The displayed numbers: rates, time left, shares."""
 
 import io
+from datetime import UTC, datetime
 
 import pytest
 
@@ -100,6 +101,12 @@ def test_lines_come_every_ten_seconds_and_once_at_the_end() -> None:
         "2/100 images, 3.50 images/s, ETA 12 s, 2 failed",
         "100/100 images, 3.50 images/s, 2 failed",
     ]
+
+
+def test_lines_in_a_log_begin_with_their_time() -> None:
+    stream = io.StringIO()
+    LineProgress(stream, now=lambda: datetime(2026, 11, 26, 3, 12, 5, 999999, tzinfo=UTC)).note("Run complete.")
+    assert stream.getvalue() == "2026-11-26T03:12:05Z Run complete.\n"
 
 
 @pytest.mark.parametrize(
