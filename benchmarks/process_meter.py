@@ -160,17 +160,20 @@ def run_metered(
             [*group.launcher(), *command], stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=dict(environment), cwd=folder, start_new_session=True,
         )  # fmt: skip
+    try:
         while process.poll() is None:
             peak = max(peak, _memory_mib(group.pids()))
             if until() or (limit_s is not None and time.monotonic() - start > limit_s):
                 was_ended = True
-                _kill(group)
-                process.wait()
                 break
             with suppress(subprocess.TimeoutExpired):
                 process.wait(SAMPLE_EVERY_S)
-    wall_s = time.monotonic() - start
-    _kill(group)
+        wall_s = time.monotonic() - start
+    finally:
+        # It may not have entered the group yet.
+        process.kill()
+        _kill(group)
+        process.wait()
     cpu_s = group.cpu_s()
     other_cpu_s = max(0.0, _machine_cpu_s() - machine_before - cpu_s)
     group.close()

@@ -3,8 +3,8 @@
     python benchmarks/record.py run [--results FOLDER] [--name NAME] -- python benchmarks/masks.py
 
 `run` executes a benchmark, passes its output on, and writes its last line, which must be a JSON object, into
-`benchmarks/results/NAME.json` together with the command, the machine, the versions and the load before it began.
-`benchmarks/report.py` turns these files into `docs/benchmarks.md`.
+`benchmarks/results/NAME.json` together with the command, the machine, the versions and the load before it began; JSON
+objects in earlier lines are kept as `lines`. `benchmarks/report.py` turns these files into `docs/benchmarks.md`.
 
 Keys of such a file:
 
@@ -123,19 +123,22 @@ def write(path: Path, record: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def last_object(text: str) -> dict[str, Any]:
-    """Return the JSON object in the last line of an output that is one.
+def objects_in(text: str) -> dict[str, Any]:
+    """Return the JSON object in the last line of an output that is one, with those before it as its key `lines`.
 
     Raises:
         ValueError: no line is a JSON object.
     """
-    for line in reversed(text.splitlines()):
+    found: list[dict[str, Any]] = []
+    for line in text.splitlines():
         if line.startswith("{"):
             try:
-                return dict(json.loads(line))
+                found.append(json.loads(line))
             except json.JSONDecodeError:
                 continue
-    raise ValueError("the benchmark printed no line that is a JSON object")
+    if not found:
+        raise ValueError("the benchmark printed no line that is a JSON object")
+    return found[-1] | ({"lines": found[:-1]} if len(found) > 1 else {})
 
 
 def run(command: list[str], results: Path, name: str | None) -> int:
@@ -153,7 +156,7 @@ def run(command: list[str], results: Path, name: str | None) -> int:
         return process.returncode
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     record["cpu_s"] = round(used.ru_utime + used.ru_stime, 1)
-    record = complete(record, last_object("".join(lines)))
+    record = complete(record, objects_in("".join(lines)))
     path = results / f"{name or record['benchmark']}.json"
     write(path, record)
     print(f"recorded in {path}", file=sys.stderr)

@@ -33,7 +33,8 @@ def test_nothing_is_recorded_of_a_benchmark_that_failed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_without_an_object_is_refused() -> None:
-    assert record.last_object('{"a": 1}\nrecorded\n{not json\n') == {"a": 1}
+def test_objects_before_the_last_line_are_kept() -> None:
+    assert record.objects_in('{"a": 1}\nrecorded\n{not json\n') == {"a": 1}
+    assert record.objects_in('{"a": 1}\n{"a": 2}\n{"b": 3}') == {"b": 3, "lines": [{"a": 1}, {"a": 2}]}
     with pytest.raises(ValueError, match="no line"):
-        record.last_object("text\n[1]\n")
+        record.objects_in("text\n[1]\n")
