@@ -1,6 +1,6 @@
 """Compares `htc run` with Ray Data and with a bare loop: the same images, model object, columns and masks.
 
-    python benchmarks/vs_ray_data.py [--images 80] [--rounds 5] [--small] [--json FILE [--resume]]
+    python benchmarks/vs_ray_data.py [--images 240] [--rounds 5] [--small] [--json FILE [--resume]]
 
 Four programs take turns, in another order each round (what each of them does: `benchmarks/engine_jobs.py`):
 
@@ -45,8 +45,9 @@ from benchmarks.process_meter import Usage, run_metered  # noqa: E402
 
 PHOTOS = sorted((ROOT / "examples" / "photos").glob("*.jpg"))
 PROGRAMS = ("htc", "ray_data", "bare", "bare_all")
-# Ray Data's actors are started again for ever when an image ends them; a run without faults takes far less.
-FAULT_LIMIT_S = 180.0
+# Ray Data's actors are started again for ever when an image ends them. A run with a fault is ended after the larger of
+# this time and three times the longest run without one.
+MIN_FAULT_LIMIT_S = 120.0
 Metrics = dict[str, Any]
 
 
@@ -80,6 +81,11 @@ class Bench:
         if self._options.json:
             record.write(self._options.json, done)
         return done
+
+    def fault_limit_s(self) -> float:
+        """Return the time after which a run with a fault is ended."""
+        longest = max((metrics["wall_s"] for each in self.rounds for metrics in each.values()), default=0.0)
+        return max(MIN_FAULT_LIMIT_S, 3.0 * longest)
 
     def images(self, name: str, count: int) -> Path:
         """Return a folder of `count` copies of the example photos."""
@@ -219,7 +225,7 @@ def kill_and_resume(bench: Bench, program: str, images: int) -> Metrics:
     done, computed = committed(program, job), sum(call[2] for call in calls_of(job))
     # The actor that leaves out what the checkpoint holds needs a core more.
     again = replace(job, calls=f"{job.calls}-again", extra_cpus=job.extra_cpus + 1)
-    second = bench.run(program, again, limit_s=FAULT_LIMIT_S + 3 * first.wall_s)
+    second = bench.run(program, again, limit_s=bench.fault_limit_s() + first.wall_s)
     metrics = outcome(program, again, second)
     calls = calls_of(again)
     return metrics | {
@@ -238,7 +244,7 @@ def damaged(bench: Bench, program: str, images: int, **changes: Any) -> Metrics:
         payload = PHOTOS[index % len(PHOTOS)].read_bytes()
         (photos / f"{index:05d}.jpg").write_bytes(payload[: len(payload) // 2])
     job = bench.job(photos, program, **changes)
-    return outcome(program, job, bench.run(program, job, limit_s=FAULT_LIMIT_S + 4.0 * images))
+    return outcome(program, job, bench.run(program, job, limit_s=bench.fault_limit_s()))
 
 
 def lethal(bench: Bench, program: str, images: int, **changes: Any) -> Metrics:
@@ -248,7 +254,7 @@ def lethal(bench: Bench, program: str, images: int, **changes: Any) -> Metrics:
     photos = bench.images("lethal-photos", images)
     Image.new("RGB", LETHAL_SIZE[::-1], "grey").save(photos / f"{images // 2:05d}.jpg")
     job = bench.job(photos, program, **changes)
-    return outcome(program, job, bench.run(program, job, limit_s=FAULT_LIMIT_S + 4.0 * images))
+    return outcome(program, job, bench.run(program, job, limit_s=bench.fault_limit_s()))
 
 
 SKIPPING = {"catches": False, "max_errored_blocks": -1}
@@ -365,7 +371,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
-    usual = (32, 32, 2) if options.small else (80, 48, 5)
+    usual = (32, 32, 2) if options.small else (240, 64, 5)
     for name, value in zip(("images", "fault_images", "rounds"), usual, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
