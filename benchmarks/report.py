@@ -124,7 +124,8 @@ def number(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {number(each)}" for key, each in value.items()) or "none"
     if isinstance(value, list):
-        return " x ".join(map(str, value))
+        is_shape = all(isinstance(each, int) for each in value)
+        return (" x " if is_shape else " / ").join(str(each) if is_shape else number(each) for each in value)
     return str(value).replace("|", "\\|")
 
 
@@ -151,13 +152,15 @@ class _Parts:
         if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
             keys = columns_of(value)
             self.tables.append(table([_words(key) for key in keys], ([row.get(key) for key in keys] for row in value)))
-        elif isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
-            keys = columns_of(value.values())
-            rows = ([label, *(row.get(key) for key in keys)] for label, row in value.items())
-            self.tables.append(table([_words(name), *map(_words, keys)], rows))
         elif isinstance(value, dict):
+            inner = {label: each for label, each in value.items() if isinstance(each, dict)}
             for key, each in value.items():
-                self.add(f"{name}: {key}", each)
+                if key not in inner:
+                    self.add(f"{name}: {key}", each)
+            if inner:
+                keys = columns_of(inner.values())
+                rows = ([_words(label), *(row.get(key) for key in keys)] for label, row in inner.items())
+                self.tables.append(table([_words(name), *map(_words, keys)], rows))
         else:
             self.single.append((_words(name), value))
 
@@ -174,10 +177,21 @@ def results_of(record: Record) -> str:
             parts.add(name, value)
     written = [table(["measured", ""], parts.single)] if parts.single else []
     written += parts.tables
-    if record.get("ratios"):
-        ratios = ((_words(name), value) for name, value in record["ratios"].items())
-        written.append(table(["ratio in the same run", ""], ratios))
+    ratios = peer_ratios(record) | record.get("ratios", {})
+    if ratios:
+        written.append(table(["ratio in the same run", ""], ((_words(name), value) for name, value in ratios.items())))
     return "\n\n".join(written)
+
+
+def peer_ratios(record: Record) -> dict[str, float]:
+    """Return a peer's seconds over ours, for results that have both under `peer` (`ours_..._s` beside `peer_..._s`)."""
+    peer = {name: value for name, value in record["results"].get("peer", {}).items() if name.endswith("_s")}
+    ours = {name: value for name, value in peer.items() if name.startswith("ours_")}
+    return {
+        f"{name} over {_words(own)}": value / ours[own]
+        for own in ours
+        for name, value in ((_words(name), value) for name, value in peer.items() if name not in ours)
+    }
 
 
 def against_ray_data(record: Record) -> str:

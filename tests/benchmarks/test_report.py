@@ -40,7 +40,9 @@ def test_a_page_has_the_numbers_commands_and_machines_of_its_records() -> None:
     results = {
         "parts_s": {"backbone": 2.153, "rpn": 0.984},
         "lines": [{"shards": 1000, "cpu_s": 0.5}, {"shards": 1000000, "mib": 812}],
-        "outputs": {"parts": {"count": 10.25}, "compacted": {"count": 0.125}},
+        "outputs": {"rounds": 5, "parts": {"count": [10.25, 0.5]}, "compacted": {"count": 0.125}},
+        "input": [1, 3, 800, 1216],
+        "peer": {"ours_mask_rcnn_s": 2.0, "torchvision_s": 5.0, "detections": 100},
     }
     records = [record_of("model_cpu", results, ratios={"peer_over_ours": 1.5}), record_of("new_one", {"x_s": 1})]
     page = report.render(records)
@@ -49,6 +51,10 @@ def test_a_page_has_the_numbers_commands_and_machines_of_its_records() -> None:
         "| parts s: backbone | 2.15 |",
         "| 1,000,000 |  | 812 |",
         "| compacted | 0.125 |",
+        "| parts | 10.2 / 0.5 |",
+        "| outputs: rounds | 5 |",
+        "| input | 1 x 3 x 800 x 1216 |",
+        "| torchvision s over ours mask rcnn s | 2.5 |",
         "| peer over ours | 1.5 |",
         "| x s | 1 |",
         "| A | A processor | 2 | avx2 | 24 GiB | python 3.11.7 |",
