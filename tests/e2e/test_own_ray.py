@@ -1,6 +1,7 @@
 """A local Ray answers only on this machine, and only with its token."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -56,6 +57,15 @@ def listening() -> set[str]:
     return found
 
 
+def programs() -> str:
+    """Return the command lines of this Ray's processes."""
+    lines = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            lines.append(" ".join(each.cmdline()))
+    return "\n".join(lines)
+
+
 @pytest.mark.slow
 def test_a_client_without_the_token_is_refused_and_the_token_is_written_nowhere(
     tmp_path: Path, ray_folder: Path, capfd: pytest.CaptureFixture[str]
@@ -69,6 +79,8 @@ def test_a_client_without_the_token_is_refused_and_the_token_is_written_nowhere(
         address = ray.get_runtime_context().gcs_address
         assert run(spec, progress=LineProgress(sys.stdout), load_model=LoadFake()).exit_code == 0
         assert listening() == {"127.0.0.1"}
+        assert "raylet" in programs()
+        assert not re.search(r"/(monitor|log_monitor|dashboard)\.py", programs())
         clients = [
             client(address, RAY_AUTH_MODE="disabled"),
             client(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),

@@ -21,6 +21,7 @@ from pipeline.cluster.local_ray import (
     end_processes,
     ray_folder,
     remove_dead_folders,
+    unused_services_left_out,
 )
 from pipeline.errors import RunError
 from pipeline.runs.process_id import identify_process
@@ -161,3 +162,30 @@ def test_a_request_to_stop_does_not_wait_for_the_start(monkeypatch: pytest.Monke
         thread.give_up()
         assert thread.is_connected
     thread.end()
+
+
+def test_services_that_nothing_uses_are_left_out_only_in_the_block() -> None:
+    from ray._private.node import Node
+
+    before = [getattr(Node, name) for name in local_ray.UNUSED_SERVICES]
+    during = []
+
+    def start() -> None:
+        with unused_services_left_out():
+            # The arguments are those of the method that is left out.
+            during.append(Node.start_api_server(None, include_dashboard=False, raise_on_failure=False))
+            raise RunError("no room")
+
+    with pytest.raises(RunError, match="no room"):
+        start()
+    assert during == [None]
+    assert [getattr(Node, name) for name in local_ray.UNUSED_SERVICES] == before
+
+
+def test_a_release_of_ray_without_such_a_service_starts_what_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.node import Node
+
+    monkeypatch.setattr(local_ray, "UNUSED_SERVICES", ("start_nothing_known",))
+    with unused_services_left_out():
+        assert not hasattr(Node, "start_nothing_known")
+    assert not hasattr(Node, "start_nothing_known")
