@@ -5,9 +5,10 @@ The session, shard queue, dispatcher, worker pool, run totals and manifest reade
 answered, as Ray does, and answers at once; `ray.get` deserialises real bytes. What the stub does in a worker's place is
 not counted. Ray's own share is therefore missing: sending, receiving, and waiting for so many refs (printed).
 
-`throughput`: 500 shards end in each tick of a quarter of a second. The ticks: `steady`, every worker is busy and nothing
-ends; `tail`, half of the workers are idle and the others have the last shards; `outage`, two shards for each worker wait
-for their next attempt. Each is measured in a process of its own; one JSON line each, and a last one with the results.
+`throughput`: 500 shards end in each tick of a quarter of a second. The ticks: `steady`, every worker is busy and
+nothing ends; `tail`, half of the workers are idle and the others have the last shards; `outage`, two shards for each
+worker wait for their next attempt. Each is measured in a process of its own; one JSON line each, and a last one with
+the results.
 """
 
 import argparse
@@ -75,7 +76,7 @@ class StubCluster:
     """What the pool uses of Ray.
 
     ends: shards below this index end, the others never do. fails: whether attempts end with a failure. calls: by name.
-    waited: refs that were waited for, over all calls of `wait`. workers_s: CPU seconds of the stub in the workers' place.
+    waits: calls of `wait`; waited: their refs. workers_s: CPU seconds of the stub in the workers' place.
     """
 
     def __init__(self, *, ends: int, fails: bool = False) -> None:
@@ -152,8 +153,8 @@ class Clock:
 class Ticks:
     """A display: the session updates it once a tick.
 
-    from_tick: the first one that is measured. cpu_s: of each measured tick, without the stub's share. tick_s: between two
-    ticks. shard_s: further seconds that pass before shards end.
+    from_tick: the first one that is measured. cpu_s: of each measured tick, without the stub's share. tick_s: between
+    two ticks. shard_s: further seconds that pass before shards end.
     """
 
     def __init__(self, cluster: StubCluster, clock: Clock, stop: Any, *, from_tick: int, most: int) -> None:
@@ -197,7 +198,11 @@ class Ticks:
         return {name: round((now - self.before[name]) / len(self.cpu_s), 1) for name, now in self._counts().items()}
 
     def _counts(self) -> dict[str, int]:
-        return {"questions": self._cluster.calls["progress"], "waits": self._cluster.waits, "refs": self._cluster.waited}
+        return {
+            "questions": self._cluster.calls["progress"],
+            "waits": self._cluster.waits,
+            "refs": self._cluster.waited,
+        }
 
 
 def manifest_part() -> Any:

@@ -66,7 +66,7 @@ class FakeRay:
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr(ray, "wait", fake.wait)
-    monkeypatch.setattr(ray, "get", lambda ref: ref[0])
+    monkeypatch.setattr(ray, "get", lambda refs: refs[0] if isinstance(refs, _Ref) else [ref[0] for ref in refs])
     monkeypatch.setattr(ray, "kill", fake.killed.append)
     return fake
 
