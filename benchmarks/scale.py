@@ -3,7 +3,8 @@
 The session, shard queue, dispatcher, worker pool, run totals and manifest reader are those of a run. Below
 `ActorHandle.remote` stands a stub: it serialises arguments as Ray does (cloudpickle), keeps them until the call is
 answered, as Ray does, and answers at once; `ray.get` deserialises real bytes. What the stub does in a worker's place is
-not counted. Ray's own share is therefore missing: sending, receiving, and waiting for so many refs (printed).
+not counted. Ray's own share is therefore missing: sending, receiving, and waiting for so many refs (printed); `--ray`
+adds a session over a few real actors that do no work, in which it is counted.
 
 `throughput`: 500 shards end in each tick of a quarter of a second. The ticks: `steady`, every worker is busy and
 nothing ends; `tail`, half of the workers are idle and the others have the last shards; `outage`, two shards for each
@@ -23,7 +24,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
+from itertools import cycle, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +39,7 @@ SITUATIONS = ("steady", "tail", "outage")
 # A tick of an earlier version takes nine seconds in some of these situations.
 MAX_SITUATION_S = 25.0
 NEVER = 10**12
+RAY_PROCESSES = 3
 
 
 class Ref:
@@ -123,12 +125,13 @@ class StubCluster:
         some = min(most, len(self._running))
         for _ in range(some):
             ref, index = self._running.popleft()
-            ref.answer = pickle.dumps(self._outcome(index))
+            ref.answer = pickle.dumps(self.outcome(index))
             ref.sent = b""
         self.workers_s += time.process_time() - begun
         return some
 
-    def _outcome(self, index: int) -> Any:
+    def outcome(self, index: int) -> Any:
+        """Return the result of an attempt."""
         if self.fails:
             return self._failure(index, "storage", "the store does not answer")
         seconds = {"read": 3.1, "decode": 5.2, "wait": 0.3, "infer": 40.1, "encode": 2.2, "write": 0.1}
@@ -139,6 +142,42 @@ class StubCluster:
         if isinstance(refs, list):
             return [pickle.loads(ref.answer) for ref in refs]
         return pickle.loads(refs.answer)
+
+
+class IdleWorker:
+    """An actor's class that does no work, for the measurement with a real Ray."""
+
+    def __init__(self) -> None:
+        self._stub = StubCluster(ends=NEVER)
+
+    def start(self) -> Any:
+        """Answer as a worker that has loaded its model."""
+        return pickle.loads(self._stub.call("start", (), {}).answer or b"")
+
+    def progress(self) -> Any:
+        """Answer that nothing is in flight."""
+        return pickle.loads(self._stub.call("progress", (), {}).answer or b"")
+
+    def run_shard(self, shard: Any, assignment: Any) -> Any:
+        """Answer as a worker that has committed the shard."""
+        return self._stub.outcome(assignment.index)
+
+
+@contextmanager
+def real_actors() -> Iterator[Iterator[Any]]:
+    """Start Ray with a few actors, and yield their handles again and again."""
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        actor: Any = ray.remote(IdleWorker).options(num_cpus=0, max_concurrency=5)
+        handles = [actor.remote() for _ in range(RAY_PROCESSES)]
+        ray.get([handle.start.remote() for handle in handles])
+        # Many workers share an actor: killing one of them must not end the others.
+        ray.kill = lambda handle: None
+        yield cycle(handles)
+    finally:
+        ray.shutdown()
 
 
 class Clock:
@@ -246,11 +285,17 @@ def one_part_for_all() -> Iterator[None]:
 def measure(situation: str, workers: int, shards: int, ticks: int, sink: Any) -> None:
     """Run a session in this process and send its numbers."""
     with tempfile.TemporaryDirectory() as folder, one_part_for_all():
-        sink.send(run_session(situation, workers, shards, ticks, folder))
+        if situation == "ray":
+            with real_actors() as handles:
+                sink.send(run_session(situation, workers, shards, ticks=ticks, folder=folder, handles=handles))
+        else:
+            sink.send(run_session(situation, workers, shards, ticks=ticks, folder=folder, handles=None))
 
 
-def run_session(situation: str, workers: int, shards: int, ticks: int, folder: str) -> dict[str, Any]:
-    """Return the numbers of one session."""
+def run_session(
+    situation: str, workers: int, shards: int, *, ticks: int, folder: str, handles: Iterator[Any] | None
+) -> dict[str, Any]:
+    """Return the numbers of one session; `handles`: of real actors, None for the stub."""
     import ray
 
     import pipeline.driver.session as session_module
@@ -268,8 +313,10 @@ def run_session(situation: str, workers: int, shards: int, ticks: int, folder: s
     plan = Manifest(shards * SHARD_IMAGES, shards, SHARD_IMAGES, part_shards, 0, 0)
     storage, clock, stop = Storage(), Clock(), StopRequest()
     cluster = StubCluster(ends={"steady": 0, "tail": workers}.get(situation, NEVER), fails=situation == "outage")
-    ray.wait, ray.get, ray.kill = cluster.wait, cluster.get, lambda handle: None
-    worker_pool.time.sleep = lambda seconds: None
+    if handles is None:
+        ray.wait, ray.get, ray.kill = cluster.wait, cluster.get, lambda handle: None
+        worker_pool.time.sleep = lambda seconds: None
+        handles = map(Handle, repeat(cluster))
     spec = JobSpec.model_validate(
         {
             "input": {"uri": "s3://photos/in/"},
@@ -278,28 +325,27 @@ def run_session(situation: str, workers: int, shards: int, ticks: int, folder: s
             "retry": {"max_attempts": 100},
         }
     )
-    display = Ticks(cluster, clock, stop, from_tick={"throughput": NEVER}.get(situation, 4), most=ticks)
+    display = Ticks(cluster, clock, stop, from_tick=4 if situation in SITUATIONS else NEVER, most=ticks)
     if situation == "outage":
         # All fail before the first measured tick, and none is due in the ones after it.
         display.ends_per_tick, display.tick_s = NEVER, 0.0
     if situation == "tail":
         # Every worker has a shard; the first ones end together after a while, and the others are not late.
         display.ends_per_tick, display.shard_s = NEVER, 1000.0
-    number = count()
 
     @contextmanager
     def open_pool(settings: Any, **options: Any) -> Iterator[Any]:
-        start = lambda settings: (next(number), Handle(cluster))[1]  # noqa: E731
         yield worker_pool.WorkerPool(
             settings,
             WorkerPlan(workers, 1.0, 0.0),
             compute=options["compute"],
             retry=options["retry"],
-            start_actor=start,
-            clock=clock,
+            start_actor=lambda settings: next(handles),
+            clock=time.monotonic if situation == "ray" else clock,
         )
 
-    session_module.ShardQueue = partial(ShardQueue, clock=clock)  # type: ignore[misc]
+    if situation != "ray":
+        session_module.ShardQueue = partial(ShardQueue, clock=clock)  # type: ignore[misc]
     run = RunHandle(storage, folder, "scale", plan, is_new=True, done=set())
     session = session_module.Session(
         run,
@@ -316,7 +362,9 @@ def run_session(situation: str, workers: int, shards: int, ticks: int, folder: s
     session.work()
     cpu_s = time.process_time() - begun - cluster.workers_s
     numbers: dict[str, Any] = {"benchmark": "scale", "situation": situation, "workers": workers, "shards": shards}
-    if situation == "throughput":
+    if situation == "ray":
+        numbers |= {"with_ray_shards_per_cpu_s": round(shards / cpu_s), "cpu_s": round(cpu_s, 1)}
+    elif situation == "throughput":
         if display.images_done != shards * SHARD_IMAGES:
             raise SystemExit(f"{display.images_done} images of {shards * SHARD_IMAGES} are done")
         numbers |= {"shards_per_cpu_s": round(shards / cpu_s), "cpu_s": round(cpu_s, 1)}
@@ -358,6 +406,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a minute: 1,000 workers at most, 5,000 shards")
     parser.add_argument("--workers", type=int, nargs="+", help="default: 100, 1,000 and 10,000")
     parser.add_argument("--shards", type=int, help="of the throughput; default: 1,000,000")
+    parser.add_argument("--ray", action="store_true", help="also with a real Ray, whose share is counted then")
     chosen = parser.parse_args()
     sizes = chosen.workers or ([100, 1_000] if chosen.small else [100, 1_000, 10_000])
     shards = chosen.shards or (5_000 if chosen.small else 1_000_000)
@@ -371,6 +420,9 @@ def main() -> None:
             result[f"{situation}_{workers}_ms_per_tick"] = numbers["ms_per_tick"]
             if workers == sizes[-1]:
                 result[f"{situation}_ticks_per_cpu_s"] = round(1000 / max(0.01, numbers["ms_per_tick"]), 1)
+    if chosen.ray:
+        name = "with_ray_shards_per_cpu_s"
+        result[name] = in_process("ray", 100, 5_000 if chosen.small else 20_000, 0)[name]
     numbers = in_process("throughput", sizes[-1], shards, 0)
     result |= {name: numbers[name] for name in ("shards_per_cpu_s", "peak_mib")}
     print(json.dumps(result), flush=True)

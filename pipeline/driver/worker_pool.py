@@ -156,6 +156,7 @@ class WorkerPool:
         self._asked_at: dict[int, float] = {}
         self._loading_since: dict[int, float] = {}
         self._deaths = worker_deaths()
+        self._raised: tuple[type[Exception], ...] = (exceptions.RayTaskError, *self._deaths)
         timeout_s = retry.image_timeout_s
         self._start_timeout_s = retry.start_timeout_s
         self._silence_s = None if timeout_s is None else max(MIN_SILENCE_S, timeout_s)
@@ -270,7 +271,7 @@ class WorkerPool:
         for some in _slices(refs):
             try:
                 answers = ray.get(some)
-            except (exceptions.RayTaskError, *self._deaths):
+            except self._raised:
                 # At least one of them raises this.
                 answers = [self._answer(ref) for ref in some]
             yield from zip(some, answers, strict=True)
@@ -278,7 +279,7 @@ class WorkerPool:
     def _answer(self, ref: Any) -> Any:
         try:
             return ray.get([ref])[0]
-        except (exceptions.RayTaskError, *self._deaths) as error:
+        except self._raised as error:
             return error
 
     def final_check(self) -> list[WorkerDied]:
