@@ -49,6 +49,8 @@ class Work:
     @contextmanager
     def count(self) -> Iterator[None]:
         former = sys.gettrace()
+        # Python 3.12 traces operations only if a frame asked for it before.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._call)
         try:
             yield
