@@ -167,7 +167,10 @@ class IdleWorker:
 def real_actors() -> Iterator[Iterator[Any]]:
     """Start Ray with a few actors, and yield their handles again and again."""
     import ray
+    from ray import cloudpickle
 
+    # The actors' processes cannot import a script.
+    cloudpickle.register_pickle_by_value(sys.modules[IdleWorker.__module__])  # type: ignore[no-untyped-call]
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         actor: Any = ray.remote(IdleWorker).options(num_cpus=0, max_concurrency=5)
