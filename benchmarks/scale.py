@@ -162,6 +162,10 @@ class IdleWorker:
         """Answer as a worker that has committed the shard."""
         return self._stub.outcome(assignment.index)
 
+    def abandon(self, index: int, *, is_queued: bool = False) -> bool:
+        """Answer that the commit has begun."""
+        return False
+
 
 @contextmanager
 def real_actors() -> Iterator[Iterator[Any]]:
