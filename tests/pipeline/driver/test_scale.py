@@ -222,7 +222,7 @@ class Heart(FakeCall):
         return Ref(self.answer)
 
 
-@pytest.mark.parametrize("workers", [10, 10_000])
+@pytest.mark.parametrize("workers", [10, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_workers_hear_from_their_driver_in_time_and_it_asks_few_at_once(
     tmp_path: Path, fake_ray: FakeRay, workers: int
 ) -> None:
