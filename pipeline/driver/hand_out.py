@@ -1,5 +1,7 @@
 """Which worker gets which shard next: breadth first, retries elsewhere, speculative copies for idle workers."""
 
+from collections.abc import Collection, Mapping, Sequence
+
 from pipeline.driver.pool import Pool
 from pipeline.driver.progress import ProgressDisplay
 from pipeline.driver.shard_queue import SHARDS_IN_FLIGHT, ShardQueue
@@ -25,28 +27,52 @@ class ShardDispatcher:
             rows: the run's committed rows, which decide whether the error budget needs a sampled shard.
         """
         ready = pool.ready_workers()
-        # Workers that are still starting do not count: without free cores they never become ready, and a shard that
-        # failed on the only other worker would wait forever.
-        has_peers = len(ready) > 1
-        held = {worker: list(shards) for worker, shards in ready.items()}
+        held = {worker: list(shards) for worker, shards in ready.items() if len(shards) < SHARDS_IN_FLIGHT}
         # Before an idle worker gets a speculative copy.
-        self._reclaim(pool, held)
+        self._reclaim(pool, ready)
         # Breadth first: a worker gets a second shard, whose reads overlap the first one's compute, only when there are
         # enough shards for the workers that hold none yet or still load their model.
         for depth in range(SHARDS_IN_FLIGHT):
-            for worker, shards in held.items():
-                idle = pool.size - sum(bool(each) for each in held.values())
-                if len(shards) != depth or (depth > 0 and self._queue.waiting <= idle) or not pool.may_take(worker):
-                    continue
-                assignment = self._next_for(worker, shards, rows, has_peers=has_peers)
-                if assignment is not None:
-                    pool.submit(worker, self._run.read_shard(assignment.index), assignment)
-                    shards.append(assignment.index)
+            assigned = self._assign(pool, ready, held, rows, depth=depth)
+            # In the order of the manifest, whose parts would be read again and again when thousands of retries are due.
+            for worker, assignment in sorted(assigned, key=lambda pair: pair[1].index):
+                pool.submit(worker, self._run.read_shard(assignment.index), assignment)
+        if self._run.is_planned and not self._queue.is_reclaiming:
+            self._copy_late(pool, [worker for worker, shards in held.items() if not shards and pool.may_take(worker)])
 
-    def _reclaim(self, pool: Pool, held: dict[int, list[int]]) -> None:
+    def _assign(
+        self, pool: Pool, ready: Collection[int], held: dict[int, list[int]], rows: RowCounts, *, depth: int
+    ) -> list[tuple[int, Assignment]]:
+        """Assign a shard to each worker that holds `depth` of them, as long as there are any; adds them to `held`."""
+        assigned: list[tuple[int, Assignment]] = []
+        # Workers that are still starting do not count: without free cores they never become ready, and a shard that
+        # failed on the only other worker would wait forever.
+        has_peers = len(ready) > 1
+        idle = pool.size - len(ready) + sum(not shards for shards in held.values())
+        for worker, shards in held.items():
+            if not self._queue.has_assignable or (depth > 0 and self._queue.waiting <= idle):
+                break
+            if len(shards) != depth or not pool.may_take(worker):
+                continue
+            assignment = self._next_for(worker, shards, rows, has_peers=has_peers)
+            if assignment is not None:
+                assigned.append((worker, assignment))
+                shards.append(assignment.index)
+        return assigned
+
+    def _copy_late(self, pool: Pool, idle: list[int]) -> None:
+        """Have idle workers start speculative copies of the shards that take long."""
+        for worker in idle:
+            assignment = self._queue.speculative_copy_for(worker)
+            if assignment is None:
+                break
+            self._display.note(f"Shard {assignment.index} takes long; an idle worker starts a speculative copy.")
+            pool.submit(worker, self._run.read_shard(assignment.index), assignment)
+
+    def _reclaim(self, pool: Pool, ready: Mapping[int, Sequence[int]]) -> None:
         """Ask for shards back that are queued behind others, while workers are idle."""
-        idle = sum(not shards and pool.may_take(worker) for worker, shards in held.items())
-        queued = [(worker, index) for worker, shards in held.items() for index in shards[1:]]
+        idle = 0 if self._queue.waiting else sum(not held and pool.may_take(worker) for worker, held in ready.items())
+        queued = ((worker, index) for worker, held in ready.items() for index in held[1:])
         while (found := self._queue.reclaim(queued, idle_workers=idle)) is not None:
             pool.abandon(*found, is_queued=True)
 
@@ -63,8 +89,4 @@ class ShardDispatcher:
                 images=self._run.image_count,
                 errors=rows.new_errors,
             )
-        if assignment is None and is_planned and not held and not self._queue.is_reclaiming:
-            assignment = self._queue.speculative_copy_for(worker)
-            if assignment is not None:
-                self._display.note(f"Shard {assignment.index} takes long; an idle worker starts a speculative copy.")
         return assignment

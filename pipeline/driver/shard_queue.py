@@ -1,9 +1,15 @@
-"""The shards of a run: attempts, back-off, suspicion, speculative copies; plain bookkeeping without Ray."""
+"""The shards of a run: attempts, back-off, suspicion, speculative copies; plain bookkeeping without Ray.
 
+The cost of a question does not grow with the shards in flight or in back-off: with thousands of workers, each asks at
+each tick.
+"""
+
+import heapq
+import itertools
 import random
 import statistics
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -44,13 +50,12 @@ class _Record:
     """What is known of a shard that was begun.
 
     attempts: all of them. charged: those that count against the shard since anything of it was last done.
-    deaths: workers that died on it. ready_at: when it may be tried again, by the queue's clock.
+    deaths: workers that died on it.
     """
 
     attempts: int = 0
     charged: int = 0
     deaths: int = 0
-    ready_at: float = 0.0
     last_worker: int | None = None
     is_suspect: bool = False
     bisection: Bisection | None = None
@@ -66,14 +71,12 @@ class _Record:
 class _InFlight:
     """A shard that a worker is doing, and a second one as well when it takes long.
 
-    is_complete: whether the attempt is for all of its images, not for a group of the bisection.
     copy_worker: the worker that makes the speculative copy. was_copied: whether there ever was one.
     piece: the result of the speculative copy, kept until the first worker has given up the commit.
     """
 
     worker: int
     start_s: float
-    is_complete: bool
     copy_worker: int | None = None
     was_copied: bool = False
     piece: PartialResult | None = None
@@ -99,12 +102,20 @@ class ShardQueue:
         self._max_attempts = max_attempts
         self._count_images = count_images
         self._clock = clock
+        # Shards that wait for their next attempt. Their indices are also in `_later`, a heap by the time at which they
+        # are due, and from then on in `_due`, the first due first: suspects, which need an idle worker, and others.
         self._retries: dict[int, _Record] = {}
+        self._later: list[tuple[float, int, int]] = []
+        self._requeued = itertools.count()
+        self._due: dict[bool, OrderedDict[int, float]] = {False: OrderedDict(), True: OrderedDict()}
         self._running: dict[int, _InFlight] = {}
+        # The running shards that may get a speculative copy, the first begun first.
+        self._uncopied: OrderedDict[int, _InFlight] = OrderedDict()
         self._records: dict[int, _Record] = {}
         self._durations_s: deque[float] = deque(maxlen=DURATIONS_KEPT)
-        # Shards that their workers were asked to give back, and when.
-        self._reclaimed: dict[int, float] = {}
+        self._usual_s: float | None = None
+        # Shards that their workers were asked to give back, and when; the first request first.
+        self._reclaimed: OrderedDict[int, float] = OrderedDict()
 
     @property
     def left(self) -> int:
@@ -120,6 +131,12 @@ class ShardQueue:
     def untouched(self) -> int:
         """Shards that no worker has held yet; samples are taken among these."""
         return len(self._new)
+
+    @property
+    def has_assignable(self) -> bool:
+        """Whether a shard is new or its pause is over, so that `next_for` may assign one to some worker."""
+        self._collect_due()
+        return bool(self._new) or any(self._due.values())
 
     def add(self, indices: Iterable[int]) -> None:
         """Take further shards, in the order to begin them."""
@@ -139,7 +156,9 @@ class ShardQueue:
         is_new = False
         index = self._due_retry(worker, held, has_peers=has_peers)
         if index is not None:
-            self._records[index] = self._retries.pop(index)
+            record = self._retries.pop(index)
+            del self._due[record.is_suspect][index]
+            self._records[index] = record
         elif not self._new:
             return None
         else:
@@ -147,7 +166,9 @@ class ShardQueue:
         record = self._records.setdefault(index, _Record())
         record.attempts += 1
         positions = record.bisection.group if record.bisection else ()
-        self._running[index] = _InFlight(worker, self._clock(), is_complete=not positions)
+        run = self._running[index] = _InFlight(worker, self._clock())
+        if not positions and not record.is_suspect:
+            self._uncopied[index] = run
         is_last = record.charged + 1 >= self._max_attempts
         return Assignment(index, record.attempts, is_last, positions, is_sampled=is_sampled and is_new)
 
@@ -155,16 +176,14 @@ class ShardQueue:
         """Assign an idle worker the shard that runs the longest as well, when nothing waits and the shard is late."""
         if self.waiting or not self._durations_s:
             return None
-        late_s = self._clock() - STRAGGLER_FACTOR * statistics.median(self._durations_s)
-        late = [
-            (run.start_s, index)
-            for index, run in self._running.items()
-            if run.is_complete and not run.was_copied and not self._is_suspect(index) and run.start_s <= late_s
-        ]
-        if not late:
+        if self._usual_s is None:
+            self._usual_s = statistics.median(self._durations_s)
+        late_s = self._clock() - STRAGGLER_FACTOR * self._usual_s
+        index, run = next(iter(self._uncopied.items()), (None, None))
+        if index is None or run is None or run.start_s > late_s:
             return None
-        _, index = min(late)
-        record, run = self._records[index], self._running[index]
+        del self._uncopied[index]
+        record = self._records[index]
         record.attempts += 1
         run.copy_worker, run.was_copied = worker, True
         return Assignment(index, record.attempts, is_last=False, is_speculative=True)
@@ -173,7 +192,8 @@ class ShardQueue:
         """Choose a shard that is queued behind another one at its worker, for an idle worker to do it instead.
 
         Args:
-            queued: pairs of a worker and the second shard that it holds.
+            queued: pairs of a worker and the second shard that it holds; an iterator is read only as far as needed,
+                so that further calls continue behind the pair that was chosen.
             idle_workers: workers that hold nothing; for each, at most one shard is requested at a time.
 
         Returns:
@@ -181,8 +201,9 @@ class ShardQueue:
             none, or when shards wait that no worker holds.
         """
         now = self._clock()
-        still = {index: since for index, since in self._reclaimed.items() if now - since < RECLAIM_PATIENCE_S}
-        self._reclaimed = still
+        still = self._reclaimed
+        while still and now - next(iter(still.values())) >= RECLAIM_PATIENCE_S:
+            still.popitem(last=False)
         if self.waiting or len(still) >= idle_workers:
             return None
         for worker, index in queued:
@@ -203,12 +224,13 @@ class ShardQueue:
 
     def committed(self, index: int) -> int | None:
         """Record that a worker committed the shard; return the worker whose speculative copy is not needed any more."""
-        run = self._running.pop(index, None)
+        run = self._leave(index) if index in self._running else None
         self._records.pop(index, None)
         self._reclaimed.pop(index, None)
         if run is None:
             return None
         self._durations_s.append(self._clock() - run.start_s)
+        self._usual_s = None
         return run.copy_worker
 
     def survived(self, worker: int, piece: PartialResult) -> ShardOutcome | CommitRequest | Unsettled:
@@ -296,18 +318,23 @@ class ShardQueue:
         record = self._records[index]
         if record.bisection is not None and not record.bisection.group:
             return self._settle(index)
-        del self._running[index], self._records[index]
-        record.ready_at = self._clock() + backoff_s
-        self._retries[index] = record
+        self._leave(index)
+        self._retries[index] = self._records.pop(index)
+        ready_at = self._clock() + backoff_s
+        heapq.heappush(self._later, (ready_at, next(self._requeued), index))
         return Unsettled.REQUEUED
 
     def _settle(self, index: int, *, rest: ShardFailure | None = None) -> ShardOutcome:
-        del self._running[index]
+        self._leave(index)
         return self._records.pop(index).settled(index, rest=rest)
 
     def _settle_with_copy(self, index: int) -> ShardOutcome:
-        run, record = self._running.pop(index), self._records.pop(index)
+        run, record = self._leave(index), self._records.pop(index)
         return ShardOutcome(index, record.attempts, (run.piece,) if run.piece else ())
+
+    def _leave(self, index: int) -> _InFlight:
+        self._uncopied.pop(index, None)
+        return self._running.pop(index)
 
     def _take_new(self, *, is_sampled: bool) -> int:
         if not is_sampled:
@@ -320,16 +347,27 @@ class ShardQueue:
     def _is_suspect(self, index: int) -> bool:
         return index in self._records and self._records[index].is_suspect
 
-    def _due_retry(self, worker: int, held: Collection[int], *, has_peers: bool) -> int | None:
+    def _collect_due(self) -> None:
         now = self._clock()
-        for index, record in self._retries.items():
-            # A worker may still hold a shard that it gave back.
-            if record.ready_at > now or (record.is_suspect and held) or index in held:
-                continue
-            if has_peers and record.last_worker == worker:
-                continue
-            return index
-        return None
+        while self._later and self._later[0][0] <= now:
+            ready_at, _, index = heapq.heappop(self._later)
+            self._due[self._retries[index].is_suspect][index] = ready_at
+
+    def _due_retry(self, worker: int, held: Collection[int], *, has_peers: bool) -> int | None:
+        """Return the shard that is due for the longest time and that `worker` may take.
+
+        Passes over shards that failed on this very worker, or that it still holds, and no others: all workers
+        together look at each shard once or twice a tick.
+        """
+        self._collect_due()
+        found: list[tuple[float, int]] = []
+        for due in [self._due[False]] if held else self._due.values():
+            for index, ready_at in due.items():
+                # A worker may still hold a shard that it gave back.
+                if index not in held and not (has_peers and self._retries[index].last_worker == worker):
+                    found.append((ready_at, index))
+                    break
+        return min(found)[1] if found else None
 
     @staticmethod
     def _backoff_s(charged: int) -> float:

@@ -1,8 +1,14 @@
-"""The workers of a run as Ray actors: started, given shards, asked for progress, replaced when they die."""
+"""The workers of a run as Ray actors: started, given shards, asked for progress, replaced when they die.
 
+A tick looks at the workers from which something came or is due, not at all of them; only Ray looks at every pending
+ref, a bounded number at a time.
+"""
+
+import heapq
 import itertools
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,9 +40,21 @@ from pipeline.messages import (
 )
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.callers_model import CallersModel, callers_search_path
+from pipeline.worker.commit_claim import ORPHAN_AFTER_S
 from pipeline.worker.worker import MAX_CONCURRENCY, Worker, WorkerSettings
 
+# How often a busy worker is asked. With more workers than this number each is asked more rarely, so that the driver
+# asks QUESTIONS_PER_S of them in a second: a question costs it some 0.5 ms, most of it Ray's.
 PROGRESS_EVERY_S = 1.0
+QUESTIONS_PER_S = 200
+# A worker that hears nothing for ORPHAN_AFTER_S commits nothing any more: of three questions in that time, two may be
+# late.
+MAX_PROGRESS_EVERY_S = ORPHAN_AFTER_S / 3
+# `ray.wait` takes about 0.7 ms for so many refs that are not ready, and longer for each of a larger number.
+REFS_PER_WAIT = 1000
+# Between two rounds of waiting for more refs than that, so that they take less than a tenth of the time.
+PAUSE_PER_REF_S = 1e-5
+MIN_PAUSE_S = 0.05
 # A worker whose code holds the interpreter's lock cannot answer, and correct code does that for seconds at times.
 MIN_SILENCE_S = 30.0
 # For the last question to all workers, which working ones answer in milliseconds.
@@ -68,7 +86,6 @@ class _Member:
     shard_refs: dict[Any, int] = field(default_factory=dict)
     abandon_refs: dict[Any, int] = field(default_factory=dict)
     progress_ref: Any = None
-    asked_at: float = 0.0
     images_done: int = 0
     is_ready: bool = False
     shards_done: int = 0
@@ -128,7 +145,18 @@ class WorkerPool:
         self._compute = compute
         self._numbers = itertools.count()
         self._members: dict[int, _Member] = {}
+        # By number: what the workers that are ready hold.
+        self._held: dict[int, tuple[int, ...]] = {}
+        self._pending: dict[Any, int] = {}
+        self._images_in_flight = 0
+        # A heap of when to ask which worker next.
+        self._questions: list[tuple[float, int]] = []
+        # Workers that have not answered, and when they were asked; those that load their model, and since when. Both in
+        # the order of time.
+        self._asked_at: dict[int, float] = {}
+        self._loading_since: dict[int, float] = {}
         self._deaths = worker_deaths()
+        self._raised: tuple[type[Exception], ...] = (exceptions.RayTaskError, *self._deaths)
         timeout_s = retry.image_timeout_s
         self._start_timeout_s = retry.start_timeout_s
         self._silence_s = None if timeout_s is None else max(MIN_SILENCE_S, timeout_s)
@@ -146,13 +174,11 @@ class WorkerPool:
     @property
     def images_in_flight(self) -> int:
         """Images done in shards that are not committed yet, as far as the workers have reported."""
-        return sum(member.images_done for member in self._members.values())
+        return self._images_in_flight
 
     def ready_workers(self) -> dict[int, tuple[int, ...]]:
         """The workers that have their model, each with the shards it holds."""
-        return {
-            number: tuple(member.shard_refs.values()) for number, member in self._members.items() if member.is_ready
-        }
+        return dict(self._held)
 
     def may_take(self, worker: int) -> bool:
         """Return whether a worker may get one more shard."""
@@ -162,13 +188,17 @@ class WorkerPool:
     def scale_to(self, wanted: int) -> None:
         """Start workers until `wanted` are alive."""
         while self.size < wanted:
-            handle = self._start_actor(self._settings)
-            self._members[next(self._numbers)] = _Member(handle, handle.progress.remote(), handle.start.remote())
+            handle, number = self._start_actor(self._settings), next(self._numbers)
+            member = self._members[number] = _Member(handle, handle.progress.remote(), handle.start.remote())
+            self._pending.update(dict.fromkeys(member.refs(), number))
 
     def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
         """Give a ready worker a shard."""
         member = self._members[worker]
-        member.shard_refs[member.handle.run_shard.remote(shard, assignment)] = shard.index
+        ref = member.handle.run_shard.remote(shard, assignment)
+        self._pending[ref] = worker
+        member.shard_refs[ref] = shard.index
+        self._held[worker] = tuple(member.shard_refs.values())
 
     def abandon(self, worker: int, index: int, *, is_queued: bool = False) -> None:
         """Ask a worker to leave a shard's commit to the driver; it may have died, or have begun to commit.
@@ -178,7 +208,9 @@ class WorkerPool:
         """
         member = self._members.get(worker)
         if member is not None:
-            member.abandon_refs[member.handle.abandon.remote(index, is_queued=is_queued)] = index
+            ref = member.handle.abandon.remote(index, is_queued=is_queued)
+            self._pending[ref] = worker
+            member.abandon_refs[ref] = index
 
     def events(self, timeout_s: float) -> list[Event]:
         """Wait until something happens, at most `timeout_s`; deaths come after what was finished before them.
@@ -187,25 +219,24 @@ class WorkerPool:
             RunError: the cluster itself is gone.
         """
         self._ask_for_progress()
-        owners = {ref: number for number, member in self._members.items() for ref in member.refs()}
-        if not owners:
+        if not self._pending:
             time.sleep(timeout_s)
             return []
         try:
-            ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s)
-            if ready:
-                ready, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
+            ready = self._wait(timeout_s)
         except (exceptions.RaySystemError, exceptions.LocalRayletDiedError) as error:
             raise RunError(f"The Ray cluster is gone: {describe_death(error)}.") from error
         events: list[Event] = []
         dead: dict[int, _Cause] = {}
-        for ref in ready:
-            worker = owners[ref]
-            try:
-                event = self._receive(worker, ref)
-            except self._deaths as error:
-                dead.setdefault(worker, _Cause(describe_death(error), was_preempted(error)))
+        for ref, answer in self._answers(ready):
+            worker = self._pending.pop(ref, None)
+            if worker is None:
+                # Of a worker that was ended for an earlier one of these answers.
                 continue
+            if isinstance(answer, self._deaths):
+                dead.setdefault(worker, _Cause(describe_death(answer), was_preempted(answer)))
+                continue
+            event = self._receive(worker, ref, answer)
             if isinstance(event, _Cause):
                 dead.setdefault(worker, event)
             elif event is not None:
@@ -215,8 +246,41 @@ class WorkerPool:
         for worker, seconds in self._late_starters().items():
             reason = f"the worker was ended: it was loading its model for {seconds:.0f} s"
             dead.setdefault(worker, _Cause(f"{reason}; the limit is retry.start_timeout_s"))
+        reporters = {event.worker for event in events if isinstance(event, ShardEnded)}
         events += [self._remove_dead(worker, cause) for worker, cause in dead.items() if worker in self._members]
-        return events + self._retire()
+        return events + self._retire(reporters)
+
+    def _wait(self, timeout_s: float) -> list[Any]:
+        """Return the pending refs that are ready, after at most `timeout_s` without any."""
+        refs = list(self._pending)
+        if len(refs) <= REFS_PER_WAIT:
+            ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+            return _ready_among(refs) if ready else []
+        pause_s = min(timeout_s, max(MIN_PAUSE_S, len(refs) * PAUSE_PER_REF_S))
+        rounds = int(timeout_s / pause_s) if pause_s else 1
+        for _ in range(rounds):
+            # With so many workers something is ready nearly always; what comes meanwhile is received with it.
+            time.sleep(pause_s)
+            ready = [ref for some in _slices(refs) for ref in _ready_among(some)]
+            if ready:
+                return ready
+        return []
+
+    def _answers(self, refs: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield each ref with its answer, or with the exception that it raises."""
+        for some in _slices(refs):
+            try:
+                answers = ray.get(some)
+            except self._raised:
+                # At least one of them raises this.
+                answers = [self._answer(ref) for ref in some]
+            yield from zip(some, answers, strict=True)
+
+    def _answer(self, ref: Any) -> Any:
+        try:
+            return ray.get([ref])[0]
+        except self._raised as error:
+            return error
 
     def final_check(self) -> list[WorkerDied]:
         """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard."""
@@ -242,44 +306,61 @@ class WorkerPool:
         for worker in list(self._members):
             self._kill(worker)
 
-    def _receive(self, worker: int, ref: Any) -> Event | _Cause | None:
+    def _receive(self, worker: int, ref: Any, answer: Any) -> Event | _Cause | None:
         member = self._members[worker]
+        if ref in member.shard_refs:
+            return self._shard_ended(worker, member.shard_refs.pop(ref), answer)
+        if isinstance(answer, exceptions.RayTaskError):
+            raise answer
         if ref == member.progress_ref:
             member.progress_ref = None
-            progress: WorkerProgress = ray.get(ref)
-            held = set(member.shard_refs.values())
-            member.images_done = sum(done for index, done in progress.images_done.items() if index in held)
-            if progress.has_lost_raylet:
-                return _Cause(LOST_RAYLET, was_preempted=True)
-            return _Cause(progress.hang.reason, hang=progress.hang) if progress.hang else None
+            self._asked_at.pop(worker, None)
+            return self._progressed(member, answer)
         if ref == member.begun_ref:
-            ray.get(ref)
             member.begun_at = self._clock()
+            if not member.is_ready:
+                self._loading_since[worker] = member.begun_at
             return None
         if ref == member.start_ref:
-            return self._started(worker, ray.get(ref))
-        if ref in member.abandon_refs:
-            left = member.abandon_refs.pop(ref)
-            return ShardAbandoned(worker, left) if ray.get(ref) else None
-        index = member.shard_refs[ref]
-        try:
-            outcome: ShardResult | PartialResult | ShardFailure = ray.get(ref)
-        except exceptions.RayTaskError as error:
+            return self._started(worker, answer)
+        left = member.abandon_refs.pop(ref)
+        return ShardAbandoned(worker, left) if answer else None
+
+    def _progressed(self, member: _Member, progress: WorkerProgress) -> _Cause | None:
+        held = set(member.shard_refs.values())
+        self._count_images(member, sum(done for index, done in progress.images_done.items() if index in held))
+        if progress.has_lost_raylet:
+            return _Cause(LOST_RAYLET, was_preempted=True)
+        return _Cause(progress.hang.reason, hang=progress.hang) if progress.hang else None
+
+    def _shard_ended(self, worker: int, index: int, answer: Any) -> Event:
+        member = self._members[worker]
+        outcome: ShardResult | PartialResult | ShardFailure = answer
+        if isinstance(answer, exceptions.RayTaskError):
             # Nothing should pass the worker's error boundaries; what does is a bug as well.
-            outcome = ShardFailure(index, "bug", describe_death(error), str(error))
-        del member.shard_refs[ref]
-        member.images_done = 0
+            outcome = ShardFailure(index, "bug", describe_death(answer), str(answer))
+        self._held[worker] = tuple(member.shard_refs.values())
+        self._count_images(member, 0)
         member.shards_done += 1
         if not isinstance(outcome, ShardFailure):
             report = outcome.report if isinstance(outcome, PartialResult) else outcome
             member.memory_bytes = report.memory_bytes
         return ShardEnded(worker, outcome)
 
+    def _count_images(self, member: _Member, images_done: int) -> None:
+        self._images_in_flight += images_done - member.images_done
+        member.images_done = images_done
+
     def _started(self, worker: int, outcome: WorkerReady | WorkerFailure) -> Event:
         if isinstance(outcome, WorkerFailure):
             self._kill(worker)
             return WorkerNotStarted(worker, outcome)
         self._members[worker].is_ready = True
+        self._held[worker] = ()
+        self._loading_since.pop(worker, None)
+        # Those that start together are not asked together.
+        spread_s = random.uniform(PROGRESS_EVERY_S, self._progress_every_s)  # noqa: S311 - jitter, not a secret
+        heapq.heappush(self._questions, (self._clock() + spread_s, worker))
         return WorkerStarted(worker, outcome)
 
     def _why_spent(self, member: _Member, shards: int) -> str:
@@ -291,11 +372,12 @@ class WorkerPool:
             return f"it holds {member.memory_bytes / 2**30:.1f} GiB"
         return ""
 
-    def _retire(self) -> list[Event]:
-        """End the workers that get no further shard and hold none any more."""
+    def _retire(self, workers: Iterable[int]) -> list[Event]:
+        """End those of the workers that get no further shard and hold none any more."""
+        alive = ((number, self._members[number]) for number in workers if number in self._members)
         spent = {
             number: why
-            for number, member in self._members.items()
+            for number, member in alive
             if not member.shard_refs and (why := self._why_spent(member, member.shards_done))
         }
         for number in spent:
@@ -306,23 +388,15 @@ class WorkerPool:
         if self._silence_s is None:
             return []
         since = self._clock() - self._silence_s
-        return [
-            number
-            for number, member in self._members.items()
-            if member.progress_ref is not None and member.asked_at < since
-        ]
+        return [number for number, _ in itertools.takewhile(lambda asked: asked[1] < since, self._asked_at.items())]
 
     def _late_starters(self) -> dict[int, float]:
         """Return the workers that have been loading their model for too long, each with its seconds."""
         if self._start_timeout_s is None:
             return {}
-        now = self._clock()
-        loading_s = {
-            number: now - member.begun_at
-            for number, member in self._members.items()
-            if member.begun_at is not None and not member.is_ready
-        }
-        return {number: seconds for number, seconds in loading_s.items() if seconds > self._start_timeout_s}
+        since = self._clock() - self._start_timeout_s
+        late = itertools.takewhile(lambda loading: loading[1] < since, self._loading_since.items())
+        return {number: self._clock() - begun_at for number, begun_at in late}
 
     def _remove_dead(self, worker: int, cause: _Cause) -> WorkerDied:
         member = self._members[worker]
@@ -338,11 +412,38 @@ class WorkerPool:
 
     def _kill(self, worker: int) -> None:
         # Also when it seems dead: one that merely could not be reached must not commit without the driver's knowledge.
-        ray.kill(self._members.pop(worker).handle)
+        member = self._members.pop(worker)
+        for ref in member.refs():
+            self._pending.pop(ref, None)
+        self._count_images(member, 0)
+        for known in (self._held, self._asked_at, self._loading_since):
+            known.pop(worker, None)
+        ray.kill(member.handle)
+
+    @property
+    def _progress_every_s(self) -> float:
+        return min(MAX_PROGRESS_EVERY_S, max(PROGRESS_EVERY_S, self.size / QUESTIONS_PER_S))
 
     def _ask_for_progress(self) -> None:
-        now = self._clock()
-        for member in self._members.values():
-            if member.shard_refs and member.progress_ref is None and now - member.asked_at >= PROGRESS_EVERY_S:
+        now, every_s = self._clock(), self._progress_every_s
+        while self._questions and self._questions[0][0] <= now:
+            _, worker = heapq.heappop(self._questions)
+            member = self._members.get(worker)
+            if member is None:
+                continue
+            if member.shard_refs and member.progress_ref is None:
                 member.progress_ref = member.handle.progress.remote()
-                member.asked_at = now
+                self._pending[member.progress_ref] = worker
+                self._asked_at[worker] = now
+            # After a pause of the driver all are due at once; not so the next time.
+            again_s = max(PROGRESS_EVERY_S, every_s * random.uniform(0.75, 1.0))  # noqa: S311 - jitter, not a secret
+            heapq.heappush(self._questions, (now + again_s, worker))
+
+
+def _slices(refs: list[Any]) -> Iterator[list[Any]]:
+    return (refs[first : first + REFS_PER_WAIT] for first in range(0, len(refs), REFS_PER_WAIT))
+
+
+def _ready_among(refs: list[Any]) -> list[Any]:
+    ready: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+    return ready

@@ -6,7 +6,8 @@ rows, and its place is computed from its index. Parts are plain Parquet that any
 
 import io
 import json
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import NotFoundError
 from pipeline.inputs.containers.tar import archive_suffix
 from pipeline.inputs.image_ref import ImageRef
+from pipeline.inputs.image_rows import PLAIN_COLUMNS, ImageRows, names_of
 from pipeline.inputs.listing import COMMENT_LINES
 from pipeline.inputs.shard import Shard
 from pipeline.output.part_files import read_part
@@ -29,9 +31,11 @@ FIRST_PART_IMAGES = 1024
 PART_IMAGES."""
 PART_IMAGES = 65_536
 """Images in a part, rounded down to whole shards: some 10 MB in memory, and 21 parts for a million images."""
+KEPT_PARTS = 4
+"""Parts that a reader keeps in memory: new shards are read in order, and retries are of shards not long before them."""
 
 _MANIFEST_KEY = b"htc_manifest"
-_PLAIN_COLUMNS = ("bytes", "etag", "offset", "row", "column", "problem", "failed_before")
+_IMAGE_COLUMNS = ("uri", "uri_bytes", "container", "container_bytes", *PLAIN_COLUMNS)
 _RECORD_KEY = b"htc_run"
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -168,7 +172,7 @@ def _counted(kinds: Mapping[str, int]) -> str:
 
 
 class ManifestReader:
-    """Reads shards from a manifest; keeps the last part in memory, because shards are mostly read in order.
+    """Reads shards from a manifest; keeps the parts that were read last in memory.
 
     Attributes:
         manifest: what is written so far; replace it as planning proceeds.
@@ -178,10 +182,10 @@ class ManifestReader:
         self.manifest = manifest
         self._storage = storage
         self._folder = folder
-        self._part: tuple[int, pa.Table] | None = None
+        self._parts: OrderedDict[int, _Part] = OrderedDict()
 
     def read_shard(self, index: int) -> Shard:
-        """Read one shard.
+        """Read one shard; its images are decoded when they are looked at.
 
         Raises:
             IndexError: there is no such shard.
@@ -192,17 +196,46 @@ class ManifestReader:
         if not 0 <= index < plan.shard_count:
             raise IndexError(f"shard {index} of {plan.shard_count}")
         number, within = plan.layout.find(index)
-        table = self._read_part(number).slice(within * plan.shard_images, plan.shard_images)
+        part, first = self._read_part(number), within * plan.shard_images
+        rows = part.images.slice(first, plan.shard_images)
         expected = min(plan.shard_images, plan.image_count - index * plan.shard_images)
-        if len(table) != expected or table.column("shard")[0].as_py() != index:
+        if len(rows) != expected or part.shards[first].as_py() != index:
             raise damaged(manifest_part_uri(self._folder, number), f"shard {index} is incomplete")
-        images = tuple(refs_of(table))
-        return Shard(index, images, self._storage.signed.find_all(ref.container or ref.uri for ref in images))
+        images = ImageRows(rows)
+        return Shard(index, images, self._storage.signed.find_all(_addressed(images)))
 
-    def _read_part(self, number: int) -> pa.Table:
-        if self._part is None or self._part[0] != number:
-            self._part = (number, read_manifest_part(self._storage, manifest_part_uri(self._folder, number)))
-        return self._part[1]
+    def _read_part(self, number: int) -> "_Part":
+        part = self._parts.get(number)
+        if part is None:
+            part = _Part.of(read_manifest_part(self._storage, manifest_part_uri(self._folder, number)))
+            self._parts[number] = part
+            if len(self._parts) > KEPT_PARTS:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(number)
+        return part
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part in memory: the shard of each image, and what describes the images, without columns that hold nothing."""
+
+    shards: pa.ChunkedArray
+    images: pa.Table
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "_Part":
+        filled = [name for name in _IMAGE_COLUMNS if _is_filled(table, name)]
+        return cls(table.column("shard"), table.select(filled).replace_schema_metadata(None))
+
+
+def _is_filled(table: pa.Table, column: str) -> bool:
+    return column in table.column_names and (column == "uri" or table.column(column).null_count < len(table))
+
+
+def _addressed(images: ImageRows) -> Iterator[str]:
+    """Yield the names that may have a signed address; decodes the images only when the first one is asked for."""
+    for ref in images:
+        yield ref.container or ref.uri
 
 
 def manifest_uris(folder: str, manifest: Manifest) -> list[str]:
@@ -233,15 +266,9 @@ def read_manifest_part(storage: Storage, uri: str) -> pa.Table:
         raise missing(uri, "it holds images of the run") from error
 
 
-def refs_of(table: pa.Table) -> list[ImageRef]:
-    """Return the images of a part, or of a slice of one."""
-    return [_ref_from_row(row) for row in table.to_pylist()]
-
-
 def uris_of(table: pa.Table) -> list[str]:
     """Return the uris of a part's images."""
-    pairs = zip(table.column("uri").to_pylist(), table.column("uri_bytes").to_pylist(), strict=True)
-    return [shown if odd is None else odd.decode("utf-8", "surrogateescape") for shown, odd in pairs]
+    return names_of(table, "uri")
 
 
 def manifest_in(table: pa.Table) -> Manifest | None:
@@ -275,7 +302,7 @@ def encode_manifest_part(
         "container": [None if ref.container is None else display_uri(ref.container) for ref in refs],
         "container_bytes": [_odd_bytes(ref.container) for ref in refs],
     }
-    for name in _PLAIN_COLUMNS:
+    for name in PLAIN_COLUMNS:
         columns[name] = [getattr(ref, name) for ref in refs]
     sink = io.BytesIO()
     stored = {_MANIFEST_KEY: json.dumps(manifest.to_dict())}
@@ -292,12 +319,3 @@ def _odd_bytes(name: str | None) -> bytes | None:
         return None
     raw = name.encode("utf-8", "surrogateescape")
     return None if display_uri(name) == name else raw
-
-
-def _ref_from_row(row: dict[str, Any]) -> ImageRef:
-    names = {}
-    for name in ("uri", "container"):
-        odd: bytes | None = row[f"{name}_bytes"]
-        names[name] = row[name] if odd is None else odd.decode("utf-8", "surrogateescape")
-    others = {name: row.get(name) for name in _PLAIN_COLUMNS}
-    return ImageRef(uri=names["uri"], container=names["container"], **others)

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.inputs.image_ref import ImageRef, image_id
+from pipeline.inputs.image_rows import ImageRows, refs_of
 from pipeline.inputs.shard import Shard
 from pipeline.output.layout import manifest_folder
 from pipeline.output.results import Results
 from pipeline.output.run_record import age_order, load_record
 from pipeline.planning.earlier_rows import read_history
 from pipeline.planning.history import History, build_history
-from pipeline.planning.manifest import Manifest, manifest_part_uri, read_manifest_part, refs_of
+from pipeline.planning.manifest import Manifest, manifest_part_uri, read_manifest_part
 from pipeline.planning.selection import failed_before
 from pipeline.storage.storage import Storage
 
@@ -31,9 +32,12 @@ class RepeatedFailures:
 
     def with_flags(self, shard: Shard) -> Shard:
         """Return the shard with `failed_before` set on each image, also when its manifest is of an older release."""
-        if all(ref.failed_before is not None for ref in shard.images):
-            return shard
-        return replace(shard, images=tuple(self._with_flags(list(shard.images))))
+        images = shard.images
+        if isinstance(images, ImageRows):
+            has_flags = images.is_filled("failed_before")
+        else:
+            has_flags = all(ref.failed_before is not None for ref in images)
+        return shard if has_flags else replace(shard, images=tuple(self._with_flags(list(images))))
 
     def image_ids(self, manifest: Manifest) -> NDArray[np.int64]:
         """Return the image ids of all images that were not ok before, ascending; [N] int64.

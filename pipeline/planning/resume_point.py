@@ -6,14 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.inputs.image_ref import ImageRef, image_id
-from pipeline.planning.manifest import (
-    Manifest,
-    manifest_in,
-    manifest_part_uri,
-    read_manifest_part,
-    refs_of,
-    uris_of,
-)
+from pipeline.inputs.image_rows import refs_of
+from pipeline.planning.manifest import Manifest, manifest_in, manifest_part_uri, read_manifest_part, uris_of
 from pipeline.storage.damage import missing
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import name_order

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from pipeline.errors import HtcError
@@ -64,6 +65,8 @@ class ShardProcessor:
         """
         start = time.perf_counter()
         self._resources.storage.signed.add(shard.signed)
+        # Decoded here, before many threads look at them.
+        shard = replace(shard, images=tuple(shard.images))
         positions = assignment.positions or tuple(range(len(shard.images)))
         stages = ShardPipeline(
             self._resources,

@@ -1,74 +1,25 @@
 """Workers that leak memory, reach their limits or never start are replaced, and no attempt is charged for it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from pipeline.driver.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
 from pipeline.driver.run_job import worker_settings
 from pipeline.driver.worker_pool import PROGRESS_EVERY_S, WorkerPool
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
-from pipeline.messages import Assignment, ShardResult, WorkerProgress, WorkerReady
+from pipeline.messages import Assignment, WorkerProgress
 from pipeline.planning.worker_plan import WorkerPlan
 from tests.support.fakes.clock import HandClock
+from tests.support.fakes.ray_calls import FakeHandle, FakeRay
 from tests.support.fakes.shard_bench import spec_for
-
-Answer = Callable[[list[Any]], tuple[list[Any], list[Any]]]
-
-
-class _Ref(list[object]):
-    """Holds an answer; a reference of its own each time, as Ray's are."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-    __eq__ = object.__eq__
-
-
-class FakeCall:
-    """A remote method whose answer is known; `refs` are those of all calls."""
-
-    def __init__(self, answer: object) -> None:
-        self.answer = answer
-        self.refs: list[_Ref] = []
-
-    def remote(self, *arguments: object) -> _Ref:
-        self.refs.append(_Ref([self.answer]))
-        return self.refs[-1]
-
-
-class FakeHandle:
-    """An actor that does every shard at once and then holds three GiB."""
-
-    def __init__(self) -> None:
-        self.progress = FakeCall(WorkerProgress())
-        self.start = FakeCall(WorkerReady("cpu", 1, 0.0))
-        self.run_shard = FakeCall(ShardResult(0, {"ok": 1}, 0, {}, 0, 0.0, memory_bytes=3 * 2**30))
-
-
-class FakeRay:
-    """What the pool calls of Ray.
-
-    answer: splits refs into those that are answered, by default all, and the others. killed: handles.
-    """
-
-    def __init__(self) -> None:
-        self.answer: Answer = lambda refs: (refs, [])
-        self.killed: list[object] = []
-
-    def wait(self, refs: list[Any], **options: object) -> tuple[list[Any], list[Any]]:
-        return self.answer(refs)
 
 
 @pytest.fixture
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    fake = FakeRay()
-    monkeypatch.setattr(ray, "wait", fake.wait)
-    monkeypatch.setattr(ray, "get", lambda ref: ref[0])
-    monkeypatch.setattr(ray, "kill", fake.killed.append)
-    return fake
+    return FakeRay().install(monkeypatch)
 
 
 class PoolBench:
