@@ -34,8 +34,10 @@ SMALLEST_BUCKET = 64
 # Candidates of an image, over all classes, whose overlaps are computed. More are only needed if these give fewer than
 # `max_detections`; `StaticDetections.is_exact` says so.
 NMS_CANDIDATES = 2048
-# Steps of the fixed-point iteration of NMS. Measured on all goldens and the example photos: at most 16 were needed.
-NMS_STEPS = 32
+# Steps of the iteration of NMS, see `static_ops.suppress`. The example photos need 9 to 18 for proposals, and 2 to 6 for
+# detections; the deterministic weights, which have ten times the candidates, need 6.
+RPN_NMS_STEPS = 32
+NMS_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ class InferencePlan:
         self._pool_levels = pool_levels
         device = next(network.parameters()).device
         height, width = padded_shape
-        self._anchors = [build_anchors(-(-height // stride), -(-width // stride), stride, device) for stride in STRIDES]
+        # Not by way of the cache: the plan keeps them as long as it needs them.
+        build = build_anchors.__wrapped__
+        self._anchors = [build(-(-height // stride), -(-width // stride), stride, device) for stride in STRIDES]
         self._images = torch.arange(batch, device=device)
         self._stds = [torch.tensor(stds, device=device) for stds in self.config.box_stds]
         self._rpn_threshold = static_ops.round_threshold(self.config.rpn_nms_iou)
@@ -145,7 +149,7 @@ class InferencePlan:
         """
         head = self.network.roi_head
         pixels = pixels.to(DTYPES[self.precision], memory_format=torch.channels_last)
-        pyramid: list[Tensor] = self.network.neck(self.network.backbone(pixels))
+        pyramid = self.network.features(pixels)
         semantic_feat = head.semantic_forward(pyramid)
         proposals, is_real, finite, is_decided = self._propose(pyramid, image_sizes)
         if self._pool_levels is static_ops.pool_levels:
@@ -169,6 +173,10 @@ class InferencePlan:
             is_exact=is_decided & is_exact,
         )
         return self._compact(detections, found, features, semantic_feat)
+
+    def bucket_for(self, total: int) -> int:
+        """Return the smallest bucket for a number of RoIs."""
+        return next(bucket for bucket in self.mask_buckets if bucket >= total)
 
     def masks(self, state: BoxState, bucket: int) -> StaticDetections:
         """Predict the masks of the first `bucket` RoIs.
@@ -214,7 +222,7 @@ class InferencePlan:
             is_decided = torch.ones_like(kept[:, 0])
         else:
             kept, is_decided = static_ops.suppress(
-                apart.reshape(*lists, 4), is_real.reshape(lists), self._rpn_threshold, NMS_STEPS
+                apart.reshape(*lists, 4), is_real.reshape(lists), self._rpn_threshold, RPN_NMS_STEPS
             )
         scores = torch.where(kept.reshape(scores.shape), scores, -torch.inf)
         best, order = static_ops.top_k(scores, min(self.config.rpn_proposals, scores.shape[1]))
@@ -374,7 +382,7 @@ def _can_decode(deltas: Tensor) -> Tensor:
 
 
 def _take(boxes: Tensor, order: Tensor, classes: int) -> Tensor:
-    """Take the boxes of candidates: [B, R, 1 or classes, 4], candidates [B, N] as row * classes + class -> [B, N, 4]."""
+    """Take candidates' boxes: [B, R, 1 or classes, 4] and [B, N], each row * classes + class -> [B, N, 4]."""
     place = order // classes if boxes.shape[2] == 1 else order
     return boxes.flatten(1, 2).gather(1, place[..., None].expand(-1, -1, 4))
 

@@ -24,6 +24,8 @@ _INDEX_MASK = 2**_INDEX_BITS - 1
 _MAGNITUDE_BITS = 0x7FFFFFFF
 # Pairs of boxes whose overlaps are computed at once: half a GiB for each intermediate of float32.
 _CHUNK_PAIRS = 2**27
+# Boxes whose mutual suppression is iterated at once: half a MiB of half precision for each list.
+_BLOCK = 512
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -85,21 +87,23 @@ def move_apart(boxes_xyxy: Tensor, groups: Tensor, is_real: Tensor) -> Tensor:
 def suppress(boxes_xyxy: Tensor, is_real: Tensor, threshold: float, steps: int) -> tuple[Tensor, Tensor]:
     """Run NMS on boxes that are sorted by score, for several independent lists at once.
 
-    A box stays if no better box that stays overlaps it. Started from "all stay" and computed again and again for all
-    boxes at once, that rule is right for the first box at once, and for a box after n steps if a chain of at most n
-    better boxes decides about it. Once a step changes nothing, it is right for all: the rule has one solution.
+    A box stays if no better box that stays overlaps it. The boxes are taken in blocks, best first. Within a block,
+    started from "all stay" and computed again and again for all boxes at once, that rule is right for the first box
+    at once, and for a box after n steps if a chain of at most n better boxes of the block decides about it. Once a
+    step changes nothing, it is right for the whole block: the rule has one solution. Then the block's boxes that stay
+    suppress those of later blocks.
 
     Args:
         boxes_xyxy: [G, N, 4] float32, best first; boxes that must not suppress each other lie apart (`move_apart`).
         is_real: [G, N] bool; other slots neither stay nor suppress.
         threshold: boxes suppress later ones whose IoU is above it; from `round_threshold`.
-        steps: of the iteration; a list with a chain of more boxes may stay undecided.
+        steps: in each block; a list with a chain of more boxes in a block may stay undecided.
 
     Returns:
         Kept [G, N] bool, and whether the list is decided [G] bool: then kept is exactly greedy NMS.
     """
     lists, count = is_real.shape
-    chunk = max(1, _CHUNK_PAIRS // (count * count))
+    chunk = max(1, _CHUNK_PAIRS // (min(count, _BLOCK) * count))
     done = [
         _suppress(boxes_xyxy[start : start + chunk], is_real[start : start + chunk], threshold, steps)
         for start in range(0, lists, chunk)
@@ -108,27 +112,39 @@ def suppress(boxes_xyxy: Tensor, is_real: Tensor, threshold: float, steps: int) 
 
 
 def _suppress(boxes_xyxy: Tensor, is_real: Tensor, threshold: float, steps: int) -> tuple[Tensor, Tensor]:
-    # Numbers of suppressing boxes are only compared with zero, so half precision is exact enough.
+    # One or zero, and how many boxes suppress another, of which only zero counts: half precision is exact enough.
     dtype = torch.float32 if boxes_xyxy.device.type == "cpu" else torch.float16
-    suppresses = overlap_by_more(boxes_xyxy, threshold).triu(1).to(dtype)
-    kept = previous = is_real
-    for _ in range(steps):
-        previous = kept
-        kept = is_real & (torch.bmm(kept[:, None].to(dtype), suppresses)[:, 0] == 0)
-    return kept, (kept == previous).all(dim=1)
+    waiting = is_real[:, None].to(dtype)
+    kept_blocks = []
+    is_decided = torch.ones_like(is_real[:, 0])
+    for start in range(0, is_real.shape[1], _BLOCK):
+        block = boxes_xyxy[:, start : start + _BLOCK]
+        size = block.shape[1]
+        suppresses = overlap_by_more(block, boxes_xyxy[:, start:], threshold).triu(1).to(dtype)
+        inside = suppresses[:, :, :size]
+        here = waiting[:, :, :size]
+        kept = previous = here
+        for _ in range(steps):
+            previous = kept
+            kept = torch.baddbmm(here, kept, inside, alpha=-1).clamp(min=0)
+        is_decided &= (kept == previous).flatten(1).all(dim=1)
+        kept_blocks.append(kept)
+        waiting = torch.baddbmm(waiting[:, :, size:], kept, suppresses[:, :, size:], alpha=-1).clamp(min=0)
+    return torch.cat(kept_blocks, dim=2)[:, 0] > 0, is_decided
 
 
-def overlap_by_more(boxes_xyxy: Tensor, threshold: float) -> Tensor:
-    """Return which pairs of boxes [G, N, 4] have an IoU above the threshold: [G, N, N] bool; empty boxes have none.
+def overlap_by_more(boxes_xyxy: Tensor, others_xyxy: Tensor, threshold: float) -> Tensor:
+    """Return which pairs of boxes have an IoU above the threshold: [G, N, 4], [G, M, 4] -> [G, N, M] bool.
 
-    In the steps and the precision of torchvision's `nms`, so that pairs at the threshold are decided alike.
+    In the steps and the precision of torchvision's `nms`, so that pairs at the threshold are decided alike. Two empty
+    boxes have no IoU.
     """
-    x0, y0, x1, y1 = boxes_xyxy.unbind(-1)
-    area = (x1 - x0) * (y1 - y0)
-    width = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])
-    height = torch.minimum(y1[:, :, None], y1[:, None]) - torch.maximum(y0[:, :, None], y0[:, None])
+    x0, y0, x1, y1 = (side[:, :, None] for side in boxes_xyxy.unbind(-1))
+    u0, v0, u1, v1 = (side[:, None] for side in others_xyxy.unbind(-1))
+    width = torch.minimum(x1, u1) - torch.maximum(x0, u0)
+    height = torch.minimum(y1, v1) - torch.maximum(y0, v0)
     both = width.clamp(min=0) * height.clamp(min=0)
-    return both / (area[:, :, None] + area[:, None] - both) > threshold
+    return both / ((x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - both) > threshold
 
 
 def round_threshold(iou: float) -> float:
