@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from htc_model.config import ModelConfig
-from htc_model.finite import NonFiniteError
-from htc_model.inference.plan import DTYPES, BoxState, InferencePlan, Precision, StaticDetections
+from htc_model.inference.plan import DTYPES, InferencePlan, Precision, StaticDetections, raise_non_finite
 from htc_model.network.detector import HTC
 from htc_model.structures import ImageBatch, RawDetections
 
@@ -92,7 +91,7 @@ class FastModel:
             original_sizes: [B, 2] int64 on the device.
 
         Returns:
-            Detections that hold where `is_exact` and all of `finite` are set; `check_finite` raises for the latter.
+            Detections that hold where `is_exact` and all of `finite` are set; `encode.HostDetections` checks them.
         """
         plan = self.plan_for((pixels.shape[2], pixels.shape[3]), len(pixels))
         return plan.run(pixels, image_sizes, original_sizes)
@@ -102,15 +101,16 @@ class FastModel:
         filled = fill_batch(pixels, image_sizes, original_sizes)
         plan = self.plan_for((pixels.shape[2], pixels.shape[3]), len(filled[0]))
         state = plan.boxes(*filled)
-        counts, is_exact = self._read(plan, state, images)
+        counts, is_exact = _read(plan, state.detections, images)
         if not all(is_exact):
+            # Weights that give so many candidates, or such chains, may do so for one image in thousands.
             plan = self.plan_for(plan.padded_shape, plan.batch, is_exhaustive=True)
             state = plan.boxes(*filled)
-            counts, _ = self._read(plan, state, images)
+            counts, _ = _read(plan, state.detections, images)
         found = state.detections
         if self.config.has_masks:
             found = plan.masks(state, plan.bucket_for(sum(counts)))
-            check_finite(plan.checks, found.finite[:images])
+            _read(plan, found, images)
         return [
             RawDetections(
                 found.boxes_xyxy[image, :count],
@@ -121,18 +121,6 @@ class FastModel:
             )
             for image, count in enumerate(counts)
         ]
-
-    def _read(self, plan: InferencePlan, state: BoxState, images: int) -> tuple[list[int], list[bool]]:
-        """Read the numbers of detections, and which images are exact, in one copy.
-
-        Raises:
-            NonFiniteError: an image's boxes or scores are not finite.
-        """
-        found = state.detections
-        columns = [found.counts[:, None], found.is_exact[:, None].long(), found.finite.long()]
-        rows = torch.cat(columns, dim=1)[:images].tolist()
-        _raise_first(plan.checks, [row[2:] for row in rows])
-        return [row[0] for row in rows], [bool(row[1]) for row in rows]
 
 
 def prepare_network(model: HTC, device: torch.device, precision: Precision) -> HTC:
@@ -160,20 +148,13 @@ def fill_batch(pixels: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> tup
     return pixels, sizes.to(device, non_blocking=True), originals.to(device, non_blocking=True)
 
 
-def check_finite(checks: Sequence[str], finite: Tensor) -> None:
-    """Read a batch's flags and raise for the first that is not set, as the dynamic path does.
-
-    Args:
-        checks: `InferencePlan.checks`.
-        finite: [N, checks] bool, of images only, without empty slots.
+def _read(plan: InferencePlan, found: StaticDetections, images: int) -> tuple[list[int], list[bool]]:
+    """Read the numbers of detections, and which images are exact, in one copy.
 
     Raises:
-        NonFiniteError: an image's activations overflow, or the weights contain NaN.
+        NonFiniteError: as the dynamic path raises it, for the first check that an image fails.
     """
-    _raise_first(checks, finite.tolist())
-
-
-def _raise_first(checks: Sequence[str], rows: Sequence[Sequence[bool | int]]) -> None:
-    for column, name in enumerate(checks):
-        if any(column < len(row) and not row[column] for row in rows):
-            raise NonFiniteError(f"{name} are not finite numbers (NaN or infinity)")
+    columns = [found.counts[:, None], found.is_exact[:, None].long(), found.finite.long()]
+    rows = torch.cat(columns, dim=1)[:images].tolist()
+    raise_non_finite(plan.checks, [row[2:] for row in rows])
+    return [row[0] for row in rows], [bool(row[1]) for row in rows]
