@@ -129,19 +129,16 @@ def _pool_kernel(
     # The level by FPN, eq. 1: P2 below 2 * FINEST pixels, P3 below twice that, and so on. As `roi_align.roi_levels`
     # computes it, without a logarithm, whose rounding would decide at the borders.
     size = tl.math.div_rn(tl.math.sqrt_rn((x2 - x1) * (y2 - y1)), FINEST) + 1e-6
-    total = tl.zeros([BLOCK], tl.float32)
+    feature, height, width, scale = p5, height5, width5, 0.125 / STRIDE
     if size < 2.0:
-        total = _add_bin(total, p2, image, height2, width2, channel, x1, y1, x2, y2, column, row,
-                         1.0 / STRIDE, SIDE, 1, CHANNELS, CELLS)  # fmt: skip
+        feature, height, width, scale = p2, height2, width2, 1.0 / STRIDE
     elif size < 4.0:
-        total = _add_bin(total, p3, image, height3, width3, channel, x1, y1, x2, y2, column, row,
-                         0.5 / STRIDE, SIDE, 1, CHANNELS, CELLS)  # fmt: skip
+        feature, height, width, scale = p3, height3, width3, 0.5 / STRIDE
     elif size < 8.0:
-        total = _add_bin(total, p4, image, height4, width4, channel, x1, y1, x2, y2, column, row,
-                         0.25 / STRIDE, SIDE, 1, CHANNELS, CELLS)  # fmt: skip
-    else:
-        total = _add_bin(total, p5, image, height5, width5, channel, x1, y1, x2, y2, column, row,
-                         0.125 / STRIDE, SIDE, 1, CHANNELS, CELLS)  # fmt: skip
+        feature, height, width, scale = p4, height4, width4, 0.25 / STRIDE
+    total = tl.zeros([BLOCK], tl.float32)
+    total = _add_bin(total, feature, image, height, width, channel, x1, y1, x2, y2, column, row,
+                     scale, SIDE, 1, CHANNELS, CELLS)  # fmt: skip
     if HAS_SEMANTIC:
         total = _add_bin(total, semantic, image, semantic_height, semantic_width, channel, x1, y1, x2, y2, column, row,
                          1.0 / SEMANTIC_STRIDE, SIDE, AVERAGED, CHANNELS, CELLS)  # fmt: skip
