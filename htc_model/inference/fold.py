@@ -15,13 +15,12 @@ sub-pixel, and torchvision's operator has no bfloat16.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
-
-from collections.abc import Sequence
 
 from htc_model.network.detector import HTC
 from htc_model.network.resnet import DeformConv2d
