@@ -82,7 +82,7 @@ def read_detections(static: StaticDetections, original_sizes: Tensor) -> HostDet
         counts=counts[:, 0].tolist(),
         finite=finite.bool(),
         is_exact=is_exact[:, 0].bool(),
-        total_columns=int(totals[0, 0]),
+        total_columns=totals[0].tolist()[0],
     )
 
 

@@ -314,7 +314,7 @@ class InferencePlan:
             order, best = exhaustive.select(boxes, flat, self.config.nms_iou, wanted)
             is_exact = torch.ones_like(is_real[:, 0])
         else:
-            best, order = static_ops.top_k(flat, min(NMS_CANDIDATES, flat.shape[1]))
+            best, order = static_ops.top_k(flat, min(max(NMS_CANDIDATES, wanted), flat.shape[1]))
             is_looked_at = best > -torch.inf
             apart = _take(boxes, order, classes) + (order % classes * (largest + 1)[:, None])[..., None]
             kept, is_decided = static_ops.suppress(apart, is_looked_at, self._threshold, NMS_STEPS)
