@@ -6,7 +6,7 @@ What is computed where, for a compute dtype of bfloat16 or float16 (with float32
 |---|---|---|
 | backbone, FPN, semantic branch | convolutions, activations | sampling and offsets of deformable convolutions |
 | RPN | the shared convolution | objectness logits and deltas (a 1x1 convolution), sigmoid, decoding, NMS |
-| box heads | the two shared layers | class logits and deltas (one linear layer), mean of logits, softmax, decoding, NMS |
+| box heads | the two shared layers | class logits and deltas (one layer), mean of logits, softmax, decoding, NMS |
 | mask heads | every convolution | sigmoid and mean of the stages' masks |
 
 The layers that give logits and deltas are small, and decisions depend on their last digits: bfloat16 has eight bits,
@@ -195,8 +195,8 @@ def _replace_heads(module: nn.Module) -> None:
 def _fold_batch_norms(module: nn.Module) -> None:
     """Fold every batch norm into the convolution registered before it in the same module.
 
-    In all backbones here the order of registration is that of computation. The norm's place takes its activation (timm's
-    norms include one) or nothing.
+    In all backbones here the order of registration is that of computation. The norm's place takes its activation
+    (timm's norms include one) or nothing.
     """
     name_before, before = "", None
     for name, child in list(module.named_children()):
