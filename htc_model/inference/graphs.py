@@ -89,8 +89,12 @@ class CudaCapturer:
 
 @dataclass(frozen=True)
 class _RecordedPlan:
-    """A plan's recordings: the box part, and the mask part for each bucket; `inputs` are read by the box part."""
+    """A plan's recordings: the box part, and the mask part for each bucket.
 
+    plan: kept, because the recordings read its anchors. inputs: what the box part reads. state: its outputs.
+    """
+
+    plan: InferencePlan
     inputs: tuple[Tensor, ...]
     boxes: Recording[BoxState]
     state: BoxState
@@ -208,7 +212,7 @@ class GraphCache:
         self.recorded += 1
         # Without the features, whose memory other recordings may then use.
         state = replace(outputs, pyramid=[], semantic_feat=None)
-        recorded = _RecordedPlan(static, replace(boxes, outputs=state), state, masks)
+        recorded = _RecordedPlan(plan, static, replace(boxes, outputs=state), state, masks)
         self._recorded[key] = recorded
         return recorded
 

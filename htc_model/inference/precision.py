@@ -77,7 +77,7 @@ class Matches:
 class GateRecord:
     """What bfloat16 does to one model on one kind of device, against float32 on the same device.
 
-    preset: of the network. weights_sha256: of the weights file, "untrained" for the deterministic weights.
+    preset: of the network. weights_sha256: of the weights file.
     device: see `device_kind`. torch: its version.
     photos: matches on the example photos, of `photo_count` photos.
     mask_ap_fp32, mask_ap_bf16: COCO's mask AP in percent on `ap_images` held-out photos.
@@ -119,11 +119,15 @@ class GateRecord:
 class PrecisionChoice:
     """The arithmetic of a model, and why.
 
-    precision: "fp32" or "bf16". reason: one phrase, for the log and the run's record.
+    precision: "fp32" or "bf16". reason: one phrase, for the log and the run's record. TF32 is off in either case, see
+        `forbid_tf32`.
     """
 
     precision: Precision
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.precision}, TF32 off; {self.reason}"
 
 
 def choose_precision(
@@ -147,7 +151,9 @@ def choose_precision(
         return PrecisionChoice("fp32", f"auto: {device_kind(device)} has no bfloat16 tensor cores")
     record = find_record(load_records() if records is None else records, preset, weights_sha256, device_kind(device))
     if record is None:
-        return PrecisionChoice("fp32", f"auto: no record of the precision gate for these weights on {device_kind(device)}")
+        return PrecisionChoice(
+            "fp32", f"auto: no record of the precision gate for these weights on {device_kind(device)}"
+        )
     if record.failures:
         return PrecisionChoice("fp32", f"auto: the precision gate refuses bf16: {record.failures[0]}")
     return PrecisionChoice("bf16", f"auto: passed the precision gate on {record.device}")
@@ -166,9 +172,7 @@ def device_kind(device: torch.device) -> str:
     return f"cuda sm_{major}{minor}"
 
 
-def find_record(
-    records: Sequence[GateRecord], preset: str, weights_sha256: str, device: str
-) -> GateRecord | None:
+def find_record(records: Sequence[GateRecord], preset: str, weights_sha256: str, device: str) -> GateRecord | None:
     """Return the last record of a model on a kind of device, None without one."""
     found = [
         record
@@ -194,9 +198,7 @@ def parse_records(text: str) -> tuple[GateRecord, ...]:
     return tuple(records)
 
 
-def match_detections(
-    reference: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]
-) -> Matches:
+def match_detections(reference: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Matches:
     """Compare two runs' detections of one image.
 
     Args:
