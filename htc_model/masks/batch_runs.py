@@ -30,21 +30,17 @@ _INT32_END = 2**31
 class MaskRuns:
     """The runs of foreground of N masks, on the host; plain arrays, so that another process can encode them.
 
-    begins, ends: [R] int32 or int64, as `rle.encode_runs_of_sizes` takes them.
-    run_counts: [N] int64.
-    sizes: [N, 2] int64 (height, width).
+    begins, ends [R], run_counts [N] and sizes [N, 2] are the arguments of `rle.encode_runs_of_sizes`.
     """
 
-    begins: NDArray[np.signedinteger]
-    ends: NDArray[np.signedinteger]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
     run_counts: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
     def encode(self) -> list[Rle]:
         """Encode the masks; numpy only."""
-        return encode_runs_of_sizes(
-            self.begins.astype(np.int64), self.ends.astype(np.int64), self.run_counts, self.sizes
-        )
+        return encode_runs_of_sizes(self.begins, self.ends, self.run_counts, self.sizes)
 
 
 class PendingRuns:
@@ -213,15 +209,15 @@ def _to_host(buffer: Tensor) -> Tensor:
 
 def _join(
     counts: Sequence[NDArray[np.int64]],
-    begins: Sequence[NDArray[np.signedinteger]],
-    ends: Sequence[NDArray[np.signedinteger]],
+    begins: Sequence[NDArray[np.integer]],
+    ends: Sequence[NDArray[np.integer]],
     sizes: NDArray[np.int64],
 ) -> MaskRuns:
     """Concatenate the runs of consecutive chunks of columns, and merge runs that touch across chunks."""
     total = np.zeros(len(sizes), np.int64)
     for chunk in counts:
         total += chunk
-    nothing = np.zeros(0, np.int64)
+    nothing = np.zeros(0, np.int64)  # also makes the concatenation int64
     all_begins, all_ends = np.concatenate([nothing, *begins]), np.concatenate([nothing, *ends])
     # The last run of a chunk and the first of a later one, where no chunk between them has runs.
     owners = [np.flatnonzero(chunk)[[0, -1]] for chunk in counts if chunk.any()]
