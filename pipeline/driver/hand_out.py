@@ -1,6 +1,6 @@
 """Which worker gets which shard next: breadth first, retries elsewhere, speculative copies for idle workers."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pipeline.driver.pool import Pool
 from pipeline.driver.progress import ProgressDisplay
@@ -38,7 +38,7 @@ class ShardDispatcher:
             for worker, assignment in sorted(assigned, key=lambda pair: pair[1].index):
                 pool.submit(worker, self._run.read_shard(assignment.index), assignment)
         if self._run.is_planned and not self._queue.is_reclaiming:
-            self._copy_late(pool, [worker for worker, shards in held.items() if not shards and pool.may_take(worker)])
+            self._copy_late(pool, (worker for worker, shards in held.items() if not shards and pool.may_take(worker)))
 
     def _assign(
         self, pool: Pool, ready: Collection[int], held: dict[int, list[int]], rows: RowCounts, *, depth: int
@@ -60,7 +60,7 @@ class ShardDispatcher:
                 shards.append(assignment.index)
         return assigned
 
-    def _copy_late(self, pool: Pool, idle: list[int]) -> None:
+    def _copy_late(self, pool: Pool, idle: Iterable[int]) -> None:
         """Have idle workers start speculative copies of the shards that take long."""
         for worker in idle:
             assignment = self._queue.speculative_copy_for(worker)
