@@ -143,11 +143,13 @@ class Hang:
 
     index: their shard; positions: their places in it, several for a batch.
     reason: one line, with the seconds.
+    is_shared: whether images of another shard of the worker are in the same batch; either may be the cause.
     """
 
     index: int
     positions: tuple[int, ...]
     reason: str
+    is_shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,12 @@ LoadModel = Callable[[ModelSection], SegmentationModel]
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One decoded image: position in the shard, uri, and pixels [H, W, 3] uint8 RGB."""
+    """One decoded image: position in its shard, uri, pixels [H, W, 3] uint8 RGB, and the shard's index."""
 
     position: int
     uri: str
     pixels: np.ndarray
+    shard: int = 0
 
 
 def load_model(section: ModelSection, storage: Storage | None = None) -> SegmentationModel:
@@ -147,8 +148,9 @@ class Segmenter:
         images: Sequence[DecodedImage],
         *,
         watch: Callable[[Sequence[DecodedImage]], AbstractContextManager[None]] = _unwatched,
+        staged: object = None,
     ) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
-        """Segment images of one padded shape; yields every image once, with its detections or its failure.
+        """Segment images of one padded shape; yields every image, in order, with its detections or its failure.
 
         A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails. The images
         of a batch that raises are tried one by one, so that only the image at fault fails.

@@ -1,12 +1,13 @@
 """The stages of a shard inside a worker, overlapping: read, decode, infer, encode.
 
-A worker runs two shards at once, each on its own thread. They share the thread pools, and the model by turns: while one
-infers, the other's first images are read and decoded; while one encodes its last masks and commits, the other infers.
+A worker runs two shards at once, each on its own thread. They share the thread pools, and the model by turns
+(`model_queue`): while one infers, the other's first images are read and decoded; while one encodes its last masks and
+commits, the other infers.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -26,10 +27,10 @@ from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
-from pipeline.worker.batching import Batcher
 from pipeline.worker.byte_budget import ByteBudget, ByteGauge, Lane, SharedBudget
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
+from pipeline.worker.model_queue import ModelQueue
 from pipeline.worker.segmenter import DecodedImage, Segmenter
 from pipeline.worker.watchdog import Step, Watchdog
 
@@ -61,7 +62,7 @@ class EncodedImage:
 class WorkerResources:
     """The resources that the shards of one worker share.
 
-    turn: held by the shard that infers.
+    model: batches the images of both shards and takes them through the model.
     encoded, pixels, decoding: bound the bytes on their way to the model, see `byte_budget`.
     read_slots: bounds the reads that run at once.
     decoders: as many threads as the worker has cores, apart from those that read, because glibc keeps freed memory for
@@ -94,10 +95,10 @@ class WorkerResources:
         self.storage = Storage(storage, is_known=True)
         self.reads = self.storage.read_concurrency(input_uri)
         self.watchdog = Watchdog(image_timeout_s)
-        self.turn = threading.Lock()
         self.read_slots = threading.Semaphore(self.reads)
         self.encoded = SharedBudget(ENCODED_BYTES)
         self.pixels = SharedBudget(ahead_bytes)
+        self.model = ModelQueue(segmenter, self.watchdog, max_bytes=ahead_bytes // 2)
         self.decoding = ByteBudget(max(DECODING_BYTES, int(cpus * DECODING_BYTES_PER_CPU)))
         self.decoders = ThreadPoolExecutor(max(1, int(cpus)), thread_name_prefix="decode")
         encoders = 2 if segmenter.device.type == "cuda" else 1
@@ -154,6 +155,8 @@ class ShardPipeline:
         """
         self._encoded_bytes, self._pixel_bytes = self._resources.encoded.open_lane(), self._resources.pixels.open_lane()
         ahead = max(AHEAD_IMAGES, self._resources.reads)
+        model = self._resources.model
+        feed = model.open(self)
         try:
             with (
                 # A pool for this shard alone: a load that waits for memory blocks its thread, which must not be one of
@@ -167,12 +170,12 @@ class ShardPipeline:
                     on_wait=self._await,
                     on_leave=self._leave,
                 ) as loaded,
-                # Loading begins before this shard's turn, so that its first images are ready then.
-                self._resources.turn,
             ):
-                self._segment_all(iter(loaded))
+                # Loading begins before this shard's turn, so that its first images are ready then.
+                model.run(feed, _Images(loaded, self))
             ends = {position: future.result() for position, future in self._encoded.items()}
         finally:
+            model.close(feed)
             self._leave()
             # After an exception some of them may not have run.
             for future in self._encoded.values():
@@ -218,7 +221,7 @@ class ShardPipeline:
             pixel_bytes = pixels.nbytes
         finally:
             self._pixel_bytes.resize(number, pixel_bytes)
-        return DecodedImage(position, ref.uri, pixels)
+        return DecodedImage(position, ref.uri, pixels, self._shard.index)
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
@@ -245,52 +248,30 @@ class ShardPipeline:
         # An image that is larger than the limit is refused unread.
         return min(self._largest_unlisted if ref.bytes is None else ref.bytes, max_bytes)
 
-    def _segment_all(self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]) -> None:
-        batcher: Batcher[DecodedImage] = Batcher(
-            self._resources.segmenter.batch_size.current, max_bytes=self._resources.pixels.most // 2
-        )
-        while (each := self._next(loaded)) is not None:
-            position, image = each
-            if isinstance(image, ImageFailure):
-                self._fail(position, image)
-                continue
-            batcher.batch_size = self._resources.segmenter.batch_size.current
-            ready = batcher.add(self._resources.segmenter.padded_shape(image), image, image.pixels.nbytes)
-            # Drops this frame's reference to the pixels while it waits for the next image.
-            del each, image
-            for batch in ready:
-                self._segment(batch)
-        for batch in batcher.flush():
-            self._segment(batch)
+    def check(self) -> None:
+        """Check whether the attempt is still needed.
 
-    def _next(
-        self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]
-    ) -> tuple[int, DecodedImage | ImageFailure] | None:
-        with self.clock.time("wait"):
-            return next(loaded, None)
-
-    def _segment(self, batch: list[DecodedImage]) -> None:
-        """Infer a batch and empty the list, so that its pixels are dropped before their bytes are given back."""
+        Raises:
+            AbandonedError: it is not.
+        """
         self._claim.check()
-        numbers = [self._numbers[image.position] for image in batch]
-        results = self._resources.segmenter.segment(batch, watch=self._watch_model)
-        while True:
-            with self.clock.time("infer"):
-                result = next(results, None)
-            if result is None:
-                break
-            position, outcome = result[0].position, result[1]
-            # Encoding may take long, and needs no pixels.
-            del result
-            if isinstance(outcome, ImageFailure):
-                self._fail(position, outcome)
-            else:
-                self._encode(position, outcome)
-                self._on_images(1)
-        del results
-        batch.clear()
-        for number in numbers:
-            self._pixel_bytes.give_back(number)
+
+    def take_result(self, position: int, outcome: RawDetections | ImageFailure) -> None:
+        """Take what reading, decoding or the model made of one image."""
+        if isinstance(outcome, ImageFailure):
+            self._failures[position] = outcome
+        else:
+            self._encode(position, outcome)
+        self._on_images(1)
+
+    def take_seconds(self, seconds: float) -> None:
+        """Count this shard's part of a batch's time in the model."""
+        self.clock.add({"infer": seconds})
+
+    def give_back(self, positions: Sequence[int]) -> None:
+        """Free the bytes of pixels that nothing refers to any more."""
+        for position in positions:
+            self._pixel_bytes.give_back(self._numbers[position])
 
     def _encode(self, position: int, raw: RawDetections) -> None:
         while len(self._encoding) >= MAX_ENCODING:
@@ -313,9 +294,35 @@ class ShardPipeline:
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         return self._resources.watchdog.on(self._shard.index, positions, step)
 
-    def _watch_model(self, images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
-        return self._watch([image.position for image in images], "the model")
 
-    def _fail(self, position: int, failure: ImageFailure) -> None:
-        self._failures[position] = failure
-        self._on_images(1)
+class _Images:
+    """The decoded images of one shard for the model; images that failed before go to the shard at once."""
+
+    def __init__(self, loaded: Prefetch[int, tuple[int, DecodedImage | ImageFailure]], shard: ShardPipeline) -> None:
+        self._loaded = loaded
+        self._results = iter(loaded)
+        self._shard = shard
+        self._image: DecodedImage | None = None
+
+    def wait_ready(self, timeout_s: float | None) -> bool:
+        """Wait until the next image, or the end, is there; return whether it is."""
+        with self._shard.clock.time("wait"):
+            while self._image is None:
+                if not self._loaded.wait_ready(timeout_s):
+                    return False
+                if (each := next(self._results, None)) is None:
+                    return True
+                position, loaded = each
+                if isinstance(loaded, ImageFailure):
+                    self._shard.take_result(position, loaded)
+                else:
+                    self._image = loaded
+                # Else this frame would keep the pixels while it waits for the next image.
+                del each, loaded
+        return True
+
+    def next(self) -> DecodedImage | None:
+        """Return the next image, None at the end; raises what ended the loading."""
+        self.wait_ready(None)
+        image, self._image = self._image, None
+        return image
