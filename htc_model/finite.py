@@ -11,7 +11,7 @@ __all__ = ["NonFiniteError", "check_finite", "check_predictions", "non_finite_ke
 _VARIANCE = "running_var"
 
 # Wider than any box; float32 ends at 3.4e38.
-_LARGEST_SIDE_PX = 1e6
+LARGEST_SIDE_PX = 1e6
 
 
 class NonFiniteError(ArithmeticError):
@@ -40,7 +40,7 @@ def check_predictions(name: str, logits: Iterable[Tensor], deltas: Iterable[Tens
         NonFiniteError: a value is NaN, infinite, or so large that decoding it overflows. Clipped to the image, such a
             box would look like one at the image's border.
     """
-    check_finite(name, [*logits, *(deltas_of.float() * _LARGEST_SIDE_PX for deltas_of in deltas)])
+    check_finite(name, [*logits, *(deltas_of.float() * LARGEST_SIDE_PX for deltas_of in deltas)])
 
 
 def non_finite_keys(state: Mapping[str, object]) -> tuple[str, ...]:

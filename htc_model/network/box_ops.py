@@ -27,7 +27,11 @@ def decode_deltas(boxes_xyxy: Tensor, deltas: Tensor, stds: Sequence[float]) -> 
     Returns:
         [..., 4] float32, not clipped.
     """
-    deltas = deltas * deltas.new_tensor(stds)
+    return apply_deltas(boxes_xyxy, deltas * deltas.new_tensor(stds))
+
+
+def apply_deltas(boxes_xyxy: Tensor, deltas: Tensor) -> Tensor:
+    """Move and scale boxes [..., 4] by deltas [..., 4] that are not normalised: [..., 4], not clipped."""
     centre = (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) * 0.5
     size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     centre = centre + size * deltas[..., :2]
