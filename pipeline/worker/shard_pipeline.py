@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from htc_model.structures import RawDetections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
+from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
@@ -79,6 +80,7 @@ class WorkerResources:
         image_timeout_s: float | None,
         cpus: float,
         ahead_bytes: int = AHEAD_BYTES,
+        jpeg: JpegDecoder | None = None,
     ) -> None:
         """Open storage and start the pools.
 
@@ -88,9 +90,11 @@ class WorkerResources:
             image_timeout_s: for one image in one step, None for no limit.
             cpus: cores this worker may use; that many images are decoded at once.
             ahead_bytes: of decoded pixels, at most; one image more where a consumer waits for it.
+            jpeg: of ordinary JPEG files; None for Pillow.
         """
         self.segmenter = segmenter
         self.limits = images
+        self.jpeg = jpeg
         # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
         self.storage = Storage(storage, is_known=True)
         self.reads = self.storage.read_concurrency(input_uri)
@@ -225,7 +229,8 @@ class ShardPipeline:
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
-            return decode_image(payload, max_pixels=self._resources.limits.max_pixels)
+            limits = self._resources.limits
+            return decode_image(payload, max_pixels=limits.max_pixels, jpeg=self._resources.jpeg)
 
     def _read(self, number: int, position: int, ref: ImageRef) -> bytes:
         """Read an image's encoded bytes, when there is room for them."""

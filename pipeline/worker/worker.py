@@ -163,6 +163,7 @@ class Worker:
     def _load(self) -> "ShardProcessor":
         import torch
 
+        from pipeline.worker.choose_jpeg import choose_jpeg_decoder
         from pipeline.worker.segmenter import Segmenter, load_model, pick_device
         from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
@@ -186,6 +187,7 @@ class Worker:
             images=settings.images,
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
+            jpeg=choose_jpeg_decoder(settings.images, segmenter.device),
         )
         return ShardProcessor(
             resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model.preset
