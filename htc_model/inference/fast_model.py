@@ -1,31 +1,57 @@
-"""The network as workers run it on an accelerator: prepared weights, fixed shapes, plans by padded shape and batch."""
+"""The network as workers run it on an accelerator: folded weights, fixed shapes, plans by padded shape and batch."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from htc_model.config import ModelConfig
-from htc_model.finite import NonFiniteError
-from htc_model.inference.plan import DTYPES, BoxState, InferencePlan, Precision, StaticDetections
+from htc_model.inference import static_ops
+from htc_model.inference.fold import fold
+from htc_model.inference.graphs import CudaCapturer, GraphCache
+from htc_model.inference.plan import (
+    DTYPES,
+    BoxState,
+    InferencePlan,
+    PoolLevels,
+    Precision,
+    StaticDetections,
+    raise_non_finite,
+)
 from htc_model.network.detector import HTC
 from htc_model.structures import ImageBatch, RawDetections
 
 # A partly filled batch runs at the next of these sizes; a larger one runs in several parts.
 BATCH_SIZES = (1, 2, 4, 8, 16)
-# Plans kept, the last used ones. Of 27 padded shapes of a shard of photos, four hold 78 % of the images.
-MAX_PLANS = 32
+# Plans kept, the last used ones; 27 padded shapes were seen in 256 images of COCO's sizes.
+MAX_PLANS = 64
 
 Sizes = Sequence[tuple[int, int]]
+# A plan's padded shape, batch size, and whether it is exhaustive.
+PlanKey = tuple[tuple[int, int], int, bool]
+
+
+@dataclass(frozen=True)
+class Detecting:
+    """A batch whose box part is under way on the device, and the plan that runs it."""
+
+    key: PlanKey
+    plan: InferencePlan
+    state: BoxState
 
 
 class FastModel:
     """`HTC` at fixed shapes, with the same detections; a `SegmentationModel` of the worker.
 
-    On a CPU `infer` runs the dynamic path on the prepared network, which is faster there; `infer_static` runs a plan
-    on any device.
+    On a CPU `infer` runs the dynamic path on the folded network, which is faster there; the other methods run plans on
+    any device. One thread at a time.
+
+    Attributes:
+        network: the folded copy.
+        graphs: records the plans that come often, on CUDA.
     """
 
     def __init__(
@@ -35,38 +61,33 @@ class FastModel:
         *,
         precision: Precision = "fp32",
         is_static: bool | None = None,
+        has_graphs: bool = True,
+        pool_levels: PoolLevels | None = None,
     ) -> None:
-        """Prepare a copy of the model on the device.
+        """Prepare a folded copy of the model on the device.
 
         Args:
             model: in evaluation mode, float32; not changed.
             precision: of the convolutions and linear layers; boxes, scores, NMS and mask means are float32.
             is_static: whether `infer` uses plans; by default on every device but a CPU.
+            has_graphs: whether plans become CUDA graphs, on CUDA.
+            pool_levels: RoIAlign; by default the Triton kernel on CUDA where Triton is installed, else torchvision's.
         """
         self.config: ModelConfig = model.config
         self.device = torch.device(device)
         self.precision: Precision = precision
         self.is_static = self.device.type != "cpu" if is_static is None else is_static
-        self.network = prepare_network(model, self.device, precision)
-        self._plans: OrderedDict[tuple[tuple[int, int], int, bool], InferencePlan] = OrderedDict()
-
-    def plan_for(self, padded_shape: tuple[int, int], batch: int, *, is_exhaustive: bool = False) -> InferencePlan:
-        """Return the plan of a padded shape (height, width) and batch size, built when it is first asked for."""
-        key = (padded_shape, batch, is_exhaustive)
-        plan = self._plans.pop(key, None)
-        if plan is None:
-            plan = InferencePlan(self.network, padded_shape, batch, self.precision, is_exhaustive=is_exhaustive)
-        self._plans[key] = plan
-        if len(self._plans) > MAX_PLANS:
-            self._plans.popitem(last=False)
-        return plan
+        self.network = fold(model, DTYPES[precision]).to(self.device)
+        self.graphs = GraphCache(CudaCapturer(self.device) if has_graphs and self.device.type == "cuda" else None)
+        self._pool_levels = choose_pool_levels(self.device) if pool_levels is None else pool_levels
+        self._plans: OrderedDict[PlanKey, InferencePlan] = OrderedDict()
 
     @torch.inference_mode()
     def infer(self, batch: ImageBatch) -> list[RawDetections]:
         """Detect and segment, as `HTC.infer`.
 
-        The host reads twice for up to 16 images: the number of detections, on which the size of the mask heads' batch
-        depends, and whether the masks are finite.
+        The host reads twice for up to 16 images: the number of detections, which decides how many RoIs the mask heads
+        process, and whether the masks are finite.
 
         Args:
             batch: on the model's device.
@@ -84,33 +105,78 @@ class FastModel:
 
     @torch.inference_mode()
     def infer_static(self, pixels: Tensor, image_sizes: Tensor, original_sizes: Tensor) -> StaticDetections:
-        """Detect and segment without any read by the host.
+        """Detect and segment without any read by the host; arguments as for `detect`.
+
+        Returns:
+            Detections that hold where `is_exact` and all of `finite` are set.
+        """
+        return self.segment(self.detect(pixels, image_sizes, original_sizes))
+
+    @torch.inference_mode()
+    def detect(
+        self, pixels: Tensor, image_sizes: Tensor, original_sizes: Tensor, *, is_exhaustive: bool = False
+    ) -> Detecting:
+        """Start the box part.
 
         Args:
             pixels: [B, 3, H, W] float32 on the device; B is one of `BATCH_SIZES`, see `fill_batch`.
             image_sizes: [B, 2] int64 on the device, (height, width) before padding; (0, 0) marks an empty slot.
-            original_sizes: [B, 2] int64 on the device.
+            original_sizes: [B, 2] int64 on the device; (1, 1) in an empty slot.
+            is_exhaustive: exact for every image, but the host reads: for images that a first try left undecided.
 
         Returns:
-            Detections that hold where `is_exact` and all of `finite` are set; `check_finite` raises for the latter.
+            To be given to `segment` before the next call of `detect`.
         """
-        plan = self.plan_for((pixels.shape[2], pixels.shape[3]), len(pixels))
-        return plan.run(pixels, image_sizes, original_sizes)
+        key = ((pixels.shape[2], pixels.shape[3]), len(pixels), is_exhaustive)
+        plan = self._plan_for(key)
+        inputs = pixels, image_sizes, original_sizes
+        state = plan.boxes(*inputs) if is_exhaustive else self.graphs.boxes(key, plan, *inputs)
+        return Detecting(key, plan, state)
+
+    @torch.inference_mode()
+    def segment(self, detecting: Detecting, total: int | None = None) -> StaticDetections:
+        """Start the mask part.
+
+        Args:
+            total: the number of detections in the batch, if the host has read it: masks are predicted for little more.
+
+        Returns:
+            The batch's detections with masks, or without those of a box-only model.
+        """
+        buckets = detecting.plan.mask_buckets
+        bucket = buckets[-1] if buckets else 0
+        if buckets and total is not None:
+            bucket = detecting.plan.bucket_for(total)
+        return self.graphs.masks(detecting.key, detecting.plan, detecting.state, bucket)
+
+    def _plan_for(self, key: PlanKey) -> InferencePlan:
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            padded_shape, batch, is_exhaustive = key
+            plan = InferencePlan(
+                self.network,
+                padded_shape,
+                batch,
+                self.precision,
+                pool_levels=self._pool_levels,
+                is_exhaustive=is_exhaustive,
+            )
+        self._plans[key] = plan
+        if len(self._plans) > MAX_PLANS:
+            self._plans.popitem(last=False)
+        return plan
 
     def _infer_part(self, pixels: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> list[RawDetections]:
         images = len(pixels)
         filled = fill_batch(pixels, image_sizes, original_sizes)
-        plan = self.plan_for((pixels.shape[2], pixels.shape[3]), len(filled[0]))
-        state = plan.boxes(*filled)
-        counts, is_exact = self._read(plan, state, images)
+        detecting = self.detect(*filled)
+        counts, is_exact = _read(detecting.plan, detecting.state.detections, images)
         if not all(is_exact):
-            plan = self.plan_for(plan.padded_shape, plan.batch, is_exhaustive=True)
-            state = plan.boxes(*filled)
-            counts, _ = self._read(plan, state, images)
-        found = state.detections
-        if self.config.has_masks:
-            found = plan.masks(state, plan.bucket_for(sum(counts)))
-            check_finite(plan.checks, found.finite[:images])
+            detecting = self.detect(*filled, is_exhaustive=True)
+            counts, _ = _read(detecting.plan, detecting.state.detections, images)
+        found = self.segment(detecting, sum(counts))
+        if found.mask_probs is not None:
+            _read(detecting.plan, found, images)
         return [
             RawDetections(
                 found.boxes_xyxy[image, :count],
@@ -122,23 +188,14 @@ class FastModel:
             for image, count in enumerate(counts)
         ]
 
-    def _read(self, plan: InferencePlan, state: BoxState, images: int) -> tuple[list[int], list[bool]]:
-        """Read the numbers of detections, and which images are exact, in one copy.
 
-        Raises:
-            NonFiniteError: an image's boxes or scores are not finite.
-        """
-        found = state.detections
-        columns = [found.counts[:, None], found.is_exact[:, None].long(), found.finite.long()]
-        rows = torch.cat(columns, dim=1)[:images].tolist()
-        _raise_first(plan.checks, [row[2:] for row in rows])
-        return [row[0] for row in rows], [bool(row[1]) for row in rows]
+def choose_pool_levels(device: torch.device) -> PoolLevels:
+    """Return the Triton kernel on CUDA where Triton is installed, else torchvision's operator on all levels."""
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from htc_model.inference import triton_roi_align
 
-
-def prepare_network(model: HTC, device: torch.device, precision: Precision) -> HTC:
-    """Copy a model for inference: on the device, in the precision's dtype, channels-last."""
-    prepared = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    return prepared.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return triton_roi_align.pool_levels
+    return static_ops.pool_levels
 
 
 def fill_batch(pixels: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,7 +206,7 @@ def fill_batch(pixels: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> tup
         image_sizes, original_sizes: N x (height, width).
 
     Returns:
-        The arguments of `infer_static`, on the pixels' device.
+        The arguments of `FastModel.detect`, on the pixels' device.
     """
     images, device = len(pixels), pixels.device
     size = next(size for size in BATCH_SIZES if size >= images)
@@ -160,20 +217,13 @@ def fill_batch(pixels: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> tup
     return pixels, sizes.to(device, non_blocking=True), originals.to(device, non_blocking=True)
 
 
-def check_finite(checks: Sequence[str], finite: Tensor) -> None:
-    """Read a batch's flags and raise for the first that is not set, as the dynamic path does.
-
-    Args:
-        checks: `InferencePlan.checks`.
-        finite: [N, checks] bool, of images only, without empty slots.
+def _read(plan: InferencePlan, found: StaticDetections, images: int) -> tuple[list[int], list[bool]]:
+    """Read the numbers of detections, and which images are exact, in one copy.
 
     Raises:
-        NonFiniteError: an image's activations overflow, or the weights contain NaN.
+        NonFiniteError: as the dynamic path raises it, for the first check that an image fails.
     """
-    _raise_first(checks, finite.tolist())
-
-
-def _raise_first(checks: Sequence[str], rows: Sequence[Sequence[bool | int]]) -> None:
-    for column, name in enumerate(checks):
-        if any(column < len(row) and not row[column] for row in rows):
-            raise NonFiniteError(f"{name} are not finite numbers (NaN or infinity)")
+    columns = [found.counts[:, None], found.is_exact[:, None].long(), found.finite.long()]
+    rows = torch.cat(columns, dim=1)[:images].tolist()
+    raise_non_finite(plan.checks, [row[2:] for row in rows])
+    return [row[0] for row in rows], [bool(row[1]) for row in rows]

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from htc_model.finite import LARGEST_SIDE_PX
+from htc_model.finite import LARGEST_SIDE_PX, NonFiniteError
 from htc_model.inference import exhaustive, static_ops
 from htc_model.network.box_ops import apply_deltas, clip_boxes, has_area
 from htc_model.network.detector import HTC
@@ -34,8 +34,8 @@ SMALLEST_BUCKET = 64
 # Candidates of an image, over all classes, whose overlaps are computed. More are only needed if these give fewer than
 # `max_detections`; `StaticDetections.is_exact` says so.
 NMS_CANDIDATES = 2048
-# Steps of the iteration of NMS, see `static_ops.suppress`. The example photos need 9 to 18 for proposals, and 2 to 6 for
-# detections; the deterministic weights, which have ten times the candidates, need 6.
+# Steps of the iteration of NMS, see `static_ops.suppress`. The example photos need 9 to 18 for proposals and 2 to 6
+# for detections; the deterministic weights, which give twenty times the candidates, need 6.
 RPN_NMS_STEPS = 32
 NMS_STEPS = 16
 
@@ -360,6 +360,21 @@ class InferencePlan:
         is_finite = torch.stack([torch.isfinite(logits).flatten(1).all(dim=1) for logits in stage_logits]).all(dim=0)
         stage_probs = [logits.sigmoid() for logits in stage_logits]
         return sum(stage_probs[1:], stage_probs[0]) / len(stage_probs), is_finite
+
+
+def raise_non_finite(checks: Sequence[str], rows: Sequence[Sequence[bool | int]]) -> None:
+    """Raise for the first check that an image fails, in the words of `finite.check_finite`.
+
+    Args:
+        checks: `InferencePlan.checks`.
+        rows: of each image the flags of `StaticDetections.finite`; before masks there is one less.
+
+    Raises:
+        NonFiniteError: an image's activations overflow, or the weights contain NaN.
+    """
+    for column, name in enumerate(checks):
+        if any(column < len(row) and not row[column] for row in rows):
+            raise NonFiniteError(f"{name} are not finite numbers (NaN or infinity)")
 
 
 def mask_buckets(slots: int) -> tuple[int, ...]:

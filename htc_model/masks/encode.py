@@ -67,8 +67,9 @@ def encode_masks(
     Returns:
         N masks of the image's size.
     """
-    pieces = _PieceTable(mask_probs.float(), boxes_xyxy.float(), size, threshold)
-    bounds = pieces.first_column_slot.numpy()
+    sizes = torch.tensor(size, device=mask_probs.device).expand(len(mask_probs), 2)
+    pieces = PieceTable(mask_probs.float(), boxes_xyxy.float(), sizes, threshold)
+    bounds = pieces.slot_bounds.cpu().numpy()
     masks: list[Rle] = []
     while len(masks) < len(mask_probs):
         # As many instances as fit into the chunk, or a part of a single one.
@@ -105,16 +106,25 @@ def _run_borders(
     return is_begin, is_end
 
 
-class _PieceTable:
+class PieceTable:
     """The maps, and the image coordinates of the line segments ("pieces") between neighbouring map rows.
 
     The columns of all instances are numbered as consecutive "column slots", instance after instance, so that boxes of
     any width share the same tensor operations. Piece k of a column goes from map row k - 1 to map row k; the map has a
     frame of zeros, since the published pasting pads with zeros.
+
+    Args:
+        maps: [N, M, M] float32.
+        boxes_xyxy: [N, 4] float32, in pixels of each instance's image.
+        sizes: [N, 2] int64 (height, width) of each instance's image.
+        threshold: in (0, 1].
+
+    Attributes:
+        slot_bounds: [N + 1] int64, each instance's first column slot, and the number of all.
     """
 
-    def __init__(self, maps: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float) -> None:
-        self.height, width = size
+    def __init__(self, maps: Tensor, boxes_xyxy: Tensor, sizes: Tensor, threshold: float) -> None:
+        self.height, width = sizes.unbind(1)
         self.threshold = threshold
         self.side = maps.shape[-1]
         device = maps.device
@@ -128,13 +138,13 @@ class _PieceTable:
         self.first_x, last_x = _pixel_range(self.x0, x1, overhang * self.box_width, width)
         top, bottom = _pixel_range(self.y0, y1, overhang * self.box_height, self.height)
         is_valid = (self.box_width > 0) & (self.box_height > 0) & torch.isfinite(boxes_xyxy).all(dim=1)
-        counts = torch.where(is_valid, (last_x - self.first_x).clamp(min=0), 0).cpu()
-        self.first_column_slot = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        self.slot_bounds = self.first_column_slot.to(device)
+        counts = torch.where(is_valid, (last_x - self.first_x).clamp(min=0), 0)
+        self.slot_bounds = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         # Piece k covers the pixels from piece_top[:, k] to piece_top[:, k + 1] - 1; it may cover none.
         map_rows = torch.arange(-1, self.side + 1, device=device)
         borders = (map_rows + 0.5) / self.side * self.box_height[:, None] + self.y0[:, None] - 0.5
-        borders = borders.nan_to_num(0, 0, 0).clamp(-1, self.height).ceil().long()
+        bottommost = self.height.to(borders.dtype)[:, None]
+        borders = torch.minimum(borders.nan_to_num(0, 0, 0).clamp(min=-1), bottommost).ceil().long()
         self.piece_top = torch.minimum(torch.maximum(borders, top[:, None]), bottom[:, None])
         pieces = torch.arange(self.side + 1, device=device)
         every_box = torch.arange(len(maps), device=device)[:, None]
@@ -160,22 +170,35 @@ class _PieceTable:
         slots = torch.arange(start, stop, device=self.columns.device)
         owner = torch.searchsorted(self.slot_bounds, slots, right=True) - 1
         x = self.first_x[owner] + slots - self.slot_bounds[owner]
-        profile = self._column_profile(owner, x)
-        upper, lower = profile[:, :-1], profile[:, 1:]
-        first_weight, last_weight = (w.index_select(0, owner) for w in (self.first_weight, self.last_weight))
-        is_first_set = torch.lerp(upper, lower, first_weight) >= self.threshold
-        is_last_set = torch.lerp(upper, lower, last_weight) >= self.threshold
+        profile, is_first_set, is_last_set = self.sample_columns(owner, x)
         # Most runs go through several pieces; only their first and last pieces matter.
         continues = is_first_set[:, 1:] & is_last_set[:, :-1]
         opens = is_first_set | is_last_set
         closes = opens.clone()
         opens[:, 1:] &= ~continues
         closes[:, :-1] &= ~continues
-        column_start = x * self.height
+        column_start = x * self.height[owner]
         owners, begins = self._find_borders(opens, is_first_set, owner, column_start, profile, is_opening=True)
         _, ends = self._find_borders(closes, is_last_set, owner, column_start, profile, is_opening=False)
         is_begin, is_end = _run_borders(owners, begins, ends)
         return owners[is_begin], begins[is_begin], ends[is_end]
+
+    def sample_columns(self, owner: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample the maps in image columns.
+
+        Args:
+            owner, x: [K] int64, the columns' instances and their places in the images.
+
+        Returns:
+            The values at the map rows [K, M + 2], and whether each piece's first and its last pixel row are set
+            [K, M + 1].
+        """
+        profile = self._column_profile(owner, x)
+        upper, lower = profile[:, :-1], profile[:, 1:]
+        first_weight, last_weight = (w.index_select(0, owner) for w in (self.first_weight, self.last_weight))
+        is_first_set = torch.lerp(upper, lower, first_weight) >= self.threshold
+        is_last_set = torch.lerp(upper, lower, last_weight) >= self.threshold
+        return profile, is_first_set, is_last_set
 
     def _column_profile(self, owner: Tensor, x: Tensor) -> Tensor:
         """Sample the framed maps along x only: [columns, M + 2] values at the map rows."""
@@ -216,15 +239,15 @@ class _PieceTable:
         crossing = (~is_edge_set[slot, piece]).nonzero(as_tuple=True)[0]
         crossing_slot, crossing_piece = slot.index_select(0, crossing), piece.index_select(0, crossing)
         ends = profile[crossing_slot, crossing_piece], profile[crossing_slot, crossing_piece + 1]
-        row[crossing] = self._find_crossings(owner.index_select(0, crossing), crossing_piece, ends, is_opening)
+        row[crossing] = self.find_crossings(owner.index_select(0, crossing), crossing_piece, ends, is_opening)
         position = column_start.index_select(0, slot) + row
         return owner.cpu().numpy(), position.cpu().numpy()
 
-    def _find_crossings(self, owner: Tensor, piece: Tensor, ends: tuple[Tensor, Tensor], is_opening: bool) -> Tensor:
+    def find_crossings(self, owner: Tensor, piece: Tensor, ends: tuple[Tensor, Tensor], is_opening: bool) -> Tensor:
         """Find the first pixel row of each piece that is set (closing: no longer set).
 
         The crossing is computed, then corrected by the sampled values of its neighbours, which are decisive: the
-        division may be off by one pixel.
+        division may be off by one pixel. All tensors are of one shape, or broadcast to one.
         """
         upper, lower = ends
         weight = (self.threshold - upper) / (lower - upper)
@@ -243,11 +266,12 @@ class _PieceTable:
         return guess - is_late.long() + is_early.long()
 
 
-def _pixel_range(low: Tensor, high: Tensor, overhang: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def _pixel_range(low: Tensor, high: Tensor, overhang: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """Find the pixels [first, last) whose centres may be set, with a margin of one, clipped to the image."""
-    first = (low - overhang).nan_to_num(0, 0, 0).floor().clamp(0, limit).long() - 1
-    last = (high + overhang).nan_to_num(0, 0, 0).ceil().clamp(0, limit).long() + 1
-    return first.clamp(min=0), last.clamp(max=limit)
+    most = limit.to(low.dtype)
+    first = torch.minimum((low - overhang).nan_to_num(0, 0, 0).floor().clamp(min=0), most).long() - 1
+    last = torch.minimum((high + overhang).nan_to_num(0, 0, 0).ceil().clamp(min=0), most).long() + 1
+    return first.clamp(min=0), torch.minimum(last, limit)
 
 
 def _map_place(pixel: Tensor, start: Tensor, length: Tensor, side: int) -> Tensor:

@@ -30,25 +30,31 @@ _PLAIN_LENGTHS = 3
 def encode_runs(
     begins: NDArray[np.int64], ends: NDArray[np.int64], run_counts: NDArray[np.int64], size: tuple[int, int]
 ) -> "list[Rle]":
-    """Encode several masks of one size, given as runs of foreground.
+    """Encode several masks of one size, given as runs of foreground; see `encode_runs_of_sizes`."""
+    return encode_runs_of_sizes(begins, ends, run_counts, np.tile(np.array(size, np.int64), (len(run_counts), 1)))
+
+
+def encode_runs_of_sizes(
+    begins: NDArray[np.int64], ends: NDArray[np.int64], run_counts: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> "list[Rle]":
+    """Encode several masks, given as runs of foreground.
 
     Args:
         begins, ends: [R] first and one past the last position of each run, position = x * height + y;
             mask after mask, ascending within a mask, runs of one mask neither overlapping nor touching.
         run_counts: [N] how many of the runs belong to each mask; their sum is R.
-        size: (height, width) in pixels.
+        sizes: [N, 2] (height, width) of each mask in pixels.
 
     Returns:
         N masks, the same bytes as `pycocotools.mask.encode` gives for the bitmaps.
     """
-    height, width = size
-    pixels = height * width
+    pixels = sizes[:, 0] * sizes[:, 1]
     masks = len(run_counts)
     first_run = np.concatenate([[0], np.cumsum(run_counts)])
     has_runs = run_counts > 0
     # A mask's last length is the background after its last run; it is left out if there is none.
     has_tail = np.ones(masks, bool)
-    has_tail[has_runs] = ends[first_run[1:][has_runs] - 1] < pixels
+    has_tail[has_runs] = ends[first_run[1:][has_runs] - 1] < pixels[has_runs]
     # One edge list per mask: 0, begin, end, begin, end, ... and `pixels` if there is a tail.
     edge_counts = 1 + 2 * run_counts + has_tail
     first_edge = np.concatenate([[0], np.cumsum(edge_counts)])
@@ -56,13 +62,13 @@ def encode_runs(
     run_slot = np.arange(len(begins)) * 2 + 1 + np.repeat(first_edge[:-1] - 2 * first_run[:-1], run_counts)
     edges[run_slot] = begins
     edges[run_slot + 1] = ends
-    edges[first_edge[1:][has_tail] - 1] = pixels
+    edges[first_edge[1:][has_tail] - 1] = pixels[has_tail]
     # Differences of edges within a mask are its lengths; those between masks are dropped.
     is_length = np.ones(len(edges), bool)
     is_length[first_edge[:-1]] = False
     lengths = np.diff(edges, prepend=0)[is_length]
     codes = _encode_lengths(lengths, edge_counts - 1)
-    return [{"size": [height, width], "counts": counts} for counts in codes]
+    return [{"size": size, "counts": counts} for size, counts in zip(sizes.tolist(), codes, strict=True)]
 
 
 def _encode_lengths(lengths: NDArray[np.int64], lengths_per_mask: NDArray[np.int64]) -> list[bytes]:
