@@ -13,11 +13,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from htc_model.structures import RawDetections
-from pipeline.messages import ImageFailure
 from pipeline.worker.batching import Batcher, Shape
 from pipeline.worker.commit_claim import AbandonedError
-from pipeline.worker.segmenter import DecodedImage, Segmenter
+from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
+from pipeline.worker.uploads import Upload
 from pipeline.worker.watchdog import Watchdog
 
 # Images of the next shard that the rest of a shard waits for at most: three quarters of a shard of 256, so that the one
@@ -37,7 +36,7 @@ class Owner(Protocol):
             AbandonedError: it is not.
         """
 
-    def take_result(self, position: int, outcome: RawDetections | ImageFailure) -> None:
+    def take_result(self, position: int, outcome: Outcome) -> None:
         """Take the outcome of one image."""
 
     def take_seconds(self, seconds: float) -> None:
@@ -89,7 +88,7 @@ class Runner(Protocol):
     def is_idle(self) -> bool:
         """Whether no batch is on its way."""
 
-    def submit(self, batch: Batch, run: "Callable[[Batch, object], None]") -> None:
+    def submit(self, batch: Batch, run: Callable[[Batch, Upload | None], None]) -> None:
         """Call `run(batch, staged)`, at once or later on another thread."""
 
 
@@ -98,7 +97,7 @@ class DirectRunner:
 
     is_idle = True
 
-    def submit(self, batch: Batch, run: Callable[[Batch, object], None]) -> None:
+    def submit(self, batch: Batch, run: Callable[[Batch, Upload | None], None]) -> None:
         """Run the batch."""
         run(batch, None)
 
@@ -261,7 +260,7 @@ class ModelQueue:
                 batch[:] = [item for item in batch if item.feed is not feed]
                 self._end(dropped, feed.error)
 
-    def _run(self, batch: Batch, staged: object) -> None:
+    def _run(self, batch: Batch, staged: Upload | None) -> None:
         """Run one batch and hand out its results; on an error every shard in it gets the error."""
         error: BaseException | None = None
         try:
@@ -274,7 +273,7 @@ class ModelQueue:
             # Else its traceback and this frame would keep each other, and the pixels, alive.
             del error
 
-    def _segment(self, batch: Batch, staged: object) -> None:
+    def _segment(self, batch: Batch, staged: Upload | None) -> None:
         owners = [item.feed.owner for item in batch]
         seconds = 0.0
         results = self._segmenter.segment([item.image for item in batch], watch=self._watch, staged=staged)

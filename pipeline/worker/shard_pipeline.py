@@ -28,11 +28,13 @@ from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
+from pipeline.worker.batch_encoding import PendingDetections
 from pipeline.worker.byte_budget import ByteBudget, ByteGauge, Lane, SharedBudget
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.model_queue import ModelQueue
-from pipeline.worker.segmenter import DecodedImage, Segmenter
+from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
+from pipeline.worker.upload_lane import CudaLane, UploadLane
 from pipeline.worker.watchdog import Step, Watchdog
 
 # Images read and decoded ahead of the model, per shard.
@@ -102,7 +104,9 @@ class WorkerResources:
         self.read_slots = threading.Semaphore(self.reads)
         self.encoded = SharedBudget(ENCODED_BYTES)
         self.pixels = SharedBudget(ahead_bytes)
-        self.model = ModelQueue(segmenter, self.watchdog, max_bytes=ahead_bytes // 2)
+        # On a CPU a batch is computed where it is, by the shard's own thread.
+        runner = UploadLane(CudaLane(segmenter.device)) if segmenter.device.type == "cuda" else None
+        self.model = ModelQueue(segmenter, self.watchdog, max_bytes=ahead_bytes // 2, runner=runner)
         self.decoding = ByteBudget(max(DECODING_BYTES, int(cpus * DECODING_BYTES_PER_CPU)))
         self.decoders = ThreadPoolExecutor(max(1, int(cpus)), thread_name_prefix="decode")
         encoders = 2 if segmenter.device.type == "cuda" else 1
@@ -261,7 +265,7 @@ class ShardPipeline:
         """
         self._claim.check()
 
-    def take_result(self, position: int, outcome: RawDetections | ImageFailure) -> None:
+    def take_result(self, position: int, outcome: Outcome) -> None:
         """Take what reading, decoding or the model made of one image."""
         if isinstance(outcome, ImageFailure):
             self._failures[position] = outcome
@@ -278,23 +282,23 @@ class ShardPipeline:
         for position in positions:
             self._pixel_bytes.give_back(self._numbers[position])
 
-    def _encode(self, position: int, raw: RawDetections) -> None:
+    def _encode(self, position: int, found: RawDetections | PendingDetections) -> None:
         while len(self._encoding) >= MAX_ENCODING:
             wait([self._encoding.popleft()])
         ref = self._shard.images[position]
-        future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, raw))
+        future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, found))
         self._encoding.append(future)
         self._encoded[position] = future
 
-    def _encode_rows(self, position: int, raw: RawDetections) -> EncodedImage:
+    def _encode_rows(self, position: int, found: RawDetections | PendingDetections) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
             rows = build_instance_rows(
                 self._shard.images[position],
-                self._resources.segmenter.encode(raw),
+                self._resources.segmenter.encode(found),
                 self._resources.segmenter.model.config,
                 model=self._model_label,
             )
-        return EncodedImage(rows, raw.original_size)
+        return EncodedImage(rows, found.original_size)
 
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         return self._resources.watchdog.on(self._shard.index, positions, step)
