@@ -69,6 +69,14 @@ class Prefetch(Generic[S, T]):
         wait(self._pending)
         self._pending.clear()
 
+    def wait_ready(self, timeout_s: float | None) -> bool:
+        """Wait until the next result, or the end, comes without waiting; return whether it does."""
+        if not self._pending:
+            return True
+        if self._on_wait is not None:
+            self._on_wait(self._yielded)
+        return bool(wait([self._pending[0]], timeout_s).done)
+
     def _next(self) -> T:
         if self._on_wait is not None:
             self._on_wait(self._yielded)

@@ -116,12 +116,14 @@ class WorkerReady:
     batch_size: the batch size it starts with.
     load_s: seconds from the start of loading until the model was ready.
     precision: what the network computes in, and why: "fp32, TF32 off; ...".
+    fast_path: "on", "off (reason)", or "" where there is none, see `pipeline.worker.fast_path`.
     """
 
     device: str
     batch_size: int
     load_s: float
     precision: str = ""
+    fast_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,13 @@ class Hang:
 
     index: their shard; positions: their places in it, several for a batch.
     reason: one line, with the seconds.
+    is_shared: whether images of another shard of the worker are in the same batch; either may be the cause.
     """
 
     index: int
     positions: tuple[int, ...]
     reason: str
+    is_shared: bool = False
 
 
 @dataclass(frozen=True)

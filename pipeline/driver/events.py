@@ -54,9 +54,15 @@ class WorkerDied:
     hang: Hang | None = None
 
     def failure_of(self, index: int) -> ShardFailure:
-        """Return the failure of one of the lost shards: one that merely shared the worker of a hang is not charged."""
+        """Return the failure of one of the lost shards: one that merely shared the worker of a hang is not charged.
+
+        When images of both shards were in the batch that hung, each is charged as for a death, so that each is tried
+        alone next; nothing says yet whose image it was.
+        """
         if self.hang is None:
             return ShardFailure(index, "death", self.reason, is_charged=not self.was_preempted)
+        if self.hang.is_shared:
+            return ShardFailure(index, "death", self.reason)
         if self.hang.index == index:
             return ShardFailure(index, "hang", self.reason, suspects=self.hang.positions)
         return ShardFailure(index, "death", self.reason, is_charged=False)

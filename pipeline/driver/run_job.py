@@ -120,6 +120,7 @@ def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = No
         batch_size=None if spec.compute.batch_size == "auto" else spec.compute.batch_size,
         image_timeout_s=spec.retry.image_timeout_s,
         load_model=load_model,
+        mask_processes=spec.compute.mask_processes,
     )
 
 

@@ -30,6 +30,7 @@ class RunTotals:
         self._workers_started = 0
         self._device = ""
         self._precision = ""
+        self._fast_path = ""
         self._must_recount = False
         self.session_images = 0
         is_new = run.state == "new"
@@ -45,6 +46,9 @@ class RunTotals:
         self._workers_started += 1
         self._device = ready.device
         self._precision = ready.precision
+        # One worker whose fast path is off matters more than the others.
+        if ready.fast_path.startswith("off") or not self._fast_path:
+            self._fast_path = ready.fast_path
 
     def worker_lost(self) -> None:
         """Count a worker that died."""
@@ -101,6 +105,7 @@ class RunTotals:
             workers_started=self._workers_started,
             device=self._device,
             precision=self._precision,
+            fast_path=self._fast_path,
             error_log=error_log,
         )
         return summarise(

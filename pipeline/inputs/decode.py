@@ -34,6 +34,7 @@ from pipeline.inputs.formats import jpeg as jpeg_files
 from pipeline.inputs.formats import png as png_files
 from pipeline.inputs.formats.detect import find_format
 from pipeline.inputs.formats.heif import decode_heif, open_heif
+from pipeline.inputs.formats.jpeg_decoders import JpegDecoder, make_upright
 from pipeline.inputs.formats.size_limit import check_size
 from pipeline.inputs.formats.tiff import decode_tiff_page, open_tiff
 from pipeline.text import message_of
@@ -83,7 +84,9 @@ _DECODE_ERRORS = (
 _MAX_REASON_CHARS = 200
 
 
-def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(
+    payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, jpeg: JpegDecoder | None = None
+) -> NDArray[np.uint8]:
     """Decode one image file.
 
     Safe to call from several threads. At most about 12 bytes per pixel are held at once.
@@ -91,6 +94,7 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
     Args:
         payload: the whole file.
         max_pixels: the limit on width x height, checked against the header before decoding.
+        jpeg: decodes the ordinary JPEG files that it can; Pillow all others.
 
     Returns:
         [H, W, 3] uint8 RGB, upright, contiguous and writable.
@@ -112,7 +116,14 @@ def decode_image(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDA
                 if found.is_for_pillow
                 else decode_tiff_page(found)
             )
-        return _decode(_prepare(payload, name), name, max_pixels)
+        prepared = _prepare(payload, name)
+        if (
+            name == "JPEG"
+            and jpeg is not None
+            and (pixels := _decode_plain_jpeg(prepared, jpeg, max_pixels)) is not None
+        ):
+            return pixels
+        return _decode(prepared, name, max_pixels)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", message_of(f"{name}: {error}", max_chars=_MAX_REASON_CHARS)) from error
     except _DECODE_ERRORS as error:
@@ -155,7 +166,10 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
             found = open_tiff(payload, max_pixels)
             each = _DECODING_BYTES_PER_PIXEL if found.is_for_pillow else _MOST_BYTES_PER_PIXEL
             return _header((found.page.imagewidth, found.page.imagelength), max_pixels, each)
-        with _READERS[name](io.BytesIO(_prepare(payload, name))) as image:
+        prepared = _prepare(payload, name)
+        if name == "JPEG" and (frame := jpeg_files.read_frame(prepared)) is not None:
+            return _header(frame.size, min(max_pixels, DEFAULT_MAX_PIXELS), _DECODING_BYTES_PER_PIXEL)
+        with _READERS[name](io.BytesIO(prepared)) as image:
             each = _CMYK_BYTES_PER_PIXEL if image.mode == "CMYK" else _DECODING_BYTES_PER_PIXEL
             return _header(image.size, max_pixels, _MOST_BYTES_PER_PIXEL if name in ("WebP", "AVIF") else each)
     except (ImageError, Image.DecompressionBombError, *_DECODE_ERRORS):
@@ -180,6 +194,16 @@ def _prepare(payload: bytes, name: str) -> bytes:
             "unreadable", "AVIF needs a Pillow built with AVIF support, such as the wheels of 11.3 and later"
         )
     return payload
+
+
+def _decode_plain_jpeg(payload: bytes, decoder: JpegDecoder, max_pixels: int) -> NDArray[np.uint8] | None:
+    """Decode an ordinary JPEG file, upright; None when Pillow has to decide about it."""
+    frame = jpeg_files.read_frame(payload)
+    if frame is None or frame.size[0] * frame.size[1] > DEFAULT_MAX_PIXELS:
+        return None
+    check_size(frame.size, max_pixels)
+    pixels = decoder.decode(payload, frame)
+    return None if pixels is None else make_upright(pixels, _read_orientation(frame.exif))
 
 
 def _decode(payload: bytes, name: str, max_pixels: int, *, page: int = 0) -> NDArray[np.uint8]:

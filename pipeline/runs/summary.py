@@ -39,7 +39,7 @@ class RunSummary:
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
         this session. device: what the workers ran on, "" when none was needed; precision: what the network computed
-        in there, and why. model: the preset.
+        in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: the preset.
     is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
         exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
     """
@@ -68,6 +68,7 @@ class RunSummary:
     workers_started: int = 0
     device: str = ""
     precision: str = ""
+    fast_path: str = ""
     model: str = ""
     is_trained: bool = True
     has_bug: bool = False
@@ -96,6 +97,7 @@ class SessionNumbers:
     workers_started: int = 0
     device: str = ""
     precision: str = ""
+    fast_path: str = ""
     error_log: str | None = None
 
 

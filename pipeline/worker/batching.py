@@ -1,6 +1,6 @@
 """Full batches of one padded shape, and a batch size that follows the accelerator's memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -8,8 +8,8 @@ T = TypeVar("T")
 Shape = tuple[int, int]
 
 # An image's detections must not depend on the other images of its batch, so only equal padded shapes share one.
-# Photos have few shapes (4:3 and 3:2, both ways), and a look-ahead of eight batches fills almost all of them.
-LOOKAHEAD_BATCHES = 8
+# Photos have few shapes (4:3 and 3:2, both ways), and a look-ahead of 16 batches fills most of their batches.
+LOOKAHEAD_BATCHES = 16
 LOOKAHEAD_BYTES = 512 * 2**20
 
 
@@ -30,7 +30,7 @@ class Batcher(Generic[T]):
     """
 
     def __init__(self, batch_size: int, *, max_images: int | None = None, max_bytes: int = LOOKAHEAD_BYTES) -> None:
-        """`max_images` bounds the images held back; by default eight batches of them."""
+        """`max_images` bounds the images held back; by default 16 batches of them."""
         if batch_size < 1:
             raise ValueError(f"a batch holds at least one image, not {batch_size}")
         self.batch_size = batch_size
@@ -59,10 +59,24 @@ class Batcher(Generic[T]):
         while self._is_over_bounds():
             yield self._take(max(self._groups, key=lambda key: len(self._groups[key].images)))
 
-    def flush(self) -> Iterator[list[T]]:
-        """Yield everything that is left, shape by shape, the one that has waited longest first."""
-        while self._groups:
-            yield self._take(next(iter(self._groups)))
+    def flush(self, is_wanted: Callable[[T], bool] | None = None) -> Iterator[list[T]]:
+        """Yield what is left, shape by shape, the one that has waited longest first.
+
+        Args:
+            is_wanted: only shapes of which such an image waits, with all their images; None for every shape.
+        """
+        for shape in list(self._groups):
+            while shape in self._groups and (is_wanted is None or any(map(is_wanted, self._groups[shape].images))):
+                yield self._take(shape)
+
+    def discard(self, is_unwanted: Callable[[T], bool]) -> None:
+        """Drop the images for which `is_unwanted` is true."""
+        for shape, group in list(self._groups.items()):
+            kept = [number for number, image in enumerate(group.images) if not is_unwanted(image)]
+            group.images[:] = [group.images[number] for number in kept]
+            group.weights_bytes[:] = [group.weights_bytes[number] for number in kept]
+            if not kept:
+                del self._groups[shape]
 
     def _is_over_bounds(self) -> bool:
         max_images = self._max_images if self._max_images is not None else LOOKAHEAD_BATCHES * self.batch_size

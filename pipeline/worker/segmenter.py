@@ -2,10 +2,9 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,15 +13,18 @@ from htc_model.config import ModelConfig
 from htc_model.finite import NonFiniteError, check_finite
 from htc_model.inference.precision import PrecisionChoice, choose_precision, forbid_tf32
 from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
-from htc_model.preprocess import build_batch, padded_size
-from htc_model.structures import Detections, ImageBatch, RawDetections
+from htc_model.preprocess import assemble_batch, build_batch, padded_size
+from htc_model.structures import Detections, RawDetections
 from pipeline.errors import ImageError
 from pipeline.job_spec.job import ModelSection
 from pipeline.messages import ImageFailure
 from pipeline.storage.storage import Storage
 from pipeline.weights.fingerprint import compute_fingerprint, resolve_config
+from pipeline.worker.batch_encoding import BatchEncoder, PendingDetections
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
+from pipeline.worker.fast_path import FastChoice, SegmentationModel
+from pipeline.worker.uploads import Upload
 
 log = logging.getLogger(__name__)
 
@@ -38,27 +40,19 @@ MAX_AUTO_BATCH = 16
 MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
 
 
-class SegmentationModel(Protocol):
-    """What a worker needs of a model; `htc_model.network.detector.HTC` is one."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """Sizes, classes and thresholds."""
-
-    def infer(self, batch: ImageBatch) -> list[RawDetections]:
-        """Detections of every image of the batch, on the batch's device."""
-
-
 LoadModel = Callable[[ModelSection], SegmentationModel]
+# What the model makes of an image.
+Outcome = RawDetections | PendingDetections | ImageFailure
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One decoded image: position in the shard, uri, and pixels [H, W, 3] uint8 RGB."""
+    """One decoded image: position in its shard, uri, pixels [H, W, 3] uint8 RGB, and the shard's index."""
 
     position: int
     uri: str
     pixels: np.ndarray
+    shard: int = 0
 
 
 def load_model(section: ModelSection, storage: Storage | None = None) -> SegmentationModel:
@@ -150,13 +144,24 @@ class Segmenter:
         *,
         precision: PrecisionChoice | None = None,
         batch_size: int | None = None,
+        fast: FastChoice | None = None,
+        encoder: BatchEncoder | None = None,
     ) -> None:
-        """`precision` None: fp32, "bf16" by autocast, see `settle_precision`; `batch_size` None: by memory."""
+        """Put the model on the device.
+
+        Args:
+            precision: None: fp32; "bf16" of `model` is by autocast, see `settle_precision`.
+            batch_size: None: by memory.
+            fast: the model that takes the place of `model`, if it may, see `fast_path`.
+            encoder: encodes whole batches; None encodes image by image, where the caller calls `encode`.
+        """
         if isinstance(model, torch.nn.Module):
             model.to(device)
         self.model = model
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
+        self.fast = fast or FastChoice(None, "")
+        self._encoder = encoder
         self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
 
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
@@ -169,14 +174,16 @@ class Segmenter:
         images: Sequence[DecodedImage],
         *,
         watch: Callable[[Sequence[DecodedImage]], AbstractContextManager[None]] = _unwatched,
-    ) -> Iterator[tuple[DecodedImage, RawDetections | ImageFailure]]:
-        """Segment images of one padded shape; yields every image once, with its detections or its failure.
+        staged: Upload | None = None,
+    ) -> Iterator[tuple[DecodedImage, Outcome]]:
+        """Segment images of one padded shape; yields every image, in order, with its detections or its failure.
 
         A batch that does not fit the accelerator's memory is halved; an image that does not fit alone fails. The images
         of a batch that raises are tried one by one, so that only the image at fault fails.
 
         Args:
             watch: entered with the images of each batch during the inference.
+            staged: the same images on their way to the device.
 
         Raises:
             DeviceLostError: the device is unusable.
@@ -186,12 +193,12 @@ class Segmenter:
             batch = batches.popleft()
             name = batch[0].uri if len(batch) == 1 else f"{batch[0].uri} and {len(batch) - 1} more"
             with watch(batch):
-                outcome = image_boundary(name, lambda batch=batch: self._infer(batch))  # type: ignore[misc]
+                outcome = image_boundary(name, lambda batch=batch, staged=staged: self._infer(batch, staged))  # type: ignore[misc]
+            # Its pieces are built from the images again.
+            staged = None
             if isinstance(outcome, list):
                 self.batch_size.succeeded(len(batch))
-                for image, raw in zip(batch, outcome, strict=True):
-                    # For any model: NaN would make rows that no reader can order or filter.
-                    yield image, image_boundary(image.uri, lambda raw=raw: _finite(raw))  # type: ignore[misc]
+                yield from zip(batch, self._outcomes(batch, outcome), strict=True)
             elif len(batch) > 1:
                 half = (len(batch) + 1) // 2 if outcome is None else 1
                 pieces = [batch[start : start + half] for start in range(0, len(batch), half)]
@@ -203,13 +210,34 @@ class Segmenter:
             else:
                 yield batch[0], outcome
 
-    def encode(self, raw: RawDetections) -> Detections:
+    def _outcomes(self, images: Sequence[DecodedImage], raws: Sequence[RawDetections]) -> Iterable[Outcome]:
+        if self._encoder is not None and len(raws) == len(images):
+            return self._encoder.submit(raws)
+        # For any model: NaN would make rows that no reader can order or filter.
+        return (
+            image_boundary(image.uri, lambda raw=raw: _finite(raw))  # type: ignore[misc]
+            for image, raw in zip(images, raws, strict=True)
+        )
+
+    def encode(self, found: RawDetections | PendingDetections) -> Detections:
         """Encode one image's masks, in smaller and smaller chunks when they do not fit the memory.
 
         Raises:
-            ImageError: `failed`, the smallest chunks do not fit either.
+            ImageError: `failed`: the smallest chunks do not fit either, or the model's numbers are not finite.
             DeviceLostError: the device is unusable.
         """
+        if isinstance(found, RawDetections):
+            return self._encode_alone(found)
+        try:
+            return found.result()
+        except NonFiniteError as error:
+            raise ImageError("failed", f"the model computed no result: {error}") from error
+        except torch.OutOfMemoryError:
+            log.warning("out of memory with the masks of a batch; they are encoded image by image")
+        self._free_cache()
+        return self._encode_alone(found.raw)
+
+    def _encode_alone(self, raw: RawDetections) -> Detections:
         for chunk_columns in MASK_CHUNKS:
             detections = self._encode(raw, chunk_columns)
             if detections is not None:
@@ -230,12 +258,18 @@ class Segmenter:
         self._free_cache()
         return None
 
-    def _infer(self, images: Sequence[DecodedImage]) -> list[RawDetections] | None:
+    def _infer(self, images: Sequence[DecodedImage], staged: Upload | None) -> list[RawDetections] | None:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
-            batch = build_batch([image.pixels for image in images], self.model.config, self.device)
-            with torch.inference_mode(), self._autocast():
-                return self.model.infer(batch)
+            with torch.inference_mode():
+                if staged is None:
+                    batch = build_batch([image.pixels for image in images], self.model.config, self.device)
+                else:
+                    batch = assemble_batch(staged.receive(), self.model.config)
+                if self.fast.model is not None:
+                    return self.fast.model.infer(batch)
+                with self._autocast():
+                    return self.model.infer(batch)
         except NonFiniteError as error:
             # The images of a batch are tried one by one, so that only the image at fault fails.
             raise ImageError("failed", f"the model computed no result: {error}") from error

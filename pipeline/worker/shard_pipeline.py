@@ -1,12 +1,13 @@
 """The stages of a shard inside a worker, overlapping: read, decode, infer, encode.
 
-A worker runs two shards at once, each on its own thread. They share the thread pools, and the model by turns: while one
-infers, the other's first images are read and decoded; while one encodes its last masks and commits, the other infers.
+A worker runs two shards at once, each on its own thread. They share the thread pools, and the model by turns
+(`model_queue`): while one infers, the other's first images are read and decoded; while one encodes its last masks and
+commits, the other infers.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from htc_model.structures import RawDetections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
+from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
@@ -26,11 +28,13 @@ from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
-from pipeline.worker.batching import Batcher
+from pipeline.worker.batch_encoding import PendingDetections
 from pipeline.worker.byte_budget import ByteBudget, ByteGauge, Lane, SharedBudget
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
-from pipeline.worker.segmenter import DecodedImage, Segmenter
+from pipeline.worker.model_queue import ModelQueue
+from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
+from pipeline.worker.upload_lane import CudaLane, UploadLane
 from pipeline.worker.watchdog import Step, Watchdog
 
 # Images read and decoded ahead of the model, per shard.
@@ -61,7 +65,7 @@ class EncodedImage:
 class WorkerResources:
     """The resources that the shards of one worker share.
 
-    turn: held by the shard that infers.
+    model: batches the images of both shards and takes them through the model.
     encoded, pixels, decoding: bound the bytes on their way to the model, see `byte_budget`.
     read_slots: bounds the reads that run at once.
     decoders: as many threads as the worker has cores, apart from those that read, because glibc keeps freed memory for
@@ -78,6 +82,7 @@ class WorkerResources:
         image_timeout_s: float | None,
         cpus: float,
         ahead_bytes: int = AHEAD_BYTES,
+        jpeg: JpegDecoder | None = None,
     ) -> None:
         """Open storage and start the pools.
 
@@ -87,17 +92,21 @@ class WorkerResources:
             image_timeout_s: for one image in one step, None for no limit.
             cpus: cores this worker may use; that many images are decoded at once.
             ahead_bytes: of decoded pixels, at most; one image more where a consumer waits for it.
+            jpeg: of ordinary JPEG files; None for Pillow.
         """
         self.segmenter = segmenter
         self.limits = images
+        self.jpeg = jpeg
         # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
         self.storage = Storage(storage, is_known=True)
         self.reads = self.storage.read_concurrency(input_uri)
         self.watchdog = Watchdog(image_timeout_s)
-        self.turn = threading.Lock()
         self.read_slots = threading.Semaphore(self.reads)
         self.encoded = SharedBudget(ENCODED_BYTES)
         self.pixels = SharedBudget(ahead_bytes)
+        # On a CPU a batch is computed where it is, by the shard's own thread.
+        runner = UploadLane(CudaLane(segmenter.device)) if segmenter.device.type == "cuda" else None
+        self.model = ModelQueue(segmenter, self.watchdog, max_bytes=ahead_bytes // 2, runner=runner)
         self.decoding = ByteBudget(max(DECODING_BYTES, int(cpus * DECODING_BYTES_PER_CPU)))
         self.decoders = ThreadPoolExecutor(max(1, int(cpus)), thread_name_prefix="decode")
         encoders = 2 if segmenter.device.type == "cuda" else 1
@@ -154,6 +163,8 @@ class ShardPipeline:
         """
         self._encoded_bytes, self._pixel_bytes = self._resources.encoded.open_lane(), self._resources.pixels.open_lane()
         ahead = max(AHEAD_IMAGES, self._resources.reads)
+        model = self._resources.model
+        feed = model.open(self)
         try:
             with (
                 # A pool for this shard alone: a load that waits for memory blocks its thread, which must not be one of
@@ -167,12 +178,12 @@ class ShardPipeline:
                     on_wait=self._await,
                     on_leave=self._leave,
                 ) as loaded,
-                # Loading begins before this shard's turn, so that its first images are ready then.
-                self._resources.turn,
             ):
-                self._segment_all(iter(loaded))
+                # Loading begins before this shard's turn, so that its first images are ready then.
+                model.run(feed, _Images(loaded, self))
             ends = {position: future.result() for position, future in self._encoded.items()}
         finally:
+            model.close(feed)
             self._leave()
             # After an exception some of them may not have run.
             for future in self._encoded.values():
@@ -218,11 +229,12 @@ class ShardPipeline:
             pixel_bytes = pixels.nbytes
         finally:
             self._pixel_bytes.resize(number, pixel_bytes)
-        return DecodedImage(position, ref.uri, pixels)
+        return DecodedImage(position, ref.uri, pixels, self._shard.index)
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
-            return decode_image(payload, max_pixels=self._resources.limits.max_pixels)
+            limits = self._resources.limits
+            return decode_image(payload, max_pixels=limits.max_pixels, jpeg=self._resources.jpeg)
 
     def _read(self, number: int, position: int, ref: ImageRef) -> bytes:
         """Read an image's encoded bytes, when there is room for them."""
@@ -245,77 +257,81 @@ class ShardPipeline:
         # An image that is larger than the limit is refused unread.
         return min(self._largest_unlisted if ref.bytes is None else ref.bytes, max_bytes)
 
-    def _segment_all(self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]) -> None:
-        batcher: Batcher[DecodedImage] = Batcher(
-            self._resources.segmenter.batch_size.current, max_bytes=self._resources.pixels.most // 2
-        )
-        while (each := self._next(loaded)) is not None:
-            position, image = each
-            if isinstance(image, ImageFailure):
-                self._fail(position, image)
-                continue
-            batcher.batch_size = self._resources.segmenter.batch_size.current
-            ready = batcher.add(self._resources.segmenter.padded_shape(image), image, image.pixels.nbytes)
-            # Drops this frame's reference to the pixels while it waits for the next image.
-            del each, image
-            for batch in ready:
-                self._segment(batch)
-        for batch in batcher.flush():
-            self._segment(batch)
+    def check(self) -> None:
+        """Check whether the attempt is still needed.
 
-    def _next(
-        self, loaded: Iterator[tuple[int, DecodedImage | ImageFailure]]
-    ) -> tuple[int, DecodedImage | ImageFailure] | None:
-        with self.clock.time("wait"):
-            return next(loaded, None)
-
-    def _segment(self, batch: list[DecodedImage]) -> None:
-        """Infer a batch and empty the list, so that its pixels are dropped before their bytes are given back."""
+        Raises:
+            AbandonedError: it is not.
+        """
         self._claim.check()
-        numbers = [self._numbers[image.position] for image in batch]
-        results = self._resources.segmenter.segment(batch, watch=self._watch_model)
-        while True:
-            with self.clock.time("infer"):
-                result = next(results, None)
-            if result is None:
-                break
-            position, outcome = result[0].position, result[1]
-            # Encoding may take long, and needs no pixels.
-            del result
-            if isinstance(outcome, ImageFailure):
-                self._fail(position, outcome)
-            else:
-                self._encode(position, outcome)
-                self._on_images(1)
-        del results
-        batch.clear()
-        for number in numbers:
-            self._pixel_bytes.give_back(number)
 
-    def _encode(self, position: int, raw: RawDetections) -> None:
+    def take_result(self, position: int, outcome: Outcome) -> None:
+        """Take what reading, decoding or the model made of one image."""
+        if isinstance(outcome, ImageFailure):
+            self._failures[position] = outcome
+        else:
+            self._encode(position, outcome)
+        self._on_images(1)
+
+    def take_seconds(self, seconds: float) -> None:
+        """Count this shard's part of a batch's time in the model."""
+        self.clock.add({"infer": seconds})
+
+    def give_back(self, positions: Sequence[int]) -> None:
+        """Free the bytes of pixels that nothing refers to any more."""
+        for position in positions:
+            self._pixel_bytes.give_back(self._numbers[position])
+
+    def _encode(self, position: int, found: RawDetections | PendingDetections) -> None:
         while len(self._encoding) >= MAX_ENCODING:
             wait([self._encoding.popleft()])
         ref = self._shard.images[position]
-        future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, raw))
+        future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, found))
         self._encoding.append(future)
         self._encoded[position] = future
 
-    def _encode_rows(self, position: int, raw: RawDetections) -> EncodedImage:
+    def _encode_rows(self, position: int, found: RawDetections | PendingDetections) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
             rows = build_instance_rows(
                 self._shard.images[position],
-                self._resources.segmenter.encode(raw),
+                self._resources.segmenter.encode(found),
                 self._resources.segmenter.model.config,
                 model=self._model_label,
             )
-        return EncodedImage(rows, raw.original_size)
+        return EncodedImage(rows, found.original_size)
 
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         return self._resources.watchdog.on(self._shard.index, positions, step)
 
-    def _watch_model(self, images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
-        return self._watch([image.position for image in images], "the model")
 
-    def _fail(self, position: int, failure: ImageFailure) -> None:
-        self._failures[position] = failure
-        self._on_images(1)
+class _Images:
+    """The decoded images of one shard for the model; images that failed before go to the shard at once."""
+
+    def __init__(self, loaded: Prefetch[int, tuple[int, DecodedImage | ImageFailure]], shard: ShardPipeline) -> None:
+        self._loaded = loaded
+        self._results = iter(loaded)
+        self._shard = shard
+        self._image: DecodedImage | None = None
+
+    def wait_ready(self, timeout_s: float | None) -> bool:
+        """Wait until the next image, or the end, is there; return whether it is."""
+        with self._shard.clock.time("wait"):
+            while self._image is None:
+                if not self._loaded.wait_ready(timeout_s):
+                    return False
+                if (each := next(self._results, None)) is None:
+                    return True
+                position, loaded = each
+                if isinstance(loaded, ImageFailure):
+                    self._shard.take_result(position, loaded)
+                else:
+                    self._image = loaded
+                # Else this frame would keep the pixels while it waits for the next image.
+                del each, loaded
+        return True
+
+    def next(self) -> DecodedImage | None:
+        """Return the next image, None at the end; raises what ended the loading."""
+        self.wait_ready(None)
+        image, self._image = self._image, None
+        return image

@@ -41,6 +41,11 @@ class ShardProcessor:
         return str(self._resources.segmenter.precision)
 
     @property
+    def fast_path(self) -> str:
+        """Whether the fast model is used, see `fast_path`."""
+        return self._resources.segmenter.fast.note
+
+    @property
     def batch_size(self) -> int:
         """The batch size in use now."""
         return self._resources.segmenter.batch_size.current

@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,13 +15,17 @@ Step = Literal["decoding", "the model", "mask encoding"]
 
 @dataclass(frozen=True)
 class _InFlight:
-    index: int
-    positions: tuple[int, ...]
+    images: tuple[tuple[int, int], ...]
     step: Step
     start_s: float
 
-    def reason(self, seconds: float) -> str:
-        batch = f" with {len(self.positions)} images" if len(self.positions) > 1 else ""
+    def hang(self, seconds: float) -> Hang:
+        index = self.images[0][0]
+        positions = tuple(position for shard, position in self.images if shard == index)
+        return Hang(index, positions, self._reason(seconds), is_shared=len(positions) < len(self.images))
+
+    def _reason(self, seconds: float) -> str:
+        batch = f" with {len(self.images)} images" if len(self.images) > 1 else ""
         return f"{self.step} hung for {seconds:.0f} s{batch}; the limit is retry.image_timeout_s"
 
 
@@ -36,10 +40,14 @@ class Watchdog:
         self._numbers = itertools.count()
         self._in_flight: dict[int, _InFlight] = {}
 
-    @contextmanager
-    def on(self, index: int, positions: Sequence[int], step: Step) -> Iterator[None]:
+    def on(self, index: int, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         """Watch images of shard `index` during the block."""
-        entry = _InFlight(index, tuple(sorted(positions)), step, self._clock())
+        return self.on_images([(index, position) for position in positions], step)
+
+    @contextmanager
+    def on_images(self, images: Sequence[tuple[int, int]], step: Step) -> Iterator[None]:
+        """Watch images, given by shard and position, during the block; a batch may hold those of two shards."""
+        entry = _InFlight(tuple(sorted(images)), step, self._clock())
         with self._lock:
             number = next(self._numbers)
             self._in_flight[number] = entry
@@ -56,12 +64,11 @@ class Watchdog:
         now = self._clock()
         with self._lock:
             late = [
-                (now - entry.start_s - self._timeout_s * len(entry.positions), entry)
-                for entry in self._in_flight.values()
+                (now - entry.start_s - self._timeout_s * len(entry.images), entry) for entry in self._in_flight.values()
             ]
         if not late:
             return None
         over_s, entry = max(late, key=lambda pair: pair[0])
         if over_s < 0:
             return None
-        return Hang(entry.index, entry.positions, entry.reason(now - entry.start_s))
+        return entry.hang(now - entry.start_s)

@@ -52,6 +52,7 @@ class WorkerSettings:
     image_timeout_s: for one image in one step, see `RetrySection`; None for no limit.
     load_model: takes the model section, returns the model; None loads the section's preset and weights.
     cpus, gpus: what Ray reserves for this worker; fractions allowed.
+    mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
     """
 
     run: str
@@ -65,6 +66,7 @@ class WorkerSettings:
     load_model: "LoadModel | None" = None
     cpus: float = 1.0
     gpus: float = 0.0
+    mask_processes: int = 0
 
 
 class Worker:
@@ -94,7 +96,7 @@ class Worker:
             return outcome
         self._processor = outcome
         seconds = time.perf_counter() - start
-        return WorkerReady(outcome.device_name, outcome.batch_size, seconds, outcome.precision)
+        return WorkerReady(outcome.device_name, outcome.batch_size, seconds, outcome.precision, outcome.fast_path)
 
     def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:
         """Segment the shard's images, or some of them; a failed attempt is returned as a value.
@@ -164,6 +166,9 @@ class Worker:
     def _load(self) -> "ShardProcessor":
         import torch
 
+        from pipeline.worker.batch_encoding import BatchEncoder
+        from pipeline.worker.choose_jpeg import choose_jpeg_decoder
+        from pipeline.worker.fast_path import choose_fast_model
         from pipeline.worker.segmenter import Segmenter, load_model, pick_device, settle_precision
         from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
@@ -176,11 +181,15 @@ class Worker:
         else:
             model = settings.load_model(settings.model)
         precision = settle_precision(settings.model, device, storage, is_callers_model=settings.load_model is not None)
+        if isinstance(model, torch.nn.Module):
+            model.to(device)
         segmenter = Segmenter(
             model,
             device,
             precision=precision,
             batch_size=settings.batch_size,
+            fast=choose_fast_model(model, device, precision.precision),
+            encoder=BatchEncoder(device, processes=settings.mask_processes) if device.type == "cuda" else None,
         )
         resources = WorkerResources(
             segmenter,
@@ -189,6 +198,7 @@ class Worker:
             images=settings.images,
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
+            jpeg=choose_jpeg_decoder(settings.images, segmenter.device),
         )
         return ShardProcessor(
             resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model.preset

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from htc_model.config import ResizeConfig, load_preset
-from htc_model.preprocess import build_batch, padded_size, resize_uint8, resized_size
+from htc_model.preprocess import assemble_batch, build_batch, padded_size, resize_uint8, resized_size
 
 HTC = load_preset("htc_r50_fpn")
 
@@ -124,3 +124,29 @@ def test_another_resize_section_is_followed() -> None:
 def test_a_batch_of_no_or_several_shapes_is_refused(images: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="one padded shape"):
         build_batch(images, HTC)
+
+
+def test_images_on_the_device_already_give_the_same_batch() -> None:
+    images = [noise(427, 640), noise(426, 640), noise(427, 640)]
+    wanted = build_batch(images, HTC)
+    found = assemble_batch([torch.from_numpy(image) for image in images], HTC)
+    assert torch.equal(found.pixels, wanted.pixels)
+    assert (found.image_sizes, found.original_sizes) == (wanted.image_sizes, wanted.original_sizes)
+    with pytest.raises(ValueError, match="no images"):
+        assemble_batch([], HTC)
+
+
+def test_images_of_one_size_are_resized_together_as_one_by_one() -> None:
+    images = torch.stack([torch.from_numpy(noise(97, 131)), torch.from_numpy(noise(97, 131)).flip(0)])
+    together = resize_uint8(images, (20, 500))
+    for image, resized in zip(images, together, strict=True):
+        assert torch.equal(resize_uint8(image, (20, 500)), resized)
+
+
+def test_what_is_cached_under_inference_mode_serves_other_callers() -> None:
+    image = torch.from_numpy(noise(33, 47))
+    with torch.inference_mode():
+        wanted = resize_uint8(image, (71, 73))
+        batch = build_batch([noise(33, 47)], HTC)
+    assert torch.equal(resize_uint8(image, (71, 73)), wanted)
+    assert torch.equal(build_batch([noise(33, 47)], HTC).pixels, batch.pixels)
