@@ -30,6 +30,8 @@ from pipeline.output.commit import encode_table, images_part, instances_part
 from pipeline.output.run_record import RunRecord, write_record
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.planning.manifest import Manifest
+from pipeline.runs.counting import CountsRecorder
+from pipeline.runs.shard_counts import list_counts
 from pipeline.storage.storage import Storage
 
 RUN = "resumed"
@@ -126,6 +128,20 @@ def _link_parts(output: str, shards: int, payloads: dict[int, bytes], instances:
     templates.rmdir()
 
 
+def record_counts(spec: JobSpec, storage: Storage, shards: int) -> None:
+    """Record the counts of the committed shards, as a driver does while it works."""
+    recorder = CountsRecorder(storage, spec.output.uri, RUN, check_lease=lambda: None)
+    for shard in range(shards):
+        recorder.add(report_of(shard))
+    recorder.flush()
+
+
+def remove_counts(spec: JobSpec, storage: Storage) -> None:
+    """Remove the recorded counts: so is a run of a release that recorded none."""
+    for _, uri in list_counts(storage, spec.output.uri, RUN):
+        storage.delete(uri)
+
+
 def measure(spec: JobSpec, way: str, sink: "multiprocessing.connection.Connection") -> None:
     """Resume the run once, and send the measurements."""
     from pipeline.driver.progress import SilentProgress
@@ -147,9 +163,7 @@ def measure(spec: JobSpec, way: str, sink: "multiprocessing.connection.Connectio
         now = time.process_time()
         steps[name], last = round(now - last, 2), now
 
-    run = open_run(
-        spec, FINGERPRINT, storage, take_lease=lambda name: take_lease(storage, spec.output.uri, name)
-    )
+    run = open_run(spec, FINGERPRINT, storage, take_lease=lambda name: take_lease(storage, spec.output.uri, name))
     step("open")
     _announce(run, SilentProgress(), None)
     step("announce")
@@ -176,6 +190,7 @@ def measure(spec: JobSpec, way: str, sink: "multiprocessing.connection.Connectio
             "shards_per_cpu_s": round(shards / cpu_s),
             "peak_mib": round(peak_mib()),
             "peak_before_mib": round(base_mib),
+            "counts_files": len(list_counts(storage, spec.output.uri, RUN)),
             "requests": asked,
         }
     )
@@ -230,7 +245,9 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        with s3_output(Path(folder, "server")) if chosen.s3 else nullcontext((f"{folder}/out", "")) as (output, endpoint):
+        with (
+            s3_output(Path(folder, "server")) if chosen.s3 else nullcontext((f"{folder}/out", "")) as (output, endpoint)
+        ):
             values = {"input.uri": "s3://stub/in/", "output.uri": output, "model.preset": "htc_lite0_fpn"}
             if endpoint:
                 values["storage.endpoint_url"] = endpoint

@@ -223,7 +223,7 @@ def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges
         if changes is None or not changes.has_any:
             display.note(f"Run {opened.name} is complete already; nothing to do.")
     elif opened.state == "resumed":
-        left = len(opened.todo())
+        left = opened.shards_left
         so_far = "" if opened.is_planned else " so far; the input is still being listed"
         display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go{so_far}.")
     elif opened.is_planned:

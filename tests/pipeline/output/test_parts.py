@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.output.commit import committed_shards
-from pipeline.output.parts import Part, choose_parts, committed_parts, committed_parts_by_run, parse_part, part_uri
+from pipeline.output.parts import (
+    Part,
+    choose_parts,
+    committed_parts,
+    committed_parts_by_run,
+    committed_shards,
+    parse_part,
+    part_uri,
+)
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
