@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,8 @@ def record_counts(spec: JobSpec, storage: Storage, shards: int) -> None:
 
 def remove_counts(spec: JobSpec, storage: Storage) -> None:
     """Remove the recorded counts: so is a run of a release that recorded none."""
-    for _, uri in list_counts(storage, spec.output.uri, RUN):
-        storage.delete(uri)
+    for file in list_counts(storage, spec.output.uri, RUN):
+        storage.delete(file.uri)
 
 
 def measure(spec: JobSpec, way: str, sink: "multiprocessing.connection.Connection") -> None:
@@ -244,18 +244,23 @@ def main() -> None:
     shards = 1000 if chosen.small else chosen.shards
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        with (
-            s3_output(Path(folder, "server")) if chosen.s3 else nullcontext((f"{folder}/out", "")) as (output, endpoint)
-        ):
-            values = {"input.uri": "s3://stub/in/", "output.uri": output, "model.preset": "htc_lite0_fpn"}
-            if endpoint:
-                values["storage.endpoint_url"] = endpoint
-            spec = load_spec(None, values)
-            write_run(spec, Storage(spec.storage), shards)
-            for way in chosen.ways:
-                results[way] = measured(context, spec, way)
-                print(json.dumps(results[way]), flush=True)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        output, endpoint = f"{folder}/out", ""
+        if chosen.s3:
+            output, endpoint = stack.enter_context(s3_output(Path(folder, "server")))
+        values = {"input.uri": "s3://stub/in/", "output.uri": output, "model.preset": "htc_lite0_fpn"}
+        if endpoint:
+            values["storage.endpoint_url"] = endpoint
+        spec = load_spec(None, values)
+        write_run(spec, Storage(spec.storage), shards)
+        for way in chosen.ways:
+            if way == "recorded":
+                record_counts(spec, Storage(spec.storage), shards)
+            else:
+                remove_counts(spec, Storage(spec.storage))
+            results[way] = measured(context, spec, way)
+            print(json.dumps(results[way]), flush=True)
     print(json.dumps(last_line(results)))
 
 

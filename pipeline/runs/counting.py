@@ -23,6 +23,7 @@ from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.shard_counts import (
     COUNTS_SCHEMA,
     ROW_COLUMNS,
+    CountsFile,
     counts_of_reports,
     counts_of_rows,
     counts_uri,
@@ -83,17 +84,20 @@ def count_recorded(storage: Storage, output_uri: str, run: str, is_committed: ND
     voided: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     files = list_counts(storage, output_uri, run)
 
-    def read(file: tuple[int, str]) -> pa.Table | None:
+    def read(file: CountsFile) -> tuple[CountsFile, pa.Table | None]:
         try:
-            return read_counts(storage, file[1])
+            return file, read_counts(storage, file.uri)
         except DamagedFileError as error:
             # Its shards are counted from their rows.
             warn(error)
         except NotFoundError:
-            log.info("%s was replaced while it was read", file[1])
-        return None
+            log.info("%s was replaced while it was read", file.uri)
+        return file, None
 
-    for table in _read_ahead(read, files, _threads(output_uri)):
+    for file, table in _read_ahead(read, files, _threads(output_uri)):
+        if table is None and file.is_void:
+            # It may void any shard of the older files.
+            break
         if table is None:
             continue
         shards = np.asarray(table.column("shard"), np.int64)
@@ -106,7 +110,9 @@ def count_recorded(storage: Storage, output_uri: str, run: str, is_committed: ND
         is_counted[shards[is_taken]] = True
         voided.append(shards[has_counts & ~is_taken])
         rows.add_counts(table if is_taken.all() else table.filter(pa.array(is_taken)))
-    return RecordedCounts(rows, is_counted, np.sort(np.concatenate(voided)).tolist(), files[0][0] + 1 if files else 0)
+    return RecordedCounts(
+        rows, is_counted, np.sort(np.concatenate(voided)).tolist(), files[0].number + 1 if files else 0
+    )
 
 
 def count_shards(
@@ -233,6 +239,36 @@ def _count_compacted(
     return counts_of_rows(rows, np.asarray(rows.column("shard"), np.int64), find_repeats)
 
 
+def record_unrecorded(
+    storage: Storage,
+    output_uri: str,
+    run: str,
+    *,
+    shard_count: int,
+    find_repeats: Callable[[], NDArray[np.int64]],
+    check_lease: Callable[[], None],
+) -> None:
+    """Record the counts of a run's committed shards that have none; the caller holds the lease.
+
+    Args:
+        shard_count, find_repeats: see `count_run`. check_lease: see `CountsRecorder`.
+
+    Raises:
+        RunError: the lease is lost.
+        DamagedFileError: a part that has to be read is damaged.
+        StorageError: storage failed.
+    """
+    committed = committed_shards(storage, output_uri, run)
+    is_committed = committed.mask(shard_count)
+    recorded = count_recorded(storage, output_uri, run, is_committed)
+    recorder = CountsRecorder(storage, output_uri, run, check_lease=check_lease, next_number=recorded.next_number)
+    recorder.void(recorded.voided)
+    left = is_committed & ~recorded.is_counted
+    for counts in count_shards(storage, output_uri, run, committed, is_wanted=left, find_repeats=find_repeats):
+        recorder.add_counts(counts)
+    recorder.flush(least_shards=1)
+
+
 class CountsRecorder:
     """Writes the counts of committed shards as a run proceeds; called from one thread, by the holder of the lease.
 
@@ -277,7 +313,7 @@ class CountsRecorder:
         """
         if shards:
             self._check_lease()
-            self._write(void_counts(shards))
+            self._write(void_counts(shards), is_void=True)
 
     def add(self, report: ShardResult) -> None:
         """Record a committed shard, now or with later ones."""
@@ -313,8 +349,8 @@ class CountsRecorder:
         if self._waiting >= max(self._least_shards, min(MOST_SHARDS, self._recorded // SHARE)):
             self.flush()
 
-    def _write(self, counts: pa.Table) -> None:
-        uri = counts_uri(self._output_uri, self._run, self._next_number)
+    def _write(self, counts: pa.Table, *, is_void: bool = False) -> None:
+        uri = counts_uri(self._output_uri, self._run, self._next_number, is_void=is_void)
         # Also after a failure: the file may have been written all the same.
         self._next_number += 1
         self._storage.write(uri, encode_counts(counts))

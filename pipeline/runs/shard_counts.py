@@ -2,13 +2,16 @@
 
 The driver writes them as it goes, many shards in one file: `runs/<run>/counts/counts-00007-9f3c01ab.parquet`. They are
 derived data: a shard without counts, or whose file is damaged, is counted from its rows. Where several files have a
-shard, the one with the highest number counts.
+shard, the one with the highest number counts. A shard that is not committed any more is voided in a file of its own
+kind, `voids-00008-….parquet`, before it may be committed again: so a damaged file never lets older counts stand for
+newer rows.
 """
 
 import io
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from pipeline.output.layout import counts_folder
 from pipeline.output.part_files import read_part
 from pipeline.storage.damage import damaged
 from pipeline.storage.storage import Storage
-from pipeline.storage.uris import join
+from pipeline.storage.uris import base_name, join
 
 _STATUSES = pa.list_(pa.struct([pa.field("status", pa.string()), pa.field("images", pa.int32())]))
 FAILURE_TYPE = pa.struct([(name, pa.string()) for name in ("uri", "status", "reason")])
@@ -44,23 +47,37 @@ not ok before the run either; and those images."""
 ROW_COLUMNS = ("image_id", "uri", "status", "error", "instances")
 """The columns of `images` that `counts_of_rows` needs."""
 
-_NAME = re.compile(r"counts-(\d{5,})-[0-9a-f]{8}\.parquet")
+COUNTS_NAME = re.compile(r"(?:counts|voids)-(\d{5,})-[0-9a-f]{8}\.parquet")
 
 
-def counts_uri(output_uri: str, run: str, number: int) -> str:
+@dataclass(frozen=True, order=True)
+class CountsFile:
+    """A file with counts of shards, or with shards that are voided."""
+
+    number: int
+    uri: str
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it voids shards: what it says of them, no older file can be asked for."""
+        return base_name(self.uri).startswith("voids-")
+
+
+def counts_uri(output_uri: str, run: str, number: int, *, is_void: bool = False) -> str:
     """Return a new name for the file `number`; drivers that do not know of each other never choose the same."""
-    return join(counts_folder(output_uri, run), f"counts-{number:05d}-{secrets.token_hex(4)}.parquet")
+    kind = "voids" if is_void else "counts"
+    return join(counts_folder(output_uri, run), f"{kind}-{number:05d}-{secrets.token_hex(4)}.parquet")
 
 
-def list_counts(storage: Storage, output_uri: str, run: str) -> list[tuple[int, str]]:
-    """List the files of a run with their numbers, the ones that count first.
+def list_counts(storage: Storage, output_uri: str, run: str) -> list[CountsFile]:
+    """List the files of a run, the ones that count first.
 
     Raises:
         StorageError: storage failed.
     """
     folder = counts_folder(output_uri, run)
-    names = (match for name in storage.list_names(folder, "counts-") if (match := _NAME.fullmatch(name)))
-    return sorted(((int(name[1]), join(folder, name[0])) for name in names), reverse=True)
+    names = (match for name in storage.list_names(folder) if (match := COUNTS_NAME.fullmatch(name)))
+    return sorted((CountsFile(int(name[1]), join(folder, name[0])) for name in names), reverse=True)
 
 
 def read_counts(storage: Storage, uri: str) -> pa.Table | None:
