@@ -16,8 +16,8 @@ from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import load_spec
 from pipeline.messages import ShardFailure, ShardOutcome
-from pipeline.output.results import open_results
 from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.runs.counting import count_run
 from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary, summarise
@@ -38,7 +38,7 @@ def runs(tmp_path: Path) -> IncrementalRuns:
 
 
 def counts_of(runs: IncrementalRuns, run: RunHandle) -> RowCounts:
-    return RowCounts.from_tables(open_results(run.output_uri, runs.storage), run.name, run.repeats)
+    return count_run(runs.storage, run.output_uri, run.name, shard_count=run.shard_count, find_repeats=run.repeats)
 
 
 def counted_anew(runs: IncrementalRuns, run: str, **options: object) -> RowCounts:
