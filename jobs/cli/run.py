@@ -17,6 +17,9 @@ def run(
     *,
     spec: options.SpecFile = None,
     job: options.JobFlags,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show at the end how long each part of the start took.")
+    ] = False,
 ) -> None:
     """Segment every image of INPUT into tables in OUTPUT.
 
@@ -28,7 +31,7 @@ def run(
     from jobs.running.run import run_and_report
 
     job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
-    raise typer.Exit(run_and_report(job_spec, run=job.run_name, fresh=job.fresh))
+    raise typer.Exit(run_and_report(job_spec, run=job.run_name, fresh=job.fresh, is_verbose=verbose))
 
 
 @app.command(epilog=EXIT_CODES)

@@ -1,37 +1,66 @@
 """`htc run`: run the job, then report its outcome and the next commands."""
 
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.job_spec.job import JobSpec
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.outcomes import in_words
+from pipeline.runs.start_up import PARTS, Part, StartUp
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, interruptible
 from pipeline.text import count_of, format_duration
 
+START_PARTS: dict[Part, str] = {
+    "imports": "the program was loaded",
+    "weights": "the model was identified, its weights fetched and hashed",
+    "listing": "the first images were listed",
+    "ray": "Ray was running",
+    "worker": "the first worker had its model",
+    "shard": "the first shard was committed",
+}
 MAX_REASONS = 8
 MAX_EXAMPLES = 10
 SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY n DESC"
 
 
-def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool) -> int:
-    """Run the job, report its outcome and return the exit code."""
+def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool, is_verbose: bool = False) -> int:
+    """Run the job, report its outcome and return the exit code.
+
+    Args:
+        is_verbose: also report how long each part of the start took.
+    """
+    start_up = StartUp(time.monotonic() - _process_age_s())
     with interruptible(StopRequest()) as stop, stop:
         # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
 
-    summary = driver.run(spec, run=run, fresh=fresh)
-    report_summary(summary, spec)
+    summary = driver.run(spec, run=run, fresh=fresh, start_up=start_up)
+    report_summary(summary, spec, is_verbose=is_verbose)
     return summary.exit_code
 
 
-def report_summary(summary: RunSummary, spec: JobSpec) -> None:
-    """Write the run's outcome to stdout, and the reason why it is not complete to stderr."""
+def _process_age_s() -> float:
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
+def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = False) -> None:
+    """Write the run's outcome to stdout, and the reason why it is not complete to stderr.
+
+    Args:
+        is_verbose: also write how long each part of the start took.
+    """
     write_line()
     write_table(["", ""], list(_outcome(summary, spec)), has_header=False)
+    if is_verbose and summary.start_up_s:
+        write_line("Start, seconds after the command began:")
+        rows = [(f"{seconds:.1f}", START_PARTS[part]) for part, seconds in _by_time(summary.start_up_s)]
+        write_table(["", ""], rows, has_header=False, alignments=["right", "left"])
     if summary.failure_reasons:
         _report_failures(summary)
     for command in _next_commands(summary, spec):
@@ -40,6 +69,10 @@ def report_summary(summary: RunSummary, spec: JobSpec) -> None:
         say(summary.reason)
     if summary.error_log:
         say(f"The tracebacks of unexpected failures are in {summary.error_log}.")
+
+
+def _by_time(start_up_s: Mapping[str, float]) -> list[tuple[Part, float]]:
+    return sorted(((part, start_up_s[part]) for part in PARTS if part in start_up_s), key=lambda pair: pair[1])
 
 
 def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -89,6 +89,7 @@ class RunTotals:
     def worker_started(self, ready: WorkerReady) -> None:
         """Count a worker that has loaded its model."""
         self._workers_started += 1
+        self._run.start_up.mark("worker")
         self._device = ready.device
 
     def worker_lost(self) -> None:
@@ -109,6 +110,7 @@ class RunTotals:
         """
         self._must_recount = self._must_recount or not is_exact
         self.rows.add(report)
+        self._run.start_up.mark("shard")
         if is_exact and self._recorder is not None:
             self._recorder.add(report)
         self.session_images += report.images
@@ -145,6 +147,7 @@ class RunTotals:
             seconds=seconds,
             images_per_s=self.session_images / seconds if seconds > 0 else 0.0,
             stage_shares={str(stage): share for stage, share in self._stages.shares().items()},
+            start_up_s=self._run.start_up.seconds(),
             retries=self._retries,
             workers_lost=self._workers_lost,
             workers_started=self._workers_started,

@@ -6,7 +6,7 @@ same command resumes the run, its planning included.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +42,7 @@ def open_run(
     patience_s: float | None = None,
     defer_interrupts: InterruptDeferral = nullcontext,
     workers: int | None = None,
+    on_work: Callable[[], None] = lambda: None,
 ) -> RunHandle:
     """Resume a run, or begin a new one.
 
@@ -56,6 +57,7 @@ def open_run(
             `RunHandle.close`. None plans all of it before returning.
         defer_interrupts: makes a context for that wait, in which KeyboardInterrupt is not raised.
         workers: how many the run will have, for shards of automatic size; None for as many as this machine takes.
+        on_work: called as soon as there are images to do, perhaps more often, from any thread.
 
     Raises:
         OutputOccupiedError: the output folder holds files that htc did not write.
@@ -66,7 +68,7 @@ def open_run(
         RunHeldError: another driver works on the run.
         StorageError: storage failed.
     """
-    request = RunRequest(spec, model_fingerprint, storage, take_lease, patience_s, defer_interrupts, workers)
+    request = RunRequest(spec, model_fingerprint, storage, take_lease, patience_s, defer_interrupts, workers, on_work)
     found = _find(request, run, fresh=fresh)
     if found.record is not None:
         return resume_run(request, found.record, found.committed)

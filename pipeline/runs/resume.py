@@ -74,6 +74,8 @@ def resume_leased(
         StorageError: storage failed.
     """
     storage, output_uri = request.storage, request.output_uri
+    if Manifest.from_dict(record.manifest).is_planned:
+        request.on_work()
     if lease is not None:
         # Only the holder of the lease may: another driver may still be writing these files.
         remove_leftovers(storage, output_uri, record.run)

@@ -17,6 +17,7 @@ from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.cleanup import remove_leftovers
 from pipeline.runs.lease import Lease
+from pipeline.runs.start_up import StartUp
 from pipeline.runs.state import has_all_rows
 from pipeline.runs.summary import read_summary
 from pipeline.storage.storage import Storage
@@ -32,6 +33,7 @@ class RunHandle:
         name: the run's name and its partition in the tables.
         output_uri: the folder of the tables.
         manifest: the input as far as it is planned; grows with each call of `take_new_shards`.
+        start_up: when the parts of this session's start were done.
         state: "new", "resumed", or "complete" when it had all rows when it was opened.
         when_planned: called once by `take_new_shards`, when it first knows of all shards.
         committed: the shards that were committed when it was opened.
@@ -64,6 +66,7 @@ class RunHandle:
         self._shards_taken = 0
         self.when_planned: Callable[[], None] | None = None
         self.passed_over = ""
+        self.start_up = StartUp()
         self.state: OpenedAs = "new" if is_new else ("complete" if self.is_done else "resumed")
 
     @property

@@ -8,6 +8,7 @@ import pytest
 
 import pipeline.driver.session
 import pipeline.driver.worker_pool
+from pipeline.cluster.connection import RayStarter
 from pipeline.driver.assemble import assemble_rows, build_report
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
@@ -178,6 +179,7 @@ def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pipeline.driver.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
     )
+    monkeypatch.setattr(RayStarter, "begin", lambda starter: None)
 
 
 @pytest.mark.usefixtures("_one_worker")
