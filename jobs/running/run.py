@@ -46,7 +46,8 @@ def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool, is_verbose: b
 def _process_age_s() -> float:
     import psutil
 
-    return max(0.0, time.time() - psutil.Process().create_time())
+    began: float = psutil.Process().create_time()
+    return max(0.0, time.time() - began)
 
 
 def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = False) -> None:

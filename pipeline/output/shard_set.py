@@ -30,14 +30,14 @@ class ShardSet(Set[int]):
         )
 
     @classmethod
-    def _from_iterable(cls, it: Iterable[Any]) -> set[Any]:  # type: ignore[override]
+    def _from_iterable(cls, it: Iterable[Any]) -> set[Any]:
         # For the operators of sets.
         return set(it)
 
     def __contains__(self, shard: object) -> bool:
         """Return whether the set holds a shard."""
         at = int(np.searchsorted(self._starts, shard, "right")) - 1 if isinstance(shard, int) else -1
-        return at >= 0 and bool(shard < self._stops[at])  # type: ignore[operator]
+        return at >= 0 and bool(shard < self._stops[at])
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the shards, ascending."""

@@ -44,8 +44,8 @@ LEAST_SHARDS = 64
 MOST_SHARDS = 1024
 # In between, a file has this share of the shards recorded so far.
 SHARE = 16
-# Files in flight. Those of a disk come from its cache, and threads would only wait for the interpreter.
-LOCAL_THREADS, REMOTE_THREADS = 2, 32
+# Files that are read at once.
+LOCAL_THREADS, REMOTE_THREADS = 8, 32
 # Parts whose rows are in memory at once: some 10 MB.
 BATCH_PARTS = 256
 
