@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cluster.connection import connected_resources, ray_cluster, starting_early
 from pipeline.cluster.preflight import check_nodes
+from pipeline.cluster.ship_weights import weights_on_nodes
 from pipeline.driver.pool import OpenPool
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
@@ -32,7 +33,7 @@ from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
-from pipeline.weights.cache import weights_here
+from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
 from pipeline.worker.worker import WorkerSettings
 
@@ -100,6 +101,8 @@ def run(
                 check_nodes(spec, notify=display.note)
             spec, fingerprint = _identify_model(spec, storage)
             start_up.mark("weights")
+            if os.environ.get("RAY_ADDRESS") and load_model is None:
+                connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
         with closing(opened), _recorded(opened, storage, display) as shown:
