@@ -3,18 +3,22 @@
 A stub server on 127.0.0.1 answers ListObjectsV2 for a bucket of 40 folders, 1,000 keys a page. Four ways, each in a
 separate process: `plan` is what `htc run` does (pages over HTTP, manifest parts written), `plan one folder` the same
 without parallel listing, `plan only` gets its names from memory, and `find` is s3fs's own listing into a dict, to
-compare with. Prints one JSON line each.
+compare with. `local flat` plans a folder of this machine's disk with `--local-files` files, `local tree` one with as
+many in folders of 1,000. Prints one JSON line each.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,7 +32,9 @@ from pipeline.storage.storage import Storage
 
 FOLDERS = 40
 PAGE_KEYS = 1000
-WAYS = ("plan", "plan one folder", "plan only", "find")
+WAYS = ("plan", "plan one folder", "plan only", "find", "local flat", "local tree")
+# ext4 allows 65,000 names of one file.
+LINKS_PER_FILE = 50_000
 STUB_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "stub", "AWS_SECRET_ACCESS_KEY": "stub", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -122,17 +128,27 @@ def serve(keys: int, latency_s: float, sink: "multiprocessing.connection.Connect
     server.serve_forever()
 
 
-def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.connection.Connection") -> None:
-    """Plan or list once, and send the measurements."""
-    import os
+def make_files(folder: Path, count: int, *, is_flat: bool) -> None:
+    """Make files of five bytes, all of them links to a few."""
+    for number in range(count):
+        place = folder if is_flat else folder / f"{number // PAGE_KEYS:05d}"
+        if number == 0 or (not is_flat and number % PAGE_KEYS == 0):
+            place.mkdir(parents=True)
+        if number % LINKS_PER_FILE == 0:
+            first = place / f"photo-{number:012d}.jpg"
+            first.write_bytes(b"image")
+        else:
+            os.link(first, place / f"photo-{number:012d}.jpg")
 
+
+def measure(way: str, keys: int, source: str, endpoint_url: str, sink: "multiprocessing.connection.Connection") -> None:
+    """Plan or list once, and send the measurements."""
     os.environ.update(STUB_ENVIRONMENT)
-    source = "s3://stub/in/07/" if way == "plan one folder" else "s3://stub/in/"
     spec = load_spec(None, {"input.uri": source, "output.uri": "s3://stub/out", "model.preset": "htc_lite0_fpn"})
     storage = CannedStorage(keys) if way == "plan only" else Storage(StorageSection(endpoint_url=endpoint_url))
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     next(list_images(spec.input, storage))
-    first_s = time.perf_counter() - start
+    first_s, first_cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     base_mib = peak_mib()
     start, start_cpu = time.perf_counter(), time.process_time()
     if way == "find":
@@ -155,6 +171,7 @@ def measure(way: str, keys: int, endpoint_url: str, sink: "multiprocessing.conne
             # Without waiting for the storage and for other processes of the machine.
             "keys_per_cpu_s": round(count / cpu_s),
             "first_key_s": round(first_s, 3),
+            "first_key_cpu_s": round(first_cpu_s, 3),
             "peak_mib": round(peak_mib()),
             "peak_before_mib": round(base_mib),
         }
@@ -175,6 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--latency-s", type=float, default=0.0, help="seconds that the server takes for a page; S3: 0.05 to 0.2"
     )
+    parser.add_argument("--local-files", type=int, default=200_000)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     chosen = parser.parse_args()
     keys = chosen.keys
@@ -184,9 +202,14 @@ def main() -> None:
     server = context.Process(target=serve, args=(keys, chosen.latency_s, sink), daemon=True)
     server.start()
     endpoint_url = f"http://127.0.0.1:{reader.recv()}"
+    folder = tempfile.mkdtemp()
     try:
         for way in chosen.ways:
-            child = context.Process(target=measure, args=(way, keys, endpoint_url, sink))
+            source = "s3://stub/in/07/" if way == "plan one folder" else "s3://stub/in/"
+            if way.startswith("local"):
+                source = f"{folder}/{way}"
+                make_files(Path(source), chosen.local_files, is_flat=way == "local flat")
+            child = context.Process(target=measure, args=(way, keys, source, endpoint_url, sink))
             child.start()
             while not reader.poll(1.0):
                 if child.exitcode is not None:
@@ -195,6 +218,7 @@ def main() -> None:
             child.join()
     finally:
         server.kill()
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

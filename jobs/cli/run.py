@@ -18,6 +18,9 @@ def run(
     spec: options.SpecFile = None,
     job: options.JobFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Write the outcome as JSON.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show at the end how long each part of the start took.")
+    ] = False,
 ) -> None:
     """Segment every image of INPUT into tables in OUTPUT.
 
@@ -29,7 +32,8 @@ def run(
     from jobs.running.run import run_and_report
 
     job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
-    raise typer.Exit(run_and_report(job_spec, run=job.run_name, fresh=job.fresh, is_json=as_json))
+    exit_code = run_and_report(job_spec, run=job.run_name, fresh=job.fresh, is_json=as_json, is_verbose=verbose)
+    raise typer.Exit(exit_code)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -2,16 +2,19 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from pipeline.driver.progress_file import load_progress, progress_uri
+from pipeline.output.parts import shards_of
 from pipeline.output.results import Results, open_results
 from pipeline.output.run_record import RunRecord, list_records
 from pipeline.planning.manifest import Manifest
+from pipeline.runs.counting import count_run
 from pipeline.runs.lease import judge_holders
 from pipeline.runs.outcomes import State
 from pipeline.runs.state import find_run_state
@@ -19,8 +22,6 @@ from pipeline.runs.summary import read_summary
 from pipeline.storage.storage import Storage
 
 log = logging.getLogger(__name__)
-
-MAX_REASONS = 20
 
 
 @dataclass(frozen=True)
@@ -217,16 +218,19 @@ def _status(record: RunRecord, state: State, **known: Any) -> RunStatus:
 
 def _count_rows(results: Results, run: str) -> dict[str, Any]:
     """Count the committed rows."""
-    table = results.images(run, ["status", "error", "instances"])
-    statuses, failures = _frequencies(table.column("status")), _frequencies(table.column("error").drop_null())
+    shard_count = next(record.shard_count for record in results.records if record.run == run)
+    rows = count_run(
+        results.storage,
+        results.output_uri,
+        run,
+        shard_count=shard_count,
+        # Only what counts against the error budget depends on them.
+        find_repeats=lambda: np.empty(0, np.int64),
+        committed=shards_of(results.committed(run)),
+    )
     return {
-        "images_done": len(table),
-        "statuses": statuses,
-        "failure_reasons": dict(Counter(failures).most_common(MAX_REASONS)),
-        "instances": int(table.column("instances").to_numpy().sum()),
+        "images_done": rows.images,
+        "statuses": rows.statuses,
+        "failure_reasons": rows.reasons,
+        "instances": rows.instances,
     }
-
-
-def _frequencies(column: Any) -> dict[str, int]:
-    # With Arrow: a run may have more rows than fit into memory as Python objects.
-    return {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}

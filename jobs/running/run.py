@@ -1,7 +1,8 @@
 """`htc run`: run the job, then report its outcome and the next commands."""
 
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jobs.notifications.run_ending import RunEnding, ending_of_summary, notify_ending
@@ -11,27 +12,40 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.lease import RunHeldError
 from pipeline.runs.outcomes import in_words
+from pipeline.runs.start_up import PARTS, Part, StartUp
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, interruptible
 from pipeline.text import count_of, format_duration
 
+START_PARTS: dict[Part, str] = {
+    "imports": "the program was loaded",
+    "weights": "the model was identified, its weights fetched and hashed",
+    "listing": "the first images were listed",
+    "ray": "Ray was running",
+    "worker": "the first worker had its model",
+    "shard": "the first shard was committed",
+}
 MAX_REASONS = 8
 MAX_EXAMPLES = 10
 SQL = "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY n DESC"
 
 
-def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool, is_json: bool = False) -> int:
+def run_and_report(
+    spec: JobSpec, *, run: str | None, fresh: bool, is_json: bool = False, is_verbose: bool = False
+) -> int:
     """Run the job, report its outcome and return the exit code.
 
     Args:
         is_json: write the summary to stdout as JSON, as summary.json has it, instead of text.
+        is_verbose: also report how long each part of the start took.
     """
+    start_up = StartUp(time.monotonic() - _process_age_s())
     with interruptible(StopRequest()) as stop, stop:
         # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
 
     try:
-        summary = driver.run(spec, run=run, fresh=fresh)
+        summary = driver.run(spec, run=run, fresh=fresh, start_up=start_up)
     except HtcError as error:
         # Another driver works on the run, and reports its end itself.
         if not isinstance(error, RunHeldError):
@@ -40,7 +54,7 @@ def run_and_report(spec: JobSpec, *, run: str | None, fresh: bool, is_json: bool
     if is_json:
         write_json(summary.to_dict())
     else:
-        report_summary(summary, spec)
+        report_summary(summary, spec, is_verbose=is_verbose)
     _notify(spec, ending_of_summary(summary))
     return summary.exit_code
 
@@ -50,10 +64,25 @@ def _notify(spec: JobSpec, ending: RunEnding | None) -> None:
         notify_ending(spec, ending)
 
 
-def report_summary(summary: RunSummary, spec: JobSpec) -> None:
-    """Write the run's outcome to stdout, and the reason why it is not complete to stderr."""
+def _process_age_s() -> float:
+    import psutil
+
+    began: float = psutil.Process().create_time()
+    return max(0.0, time.time() - began)
+
+
+def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = False) -> None:
+    """Write the run's outcome to stdout, and the reason why it is not complete to stderr.
+
+    Args:
+        is_verbose: also write how long each part of the start took.
+    """
     write_line()
     write_table(["", ""], list(_outcome(summary, spec)), has_header=False)
+    if is_verbose and summary.start_up_s:
+        write_line("Start, seconds after the command began:")
+        rows = [(f"{seconds:.1f}", START_PARTS[part]) for part, seconds in _by_time(summary.start_up_s)]
+        write_table(["", ""], rows, has_header=False, alignments=["right", "left"])
     if summary.failure_reasons:
         _report_failures(summary)
     for command in _next_commands(summary, spec):
@@ -62,6 +91,10 @@ def report_summary(summary: RunSummary, spec: JobSpec) -> None:
         say(summary.reason)
     if summary.error_log:
         say(f"The tracebacks of unexpected failures are in {summary.error_log}.")
+
+
+def _by_time(start_up_s: Mapping[str, float]) -> list[tuple[Part, float]]:
+    return sorted(((part, start_up_s[part]) for part in PARTS if part in start_up_s), key=lambda pair: pair[1])
 
 
 def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:

@@ -6,8 +6,9 @@ import os
 import secrets
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,36 +37,138 @@ OBJECT_STORE_SHARE = 0.1
 CONNECT_TIMEOUT_S = 10.0
 
 
+class RayStart:
+    """Ray on this machine, or the connection to a cluster, from the beginning of its start to its end."""
+
+    def __init__(self, compute: ComputeSection, on_connected: Callable[[], object]) -> None:
+        """Begin; `on_connected` is called in another thread once Ray is connected."""
+        _quiet_environment()
+        self._compute = compute
+        self._on_connected = on_connected
+        self._is_own = not os.environ.get("RAY_ADDRESS")
+        self._is_ended = False
+        self._settings = ExitStack()
+        if self._is_own:
+            self._settings.enter_context(_private_ray())
+        self._thread = RayThread(self._connect)
+
+    def wait(self) -> None:
+        """Wait until Ray is connected; errors as for `local_ray.RayThread.wait`."""
+        self._thread.wait()
+
+    def end(self) -> None:
+        """Disconnect from Ray, and end one that was started here."""
+        self._is_ended = True
+        try:
+            if self._thread.is_connected:
+                import ray
+
+                ray.shutdown()
+            elif self._thread.is_connecting and self._is_own:
+                # Ray's messages about that do not matter any more.
+                logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
+                end_processes(Path(os.environ["RAY_TMPDIR"]), patience_s=0.0)
+                self._thread.give_up()
+            self._thread.end()
+        finally:
+            self._settings.close()
+
+    def _connect(self) -> None:
+        import ray
+
+        if self._is_ended:
+            # Importing Ray takes seconds, and nothing was started yet that `end` could have ended.
+            return
+        _init(self._compute)
+        if self._is_ended:
+            ray.shutdown()
+        else:
+            self._on_connected()
+
+
+class RayStarter:
+    """Starts Ray on this machine ahead of the block that needs it, while its input is being listed.
+
+    Made by `starting_early`; its methods may be called from any thread.
+    """
+
+    def __init__(self, compute: ComputeSection, on_connected: Callable[[], object]) -> None:
+        self._compute = compute
+        self._on_connected = on_connected
+        self._begun: RayStart | None = None
+        self._is_over = False
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Begin to start Ray, unless that was done, or this process is or will be connected to a cluster."""
+        with self._lock:
+            if self._begun is None and not self._is_over and not _is_connected() and not os.environ.get("RAY_ADDRESS"):
+                try:
+                    self._begun = RayStart(self._compute, self._on_connected)
+                except RunError as error:
+                    # The block that needs Ray tries again, and reports it.
+                    log.info("Ray was not started early: %s", error)
+
+    def take(self) -> RayStart | None:
+        """Return the start that was begun, which the caller ends; None without one. Nothing is begun afterwards."""
+        with self._lock:
+            begun, self._begun, self._is_over = self._begun, None, True
+        return begun
+
+    def connected(self) -> None:
+        """Note that Ray is connected without an early start."""
+        self._on_connected()
+
+
+# Ray is one per process, and so is its early start.
+_starters: list[RayStarter] = []
+
+
+@contextmanager
+def starting_early(compute: ComputeSection, on_connected: Callable[[], object] = lambda: None) -> Iterator[RayStarter]:
+    """Let Ray be started before the `ray_cluster` in this block, by the yielded object's `begin`.
+
+    What was begun and not used is ended after the block.
+
+    Args:
+        on_connected: called once Ray is connected, started early or not.
+    """
+    starter = RayStarter(compute, on_connected)
+    _starters.append(starter)
+    try:
+        yield starter
+    finally:
+        _starters.remove(starter)
+        begun = starter.take()
+        if begun is not None:
+            begun.end()
+
+
 @contextmanager
 def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[WorkerPlan]:
     """Connect to Ray, or start it on this machine, for the time of the block; yield the plan of its workers.
 
     A cluster that RAY_ADDRESS names, or that this process is connected to already, is used and left running.
-    One that is started here is ended afterwards.
+    One that is started here, or was begun in `starting_early`, is ended afterwards.
 
     Raises:
         RunError: Ray cannot be reached or started, or has too little for one worker.
     """
     _quiet_environment()
-    if _is_connected():
+    starter = _starters[-1] if _starters else None
+    start = starter.take() if starter else None
+    if start is None and _is_connected():
+        if starter:
+            starter.connected()
         yield _plan_on_cluster(compute, shards)
         return
-    with nullcontext() if os.environ.get("RAY_ADDRESS") else _private_ray():
-        import ray
-
-        thread = RayThread(lambda: _init(compute))
-        try:
-            thread.wait()
-            yield _plan_on_cluster(compute, shards, None if os.environ.get("RAY_ADDRESS") else usable_memory())
-        finally:
-            if thread.is_connected:
-                ray.shutdown()
-            elif thread.is_connecting and not os.environ.get("RAY_ADDRESS"):
-                # Ray's messages about that do not matter any more.
-                logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
-                end_processes(Path(os.environ["RAY_TMPDIR"]), patience_s=0.0)
-                thread.give_up()
-            thread.end()
+    if start is None:
+        start = RayStart(compute, starter.connected if starter else lambda: None)
+    try:
+        start.wait()
+        yield _plan_on_cluster(compute, shards, None if os.environ.get("RAY_ADDRESS") else usable_memory())
+    finally:
+        start.end()
 
 
 def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: int | None = None) -> WorkerPlan:

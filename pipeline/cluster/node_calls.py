@@ -33,12 +33,17 @@ def choose_nodes(nodes: Sequence[Mapping[str, Any]], *, limit: int = MAX_NODES) 
 
 
 def run_on_nodes(
-    action: Callable[..., T], *arguments: object, notify: Callable[[str], None] = log.info, timeout_s: float = TIMEOUT_S
+    action: Callable[..., T],
+    *arguments: object,
+    notify: Callable[[str], None] = log.info,
+    timeout_s: float = TIMEOUT_S,
+    limit: int = MAX_NODES,
 ) -> dict[str, T]:
-    """Run a function on each of the nodes where workers will run, at most MAX_NODES of them.
+    """Run a function on each of the nodes where workers will run, at most `limit` of them.
 
     Args:
-        action: must survive pickling, as must its arguments and what it returns.
+        action: must survive pickling, as must its arguments and what it returns; references to objects in Ray's store
+            become these objects.
         notify: called with a sentence when it takes longer than PATIENCE_S.
 
     Returns:
@@ -54,7 +59,7 @@ def run_on_nodes(
     remote: Any = ray.remote(num_cpus=0)(action)
     nodes_of: dict[Any, str] = {}
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    for node in choose_nodes(nodes):
+    for node in choose_nodes(nodes, limit=limit):
         # Soft: a node that dies before the call must not end the run.
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
         reference = remote.options(scheduling_strategy=strategy).remote(*arguments)

@@ -6,13 +6,14 @@ killing the driver at any instant costs at most the shards in flight, and the sa
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.cluster.connection import connected_resources, ray_cluster
+from pipeline.cluster.connection import connected_resources, ray_cluster, starting_early
 from pipeline.cluster.preflight import check_nodes
+from pipeline.cluster.ship_weights import weights_on_nodes
 from pipeline.driver.pool import OpenPool
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
@@ -27,11 +28,12 @@ from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
 from pipeline.runs.run import RunHandle
+from pipeline.runs.start_up import StartUp
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
-from pipeline.weights.cache import weights_here
+from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
 from pipeline.worker.worker import WorkerSettings
 
@@ -56,6 +58,7 @@ def run(
     progress: ProgressDisplay | None = None,
     load_model: "LoadModel | None" = None,
     open_pool: OpenPool = ray_pool,
+    start_up: StartUp | None = None,
 ) -> RunSummary:
     """Segment the spec's input into the spec's output, resuming what is there already.
 
@@ -65,7 +68,8 @@ def run(
         progress: where to show the progress; by default a bar on a terminal, plain lines elsewhere.
         load_model: loads the model in the workers instead of the spec's preset and weights; must survive
             pickling.
-        open_pool: where the workers run, by default on Ray.
+        open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
+        start_up: notes when the parts of the start are done; by default begins now.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
@@ -80,14 +84,27 @@ def run(
     """
     display = progress or choose_progress()
     storage = Storage(spec.storage)
+    start_up = start_up or StartUp()
+    start_up.mark("imports")
     with StopRequest() as stop, closing(display), ExitStack() as connection:
+        starter = connection.enter_context(starting_early(spec.compute, lambda: start_up.mark("ray")))
+
+        def when_there_is_work() -> None:
+            start_up.mark("listing")
+            if open_pool is ray_pool:
+                starter.begin()
+
         with interruptible(stop):
             if os.environ.get("RAY_ADDRESS"):
                 # Stays connected: the session uses this connection, and it is closed here.
                 connection.enter_context(ray_cluster(spec.compute, shards=None))
                 check_nodes(spec, notify=display.note)
             spec, fingerprint = _identify_model(spec, storage)
-            opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh)
+            start_up.mark("weights")
+            if os.environ.get("RAY_ADDRESS") and load_model is None:
+                connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
+            opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
+            opened.start_up = start_up
         with closing(opened), _recorded(opened, storage, display) as shown:
             _note_model(spec, fingerprint, shown)
             changes = _compare_input(spec, storage, opened, shown, stop)
@@ -142,6 +159,7 @@ def _open(
     *,
     name: str | None,
     fresh: bool,
+    on_work: Callable[[], None],
 ) -> RunHandle:
     """Begin the run or find it, and take its lease."""
     if spec.select.mode == "incremental":
@@ -157,6 +175,7 @@ def _open(
         patience_s=LISTING_PATIENCE_S,
         defer_interrupts=stop.deferring,
         workers=_expected_workers(spec.compute),
+        on_work=on_work,
     )
 
 
@@ -224,7 +243,7 @@ def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges
         if changes is None or not changes.has_any:
             display.note(f"Run {opened.name} is complete already; nothing to do.")
     elif opened.state == "resumed":
-        left = len(opened.todo())
+        left = opened.shards_left
         so_far = "" if opened.is_planned else " so far; the input is still being listed"
         display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go{so_far}.")
     elif opened.is_planned:

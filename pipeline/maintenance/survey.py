@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DamagedFileError, NotFoundError
 from pipeline.maintenance.publications import NOTE, Publication, read_publications
 from pipeline.output.layout import TABLES, TOMBSTONE
 from pipeline.output.part_files import read_part
+from pipeline.output.parts import shards_of
 from pipeline.output.run_record import RunRecord, runs_with_file
 from pipeline.output.schema import IMAGES_SCHEMA
+from pipeline.runs.counting import count_run
 from pipeline.runs.lease import FoundLease, judge_holders, lease_uri
 from pipeline.runs.outcomes import State
 from pipeline.runs.state import RunState, find_run_state, has_all_rows_in
@@ -164,13 +167,24 @@ def _counts_of(summary: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def _count_rows(results: "Results", run: str) -> tuple[int, int, int]:
     """Count a run's rows, its ok rows and its instances; those of a damaged file are left out, which is logged."""
+    storage, output_uri = results.storage, results.output_uri
+    shard_count = next(record.shard_count for record in results.records if record.run == run)
     try:
-        table = results.images(run, ["status", "instances"])
+        rows = count_run(
+            storage,
+            output_uri,
+            run,
+            shard_count=shard_count,
+            # Only what counts against the error budget depends on them.
+            find_repeats=lambda: np.empty(0, np.int64),
+            committed=shards_of(results.committed(run)),
+        )
     except DamagedFileError as error:
         warn(error)
         table = _readable(results, run)
-    ok = table.column("status").to_pylist().count("ok")
-    return len(table), ok, sum(table.column("instances").to_pylist())
+        ok = table.column("status").to_pylist().count("ok")
+        return len(table), ok, sum(table.column("instances").to_pylist())
+    return rows.images, rows.statuses.get("ok", 0), rows.instances
 
 
 def _readable(results: "Results", run: str) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.output.parts import Part, committed_parts, part_uri
+from pipeline.output.parts import Part, part_uri
 from pipeline.output.rows import ImageRow, InstanceRow
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, RUN_NAME
 from pipeline.storage.storage import Storage
@@ -74,12 +74,3 @@ def encode_table(table: pa.Table, run: str) -> bytes:
 def with_run_name(table: pa.Table, run: str) -> pa.Table:
     """Append the column `run_name`."""
     return table.append_column(RUN_NAME, pa.array([run], pa.string()).take(pa.array([0] * len(table), pa.int8())))
-
-
-def committed_shards(storage: Storage, output_uri: str, run: str) -> set[int]:
-    """Return the shards that are committed, in parts of their own or compacted.
-
-    Raises:
-        DamagedFileError: two compacted parts share shards.
-    """
-    return {shard for part in committed_parts(storage, output_uri, run) for shard in part.shards}

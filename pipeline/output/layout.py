@@ -22,6 +22,11 @@ def manifest_folder(output_uri: str, run: str) -> str:
     return join(run_folder(output_uri, run), "manifest")
 
 
+def counts_folder(output_uri: str, run: str) -> str:
+    """Return the folder of the files with the counts of a run's committed shards."""
+    return join(run_folder(output_uri, run), "counts")
+
+
 def record_uri(output_uri: str, run: str) -> str:
     """Return the uri of a run's run.json."""
     return join(run_folder(output_uri, run), "run.json")

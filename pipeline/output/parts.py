@@ -7,16 +7,23 @@ exactly once.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from pipeline.output.layout import TableName, partition_folder
+from pipeline.output.shard_set import ShardSet
 from pipeline.storage.damage import damaged
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import base_name, join
 
+# What the names of parts begin with: of a single shard, and compacted.
+SINGLE, COMPACTED = "part-", "parts-"
 _NAME = re.compile(r"part-(\d{5,})\.parquet|parts-(\d{5,})-(\d{5,})\.parquet")
 
 
@@ -75,13 +82,46 @@ def committed_parts(storage: Storage, output_uri: str, run: str, *, shard_count:
         DamagedFileError: two compacted parts share shards.
         StorageError: storage failed.
     """
-    folder = partition_folder(output_uri, "images", run)
-    parts = [part for part, _ in _list_parts(storage, folder)]
-    # The compacted parts are listed again, because a listing is not a snapshot: it may miss a compacted part that is
-    # written meanwhile, and the parts that this replaces may be removed already. The second listing finds it, as it is
-    # written before they are removed.
-    parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
-    return _parts_that_count(output_uri, run, parts, shard_count)
+    return _parts_that_count(output_uri, run, _named_parts(storage, output_uri, run), shard_count)
+
+
+class CommittedShards(ShardSet):
+    """The committed shards of a run.
+
+    Attributes:
+        compacted: the compacted parts that count, in the order of shards; every other shard has a part of its own.
+    """
+
+    def __init__(self, singles: ArrayLike = (), compacted: Sequence[Part] = ()) -> None:
+        """`singles`: the shards with parts of their own, [N] int64, in any order."""
+        own = np.asarray(singles, np.int64)
+        firsts, lasts = [part.first for part in compacted], [part.last for part in compacted]
+        super().__init__(np.append(own, firsts), np.append(own, lasts))
+        self.compacted = tuple(compacted)
+
+
+def committed_shards(storage: Storage, output_uri: str, run: str) -> CommittedShards:
+    """Return the shards that are committed, in parts of their own or compacted.
+
+    Raises:
+        DamagedFileError: two compacted parts share shards.
+        StorageError: storage failed.
+    """
+    singles, compacted = array("q"), []
+    for part in _named_parts(storage, output_uri, run):
+        if part.is_compacted:
+            compacted.append(part)
+        else:
+            singles.append(part.first)
+    return CommittedShards(
+        np.frombuffer(singles, np.int64) if singles else (), _parts_that_count(output_uri, run, compacted, None)
+    )
+
+
+def shards_of(parts: Sequence[Part]) -> CommittedShards:
+    """Return the shards of a run's committed parts, of which none overlap."""
+    singles = [part.first for part in parts if not part.is_compacted]
+    return CommittedShards(singles, [part for part in parts if part.is_compacted])
 
 
 def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapping[str, int]) -> dict[str, list[Part]]:
@@ -99,12 +139,12 @@ def committed_parts_by_run(storage: Storage, output_uri: str, shard_counts: Mapp
         run = run_of(listed.uri)
         if run in found:
             found[run].append(part)
-    for run, parts in found.items():
-        planned = [part for part in parts if part.last < shard_counts[run]]
-        if sum(len(part.shards) for part in choose_parts(planned)) < shard_counts[run]:
-            folder = partition_folder(output_uri, "images", run)
-            # Shards are missing: list the compacted parts again, see `committed_parts`.
-            parts += [part for part, _ in _list_parts(storage, folder, glob="parts-*")]
+    for run, shard_count in shard_counts.items():
+        parts = found[run]
+        planned = [part for part in parts if part.last < shard_count]
+        if sum(len(part.shards) for part in choose_parts(planned)) < shard_count:
+            # Shards are missing: list the compacted parts again, see `_named_parts`.
+            parts.extend(_named_parts(storage, output_uri, run, (COMPACTED,)))
     return {run: _parts_that_count(output_uri, run, parts, shard_counts[run]) for run, parts in found.items()}
 
 
@@ -125,7 +165,7 @@ def find_overlaps(chosen: Sequence[Part]) -> list[tuple[Part, Part]]:
     return [(one, other) for one, other in pairwise(chosen) if other.first <= one.last]
 
 
-def _parts_that_count(output_uri: str, run: str, parts: Sequence[Part], shard_count: int | None) -> list[Part]:
+def _parts_that_count(output_uri: str, run: str, parts: Iterable[Part], shard_count: int | None) -> list[Part]:
     """Return the parts that hold each row of a run once."""
     # Parts beyond the last shard are not of this run.
     chosen = choose_parts([part for part in parts if shard_count is None or part.last < shard_count])
@@ -140,8 +180,24 @@ def listed_parts(storage: Storage, output_uri: str, table: TableName, run: str) 
     return list(_list_parts(storage, partition_folder(output_uri, table, run)))
 
 
-def _list_parts(storage: Storage, folder: str, glob: str | None = None) -> Iterator[tuple[Part, ObjectInfo]]:
-    for listed in storage.list(folder, glob, missing_ok=True):
+def _named_parts(
+    storage: Storage, output_uri: str, run: str, prefixes: Sequence[str] = (SINGLE, COMPACTED)
+) -> Iterator[Part]:
+    """List the parts of a run in `images` by their names, those with each prefix in turn.
+
+    Compacted parts come last, because a listing is not a snapshot: while the parts of single shards are listed, a
+    compacted part may replace some of them. It is written before they are removed, so that it is found afterwards.
+    """
+    folder = partition_folder(output_uri, "images", run)
+    for prefix in prefixes:
+        for name in storage.list_names(folder, prefix):
+            part = parse_part(name)
+            if part is not None:
+                yield part
+
+
+def _list_parts(storage: Storage, folder: str) -> Iterator[tuple[Part, ObjectInfo]]:
+    for listed in storage.list(folder, missing_ok=True):
         part = parse_part(base_name(listed.uri))
         if part is not None:
             yield part, listed

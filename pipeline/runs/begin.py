@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.output.commit import committed_shards
 from pipeline.output.layout import manifest_folder, run_folder
+from pipeline.output.parts import CommittedShards, committed_shards
 from pipeline.output.run_record import RunRecord, installed_versions, list_records, load_record, runs_with_file
 from pipeline.planning.manifest import Manifest
 from pipeline.planning.planner import clear_parts
@@ -66,7 +66,7 @@ def begin_run(request: RunRequest, name: str, moment: datetime, *, is_concurrent
                 # No shard was handed out: a run that cannot be planned must not block the next one.
                 _remove_begun(request, name)
                 raise
-            run = RunHandle(storage, output_uri, name, planning, is_new=True, done=set(), lease=lease)
+            run = RunHandle(storage, output_uri, name, planning, is_new=True, done=CommittedShards(), lease=lease)
         undo.pop_all()
         return run
 

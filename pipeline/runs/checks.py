@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import OutputOccupiedError, RunMismatchError
 from pipeline.job_spec.job import JobSpec
-from pipeline.output.commit import committed_shards
+from pipeline.output.parts import committed_shards
 from pipeline.output.run_record import RunRecord
 from pipeline.storage.damage import advice
 from pipeline.storage.storage import Storage

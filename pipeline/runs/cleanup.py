@@ -63,11 +63,14 @@ def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
 
 def _remove_files(folder: str) -> int:
     count = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if TEMP_NAME.fullmatch(name):
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        # There may be millions of them, and almost none is unfinished.
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                count += _remove_files(entry.path)
+            elif entry.name.startswith(".") and TEMP_NAME.fullmatch(entry.name):
                 with suppress(OSError):
-                    Path(parent, name).unlink()
+                    Path(entry.path).unlink()
                     count += 1
     return count
 

@@ -6,7 +6,7 @@ same command resumes the run, its planning included.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
-from pipeline.output.commit import committed_shards
 from pipeline.output.layout import run_folder
+from pipeline.output.parts import CommittedShards, committed_shards
 from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.runs.begin import begin_run
 from pipeline.runs.checks import check_matches, check_not_occupied, find_differences
@@ -42,6 +42,7 @@ def open_run(
     patience_s: float | None = None,
     defer_interrupts: InterruptDeferral = nullcontext,
     workers: int | None = None,
+    on_work: Callable[[], None] = lambda: None,
 ) -> RunHandle:
     """Resume a run, or begin a new one.
 
@@ -56,6 +57,7 @@ def open_run(
             `RunHandle.close`. None plans all of it before returning.
         defer_interrupts: makes a context for that wait, in which KeyboardInterrupt is not raised.
         workers: how many the run will have, for shards of automatic size; None for as many as this machine takes.
+        on_work: called as soon as there are images to do, perhaps more often, from any thread.
 
     Raises:
         OutputOccupiedError: the output folder holds files that htc did not write.
@@ -66,10 +68,10 @@ def open_run(
         RunHeldError: another driver works on the run.
         StorageError: storage failed.
     """
-    request = RunRequest(spec, model_fingerprint, storage, take_lease, patience_s, defer_interrupts, workers)
+    request = RunRequest(spec, model_fingerprint, storage, take_lease, patience_s, defer_interrupts, workers, on_work)
     found = _find(request, run, fresh=fresh)
     if found.record is not None:
-        return resume_run(request, found.record)
+        return resume_run(request, found.record, found.committed)
     if take_lease is not None:
         remove_dead_beginnings(storage, spec.output.uri)
     moment = now or datetime.now(UTC)
@@ -93,14 +95,19 @@ def find_run(
     """Find the run that `open_run` would resume; None when it would begin one. Arguments and errors are its."""
     request = RunRequest(spec, model_fingerprint, storage)
     found = _find(request, run, fresh=fresh)
-    return None if found.record is None else resume_run(request, found.record)
+    return None if found.record is None else resume_run(request, found.record, found.committed)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The run to resume, None to begin one; and the unfinished run of another spec or model that is left as it is."""
+    """The run to resume, None to begin one.
+
+    committed: its committed shards, None when they are not listed yet. passed_over: the unfinished run of another spec
+    or model that is left as it is.
+    """
 
     record: RunRecord | None
+    committed: CommittedShards | None = None
     passed_over: str = ""
 
 
@@ -129,9 +136,10 @@ def _find(request: RunRequest, run: str | None, *, fresh: bool) -> _Found:
     if is_full or run is not None:
         check_matches(record, request.spec, request.fingerprint)
         return _Found(record)
-    if _is_unfinished(request, record):
-        return _Found(record)
-    return _Found(None, passed_over="" if _has_all_rows(request, record) else record.run)
+    committed = committed_shards(request.storage, request.output_uri, record.run)
+    if _is_unfinished(request, record, committed):
+        return _Found(record, committed)
+    return _Found(None, passed_over="" if has_all_rows(record, committed) else record.run)
 
 
 def _named_or_newest(request: RunRequest, run: str | None, *, fresh: bool) -> RunRecord | None:
@@ -164,11 +172,11 @@ def _full_run_below(request: RunRequest, newest: RunRecord) -> RunRecord:
     return newest
 
 
-def _is_unfinished(request: RunRequest, record: RunRecord) -> bool:
+def _is_unfinished(request: RunRequest, record: RunRecord, committed: CommittedShards) -> bool:
     """Return whether a run is of this spec and model, and still has rows or its summary to write."""
     if find_differences(record, request.spec, request.fingerprint):
         return False
-    if not _has_all_rows(request, record):
+    if not has_all_rows(record, committed):
         return True
     # Without a summary its driver died after the last commit.
     return not request.storage.exists(join(run_folder(request.output_uri, record.run), "summary.json"))

@@ -19,7 +19,8 @@ InterruptDeferral = Callable[[], AbstractContextManager[None]]
 class RunRequest:
     """The arguments of `pipeline.runs.open.open_run` that do not name a run.
 
-    take_lease: None to open a run without a lease, for reading only.
+    take_lease: None to open a run without a lease, for reading only. on_work: called when there are images to do, once
+        or more often, from any thread.
     """
 
     spec: JobSpec
@@ -29,6 +30,7 @@ class RunRequest:
     patience_s: float | None = None
     defer_interrupts: InterruptDeferral = nullcontext
     workers: int | None = None
+    on_work: Callable[[], None] = lambda: None
 
     @property
     def output_uri(self) -> str:

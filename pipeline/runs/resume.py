@@ -4,8 +4,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from pipeline.errors import InputError
-from pipeline.output.commit import committed_shards
 from pipeline.output.layout import manifest_folder
+from pipeline.output.parts import CommittedShards, committed_shards
 from pipeline.output.run_record import RunRecord, load_record, write_record
 from pipeline.planning.background import BackgroundPlanner
 from pipeline.planning.manifest import Manifest
@@ -19,11 +19,14 @@ from pipeline.runs.start_planning import build_planner, start_planning
 from pipeline.runs.state import has_all_rows
 
 
-def resume_run(request: RunRequest, record: RunRecord) -> RunHandle:
+def resume_run(request: RunRequest, record: RunRecord, committed: CommittedShards | None = None) -> RunHandle:
     """Resume a run; one that has all rows is opened without a lease, as nothing will be written.
 
     The record is read again once the lease is held, because until then another driver may have planned or committed
     more. Nothing is written before that, so that a kill at any instant leaves a run that can be resumed again.
+
+    Args:
+        committed: the run's committed shards; None to list them.
 
     Raises:
         InputError: the run was removed meanwhile, or its input cannot be listed to the end.
@@ -31,7 +34,8 @@ def resume_run(request: RunRequest, record: RunRecord) -> RunHandle:
         StorageError: storage failed.
     """
     storage, output_uri, name = request.storage, request.output_uri, record.run
-    committed = committed_shards(storage, output_uri, name)
+    if committed is None:
+        committed = committed_shards(storage, output_uri, name)
     if has_all_rows(record, committed):
         if request.take_lease is not None:
             # Left by a driver that died after the last commit.
@@ -51,7 +55,12 @@ def resume_run(request: RunRequest, record: RunRecord) -> RunHandle:
 
 
 def resume_leased(
-    request: RunRequest, record: RunRecord, lease: Lease | None, undo: ExitStack, *, committed: set[int] | None = None
+    request: RunRequest,
+    record: RunRecord,
+    lease: Lease | None,
+    undo: ExitStack,
+    *,
+    committed: CommittedShards | None = None,
 ) -> RunHandle:
     """Resume a run whose lease is held already.
 
@@ -65,6 +74,8 @@ def resume_leased(
         StorageError: storage failed.
     """
     storage, output_uri = request.storage, request.output_uri
+    if Manifest.from_dict(record.manifest).is_planned:
+        request.on_work()
     if lease is not None:
         # Only the holder of the lease may: another driver may still be writing these files.
         remove_leftovers(storage, output_uri, record.run)

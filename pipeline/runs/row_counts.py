@@ -1,14 +1,12 @@
 """Counts of a run's rows: by status, by reason, and how many failures are new."""
 
 from collections import Counter
-from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ImageStatus
 from pipeline.messages import ImageFailure, ShardResult
-from pipeline.output.results import Results
 
 # Reasons often name their image, so that there may be as many reasons as failures.
 MAX_REASONS = 1000
@@ -75,35 +73,23 @@ class RowCounts:
         for failure in report.failures:
             self._add_failure(failure)
 
+    def _add_reason(self, reason: str, count: int = 1) -> None:
+        self._reasons[reason if reason in self._reasons or len(self._reasons) < MAX_REASONS else "other"] += count
+
     def _add_failure(self, failure: ImageFailure) -> None:
-        key = failure.reason
-        self._reasons[key if key in self._reasons or len(self._reasons) < MAX_REASONS else "other"] += 1
+        self._add_reason(failure.reason)
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(failure)
 
-    @classmethod
-    def from_tables(cls, results: Results, run: str, find_repeats: Callable[[], NDArray[np.int64]]) -> "RowCounts":
-        """Count the rows that a run has committed.
-
-        Args:
-            find_repeats: returns the ids, [N] int64, of the images that were not ok before the run; called only when
-                a row is not ok.
-
-        Raises:
-            StorageError: the tables cannot be read.
-        """
-        counts = cls()
-        repeats: NDArray[np.int64] | None = None
-        for batch in results.images(run, ["image_id", "uri", "status", "error", "instances"]).to_batches():
-            statuses = batch.column("status").to_pylist()
-            counts._statuses.update(statuses)
-            counts.instances += sum(batch.column("instances").to_pylist())
-            failed = [position for position, status in enumerate(statuses) if status != "ok"]
-            if not failed:
-                continue
-            repeats = find_repeats() if repeats is None else repeats
-            counts.repeats += int(np.isin(np.asarray(batch.column("image_id"))[failed], repeats).sum())
-            for position in failed:
-                uri, reason = batch.column("uri")[position].as_py(), batch.column("error")[position].as_py()
-                counts._add_failure(ImageFailure(uri, statuses[position], reason or ""))
-        return counts
+    def add_counts(self, counts: pa.Table) -> None:
+        """Add the counts of shards, in the form of `shard_counts.COUNTS_SCHEMA`."""
+        by_status = pc.list_flatten(counts.column("statuses")).combine_chunks()
+        for status, images in zip(*(by_status.field(name).to_pylist() for name in ("status", "images")), strict=True):
+            self._statuses[status] += images
+        self.repeats += pc.sum(counts.column("repeats")).as_py() or 0
+        self.instances += pc.sum(counts.column("instances")).as_py() or 0
+        failures = pc.list_flatten(counts.column("failures")).combine_chunks()
+        for each in pc.value_counts(failures.field("reason")):
+            self._add_reason(each["values"].as_py(), each["counts"].as_py())
+        for each in failures.slice(0, MAX_EXAMPLES - len(self.examples)).to_pylist():
+            self.examples.append(ImageFailure(each["uri"], each["status"], each["reason"]))

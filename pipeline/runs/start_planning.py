@@ -60,6 +60,8 @@ def start_planning(request: RunRequest, record: RunRecord, planner: Planner, und
 
     def write(manifest: Manifest) -> None:
         write_record(request.storage, request.output_uri, replace(record, manifest=manifest.to_dict()))
+        if manifest.image_count:
+            request.on_work()
 
     planner.record = {name: value for name, value in asdict(record).items() if name != "manifest"}
     planning = BackgroundPlanner(planner, write)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pipeline.output.results import Results
     from pipeline.output.run_record import RunRecord
+    from pipeline.output.shard_set import ShardSet
 from pipeline.runs.outcomes import OUTCOMES, Outcome, State
 
 _DRIVER_DIED = "Its driver ended without a summary"
@@ -37,19 +38,21 @@ class _Planned(Protocol):
     def shard_count(self) -> int: ...
 
 
-def has_all_rows(run: _Planned, committed: set[int]) -> bool:
+def has_all_rows(run: _Planned, committed: "ShardSet") -> bool:
     """Return whether every image of a run has its row: its input is listed to the end, and all shards are committed.
 
     Args:
         run: its record, manifest or handle.
         committed: the committed shards.
     """
-    return run.is_planned and committed.issuperset(range(run.shard_count))
+    return run.is_planned and committed.covers(run.shard_count)
 
 
 def has_all_rows_in(results: "Results", record: "RunRecord") -> bool:
     """Return whether every image of a run has its row, see `has_all_rows`, by the parts that `results` has listed."""
-    return has_all_rows(record, {shard for part in results.committed(record.run) for shard in part.shards})
+    from pipeline.output.parts import shards_of
+
+    return has_all_rows(record, shards_of(results.committed(record.run)))
 
 
 def find_run_state(
@@ -114,32 +117,32 @@ def _outcome_in(summary: Mapping[str, Any] | None) -> Outcome | None:
 
 def _judge_rows(results: "Results", record: "RunRecord", *, has_bug: bool) -> tuple[Outcome, str]:
     """Judge a run with all rows by these and its spec, as its driver would."""
-    import numpy as np
-    import pyarrow.compute as pc
-
     from pipeline.job_spec.job import RetrySection
+    from pipeline.output.parts import shards_of
     from pipeline.planning.manifest import Manifest
     from pipeline.planning.repeated_failures import RepeatedFailures
+    from pipeline.runs.counting import count_run
     from pipeline.runs.summary import judge
 
-    table = results.images(record.run, ["image_id", "status"])
-    bad = table.filter(pc.not_equal(table.column("status"), "ok")).column("image_id").to_numpy()
-    repeats = 0
-    if len(bad):
-        numbers = RepeatedFailures(results.storage, results.output_uri, record.run).image_ids(
-            Manifest.from_dict(record.manifest)
-        )
-        repeats = int(np.isin(bad, numbers).sum())
+    repeats = RepeatedFailures(results.storage, results.output_uri, record.run)
+    rows = count_run(
+        results.storage,
+        results.output_uri,
+        record.run,
+        shard_count=record.shard_count,
+        find_repeats=lambda: repeats.image_ids(Manifest.from_dict(record.manifest)),
+        committed=shards_of(results.committed(record.run)),
+    )
     # A record of another release may hold keys that this one does not know.
     wanted: Mapping[str, Any] = record.spec.get("retry") or {}
     retry = RetrySection(**{key: value for key, value in wanted.items() if key in ("max_error_rate", "max_errors")})
     return judge(
         images=record.image_count,
-        images_done=len(table),
-        errors=len(bad) - repeats,
+        images_done=rows.images,
+        errors=rows.new_errors,
         max_error_rate=retry.max_error_rate,
         max_errors=retry.max_errors,
-        is_any_ok=len(bad) < len(table),
+        is_any_ok=rows.is_any_ok,
         has_bug=has_bug,
         is_interrupted=False,
     )

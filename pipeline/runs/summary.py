@@ -35,6 +35,8 @@ class RunSummary:
     instances: rows in `instances`.
     session_images, seconds, images_per_s: of this session alone, start-up included.
     stage_shares: shares of the workers' time by stage, adding up to 1; this session.
+    start_up_s: seconds from the beginning of this session's command until each part of its start was done, see
+        `start_up.PARTS`.
     failure_reasons: rows by reason, the most frequent first, capped.
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
@@ -61,6 +63,7 @@ class RunSummary:
     repeated_errors: int = 0
     max_errors: int = 0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
+    start_up_s: Mapping[str, float] = field(default_factory=dict)
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
     failure_examples: tuple[ImageFailure, ...] = ()
     retries: int = 0
@@ -92,6 +95,7 @@ class SessionNumbers:
     seconds: float = 0.0
     images_per_s: float = 0.0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
+    start_up_s: Mapping[str, float] = field(default_factory=dict)
     retries: int = 0
     workers_lost: int = 0
     workers_started: int = 0

@@ -15,7 +15,7 @@ PAGE_KEYS = 1000
 _GCS_FIELDS = "nextPageToken,prefixes,items(name,size,etag)"
 
 
-Find = Callable[[Any, str, Call, str], Iterator[tuple[str, int | None, str | None]]]
+Find = Callable[[Any, str, Call, str, str], Iterator[tuple[str, int | None, str | None]]]
 
 
 def finder_of(scheme: str) -> Find | None:
@@ -27,7 +27,9 @@ def finder_of(scheme: str) -> Find | None:
     return find_on_azure if scheme in AZURE_SCHEMES else None
 
 
-def find_on_gcs(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
+def find_on_gcs(
+    client: Any, path: str, call: Call, after: str = "", name_prefix: str = ""
+) -> Iterator[tuple[str, int | None, str | None]]:
     """List what is below a path, as `listing_s3.find_on_s3` does."""
     bucket, prefix = _split(path)
 
@@ -35,12 +37,14 @@ def find_on_gcs(client: Any, path: str, call: Call, after: str = "") -> Iterator
         return call(lambda: _gcs_page(client, bucket, request))
 
     # "Lexicographical order, by UTF-8" (Cloud Storage, "List objects", which also documents startOffset).
-    for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_flat=True):
+    for found in list_keys(fetch, f"{prefix}{name_prefix}", f"{prefix}{after}" if after else "", is_flat=True):
         if found.key.startswith(prefix):
             yield found.key[len(prefix) :], found.bytes, found.etag
 
 
-def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
+def find_on_azure(
+    client: Any, path: str, call: Call, after: str = "", name_prefix: str = ""
+) -> Iterator[tuple[str, int | None, str | None]]:
     """List what is below a path, as `listing_s3.find_on_s3` does; Azure always lists from the beginning."""
     container, prefix = _split(path)
 
@@ -49,7 +53,7 @@ def find_on_azure(client: Any, path: str, call: Call, after: str = "") -> Iterat
 
         return call(lambda: sync(client.loop, _azure_page, client, container, request))
 
-    for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else "", is_flat=False):
+    for found in list_keys(fetch, f"{prefix}{name_prefix}", f"{prefix}{after}" if after else "", is_flat=False):
         if found.key.startswith(prefix):
             yield found.key[len(prefix) :], found.bytes, found.etag
 

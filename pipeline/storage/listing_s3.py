@@ -9,13 +9,16 @@ Call = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
 """Makes one request, with retries and translated errors."""
 
 
-def find_on_s3(client: Any, path: str, call: Call, after: str = "") -> Iterator[tuple[str, int | None, str | None]]:
+def find_on_s3(
+    client: Any, path: str, call: Call, after: str = "", name_prefix: str = ""
+) -> Iterator[tuple[str, int | None, str | None]]:
     """List what is below a path, as (name relative to it, bytes, ETag).
 
     Args:
         client: an s3fs file system.
         path: bucket and prefix as the client spells them; several slashes at the end are part of the prefix.
         after: a name relative to the path; only names behind it are listed.
+        name_prefix: what the relative names begin with.
     """
     bucket, key, _ = client.split_path(path)
     prefix = f"{key.rstrip('/')}{path[len(path.rstrip('/')) :] or '/'}" if key else ""
@@ -23,7 +26,7 @@ def find_on_s3(client: Any, path: str, call: Call, after: str = "") -> Iterator[
     def fetch(request: dict[str, Any]) -> dict[str, Any]:
         return call(lambda: client.call_s3("list_objects_v2", Bucket=bucket, **request))
 
-    for found in list_keys(fetch, prefix, f"{prefix}{after}" if after else ""):
+    for found in list_keys(fetch, f"{prefix}{name_prefix}", f"{prefix}{after}" if after else ""):
         # Servers that keep keys as paths collapse repeated slashes, and answer with keys of another prefix.
         if found.key.startswith(prefix):
             yield found.key[len(prefix) :], found.bytes, found.etag

@@ -6,6 +6,7 @@ Local paths do not go through fsspec: plain calls are several times faster, and 
 import contextlib
 import errno
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ OnLink = Callable[[str, str], None]
 """Called for a link to a folder that is not entered, with the link's path and the real folder's."""
 
 Identity = tuple[int, int]
+
+# The end of the name of a link to a folder, where a folder's is one slash.
+_LINK = "//"
+_ODD_BYTE = re.compile("[\udc80-\udcff]")
+"""Bytes of a name that are not UTF-8, as Python represents them (PEP 383)."""
 
 
 def walk_files(
@@ -59,41 +65,51 @@ class _Walk:
         yield from self._below(self._root, is_elsewhere=False)
 
     def _below(self, folder: str, *, is_elsewhere: bool) -> Iterator[tuple[str, os.stat_result | None]]:
-        found: list[tuple[str, os.DirEntry[str]]] = []
+        for name in self._sorted_names(folder):
+            path = _path_in(folder, name.rstrip("/"))
+            if not name.endswith("/"):
+                yield path, _stat(path)
+            elif not (is_elsewhere or name.endswith(_LINK)):
+                yield from self._below(path, is_elsewhere=False)
+            elif self._may_enter(path, is_link=name.endswith(_LINK)):
+                yield from self._below(path, is_elsewhere=True)
+
+    def _sorted_names(self, folder: str) -> list[str]:
+        """Return the names in a folder, in order; those of folders with a slash at the end, of links to folders two.
+
+        Names only, because a folder may hold many millions: an entry of `os.scandir` is several times as large.
+        """
+        names: list[str] = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                name = entry.name
+                if name.startswith("."):
                     continue
                 if self._after and _ends_before(entry, self._after):
                     continue
                 if _leads_to(entry, os.DirEntry.is_dir):
-                    found.append((entry.name + "/", entry))
+                    names.append(f"{name}{_LINK if entry.is_symlink() else '/'}")
                 elif entry.is_symlink() or _leads_to(entry, os.DirEntry.is_file):
-                    found.append((entry.name, entry))
-        # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths.
-        found.sort(key=lambda each: name_order(each[0]))
-        for name, entry in found:
-            if not name.endswith("/"):
-                yield entry.path, _stat(entry)
-            elif not (is_elsewhere or entry.is_symlink()):
-                yield from self._below(entry.path, is_elsewhere=False)
-            elif self._may_enter(entry):
-                yield from self._below(entry.path, is_elsewhere=True)
+                    names.append(name)
+        # A folder sorts as "name/", so that the walk as a whole comes out in the order of the full paths. Code points
+        # are in the order of their UTF-8, except those that stand for bytes that are not UTF-8.
+        names.sort(key=name_order if any(map(_ODD_BYTE.search, names)) else None)
+        return names
 
-    def _may_enter(self, entry: os.DirEntry[str]) -> bool:
+    def _may_enter(self, path: str, *, is_link: bool) -> bool:
         """Return whether to enter a folder that a link leads to: only if its files are listed under no other name."""
-        real = os.path.realpath(entry.path)
+        real = os.path.realpath(path)
         below = real.removeprefix(self._real_root.rstrip("/") + "/")
         is_root = real == self._real_root
         # A hidden folder is not entered by its own path.
         is_own = is_root or (below != real and not any(part.startswith(".") for part in below.split("/")))
-        if not is_own and self._first_path(entry) == entry.path:
+        if not is_own and self._first_path(path) == path:
             return True
-        if entry.is_symlink() and self._on_link is not None:
-            self._on_link(entry.path, real)
+        if is_link and self._on_link is not None:
+            self._on_link(path, real)
         return False
 
-    def _first_path(self, entry: os.DirEntry[str]) -> str:
+    def _first_path(self, entered: str) -> str:
         if not self._is_whole:
             # Names before `after` were skipped, and links among them may lead to the same folder.
             self._is_whole = True
@@ -102,7 +118,25 @@ class _Walk:
                 if name_order(path) > self._after:
                     break
             self._elsewhere = whole._elsewhere
-        return self._elsewhere.setdefault(_identity(entry.path), entry.path)
+        return self._elsewhere.setdefault(_identity(entered), entered)
+
+
+def file_names(folder: str, prefix: str) -> Iterator[str]:
+    """List the names of the files right in a folder that begin with a prefix, in any order, without hidden ones.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if not name.startswith(prefix) or name.startswith("."):
+                continue
+            # As in a walk, a link that leads nowhere is a file, which is missing.
+            if _leads_to(entry, os.DirEntry.is_file) or (
+                entry.is_symlink() and not _leads_to(entry, os.DirEntry.is_dir)
+            ):
+                yield name
 
 
 def _ends_before(entry: os.DirEntry[str], after: bytes) -> bool:
@@ -122,13 +156,17 @@ def _leads_to(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool])
         raise
 
 
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+def _path_in(folder: str, name: str) -> str:
+    return f"{folder}{name}" if folder == "/" else f"{folder}/{name}"
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        return entry.stat()
+        return os.stat(path)  # noqa: PTH116 - a Path for each of many millions would cost more than the call
     except FileNotFoundError:
         return None
     except OSError:
-        if entry.is_symlink():
+        if os.path.islink(path):  # noqa: PTH114 - as above
             return None
         raise
 

@@ -40,6 +40,16 @@ class LocalStore:
         except OSError as error:
             raise _translated(error, str(error.filename or uri), "list") from error
 
+    def list_names(self, uri: str, prefix: str) -> Iterator[str]:
+        """List the names of the files right below a folder that begin with a prefix."""
+        folder = local_path(uri).rstrip("/") or "/"
+        try:
+            yield from local_files.file_names(folder, prefix)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _translated(error, str(error.filename or uri), "list") from error
+
     def kind(self, uri: str) -> Kind:
         """Return whether there is a file of this name, a folder, or neither."""
         path = Path(local_path(uri))

@@ -118,19 +118,37 @@ class Store:
             return uri
         return bare
 
-    def list_folder(self, uri: str, after: str, on_link: OnLink | None) -> Iterator[tuple[str, ObjectInfo]]:
+    def list_names(self, uri: str, prefix: str) -> Iterator[str]:
+        """List the names of the objects right below a folder that begin with a prefix."""
+        try:
+            for relative, _ in self.list_folder(self.folder_uri(uri), "", None, prefix):
+                if "/" not in relative:
+                    yield relative
+        except NotFoundError:
+            return
+
+    def list_folder(
+        self, uri: str, after: str, on_link: OnLink | None, prefix: str = ""
+    ) -> Iterator[tuple[str, ObjectInfo]]:
         """List the objects below a folder with their relative names; only names behind `after`, which is relative too.
 
         `on_link` is never called: remote stores have no links.
+
+        Args:
+            prefix: what the relative names begin with; others are not asked for, where the store supports that.
         """
         find = finder_of(self._scheme)
         if find is not None:
             path = self.path_of(uri)
             # File systems strip slashes at the end; two or more of them are part of the prefix.
             path = f"{path.rstrip('/')}{uri[len(uri.rstrip('/')) :]}" if uri.endswith("//") else path
-            found = find(self.client, path, lambda request: self.call(request, uri, "list"), after)
+            found = find(self.client, path, lambda request: self.call(request, uri, "list"), after, prefix)
         else:
-            found = (each for each in self._find_all(uri) if name_order(each[0]) > name_order(after))
+            found = (
+                each
+                for each in self._find_all(uri)
+                if each[0].startswith(prefix) and name_order(each[0]) > name_order(after)
+            )
         for relative, size, etag in found:
             is_hidden = (relative.startswith(".") or "/." in relative) and is_hidden_name(relative)
             # Consoles represent "folders" by empty objects whose key ends in a slash.

@@ -118,6 +118,39 @@ def fetch_weights(
     return target
 
 
+def place_in_cache(path: Path) -> str | None:
+    """Return the name of a weights file below the cache folder, None for one that lies elsewhere."""
+    folder = cache_folder()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else None
+
+
+def store_in_cache(name: str, payload: memoryview) -> None:
+    """Write a weights file into this machine's cache, unless it is there.
+
+    Args:
+        name: below the cache folder, see `place_in_cache`. payload: the file's bytes.
+
+    Raises:
+        WeightsUnavailableError: it cannot be written.
+    """
+    target = cache_folder() / name
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _sole_writer(target):
+            if not target.exists():
+                part.write_bytes(payload)
+                part.replace(target)
+    except OSError as error:
+        raise _not_writable(target, error) from error
+
+
+def _not_writable(target: Path, error: OSError) -> WeightsUnavailableError:
+    return WeightsUnavailableError(
+        f"{target} cannot be written: {error.strerror or error}; set HTC_CACHE to another folder."
+    )
+
+
 def download(
     uri: str,
     target: Path,
@@ -147,9 +180,7 @@ def download(
             _check_hash(part, target, sha256_prefix)
             part.replace(target)
     except OSError as error:
-        raise WeightsUnavailableError(
-            f"{target} cannot be written: {error.strerror or error}; set HTC_CACHE to another folder."
-        ) from error
+        raise _not_writable(target, error) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import AccessDeniedError, DamagedFileError, InputError, NotFoundError
 from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
 from pipeline.maintenance.doctor.rebuild import rebuild_record
-from pipeline.maintenance.doctor.run_tables import RunTables, reason_of
+from pipeline.maintenance.doctor.run_tables import RunTables, reason_of, said_by
 from pipeline.maintenance.publications import NOTE, read_publications
 from pipeline.output.deletions import DELETIONS_SCHEMA, has_deletions
 from pipeline.output.layout import TABLES, TOMBSTONE, TableName, run_folder
@@ -22,6 +22,7 @@ from pipeline.output.run_record import ENDED, RunRecord, read_record
 from pipeline.planning.manifest import Manifest, manifest_uris
 from pipeline.runs.cleanup import TEMP_NAME
 from pipeline.runs.lease import LeaseHolder, lease_uri
+from pipeline.runs.shard_counts import COUNTS_NAME, list_counts, read_counts
 from pipeline.runs.state import has_all_rows
 from pipeline.runs.summary import load_summary
 from pipeline.storage.objects import ObjectInfo
@@ -31,8 +32,9 @@ from pipeline.storage.uris import base_name, is_local, join, local_path
 ATTEMPTS = 3
 _KNOWN = re.compile(
     r"(?:run|lease|progress|summary|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
+    rf"|counts/{COUNTS_NAME.pattern}"
 )
-_OWN_FOLDERS = frozenset({"manifest", "errors"})
+_OWN_FOLDERS = frozenset({"manifest", "errors", "counts"})
 _DELETIONS_PART = re.compile(r"part-\d{5,}\.parquet")
 
 
@@ -155,6 +157,7 @@ class _Examination:
         self._findings += tables.findings
         self._check_deletions(record)
         if not is_held:
+            self._check_counts(tables)
             self._check_summary(record, tables)
             self._find_unfinished_files()
         # Without its manifest a run cannot be resumed.
@@ -270,6 +273,28 @@ class _Examination:
             problem = f"it holds {found} records of deleted images, and run.json says {noted}"
             self._find(folder, "mismatch" if found else "missing", problem, "forget_deletions")
 
+    def _check_counts(self, tables: RunTables) -> None:
+        """Compare the recorded counts with the rows; those of shards whose rows cannot be read are not judged."""
+        known: set[int] = set()
+        for file in list_counts(self._storage, self._output_uri, self._run):
+            uri, counts = file.uri, None
+            try:
+                counts = read_counts(self._storage, uri)
+            except DamagedFileError as error:
+                self._find(uri, "damaged", reason_of(error), "recount")
+            if counts is None and file.is_void:
+                # Older files are not read any more.
+                return
+            if counts is None:
+                continue
+            for shard, images, found in said_by(counts):
+                actual = tables.counted.get(shard)
+                if shard not in known and images is not None and actual is not None and actual != found:
+                    problem = f"of shard {shard} it counts other rows than there are"
+                    self._find(uri, "mismatch", problem, "recount")
+                    break
+            known.update(counts.column("shard").to_pylist())
+
     def _check_summary(self, record: RunRecord, tables: RunTables) -> None:
         is_complete = has_all_rows(record, tables.committed)
         try:
@@ -302,7 +327,7 @@ class _Examination:
             return
         places = [Path(local_path(join(self._output_uri, table, f"run={self._run}"))) for table in TABLES]
         folder = Path(local_path(self._folder))
-        for place in (*places, folder, folder / "manifest"):
+        for place in (*places, folder, folder / "manifest", folder / "counts"):
             if not place.is_dir():
                 continue
             for entry in sorted(place.iterdir()):

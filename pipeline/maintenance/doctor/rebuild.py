@@ -6,11 +6,10 @@ from typing import Any
 from pipeline.errors import DamagedFileError, StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.output.layout import run_folder
-from pipeline.output.results import open_results
 from pipeline.output.run_record import RunRecord, record_from
 from pipeline.planning.manifest import Manifest, manifest_in, read_manifest_part, record_in
 from pipeline.planning.repeated_failures import RepeatedFailures
-from pipeline.runs.row_counts import RowCounts
+from pipeline.runs.counting import count_run
 from pipeline.runs.summary import load_summary, read_summary, summarise
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
@@ -64,7 +63,13 @@ def derive_summary(storage: Storage, output_uri: str, record: RunRecord) -> dict
     spec = _spec_of(output_uri, record)
     manifest = Manifest.from_dict(record.manifest)
     repeats = RepeatedFailures(storage, output_uri, record.run)
-    rows = RowCounts.from_tables(open_results(output_uri, storage), record.run, lambda: repeats.image_ids(manifest))
+    rows = count_run(
+        storage,
+        output_uri,
+        record.run,
+        shard_count=manifest.shard_count,
+        find_repeats=lambda: repeats.image_ids(manifest),
+    )
     return summarise(
         record.run,
         rows,

@@ -20,8 +20,12 @@ from pipeline.output.json_files import write_json
 from pipeline.output.part_files import open_part
 from pipeline.output.run_record import read_record, write_record
 from pipeline.output.schema import INSTANCES_SCHEMA
+from pipeline.planning.manifest import Manifest
+from pipeline.planning.repeated_failures import RepeatedFailures
 from pipeline.runs.cleanup import remove_leftovers
+from pipeline.runs.counting import record_unrecorded
 from pipeline.runs.lease import Lease
+from pipeline.runs.shard_counts import list_counts
 from pipeline.runs.summary import summary_uri
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, join, local_path
@@ -29,7 +33,16 @@ from pipeline.storage.uris import is_local, join, local_path
 QUARANTINE = "quarantine"
 # First the record, then the tables that it describes, then what is derived from these, then once more as a check.
 ROUNDS = 4
-ORDER = ("restore_record", "forget_deletions", "redo", "write_empty", "set_aside", "remove", "derive_summary")
+ORDER = (
+    "restore_record",
+    "forget_deletions",
+    "redo",
+    "write_empty",
+    "set_aside",
+    "recount",
+    "remove",
+    "derive_summary",
+)
 
 
 class RunRepair:
@@ -81,6 +94,8 @@ class RunRepair:
                 self.set_aside(finding.file)
                 self._storage.write(finding.file, encode_table(INSTANCES_SCHEMA.empty_table(), finding.run))
                 self.done.append(f"{finding.file} was written: its images have no instances.")
+            case "recount":
+                self._recount(finding)
             case "remove":
                 self._check()
                 self._storage.delete(finding.file)
@@ -118,6 +133,32 @@ class RunRepair:
         self._check()
         write_json(self._storage, finding.file, summary, is_redacted=True)
         self.done.append(f"{finding.file} was derived from the tables.")
+
+    def _recount(self, finding: Finding) -> None:
+        record = read_record(self._storage, self._output_uri, finding.run)
+        if record is None:
+            return
+        files = list_counts(self._storage, self._output_uri, finding.run)
+        for file in [each for each in files if each.uri == finding.file and each.is_void]:
+            # It may void any shard of the older files.
+            for older in reversed(files[files.index(file) + 1 :]):
+                self.set_aside(older.uri)
+        self.set_aside(finding.file)
+        repeats = RepeatedFailures(self._storage, self._output_uri, finding.run)
+        manifest = Manifest.from_dict(record.manifest)
+        try:
+            record_unrecorded(
+                self._storage,
+                self._output_uri,
+                finding.run,
+                shard_count=manifest.shard_count,
+                find_repeats=lambda: repeats.image_ids(manifest),
+                check_lease=self._check,
+            )
+        except DamagedFileError:
+            # Damaged parts are set aside in the same repair; the next session counts the rows.
+            return
+        self.done.append(f"The rows of {finding.file} were counted again.")
 
     def _forget_deletions(self, finding: Finding) -> None:
         record = read_record(self._storage, self._output_uri, finding.run)

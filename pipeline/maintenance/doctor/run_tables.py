@@ -1,7 +1,7 @@
 """Checks that the tables of a run hold each planned image once, with all its instances."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from pipeline.inputs.image_ref import image_id
 from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
 from pipeline.output.layout import TableName, run_folder
 from pipeline.output.part_files import open_part
-from pipeline.output.parts import Part, choose_parts, find_overlaps, part_uri
+from pipeline.output.parts import CommittedShards, Part, choose_parts, find_overlaps, part_uri, shards_of
 from pipeline.output.run_record import RunRecord
 from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.planning.manifest import Manifest, manifest_uris, read_manifest_part, uris_of
@@ -20,6 +20,8 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
 Ids = NDArray[np.int64]
+ShardRows = tuple[dict[str, int], int]
+"""The rows of a shard: images by status, and instances."""
 
 
 class RunTables:
@@ -27,7 +29,7 @@ class RunTables:
 
     Attributes:
         findings: so far. rows: valid rows of `images`. committed: the shards whose images part exists.
-        is_planned: whether the manifest can be read.
+        is_planned: whether the manifest can be read. counted: the rows of each shard whose part is valid.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class RunTables:
         self.findings: list[Finding] = []
         self.rows = 0
         self.is_planned = True
-        self.committed: set[int] = set()
+        self.committed = CommittedShards()
+        self.counted: dict[int, ShardRows] = {}
 
     def check(self) -> None:
         """Check all parts.
@@ -60,7 +63,7 @@ class RunTables:
         planned = self._planned()
         images = self._within("images")
         chosen = self._without_overlaps(choose_parts(images))
-        self.committed = {shard for part in chosen for shard in part.shards}
+        self.committed = shards_of(chosen)
         present = set(self._listed["instances"])
         for part in chosen:
             self._check_part(part, planned, has_instances=part in present)
@@ -148,7 +151,19 @@ class RunTables:
             self._find(uri, "mismatch", problem, "redo")
             return
         self.rows += len(images)
+        self._count(images)
         self._check_instances(part, images, has_instances=has_instances)
+
+    def _count(self, images: pa.Table) -> None:
+        statuses: dict[int, Counter[str]] = defaultdict(Counter)
+        instances: Counter[int] = Counter()
+        for shard, status, count in zip(
+            *(images.column(name).to_pylist() for name in ("shard", "status", "instances")), strict=True
+        ):
+            statuses[shard][status] += 1
+            instances[shard] += count
+        for shard, by_status in statuses.items():
+            self.counted[shard] = (dict(by_status), instances[shard])
 
     def _check_instances(self, part: Part, images: pa.Table, *, has_instances: bool) -> None:
         uri = self._uri("instances", part)
@@ -193,7 +208,7 @@ class RunTables:
                 )
         for part in sorted(instances):
             uri = self._uri("instances", part)
-            is_double = self.committed.issuperset(part.shards)
+            is_double = all(shard in self.committed for shard in part.shards)
             problem = (
                 "a compacted file replaces it, and readers without htc find its rows twice"
                 if is_double
@@ -201,6 +216,13 @@ class RunTables:
             )
             if self._uri("images", part) not in named:
                 self._find(uri, "leftover", problem, "set_aside")
+
+
+def said_by(counts: pa.Table) -> Iterator[tuple[int, int | None, ShardRows]]:
+    """Yield what recorded counts say of each shard: the shard, its images (None when voided), and its rows."""
+    columns = (counts.column(name).to_pylist() for name in ("shard", "images", "statuses", "instances"))
+    for shard, images, statuses, instances in zip(*columns, strict=True):
+        yield shard, images, ({each["status"]: each["images"] for each in statuses}, instances)
 
 
 def _read(storage: Storage, uri: str, schema: pa.Schema, kept: list[str]) -> pa.Table:

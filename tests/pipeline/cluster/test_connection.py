@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from types import ModuleType
 
 import pytest
@@ -11,7 +12,8 @@ import ray
 from ray import exceptions
 
 from pipeline.cluster import connection as cluster
-from pipeline.cluster.connection import connected_resources, object_store_options, ray_cluster
+from pipeline.cluster import local_ray
+from pipeline.cluster.connection import connected_resources, object_store_options, ray_cluster, starting_early
 from pipeline.cluster.failures import describe_death, was_preempted, worker_deaths
 from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
@@ -181,3 +183,89 @@ def test_a_local_ray_gets_a_token_unless_the_user_sets_otherwise(
 def test_ray_that_another_thread_is_importing_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
     assert connected_resources() is None
+
+
+class FakeRay:
+    """What `ray` does when a driver starts and ends it, slowly; `_init` waits until `may_connect` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_connect = threading.Event()
+        self.is_starting = threading.Event()
+        self.calls: list[str] = []
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr(cluster, "_init", self._init)
+        monkeypatch.setattr(cluster, "_plan_on_cluster", lambda *arguments: "plan")
+        monkeypatch.setattr(cluster, "end_processes", lambda *arguments, **options: self.calls.append("end"))
+        monkeypatch.setattr(ray, "shutdown", lambda: self.calls.append("shutdown"))
+
+    def _init(self, compute: ComputeSection) -> None:
+        self.calls.append(f"init in {'own' if 'htc-' in os.environ['RAY_TMPDIR'] else 'another'} folder")
+        self.is_starting.set()
+        self.may_connect.wait(60)
+
+
+INIT = "init in own folder"
+
+
+def test_a_ray_that_was_begun_early_is_used_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, connected = FakeRay(monkeypatch), threading.Event()
+    with starting_early(ComputeSection(), connected.set) as starter:
+        starter.begin()
+        starter.begin()
+        assert fake.is_starting.wait(60)
+        assert not connected.is_set()
+        fake.may_connect.set()
+        with ray_cluster(ComputeSection(), shards=1) as plan:
+            assert plan == "plan"
+            assert connected.wait(60)
+            assert fake.calls == [INIT]
+        assert fake.calls == [INIT, "shutdown"]
+        # The workers' block is over, so that a planning that ends now starts nothing.
+        starter.begin()
+    assert fake.calls == [INIT, "shutdown"]
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_a_ray_that_was_begun_for_nothing_is_ended(monkeypatch: pytest.MonkeyPatch, *, is_connected: bool) -> None:
+    monkeypatch.setattr(local_ray, "GIVING_UP_S", 0.01)
+    fake, connected = FakeRay(monkeypatch), threading.Event()
+    if is_connected:
+        fake.may_connect.set()
+    before = os.environ.get("RAY_TMPDIR")
+    with starting_early(ComputeSection(), connected.set) as starter:
+        starter.begin()
+        assert fake.is_starting.wait(60)
+        assert not is_connected or connected.wait(60)
+    assert fake.calls == [INIT, "shutdown" if is_connected else "end"]
+    assert os.environ.get("RAY_TMPDIR") == before
+    fake.may_connect.set()
+
+
+def test_without_an_early_start_ray_starts_in_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, connected = FakeRay(monkeypatch), threading.Event()
+    fake.may_connect.set()
+    with starting_early(ComputeSection(), connected.set), ray_cluster(ComputeSection(), shards=1):
+        assert connected.wait(60)
+    assert fake.calls == [INIT, "shutdown"]
+
+
+def test_a_cluster_is_not_joined_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with starting_early(ComputeSection()) as starter:
+        starter.begin()
+    assert fake.calls == []
+
+
+def test_a_failed_early_start_is_reported_where_ray_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeRay(monkeypatch)
+
+    def fail(compute: ComputeSection) -> None:
+        raise RunError("stop here")
+
+    monkeypatch.setattr(cluster, "_init", fail)
+    with starting_early(ComputeSection()) as starter:
+        starter.begin()
+        with pytest.raises(RunError, match="stop here"), ray_cluster(ComputeSection(), shards=1):
+            pass

@@ -10,9 +10,9 @@ import pytest
 import pipeline.output.merge
 from pipeline.errors import RunError, StorageError
 from pipeline.maintenance.compaction import Compacted, compact_run, plan_shard_ranges
-from pipeline.output.commit import committed_shards, images_part, instances_part
+from pipeline.output.commit import images_part, instances_part
 from pipeline.output.merge import merge_parts
-from pipeline.output.parts import Part, committed_parts
+from pipeline.output.parts import Part, committed_parts, committed_shards
 from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import (

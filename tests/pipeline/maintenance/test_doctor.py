@@ -6,6 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,8 +14,11 @@ from jobs.maintenance.doctor import examine_and_report
 from pipeline.errors import AccessDeniedError, DamagedFileError, InputError
 from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
+from pipeline.messages import ShardResult
 from pipeline.output.results import open_results
+from pipeline.runs.counting import record_unrecorded
 from pipeline.runs.lease import LeaseHolder, RunHeldError, take_lease
+from pipeline.runs.shard_counts import counts_of_reports, encode_counts, read_counts
 from pipeline.storage.range_file import StoredFile
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import finish_run, write_inputs
@@ -153,3 +157,37 @@ def test_an_output_has_one_name(output: Path, monkeypatch: pytest.MonkeyPatch, t
     assert examine_and_report(typed.format(output), is_repaired=True) == 0
     assert len(list(output.glob("quarantine/*/images/run=r/part-00001.parquet"))) == 1
     assert kinds(output) == []
+
+
+def record_counts(output: Path) -> Path:
+    """Record the counts of the run's shards, and return the file."""
+    record_unrecorded(
+        Storage(), str(output), "r", shard_count=4, find_repeats=lambda: np.empty(0, np.int64), check_lease=lambda: None
+    )
+    (path,) = output.glob("runs/r/counts/*.parquet")
+    return path
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_recorded_counts_that_are_not_those_of_the_rows_are_counted_again(output: Path, *, is_damaged: bool) -> None:
+    path = record_counts(output)
+    assert kinds(output) == []
+    right = read_counts(Storage(), str(path))
+    others = [ShardResult(shard, {"ok": 2}, 5 if shard == 3 else 4, {}, 0, 0.0) for shard in range(4)]
+    path.write_bytes(b"x" if is_damaged else encode_counts(counts_of_reports(others)))
+    assert kinds(output) == [(f"runs/r/counts/{path.name}", "damaged" if is_damaged else "mismatch")]
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert kinds(output) == []
+    (repaired,) = output.glob("runs/r/counts/*.parquet")
+    assert read_counts(Storage(), str(repaired)).equals(right)
+
+
+def test_a_damaged_file_that_voids_shards_takes_older_counts_with_it(output: Path) -> None:
+    older = record_counts(output)
+    void = output / "runs/r/counts/voids-00007-00000000.parquet"
+    void.write_bytes(b"x")
+    assert kinds(output) == [(f"runs/r/counts/{void.name}", "damaged")]
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    (repaired,) = output.glob("runs/r/counts/*.parquet")
+    assert repaired.name.startswith("counts-")
+    assert repaired != older

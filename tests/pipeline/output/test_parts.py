@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.output.commit import committed_shards
-from pipeline.output.parts import Part, choose_parts, committed_parts, committed_parts_by_run, parse_part, part_uri
+from pipeline.output.parts import (
+    Part,
+    choose_parts,
+    committed_parts,
+    committed_parts_by_run,
+    committed_shards,
+    parse_part,
+    part_uri,
+)
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.storage import Storage
 
@@ -51,15 +58,21 @@ class Compacting(Storage):
     listings = 0
 
     def list(self, uri: str, glob: str | None = None, **options: Any) -> Iterator[ObjectInfo]:
+        self._listed(uri)
+        yield from (listed for listed in super().list(uri, glob, **options) if "parts-" not in listed.uri)
+
+    def list_names(self, uri: str, prefix: str = "") -> Iterator[str]:
+        self._listed(uri)
+        yield from super().list_names(uri, prefix)
+
+    def _listed(self, uri: str) -> None:
         self.listings += 1
         if self.listings > 1:
-            yield from super().list(uri, glob, **options)
             return
         output = uri.partition("/images")[0]
         self.write(part_uri(output, "images", "r", COMPACTED), b"")
         for shard in COMPACTED.shards:
             self.delete(part_uri(output, "images", "r", Part(shard, shard)))
-        yield from (listed for listed in super().list(uri, glob, **options) if "parts-" not in listed.uri)
 
 
 @pytest.fixture
@@ -72,7 +85,11 @@ def output(tmp_path: Path) -> str:
 
 
 def test_a_part_compacted_during_the_listing_is_found(output: str) -> None:
-    assert committed_parts(Compacting(), output, "r") == [COMPACTED]
+    storage = Compacting()
+    assert committed_parts(storage, output, "r") == [COMPACTED]
+    assert storage.listings == 2
+    shards = committed_shards(Compacting(), output, "r")
+    assert (shards, shards.compacted) == ({0, 1}, (COMPACTED,))
 
 
 def test_a_part_compacted_during_the_listing_of_all_runs_is_found(output: str) -> None:

@@ -15,7 +15,8 @@ from htc_model.config import load_preset
 from htc_model.structures import Detections, Rle
 from pipeline.errors import InputError, StorageError
 from pipeline.inputs.image_ref import ImageRef, image_id
-from pipeline.output.commit import commit_shard, committed_shards
+from pipeline.output.commit import commit_shard
+from pipeline.output.parts import committed_shards
 from pipeline.output.results import open_results
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row, build_instance_rows
 from pipeline.output.run_record import RunRecord, write_record

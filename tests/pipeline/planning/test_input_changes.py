@@ -14,6 +14,7 @@ import pytest
 import pipeline.driver.session
 import pipeline.driver.worker_pool
 import pipeline.planning.input_changes
+from pipeline.cluster.connection import RayStarter
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import ImageStatus, InputError, RunMismatchError
@@ -281,6 +282,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     monkeypatch.setattr(
         pipeline.driver.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
     )
+    monkeypatch.setattr(RayStarter, "begin", lambda starter: None)
 
     class Notes(SilentProgress):
         def __init__(self) -> None:

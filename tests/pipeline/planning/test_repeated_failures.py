@@ -8,6 +8,7 @@ import pytest
 
 import pipeline.driver.session
 import pipeline.driver.worker_pool
+from pipeline.cluster.connection import RayStarter
 from pipeline.driver.assemble import assemble_rows, build_report
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
@@ -16,8 +17,8 @@ from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import load_spec
 from pipeline.messages import ShardFailure, ShardOutcome
-from pipeline.output.results import open_results
 from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.runs.counting import count_run
 from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary, summarise
@@ -38,7 +39,7 @@ def runs(tmp_path: Path) -> IncrementalRuns:
 
 
 def counts_of(runs: IncrementalRuns, run: RunHandle) -> RowCounts:
-    return RowCounts.from_tables(open_results(run.output_uri, runs.storage), run.name, run.repeats)
+    return count_run(runs.storage, run.output_uri, run.name, shard_count=run.shard_count, find_repeats=run.repeats)
 
 
 def counted_anew(runs: IncrementalRuns, run: str, **options: object) -> RowCounts:
@@ -178,6 +179,7 @@ def _one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pipeline.driver.session, "ray_cluster", lambda compute, *, shards: nullcontext(WorkerPlan(1, 1.0, 0.0))
     )
+    monkeypatch.setattr(RayStarter, "begin", lambda starter: None)
 
 
 @pytest.mark.usefixtures("_one_worker")

@@ -101,6 +101,15 @@ def test_all_keys_come_once_and_in_order(layout: str, kind: Kind) -> None:
     assert [(each.bytes, each.etag) for each in found] == [(len(each.key), f'"{each.key}"') for each in found]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_are_listed_by_the_beginning_of_their_names(kind: Kind) -> None:
+    parts = [f"p/part-{number:05d}" for number in range(35)]
+    bucket = FakeBucket([*parts, "p/a", "p/part", "p/parts-00000-00009", "p/z", "q/part-1"], kind=kind)
+    assert [each.key for each in list_keys(bucket.fetch, "p/part-")] == parts
+    # Their own pages, and one request more where the store has to be found out.
+    assert len(bucket.requests) <= 6
+
+
 def test_a_whole_bucket_lists() -> None:
     bucket = FakeBucket(["a", "b/c", "b/d/e"])
     assert [each.key for each in list_keys(bucket.fetch, "")] == ["a", "b/c", "b/d/e"]

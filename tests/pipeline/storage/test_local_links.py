@@ -130,3 +130,22 @@ def test_a_link_to_itself_is_one_row_beside_the_others(tmp_path: Path) -> None:
     assert read == {"a.jpg": "a.jpg", "z.jpg": "z.jpg"}
     with pytest.raises(NotFoundError, match=r"loop\.jpg"):
         listed(tmp_path / "loop.jpg")
+
+
+def test_names_in_a_folder_are_files_and_links_that_lead_nowhere(tmp_path: Path) -> None:
+    make(tmp_path, "in/a.jpg", "in/.hidden.jpg", "in/folder/b.jpg")
+    (tmp_path / "in/absent.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in/linked.jpg").symlink_to(tmp_path / "in/a.jpg")
+    (tmp_path / "in/loop.jpg").symlink_to(tmp_path / "in/loop.jpg")
+    (tmp_path / "in/elsewhere").symlink_to(tmp_path / "in/folder")
+    found = sorted(Storage().list_names(str(tmp_path / "in")))
+    assert found == ["a.jpg", "absent.jpg", "linked.jpg", "loop.jpg"]
+
+
+def test_names_that_are_not_utf_8_are_in_the_order_of_their_bytes(tmp_path: Path) -> None:
+    raw = sorted([b"a.jpg", b"\xc3\xa9.jpg", b"\xff.jpg", b"\xf0\x9f\x98\x80.jpg", b"z/\x80.jpg", b"z0.jpg"])
+    for name in raw:
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name)
+    assert [os.fsencode(name) for name in names(tmp_path)] == raw

@@ -106,6 +106,16 @@ def test_names_list_in_the_order_of_their_bytes_and_read_back_exactly(place: Pla
         assert (each.etag is None) == root.startswith("memory:")
 
 
+def test_the_names_right_below_a_folder_are_listed_by_what_they_begin_with(place: Place) -> None:
+    storage, root = place.storage, join(place.root, "in")
+    for name in ("part-1", "part-2", "parts-0-1", "part", "part-3/deeper", "deep/part-4", "other", "in2/part-5"):
+        storage.write(join(root, name), b"x")
+    assert sorted(storage.list_names(root, "part-")) == ["part-1", "part-2"]
+    assert sorted(storage.list_names(join(root, ""), "parts-")) == ["parts-0-1"]
+    assert sorted(storage.list_names(root)) == ["other", "part", "part-1", "part-2", "parts-0-1"]
+    assert list(storage.list_names(join(root, "absent"), "part-")) == []
+
+
 def test_a_listing_resumes_behind_any_name(place: Place) -> None:
     storage, root = place.storage, join(place.root, "in")
     for name in NAMES:

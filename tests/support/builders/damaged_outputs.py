@@ -13,6 +13,7 @@ import pipeline.driver.session
 import pipeline.driver.shard_queue
 import pipeline.driver.worker_pool
 from jobs.cli import program as cli
+from pipeline.cluster.connection import RayStarter
 from pipeline.job_spec.job import ComputeSection
 from pipeline.output.results import open_results
 from pipeline.planning.worker_plan import WorkerPlan
@@ -72,6 +73,7 @@ def without_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.driver.worker_pool, "WorkerPool", FakeWorkerPool)
         patch.setattr(pipeline.driver.session, "ray_cluster", _one_worker)
+        patch.setattr(RayStarter, "begin", lambda starter: None)
         patch.setattr(pipeline.driver.shard_queue, "FIRST_BACKOFF_S", 0.0)
         # Building it again takes as long as a command.
         patch.setattr(cli, "load_program", _program)
