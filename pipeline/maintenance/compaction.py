@@ -99,7 +99,7 @@ def compact_run(
     _remove_uncommitted(storage, output_uri, run, {table: set(before[table]) for table in COMMIT_ORDER}, set(committed))
     ranges = plan_shard_ranges(committed, sizes, target_bytes)
     for shard_range in ranges:
-        _replace(storage, output_uri, run, shard_range, check)
+        replace_parts(storage, output_uri, run, shard_range, check)
     after = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
     return Compacted(
         run=run,
@@ -111,8 +111,17 @@ def compact_run(
     )
 
 
-def _replace(storage: Storage, output_uri: str, run: str, shard_range: ShardRange, check: Callable[[], None]) -> None:
-    """Write a range's two files, the one of images last, and remove the files that they replace."""
+def replace_parts(
+    storage: Storage, output_uri: str, run: str, shard_range: ShardRange, check: Callable[[], None]
+) -> None:
+    """Write a range's two files, the one of images last, and remove the files that they replace.
+
+    Args:
+        check: raises when the lease is lost; called before files are replaced or removed.
+
+    Raises:
+        StorageError: storage failed, or a part is damaged; every row still counts once.
+    """
     for table in COMMIT_ORDER:
         sources = [part_uri(output_uri, table, run, part) for part in shard_range.parts]
         merged = merge_parts(storage, sources, table)

@@ -1,7 +1,8 @@
 """The committed parts of an output as files that DuckDB reads, locally and in every store, and nothing else.
 
-A path is `htc-parts://TABLE/RUN/PART`. DuckDB asks for `htc-parts://TABLE/*` and gets the list of committed parts; no
-name in an output is taken as a pattern, and a file that is not committed does not exist.
+A path is `htc-parts://TABLE/NUMBER/RUN/PART`; the numbers keep the order of runs and shards, because DuckDB sorts
+paths. DuckDB asks for `htc-parts://TABLE/*` and gets the list of committed parts; no name in an output is taken as a
+pattern, and a file that is not committed does not exist.
 """
 
 import bisect
@@ -74,8 +75,8 @@ class CommittedFiles:
         table, _, rest = pattern.removeprefix(_ROOT).partition("/")
         if rest != "*":
             return [pattern] if self._uri(pattern) is not None else []
-        folders = self._folders.get(table, {})
-        return [f"{_ROOT}{table}/{run}/{part.name}" for run, folder in folders.items() for part in folder.parts]
+        named = ((run, part.name) for run, folder in self._folders.get(table, {}).items() for part in folder.parts)
+        return [f"{_ROOT}{table}/{number:09d}/{run}/{name}" for number, (run, name) in enumerate(named)]
 
     def open(self, path: str) -> ReadableFile:
         """Open a part.
@@ -102,8 +103,10 @@ class CommittedFiles:
 
     def _uri(self, path: str) -> str | None:
         """Return the uri of a path; None when it is not a committed part."""
-        table, _, rest = path.removeprefix(_ROOT).partition("/")
-        run, _, name = rest.partition("/")
+        table, *places = path.removeprefix(_ROOT).split("/")
+        if len(places) != len(("number", "run", "name")):
+            return None
+        _, run, name = places
         folder = self._folders.get(table, {}).get(run)
         return folder.uri_of(name) if folder is not None else None
 

@@ -191,7 +191,7 @@ def _view_of_parts(table: str, schema: pa.Schema) -> str:
         for field in schema
     )
     return (
-        f"CREATE VIEW {table} AS SELECT {', '.join(schema.names)}, split_part(filename, '/', 4) AS run "  # noqa: S608
+        f"CREATE VIEW {table} AS SELECT {', '.join(schema.names)}, split_part(filename, '/', 5) AS run "  # noqa: S608
         f"FROM read_parquet('{SCHEME}://{table}/*', schema = MAP {{{columns}}}, filename = true, "
         "hive_partitioning = false)"
     )
