@@ -47,21 +47,24 @@ class ShardRange:
 Sizes = Mapping[TableName, Mapping[Part, int]]
 
 
-def plan_shard_ranges(parts: Sequence[Part], sizes: Sizes, target_bytes: int) -> list[ShardRange]:
+def plan_shard_ranges(
+    parts: Sequence[Part], sizes: Sizes, target_bytes: int, *, only_full: bool = False
+) -> list[ShardRange]:
     """Choose which parts of single shards become one.
 
     Args:
         parts: the committed parts, in the order of shards; compacted ones stay as they are.
         sizes: bytes of each part, by table.
         target_bytes: most bytes of parts in one range and table.
+        only_full: leave out ranges to which the next shard could still be added.
     """
     ranges: list[ShardRange] = []
     group: list[Part] = []
     totals = dict.fromkeys(COMMIT_ORDER, 0)
 
-    def close() -> None:
+    def close(*, is_full: bool) -> None:
         # A range of one part would only be copied.
-        if len(group) > 1:
+        if len(group) > 1 and (is_full or not only_full):
             ranges.append(ShardRange(tuple(group)))
         group.clear()
         totals.update(dict.fromkeys(COMMIT_ORDER, 0))
@@ -70,12 +73,13 @@ def plan_shard_ranges(parts: Sequence[Part], sizes: Sizes, target_bytes: int) ->
         is_next = bool(group) and part.first == group[-1].last + 1
         is_full = any(totals[table] + sizes[table].get(part, 0) > target_bytes for table in COMMIT_ORDER)
         if part.is_compacted or not is_next or is_full:
-            close()
+            # A compacted neighbour stays as it is, so that nothing will be added.
+            close(is_full=is_next)
         if not part.is_compacted:
             group.append(part)
             for table in COMMIT_ORDER:
                 totals[table] += sizes[table].get(part, 0)
-    close()
+    close(is_full=False)
     return ranges
 
 
