@@ -13,7 +13,7 @@ from pipeline.concurrency import delete_all
 from pipeline.errors import StorageError
 from pipeline.output.layout import COMMIT_ORDER, TableName
 from pipeline.output.merge import count_rows, merge_parts
-from pipeline.output.parts import Part, choose_parts, listed_parts, part_uri
+from pipeline.output.parts import Part, choose_parts, coverage_of, listed_parts, part_uri
 from pipeline.storage.storage import Storage
 
 
@@ -149,3 +149,19 @@ def _remove_uncommitted(
     without their file of images."""
     for table in reversed(COMMIT_ORDER):
         delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in present[table] - committed))
+
+
+def remove_replaced(
+    storage: Storage, output_uri: str, run: str, present: Mapping[TableName, set[Part]], chosen: Sequence[Part]
+) -> None:
+    """Remove what a killed compaction left in a run that goes on; files of shards that are not committed stay.
+
+    Args:
+        present: all parts, by table.
+        chosen: the parts that count.
+    """
+    compacted = [part for part in chosen if part.is_compacted]
+    covers, kept = coverage_of(compacted), set(compacted)
+    for table in reversed(COMMIT_ORDER):
+        stale = [part for part in present[table] if (part not in kept if part.is_compacted else covers(part.first))]
+        delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in stale))

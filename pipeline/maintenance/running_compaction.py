@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection
 
 from pipeline.errors import RunError, StorageError
-from pipeline.maintenance.compaction import plan_shard_ranges, replace_parts
+from pipeline.maintenance.compaction import plan_shard_ranges, remove_replaced, replace_parts
 from pipeline.maintenance.publications import read_publications
 from pipeline.output.layout import COMMIT_ORDER
 from pipeline.output.parts import Part, choose_parts, listed_parts
@@ -119,6 +119,9 @@ def compact_full_ranges(
 ) -> None:
     """Compact the ranges of neighbouring shards that fill a file; the caller holds the run's lease.
 
+    What an earlier compaction left when it was killed is removed first, and what a worker that was given up has
+    written of a shard that is in a compacted part.
+
     Args:
         counted: the shards that may be compacted.
         target_bytes: most bytes of a file.
@@ -130,8 +133,10 @@ def compact_full_ranges(
     """
     listed = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
     sizes = {table: {part: info.bytes or 0 for part, info in found.items()} for table, found in listed.items()}
-    # A worker that was given up may have written a shard of a compacted part again; that does not count.
-    parts = [part for part in choose_parts(list(listed["images"])) if part.is_compacted or part.first in counted]
+    chosen = choose_parts(list(listed["images"]))
+    check()
+    remove_replaced(storage, output_uri, run, {table: set(found) for table, found in listed.items()}, chosen)
+    parts = [part for part in chosen if part.is_compacted or part.first in counted]
     for shard_range in plan_shard_ranges(parts, sizes, target_bytes, only_full=True):
         replace_parts(storage, output_uri, run, shard_range, check)
         on_done(shard_range.part)
