@@ -78,7 +78,12 @@ def compact(
     run_name: Annotated[
         str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all complete ones]")
     ] = None,
-    target_mib: Annotated[int, typer.Option("--target-mib", metavar="N", help="Largest size of a file.")] = 256,
+    target_mib: Annotated[
+        int | None,
+        typer.Option(
+            "--target-mib", metavar="N", help="Largest size of a file. [default: the run's output.target_part_mib]"
+        ),
+    ] = None,
     storage: options.StorageFlags,
 ) -> None:
     """Merge the small files of finished runs into large ones.

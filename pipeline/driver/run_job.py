@@ -20,6 +20,7 @@ from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.session import Session, ray_pool
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
+from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
 from pipeline.planning.selection_report import selection_lines
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 # Most inputs are listed by then, and the first line shows how many images there are; larger ones do not wait.
 LISTING_PATIENCE_S = 1.5
+MIB = 1 << 20
 DEMO_NOTE = (
     "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
     "published weights."
@@ -119,6 +121,13 @@ def run(
                 is_trained=fingerprint.trained,
                 stop=stop,
                 open_pool=open_pool,
+                compaction=RunningCompaction(
+                    storage,
+                    opened.output_uri,
+                    opened.name,
+                    target_bytes=spec.output.target_part_mib * MIB,
+                    check=opened.check_lease,
+                ),
             )
             if not opened.is_done:
                 _work(session)

@@ -25,6 +25,7 @@ from pipeline.driver.shard_queue import ShardQueue, Unsettled
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, RetrySection
+from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.messages import CommitRequest, PartialResult, ShardFailure, ShardOutcome, ShardResult, WorkerFailure
 from pipeline.runs.error_budget import ErrorBudget
 from pipeline.runs.outcomes import exit_code_of
@@ -74,6 +75,7 @@ class Session:
         is_trained: bool,
         stop: StopRequest | None = None,
         open_pool: OpenPool = ray_pool,
+        compaction: RunningCompaction | None = None,
     ) -> None:
         """Prepare the bookkeeping; nothing is started yet.
 
@@ -84,8 +86,10 @@ class Session:
             is_trained: whether the model's weights are trained, for the summary.
             stop: has its handlers in place already; by default a new one, in place while `work` runs.
             open_pool: where the workers run.
+            compaction: merges the parts of shards that are done; None for no compaction.
         """
         self._run = run
+        self._compaction = compaction
         self._display = display
         self._worker = worker
         self._compute = compute
@@ -147,6 +151,8 @@ class Session:
                     self._note_death(death)
         finally:
             pool.shut_down()
+            if self._compaction is not None:
+                self._compaction.close()
 
     def _has_work(self) -> bool:
         """Take the shards that were planned meanwhile; return whether any is left or may still come."""
@@ -291,6 +297,8 @@ class Session:
         self._budget.ended(report)
         for failure in report.failures:
             self._error_log.add(failure.uri, failure.traceback)
+        if self._compaction is not None:
+            self._compaction.committed(report.index)
 
     def _show(self, pool: Pool) -> None:
         in_flight = pool.images_in_flight

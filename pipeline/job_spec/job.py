@@ -19,6 +19,9 @@ from pipeline.settings import NAME_PATTERN, AutoCount, AutoShare, Section, digit
 from pipeline.storage.config import StorageSection, Uri
 from pipeline.storage.uris import absolute_uri
 
+DEFAULT_PART_MIB = 256
+# A file is merged in memory before it is written.
+MAX_PART_MIB = 2048
 AutoShardImages = Annotated[
     Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)], BeforeValidator(digits_as_number)
 ]
@@ -51,9 +54,16 @@ class InputSection(Section):
 
 
 class OutputSection(Section):
-    """Where the tables go."""
+    """Where the tables go.
+
+    target_part_mib: most MiB of a file that `htc compact` writes; 256 is a few thousand requests for a billion images,
+        and a file is merged in memory.
+    """
 
     uri: Uri = Field(min_length=1, description="a path or URI")
+    target_part_mib: int = Field(
+        default=DEFAULT_PART_MIB, ge=1, le=MAX_PART_MIB, description="a whole number of MiB from 1 to 2048"
+    )
 
 
 class ModelSection(Section):
@@ -188,7 +198,7 @@ class JobSpec(Section):
         description="letters, digits, dots, dashes and underscores, starting with a letter or digit",
     )
     input: InputSection = Field(description="a section with the keys uri, glob, limit, image_column, uri_column")
-    output: OutputSection = Field(description="a section with the key uri")
+    output: OutputSection = Field(description="a section with the keys uri, target_part_mib")
     storage: StorageSection = StorageSection()
     model: ModelSection = ModelSection()
     compute: ComputeSection = ComputeSection()

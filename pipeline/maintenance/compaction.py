@@ -13,7 +13,7 @@ from pipeline.concurrency import delete_all
 from pipeline.errors import StorageError
 from pipeline.output.layout import COMMIT_ORDER, TableName
 from pipeline.output.merge import count_rows, merge_parts
-from pipeline.output.parts import Part, choose_parts, listed_parts, part_uri
+from pipeline.output.parts import Part, choose_parts, coverage_of, listed_parts, part_uri
 from pipeline.storage.storage import Storage
 
 
@@ -47,21 +47,24 @@ class ShardRange:
 Sizes = Mapping[TableName, Mapping[Part, int]]
 
 
-def plan_shard_ranges(parts: Sequence[Part], sizes: Sizes, target_bytes: int) -> list[ShardRange]:
+def plan_shard_ranges(
+    parts: Sequence[Part], sizes: Sizes, target_bytes: int, *, only_full: bool = False
+) -> list[ShardRange]:
     """Choose which parts of single shards become one.
 
     Args:
         parts: the committed parts, in the order of shards; compacted ones stay as they are.
         sizes: bytes of each part, by table.
         target_bytes: most bytes of parts in one range and table.
+        only_full: leave out ranges to which the next shard could still be added.
     """
     ranges: list[ShardRange] = []
     group: list[Part] = []
     totals = dict.fromkeys(COMMIT_ORDER, 0)
 
-    def close() -> None:
+    def close(*, is_full: bool) -> None:
         # A range of one part would only be copied.
-        if len(group) > 1:
+        if len(group) > 1 and (is_full or not only_full):
             ranges.append(ShardRange(tuple(group)))
         group.clear()
         totals.update(dict.fromkeys(COMMIT_ORDER, 0))
@@ -70,12 +73,13 @@ def plan_shard_ranges(parts: Sequence[Part], sizes: Sizes, target_bytes: int) ->
         is_next = bool(group) and part.first == group[-1].last + 1
         is_full = any(totals[table] + sizes[table].get(part, 0) > target_bytes for table in COMMIT_ORDER)
         if part.is_compacted or not is_next or is_full:
-            close()
+            # A compacted neighbour stays as it is, so that nothing will be added.
+            close(is_full=is_next)
         if not part.is_compacted:
             group.append(part)
             for table in COMMIT_ORDER:
                 totals[table] += sizes[table].get(part, 0)
-    close()
+    close(is_full=False)
     return ranges
 
 
@@ -99,7 +103,7 @@ def compact_run(
     _remove_uncommitted(storage, output_uri, run, {table: set(before[table]) for table in COMMIT_ORDER}, set(committed))
     ranges = plan_shard_ranges(committed, sizes, target_bytes)
     for shard_range in ranges:
-        _replace(storage, output_uri, run, shard_range, check)
+        replace_parts(storage, output_uri, run, shard_range, check)
     after = {table: dict(listed_parts(storage, output_uri, table, run)) for table in COMMIT_ORDER}
     return Compacted(
         run=run,
@@ -111,8 +115,17 @@ def compact_run(
     )
 
 
-def _replace(storage: Storage, output_uri: str, run: str, shard_range: ShardRange, check: Callable[[], None]) -> None:
-    """Write a range's two files, the one of images last, and remove the files that they replace."""
+def replace_parts(
+    storage: Storage, output_uri: str, run: str, shard_range: ShardRange, check: Callable[[], None]
+) -> None:
+    """Write a range's two files, the one of images last, and remove the files that they replace.
+
+    Args:
+        check: raises when the lease is lost; called before files are replaced or removed.
+
+    Raises:
+        StorageError: storage failed, or a part is damaged; every row still counts once.
+    """
     for table in COMMIT_ORDER:
         sources = [part_uri(output_uri, table, run, part) for part in shard_range.parts]
         merged = merge_parts(storage, sources, table)
@@ -136,3 +149,19 @@ def _remove_uncommitted(
     without their file of images."""
     for table in reversed(COMMIT_ORDER):
         delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in present[table] - committed))
+
+
+def remove_replaced(
+    storage: Storage, output_uri: str, run: str, present: Mapping[TableName, set[Part]], chosen: Sequence[Part]
+) -> None:
+    """Remove what a killed compaction left in a run that goes on; files of shards that are not committed stay.
+
+    Args:
+        present: all parts, by table.
+        chosen: the parts that count.
+    """
+    compacted = [part for part in chosen if part.is_compacted]
+    covers, kept = coverage_of(compacted), set(compacted)
+    for table in reversed(COMMIT_ORDER):
+        stale = [part for part in present[table] if (part not in kept if part.is_compacted else covers(part.first))]
+        delete_all(storage.delete, (part_uri(output_uri, table, run, part) for part in stale))

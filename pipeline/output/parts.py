@@ -6,9 +6,10 @@ range. Compaction writes it before it removes these, so at any time a listing de
 exactly once.
 """
 
+import bisect
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -155,9 +156,20 @@ def choose_parts(parts: Sequence[Part]) -> list[Part]:
     for part in compacted:
         if not chosen or part.last > chosen[-1].last:
             chosen.append(part)
-    covered = {shard for part in chosen for shard in part.shards}
-    single = {part for part in parts if not part.is_compacted and part.first not in covered}
+    covers = coverage_of(chosen)
+    single = {part for part in parts if not part.is_compacted and not covers(part.first)}
     return sorted([*chosen, *single])
+
+
+def coverage_of(compacted: Sequence[Part]) -> Callable[[int], bool]:
+    """Return a function that says whether a shard is in one of some compacted parts, which are sorted."""
+    firsts = array("q", (part.first for part in compacted))
+
+    def covers(shard: int) -> bool:
+        at = bisect.bisect_right(firsts, shard) - 1
+        return at >= 0 and shard <= compacted[at].last
+
+    return covers
 
 
 def find_overlaps(chosen: Sequence[Part]) -> list[tuple[Part, Part]]:

@@ -1,7 +1,8 @@
 """DuckDB views of an output's tables, over committed parts only.
 
-Each table is an Arrow dataset over an explicit list of parts. Uncommitted shards are not in it, no file name is taken
-as a pattern, and remote storage needs no DuckDB extension. Filters and column choices still reach the Parquet reader.
+DuckDB reads the Parquet files itself, through a file system that holds the committed parts and cannot write
+(`pipeline.output.query_files`). So uncommitted shards are not in a view, no file name is taken as a pattern, remote
+storage needs no DuckDB extension, and filters and column choices reach the Parquet reader.
 """
 
 import contextlib
@@ -13,33 +14,44 @@ from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as pads
 
+import pipeline.errors
 from pipeline.errors import DamagedFileError, HtcError, NotFoundError, SpecError, StorageError
 from pipeline.machine_limits import usable_cpus, usable_memory
-from pipeline.output.dataset import CheckedDataset, StoredDataset, open_files
-from pipeline.output.deletions import DELETIONS_SCHEMA, deletion_parts
+from pipeline.output.deletions import deletion_parts
 from pipeline.output.part_files import read_part
-from pipeline.output.results import ATTEMPTS, Results
+from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS, CommittedFiles
+from pipeline.output.results import ATTEMPTS, READ_THREADS, Results
 from pipeline.output.run_record import began
-from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.damage import missing
+from pipeline.storage.read_only_files import ReadOnlyFileSystem
 from pipeline.storage.uris import is_local
 from pipeline.text import message_of
 
 # A query can read the views only. The lock comes last, because it forbids further settings.
 _CLOSED_SETTINGS = (
     "SET python_enable_replacements = false",
+    f"SET allowed_directories = ['{SCHEME}://']",
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
 # DuckDB's own default, of all the memory that it sees (duckdb.org/docs/configuration, memory_limit).
 DUCKDB_MEMORY_SHARE = 0.8
 T = TypeVar("T")
-_SCHEMAS = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, "deletions": DELETIONS_SCHEMA}
-_SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
-# Words in Arrow's errors that come through DuckDB; errors in the SQL itself do not have them.
-_SIGNS_OF_DAMAGE = ("Parquet", "arrow", "Arrow", "CRC", "page", "IOError", "No such file", "NotFoundError")
+_SQL_TYPES = {
+    pa.bool_(): "BOOLEAN",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.string(): "VARCHAR",
+}
+# What DuckDB's Parquet reader reports of a broken footer or page index, which Arrow may not read.
+_SIGNS_OF_BROKEN_BYTES = ("TProtocolException", "don't know what type", "Python file")
+# Words in the errors of DuckDB's Parquet reader; errors in the SQL itself do not have them.
+_SIGNS_OF_DAMAGE = (
+    *(SCHEME, "Parquet", "parquet", "Thrift", "ZSTD", "page", "ompress", "buffer", "orrupt"),
+    *_SIGNS_OF_BROKEN_BYTES,
+)
 _RUNS_SCHEMA = pa.schema(
     [
         ("run", pa.string()),
@@ -83,11 +95,19 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
     """
     # By default DuckDB spills into `.tmp` in the current folder.
     spill = Path(tempfile.gettempdir()) / f"htc-query-{os.getpid()}"
-    connection = duckdb.connect(":memory:", config=_limits() | {"temp_directory": str(spill)})
+    limits = _limits(is_stored=not is_local(results.output_uri))
+    connection = duckdb.connect(":memory:", config=limits | {"temp_directory": str(spill)})
     try:
-        connection.register("images", open_dataset(results, "images"))
-        connection.register("instances", open_dataset(results, "instances"))
-        connection.register("deletions", open_dataset(results, "deletions"))
+        files = CommittedFiles(results)
+        connection.register_filesystem(ReadOnlyFileSystem(SCHEME, files))
+        if is_local(results.output_uri):
+            # The operating system caches local files.
+            connection.execute("SET enable_external_file_cache = false")
+        for table, schema in TABLE_SCHEMAS.items():
+            if files.has_any(table):
+                connection.execute(_view_of_parts(table, schema))
+            else:
+                connection.register(table, schema.append(pa.field("run", pa.string())).empty_table())
         connection.register("runs", _runs_table(results))
         # Times are the same on every machine; the wheel includes the extension for time zones.
         connection.execute("SET TimeZone = 'UTC'")
@@ -101,10 +121,15 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
     return connection
 
 
-def _limits() -> dict[str, str | bool | int | float | list[str]]:
-    """Return DuckDB's limits of threads and memory by the container's quotas; DuckDB sees the whole machine only."""
+def _limits(*, is_stored: bool) -> dict[str, str | bool | int | float | list[str]]:
+    """Return DuckDB's limits of threads and memory by the container's quotas; DuckDB sees the whole machine only.
+
+    Args:
+        is_stored: whether the parts are in a store; most threads wait for it then.
+    """
     memory = usable_memory()
-    bounds: dict[str, str | bool | int | float | list[str]] = {"threads": usable_cpus()}
+    threads = max(usable_cpus(), READ_THREADS if is_stored else 1)
+    bounds: dict[str, str | bool | int | float | list[str]] = {"threads": threads}
     return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
 
 
@@ -139,29 +164,46 @@ def check_parts(results: Results, error: HtcError) -> None:
 
     Raises:
         DamagedFileError: a part is damaged or missing.
+        StorageError: DuckDB cannot read a part, and Arrow can read all of them.
     """
-    if isinstance(error, DamagedFileError) or not any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+    is_sign = isinstance(error, NotFoundError) or any(sign in str(error) for sign in _SIGNS_OF_DAMAGE)
+    if isinstance(error, DamagedFileError) or not is_sign:
         return
-    for table, schema in _SCHEMAS.items():
+    for table, schema in TABLE_SCHEMAS.items():
         for run in results.runs():
             for uri in _parts(results, table, run):
                 try:
                     read_part(results.storage, uri, schema)
                 except NotFoundError as absence:
                     raise missing(uri, "its shard is committed") from absence
+    if any(sign in str(error) for sign in _SIGNS_OF_BROKEN_BYTES):
+        raise StorageError(
+            f"DuckDB cannot read a part of {results.output_uri} ({str(error).rstrip('.')}): a bit of its footer or its "
+            "page index has changed; read the table without htc (docs/reading.md), or restore it from a copy."
+        ) from error
 
 
-def open_dataset(results: Results, table: str, run: str | None = None) -> pads.Dataset:
-    """Open "images", "instances" or "deletions" as an Arrow dataset of committed parts, with a column `run`."""
-    files = open_files(results.output_uri, results.storage)
-    parquet = pads.ParquetFileFormat(default_fragment_scan_options=_SCAN_OPTIONS)
-    fragments = []
-    for name in results.runs() if run is None else [run]:
-        fragments += [
-            parquet.make_fragment(part, files, pads.field("run") == name) for part in _parts(results, table, name)
-        ]
-    kind = CheckedDataset if is_local(results.output_uri) else StoredDataset
-    return kind(fragments, _SCHEMAS[table].append(pa.field("run", pa.string())), parquet, files)
+def _view_of_parts(table: str, schema: pa.Schema) -> str:
+    """Return the SQL for the view of a table that has parts."""
+    # Matched by name: parts of an older release lack the columns that were added later; they are null there.
+    columns = ", ".join(
+        f"'{field.name}': {{name: '{field.name}', type: '{_sql_type(field.type)}', default_value: NULL}}"
+        for field in schema
+    )
+    return (
+        f"CREATE VIEW {table} AS SELECT {', '.join(schema.names)}, split_part(filename, '/', 5) AS run "  # noqa: S608
+        f"FROM read_parquet('{SCHEME}://{table}/*', schema = MAP {{{columns}}}, filename = true, "
+        "hive_partitioning = false)"
+    )
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    """Return DuckDB's name of a type of the tables."""
+    if pa.types.is_struct(kind):
+        return f"STRUCT({', '.join(f'{field.name} {_sql_type(field.type)}' for field in kind)})"
+    if pa.types.is_list(kind):
+        return f"{_sql_type(kind.value_type)}[]"
+    return _SQL_TYPES[kind]
 
 
 @contextlib.contextmanager
@@ -177,6 +219,7 @@ def translated_sql_errors() -> Iterator[None]:
         raise SpecError(f"{_one_sentence(error)} (--allow-external permits it).") from None
     except duckdb.Error as error:
         sentence = _one_sentence(error)
+        _raise_own(sentence)
         raise SpecError(sentence if sentence.endswith("?") else f"{sentence}.") from None
 
 
@@ -204,6 +247,14 @@ def _runs_table(results: Results) -> pa.Table:
         for position, record in enumerate(results.records)
     ]
     return pa.Table.from_pylist(rows, schema=_RUNS_SCHEMA)
+
+
+def _raise_own(sentence: str) -> None:
+    """Raise again what reading a part raised, of which DuckDB passes on the text, such as "pipeline.errors.X: why"."""
+    name, _, reason = sentence.removeprefix(f"{pipeline.errors.__name__}.").partition(": ")
+    kind = getattr(pipeline.errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, StorageError):
+        raise kind(reason) from None
 
 
 def _one_sentence(error: duckdb.Error) -> str:

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 # Columns that a fault may change without harm, or that differ between two stores with the same files.
 UNSTABLE = {"run", "attempts", "image_id", "etag"}
 _EXPECTED_FILES = re.compile(
-    r"(?:images|instances)/run=[^/]+/part-\d{5,}\.parquet"
+    r"(?:images|instances)/run=[^/]+/(?:part-\d{5,}|parts-\d{5,}-\d{5,})\.parquet"
     r"|runs/[^/]+/(?:(?:run|summary)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt)"
 )
 # Ray's processes detect a dead driver after time-outs of their own.

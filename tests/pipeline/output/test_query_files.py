@@ -2,12 +2,13 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.output.results import Results
 from pipeline.output.views import open_database
-from pipeline.storage.range_file import StoredFile
+from pipeline.storage.objects import ObjectData, ObjectInfo
 from pipeline.storage.storage import Storage
 from tests.support.builders.incremental_runs import WrittenRun, write_runs
 
@@ -23,15 +24,19 @@ QUERIES = [
 
 
 class Recording(Storage):
-    """Records which files are opened."""
+    """Records the requests for parts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.opened: list[str] = []
+        self.requests: list[tuple[str, str]] = []
 
-    def open(self, uri: str) -> StoredFile:
-        self.opened.append(uri)
-        return super().open(uri)
+    def stat(self, uri: str) -> ObjectInfo:
+        self.requests.append(("stat", uri))
+        return super().stat(uri)
+
+    def fetch(self, uri: str, offset: int | None = None, length: int | None = None, **options: Any) -> ObjectData:
+        self.requests.append(("fetch", uri))
+        return super().fetch(uri, offset, length, **options)
 
 
 @pytest.fixture
@@ -56,6 +61,10 @@ def test_the_results_are_those_of_local_tables(stored: tuple[Results, Results]) 
 def test_only_the_runs_of_the_filter_are_read(stored: tuple[Results, Results]) -> None:
     _, remote = stored
     with open_database(remote) as database:
-        remote.storage.opened.clear()  # type: ignore[attr-defined]
+        remote.storage.requests.clear()  # type: ignore[attr-defined]
         assert database.execute("SELECT count(uri) FROM images WHERE run = '3'").fetchall() == [(2,)]
-    assert {uri.split("/")[-2] for uri in remote.storage.opened} == {"run=3"}  # type: ignore[attr-defined]
+    # A small part is read at once.
+    assert [
+        (verb, uri.rpartition("/images/")[2])
+        for verb, uri in remote.storage.requests  # type: ignore[attr-defined]
+    ] == [("stat", "run=3/part-00000.parquet"), ("fetch", "run=3/part-00000.parquet")]
