@@ -112,15 +112,6 @@ class RunHandle:
         if self._lease is not None:
             self._lease.check()
 
-    def check_lease(self) -> None:
-        """Check that no other driver has taken the run over.
-
-        Raises:
-            RunError: the lease is lost; nothing may be committed from now on.
-        """
-        if self._lease is not None:
-            self._lease.check()
-
     def take_new_shards(self) -> list[int]:
         """Return the shards planned since the last call that were not committed before, ascending; call it regularly.
 
