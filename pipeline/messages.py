@@ -115,11 +115,13 @@ class WorkerReady:
     device: "cpu" or "cuda" with the card's name.
     batch_size: the batch size it starts with.
     load_s: seconds from the start of loading until the model was ready.
+    precision: what the network computes in, and why: "fp32, TF32 off; ...".
     """
 
     device: str
     batch_size: int
     load_s: float
+    precision: str = ""
 
 
 @dataclass(frozen=True)

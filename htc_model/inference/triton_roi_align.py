@@ -11,6 +11,10 @@ Coordinates, weights and sums are float32; maps are read and results written in 
 Importing this module imports Triton, which only torch's Linux wheels bring along. With TRITON_INTERPRET=1 in the
 environment before that import, the kernel runs on a CPU, in NumPy, for tests.
 """
+# Triton writes compile-time constants in capitals, and a kernel has no structures to pass.
+# Kernels are typed when they are compiled.
+# ruff: noqa: N803, PLR0917
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from collections.abc import Sequence
 

@@ -57,7 +57,9 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     if visible_shares := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
         yield "time went to", ", ".join(visible_shares)
     if summary.device:
-        yield "device", summary.device
+        # On a CPU nothing but fp32 is chosen without being asked for.
+        is_shown = summary.precision and (summary.device != "cpu" or summary.precision.startswith("bf16"))
+        yield "device", f"{summary.device} ({summary.precision})" if is_shown else summary.device
     if summary.retries or summary.workers_lost:
         yield "trouble", f"{summary.retries} retries, {summary.workers_lost} workers lost"
     trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"

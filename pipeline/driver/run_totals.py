@@ -29,6 +29,7 @@ class RunTotals:
         self._workers_lost = 0
         self._workers_started = 0
         self._device = ""
+        self._precision = ""
         self._must_recount = False
         self.session_images = 0
         is_new = run.state == "new"
@@ -43,6 +44,7 @@ class RunTotals:
         """Count a worker that has loaded its model."""
         self._workers_started += 1
         self._device = ready.device
+        self._precision = ready.precision
 
     def worker_lost(self) -> None:
         """Count a worker that died."""
@@ -98,6 +100,7 @@ class RunTotals:
             workers_lost=self._workers_lost,
             workers_started=self._workers_started,
             device=self._device,
+            precision=self._precision,
             error_log=error_log,
         )
         return summarise(

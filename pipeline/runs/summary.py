@@ -38,7 +38,8 @@ class RunSummary:
     failure_reasons: rows by reason, the most frequent first, capped.
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
-        this session. device: what the workers ran on, "" when none was needed. model: the preset.
+        this session. device: what the workers ran on, "" when none was needed; precision: what the network computed
+        in there, and why. model: the preset.
     is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
         exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
     """
@@ -66,6 +67,7 @@ class RunSummary:
     workers_lost: int = 0
     workers_started: int = 0
     device: str = ""
+    precision: str = ""
     model: str = ""
     is_trained: bool = True
     has_bug: bool = False
@@ -93,6 +95,7 @@ class SessionNumbers:
     workers_lost: int = 0
     workers_started: int = 0
     device: str = ""
+    precision: str = ""
     error_log: str | None = None
 
 

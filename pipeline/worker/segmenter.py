@@ -12,6 +12,7 @@ import torch
 
 from htc_model.config import ModelConfig
 from htc_model.finite import NonFiniteError, check_finite
+from htc_model.inference.precision import PrecisionChoice, choose_precision, forbid_tf32
 from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
 from htc_model.preprocess import build_batch, padded_size
 from htc_model.structures import Detections, ImageBatch, RawDetections
@@ -19,7 +20,7 @@ from pipeline.errors import ImageError
 from pipeline.job_spec.job import ModelSection
 from pipeline.messages import ImageFailure
 from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import resolve_config
+from pipeline.weights.fingerprint import compute_fingerprint, resolve_config
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
 
@@ -81,6 +82,27 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
     return model
 
 
+def settle_precision(
+    section: ModelSection, device: torch.device, storage: Storage | None = None, *, is_callers_model: bool = False
+) -> PrecisionChoice:
+    """Settle what the spec's `precision` means on a device, and make float32 mean float32 there (no TF32).
+
+    Args:
+        section: the spec's model; its weights are hashed where a record of the precision gate could be about them.
+        is_callers_model: whether the network is not the section's; then no record is about it.
+
+    Raises:
+        WeightsUnavailableError: the weights are not available.
+    """
+    forbid_tf32()
+    weights_sha256 = ""
+    if section.precision == "auto" and device.type == "cuda" and not is_callers_model:
+        weights_sha256 = compute_fingerprint(section, storage).weights_sha256
+    choice = choose_precision(section.precision, section.preset, weights_sha256, device)
+    log.info("precision: %s", choice)
+    return choice
+
+
 def pick_device(gpus: float) -> torch.device:
     """Return the worker's GPU when it was given one and CUDA sees it, else the CPU."""
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
@@ -126,15 +148,15 @@ class Segmenter:
         model: SegmentationModel,
         device: torch.device,
         *,
-        precision: str = "auto",
+        precision: PrecisionChoice | None = None,
         batch_size: int | None = None,
     ) -> None:
-        """`precision`: "fp32", "bf16" (autocast) or "auto" (fp32); `batch_size` None: by memory."""
+        """`precision` None: fp32, "bf16" by autocast, see `settle_precision`; `batch_size` None: by memory."""
         if isinstance(model, torch.nn.Module):
             model.to(device)
         self.model = model
         self.device = device
-        self._is_bf16 = precision == "bf16"
+        self.precision = precision or PrecisionChoice("fp32", "by default")
         self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
 
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
@@ -231,6 +253,6 @@ class Segmenter:
             torch.cuda.empty_cache()
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self._is_bf16:
+        if self.precision.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()

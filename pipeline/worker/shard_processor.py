@@ -35,6 +35,11 @@ class ShardProcessor:
         return self._resources.segmenter.device.type
 
     @property
+    def precision(self) -> str:
+        """What the network computes in, and why."""
+        return str(self._resources.segmenter.precision)
+
+    @property
     def batch_size(self) -> int:
         """The batch size in use now."""
         return self._resources.segmenter.batch_size.current

@@ -93,7 +93,8 @@ class Worker:
         if isinstance(outcome, WorkerFailure):
             return outcome
         self._processor = outcome
-        return WorkerReady(outcome.device_name, outcome.batch_size, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return WorkerReady(outcome.device_name, outcome.batch_size, seconds, outcome.precision)
 
     def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:
         """Segment the shard's images, or some of them; a failed attempt is returned as a value.
@@ -163,20 +164,22 @@ class Worker:
     def _load(self) -> "ShardProcessor":
         import torch
 
-        from pipeline.worker.segmenter import Segmenter, load_model, pick_device
+        from pipeline.worker.segmenter import Segmenter, load_model, pick_device, settle_precision
         from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
 
         settings = self._settings
         torch.set_num_threads(max(1, int(settings.cpus)))
+        storage, device = Storage(settings.storage), pick_device(settings.gpus)
         if settings.load_model is None:
-            model = load_model(settings.model, Storage(settings.storage))
+            model = load_model(settings.model, storage)
         else:
             model = settings.load_model(settings.model)
+        precision = settle_precision(settings.model, device, storage, is_callers_model=settings.load_model is not None)
         segmenter = Segmenter(
             model,
-            pick_device(settings.gpus),
-            precision=settings.model.precision,
+            device,
+            precision=precision,
             batch_size=settings.batch_size,
         )
         resources = WorkerResources(
