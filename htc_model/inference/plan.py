@@ -127,11 +127,12 @@ class InferencePlan:
         self._stds = [torch.tensor(stds, device=device) for stds in self.config.box_stds]
         self._rpn_threshold = static_ops.round_threshold(self.config.rpn_nms_iou)
         self._threshold = static_ops.round_threshold(self.config.nms_iou)
-        self.checks = ("objectness scores and boxes of the proposal network",)
-        self.checks += tuple(f"scores and boxes of stage {stage + 1}" for stage in range(self.config.num_stages))
-        self.checks += ("scores",)
-        if self.config.has_masks:
-            self.checks += ("mask logits",)
+        self.checks: tuple[str, ...] = (
+            "objectness scores and boxes of the proposal network",
+            *(f"scores and boxes of stage {stage + 1}" for stage in range(self.config.num_stages)),
+            "scores",
+            *(["mask logits"] if self.config.has_masks else []),
+        )
         self.mask_buckets = mask_buckets(batch * self.config.max_detections) if self.config.has_masks else ()
 
     def run(self, pixels: Tensor, image_sizes: Tensor, original_sizes: Tensor) -> StaticDetections:
