@@ -19,7 +19,7 @@ from htc_model.structures import Rle
 
 # Column slots that are computed at once take about 6 kB of intermediates each: 25 MB, 100 MB, 400 MB, 800 MB.
 COLUMN_BUCKETS = {"cpu": (4_096, 16_384)}
-_OTHER_DEVICES_BUCKETS = (4_096, 16_384, 65_536, 131_072)
+OTHER_DEVICES_BUCKETS = (4_096, 16_384, 65_536, 131_072)
 # A column of a mask of 28 rows, framed by zeros, has at most 15 runs, but hardly ever more than one or two.
 _RUNS_PER_COLUMN = 2
 _MOST_RUNS_PER_COLUMN = 15
@@ -55,31 +55,34 @@ class PendingRuns:
         self._sizes = sizes
         self._runs_per_column = runs_per_column
         device = table.slot_bounds.device
-        buckets = COLUMN_BUCKETS.get(device.type, _OTHER_DEVICES_BUCKETS)
+        buckets = COLUMN_BUCKETS.get(device.type, OTHER_DEVICES_BUCKETS)
         most_pixels = int((sizes[:, 0] * sizes[:, 1]).max(initial=0))
         dtype = torch.int32 if most_pixels < _INT32_END else torch.int64
         found = []
+        self._rooms = []
         start = 0
         while start < total_columns:
             columns = next((bucket for bucket in buckets if bucket >= total_columns - start), buckets[-1])
-            found.append(find_runs_of_columns(table, start, columns, columns * runs_per_column, dtype))
+            self._rooms.append(columns * runs_per_column)
+            found.append(find_runs_of_columns(table, start, columns, self._rooms[-1], dtype))
             start += columns
-        self._copies = [_to_host(buffer) for buffer in found]
+        self._copy = _to_host(torch.cat(found)) if found else torch.zeros(0, dtype=dtype)
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def wait(self) -> MaskRuns:
         """Wait for the copy, and return the runs."""
         if self._event is not None:
             self._event.synchronize()
-        masks = len(self._sizes)
+        masks, values = len(self._sizes), self._copy.numpy()
         counts, begins, ends = [], [], []
-        for copy in self._copies:
-            values = copy.numpy()
-            run_counts, borders = values[:masks].astype(np.int64), values[masks:]
-            runs, room = int(run_counts.sum()), len(borders) // 2
+        start = 0
+        for room in self._rooms:
+            run_counts, borders = values[start : start + masks].astype(np.int64), values[start + masks :]
+            start += masks + 2 * room
+            runs = int(run_counts.sum())
             if runs > room:
                 again = PendingRuns(
                     self._table, self._total_columns, self._sizes, runs_per_column=_MOST_RUNS_PER_COLUMN
