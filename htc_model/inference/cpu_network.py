@@ -99,14 +99,15 @@ class FusedMaskHead(FoldedMaskHead):
 
     def predict_class(self, mask_feat: Tensor, labels: Tensor) -> Tensor:
         """Compute the mask logits of each RoI's own class: labels [K] int64 -> [K, 28, 28]."""
-        channels = self.conv_logits.in_channels
+        rois, channels = len(labels), self.conv_logits.in_channels
         pixels = mask_feat.permute(0, 2, 3, 1).reshape(-1, mask_feat.shape[1])
         upsampled = multiply(pixels, self._upsample_weight, self._upsample_bias, has_relu=True)
         weight = self.conv_logits.weight.flatten(1)[labels][:, :, None]
-        logits = torch.bmm(upsampled.view(len(labels), -1, channels), weight).view(-1, MASK_POOL, MASK_POOL, 2, 2)
+        logits = torch.bmm(upsampled.view(rois, MASK_SIDE**2, channels), weight)
+        logits = logits.view(rois, MASK_POOL, MASK_POOL, 2, 2)
         if self.conv_logits.bias is not None:
             logits = logits + self.conv_logits.bias[labels][:, None, None, None, None]
-        return logits.permute(0, 1, 3, 2, 4).reshape(-1, MASK_SIDE, MASK_SIDE)
+        return logits.permute(0, 1, 3, 2, 4).reshape(rois, MASK_SIDE, MASK_SIDE)
 
 
 def _fuse_convolution(convolution: nn.Conv2d, *, has_relu: bool, is_on_rois: bool = False) -> nn.Module:
@@ -120,7 +121,7 @@ def _fuse_convolution(convolution: nn.Conv2d, *, has_relu: bool, is_on_rois: boo
 def _fuse_layers(module: nn.Module) -> None:
     children = list(module.named_children())
     for index, (name, child) in enumerate(children):
-        if isinstance(child, Bottleneck):
+        if isinstance(child, Bottleneck) and isinstance(child.bn1, nn.Identity):
             setattr(module, name, FusedBottleneck(child))
         elif isinstance(child, ConvModule):
             setattr(module, name, _fuse_convolution(child.conv, has_relu=child.has_relu))

@@ -164,7 +164,8 @@ class Worker:
     def _load(self) -> "ShardProcessor":
         import torch
 
-        from pipeline.worker.segmenter import Segmenter, load_model, pick_device, settle_precision
+        from pipeline.worker.memory import keep_freed_memory
+        from pipeline.worker.segmenter import Segmenter, load_model, pick_device, prepare_for_cpu, settle_precision
         from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
 
@@ -176,6 +177,9 @@ class Worker:
         else:
             model = settings.load_model(settings.model)
         precision = settle_precision(settings.model, device, storage, is_callers_model=settings.load_model is not None)
+        if device.type == "cpu":
+            keep_freed_memory()
+            model = prepare_for_cpu(model, precision)
         segmenter = Segmenter(
             model,
             device,
