@@ -1,10 +1,11 @@
 """Prints the network's differences from MMDetection's goldens: per model, image and quantity the worst, with tolerance.
 
-    python benchmarks/parity.py [--goldens DIR] [--images DIR] [--only SUBSTRING] [--all] [--static]
+    python benchmarks/parity.py [--goldens DIR] [--images DIR] [--only SUBSTRING] [--all] [--static] [--for-cpu]
 
 Each image goes from its encoded file to the encoded detections. Tensors are grouped (backbone, pyramid, proposals,
 heads), and the worst of each group is printed, unless --all is given. With --static the detections are those of
-htc_model/inference: folded weights, fixed shapes. The last line is JSON.
+htc_model/inference: folded weights, fixed shapes. With --for-cpu the network is the one that workers run on a CPU
+(`optimise_for_cpu`). The last line is JSON.
 """
 
 import argparse
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from htc_model.inference import FastModel  # noqa: E402
+from htc_model.inference.cpu_network import optimise_for_cpu  # noqa: E402
 from tests.support.goldens.network import (  # noqa: E402
     DATA,
     Row,
@@ -62,6 +64,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="take goldens whose file name contains this")
     parser.add_argument("--all", action="store_true", help="one line per tensor")
     parser.add_argument("--static", action="store_true", help="only detections, by folded weights and fixed shapes")
+    parser.add_argument("--for-cpu", action="store_true", help="the network as workers run it on a CPU")
     arguments = parser.parse_args()
     # torch has no environment variable for this; benchmarks/processors.py sets HTC_WITHOUT_ONEDNN.
     torch.backends.mkldnn.enabled = "HTC_WITHOUT_ONEDNN" not in os.environ
@@ -77,6 +80,8 @@ def main() -> int:
         if golden["meta"]["model"] != model_name or model is None:
             model_name = golden["meta"]["model"]
             model = build_golden_model(model_name)
+            if arguments.for_cpu:
+                model = optimise_for_cpu(model)
         batch = golden_batch(golden, model, arguments.images)
         if not is_input_exact(golden, batch):
             not_exact.append(path.stem)

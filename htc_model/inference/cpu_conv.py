@@ -1,18 +1,19 @@
 """Convolutions and linear layers as a CPU runs them fastest: all of them in oneDNN, and 3x3 ones by Winograd.
 
-PyTorch's eager mode gives 1x1 convolutions and linear layers to MKL, which on AMD processors with AVX-512 reaches 40 % of
-oneDNN's rate. The operators used here are those that `torch.compile` emits for a CPU; they are not documented, so
+PyTorch's eager mode gives 1x1 convolutions and linear layers to MKL, which on AMD processors with AVX-512 reaches 40 %
+of oneDNN's rate. The operators used here are those that `torch.compile` emits for a CPU; they are not documented, so
 `is_supported` tries them first.
 
-3x3 convolutions of stride 1 use Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, arXiv:1509.09308): a quarter of
-the multiplications. Its rounding depends on the interpolation points. For the usual ones, 0, +-1, +-2 and infinity, the
-result's error is some five times a direct convolution's; for the points here it is twice (docs/numerics.md). Which
+3x3 convolutions of stride 1 use Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, arXiv:1509.09308): a quarter
+of the multiplications. Its rounding depends on the interpolation points. For the usual ones, 0, +-1, +-2 and infinity,
+the result's error is some five times a direct convolution's; for the points here it is twice (docs/numerics.md). Which
 layers use it follows from their shapes alone, never from a measured time: equal machines give equal bits.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +32,21 @@ _CHUNK_TILES = 168
 # Maps with fewer tiles would leave more than half of a chunk empty; RoIs share chunks.
 _MIN_TILES = 84
 
+Activation = Literal["none", "relu", "relu6"]
+# Name, scalars and algorithm, as oneDNN's operators take them.
+_ACTIVATIONS: Mapping[Activation, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+}
+
 
 @functools.cache
 def is_supported() -> bool:
     """Return whether this PyTorch has oneDNN's fused operators, and they compute what the public ones compute."""
-    if not torch.backends.mkldnn.is_available():
+    if not (
+        torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and torch.backends.mkl.is_available()
+    ):
         return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, 5, 7, generator=generator).contiguous(memory_format=torch.channels_last)
@@ -48,7 +59,8 @@ def is_supported() -> bool:
     try:
         with torch.inference_mode():
             pairs = [
-                (FusedConv2d(convolution, has_relu=True)(x), F.relu(convolution(x))),
+                (FusedConv2d(convolution, activation="relu")(x), F.relu(convolution(x))),
+                (FusedConv2d(convolution, activation="relu6")(x), F.relu6(convolution(x))),
                 (FusedConv2d(convolution)(x, x), F.relu(convolution(x) + x)),
                 (FusedLinear(linear, has_relu=True)(rows), F.relu(linear(rows))),
             ]
@@ -60,25 +72,24 @@ def is_supported() -> bool:
 class FusedConv2d(nn.Module):
     """A convolution in oneDNN, with what follows it in the same pass; for inference.
 
-    Weights stay in PyTorch's layout: oneDNN's own depends on the processor and the image's shape, and weights packed for
-    one shape cost more in another than bringing them into the layout at every call.
+    Weights stay in PyTorch's layout: oneDNN's own depends on the processor and the image's shape, and weights packed
+    for one shape cost more in another than bringing them into the layout at every call.
 
     Args:
         convolution: float32, zero padding; its parameters are shared.
-        has_relu: apply a ReLU to the result.
+        activation: applied to the result: "none", "relu" or "relu6".
     """
 
-    def __init__(self, convolution: nn.Conv2d, *, has_relu: bool = False) -> None:
+    def __init__(self, convolution: nn.Conv2d, *, activation: Activation = "none") -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
-        self.has_relu = has_relu
+        self._activation = _ACTIVATIONS[activation]
         self._settings = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Map [B, C, H, W] like the convolution; with a shortcut of the result's shape, add it and apply a ReLU."""
         if shortcut is None:
-            after = ("relu" if self.has_relu else "none", [], "")
-            return _convolve(x, self.weight, self.bias, *self._settings, *after)
+            return _convolve(x, self.weight, self.bias, *self._settings, *self._activation)
         operator = torch.ops.mkldnn._convolution_pointwise.binary
         result: Tensor = operator(x, shortcut, self.weight, self.bias, *self._settings, "add", 1.0, "relu", [], "")
         return result
@@ -99,7 +110,7 @@ class FusedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, inputs] to [N, outputs]."""
-        return _multiply(x, self.weight, self.bias, has_relu=self.has_relu)
+        return multiply(x, self.weight, self.bias, has_relu=self.has_relu)
 
 
 def _convolve(*arguments: object) -> Tensor:
@@ -107,7 +118,8 @@ def _convolve(*arguments: object) -> Tensor:
     return result
 
 
-def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, *, has_relu: bool = False) -> Tensor:
+def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, *, has_relu: bool) -> Tensor:
+    """Return rows [N, inputs] times weight [outputs, inputs] transposed plus bias [outputs], with or without ReLU."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "relu" if has_relu else "none", [], "")
     return result
 
@@ -124,7 +136,7 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d, *, has_relu: bool = False, min_tiles: int = _MIN_TILES) -> None:
         super().__init__()
-        self.direct = FusedConv2d(convolution, has_relu=has_relu)
+        self.direct = FusedConv2d(convolution, activation="relu" if has_relu else "none")
         self.has_relu = has_relu
         self.min_tiles = min_tiles
         self.channels = convolution.out_channels
@@ -173,7 +185,7 @@ class WinogradConv2d(nn.Module):
         down, across = bottom - top, -(-width // _TILE)
         tiles = self._input_tiles(images, top, bottom)
         groups = tiles.view(1, 1, _CHUNK_TILES, -1).permute(0, 3, 1, 2)
-        products = _convolve(groups, self._weights, self._biases, *self._groups, "none", [], "")
+        products = _convolve(groups, self._weights, self._biases, *self._groups, *_ACTIVATIONS["none"])
         count = batch * down * across
         products = products.permute(0, 2, 3, 1).view(_CHUNK_TILES, _TAPS, -1)[:count]
         by_row = torch.bmm(self._output_side.expand(count, -1, -1), products).view(count * _TILE, _TAPS, -1)

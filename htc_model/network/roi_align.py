@@ -22,6 +22,13 @@ def roi_levels(rois: Tensor) -> Tensor:
 def pool_pyramid(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
     """Pool each RoI from its own level of P2..P5: pyramid, rois [K, 5] -> [K, C, side, side] float32."""
     levels = roi_levels(rois)
+    if _sums_rows(rois):
+        pooled = rois.new_zeros(len(rois), side, side, pyramid[0].shape[1]).permute(0, 3, 1, 2)
+        for level, stride in enumerate(STRIDES):
+            chosen = (levels == level).nonzero().squeeze(1)
+            if len(chosen):
+                pooled[chosen] = pool_map(pyramid[level], rois[chosen], stride, side)
+        return pooled
     pooled = rois.new_zeros(len(rois), pyramid[0].shape[1], side, side)
     for level, stride in enumerate(STRIDES):
         chosen = (levels == level).nonzero().squeeze(1)
@@ -45,9 +52,14 @@ def pool_map(feature: Tensor, rois: Tensor, stride: int, side: int, *, averaged:
     with torch.autocast(feature.device.type, enabled=False):
         # Coordinates up to 1333 need more than the 8 bits of bfloat16, and both inputs must have one dtype.
         feature = feature.float()
-        if feature.device.type == "cpu" and not torch.is_grad_enabled():
+        if _sums_rows(feature):
             return sum_rows(feature, rois, stride, side, averaged)
         pooled: Tensor = roi_align(
             feature, rois, side * averaged, spatial_scale=1 / stride, sampling_ratio=0, aligned=True
         )
         return F.avg_pool2d(pooled, averaged) if averaged > 1 else pooled
+
+
+def _sums_rows(x: Tensor) -> bool:
+    """Return whether RoIs are pooled by `sum_rows`, whose results are channels-last and without gradients."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()

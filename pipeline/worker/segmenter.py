@@ -97,6 +97,17 @@ def settle_precision(
     return choice
 
 
+def prepare_for_cpu(model: SegmentationModel, precision: PrecisionChoice) -> SegmentationModel:
+    """Return the model as a CPU runs it fastest, with the same detections: a float32 `HTC` is copied, others stay."""
+    from htc_model.inference.cpu_network import optimise_for_cpu
+    from htc_model.network.detector import HTC
+
+    # A caller's subclass may compute anything, and a network in training mode cannot be folded.
+    if type(model) is not HTC or model.training or precision.precision != "fp32":
+        return model
+    return optimise_for_cpu(model)
+
+
 def pick_device(gpus: float) -> torch.device:
     """Return the worker's GPU when it was given one and CUDA sees it, else the CPU."""
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")

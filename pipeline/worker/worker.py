@@ -169,7 +169,8 @@ class Worker:
         from pipeline.worker.batch_encoding import BatchEncoder
         from pipeline.worker.choose_jpeg import choose_jpeg_decoder
         from pipeline.worker.fast_path import choose_fast_model
-        from pipeline.worker.segmenter import Segmenter, load_model, pick_device, settle_precision
+        from pipeline.worker.memory import keep_freed_memory
+        from pipeline.worker.segmenter import Segmenter, load_model, pick_device, prepare_for_cpu, settle_precision
         from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
 
@@ -181,7 +182,10 @@ class Worker:
         else:
             model = settings.load_model(settings.model)
         precision = settle_precision(settings.model, device, storage, is_callers_model=settings.load_model is not None)
-        if isinstance(model, torch.nn.Module):
+        if device.type == "cpu":
+            keep_freed_memory()
+            model = prepare_for_cpu(model, precision)
+        elif isinstance(model, torch.nn.Module):
             model.to(device)
         segmenter = Segmenter(
             model,
