@@ -104,8 +104,8 @@ class CudaLane:
 
     def __init__(self, device: torch.device, *, slots: int = SLOTS) -> None:
         self._device = device
-        self._copying = torch.cuda.Stream(device)
-        self._computing = torch.cuda.Stream(device)
+        self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pinned = [torch.empty(0, dtype=torch.uint8) for _ in range(slots)]
         self._copied: list[torch.cuda.Event | None] = [None] * slots
 
@@ -113,11 +113,11 @@ class CudaLane:
         """Copy the images one after the other into pinned memory, and from there to the device in one piece."""
         sizes = [image.size for image in images]
         pinned = self._room(slot, sum(sizes))
-        for part, image in zip(pinned[: sum(sizes)].split(sizes), images, strict=True):
+        for part, image in zip(pinned[: sum(sizes)].split_with_sizes(sizes), images, strict=True):
             np.copyto(part.numpy().reshape(image.shape), image)
         with torch.cuda.stream(self._copying):
             uploaded = pinned[: sum(sizes)].to(self._device, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._copied[slot] = event
         shapes = [image.shape for image in images]
@@ -152,5 +152,5 @@ class CudaUpload:
         # It was allocated on the copy stream, which may reuse it only after this stream has read it.
         self._uploaded.record_stream(stream)
         sizes = [int(np.prod(shape)) for shape in self._shapes]
-        parts = self._uploaded.split(sizes)
+        parts = self._uploaded.split_with_sizes(sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
