@@ -1,9 +1,10 @@
 """Prints the network's differences from MMDetection's goldens: per model, image and quantity the worst, with tolerance.
 
-    python benchmarks/parity.py [--goldens DIR] [--images DIR] [--only SUBSTRING] [--all]
+    python benchmarks/parity.py [--goldens DIR] [--images DIR] [--only SUBSTRING] [--all] [--static]
 
 Each image goes from its encoded file to the encoded detections. Tensors are grouped (backbone, pyramid, proposals,
-heads), and the worst of each group is printed, unless --all is given. The last line is JSON.
+heads), and the worst of each group is printed, unless --all is given. With --static the detections are those of
+htc_model/inference: folded weights, fixed shapes. The last line is JSON.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from htc_model.inference import FastModel  # noqa: E402
 from tests.support.goldens.network import (  # noqa: E402
     DATA,
     Row,
@@ -28,6 +30,7 @@ from tests.support.goldens.network import (  # noqa: E402
     is_input_exact,
     load_golden,
     measure,
+    measure_detections,
 )
 
 GROUPS = {
@@ -58,6 +61,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, default=DATA / "images")
     parser.add_argument("--only", default="", help="take goldens whose file name contains this")
     parser.add_argument("--all", action="store_true", help="one line per tensor")
+    parser.add_argument("--static", action="store_true", help="only detections, by folded weights and fixed shapes")
     arguments = parser.parse_args()
     # torch has no environment variable for this; benchmarks/processors.py sets HTC_WITHOUT_ONEDNN.
     torch.backends.mkldnn.enabled = "HTC_WITHOUT_ONEDNN" not in os.environ
@@ -78,7 +82,11 @@ def main() -> int:
             not_exact.append(path.stem)
             print(f"| {model_name} | {golden['meta']['image']} | input bits differ | | | | - |")
             continue
-        rows = list(measure(golden, model, batch))
+        if arguments.static:
+            (raw,) = FastModel(model, "cpu", is_static=True).infer(batch)
+            rows = list(measure_detections(golden, model, batch, raw))
+        else:
+            rows = list(measure(golden, model, batch))
         for row in rows if arguments.all else group_rows(rows):
             lines, failed = lines + 1, failed + (not row.is_ok)
             relation = "<=" if row.is_lower_better else ">="

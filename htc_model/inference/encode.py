@@ -72,9 +72,9 @@ def read_detections(static: StaticDetections, original_sizes: Tensor) -> HostDet
         total.int().expand(batch, 1),
         static.finite.int(),
     ]
-    boxes, scores, labels, counts, is_exact, totals, finite = (
-        torch.cat(columns, dim=1).cpu().split([column.shape[1] for column in columns], dim=1)
-    )
+    widths = [column.shape[1] for column in columns]
+    on_host = torch.cat(columns, dim=1).cpu()
+    boxes, scores, labels, counts, is_exact, totals, finite = on_host.split_with_sizes(widths, dim=1)
     return HostDetections(
         boxes_xyxy=boxes.contiguous().view(torch.float32).reshape(batch, slots, 4),
         scores=scores.contiguous().view(torch.float32),
@@ -82,7 +82,7 @@ def read_detections(static: StaticDetections, original_sizes: Tensor) -> HostDet
         counts=counts[:, 0].tolist(),
         finite=finite.bool(),
         is_exact=is_exact[:, 0].bool(),
-        total_columns=int(totals[0, 0]),
+        total_columns=totals[0].tolist()[0],
     )
 
 

@@ -16,6 +16,7 @@ sub-pixel, and torchvision's operator has no bfloat16.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +143,7 @@ class FoldedBoxHead(nn.Module):
     def __init__(self, head: BoxHead) -> None:
         super().__init__()
         self.shared_fcs = copy.deepcopy(head.shared_fcs)
-        first = self.shared_fcs[0]
+        first: Any = self.shared_fcs[0]
         # Columns from (channel, y, x), the published order, to (y, x, channel), the order in memory.
         by_channel = first.weight.detach().unflatten(1, (-1, BOX_POOL, BOX_POOL))
         first.weight = nn.Parameter(by_channel.permute(0, 2, 3, 1).flatten(1).contiguous())
@@ -155,7 +156,7 @@ class FoldedBoxHead(nn.Module):
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """Predict from pooled features [K, C, 7, 7], like `BoxHead.forward`; channels-last ones are not copied."""
-        x = roi_features.to(self.shared_fcs[0].weight.dtype).permute(0, 2, 3, 1).flatten(1)
+        x = roi_features.to(next(self.shared_fcs.parameters()).dtype).permute(0, 2, 3, 1).flatten(1)
         for layer in self.shared_fcs:
             x = F.relu(layer(x), inplace=True)
         logits, deltas = self.fc_out(x).tensor_split((self.classes,), dim=1)
@@ -198,15 +199,16 @@ def _fold_batch_norms(module: nn.Module) -> None:
     In all backbones here the order of registration is that of computation. The norm's place takes its activation
     (timm's norms include one) or nothing.
     """
-    name_before, before = "", None
+    name_before: str = ""
+    before: nn.Conv2d | DeformConv2d | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):
-            if not isinstance(before, nn.Conv2d | DeformConv2d) or len(before.weight) != child.num_features:
+            if before is None or len(before.weight) != child.num_features:
                 raise ValueError(f"the batch norm {name} does not follow a convolution of its width")
-            if isinstance(before, DeformConv2d):
-                before = FoldedDeformConv2d(before)
-                setattr(module, name_before, before)
-            _fold_into(before, child)
+            convolution = FoldedDeformConv2d(before) if isinstance(before, DeformConv2d) else before
+            setattr(module, name_before, convolution)
+            _fold_into(convolution, child)
+            before = None
             activation = getattr(child, "act", None)
             setattr(module, name, activation if isinstance(activation, nn.Module) else nn.Identity())
         elif isinstance(child, nn.Conv2d | DeformConv2d):
@@ -233,11 +235,10 @@ def _buffers(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
-def _stack(both: nn.Conv2d | nn.Linear, first: nn.Module, second: nn.Module) -> None:
+def _stack(both: nn.Module, first: nn.Module, second: nn.Module) -> None:
     """Give `both` the outputs of two layers, one after the other."""
-    with torch.no_grad():
-        both.weight.copy_(torch.cat([first.weight, second.weight]))
-        both.bias.copy_(torch.cat([first.bias, second.bias]))
+    one, other = first.state_dict(), second.state_dict()
+    both.load_state_dict({key: torch.cat([one[key], other[key]]) for key in ("weight", "bias")})
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

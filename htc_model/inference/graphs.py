@@ -69,7 +69,7 @@ class CudaCapturer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, call: Callable[[], T]) -> Recording[T]:
@@ -101,8 +101,7 @@ class _RecordedPlan:
     masks: dict[int, Recording[StaticDetections]]
 
     def reset(self) -> None:
-        for recording in (*self.masks.values(), self.boxes):
-            recording.reset()
+        _reset([*self.masks.values(), self.boxes])
 
 
 class GraphCache:
@@ -202,8 +201,7 @@ class GraphCache:
             for bucket in plan.mask_buckets:
                 masks[bucket] = self._capturer.capture(lambda bucket=bucket: plan.masks(outputs, bucket))  # type: ignore[misc]
         except RuntimeError as error:
-            for recording in (*masks.values(), *([boxes] if boxes else [])):
-                recording.reset()
+            _reset([*masks.values(), *([boxes] if boxes else [])])
             self.failures += 1
             self._eager.add(key)
             log.warning("no CUDA graph of plan %s, which runs eagerly from now on: %s", key, _first_line(error))
@@ -217,9 +215,15 @@ class GraphCache:
         return recorded
 
 
+def _reset(recordings: Sequence[Recording[Any]]) -> None:
+    for recording in recordings:
+        recording.reset()
+
+
 def _cloned(detections: StaticDetections) -> StaticDetections:
     values: dict[str, Any] = {field.name: getattr(detections, field.name) for field in fields(detections)}
-    return StaticDetections(**{name: None if value is None else value.clone() for name, value in values.items()})
+    cloned: dict[str, Any] = {name: None if value is None else value.clone() for name, value in values.items()}
+    return StaticDetections(**cloned)
 
 
 def _first_line(error: Exception) -> str:

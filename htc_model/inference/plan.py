@@ -127,11 +127,12 @@ class InferencePlan:
         self._stds = [torch.tensor(stds, device=device) for stds in self.config.box_stds]
         self._rpn_threshold = static_ops.round_threshold(self.config.rpn_nms_iou)
         self._threshold = static_ops.round_threshold(self.config.nms_iou)
-        self.checks = ("objectness scores and boxes of the proposal network",)
-        self.checks += tuple(f"scores and boxes of stage {stage + 1}" for stage in range(self.config.num_stages))
-        self.checks += ("scores",)
-        if self.config.has_masks:
-            self.checks += ("mask logits",)
+        self.checks: tuple[str, ...] = (
+            "objectness scores and boxes of the proposal network",
+            *(f"scores and boxes of stage {stage + 1}" for stage in range(self.config.num_stages)),
+            "scores",
+            *(["mask logits"] if self.config.has_masks else []),
+        )
         self.mask_buckets = mask_buckets(batch * self.config.max_detections) if self.config.has_masks else ()
 
     def run(self, pixels: Tensor, image_sizes: Tensor, original_sizes: Tensor) -> StaticDetections:
@@ -314,7 +315,7 @@ class InferencePlan:
             order, best = exhaustive.select(boxes, flat, self.config.nms_iou, wanted)
             is_exact = torch.ones_like(is_real[:, 0])
         else:
-            best, order = static_ops.top_k(flat, min(NMS_CANDIDATES, flat.shape[1]))
+            best, order = static_ops.top_k(flat, min(max(NMS_CANDIDATES, wanted), flat.shape[1]))
             is_looked_at = best > -torch.inf
             apart = _take(boxes, order, classes) + (order % classes * (largest + 1)[:, None])[..., None]
             kept, is_decided = static_ops.suppress(apart, is_looked_at, self._threshold, NMS_STEPS)

@@ -198,14 +198,17 @@ def parse_records(text: str) -> tuple[GateRecord, ...]:
     return tuple(records)
 
 
-def match_detections(reference: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Matches:
+def match_detections(
+    reference: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor], *, above: float = MATCHED_SCORE
+) -> Matches:
     """Compare two runs' detections of one image.
 
     Args:
         reference, other: boxes_xyxy [N, 4], scores [N] and labels [N] of each.
+        above: detections with higher scores are counted.
     """
     is_same = (box_iou(reference[0], other[0]) > MATCHED_IOU) & (reference[2][:, None] == other[2][None])
-    counted, other_counted = reference[1] > MATCHED_SCORE, other[1] > MATCHED_SCORE
+    counted, other_counted = reference[1] > above, other[1] > above
     return Matches(
         int(counted.sum()),
         int((is_same.any(dim=1) & counted).sum()),

@@ -174,11 +174,10 @@ def pool_levels(
         [K, C, side, side] of the pyramid's dtype; the sums are float32.
     """
     levels = roi_levels(rois)
-    pooled = None
+    pooled = rois.new_zeros(len(rois), pyramid[0].shape[1], side, side)
     for level, stride in enumerate(STRIDES):
         own = torch.cat([rois[:, :1], torch.where((levels == level)[:, None], rois[:, 1:], 0)], dim=1)
-        from_level = _align(pyramid[level], own, stride, side)
-        pooled = from_level if pooled is None else pooled.add_(from_level)
+        pooled.add_(_align(pyramid[level], own, stride, side))
     if semantic_feat is not None:
         semantic = _align(semantic_feat, rois, SEMANTIC_STRIDE, side * semantic_averaged)
         pooled.add_(F.avg_pool2d(semantic, semantic_averaged) if semantic_averaged > 1 else semantic)

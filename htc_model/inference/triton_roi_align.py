@@ -12,7 +12,9 @@ Importing this module imports Triton, which only torch's Linux wheels bring alon
 environment before that import, the kernel runs on a CPU, in NumPy, for tests.
 """
 # Triton writes compile-time constants in capitals, and a kernel has no structures to pass.
+# Kernels are typed when they are compiled.
 # ruff: noqa: N803, PLR0917
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from collections.abc import Sequence
 

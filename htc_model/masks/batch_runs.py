@@ -19,7 +19,7 @@ from htc_model.structures import Rle
 
 # Column slots that are computed at once take about 6 kB of intermediates each: 25 MB, 100 MB, 400 MB, 800 MB.
 COLUMN_BUCKETS = {"cpu": (4_096, 16_384)}
-_OTHER_DEVICES_BUCKETS = (4_096, 16_384, 65_536, 131_072)
+OTHER_DEVICES_BUCKETS = (4_096, 16_384, 65_536, 131_072)
 # A column of a mask of 28 rows, framed by zeros, has at most 15 runs, but hardly ever more than one or two.
 _RUNS_PER_COLUMN = 2
 _MOST_RUNS_PER_COLUMN = 15
@@ -30,21 +30,17 @@ _INT32_END = 2**31
 class MaskRuns:
     """The runs of foreground of N masks, on the host; plain arrays, so that another process can encode them.
 
-    begins, ends: [R] int32 or int64, as `rle.encode_runs_of_sizes` takes them.
-    run_counts: [N] int64.
-    sizes: [N, 2] int64 (height, width).
+    begins, ends [R], run_counts [N] and sizes [N, 2] are the arguments of `rle.encode_runs_of_sizes`.
     """
 
-    begins: NDArray[np.signedinteger]
-    ends: NDArray[np.signedinteger]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
     run_counts: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
     def encode(self) -> list[Rle]:
         """Encode the masks; numpy only."""
-        return encode_runs_of_sizes(
-            self.begins.astype(np.int64), self.ends.astype(np.int64), self.run_counts, self.sizes
-        )
+        return encode_runs_of_sizes(self.begins, self.ends, self.run_counts, self.sizes)
 
 
 class PendingRuns:
@@ -59,31 +55,34 @@ class PendingRuns:
         self._sizes = sizes
         self._runs_per_column = runs_per_column
         device = table.slot_bounds.device
-        buckets = COLUMN_BUCKETS.get(device.type, _OTHER_DEVICES_BUCKETS)
+        buckets = COLUMN_BUCKETS.get(device.type, OTHER_DEVICES_BUCKETS)
         most_pixels = int((sizes[:, 0] * sizes[:, 1]).max(initial=0))
         dtype = torch.int32 if most_pixels < _INT32_END else torch.int64
         found = []
+        self._rooms = []
         start = 0
         while start < total_columns:
             columns = next((bucket for bucket in buckets if bucket >= total_columns - start), buckets[-1])
-            found.append(find_runs_of_columns(table, start, columns, columns * runs_per_column, dtype))
+            self._rooms.append(columns * runs_per_column)
+            found.append(find_runs_of_columns(table, start, columns, self._rooms[-1], dtype))
             start += columns
-        self._copies = [_to_host(buffer) for buffer in found]
+        self._copy = _to_host(torch.cat(found)) if found else torch.zeros(0, dtype=dtype)
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def wait(self) -> MaskRuns:
         """Wait for the copy, and return the runs."""
         if self._event is not None:
             self._event.synchronize()
-        masks = len(self._sizes)
+        masks, values = len(self._sizes), self._copy.numpy()
         counts, begins, ends = [], [], []
-        for copy in self._copies:
-            values = copy.numpy()
-            run_counts, borders = values[:masks].astype(np.int64), values[masks:]
-            runs, room = int(run_counts.sum()), len(borders) // 2
+        start = 0
+        for room in self._rooms:
+            run_counts, borders = values[start : start + masks].astype(np.int64), values[start + masks :]
+            start += masks + 2 * room
+            runs = int(run_counts.sum())
             if runs > room:
                 again = PendingRuns(
                     self._table, self._total_columns, self._sizes, runs_per_column=_MOST_RUNS_PER_COLUMN
@@ -213,15 +212,15 @@ def _to_host(buffer: Tensor) -> Tensor:
 
 def _join(
     counts: Sequence[NDArray[np.int64]],
-    begins: Sequence[NDArray[np.signedinteger]],
-    ends: Sequence[NDArray[np.signedinteger]],
+    begins: Sequence[NDArray[np.integer]],
+    ends: Sequence[NDArray[np.integer]],
     sizes: NDArray[np.int64],
 ) -> MaskRuns:
     """Concatenate the runs of consecutive chunks of columns, and merge runs that touch across chunks."""
     total = np.zeros(len(sizes), np.int64)
     for chunk in counts:
         total += chunk
-    nothing = np.zeros(0, np.int64)
+    nothing = np.zeros(0, np.int64)  # also makes the concatenation int64
     all_begins, all_ends = np.concatenate([nothing, *begins]), np.concatenate([nothing, *ends])
     # The last run of a chunk and the first of a later one, where no chunk between them has runs.
     owners = [np.flatnonzero(chunk)[[0, -1]] for chunk in counts if chunk.any()]

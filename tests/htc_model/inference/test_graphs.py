@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from htc_model.config import ResizeConfig
+from htc_model.inference.fast_model import FastModel
 from htc_model.inference.graphs import GraphCache, Recording
 from htc_model.inference.plan import BoxState, StaticDetections
+from tests.support.builders.networks import image_batch, lite_config, reference_image, untrained_model
 
 T = TypeVar("T")
 
@@ -161,3 +164,28 @@ def test_clear_frees_every_recording() -> None:
     assert capturer.resets == 3
     assert cache.keys == []
     assert run(cache, "a", 2.0) == expected(2.0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"has_masks": False, "semantic": False, "mask_info_flow": False}])
+def test_a_real_plan_gives_the_same_detections_when_it_is_recorded(changes: dict[str, bool]) -> None:
+    """A replay computes the second batch, not the first again."""
+    config = lite_config(resize=ResizeConfig(long_side=96, short_side=64), rpn_proposals=20, **changes)
+    fast = FastModel(untrained_model(config), "cpu", is_static=True)
+    images = [reference_image()[:64, :96], reference_image()[100:164, 100:196]]
+    batches = [image_batch(config, *images), image_batch(config, images[1], images[1])]
+    wanted = [fast.infer(batch) for batch in batches]
+    fast.graphs = GraphCache(FakeCapturer(), capture_at=1)
+    found = [fast.infer(batch) for batch in batches]
+    assert fast.graphs.replays == 2
+    for one, other in zip(wanted, found, strict=True):
+        for before, after in zip(one, other, strict=True):
+            assert len(before.scores) > 0
+            for name in ("boxes_xyxy", "scores", "labels", "mask_probs"):
+                assert_equal(getattr(before, name), getattr(after, name))
+
+
+def assert_equal(one: Tensor | None, other: Tensor | None) -> None:
+    if one is None or other is None:
+        assert one is other
+    else:
+        assert torch.equal(one, other)

@@ -53,6 +53,13 @@ def test_a_complete_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
 
 
+def test_a_precision_that_was_chosen_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "fp32, TF32 off; auto: no record of the precision gate for these weights on cuda sm_90"
+    assert f"cuda ({reason})" in " ".join(said(replace(SUMMARY, device="cuda", precision=reason), capsys)[0].split())
+    assert "cpu (bf16" in said(replace(SUMMARY, precision="bf16, TF32 off; as the spec says"), capsys)[0]
+    assert "TF32" not in said(replace(SUMMARY, precision="fp32, TF32 off; auto: ..."), capsys)[0]
+
+
 def test_an_interrupted_run_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     reason = "Stopped with 204 of 1204 images to go; run the same command again to resume."
     summary = replace(SUMMARY, status="interrupted", exit_code=1, reason=reason, images_done=1000, is_trained=False)

@@ -172,6 +172,21 @@ def measure(golden: Golden, model: HTC, batch: ImageBatch) -> Iterator[Row]:
     yield from compare_detections(golden, model.infer(batch)[0], batch.image_sizes[0], filter_settings, collect)
 
 
+@torch.inference_mode()
+def measure_detections(golden: Golden, model: HTC, batch: ImageBatch, raw: RawDetections) -> Iterator[Row]:
+    """Compare only the golden's detections, with those that another implementation than `model` found."""
+    score_tolerance = 1e-3 if model.config.backbone.depth == 50 else 2e-3
+
+    def collect() -> tuple[Candidates, Candidates]:
+        pyramid = model.features(batch.pixels)
+        return collect_candidates(
+            model, pyramid, batch, (torch.from_numpy(golden["prop_boxes"]), model.propose(pyramid, batch)[0])
+        )
+
+    filter_settings = FilterSettings.of(load_preset(model.config.name), score_tolerance)
+    yield from compare_detections(golden, raw, batch.image_sizes[0], filter_settings, collect)
+
+
 def compare_detections(
     golden: Golden,
     raw: RawDetections,
