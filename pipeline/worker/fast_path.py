@@ -82,6 +82,8 @@ def choose_fast_model(
     make = build or (lambda network: FastModel(network, device, precision=precision))
     try:
         reason = _difference(model, make, device, precision)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         fast = make(model) if not reason else None
     except (RuntimeError, ValueError, ArithmeticError, ImportError, OSError, NotImplementedError) as error:
         reason, fast = f"it fails: {one_line(error)}", None
