@@ -68,7 +68,7 @@ class BatchEncoder:
         """Begin to encode a batch; called on the model's thread, on whose stream the detections are computed."""
         event = None
         if self._device.type == "cuda":
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         batch = self._threads.submit(self._encode, raws, event)
         return [PendingDetections(batch, place, raw) for place, raw in enumerate(raws)]
@@ -96,7 +96,7 @@ class BatchEncoder:
         if event is None:
             return nullcontext()
         if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream(self._device)
+            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream = self._local.stream
         stream.wait_event(event)
         # The model's stream may reuse their memory only after this one has read it.
@@ -121,13 +121,13 @@ class BatchEncoder:
         host_boxes = boxes.cpu()
         scores = torch.cat([raw.scores.float() for raw in raws]).cpu()
         labels = torch.cat([raw.labels for raw in raws]).cpu()
-        per_image = zip(*(each.split(counts) for each in (host_boxes, scores, labels, are_finite)), strict=True)
+        parts_of = (each.split_with_sizes(counts) for each in (host_boxes, scores, labels, are_finite))
         found: list[Detections | NonFiniteError] = []
         start = 0
-        for count, parts in zip(counts, per_image, strict=True):
+        for count, *parts in zip(counts, *parts_of, strict=True):
             own = None if masks is None else masks[start : start + count]
             start += count
-            found.append(_checked(*parts, own))
+            found.append(_checked(*parts, masks=own))
         return found
 
     def _text(self, runs: MaskRuns) -> list[Rle]:
@@ -135,7 +135,7 @@ class BatchEncoder:
 
 
 def _checked(
-    boxes: Tensor, scores: Tensor, labels: Tensor, are_finite: Tensor, masks: list[Rle] | None
+    boxes: Tensor, scores: Tensor, labels: Tensor, are_finite: Tensor, *, masks: list[Rle] | None
 ) -> Detections | NonFiniteError:
     try:
         check_finite("scores", [scores])

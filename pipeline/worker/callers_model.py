@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from pipeline.job_spec.job import ModelSection
-    from pipeline.worker.segmenter import LoadModel, SegmentationModel
+    from pipeline.worker.fast_path import SegmentationModel
+    from pipeline.worker.segmenter import LoadModel
 
 
 @dataclass(frozen=True)

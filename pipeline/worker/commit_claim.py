@@ -4,8 +4,6 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-from pipeline.runs.lease import awake_and_asleep_s
-
 # As long as a driver relies on a lease that it cannot renew (pipeline.runs.lease.STALE_AFTER_S). A driver that waits
 # for its store sends no heartbeats meanwhile; that time is added.
 ORPHAN_AFTER_S = 120.0
@@ -24,11 +22,14 @@ class OrphanedError(Exception):
 class DriverLiveness:
     """The driver's heartbeats; used from all threads of a worker."""
 
-    def __init__(self, patience_s: float, *, clock: Callable[[], float] = awake_and_asleep_s) -> None:
+    def __init__(self, patience_s: float, *, clock: Callable[[], float] | None = None) -> None:
         """`patience_s`: how long the driver may wait for its store. `clock`: also counts while the machine sleeps."""
+        # Not at the top: the lease needs the libraries of stores, without which the model's part of a worker can run.
+        from pipeline.runs.lease import awake_and_asleep_s
+
         self._limit_s = min(ORPHAN_AFTER_S + patience_s, ORPHANED_BY_S)
-        self._clock = clock
-        self._last_s = clock()
+        self._clock = clock or awake_and_asleep_s
+        self._last_s = self._clock()
 
     @property
     def has_timed_out(self) -> bool:

@@ -82,6 +82,8 @@ def choose_fast_model(
     make = build or (lambda network: FastModel(network, device, precision=precision))
     try:
         reason = _difference(model, make, device, precision)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         fast = make(model) if not reason else None
     except (RuntimeError, ValueError, ArithmeticError, ImportError, OSError, NotImplementedError) as error:
         reason, fast = f"it fails: {one_line(error)}", None
@@ -96,7 +98,10 @@ def _difference(model: HTC, make: BuildFast, device: torch.device, precision: Pr
     sensitive = copy.copy(model)
     sensitive.config = replace(model.config, score_threshold=_SCORE_THRESHOLD)
     fast = make(sensitive)
-    for name, images, runs in (("one image", made_images(_WIDE, 1), _RUNS), ("a batch", _tall_batch(), 1)):
+    for name, images, runs in (
+        ("one image", made_images(_WIDE, 1), _RUNS),
+        ("a batch", made_images(_TALL, _TALL_IMAGES), 1),
+    ):
         batch = build_batch(images, model.config, device)
         with torch.inference_mode():
             with _autocast(device, precision):
@@ -150,10 +155,6 @@ def _mask_change(one: Tensor, other: Tensor) -> Tensor:
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def _tall_batch() -> list[NDArray[np.uint8]]:
-    return made_images(_TALL, _TALL_IMAGES)
 
 
 def made_images(size: tuple[int, int], count: int) -> Sequence[NDArray[np.uint8]]:

@@ -87,6 +87,11 @@ def encode_text(
 
 def end_with_parent() -> None:
     """Have this process end when the worker does, however that ends: nothing else would end it then."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(0)), daemon=True).start()
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -8,7 +8,7 @@ come without filling it. A batch may so hold images of two shards; each result g
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -302,7 +302,7 @@ class ModelQueue:
                 feed.error = feed.error or error
             self._change.notify_all()
 
-    def _watch(self, images: "list[DecodedImage]") -> AbstractContextManager[None]:
+    def _watch(self, images: Sequence[DecodedImage]) -> AbstractContextManager[None]:
         step: Literal["the model"] = "the model"
         return self._watchdog.on_images([(image.shard, image.position) for image in images], step)
 

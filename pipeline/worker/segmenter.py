@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,15 +17,17 @@ from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
 from htc_model.preprocess import assemble_batch, build_batch, padded_size
 from htc_model.structures import Detections, RawDetections
 from pipeline.errors import ImageError
-from pipeline.job_spec.job import ModelSection
 from pipeline.messages import ImageFailure
-from pipeline.storage.storage import Storage
-from pipeline.weights.fingerprint import compute_fingerprint, resolve_config
 from pipeline.worker.batch_encoding import BatchEncoder, PendingDetections
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
 from pipeline.worker.fast_path import FastChoice, SegmentationModel
 from pipeline.worker.uploads import Upload
+
+if TYPE_CHECKING:
+    # The network's part of a worker runs without the libraries of specs and stores.
+    from pipeline.job_spec.job import ModelSection
+    from pipeline.storage.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ MAX_AUTO_BATCH = 16
 MASK_CHUNKS = (CHUNK_COLUMNS, CHUNK_COLUMNS // 8, CHUNK_COLUMNS // 64)
 
 
-LoadModel = Callable[[ModelSection], SegmentationModel]
+LoadModel = Callable[["ModelSection"], SegmentationModel]
 # What the model makes of an image.
 Outcome = RawDetections | PendingDetections | ImageFailure
 
@@ -55,7 +58,7 @@ class DecodedImage:
     shard: int = 0
 
 
-def load_model(section: ModelSection, storage: Storage | None = None) -> SegmentationModel:
+def load_model(section: "ModelSection", storage: "Storage | None" = None) -> SegmentationModel:
     """Build the spec's network with its weights, on the CPU, in evaluation mode.
 
     Raises:
@@ -66,6 +69,7 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
     from htc_model.weights.load import load_into, load_weights
     from htc_model.weights.untrained import untrained_state
     from pipeline.weights.cache import resolve_weights
+    from pipeline.weights.fingerprint import resolve_config
 
     path = resolve_weights(section, storage)
     model = build_model(resolve_config(section, path)).eval()
@@ -77,7 +81,7 @@ def load_model(section: ModelSection, storage: Storage | None = None) -> Segment
 
 
 def settle_precision(
-    section: ModelSection, device: torch.device, storage: Storage | None = None, *, is_callers_model: bool = False
+    section: "ModelSection", device: torch.device, storage: "Storage | None" = None, *, is_callers_model: bool = False
 ) -> PrecisionChoice:
     """Settle what the spec's `precision` means on a device, and make float32 mean float32 there (no TF32).
 
@@ -91,6 +95,8 @@ def settle_precision(
     forbid_tf32()
     weights_sha256 = ""
     if section.precision == "auto" and device.type == "cuda" and not is_callers_model:
+        from pipeline.weights.fingerprint import compute_fingerprint
+
         weights_sha256 = compute_fingerprint(section, storage).weights_sha256
     choice = choose_precision(section.precision, section.preset, weights_sha256, device)
     log.info("precision: %s", choice)

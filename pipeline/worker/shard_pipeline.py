@@ -315,23 +315,23 @@ class _Images:
 
     def wait_ready(self, timeout_s: float | None) -> bool:
         """Wait until the next image, or the end, is there; return whether it is."""
-        with self._shard.clock.time("wait"):
-            while self._image is None:
-                if not self._loaded.wait_ready(timeout_s):
-                    return False
-                if (each := next(self._results, None)) is None:
-                    return True
-                position, loaded = each
-                if isinstance(loaded, ImageFailure):
-                    self._shard.take_result(position, loaded)
-                else:
-                    self._image = loaded
-                # Else this frame would keep the pixels while it waits for the next image.
-                del each, loaded
+        while self._image is None:
+            if not self._loaded.wait_ready(timeout_s):
+                return False
+            if (each := next(self._results, None)) is None:
+                return True
+            position, loaded = each
+            if isinstance(loaded, ImageFailure):
+                self._shard.take_result(position, loaded)
+            else:
+                self._image = loaded
+            # Else this frame would keep the pixels while it waits for the next image.
+            del each, loaded
         return True
 
     def next(self) -> DecodedImage | None:
-        """Return the next image, None at the end; raises what ended the loading."""
-        self.wait_ready(None)
+        """Return the next image, None at the end; raises what ended the loading. Called when the model is idle."""
+        with self._shard.clock.time("wait"):
+            self.wait_ready(None)
         image, self._image = self._image, None
         return image

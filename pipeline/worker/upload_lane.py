@@ -24,13 +24,17 @@ from pipeline.worker.model_queue import Batch
 from pipeline.worker.uploads import Upload
 
 SLOTS = 3
+# Of one slot: as many as wait for their batch at most (half of shard_pipeline.AHEAD_BYTES).
+MOST_PINNED_BYTES = 192 * 2**20
 
 
 class LaneDevice(Protocol):
     """What the lane needs of an accelerator; tests give it one whose copies end when they say so."""
 
-    def upload(self, slot: int, images: Sequence[NDArray[np.uint8]]) -> Upload:
+    def upload(self, slot: int, images: Sequence[NDArray[np.uint8]]) -> Upload | None:
         """Begin to copy images to the device, through the memory of a slot that is free; returns before the end.
+
+        None for images that are too large for a slot: the segmenter uploads them.
 
         Raises:
             torch.OutOfMemoryError: they do not fit.
@@ -103,21 +107,25 @@ class CudaLane:
     """A `LaneDevice` on CUDA: pinned memory for each slot, a stream for copies and one for the model."""
 
     def __init__(self, device: torch.device, *, slots: int = SLOTS) -> None:
+        # The model's weights were prepared on another stream.
+        torch.cuda.synchronize(device)
         self._device = device
-        self._copying = torch.cuda.Stream(device)
-        self._computing = torch.cuda.Stream(device)
+        self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._computing = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pinned = [torch.empty(0, dtype=torch.uint8) for _ in range(slots)]
         self._copied: list[torch.cuda.Event | None] = [None] * slots
 
-    def upload(self, slot: int, images: Sequence[NDArray[np.uint8]]) -> "CudaUpload":
+    def upload(self, slot: int, images: Sequence[NDArray[np.uint8]]) -> "CudaUpload | None":
         """Copy the images one after the other into pinned memory, and from there to the device in one piece."""
         sizes = [image.size for image in images]
+        if sum(sizes) > MOST_PINNED_BYTES:
+            return None
         pinned = self._room(slot, sum(sizes))
-        for part, image in zip(pinned[: sum(sizes)].split(sizes), images, strict=True):
+        for part, image in zip(pinned[: sum(sizes)].split_with_sizes(sizes), images, strict=True):
             np.copyto(part.numpy().reshape(image.shape), image)
         with torch.cuda.stream(self._copying):
             uploaded = pinned[: sum(sizes)].to(self._device, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._copied[slot] = event
         shapes = [image.shape for image in images]
@@ -133,7 +141,7 @@ class CudaLane:
         if event is not None:
             event.synchronize()
         if len(self._pinned[slot]) < size:
-            self._pinned[slot] = torch.empty(size + size // 4, dtype=torch.uint8, pin_memory=True)
+            self._pinned[slot] = torch.empty(min(2 * size, MOST_PINNED_BYTES), dtype=torch.uint8, pin_memory=True)
         return self._pinned[slot]
 
 
@@ -152,5 +160,5 @@ class CudaUpload:
         # It was allocated on the copy stream, which may reuse it only after this stream has read it.
         self._uploaded.record_stream(stream)
         sizes = [int(np.prod(shape)) for shape in self._shapes]
-        parts = self._uploaded.split(sizes)
+        parts = self._uploaded.split_with_sizes(sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
