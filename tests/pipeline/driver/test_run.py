@@ -21,7 +21,7 @@ from tests.support.paths import PHOTOS
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    # It starts in another thread as soon as images are planned; tests/pipeline/cluster/test_connection.py is about that.
+    # It starts in another thread once images are planned, which tests/pipeline/cluster/test_connection.py tests.
     monkeypatch.setattr(RayStarter, "begin", lambda starter: None)
 
 
