@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster.connection import RayStarter
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.errors import InputError, StoppedError
@@ -16,6 +17,12 @@ from pipeline.job_spec.job import ModelSection, load_spec
 from pipeline.planning.background import BackgroundPlanner
 from pipeline.storage.storage import Storage
 from tests.support.paths import PHOTOS
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It starts in another thread once images are planned, which tests/pipeline/cluster/test_connection.py tests.
+    monkeypatch.setattr(RayStarter, "begin", lambda starter: None)
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["empty", "absent"])
