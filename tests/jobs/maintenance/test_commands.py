@@ -8,6 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.maintenance.compact
 import jobs.results.query
 from jobs.maintenance.compact import compact_output
 from jobs.maintenance.list_runs import report_runs
@@ -79,6 +80,21 @@ def test_one_run_is_compacted_by_name(output: str, capsys: pytest.CaptureFixture
     assert len(open_results(output).image_parts("night-1")) == 1
     assert compact_output(output, run="night-1") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "Nothing to compact."
+
+
+def test_the_size_of_a_file_is_that_of_the_flag_or_of_the_run(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In kibibytes, so that a small run has several files.
+    monkeypatch.setattr(jobs.maintenance.compact, "MIB", 1 << 10)
+    largest = max(path.stat().st_size for path in Path(output).glob("i*/run=night-1/part-*"))
+    for run, kib in (("night-0", 1), ("night-1", largest * 5 // 2 >> 10)):
+        record = json.loads(Path(output, "runs", run, "run.json").read_text())
+        assert record["spec"]["output"].pop("target_part_mib") == 256
+        record["spec"]["output"] |= {"target_part_mib": kib}
+        Path(output, "runs", run, "run.json").write_text(json.dumps(record))
+    assert compact_output(output) == 0
+    assert [len(open_results(output).image_parts(run)) for run in ("night-0", "night-1")] == [3, 2]
+    assert compact_output(output, run="night-0", target_mib=1000) == 0
+    assert len(open_results(output).image_parts("night-0")) == 1
 
 
 def test_what_cannot_be_compacted_says_why(output: str, capsys: pytest.CaptureFixture[str]) -> None:

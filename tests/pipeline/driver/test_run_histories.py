@@ -25,7 +25,7 @@ from tests.support.fakes.in_process_pool import in_process
 
 HISTORIES = 24 * settings.default.max_examples // 100
 SESSIONS = 12
-PART_BYTES = 40_000
+PART_BYTES = 20_000
 
 
 def live_through(scene: Scene, fate: Fate) -> None:
