@@ -174,9 +174,9 @@ def run_metered(
         process.kill()
         _kill(group)
         process.wait()
-    cpu_s = group.cpu_s()
+        cpu_s = group.cpu_s()
+        group.close()
     other_cpu_s = max(0.0, _machine_cpu_s() - machine_before - cpu_s)
-    group.close()
     return Usage(started_at, wall_s, process.returncode, cpu_s, group.is_exact, peak, other_cpu_s, was_ended)
 
 

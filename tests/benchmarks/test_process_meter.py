@@ -63,3 +63,21 @@ def test_a_program_is_killed_at_its_limit_or_when_that_is_wanted(way: str, tmp_p
     )
     assert usage.was_ended
     assert usage.status == -9
+
+
+def test_an_interruption_leaves_no_process_and_no_group_behind(tmp_path: Path) -> None:
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    log = tmp_path / "log.txt"
+    before = psutil.Process().children()
+    with pytest.raises(KeyboardInterrupt):
+        run_metered(
+            [sys.executable, "-c", "import time; time.sleep(60)"],
+            log=log,
+            environment=os.environ,
+            folder=tmp_path,
+            until=interrupt,
+        )
+    assert psutil.Process().children() == before
+    assert [folder for root in process_meter._GROUPS for folder in root.glob(f"meter-{os.getpid()}-*")] == []
