@@ -73,7 +73,7 @@ def test_winograd_is_where_the_multiplications_are() -> None:
 
 @torch.inference_mode()
 def test_the_bundled_network_detects_the_same() -> None:
-    model = build_model(resolve_config(ModelSection(preset="htc_lite0_fpn"), str(bundled_weights()))).eval()
+    model = build_model(resolve_config(ModelSection(preset="htc_lite0_fpn"), bundled_weights())).eval()
     load_into(model, load_weights(bundled_weights()))
     batch = image_batch(model.config)
     (wanted,), (found,) = model.infer(batch), optimise_for_cpu(model).infer(batch)
