@@ -75,7 +75,7 @@ def ship_weights(
 
 
 def _store(name: str, payload: "np.ndarray[Any, Any]") -> None:
-    store_in_cache(name, memoryview(payload))
+    store_in_cache(name, payload.data)
 
 
 def _ray_error() -> type[Exception]:
