@@ -103,6 +103,8 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
         if is_local(results.output_uri):
             # The operating system caches local files.
             connection.execute("SET enable_external_file_cache = false")
+            # Local reads do not wait, and further threads would only contend for Python's lock.
+            connection.execute("SET async_threads = 0")
         for table, schema in TABLE_SCHEMAS.items():
             if files.has_any(table):
                 connection.execute(_view_of_parts(table, schema))
