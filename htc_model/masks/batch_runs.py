@@ -21,7 +21,7 @@ from htc_model.structures import Rle
 COLUMN_BUCKETS = {"cpu": (4_096, 16_384)}
 OTHER_DEVICES_BUCKETS = (4_096, 16_384, 65_536, 131_072)
 # A column of a mask of 28 rows, framed by zeros, has at most 15 runs, but hardly ever more than one or two.
-_RUNS_PER_COLUMN = 2
+_RUNS_PER_COLUMN = 4
 _MOST_RUNS_PER_COLUMN = 15
 _INT32_END = 2**31
 

@@ -95,10 +95,10 @@ def test_a_batch_is_encoded_as_each_image_alone(config: ModelConfig) -> None:
     inputs = fill_batch(batch.pixels, batch.image_sizes, sizes)
     static = model.infer_static(*inputs)
     encoded = encode_batch(static, sizes)
+    raws = model.infer(ImageBatch(batch.pixels, batch.image_sizes, sizes))
     assert len(encoded) == 3
-    for image, detections in enumerate(encoded):
+    for image, (detections, raw) in enumerate(zip(encoded, raws, strict=True)):
         count = int(static.counts[image])
-        raw = model.infer(ImageBatch(batch.pixels, batch.image_sizes, sizes))[image]
         expected = encode_detections(raw)
         assert len(detections) == count == len(raw.scores)
         assert detections.masks == expected.masks
