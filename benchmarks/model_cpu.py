@@ -190,7 +190,7 @@ HOW_TO_INSTALL = (
 
 
 def _answer(peer: "subprocess.Popen[str]") -> dict[str, Any] | None:
-    """Read one line of JSON and skip others, notices of its libraries; None when the peer has ended."""
+    """Read one line of JSON; None when the peer has ended. Notices that its libraries print are skipped."""
     for line in peer.stdout or ():
         if line.startswith("{"):
             answer: dict[str, Any] = json.loads(line)

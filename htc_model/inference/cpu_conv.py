@@ -6,7 +6,7 @@ of oneDNN's rate. The operators used here are those that `torch.compile` emits f
 
 3x3 convolutions of stride 1 use Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, arXiv:1509.09308): a quarter
 of the multiplications. Its rounding depends on the interpolation points. For the usual ones, 0, +-1, +-2 and infinity,
-the result's error is some five times a direct convolution's; for the points here it is twice (docs/numerics.md). Which
+the result's error is over four times a direct convolution's; for the points here it is twice (docs/numerics.md). Which
 layers use it follows from their shapes alone, never from a measured time: equal machines give equal bits.
 """
 
@@ -44,15 +44,14 @@ _ACTIVATIONS: Mapping[Activation, tuple[str, list[float], str]] = {
 @functools.cache
 def is_supported() -> bool:
     """Return whether this PyTorch has oneDNN's fused operators, and they compute what the public ones compute."""
-    if not (
-        torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and torch.backends.mkl.is_available()
-    ):
+    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if not (has_mkl and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, 5, 7, generator=generator).contiguous(memory_format=torch.channels_last)
     rows = torch.randn(3, 16, generator=generator)
-    convolution = nn.utils.skip_init(nn.Conv2d, 16, 16, 3, padding=1)
-    linear = nn.utils.skip_init(nn.Linear, 16, 8)
+    convolution = nn.Conv2d(16, 16, 3, padding=1, device="meta").to_empty(device="cpu")
+    linear = nn.Linear(16, 8, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         for parameter in (*convolution.parameters(), *linear.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -61,6 +60,7 @@ def is_supported() -> bool:
             pairs = [
                 (FusedConv2d(convolution, activation="relu")(x), F.relu(convolution(x))),
                 (FusedConv2d(convolution, activation="relu6")(x), F.relu6(convolution(x))),
+                (WinogradConv2d(convolution, min_tiles=0)(x), convolution(x)),
                 (FusedConv2d(convolution)(x, x), F.relu(convolution(x) + x)),
                 (FusedLinear(linear, has_relu=True)(rows), F.relu(linear(rows))),
             ]
@@ -168,7 +168,8 @@ class WinogradConv2d(nn.Module):
         height, width = x.shape[2:]
         down, across = -(-height // _TILE), -(-width // _TILE)
         if down * across < self.min_tiles or across > _CHUNK_TILES:
-            return self.direct(x)
+            direct: Tensor = self.direct(x)
+            return direct
         images = x.permute(0, 2, 3, 1).contiguous()
         result = images.new_empty(*images.shape[:3], self.channels)
         # Large maps one by one in strips of rows of tiles, small ones several together.

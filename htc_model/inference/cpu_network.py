@@ -1,6 +1,6 @@
 """The network as workers run it on a CPU: batch norms folded, layers of `cpu_conv`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class FusedBottleneck(nn.Module):
             else nn.Sequential(block.conv2, nn.ReLU(inplace=True))
         )
         self.conv3 = FusedConv2d(block.conv3)
-        self.downsample = None if block.downsample is None else FusedConv2d(block.downsample[0])
+        # Its second module is what was the batch norm.
+        self.downsample = None if block.downsample is None else FusedConv2d(next(_convolutions(block.downsample)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, inputs, H, W] to [B, 4 * planes, H / stride, W / stride]."""
@@ -69,12 +70,12 @@ class FusedRPNHead(FoldedRPNHead):
         self.proposals = head.proposals
         self.nms_iou = head.nms_iou
         self.anchors = head.anchors
-        self.rpn_conv = _fuse_convolution(head.rpn_conv, has_relu=True)
-        self.rpn_out = FusedConv2d(head.rpn_out.layer)
+        self.shared_conv = _fuse_convolution(head.rpn_conv, has_relu=True)
+        self.both_conv = FusedConv2d(next(_convolutions(head.rpn_out)))
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Predict on every level, like `RPNHead.forward`."""
-        both = [self.rpn_out(self.rpn_conv(x)) for x in pyramid]
+        both = [self.both_conv(self.shared_conv(x)) for x in pyramid]
         return [x[:, : self.anchors] for x in both], [x[:, self.anchors :] for x in both]
 
 
@@ -87,15 +88,20 @@ class FusedMaskHead(FoldedMaskHead):
 
     def __init__(self, head: FoldedMaskHead) -> None:
         nn.Module.__init__(self)
-        self.convs = nn.ModuleList(_fuse_convolution(conv.conv, has_relu=True, is_on_rois=True) for conv in head.convs)
+        self.convs = nn.ModuleList(
+            _fuse_convolution(each, has_relu=True, is_on_rois=True) for each in _convolutions(head.convs)
+        )
         self.upsample = head.upsample
         self.conv_logits = head.conv_logits
         self.conv_res = None
         if head.conv_res is not None:
-            self.conv_res = _fuse_convolution(head.conv_res.conv, has_relu=True, is_on_rois=True)
+            self.conv_res = _fuse_convolution(  # type: ignore[assignment]
+                head.conv_res.conv, has_relu=True, is_on_rois=True
+            )
         # Stride and kernel are 2: every input pixel gives its own 2 x 2 outputs, here rows (y, x, channel).
         self._upsample_weight = head.upsample.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
-        self._upsample_bias = head.upsample.bias.repeat(4)
+        bias = head.upsample.bias
+        self._upsample_bias = None if bias is None else bias.repeat(4)
 
     def predict_class(self, mask_feat: Tensor, labels: Tensor) -> Tensor:
         """Compute the mask logits of each RoI's own class: labels [K] int64 -> [K, 28, 28]."""
@@ -108,6 +114,11 @@ class FusedMaskHead(FoldedMaskHead):
         if self.conv_logits.bias is not None:
             logits = logits + self.conv_logits.bias[labels][:, None, None, None, None]
         return logits.permute(0, 1, 3, 2, 4).reshape(rois, MASK_SIDE, MASK_SIDE)
+
+
+def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
+    """Yield a module's convolutions, in the order of computation."""
+    return (each for each in module.modules() if isinstance(each, nn.Conv2d))
 
 
 def _fuse_convolution(convolution: nn.Conv2d, *, has_relu: bool, is_on_rois: bool = False) -> nn.Module:

@@ -68,7 +68,7 @@ def test_winograd_is_where_the_multiplications_are() -> None:
         f"backbone.layer4.{block}.conv2" for block in (1, 2)
     }
     heads_with = {"roi_head.semantic_head", *(f"roi_head.mask_head.{stage}" for stage in range(3))}
-    assert names == blocks | heads_with | {f"neck.fpn_convs.{level}" for level in range(4)} | {"rpn_head.rpn_conv"}
+    assert names == blocks | heads_with | {f"neck.fpn_convs.{level}" for level in range(4)} | {"rpn_head.shared_conv"}
 
 
 @torch.inference_mode()
