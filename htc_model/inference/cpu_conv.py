@@ -45,7 +45,8 @@ _ACTIVATIONS: Mapping[Activation, tuple[str, list[float], str]] = {
 def is_supported() -> bool:
     """Return whether this PyTorch has oneDNN's fused operators, and they compute what the public ones compute."""
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if not (has_mkl and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (has_mkl and has_onednn and torch.backends.mkldnn.enabled):
         return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, 5, 7, generator=generator).contiguous(memory_format=torch.channels_last)

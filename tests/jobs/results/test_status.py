@@ -171,7 +171,7 @@ def test_a_mistyped_folder_is_named_beside_the_cluster(monkeypatch: pytest.Monke
         raise ClusterError("No cluster answers.")
 
     monkeypatch.setattr("jobs.cluster.client.connect", refuse)
-    with pytest.raises(ClusterError, match="no folder nope here, and no cluster at .*--address"):
+    with pytest.raises(ClusterError, match=r"no folder nope here, and no cluster at .*--address"):
         report_status("nope", run=None, address=None, storage_section=StorageSection(), is_json=False)
 
 
