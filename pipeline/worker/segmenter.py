@@ -120,10 +120,7 @@ def pick_device(gpus: float) -> torch.device:
 
 
 def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
-    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster.
-
-    htc_lite0_fpn took 0.25 s per image alone and 0.29 s in a batch of four, on one core.
-    """
+    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster."""
     if device.type != "cuda":
         return 1
     free_bytes, _ = torch.cuda.mem_get_info(device)
