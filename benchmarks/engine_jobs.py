@@ -85,19 +85,23 @@ class RecordedModel:
 
 
 def load_recorded(job: Job, section: "ModelSection") -> RecordedModel:
-    """Load the model as a worker does, with one thread."""
+    """Load the model and prepare it for a CPU as a worker does, with one thread, in every program alike."""
     import torch
 
+    from htc_model.inference.cpu_network import optimise_for_cpu
     from htc_model.network.detector import build_model
+    from pipeline.worker.memory import keep_freed_memory
     from pipeline.worker.segmenter import load_model
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     model: Any = load_model(section)
     if job.small:
         config = replace(model.config, resize=replace(model.config.resize, short_side=160, long_side=267))
         smaller = build_model(config).eval()
         smaller.load_state_dict(model.state_dict())
         model = smaller
+    model = optimise_for_cpu(model)
     folder = Path(job.calls)
     folder.mkdir(parents=True, exist_ok=True)
     return RecordedModel(model, folder / f"{os.getpid()}.txt")
