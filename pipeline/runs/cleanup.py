@@ -63,7 +63,8 @@ def remove_dead_beginnings(storage: Storage, output_uri: str) -> int:
 
 def _remove_files(folder: str) -> int:
     count = 0
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+    # A file in a folder's place is reported when a part cannot be written there.
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         # There may be millions of them, and almost none is unfinished.
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

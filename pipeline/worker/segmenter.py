@@ -211,6 +211,9 @@ class Segmenter:
             # Its pieces are built from the images again.
             staged = None
             if isinstance(outcome, list):
+                if len(outcome) != len(batch):
+                    # Whose results they are cannot be known, and a consumer may stop before the last one.
+                    raise ValueError(f"the model returned {len(outcome)} results for {len(batch)} images")
                 self.batch_size.succeeded(len(batch))
                 yield from zip(batch, self._outcomes(batch, outcome), strict=True)
             elif len(batch) > 1:

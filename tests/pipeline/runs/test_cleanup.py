@@ -188,3 +188,9 @@ def test_planning_is_resumed_after_the_disk_was_full(folder: Path, monkeypatch: 
     run = begin(folder)
     assert (run.image_count, run.take_new_shards()) == (5, [0, 1, 2])
     run.close()
+
+
+def test_a_file_in_a_tables_place_is_left_to_the_first_write(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "instances").touch()
+    assert remove_leftovers(Storage(), str(tmp_path / "out"), "night") == 0

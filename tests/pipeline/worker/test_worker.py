@@ -99,6 +99,16 @@ def test_an_image_whose_numbers_are_not_finite_fails_alone(tmp_path: Path, deed:
     assert not any(failure.traceback for failure in report.failures)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_more_results_than_images_fail_their_shard(tmp_path: Path, batch_size: int) -> None:
+    """Rows of a model that loses count would be other images'; its shard fails instead."""
+    paths = [write_image(tmp_path / f"{number}.png", (32, 47 if number == 1 else 48)) for number in range(4)]
+    bench = Bench(tmp_path, fake(deeds={(32, 47): "miscount"}), batch_size=batch_size)
+    with pytest.raises(ValueError, match=r"\d results for \d images"):
+        bench.process(paths)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_beyond_the_byte_limit_is_not_decoded(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", (20, 30))
     bench = Bench(tmp_path, max_bytes=10)
