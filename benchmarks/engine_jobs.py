@@ -115,7 +115,7 @@ class Segment:
 
         self._job = job
         model = load_recorded(job, job.section())
-        self._segmenter = Segmenter(model, pick_device(0.0), precision="auto", batch_size=1)
+        self._segmenter = Segmenter(model, pick_device(0.0), batch_size=1)
 
     def rows(self, path: str, payload: bytes) -> "tuple[ImageRow, list[InstanceRow]]":
         """Return the image's row and those of its instances.

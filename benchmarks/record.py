@@ -169,9 +169,10 @@ def main() -> int:
     parser.add_argument("action", choices=["run"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--name", help="of the file; by default the benchmark's own name")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    options = parser.parse_args()
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    # Divided here: argparse would take an option before the command for a part of it.
+    words = sys.argv[1:]
+    own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    options = parser.parse_args(own)
     if not command:
         parser.error("name the command after --")
     return run(command, options.results, options.name)

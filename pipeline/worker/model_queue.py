@@ -151,6 +151,16 @@ class ModelQueue:
             AbandonedError: the shard's attempt is not needed any more.
             DeviceLostError: the device is unusable; all shards in the batch get it.
         """
+        try:
+            self._feed_all(feed, source)
+        except BaseException:
+            # A lane may still run batches of this shard; they end before the shard does.
+            with self._change:
+                self._change.wait_for(lambda: not feed.running)
+            raise
+        self._await(feed)
+
+    def _feed_all(self, feed: _Feed, source: Source) -> None:
         with self._turn:
             while (image := self._next(source)) is not None:
                 self._add(feed, image)
@@ -162,7 +172,6 @@ class ModelQueue:
                 self._change.notify_all()
             if not self._is_fed():
                 self._flush(lambda item: True)
-        self._await(feed)
 
     def _await(self, feed: _Feed) -> None:
         """Wait for the results of what the shard has added; nothing but its rest is left to do."""

@@ -38,3 +38,11 @@ def test_objects_before_the_last_line_are_kept() -> None:
     assert record.objects_in('{"a": 1}\n{"a": 2}\n{"b": 3}') == {"b": 3, "lines": [{"a": 1}, {"a": 2}]}
     with pytest.raises(ValueError, match="no line"):
         record.objects_in("text\n[1]\n")
+
+
+def test_options_come_before_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = 'print("{\\"benchmark\\": \\"x\\", \\"a\\": 1}")'
+    words = ["record.py", "run", "--results", str(tmp_path), "--name", "small", "--", sys.executable, "-c", script]
+    monkeypatch.setattr(sys, "argv", words)
+    assert record.main() == 0
+    assert json.loads((tmp_path / "small.json").read_text())["results"]["a"] == 1
