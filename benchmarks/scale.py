@@ -30,6 +30,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.inputs.image_ref import ImageRef
+from pipeline.output.parts import CommittedShards
 
 TICK_S = 0.25
 SHARD_IMAGES = 256
@@ -353,7 +354,7 @@ def run_session(
 
     if situation != "ray":
         session_module.ShardQueue = partial(ShardQueue, clock=clock)  # type: ignore[misc]
-    run = RunHandle(storage, folder, "scale", plan, is_new=True, done=set())
+    run = RunHandle(storage, folder, "scale", plan, is_new=True, done=CommittedShards())
     session = session_module.Session(
         run,
         storage,
