@@ -13,7 +13,7 @@ ORDER = (
     *("submit", "status", "logs", "stop", "list", "manifests"),
     *("schedule", "scheduler"),
     *("runs", "prune", "compact", "publish", "doctor"),
-    *("train", "weights"),
+    *("dataset", "train", "weights"),
 )
 
 
