@@ -49,7 +49,8 @@ def build_annotations(
         For each object its label, and its segmentation, bbox, area and iscrowd.
     """
     built = []
-    for parts in _joined(objects):
+    for shapes in _joined(objects):
+        parts = _without_boxes(shapes, name, flaws)
         place = f"{name}, {parts[0].where}"
         fitted = [part for part in (_fit(each, canvas, name, flaws) for each in parts) if part is not None]
         if not fitted:
@@ -71,6 +72,16 @@ def _joined(objects: Sequence[SourceObject]) -> list[list[SourceObject]]:
         key = number if each.group is None else (each.label, str(each.group))
         gathered.setdefault(key, []).append(each)
     return list(gathered.values())
+
+
+def _without_boxes(parts: list[SourceObject], name: str, flaws: Flaws) -> list[SourceObject]:
+    """Leave out the boxes of an object that has a mask: they bound it, and are no part of it."""
+    if len(parts) == 1 or all(part.box is not None for part in parts):
+        return parts
+    for part in parts:
+        if part.box is not None:
+            flaws.change("box in a group that has a mask, taken as its box", f"{name}, {part.where}")
+    return [part for part in parts if part.box is None]
 
 
 def _fit(part: SourceObject, canvas: Canvas, name: str, flaws: Flaws) -> SourceObject | None:
@@ -147,7 +158,6 @@ def _measure(parts: Sequence[SourceObject], size: Size) -> dict[str, Any] | None
     if all(part.box is not None for part in parts):
         return _measure_boxes([part.box for part in parts if part.box is not None], is_crowd)
     polygons = [each for part in parts for each in part.polygons]
-    polygons += [box_polygon(part.box) for part in parts if part.box is not None]
     patches = [each for part in parts for each in part.patches]
     rles = [part.rle for part in parts if part.rle is not None]
     if not patches and not rles:

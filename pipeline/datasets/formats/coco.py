@@ -109,26 +109,32 @@ def _read(
             flaws.leave_out("annotation of a category that is not in the file", place)
             continue
         entry = _read_annotation(annotation, label, sizes[key], where=where, place=place, flaws=flaws)
-        if entry is None:
-            continue
-        if entry.is_crowd and are_objects:
-            crowded += 1
-            entry = replace(entry, is_crowd=False)
-        objects.setdefault(key, []).append(entry)
-    notes = []
-    if crowded:
-        notes.append(
-            f"{crowded:,} masks of {name} are marked as crowds"
-            + (", as CVAT marks every brush mask" if is_cvat else "")
-            + ", and count as objects; --crowds keep leaves them crowds."
-        )
+        if entry is not None:
+            crowded += entry.is_crowd
+            objects.setdefault(key, []).append(replace(entry, is_crowd=entry.is_crowd and not are_objects))
     return SourceDataset(
         "COCO JSON" + (" of CVAT" if is_cvat else ""),
         tuple(replace(image, objects=tuple(objects.get(key, ()))) for key, image in images.items()),
         classes=tuple(dict.fromkeys(names.values())),
         category_ids=category_ids,
         fields={key: document[key] for key in _KEPT_FIELDS if key in document},
-        notes=tuple(notes),
+        notes=_crowd_notes(crowded, name, crowds, is_cvat=is_cvat),
+    )
+
+
+def _crowd_notes(crowded: int, name: str, crowds: Crowds, *, is_cvat: bool) -> tuple[str, ...]:
+    """Say what becomes of masks that are marked as crowds."""
+    if not crowded or crowds == "keep":
+        return ()
+    if crowds == "auto" and not is_cvat:
+        return (
+            f"{crowded:,} masks of {name} are marked as crowds, on which nothing is trained; if they are objects, add "
+            "--crowds objects.",
+        )
+    why = ", as CVAT marks every brush mask" if is_cvat else ""
+    return (
+        f"{crowded:,} masks of {name} are marked as crowds{why}, and count as objects; --crowds keep leaves them "
+        "crowds.",
     )
 
 

@@ -5,6 +5,8 @@
 """
 
 import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,7 @@ def read_label_maps(files: SourceFiles, finder: ImageFinder, flaws: Flaws) -> So
             f"{files.root} has {CLASSES} and no {OBJECTS}: without objects of their own, masks are no instances; "
             "export the maps of objects, too."
         )
-    colours = _read_labelmap(files)
+    names = _read_labelmap(files)
     splits = _read_splits(files)
     images = []
     for path in maps:
@@ -53,8 +55,8 @@ def read_label_maps(files: SourceFiles, finder: ImageFinder, flaws: Flaws) -> So
         same = [each for each in files.images if each.stem == path.stem and each.parent.name not in (OBJECTS, CLASSES)]
         image = same[0] if len(same) == 1 else None
         if len(same) > 1:
-            names = ", ".join(files.name_of(each) for each in same)
-            flaws.leave_out(f"label map of more than one image ({names})", name)
+            several = ", ".join(files.name_of(each) for each in same)
+            flaws.leave_out(f"label map of more than one image ({several})", name)
             continue
         try:
             objects, classes = _decode(path), _decode(path.parent.parent / CLASSES / path.name)
@@ -65,31 +67,65 @@ def read_label_maps(files: SourceFiles, finder: ImageFinder, flaws: Flaws) -> So
             flaws.leave_out("label maps of objects and classes differ in size", name)
             continue
         size = (objects.shape[1], objects.shape[0])
-        found = tuple(_read_objects(objects, classes, colours, name))
+        found = tuple(_read_objects(objects, classes, names, name))
         shown = files.name_of(image) if image is not None else path.stem
         images.append(SourceImage(shown, image, size, found, split=splits.get(path.stem)))
     if not images:
         raise InputError(f"{files.root} has no label map that can be read.")
-    names_in_order = tuple(name for name in colours.values() if name) if colours else _VOC_CLASSES
-    return SourceDataset("label maps (Pascal VOC)", tuple(images), classes=names_in_order)
+    return SourceDataset("label maps (Pascal VOC)", tuple(images), classes=names.all)
 
 
-def _read_labelmap(files: SourceFiles) -> dict[tuple[int, ...], str]:
-    """Return the classes' names by colour; "" for the background."""
+@dataclass(frozen=True)
+class _ClassNames:
+    """The classes' names by colour, and by number for maps in gray; "" for the background."""
+
+    by_colour: Mapping[tuple[int, ...], str]
+    by_number: Sequence[str]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """The names in their order, without the background."""
+        return tuple(name for name in self.by_number if name)
+
+
+def voc_colour(number: int) -> tuple[int, int, int]:
+    """Return the colour of a number in Pascal VOC's palette: its bits, lowest first, go to red, green, blue in turn."""
+    red = green = blue = 0
+    for bit in range(7, -1, -1):
+        red |= (number & 1) << bit
+        green |= (number >> 1 & 1) << bit
+        blue |= (number >> 2 & 1) << bit
+        number >>= 3
+    return red, green, blue
+
+
+def _name_colours(names: Sequence[str]) -> _ClassNames:
+    return _ClassNames({voc_colour(number): name for number, name in enumerate(names)}, names)
+
+
+def _read_labelmap(files: SourceFiles) -> _ClassNames:
+    """Return the classes' names."""
     path = next((each for each in files.all if each.name == LABELMAP), None)
     if path is None:
-        return {}
-    colours: dict[tuple[int, ...], str] = {}
+        return _name_colours(("", *_VOC_CLASSES))
+    by_colour: dict[tuple[int, ...], str] = {}
+    by_number: list[str] = []
     for line in read_text(path, LABELMAP).splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         name, colour, *_ = [*line.split(":"), ""]
+        name = "" if name in ("background", "__background__") else name
+        by_number.append(name)
+        if not colour:
+            # Datumaro leaves out the colours of Pascal VOC's palette.
+            by_colour[voc_colour(len(by_number) - 1)] = name
+            continue
         try:
             red, green, blue = (int(value) for value in colour.split(","))
         except ValueError:
             raise SpecError(f"{files.name_of(path)}: {line!r} is not NAME:RED,GREEN,BLUE::.") from None
-        colours[red, green, blue] = "" if name in ("background", "__background__") else name
-    return colours
+        by_colour[red, green, blue] = name
+    return _ClassNames(by_colour, by_number)
 
 
 def _read_splits(files: SourceFiles) -> dict[str, str]:
@@ -101,30 +137,31 @@ def _read_splits(files: SourceFiles) -> dict[str, str]:
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:
-    """Decode a map to [H, W, 3]: colours, of a palette too; gray levels are numbers, three times."""
+    """Decode a map to [H, W, 4]: its colours, and its numbers, where it has numbers (else 255)."""
     with PngImagePlugin.PngImageFile(io.BytesIO(without_metadata(path.read_bytes()))) as png:
         if png.mode not in _MODES:
             raise ValueError(f"its pixels are {png.mode}, not numbers or colours")
-        if png.mode == "P":
-            # Numbers and colours of a palette say the same; the numbers are kept where no labelmap gives colours.
-            numbers = np.array(png, np.uint8)
-            colours = np.array(png.convert("RGB"), np.uint8)
-            return np.concatenate([colours, numbers[:, :, None]], axis=2)
-        pixels = np.array(png.convert("RGB"), np.uint8)
-    return np.concatenate([pixels, pixels[:, :, :1]], axis=2)
+        numbers = (
+            np.full((png.height, png.width), _VOID_NUMBER, np.uint8) if png.mode == "RGB" else np.array(png, np.uint8)
+        )
+        colours = np.array(png.convert("RGB"), np.uint8)
+    if png.mode == "L":
+        palette = np.array([voc_colour(number) for number in range(256)], np.uint8)
+        colours = palette[numbers]
+    return np.concatenate([colours, numbers[:, :, None]], axis=2)
 
 
 def _read_objects(
-    objects: NDArray[np.uint8], classes: NDArray[np.uint8], colours: dict[tuple[int, ...], str], name: str
+    objects: NDArray[np.uint8], classes: NDArray[np.uint8], names: _ClassNames, name: str
 ) -> list[SourceObject]:
     codes = objects[..., 0].astype(np.int64) << 16 | objects[..., 1].astype(np.int64) << 8 | objects[..., 2]
-    is_void = (objects[..., :3] == _VOID_COLOUR).all(axis=2) | (objects[..., 3] == _VOID_NUMBER)
+    is_void = (objects[..., :3] == _VOID_COLOUR).all(axis=2)
     codes[is_void] = 0
     found = []
     for number, code in enumerate(np.unique(codes[codes != 0]), start=1):
         mask = codes == code
         values, counts = np.unique(classes[mask], axis=0, return_counts=True)
-        label = _class_name(values[counts.argmax()], colours, name)
+        label = _class_name(values[counts.argmax()], names, name)
         if not label:
             continue
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -134,17 +171,16 @@ def _read_objects(
     return found
 
 
-def _class_name(value: NDArray[np.uint8], colours: dict[tuple[int, ...], str], name: str) -> str:
-    if colours:
-        colour = tuple(int(each) for each in value[:3])
-        if colour not in colours:
-            raise SpecError(f"The class map of {name} has the colour {colour}, which {LABELMAP} does not name; add it.")
-        return colours[colour]
-    number = int(value[3])
-    if number in (0, _VOID_NUMBER):
+def _class_name(value: NDArray[np.uint8], names: _ClassNames, name: str) -> str:
+    """Return the class of a pixel's colour, or of its number where the colour is none of the classes'."""
+    colour, number = tuple(int(each) for each in value[:3]), int(value[3])
+    if colour in names.by_colour:
+        return names.by_colour[colour]
+    if colour == _VOID_COLOUR:
         return ""
-    if number > len(_VOC_CLASSES):
-        raise SpecError(
-            f"The class map of {name} has the number {number}, and Pascal VOC has 20 classes; name yours in {LABELMAP}."
-        )
-    return _VOC_CLASSES[number - 1]
+    if number < len(names.by_number):
+        return names.by_number[number]
+    raise SpecError(
+        f"The class map of {name} has the colour {colour}, which {LABELMAP} does not name; add it. Without that file, "
+        "colours are those of Pascal VOC's 20 classes."
+    )

@@ -288,6 +288,18 @@ def test_cvat_groups_join_shapes_and_group_0_does_not(source: Path, convert: Con
     assert convert().objects == 3
 
 
+def test_a_box_in_the_group_of_a_mask_is_not_filled(source: Path, convert: Convert) -> None:
+    # As Datumaro writes CVAT's XML.
+    write_photo(source / "a.png")
+    polygon = '<polygon label="cat" points="1,1;30,1;1,30" group_id="3"></polygon>'
+    box = '<box label="cat" xtl="1" ytl="1" xbr="30" ybr="30" group_id="3"></box>'
+    write_cvat(source / "a.xml", f'<image id="0" name="a.png" width="60" height="40">{box}{polygon}</image>')
+    conversion = convert()
+    (entry,) = document(conversion)["annotations"]
+    assert entry["segmentation"] == [[1, 1, 30, 1, 1, 30]]
+    assert conversion.changed == {"box in a group that has a mask, taken as its box": ["a.png, box 0"]}
+
+
 def test_cvat_subsets_become_splits(source: Path, convert: Convert) -> None:
     images = ""
     for number, subset in enumerate(("Train", "Train", "Validation")):
@@ -442,6 +454,7 @@ def test_coco_holes_and_crowds_are_kept(source: Path, convert: Convert) -> None:
     np.testing.assert_array_equal(masks(conversion)[0], ring)
     assert [entry["iscrowd"] for entry in document(conversion)["annotations"]] == [0, 1]
     assert len(conversion.left_out) == 3
+    assert "1 masks of coco.json are marked as crowds" in conversion.notes[0]
     assert convert(crowds="objects").objects == 2
 
 
@@ -495,7 +508,8 @@ def test_label_maps_of_pascal_voc(source: Path, convert: Convert) -> None:
     write_maps(source, "a", objects, classes)
     conversion = convert()
     assert {name: count for name, count in conversion.classes.items() if count} == {"cat": 1, "person": 1}
-    np.testing.assert_array_equal(masks(conversion)[0], SQUARE_MASK)
+    cat = max(masks(conversion), key=lambda mask: int(mask.sum()))
+    np.testing.assert_array_equal(cat, SQUARE_MASK)
 
 
 def test_label_maps_of_cvat_have_colours(source: Path, convert: Convert) -> None:
@@ -507,6 +521,17 @@ def test_label_maps_of_cvat_have_colours(source: Path, convert: Convert) -> None
     assert convert().classes == {"ball": 2}
     (source / "labelmap.txt").write_text("background:0,0,0::\n")
     with pytest.raises(SpecError, match=r"colour \(250, 50, 83\)"):
+        convert()
+
+
+def test_label_maps_may_be_numbered_in_the_order_of_the_labelmap(source: Path, convert: Convert) -> None:
+    (source / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:::\nball:::\nbat:::\n")
+    objects = np.zeros((HEIGHT, WIDTH), np.uint8)
+    objects[5:25, 10:30] = 1
+    write_maps(source, "a", objects, objects * 2)
+    assert convert().classes == {"ball": 0, "bat": 1}
+    write_maps(source, "a", objects, objects * 3)
+    with pytest.raises(SpecError, match=r"colour \(128, 128, 0\), which labelmap.txt does not name"):
         convert()
 
 
