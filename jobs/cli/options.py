@@ -83,7 +83,7 @@ class JobFlags:
     ] = None
     workers: Annotated[
         str | None,
-        typer.Option("--workers", metavar="auto|N", help="Processes with one model each. [default: auto]"),
+        typer.Option("--workers", metavar="auto|N|MIN:MAX", help="Processes with one model each. [default: auto]"),
         SpecKey("compute.workers"),
     ] = None
     batch_size: Annotated[

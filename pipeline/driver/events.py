@@ -76,4 +76,44 @@ class WorkerRetired:
     reason: str
 
 
-Event = WorkerStarted | WorkerNotStarted | ShardEnded | ShardAbandoned | WorkerDied | WorkerRetired
+@dataclass(frozen=True)
+class WorkerLeaving:
+    """A worker's node is being drained: it gets no further shard, and is replaced at once.
+
+    reason: one line. shards: those that it holds, the one that it is doing first.
+    seconds_left: until its node goes; None without a deadline.
+    """
+
+    worker: int
+    reason: str
+    shards: tuple[int, ...]
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class WorkerLeft:
+    """A worker on a node that is being drained was ended; the shards that it still held go to others, uncharged."""
+
+    worker: int
+    reason: str
+    lost_shards: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkersWaiting:
+    """Workers wait for room on the cluster; `reason` is one sentence for the user."""
+
+    reason: str
+
+
+Event = (
+    WorkerStarted
+    | WorkerNotStarted
+    | ShardEnded
+    | ShardAbandoned
+    | WorkerDied
+    | WorkerRetired
+    | WorkerLeaving
+    | WorkerLeft
+    | WorkersWaiting
+)

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from pipeline.driver.events import Event, WorkerDied
+from pipeline.driver.events import Event, WorkerDied, WorkerLeft
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.messages import Assignment
@@ -34,8 +34,15 @@ class Pool(Protocol):
     def may_take(self, worker: int) -> bool:
         """Return whether a worker may get one more shard."""
 
-    def scale_to(self, wanted: int) -> None:
-        """Start workers until `wanted` are alive."""
+    def scale_to(self, wanted: int, *, spare: int | None = None) -> None:
+        """Start workers until `wanted` are alive, those on nodes that are being drained not counted.
+
+        Workers beyond that number whose process has not begun are not waited for any more.
+
+        Args:
+            spare: how many idle workers to keep beside; others end after a while, so that an autoscaler can remove
+                their nodes. None keeps all.
+        """
 
     def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
         """Give a ready worker a shard."""
@@ -53,6 +60,9 @@ class Pool(Protocol):
         Raises:
             RunError: the cluster itself is gone.
         """
+
+    def end(self, worker: int, reason: str) -> WorkerLeft:
+        """End a worker; what it has not committed is for others to do."""
 
     def final_check(self) -> list[WorkerDied]:
         """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard."""

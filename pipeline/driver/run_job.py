@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.cluster.connection import connected_resources, ray_cluster, starting_early
+from pipeline.cluster.connection import connected_nodes, ray_cluster, starting_early
 from pipeline.cluster.preflight import check_nodes
 from pipeline.cluster.ship_weights import weights_on_nodes
 from pipeline.driver.pool import OpenPool
@@ -190,7 +190,7 @@ def _open(
 
 def _expected_workers(compute: ComputeSection) -> int | None:
     """Return how many workers the run will have, where the size of its shards depends on that."""
-    return expected_workers(compute, connected_resources()) if compute.shard_images == "auto" else None
+    return expected_workers(compute, connected_nodes()) if compute.shard_images == "auto" else None
 
 
 @contextmanager

@@ -13,9 +13,12 @@ from pipeline.driver.events import (
     ShardAbandoned,
     ShardEnded,
     WorkerDied,
+    WorkerLeaving,
+    WorkerLeft,
     WorkerNotStarted,
     WorkerRetired,
     WorkerStarted,
+    WorkersWaiting,
 )
 from pipeline.driver.hand_out import ShardDispatcher
 from pipeline.driver.pool import OpenPool, Pool
@@ -55,9 +58,10 @@ def ray_pool(
     """
     with ray_cluster(compute, shards=shards) as plan:
         # Imports Ray, which must see the environment that `ray_cluster` prepares.
+        from pipeline.cluster.node_states import NodeStates
         from pipeline.driver.worker_pool import WorkerPool
 
-        yield WorkerPool(settings, plan, compute=compute, retry=retry)
+        yield WorkerPool(settings, plan, compute=compute, retry=retry, nodes=NodeStates())
 
 
 class Session:
@@ -140,7 +144,7 @@ class Session:
     def _work_with(self, pool: Pool) -> None:
         try:
             while self._has_work() and not self._stop.is_set and not self._stop_reason:
-                pool.scale_to(min(pool.max_workers, self._queue.left))
+                pool.scale_to(min(pool.max_workers, self._queue.left), spare=self._spare_workers())
                 self._dispatcher.hand_out(pool, self._totals.rows)
                 for event in pool.events(TICK_S):
                     self._handle(pool, event)
@@ -153,6 +157,15 @@ class Session:
             pool.shut_down()
             if self._compaction is not None:
                 self._compaction.close()
+
+    def _spare_workers(self) -> int | None:
+        """Return how many idle workers may still be of use; None when all may be.
+
+        At the end of a run each shard in flight may need one for a speculative copy, and one that fails another worker.
+        """
+        if self._queue.waiting or not self._run.is_planned:
+            return None
+        return self._queue.copyable + 1
 
     def _has_work(self) -> bool:
         """Take the shards that were planned meanwhile; return whether any is left or may still come."""
@@ -223,8 +236,19 @@ class Session:
                 self._settle(self._queue.abandoned(index))
             case WorkerDied():
                 self._died(event)
+            case _:
+                self._handle_comings_and_goings(pool, event)
+
+    def _handle_comings_and_goings(self, pool: Pool, event: Event) -> None:
+        match event:
             case WorkerRetired(worker=worker, reason=reason):
                 log.info("worker %d is replaced: %s", worker, reason)
+            case WorkerLeaving():
+                self._leaving(pool, event)
+            case WorkerLeft():
+                self._left(event)
+            case WorkersWaiting(reason=reason):
+                self._display.note(reason)
 
     def _committed(self, pool: Pool, report: ShardResult) -> None:
         if self._queue.is_running(report.index):
@@ -254,9 +278,28 @@ class Session:
         lost = ", ".join(map(str, death.lost_shards)) or "none"
         self._display.note(f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}.")
 
+    def _leaving(self, pool: Pool, event: WorkerLeaving) -> None:
+        """Take the shards of a worker on a drained node that it cannot do in time."""
+        self._display.note(f"Worker {event.worker}: {event.reason}; it gets no further shard and is replaced.")
+        first, *queued = event.shards
+        for index in queued:
+            if self._queue.give_back(event.worker, index):
+                pool.abandon(event.worker, index, is_queued=True)
+        if event.seconds_left is not None and not self._queue.may_end(first, within_s=event.seconds_left):
+            self._left(pool.end(event.worker, f"shard {first} usually takes longer"))
+
+    def _left(self, event: WorkerLeft) -> None:
+        if not event.lost_shards:
+            log.info("worker %d was ended: %s", event.worker, event.reason)
+            return
+        lost = ", ".join(map(str, event.lost_shards))
+        self._display.note(f"Worker {event.worker}: ended before its node goes; {event.reason}. For others: {lost}.")
+        for index in event.lost_shards:
+            self._failed(event.worker, ShardFailure(index, "abandoned", event.reason, is_charged=False))
+
     def _died(self, death: WorkerDied) -> None:
         self._note_death(death)
-        if not death.was_ready:
+        if not death.was_ready and not death.was_preempted:
             self._start_failures += 1
             if self._start_failures >= MAX_START_FAILURES:
                 raise RunError(f"Workers keep dying while they load the model; the last: {death.reason}.")
