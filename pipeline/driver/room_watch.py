@@ -40,7 +40,8 @@ class RoomWatch:
         self._next_look = clock() + LOOK_EVERY_S
         self._waiting_since: float | None = None
         self._none_since: float | None = None
-        self._next_note = 0.0
+        self._next_note = clock() + NOTE_AFTER_S
+        self._is_told = False
 
     @property
     def max_workers(self) -> int:
@@ -59,43 +60,49 @@ class RoomWatch:
         now = self._clock()
         self._waiting_since = None if asked == begun else self._waiting_since or now
         self._none_since = None if begun else self._none_since or now
-        if self._waiting_since is None:
+        if self._waiting_since is None or (not begun and self._is_told):
+            self._is_told = False
             self._next_note = now + NOTE_AFTER_S
         if now < self._next_look:
             return ""
         self._next_look = now + LOOK_EVERY_S
-        is_told = self._waiting_since is None or now < max(self._next_note, self._waiting_since + NOTE_AFTER_S)
-        if is_told and not self._plan.is_growing:
+        may_note = self._waiting_since is not None and not self._is_told and now >= self._next_note
+        limit_s = self._start_timeout_s
+        may_end = self._none_since is not None and limit_s is not None and now - self._none_since >= limit_s
+        if not (may_note or may_end or self._plan.is_growing):
             return ""
         nodes = self._shapes()
         if self._plan.is_growing:
             self._max_workers = max(self._max_workers, most_workers_on(nodes, self._plan))
-        if is_told:
-            return ""
-        # While others work, once is enough.
-        self._next_note = now + (NOTE_EVERY_S if not begun else float("inf"))
-        waited_s = now - (self._none_since or now)
         has_room = any(shape.holds(cpus=self._plan.cpus, gpus=self._plan.gpus) for shape in nodes.now)
-        return self._sentence(nodes, asked=asked, begun=begun, has_room=has_room, waited_s=waited_s)
-
-    def _sentence(self, nodes: ClusterNodes, *, asked: int, begun: int, has_room: bool, waited_s: float) -> str:
-        size = describe_size(self._plan.cpus, self._plan.gpus)
-        wanted = f"{count_of(asked, 'worker')} of {size} {'was' if asked == 1 else 'were'} asked for"
-        there = f"the cluster has {describe_shapes(nodes.now)}"
-        if nodes.possible is None:
-            later = "it has no autoscaler that would bring more"
-        else:
-            later = f"its autoscaler may bring {describe_shapes(nodes.possible)}"
-        if begun:
-            return f"{wanted}, {begun} have begun: {there}, and {later}. The others join when there is room."
-        if has_room:
-            return f"No worker has begun: {wanted}, and {there}, which other jobs seem to use; waiting."
-        limit_s = self._start_timeout_s
-        if limit_s is not None and waited_s >= limit_s:
+        if may_end and not has_room:
             raise RunError(
-                f"No node came for the workers within {format_duration(limit_s)}: {wanted}, {there}, and {later}. "
+                f"No node came for the workers within {format_duration(limit_s)}: {self._situation(nodes, asked)}. "
                 "Add such nodes, lower compute.cpus_per_worker or compute.gpus_per_worker, or wait longer with "
                 "retry.start_timeout_s."
             )
+        if not may_note:
+            return ""
+        # While others work, once is enough.
+        self._is_told = begun > 0
+        self._next_note = now + NOTE_EVERY_S
+        return self._sentence(nodes, asked=asked, begun=begun, has_room=has_room)
+
+    def _sentence(self, nodes: ClusterNodes, *, asked: int, begun: int, has_room: bool) -> str:
+        situation = self._situation(nodes, asked)
+        if begun:
+            return f"{begun} of the workers have begun: {situation}. The others join when there is room."
+        if has_room:
+            return f"No worker has begun: {situation}. Other jobs seem to use what there is; waiting."
+        limit_s = self._start_timeout_s
         patience = "for ever" if limit_s is None else f"at most {format_duration(limit_s)} (retry.start_timeout_s)"
-        return f"No worker has begun: {wanted}, {there}, and {later}; waiting {patience}."
+        return f"No worker has begun: {situation}. Waiting {patience} for a node."
+
+    def _situation(self, nodes: ClusterNodes, asked: int) -> str:
+        size = describe_size(self._plan.cpus, self._plan.gpus)
+        later = "no autoscaler that would bring more"
+        if nodes.possible is not None:
+            later = f"an autoscaler that may bring {describe_shapes(nodes.possible)}"
+        were = "was" if asked == 1 else "were"
+        wanted = f"{count_of(asked, 'worker')} of {size} {were} asked for"
+        return f"{wanted}; the cluster has {describe_shapes(nodes.now)} and {later}"

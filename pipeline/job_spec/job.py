@@ -109,7 +109,8 @@ class ComputeSection(Section):
     """
 
     workers: AutoCountOrRange = Field(
-        default="auto", description='"auto", a whole number, at least 1, or MIN:MAX, such as "2:8"'
+        default="auto",
+        description='"auto", a whole number, at least 1, or a range from a smaller to a larger one, such as "2:8"',
     )
     gpus_per_worker: AutoShare = Field(
         default="auto", description='"auto" or a number, 0 or more (fractions share a GPU)'
