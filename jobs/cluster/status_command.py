@@ -119,6 +119,8 @@ def run_lines(status: RunStatus, now: datetime) -> Iterator[Line]:
         yield "speed", f"{status.images_per_s:.2f} images/s{eta}"
     if status.workers is not None:
         yield "workers", f"{status.workers}" if status.workers else "none yet: starting"
+    if status.bottleneck:
+        yield "bottleneck", str(status.bottleneck.get("sentence", ""))
     if status.driver is not None:
         yield "driver", _driver(status.driver, now)
     if status.told is not None:

@@ -52,6 +52,8 @@ class RunStatus:
     statuses: rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
     images_per_s: recently while it runs, of the last session when it has ended; None when not measured.
     eta_s: seconds to go; None when unknown. workers: those with the model loaded, now.
+    bottleneck: name, share and sentence of what holds the workers up: in the last minute while it runs, in the last
+        session when it has ended; None when unknown.
     driver: the holder of the lease, alive or not; None without one.
     told: the time of the numbers, UTC; None for those counted just now. reason: why it is not complete.
     """
@@ -70,6 +72,7 @@ class RunStatus:
     images_per_s: float | None = None
     eta_s: float | None = None
     workers: int | None = None
+    bottleneck: Mapping[str, Any] | None = None
     driver: Driver | None = None
     told: datetime | None = None
     reason: str = ""
@@ -126,7 +129,10 @@ def read_status(
         return _running(record, progress, driver, results)
     if found.summary is None:
         return _status(record, found.state, driver=driver, reason=found.reason, **_count_rows(results, record.run))
-    names = ("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason")
+    names = (
+        *("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason"),
+        "bottleneck",
+    )
     numbers = {name: found.summary[name] for name in names if name in found.summary}
     return _status(record, found.state, driver=driver, **numbers)
 
@@ -192,6 +198,8 @@ def _running(record: RunRecord, progress: Mapping[str, Any] | None, driver: Driv
         told=datetime.fromisoformat(progress["written"]),
         images=progress["images_total"],
         is_listing=progress["is_listing"],
+        # Absent where an earlier version wrote the file.
+        bottleneck=progress.get("bottleneck"),
         **{
             name: progress[name]
             for name in ("images_done", "statuses", "failure_reasons", "images_per_s", "eta_s", "workers")

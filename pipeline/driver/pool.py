@@ -1,9 +1,10 @@
 """What the session needs of a pool of workers, and how it opens one."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from pipeline.driver.events import Event, WorkerDied
+from pipeline.driver.events import Event
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.messages import Assignment
@@ -54,8 +55,12 @@ class Pool(Protocol):
             RunError: the cluster itself is gone.
         """
 
-    def final_check(self) -> list[WorkerDied]:
-        """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard."""
+    def final_check(self) -> Sequence[Event]:
+        """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard.
+
+        Returns:
+            The workers' reports, and deaths.
+        """
 
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""
