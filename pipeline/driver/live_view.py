@@ -26,7 +26,8 @@ class LiveView:
             shards: left, in_flight, waiting and retrying counts, usual_s, oldest (in flight, see
                 `shard_queue.InFlight`), slowest (committed).
             failed_attempts: of this session, by what ended them.
-        recent_bottleneck: of the last minute. bottleneck, time_s: of the session, once it has ended.
+        recent_bottleneck: of the last minute, without the start of workers.
+        bottleneck, time_s: of the session, once it has ended.
     """
 
     def __init__(
@@ -34,13 +35,11 @@ class LiveView:
         workers: LiveWorkers,
         queue: ShardQueue,
         *,
-        is_local_input: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_local_input`: whether the images are on a disk, for the remedy."""
+        """Look at these workers and at the shards of this queue."""
         self._workers = workers
         self._queue = queue
-        self._is_local_input = is_local_input
         self._clock = clock
         self._next_look: float | None = None
         self.content: Mapping[str, object] = {}
@@ -60,14 +59,16 @@ class LiveView:
             return
         self._next_look = now + self._workers.look_every_s
         look = self._workers.look(held)
-        if sum(look.recent.values()) >= MIN_RECENT_S:
-            self.recent_bottleneck = find_bottleneck(look.recent, is_local_input=self._is_local_input)
+        # How much the start counts is known when the run has ended.
+        working = {cause: seconds for cause, seconds in look.recent.items() if cause != "start_up"}
+        if sum(working.values()) >= MIN_RECENT_S:
+            self.recent_bottleneck = find_bottleneck(working)
         self.content = self._describe(look, starting=starting, totals=totals)
 
     def end(self) -> None:
         """Take the account of the session's time, before its workers are ended."""
         self.time_s = self._workers.seconds() if self._workers.were_any else {}
-        self.bottleneck = find_bottleneck(self.time_s, is_local_input=self._is_local_input)
+        self.bottleneck = find_bottleneck(self.time_s)
 
     def _describe(self, look: Look, *, starting: int, totals: RunTotals) -> Mapping[str, object]:
         queue = self._queue

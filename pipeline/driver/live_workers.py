@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.messages import CAUSES, Cause, ShardResult, WorkerReady, WorkerReport
+from pipeline.messages import CAUSES, ShardResult, WorkerReady, WorkerReport
 
 # What a worker did recently is what it did since a report of that age; the last minute, for all workers together.
 RECENT_S = 15.0
@@ -66,7 +66,7 @@ class WorkerRow:
     worker: int
     host: str
     up_s: float
-    cause: Cause
+    cause: str
     cause_s: float
     reported_s_ago: float
     shards: tuple[int, ...]
@@ -290,7 +290,7 @@ class LiveWorkers:
             worker=number,
             host=live.host,
             up_s=round(now - live.since, 1),
-            cause=cause,  # type: ignore[arg-type]
+            cause=cause,
             cause_s=round(max(0.0, cause_s), 1),
             reported_s_ago=round(now - live.reported_at, 1),
             shards=held,

@@ -36,7 +36,6 @@ from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest
 from pipeline.storage.storage import Storage
-from pipeline.storage.uris import is_local
 from pipeline.telemetry import DriverMetrics
 from pipeline.worker.worker import WorkerSettings
 
@@ -115,7 +114,7 @@ class Session:
             count_images=lambda index: len(run.read_shard(index).images),
         )
         self._live = LiveWorkers()
-        self._live_view = LiveView(self._live, self._queue, is_local_input=is_local(worker.input_uri))
+        self._live_view = LiveView(self._live, self._queue)
         self._dispatcher = ShardDispatcher(run, self._queue, self._budget, display, on_assigned=self._live.assigned)
 
     def work(self) -> None:

@@ -30,7 +30,8 @@ IN_WORDS: Mapping[Cause, str] = {
 _REMEDIES: Mapping[Name, str] = {
     "model": "more workers or GPUs make the run faster",
     "start_up": "the run was short for its start; more images per run, or fewer workers, make it count less",
-    "read": "raise storage.read_concurrency, or put the workers nearer the store",
+    "read": "raise storage.read_concurrency, or put workers and images nearer together (the bucket's region, a faster "
+    "disk)",
     "decode": "give each worker more cores (compute.cpus_per_worker), or store smaller images",
     "upload": "give each worker more cores (compute.cpus_per_worker), or store smaller images",
     "encode": "give each worker more cores, with GPUs also compute.mask_processes, or raise model.score_threshold",
@@ -67,7 +68,7 @@ class Bottleneck:
     sentence: str
 
 
-def find_bottleneck(seconds: Mapping[str, float], *, is_local_input: bool = False) -> Bottleneck | None:
+def find_bottleneck(seconds: Mapping[str, float]) -> Bottleneck | None:
     """Name the bottleneck; None before any second was counted.
 
     The start of the workers is named where it is the largest loss. Otherwise it is left out of the account, and the
@@ -75,7 +76,6 @@ def find_bottleneck(seconds: Mapping[str, float], *, is_local_input: bool = Fals
 
     Args:
         seconds: of all workers, by cause; missing ones are 0.
-        is_local_input: whether the images are on a disk.
     """
     known = {cause: max(0.0, seconds.get(cause, 0.0)) for cause in CAUSES}
     total = sum(known.values())
@@ -90,18 +90,11 @@ def find_bottleneck(seconds: Mapping[str, float], *, is_local_input: bool = Fals
     elif losses[worst] >= WORTH_NAMING * (total - start_up) and losses[worst] > 0:
         name = _name_of(worst)
     share = (busy if name == "model" else known[name]) / total
-    return Bottleneck(name, round(share, 4), _sentence(name, share, is_local_input=is_local_input))
+    return Bottleneck(name, round(share, 4), f"{_LOSSES[name].format(share=f'{share:.0%}')}: {_REMEDIES[name]}.")
 
 
 def _name_of(cause: Cause) -> Name:
     return "model" if cause == "infer" else cause
-
-
-def _sentence(name: Name, share: float, *, is_local_input: bool) -> str:
-    remedy = _REMEDIES[name]
-    if name == "read" and is_local_input:
-        remedy = "raise storage.read_concurrency, or put the images on a faster disk"
-    return f"{_LOSSES[name].format(share=f'{share:.0%}')}: {remedy}."
 
 
 def shares_of(seconds: Mapping[str, float]) -> dict[str, float]:
