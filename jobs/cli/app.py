@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 # In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
 ORDER = (
     *("run", "plan", "query", "show", "evaluate"),
-    *("submit", "status", "logs", "stop", "list", "manifests"),
+    *("submit", "status", "top", "logs", "stop", "list", "manifests"),
     *("schedule", "scheduler"),
     *("runs", "prune", "compact", "publish", "doctor"),
     *("train", "weights"),

@@ -148,6 +148,7 @@ def load_program() -> "TyperGroup":
         run,
         schedule,
         schedule_export,
+        top,
         weights,
     )
     from jobs.cli.app import app

@@ -9,6 +9,7 @@ from jobs.notifications.run_ending import RunEnding, ending_of_summary, notify_e
 from jobs.terminal.console import say, write_json, write_line, write_table
 from pipeline.errors import HtcError
 from pipeline.job_spec.job import JobSpec
+from pipeline.runs.bottleneck import shares_in_words, shares_of
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.lease import RunHeldError
 from pipeline.runs.outcomes import in_words
@@ -75,10 +76,12 @@ def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = Fal
     """Write the run's outcome to stdout, and the reason why it is not complete to stderr.
 
     Args:
-        is_verbose: also write how long each part of the start took.
+        is_verbose: also write how long each part of the start took, and how busy the stages were.
     """
     write_line()
     write_table(["", ""], list(_outcome(summary, spec)), has_header=False)
+    if is_verbose:
+        _report_stages(summary)
     if is_verbose and summary.start_up_s:
         write_line("Start, seconds after the command began:")
         rows = [(f"{seconds:.1f}", START_PARTS[part]) for part, seconds in _by_time(summary.start_up_s)]
@@ -91,6 +94,12 @@ def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = Fal
         say(summary.reason)
     if summary.error_log:
         say(f"The tracebacks of unexpected failures are in {summary.error_log}.")
+
+
+def _report_stages(summary: RunSummary) -> None:
+    shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
+    if busy := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
+        write_line(f"Busy time of the stages, which run side by side: {', '.join(busy)}")
 
 
 def _by_time(start_up_s: Mapping[str, float]) -> list[tuple[Part, float]]:
@@ -108,9 +117,10 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     if summary.session_images:
         speed = f"{summary.images_per_s:.2f} images/s"
         yield "speed", f"{speed}, {summary.session_images:,} in {format_duration(summary.seconds)}, start included"
-    shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
-    if visible_shares := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
-        yield "time went to", ", ".join(visible_shares)
+    if times := ", ".join(shares_in_words(shares_of(summary.worker_time_s))):
+        yield "workers' time", times
+    if summary.bottleneck is not None:
+        yield "bottleneck", summary.bottleneck.sentence
     if summary.device:
         # On a CPU nothing but fp32 is chosen without being asked for.
         is_shown = summary.precision and (summary.device != "cpu" or summary.precision.startswith("bf16"))

@@ -2,15 +2,32 @@
 
 from dataclasses import dataclass
 
-from pipeline.messages import Hang, PartialResult, ShardFailure, ShardResult, WorkerFailure, WorkerReady
+from pipeline.messages import (
+    Hang,
+    PartialResult,
+    ShardFailure,
+    ShardResult,
+    WorkerFailure,
+    WorkerReady,
+    WorkerReport,
+)
 
 
 @dataclass(frozen=True)
 class WorkerStarted:
-    """A worker has loaded its model."""
+    """A worker has loaded its model, `start_s` seconds after it was requested."""
 
     worker: int
     ready: WorkerReady
+    start_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerReported:
+    """A worker has answered what it does."""
+
+    worker: int
+    report: WorkerReport
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,7 @@ class WorkersWaiting:
 Event = (
     WorkerStarted
     | WorkerNotStarted
+    | WorkerReported
     | ShardEnded
     | ShardAbandoned
     | WorkerDied

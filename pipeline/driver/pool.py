@@ -1,9 +1,10 @@
 """What the session needs of a pool of workers, and how it opens one."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from pipeline.driver.events import Event, WorkerDied, WorkerLeft
+from pipeline.driver.events import Event, WorkerLeft
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.messages import Assignment
@@ -64,8 +65,12 @@ class Pool(Protocol):
     def end(self, worker: int, reason: str) -> WorkerLeft:
         """End a worker; what it has not committed is for others to do."""
 
-    def final_check(self) -> list[WorkerDied]:
-        """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard."""
+    def final_check(self) -> Sequence[Event]:
+        """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard.
+
+        Returns:
+            The workers' reports, and deaths.
+        """
 
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""

@@ -1,10 +1,14 @@
 """The counts of a run: its committed rows, earlier sessions included, and the work of the current session."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import NotFoundError
 from pipeline.job_spec.job import RetrySection
 from pipeline.messages import ShardFailure, ShardResult, WorkerReady
 from pipeline.output.parts import CommittedShards
+from pipeline.runs.bottleneck import Bottleneck
 from pipeline.runs.counting import CountsRecorder, RecordedCounts, count_recorded, count_run, count_shards, missing_part
 from pipeline.runs.row_counts import RowCounts
 from pipeline.runs.run import RunHandle
@@ -19,6 +23,7 @@ class RunTotals:
     Attributes:
         rows: the run's rows; begins with what earlier sessions committed.
         session_images: images that this session committed.
+        failed_attempts: attempts that failed, by what ended them.
         has_bug: whether a shard was given up because of an unforeseen exception, in any session.
     """
 
@@ -27,7 +32,7 @@ class RunTotals:
         self._storage = storage
         self._metrics = metrics
         self._stages = StageClock()
-        self._retries = 0
+        self.failed_attempts: Counter[str] = Counter()
         self._workers_lost = 0
         self._workers_started = 0
         self._device = ""
@@ -98,6 +103,21 @@ class RunTotals:
         if ready.fast_path.startswith("off") or not self._fast_path:
             self._fast_path = ready.fast_path
 
+    @property
+    def workers_started(self) -> int:
+        """Workers that loaded their model."""
+        return self._workers_started
+
+    @property
+    def workers_lost(self) -> int:
+        """Workers that died."""
+        return self._workers_lost
+
+    @property
+    def stage_shares(self) -> dict[str, float]:
+        """Shares of the busy seconds of committed shards, by stage."""
+        return {str(stage): share for stage, share in self._stages.shares().items()}
+
     def worker_lost(self) -> None:
         """Count a worker that died."""
         self._workers_lost += 1
@@ -105,7 +125,7 @@ class RunTotals:
 
     def attempt_failed(self, failure: ShardFailure) -> None:
         """Count an attempt that ended without a commit."""
-        self._retries += 1
+        self.failed_attempts[failure.kind] += 1
         self._metrics.attempt_failed(failure)
 
     def committed(self, report: ShardResult, *, is_exact: bool = True) -> None:
@@ -133,6 +153,8 @@ class RunTotals:
         error_log: str | None,
         signal_name: str | None,
         stop_reason: str = "",
+        worker_time_s: Mapping[str, float] | None = None,
+        bottleneck: Bottleneck | None = None,
     ) -> RunSummary:
         """Judge the run and return its summary.
 
@@ -142,6 +164,7 @@ class RunTotals:
             error_log: the folder of this session's tracebacks, None without any.
             signal_name: the signal that ended the session, None without one.
             stop_reason: why the run was stopped early, see `summary.judge`.
+            worker_time_s, bottleneck: of this session, see `RunSummary`.
         """
         if self._recorder is not None:
             self._recorder.flush()
@@ -152,9 +175,11 @@ class RunTotals:
             session_images=self.session_images,
             seconds=seconds,
             images_per_s=self.session_images / seconds if seconds > 0 else 0.0,
-            stage_shares={str(stage): share for stage, share in self._stages.shares().items()},
+            stage_shares=self.stage_shares,
+            worker_time_s=worker_time_s or {},
+            bottleneck=bottleneck,
             start_up_s=self._run.start_up.seconds(),
-            retries=self._retries,
+            retries=self.failed_attempts.total(),
             workers_lost=self._workers_lost,
             workers_started=self._workers_started,
             device=self._device,

@@ -16,11 +16,14 @@ from pipeline.driver.events import (
     WorkerLeaving,
     WorkerLeft,
     WorkerNotStarted,
+    WorkerReported,
     WorkerRetired,
     WorkerStarted,
     WorkersWaiting,
 )
 from pipeline.driver.hand_out import ShardDispatcher
+from pipeline.driver.live_view import LiveView
+from pipeline.driver.live_workers import LiveWorkers
 from pipeline.driver.pool import OpenPool, Pool
 from pipeline.driver.progress import ProgressDisplay, RunProgress
 from pipeline.driver.run_totals import RunTotals
@@ -114,7 +117,9 @@ class Session:
             max_attempts=retry.max_attempts,
             count_images=lambda index: len(run.read_shard(index).images),
         )
-        self._dispatcher = ShardDispatcher(run, self._queue, self._budget, display)
+        self._live = LiveWorkers()
+        self._live_view = LiveView(self._live, self._queue)
+        self._dispatcher = ShardDispatcher(run, self._queue, self._budget, display, on_assigned=self._live.assigned)
 
     def work(self) -> None:
         """Do the shards that are left, until all are done or a stop is requested.
@@ -146,14 +151,19 @@ class Session:
             while self._has_work() and not self._stop.is_set and not self._stop_reason:
                 pool.scale_to(min(pool.max_workers, self._queue.left), spare=self._spare_workers())
                 self._dispatcher.hand_out(pool, self._totals.rows)
+                self._live.set_tail(self._run.is_planned and not self._queue.waiting)
                 for event in pool.events(TICK_S):
                     self._handle(pool, event)
                 self._check_error_budget()
                 self._show(pool)
             if not self._stop.is_set:
-                for death in pool.final_check():
-                    self._note_death(death)
+                for event in pool.final_check():
+                    if isinstance(event, WorkerDied):
+                        self._note_death(event)
+                    elif isinstance(event, WorkerReported):
+                        self._live.reported(event.worker, event.report)
         finally:
+            self._live_view.end()
             pool.shut_down()
             if self._compaction is not None:
                 self._compaction.close()
@@ -203,6 +213,8 @@ class Session:
             error_log=self._error_log.uri,
             signal_name=self._stop.signal_name,
             stop_reason=self._stop_reason,
+            worker_time_s=self._live_view.time_s,
+            bottleneck=self._live_view.bottleneck,
         )
         if cut_short and summary.status == "incomplete":
             summary = replace(summary, reason=cut_short)
@@ -221,16 +233,23 @@ class Session:
 
     def _handle(self, pool: Pool, event: Event) -> None:
         match event:
-            case WorkerStarted(ready=ready):
+            case WorkerStarted(worker=worker, ready=ready, start_s=start_s):
                 self._start_failures = 0
                 self._totals.worker_started(ready)
+                self._live.started(worker, ready, start_s=start_s)
+            case WorkerReported(worker=worker, report=worker_report):
+                self._live.reported(worker, worker_report)
             case WorkerNotStarted(failure=failure):
                 self._not_started(failure)
-            case ShardEnded(outcome=ShardResult() as report):
+            case ShardEnded(worker=worker, outcome=ShardResult() as report):
+                self._live.ended(worker)
+                self._live.done(worker, report)
                 self._committed(pool, report)
             case ShardEnded(worker=worker, outcome=PartialResult() as piece):
+                self._live.ended(worker)
                 self._survived(pool, worker, piece)
             case ShardEnded(worker=worker, outcome=ShardFailure() as shard_failure):
+                self._live.ended(worker)
                 self._failed(worker, shard_failure)
             case ShardAbandoned(index=index):
                 self._settle(self._queue.abandoned(index))
@@ -242,6 +261,7 @@ class Session:
     def _handle_comings_and_goings(self, pool: Pool, event: Event) -> None:
         match event:
             case WorkerRetired(worker=worker, reason=reason):
+                self._live.left(worker)
                 log.info("worker %d is replaced: %s", worker, reason)
             case WorkerLeaving():
                 self._leaving(pool, event)
@@ -275,6 +295,7 @@ class Session:
 
     def _note_death(self, death: WorkerDied) -> None:
         self._totals.worker_lost()
+        self._live.left(death.worker)
         lost = ", ".join(map(str, death.lost_shards)) or "none"
         self._display.note(f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}.")
 
@@ -347,10 +368,11 @@ class Session:
         in_flight = pool.images_in_flight
         self._throughput.record(self._totals.session_images + in_flight)
         done = min(self._run.image_count, self._totals.rows.images + in_flight)
-        ready = len(pool.ready_workers())
+        ready = pool.ready_workers()
+        self._live_view.update(ready, starting=pool.size - len(ready), totals=self._totals)
         self._metrics.set_state(
             workers=pool.size,
-            workers_ready=ready,
+            workers_ready=len(ready),
             shards_left=self._queue.left,
             images=self._run.image_count,
             images_done=done,
@@ -362,9 +384,11 @@ class Session:
                 images_failed=self._totals.rows.errors,
                 images_per_s=self._throughput.window_images_per_s(),
                 eta_s=self._throughput.eta_s(self._run.image_count - done),
-                workers=ready,
+                workers=len(ready),
                 is_listing=not self._run.is_planned,
                 statuses=self._totals.rows.statuses,
                 failure_reasons=self._totals.rows.reasons,
+                bottleneck=self._live_view.recent_bottleneck,
+                live=self._live_view.content,
             )
         )

@@ -86,6 +86,22 @@ class _InFlight:
     piece: PartialResult | None = None
 
 
+@dataclass(frozen=True)
+class InFlight:
+    """A shard at a worker.
+
+    attempt: 1 for the first. seconds: since it was assigned. copy_worker: has a speculative copy of it.
+    images: those of this attempt while the shard is bisected, None otherwise.
+    """
+
+    shard: int
+    worker: int
+    attempt: int
+    seconds: float
+    copy_worker: int | None = None
+    images: int | None = None
+
+
 class ShardQueue:
     """The shards of a run that are not committed yet.
 
@@ -130,6 +146,35 @@ class ShardQueue:
     def waiting(self) -> int:
         """Shards that no worker holds."""
         return len(self._new) + len(self._retries)
+
+    @property
+    def in_flight(self) -> int:
+        """Shards that workers hold."""
+        return len(self._running)
+
+    @property
+    def retrying(self) -> int:
+        """Shards that wait for their next attempt."""
+        return len(self._retries)
+
+    @property
+    def usual_s(self) -> float | None:
+        """The median seconds of the shards done lately, from assignment to commit; None before the first."""
+        if self._usual_s is None and self._durations_s:
+            self._usual_s = statistics.median(self._durations_s)
+        return self._usual_s
+
+    def oldest(self, most: int) -> list[InFlight]:
+        """Return the shards that workers hold for the longest time, the oldest first."""
+        # Workers get shards one after the other: the dict is in the order of their start.
+        now, found = self._clock(), []
+        for index, run in itertools.islice(self._running.items(), most):
+            record = self._records[index]
+            images = len(record.bisection.group) if record.bisection else None
+            found.append(
+                InFlight(index, run.worker, record.attempts, round(now - run.start_s, 1), run.copy_worker, images)
+            )
+        return found
 
     @property
     def untouched(self) -> int:
@@ -180,9 +225,7 @@ class ShardQueue:
         """Assign an idle worker the shard that runs the longest as well, when nothing waits and the shard is late."""
         if self.waiting or not self._durations_s:
             return None
-        if self._usual_s is None:
-            self._usual_s = statistics.median(self._durations_s)
-        late_s = self._clock() - STRAGGLER_FACTOR * self._usual_s
+        late_s = self._clock() - STRAGGLER_FACTOR * (self.usual_s or 0.0)
         index, run = next(iter(self._uncopied.items()), (None, None))
         if index is None or run is None or run.start_s > late_s:
             return None

@@ -27,6 +27,7 @@ from pipeline.driver.events import (
     WorkerLeaving,
     WorkerLeft,
     WorkerNotStarted,
+    WorkerReported,
     WorkerRetired,
     WorkerStarted,
     WorkersWaiting,
@@ -93,12 +94,13 @@ class _Member:
     """One actor; refs are Ray's object refs.
 
     begun_ref: answered as soon as the process runs, which may be long after it was requested, on a cluster that grows.
-    begun_at: when it was answered. node: by its hexadecimal id, then.
+    begun_at: when it was answered. node: by its hexadecimal id, then. requested_at: when the actor was requested.
     """
 
     handle: Any
     begun_ref: Any
     start_ref: Any
+    requested_at: float
     begun_at: float | None = None
     node: str = ""
     shard_refs: dict[Any, int] = field(default_factory=dict)
@@ -236,7 +238,7 @@ class WorkerPool:
         """
         while self.size < wanted:
             handle, number = self._start_actor(self._settings), next(self._numbers)
-            member = self._members[number] = _Member(handle, handle.node.remote(), handle.start.remote())
+            member = self._members[number] = _Member(handle, handle.node.remote(), handle.start.remote(), self._clock())
             self._waiting[number] = None
             self._pending.update(dict.fromkeys(member.refs(), number))
         while self.size > wanted and self._waiting:
@@ -413,8 +415,9 @@ class WorkerPool:
         except self._raised as error:
             return error
 
-    def final_check(self) -> list[WorkerDied]:
+    def final_check(self) -> list[WorkerReported | WorkerDied]:
         """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard."""
+        reports: list[WorkerReported | WorkerDied] = []
         asked = {member.handle.progress.remote(): number for number, member in self._members.items() if member.is_ready}
         if not asked:
             return []
@@ -422,15 +425,18 @@ class WorkerPool:
         dead: dict[int, _Cause] = {}
         for ref in answered:
             try:
-                if ray.get(ref).has_lost_raylet:
+                progress: WorkerProgress = ray.get(ref)
+                if progress.has_lost_raylet:
                     dead[asked[ref]] = _Cause(LOST_RAYLET, was_preempted=True)
+                elif progress.worker is not None:
+                    reports.append(WorkerReported(asked[ref], progress.worker))
             except self._deaths as error:
                 dead[asked[ref]] = _Cause(describe_death(error), was_preempted(error))
         for worker in {asked[ref] for ref in set(asked) - set(answered)}:
             # Ray takes many seconds to declare a node dead, and its workers do not answer meanwhile.
             if not self._members[worker].shard_refs:
                 dead[worker] = _Cause(f"it answered nothing for {FINAL_CHECK_S:.0f} s at the end", was_preempted=True)
-        return [self._remove_dead(worker, cause) for worker, cause in dead.items()]
+        return reports + [self._remove_dead(worker, cause) for worker, cause in dead.items()]
 
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""
@@ -446,7 +452,7 @@ class WorkerPool:
         if ref == member.progress_ref:
             member.progress_ref = None
             self._asked_at.pop(worker, None)
-            return self._progressed(member, answer)
+            return self._progressed(worker, answer)
         if ref == member.begun_ref:
             member.begun_at, member.node = self._clock(), answer
             self._waiting.pop(worker, None)
@@ -458,12 +464,15 @@ class WorkerPool:
         left = member.abandon_refs.pop(ref)
         return ShardAbandoned(worker, left) if answer else None
 
-    def _progressed(self, member: _Member, progress: WorkerProgress) -> _Cause | None:
+    def _progressed(self, worker: int, progress: WorkerProgress) -> WorkerReported | _Cause | None:
+        member = self._members[worker]
         held = set(member.shard_refs.values())
         self._count_images(member, sum(done for index, done in progress.images_done.items() if index in held))
         if progress.has_lost_raylet:
             return _Cause(LOST_RAYLET, was_preempted=True)
-        return _Cause(progress.hang.reason, hang=progress.hang) if progress.hang else None
+        if progress.hang:
+            return _Cause(progress.hang.reason, hang=progress.hang)
+        return WorkerReported(worker, progress.worker) if progress.worker else None
 
     def _shard_ended(self, worker: int, index: int, answer: Any) -> Event:
         member = self._members[worker]
@@ -493,7 +502,7 @@ class WorkerPool:
         # Those that start together are not asked together.
         spread_s = random.uniform(PROGRESS_EVERY_S, self._progress_every_s)  # noqa: S311 - jitter, not a secret
         heapq.heappush(self._questions, (self._clock() + spread_s, worker))
-        return WorkerStarted(worker, outcome)
+        return WorkerStarted(worker, outcome, self._clock() - self._members[worker].requested_at)
 
     def _why_spent(self, member: _Member, shards: int) -> str:
         """Return why a worker that has done `shards` shards gets no further one; empty when it may get one."""

@@ -9,6 +9,7 @@ from pipeline.job_spec.job import RetrySection
 from pipeline.messages import ImageFailure
 from pipeline.output.json_files import read_json
 from pipeline.output.layout import run_folder
+from pipeline.runs.bottleneck import Bottleneck
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.outcomes import OUTCOMES, Outcome, exit_code_of
 from pipeline.runs.row_counts import RowCounts
@@ -34,7 +35,11 @@ class RunSummary:
     error_rate: `errors` by `images`, 0 to 1; `max_error_rate` is the budget, `max_errors` its floor.
     instances: rows in `instances`.
     session_images, seconds, images_per_s: of this session alone, start-up included.
-    stage_shares: shares of the workers' time by stage, adding up to 1; this session.
+    stage_shares: shares of the stages' busy time, adding up to 1; this session. Stages overlap: how long each was busy
+        does not tell what the run waited for.
+    worker_time_s: the workers' wall time by what their models did or waited for, see `messages.CAUSES`; this session.
+    bottleneck: what held the run up by that account: name, share of the time, sentence with the remedy; None when no
+        worker ran.
     start_up_s: seconds from the beginning of this session's command until each part of its start was done, see
         `start_up.PARTS`.
     failure_reasons: rows by reason, the most frequent first, capped.
@@ -63,6 +68,8 @@ class RunSummary:
     repeated_errors: int = 0
     max_errors: int = 0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
+    worker_time_s: Mapping[str, float] = field(default_factory=dict)
+    bottleneck: Bottleneck | None = None
     start_up_s: Mapping[str, float] = field(default_factory=dict)
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
     failure_examples: tuple[ImageFailure, ...] = ()
@@ -95,6 +102,8 @@ class SessionNumbers:
     seconds: float = 0.0
     images_per_s: float = 0.0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
+    worker_time_s: Mapping[str, float] = field(default_factory=dict)
+    bottleneck: Bottleneck | None = None
     start_up_s: Mapping[str, float] = field(default_factory=dict)
     retries: int = 0
     workers_lost: int = 0
