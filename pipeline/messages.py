@@ -117,6 +117,7 @@ class WorkerReady:
     load_s: seconds from the start of loading until the model was ready.
     precision: what the network computes in, and why: "fp32, TF32 off; ...".
     fast_path: "on", "off (reason)", or "" where there is none, see `pipeline.worker.fast_path`.
+    machine: its CPU or GPU, see `pipeline.machine_limits.machine_name`.
     """
 
     device: str
@@ -124,6 +125,7 @@ class WorkerReady:
     load_s: float
     precision: str = ""
     fast_path: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ def run(
     *,
     spec: options.SpecFile = None,
     job: options.JobFlags,
+    budget: options.BudgetFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Write the outcome as JSON.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show at the end how long each part of the start took.")
@@ -31,7 +32,7 @@ def run(
     """
     from jobs.running.run import run_and_report
 
-    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
+    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri, budget=budget)
     exit_code = run_and_report(job_spec, run=job.run_name, fresh=job.fresh, is_json=as_json, is_verbose=verbose)
     raise typer.Exit(exit_code)
 

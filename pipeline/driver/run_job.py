@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pipeline.cluster.connection import connected_resources, ray_cluster, starting_early
@@ -17,6 +18,7 @@ from pipeline.cluster.ship_weights import weights_on_nodes
 from pipeline.driver.pool import OpenPool
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
+from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
@@ -84,6 +86,7 @@ def run(
             for a signal), or cannot continue (RunError, of which RunHeldError means that another driver works on it);
             what is committed stays.
     """
+    began = datetime.now(UTC)
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     start_up = start_up or StartUp()
@@ -128,6 +131,7 @@ def run(
                     target_bytes=spec.output.target_part_mib * MIB,
                     check=opened.check_lease,
                 ),
+                limits=open_limits(spec.budget, opened, storage, began=began),
             )
             if not opened.is_done:
                 _work(session)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
+from pipeline.machine_limits import machine_name
 from pipeline.messages import (
     Assignment,
     PartialResult,
@@ -96,7 +97,14 @@ class Worker:
             return outcome
         self._processor = outcome
         seconds = time.perf_counter() - start
-        return WorkerReady(outcome.device_name, outcome.batch_size, seconds, outcome.precision, outcome.fast_path)
+        return WorkerReady(
+            outcome.device_name,
+            outcome.batch_size,
+            seconds,
+            outcome.precision,
+            outcome.fast_path,
+            machine=machine_name(outcome.device_name),
+        )
 
     def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:
         """Segment the shard's images, or some of them; a failed attempt is returned as a value.
