@@ -220,6 +220,83 @@ class StorageFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanFlags(JobFlags):
+    """The flags of `plan` in the place of those of `run`: several numbers of workers can be compared."""
+
+    workers: Annotated[  # type: ignore[assignment]
+        list[str] | None,
+        typer.Option(
+            "--workers",
+            metavar="auto|N|MIN:MAX",
+            help="Processes with one model each; repeat to compare. MIN:MAX: a cluster that grows. [default: auto]",
+            show_default=False,
+        ),
+    ] = None
+
+    def spec_values(self) -> Iterator[tuple[str, object]]:
+        """Yield the spec's dotted keys and values; of several numbers of workers none is the spec's."""
+        yield from super().spec_values()
+        numbers: list[str] = list(self.workers or ())
+        if len(numbers) == 1 and (numbers[0].isdigit() or numbers[0] == "auto"):
+            yield "compute.workers", numbers[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateFlags:
+    """The flags of `plan` about its estimates."""
+
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure the model on a sample of the input, on this machine.")
+    ] = False
+    probe_images: Annotated[
+        int | None,
+        typer.Option("--probe-images", metavar="N", help="Probe with N images. [default: 24, with a GPU 256]"),
+    ] = None
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="OUTPUT[/RUN]",
+            help="Estimate from this run. [default: the last one of the model in OUTPUT]",
+        ),
+    ] = None
+    images_per_s: Annotated[
+        float | None,
+        typer.Option("--images-per-s", metavar="F", help="Estimate from this throughput of one worker."),
+    ] = None
+    start_up: Annotated[
+        str | None,
+        typer.Option(
+            "--start-up", metavar="TIME", help="Until the first workers have their model. [default: as in the run]"
+        ),
+    ] = None
+    scale_up: Annotated[
+        str | None,
+        typer.Option(
+            "--scale-up", metavar="TIME", help="With MIN:MAX, until the others have theirs. [default: --start-up]"
+        ),
+    ] = None
+    spot_share: Annotated[
+        float | None, typer.Option("--spot-share", metavar="F", help="Share of the workers that may be taken away.")
+    ] = None
+    spot_price_per_hour: Annotated[
+        float | None, typer.Option("--spot-price-per-hour", metavar="PRICE", help="Price of a spot worker.")
+    ] = None
+    spot_discount: Annotated[
+        float | None,
+        typer.Option("--spot-discount", metavar="F", help="The same, as a share off the price: 0.7 leaves 30 %."),
+    ] = None
+    spot_interruptions: Annotated[
+        float | None,
+        typer.Option(
+            "--spot-interruptions",
+            metavar="F",
+            help="How often a spot worker is taken away in an hour. [default: 0.05]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetFlags:
     """The flags of `run`, `plan` and `submit` about time and money."""
 

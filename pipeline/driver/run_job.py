@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.cluster.connection import connected_resources, ray_cluster, starting_early
 from pipeline.cluster.preflight import check_nodes
 from pipeline.cluster.ship_weights import weights_on_nodes
+from pipeline.driver.forecast import announce_limits, rate_before
 from pipeline.driver.pool import OpenPool
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
@@ -108,12 +109,16 @@ def run(
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
                 connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
+            rate = rate_before(spec.budget, storage, spec.output.uri, fingerprint.to_dict(), spec.model.precision)
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
         with closing(opened), _recorded(opened, storage, display) as shown:
             _note_model(spec, fingerprint, shown)
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
+            limits = open_limits(spec.budget, opened, storage, began=began)
+            workers = expected_workers(spec.compute, connected_resources())
+            announce_limits(opened, limits, rate, storage, shown, workers=workers)
             session = Session(
                 opened,
                 storage,
@@ -131,7 +136,7 @@ def run(
                     target_bytes=spec.output.target_part_mib * MIB,
                     check=opened.check_lease,
                 ),
-                limits=open_limits(spec.budget, opened, storage, began=began),
+                limits=limits,
             )
             if not opened.is_done:
                 _work(session)
@@ -185,7 +190,8 @@ def _open(
         run=name,
         fresh=fresh,
         take_lease=lambda name: take_lease(storage, spec.output.uri, name, report=display.note),
-        patience_s=LISTING_PATIENCE_S,
+        # A run that may be refused is judged by all of its images.
+        patience_s=None if spec.budget.refuse_late else LISTING_PATIENCE_S,
         defer_interrupts=stop.deferring,
         workers=_expected_workers(spec.compute),
         on_work=on_work,

@@ -9,12 +9,14 @@ import pytest
 
 import pipeline.driver.run_job
 from pipeline.driver.events import Event
+from pipeline.driver.forecast import LateRunError
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.driver.run_limits import LOOK_S, RunLimits
 from pipeline.driver.worker_time import ROUNDS, WorkerTime
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.planning.estimate import WorkerRate
 from pipeline.runs.cost import RunCost, cost_uri, read_cost, write_cost
 from pipeline.runs.run import RunHandle
 from pipeline.runs.summary import RunSummary
@@ -190,3 +192,47 @@ def test_a_workers_throughput_counts_while_it_has_a_shard() -> None:
     assert slowing[0] == pytest.approx(2.0, rel=0.02)
     assert slowing[-1] == pytest.approx(0.0, abs=0.02)
     assert WorkerTime().images_per_s() == []
+
+
+def late_spec(folder: Path, **budget: object) -> JobSpec:
+    """A spec whose run of 40 images is expected to take 20 s with two workers."""
+    spec = spec_of(folder, **budget)
+    return spec.model_copy(update={"compute": spec.compute.model_copy(update={"workers": 2})})
+
+
+@pytest.fixture
+def _one_image_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = WorkerRate(1.0, None, None, "run", "run yesterday", start_up_s=0.0)
+    monkeypatch.setattr(pipeline.driver.run_job, "rate_before", lambda *_: rate)
+
+
+@pytest.mark.usefixtures("_one_image_a_second")
+def test_a_run_that_cannot_end_in_time_says_so_before_it_starts(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 40)
+    # The forecast compares with the true clock.
+    soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
+    notes = Notes()
+    segment(late_spec(tmp_path, deadline=soon, on_deadline="warn"), notes=notes)
+    (late,) = [sentence for sentence in notes.sentences if "after its deadline" in sentence]
+    assert "it takes about 20 s" in late
+    assert "run yesterday" in late
+
+
+@pytest.mark.usefixtures("_one_image_a_second")
+def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 40)
+    soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
+    with pytest.raises(LateRunError, match="Nothing was started") as refused:
+        segment(late_spec(tmp_path, deadline=soon, refuse_late=True))
+    assert refused.value.exit_code == 2
+    assert InProcessPool.starts == 0
+    assert not list((tmp_path / "out" / "runs").rglob("*.json"))
+    assert segment(late_spec(tmp_path, deadline="1h", refuse_late=True)).status == "complete"
+
+
+@pytest.mark.usefixtures("_one_image_a_second")
+def test_a_run_that_would_cost_too_much_says_so_before_it_starts(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 40)
+    notes = Notes()
+    segment(late_spec(tmp_path, price_per_hour=3600, max_cost=30, currency="EUR"), notes=notes)
+    assert any("largest cost, 30.00 EUR: all of it costs about 40.00 EUR" in each for each in notes.sentences)
