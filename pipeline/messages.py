@@ -149,6 +149,7 @@ class WorkerReady:
     precision: what the network computes in, and why: "fp32, TF32 off; ...".
     fast_path: "on", "off (reason)", or "" where there is none, see `pipeline.worker.fast_path`.
     host: the machine's name.
+    machine: its CPU or GPU, see `pipeline.machine_limits.machine_name`.
     """
 
     device: str
@@ -157,6 +158,7 @@ class WorkerReady:
     precision: str = ""
     fast_path: str = ""
     host: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True)

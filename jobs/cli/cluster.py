@@ -65,6 +65,7 @@ def submit(
         str | None, typer.Option("--output", metavar="URI", help="Folder or prefix for the tables.", show_default=False)
     ] = None,
     job: options.JobFlags,
+    budget: options.BudgetFlags,
     as_json: AsJson = False,
 ) -> None:
     """Start a job on a Ray cluster.
@@ -74,7 +75,7 @@ def submit(
     from jobs.cluster.submit_command import submit_and_report
 
     code = submit_and_report(
-        options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri),
+        options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri, budget=budget),
         address=address,
         run=job.run_name,
         fresh=job.fresh,

@@ -3,11 +3,13 @@
 import shlex
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from jobs.notifications.run_ending import RunEnding, ending_of_summary, notify_ending
 from jobs.terminal.console import say, write_json, write_line, write_table
 from pipeline.errors import HtcError
+from pipeline.job_spec.deadline import local_text
 from pipeline.job_spec.job import JobSpec
 from pipeline.runs.bottleneck import shares_in_words, shares_of
 from pipeline.runs.error_budget import allowed_errors
@@ -127,6 +129,13 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
         yield "device", f"{summary.device} ({summary.precision})" if is_shown else summary.device
     if summary.retries or summary.workers_lost:
         yield "trouble", f"{summary.retries} retries, {summary.workers_lost} workers lost"
+    amount, hours = summary.cost.get("amount"), summary.cost.get("worker_hours")
+    if isinstance(amount, int | float) and isinstance(hours, int | float):
+        limit = f" of at most {spec.budget.amount(spec.budget.max_cost)}" if spec.budget.max_cost else ""
+        yield "cost", f"{spec.budget.amount(amount)}{limit}, {hours:.3g} worker-hours in all sessions"
+    if summary.is_late and summary.deadline:
+        deadline = local_text(datetime.fromisoformat(summary.deadline), spec.budget.deadline or "")
+        yield "late", f"it ended after its deadline, {deadline}"
     trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"
     yield "model", f"{summary.model or spec.model.preset}{trained}"
     yield "tables", f"{spec.output.uri} (images/, instances/, runs/{summary.run}/)"

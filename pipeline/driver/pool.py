@@ -29,6 +29,10 @@ class Pool(Protocol):
     def images_in_flight(self) -> int:
         """Images done in shards that are not committed yet, as far as the workers have reported."""
 
+    @property
+    def running(self) -> int:
+        """Workers whose process runs, those still loading their model included."""
+
     def ready_workers(self) -> dict[int, tuple[int, ...]]:
         """The workers that have their model, each with the shards it holds."""
 

@@ -26,10 +26,12 @@ from pipeline.driver.live_view import LiveView
 from pipeline.driver.live_workers import LiveWorkers
 from pipeline.driver.pool import OpenPool, Pool
 from pipeline.driver.progress import ProgressDisplay, RunProgress
+from pipeline.driver.run_limits import LimitReached, RunLimits
 from pipeline.driver.run_totals import RunTotals
 from pipeline.driver.shard_queue import ShardQueue, Unsettled
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import RunError, StorageError
+from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.messages import CommitRequest, PartialResult, ShardFailure, ShardOutcome, ShardResult, WorkerFailure
@@ -83,6 +85,7 @@ class Session:
         stop: StopRequest | None = None,
         open_pool: OpenPool = ray_pool,
         compaction: RunningCompaction | None = None,
+        limits: RunLimits | None = None,
     ) -> None:
         """Prepare the bookkeeping; nothing is started yet.
 
@@ -94,6 +97,7 @@ class Session:
             stop: has its handlers in place already; by default a new one, in place while `work` runs.
             open_pool: where the workers run.
             compaction: merges the parts of shards that are done; None for no compaction.
+            limits: the deadline and the largest cost; None for none.
         """
         self._run = run
         self._compaction = compaction
@@ -113,6 +117,9 @@ class Session:
         self._start_failures = 0
         self._budget = ErrorBudget(retry.max_error_rate, retry.max_errors)
         self._stop_reason = ""
+        self._limits = limits or RunLimits(BudgetSection())
+        self._limit_reached: LimitReached | None = None
+        self._closing: LimitReached | None = None
         self._queue = ShardQueue(
             max_attempts=retry.max_attempts,
             count_images=lambda index: len(run.read_shard(index).images),
@@ -132,7 +139,8 @@ class Session:
         self._queue.add(self._run.take_new_shards())
         shards = self._queue.left if is_planned else None
         self._check_error_budget()
-        if self._stop_reason or self._stop.is_set:
+        self._limit_reached = self._limits.reached()
+        if self._stop_reason or self._stop.is_set or self._limit_reached:
             # An earlier session stopped for this reason and nothing has changed, or a signal came while the run was
             # opened.
             return
@@ -148,13 +156,15 @@ class Session:
 
     def _work_with(self, pool: Pool) -> None:
         try:
-            while self._has_work() and not self._stop.is_set and not self._stop_reason:
-                pool.scale_to(min(pool.max_workers, self._queue.left), spare=self._spare_workers())
-                self._dispatcher.hand_out(pool, self._totals.rows)
-                self._live.set_tail(self._run.is_planned and not self._queue.waiting)
+            while self._has_work() and not self._stop.is_set and not self._stop_reason and not self._limit_reached:
+                if not self._closing:
+                    pool.scale_to(min(pool.max_workers, self._queue.left), spare=self._spare_workers())
+                    self._dispatcher.hand_out(pool, self._totals.rows)
+                    self._live.set_tail(self._run.is_planned and not self._queue.waiting)
                 for event in pool.events(TICK_S):
                     self._handle(pool, event)
                 self._check_error_budget()
+                self._check_limits(pool)
                 self._show(pool)
             if not self._stop.is_set:
                 for event in pool.final_check():
@@ -164,7 +174,9 @@ class Session:
                         self._live.reported(event.worker, event.report)
         finally:
             self._live_view.end()
+            self._record_time(pool)
             pool.shut_down()
+            self._limits.keep_record(is_last=True)
             if self._compaction is not None:
                 self._compaction.close()
 
@@ -199,6 +211,27 @@ class Session:
         if note:
             self._display.note(note)
 
+    def _check_limits(self, pool: Pool) -> None:
+        """Stop at the deadline or the largest cost; begin no shard that would not end before."""
+        self._record_time(pool)
+        self._limits.keep_record()
+        self._limit_reached = self._limits.reached()
+        if self._closing is None and (closing := self._limits.closing()):
+            self._closing = closing
+            self._display.note(self._limits.closing_note(closing))
+        if self._closing and not any(pool.ready_workers().values()):
+            # Waiting any longer would only cost.
+            self._limit_reached = self._limit_reached or self._closing
+
+    def _record_time(self, pool: Pool) -> None:
+        held = pool.ready_workers()
+        self._limits.time.record(
+            running=pool.running,
+            ready=len(held),
+            busy=sum(bool(shards) for shards in held.values()),
+            images_done=self._totals.session_images + pool.images_in_flight,
+        )
+
     def end(self, *, cut_short: str = "") -> RunSummary:
         """Judge the run, write summary.json and return it.
 
@@ -215,6 +248,8 @@ class Session:
             stop_reason=self._stop_reason,
             worker_time_s=self._live_view.time_s,
             bottleneck=self._live_view.bottleneck,
+            limits=self._limits,
+            limit_reached=self._limit_reached,
         )
         if cut_short and summary.status == "incomplete":
             summary = replace(summary, reason=cut_short)
@@ -359,6 +394,7 @@ class Session:
         """Count a shard that was committed."""
         self._totals.committed(report, is_exact=is_exact)
         self._budget.ended(report)
+        self._limits.shard_ended(report.seconds)
         for failure in report.failures:
             self._error_log.add(failure.uri, failure.traceback)
         if self._compaction is not None:

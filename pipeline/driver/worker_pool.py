@@ -217,6 +217,11 @@ class WorkerPool:
         """Images done in shards that are not committed yet, as far as the workers have reported."""
         return self._images_in_flight
 
+    @property
+    def running(self) -> int:
+        """Workers whose process runs: a worker for which the cluster has no room yet does not."""
+        return sum(member.is_ready or member.begun_at is not None for member in self._members.values())
+
     def ready_workers(self) -> dict[int, tuple[int, ...]]:
         """The workers that have their model, each with the shards it holds; not those on drained nodes."""
         return dict(self._held)

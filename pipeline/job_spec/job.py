@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
+from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
@@ -223,6 +224,7 @@ class JobSpec(Section):
     images: ImagesSection = ImagesSection()
     select: SelectSection = SelectSection()
     notify: NotifySection = NotifySection()
+    budget: BudgetSection = BudgetSection()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved spec as plain JSON-able values, for run.json."""

@@ -49,6 +49,13 @@ class RunSummary:
         in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: the preset.
     is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
         exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
+    machine: the CPU or GPU that the workers ran on, "" when none was needed.
+    worker_time: seconds of all workers in this session: `running_s` while their processes ran, `ready_s` with their
+        model, `busy_s` with a shard; `write_s_per_shard` of writing the tables; `images_per_s` of one busy worker in
+        equal parts of the session. cost: of the whole run, see `pipeline.runs.cost`: `worker_hours`, `amount` (None
+        without a price), `currency`, `price_per_worker_hour`, `max_cost`.
+    deadline: UTC, ISO 8601, None without one; is_late: whether the session ended after it. stopped_by: "deadline" or
+        "max_cost" when the run stopped by itself there, else "".
     """
 
     run: str
@@ -83,6 +90,12 @@ class RunSummary:
     is_trained: bool = True
     has_bug: bool = False
     error_log: str | None = None
+    machine: str = ""
+    worker_time: Mapping[str, object] = field(default_factory=dict)
+    cost: Mapping[str, object] = field(default_factory=dict)
+    deadline: str | None = None
+    is_late: bool = False
+    stopped_by: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON-able values, for summary.json."""
@@ -112,6 +125,12 @@ class SessionNumbers:
     precision: str = ""
     fast_path: str = ""
     error_log: str | None = None
+    machine: str = ""
+    worker_time: Mapping[str, object] = field(default_factory=dict)
+    cost: Mapping[str, object] = field(default_factory=dict)
+    deadline: str | None = None
+    is_late: bool = False
+    stopped_by: str = ""
 
 
 def summarise(
@@ -126,6 +145,7 @@ def summarise(
     has_bug: bool,
     is_interrupted: bool = False,
     stop_reason: str = "",
+    limit: tuple[str, str] | None = None,
     session: SessionNumbers | None = None,
 ) -> RunSummary:
     """Judge a run by its rows; the arguments are those of `judge` and the fields of `RunSummary`."""
@@ -140,6 +160,7 @@ def summarise(
         has_bug=has_bug,
         is_interrupted=is_interrupted,
         stop_reason=stop_reason,
+        limit=limit,
         is_planned=is_planned,
     )
     return RunSummary(
@@ -211,6 +232,7 @@ def judge(
     has_bug: bool,
     is_interrupted: bool,
     stop_reason: str = "",
+    limit: tuple[str, str] | None = None,
     is_planned: bool = True,
     max_errors: int = 0,
     is_any_ok: bool = True,
@@ -225,6 +247,7 @@ def judge(
         has_bug: whether a shard failed with an unexpected exception.
         is_interrupted: whether the user or the system stopped the run.
         stop_reason: why it was stopped early, when it could not end within the budget.
+        limit: the deadline or largest cost at which it stopped, as the beginning of a sentence, and the way out.
         is_planned: whether the input was listed to its end; until then the number of images is unknown.
         max_errors: the floor of the budget, see `error_budget.allowed_errors`.
         is_any_ok: whether any row is ok; without one there is no floor.
@@ -234,6 +257,11 @@ def judge(
     """
     if stop_reason and images_done < images:
         return "over_error_budget", stop_reason
+    if limit is not None and (images_done < images or not is_planned):
+        words, way_out = limit
+        left = f"with {images - images_done:,} of {images:,} images to go"
+        left = left if is_planned else f"with {images_done:,} images done, before the input was listed to its end"
+        return "interrupted", f"{words}, {left}; {way_out}."
     if images_done < images or not is_planned:
         return "interrupted" if is_interrupted else "incomplete", _what_is_left(
             images, images_done, is_interrupted=is_interrupted, is_planned=is_planned

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
+from pipeline.machine_limits import machine_name
 from pipeline.messages import (
     Assignment,
     PartialResult,
@@ -106,6 +107,7 @@ class Worker:
             precision=outcome.precision,
             fast_path=outcome.fast_path,
             host=platform.node(),
+            machine=machine_name(outcome.device_name),
         )
 
     def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:

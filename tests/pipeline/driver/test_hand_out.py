@@ -50,6 +50,10 @@ class TimedPool:
 
     images_in_flight = 0
 
+    @property
+    def running(self) -> int:
+        return len(self._workers)
+
     def ready_workers(self) -> dict[int, tuple[int, ...]]:
         return {number: tuple(shard.index for shard, _ in held) for number, held in self._held.items()}
 

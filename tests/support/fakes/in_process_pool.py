@@ -53,6 +53,10 @@ class InProcessPool:
         return len(self._members)
 
     @property
+    def running(self) -> int:
+        return len(self._members)
+
+    @property
     def images_in_flight(self) -> int:
         return 0
 
