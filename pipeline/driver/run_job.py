@@ -61,6 +61,7 @@ def run(
     load_model: "LoadModel | None" = None,
     open_pool: OpenPool = ray_pool,
     start_up: StartUp | None = None,
+    on_begin: Callable[[RunHandle], object] = lambda run: None,
 ) -> RunSummary:
     """Segment the spec's input into the spec's output, resuming what is there already.
 
@@ -72,6 +73,7 @@ def run(
             pickling.
         open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
         start_up: notes when the parts of the start are done; by default begins now.
+        on_begin: called with the open run before work begins; not where every image has its row already.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
@@ -130,6 +132,7 @@ def run(
                 ),
             )
             if not opened.is_done:
+                on_begin(opened)
                 _work(session)
             return _with_changes(session.end(), changes, spec, is_named=run is not None)
 

@@ -1,5 +1,7 @@
 """The counts of a run: its committed rows, earlier sessions included, and the work of the current session."""
 
+from datetime import UTC, datetime
+
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import NotFoundError
 from pipeline.job_spec.job import RetrySection
@@ -34,6 +36,7 @@ class RunTotals:
         self._precision = ""
         self._fast_path = ""
         self._must_recount = False
+        self._began = datetime.now(UTC)
         self.session_images = 0
         self._recorder: CountsRecorder | None = None
         if run.state == "new":
@@ -161,6 +164,8 @@ class RunTotals:
             precision=self._precision,
             fast_path=self._fast_path,
             error_log=error_log,
+            began=self._began.isoformat(),
+            ended=datetime.now(UTC).isoformat(),
         )
         return summarise(
             self._run.name,

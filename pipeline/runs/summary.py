@@ -42,6 +42,8 @@ class RunSummary:
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
         this session. device: what the workers ran on, "" when none was needed; precision: what the network computed
         in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: the preset.
+    began, ended: UTC, ISO 8601: when this session opened the run and when it ended; "" where that is not known.
+    notifications: by channel of `notify:`, "delivered" or why the report of the end could not be delivered.
     is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
         exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
     """
@@ -76,6 +78,9 @@ class RunSummary:
     is_trained: bool = True
     has_bug: bool = False
     error_log: str | None = None
+    began: str = ""
+    ended: str = ""
+    notifications: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON-able values, for summary.json."""
@@ -103,6 +108,8 @@ class SessionNumbers:
     precision: str = ""
     fast_path: str = ""
     error_log: str | None = None
+    began: str = ""
+    ended: str = ""
 
 
 def summarise(
