@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 ORDER = (
     *("run", "plan", "query", "show", "evaluate"),
     *("submit", "status", "top", "logs", "stop", "list", "manifests"),
-    *("schedule", "scheduler"),
+    *("schedule", "scheduler", "metrics"),
     *("runs", "prune", "compact", "publish", "doctor"),
     *("train", "weights"),
 )

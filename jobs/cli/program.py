@@ -144,6 +144,7 @@ def load_program() -> "TyperGroup":
         cluster,
         maintenance,
         manifests,
+        metrics,
         results,
         run,
         schedule,

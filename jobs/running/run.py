@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from jobs.notifications.run_ending import RunEnding, ending_of_summary, notify_ending
+from jobs.notifications.announcer import RunAnnouncer
 from jobs.terminal.console import say, write_json, write_line, write_table
 from pipeline.errors import HtcError
 from pipeline.job_spec.deadline import local_text
 from pipeline.job_spec.job import JobSpec
 from pipeline.runs.bottleneck import shares_in_words, shares_of
 from pipeline.runs.error_budget import allowed_errors
-from pipeline.runs.lease import RunHeldError
 from pipeline.runs.outcomes import in_words
 from pipeline.runs.start_up import PARTS, Part, StartUp
 from pipeline.runs.summary import RunSummary
@@ -47,24 +46,18 @@ def run_and_report(
         # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
 
+    announcer = RunAnnouncer(spec)
     try:
-        summary = driver.run(spec, run=run, fresh=fresh, start_up=start_up)
+        summary = driver.run(spec, run=run, fresh=fresh, start_up=start_up, on_begin=announcer.begun)
     except HtcError as error:
-        # Another driver works on the run, and reports its end itself.
-        if not isinstance(error, RunHeldError):
-            _notify(spec, RunEnding(run or "", "failed", error.exit_code, str(error)))
+        announcer.failed(error, run)
         raise
     if is_json:
         write_json(summary.to_dict())
     else:
         report_summary(summary, spec, is_verbose=is_verbose)
-    _notify(spec, ending_of_summary(summary))
+    announcer.ended(summary)
     return summary.exit_code
-
-
-def _notify(spec: JobSpec, ending: RunEnding | None) -> None:
-    if ending is not None:
-        notify_ending(spec, ending)
 
 
 def _process_age_s() -> float:

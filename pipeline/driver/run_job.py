@@ -64,6 +64,7 @@ def run(
     load_model: "LoadModel | None" = None,
     open_pool: OpenPool = ray_pool,
     start_up: StartUp | None = None,
+    on_begin: Callable[[RunHandle], object] = lambda run: None,
 ) -> RunSummary:
     """Segment the spec's input into the spec's output, resuming what is there already.
 
@@ -75,6 +76,7 @@ def run(
             pickling.
         open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
         start_up: notes when the parts of the start are done; by default begins now.
+        on_begin: called with the open run before work begins; not where every image has its row already.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
@@ -117,7 +119,7 @@ def run(
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
             limits = open_limits(spec.budget, opened, storage, began=began)
-            workers = expected_workers(spec.compute, connected_resources())
+            workers = expected_workers(spec.compute, connected_nodes())
             announce_limits(opened, limits, rate, storage, shown, workers=workers)
             session = Session(
                 opened,
@@ -139,6 +141,7 @@ def run(
                 limits=limits,
             )
             if not opened.is_done:
+                on_begin(opened)
                 _work(session)
             return _with_changes(session.end(), changes, spec, is_named=run is not None)
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from pipeline.driver.run_limits import LimitReached, RunLimits
 from pipeline.driver.throughput import Throughput
@@ -44,6 +45,7 @@ class RunTotals:
         self._machines: Counter[str] = Counter()
         self._shards_counted = 0
         self._must_recount = False
+        self._began = datetime.now(UTC)
         self.session_images = 0
         self._recorder: CountsRecorder | None = None
         if run.state == "new":
@@ -202,6 +204,8 @@ class RunTotals:
             deadline=limits.deadline.isoformat() if limits.deadline else None,
             is_late=limits.is_late(),
             stopped_by=limit_reached.limit if limit_reached else "",
+            began=self._began.isoformat(),
+            ended=datetime.now(UTC).isoformat(),
         )
         summary = summarise(
             self._run.name,

@@ -47,6 +47,8 @@ class RunSummary:
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
         this session. device: what the workers ran on, "" when none was needed; precision: what the network computed
         in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: the preset.
+    began, ended: UTC, ISO 8601: when this session opened the run and when it ended; "" where that is not known.
+    notifications: by channel of `notify:`, "delivered" or why the report of the end could not be delivered.
     is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
         exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
     machine: the CPU or GPU that the workers ran on, "" when none was needed.
@@ -96,6 +98,9 @@ class RunSummary:
     deadline: str | None = None
     is_late: bool = False
     stopped_by: str = ""
+    began: str = ""
+    ended: str = ""
+    notifications: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON-able values, for summary.json."""
@@ -131,6 +136,8 @@ class SessionNumbers:
     deadline: str | None = None
     is_late: bool = False
     stopped_by: str = ""
+    began: str = ""
+    ended: str = ""
 
 
 def summarise(
