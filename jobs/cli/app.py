@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 # In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
 ORDER = (
     *("run", "plan", "query", "show", "evaluate"),
-    *("submit", "status", "logs", "stop", "list", "manifests"),
-    *("schedule", "scheduler"),
+    *("submit", "status", "top", "logs", "stop", "list", "manifests"),
+    *("schedule", "scheduler", "metrics"),
     *("runs", "prune", "compact", "publish", "doctor"),
     *("dataset", "train", "weights"),
 )

@@ -145,10 +145,12 @@ def load_program() -> "TyperGroup":
         dataset,
         maintenance,
         manifests,
+        metrics,
         results,
         run,
         schedule,
         schedule_export,
+        top,
         weights,
     )
     from jobs.cli.app import app
