@@ -94,9 +94,12 @@ def listed_names(document: Mapping[str, Any]) -> list[tuple[str, Size | None]]:
     for image in document["images"]:
         name = image.get("file_name") if isinstance(image, Mapping) else None
         if isinstance(name, str) and name:
-            width, height = image.get("width"), image.get("height")
-            are_whole = all(
-                isinstance(side, int | float) and side > 0 and int(side) == side for side in (width, height)
-            )
-            listed.append((name, (int(width), int(height)) if are_whole else None))
+            sides = _whole(image.get("width")), _whole(image.get("height"))
+            listed.append((name, (sides[0], sides[1]) if sides[0] and sides[1] else None))
     return listed
+
+
+def _whole(side: Any) -> int | None:
+    """Return a side in pixels, also one that is written as a decimal; None for anything else."""
+    is_whole = isinstance(side, int) or (isinstance(side, float) and side.is_integer())
+    return int(side) if is_whole and side > 0 else None

@@ -279,7 +279,7 @@ def _build_groups(
         names = sorted(images[at]["file_name"] for at in group)
         counts: dict[str, int] = defaultdict(int)
         for at in group:
-            for name in classes.get(images[at].get("id"), ()):
+            for name in classes.get(_hashable(images[at].get("id")), ()):
                 counts[name] += 1
         places = [earlier[name] for name in names if name in earlier]
         # Where an earlier split has torn a group, it goes where its images score nothing: into training.
@@ -296,7 +296,7 @@ def _build_groups(
 def _classes_of(document: Mapping[str, Any]) -> dict[Any, set[str]]:
     """Return the names of the classes in each image, by its id; crowds do not count."""
     names = {
-        each["id"]: str(each.get("name")) for each in document["categories"] if isinstance(each, dict) and "id" in each
+        _hashable(each.get("id")): str(each.get("name")) for each in document["categories"] if isinstance(each, dict)
     }
     found: dict[Any, set[str]] = defaultdict(set)
     for annotation in document["annotations"]:

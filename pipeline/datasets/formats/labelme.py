@@ -117,7 +117,7 @@ def _parse_shape(shape: Any, where: str) -> SourceObject:
         raise _UnusableError("shape without a label")
     if label in NOT_A_CLASS:
         raise _UnusableError(f"shape that labelme calls {label}")
-    kind = shape.get("shape_type") or "polygon"
+    kind = str(shape.get("shape_type") or "polygon")
     if kind in _WITHOUT_AREA:
         raise _UnusableError(f"shape without an area ({kind})")
     points = _read_points(shape.get("points"))
@@ -133,7 +133,7 @@ def _parse_shape(shape: Any, where: str) -> SourceObject:
         return SourceObject(label, where, polygons=(polygon,), group=group)
     if kind in {"polygon", "rectangle", "oriented_rectangle"}:
         return SourceObject(label, where, polygons=(points,), group=group)
-    raise _UnusableError(f"shape of an unknown type ({str(kind)[:30]})")
+    raise _UnusableError(f"shape of an unknown type ({kind[:30]})")
 
 
 def _read_points(values: Any) -> NDArray[np.float64]:

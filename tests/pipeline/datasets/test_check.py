@@ -316,6 +316,15 @@ def test_a_file_that_is_not_coco_is_refused(tmp_path: Path, text: str, word: str
         check(tmp_path)
 
 
+def test_values_of_wrong_types_are_findings(tmp_path: Path) -> None:
+    document = write_coco(tmp_path / "train.json")
+    document["images"][1]["width"] = 10**30
+    document["images"][2]["height"] = float("inf")
+    document["annotations"] += [square_annotation(9, [], {}), square_annotation(10, 0, segmentation=[[10**30] * 6]), 7]  # type: ignore[arg-type]
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    assert {"annotation-left-out", "size-differs"} <= {*found(check(tmp_path))}
+
+
 # Where the parts lie
 
 
