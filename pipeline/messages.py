@@ -164,11 +164,13 @@ class WorkerProgress:
     hang: the images that hang, if any do.
     has_lost_raylet: whether the raylet that started the worker's process is dead; Ray ends such a process within a
         second or so, and declares its node dead much later.
+    log_lines: what the worker logged since it was last asked, each a line of JSON; none where the log is text.
     """
 
     images_done: Mapping[int, int] = field(default_factory=dict)
     hang: Hang | None = None
     has_lost_raylet: bool = False
+    log_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

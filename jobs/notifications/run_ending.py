@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from jobs.notifications.delivery import HOOK_TIMEOUT_S, LONGEST_WAIT_S, describe_counts, run_hook, send_webhook
 from jobs.terminal.console import say
 from pipeline.job_spec.job import JobSpec
+from pipeline.logs import note
 from pipeline.redaction import redact
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_FAILED, in_words
 from pipeline.runs.summary import RunSummary
@@ -50,7 +51,8 @@ def notify_ending(
         problems["exit hook"] = run_hook(notify.exit_hook, variables, timeout_s=hook_timeout_s)
     for channel, problem in problems.items():
         if problem:
-            say(f"The {channel} of notify was not reached: {problem}.")
+            sentence = f"The {channel} of notify was not reached: {problem}."
+            say(note("notification_failed", sentence, channel=channel))
 
 
 def ending_of_summary(summary: RunSummary) -> RunEnding | None:

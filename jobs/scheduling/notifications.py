@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.notifications.delivery import HOOK_TIMEOUT_S, LONGEST_WAIT_S, describe_counts, run_hook, send_webhook
 from jobs.scheduling.store import Notification, ScheduleStore
+from pipeline.logs import log_event
 from pipeline.redaction import redact
 from pipeline.runs.outcomes import in_words
 
@@ -34,7 +35,9 @@ def deliver_open_notifications(
                 else _call_hook(notification, hook_timeout_s)
             )
             if problem:
-                log.warning("%s: the %s was not notified: %s", notification.firing.name, notification.channel, problem)
+                name, channel = notification.firing.name, notification.channel
+                sentence = f"{name}: the {channel} was not notified: {problem}"
+                log_event(log, "notification_failed", sentence, firing=name, channel=channel)
             store.close_notification(replace(notification, problem=problem))
     finally:
         store.close()

@@ -20,7 +20,7 @@ from jobs.scheduling.local_launcher import LocalLauncher
 from jobs.scheduling.notifications import deliver_open_notifications
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
-from pipeline.redaction import log_without_secrets
+from pipeline import logs
 from pipeline.signals import StopRequest
 from pipeline.text import count_of
 
@@ -44,7 +44,7 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
     Raises:
         SchedulerRunningError: another scheduler is running in this folder.
     """
-    log_without_secrets()
+    logs.configure(is_service=True)
     with scheduler_lock(home), StopRequest() as stop, closing(ScheduleStore(home)) as store:
         launchers = Launchers(home)
         engine = Engine(store, launchers.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)

@@ -28,6 +28,7 @@ from pipeline.driver.events import (
 from pipeline.errors import RunError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
+from pipeline.logs import relay_lines
 from pipeline.messages import (
     Assignment,
     Hang,
@@ -188,7 +189,8 @@ class WorkerPool:
     def scale_to(self, wanted: int) -> None:
         """Start workers until `wanted` are alive."""
         while self.size < wanted:
-            handle, number = self._start_actor(self._settings), next(self._numbers)
+            number = next(self._numbers)
+            handle = self._start_actor(replace(self._settings, number=number))
             member = self._members[number] = _Member(handle, handle.progress.remote(), handle.start.remote())
             self._pending.update(dict.fromkeys(member.refs(), number))
 
@@ -291,7 +293,9 @@ class WorkerPool:
         dead: dict[int, _Cause] = {}
         for ref in answered:
             try:
-                if ray.get(ref).has_lost_raylet:
+                progress = ray.get(ref)
+                relay_lines(progress.log_lines)
+                if progress.has_lost_raylet:
                     dead[asked[ref]] = _Cause(LOST_RAYLET, was_preempted=True)
             except self._deaths as error:
                 dead[asked[ref]] = _Cause(describe_death(error), was_preempted(error))
@@ -327,6 +331,7 @@ class WorkerPool:
         return ShardAbandoned(worker, left) if answer else None
 
     def _progressed(self, member: _Member, progress: WorkerProgress) -> _Cause | None:
+        relay_lines(progress.log_lines)
         held = set(member.shard_refs.values())
         self._count_images(member, sum(done for index, done in progress.images_done.items() if index in held))
         if progress.has_lost_raylet:
