@@ -9,8 +9,9 @@ from importlib import metadata
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
+from jobs.cli.common_flags import commands_of, rename_former, share_texts
 from pipeline import logs
 
 # In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
@@ -50,6 +51,9 @@ class _InOrder(TyperGroup):
         except _USAGE_ERROR as error:
             _log_usage_error(error)
             raise
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        return super().resolve_command(ctx, rename_former(args))
 
     def make_context(self, *arguments: Any, **keywords: Any) -> Any:
         try:
@@ -168,20 +172,14 @@ _EVERYWHERE = ("log_format", "log_level")
 
 
 def add_common_flags(program: TyperGroup) -> TyperGroup:
-    """Give every command the flags of the log, as its last ones."""
+    """Give every command the flags of the log, as its last ones, and flags of one name one text."""
     common = [copy.copy(each) for each in program.params if each.name in _EVERYWHERE]
     for flag in common:
         flag.expose_value = False
-    _append(program, common)
+    for _, command in commands_of(program):
+        command.params.extend(common)
+    share_texts(program)
     return program
-
-
-def _append(group: TyperGroup, common: list[Any]) -> None:
-    for command in group.commands.values():
-        if isinstance(command, TyperGroup):
-            _append(command, common)
-        elif isinstance(command, TyperCommand):
-            command.params.extend(common)
 
 
 def version_line() -> str:

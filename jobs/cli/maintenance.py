@@ -8,7 +8,7 @@ from jobs.cli import options
 from jobs.cli.app import app
 from jobs.cli.flag_groups import with_flag_groups
 
-Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where the catalog's tables are.")]
+Namespace = Annotated[str, typer.Option("--catalog-namespace", metavar="NAME", help="Where the catalog's tables are.")]
 
 
 @app.command("runs")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
+from jobs.cli.flag_groups import AlsoFlag
+
 if TYPE_CHECKING:
     from pipeline.job_spec.job import JobSpec
     from pipeline.storage.config import StorageSection
@@ -25,15 +27,22 @@ InputUri = Annotated[
         help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .json, .parquet …).",
         show_default=False,
     ),
+    AlsoFlag("--input"),
 ]
 OutputUri = Annotated[
-    str | None, typer.Argument(metavar="OUTPUT", help="Folder or prefix for the tables.", show_default=False)
+    str | None,
+    typer.Argument(metavar="OUTPUT", help="Folder or prefix for the tables.", show_default=False),
+    AlsoFlag("--output"),
 ]
 SpecFile = Annotated[
     str | None,
     typer.Option("--spec", metavar="FILE", help="Job spec (YAML); flags override it.", show_default=False),
 ]
-StoredOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`.")]
+StoredOutput = Annotated[
+    str,
+    typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`."),
+    AlsoFlag("--output"),
+]
 StoredRun = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest with images]")
 ]
@@ -105,7 +114,6 @@ class JobFlags:
         str | None,
         typer.Option(
             "--image-column",
-            "--column",
             metavar="NAME",
             help="Column with image bytes in Parquet files. [default: found from the first rows]",
         ),
