@@ -75,7 +75,7 @@ def commands_of(program: TyperGroup) -> Iterator[tuple[tuple[str, ...], TyperCom
 
 def long_name(flag: Any) -> str:
     """Return a flag's name with its dashes, such as "--wait"."""
-    return next((each for each in flag.opts if each.startswith("--")), flag.opts[0])
+    return str(next((each for each in flag.opts if each.startswith("--")), flag.opts[0]))
 
 
 def share_texts(program: TyperGroup) -> None:
