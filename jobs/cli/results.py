@@ -8,7 +8,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 
 class OutputFormat(enum.StrEnum):
@@ -25,19 +25,25 @@ class OutputFormat(enum.StrEnum):
 @app.command()
 @with_flag_groups
 def query(
-    output_uri: options.StoredOutput,
+    output_uri: Annotated[
+        str,
+        typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`."),
+        # Until release 0.4: before `--to`, the flag named the file.
+        AlsoFlag("--output", former="output_file", now="--to"),
+    ],
     sql: Annotated[str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')],
     *,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option("--format", help="[default: table, or as the suffix of --output says]", show_default=False),
+        typer.Option("--format", help="[default: table, or as the suffix of --to says]", show_default=False),
     ] = None,
     output_file: Annotated[
         Path | None,
         typer.Option(
-            "--output",
+            "--to",
             metavar="FILE",
-            help="Write there instead of to stdout: .csv, .tsv, .json, .jsonl (all also .gz), .parquet, .txt.",
+            help="Write there: a folder, or the file of a query. The ending decides: .csv, .tsv, .json, .jsonl (all "
+            "also .gz), .parquet, .txt. [default: stdout]",
         ),
     ] = None,
     allow_external: Annotated[

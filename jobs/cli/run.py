@@ -6,7 +6,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import EXIT_CODES, app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 
 @app.command(epilog=EXIT_CODES)
@@ -88,8 +88,11 @@ def plan(
 
 
 @app.command()
+@with_flag_groups
 def train(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Training spec (YAML); flags override it.")],
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC", help="Training spec (YAML); flags override it."), AlsoFlag("--spec")
+    ],
     *,
     output: Annotated[
         str | None,

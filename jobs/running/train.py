@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from jobs.terminal.console import say, write_line, write_table
+from pipeline import logs
 from pipeline.signals import StopRequest
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
     from htc_model.training.spec import TrainingSpec
+
+log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 # A data set may have thousands of flaws; the weights file counts them all by kind.
@@ -68,6 +71,12 @@ class _TrainingDisplay:
         """Show a finished step."""
         self.has_steps = True
         loss = f"loss {losses['total']:.3f}"
+        if logs.is_json():
+            if done == steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
+                self._last_line = time.monotonic()
+                sentence = f"{done}/{steps} steps, {loss}"
+                logs.log_event(log, "training_progress", sentence, step=done, steps=steps, losses=losses)
+            return
         if not self._console.is_terminal:
             if done == steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
                 self._last_line = time.monotonic()
@@ -80,6 +89,9 @@ class _TrainingDisplay:
 
     def note(self, sentence: str) -> None:
         """Write a sentence above the bar."""
+        if logs.is_json():
+            # The log has the network's warnings already.
+            return
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
