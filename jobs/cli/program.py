@@ -148,6 +148,7 @@ def load_program() -> "TyperGroup":
         run,
         schedule,
         schedule_export,
+        train,
         weights,
     )
     from jobs.cli.app import app

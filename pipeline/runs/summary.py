@@ -41,9 +41,10 @@ class RunSummary:
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
         this session. device: what the workers ran on, "" when none was needed; precision: what the network computed
-        in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: the preset.
-    is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
-        exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
+        in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: its
+        name in the tables. is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed
+        with an unexpected exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions,
+        None without any.
     """
 
     run: str

@@ -53,6 +53,7 @@ class WorkerSettings:
     load_model: takes the model section, returns the model; None loads the section's preset and weights.
     cpus, gpus: what Ray reserves for this worker; fractions allowed.
     mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
+    model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     """
 
     run: str
@@ -67,6 +68,12 @@ class WorkerSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     mask_processes: int = 0
+    model_name: str = ""
+
+    @property
+    def model_label(self) -> str:
+        """The value of the tables' column `model`."""
+        return self.model_name or self.model.preset
 
 
 class Worker:
@@ -205,7 +212,7 @@ class Worker:
             jpeg=choose_jpeg_decoder(settings.images, segmenter.device),
         )
         return ShardProcessor(
-            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model.preset
+            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label
         )
 
 
