@@ -154,6 +154,7 @@ def load_program() -> "TyperGroup":
         schedule,
         schedule_export,
         top,
+        train,
         weights,
     )
     from jobs.cli.app import add_common_flags, app

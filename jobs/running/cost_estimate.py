@@ -353,7 +353,8 @@ def write_estimates(plan: CostPlan) -> None:
     columns += ["within cost"] if plan.budget.max_cost is not None else []
     write_line()
     rows = [_row(plan, number, is_priced=is_priced) for number in range(len(plan.estimates))]
-    alignments: list[Alignment] = [*["right" for _ in columns], "left"]
+    alignments: list[Alignment] = ["right"] * len(columns)
+    alignments.append("left")
     write_table([*columns, ""], rows, alignments=alignments)
     for sentence in sentences(plan):
         write_line(sentence)

@@ -40,6 +40,7 @@ from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
 if TYPE_CHECKING:
@@ -127,7 +128,12 @@ def run(
                 opened,
                 storage,
                 shown,
-                worker=worker_settings(spec, opened.name, load_model),
+                worker=worker_settings(
+                    spec,
+                    opened.name,
+                    load_model,
+                    model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                ),
                 compute=spec.compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
@@ -150,7 +156,9 @@ def run(
             return summary
 
 
-def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = None) -> WorkerSettings:
+def worker_settings(
+    spec: JobSpec, run: str, load_model: "LoadModel | None" = None, *, model_name: str = ""
+) -> WorkerSettings:
     """Return what of a spec the workers of the run `run` need; its model section names the preset."""
     return WorkerSettings(
         run=run,
@@ -165,6 +173,7 @@ def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = No
         mask_processes=spec.compute.mask_processes,
         log_format="json" if is_json() else "text",
         log_level=chosen_level(),
+        model_name=model_name,
     )
 
 

@@ -113,7 +113,7 @@ class Session:
         self._open_pool = open_pool
         self._metrics = DriverMetrics(run.name)
         self._totals = RunTotals(run, storage, self._metrics)
-        self._committer = ShardCommitter(storage, run.output_uri, run.name, model=worker.model.preset)
+        self._committer = ShardCommitter(storage, run.output_uri, run.name, model=worker.model_label)
         self._error_log = ErrorLog(storage, run.output_uri, run.name)
         self._throughput = Throughput()
         self._stop = stop or StopRequest()
@@ -247,7 +247,7 @@ class Session:
         summary = self._totals.summary(
             self._retry,
             self._throughput,
-            model=self._worker.model.preset,
+            model=self._worker.model_label,
             is_trained=self._is_trained,
             error_log=self._error_log.uri,
             signal_name=self._stop.signal_name,

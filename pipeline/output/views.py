@@ -237,7 +237,7 @@ def _runs_table(results: Results) -> pa.Table:
             "run": record.run,
             "created": began(record),
             "input": record.spec.get("input", {}).get("uri"),
-            "model": record.fingerprint.get("preset"),
+            "model": record.model_name or None,
             "weights_sha256": record.fingerprint.get("weights_sha256"),
             "is_trained": record.fingerprint.get("trained"),
             "images": record.image_count,

@@ -58,6 +58,7 @@ class WorkerSettings:
     cpus, gpus: what Ray reserves for this worker; fractions allowed.
     mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
+    model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     """
 
     run: str
@@ -75,6 +76,12 @@ class WorkerSettings:
     number: int = 0
     log_format: str = "text"
     log_level: str = ""
+    model_name: str = ""
+
+    @property
+    def model_label(self) -> str:
+        """The value of the tables' column `model`."""
+        return self.model_name or self.model.preset
 
 
 class Worker:
@@ -227,7 +234,7 @@ class Worker:
             model_time=self._model_time,
         )
         return ShardProcessor(
-            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model.preset
+            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label
         )
 
 
