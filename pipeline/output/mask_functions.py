@@ -170,7 +170,7 @@ def _encoded(masks: ForegroundRuns) -> pa.StructArray:
 
 
 def mask_is_valid(masks: pa.StructArray) -> pa.Array:
-    """Tell of each mask whether its counts can be read and fill its size."""
+    """Return of each mask whether its counts can be read and fill its size."""
     return pa.array(decode_masks(masks).is_valid)
 
 
