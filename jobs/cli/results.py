@@ -31,8 +31,8 @@ def query(
     sql: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SQL]",
-            help='One or more statements; "-" reads them from stdin, and none does when stdin is no terminal.',
+            metavar="SQL",
+            help='One or more statements; "-", or none where stdin is no terminal, reads them from stdin.',
             show_default=False,
         ),
     ] = None,
