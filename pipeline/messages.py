@@ -200,12 +200,14 @@ class WorkerProgress:
     has_lost_raylet: whether the raylet that started the worker's process is dead; Ray ends such a process within a
         second or so, and declares its node dead much later.
     worker: the worker itself; None before it has its model.
+    log_lines: what the worker logged since it was last asked, each a line of JSON; none where the log is text.
     """
 
     images_done: Mapping[int, int] = field(default_factory=dict)
     hang: Hang | None = None
     has_lost_raylet: bool = False
     worker: WorkerReport | None = None
+    log_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

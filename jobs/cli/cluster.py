@@ -7,7 +7,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 Address = Annotated[
     str | None,
@@ -33,7 +33,9 @@ class RuntimeEnv(enum.StrEnum):
 @app.command()
 @with_flag_groups
 def submit(
-    spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it.")] = None,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it."), AlsoFlag("--spec")
+    ] = None,
     *,
     address: Address = None,
     wait: Annotated[
@@ -94,6 +96,7 @@ def status(
     target: Annotated[
         str | None,
         typer.Argument(metavar="[JOB|OUTPUT]", help="A job's id, or an output folder. [default: the newest job]"),
+        AlsoFlag("--output"),
     ] = None,
     *,
     run_name: options.StoredRun = None,

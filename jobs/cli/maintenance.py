@@ -9,7 +9,7 @@ from jobs.cli.app import app
 from jobs.cli.flag_groups import with_flag_groups
 from jobs.cli.metrics import ExpectEvery
 
-Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where the catalog's tables are.")]
+Namespace = Annotated[str, typer.Option("--catalog-namespace", metavar="NAME", help="Where the catalog's tables are.")]
 
 
 @app.command("runs")

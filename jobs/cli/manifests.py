@@ -1,6 +1,7 @@
 """Manifests: the same spec for Kubernetes."""
 
 import enum
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 
 class ManifestKind(enum.StrEnum):
@@ -131,6 +132,7 @@ class ClusterFlags:
 
     def shape_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `jobs.manifests.cluster_shape.build_shape` that these flags give."""
+        from jobs.cluster.submit_command import read_env_vars
         from jobs.manifests.pod_options import parse_pod_options
         from jobs.scheduling.durations import parse_duration
 
@@ -157,7 +159,7 @@ class ClusterFlags:
                 priority_class=self.priority_class,
                 labels=self.label or (),
                 annotations=self.annotation or (),
-                environment=self.env or (),
+                environment=[f"{name}={value}" for name, value in read_env_vars(self.env or (), os.environ).items()],
                 ephemeral_storage_gib=self.ephemeral_storage_gib,
             ),
         }
@@ -166,8 +168,16 @@ class ClusterFlags:
 @app.command("manifests")
 @with_flag_groups
 def write_manifests(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Job spec (YAML).")],
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it."), AlsoFlag("--spec")
+    ] = None,
     *,
+    input_uri: Annotated[
+        str | None, typer.Option("--input", metavar="INPUT", help="Images, as for `htc run`.", show_default=False)
+    ] = None,
+    output_uri: Annotated[
+        str | None, typer.Option("--output", metavar="OUTPUT", help="Where the tables go.", show_default=False)
+    ] = None,
     kind: Annotated[ManifestKind, typer.Option("--kind", help="Kind of resource to write.")] = ManifestKind.RAYJOB,
     image: Image = None,
     name: Annotated[
@@ -192,7 +202,7 @@ def write_manifests(
     from jobs.manifests.command import write_job_manifests
     from jobs.scheduling.durations import parse_duration
 
-    job_spec = options.load_job_spec(spec)
+    job_spec = options.load_job_spec(spec, input_uri=input_uri, output_uri=output_uri)
     deadline_s = parse_duration(deadline, "--deadline")
     shape = build_shape(job_spec, image=image, name=name, deadline_s=deadline_s, **cluster.shape_options())
     write_job_manifests(

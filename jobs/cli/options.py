@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
+from jobs.cli.flag_groups import AlsoFlag
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -27,15 +29,22 @@ InputUri = Annotated[
         help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .json, .parquet …).",
         show_default=False,
     ),
+    AlsoFlag("--input"),
 ]
 OutputUri = Annotated[
-    str | None, typer.Argument(metavar="OUTPUT", help="Folder or prefix for the tables.", show_default=False)
+    str | None,
+    typer.Argument(metavar="OUTPUT", help="Folder or prefix for the tables.", show_default=False),
+    AlsoFlag("--output"),
 ]
 SpecFile = Annotated[
     str | None,
     typer.Option("--spec", metavar="FILE", help="Job spec (YAML); flags override it.", show_default=False),
 ]
-StoredOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`.")]
+StoredOutput = Annotated[
+    str,
+    typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`."),
+    AlsoFlag("--output"),
+]
 StoredRun = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest with images]")
 ]
@@ -107,7 +116,6 @@ class JobFlags:
         str | None,
         typer.Option(
             "--image-column",
-            "--column",
             metavar="NAME",
             help="Column with image bytes in Parquet files. [default: found from the first rows]",
         ),
@@ -219,19 +227,22 @@ class StorageFlags:
         return StorageSection(endpoint_url=self.endpoint_url, anonymous=self.anonymous)
 
 
+WorkersToCompare = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--workers",
+        metavar="auto|N|MIN:MAX",
+        help="Processes with one model each; repeat to compare. MIN:MAX: a cluster that grows. [default: auto]",
+        show_default=False,
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanFlags(JobFlags):
     """The flags of `plan` in the place of those of `run`: several numbers of workers can be compared."""
 
-    workers: Annotated[  # type: ignore[assignment]
-        list[str] | None,
-        typer.Option(
-            "--workers",
-            metavar="auto|N|MIN:MAX",
-            help="Processes with one model each; repeat to compare. MIN:MAX: a cluster that grows. [default: auto]",
-            show_default=False,
-        ),
-    ] = None
+    workers: WorkersToCompare = None  # type: ignore[assignment]
 
     def spec_values(self) -> Iterator[tuple[str, object]]:
         """Yield the spec's dotted keys and values; of several numbers of workers none is the spec's."""

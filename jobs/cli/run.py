@@ -1,4 +1,4 @@
-"""Run, plan, train."""
+"""Run and plan."""
 
 from typing import Annotated
 
@@ -85,51 +85,3 @@ def plan(
         options=asked,
     )
     raise typer.Exit(exit_code)
-
-
-@app.command()
-def train(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Training spec (YAML); flags override it.")],
-    *,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", metavar="DIR", help="Folder for weights, checkpoint and metrics.", show_default=False),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="PRESET", help="Network preset. [default: htc_lite0_fpn]")
-    ] = None,
-    initial: Annotated[
-        str | None,
-        typer.Option("--initial", metavar="WEIGHTS", help="imagenet, none, or a weights file. [default: imagenet]"),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="Passes over the images. [default: 12]")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", help="Images per step and worker. [default: 4]")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", metavar="F", help="For the whole batch. [default: 0.001]")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes that train together. [default: 1]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed. [default: 0]")] = None,
-) -> None:
-    """Train a network on images with COCO annotations.
-
-    Run the same command again to resume from the last checkpoint. The result is one .safetensors file for --weights.
-    """
-    from jobs.running.train import train_and_report
-
-    overrides = {
-        "output": output,
-        "model.preset": model,
-        "model.initial": initial,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "optimiser.learning_rate": learning_rate,
-        "workers": workers,
-        "seed": seed,
-    }
-    train_and_report(spec, overrides)

@@ -20,6 +20,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_afte
 
 from jobs.manifests.bundle import entrypoint_of
 from jobs.manifests.cron_job import FAILED_EXIT_CODE
+from pipeline import logs
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,9 @@ def main(arguments: Sequence[str] | None = None, *, connect: Callable[[str, str]
     parser.add_argument("--run-of-its-own", action="store_true")
     parser.add_argument("--jitter-s", type=float, default=0.0)
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logs.configure(is_service=True)
+    if logs.is_json():
+        logs.capture_output()
     template = yaml.safe_load(given.template.read_text(encoding="utf-8"))
     name = os.environ["JOB_NAME"]
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]

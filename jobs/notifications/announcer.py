@@ -42,6 +42,7 @@ from jobs.terminal.console import say
 from pipeline.errors import HtcError, StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.job_spec.notify import RunEvent
+from pipeline.logs import note
 from pipeline.output.run_record import read_record
 from pipeline.redaction import redact
 from pipeline.runs.last_failure import write_last_failure
@@ -230,7 +231,8 @@ class RunAnnouncer:
         problems = deliver_side_by_side(deliveries, bounds)
         for channel, problem in problems.items():
             if problem:
-                say(f"The {channel} of notify was not reached: {problem}.")
+                sentence = f"The {channel} of notify was not reached: {problem}."
+                say(note("notification_failed", sentence, channel=channel))
         return {channel: problem or DELIVERED for channel, problem in problems.items()}
 
     def _note_failure(self, ending: RunEnding, error: HtcError) -> None:

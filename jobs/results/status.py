@@ -237,7 +237,7 @@ def _status(record: RunRecord, state: State, **known: Any) -> RunStatus:
         run=record.run,
         state=state,
         created=record.created,
-        model=str(record.fingerprint.get("preset", "")),
+        model=record.model_name,
         **{**planned, **known},
     )
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from jobs.running.probe import Probe
-from jobs.terminal.console import write_line, write_table
+from jobs.terminal.console import Alignment, write_line, write_table
 from pipeline.errors import SpecError
 from pipeline.job_spec.budget import BudgetSection, amount_text
 from pipeline.job_spec.deadline import deadline_after, local_text, parse_duration
@@ -353,7 +353,9 @@ def write_estimates(plan: CostPlan) -> None:
     columns += ["within cost"] if plan.budget.max_cost is not None else []
     write_line()
     rows = [_row(plan, number, is_priced=is_priced) for number in range(len(plan.estimates))]
-    write_table([*columns, ""], rows, alignments=["right"] * len(columns) + ["left"])
+    alignments: list[Alignment] = ["right"] * len(columns)
+    alignments.append("left")
+    write_table([*columns, ""], rows, alignments=alignments)
     for sentence in sentences(plan):
         write_line(sentence)
 

@@ -4,12 +4,12 @@ The sample goes the way of a shard through a real worker, in this process and wi
 Nothing is written. The first round is not counted, because a model's first images are slower.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pipeline import logs
 from pipeline.errors import HtcError, RunError, SpecError
 from pipeline.inputs.image_ref import ImageRef
 from pipeline.inputs.shard import Shard
@@ -17,7 +17,6 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.messages import Assignment, PartialResult, ShardFailure, WorkerFailure
 from pipeline.planning.estimate import WorkerRate, mean_range
 from pipeline.planning.worker_plan import WorkerPlan
-from pipeline.redaction import log_without_secrets
 from pipeline.text import count_of, format_duration
 from pipeline.weights.cache import weights_here
 
@@ -73,8 +72,8 @@ def run_probe(spec: JobSpec, sample: Sequence[ImageRef], plan: WorkerPlan) -> Pr
         raise SpecError("There is no image to probe; leave out --probe.")
     settings = replace(worker_settings(spec, PROBE_RUN), cpus=plan.cpus, gpus=plan.gpus)
     worker = Worker(settings)
-    # A worker would log more; a command shows its results only.
-    log_without_secrets(logging.WARNING)
+    # A worker logs as a service does; a command shows its results only.
+    logs.configure()
     ready = worker.start()
     if isinstance(ready, WorkerFailure):
         error = RunError(ready.reason)

@@ -11,6 +11,7 @@ from jobs.terminal.console import say, write_json, write_line, write_table
 from pipeline.errors import HtcError
 from pipeline.job_spec.deadline import local_text
 from pipeline.job_spec.job import JobSpec
+from pipeline.logs import is_json as is_json_logged
 from pipeline.runs.bottleneck import shares_in_words, shares_of
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.outcomes import in_words
@@ -85,7 +86,8 @@ def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = Fal
         _report_failures(summary)
     for command in _next_commands(summary, spec):
         write_line(command)
-    if summary.reason:
+    if summary.reason and not is_json_logged():
+        # In the JSON log, the event `run_ended` has it.
         say(summary.reason)
     if summary.error_log:
         say(f"The tracebacks of unexpected failures are in {summary.error_log}.")

@@ -7,6 +7,7 @@ from typing import Any
 from jobs.scheduling.firing import Ending
 from pipeline.errors import StorageError
 from pipeline.job_spec.job import JobSpec
+from pipeline.logs import parse_line
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, OUTCOMES
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
@@ -47,5 +48,13 @@ def _is_count(value: object) -> bool:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that is not empty, which says why a run ended; 500 characters at most."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:500]
+    """Return the last line that is not empty, which says why a run ended; 500 characters at most.
+
+    Of lines of the JSON log, the message of the last one that is an error, or of the last one.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    parsed = [value for line in lines if (value := parse_line(line))]
+    if not parsed:
+        return (lines or [""])[-1][:500]
+    chosen = next((value for value in reversed(parsed) if value["level"] == "error"), parsed[-1])
+    return str(chosen["message"])[:500]

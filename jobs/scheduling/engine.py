@@ -18,6 +18,7 @@ from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
 from jobs.scheduling.schedule import Event, Schedule
 from jobs.scheduling.store import DAMAGE, ScheduleStore, StoreDamagedError, StoredSchedule
 from pipeline.errors import HtcError, SpecError
+from pipeline.logs import log_event
 from pipeline.text import message_of
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ class Engine:
                 self._store.update(replace(firing, reason=str(error)))
             return
         self._store.update(replace(firing, state="running", handle=handle, starts=firing.starts + 1, reason=""))
-        log.info("%s has begun (%s)", firing.name, handle)
+        log_event(log, "firing", f"{firing.name} has begun ({handle})", firing=firing.name, state="begun")
 
     def _mark_late(self, firing: Firing, now: datetime) -> Firing:
         deadline = firing.deadline
@@ -193,7 +194,8 @@ class Engine:
     def _end(self, firing: Firing, ending: Ending, now: datetime, *, event: Event | None = None) -> Firing:
         ended = replace(firing, state="ended", ended=now, ending=ending)
         self._store.update(ended, event=event)
-        log.info("%s: %s", firing.name, " - ".join(filter(None, [ending.outcome, ending.reason])))
+        sentence = f"{firing.name}: {' - '.join(filter(None, [ending.outcome, ending.reason]))}"
+        log_event(log, "firing", sentence, firing=firing.name, state=ending.outcome, reason=ending.reason)
         return ended
 
 

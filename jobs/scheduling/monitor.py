@@ -8,6 +8,7 @@ from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.launcher import Launcher
 from jobs.scheduling.schedule import Event
 from jobs.scheduling.store import ScheduleStore
+from pipeline.logs import log_event
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def _after_loss(store: ScheduleStore, firing: Firing, now: datetime) -> Firing:
     if firing.starts >= MAX_STARTS:
         reason = f"Its process vanished {firing.starts} times without an exit code (killed, or out of memory)."
         return _end(store, firing, Ending("lost", reason), now)
-    log.warning("%s vanished without an exit code; it is resumed", firing.name)
+    sentence = f"{firing.name} vanished without an exit code; it is resumed"
+    log_event(log, "firing", sentence, level="warning", firing=firing.name, state="vanished")
     again = replace(firing, state="starting", begun=now, reason="Its process vanished; resumed.")
     store.update(again)
     return again
@@ -62,5 +64,6 @@ def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) ->
         event = None
     ended = replace(firing, state="ended", ended=now, ending=ending)
     store.update(ended, event=event)
-    log.info("%s: %s", firing.name, " - ".join(filter(None, [ending.outcome, ending.reason])))
+    sentence = f"{firing.name}: {' - '.join(filter(None, [ending.outcome, ending.reason]))}"
+    log_event(log, "firing", sentence, firing=firing.name, state=ending.outcome, reason=ending.reason)
     return ended

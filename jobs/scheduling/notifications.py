@@ -19,6 +19,7 @@ from jobs.notifications.delivery import (
     send_webhook,
 )
 from jobs.scheduling.store import Notification, ScheduleStore
+from pipeline.logs import log_event
 from pipeline.redaction import redact
 from pipeline.runs.outcomes import in_words
 
@@ -40,7 +41,9 @@ def deliver_open_notifications(
         for notification in store.open_notifications():
             problem = _deliver(notification, longest_wait_s, hook_timeout_s)
             if problem:
-                log.warning("%s: the %s was not notified: %s", notification.firing.name, notification.channel, problem)
+                name, channel = notification.firing.name, notification.channel
+                sentence = f"{name}: the {channel} was not notified: {problem}"
+                log_event(log, "notification_failed", sentence, firing=name, channel=channel)
             store.close_notification(replace(notification, problem=problem))
     finally:
         store.close()

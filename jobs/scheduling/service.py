@@ -21,7 +21,7 @@ from jobs.scheduling.local_launcher import LocalLauncher
 from jobs.scheduling.notifications import deliver_open_notifications
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
-from pipeline.redaction import log_without_secrets
+from pipeline import logs
 from pipeline.signals import StopRequest
 from pipeline.text import count_of
 
@@ -49,7 +49,7 @@ def run_scheduler(
         SchedulerRunningError: another scheduler is running in this folder.
         SpecError: the address cannot be used.
     """
-    log_without_secrets()
+    logs.configure(is_service=True)
     with (
         scheduler_lock(home),
         _serving_metrics(home, listen),

@@ -1,10 +1,12 @@
 """Which worker gets which shard next: breadth first, retries elsewhere, speculative copies for idle workers."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from pipeline.driver.pool import Pool
 from pipeline.driver.progress import ProgressDisplay
 from pipeline.driver.shard_queue import SHARDS_IN_FLIGHT, ShardQueue
+from pipeline.logs import note
 from pipeline.messages import Assignment
 from pipeline.runs.error_budget import ErrorBudget
 from pipeline.runs.row_counts import RowCounts
@@ -76,7 +78,9 @@ class ShardDispatcher:
             assignment = self._queue.speculative_copy_for(worker)
             if assignment is None:
                 break
-            self._display.note(f"Shard {assignment.index} takes long; an idle worker starts a speculative copy.")
+            sentence = f"Shard {assignment.index} takes long; an idle worker starts a speculative copy."
+            values: dict[str, Any] = {"shard": assignment.index, "worker": worker, "attempt": assignment.attempt}
+            self._display.note(note("shard_copied", sentence, **values))
             self._submit(pool, worker, assignment)
 
     def _submit(self, pool: Pool, worker: int, assignment: Assignment) -> None:

@@ -1,19 +1,23 @@
-"""The display of a run's progress: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""The display of a run's progress: a bar on a terminal, a line every ten seconds elsewhere, plain or JSON."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from pipeline.logs import is_json, log_event, log_note
 from pipeline.messages import Cause
 from pipeline.redaction import redact
 from pipeline.runs.bottleneck import IN_WORDS, Bottleneck
 from pipeline.text import format_duration, printable
+
+log = logging.getLogger(__name__)
 
 # Often enough to show that the run is alive, rarely enough that the log of a long run stays readable.
 LINE_EVERY_S = 10.0
@@ -151,6 +155,35 @@ class BarProgress:
         self._bar.stop()
 
 
+class JsonProgress:
+    """Lines of the JSON log: sentences as their events, the progress as a `heartbeat` every ten seconds."""
+
+    def __init__(self, *, every_s: float = LINE_EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._last: float | None = None
+        self._shown: int | None = None
+
+    def note(self, sentence: str) -> None:
+        """Log the sentence."""
+        log_note(log, sentence)
+
+    def update(self, progress: RunProgress) -> None:
+        """Log the progress when the last time is long enough ago, and when the last image is done."""
+        now, is_end = self._clock(), _is_end(progress)
+        if not is_end and self._last is not None and now - self._last < self._every_s:
+            return
+        if is_end and self._shown == progress.images_done:
+            return
+        self._last, self._shown = now, progress.images_done
+        more = "+" if progress.is_listing else ""
+        line = f"{progress.images_done}/{progress.images_total}{more} images, {describe(progress)}"
+        log_event(log, "heartbeat", line, **asdict(progress))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def describe(progress: RunProgress) -> str:
     """Return speed, time left, failures and workers in a few words."""
     if not progress.workers and not _is_end(progress):
@@ -176,5 +209,7 @@ def _is_end(progress: RunProgress) -> bool:
 
 
 def choose_progress() -> ProgressDisplay:
-    """Return the bar when standard error is a terminal, lines with their time otherwise."""
+    """Return the bar when standard error is a terminal, lines with their time otherwise; lines of JSON if asked for."""
+    if is_json():
+        return JsonProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress(now=lambda: datetime.now(UTC))

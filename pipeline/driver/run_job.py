@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.connection import connected_nodes, ray_cluster, starting_early
 from pipeline.cluster.preflight import check_nodes
@@ -23,6 +23,7 @@ from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
+from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
@@ -30,7 +31,7 @@ from pipeline.planning.selection_report import selection_lines
 from pipeline.planning.worker_plan import expected_workers
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
-from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
+from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, in_words
 from pipeline.runs.run import RunHandle
 from pipeline.runs.start_up import StartUp
 from pipeline.runs.summary import RunSummary
@@ -39,6 +40,7 @@ from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def run(
             rate = rate_before(spec.budget, storage, spec.output.uri, fingerprint.to_dict(), spec.model.precision)
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
+            set_place(run=opened.name)
         with closing(opened), _recorded(opened, storage, display) as shown:
             _note_model(spec, fingerprint, shown)
             changes = _compare_input(spec, storage, opened, shown, stop)
@@ -125,7 +128,12 @@ def run(
                 opened,
                 storage,
                 shown,
-                worker=worker_settings(spec, opened.name, load_model),
+                worker=worker_settings(
+                    spec,
+                    opened.name,
+                    load_model,
+                    model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                ),
                 compute=spec.compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
@@ -143,10 +151,14 @@ def run(
             if not opened.is_done:
                 on_begin(opened)
                 _work(session)
-            return _with_changes(session.end(), changes, spec, is_named=run is not None)
+            summary = _with_changes(session.end(), changes, spec, is_named=run is not None)
+            _log_end(summary)
+            return summary
 
 
-def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = None) -> WorkerSettings:
+def worker_settings(
+    spec: JobSpec, run: str, load_model: "LoadModel | None" = None, *, model_name: str = ""
+) -> WorkerSettings:
     """Return what of a spec the workers of the run `run` need; its model section names the preset."""
     return WorkerSettings(
         run=run,
@@ -159,6 +171,9 @@ def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = No
         image_timeout_s=spec.retry.image_timeout_s,
         load_model=load_model,
         mask_processes=spec.compute.mask_processes,
+        log_format="json" if is_json() else "text",
+        log_level=chosen_level(),
+        model_name=model_name,
     )
 
 
@@ -239,8 +254,16 @@ def _work(session: Session) -> None:
     try:
         session.work()
     except (RunError, InputError, StorageError) as error:
-        session.end(cut_short=str(error))
+        _log_end(session.end(cut_short=str(error)))
         raise
+
+
+def _log_end(summary: RunSummary) -> None:
+    values: dict[str, Any] = summary.to_dict()
+    del values["run"]
+    sentence = f"The run {summary.run} ended: {in_words(summary.status)}."
+    level = "info" if summary.exit_code == EXIT_COMPLETE else "error"
+    log_event(log, "run_ended", f"{sentence} {summary.reason}".strip(), level=level, **values)
 
 
 def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSpec, *, is_named: bool) -> RunSummary:
@@ -267,20 +290,31 @@ def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges
     elif opened.state == "resumed":
         left = opened.shards_left
         so_far = "" if opened.is_planned else " so far; the input is still being listed"
-        display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go{so_far}.")
+        sentence = f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go{so_far}."
+        display.note(note("run_started", sentence, **_start_values(opened)))
     elif opened.is_planned:
-        _announce_plan(opened, display)
+        _announce_plan(opened, display, "run_started")
     else:
         so_far = f"{count_of(opened.image_count, 'image')} so far; " if opened.image_count else ""
-        display.note(f"Run {opened.name}: {so_far}work begins while the input is still being listed.")
+        sentence = f"Run {opened.name}: {so_far}work begins while the input is still being listed."
+        display.note(note("run_started", sentence, **_start_values(opened)))
     if not opened.is_planned:
-        opened.when_planned = lambda: _announce_plan(opened, display)
+        opened.when_planned = lambda: _announce_plan(opened, display, "run_planned")
 
 
-def _announce_plan(opened: RunHandle, display: ProgressDisplay) -> None:
-    display.note(
-        f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
-    )
+def _start_values(opened: RunHandle) -> dict[str, Any]:
+    return {
+        "state": opened.state,
+        "images": opened.image_count,
+        "shards": opened.shard_count,
+        "shards_left": opened.shards_left,
+        "output": opened.output_uri,
+    }
+
+
+def _announce_plan(opened: RunHandle, display: ProgressDisplay, event: str) -> None:
+    sentence = f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
+    display.note(note(event, sentence, **_start_values(opened)))
     if opened.manifest.listing:
         display.note(f"The listing is {opened.manifest.listing}.")
     for line in selection_lines(opened.manifest.selection):

@@ -171,7 +171,7 @@ class RunTotals:
 
         Args:
             retry: the error budget.
-            model: the preset's name.
+            model: its name in the tables.
             error_log: the folder of this session's tracebacks, None without any.
             signal_name: the signal that ended the session, None without one.
             stop_reason: why the run was stopped early, see `summary.judge`.

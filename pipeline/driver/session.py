@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from pipeline.cluster.connection import ray_cluster
 from pipeline.driver.commit import ShardCommitter
@@ -33,6 +34,7 @@ from pipeline.driver.throughput import Throughput
 from pipeline.errors import RunError, StorageError
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.job import ComputeSection, RetrySection
+from pipeline.logs import log_event, note
 from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.messages import CommitRequest, PartialResult, ShardFailure, ShardOutcome, ShardResult, WorkerFailure
 from pipeline.runs.error_budget import ErrorBudget
@@ -50,6 +52,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 # A worker that cannot start three times in a row is not expected to start the fourth time.
 MAX_START_FAILURES = 3
+# Lines of the log about single images, in a session.
+MAX_IMAGES_LOGGED = 1000
 
 
 @contextmanager
@@ -109,12 +113,13 @@ class Session:
         self._open_pool = open_pool
         self._metrics = DriverMetrics(run.name)
         self._totals = RunTotals(run, storage, self._metrics)
-        self._committer = ShardCommitter(storage, run.output_uri, run.name, model=worker.model.preset)
+        self._committer = ShardCommitter(storage, run.output_uri, run.name, model=worker.model_label)
         self._error_log = ErrorLog(storage, run.output_uri, run.name)
         self._throughput = Throughput()
         self._stop = stop or StopRequest()
         self._handlers: AbstractContextManager[object] = nullcontext() if stop else self._stop
         self._start_failures = 0
+        self._images_logged = 0
         self._budget = ErrorBudget(retry.max_error_rate, retry.max_errors)
         self._stop_reason = ""
         self._limits = limits or RunLimits(BudgetSection())
@@ -204,12 +209,13 @@ class Session:
         done, errors, reasons = rows.images, rows.new_errors, rows.reasons
         if self._run.is_planned:
             images = self._run.image_count
-            note = self._budget.verdict(images=images, images_done=done, errors=errors, reasons=reasons)
-            self._stop_reason = note
+            said = self._budget.verdict(images=images, images_done=done, errors=errors, reasons=reasons)
+            self._stop_reason = said
         else:
-            note = self._budget.warning(images_done=done, errors=errors, reasons=reasons)
-        if note:
-            self._display.note(note)
+            said = self._budget.warning(images_done=done, errors=errors, reasons=reasons)
+        if said:
+            event = "early_stop" if self._stop_reason else "error_budget"
+            self._display.note(note(event, said, images_done=done, images_failed=errors))
 
     def _check_limits(self, pool: Pool) -> None:
         """Stop at the deadline or the largest cost; begin no shard that would not end before."""
@@ -241,7 +247,7 @@ class Session:
         summary = self._totals.summary(
             self._retry,
             self._throughput,
-            model=self._worker.model.preset,
+            model=self._worker.model_label,
             is_trained=self._is_trained,
             error_log=self._error_log.uri,
             signal_name=self._stop.signal_name,
@@ -272,14 +278,15 @@ class Session:
                 self._start_failures = 0
                 self._totals.worker_started(ready)
                 self._live.started(worker, ready, start_s=start_s)
+                log_event(log, "worker_started", f"Worker {worker} has its model.", worker=worker, **asdict(ready))
             case WorkerReported(worker=worker, report=worker_report):
                 self._live.reported(worker, worker_report)
-            case WorkerNotStarted(failure=failure):
-                self._not_started(failure)
+            case WorkerNotStarted(worker=worker, failure=failure):
+                self._not_started(worker, failure)
             case ShardEnded(worker=worker, outcome=ShardResult() as report):
                 self._live.ended(worker)
                 self._live.done(worker, report)
-                self._committed(pool, report)
+                self._committed(pool, worker, report)
             case ShardEnded(worker=worker, outcome=PartialResult() as piece):
                 self._live.ended(worker)
                 self._survived(pool, worker, piece)
@@ -297,7 +304,7 @@ class Session:
         match event:
             case WorkerRetired(worker=worker, reason=reason):
                 self._live.left(worker)
-                log.info("worker %d is replaced: %s", worker, reason)
+                log_event(log, "worker_retired", f"worker {worker} is replaced: {reason}", worker=worker, reason=reason)
             case WorkerLeaving():
                 self._leaving(pool, event)
             case WorkerLeft():
@@ -305,9 +312,9 @@ class Session:
             case WorkersWaiting(reason=reason):
                 self._display.note(reason)
 
-    def _committed(self, pool: Pool, report: ShardResult) -> None:
+    def _committed(self, pool: Pool, worker: int, report: ShardResult) -> None:
         if self._queue.is_running(report.index):
-            self._count(report)
+            self._count(report, worker=worker)
             needless_worker = self._queue.committed(report.index)
             if needless_worker is not None:
                 pool.abandon(needless_worker, report.index)
@@ -319,20 +326,32 @@ class Session:
         else:
             self._settle(result)
 
-    def _not_started(self, failure: WorkerFailure) -> None:
+    def _not_started(self, worker: int, failure: WorkerFailure) -> None:
         self._error_log.add("worker start", failure.traceback)
         self._start_failures += 1
         if failure.is_permanent or self._start_failures >= MAX_START_FAILURES:
             error = RunError(failure.reason)
             error.exit_code = failure.exit_code
             raise error
-        self._display.note(f"A worker could not load the model; another one is started: {failure.reason}")
+        sentence = f"A worker could not load the model; another one is started: {failure.reason}"
+        self._display.note(note("worker_not_started", sentence, worker=worker, reason=failure.reason))
 
     def _note_death(self, death: WorkerDied) -> None:
         self._totals.worker_lost()
         self._live.left(death.worker)
         lost = ", ".join(map(str, death.lost_shards)) or "none"
-        self._display.note(f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}.")
+        sentence = f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}."
+        lost_shards, was_preempted = death.lost_shards, death.was_preempted
+        self._display.note(
+            note(
+                "worker_lost",
+                sentence,
+                worker=death.worker,
+                reason=death.reason,
+                lost_shards=lost_shards,
+                was_preempted=was_preempted,
+            )
+        )
 
     def _leaving(self, pool: Pool, event: WorkerLeaving) -> None:
         """Take the shards of a worker on a drained node that it cannot do in time."""
@@ -366,8 +385,19 @@ class Session:
         if failure.kind != "abandoned":
             self._totals.attempt_failed(failure)
             self._error_log.add(f"shard {failure.index}", failure.traceback)
-            if not is_noted:
-                self._display.note(f"Shard {failure.index}, an attempt failed: {failure.reason}")
+            sentence = f"Shard {failure.index}, an attempt failed: {failure.reason}"
+            values: dict[str, Any] = {
+                "shard": failure.index,
+                "worker": worker,
+                "attempt": self._queue.attempts(failure.index),
+                "kind": failure.kind,
+                "reason": failure.reason,
+            }
+            if is_noted:
+                # People have read it with the worker's death; as an event it names its shard.
+                log_event(log, "shard_retried", sentence, level="info", **values)
+            else:
+                self._display.note(note("shard_retried", sentence, **values))
         self._settle(self._queue.failed(worker, failure))
 
     def _settle(self, settled: ShardOutcome | Unsettled) -> None:
@@ -381,24 +411,43 @@ class Session:
                     f"The tables cannot be written: {settled.rest.reason} "
                     "What is committed stays. Run the same command again to resume."
                 )
-            self._display.note(
-                f"Shard {settled.index} is given up after {settled.attempts} attempts: {settled.rest.reason}"
-            )
+            sentence = f"Shard {settled.index} is given up after {settled.attempts} attempts: {settled.rest.reason}"
+            rest: dict[str, Any] = {"shard": settled.index, "attempt": settled.attempts, "reason": settled.rest.reason}
+            self._display.note(note("shard_given_up", sentence, **rest))
         shard = self._run.read_shard(settled.index)
         for position, reason in sorted(settled.verdicts.items()):
-            self._display.note(f"{shard.images[position].uri} is left out: {reason}")
+            uri = shard.images[position].uri
+            self._display.note(note("note", f"{uri} is left out: {reason}", shard=settled.index, uri=uri))
         done = self._committer.commit(shard, settled)
         self._count(done.report, is_exact=not done.was_committed)
 
-    def _count(self, report: ShardResult, *, is_exact: bool = True) -> None:
-        """Count a shard that was committed."""
+    def _count(self, report: ShardResult, *, is_exact: bool = True, worker: int | None = None) -> None:
+        """Count a shard that was committed; `worker`: that committed it, None for the driver."""
         self._totals.committed(report, is_exact=is_exact)
+        self._log_committed(report, worker)
         self._budget.ended(report)
         self._limits.shard_ended(report.seconds)
         for failure in report.failures:
             self._error_log.add(failure.uri, failure.traceback)
         if self._compaction is not None:
             self._compaction.committed(report.index)
+
+    def _log_committed(self, report: ShardResult, worker: int | None) -> None:
+        place: dict[str, Any] = {"shard": report.index, "worker": worker}
+        if log.isEnabledFor(logging.DEBUG):
+            counts: dict[str, Any] = {"images": report.images, "instances": report.instances, "seconds": report.seconds}
+            log_event(log, "shard_committed", f"Shard {report.index} is committed.", **place, **counts)
+        for failure in report.failures:
+            self._images_logged += 1
+            if self._images_logged > MAX_IMAGES_LOGGED + 1:
+                return
+            if self._images_logged > MAX_IMAGES_LOGGED:
+                more = f"{MAX_IMAGES_LOGGED:,} failed images are logged; the table `images` has all of them."
+                log_event(log, "images_failed", more)
+                return
+            said = f"{failure.uri} is {failure.status}: {failure.reason}"
+            values: dict[str, Any] = {"uri": failure.uri, "status": failure.status, "reason": failure.reason}
+            log_event(log, "image_failed", said, **place, **values)
 
     def _show(self, pool: Pool) -> None:
         in_flight = pool.images_in_flight

@@ -290,6 +290,11 @@ class ShardQueue:
         """Return whether a worker holds the shard and it is not settled."""
         return index in self._running
 
+    def attempts(self, index: int) -> int | None:
+        """Return how many attempts at a shard were begun; None for one that is settled or not begun."""
+        record = self._records.get(index)
+        return record.attempts if record else None
+
     def committed(self, index: int) -> int | None:
         """Record that a worker committed the shard; return the worker whose speculative copy is not needed any more."""
         run = self._leave(index) if index in self._running else None

@@ -36,6 +36,7 @@ from pipeline.driver.room_watch import RoomWatch
 from pipeline.errors import RunError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
+from pipeline.logs import relay_lines
 from pipeline.messages import (
     Assignment,
     Hang,
@@ -242,7 +243,8 @@ class WorkerPool:
                 their nodes. None keeps all.
         """
         while self.size < wanted:
-            handle, number = self._start_actor(self._settings), next(self._numbers)
+            number = next(self._numbers)
+            handle = self._start_actor(replace(self._settings, number=number))
             member = self._members[number] = _Member(handle, handle.node.remote(), handle.start.remote(), self._clock())
             self._waiting[number] = None
             self._pending.update(dict.fromkeys(member.refs(), number))
@@ -431,6 +433,7 @@ class WorkerPool:
         for ref in answered:
             try:
                 progress: WorkerProgress = ray.get(ref)
+                relay_lines(progress.log_lines)
                 if progress.has_lost_raylet:
                     dead[asked[ref]] = _Cause(LOST_RAYLET, was_preempted=True)
                 elif progress.worker is not None:
@@ -471,6 +474,7 @@ class WorkerPool:
 
     def _progressed(self, worker: int, progress: WorkerProgress) -> WorkerReported | _Cause | None:
         member = self._members[worker]
+        relay_lines(progress.log_lines)
         held = set(member.shard_refs.values())
         self._count_images(member, sum(done for index, done in progress.images_done.items() if index in held))
         if progress.has_lost_raylet:

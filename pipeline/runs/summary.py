@@ -46,7 +46,8 @@ class RunSummary:
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
         this session. device: what the workers ran on, "" when none was needed; precision: what the network computed
-        in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: the preset.
+        in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: its name in
+        the tables.
     began, ended: UTC, ISO 8601: when this session opened the run and when it ended; "" where that is not known.
     notifications: by channel of `notify:`, "delivered" or why the report of the end could not be delivered.
     is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected

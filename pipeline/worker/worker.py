@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
+from pipeline.logs import placed
 from pipeline.machine_limits import machine_name
 from pipeline.messages import (
     Assignment,
@@ -23,13 +24,13 @@ from pipeline.messages import (
     WorkerProgress,
     WorkerReady,
 )
-from pipeline.redaction import log_without_secrets
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import WorkerMetrics
 from pipeline.text import one_line
 from pipeline.worker.commit_claim import CommitClaim, DriverLiveness
 from pipeline.worker.error_boundaries import DeviceLostError, shard_boundary
+from pipeline.worker.log_relay import LogRelay
 from pipeline.worker.model_time import ModelTime
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class WorkerSettings:
     load_model: takes the model section, returns the model; None loads the section's preset and weights.
     cpus, gpus: what Ray reserves for this worker; fractions allowed.
     mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
+    number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
+    model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     """
 
     run: str
@@ -70,6 +73,15 @@ class WorkerSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     mask_processes: int = 0
+    number: int = 0
+    log_format: str = "text"
+    log_level: str = ""
+    model_name: str = ""
+
+    @property
+    def model_label(self) -> str:
+        """The value of the tables' column `model`."""
+        return self.model_name or self.model.preset
 
 
 class Worker:
@@ -88,12 +100,13 @@ class Worker:
         self._lock = threading.Lock()
         self._driver = driver or DriverLiveness(settings.storage.patience_s)
         self._metrics = WorkerMetrics(settings.run)
+        self._relay = LogRelay(settings.log_format, settings.log_level)
         # The raylet starts the workers of its node; when it dies, the system gives its children another parent.
         self._parent = os.getppid()
 
     def start(self) -> WorkerReady | WorkerFailure:
         """Load the model; failures come back as values, never as exceptions."""
-        log_without_secrets()
+        self._relay.begin(self._settings.run, self._settings.number)
         start = time.perf_counter()
         outcome = _start_boundary(self._load)
         if isinstance(outcome, WorkerFailure):
@@ -124,10 +137,11 @@ class Worker:
         with self._lock:
             self._claims[shard.index] = claim
         try:
-            return shard_boundary(
-                shard.index,
-                lambda: processor.process(shard, assignment, claim=claim, on_images=self._count(shard.index)),
-            )
+            with placed(shard=shard.index, attempt=assignment.attempt):
+                return shard_boundary(
+                    shard.index,
+                    lambda: processor.process(shard, assignment, claim=claim, on_images=self._count(shard.index)),
+                )
         except DeviceLostError:
             log.exception("the accelerator is lost; this process ends so that a new one can take over")
             logging.shutdown()
@@ -147,9 +161,9 @@ class Worker:
             # The driver asks about once a second, which is often enough for the metrics as well.
             self._metrics.export(self._processor.totals())
         with self._lock:
-            return WorkerProgress(
-                dict(self._images_done), hang, has_lost_raylet=os.getppid() != self._parent, worker=report
-            )
+            done = dict(self._images_done)
+        lost = os.getppid() != self._parent
+        return WorkerProgress(done, hang, has_lost_raylet=lost, worker=report, log_lines=self._relay.take())
 
     def abandon(self, index: int, *, is_queued: bool = False) -> bool:
         """Leave the commit of a shard to the driver; return False when it has begun or the attempt has ended.
@@ -220,7 +234,7 @@ class Worker:
             model_time=self._model_time,
         )
         return ShardProcessor(
-            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model.preset
+            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label
         )
 
 
