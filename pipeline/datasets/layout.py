@@ -29,12 +29,14 @@ class Split:
     """One part of a data set.
 
     name: such as "train". annotations: URI of its COCO JSON. images: URI of the folder where file names begin; None
-        leaves it to `locate_images`.
+        leaves it to `locate_images`. is_trained: whether it is trained on, for a training with several such parts; the
+        first part always is.
     """
 
     name: str
     annotations: str
     images: str | None = None
+    is_trained: bool = False
 
 
 def json_name(split: str) -> str:

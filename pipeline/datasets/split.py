@@ -135,8 +135,8 @@ def split_dataset(
 def _shares(options: SplitOptions) -> dict[str, float]:
     if not (0 <= options.val < 1 and 0 <= options.test < 1 and 0 < options.val + options.test < 1):
         raise SpecError(
-            f"--val {options.val:g} and --test {options.test:g} must be shares of the images: at least one above 0, "
-            "together below 1."
+            f"--val-share {options.val:g} and --test-share {options.test:g} must be shares of the images: at "
+            "least one above 0, together below 1."
         )
     shares = {"train": 1 - options.val - options.test, "val": options.val, "test": options.test}
     return {split: share for split, share in shares.items() if share > 0}
@@ -154,7 +154,7 @@ def _read_earlier(to: Path, shares: Mapping[str, float], storage: Storage) -> di
             raise OutputOccupiedError(f"{path} is not a COCO annotation file; name another folder by --to.")
         if split not in shares:
             raise SpecError(
-                f"{path} is of an earlier split with {split}; give a share for --{split}, or --fresh to split anew."
+                f"{path} is of an earlier split with {split}; give --{split}-share, or --resplit to split anew."
             )
         for image in document["images"]:
             if isinstance(image, dict) and isinstance(image.get("file_name"), str):
@@ -344,7 +344,7 @@ def _write(
     files = {}
     for split in SPLITS:
         if split not in shares:
-            # Of an earlier split, which --fresh forgets.
+            # Of an earlier split, which --resplit forgets.
             (to / json_name(split)).unlink(missing_ok=True)
             continue
         own = [image for image in images if split_of[image["file_name"]] == split]

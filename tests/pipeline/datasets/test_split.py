@@ -156,7 +156,7 @@ def test_a_new_folder_gets_a_link_to_the_images(tmp_path: Path) -> None:
 def test_an_earlier_test_split_is_not_left_behind(tmp_path: Path) -> None:
     write_coco(tmp_path / "annotations.json", photos=10)
     split(tmp_path, val=0.2, test=0.2)
-    with pytest.raises(SpecError, match="--test"):
+    with pytest.raises(SpecError, match="--test-share"):
         split(tmp_path, val=0.2)
     split(tmp_path, val=0.2, is_fresh=True)
     assert not (tmp_path / "test.json").exists()
