@@ -63,7 +63,8 @@ def read_labelme(files: SourceFiles, finder: ImageFinder, flaws: Flaws, *, keeps
         reasons = [f"{kind}: {names[0]}" for kind, names in flaws.left_out.items()]
         raise InputError(f"{files.root} has no labelme file that can be read ({'; '.join(reasons)}).")
     notes = []
-    without = [path for path in files.images if path not in taken]
+    # One labelme file says nothing about the photos beside its own.
+    without = [] if files.is_file else [path for path in files.images if path not in taken]
     if without and keeps_empty:
         images.extend(SourceImage(files.name_of(path), path, None) for path in without)
         notes.append(f"{len(without):,} images without a labelme file count as images without objects.")
