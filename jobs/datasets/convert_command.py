@@ -72,4 +72,4 @@ def _write(conversion: Conversion, source: Path) -> None:
 
 def _write_flaws(what: str, flaws: Mapping[str, Sequence[str]]) -> None:
     for kind, names in flaws.items():
-        write_line(f"{what}: {len(names):,} x {kind} ({listed(names)})")
+        write_line(f"{what}: {len(names):,} x {kind} ({listed(names, between='; ')})")

@@ -118,7 +118,7 @@ def split_dataset(
             f"No image is left for {missing[0]}: {len(groups)} groups of {len(images)} images cannot be split so; "
             "group fewer images together, or take another --seed."
         )
-    _link_images(to, folder)
+    _link_images(to, folder, notes)
     files = _write(document, images, split_of, shares, to)
     several = [group for group in members if len(group) > 1]
     return SplitResult(
@@ -311,13 +311,14 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else None
 
 
-def _link_images(to: Path, folder: str) -> None:
+def _link_images(to: Path, folder: str, notes: list[str]) -> None:
     """Give a new folder a link to the images, where its JSON files would not find them."""
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"{to} cannot be written: {error.strerror or error}.") from error
     if not is_local(folder):
+        notes.append(f"The images stay where they are; give --images {folder} to htc dataset check and to htc train.")
         return
     images, wanted = to / IMAGES, Path(local_path(folder)).resolve()
     if images.exists() or images.is_symlink():

@@ -365,6 +365,18 @@ def test_images_of_cocos_own_layout_are_found(tmp_path: Path, folder: str) -> No
     assert report.splits[0].images_folder == str(tmp_path / folder)
 
 
+def test_a_data_set_in_a_store_is_checked(tmp_path: Path) -> None:
+    import fsspec
+
+    write_coco(tmp_path / "train.json")
+    (tmp_path / "images" / "1.png").unlink()
+    write_photo(tmp_path / "images" / "9.png", 9)
+    fsspec.filesystem("memory").put(str(tmp_path), "/own-classes/data", recursive=True)
+    report = check_dataset(find_splits("memory://own-classes/data"))
+    assert found(report) == {"image-missing": ("1.png",), "image-unlisted": ("9.png",)}
+    assert report.splits[0].images_folder == "memory://own-classes/data/images"
+
+
 def test_the_images_folder_can_be_named(tmp_path: Path) -> None:
     write_coco(tmp_path / "train.json", folder="elsewhere/photos")
     assert [*found(check(tmp_path))] == ["image-missing"]
