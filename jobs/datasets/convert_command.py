@@ -66,8 +66,9 @@ def _write(conversion: Conversion, source: Path) -> None:
         f"{names}, {IMAGES}/"
     )
     folder = shlex.quote(str(conversion.folder))
-    split = f", htc dataset split {folder} --val-share 0.1" if conversion.files[0].name == ANNOTATIONS else ""
-    write_line(f"Next: htc dataset check {folder}{split}")
+    write_line(f"Next: htc dataset check {folder} --to sheets")
+    if conversion.files[0].name == ANNOTATIONS:
+        write_line(f"      htc dataset split {folder} --val-share 0.1")
 
 
 def _write_flaws(what: str, flaws: Mapping[str, Sequence[str]]) -> None:

@@ -38,7 +38,7 @@ def test_convert_check_split(source: Path, htc: Htc) -> None:
     assert "photos is read as labelme." in out
     assert "left out: 1 x polygon with < 3 points (3.json, shape 1)" in out
     assert "12 images with 12 objects in data: annotations.json, images/" in out
-    assert "Next: htc dataset check data, htc dataset split data --val-share 0.1" in out
+    assert "Next: htc dataset check data --to sheets\n      htc dataset split data --val-share 0.1\n" in out
 
     code, out, err = htc("dataset", "split", "data", "--val-share", "0.25")
     assert (code, err) == (0, "")

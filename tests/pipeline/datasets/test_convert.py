@@ -409,6 +409,14 @@ def test_yolo_images_that_share_a_label_file_are_left_out(source: Path, convert:
     assert "b.jpg, b.png" in next(iter(conversion.left_out))
 
 
+def test_yolo_listings_name_images_of_another_machine(source: Path, convert: Convert) -> None:
+    write_yolo(source, {"a": "0 .1 .1 .9 .1 .9 .9\n", "b": "0 .1 .1 .9 .1 .9 .9\n"}, train="train.txt")
+    (source / "train.txt").write_text("images/train/a.png\ndata/images/train/b.png\n/gone/c.png\n\n")
+    conversion = convert()
+    assert (conversion.images, conversion.objects) == (2, 2)
+    assert [*conversion.left_out] == ["image that cannot be read"]
+
+
 @pytest.mark.parametrize(
     ("names", "word"), [("cat", "list of class names"), ({"a": "b"}, "list of class names"), ([None], "no name")]
 )
