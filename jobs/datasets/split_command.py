@@ -42,9 +42,11 @@ def report_split(
     storage = Storage(storage_section)
     whole = find_whole(dataset, storage, images=images)
     if to is None:
-        if not is_local(whole.annotations):
-            raise SpecError(f"{whole.annotations} is not on this machine; name a local folder for the splits by --to.")
-        to = Path(local_path(folder_of(whole.annotations)))
+        if not is_local(whole[0].annotations):
+            raise SpecError(
+                f"{whole[0].annotations} is not on this machine; name a local folder for the splits by --to."
+            )
+        to = Path(local_path(folder_of(whole[0].annotations)))
     check_local(to)
     with ImageProgress() as progress:
         result = split_dataset(whole, to, options, storage=storage, on_image=progress.show)

@@ -94,22 +94,13 @@ def find_splits(dataset: str, storage: Storage | None = None, *, images: str | N
     )
 
 
-def find_whole(dataset: str, storage: Storage, *, images: str | None = None) -> Split:
-    """Find the one JSON file of a data set that is not split, or was not before.
-
-    Raises:
-        InputError: it consists of splits only.
-    """
+def find_whole(dataset: str, storage: Storage | None = None, *, images: str | None = None) -> list[Split]:
+    """Find all of a data set: its annotations.json, also beside splits of it, or else its splits together."""
+    storage = storage or Storage()
     uri = absolute_uri(dataset)
     if storage.kind(uri) == "folder" and storage.exists(join(uri, ANNOTATIONS)):
-        return Split("annotations", join(uri, ANNOTATIONS), None if images is None else absolute_uri(images))
-    splits = find_splits(dataset, storage, images=images)
-    if len(splits) > 1:
-        raise InputError(
-            f"{dataset} is split already ({', '.join(base_name(split.annotations) for split in splits)}); name one of "
-            "its JSON files to split that one."
-        )
-    return splits[0]
+        return [Split("annotations", join(uri, ANNOTATIONS), None if images is None else absolute_uri(images))]
+    return find_splits(dataset, storage, images=images)
 
 
 def _split_name(name: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.datasets.assignment import Group, assign_groups
 from pipeline.datasets.formats.coco import is_coco
 from pipeline.datasets.image_facts import ImageFacts, find_alike, read_facts
-from pipeline.datasets.layout import IMAGES, SPLITS, Split, json_name, locate_images, write_json
+from pipeline.datasets.layout import ANNOTATIONS, IMAGES, SPLITS, Split, json_name, write_json
+from pipeline.datasets.whole import read_whole
 from pipeline.errors import InputError, OutputOccupiedError, SpecError
 from pipeline.inputs.coco_files import read_coco
 from pipeline.machine_limits import usable_cpus
@@ -71,7 +72,7 @@ class SplitResult:
 
 
 def split_dataset(
-    whole: Split,
+    whole: Sequence[Split],
     to: Path,
     options: SplitOptions | None = None,
     *,
@@ -81,7 +82,7 @@ def split_dataset(
     """Split a data set and write a JSON file for each split.
 
     Args:
-        whole: the data set's one JSON file; see `find_whole`.
+        whole: the data set's JSON file, or its splits, which are put together first; see `find_whole`.
         to: the folder for train.json, val.json and test.json; if it is not that of the images, it gets a link to them.
         on_image: called after each image that is read with how many are done, and how many there are.
 
@@ -92,19 +93,14 @@ def split_dataset(
     """
     options, storage = options or SplitOptions(), storage or Storage()
     shares = _shares(options)
-    document = read_coco(whole.annotations, storage)
-    if not is_coco(document):
-        raise SpecError(
-            f"{whole.annotations} is not a COCO annotation file: it needs the lists images, annotations and categories."
-        )
+    source, notes = whole[0].annotations, list[str]()
+    document, folder = read_whole(whole, storage)
     images = [
         image for image in document["images"] if isinstance(image, dict) and isinstance(image.get("file_name"), str)
     ]
     if len(images) < len(shares):
-        raise InputError(f"{whole.annotations} has {len(images)} images, too few for {len(shares)} splits.")
+        raise InputError(f"{source} has {len(images)} images, too few for {len(shares)} splits.")
     names = [image["file_name"] for image in images]
-    folder = locate_images(whole, names, storage)
-    notes: list[str] = []
     earlier = {} if options.is_fresh else _read_earlier(to, shares, storage)
     related = _Related(names, options.group_by, notes)
     if options.finds_equal or options.finds_alike:
@@ -119,6 +115,10 @@ def split_dataset(
             "group fewer images together, or take another --seed."
         )
     _link_images(to, folder, notes)
+    if len(whole) > 1:
+        # First of all: the files of the splits, which are replaced, may be all that there is of the data set.
+        write_json(to / ANNOTATIONS, document)
+        notes.append(f"{len(whole)} splits are put together, in {to / ANNOTATIONS}, and split again.")
     files = _write(document, images, split_of, shares, to)
     several = [group for group in members if len(group) > 1]
     return SplitResult(

@@ -208,10 +208,37 @@ def test_images_that_cannot_be_read_are_noted(tmp_path: Path) -> None:
     assert split(tmp_path, val=0.2, finds_equal=False).notes == ()
 
 
-def test_a_data_set_that_is_split_already_is_not_guessed(tmp_path: Path) -> None:
+def test_splits_are_put_together_and_split_again(tmp_path: Path) -> None:
+    write_coco(tmp_path / "train.json", photos=10)
+    write_coco(tmp_path / "val.json", photos=3, first=10)
+    shutil.copy(tmp_path / "images" / "4.png", tmp_path / "images" / "11.png")
+    result = split(tmp_path, val=0.2)
+    # 11.png was in val and is 4.png, which is trained on: both are in train now.
+    assert names(tmp_path, "val") >= {"10.png", "12.png"}
+    assert names(tmp_path, "train") >= {"4.png", "11.png"}
+    assert sum(result.images.values()) == 13
+    whole = json.loads((tmp_path / "annotations.json").read_text())
+    assert [image["id"] for image in whole["images"]] == list(range(1, 14))
+    numbers = {image["id"]: image["file_name"] for image in whole["images"]}
+    assert [numbers[entry["image_id"]] for entry in whole["annotations"]] == [f"{at}.png" for at in range(13)]
+    assert "2 splits are put together" in " ".join(result.notes)
+    assert "torn apart" in " ".join(result.notes)
+
+
+def test_splits_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    write_coco(tmp_path / "train.json")
+    write_coco(tmp_path / "val.json", first=5, names=("dog",))
+    with pytest.raises(SpecError, match="other categories"):
+        split(tmp_path)
+    for part in ("train", "valid"):
+        (tmp_path / "roboflow" / part).mkdir(parents=True)
+        write_coco(tmp_path / "roboflow" / part / "_annotations.coco.json", folder=".")
+    with pytest.raises(SpecError, match="htc dataset convert brings them together"):
+        split(tmp_path / "roboflow", tmp_path / "to")
+
+
+def test_one_of_several_files_can_be_named(tmp_path: Path) -> None:
     write_coco(tmp_path / "train.json")
     write_coco(tmp_path / "val.json", first=5)
-    with pytest.raises(InputError, match=r"split already \(train.json, val.json\)"):
-        split(tmp_path)
-    named = Split("train", str(tmp_path / "train.json"))
+    named = [Split("train", str(tmp_path / "train.json"))]
     assert split_dataset(named, tmp_path / "parts", SplitOptions(val=0.4)).images["val"] == 1
