@@ -100,7 +100,7 @@ class RoomWatch:
 
     def _situation(self, nodes: ClusterNodes, asked: int) -> str:
         size = describe_size(self._plan.cpus, self._plan.gpus)
-        later = "what its autoscaler may bring, if it has one, Ray does not tell"
+        later = "what its autoscaler may bring, if it has one, is not known"
         if nodes.possible is not None:
             later = f"its autoscaler may bring {describe_shapes(nodes.possible)}"
         were = "was" if asked == 1 else "were"

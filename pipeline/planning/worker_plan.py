@@ -82,7 +82,7 @@ def plan_on_nodes(compute: ComputeSection, nodes: ClusterNodes, *, shards: int |
     """Choose the workers for a cluster, which may have fewer nodes now than it will have.
 
     A number, or the larger one of a range, is asked for in any case. By default there are as many workers as the nodes
-    hold that are there or, where Ray tells that, that the autoscaler may bring; one at least.
+    hold that are there or, where Ray reports that, that the autoscaler may bring; one at least.
 
     Args:
         shards: how many there are to do; None when that is not known.
