@@ -51,8 +51,9 @@ class NodeStates:
     def lost(self, nodes: Collection[str]) -> set[str]:
         """Return those of the nodes that are gone.
 
-        Ray declares a node dead some 15 s after its power went, and reports to the callers of its actors within a second
-        that these are unavailable; so each node that is not dead in Ray's table is asked whether its raylet still listens.
+        Ray declares a node dead some 15 s after its power went, and reports to the callers of its actors within a
+        second that these are unavailable; so each node that is not dead in Ray's table is asked whether its raylet
+        still listens.
         """
         import ray
 
