@@ -87,7 +87,7 @@ def _headlines(run: LiveRun, now: datetime) -> Iterator[Row]:
     if status.state != "running":
         return
     if run.written is not None and live is None:
-        yield "workers", f"{status.workers or 0} ready; a driver of an earlier version tells no more about them"
+        yield "workers", f"{status.workers or 0} ready; a driver of an earlier version reports no more about them"
     if live is not None:
         yield "workers", _workers(live)
         yield "shards", _shards(live)

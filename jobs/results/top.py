@@ -19,7 +19,7 @@ from pipeline.storage.storage import Storage
 
 # Less than half of the time between two writes of progress.json.
 EVERY_S = 2.0
-# How often the lease is read, which tells whether the driver is alive; sooner when it has stopped writing.
+# How often the lease is read, which shows whether the driver is alive; sooner when it has stopped writing.
 CHECK_EVERY_S = 60.0
 # What the table of workers takes with all of its columns.
 WIDE_COLUMNS = 130

@@ -201,7 +201,7 @@ def test_a_driver_of_an_earlier_version(output: Output, run_folder: Path) -> Non
     (run_folder / "progress.json").write_text(json.dumps(content))
     text = text_of(output)
     assert "5 of 7 (71%)" in text
-    assert "2 ready; a driver of an earlier version tells no more" in text
+    assert "2 ready; a driver of an earlier version reports no more" in text
 
 
 def test_a_driver_that_stopped_writing(output: Output, run_folder: Path) -> None:
