@@ -229,6 +229,8 @@ class Session:
             case WorkerNotStarted(failure=failure):
                 self._not_started(failure)
             case ShardEnded(worker=worker, outcome=ShardResult() as report):
+                if report.worker is not None:
+                    self._live.reported(worker, report.worker)
                 self._live.ended(worker)
                 self._live.done(worker, report)
                 self._committed(pool, report)
