@@ -7,6 +7,7 @@ from pipeline.driver.shard_queue import (
     MAX_BACKOFF_S,
     RECLAIM_PATIENCE_S,
     STRAGGLER_FACTOR,
+    InFlight,
     ShardQueue,
     Unsettled,
 )
@@ -433,3 +434,27 @@ def test_a_retry_that_is_not_due_or_not_for_this_worker_does_not_hide_the_next_o
     found = queue.next_for(1, (), has_peers=True)
     assert found is not None
     assert found.index == 2
+
+
+def test_the_shards_that_are_in_flight_for_the_longest_time_are_described() -> None:
+    queue, clock = queue_of(4)
+    take(queue, 0)
+    clock.now = 5.0
+    take(queue, 1)
+    take(queue, 1, 1)
+    assert (queue.in_flight, queue.waiting, queue.retrying, queue.usual_s) == (3, 1, 0, None)
+    assert queue.oldest(2) == [InFlight(0, 0, 1, 5.0), InFlight(1, 1, 1, 0.0)]
+    queue.failed(0, failure(0))
+    assert (queue.in_flight, queue.waiting, queue.retrying) == (2, 2, 1)
+    clock.now += MAX_BACKOFF_S
+    take(queue, 0)
+    queue.committed(1)
+    assert queue.usual_s == MAX_BACKOFF_S
+    # A further attempt is as young as it is.
+    assert queue.oldest(9) == [InFlight(2, 1, 1, MAX_BACKOFF_S), InFlight(0, 0, 2, 0.0)]
+    for _ in range(2):
+        queue.failed(0, failure(0, "death"))
+        clock.now += MAX_BACKOFF_S
+        take(queue, 0)
+    # Bisected: half of its images, in this attempt.
+    assert queue.oldest(9)[-1] == InFlight(0, 0, 4, 0.0, None, SHARD_IMAGES // 2)
