@@ -283,16 +283,8 @@ class Session:
                 self._live.reported(worker, worker_report)
             case WorkerNotStarted(worker=worker, failure=failure):
                 self._not_started(worker, failure)
-            case ShardEnded(worker=worker, outcome=ShardResult() as report):
-                self._live.ended(worker)
-                self._live.done(worker, report)
-                self._committed(pool, worker, report)
-            case ShardEnded(worker=worker, outcome=PartialResult() as piece):
-                self._live.ended(worker)
-                self._survived(pool, worker, piece)
-            case ShardEnded(worker=worker, outcome=ShardFailure() as shard_failure):
-                self._live.ended(worker)
-                self._failed(worker, shard_failure)
+            case ShardEnded():
+                self._ended(pool, event)
             case ShardAbandoned(index=index):
                 self._settle(self._queue.abandoned(index))
             case WorkerDied():
@@ -311,6 +303,20 @@ class Session:
                 self._left(event)
             case WorkersWaiting(reason=reason):
                 self._display.note(reason)
+
+    def _ended(self, pool: Pool, event: ShardEnded) -> None:
+        worker, outcome = event.worker, event.outcome
+        if isinstance(outcome, ShardResult) and outcome.worker is not None:
+            self._live.reported(worker, outcome.worker)
+        self._live.ended(worker)
+        match outcome:
+            case ShardResult():
+                self._live.done(worker, outcome)
+                self._committed(pool, worker, outcome)
+            case PartialResult():
+                self._survived(pool, worker, outcome)
+            case ShardFailure():
+                self._failed(worker, outcome)
 
     def _committed(self, pool: Pool, worker: int, report: ShardResult) -> None:
         if self._queue.is_running(report.index):
