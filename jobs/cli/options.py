@@ -223,7 +223,7 @@ class StorageFlags:
 class PlanFlags(JobFlags):
     """The flags of `plan` in the place of those of `run`: several numbers of workers can be compared."""
 
-    workers: Annotated[  # type: ignore[assignment]
+    workers: Annotated[
         list[str] | None,
         typer.Option(
             "--workers",
@@ -231,7 +231,7 @@ class PlanFlags(JobFlags):
             help="Processes with one model each; repeat to compare. MIN:MAX: a cluster that grows. [default: auto]",
             show_default=False,
         ),
-    ] = None
+    ] = None  # type: ignore[assignment]
 
     def spec_values(self) -> Iterator[tuple[str, object]]:
         """Yield the spec's dotted keys and values; of several numbers of workers none is the spec's."""

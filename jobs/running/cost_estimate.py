@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from jobs.running.probe import Probe
-from jobs.terminal.console import write_line, write_table
+from jobs.terminal.console import Alignment, write_line, write_table
 from pipeline.errors import SpecError
 from pipeline.job_spec.budget import BudgetSection, amount_text
 from pipeline.job_spec.deadline import deadline_after, local_text, parse_duration
@@ -347,13 +347,14 @@ def rate_lines(plan: CostPlan) -> Iterator[Line]:
 def write_estimates(plan: CostPlan) -> None:
     """Write the table of the pools, and which is the cheapest that keeps the limits."""
     is_priced = any(each.amount is not None for each in plan.estimates)
-    columns = ["workers", "time", "8 of 10", "start-up", "network", "tail", "end", "worker-hours"]
+    columns: list[str] = ["workers", "time", "8 of 10", "start-up", "network", "tail", "end", "worker-hours"]
     columns += ["cost", "8 of 10"] if is_priced else []
     columns += ["in time"] if plan.limit_s is not None else []
     columns += ["within cost"] if plan.budget.max_cost is not None else []
     write_line()
     rows = [_row(plan, number, is_priced=is_priced) for number in range(len(plan.estimates))]
-    write_table([*columns, ""], rows, alignments=["right"] * len(columns) + ["left"])
+    alignments: list[Alignment] = ["right" for _ in columns]
+    write_table([*columns, ""], rows, alignments=[*alignments, "left"])
     for sentence in sentences(plan):
         write_line(sentence)
 

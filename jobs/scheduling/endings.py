@@ -39,6 +39,8 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
     statuses = summary.get("statuses")
     if isinstance(statuses, dict):
         counts["failed"] = sum(count for name, count in statuses.items() if name != "ok" and _is_count(count))
+    if summary.get("stopped_by") == "deadline":
+        status = "stopped"
     return Ending(status, str(summary.get("reason") or ""), exit_code, counts)
 
 
