@@ -92,11 +92,8 @@ class RunLimits:
     def reached(self) -> LimitReached | None:
         """Return the limit that is reached, or would be before the next look; None while none is."""
         seconds, limit = self._nearest()
-        if limit == "deadline" and seconds <= 0:
-            return self._deadline_reached()
-        if limit == "max_cost" and seconds <= LOOK_S:
-            return self._cost_reached()
-        return None
+        is_reached = (limit == "deadline" and seconds <= 0) or (limit == "max_cost" and seconds <= LOOK_S)
+        return self.at(limit) if is_reached else None
 
     def closing(self) -> LimitReached | None:
         """Return the limit that comes before a shard that begins now would end; None while there is time for one."""
@@ -105,6 +102,10 @@ class RunLimits:
         seconds, limit = self._nearest()
         if limit == "" or seconds > statistics.median(self._durations_s):
             return None
+        return self.at(limit)
+
+    def at(self, limit: Limit) -> LimitReached:
+        """Return the reason for a stop at a limit now."""
         return self._deadline_reached() if limit == "deadline" else self._cost_reached()
 
     @property

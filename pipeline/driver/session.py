@@ -156,7 +156,7 @@ class Session:
                 self._check_error_budget()
                 self._check_limits(pool)
                 self._show(pool)
-            if not self._stop.is_set:
+            if not self._stop.is_set and not self._limit_reached:
                 for death in pool.final_check():
                     self._note_death(death)
         finally:
@@ -198,7 +198,7 @@ class Session:
             self._display.note(self._limits.closing_note(closing))
         if self._closing and not any(pool.ready_workers().values()):
             # Waiting any longer would only cost.
-            self._limit_reached = self._limit_reached or self._closing
+            self._limit_reached = self._limit_reached or self._limits.at(self._closing.limit)
 
     def _record_time(self, pool: Pool) -> None:
         held = pool.ready_workers()
