@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs.cli.options import BudgetFlags, PlanFlags, load_job_spec
 from pipeline.job_spec.job import load_spec
 from pipeline.output.run_record import load_record
 from pipeline.runs.measured_rate import format_age, rate_of_summary
@@ -206,3 +207,40 @@ def test_the_last_run_of_the_same_model_is_the_source(
 def test_ages_are_text() -> None:
     assert format_age(90) == "1 min 30 s ago"
     assert format_age(12 * 86_400) == "12 days ago"
+
+
+def test_the_flags_of_time_and_money_are_keys_of_the_spec() -> None:
+    flags = BudgetFlags(price_per_hour=2.5, max_cost=10, currency="EUR", deadline="6h", refuse_late=True)
+    budget = load_job_spec(None, input_uri="in", output_uri="out", budget=flags).budget
+    assert budget.model_dump(exclude_defaults=True) == {
+        "price_per_hour": 2.5,
+        "max_cost": 10,
+        "currency": "EUR",
+        "deadline": "6h",
+        "refuse_late": True,
+    }
+    assert load_job_spec(None, input_uri="in", output_uri="out", budget=BudgetFlags()).budget.worker_price is None
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [(["4"], 4), (["auto"], "auto"), (["4:8"], "auto"), (["4", "8"], 2)])
+def test_one_number_of_workers_is_the_specs(tmp_path: Path, numbers: list[str], expected: object) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("input: {uri: in}\noutput: {uri: out}\n" + ("compute: {workers: 2}\n" if expected == 2 else ""))
+    assert load_job_spec(str(file), PlanFlags(workers=numbers)).compute.workers == expected
+
+
+def test_spot_workers_are_priced_by_a_discount(capsys: Capture, photos: Path, tmp_path: Path) -> None:
+    flags = ("--workers", "4", "--price-per-hour", "10", "--spot-share", "0.5", "--spot-discount", "0.8")
+    _, estimate = planned(capsys, photos, tmp_path / "out", *GIVEN[:-1], *flags, "--spot-interruptions", "1")
+    (pool,) = estimate["pools"]
+    assert pool["amount"] == pytest.approx(pool["worker_hours"] * 6)
+    assert pool["redone_share"] > 0
+    code, out, _ = plan(capsys, photos, tmp_path / "out", *GIVEN, *flags)
+    assert (code, "50% of the workers, each taken away 0.05 times an hour" in out) == (0, True)
+
+
+def test_a_cluster_that_grows_is_one_pool(capsys: Capture, photos: Path, tmp_path: Path) -> None:
+    flags = ("--workers", "1:4", "--shard-images", "1", "--scale-up", "1s")
+    _, estimate = planned(capsys, photos, tmp_path / "out", *GIVEN[:-1], *flags)
+    (pool,) = estimate["pools"]
+    assert (pool["workers_least"], pool["workers_most"], pool["network_s"]) == (1, 4, pytest.approx(1 + 6 / 8))
