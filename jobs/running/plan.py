@@ -36,6 +36,7 @@ from pipeline.planning.size_sample import SizeSample
 from pipeline.planning.survey import InputSurvey, survey_input
 from pipeline.planning.worker_plan import local_gpus
 from pipeline.redaction import redact
+from pipeline.runs.cost import read_cost
 from pipeline.runs.open import find_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_FAILED, EXIT_INPUT_CHANGED, EXIT_USAGE
 from pipeline.runs.run import RunHandle
@@ -158,7 +159,10 @@ def report_plan(
         )
         return exit_code
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
-    lines += [*check.lines, *(_time_lines(estimate, check) if cost is None else [("workers", estimate.description)])]
+    lines += [
+        *check.lines,
+        *(_time_lines(estimate, check) if cost is None else [("this machine", f"workers: {estimate.description}")]),
+    ]
     if cost is not None:
         lines += rate_lines(cost)
     write_table(["", ""], lines, has_header=False)
@@ -404,6 +408,7 @@ def _plan_cost(
         listing_s=listing_s,
         load_s=probe.load_s if probe is not None else check.load_s,
         notes=notes,
+        spent=read_cost(storage, spec.output.uri, existing.name).amount or 0.0 if existing is not None else 0.0,
         now=now,
     )
 

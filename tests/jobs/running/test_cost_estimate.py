@@ -10,9 +10,10 @@ import pytest
 from jobs.cli.options import BudgetFlags, PlanFlags, load_job_spec
 from pipeline.job_spec.job import load_spec
 from pipeline.output.run_record import load_record
+from pipeline.runs.cost import RunCost, write_cost
 from pipeline.runs.measured_rate import format_age, rate_of_summary
 from pipeline.storage.storage import Storage
-from tests.support.builders.finished_runs import finish_run, write_inputs
+from tests.support.builders.finished_runs import FINGERPRINT, begin_run, finish_run, write_inputs
 from tests.support.htc import run_htc
 from tests.support.paths import PHOTOS
 
@@ -74,6 +75,19 @@ def test_a_largest_cost_that_cannot_be_kept_is_exit_code_1(capsys: Capture, phot
     flags = (*GIVEN, "--workers", "2", "--price-per-hour", "3600", "--max-cost", "100")
     code, out, _ = plan(capsys, photos, tmp_path / "out", *flags)
     assert (code, "stop at its largest cost, 100.00" in out) == (1, True)
+
+
+def test_what_a_resumed_run_has_cost_counts(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINGERPRINT)
+    begun = begin_run(write_inputs(tmp_path / "in", 8), str(tmp_path / "out"), "night")
+    write_cost(Storage(), begun.output_uri, "night", RunCost(60.0, 950.0), currency="")
+    flags = ("--weights", "untrained", "--model", "htc_r50_fpn", "--shard-images", "2", "--workers", "2")
+    priced = (*GIVEN[:-1], *flags, "--price-per-hour", "3600", "--max-cost")
+    code, estimate = planned(capsys, tmp_path / "in", tmp_path / "out", *priced, "1000")
+    assert (code, estimate["spent"], estimate["pools"][0]["within_cost"]) == (1, 950, "no")
+    assert 50 < estimate["pools"][0]["amount"] < 1000
+    code, _ = planned(capsys, tmp_path / "in", tmp_path / "out", *priced, "1100")
+    assert code == 0
 
 
 @pytest.mark.parametrize(
@@ -184,8 +198,6 @@ def test_a_run_of_an_older_release_gives_a_rate_without_a_range(tmp_path: Path) 
 def test_the_last_run_of_the_same_model_is_the_source(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.builders.finished_runs import FINGERPRINT
-
     monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINGERPRINT)
     times = {"session_images": 1000, "start_up_s": {"worker": 30.0}, "worker_time": WORKER_TIME}
     inputs, output = finished(tmp_path, **times)
