@@ -348,13 +348,16 @@ class Session:
             images=self._run.image_count,
             images_done=done,
         )
+        eta_s = self._throughput.eta_s(self._run.image_count - done)
+        if self._run.is_planned and (late := self._limits.late_note(eta_s)):
+            self._display.note(late)
         self._display.update(
             RunProgress(
                 images_total=self._run.image_count,
                 images_done=done,
                 images_failed=self._totals.rows.errors,
                 images_per_s=self._throughput.window_images_per_s(),
-                eta_s=self._throughput.eta_s(self._run.image_count - done),
+                eta_s=eta_s,
                 workers=ready,
                 is_listing=not self._run.is_planned,
                 statuses=self._totals.rows.statuses,
