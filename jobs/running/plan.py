@@ -2,11 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.running.cost_estimate import (
     CostPlan,
@@ -114,10 +114,11 @@ def report_plan(
     weights = weights_here(spec.model)
     if weights is not None and weights.is_file():
         spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
-    existing = _existing_run(spec, storage, run=run, fresh=fresh)
+    fingerprint = known_fingerprint(spec, storage, run)
+    existing = _existing_run(spec, storage, fingerprint, run=run, fresh=fresh)
     if existing is not None:
         _read_manifest(existing)
-    incremental = _plan_incremental(spec, storage, run) if existing is None else None
+    incremental = _plan_incremental(spec, storage, fingerprint) if existing is None else None
     size_sample = SizeSample() if options.is_probed else None
     began = time.monotonic()
     survey, changes = _survey(spec, storage, existing, incremental, size_sample)
@@ -137,7 +138,7 @@ def report_plan(
         here=estimate,
         check=check,
         probe=probe,
-        run=run,
+        fingerprint=fingerprint,
         listing_s=listing_s,
     )
     problem = check.problem or _why_no_estimate(options, spec, cost, probe, estimate.images)
@@ -251,17 +252,17 @@ def _survey(
         return survey(comparison=comparison), comparison.changes()
 
 
-def _plan_incremental(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalPlan | None:
+def _plan_incremental(spec: JobSpec, storage: Storage, fingerprint: Mapping[str, Any]) -> IncrementalPlan | None:
     if spec.select.mode == "full":
         return None
-    fingerprint = known_fingerprint(spec, storage, run)
     new_run = NewRun(datetime.now(UTC).isoformat(), "", fingerprint, spec.identity())
     return IncrementalPlan(spec.input, spec.select, storage, spec.output.uri, run=new_run)
 
 
-def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> RunHandle | None:
+def _existing_run(
+    spec: JobSpec, storage: Storage, fingerprint: Mapping[str, Any], *, run: str | None, fresh: bool
+) -> RunHandle | None:
     """Find the run that would be resumed; None if a new one would begin, or the planning would be continued."""
-    fingerprint = known_fingerprint(spec, storage, run)
     try:
         return find_run(spec, fingerprint, storage, run=run, fresh=fresh)
     except _WouldWriteError:
@@ -374,7 +375,7 @@ def _plan_cost(
     here: "_Estimate",
     check: ModelCheck,
     probe: Probe | None,
-    run: str | None,
+    fingerprint: Mapping[str, Any],
     listing_s: float,
 ) -> CostPlan | None:
     """Estimate the pools; None when no rate is known, or when only this machine is asked about and one image timed."""
@@ -385,7 +386,7 @@ def _plan_cost(
     elif options.is_probed:
         rate = probe.rate if probe is not None else None
     else:
-        found = rate_of_runs(spec, storage, known_fingerprint(spec, storage, run), like=options.like, now=now)
+        found = rate_of_runs(spec, storage, fingerprint, like=options.like, now=now)
         manifest = survey.manifest
         sized = manifest.image_count - manifest.unsized_images
         if found is not None:
