@@ -16,6 +16,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.output.run_record import list_records
 from pipeline.planning.estimate import Estimate, PricedPool, Spot, Verdict, Work, WorkerRate, estimate_run, judge
 from pipeline.planning.shard_size import choose_shard_images
+from pipeline.redaction import redact
 from pipeline.runs.measured_rate import RateOfRun, last_rate
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of, format_duration
@@ -434,7 +435,7 @@ def estimate_values(plan: CostPlan | None, probe: Probe | None) -> dict[str, Any
     """Return the estimates for --json; docs/cost.md names the keys. None without an estimate and a probe."""
     probed = probe and {
         "images": probe.images,
-        "failed": [{"uri": uri, "reason": reason} for uri, reason in probe.failures],
+        "failed": [{"uri": redact(uri), "reason": redact(reason)} for uri, reason in probe.failures],
     }
     if plan is None:
         return None if probe is None else {"rate": None, "probe": probed, "pools": []}

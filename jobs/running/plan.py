@@ -128,7 +128,7 @@ def report_plan(
     estimate = _estimate(spec, survey, existing, check)
     probe = None
     if size_sample is not None and not check.problem:
-        probe = _run_probe(spec, options, size_sample)
+        probe = _run_probe(spec, storage, options, size_sample)
     cost = _plan_cost(
         spec,
         storage,
@@ -360,9 +360,9 @@ class _Estimate:
     seconds: float | None
 
 
-def _run_probe(spec: JobSpec, options: EstimateOptions, size_sample: SizeSample) -> Probe:
+def _run_probe(spec: JobSpec, storage: Storage, options: EstimateOptions, size_sample: SizeSample) -> Probe:
     one, _ = plan_local_workers(spec, shards=1, gpus=local_gpus())
-    return run_probe(spec, size_sample.pick(options.probe_images or probe_images(one)), one)
+    return run_probe(spec, storage, size_sample.pick(options.probe_images or probe_images(one)), one)
 
 
 def _plan_cost(

@@ -16,6 +16,7 @@ from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import FINGERPRINT, begin_run, finish_run, write_inputs
 from tests.support.htc import run_htc
 from tests.support.paths import PHOTOS
+from tests.support.servers.signing_host import signing_host
 
 Capture = pytest.CaptureFixture[str]
 
@@ -155,6 +156,17 @@ def test_a_probe_of_corrupt_images_alone_gives_no_estimate(capsys: Capture, tmp_
     values = json.loads(out)
     assert (code, values["exit_code"], values["estimate"]["rate"]) == (1, 1, None)
     assert len(values["estimate"]["probe"]["failed"]) == 4
+
+
+@pytest.mark.slow
+def test_a_probe_of_signed_urls_reads_them_and_shows_no_signature(capsys: Capture, tmp_path: Path) -> None:
+    with signing_host() as host:
+        (tmp_path / "list.txt").write_text("\n".join(host.sign("hush-signature-7c7c")))
+        code, out, err = plan(capsys, tmp_path / "list.txt", tmp_path / "out", "--probe", "--workers", "2")
+    assert code == 0, err
+    assert "probe just now" in out
+    assert "not ok" not in out
+    assert "hush" not in out + err
 
 
 def finished(folder: Path, **summary: object) -> tuple[str, Path]:
