@@ -171,7 +171,7 @@ class Session:
                 self._check_error_budget()
                 self._check_limits(pool)
                 self._show(pool)
-            if not self._stop.is_set:
+            if not self._stop.is_set and not self._limit_reached:
                 for event in pool.final_check():
                     if isinstance(event, WorkerDied):
                         self._note_death(event)
@@ -227,7 +227,7 @@ class Session:
             self._display.note(self._limits.closing_note(closing))
         if self._closing and not any(pool.ready_workers().values()):
             # Waiting any longer would only cost.
-            self._limit_reached = self._limit_reached or self._closing
+            self._limit_reached = self._limit_reached or self._limits.at(self._closing.limit)
 
     def _record_time(self, pool: Pool) -> None:
         held = pool.ready_workers()
@@ -468,13 +468,16 @@ class Session:
             images=self._run.image_count,
             images_done=done,
         )
+        eta_s = self._throughput.eta_s(self._run.image_count - done)
+        if self._run.is_planned and (late := self._limits.late_note(eta_s)):
+            self._display.note(late)
         self._display.update(
             RunProgress(
                 images_total=self._run.image_count,
                 images_done=done,
                 images_failed=self._totals.rows.errors,
                 images_per_s=self._throughput.window_images_per_s(),
-                eta_s=self._throughput.eta_s(self._run.image_count - done),
+                eta_s=eta_s,
                 workers=len(ready),
                 is_listing=not self._run.is_planned,
                 statuses=self._totals.rows.statuses,

@@ -86,8 +86,11 @@ def test_a_worker_that_never_loads_its_model_is_ended_once_its_process_runs(tmp_
     # A cluster that grows may take its time.
     clock.now += 10_000.0
     assert pool.events(0.0) == []
+    # A worker without room costs nothing either.
+    assert (pool.running, pool.size) == (1, 2)
     answered += bench.handles[1].node.refs
     assert pool.events(0.0) == []
+    assert (pool.running, pool.size) == (2, 2)
     clock.now += bench.retry.start_timeout_s or 0.0
     assert pool.events(0.0) == []
     clock.now += 1.0
