@@ -7,6 +7,7 @@ Nothing here changes a run or its exit code, and the end of a run waits no longe
 HOOK_TIMEOUT_S for the operator's own program.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -234,8 +235,11 @@ class RunAnnouncer:
         return {channel: problem or DELIVERED for channel, problem in problems.items()}
 
     def _note_failure(self, ending: RunEnding, error: HtcError) -> None:
-        """Leave the failure in the output, for `htc metrics`; not in a store that has just failed."""
-        if isinstance(error, StorageError):
+        """Leave the failure in the output, for `htc metrics`; not in a store that has just failed.
+
+        A command that was typed at a terminal has its reader, and its misspelt flags must wake up no one else.
+        """
+        if isinstance(error, StorageError) or sys.stderr.isatty():
             return
         storage = Storage(self._spec.storage)
         self._within_bound(

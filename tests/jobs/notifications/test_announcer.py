@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import socket
 import threading
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from jobs.cli.program import main
 from jobs.notifications import announcer as announcing
 from jobs.notifications.announcer import Patience, RunAnnouncer
 from jobs.running import run as running
@@ -23,6 +26,7 @@ from pipeline.errors import HtcError, InputError, SpecError
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.messages import ImageFailure
 from pipeline.output.json_files import write_json
+from pipeline.runs.last_failure import last_failure_uri
 from pipeline.runs.lease import RunHeldError
 from pipeline.runs.summary import RunSummary, summary_uri
 from pipeline.storage.storage import Storage
@@ -434,3 +438,47 @@ def test_a_url_in_the_spec_is_refused_and_not_quoted(tmp_path: Path) -> None:
             with pytest.raises(SpecError) as caught:
                 spec_with(tmp_path, **{key: f"https://hooks.example/{SECRET}"})
             assert SECRET not in str(caught.value)
+
+
+def test_a_failure_is_left_for_monitoring_unless_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_with(tmp_path)
+    keep_run(spec, summary())
+    note = Path(last_failure_uri(spec.output.uri))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    RunAnnouncer(spec, patience=QUICK).failed(InputError("The input is empty."), None)
+    assert not note.exists()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    RunAnnouncer(spec, patience=QUICK).failed(InputError("The input is empty."), None)
+    assert json.loads(note.read_text())["reason"] == "The input is empty."
+
+
+def test_the_driver_of_a_rayjob_speaks_as_well(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    spec = tmp_path / "job.yaml"
+    spec.write_text(
+        "input: {uri: 's3://bucket/in/'}\noutput: {uri: 's3://bucket/out/'}\nnotify: {webhook_url_env: RUN_HOOK}\n"
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["manifests", str(spec), "--image", "registry.example/htc:1", "--to", str(tmp_path / "k8s")])
+    assert left.value.code == 0, capsys.readouterr().err
+    documents = [
+        document
+        for file in sorted((tmp_path / "k8s").rglob("*.yaml"))
+        for document in yaml.safe_load_all(file.read_text())
+        if document
+    ]
+    (job,) = [document for document in documents if document.get("kind") == "RayJob"]
+    (mounted,) = [
+        text for document in documents if document.get("kind") == "ConfigMap" for text in document["data"].values()
+    ]
+    there = tmp_path / "there.yaml"
+    there.write_text(mounted.replace("s3://bucket", str(tmp_path)))
+    program, *words = shlex.split(job["spec"]["entrypoint"])
+    assert program == "htc"
+    with pytest.raises(SystemExit) as left:
+        main([str(there) if word.endswith(".yaml") else word for word in words])
+    assert left.value.code == 2
+    (body,) = server.bodies
+    assert (body["event"], body["outcome"], body["exit_code"]) == ("failure", "failed", 2)
