@@ -167,6 +167,8 @@ def test_slack_and_teams_get_their_own_bodies(tmp_path: Path, server: Server) ->
     announce_end(spec_with(tmp_path, webhook_url_env="RUN_HOOK", webhook_format="teams"), OVER)
     slack, teams = server.bodies
     assert list(slack) == ["text"]
+    # `<` begins a link there.
+    assert "status &lt;&gt; 'ok'" in slack["text"]
     (card,) = teams["attachments"]
     assert card["contentType"] == "application/vnd.microsoft.card.adaptive"
     assert card["content"]["body"][0]["text"] == "htc street: FAILED (over error budget)"
@@ -321,6 +323,29 @@ def wait_until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_start_that_hangs_shares_the_bound_of_the_end(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.is_hanging.set()
+    spec = spec_with(tmp_path, webhook_url_env="RUN_HOOK", events=["start", "end"])
+    announcer = RunAnnouncer(spec, patience=Patience(bound_s=0.6, longest_wait_s=0.0))
+    announcer.begun(NamedRun("r1"))
+    announcer.ended(summary())
+    said = capsys.readouterr().err
+    assert said.count("The webhook of notify was not reached: there was no answer within 0.") == 1
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> dict[str, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(announcing, "deliver_side_by_side", interrupt)
+    announce_end(spec_with(tmp_path, exit_hook=["true"]), summary())
+    assert "No longer waiting for the notifications" in capsys.readouterr().err
 
 
 def test_the_start_is_announced_with_the_name_of_the_run(tmp_path: Path, server: Server) -> None:
