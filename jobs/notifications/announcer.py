@@ -42,7 +42,7 @@ from jobs.notifications.run_ending import (
     is_wanted,
 )
 from jobs.terminal.console import say
-from pipeline.errors import HtcError, StorageError
+from pipeline.errors import HtcError, StoppedError, StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.job_spec.notify import RunEvent
 from pipeline.output.run_record import read_record
@@ -58,6 +58,8 @@ from pipeline.text import format_duration, message_of
 
 DELIVERED = "delivered"
 RECORD_BOUND_S = 10.0
+# A command that a signal interrupts before its run could begin is ended after 3 s, see `jobs.cli.program`.
+BOUND_BEFORE_A_RUN_S = 1.0
 START_SHARE = 0.5
 """Of the time for servers at a run's end, as long as the report of its start is still under way."""
 
@@ -80,13 +82,11 @@ class Patience:
 
     def now(self) -> "Patience":
         """Return it, or a shorter one when this process was asked to stop by a signal."""
-        if not was_stopped():
-            return self
-        return replace(
-            self,
-            bound_s=min(self.bound_s, BOUND_AFTER_SIGNAL_S),
-            hook_timeout_s=min(self.hook_timeout_s, BOUND_AFTER_SIGNAL_S),
-        )
+        return self.at_most(BOUND_AFTER_SIGNAL_S) if was_stopped() else self
+
+    def at_most(self, limit_s: float) -> "Patience":
+        """Return it with no bound over a limit."""
+        return replace(self, bound_s=min(self.bound_s, limit_s), hook_timeout_s=min(self.hook_timeout_s, limit_s))
 
 
 class RunAnnouncer:
@@ -142,6 +142,8 @@ class RunAnnouncer:
         self._wait_for_start()
         if isinstance(error, RunHeldError):
             return
+        if isinstance(error, StoppedError):
+            self._patience = self._patience.at_most(BOUND_BEFORE_A_RUN_S)
         name = self._run or run or ""
         ending = RunEnding(name, "failed", error.exit_code, str(error))
         # First, because a Pushgateway gets what the output says.
