@@ -206,6 +206,9 @@ class JobSpec(Section):
     images: ImagesSection = ImagesSection()
     select: SelectSection = SelectSection()
     notify: NotifySection = NotifySection()
+    telemetry: Literal["auto", "otel", "off"] = Field(
+        default="auto", description="auto (by OpenTelemetry's environment variables), otel or off"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved spec as plain JSON-able values, for run.json."""

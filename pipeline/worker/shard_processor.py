@@ -11,7 +11,7 @@ from pipeline.inputs.shard import Shard
 from pipeline.messages import Assignment, Hang, ImageFailure, PartialResult, ShardResult
 from pipeline.output.commit import commit_shard
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
-from pipeline.telemetry import WorkerTotals
+from pipeline.telemetry import WorkerTotals, traced_stages
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import CommitError
 from pipeline.worker.memory import resident_bytes
@@ -87,7 +87,7 @@ class ShardProcessor:
             claim=claim,
             on_images=self._counter.counted(on_images),
         )
-        with self._counter.track(stages.clock, stages.bytes_read):
+        with self._counter.track(stages.clock, stages.bytes_read), traced_stages(stages.clock, assignment.traceparent):
             outcomes = stages.run()
             with stages.clock.time("write"):
                 images = Shard(shard.index, tuple(shard.images[position] for position in positions))
