@@ -335,8 +335,12 @@ def capture_output() -> None:
         # Started with stderr closed: there is no reader.
         return
     _own_stderr = os.fdopen(own, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    if sys.stderr is not None:
+        sys.stderr.flush()
     os.dup2(write_end, 2)
     os.close(write_end)
+    # The old object may believe that it writes to a file, in which it can seek.
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     _drained = threading.Event()
     threading.Thread(target=_relay, args=(read_end, _drained), daemon=True, name="stderr").start()
 

@@ -126,4 +126,6 @@ def _error_for_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
     if "status code 404" in reason or "Version check" in reason:
         return ClusterError(_not_a_dashboard(url))
     first = next((line.strip() for line in reason.splitlines() if line.strip()), "without a reason")
-    return ClusterError(f"The cluster at {url} refuses: {first[:500]}")
+    if "No available agent" in reason:
+        return ClusterError(f"The cluster at {url} is still starting; try again in a minute.")
+    return ClusterError(f"The cluster at {url} refuses: {first[:500].rstrip('.')}.")

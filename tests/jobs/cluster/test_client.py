@@ -3,9 +3,9 @@
 import os
 import re
 import socket
-import threading
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def test_a_server_that_speaks_something_else_is_not_missing() -> None:
                     one.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
 
         threading.Thread(target=greet, daemon=True).start()
-        with pytest.raises(ClusterError, match="accepts connections at .*, and does not answer as a Ray dashboard"):
+        with pytest.raises(ClusterError, match=r"accepts connections at .*, and does not answer as a Ray dashboard"):
             connect(f"http://127.0.0.1:{server.getsockname()[1]}", connect_timeout_s=0.5)
 
 
@@ -98,7 +98,7 @@ def test_a_server_that_never_answers_is_an_error() -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(8)
-        with pytest.raises(ClusterError, match="accepts connections at .*, and does not answer"):
+        with pytest.raises(ClusterError, match=r"accepts connections at .*, and does not answer"):
             connect(f"http://127.0.0.1:{mute.getsockname()[1]}", connect_timeout_s=0.3)
 
 
