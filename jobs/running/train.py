@@ -96,7 +96,9 @@ class _TrainingDisplay:
 
     def close(self) -> None:
         """Stop the bar and restore the terminal."""
-        self._bar.stop()
+        if not logs.is_json():
+            # Also without a bar it writes a line.
+            self._bar.stop()
         sys.stderr.flush()
 
 

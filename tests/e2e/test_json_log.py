@@ -91,7 +91,7 @@ def test_errors_of_usage_and_of_input() -> None:
     assert (code, line["event"], line["fields"]["exit_code"]) == (2, "usage_error", 2)
     code, _, [line] = _htc("--log-format=json", "runs", "/no/such/folder")
     assert (code, line["event"], line["fields"]["exit_code"]) == (2, "error", 2)
-    code, _, [line] = _htc("schedule", "history", "--limit", "none", HTC_LOG_FORMAT="json")
+    code, _, [line] = _htc("schedule", "history", "--last", "none", HTC_LOG_FORMAT="json")
     assert (code, line["event"]) == (2, "usage_error")
 
 
