@@ -69,6 +69,7 @@ class Handle:
     """An actor's handle."""
 
     def __init__(self, cluster: "StubCluster") -> None:
+        self.node = Method(cluster, "node")
         self.start = Method(cluster, "start")
         self.progress = Method(cluster, "progress")
         self.run_shard = Method(cluster, "run_shard")
@@ -87,12 +88,13 @@ class StubCluster:
 
         self.ends = ends
         self.fails = fails
-        self.calls: dict[str, int] = dict.fromkeys(("start", "progress", "run_shard", "abandon"), 0)
+        self.calls: dict[str, int] = dict.fromkeys(("node", "start", "progress", "run_shard", "abandon"), 0)
         self.waited = self.waits = 0
         self.workers_s = 0.0
         self.sent_bytes = 0
         self._result, self._failure = ShardResult, ShardFailure
         self._fixed = {
+            "node": pickle.dumps("node"),
             "start": pickle.dumps(WorkerReady("cpu", 8, 1.0)),
             "progress": pickle.dumps(WorkerProgress({})),
             "abandon": pickle.dumps(False),
@@ -150,6 +152,10 @@ class IdleWorker:
 
     def __init__(self) -> None:
         self._stub = StubCluster(ends=NEVER)
+
+    def node(self) -> str:
+        """Answer as a worker whose process runs."""
+        return "node"
 
     def start(self) -> Any:
         """Answer as a worker that has loaded its model."""

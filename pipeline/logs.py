@@ -61,6 +61,7 @@ EVENTS: Mapping[str, EventKind] = {
     "damaged_file": EventKind("warning", "A file of the output is damaged, and the command can do without it."),
     # Training.
     "training_progress": EventKind("info", "Every ten seconds of a training: fields step, steps, losses."),
+    "training_scores": EventKind("info", "A training was scored: fields epoch, evaluation, classes, is_best."),
     # The scheduler.
     "firing": EventKind("info", "The scheduler began, stopped or ended a firing: field firing."),
     "notification_failed": EventKind("warning", "A webhook or an exit hook was not reached: field channel."),

@@ -1,5 +1,6 @@
 """Augmentation: random changes to training images; every random number comes from the caller's generator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,12 +23,16 @@ class Augmentation:
         exceeds the usual size is cropped at random (large-scale jitter, arXiv:2012.07177, sec. 3).
     colour: brightness, contrast and saturation each change by up to this fraction.
     copy_paste: probability that objects of a second image are pasted (arXiv:2012.07177).
+    crop: probability that a random window, at least half as wide and high as the image, takes the image's place.
+    mosaic: probability that four images share the place of one (YOLOv4, arXiv:2004.10934, section 3.3).
     """
 
     flip: float = 0.5
     scale: tuple[float, float] = (1.0, 1.0)
     colour: float = 0.0
     copy_paste: float = 0.0
+    crop: float = 0.0
+    mosaic: float = 0.0
 
 
 def augment_image(
@@ -36,6 +41,8 @@ def augment_image(
     augmentation: Augmentation,
     resize: ResizeConfig,
     random: np.random.Generator,
+    *,
+    others: Sequence[TrainingImage] = (),
 ) -> TrainingImage:
     """Bring an image to network scale with all changes applied.
 
@@ -45,7 +52,9 @@ def augment_image(
         augmentation: which changes, and how strongly.
         resize: the network's usual size.
         random: source of all random numbers.
+        others: three images that make a mosaic with the image; none for no mosaic.
     """
+    image = build_mosaic([image, *others], resize, random) if others else image
     changed = _place(image, augmentation, resize, random)
     if donor is not None and len(donor.labels) and random.random() < augmentation.copy_paste:
         changed = paste_objects(changed, _place(donor, augmentation, resize, random), random)
@@ -56,6 +65,8 @@ def _place(
     image: TrainingImage, augmentation: Augmentation, resize: ResizeConfig, random: np.random.Generator
 ) -> TrainingImage:
     """Scale, crop and flip."""
+    if augmentation.crop > 0 and random.random() < augmentation.crop:
+        image = _crop_at_random(image, random)
     usual = resized_size(*image.size, resize)
     low, high = np.log(augmentation.scale)
     factor = float(np.exp(random.uniform(low, high)))
@@ -67,6 +78,47 @@ def _place(
     if window != scaled:
         placed = crop_image(placed, top, left, window)
     return flip_image(placed) if random.random() < augmentation.flip else placed
+
+
+def _crop_at_random(image: TrainingImage, random: np.random.Generator) -> TrainingImage:
+    height, width = (max(1, round(side * random.uniform(0.5, 1.0))) for side in image.size)
+    top = int(random.integers(image.size[0] - height + 1))
+    left = int(random.integers(image.size[1] - width + 1))
+    return crop_image(image, top, left, (height, width))
+
+
+def build_mosaic(images: Sequence[TrainingImage], resize: ResizeConfig, random: np.random.Generator) -> TrainingImage:
+    """Put four images into the quarters of one, whose centre lies at random in its middle third.
+
+    Args:
+        images: four, at any size; each is scaled to its quarter.
+        resize: the network's usual size.
+
+    Returns:
+        an image of the first one's network size, with the objects of all that are left visible.
+    """
+    height, width = resized_size(*images[0].size, resize)
+    row, column = (round(side * random.uniform(1 / 3, 2 / 3)) for side in (height, width))
+    canvas = TrainingImage(
+        " with ".join(image.name for image in images),
+        np.zeros((height, width, 3), np.uint8),
+        np.concatenate([image.labels for image in images]),
+        np.zeros((sum(len(image.labels) for image in images), height, width), np.uint8),
+        np.zeros((height, width), np.uint8),
+        None if any(image.stuff is None for image in images) else np.zeros((height, width), np.uint8),
+    )
+    quarters = [(0, 0, row, column), (0, column, row, width), (row, 0, height, column), (row, column, height, width)]
+    first = 0
+    for image, (top, left, bottom, right) in zip(images, quarters, strict=True):
+        scaled = resize_image(image, (max(bottom - top, 1), max(right - left, 1)))
+        window = slice(top, bottom), slice(left, right)
+        canvas.pixels[window] = scaled.pixels
+        canvas.masks[first : first + len(image.labels), window[0], window[1]] = scaled.masks
+        canvas.crowd_mask[window] = scaled.crowd_mask
+        if canvas.stuff is not None and scaled.stuff is not None:
+            canvas.stuff[window] = scaled.stuff
+        first += len(image.labels)
+    return drop_invisible(canvas, min_pixels=_MIN_VISIBLE_PIXELS)
 
 
 def crop_image(image: TrainingImage, top: int, left: int, size: tuple[int, int]) -> TrainingImage:

@@ -6,15 +6,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from htc_model.config import ModelConfig, ModelConfigError, load_preset
+from htc_model.config import ModelConfig, ModelConfigError, config_from_dict, load_preset
 from htc_model.network.detector import HTC, build_model
 from htc_model.training.freezing import freeze_backbone
 from htc_model.training.pretrained import InitialReport, initialise_heads, load_imagenet_lite0, load_initial
 from htc_model.training.spec import ModelSection, OptimiserSection, SamplingSection, TrainingSpec
 from htc_model.training.train_config import TrainConfig, train_config_for
+from htc_model.weights.load import LoadedWeights
 
-# From the name in `model.initial` to a state dict; the caller knows where weights are stored.
-LoadState = Callable[[str], Mapping[str, Tensor]]
+# From the name in `model.initial` to weights, or a bare state dict; the caller knows where weights are stored.
+LoadState = Callable[[str], LoadedWeights | Mapping[str, Tensor]]
 
 
 def build_model_config(
@@ -96,9 +97,27 @@ def build_training_model(
             )
         report = load_initial(model, load_imagenet_lite0())
     elif spec.model.initial != "none":
-        report = load_initial(model, load_state(spec.model.initial))
+        loaded = load_state(spec.model.initial)
+        if isinstance(loaded, LoadedWeights):
+            _check_backbone(spec.model.initial, loaded, config)
+            report = load_initial(model, loaded.state, loaded.metadata.get("classes"))
+        else:
+            report = load_initial(model, loaded)
     freeze_backbone(model, spec.model.frozen_stages)
     return model, report
+
+
+def _check_backbone(initial: str, loaded: LoadedWeights, config: ModelConfig) -> None:
+    """Refuse weights of a network with another backbone, of which few tensors would fit by chance."""
+    described = loaded.metadata.get("config")
+    if not isinstance(described, dict):
+        return
+    theirs = config_from_dict(described)
+    if replace(theirs.backbone, norm=config.backbone.norm) != config.backbone:
+        raise ModelConfigError(
+            f"{initial} holds weights of {theirs.name}, whose backbone is not that of {config.name}; set model.preset "
+            f"(--model) to {theirs.name}, or begin with other weights."
+        )
 
 
 def build_optimiser(model: HTC, section: OptimiserSection) -> torch.optim.Optimizer:

@@ -3,7 +3,7 @@
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from htc_model.training.spec import TrainingSpec
 # Settings that may change when a run is resumed: they change speed or frequency, not what is computed.
 _OPERATIONAL_KEYS = frozenset({
     "output", "loaders", "evaluate_epochs", "checkpoint_steps", "log_steps", "evaluate", "gpus_per_worker",
-    "cpus_per_worker",
+    "cpus_per_worker", "patience", "pictures", "loggers",
 })  # fmt: skip
 
 
@@ -28,7 +28,8 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """Everything a resumed run needs.
 
-    step: how many steps are done. spec, config: plain values. model, optimiser, average: state dicts.
+    step: how many steps are done. spec, config: plain values. model, optimiser, average: state dicts. scaler: the state
+        of fp16's loss scale, empty for other precisions.
     """
 
     step: int
@@ -37,6 +38,7 @@ class Checkpoint:
     model: dict[str, Any]
     optimiser: dict[str, Any]
     average: dict[str, Any]
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -76,7 +78,14 @@ def read_checkpoint(path: Path, spec: dict[str, Any], config: ModelConfig) -> Ch
         )
     # Read with the current classes, so that settings that did not exist then have their defaults.
     their_spec = TrainingSpec.model_validate(checkpoint.spec).model_dump(mode="json")
-    different = _differences(their_spec, spec) + _differences(config_to_dict(config_from_dict(theirs)), ours)
+    if their_spec["epochs"] > spec["epochs"]:
+        raise CheckpointError(
+            f"{path} was made with epochs {their_spec['epochs']}, which may grow, not shrink to {spec['epochs']}; "
+            "train into another output folder."
+        )
+    different = _differences(their_spec, {**spec, "epochs": their_spec["epochs"]}) + _differences(
+        config_to_dict(config_from_dict(theirs)), ours
+    )
     if different:
         raise CheckpointError(
             f"{path} was made with other settings: {'; '.join(different)}. "

@@ -3,8 +3,12 @@
 import contextlib
 import io
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from htc_model.training.annotations import CocoAnnotations
 
@@ -37,14 +41,35 @@ def score_results(
         "box_ap", "box_ap50", "box_ap75", "box_ap_small", … and "mask_ap", … in [0, 1]; -1 where there is nothing to
         score. "mask_ap", … are missing if no object of the truth has a mask.
     """
+    return score_with_classes(results, document, image_ids, category_ids, has_masks=has_masks)[0]
+
+
+def score_with_classes(
+    results: Sequence[Mapping[str, Any]],
+    document: Mapping[str, Any],
+    image_ids: Sequence[int],
+    category_ids: tuple[int, ...],
+    *,
+    has_masks: bool,
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Score detections as `score_results`, over all classes and for each.
+
+    Returns:
+        what `score_results` returns; and by category, in the order of `category_ids`, "box_ap", "box_ap50", "mask_ap",
+        "mask_ap50" (-1 where no object is scored) and "objects", how many objects, crowds aside, the truth has.
+    """
     scores: dict[str, float] = {}
+    counts = Counter(entry["category_id"] for entry in document["annotations"] if not entry.get("iscrowd", 0))
+    classes: list[dict[str, float]] = [{"objects": counts[number]} for number in category_ids]
     kinds = {"box": "bbox"}
     if has_masks and any(entry.get("segmentation") for entry in document["annotations"]):
         kinds["mask"] = "segm"
     for name, kind in kinds.items():
-        stats = _average_precision(results, document, image_ids, category_ids, kind)
+        stats, by_class = _average_precision(results, document, image_ids, category_ids, kind)
         scores |= {f"{name}_{stat}": float(value) for stat, value in zip(_STATS, stats, strict=False)}
-    return scores
+        for found, (ap, ap50) in zip(classes, by_class, strict=True):
+            found |= {f"{name}_ap": ap, f"{name}_ap50": ap50}
+    return scores, classes
 
 
 def coco_document(annotations: CocoAnnotations) -> dict[str, Any]:
@@ -96,7 +121,8 @@ def _average_precision(
     image_ids: Sequence[int],
     category_ids: tuple[int, ...],
     kind: str,
-) -> list[float]:
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """Return COCOeval.stats, and AP and AP at IoU 0.5 by class."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -120,7 +146,25 @@ def _average_precision(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return [float(value) for value in evaluation.stats]
+    return [float(value) for value in evaluation.stats], _by_class(evaluation.eval["precision"])
+
+
+def _by_class(precision: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Return AP and AP at IoU 0.5 of each class, in [0, 1]; -1 for a class without objects.
+
+    Args:
+        precision: COCOeval's [T, R, K, A, M]: IoU thresholds from 0.5 on, recalls, classes, areas (all first), numbers
+            of detections (the most last); -1 where there is nothing to score.
+    """
+    of_classes = precision[:, :, :, 0, -1]
+    found = []
+    for number in range(of_classes.shape[2]):
+        values = of_classes[:, :, number]
+        if (values < 0).all():
+            found.append((-1.0, -1.0))
+        else:
+            found.append((float(values[values >= 0].mean()), float(values[0][values[0] >= 0].mean())))
+    return found
 
 
 def _truth(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from htc_model.config import ModelConfig
 from htc_model.structures import ImageBatch
 from htc_model.training.annotations import AnnotationError, CocoAnnotations
 from htc_model.training.augment import Augmentation, augment_image
+from htc_model.training.balance import count_repeats
 from htc_model.training.samples import (
     LoadImage,
     LoadStuff,
@@ -25,8 +27,8 @@ from htc_model.training.targets import Truth
 
 # This many unreadable images in a row mean a wrong folder, not a bad image.
 _MAX_UNREADABLE_IN_A_ROW = 20
-# (epoch, index of the image).
-_Place = tuple[int, int]
+# (epoch, index of the image), and which repeat it is from the second on.
+_Place = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,16 @@ class TrainingDataset(Dataset[TrainingBatch]):
     def __getitem__(self, places: Sequence[_Place]) -> TrainingBatch:
         loaded: list[TrainingImage] = []
         unreadable: list[str] = []
-        for epoch, index in places:
-            random = np.random.default_rng((self.seed, epoch, index))
-            image = self._load(index, unreadable)
+        for place in places:
+            # Each repeat of an image in an epoch is augmented in its own way.
+            random = np.random.default_rng((self.seed, *place))
+            image = self._load(place[1], unreadable)
             has_donor = self.augmentation.copy_paste > 0
             donor = self._load(int(random.integers(len(self))), unreadable) if has_donor else None
-            loaded.append(augment_image(image, donor, self.augmentation, self.config.resize, random))
+            others = []
+            if self.augmentation.mosaic > 0 and random.random() < self.augmentation.mosaic:
+                others = [self._load(int(random.integers(len(self))), unreadable) for _ in range(3)]
+            loaded.append(augment_image(image, donor, self.augmentation, self.config.resize, random, others=others))
         images, truths = build_training_batch(loaded, self.config)
         return TrainingBatch(images, truths, [image.name for image in loaded], unreadable)
 
@@ -107,6 +113,8 @@ class BatchPlan(Sampler[list[_Place]]):
         seed, epoch: determine the order.
         rank, world_size: each process takes every world_size-th batch; all take equally many.
         first_batch: how many batches to skip, for an epoch that is resumed in the middle.
+        repeats: [N], how often each image is taken, on average over the epochs (see `repeat_factors`); None is once.
+            Every epoch has the same number of batches.
     """
 
     def __init__(
@@ -119,15 +127,17 @@ class BatchPlan(Sampler[list[_Place]]):
         rank: int = 0,
         world_size: int = 1,
         first_batch: int = 0,
+        repeats: NDArray[np.float64] | None = None,
     ) -> None:
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(len(aspect_ratios))
         # Landscape and portrait never mix; within each group the shuffled order is kept.
         is_wide = np.asarray(aspect_ratios)[order] >= 1
+        groups = [[(epoch, int(index)) for index in group] for group in (order[is_wide], order[~is_wide])]
+        if repeats is not None:
+            groups = [_repeat(places, repeats, random) for places in groups]
         batches = [
-            [(epoch, int(index)) for index in group[start : start + batch_size]]
-            for group in (order[is_wide], order[~is_wide])
-            for start in range(0, len(group), batch_size)
+            places[start : start + batch_size] for places in groups for start in range(0, len(places), batch_size)
         ]
         shuffled = [batches[index] for index in random.permutation(len(batches))]
         # All processes must take the same number of steps: the first batches are repeated at the end.
@@ -141,6 +151,17 @@ class BatchPlan(Sampler[list[_Place]]):
 
     def __iter__(self) -> Iterator[list[_Place]]:
         return iter(self._batches)
+
+
+def _repeat(places: Sequence[_Place], repeats: NDArray[np.float64], random: np.random.Generator) -> list[_Place]:
+    """Repeat the places of images as their factors say, in random order."""
+    counts = count_repeats(repeats[[index for _, index in places]], random.random())
+    repeated: list[_Place] = [
+        (*place, number) if number else place
+        for place, count in zip(places, counts.tolist(), strict=True)
+        for number in range(count)
+    ]
+    return [repeated[position] for position in random.permutation(len(repeated))]
 
 
 def iterate_batches(dataset: TrainingDataset, plan: BatchPlan, *, loaders: int) -> Iterator[TrainingBatch]:

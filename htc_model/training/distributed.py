@@ -47,15 +47,27 @@ def share_weights(model: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def agree(is_true: bool) -> bool:
+    """Return what the process of rank 0 says; all processes must ask."""
+    if not _is_joint():
+        return is_true
+    said = torch.tensor([is_true], dtype=torch.uint8, device=_device())
+    dist.broadcast(said, src=0)
+    return bool(said.item())
+
+
 def average_named(values: Mapping[str, float]) -> dict[str, float]:
     """Average numbers over all processes, which must pass the same names in the same order."""
     if not _is_joint():
         return dict(values)
-    # NCCL takes CUDA tensors only.
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    summed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    summed = torch.tensor(list(values.values()), dtype=torch.float64, device=_device())
     dist.all_reduce(summed)
     return dict(zip(values, (summed / world_size()).tolist(), strict=True))
+
+
+def _device() -> str:
+    # NCCL takes CUDA tensors only.
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def _is_joint() -> bool:

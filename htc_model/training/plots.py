@@ -29,13 +29,10 @@ def draw_curves(metrics: Path, target: Path) -> bool:
     evaluations = [line for line in lines if line.get("evaluation")]
     if not steps:
         return False
-    try:
-        # The object interface: pyplot would need a display.
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("no %s: plotting needs matplotlib (pip install 'htc-batch[train]')", target.name)
+    figure_class = _load_figure(target)
+    if figure_class is None:
         return False
-    figure = Figure(figsize=(9, 8 if evaluations else 4.5), layout="constrained")
+    figure = figure_class(figsize=(9, 8 if evaluations else 4.5), layout="constrained")
     axes = figure.subplots(2 if evaluations else 1, 1, squeeze=False, sharex=True)[:, 0]
     _draw_losses(axes[0], steps)
     if evaluations:
@@ -43,6 +40,36 @@ def draw_curves(metrics: Path, target: Path) -> bool:
     axes[-1].set_xlabel("step")
     figure.savefig(target, format="png", dpi=110)
     return True
+
+
+def draw_range_test(rates: Sequence[float], losses: Sequence[float], suggestion: float, target: Path) -> bool:
+    """Plot the losses of a range test over its learning rates, with the suggested one; False without matplotlib."""
+    figure_class = _load_figure(target)
+    if figure_class is None:
+        return False
+    figure = figure_class(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="black")
+    axes.axvline(suggestion, color="C3", linestyle="--", label=f"suggested: {suggestion:.1e}")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("total loss, smoothed")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(target, format="png", dpi=110)
+    return True
+
+
+def _load_figure(target: Path) -> Any:
+    """Return matplotlib's Figure; None, with a warning, where it is not installed."""
+    try:
+        # The object interface: pyplot would need a display.
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no %s: plotting needs matplotlib (pip install 'htc-batch[train]')", target.name)
+        return None
+    return Figure
 
 
 def _draw_losses(axes: Any, lines: Sequence[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 import importlib
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,15 @@ class InitialReport:
 
     loaded: how many tensors were copied. reinitialised: names that keep their random start, because their shapes differ
         or the file lacks them. ignored: names in the file that the network does not have.
+    kept_classes, new_classes: where the file names other classes than the network's: those whose rows of the last
+        layers were copied, and those whose rows start at random.
     """
 
     loaded: int
     reinitialised: tuple[str, ...]
     ignored: tuple[str, ...]
+    kept_classes: tuple[str, ...] = ()
+    new_classes: tuple[str, ...] = ()
 
 
 def initialise_heads(model: HTC, seed: int = 0) -> None:
@@ -80,11 +84,16 @@ def _layer_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed} {first_stage}".encode())
 
 
-def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
+def load_initial(model: HTC, state: Mapping[str, Tensor], classes: Sequence[str] | None = None) -> InitialReport:
     """Copy every tensor that fits by name and shape, and name the rest.
 
-    The last layers of a network with another number of classes do not fit and start at random. A state dict without
-    `backbone.` names is taken as a backbone alone, so that torchvision's ResNet files load as they are.
+    The last layers have a row per class. Where the file's classes are known and are not the network's, or not in the
+    same order, the rows of the classes with the same name are copied, with that of the background, and the others
+    start at random; where they are not known, layers of another number of classes start at random as a whole. A state
+    dict without `backbone.` names is taken as a backbone alone, so that torchvision's ResNet files load as they are.
+
+    Args:
+        classes: of the file, in the order of its labels; None if not known.
 
     Raises:
         ModelConfigError: nothing fits, the backbone's norms are of the other kind, or a value is not finite.
@@ -99,18 +108,83 @@ def load_initial(model: HTC, state: Mapping[str, Tensor]) -> InitialReport:
     is_backbone_only = not any(name.startswith("backbone.") for name in state)
     given = {f"backbone.{name}": tensor for name, tensor in state.items()} if is_backbone_only else dict(state)
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+    changed: set[str] = set()
+    rows: list[tuple[int, int]] = []
+    if classes is not None and [_plain(name) for name in classes] != [_plain(name) for name in model.config.classes]:
+        rows = _same_classes(classes, model.config.classes)
+        for name in own:
+            if name in given and (each := _rows_of(name, model)) is not None:
+                fitting.pop(name, None)
+                merged = _merge_rows(
+                    own[name], given[name], each, rows, counts=(len(classes), model.config.num_classes)
+                )
+                if merged is not None:
+                    fitting[name] = merged
+                changed.add(name)
     if not any(tensor.is_floating_point() for tensor in fitting.values()):
         raise ModelConfigError(f"None of the {len(state)} initial weights fits {model.config.name}.")
     if _has_batch_norm(given) != _has_batch_norm(own):
         raise ModelConfigError(_describe_norms(is_given_batch=_has_batch_norm(given)))
     own.update(fitting)
     model.load_state_dict(own)
-    missing = [name for name in own if name not in fitting and not name.endswith(_COUNTER)]
+    is_new = [True] * model.config.num_classes
+    for _, label in rows:
+        is_new[label] = False
+    # A layer of which some rows are new is named, too.
+    at_random = changed if any(is_new) else set()
+    missing = [name for name in own if (name not in fitting or name in at_random) and not name.endswith(_COUNTER)]
     return InitialReport(
         loaded=len(fitting),
         reinitialised=tuple(name for name in missing if name.startswith("backbone.") or not is_backbone_only),
         ignored=tuple(name for name in given if name not in own),
+        kept_classes=tuple(model.config.classes[label] for _, label in rows),
+        new_classes=tuple(name for name, new in zip(model.config.classes, is_new, strict=True) if new)
+        if changed
+        else (),
     )
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", " ").strip()
+
+
+def _same_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[tuple[int, int]]:
+    """Pair the labels of classes with the same name: (theirs, ours)."""
+    known = {_plain(name): label for label, name in enumerate(theirs)}
+    return [(known[_plain(name)], label) for label, name in enumerate(ours) if _plain(name) in known]
+
+
+def _rows_of(name: str, model: HTC) -> int | None:
+    """Return how many rows of a tensor belong to each class; None if it does not depend on the classes."""
+    if name.rpartition(".")[0].endswith(("fc_cls", "conv_logits")):
+        return 1
+    if "fc_reg." in name and model.config.has_class_specific_boxes:
+        return 4
+    return None
+
+
+def _merge_rows(
+    own: Tensor, given: Tensor, each: int, rows: Sequence[tuple[int, int]], *, counts: tuple[int, int]
+) -> Tensor | None:
+    """Copy the rows of the paired classes, and of the background if both tensors have it behind the classes.
+
+    Args:
+        own, given: [R, ...], with `each` rows per class. rows: pairs of labels (given, own). counts: of the classes
+            (given, own).
+
+    Returns:
+        a copy of `own` with rows of `given`; None if the tensors are of other shapes than their classes say, such as
+        the logits of a data set's own semantic maps.
+    """
+    extra = given.shape[0] - each * counts[0], own.shape[0] - each * counts[1]
+    if given.shape[1:] != own.shape[1:] or extra[0] != extra[1] or extra[0] not in {0, 1}:
+        return None
+    merged = own.clone()
+    for theirs, ours in rows:
+        merged[each * ours : each * (ours + 1)] = given[each * theirs : each * (theirs + 1)]
+    if extra[0]:
+        merged[-1] = given[-1]
+    return merged
 
 
 def _has_batch_norm(state: Mapping[str, Tensor]) -> bool:

@@ -1,14 +1,21 @@
 """The training spec: all settings of a training run, validated before it starts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from htc_model.config import Norm
 from htc_model.training.augment import Augmentation
 from htc_model.training.learning_rate import ScheduleKind
+from htc_model.weights.model_zoo import BUNDLED_PRESET
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+COCO_PRESET = "htc_r50_fpn"
+"""The preset of `initial: coco` where none is named, as of `--weights coco`."""
+INITIAL_WORDS = ("imagenet", "demo", "coco", "none")
+LoggerName = Literal["tensorboard", "mlflow", "wandb"]
+# As these were written before `htc run` had a precision of its own.
+_OLDER_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 class _Section(BaseModel):
@@ -34,6 +41,8 @@ class AugmentationSection(_Section):
     scale: tuple[float, float] = (1.0, 1.0)
     colour: float = Field(default=0.0, ge=0, le=1)
     copy_paste: float = Field(default=0.0, ge=0, le=1)
+    crop: float = Field(default=0.0, ge=0, le=1)
+    mosaic: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check_scale(self) -> "AugmentationSection":
@@ -43,14 +52,15 @@ class AugmentationSection(_Section):
 
     def build(self) -> Augmentation:
         """Convert to the settings that `augment_image` takes."""
-        return Augmentation(self.flip, self.scale, self.colour, self.copy_paste)
+        return Augmentation(self.flip, self.scale, self.colour, self.copy_paste, self.crop, self.mosaic)
 
 
 class ModelSection(_Section):
     """The network.
 
     preset: a name of `PRESETS`. classes: names to train on, all of the data's by default.
-    initial: "imagenet" (EfficientNet-Lite0's package), "none", or a weights file. frozen_stages: see
+    initial: "imagenet" (EfficientNet-Lite0's package), "demo" (the bundled model), "coco" (the preset's published
+        checkpoint), "none", or a weights file. frozen_stages: see
         `freeze_backbone`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
         batches only). norm: "group" replaces the backbone's batch norms, for training from scratch with small batches.
         short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
@@ -59,7 +69,7 @@ class ModelSection(_Section):
         (COCO's 183) by default; without maps there is one per class and one for the rest.
     """
 
-    preset: str = "htc_lite0_fpn"
+    preset: str = BUNDLED_PRESET
     classes: tuple[str, ...] | None = None
     initial: str = "imagenet"
     frozen_stages: int = Field(default=-1, ge=-1, le=4)
@@ -73,13 +83,31 @@ class ModelSection(_Section):
     stages: int | None = Field(default=None, ge=1)
     semantic_classes: int | None = Field(default=None, ge=2, le=255)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_preset(cls, values: Any) -> Any:
+        # As `htc run --weights coco`: the bundled model's preset has no published weights.
+        if isinstance(values, dict) and values.get("initial") == "coco":
+            return {"preset": COCO_PRESET, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_demo(self) -> "ModelSection":
+        if self.initial == "demo" and self.preset != BUNDLED_PRESET:
+            raise ValueError(
+                f"initial demo is weights of {BUNDLED_PRESET}, not of {self.preset}; leave preset (--model) out, or "
+                "take initial coco"
+            )
+        return self
+
 
 class OptimiserSection(_Section):
     """Optimiser, learning rate and weight average.
 
     learning_rate: the base rate, for the batches of all processes together. trunk_factor: the backbone's learning rate
         is this fraction of it. clip_norm: gradients are clipped to this L2 norm; None: never. ema_decay: of the
-        averaged weights, which are the result.
+        averaged weights, which are the result. warmup_steps: over which the learning rate rises at the beginning;
+        warmup_epochs counts them in passes over the images instead, and may be a fraction.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
@@ -89,6 +117,7 @@ class OptimiserSection(_Section):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     schedule: ScheduleKind = "cosine"
     warmup_steps: int = Field(default=200, ge=0)
+    warmup_epochs: float | None = Field(default=None, ge=0)
     clip_norm: float | None = Field(default=10.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
 
@@ -103,9 +132,18 @@ class SamplingSection(_Section):
 class TrainingSpec(_Section):
     """One training run.
 
-    output: a local folder. batch_size: images per step and worker. epochs: passes over the training images.
+    output: a local folder. batch_size: images that a worker's network takes at once. accumulate: batches per step, for
+        steps of more images than the memory has room for. epochs: passes over the training images; may grow when the
+        run is resumed.
+    val_share: the share of the training images that is held out for scoring, each class by its share.
+    patience: training ends after so many evaluations without a better score; None: never.
+    class_balance: images are repeated in each epoch for the sake of classes on fewer than this share of them (see
+        `repeat_factors`); 0 takes each once.
+    precision: of the network's arithmetic: "fp32"; "bf16" or "fp16", faster on a GPU (mixed precision); "auto" is bf16
+        or fp16 on a GPU and fp32 on a CPU.
     evaluate_epochs, checkpoint_steps: intervals; 0 evaluates only at the end. loaders: processes per worker that
-        prepare batches.
+        prepare batches. pictures: images of the first evaluation set whose detections are drawn at each evaluation.
+    loggers: where the metrics go beside `metrics.jsonl`.
     workers: processes that train together; more than one are started by Ray, and all their machines must see the output
         folder. gpus_per_worker: "auto" is one each where there are GPUs. cpus_per_worker: cores reserved for each, one
         by default.
@@ -121,12 +159,18 @@ class TrainingSpec(_Section):
     seed: int = 0
     epochs: int = Field(default=12, ge=1)
     batch_size: int = Field(default=4, ge=1)
-    precision: Precision = "float32"
+    accumulate: int = Field(default=1, ge=1)
+    val_share: float = Field(default=0.0, ge=0, lt=1)
+    patience: int | None = Field(default=None, ge=1)
+    class_balance: float = Field(default=0.0, ge=0, le=1)
+    precision: Precision = "fp32"
     keeps_empty_images: bool = False
     evaluate_epochs: int = Field(default=0, ge=0)
     checkpoint_steps: int = Field(default=200, ge=1)
     log_steps: int = Field(default=10, ge=1)
     loaders: int = Field(default=0, ge=0)
+    pictures: int = Field(default=6, ge=0)
+    loggers: tuple[LoggerName, ...] = ()
     workers: int = Field(default=1, ge=1)
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     cpus_per_worker: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
@@ -145,6 +189,30 @@ class TrainingSpec(_Section):
                 "model.semantic_classes counts the labels of semantic maps; name their folder as train.stuff"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_evaluations(cls, values: Any) -> Any:
+        # Patience counts evaluations, so that without an interval there is one an epoch.
+        if isinstance(values, dict) and values.get("patience") is not None and not values.get("evaluate_epochs"):
+            return {**values, "evaluate_epochs": 1}
+        return values
+
+    @model_validator(mode="after")
+    def _check_evaluation(self) -> "TrainingSpec":
+        if self.evaluate and self.val_share:
+            raise ValueError("evaluate and val_share cannot both be given; name a validation set, or hold out a share")
+        if self.patience is not None and not self.evaluate and not self.val_share:
+            raise ValueError(
+                "patience needs a validation set: name one under evaluate (--val FILE), or hold out a share of the "
+                "images with val_share (--val-share 0.1)"
+            )
+        return self
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _rename_precision(cls, precision: Any) -> Any:
+        return _OLDER_PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision
 
     @field_validator("output")
     @classmethod

@@ -17,10 +17,10 @@ from pipeline import logs
 # In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
 ORDER = (
     *("run", "plan", "query", "show", "evaluate"),
-    *("submit", "status", "logs", "stop", "list", "manifests"),
-    *("schedule", "scheduler"),
+    *("submit", "status", "top", "logs", "stop", "list", "manifests"),
+    *("schedule", "scheduler", "metrics"),
     *("runs", "prune", "compact", "publish", "doctor"),
-    *("train", "weights"),
+    *("dataset", "train", "weights"),
 )
 
 

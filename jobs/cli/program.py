@@ -146,12 +146,16 @@ def load_program() -> "TyperGroup":
 
     from jobs.cli import (  # noqa: F401 - each adds its commands to the app
         cluster,
+        dataset,
         maintenance,
         manifests,
+        metrics,
         results,
         run,
         schedule,
         schedule_export,
+        top,
+        train,
         weights,
     )
     from jobs.cli.app import add_common_flags, app

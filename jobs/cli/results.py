@@ -1,6 +1,7 @@
 """Query, show, evaluate: commands that read results."""
 
 import enum
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from jobs.cli import options
 from jobs.cli.app import app
 from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
+from pipeline.errors import SpecError
 
 
 class OutputFormat(enum.StrEnum):
@@ -31,7 +33,14 @@ def query(
         # Until release 0.4: before `--to`, the flag named the file.
         AlsoFlag("--output", former="output_file", now="--to"),
     ],
-    sql: Annotated[str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')],
+    sql: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SQL",
+            help='One or more statements; "-", or none where stdin is no terminal, reads them from stdin.',
+            show_default=False,
+        ),
+    ] = None,
     *,
     output_format: Annotated[
         OutputFormat | None,
@@ -53,15 +62,23 @@ def query(
 ) -> None:
     """Query the tables of an output with DuckDB.
 
-    The views images, instances and runs hold committed rows only; the column `run` names the run.
+    The views images, instances and runs hold committed rows only; the column `run` names the run. Without SQL, in a
+    terminal, it is a prompt: .help lists its commands, .functions the functions for masks.
     In JSON, image_id and other integers beyond 2^53 are strings, because many readers would round them.
     Times are in UTC.
     """
     from jobs.results.query import query_output
 
+    if sql is None and sys.stdin.isatty():
+        if output_format or output_file:
+            raise SpecError("--format and --to need SQL; at the prompt, .format chooses how answers are written.")
+        from jobs.results.prompt import run_prompt
+
+        run_prompt(output_uri, is_external_allowed=allow_external, storage_section=storage.section())
+        return
     query_output(
         output_uri,
-        sql,
+        "-" if sql is None else sql,
         output_format=output_format.value if output_format else None,
         output_file=output_file,
         is_external_allowed=allow_external,

@@ -8,6 +8,7 @@ import typer
 
 from jobs.cli.app import app
 from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
+from jobs.cli.metrics import Listen
 
 schedule_app = typer.Typer(
     help="Schedules: job specs that run at set times.", no_args_is_help=True, rich_markup_mode=None
@@ -229,10 +230,12 @@ def scheduler(
     drain: Annotated[
         bool, typer.Option("--drain", help="When stopped, wait for the runs to end; without it they continue alone.")
     ] = False,
+    listen: Listen = None,
     home: Home = None,
 ) -> None:
     """Run the schedules until stopped by Ctrl-C or SIGTERM."""
     from jobs.scheduling.home import resolve_home
     from jobs.scheduling.service import run_scheduler
 
-    raise typer.Exit(run_scheduler(resolve_home(home), local_runs=local_runs, is_once=once, is_drained=drain))
+    exit_code = run_scheduler(resolve_home(home), local_runs=local_runs, is_once=once, is_drained=drain, listen=listen)
+    raise typer.Exit(exit_code)

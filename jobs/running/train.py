@@ -2,52 +2,74 @@
 
 import logging
 import shlex
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from jobs.running.training_display import TrainingDisplay
 from jobs.terminal.console import say, write_line, write_table
-from pipeline import logs
+from pipeline.errors import SpecError
 from pipeline.signals import StopRequest
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
     from htc_model.training.spec import TrainingSpec
+    from pipeline.training.recipe import Strength
+    from pipeline.training.spec import StoredTrainingSpec
 
-log = logging.getLogger(__name__)
-
-LINE_EVERY_S = 10.0
 # A data set may have thousands of flaws; the weights file counts them all by kind.
 MAX_NOTES = 20
 _SHOWN_CLASSES = 8
 
 
-def train_and_report(spec_path: str | None, overrides: Mapping[str, object]) -> None:
+@dataclass(frozen=True)
+class TrainRequest:
+    """What `htc train` is to do, beside the settings of the training spec.
+
+    data: a training spec, a COCO JSON file or a folder with one. output: the output folder. images, val, val_share: see
+    `pipeline.training.recipe.DataFlags`. augment: "none", "light" or "strong". finds_rate: whether learning rates are
+    tried instead of training.
+    """
+
+    data: str
+    output: str | None = None
+    images: str | None = None
+    val: str | None = None
+    val_share: float | None = None
+    augment: "Strength | None" = None
+    finds_rate: bool = False
+
+
+def train_and_report(request: TrainRequest, overrides: Mapping[str, object]) -> None:
     """Train, or resume the training in the output folder, and report it.
 
     Args:
-        spec_path: path of the YAML training spec.
+        request: the data set or the spec file.
         overrides: values by dotted key; None stands for a flag not given.
 
     Raises:
         HtcError: see `pipeline.training.single`.
     """
-    from pipeline.training.run import train
-    from pipeline.training.spec import load_training_spec
+    from pipeline.training.recipe import DataFlags, load_training
 
-    spec = load_training_spec(spec_path, overrides)
-    display = _TrainingDisplay(Console(stderr=True))
+    flags = DataFlags(request.data, request.images, request.val, request.val_share)
+    spec, is_recipe = load_training(flags, overrides, output=request.output, augment=request.augment)
+    if is_recipe:
+        _keep_spec(spec)
+        _say_recipe(spec, is_share_chosen=request.val is None and request.val_share is None)
+    display = TrainingDisplay(Console(stderr=True), spec)
     notes = _Notes(display)
     logging.getLogger("htc_model").addHandler(notes)
     try:
         # SIGTERM and SIGHUP end it as Ctrl-C does, so that its local Ray is shut down too.
         with StopRequest() as stop, stop.interrupting():
-            weights = train(spec, on_step=display.step)
+            if request.finds_rate:
+                _find_rate(spec, display)
+                return
+            weights = _train(spec, display)
     finally:
         logging.getLogger("htc_model").removeHandler(notes)
         display.close()
@@ -56,56 +78,61 @@ def train_and_report(spec_path: str | None, overrides: Mapping[str, object]) -> 
     _report(spec, weights)
 
 
-class _TrainingDisplay:
-    """A bar on a terminal, a plain line every ten seconds elsewhere."""
+def _train(spec: "StoredTrainingSpec", display: TrainingDisplay) -> Path:
+    from pipeline.training.run import train
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.description}"), console=console)
-        self._row: TaskID | None = None
-        self._last_line = 0.0
-        self.has_steps = False
+    return train(spec, on_step=display.step, on_evaluation=display.evaluation)
 
-    def step(self, done: int, steps: int, losses: Mapping[str, float]) -> None:
-        """Show a finished step."""
-        self.has_steps = True
-        loss = f"loss {losses['total']:.3f}"
-        if logs.is_json():
-            if done == steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
-                self._last_line = time.monotonic()
-                sentence = f"{done}/{steps} steps, {loss}"
-                logs.log_event(log, "training_progress", sentence, step=done, steps=steps, losses=losses)
-            return
-        if not self._console.is_terminal:
-            if done == steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
-                self._last_line = time.monotonic()
-                self.note(f"{done}/{steps} steps, {loss}")
-            return
-        if self._row is None:
-            self._bar.start()
-            self._row = self._bar.add_task("", total=steps, completed=done)
-        self._bar.update(self._row, completed=done, description=loss)
 
-    def note(self, sentence: str) -> None:
-        """Write a sentence above the bar."""
-        if logs.is_json():
-            # The log has the network's warnings already.
-            return
-        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+def _find_rate(spec: "StoredTrainingSpec", display: TrainingDisplay) -> None:
+    from pipeline.training.run import find_learning_rate
 
-    def close(self) -> None:
-        """Stop the bar and restore the terminal."""
-        if not logs.is_json():
-            # Also without a bar it writes a line.
-            self._bar.stop()
-        sys.stderr.flush()
+    found = find_learning_rate(spec, on_step=display.step)
+    display.close()
+    shown = sorted({round(position) for position in (index * (len(found.rates) - 1) / 9 for index in range(10))})
+    rows = [(f"{found.rates[index]:.1e}", f"{found.losses[index]:.3f}") for index in shown]
+    write_table(["learning rate", "loss, smoothed"], rows, alignments=["right", "right"])
+    write_line(f"The loss falls fastest at {found.steepest:.1e} and is lowest at {10 * found.suggestion:.1e}.")
+    if not found.has_diverged:
+        write_line("It bears the highest rate that was tried; the lowest loss may lie beyond it.")
+    for name in ("find_lr.json", "find_lr.png"):
+        if (path := Path(spec.output) / name).exists():
+            write_line(str(path))
+    write_line(f"Suggested: --learning-rate {found.suggestion:.1g}")
+
+
+def _keep_spec(spec: "StoredTrainingSpec") -> None:
+    """Write the settings of the recipe as a spec file, with which the same run can be repeated and changed."""
+    import yaml
+
+    folder = Path(spec.output)
+    path = folder / "spec.yaml"
+    values = spec.model_dump(mode="json", exclude_defaults=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# htc train {path}\n{yaml.safe_dump(values, sort_keys=False)}", encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written: {error.strerror or error}; name another output folder.") from error
+
+
+def _say_recipe(spec: "StoredTrainingSpec", *, is_share_chosen: bool) -> None:
+    """Say what was chosen."""
+    model = spec.model
+    say(
+        f"{model.preset} from {model.initial}, {count_of(spec.epochs, 'epoch')} of batches of {spec.batch_size}, "
+        f"learning rate {spec.optimiser.learning_rate:g}; all settings are in {Path(spec.output) / 'spec.yaml'}."
+    )
+    if spec.evaluate:
+        say(f"Scored with {spec.evaluate[0].annotations}.")
+    elif spec.val_share:
+        rest = " (--val-share 0 trains on all)" if is_share_chosen else ""
+        say(f"{spec.val_share:.0%} of the images are held out to score with{rest}.")
 
 
 class _Notes(logging.Handler):
     """Shows the first warnings of the network (flawed annotations, unreadable images)."""
 
-    def __init__(self, display: _TrainingDisplay) -> None:
+    def __init__(self, display: TrainingDisplay) -> None:
         super().__init__(logging.WARNING)
         self._display = display
         self._shown = 0
@@ -135,14 +162,26 @@ def _report(spec: "TrainingSpec", weights: Path) -> None:
         lines.append(("at random", f"{', '.join(fresh)} (no initial weights fit)"))
     for kind, count in metadata["left_out"].items():
         lines.append(("left out", f"{count_of(count, 'annotation')}: {kind}"))
-    for data_set, scores in metadata["scores"].items():
-        text = ", ".join(f"{name} {scores[name]:.3f}" for name in ("mask_ap", "mask_ap50", "box_ap") if name in scores)
-        lines.append(("scores", f"{text} on {data_set}"))
+    lines += [("scores", line) for line in _score_lines(metadata["scores"])]
     lines.append(("weights", str(weights)))
+    best = folder / "best.safetensors"
+    if best.exists():
+        chosen = load_weights(best).metadata
+        lines.append(("best", f"{best}, after {chosen['steps']:,} steps"))
+        lines += [("", line) for line in _score_lines(chosen["scores"])]
     lines.append(("metrics", str(folder / "metrics.jsonl")))
     curves = folder / "curves.png"
     if curves.exists():
         lines.append(("curves", str(curves)))
+    pictures = folder / "pictures"
+    if pictures.is_dir():
+        lines.append(("pictures", str(pictures)))
     write_line()
     write_table(["", ""], lines, has_header=False)
-    write_line(f"Next: htc run INPUT OUTPUT --weights {shlex.quote(str(weights))}")
+    write_line(f"Next: htc run INPUT OUTPUT --weights {shlex.quote(str(best if best.exists() else weights))}")
+
+
+def _score_lines(scores: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    for data_set, found in scores.items():
+        text = ", ".join(f"{name} {found[name]:.3f}" for name in ("mask_ap", "mask_ap50", "box_ap") if name in found)
+        yield f"{text} on {data_set}"

@@ -179,14 +179,12 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
 
 
 def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str]:
-    from jobs.notifications.delivery import webhook_url
+    from jobs.notifications.delivery import find_problems
 
-    warnings = []
-    if schedule.notify.webhook_url_env or schedule.notify.webhook_url_file:
-        try:
-            webhook_url(schedule.notify)
-        except ValueError as error:
-            warnings.append(f"Notifications cannot be sent from here: {error}; the scheduler needs it.")
+    warnings = [
+        f"Notifications cannot be sent from here: {problem}; the scheduler needs it."
+        for problem in find_problems(schedule.notify, ("webhook", "apprise")).values()
+    ]
     if neighbours:
         write = "writes" if len(neighbours) == 1 else "write"
         warnings.append(

@@ -26,7 +26,7 @@ class ShardCommitter:
     """Writes shards of one run into its tables."""
 
     def __init__(self, storage: Storage, output_uri: str, run: str, *, model: str) -> None:
-        """`model`: the preset's name, for the rows."""
+        """`model`: its name, for the rows."""
         self._storage = storage
         self._output_uri = output_uri
         self._run = run

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from pipeline.logs import configure, is_json, log_event, log_note
+from pipeline.messages import Cause
 from pipeline.redaction import redact
+from pipeline.runs.bottleneck import IN_WORDS, Bottleneck
 from pipeline.text import format_duration, printable
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ class RunProgress:
     workers: workers whose model is loaded.
     is_listing: whether the input is still being listed, so that images_total grows and the end is unknown.
     statuses: committed rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
+    bottleneck: what held the workers up in the last minute; None before a worker has its model.
+    live: workers and shards in detail, see `live_view.LiveView`; a second old or more with many workers.
     """
 
     images_total: int
@@ -43,6 +47,8 @@ class RunProgress:
     is_listing: bool = False
     statuses: Mapping[str, int] = field(default_factory=dict)
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
+    bottleneck: Bottleneck | None = None
+    live: Mapping[str, object] = field(default_factory=dict)
 
 
 class ProgressDisplay(Protocol):
@@ -188,7 +194,14 @@ def describe(progress: RunProgress) -> str:
     elif not _is_end(progress):
         parts.append(f"ETA {format_duration(progress.eta_s)}")
     parts.append(f"{progress.images_failed} failed")
+    if progress.bottleneck is not None and not _is_end(progress):
+        parts.append(_in_short(progress.bottleneck))
     return ", ".join(parts)
+
+
+def _in_short(bottleneck: Bottleneck) -> str:
+    cause: Cause = "infer" if bottleneck.name == "model" else bottleneck.name
+    return f"{IN_WORDS[cause]} {bottleneck.share:.0%}"
 
 
 def _is_end(progress: RunProgress) -> bool:

@@ -9,14 +9,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.connection import connected_resources, ray_cluster, starting_early
+from pipeline.cluster.connection import connected_nodes, ray_cluster, starting_early
 from pipeline.cluster.preflight import check_nodes
 from pipeline.cluster.ship_weights import weights_on_nodes
+from pipeline.driver.forecast import announce_limits, rate_before
 from pipeline.driver.pool import OpenPool
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
+from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
 from pipeline.driver.traces import RunTrace
 from pipeline.errors import InputError, RunError, StorageError
@@ -39,6 +42,7 @@ from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights, weights_here
 from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
 if TYPE_CHECKING:
@@ -64,6 +68,7 @@ def run(
     load_model: "LoadModel | None" = None,
     open_pool: OpenPool = ray_pool,
     start_up: StartUp | None = None,
+    on_begin: Callable[[RunHandle], object] = lambda run: None,
 ) -> RunSummary:
     """Segment the spec's input into the spec's output, resuming what is there already.
 
@@ -75,6 +80,7 @@ def run(
             pickling.
         open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
         start_up: notes when the parts of the start are done; by default begins now.
+        on_begin: called with the open run before work begins; not where every image has its row already.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
@@ -87,6 +93,7 @@ def run(
             for a signal), or cannot continue (RunError, of which RunHeldError means that another driver works on it);
             what is committed stays.
     """
+    began = datetime.now(UTC)
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     start_up = start_up or StartUp()
@@ -109,6 +116,7 @@ def run(
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
                 connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
+            rate = rate_before(spec.budget, storage, spec.output.uri, fingerprint.to_dict(), spec.model.precision)
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
             set_place(run=opened.name)
@@ -122,11 +130,22 @@ def run(
             _note_model(spec, fingerprint, shown)
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
+            limits = open_limits(spec.budget, opened, storage, began=began)
+            workers = expected_workers(spec.compute, connected_nodes())
+            announce_limits(opened, limits, rate, storage, shown, workers=workers)
             session = Session(
                 opened,
                 storage,
                 shown,
-                worker=replace(worker_settings(spec, opened.name, load_model), otel=otel_settings),
+                worker=replace(
+                    worker_settings(
+                        spec,
+                        opened.name,
+                        load_model,
+                        model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                    ),
+                    otel=otel_settings,
+                ),
                 compute=spec.compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
@@ -139,8 +158,10 @@ def run(
                     target_bytes=spec.output.target_part_mib * MIB,
                     check=opened.check_lease,
                 ),
+                limits=limits,
             )
             if not opened.is_done:
+                on_begin(opened)
                 _work(session)
             summary = _with_changes(session.end(), changes, spec, is_named=run is not None)
             _log_end(summary)
@@ -164,7 +185,9 @@ def _traced(otel: Otel | None, opened: RunHandle) -> Iterator[RunTrace | None]:
         raise
 
 
-def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = None) -> WorkerSettings:
+def worker_settings(
+    spec: JobSpec, run: str, load_model: "LoadModel | None" = None, *, model_name: str = ""
+) -> WorkerSettings:
     """Return what of a spec the workers of the run `run` need; its model section names the preset."""
     return WorkerSettings(
         run=run,
@@ -179,6 +202,7 @@ def worker_settings(spec: JobSpec, run: str, load_model: "LoadModel | None" = No
         mask_processes=spec.compute.mask_processes,
         log_format="json" if is_json() else "text",
         log_level=chosen_level(),
+        model_name=model_name,
     )
 
 
@@ -213,7 +237,8 @@ def _open(
         run=name,
         fresh=fresh,
         take_lease=lambda name: take_lease(storage, spec.output.uri, name, report=display.note),
-        patience_s=LISTING_PATIENCE_S,
+        # A run that may be refused is judged by all of its images.
+        patience_s=None if spec.budget.refuse_late else LISTING_PATIENCE_S,
         defer_interrupts=stop.deferring,
         workers=_expected_workers(spec.compute),
         on_work=on_work,
@@ -222,7 +247,7 @@ def _open(
 
 def _expected_workers(compute: ComputeSection) -> int | None:
     """Return how many workers the run will have, where the size of its shards depends on that."""
-    return expected_workers(compute, connected_resources()) if compute.shard_images == "auto" else None
+    return expected_workers(compute, connected_nodes()) if compute.shard_images == "auto" else None
 
 
 @contextmanager

@@ -14,17 +14,25 @@ from pipeline.driver.events import (
     ShardAbandoned,
     ShardEnded,
     WorkerDied,
+    WorkerLeaving,
+    WorkerLeft,
     WorkerNotStarted,
+    WorkerReported,
     WorkerRetired,
     WorkerStarted,
+    WorkersWaiting,
 )
 from pipeline.driver.hand_out import ShardDispatcher
+from pipeline.driver.live_view import LiveView
+from pipeline.driver.live_workers import LiveWorkers
 from pipeline.driver.pool import OpenPool, Pool
 from pipeline.driver.progress import ProgressDisplay, RunProgress
+from pipeline.driver.run_limits import LimitReached, RunLimits
 from pipeline.driver.run_totals import RunTotals
 from pipeline.driver.shard_queue import ShardQueue, Unsettled
 from pipeline.driver.throughput import Throughput
 from pipeline.errors import RunError, StorageError
+from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.logs import log_event, note
 from pipeline.maintenance.running_compaction import RunningCompaction
@@ -59,9 +67,10 @@ def ray_pool(
     """
     with ray_cluster(compute, shards=shards) as plan:
         # Imports Ray, which must see the environment that `ray_cluster` prepares.
+        from pipeline.cluster.node_states import NodeStates
         from pipeline.driver.worker_pool import WorkerPool
 
-        yield WorkerPool(settings, plan, compute=compute, retry=retry)
+        yield WorkerPool(settings, plan, compute=compute, retry=retry, nodes=NodeStates())
 
 
 class Session:
@@ -80,6 +89,7 @@ class Session:
         stop: StopRequest | None = None,
         open_pool: OpenPool = ray_pool,
         compaction: RunningCompaction | None = None,
+        limits: RunLimits | None = None,
     ) -> None:
         """Prepare the bookkeeping; nothing is started yet.
 
@@ -91,6 +101,7 @@ class Session:
             stop: has its handlers in place already; by default a new one, in place while `work` runs.
             open_pool: where the workers run.
             compaction: merges the parts of shards that are done; None for no compaction.
+            limits: the deadline and the largest cost; None for none.
         """
         self._run = run
         self._compaction = compaction
@@ -102,7 +113,7 @@ class Session:
         self._open_pool = open_pool
         self._metrics = DriverMetrics(run.name)
         self._totals = RunTotals(run, storage, self._metrics)
-        self._committer = ShardCommitter(storage, run.output_uri, run.name, model=worker.model.preset)
+        self._committer = ShardCommitter(storage, run.output_uri, run.name, model=worker.model_label)
         self._error_log = ErrorLog(storage, run.output_uri, run.name)
         self._throughput = Throughput()
         self._stop = stop or StopRequest()
@@ -111,11 +122,16 @@ class Session:
         self._images_logged = 0
         self._budget = ErrorBudget(retry.max_error_rate, retry.max_errors)
         self._stop_reason = ""
+        self._limits = limits or RunLimits(BudgetSection())
+        self._limit_reached: LimitReached | None = None
+        self._closing: LimitReached | None = None
         self._queue = ShardQueue(
             max_attempts=retry.max_attempts,
             count_images=lambda index: len(run.read_shard(index).images),
         )
-        self._dispatcher = ShardDispatcher(run, self._queue, self._budget, display)
+        self._live = LiveWorkers()
+        self._live_view = LiveView(self._live, self._queue)
+        self._dispatcher = ShardDispatcher(run, self._queue, self._budget, display, on_assigned=self._live.assigned)
 
     def work(self) -> None:
         """Do the shards that are left, until all are done or a stop is requested.
@@ -128,7 +144,8 @@ class Session:
         self._queue.add(self._run.take_new_shards())
         shards = self._queue.left if is_planned else None
         self._check_error_budget()
-        if self._stop_reason or self._stop.is_set:
+        self._limit_reached = self._limits.reached()
+        if self._stop_reason or self._stop.is_set or self._limit_reached:
             # An earlier session stopped for this reason and nothing has changed, or a signal came while the run was
             # opened.
             return
@@ -144,20 +161,38 @@ class Session:
 
     def _work_with(self, pool: Pool) -> None:
         try:
-            while self._has_work() and not self._stop.is_set and not self._stop_reason:
-                pool.scale_to(min(pool.max_workers, self._queue.left))
-                self._dispatcher.hand_out(pool, self._totals.rows)
+            while self._has_work() and not self._stop.is_set and not self._stop_reason and not self._limit_reached:
+                if not self._closing:
+                    pool.scale_to(min(pool.max_workers, self._queue.left), spare=self._spare_workers())
+                    self._dispatcher.hand_out(pool, self._totals.rows)
+                    self._live.set_tail(self._run.is_planned and not self._queue.waiting)
                 for event in pool.events(TICK_S):
                     self._handle(pool, event)
                 self._check_error_budget()
+                self._check_limits(pool)
                 self._show(pool)
             if not self._stop.is_set:
-                for death in pool.final_check():
-                    self._note_death(death)
+                for event in pool.final_check():
+                    if isinstance(event, WorkerDied):
+                        self._note_death(event)
+                    elif isinstance(event, WorkerReported):
+                        self._live.reported(event.worker, event.report)
         finally:
+            self._live_view.end()
+            self._record_time(pool)
             pool.shut_down()
+            self._limits.keep_record(is_last=True)
             if self._compaction is not None:
                 self._compaction.close()
+
+    def _spare_workers(self) -> int | None:
+        """Return how many idle workers may still be of use; None when all may be.
+
+        At the end of a run each shard in flight may need one for a speculative copy, and one that fails another worker.
+        """
+        if self._queue.waiting or not self._run.is_planned:
+            return None
+        return self._queue.copyable + 1
 
     def _has_work(self) -> bool:
         """Take the shards that were planned meanwhile; return whether any is left or may still come."""
@@ -182,6 +217,27 @@ class Session:
             event = "early_stop" if self._stop_reason else "error_budget"
             self._display.note(note(event, said, images_done=done, images_failed=errors))
 
+    def _check_limits(self, pool: Pool) -> None:
+        """Stop at the deadline or the largest cost; begin no shard that would not end before."""
+        self._record_time(pool)
+        self._limits.keep_record()
+        self._limit_reached = self._limits.reached()
+        if self._closing is None and (closing := self._limits.closing()):
+            self._closing = closing
+            self._display.note(self._limits.closing_note(closing))
+        if self._closing and not any(pool.ready_workers().values()):
+            # Waiting any longer would only cost.
+            self._limit_reached = self._limit_reached or self._closing
+
+    def _record_time(self, pool: Pool) -> None:
+        held = pool.ready_workers()
+        self._limits.time.record(
+            running=pool.running,
+            ready=len(held),
+            busy=sum(bool(shards) for shards in held.values()),
+            images_done=self._totals.session_images + pool.images_in_flight,
+        )
+
     def end(self, *, cut_short: str = "") -> RunSummary:
         """Judge the run, write summary.json and return it.
 
@@ -191,11 +247,15 @@ class Session:
         summary = self._totals.summary(
             self._retry,
             self._throughput,
-            model=self._worker.model.preset,
+            model=self._worker.model_label,
             is_trained=self._is_trained,
             error_log=self._error_log.uri,
             signal_name=self._stop.signal_name,
             stop_reason=self._stop_reason,
+            worker_time_s=self._live_view.time_s,
+            bottleneck=self._live_view.bottleneck,
+            limits=self._limits,
+            limit_reached=self._limit_reached,
         )
         if cut_short and summary.status == "incomplete":
             summary = replace(summary, reason=cut_short)
@@ -214,24 +274,43 @@ class Session:
 
     def _handle(self, pool: Pool, event: Event) -> None:
         match event:
-            case WorkerStarted(worker=worker, ready=ready):
+            case WorkerStarted(worker=worker, ready=ready, start_s=start_s):
                 self._start_failures = 0
                 self._totals.worker_started(ready)
+                self._live.started(worker, ready, start_s=start_s)
                 log_event(log, "worker_started", f"Worker {worker} has its model.", worker=worker, **asdict(ready))
+            case WorkerReported(worker=worker, report=worker_report):
+                self._live.reported(worker, worker_report)
             case WorkerNotStarted(worker=worker, failure=failure):
                 self._not_started(worker, failure)
             case ShardEnded(worker=worker, outcome=ShardResult() as report):
+                self._live.ended(worker)
+                self._live.done(worker, report)
                 self._committed(pool, worker, report)
             case ShardEnded(worker=worker, outcome=PartialResult() as piece):
+                self._live.ended(worker)
                 self._survived(pool, worker, piece)
             case ShardEnded(worker=worker, outcome=ShardFailure() as shard_failure):
+                self._live.ended(worker)
                 self._failed(worker, shard_failure)
             case ShardAbandoned(index=index):
                 self._settle(self._queue.abandoned(index))
             case WorkerDied():
                 self._died(event)
+            case _:
+                self._handle_comings_and_goings(pool, event)
+
+    def _handle_comings_and_goings(self, pool: Pool, event: Event) -> None:
+        match event:
             case WorkerRetired(worker=worker, reason=reason):
+                self._live.left(worker)
                 log_event(log, "worker_retired", f"worker {worker} is replaced: {reason}", worker=worker, reason=reason)
+            case WorkerLeaving():
+                self._leaving(pool, event)
+            case WorkerLeft():
+                self._left(event)
+            case WorkersWaiting(reason=reason):
+                self._display.note(reason)
 
     def _committed(self, pool: Pool, worker: int, report: ShardResult) -> None:
         if self._queue.is_running(report.index):
@@ -259,6 +338,7 @@ class Session:
 
     def _note_death(self, death: WorkerDied) -> None:
         self._totals.worker_lost()
+        self._live.left(death.worker)
         lost = ", ".join(map(str, death.lost_shards)) or "none"
         sentence = f"Worker {death.worker}: {death.reason}. Shards to be done again: {lost}."
         lost_shards, was_preempted = death.lost_shards, death.was_preempted
@@ -273,9 +353,28 @@ class Session:
             )
         )
 
+    def _leaving(self, pool: Pool, event: WorkerLeaving) -> None:
+        """Take the shards of a worker on a drained node that it cannot do in time."""
+        self._display.note(f"Worker {event.worker}: {event.reason}; it gets no further shard and is replaced.")
+        first, *queued = event.shards
+        for index in queued:
+            if self._queue.give_back(event.worker, index):
+                pool.abandon(event.worker, index, is_queued=True)
+        if event.seconds_left is not None and not self._queue.may_end(first, within_s=event.seconds_left):
+            self._left(pool.end(event.worker, f"shard {first} usually takes longer"))
+
+    def _left(self, event: WorkerLeft) -> None:
+        if not event.lost_shards:
+            log.info("worker %d was ended: %s", event.worker, event.reason)
+            return
+        lost = ", ".join(map(str, event.lost_shards))
+        self._display.note(f"Worker {event.worker}: ended before its node goes; {event.reason}. For others: {lost}.")
+        for index in event.lost_shards:
+            self._failed(event.worker, ShardFailure(index, "abandoned", event.reason, is_charged=False))
+
     def _died(self, death: WorkerDied) -> None:
         self._note_death(death)
-        if not death.was_ready:
+        if not death.was_ready and not death.was_preempted:
             self._start_failures += 1
             if self._start_failures >= MAX_START_FAILURES:
                 raise RunError(f"Workers keep dying while they load the model; the last: {death.reason}.")
@@ -327,6 +426,7 @@ class Session:
         self._totals.committed(report, is_exact=is_exact)
         self._log_committed(report, worker)
         self._budget.ended(report)
+        self._limits.shard_ended(report.seconds)
         for failure in report.failures:
             self._error_log.add(failure.uri, failure.traceback)
         if self._compaction is not None:
@@ -353,10 +453,11 @@ class Session:
         in_flight = pool.images_in_flight
         self._throughput.record(self._totals.session_images + in_flight)
         done = min(self._run.image_count, self._totals.rows.images + in_flight)
-        ready = len(pool.ready_workers())
+        ready = pool.ready_workers()
+        self._live_view.update(ready, starting=pool.size - len(ready), totals=self._totals)
         self._metrics.set_state(
             workers=pool.size,
-            workers_ready=ready,
+            workers_ready=len(ready),
             shards_left=self._queue.left,
             images=self._run.image_count,
             images_done=done,
@@ -368,9 +469,11 @@ class Session:
                 images_failed=self._totals.rows.errors,
                 images_per_s=self._throughput.window_images_per_s(),
                 eta_s=self._throughput.eta_s(self._run.image_count - done),
-                workers=ready,
+                workers=len(ready),
                 is_listing=not self._run.is_planned,
                 statuses=self._totals.rows.statuses,
                 failure_reasons=self._totals.rows.reasons,
+                bottleneck=self._live_view.recent_bottleneck,
+                live=self._live_view.content,
             )
         )

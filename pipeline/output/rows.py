@@ -23,7 +23,7 @@ class ImageRow:
     etag: of the version that was read; the listed one when nothing was read. bytes: its encoded size, likewise.
     width, height: pixels after EXIF rotation; None when it was not decoded.
     error: one line; None when status is "ok". attempts: of the shard, 1 or more.
-    instances: the number of its rows in `instances`. model: the network's name.
+    instances: the number of its rows in `instances`. model: its name, see `weights.naming`.
     changed: whether the image has changed between listing and reading; None when that is not known.
     """
 

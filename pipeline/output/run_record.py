@@ -20,6 +20,7 @@ from pipeline.output.schema import SCHEMA_VERSION
 from pipeline.storage.damage import damaged, missing
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
+from pipeline.weights.naming import model_name
 
 PACKAGES = ("htc-batch", "torch", "torchvision", "ray", "pyarrow", "numpy", "pillow", "fsspec", "s3fs")
 ENDED = frozenset({"summary.json", "published.json"})
@@ -44,6 +45,13 @@ class RunRecord:
     versions: dict[str, str]
     manifest: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as in the tables' column `model`; "" where the run does not say."""
+        weights = self.spec.get("model", {}).get("weights", "")
+        preset = self.fingerprint.get("preset")
+        return model_name(preset, weights, self.fingerprint.get("weights_sha256", "")) if preset else ""
 
     @property
     def image_count(self) -> int:

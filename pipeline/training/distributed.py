@@ -1,6 +1,7 @@
 """Training by several processes, on one machine or many, under Ray Train."""
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -18,14 +19,18 @@ from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from htc_model.training.loop import OnStep
+    from htc_model.training.loop import OnLine, OnStep
     from htc_model.training.spec import TrainingSpec
 
 POLL_S = 1.0
 
 
 def train_on_workers(
-    spec: "TrainingSpec", *, storage: StorageSection | None = None, on_step: "OnStep | None" = None
+    spec: "TrainingSpec",
+    *,
+    storage: StorageSection | None = None,
+    on_step: "OnStep | None" = None,
+    on_evaluation: "OnLine | None" = None,
 ) -> Path:
     """Train with `spec.workers` processes; gradients are averaged, so one step sees workers x batch_size images.
 
@@ -36,6 +41,7 @@ def train_on_workers(
         spec: from `load_training_spec`; paths are relative to the current folder.
         storage: how annotations and images are reached.
         on_step: called with the logged steps only.
+        on_evaluation: called after each evaluation with its line of metrics.
 
     Raises:
         HtcError: a worker raised it; see `pipeline.training.run.train`.
@@ -54,7 +60,8 @@ def train_on_workers(
     try:
         with ray_cluster(compute, shards=spec.workers) as plan:
             _check_room(plan)
-            _fit(spec, plan, records, storage or StorageSection(), _MetricsFollower(output / "metrics.jsonl", on_step))
+            follower = _MetricsFollower(output / "metrics.jsonl", on_step, on_evaluation)
+            _fit(spec, plan, records, storage or StorageSection(), follower)
     finally:
         shutil.rmtree(records, ignore_errors=True)
     return output / "weights.safetensors"
@@ -148,22 +155,36 @@ def _train_one(settings: dict[str, Any]) -> None:
 
 
 class _MetricsFollower:
-    """Passes on the steps that the first worker has logged since the last poll."""
+    """Passes on the steps and evaluations that the first worker has logged since the last poll."""
 
-    def __init__(self, path: Path, on_step: "OnStep | None") -> None:
+    def __init__(self, path: Path, on_step: "OnStep | None", on_evaluation: "OnLine | None" = None) -> None:
         self._path = path
         self._on_step = on_step
+        self._on_evaluation = on_evaluation
+        # What an earlier command logged is not shown again.
+        self._evaluated = {json.dumps(line) for line in _evaluations(path)}
         self._read_until = time.time()
         self._step = 0
 
     def poll(self) -> None:
-        """Call `on_step` with the newest logged step, if it is new."""
+        """Call `on_evaluation` with each new evaluation, and `on_step` with the newest logged step, if it is new."""
         from htc_model.training.metrics_file import read_metrics
 
-        if self._on_step is None or not self._path.exists() or self._path.stat().st_mtime <= self._read_until:
+        if not self._path.exists() or self._path.stat().st_mtime <= self._read_until:
             return
         self._read_until = self._path.stat().st_mtime
+        for line in _evaluations(self._path):
+            if json.dumps(line) not in self._evaluated:
+                self._evaluated.add(json.dumps(line))
+                if self._on_evaluation is not None:
+                    self._on_evaluation(line)
         lines = [line for line in read_metrics(self._path) if "losses" in line]
-        if lines and lines[-1]["step"] != self._step:
+        if self._on_step is not None and lines and lines[-1]["step"] != self._step:
             self._step = lines[-1]["step"]
             self._on_step(self._step, lines[-1]["steps"], lines[-1]["losses"])
+
+
+def _evaluations(path: Path) -> list[dict[str, Any]]:
+    from htc_model.training.metrics_file import read_metrics
+
+    return [line for line in read_metrics(path) if "evaluation" in line]

@@ -6,11 +6,13 @@ from typing import Self
 
 from pydantic import TypeAdapter, model_validator
 
-from htc_model.training.spec import TrainingSpec
+from htc_model.training.spec import INITIAL_WORDS, TrainingSpec
+from pipeline.job_spec.messages import suggestion
 from pipeline.job_spec.parsing import read_spec
 from pipeline.storage.config import StorageSection, Uri
 
 _URI: TypeAdapter[str] = TypeAdapter(Uri)
+_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 class StoredTrainingSpec(TrainingSpec):
@@ -29,6 +31,16 @@ class StoredTrainingSpec(TrainingSpec):
                 _URI.validate_python(uri or ".")
         _URI.validate_python(self.model.initial)
         return self
+
+    @model_validator(mode="after")
+    def _check_initial(self) -> Self:
+        initial = self.model.initial
+        if initial in INITIAL_WORDS or "/" in initial or initial.endswith(_WEIGHTS_SUFFIXES) or Path(initial).exists():
+            return self
+        raise ValueError(
+            f"model.initial must be imagenet, demo, coco, none, or the path of a .safetensors, .pth or .pt file, not "
+            f"{initial!r}{suggestion(initial, INITIAL_WORDS, '').rstrip('.')}"
+        )
 
 
 def load_training_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> StoredTrainingSpec:

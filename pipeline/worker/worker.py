@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import threading
 import time
 import traceback
@@ -13,6 +14,7 @@ from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
 from pipeline.logs import placed
+from pipeline.machine_limits import machine_name
 from pipeline.messages import (
     Assignment,
     PartialResult,
@@ -30,6 +32,7 @@ from pipeline.text import one_line
 from pipeline.worker.commit_claim import CommitClaim, DriverLiveness
 from pipeline.worker.error_boundaries import DeviceLostError, shard_boundary
 from pipeline.worker.log_relay import LogRelay
+from pipeline.worker.model_time import ModelTime
 
 if TYPE_CHECKING:
     # The driver imports this module and may run on a machine without torch.
@@ -57,6 +60,7 @@ class WorkerSettings:
     mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
     otel: how this process sends telemetry; None for not at all.
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
+    model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     """
 
     run: str
@@ -75,6 +79,12 @@ class WorkerSettings:
     number: int = 0
     log_format: str = "text"
     log_level: str = ""
+    model_name: str = ""
+
+    @property
+    def model_label(self) -> str:
+        """The value of the tables' column `model`."""
+        return self.model_name or self.model.preset
 
 
 class Worker:
@@ -86,6 +96,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, *, driver: DriverLiveness | None = None) -> None:
         """`driver`: records its heartbeats; by default a new one with the store's patience."""
         self._settings = settings
+        self._model_time = ModelTime()
         self._processor: ShardProcessor | None = None
         self._images_done: dict[int, int] = {}
         self._claims: dict[int, CommitClaim] = {}
@@ -105,8 +116,16 @@ class Worker:
         if isinstance(outcome, WorkerFailure):
             return outcome
         self._processor = outcome
-        seconds = time.perf_counter() - start
-        return WorkerReady(outcome.device_name, outcome.batch_size, seconds, outcome.precision, outcome.fast_path)
+        self._model_time.started()
+        return WorkerReady(
+            outcome.device_name,
+            outcome.batch_size,
+            load_s=time.perf_counter() - start,
+            precision=outcome.precision,
+            fast_path=outcome.fast_path,
+            host=platform.node(),
+            machine=machine_name(outcome.device_name),
+        )
 
     def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:
         """Segment the shard's images, or some of them; a failed attempt is returned as a value.
@@ -140,15 +159,15 @@ class Worker:
     def progress(self) -> WorkerProgress:
         """Return the images done in the shards in flight, the images that hang, and whether the raylet has died."""
         self._heartbeat()
-        hang = None
+        hang = report = None
         if self._processor is not None:
-            hang = self._processor.hang()
+            hang, report = self._processor.hang(), self._processor.report()
             # The driver asks about once a second, which is often enough for the metrics as well.
             self._metrics.export(self._processor.totals())
         with self._lock:
             done = dict(self._images_done)
         lost = os.getppid() != self._parent
-        return WorkerProgress(done, hang, has_lost_raylet=lost, log_lines=self._relay.take())
+        return WorkerProgress(done, hang, has_lost_raylet=lost, worker=report, log_lines=self._relay.take())
 
     def abandon(self, index: int, *, is_queued: bool = False) -> bool:
         """Leave the commit of a shard to the driver; return False when it has begun or the attempt has ended.
@@ -220,9 +239,10 @@ class Worker:
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
             jpeg=choose_jpeg_decoder(settings.images, segmenter.device),
+            model_time=self._model_time,
         )
         return ShardProcessor(
-            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model.preset
+            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label
         )
 
 

@@ -134,14 +134,17 @@ def test_the_heartbeat_holds_the_progress(capsys: pytest.CaptureFixture[str]) ->
 def test_the_steps_of_a_training_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    from jobs.running.train import _TrainingDisplay
+    from htc_model.training.spec import TrainingSpec
+    from jobs.running.training_display import TrainingDisplay
 
-    display = _TrainingDisplay(Console(stderr=True))
+    display = TrainingDisplay(Console(stderr=True), TrainingSpec.model_construct(epochs=2, batch_size=1))
     display.step(1, 2, {"total": 0.5})
     display.step(2, 2, {"total": math.nan})
+    display.evaluation({"epoch": 0, "evaluation": {"val": {"mask_ap": 0.5}}, "is_best": True})
     display.close()
     lines = _read(capsys)
-    assert [line["event"] for line in lines] == ["training_progress", "training_progress"]
+    assert [line["event"] for line in lines] == ["training_progress", "training_progress", "training_scores"]
+    assert lines[2]["fields"]["evaluation"] == {"val": {"mask_ap": 0.5}}  # type: ignore[index]
     assert lines[1]["fields"] == {"step": 2, "steps": 2, "losses": {"total": None}}
 
 

@@ -99,7 +99,7 @@ def _properties(record: "RunRecord") -> dict[str, str]:
     fingerprint = record.fingerprint
     properties = {
         "htc.created": record.created,
-        "htc.model": fingerprint.get("preset"),
+        "htc.model": record.model_name or None,
         "htc.weights-sha256": fingerprint.get("weights_sha256"),
         "htc.config-sha256": fingerprint.get("config_sha256"),
         "htc.images": record.image_count,

@@ -76,7 +76,7 @@ def derive_summary(storage: Storage, output_uri: str, record: RunRecord) -> dict
         spec.retry,
         images=manifest.image_count,
         is_planned=manifest.is_planned,
-        model=spec.model.preset,
+        model=record.model_name,
         is_trained=bool(record.fingerprint.get("trained", True)),
         has_bug=bool((read_summary(storage, output_uri, record.run) or {}).get("has_bug")),
     ).to_dict()

@@ -86,7 +86,7 @@ def test_a_worker_that_never_loads_its_model_is_ended_once_its_process_runs(tmp_
     # A cluster that grows may take its time.
     clock.now += 10_000.0
     assert pool.events(0.0) == []
-    answered += bench.handles[1].progress.refs
+    answered += bench.handles[1].node.refs
     assert pool.events(0.0) == []
     clock.now += bench.retry.start_timeout_s or 0.0
     assert pool.events(0.0) == []
@@ -110,7 +110,7 @@ def test_a_worker_that_lost_its_raylet_is_replaced_and_its_shards_are_not_charge
     # Only the call for progress is answered.
     fake_ray.answer = lambda refs: (progress.refs[-1:], [])
     (death,) = bench.pool.events(0.0)
-    assert len(progress.refs) == 2
+    assert len(progress.refs) == 1
     assert isinstance(death, WorkerDied)
     assert (death.lost_shards, death.was_preempted, "raylet" in death.reason) == ((7,), True, True)
     assert fake_ray.killed == bench.handles
