@@ -225,6 +225,9 @@ class JobSpec(Section):
     images: ImagesSection = ImagesSection()
     select: SelectSection = SelectSection()
     notify: NotifySection = NotifySection()
+    telemetry: Literal["auto", "otel", "off"] = Field(
+        default="auto", description="auto (by OpenTelemetry's environment variables), otel or off"
+    )
     budget: BudgetSection = BudgetSection()
 
     def to_dict(self) -> dict[str, Any]:
