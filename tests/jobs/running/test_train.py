@@ -52,7 +52,9 @@ def test_train_reports_its_files_and_what_was_left_out(folder: Path, htc: Htc) -
     assert "polygon with < 3 points" in err
     assert "1 annotation: polygon with < 3 points" in out
     assert "mask_ap" in out
-    assert "Next: htc run INPUT OUTPUT --weights elsewhere/weights.safetensors" in out
+    assert "Next: htc run INPUT OUTPUT --weights elsewhere/best.safetensors" in out
+    assert "1 object" in err
+    assert "is trained on and scored with" in err
     again, out, err = htc("train", "spec.yaml", "--epochs", "1", "--output", "elsewhere")
     assert again == 0
     assert "Nothing to train" in err
@@ -176,7 +178,8 @@ def test_run_takes_everything_from_the_weights_file(folder: Path, htc: Htc) -> N
     assert "htc_lite0_fpn" in out
     sql = "SELECT DISTINCT model, category, category_id FROM instances"
     code, out, err = htc("query", "tables", sql, "--format", "csv")
-    assert out.splitlines()[1:] == ["htc_lite0_fpn,box,5"]
+    sha256 = load_weights(folder / weights).sha256
+    assert out.splitlines()[1:] == [f"htc_lite0_fpn:weights.safetensors@{sha256[:8]},box,5"]
     code, _, err = htc("run", *arguments, "--weights", weights, "--model", "htc_r50_fpn")
     assert code == 2
     assert "holds weights of htc_lite0_fpn, not of htc_r50_fpn" in err
