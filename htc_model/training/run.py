@@ -297,15 +297,9 @@ def _build_model(spec: TrainingSpec, config: ModelConfig, load_state: LoadState)
     if fresh and spec.model.initial != "imagenet":
         if initial.new_classes:
             kept = f"; those of {', '.join(initial.kept_classes)} are kept" if initial.kept_classes else ""
-            logger.warning(
-                "%s does not know %s, whose rows start at random%s",
-                spec.model.initial,
-                ", ".join(initial.new_classes),
-                kept,
-            )
-        logger.warning(
-            "%s has no weights that fit these, which start at random: %s", spec.model.initial, ", ".join(fresh)
-        )
+            new = ", ".join(initial.new_classes)
+            logger.warning("new to the weights %s: %s, whose rows start at random%s", spec.model.initial, new, kept)
+        logger.warning("no weights of %s fit these, which start at random: %s", spec.model.initial, ", ".join(fresh))
     return model, fresh
 
 

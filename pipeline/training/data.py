@@ -104,7 +104,7 @@ def _check_overlap(
     if not both:
         return
     if absolute_uri(section.annotations) in {absolute_uri(part.annotations) for part in spec.train}:
-        yield f"{section.annotations} is trained on and scored with; its scores say nothing about new images"
+        yield f"The scores of {section.annotations} say nothing about new images: it is trained on, too."
         return
     raise SpecError(
         f"{section.annotations} holds {count_of(len(both), 'image')} that {'is' if len(both) == 1 else 'are'} trained "
@@ -117,7 +117,7 @@ def _note_missing_classes(part: EvaluationSet) -> Iterator[str]:
     present = {entry.label for image in part.annotations.images for entry in image.objects if not entry.is_crowd}
     missing = [name for label, name in enumerate(part.annotations.classes) if label not in present]
     if missing:
-        yield f"{part.name} has no object of {', '.join(missing)}, which therefore gets no score"
+        yield f"No object of {', '.join(missing)} is in {part.name}; what is not there gets no score."
 
 
 def _load_data(
