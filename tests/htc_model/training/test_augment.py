@@ -1,5 +1,7 @@
 """Augmentation: what happens to the image happens to its masks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -115,3 +117,13 @@ def test_a_mosaic_has_the_objects_of_four_images(image):
         images[0], None, Augmentation(flip=0.0), small_config().resize, np.random.default_rng(0), others=images[1:]
     )
     assert len(augmented.labels) == 4
+
+
+def test_an_object_of_which_scaling_leaves_no_pixel_is_dropped(image):
+    speck = np.zeros((1, *image.size), np.uint8)
+    speck[0, 1, 1] = 1
+    both = replace(image, labels=np.array([*image.labels, 1]), masks=np.concatenate([image.masks, speck]))
+    small = resize_image(both, (SIDE // 4, SIDE // 4))
+    assert small.labels.tolist() == image.labels.tolist()
+    assert len(mask_boxes(small.masks)) == 1
+    assert len(resize_image(replace(both, labels=both.labels[1:], masks=both.masks[1:]), (24, 24)).labels) == 0
