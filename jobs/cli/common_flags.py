@@ -23,6 +23,7 @@ class Text(NamedTuple):
 TEXTS: Mapping[str, Text] = {
     "--address": Text("URL", "The Ray cluster's dashboard."),
     "--batch-size": Text("N", "Images in one batch of a worker."),
+    "--class": Text("NAME", "This class only; repeatable."),
     "--cron": Text("EXPR", 'Minute, hour, day, month, weekday: "30 2 * * *"; or @daily.'),
     "--deadline": Text(
         "TIME",
@@ -34,7 +35,9 @@ TEXTS: Mapping[str, Text] = {
         "Set for driver and workers, by default to its value here; repeatable. Not for secrets: others can read it.",
     ),
     "--file": Text("FILE", "A schedule in YAML."),
+    "--format": Text(None, "Format of what is read or written."),
     "--iceberg": Text("CATALOG", "The Iceberg catalog: sqlite:///PATH, or one of pyiceberg's configuration."),
+    "--images": Text("DIR", "Folder of the images."),
     "--input": Text("INPUT", "The input, as the argument INPUT of `htc run`."),
     "--json": Text(None, "Write JSON to stdout instead of text."),
     "--model": Text("PRESET", "Network preset."),
@@ -44,9 +47,12 @@ TEXTS: Mapping[str, Text] = {
         "code|image|pip",
         "code: upload this htc-batch; image: the cluster's image has it; pip: Ray installs the libraries too.",
     ),
+    "--seed": Text("N", "Random seed."),
     "--spec": Text("FILE", "Spec (YAML); flags override it."),
+    "--strict": Text(None, "Refuse flawed annotations instead of reporting and skipping them."),
     "--time-zone": Text("ZONE", "Time zone of --cron, such as Europe/Berlin."),
     "--to": Text("PATH", "Write there: a folder, or the file of a query."),
+    "--val-share": Text("F", "Hold out this share of the images, each class by its share."),
     "--wait": Text(None, "Wait for the job's end; `submit` then exits as `htc run` would."),
     "--workers": Text("N|MIN:MAX", "Workers: a number, or MIN:MAX as there is room for; when training, a number."),
 }
