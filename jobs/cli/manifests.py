@@ -16,6 +16,7 @@ class ManifestKind(enum.StrEnum):
     """The kind of Kubernetes resource."""
 
     RAYJOB = "rayjob"
+    JOB = "job"
     RAYCRONJOB = "raycronjob"
     RAYCLUSTER = "raycluster"
     ALL = "all"
@@ -87,14 +88,15 @@ class ClusterFlags:
         bool, typer.Option("--quota", help="Write a quota of the namespace, for one such run at a time.")
     ] = False
     retries: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--retries",
             metavar="N",
             min=0,
-            help="New clusters after a failure; KubeRay repeats every failure, also of a wrong spec.",
+            max=8,
+            help="New clusters after lost ones, never after a failed run; for a Job and a CronJob. [default: 2]",
         ),
-    ] = 0
+    ] = None
     ttl: Annotated[
         str | None,
         typer.Option("--ttl", metavar="DURATION", help="How long a finished job's pods are kept. [default: 10m]"),
@@ -123,6 +125,20 @@ class ClusterFlags:
     env: Annotated[
         list[str] | None,
         typer.Option("--env", metavar="KEY=VALUE", help="A variable of head and workers; repeatable."),
+    ] = None
+    env_from_secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env-from-secret", metavar="VARIABLE=SECRET/KEY", help="A variable from one key of a Secret; repeatable."
+        ),
+    ] = None
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--volume",
+            metavar="KIND:SOURCE:PATH[:ro]",
+            help="A pvc, secret, configmap or hostpath mounted into head and workers; repeatable.",
+        ),
     ] = None
     ephemeral_storage_gib: Annotated[
         int | None,
@@ -158,6 +174,8 @@ class ClusterFlags:
                 labels=self.label or (),
                 annotations=self.annotation or (),
                 environment=self.env or (),
+                secret_environment=self.env_from_secret or (),
+                volumes=self.volume or (),
                 ephemeral_storage_gib=self.ephemeral_storage_gib,
             ),
         }
@@ -186,7 +204,7 @@ def write_manifests(
     """Write a job spec as Kubernetes manifests.
 
     For KubeRay 1.6 or later. With --to: DIR/base/ holds what every kind needs, DIR/rayjob.yaml and so on the kinds
-    themselves.
+    themselves. --kind job is a RayJob that is started again on a new cluster where the old one was lost.
     """
     from jobs.manifests.cluster_shape import build_shape
     from jobs.manifests.command import write_job_manifests

@@ -16,12 +16,13 @@ from jobs.manifests.resources import (
     build_quota,
     build_spec_map,
 )
+from jobs.manifests.starter import build_start_job
 from jobs.manifests.yaml_dump import dump_manifests
 from jobs.terminal.output_file import atomic_output
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 
-Kind = Literal["rayjob", "raycronjob", "raycluster"]
+Kind = Literal["rayjob", "job", "raycronjob", "raycluster"]
 # Manifests by the path of their file.
 Bundle = dict[str, list[Manifest]]
 _SPEC_FILE = "base/spec.yaml"
@@ -75,6 +76,8 @@ def build_bundle(
     for kind in kinds:
         if kind == "rayjob":
             bundle["rayjob.yaml"] = [build_ray_job(shape, entrypoint_of())]
+        elif kind == "job":
+            bundle["batch-job.yaml"] = build_start_job(shape, entrypoint_of())
         elif kind == "raycluster":
             bundle["raycluster.yaml"] = [build_ray_cluster(shape)]
         else:

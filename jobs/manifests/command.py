@@ -9,7 +9,11 @@ from jobs.terminal.console import say
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 
-KINDS: tuple[Kind, ...] = ("rayjob", "raycluster", "raycronjob")
+_OBJECTS = {"pvc": "PersistentVolumeClaim", "secret": "Secret", "configmap": "ConfigMap"}
+KINDS: tuple[Kind, ...] = ("rayjob", "job", "raycluster", "raycronjob")
+
+# Files of what runs once: applying a finished one changes nothing.
+RUN_ONCE = ("rayjob.yaml", "batch-job.yaml")
 
 
 def write_job_manifests(
@@ -25,10 +29,15 @@ def write_job_manifests(
     """Write the manifests to stdout, or as files into a folder, and print how to apply them.
 
     Raises:
-        SpecError: see `build_bundle`; or "all" kinds without a folder.
+        SpecError: see `build_bundle`; or "all" kinds without a folder; or retries of a kind that has none.
     """
+    if shape.retries is not None and kind not in ("job", "all"):
+        raise SpecError(
+            f"--retries is for --kind job, whose pod repeats lost clusters only; with {kind} KubeRay would repeat "
+            "every failure, also a wrong spec and a run over its error budget."
+        )
     if kind == "all" and folder is None:
-        raise SpecError("--kind all writes three alternatives; give a folder for them with --to DIR.")
+        raise SpecError("--kind all writes four alternatives; give a folder for them with --to DIR.")
     kinds = KINDS if kind == "all" else (kind,)
     bundle = build_bundle(spec, shape, kinds, cron=cron, time_zone=time_zone, has_pod_monitor=has_pod_monitor)
     write_out(bundle, folder, shape=shape)
@@ -46,9 +55,24 @@ def write_out(bundle: Bundle, folder: Path | None, *, shape: ClusterShape, comme
     for name in bundle:
         if "/" not in name:
             say(f"Apply with: kubectl apply -f {folder}/base && kubectl apply -f {folder}/{name}")
+        if name in RUN_ONCE:
+            say(f"Applying it again does nothing; to run again, first: kubectl delete -f {folder}/{name}")
+    for sentence in _requirements(shape):
+        say(sentence)
+
+
+def _requirements(shape: ClusterShape) -> list[str]:
+    """Return what must exist in the cluster, a sentence each."""
+    namespace = shape.namespace
+    needed = []
     if not shape.has_namespace:
-        say(f"The namespace {shape.namespace} must exist: kubectl create namespace {shape.namespace}")
-    for secret in (*shape.secrets, *shape.pods.pull_secrets):
-        say(f"The Secret {secret} must exist: kubectl -n {shape.namespace} create secret generic {secret} ...")
+        needed.append(f"The namespace {namespace} must exist: kubectl create namespace {namespace}")
+    needed += [
+        f"The Secret {secret} must exist: kubectl -n {namespace} create secret generic {secret} ..."
+        for secret in (*shape.secrets, *shape.pods.pull_secrets)
+    ]
+    others = {f"Secret {secret}" for _, secret, _ in shape.pods.secret_environment if secret not in shape.secrets}
+    others |= {f"{_OBJECTS[each.kind]} {each.source}" for each in shape.pods.volumes if each.kind != "hostpath"}
     if shape.service_account:
-        say(f"The ServiceAccount {shape.service_account} must exist in the namespace {shape.namespace}.")
+        others.add(f"ServiceAccount {shape.service_account}")
+    return needed + [f"The {other} must exist in the namespace {namespace}." for other in sorted(others)]
