@@ -184,7 +184,7 @@ class ClusterFlags:
 @app.command("manifests")
 @with_flag_groups
 def write_manifests(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Job spec (YAML).")],
+    spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML).", show_default=False)] = None,
     *,
     kind: Annotated[ManifestKind, typer.Option("--kind", help="Kind of resource to write.")] = ManifestKind.RAYJOB,
     image: Image = None,
@@ -200,6 +200,18 @@ def write_manifests(
         str | None, typer.Option("--deadline", metavar="DURATION", help="KubeRay ends the job after this time.")
     ] = None,
     to: ToFolder = None,
+    kustomize: Annotated[
+        Path | None,
+        typer.Option(
+            "--kustomize", metavar="DIR", help="Write a kustomize tree: a base, and overlays own, production and spot."
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check", metavar="DIR", help="Check a kustomize tree instead: patches for objects that are not there."
+        ),
+    ] = None,
 ) -> None:
     """Write a job spec as Kubernetes manifests.
 
@@ -207,12 +219,25 @@ def write_manifests(
     themselves. --kind job is a RayJob that is started again on a new cluster where the old one was lost.
     """
     from jobs.manifests.cluster_shape import build_shape
-    from jobs.manifests.command import write_job_manifests
+    from jobs.manifests.command import check_job_tree, write_job_manifests, write_job_tree
     from jobs.scheduling.durations import parse_duration
+    from pipeline.errors import SpecError
 
+    if check is not None:
+        if spec is not None:
+            raise SpecError("--check takes a folder that is there; give the spec without it.")
+        check_job_tree(check)
+        return
+    if spec is None:
+        raise SpecError("Name the job spec: htc manifests job.yaml --image REGISTRY/htc-batch:TAG")
+    if to is not None and kustomize is not None:
+        raise SpecError("--to and --kustomize are two layouts of the same manifests; give one of them.")
     job_spec = options.load_job_spec(spec)
     deadline_s = parse_duration(deadline, "--deadline")
     shape = build_shape(job_spec, image=image, name=name, deadline_s=deadline_s, **cluster.shape_options())
+    if kustomize is not None:
+        write_job_tree(job_spec, shape, kind=kind.value, cron=cron, time_zone=time_zone, folder=kustomize)
+        return
     write_job_manifests(
         job_spec,
         shape,

@@ -266,6 +266,7 @@ def main(
     job = os.environ["JOB_NAME"]
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    template["metadata"]["namespace"] = os.environ.get("JOB_NAMESPACE") or template["metadata"]["namespace"]
     jobs = connect(server, template["metadata"]["namespace"])
     try:
         if jobs.find(attempt_name(job, 1)) is None:

@@ -115,21 +115,15 @@ def build_shape(
         )
     if gpus < 0:
         raise SpecError(f"--gpus is {gpus}; give the GPUs of one worker pod, 0 for none.")
-    if namespace in SYSTEM_NAMESPACES and has_namespace:
-        raise SpecError(
-            f"--create-namespace would change the namespace {namespace}, which others use; leave it out, or name "
-            "another with --namespace."
-        )
     volumes = pods.volumes if pods else ()
     _check_reachable(spec, volumes)
-    _check_host_paths(volumes, has_namespace=has_namespace)
     fewest, most = _parse_workers(workers)
     if queue and fewest != most:
         raise SpecError(
             f"--workers is {workers}, and Kueue admits jobs of one size only; give one number with --queue, such as "
             f"--workers {most}."
         )
-    return ClusterShape(
+    shape = ClusterShape(
         name=_checked_name(name, "--name") if name else job_name(spec),
         output=spec.output.uri,
         namespace=_checked_name(namespace, "--namespace"),
@@ -153,6 +147,29 @@ def build_shape(
         has_namespace=has_namespace,
         has_quota=has_quota,
     )
+    if has_namespace:
+        check_own_namespace(shape)
+    return shape
+
+
+def check_own_namespace(shape: ClusterShape) -> None:
+    """Check that the job's namespace may be written, and that its pods fit its Pod Security Standard.
+
+    Raises:
+        SpecError: it is one that others use, or a volume is a folder of the node.
+    """
+    if shape.namespace in SYSTEM_NAMESPACES:
+        raise SpecError(
+            f"--create-namespace and --kustomize would change the namespace {shape.namespace}, which others use; leave "
+            "them out, or name another with --namespace."
+        )
+    paths = [volume.source for volume in shape.pods.volumes if volume.kind == "hostpath"]
+    if paths:
+        raise SpecError(
+            f"--volume hostpath:{paths[0]} is not allowed in the namespace that --create-namespace and --kustomize "
+            "write: the Pod Security Standard restricted forbids folders of the node; use a claim (pvc:NAME:PATH), or "
+            "a namespace that exists."
+        )
 
 
 def job_name(spec: JobSpec) -> str:
@@ -194,16 +211,6 @@ def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
     workers = per_pod * shape.max_workers if compute.workers == "auto" else compute.workers
     fitted = compute.model_copy(update={"workers": workers, "gpus_per_worker": gpus_each, "cpus_per_worker": cpus_each})
     return spec.model_copy(update={"compute": fitted})
-
-
-def _check_host_paths(volumes: tuple[Volume, ...], *, has_namespace: bool) -> None:
-    paths = [volume.source for volume in volumes if volume.kind == "hostpath"]
-    if paths and has_namespace:
-        raise SpecError(
-            f"--volume hostpath:{paths[0]} is not allowed in the namespace that --create-namespace writes: the Pod "
-            "Security Standard restricted forbids folders of the node; use a claim (pvc:NAME:PATH), or a namespace of "
-            "your own."
-        )
 
 
 def _check_reachable(spec: JobSpec, volumes: tuple[Volume, ...]) -> None:

@@ -98,6 +98,8 @@ def build_starter_job_spec(shape: ClusterShape, arguments: tuple[str, ...] = ())
         "env": [
             _label_of_pod("JOB_NAME", "batch.kubernetes.io/job-name"),
             _label_of_pod("JOB_UID", "batch.kubernetes.io/controller-uid"),
+            # Of the pod and not of the template: kustomize can move the objects, but not change a text.
+            {"name": "JOB_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
         ],
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": CONTAINER_SECURITY,
