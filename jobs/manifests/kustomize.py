@@ -14,7 +14,7 @@ from jobs.manifests.kuberay import build_ray_job
 from jobs.manifests.pods import SPOT_LABELS, Manifest
 from jobs.manifests.resources import build_namespace, build_pod_monitor, build_quota
 from jobs.manifests.starter import build_template_map
-from jobs.manifests.yaml_dump import dump_manifests
+from jobs.manifests.yaml_dump import dump_manifests, dump_operations
 from pipeline.job_spec.job import JobSpec
 
 KUSTOMIZATION = "kustomization.yaml"
@@ -103,7 +103,7 @@ def _build_production(shape: ClusterShape, kind: Kind, _market: SpotMarket) -> F
     if kind == "job":
         kept = replace(shape, keep_s=PRODUCTION_KEEP_S)
         return {**files, **_with_template(title, kept, resources)}
-    operations = []
+    operations: list[dict[str, Any]] = []
     if kind in _KEEP_PATHS:
         operations.append({"op": "replace", "path": _KEEP_PATHS[kind], "value": PRODUCTION_KEEP_S})
     return {**files, KUSTOMIZATION: _kustomization(title, resources=resources, patches=_patch(shape, kind, operations))}
@@ -127,7 +127,7 @@ def _build_spot(shape: ClusterShape, kind: Kind, market: SpotMarket) -> Files:
         if "tolerations" in pod
         else {"path": f"{worker}/tolerations", "value": [toleration]}
     )
-    operations = [{"op": "add", **selector}, {"op": "add", **tolerated}]
+    operations: list[dict[str, Any]] = [{"op": "add", **selector}, {"op": "add", **tolerated}]
     return {
         KUSTOMIZATION: _kustomization(title, resources=["../../base"], patches=_patch(shape, kind, operations)),
     }
@@ -152,7 +152,7 @@ def _patch(shape: ClusterShape, kind: Kind, operations: list[dict[str, Any]]) ->
     if not operations:
         return []
     target = {"group": "ray.io", "version": "v1", "kind": _KIND_NAMES[kind], "name": shape.name}
-    return [{"target": target, "patch": dump_manifests([operations]).removeprefix("---\n")}]
+    return [{"target": target, "patch": dump_operations(operations)}]
 
 
 def _kustomization(title: str, **fields: list[Any]) -> str:
