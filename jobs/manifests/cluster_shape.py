@@ -125,7 +125,7 @@ def build_shape(
         )
     shape = ClusterShape(
         name=_checked_name(name, "--name") if name else job_name(spec),
-        output=spec.output.uri,
+        output=spec.output.uri.rstrip("/"),
         namespace=_checked_name(namespace, "--namespace"),
         image=image,
         ray_version=ray_version or _installed_ray(),

@@ -43,7 +43,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
     """
     given = {key: value for key, value in keys.items() if value is not None}
     schedule = load_schedule(file, given) if file else build_schedule(given)
-    job = load_job(schedule)
+    load_job(schedule)
     with closing(ScheduleStore(home)) as store:
         former = store.find(schedule.name)
         if former is not None and not is_replaced:
@@ -51,11 +51,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
                 f"A schedule {schedule.name} already exists (htc schedule show {schedule.name}); replace it with "
                 "--replace, or choose another name."
             )
-        neighbours = [
-            stored.schedule.name
-            for stored in store.schedules()
-            if stored.schedule.name != schedule.name and _output_of(stored.schedule) == job.output.uri
-        ]
+        neighbours = _neighbours(store, schedule)
         store.put(schedule, datetime.now(UTC))
     write_line(f"{'Replaced' if former else 'Added'} {schedule.name}: {describe_times(schedule)}.")
     if not schedule.is_paused:
@@ -93,6 +89,7 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
     with closing(ScheduleStore(home)) as store:
         stored = _require(store, name)
         last = _last_of(store, name)
+        neighbours = _neighbours(store, stored.schedule)
     schedule = stored.schedule
     if is_json:
         write_line(json.dumps({**schedule_values(stored), "last": firing_values(last)}))
@@ -105,7 +102,7 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
     if last is not None:
         rows.append(("last", describe_firing(last)))
     write_table(["", ""], rows, has_header=False)
-    for warning in _warnings(schedule, [], home):
+    for warning in _warnings(schedule, neighbours, home):
         say(warning)
 
 
@@ -190,7 +187,8 @@ def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str
     if neighbours:
         write = "writes" if len(neighbours) == 1 else "write"
         warnings.append(
-            f"{', '.join(neighbours)} {write} to the same output; two runs at once would do the same work twice."
+            f"{', '.join(neighbours)} {write} to the same output; while a run of one is in progress, one of the other "
+            "is refused. Give each its own output, or times far enough apart."
         )
     if not is_scheduler_running(home):
         warnings.append(_NO_SCHEDULER)
@@ -205,9 +203,16 @@ def _say_no_scheduler(home: Path) -> None:
         say(_NO_SCHEDULER)
 
 
+def _neighbours(store: ScheduleStore, schedule: Schedule) -> list[str]:
+    """Return the names of the other schedules that write to the schedule's output."""
+    output = _output_of(schedule)
+    others = (stored.schedule for stored in store.schedules() if stored.schedule.name != schedule.name)
+    return [other.name for other in others if output is not None and _output_of(other) == output]
+
+
 def _output_of(schedule: Schedule) -> str | None:
     try:
-        return load_job(schedule).output.uri
+        return load_job(schedule).output.uri.rstrip("/")
     except HtcError:
         return None
 

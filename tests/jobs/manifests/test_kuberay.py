@@ -356,4 +356,4 @@ def test_the_head_names_its_output() -> None:
     spec = make_spec()
     job = by_kind(make_manifests(spec, build_shape(spec, image=IMAGE)))["RayJob"]["spec"]
     head = job["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]
-    assert head["annotations"] == {"htc-batch/output": "s3://bucket/out/"}
+    assert head["annotations"] == {"htc-batch/output": "s3://bucket/out"}
