@@ -206,6 +206,7 @@ def write_manifests(
             "--kustomize", metavar="DIR", help="Write a kustomize tree: a base, and overlays own, production and spot."
         ),
     ] = None,
+    helm: Annotated[Path | None, typer.Option("--helm", metavar="DIR", help="Write a Helm chart of the job.")] = None,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -219,7 +220,7 @@ def write_manifests(
     themselves. --kind job is a RayJob that is started again on a new cluster where the old one was lost.
     """
     from jobs.manifests.cluster_shape import build_shape
-    from jobs.manifests.command import check_job_tree, write_job_manifests, write_job_tree
+    from jobs.manifests.command import check_job_tree, write_job_chart, write_job_manifests, write_job_tree
     from jobs.scheduling.durations import parse_duration
     from pipeline.errors import SpecError
 
@@ -230,13 +231,24 @@ def write_manifests(
         return
     if spec is None:
         raise SpecError("Name the job spec: htc manifests job.yaml --image REGISTRY/htc-batch:TAG")
-    if to is not None and kustomize is not None:
-        raise SpecError("--to and --kustomize are two layouts of the same manifests; give one of them.")
+    if [to, kustomize, helm].count(None) < 2:
+        raise SpecError("--to, --kustomize and --helm are layouts of the same manifests; give one of them.")
     job_spec = options.load_job_spec(spec)
     deadline_s = parse_duration(deadline, "--deadline")
     shape = build_shape(job_spec, image=image, name=name, deadline_s=deadline_s, **cluster.shape_options())
     if kustomize is not None:
         write_job_tree(job_spec, shape, kind=kind.value, cron=cron, time_zone=time_zone, folder=kustomize)
+        return
+    if helm is not None:
+        write_job_chart(
+            job_spec,
+            shape,
+            kind=kind.value,
+            cron=cron,
+            time_zone=time_zone,
+            has_pod_monitor=cluster.pod_monitor,
+            folder=helm,
+        )
         return
     write_job_manifests(
         job_spec,

@@ -5,6 +5,7 @@ from typing import Literal
 
 from jobs.manifests.bundle import Bundle, Kind, build_bundle, render, write_bundle
 from jobs.manifests.cluster_shape import ClusterShape
+from jobs.manifests.helm import write_chart
 from jobs.manifests.kustomize import OVERLAYS, write_tree
 from jobs.manifests.tree_check import check_tree
 from jobs.terminal.console import say, write_line
@@ -66,6 +67,32 @@ def write_job_tree(
         say(f"Left as they are: {', '.join(overlays)}; to have an overlay written anew, delete its folder.")
     say(f"Apply one with: kubectl apply -k {folder}/overlays/{{{','.join(OVERLAYS)}}}")
     say(f"Check your changes with: htc manifests --check {folder}")
+    for sentence in _requirements(shape):
+        say(sentence)
+
+
+def write_job_chart(
+    spec: JobSpec,
+    shape: ClusterShape,
+    *,
+    kind: Kind | Literal["all"],
+    cron: str | None,
+    time_zone: str,
+    has_pod_monitor: bool,
+    folder: Path,
+) -> None:
+    """Write the manifests as a Helm chart, and print how to install it.
+
+    Raises:
+        SpecError: see `write_chart`; or "all" kinds, or retries of a kind that has none.
+    """
+    _check_retries(shape, kind)
+    if kind == "all":
+        raise SpecError("--kind all has four alternatives, and a chart holds one; choose it with --kind.")
+    written = write_chart(spec, shape, kind, folder, cron=cron, time_zone=time_zone, has_monitor=has_pod_monitor)
+    for path in written:
+        say(f"{path}")
+    say(f"Install with: helm install {shape.name} {folder} --namespace {shape.namespace}")
     for sentence in _requirements(shape):
         say(sentence)
 
