@@ -123,8 +123,8 @@ _COMMENTS = {
     "deadlineSeconds": "The job ends after this time; null for no limit.",
     "retries": "New clusters after lost ones, never after a failed run.",
     "schedule": "When it runs: five fields, and the IANA name of their time zone.",
-    "job": "The job spec, as in job.yaml; compute.workers follows from workers.max where it is missing. Another port of storage.endpoint_url "
-    "belongs into templates/network.yaml, too.",
+    "job": "The job spec, as in job.yaml; compute.workers follows from workers.max where it is missing.\n"
+    "# Another port of storage.endpoint_url belongs into templates/network.yaml, too.",
 }
 
 
