@@ -57,6 +57,11 @@ def export_to_kubernetes(
     shape = build_shape(spec, **{**shape_options, **own})
     bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
     if has_ray_cron_job:
+        if shape.retries is not None:
+            raise SpecError(
+                "--retries is for --without-raycronjob, whose pod repeats lost clusters only; KubeRay would repeat "
+                "every failure, also a wrong spec and a run over its error budget."
+            )
         if schedule.mode == "full":
             raise SpecError(
                 "A RayCronJob starts the same command every time, and a full run that is complete is not done again; "

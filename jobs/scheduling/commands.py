@@ -46,7 +46,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
     """
     given = {key: value for key, value in keys.items() if value is not None}
     schedule = load_schedule(file, given) if file else build_schedule(given)
-    job = load_job(schedule)
+    load_job(schedule)
     with closing(ScheduleStore(home)) as store:
         former = store.find(schedule.name)
         if former is not None and not is_replaced:
@@ -54,11 +54,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
                 f"A schedule {schedule.name} already exists (htc schedule show {schedule.name}); replace it with "
                 "--replace, or choose another name."
             )
-        neighbours = [
-            stored.schedule.name
-            for stored in store.schedules()
-            if stored.schedule.name != schedule.name and _output_of(stored.schedule) == job.output.uri
-        ]
+        neighbours = _neighbours(store, schedule)
         store.put(schedule, datetime.now(UTC))
         history = store.history(schedule.name, HISTORY_COMPARED)
     write_line(f"{'Replaced' if former else 'Added'} {schedule.name}: {describe_times(schedule)}.")
@@ -98,6 +94,7 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
         stored = _require(store, name)
         last = _last_of(store, name)
         history = store.history(name, HISTORY_COMPARED)
+        neighbours = _neighbours(store, stored.schedule)
     schedule = stored.schedule
     if is_json:
         write_line(json.dumps({**schedule_values(stored), "last": firing_values(last)}))
@@ -110,7 +107,7 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
     if last is not None:
         rows.append(("last", describe_firing(last)))
     write_table(["", ""], rows, has_header=False)
-    for warning in _warnings(schedule, [], home, history):
+    for warning in _warnings(schedule, neighbours, home, history):
         say(warning)
 
 
@@ -193,7 +190,8 @@ def _warnings(schedule: Schedule, neighbours: list[str], home: Path, history: Se
     if neighbours:
         write = "writes" if len(neighbours) == 1 else "write"
         warnings.append(
-            f"{', '.join(neighbours)} {write} to the same output; two runs at once would do the same work twice."
+            f"{', '.join(neighbours)} {write} to the same output; while a run of one is in progress, one of the other "
+            "is refused. Give each its own output, or times far enough apart."
         )
     if late := schedule_warning(schedule, history):
         warnings.append(late)
@@ -210,9 +208,16 @@ def _say_no_scheduler(home: Path) -> None:
         say(_NO_SCHEDULER)
 
 
+def _neighbours(store: ScheduleStore, schedule: Schedule) -> list[str]:
+    """Return the names of the other schedules that write to the schedule's output."""
+    output = _output_of(schedule)
+    others = (stored.schedule for stored in store.schedules() if stored.schedule.name != schedule.name)
+    return [other.name for other in others if output is not None and _output_of(other) == output]
+
+
 def _output_of(schedule: Schedule) -> str | None:
     try:
-        return load_job(schedule).output.uri
+        return load_job(schedule).output.uri.rstrip("/")
     except HtcError:
         return None
 
