@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 # In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
 ORDER = (
-    *("run", "plan", "query", "show", "evaluate"),
+    *("run", "plan", "query", "show", "evaluate", "export"),
     *("submit", "status", "logs", "stop", "list", "manifests"),
     *("schedule", "scheduler"),
     *("runs", "prune", "compact", "publish", "doctor"),
