@@ -16,7 +16,12 @@ FILE = "annotations.json"
 _ROWS = """
 SELECT to_json({
     'id': row_number() OVER (), 'image_id': number, 'category_id': category_id,
-    'segmentation': CASE WHEN mask IS NULL THEN '[]'::JSON ELSE to_json({'size': mask.size, 'counts': mask.counts}) END,
+    'segmentation': CASE
+        WHEN mask IS NULL THEN '[]'::JSON
+        WHEN mask_is_valid(mask) THEN to_json({'size': mask.size, 'counts': mask.counts})
+        ELSE error(uri || ': the mask of instance ' || instance || ' is damaged; '
+            || '--where "mask_is_valid(mask)" leaves such instances out')
+    END,
     'area': coalesce(area, round(bbox.width * bbox.height)),
     'bbox': [bbox.x, bbox.y, bbox.width, bbox.height], 'iscrowd': 0, 'score': score
 })::VARCHAR AS line

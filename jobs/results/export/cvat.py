@@ -5,12 +5,12 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from htc_model.masks.rle import decode_rle
+from jobs.results.export.selection import bitmap_of
 from jobs.results.export.writers import ExportFolder, Progress
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
-    from jobs.results.export.selection import ExportedInstance, Selection
+    from jobs.results.export.selection import ExportedImage, ExportedInstance, Selection
 
 FILE = "annotations.xml"
 
@@ -30,7 +30,7 @@ def write_cvat(selection: "Selection", folder: ExportFolder, progress: Progress)
             for image in selection.by_image():
                 head = f'<image id="{image.number - 1}" name={quoteattr(image.name)}'
                 sink.write(f'{head} width="{image.width}" height="{image.height}">\n')
-                sink.writelines(_shape(each) for each in image.instances if each.area != 0)
+                sink.writelines(_shape(image, each) for each in image.instances if each.area != 0)
                 folder.counts["{n} empty masks left out"] += sum(each.area == 0 for each in image.instances)
                 sink.write("</image>\n")
                 progress(len(image.instances))
@@ -39,14 +39,14 @@ def write_cvat(selection: "Selection", folder: ExportFolder, progress: Progress)
         raise SpecError(f"{folder.final / FILE} cannot be written: {error.strerror or error}.") from error
 
 
-def _shape(instance: "ExportedInstance") -> str:
+def _shape(image: "ExportedImage", instance: "ExportedInstance") -> str:
     name = quoteattr(instance.category.name)
     score = f'<attribute name="score">{instance.score:.4f}</attribute>'
     if instance.mask is None:
         x, y, width, height = instance.bbox_xywh
         corners = f'xtl="{x:.2f}" ytl="{y:.2f}" xbr="{x + width:.2f}" ybr="{y + height:.2f}"'
         return f'<box label={name} source="auto" occluded="0" {corners} z_order="0">{score}</box>\n'
-    bitmap = decode_rle(instance.mask)
+    bitmap = bitmap_of(image, instance)
     rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     part = bitmap[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from htc_model.masks.rle import decode_rle
+from jobs.results.export.selection import bitmap_of
 from jobs.results.export.writers import ExportFolder, Progress
 from pipeline.errors import SpecError
 
@@ -73,7 +73,7 @@ def _detection(instance: "ExportedInstance", image: "ExportedImage") -> dict[str
     x, y, width, height = instance.bbox_xywh
     mask = None
     if instance.mask is not None:
-        bitmap = decode_rle(instance.mask)
+        bitmap = bitmap_of(image, instance)
         rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
         y, x = float(rows[0]), float(columns[0])
         height, width = float(rows[-1] + 1 - rows[0]), float(columns[-1] + 1 - columns[0])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from htc_model.masks.rle import decode_rle
 from jobs.results.export.polygons import with_polygons
+from jobs.results.export.selection import bitmap_of
 from jobs.results.export.writers import ExportFolder, Progress
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def write_labelme(
                 shapes.append(_shape(each, None, "rectangle", [[x, y], [x + width, y + height]]))
             elif any(len(part) > 1 for part in parts):
                 folder.counts["{n} with holes, written as masks"] += 1
-                shapes.append(_mask_shape(each, group))
+                shapes.append(_mask_shape(image, each, group))
             else:
                 shapes += [_shape(each, group, "polygon", part[0].tolist()) for part in parts]
         folder.write_json(f"{image.stem}.json", _document(image, shapes, image_paths.get(image.number, image.uri)))
@@ -76,9 +76,9 @@ def _shape(
     }
 
 
-def _mask_shape(instance: "ExportedInstance", group: int) -> dict[str, Any]:
+def _mask_shape(image: "ExportedImage", instance: "ExportedInstance", group: int) -> dict[str, Any]:
     """Return a shape with the mask as a PNG of its box; the box's second corner is inclusive."""
-    bitmap = decode_rle(instance.mask or {})
+    bitmap = bitmap_of(image, instance)
     rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
     top, bottom, left, right = (int(value) for value in (rows[0], rows[-1], columns[0], columns[-1]))
     file = io.BytesIO()

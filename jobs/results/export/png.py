@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from htc_model.masks.rle import decode_rle
+from jobs.results.export.selection import bitmap_of
 from jobs.results.export.writers import ExportFolder, Progress
 from pipeline.errors import InputError
 
@@ -56,10 +56,7 @@ def _label_maps(
         if each.mask is None:
             folder.counts["{n} without a mask left out"] += 1
             continue
-        try:
-            bitmap = decode_rle(each.mask)
-        except ValueError as error:
-            raise InputError(f"{image.uri}: instance {each.instance}: {error}.") from error
+        bitmap = bitmap_of(image, each)
         instances[bitmap] = value
         categories[bitmap] = each.category.category_id
     return instances, categories

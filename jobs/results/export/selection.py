@@ -4,8 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from htc_model.masks.rle import decode_rle
 from jobs.results.export.names import FileNames, relative_name
 from pipeline.errors import InputError, SpecError
 from pipeline.output.mask_functions import decode_masks
@@ -231,6 +234,18 @@ def runs_of(owners: Sequence[tuple[ExportedImage, ExportedInstance]]) -> "Foregr
         image, each = owners[int((~decoded.is_valid).argmax())]
         raise damaged_mask(image, each)
     return decoded.runs()
+
+
+def bitmap_of(image: ExportedImage, instance: ExportedInstance) -> NDArray[np.bool_]:
+    """Decode an instance's mask to [H, W] bool.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return decode_rle(instance.mask or {"size": [0, 0], "counts": ""})
+    except ValueError as error:
+        raise damaged_mask(image, instance) from error
 
 
 def damaged_mask(image: ExportedImage, instance: ExportedInstance) -> InputError:

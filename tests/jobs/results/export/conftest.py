@@ -1,6 +1,6 @@
 """An output with difficult masks: holes, parts, overlaps, a full one, an empty one, one missing; odd names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +90,19 @@ def instance(ref: Any, number: int, mask: Bitmap) -> InstanceRow:
     score = 0.95 - 0.1 * number
     values = (category_id, CATEGORIES[category_id], score, box, int(mask.sum()), encoded(mask), "m")
     return InstanceRow(image_row.image_id, image_row.uri, number, *values)
+
+
+@pytest.fixture(scope="session")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An output of one image, whose second mask is damaged."""
+    folder = tmp_path_factory.mktemp("damaged")
+    Image.new("RGB", (12, 10)).save(folder / "a.jpg")
+    spec = load_spec(None, {"input.uri": str(folder / "a.jpg"), "output.uri": str(folder / "out")})
+    run = open_run(spec, FINGERPRINT, Storage(), run="night")
+    (ref,) = run.read_shard(0).images
+    rows = [instance(ref, number, np.ones((10, 12), bool)) for number in range(3)]
+    rows[1] = replace(rows[1], mask={"size": [10, 12], "counts": "7"})
+    image = build_image_row(ref, shard=0, model="m", size=(10, 12), instances=3)
+    commit_shard(Storage(), run.output_uri, run.name, 0, [image], rows)
+    run.close()
+    return str(folder / "out")

@@ -6,6 +6,7 @@ import io
 import json
 import xml.etree.ElementTree as ET
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pycocotools.coco import COCO
 
 from jobs.results.export import command
 from jobs.results.export.names import FileNames, relative_name
-from pipeline.errors import InputError, SpecError
+from pipeline.errors import HtcError, InputError, SpecError
 from tests.jobs.results.export.conftest import CATEGORIES, SIZES, Bitmap, Drawn
 from tests.support.htc import Htc
 
@@ -281,6 +282,15 @@ def test_a_wrong_choice_is_one_sentence_and_leaves_nothing(
     with pytest.raises(SpecError, match=sentence):
         export(drawn, tmp_path / "out", chosen, **values)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", list(command.Format))
+def test_a_damaged_mask_is_named_with_the_way_out(damaged: str, tmp_path: Path, chosen: command.Format) -> None:
+    request = command.ExportRequest(chosen, tmp_path / "out")
+    with pytest.raises(HtcError, match=r"a\.jpg: the mask of instance 1 is damaged; --where .mask_is_valid"):
+        command.export_output(damaged, request)
+    assert list(tmp_path.iterdir()) == []
+    command.export_output(damaged, replace(request, where="mask_is_valid(mask)"))
 
 
 def test_a_run_that_is_not_there_is_named(drawn: Drawn, tmp_path: Path) -> None:
