@@ -157,10 +157,6 @@ def train(
     weights.safetensors, the last, are for --weights of run.
     """
     from jobs.running.train import TrainRequest, train_and_report
-    from pipeline.errors import SpecError
-
-    if output is not None and output_flag is not None:
-        raise SpecError(f"The output folder is {output} and, by --output, {output_flag}; name it once.")
 
     overrides = {
         "model.initial": network.initial,
