@@ -61,6 +61,7 @@ EVENTS: Mapping[str, EventKind] = {
     "damaged_file": EventKind("warning", "A file of the output is damaged, and the command can do without it."),
     # Training.
     "training_progress": EventKind("info", "Every ten seconds of a training: fields step, steps, losses."),
+    "training_scores": EventKind("info", "A training was scored: fields epoch, evaluation, classes, is_best."),
     # The scheduler.
     "firing": EventKind("info", "The scheduler began, stopped or ended a firing: field firing."),
     "notification_failed": EventKind("warning", "A webhook or an exit hook was not reached: field channel."),
@@ -335,8 +336,12 @@ def capture_output() -> None:
         # Started with stderr closed: there is no reader.
         return
     _own_stderr = os.fdopen(own, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    if sys.stderr is not None:
+        sys.stderr.flush()
     os.dup2(write_end, 2)
     os.close(write_end)
+    # The old object may believe that it writes to a file, in which it can seek.
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     _drained = threading.Event()
     threading.Thread(target=_relay, args=(read_end, _drained), daemon=True, name="stderr").start()
 

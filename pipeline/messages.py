@@ -218,6 +218,7 @@ class Assignment:
     is_last: whether the shard is given up when this attempt fails.
     positions: the images to do, by their place in the shard; empty for all of them.
     is_speculative: whether another worker is doing the same shard. is_sampled: whether it was sampled at random.
+    traceparent: the W3C context of the attempt's span; empty without telemetry.
     """
 
     index: int
@@ -226,6 +227,7 @@ class Assignment:
     positions: tuple[int, ...] = ()
     is_speculative: bool = False
     is_sampled: bool = False
+    traceparent: str = ""
 
     @property
     def is_committed_by_worker(self) -> bool:

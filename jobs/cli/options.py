@@ -191,6 +191,16 @@ class JobFlags:
         ),
         SpecKey("retry.max_errors"),
     ] = None
+    telemetry: Annotated[
+        str | None,
+        typer.Option(
+            "--telemetry",
+            metavar="auto|otel|off",
+            help="Send traces and metrics through OpenTelemetry; auto: as its environment variables say. "
+            "[default: auto]",
+        ),
+        SpecKey("telemetry"),
+    ] = None
     endpoint_url: EndpointUrl = None
     anonymous: Anonymous = False
 

@@ -62,6 +62,11 @@ class TrainingDisplay:
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
         """Show the scores of an evaluation: a line for each data set, and one for each of its classes."""
+        if logs.is_json():
+            values = {name: line.get(name) for name in ("epoch", "evaluation", "classes", "is_best")}
+            logs.log_event(log, "training_scores", f"epoch {line['epoch'] + 1}/{self._epochs} is scored", **values)
+            self._times.clear()
+            return
         for data_set, scores in line["evaluation"].items():
             best = ", the best so far" if line.get("is_best") else ""
             overall = ", ".join(f"{name} {_score(scores[name])}" for name in _kinds(scores))
@@ -85,7 +90,9 @@ class TrainingDisplay:
 
     def close(self) -> None:
         """Stop the bar and restore the terminal."""
-        self._bar.stop()
+        if not logs.is_json():
+            # Also without a bar it writes a line.
+            self._bar.stop()
         sys.stderr.flush()
 
     def _seconds_per_step(self) -> float | None:

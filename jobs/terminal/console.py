@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import logs
+from pipeline.redaction import redact
 from pipeline.text import printable
 
 # Wide enough for any row: outside a terminal, folded or cut lines would break grep.
@@ -28,7 +29,7 @@ def say(sentence: str) -> None:
     if logs.is_json():
         logs.log_note(log, sentence)
         return
-    Console(stderr=True, highlight=False).print(Text(printable(sentence, keep="\n")), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text(printable(redact(sentence), keep="\n")), soft_wrap=True)
 
 
 def write_line(line: str = "") -> None:

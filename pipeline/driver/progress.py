@@ -11,7 +11,7 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from pipeline.logs import is_json, log_event, log_note
+from pipeline.logs import configure, is_json, log_event, log_note
 from pipeline.messages import Cause
 from pipeline.redaction import redact
 from pipeline.runs.bottleneck import IN_WORDS, Bottleneck
@@ -211,5 +211,8 @@ def _is_end(progress: RunProgress) -> bool:
 def choose_progress() -> ProgressDisplay:
     """Return the bar when standard error is a terminal, lines with their time otherwise; lines of JSON if asked for."""
     if is_json():
+        if not log.hasHandlers():
+            # Run from a program of the caller's, which has not begun a log.
+            configure()
         return JsonProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress(now=lambda: datetime.now(UTC))

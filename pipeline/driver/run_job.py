@@ -21,10 +21,12 @@ from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
+from pipeline.driver.traces import RunTrace
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
+from pipeline.otel import Otel, check_telemetry, sending, settings_for
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
 from pipeline.planning.selection_report import selection_lines
@@ -96,6 +98,7 @@ def run(
     storage = Storage(spec.storage)
     start_up = start_up or StartUp()
     start_up.mark("imports")
+    sends_telemetry = check_telemetry(spec.telemetry, report=display.note)
     with StopRequest() as stop, closing(display), ExitStack() as connection:
         starter = connection.enter_context(starting_early(spec.compute, lambda: start_up.mark("ray")))
 
@@ -117,7 +120,13 @@ def run(
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
             set_place(run=opened.name)
-        with closing(opened), _recorded(opened, storage, display) as shown:
+        otel_settings = settings_for(opened.name, opened.output_uri) if sends_telemetry else None
+        with (
+            closing(opened),
+            _recorded(opened, storage, display) as shown,
+            sending(otel_settings, report=shown.note) as otel,
+            _traced(otel, opened) as trace,
+        ):
             _note_model(spec, fingerprint, shown)
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
@@ -128,17 +137,20 @@ def run(
                 opened,
                 storage,
                 shown,
-                worker=worker_settings(
-                    spec,
-                    opened.name,
-                    load_model,
-                    model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                worker=replace(
+                    worker_settings(
+                        spec,
+                        opened.name,
+                        load_model,
+                        model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                    ),
+                    otel=otel_settings,
                 ),
                 compute=spec.compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
                 stop=stop,
-                open_pool=open_pool,
+                open_pool=trace.traced(open_pool) if trace else open_pool,
                 compaction=RunningCompaction(
                     storage,
                     opened.output_uri,
@@ -153,7 +165,24 @@ def run(
                 _work(session)
             summary = _with_changes(session.end(), changes, spec, is_named=run is not None)
             _log_end(summary)
+            if trace:
+                trace.end(summary)
             return summary
+
+
+@contextmanager
+def _traced(otel: Otel | None, opened: RunHandle) -> Iterator[RunTrace | None]:
+    """Trace the session in the block, which ends its span; an error ends it too."""
+    if otel is None:
+        yield None
+        return
+    values = {"state": opened.state, "images": opened.image_count, "shards": opened.shard_count}
+    trace = RunTrace(otel, traceparent=os.environ.get("TRACEPARENT", ""), run=opened.name, **values)
+    try:
+        yield trace
+    except BaseException as error:
+        trace.end(None, error)
+        raise
 
 
 def worker_settings(

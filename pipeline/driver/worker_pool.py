@@ -47,6 +47,7 @@ from pipeline.messages import (
     WorkerProgress,
     WorkerReady,
 )
+from pipeline.otel import FLUSH_S
 from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.worker.callers_model import CallersModel, callers_search_path
 from pipeline.worker.commit_claim import ORPHAN_AFTER_S
@@ -448,6 +449,9 @@ class WorkerPool:
 
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""
+        if self._settings.otel is not None and self._members:
+            asked = [member.handle.flush.remote() for member in self._members.values() if member.is_ready]
+            ray.wait(asked, num_returns=len(asked), timeout=FLUSH_S) if asked else None
         for worker in list(self._members):
             self._kill(worker)
 

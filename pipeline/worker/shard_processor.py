@@ -11,7 +11,7 @@ from pipeline.inputs.shard import Shard
 from pipeline.messages import Assignment, Hang, ImageFailure, PartialResult, ShardResult, WorkerReport
 from pipeline.output.commit import commit_shard
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
-from pipeline.telemetry import WorkerTotals
+from pipeline.telemetry import WorkerTotals, traced_stages
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.device_use import DeviceUse
 from pipeline.worker.error_boundaries import CommitError
@@ -122,7 +122,7 @@ class ShardProcessor:
             on_images=self._counter.counted(on_images),
             shard_time=shard_time,
         )
-        with self._counter.track(stages.clock, stages.bytes_read):
+        with self._counter.track(stages.clock, stages.bytes_read), traced_stages(stages.clock, assignment.traceparent):
             outcomes = stages.run()
             shard_time.writing()
             with stages.clock.time("write"):

@@ -24,6 +24,7 @@ from pipeline.messages import (
     WorkerProgress,
     WorkerReady,
 )
+from pipeline.otel import OtelSettings, begin_in_worker, flush_worker
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import WorkerMetrics
@@ -57,6 +58,7 @@ class WorkerSettings:
     load_model: takes the model section, returns the model; None loads the section's preset and weights.
     cpus, gpus: what Ray reserves for this worker; fractions allowed.
     mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
+    otel: how this process sends telemetry; None for not at all.
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
     model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     """
@@ -73,6 +75,7 @@ class WorkerSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     mask_processes: int = 0
+    otel: OtelSettings | None = None
     number: int = 0
     log_format: str = "text"
     log_level: str = ""
@@ -107,6 +110,7 @@ class Worker:
     def start(self) -> WorkerReady | WorkerFailure:
         """Load the model; failures come back as values, never as exceptions."""
         self._relay.begin(self._settings.run, self._settings.number)
+        begin_in_worker(self._settings.otel)
         start = time.perf_counter()
         outcome = _start_boundary(self._load)
         if isinstance(outcome, WorkerFailure):
@@ -176,6 +180,10 @@ class Worker:
             if is_queued and self._images_done.get(index):
                 return False
         return claim is not None and claim.abandon()
+
+    def flush(self) -> None:
+        """Send the telemetry that waits; called before this process is ended."""
+        flush_worker()
 
     def _heartbeat(self) -> None:
         # A call may have waited here while this process or its node was suspended and other workers got the shards.

@@ -91,8 +91,25 @@ def test_errors_of_usage_and_of_input() -> None:
     assert (code, line["event"], line["fields"]["exit_code"]) == (2, "usage_error", 2)
     code, _, [line] = _htc("--log-format=json", "runs", "/no/such/folder")
     assert (code, line["event"], line["fields"]["exit_code"]) == (2, "error", 2)
-    code, _, [line] = _htc("schedule", "history", "--limit", "none", HTC_LOG_FORMAT="json")
+    code, _, [line] = _htc("schedule", "history", "--last", "none", HTC_LOG_FORMAT="json")
     assert (code, line["event"]) == (2, "usage_error")
+
+
+@pytest.mark.slow
+def test_a_scheduled_run_logs_json_and_its_reason_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"input: {{uri: {tmp_path}/none}}\noutput: {{uri: {tmp_path}/out}}\n")
+    home = ("--home", str(tmp_path / "home"))
+    add = ("schedule", "add", "night", "--spec", str(tmp_path / "job.yaml"), "--cron", "30 2 * * *")
+    assert _htc(*add, *home, HTC_LOG_FORMAT="json")[0] == 0
+    assert _htc("schedule", "run-now", "night", *home, HTC_LOG_FORMAT="json")[0] == 0
+    code, _, lines = _htc("scheduler", "--once", *home, "--log-format", "json")
+    assert code == 0
+    assert [line["fields"]["state"] for line in lines if line["event"] == "firing"] == ["begun", "failed"]
+    # The run's own log holds its stderr and its stdout.
+    [log] = (tmp_path / "home" / "firings").glob("*/log.txt")
+    assert [line["event"] for line in _lines(log.read_text())][-1] == "error"
+    _, history, _ = _htc("schedule", "history", *home, HTC_LOG_FORMAT="json")
+    assert f"failed: The input {tmp_path}/none does not exist." in history
 
 
 def test_no_secret_is_logged() -> None:

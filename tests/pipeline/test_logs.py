@@ -130,6 +130,35 @@ def test_the_heartbeat_holds_the_progress(capsys: pytest.CaptureFixture[str]) ->
     assert lines[0]["fields"]["images_per_s"] is None  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("json_log")
+def test_the_steps_of_a_training_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from htc_model.training.spec import TrainingSpec
+    from jobs.running.training_display import TrainingDisplay
+
+    display = TrainingDisplay(Console(stderr=True), TrainingSpec.model_construct(epochs=2, batch_size=1))
+    display.step(1, 2, {"total": 0.5})
+    display.step(2, 2, {"total": math.nan})
+    display.evaluation({"epoch": 0, "evaluation": {"val": {"mask_ap": 0.5}}, "is_best": True})
+    display.close()
+    lines = _read(capsys)
+    assert [line["event"] for line in lines] == ["training_progress", "training_progress", "training_scores"]
+    assert lines[2]["fields"]["evaluation"] == {"val": {"mask_ap": 0.5}}  # type: ignore[index]
+    assert lines[1]["fields"] == {"step": 2, "steps": 2, "losses": {"total": None}}
+
+
+def test_the_reason_of_a_run_is_a_message_of_its_log() -> None:
+    from jobs.scheduling.endings import last_line
+
+    record = _record("the reason", 1)
+    record.levelno, record.levelname = logging.ERROR, "ERROR"
+    lines = [logs.JsonFormatter().format(record), logs.JsonFormatter().format(_record("later", 1))]
+    assert last_line("\n".join(lines)) == "the reason"
+    assert last_line(lines[1] + "\n{}\n") == "later"
+    assert last_line("plain\n\n") == "plain"
+
+
 def test_a_note_is_its_sentence() -> None:
     said = logs.note("worker_lost", "Worker 1: gone.", worker=1)
     assert said == "Worker 1: gone."
