@@ -87,6 +87,30 @@ def test_crossings_are_found_among_thousands_of_corners() -> None:
     assert crosses_itself(circle)
 
 
+def test_crossings_are_those_of_all_pairs_of_edges() -> None:
+    def slowly(points: Points) -> bool:
+        edges = list(zip(points, np.roll(points, -1, axis=0), strict=True))
+        return any(cross(*one, *other) for at, one in enumerate(edges) for other in edges[at + 1 :])
+
+    def cross(a: Points, b: Points, c: Points, d: Points) -> bool:
+        def side(p: Points, q: Points, r: Points) -> float:
+            return float((q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]))
+
+        return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+
+    random = np.random.default_rng(0)
+    answers = []
+    for _ in range(300):
+        angles = np.sort(random.uniform(0, 2 * math.pi, random.integers(3, 9)))
+        radii = random.uniform(1, 10, len(angles))
+        points = np.round(np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1))
+        if random.random() < 0.5:
+            points = random.permutation(points)
+        answers.append(slowly(points))
+        assert crosses_itself(points) == answers[-1], points
+    assert 50 < sum(answers) < 250
+
+
 def test_an_ellipse_has_its_area() -> None:
     x, y = ellipse_polygon((100, 100), (50, 20), 30).T
     area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
