@@ -85,7 +85,9 @@ def _links(selection: "Selection", folder: ExportFolder, below: str) -> Iterator
     for row in _rows(selection):
         path = _unchanged_file(row)
         if path is None:
-            folder.counts["{n} of the images not linked: no local files as they were in the run; --images copy"] += 1
+            folder.counts[
+                "{n} of the images not linked: no local files as they were in the run; --image-files copy puts them there"
+            ] += 1
             continue
         name = f"{below}/{row['file']}"
         link = folder.file(name)
