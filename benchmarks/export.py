@@ -124,7 +124,7 @@ def main() -> None:
             for chosen in options.formats.split(","):
                 target = str(folder / f"{chosen}-{number}")
                 command = [sys.executable, "-m", "jobs", "export", str(output), "--format", chosen, "--to", target]
-                seconds, memory = timed([*command, "--images", "none"])
+                seconds, memory = timed([*command, "--image-files", "none"])
                 taken |= {f"{chosen}_per_s": round(instances / seconds), f"{chosen}_mib": round(memory)}
             seconds, memory = timed([sys.executable, __file__, "--peer", str(output), str(folder / "peer.json")])
             taken |= {"peer_coco_per_s": round(instances / seconds), "peer_mib": round(memory)}

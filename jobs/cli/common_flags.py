@@ -41,7 +41,10 @@ TEXTS: Mapping[str, Text] = {
     "--input": Text("INPUT", "The input, as the argument INPUT of `htc run`."),
     "--json": Text(None, "Write JSON to stdout instead of text."),
     "--model": Text("PRESET", "Network preset."),
+    "--min-score": Text("F", "Only instances that score at least F."),
+    "--once": Text(None, "Do it once and end: run what is due and wait for it, or show the view as plain text."),
     "--output": Text("OUTPUT", "The output, as the argument OUTPUT of `htc run`; when training, a folder."),
+    "--precision": Text("auto|fp32|bf16|fp16", "Arithmetic of the network; fp16 is for training only."),
     "--run": Text("NAME", "The run of this name; `run`, `plan` and `submit` begin it if there is none."),
     "--runtime-env": Text(
         "code|image|pip",
@@ -54,6 +57,11 @@ TEXTS: Mapping[str, Text] = {
     "--to": Text("PATH", "Write there: a folder, or the file of a query."),
     "--val-share": Text("F", "Hold out this share of the images, each class by its share."),
     "--wait": Text(None, "Wait for the job's end; `submit` then exits as `htc run` would."),
+    "--where": Text(
+        "SQL",
+        "With --incremental, a query: of the images done by another model only, take those whose uri or image_id it "
+        'returns. For `export`, a condition on instances, such as "area > 1000".',
+    ),
     "--workers": Text("N|MIN:MAX", "Workers: a number, or MIN:MAX as there is room for; when training, a number."),
 }
 

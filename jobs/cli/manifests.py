@@ -220,7 +220,9 @@ def write_manifests(
     check: Annotated[
         Path | None,
         typer.Option(
-            "--check", metavar="DIR", help="Check a kustomize tree instead: patches for objects that are not there."
+            "--check-tree",
+            metavar="DIR",
+            help="Check a kustomize tree instead: patches for objects that are not there.",
         ),
     ] = None,
 ) -> None:
@@ -236,7 +238,7 @@ def write_manifests(
 
     if check is not None:
         if spec is not None:
-            raise SpecError("--check takes a folder that is there; give the spec without it.")
+            raise SpecError("--check-tree takes a folder that is there; give the spec without it.")
         check_job_tree(check)
         return
     if spec is None and input_uri is None:

@@ -170,7 +170,7 @@ def export(
         typer.Option("--min-score", metavar="F", min=0, max=1, help="Only instances that score at least F."),
     ] = None,
     images: Annotated[
-        ImagePlacement, typer.Option("--images", help="Put the images beside; auto links local ones for yolo.")
+        ImagePlacement, typer.Option("--image-files", help="Put the images beside; auto links local ones for yolo.")
     ] = ImagePlacement.auto,
     polygons: Annotated[
         bool, typer.Option("--polygons", help="COCO's polygons in the place of its run lengths.")

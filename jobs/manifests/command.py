@@ -66,7 +66,7 @@ def write_job_tree(
         overlays = sorted({str(path.parent) for path in kept})
         say(f"Left as they are: {', '.join(overlays)}; to have an overlay written anew, delete its folder.")
     say(f"Apply one with: kubectl apply -k {folder}/overlays/{{{','.join(OVERLAYS)}}}")
-    say(f"Check your changes with: htc manifests --check {folder}")
+    say(f"Check your changes with: htc manifests --check-tree {folder}")
     for sentence in _requirements(shape):
         say(sentence)
 

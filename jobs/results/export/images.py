@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.inputs.image_ref import ImageRef
     from pipeline.output.results import Results
 
+_NO_FILE = "{n} of the images not linked: no local files as they were in the run (--image-files copy)"
 _CHANGED = "{n} of the images not put there: they are gone, or others than those of the run"
 
 
@@ -85,7 +86,7 @@ def _links(selection: "Selection", folder: ExportFolder, below: str) -> Iterator
     for row in _rows(selection):
         path = _unchanged_file(row)
         if path is None:
-            folder.counts["{n} of the images not linked: no local files as they were in the run; --images copy"] += 1
+            folder.counts[_NO_FILE] += 1
             continue
         name = f"{below}/{row['file']}"
         link = folder.file(name)

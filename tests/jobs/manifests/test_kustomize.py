@@ -104,7 +104,7 @@ def test_the_base_is_written_anew_and_the_overlays_are_left(htc: Htc, spec: Path
 
 
 def test_a_sound_tree_is_reported(htc: Htc, tree: Path) -> None:
-    code, out, err = htc("manifests", "--check", str(tree))
+    code, out, err = htc("manifests", "--check-tree", str(tree))
     assert (code, err) == (0, "")
     assert "4 kustomizations are sound" in out
 
@@ -135,7 +135,7 @@ def test_a_patch_for_an_object_that_is_not_there_is_named(
     overlay = tree / "overlays" / "own"
     (overlay / "mine.yaml").write_text("{apiVersion: v1, kind: ConfigMap, metadata: {name: other}}\n")
     add(overlay / "kustomization.yaml", **fields)
-    code, out, err = htc("manifests", "--check", str(tree))
+    code, out, err = htc("manifests", "--check-tree", str(tree))
     assert (code, out) == (2, "")
     assert words in err
     assert "repair them first" in err
@@ -146,7 +146,7 @@ def test_what_only_kustomize_knows_is_its_own_sentence(htc: Htc, tree: Path, mon
     monkeypatch.setenv("PATH", str(Path(str(KUBECTL)).parent))
     patch = {"target": {"kind": "RayJob"}, "patch": "- {op: replace, path: /spec/nowhere/x, value: 1}"}
     add(tree / "overlays" / "own" / "kustomization.yaml", patches=[patch])
-    code, _, err = htc("manifests", "--check", str(tree))
+    code, _, err = htc("manifests", "--check-tree", str(tree))
     assert code == 2
     assert "kubectl cannot build it" in err
     assert "/spec/nowhere/x" in err
@@ -154,7 +154,7 @@ def test_what_only_kustomize_knows_is_its_own_sentence(htc: Htc, tree: Path, mon
 
 def test_a_check_needs_no_kubectl(htc: Htc, tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, out, _ = htc("manifests", "--check", str(tree))
+    code, out, _ = htc("manifests", "--check-tree", str(tree))
     assert code == 0
     assert "not built, as neither kubectl nor kustomize is here" in out
 
@@ -162,8 +162,8 @@ def test_a_check_needs_no_kubectl(htc: Htc, tree: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--check", "{}"), "holds no kustomization.yaml"),
-        (("{}/job.yaml", "--check", "{}"), "--check takes a folder that is there"),
+        (("--check-tree", "{}"), "holds no kustomization.yaml"),
+        (("{}/job.yaml", "--check-tree", "{}"), "--check-tree takes a folder that is there"),
         ((), "Name the job spec"),
         (("{}/job.yaml", *FLAGS, "--kustomize", "{}/t", "--to", "{}/k"), "give one of them"),
         (("{}/job.yaml", *FLAGS, "--kustomize", "{}/t", "--kind", "all"), "a kustomize tree holds one"),
