@@ -98,11 +98,27 @@ def add(
         typer.Option(
             "--webhook-url-env",
             metavar="VARIABLE",
-            help="Environment variable with the URL of a webhook to notify (Slack).",
+            help="Environment variable with the URL of a webhook to notify.",
         ),
     ] = None,
     webhook_url_file: Annotated[
         str | None, typer.Option("--webhook-url-file", metavar="FILE", help="The same, with the URL in a file.")
+    ] = None,
+    webhook_format: Annotated[
+        str | None,
+        typer.Option(
+            "--webhook-format",
+            metavar="auto|slack|teams|json",
+            help="What the webhook gets. [default: auto, by its host]",
+        ),
+    ] = None,
+    apprise_url_env: Annotated[
+        str | None,
+        typer.Option(
+            "--apprise-url-env",
+            metavar="VARIABLE",
+            help="Environment variable with URLs of apprise, such as mailto://, to notify.",
+        ),
     ] = None,
     exit_hook: Annotated[
         str | None,
@@ -120,6 +136,8 @@ def add(
     notify = {
         "webhook_url_env": webhook_url_env,
         "webhook_url_file": webhook_url_file,
+        "webhook_format": webhook_format,
+        "apprise_url_env": apprise_url_env,
         "exit_hook": shlex.split(exit_hook) if exit_hook else None,
     }
     keys = {

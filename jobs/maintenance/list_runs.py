@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from jobs.results.formats import json_value
@@ -10,6 +11,7 @@ from pipeline.errors import DamagedFileError
 from pipeline.maintenance.needed_runs import needed_runs
 from pipeline.maintenance.survey import RunInfo, half_pruned, survey_runs
 from pipeline.output.results import open_results
+from pipeline.runs.last_failure import read_last_failure
 from pipeline.runs.outcomes import in_words
 from pipeline.storage.damage import warn
 from pipeline.storage.storage import Storage
@@ -54,9 +56,26 @@ def report_runs(output_uri: str, *, is_json: bool = False, storage_section: "Sto
     for each in runs:
         if each.reason:
             write_line(f"{each.run}: {each.reason}")
+    if sentence := _describe_failure(results.storage, results.output_uri, runs[-1] if runs else None):
+        write_line(sentence)
     for run in unfinished:
         write_line(f"The run {run} is half pruned; `htc prune {output_uri} --yes` finishes that.")
     return code
+
+
+def _describe_failure(storage: Storage, output_uri: str, newest: RunInfo | None) -> str:
+    """Return a sentence about the last attempt that could not begin or broke off; "" when a run has succeeded since."""
+    failure = read_last_failure(storage, output_uri)
+    if failure is None or (newest is not None and newest.state == "running"):
+        return ""
+    ended, run = datetime.fromisoformat(failure["ended"]), str(failure.get("run", ""))
+    if newest is not None and (ended < newest.began or (run == newest.run and newest.state == "complete")):
+        return ""
+    what = (
+        f"The run {run} broke off" if newest is not None and run == newest.run else "The last attempt could not begin"
+    )
+    exit_code, reason = failure["exit_code"], failure.get("reason", "")
+    return f"{what} ({ended:%Y-%m-%d %H:%M} UTC, exit code {exit_code}): {reason}"
 
 
 def _is_in(run: str, needed: set[str] | None) -> bool | None:

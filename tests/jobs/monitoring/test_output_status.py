@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jobs.maintenance.list_runs import report_runs
 from jobs.monitoring.lateness import find_lateness
 from jobs.monitoring.output_status import OutputReader, OutputStatus, judge_last_state
 from pipeline.runs.last_failure import last_failure_uri, write_last_failure
@@ -249,3 +250,24 @@ def test_unchanged_files_are_read_once(output: Output, monkeypatch: pytest.Monke
     reader.read()
     assert read.count("run.json") == 1
     assert read.count("summary.json") == 1
+
+
+def test_the_list_of_runs_ends_with_an_attempt_that_could_not_begin(
+    output: Output, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = datetime.now(UTC) - 3 * HOUR
+    output.begin("a", began)
+    output.end("a", "complete", began, began + HOUR)
+    report_runs(str(output.folder))
+    assert "could not begin" not in capsys.readouterr().out
+    write_last_failure(Storage(), str(output.folder), run="", exit_code=2, reason="The input is empty.")
+    report_runs(str(output.folder))
+    assert "UTC, exit code 2): The input is empty." in capsys.readouterr().out
+    write_last_failure(Storage(), str(output.folder), run="a", exit_code=1, reason="Ray is gone.")
+    report_runs(str(output.folder))
+    # It was resumed since, and is complete or judged by its rows.
+    said = capsys.readouterr().out
+    assert "could not begin" not in said
+    output.begin("b", datetime.now(UTC) + HOUR)
+    report_runs(str(output.folder))
+    assert "Ray is gone" not in capsys.readouterr().out

@@ -290,14 +290,13 @@ def test_after_a_signal_it_waits_a_shorter_time(tmp_path: Path, monkeypatch: pyt
     assert (Patience().now().bound_s, Patience().now().hook_timeout_s) == (10.0, 10.0)
 
 
-def test_a_command_that_is_stopped_before_its_run_begins_waits_a_second(tmp_path: Path, server: Server) -> None:
+def test_a_command_that_is_stopped_before_its_run_begins_waits_a_second(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.is_hanging.set()
     announcer = RunAnnouncer(spec_with(tmp_path, webhook_url_env="RUN_HOOK"))
-    began = time.monotonic()
     announcer.failed(StoppedError("Stopped by SIGTERM."), None)
-    # Not a minute.
-    assert time.monotonic() - began < 30
-    assert len(server.requests) == 1
+    assert "there was no answer within 1 s" in capsys.readouterr().err
 
 
 def test_an_outside_service_gets_start_success_and_failure(tmp_path: Path, server: Server) -> None:
