@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.results.status import RunStatus
 from pipeline.driver.live_workers import ORDERS, WorkerRow
-from pipeline.driver.progress_file import load_progress
+from pipeline.driver.progress_file import load_progress, progress_uri
 from pipeline.driver.shard_queue import InFlight
 from pipeline.storage.damage import damaged, warn
 from pipeline.storage.storage import Storage
@@ -100,7 +100,7 @@ def read_live(storage: Storage, output_uri: str, status: RunStatus) -> LiveRun:
     progress = load_progress(storage, output_uri, status.run)
     if progress is None:
         return LiveRun(status)
-    return LiveRun(status, _utc(progress), _live_part(output_uri, progress))
+    return LiveRun(status, _utc(progress), _live_part(progress_uri(output_uri, status.run), progress))
 
 
 def _utc(progress: Mapping[str, Any]) -> datetime:
@@ -108,7 +108,7 @@ def _utc(progress: Mapping[str, Any]) -> datetime:
     return written if written.tzinfo else written.replace(tzinfo=UTC)
 
 
-def _live_part(output_uri: str, progress: Mapping[str, Any]) -> LivePart | None:
+def _live_part(uri: str, progress: Mapping[str, Any]) -> LivePart | None:
     if not progress.get("live"):
         return None
     try:
@@ -116,7 +116,7 @@ def _live_part(output_uri: str, progress: Mapping[str, Any]) -> LivePart | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("live", *first["loc"])))
-        warn(damaged(f"{output_uri}: progress.json", f"{where}: {first['msg']}"))
+        warn(damaged(uri, f"{where}: {first['msg']}"))
         return None
 
 
