@@ -22,7 +22,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_afte
 
 from jobs.manifests.bundle import entrypoint_of
 from jobs.manifests.pods import OUTPUT_ANNOTATION
-from jobs.manifests.ray_job_end import ENDED_PHASES, RayJobEnd, judge_end
+from jobs.manifests.ray_job_end import ENDED_PHASES, SUCCEEDED, RayJobEnd, judge_end
 from jobs.manifests.starter import (
     FAILED_EXIT_CODE,
     HELD_EXIT_CODE,
@@ -184,7 +184,9 @@ def follow(
     while True:
         found = jobs.find(name)
         if found is None:
-            return RayJobEnd(is_success=False, is_infrastructure=False, reason="it was deleted")
+            # An operator can be set to delete what has ended.
+            has_succeeded = shown.endswith(SUCCEEDED)
+            return RayJobEnd(is_success=has_succeeded, is_infrastructure=False, reason="it was deleted")
         status = found.get("status") or {}
         state = f"{status.get('jobDeploymentStatus', '')} {status.get('jobStatus', '')}".strip()
         if state != shown:

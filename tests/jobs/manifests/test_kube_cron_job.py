@@ -242,9 +242,17 @@ def test_attempts_share_one_deadline(server: ApiServer, jobs: RayJobs) -> None:
     }
 
 
-def test_a_ray_job_that_is_deleted_or_never_noticed_is_not_repeated(server: ApiServer, jobs: RayJobs) -> None:
+def test_a_ray_job_that_is_deleted_or_never_noticed_is_not_repeated(
+    server: ApiServer, jobs: RayJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert follow(jobs, "nightly-29-1", poll_s=0).reason == "it was deleted"
     jobs.create(own_job())
+    server.statuses["nightly-29-1"] = [{"jobDeploymentStatus": "Running", "jobStatus": "SUCCEEDED"}]
+    answers = iter([jobs.find("nightly-29-1"), None])
+    monkeypatch.setattr(jobs, "find", lambda _: next(answers))
+    assert follow(jobs, "nightly-29-1", poll_s=0).is_success
+    monkeypatch.undo()
+    server.jobs["nightly-29-1"].pop("status")
     times = iter([0.0, 10.0, 2000.0])
     end = follow(jobs, "nightly-29-1", poll_s=0, clock=lambda: next(times))
     assert "KubeRay has not noticed it" in end.reason

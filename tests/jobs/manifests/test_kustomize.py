@@ -78,6 +78,27 @@ def test_kustomize_builds_what_kubernetes_accepts(htc: Htc, spec: Path, tmp_path
 
 
 @needs_kubectl
+@pytest.mark.parametrize("flags", [(), ("--without-raycronjob",)])
+def test_a_schedule_has_a_tree_too(htc: Htc, spec: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text(yaml.safe_dump({"name": "nightly", "spec": yaml.safe_load(SPEC), "cron": "30 2 * * *"}))
+    tree = tmp_path / "tree"
+    words = ("schedule", "export", "--file", str(schedule), "--kubernetes", *flags, *FLAGS, "--spot", "eks")
+    code, _, err = htc(*words, "--kustomize", str(tree))
+    assert code == 0, err
+    assert htc("manifests", "--check", str(tree))[0] == 0
+    kind = "CronJob" if flags else "RayCronJob"
+    for overlay in ("own", "production", "spot"):
+        built = build(tree / "overlays" / overlay)
+        for manifest in built:
+            if manifest["kind"] != "PodMonitor":
+                check_manifest(manifest)
+        assert kind in {manifest["kind"] for manifest in built}
+        assert ("eks.amazonaws.com/capacityType" in yaml.safe_dump(built)) is (overlay == "spot")
+    assert htc(*words, "--kustomize", str(tree), "--to", str(tree))[0] == 2
+
+
+@needs_kubectl
 def test_an_overlay_may_rename_move_and_pin(tree: Path) -> None:
     """kustomize knows nothing of KubeRay's kinds: the base's configuration names what refers to what."""
     overlay = tree / "overlays" / "production"
