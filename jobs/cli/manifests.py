@@ -38,6 +38,12 @@ Image = Annotated[
 ToFolder = Annotated[
     Path | None, typer.Option("--to", metavar="DIR", help="Folder for the files. [default: all to stdout]")
 ]
+KustomizeFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--kustomize", metavar="DIR", help="Write a kustomize tree: a base, and overlays own, production and spot."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +216,7 @@ def write_manifests(
         str | None, typer.Option("--deadline", metavar="DURATION", help="KubeRay ends the job after this time.")
     ] = None,
     to: ToFolder = None,
-    kustomize: Annotated[
-        Path | None,
-        typer.Option(
-            "--kustomize", metavar="DIR", help="Write a kustomize tree: a base, and overlays own, production and spot."
-        ),
-    ] = None,
+    kustomize: KustomizeFolder = None,
     helm: Annotated[Path | None, typer.Option("--helm", metavar="DIR", help="Write a Helm chart of the job.")] = None,
     check: Annotated[
         Path | None,

@@ -27,6 +27,7 @@ def export(
     image: manifests.Image = None,
     cluster: manifests.ClusterFlags,
     to: manifests.ToFolder = None,
+    kustomize: manifests.KustomizeFolder = None,
     home: schedules.Home = None,
 ) -> None:
     """Write a schedule for Kubernetes, systemd or Airflow, and report what these cannot express.
@@ -40,6 +41,8 @@ def export(
 
     if [kubernetes, systemd, airflow].count(True) != 1:
         raise SpecError("Choose the target: one of --kubernetes, --systemd and --airflow.")
+    if kustomize is not None and (to is not None or not kubernetes):
+        raise SpecError("--kustomize is another layout of --kubernetes; give it without --to.")
     schedule = exporting.find_schedule(resolve_home(home), name, file)
     if systemd:
         exporting.export_to_systemd(schedule, to)
@@ -52,4 +55,5 @@ def export(
             shape_options={"image": image, **cluster.shape_options()},
             has_pod_monitor=cluster.pod_monitor,
             folder=to,
+            tree=kustomize,
         )

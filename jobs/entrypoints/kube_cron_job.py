@@ -22,7 +22,7 @@ from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_afte
 
 from jobs.manifests.bundle import entrypoint_of
 from jobs.manifests.pods import OUTPUT_ANNOTATION
-from jobs.manifests.ray_job_end import ENDED_PHASES, RayJobEnd, judge_end
+from jobs.manifests.ray_job_end import ENDED_PHASES, SUCCEEDED, RayJobEnd, judge_end
 from jobs.manifests.starter import (
     FAILED_EXIT_CODE,
     HELD_EXIT_CODE,
@@ -185,7 +185,9 @@ def follow(
     while True:
         found = jobs.find(name)
         if found is None:
-            return RayJobEnd(is_success=False, is_infrastructure=False, reason="it was deleted")
+            # An operator can be set to delete what has ended.
+            has_succeeded = shown.endswith(SUCCEEDED)
+            return RayJobEnd(is_success=has_succeeded, is_infrastructure=False, reason="it was deleted")
         status = found.get("status") or {}
         state = f"{status.get('jobDeploymentStatus', '')} {status.get('jobStatus', '')}".strip()
         if state != shown:
@@ -237,8 +239,7 @@ def run_attempts(
             return FAILED_EXIT_CODE
         if attempt <= retries:
             log.warning("a new cluster continues the run (%d of %d)", attempt, retries)
-            if end.cluster:
-                jobs.delete_cluster(end.cluster)
+            _free_nodes(jobs, end.cluster)
             time.sleep(pause_s)
     log.error("none of %d clusters lasted; --retries allows more", retries + 1)
     return FAILED_EXIT_CODE
@@ -274,8 +275,7 @@ def main(
     try:
         if jobs.find(attempt_name(job, 1)) is None:
             time.sleep(random.uniform(0, given.jitter_s))  # noqa: S311 - spreads load, keeps no secret
-            holder = other_worker(jobs, template)
-            holder = f"the RayJob {holder}" if holder else (lease_holder(given.spec) if given.spec else None)
+            holder = _find_holder(jobs, template, given.spec)
             if holder:
                 log.error("not started: %s works on the same output", holder)
                 return HELD_EXIT_CODE
@@ -294,6 +294,26 @@ def main(
     except (requests.RequestException, BusyServerError):
         log.exception("the API server could not be reached for the RayJobs of %s", job)
         return UNREACHABLE_EXIT_CODE
+
+
+def _free_nodes(jobs: RayJobs, cluster: str) -> None:
+    try:
+        if cluster:
+            jobs.delete_cluster(cluster)
+    except RefusedError as error:
+        log.warning("the lost cluster keeps its nodes until its time is over: %s", error)
+
+
+def _find_holder(jobs: RayJobs, template: dict[str, Any], spec_path: Path | None) -> str | None:
+    try:
+        other = other_worker(jobs, template)
+    except RefusedError as error:
+        # A role of an earlier release; the run's lease decides in any case.
+        log.warning("not known from here whether another RayJob has the same output: %s", error)
+        other = None
+    if other:
+        return f"the RayJob {other}"
+    return lease_holder(spec_path) if spec_path else None
 
 
 def _left_s(jobs: RayJobs, template: dict[str, Any], job: str, now: datetime) -> int | None:

@@ -6,7 +6,7 @@ from typing import Literal
 from jobs.manifests.bundle import Bundle, Kind, build_bundle, render, write_bundle
 from jobs.manifests.cluster_shape import ClusterShape
 from jobs.manifests.helm import write_chart
-from jobs.manifests.kustomize import OVERLAYS, write_tree
+from jobs.manifests.kustomize import OVERLAYS, TreeKind, base_shape, write_tree
 from jobs.manifests.tree_check import check_tree
 from jobs.terminal.console import say, write_line
 from pipeline.errors import SpecError
@@ -59,7 +59,13 @@ def write_job_tree(
     _check_retries(shape, kind)
     if kind == "all":
         raise SpecError("--kind all has four alternatives, and a kustomize tree holds one; choose it with --kind.")
-    written, kept = write_tree(spec, shape, kind, folder, cron=cron, time_zone=time_zone)
+    bundle = build_bundle(spec, base_shape(shape), (kind,), cron=cron, time_zone=time_zone)
+    write_out_tree(bundle, shape, kind, folder)
+
+
+def write_out_tree(bundle: Bundle, shape: ClusterShape, kind: TreeKind, folder: Path, *, comment: str = "") -> None:
+    """Write a kustomize tree and print how to apply its overlays; see `write_tree`."""
+    written, kept = write_tree(bundle, shape, kind, folder, comment=comment)
     for path in written:
         say(f"{path}")
     if kept:

@@ -6,17 +6,18 @@ The base is written anew each time; the overlays are their owner's from the mome
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jobs.manifests.bundle import Kind, build_bundle, check_same_job, entrypoint_of, write_file
+from jobs.manifests.bundle import Bundle, Kind, check_same_job, entrypoint_of, render, write_file
 from jobs.manifests.cluster_shape import ClusterShape, SpotMarket, check_own_namespace
 from jobs.manifests.kuberay import build_ray_job
 from jobs.manifests.pods import SPOT_LABELS, Manifest
 from jobs.manifests.resources import build_namespace, build_pod_monitor, build_quota
 from jobs.manifests.starter import build_template_map
 from jobs.manifests.yaml_dump import dump_manifests, dump_operations
-from pipeline.job_spec.job import JobSpec
 
+# A CronJob comes from a schedule (`jobs.manifests.schedule_export`).
+TreeKind = Literal[Kind, "cronjob"]
 KUSTOMIZATION = "kustomization.yaml"
 OVERLAYS = ("own", "production", "spot")
 # A day: long enough to be read the next morning.
@@ -24,16 +25,18 @@ PRODUCTION_KEEP_S = 86_400
 # The market of the overlay spot, when the command line names none.
 DEFAULT_MARKET: SpotMarket = "gke"
 # Where each kind has the spec of its cluster, and that of its RayJob.
-_CLUSTER_PATHS: dict[Kind, str] = {
+_CLUSTER_PATHS: dict[TreeKind, str] = {
     "rayjob": "/spec/rayClusterSpec",
     "raycronjob": "/spec/jobTemplate/rayClusterSpec",
     "raycluster": "/spec",
 }
-_KEEP_PATHS: dict[Kind, str] = {
+_KEEP_PATHS: dict[TreeKind, str] = {
     "rayjob": "/spec/ttlSecondsAfterFinished",
     "raycronjob": "/spec/jobTemplate/ttlSecondsAfterFinished",
 }
-_KIND_NAMES: dict[Kind, str] = {"rayjob": "RayJob", "raycronjob": "RayCronJob", "raycluster": "RayCluster"}
+_KIND_NAMES: dict[TreeKind, str] = {"rayjob": "RayJob", "raycronjob": "RayCronJob", "raycluster": "RayCluster"}
+# The kinds whose pod creates the RayJob.
+STARTED = ("job", "cronjob")
 # What kustomize must know to rename objects together with those that name them: it knows Kubernetes' kinds only.
 _NAMED_IN_PODS = {
     "ConfigMap": ("volumes/configMap/name",),
@@ -50,22 +53,33 @@ _NAMED_IN_PODS = {
 Files = dict[str, str]
 
 
+def base_shape(shape: ClusterShape) -> ClusterShape:
+    """Return the shape of a tree's base: what its overlays add is not in it.
+
+    Raises:
+        SpecError: the namespace is one that others use, and the overlay own would write it.
+    """
+    check_own_namespace(shape)
+    return replace(shape, spot=None, has_namespace=False, has_quota=False)
+
+
 def write_tree(
-    spec: JobSpec, shape: ClusterShape, kind: Kind, folder: Path, *, cron: str | None, time_zone: str
+    bundle: Bundle, shape: ClusterShape, kind: TreeKind, folder: Path, *, comment: str = ""
 ) -> tuple[list[Path], list[Path]]:
     """Write the tree and return the files written, and those of overlays that exist already and were left alone.
 
     Args:
-        shape: `spot` is the market of the overlay spot; the base has none. cron, time_zone: see `build_bundle`.
+        bundle: of the kind, built with `base_shape`. shape: `spot` is the market of the overlay spot.
+        comment: at the head of the base's files.
 
     Raises:
-        SpecError: see `build_bundle` and `write_bundle`; or the namespace is one that all share.
+        SpecError: the folder cannot be written, or holds another job's manifests.
     """
-    check_own_namespace(shape)
-    base = replace(shape, spot=None, has_namespace=False, has_quota=False)
-    bundle = build_bundle(spec, base, (kind,), cron=cron, time_zone=time_zone)
+    base = base_shape(shape)
     check_same_job(bundle, folder)
-    files: Files = {f"base/{name.rpartition('/')[2]}": dump_manifests(each) for name, each in bundle.items()}
+    files: Files = {
+        f"base/{name.rpartition('/')[2]}": render({name: each}, comment=comment) for name, each in bundle.items()
+    }
     resources = [name.rpartition("/")[2] for name in files]
     files["base/kustomizeconfig.yaml"] = dump_manifests([_references()])
     files[f"base/{KUSTOMIZATION}"] = _kustomization(
@@ -85,7 +99,7 @@ def write_tree(
     return written, kept
 
 
-def _build_own(shape: ClusterShape, _kind: Kind, _market: SpotMarket) -> Files:
+def _build_own(shape: ClusterShape, _kind: TreeKind, _market: SpotMarket) -> Files:
     return {
         "namespace.yaml": dump_manifests([build_namespace(shape)]),
         "quota.yaml": dump_manifests([build_quota(shape)]),
@@ -96,11 +110,11 @@ def _build_own(shape: ClusterShape, _kind: Kind, _market: SpotMarket) -> Files:
     }
 
 
-def _build_production(shape: ClusterShape, kind: Kind, _market: SpotMarket) -> Files:
+def _build_production(shape: ClusterShape, kind: TreeKind, _market: SpotMarket) -> Files:
     title = "A shared namespace that exists: scraped by Prometheus, finished pods kept for a day."
     files = {"monitor.yaml": dump_manifests([build_pod_monitor(shape)])}
     resources = ["../../base", "monitor.yaml"]
-    if kind == "job":
+    if kind in STARTED:
         kept = replace(shape, keep_s=PRODUCTION_KEEP_S)
         return {**files, **_with_template(title, kept, resources)}
     operations: list[dict[str, Any]] = []
@@ -109,9 +123,9 @@ def _build_production(shape: ClusterShape, kind: Kind, _market: SpotMarket) -> F
     return {**files, KUSTOMIZATION: _kustomization(title, resources=resources, patches=_patch(shape, kind, operations))}
 
 
-def _build_spot(shape: ClusterShape, kind: Kind, market: SpotMarket) -> Files:
+def _build_spot(shape: ClusterShape, kind: TreeKind, market: SpotMarket) -> Files:
     title = f"Workers on spot nodes ({market}); the head stays on ordinary ones."
-    if kind == "job":
+    if kind in STARTED:
         return _with_template(title, replace(shape, spot=market), ["../../base"])
     label, value = SPOT_LABELS[market]
     worker = f"{_CLUSTER_PATHS[kind]}/workerGroupSpecs/0/template/spec"
@@ -133,7 +147,7 @@ def _build_spot(shape: ClusterShape, kind: Kind, market: SpotMarket) -> Files:
     }
 
 
-_BUILDERS: dict[str, Callable[[ClusterShape, Kind, SpotMarket], Files]] = {
+_BUILDERS: dict[str, Callable[[ClusterShape, TreeKind, SpotMarket], Files]] = {
     "own": _build_own,
     "production": _build_production,
     "spot": _build_spot,
@@ -148,7 +162,7 @@ def _with_template(title: str, shape: ClusterShape, resources: list[str]) -> Fil
     }
 
 
-def _patch(shape: ClusterShape, kind: Kind, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _patch(shape: ClusterShape, kind: TreeKind, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not operations:
         return []
     target = {"group": "ray.io", "version": "v1", "kind": _KIND_NAMES[kind], "name": shape.name}

@@ -31,6 +31,7 @@ _FINAL_REASONS = {
 # ray.dashboard.modules.job.job_manager
 _WRONG_ENVIRONMENT = "runtime_env setup failed"
 ENDED_PHASES = ("Complete", "Failed")
+SUCCEEDED = "SUCCEEDED"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def judge_end(status: Mapping[str, Any]) -> RayJobEnd | None:
     outcome = str(status.get("jobStatus") or "")
     message = str(status.get("message") or "")
     cluster = str(status.get("rayClusterName") or "")
-    if outcome == "SUCCEEDED":
+    if outcome == SUCCEEDED:
         return RayJobEnd(is_success=True, is_infrastructure=False, reason="it succeeded", cluster=cluster)
     is_infrastructure, reason = _judge_failure(outcome, str(status.get("reason") or ""), message)
     return RayJobEnd(is_success=False, is_infrastructure=is_infrastructure, reason=reason, cluster=cluster)

@@ -10,10 +10,11 @@ from jobs.cluster.package import spec_text
 from jobs.manifests.airflow import build_dag, unsupported_by_airflow
 from jobs.manifests.bundle import build_common_resources, entrypoint_of
 from jobs.manifests.cluster_shape import build_shape, label_of
-from jobs.manifests.command import write_out
+from jobs.manifests.command import write_out, write_out_tree
 from jobs.manifests.cron_fields import is_shifted_by_the_clock, portable_cron
 from jobs.manifests.cron_job import build_cron_job, stop_deadline_s
 from jobs.manifests.kuberay import build_ray_cron_job
+from jobs.manifests.kustomize import base_shape
 from jobs.manifests.systemd import build_service, build_timer, unsupported_by_systemd
 from jobs.scheduling.schedule import Schedule, load_job, load_schedule
 from jobs.scheduling.store import ScheduleStore
@@ -46,16 +47,21 @@ def export_to_kubernetes(
     shape_options: Mapping[str, Any],
     has_pod_monitor: bool,
     folder: Path | None,
+    tree: Path | None = None,
 ) -> None:
     """Write a RayCronJob, or a CronJob that creates RayJobs, with everything they need.
+
+    Args:
+        folder: for the files; None writes to stdout. tree: instead, the folder of a kustomize tree.
 
     Raises:
         SpecError: the schedule cannot be expressed at all, or see `build_shape`.
     """
     spec = load_job(schedule)
     own = {"name": shape_options.get("name") or label_of(schedule.name), "deadline_s": stop_deadline_s(schedule)}
-    shape = build_shape(spec, **{**shape_options, **own})
-    bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
+    asked = build_shape(spec, **{**shape_options, **own})
+    shape = asked if tree is None else base_shape(asked)
+    bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor and tree is None)
     if has_ray_cron_job:
         if shape.retries is not None:
             raise SpecError(
@@ -80,6 +86,9 @@ def export_to_kubernetes(
     comment = _report_missing(
         schedule, unsupported_by_kubernetes(schedule, has_ray_cron_job=has_ray_cron_job), "Kubernetes"
     )
+    if tree is not None:
+        write_out_tree(bundle, asked, "raycronjob" if has_ray_cron_job else "cronjob", tree, comment=comment)
+        return
     write_out(bundle, folder, shape=shape, comment=comment)
 
 

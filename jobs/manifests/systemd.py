@@ -11,7 +11,8 @@ from jobs.scheduling.schedule import Schedule
 WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 # Time for a driver to write its summary after it is asked to stop.
 STOP_TIMEOUT_S = 120
-# Restarts of an interrupted or failed run: three in a day, ten minutes apart; exit code 2 (bad usage) is not restarted.
+# Restarts of an interrupted or failed run: three in a day, ten minutes apart. Exit codes 2 (bad usage) and 3 (complete
+# before, and the input has changed) would only come again.
 RESTARTS, RESTART_EVERY_S, RESTART_WINDOW_S = 3, 600, 86_400
 
 
@@ -69,7 +70,7 @@ def build_service(schedule: Schedule, spec_path: Path) -> str:
         "NoNewPrivileges=true",
     ]
     if not is_named:
-        lines += ["Restart=on-failure", f"RestartSec={RESTART_EVERY_S}", "RestartPreventExitStatus=2"]
+        lines += ["Restart=on-failure", f"RestartSec={RESTART_EVERY_S}", "RestartPreventExitStatus=2 3"]
     return "\n".join([*lines, ""])
 
 

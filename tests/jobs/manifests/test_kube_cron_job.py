@@ -1,5 +1,6 @@
 """The pod that creates RayJobs, against a fake API server."""
 
+import inspect
 import json
 import re
 import threading
@@ -242,9 +243,17 @@ def test_attempts_share_one_deadline(server: ApiServer, jobs: RayJobs) -> None:
     }
 
 
-def test_a_ray_job_that_is_deleted_or_never_noticed_is_not_repeated(server: ApiServer, jobs: RayJobs) -> None:
+def test_a_ray_job_that_is_deleted_or_never_noticed_is_not_repeated(
+    server: ApiServer, jobs: RayJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert follow(jobs, "nightly-29-1", poll_s=0).reason == "it was deleted"
     jobs.create(own_job())
+    server.statuses["nightly-29-1"] = [{"jobDeploymentStatus": "Running", "jobStatus": "SUCCEEDED"}]
+    answers = iter([jobs.find("nightly-29-1"), None])
+    monkeypatch.setattr(jobs, "find", lambda _: next(answers))
+    assert follow(jobs, "nightly-29-1", poll_s=0).is_success
+    monkeypatch.undo()
+    server.jobs["nightly-29-1"].pop("status")
     times = iter([0.0, 10.0, 2000.0])
     end = follow(jobs, "nightly-29-1", poll_s=0, clock=lambda: next(times))
     assert "KubeRay has not noticed it" in end.reason
@@ -344,6 +353,25 @@ def test_an_output_in_use_costs_no_cluster(
 def test_a_pod_without_permission_says_so(
     server: ApiServer, jobs: RayJobs, pod: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.codes = [403]
+    server.codes = [0, 0, 403]
     assert kube_cron_job.main(pod, connect=lambda *_: jobs) == REFUSED_EXIT_CODE
-    assert "403 not allowed here" in caplog.text
+    assert "POST rayjobs: 403" in caplog.text
+
+
+def test_a_role_of_an_earlier_release_still_starts_the_job(
+    server: ApiServer, jobs: RayJobs, pod: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    server.statuses = {"nightly-29-1": [LOST], "nightly-29-2": [SUCCEEDED]}
+    # Find, list, create, find, delete.
+    server.codes = [0, 403, 0, 0, 403]
+    assert kube_cron_job.main(pod, connect=lambda *_: jobs, pause_s=0) == 0
+    assert "whether another RayJob has the same output" in caplog.text
+    assert "the lost cluster keeps its nodes" in caplog.text
+
+
+def test_ray_writes_its_messages_as_they_are_read() -> None:
+    """The words that separate a failed run from a lost machine are Ray's."""
+    from ray.dashboard.modules.job import job_manager, job_supervisor
+
+    assert "failed with exit code {return_code}" in inspect.getsource(job_supervisor)
+    assert "runtime_env setup failed" in inspect.getsource(job_manager)

@@ -78,6 +78,27 @@ def test_kustomize_builds_what_kubernetes_accepts(htc: Htc, spec: Path, tmp_path
 
 
 @needs_kubectl
+@pytest.mark.parametrize("flags", [(), ("--without-raycronjob",)])
+def test_a_schedule_has_a_tree_too(htc: Htc, spec: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text(yaml.safe_dump({"name": "nightly", "spec": yaml.safe_load(SPEC), "cron": "30 2 * * *"}))
+    tree = tmp_path / "tree"
+    words = ("schedule", "export", "--file", str(schedule), "--kubernetes", *flags, *FLAGS, "--spot", "eks")
+    code, _, err = htc(*words, "--kustomize", str(tree))
+    assert code == 0, err
+    assert htc("manifests", "--check", str(tree))[0] == 0
+    kind = "CronJob" if flags else "RayCronJob"
+    for overlay in ("own", "production", "spot"):
+        built = build(tree / "overlays" / overlay)
+        for manifest in built:
+            if manifest["kind"] != "PodMonitor":
+                check_manifest(manifest)
+        assert kind in {manifest["kind"] for manifest in built}
+        assert ("eks.amazonaws.com/capacityType" in yaml.safe_dump(built)) is (overlay == "spot")
+    assert htc(*words, "--kustomize", str(tree), "--to", str(tree))[0] == 2
+
+
+@needs_kubectl
 def test_an_overlay_may_rename_move_and_pin(tree: Path) -> None:
     """kustomize knows nothing of KubeRay's kinds: the base's configuration names what refers to what."""
     overlay = tree / "overlays" / "production"
@@ -124,9 +145,13 @@ def test_a_sound_tree_is_reported(htc: Htc, tree: Path) -> None:
             {"patchesStrategicMerge": ["mine.yaml"]},
             "patchesStrategicMerge 1 (mine.yaml) is for ConfigMap other, which is not among its resources",
         ),
-        ({"patches": [{"path": "none.yaml"}]}, "the patch none.yaml does not exist"),
+        ({"patches": [{"path": "none.yaml"}]}, "patches 1 is in none.yaml, which does not exist"),
         ({"resources": ["../../base", "nowhere.yaml"]}, "names nowhere.yaml, which does not exist"),
         ({"resources": ["../own"]}, "includes itself by ../own"),
+        ({"resources": "../../base"}, "resources: Input should be a valid list"),
+        ({"patches": [1]}, "patches.1: Input should be a valid dictionary"),
+        ({"patches": [{"target": {"kind": "Ray("}, "patch": "[]"}]}, "Ray( is no regular expression"),
+        ({"patches": [{"patch": "- 1"}]}, "holds something else than objects"),
     ],
 )
 def test_a_patch_for_an_object_that_is_not_there_is_named(
@@ -139,6 +164,23 @@ def test_a_patch_for_an_object_that_is_not_there_is_named(
     assert (code, out) == (2, "")
     assert words in err
     assert "repair them first" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"patches: {a: b", "is not valid YAML in line 1"),
+        (b"\xff\xfe", "cannot be read as text"),
+        (b"just a text", "holds something else than objects"),
+        (b"{}\n---\n{}\n", "holds 2 documents"),
+    ],
+)
+def test_a_file_that_is_no_kustomization_is_named(htc: Htc, tree: Path, content: bytes, words: str) -> None:
+    path = tree / "overlays" / "spot" / "kustomization.yaml"
+    path.write_bytes(content)
+    code, _, err = htc("manifests", "--check", str(tree))
+    assert code == 2
+    assert f"{path} {words}" in err
 
 
 @needs_kubectl
