@@ -148,8 +148,8 @@ def check_dataset(
 def split_dataset(
     dataset: Dataset,
     *,
-    val: Annotated[float, typer.Option("--val", metavar="SHARE", help="Share of the images to validate on.")] = 0.1,
-    test: Annotated[float, typer.Option("--test", metavar="SHARE", help="Share of the images to test on.")] = 0.0,
+    val: Annotated[float, typer.Option("--val-share", metavar="F", help="Share of the images to validate on.")] = 0.1,
+    test: Annotated[float, typer.Option("--test-share", metavar="F", help="Share of the images to test on.")] = 0.0,
     to: Annotated[
         Path | None,
         typer.Option("--to", metavar="DIR", help="Folder for train.json, val.json, test.json. [default: the JSON's]"),

@@ -32,7 +32,7 @@ class DataSetFlags:
             metavar="F",
             min=0,
             max=0.9,
-            help="Hold out this share of the images, each class by its share. [default: 0.1 without --val]",
+            help="Share of the images to validate on. [default: 0.1 without --val]",
         ),
     ] = None
 

@@ -66,7 +66,7 @@ def _write(conversion: Conversion, source: Path) -> None:
         f"{names}, {IMAGES}/"
     )
     folder = shlex.quote(str(conversion.folder))
-    split = f", htc dataset split {folder} --val 0.1" if conversion.files[0].name == ANNOTATIONS else ""
+    split = f", htc dataset split {folder} --val-share 0.1" if conversion.files[0].name == ANNOTATIONS else ""
     write_line(f"Next: htc dataset check {folder}{split}")
 
 

@@ -135,7 +135,7 @@ def split_dataset(
 def _shares(options: SplitOptions) -> dict[str, float]:
     if not (0 <= options.val < 1 and 0 <= options.test < 1 and 0 < options.val + options.test < 1):
         raise SpecError(
-            f"--val {options.val:g} and --test {options.test:g} must be shares of the images: at least one above 0, "
+            f"--val-share {options.val:g} and --test-share {options.test:g} must be shares of the images: at least one above 0, "
             "together below 1."
         )
     shares = {"train": 1 - options.val - options.test, "val": options.val, "test": options.test}

@@ -1,6 +1,6 @@
 """A run's spans: one for the session, below it one for each attempt at a shard, whose context goes to the worker."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -97,12 +97,12 @@ class TracedPool:
             self._see(event)
         return events
 
-    def final_check(self) -> list[WorkerDied]:
+    def final_check(self) -> Sequence[Event]:
         """Ask every ready worker once more."""
-        deaths = self._pool.final_check()
-        for death in deaths:
-            self._see(death)
-        return deaths
+        events = self._pool.final_check()
+        for event in events:
+            self._see(event)
+        return events
 
     def shut_down(self) -> None:
         """Kill all workers; the spans of attempts that go on end as unfinished."""

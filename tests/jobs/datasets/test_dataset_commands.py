@@ -38,12 +38,12 @@ def test_convert_check_split(source: Path, htc: Htc) -> None:
     assert "photos is read as labelme." in out
     assert "left out: 1 x polygon with < 3 points (3.json, shape 1)" in out
     assert "12 images with 12 objects in data: annotations.json, images/" in out
-    assert "Next: htc dataset check data, htc dataset split data --val 0.1" in out
+    assert "Next: htc dataset check data, htc dataset split data --val-share 0.1" in out
 
-    code, out, err = htc("dataset", "split", "data", "--val", "0.25")
+    code, out, err = htc("dataset", "split", "data", "--val-share", "0.25")
     assert (code, err) == (0, "")
     assert "train.json, val.json in" in out
-    _, out, _ = htc("dataset", "split", "data", "--val", "0.25", "--json")
+    _, out, _ = htc("dataset", "split", "data", "--val-share", "0.25", "--json")
     assert json.loads(out)["images"] == {"train": 9, "val": 3}
     assert json.loads(out)["kept"] == 12
 
@@ -101,8 +101,8 @@ def test_the_report_of_a_conversion_as_json(source: Path, htc: Htc) -> None:
         ("check photos/0.json", ["not a COCO annotation file", "htc dataset convert"]),
         ("check absent.json", ["does not exist"]),
         ("check photos --model resnet", ["no preset 'resnet'"]),
-        ("split photos/0.json --val 0.1", ["not a COCO annotation file"]),
-        ("split sound.json --val 2", ["--val 2", "below 1"]),
+        ("split photos/0.json --val-share 0.1", ["not a COCO annotation file"]),
+        ("split sound.json --val-share 2", ["--val-share 2", "below 1"]),
     ],
 )
 def test_bad_input_is_one_sentence(source: Path, htc: Htc, arguments: str, words: list[str]) -> None:
@@ -126,7 +126,7 @@ def test_a_json_cut_short_is_named(source: Path, htc: Htc) -> None:
 def test_everything_works_without_torch(source: Path) -> None:
     for arguments in (
         ["convert", "photos", "--to", "data"],
-        ["split", "data", "--val", "0.2"],
+        ["split", "data", "--val-share", "0.2"],
         ["check", "data", "--to", "sheets"],
     ):
         done = run_without_torch("dataset", *arguments)
