@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
+    from pipeline.datasets.check import check_dataset
+    from pipeline.datasets.layout import find_splits
     from pipeline.driver.run_job import run
     from pipeline.errors import HtcError
     from pipeline.job_spec.job import JobSpec, load_spec
@@ -26,7 +28,9 @@ __all__ = [
     "JobSpec",
     "Results",
     "RunSummary",
+    "check_dataset",
     "connect",
+    "find_splits",
     "load_spec",
     "load_training_spec",
     "open",
@@ -37,6 +41,7 @@ __all__ = [
 __getattr__ = attach(
     __name__,
     {
+        "pipeline.datasets": ["check_dataset", "find_splits"],
         "pipeline.driver": ["run"],
         "pipeline.errors": ["HtcError"],
         "pipeline.job_spec": ["JobSpec", "load_spec"],

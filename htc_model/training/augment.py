@@ -91,7 +91,7 @@ def build_mosaic(images: Sequence[TrainingImage], resize: ResizeConfig, random: 
     """Put four images into the quarters of one, whose centre lies at random in its middle third.
 
     Args:
-        images: four, at any size; each is scaled to its quarter.
+        images: four, at any size; each is scaled to its quarter, which changes its proportions a little.
         resize: the network's usual size.
 
     Returns:
@@ -99,26 +99,24 @@ def build_mosaic(images: Sequence[TrainingImage], resize: ResizeConfig, random: 
     """
     height, width = resized_size(*images[0].size, resize)
     row, column = (round(side * random.uniform(1 / 3, 2 / 3)) for side in (height, width))
-    canvas = TrainingImage(
-        " with ".join(image.name for image in images),
-        np.zeros((height, width, 3), np.uint8),
-        np.concatenate([image.labels for image in images]),
-        np.zeros((sum(len(image.labels) for image in images), height, width), np.uint8),
-        np.zeros((height, width), np.uint8),
-        None if any(image.stuff is None for image in images) else np.zeros((height, width), np.uint8),
-    )
+    pixels = np.zeros((height, width, 3), np.uint8)
+    crowd_mask = np.zeros((height, width), np.uint8)
+    stuff = None if any(image.stuff is None for image in images) else np.zeros((height, width), np.uint8)
+    labels, masks = [], []
     quarters = [(0, 0, row, column), (0, column, row, width), (row, 0, height, column), (row, column, height, width)]
-    first = 0
     for image, (top, left, bottom, right) in zip(images, quarters, strict=True):
-        scaled = resize_image(image, (max(bottom - top, 1), max(right - left, 1)))
+        scaled = resize_image(image, (bottom - top, right - left))
         window = slice(top, bottom), slice(left, right)
-        canvas.pixels[window] = scaled.pixels
-        canvas.masks[first : first + len(image.labels), window[0], window[1]] = scaled.masks
-        canvas.crowd_mask[window] = scaled.crowd_mask
-        if canvas.stuff is not None and scaled.stuff is not None:
-            canvas.stuff[window] = scaled.stuff
-        first += len(image.labels)
-    return drop_invisible(canvas, min_pixels=_MIN_VISIBLE_PIXELS)
+        pixels[window], crowd_mask[window] = scaled.pixels, scaled.crowd_mask
+        if stuff is not None and scaled.stuff is not None:
+            stuff[window] = scaled.stuff
+        placed = np.zeros((len(scaled.labels), height, width), np.uint8)
+        placed[:, window[0], window[1]] = scaled.masks
+        labels.append(scaled.labels)
+        masks.append(placed)
+    name = " with ".join(image.name for image in images)
+    mosaic = TrainingImage(name, pixels, np.concatenate(labels), np.concatenate(masks), crowd_mask, stuff)
+    return drop_invisible(mosaic, min_pixels=_MIN_VISIBLE_PIXELS)
 
 
 def crop_image(image: TrainingImage, top: int, left: int, size: tuple[int, int]) -> TrainingImage:

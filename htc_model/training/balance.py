@@ -47,4 +47,5 @@ def count_repeats(factors: NDArray[np.float64], offset: float) -> NDArray[np.int
     total = math.ceil(factors.sum() - 1e-9)
     edges = np.cumsum(factors) * (total / factors.sum())
     edges[-1] = total
-    return np.diff(np.floor(edges + offset).astype(np.int64), prepend=0)
+    counts: NDArray[np.int64] = np.diff(np.floor(edges + offset).astype(np.int64), prepend=0)
+    return counts

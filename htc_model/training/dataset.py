@@ -133,7 +133,9 @@ class BatchPlan(Sampler[list[_Place]]):
         order = random.permutation(len(aspect_ratios))
         # Landscape and portrait never mix; within each group the shuffled order is kept.
         is_wide = np.asarray(aspect_ratios)[order] >= 1
-        groups = [[(epoch, int(index)) for index in group] for group in (order[is_wide], order[~is_wide])]
+        groups: list[list[_Place]] = [
+            [(epoch, int(index)) for index in group] for group in (order[is_wide], order[~is_wide])
+        ]
         if repeats is not None:
             groups = [_repeat(places, repeats, random) for places in groups]
         batches = [
@@ -155,7 +157,7 @@ class BatchPlan(Sampler[list[_Place]]):
 
 def _repeat(places: Sequence[_Place], repeats: NDArray[np.float64], random: np.random.Generator) -> list[_Place]:
     """Repeat the places of images as their factors say, in random order."""
-    counts = count_repeats(repeats[[index for _, index in places]], random.random())
+    counts = count_repeats(repeats[[place[1] for place in places]], random.random())
     repeated: list[_Place] = [
         (*place, number) if number else place
         for place, count in zip(places, counts.tolist(), strict=True)

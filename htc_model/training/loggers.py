@@ -208,8 +208,8 @@ class _Wandb:
             config=dict(settings),
             id=kept.name,
             resume=None if kept.name is None or os.environ.get("WANDB_MODE") == "offline" else "allow",
-            # Its banner would break the progress bar.
-            settings=wandb.Settings(silent=True),
+            # Its banner and its hold on stderr would break the progress bar.
+            settings=wandb.Settings(silent=True, console="off"),
         )
         kept.keep(self._run.id)
 

@@ -92,8 +92,8 @@ def run_training(
     files = TrainingFiles(Path(spec.output))
     files.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _read_start(files, spec, config, steps_per_epoch(annotations, spec, repeats))
-    _say_flaws(annotations)
     training, fresh = _prepare(spec, config, repeats, load_state, device)
+    _say_flaws(annotations)
     is_first = distributed.rank() == 0
     if checkpoint is not None:
         training.restore(checkpoint)
@@ -295,13 +295,11 @@ def _build_model(spec: TrainingSpec, config: ModelConfig, load_state: LoadState)
         return model, []
     fresh = describe_reinitialised(model, initial)
     if fresh and spec.model.initial != "imagenet":
-        rows = ""
         if initial.new_classes:
-            kept = f", but for the rows of {', '.join(initial.kept_classes)}" if initial.kept_classes else ""
-            rows = f" for the new classes {', '.join(initial.new_classes)}{kept}"
-        logger.warning(
-            "%s has no weights that fit these, which start at random%s: %s", spec.model.initial, rows, ", ".join(fresh)
-        )
+            kept = f"; those of {', '.join(initial.kept_classes)} are kept" if initial.kept_classes else ""
+            new = ", ".join(initial.new_classes)
+            logger.warning("new to the weights %s: %s, whose rows start at random%s", spec.model.initial, new, kept)
+        logger.warning("no weights of %s fit these, which start at random: %s", spec.model.initial, ", ".join(fresh))
     return model, fresh
 
 

@@ -96,7 +96,10 @@ def drop_invisible(image: TrainingImage, *, min_pixels: int = 1) -> TrainingImag
 
 
 def resize_image(image: TrainingImage, size: tuple[int, int]) -> TrainingImage:
-    """Resize to (height, width): the image as inference does, masks by the nearest pixel."""
+    """Resize to (height, width): the image as inference does, masks by the nearest pixel.
+
+    Objects so small that no pixel of theirs is left are dropped.
+    """
     if image.size == size:
         return image
     pixels = resize_uint8(torch.from_numpy(np.require(image.pixels, requirements=["C", "W"])), size).numpy()
@@ -105,7 +108,7 @@ def resize_image(image: TrainingImage, size: tuple[int, int]) -> TrainingImage:
     cells = np.ix_(rows.astype(np.int64), columns.astype(np.int64))
     masks = image.masks[:, cells[0], cells[1]]
     stuff = None if image.stuff is None else image.stuff[cells]
-    return TrainingImage(image.name, pixels, image.labels, masks, image.crowd_mask[cells], stuff)
+    return drop_invisible(TrainingImage(image.name, pixels, image.labels, masks, image.crowd_mask[cells], stuff))
 
 
 def mask_boxes(masks: NDArray[np.uint8]) -> NDArray[np.float32]:

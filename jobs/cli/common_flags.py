@@ -23,7 +23,7 @@ class Text(NamedTuple):
 TEXTS: Mapping[str, Text] = {
     "--address": Text("URL", "The Ray cluster's dashboard."),
     "--batch-size": Text("N", "Images in one batch of a worker."),
-    "--class": Text("NAME", "This class; repeatable."),
+    "--class": Text("NAME", "This class only; repeatable."),
     "--cron": Text("EXPR", 'Minute, hour, day, month, weekday: "30 2 * * *"; or @daily.'),
     "--deadline": Text(
         "TIME",
@@ -35,28 +35,33 @@ TEXTS: Mapping[str, Text] = {
         "Set for driver and workers, by default to its value here; repeatable. Not for secrets: others can read it.",
     ),
     "--file": Text("FILE", "A schedule in YAML."),
-    "--format": Text(None, "The files' format."),
-    "--fresh": Text(None, "Begin anew instead of going on with what is there."),
+    "--format": Text(None, "Format of what is read or written."),
     "--iceberg": Text("CATALOG", "The Iceberg catalog: sqlite:///PATH, or one of pyiceberg's configuration."),
     "--images": Text("DIR", "Folder of the images."),
     "--input": Text("INPUT", "The input, as the argument INPUT of `htc run`."),
     "--json": Text(None, "Write JSON to stdout instead of text."),
     "--model": Text("PRESET", "Network preset."),
-    "--once": Text(None, "Do once what is due or show what is there, and exit."),
+    "--min-score": Text("F", "Only instances that score at least F."),
+    "--once": Text(None, "Do it once and end: run what is due and wait for it, or show the view as plain text."),
     "--output": Text("OUTPUT", "The output, as the argument OUTPUT of `htc run`; when training, a folder."),
-    "--precision": Text("NAME", "Arithmetic of the network: auto, fp32, bf16; when training, fp16 too."),
+    "--precision": Text("auto|fp32|bf16|fp16", "Arithmetic of the network; fp16 is for training only."),
     "--run": Text("NAME", "The run of this name; `run`, `plan` and `submit` begin it if there is none."),
     "--runtime-env": Text(
         "code|image|pip",
         "code: upload this htc-batch; image: the cluster's image has it; pip: Ray installs the libraries too.",
     ),
-    "--sample": Text("N", "How many images to take at random."),
     "--seed": Text("N", "Random seed."),
     "--spec": Text("FILE", "Spec (YAML); flags override it."),
-    "--strict": Text(None, "Refuse what is invalid instead of reporting and skipping it."),
+    "--strict": Text(None, "Refuse flawed annotations instead of reporting and skipping them."),
     "--time-zone": Text("ZONE", "Time zone of --cron, such as Europe/Berlin."),
     "--to": Text("PATH", "Write there: a folder, or the file of a query."),
+    "--val-share": Text("F", "Hold out this share of the images, each class by its share."),
     "--wait": Text(None, "Wait for the job's end; `submit` then exits as `htc run` would."),
+    "--where": Text(
+        "SQL",
+        "With --incremental, a query: of the images done by another model only, take those whose uri or image_id it "
+        'returns. For `export`, a condition on instances, such as "area > 1000".',
+    ),
     "--workers": Text("N|MIN:MAX", "Workers: a number, or MIN:MAX as there is room for; when training, a number."),
 }
 

@@ -7,7 +7,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 dataset_app = typer.Typer(
     help="Data sets to train on: convert annotations to COCO, check them, split them.",
@@ -16,24 +16,48 @@ dataset_app = typer.Typer(
 )
 app.add_typer(dataset_app, name="dataset")
 
+Dataset = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET", help="A folder that `convert` or `split` wrote, or a COCO JSON file; path or URI."
+    ),
+    AlsoFlag("--input"),
+]
+ImageFolder = Annotated[
+    str | None,
+    typer.Option("--images", metavar="DIR", help="Folder of the images. [default: images/ beside the JSON]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout instead of text.")]
+
 
 @dataset_app.command("convert")
+@with_flag_groups
 def convert_dataset(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(metavar="SOURCE", help="Folder of annotations and images, or one annotation file."),
+        AlsoFlag("--input"),
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the COCO JSON and the images.")],
     *,
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to",
+            metavar="PATH",
+            help="Write there: a folder, or the file of a query. It gets the COCO JSON and images/.",
+        ),
+    ],
     source_format: Annotated[
         Literal["auto", "labelme", "cvat", "yolo", "coco", "masks"],
         typer.Option(
-            "--format", help="labelme, CVAT XML, YOLO polygons, COCO JSON (also CVAT's), Pascal VOC label maps."
+            "--format",
+            help="Format of what is read or written. auto recognises labelme, CVAT's XML, YOLO's polygons, COCO's JSON "
+            "(also CVAT's), Pascal VOC's label maps.",
         ),
     ] = "auto",
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="DIR", help="Folder of the images, if they are not in SOURCE."),
+        typer.Option("--images", metavar="DIR", help="Folder of the images. [default: SOURCE]", show_default=False),
     ] = None,
     is_copied: Annotated[
         bool, typer.Option("--copy-images/--link", help="Copy the images, or make symbolic links to them.")
@@ -41,7 +65,7 @@ def convert_dataset(
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", metavar="NAME", help="Keep this class; repeatable, in the order of the ids.", show_default=False
+            "--class", metavar="NAME", help="This class only; repeatable. In the order of their ids. [default: all]"
         ),
     ] = None,
     rename: Annotated[
@@ -57,20 +81,20 @@ def convert_dataset(
         typer.Option("--keep-empty", help="Take images without a labelme file as images without objects."),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a source of which anything must be left out or changed.")
+        bool, typer.Option("--strict", help="Refuse flawed annotations instead of reporting and skipping them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert annotations to COCO JSON with a folder of images.
 
     The format is recognised from the content. What is left out or changed is counted, and named in
-    DIR/convert_report.json.
+    convert_report.json.
     """
     from jobs.datasets.convert_command import report_conversion
     from pipeline.datasets.convert import ConvertOptions
 
     report_conversion(
-        source,
+        Path(source),
         to,
         ConvertOptions(
             format=None if source_format == "auto" else source_format,
@@ -86,18 +110,6 @@ def convert_dataset(
     )
 
 
-Dataset = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATASET", help="A folder that `convert` or `split` wrote, or a COCO JSON file; path or URI."
-    ),
-]
-ImageFolder = Annotated[
-    str | None,
-    typer.Option("--images", metavar="DIR", help="Folder of the images. [default: images/ beside the JSON]"),
-]
-
-
 @dataset_app.command("check", epilog="Exit codes: 0 no errors; 1 errors; 2 bad usage or annotation files.")
 @with_flag_groups
 def check_dataset(
@@ -106,21 +118,28 @@ def check_dataset(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", metavar="DIR", help="Write contact sheets there: images with their masks.", show_default=False
+            "--to",
+            metavar="PATH",
+            help="Write there: a folder, or the file of a query. It gets contact sheets: images with their masks.",
+            show_default=False,
         ),
     ] = None,
-    sample: Annotated[int, typer.Option("--sample", metavar="N", min=1, help="Images on the contact sheets.")] = 48,
+    sheet_images: Annotated[
+        int, typer.Option("--sheet-images", metavar="N", min=1, help="Images on the contact sheets.")
+    ] = 48,
     images: ImageFolder = None,
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="PRESET", help="Whose input size decides what is tiny. [default: htc_lite0_fpn]"
+            "--model",
+            metavar="PRESET",
+            help="Network preset. Its input size decides what is tiny. [default: htc_lite0_fpn]",
         ),
     ] = None,
     pixels: Annotated[
         bool, typer.Option("--pixels", help="Decode every image: finds damage and images that look alike.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the report as JSON.")] = False,
+    as_json: AsJson = False,
     storage: options.StorageFlags,
 ) -> None:
     """Check images, masks, classes and splits before training.
@@ -134,7 +153,7 @@ def check_dataset(
             dataset,
             images=images,
             folder=to,
-            sample=sample,
+            sample=sheet_images,
             model=model,
             reads_pixels=pixels,
             is_json=as_json,
@@ -148,13 +167,25 @@ def check_dataset(
 def split_dataset(
     dataset: Dataset,
     *,
-    val: Annotated[float, typer.Option("--val-share", metavar="F", help="Share of the images to validate on.")] = 0.1,
-    test: Annotated[float, typer.Option("--test-share", metavar="F", help="Share of the images to test on.")] = 0.0,
+    val: Annotated[
+        float,
+        typer.Option(
+            "--val-share",
+            metavar="F",
+            help="Hold out this share of the images, each class by its share. To validate on.",
+        ),
+    ] = 0.1,
+    test: Annotated[float, typer.Option("--test-share", metavar="F", help="Hold out this share for a test.")] = 0.0,
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="DIR", help="Folder for train.json, val.json, test.json. [default: the JSON's]"),
+        typer.Option(
+            "--to",
+            metavar="PATH",
+            help="Write there: a folder, or the file of a query. It gets train.json, val.json, test.json. "
+            "[default: the folder of the JSON]",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another one gives another split.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed. Another one gives another split.")] = 0,
     group_by: Annotated[
         str | None,
         typer.Option(
@@ -170,15 +201,15 @@ def split_dataset(
     no_read: Annotated[
         bool, typer.Option("--no-read", help="Do not read the images to keep equal ones together.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the earlier split in DIR.")] = False,
+    resplit: Annotated[bool, typer.Option("--resplit", help="Forget an earlier split in the same folder.")] = False,
     images: ImageFolder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    as_json: AsJson = False,
     storage: options.StorageFlags,
 ) -> None:
     """Split a data set into train, val and test.
 
     By a hash of the file names, so that the same images always give the same split, and with the same share of every
-    class in each. Images of an earlier split in DIR stay where they are.
+    class in each. Images of an earlier split in the same folder stay where they are.
     """
     from jobs.datasets.split_command import report_split
     from pipeline.datasets.split import SplitOptions
@@ -193,7 +224,7 @@ def split_dataset(
             group_by=group_by,
             finds_equal=not no_read,
             finds_alike=near_duplicates,
-            is_fresh=fresh,
+            is_fresh=resplit,
         ),
         images=images,
         is_json=as_json,

@@ -17,6 +17,7 @@ class ManifestKind(enum.StrEnum):
     """The kind of Kubernetes resource."""
 
     RAYJOB = "rayjob"
+    JOB = "job"
     RAYCRONJOB = "raycronjob"
     RAYCLUSTER = "raycluster"
     ALL = "all"
@@ -88,14 +89,15 @@ class ClusterFlags:
         bool, typer.Option("--quota", help="Write a quota of the namespace, for one such run at a time.")
     ] = False
     retries: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--retries",
             metavar="N",
             min=0,
-            help="New clusters after a failure; KubeRay repeats every failure, also of a wrong spec.",
+            max=8,
+            help="New clusters after lost ones, never after a failed run; for a Job and a CronJob. [default: 2]",
         ),
-    ] = 0
+    ] = None
     ttl: Annotated[
         str | None,
         typer.Option("--ttl", metavar="DURATION", help="How long a finished job's pods are kept. [default: 10m]"),
@@ -124,6 +126,20 @@ class ClusterFlags:
     env: Annotated[
         list[str] | None,
         typer.Option("--env", metavar="KEY=VALUE", help="A variable of head and workers; repeatable."),
+    ] = None
+    env_from_secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env-from-secret", metavar="VARIABLE=SECRET/KEY", help="A variable from one key of a Secret; repeatable."
+        ),
+    ] = None
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--volume",
+            metavar="KIND:SOURCE:PATH[:ro]",
+            help="A pvc, secret, configmap or hostpath mounted into head and workers; repeatable.",
+        ),
     ] = None
     ephemeral_storage_gib: Annotated[
         int | None,
@@ -160,6 +176,8 @@ class ClusterFlags:
                 labels=self.label or (),
                 annotations=self.annotation or (),
                 environment=[f"{name}={value}" for name, value in read_env_vars(self.env or (), os.environ).items()],
+                secret_environment=self.env_from_secret or (),
+                volumes=self.volume or (),
                 ephemeral_storage_gib=self.ephemeral_storage_gib,
             ),
         }
@@ -192,19 +210,58 @@ def write_manifests(
         str | None, typer.Option("--deadline", metavar="DURATION", help="KubeRay ends the job after this time.")
     ] = None,
     to: ToFolder = None,
+    kustomize: Annotated[
+        Path | None,
+        typer.Option(
+            "--kustomize", metavar="DIR", help="Write a kustomize tree: a base, and overlays own, production and spot."
+        ),
+    ] = None,
+    helm: Annotated[Path | None, typer.Option("--helm", metavar="DIR", help="Write a Helm chart of the job.")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check-tree",
+            metavar="DIR",
+            help="Check a kustomize tree instead: patches for objects that are not there.",
+        ),
+    ] = None,
 ) -> None:
     """Write a job spec as Kubernetes manifests.
 
     For KubeRay 1.6 or later. With --to: DIR/base/ holds what every kind needs, DIR/rayjob.yaml and so on the kinds
-    themselves.
+    themselves. --kind job is a RayJob that is started again on a new cluster where the old one was lost.
     """
     from jobs.manifests.cluster_shape import build_shape
-    from jobs.manifests.command import write_job_manifests
+    from jobs.manifests.command import check_job_tree, write_job_chart, write_job_manifests, write_job_tree
     from jobs.scheduling.durations import parse_duration
+    from pipeline.errors import SpecError
 
+    if check is not None:
+        if spec is not None:
+            raise SpecError("--check-tree takes a folder that is there; give the spec without it.")
+        check_job_tree(check)
+        return
+    if spec is None and input_uri is None:
+        raise SpecError("Name the job spec: htc manifests job.yaml --image REGISTRY/htc-batch:TAG")
+    if [to, kustomize, helm].count(None) < 2:
+        raise SpecError("--to, --kustomize and --helm are layouts of the same manifests; give one of them.")
     job_spec = options.load_job_spec(spec, input_uri=input_uri, output_uri=output_uri)
     deadline_s = parse_duration(deadline, "--deadline")
     shape = build_shape(job_spec, image=image, name=name, deadline_s=deadline_s, **cluster.shape_options())
+    if kustomize is not None:
+        write_job_tree(job_spec, shape, kind=kind.value, cron=cron, time_zone=time_zone, folder=kustomize)
+        return
+    if helm is not None:
+        write_job_chart(
+            job_spec,
+            shape,
+            kind=kind.value,
+            cron=cron,
+            time_zone=time_zone,
+            has_pod_monitor=cluster.pod_monitor,
+            folder=helm,
+        )
+        return
     write_job_manifests(
         job_spec,
         shape,

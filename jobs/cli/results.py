@@ -24,6 +24,27 @@ class OutputFormat(enum.StrEnum):
     PARQUET = "parquet"
 
 
+class ExportFormat(enum.StrEnum):
+    """The formats of `htc export`."""
+
+    coco = enum.auto()
+    yolo = enum.auto()
+    labelme = enum.auto()
+    cvat = enum.auto()
+    geojson = enum.auto()
+    png = enum.auto()
+    fiftyone = enum.auto()
+
+
+class ImagePlacement(enum.StrEnum):
+    """Whether `htc export` puts images beside their annotations."""
+
+    auto = enum.auto()
+    none = enum.auto()
+    link = enum.auto()
+    copy = enum.auto()
+
+
 @app.command()
 @with_flag_groups
 def query(
@@ -123,6 +144,65 @@ def show(
             storage_section=storage.section(),
         )
     )
+
+
+@app.command()
+@with_flag_groups
+def export(
+    output_uri: options.StoredOutput,
+    export_format: Annotated[ExportFormat, typer.Option("--format", help="The format.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the files; created if missing.")],
+    *,
+    run_name: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="SQL", help='Only instances of which this is true, such as "area > 1000".'),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", metavar="F", min=0, max=1, help="Only instances that score at least F."),
+    ] = None,
+    images: Annotated[
+        ImagePlacement, typer.Option("--image-files", help="Put the images beside; auto links local ones for yolo.")
+    ] = ImagePlacement.auto,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="COCO's polygons in the place of its run lengths.")
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", metavar="PX", min=0, help="Polygons may be this far off, with fewer corners."),
+    ] = 0.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
+    ] = False,
+    storage: options.StorageFlags,
+) -> None:
+    """Export instances for annotation tools, trainers and viewers.
+
+    Nothing appears in DIR before everything is written.
+    """
+    from jobs.results.export.command import ExportRequest, Format, export_output
+    from jobs.results.export.images import Images
+
+    request = ExportRequest(
+        format=Format(export_format.value),
+        folder=to,
+        run=run_name,
+        where=where,
+        min_score=min_score,
+        images=Images(images.value),
+        is_polygons=polygons,
+        tolerance_px=tolerance,
+        is_overwriting=overwrite,
+    )
+    export_output(output_uri, request, storage_section=storage.section())
 
 
 @app.command()

@@ -32,7 +32,7 @@ class DataSetFlags:
             metavar="F",
             min=0,
             max=0.9,
-            help="Share of the images to validate on. [default: 0.1 without --val]",
+            help="Hold out this share of the images, each class by its share. [default: 0.1 without --val]",
         ),
     ] = None
 
@@ -145,6 +145,10 @@ def train(
         bool,
         typer.Option("--find-lr", help="Try rising learning rates for 100 steps, and suggest one; trains nothing."),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check the data, as `htc dataset check` does, and train nothing."),
+    ] = False,
 ) -> None:
     """Train a network on images with COCO annotations.
 
@@ -171,15 +175,17 @@ def train(
         "loggers": logger or None,
         "workers": workers,
     }
-    train_and_report(
-        TrainRequest(
-            data,
-            output=output,
-            images=data_set.images,
-            val=data_set.val,
-            val_share=data_set.val_share,
-            augment=variation.augment,
-            finds_rate=find_lr,
-        ),
-        overrides,
+    request = TrainRequest(
+        data,
+        output=output,
+        images=data_set.images,
+        val=data_set.val,
+        val_share=data_set.val_share,
+        augment=variation.augment,
+        finds_rate=find_lr,
     )
+    if check:
+        from jobs.running.train_check import check_training_data
+
+        raise typer.Exit(check_training_data(request, overrides))
+    train_and_report(request, overrides)

@@ -93,7 +93,7 @@ def _choose(annotations: CocoAnnotations, flagged: Sequence[str], count: int) ->
     is_flagged = set(flagged)
 
     def order(image: ImageAnnotations) -> bytes:
-        return hashlib.blake2b(image.file_name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return hashlib.blake2b(image.file_name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
     ordered = sorted(annotations.images, key=order)
     first = [image for image in ordered if image.file_name in is_flagged][: max(1, count // 2)]

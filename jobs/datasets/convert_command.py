@@ -66,10 +66,11 @@ def _write(conversion: Conversion, source: Path) -> None:
         f"{names}, {IMAGES}/"
     )
     folder = shlex.quote(str(conversion.folder))
-    split = f", htc dataset split {folder} --val-share 0.1" if conversion.files[0].name == ANNOTATIONS else ""
-    write_line(f"Next: htc dataset check {folder}{split}")
+    write_line(f"Next: htc dataset check {folder} --to sheets")
+    if conversion.files[0].name == ANNOTATIONS:
+        write_line(f"      htc dataset split {folder} --val-share 0.1")
 
 
 def _write_flaws(what: str, flaws: Mapping[str, Sequence[str]]) -> None:
     for kind, names in flaws.items():
-        write_line(f"{what}: {len(names):,} x {kind} ({listed(names)})")
+        write_line(f"{what}: {len(names):,} x {kind} ({listed(names, between='; ')})")

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from pipeline.driver.progress_file import load_progress
 from pipeline.errors import DamagedFileError, StorageError
+from pipeline.job_spec.deadline import deadline_after
 from pipeline.output.layout import TOMBSTONE
 from pipeline.output.run_record import RunRecord, age_order, read_record
 from pipeline.runs.last_failure import read_last_failure
@@ -271,15 +272,24 @@ def _ended_run(record: RunRecord, summary: Mapping[str, Any]) -> LastRun:
 
 def _unended_run(record: RunRecord) -> LastRun:
     created = _moment(record.created)
-    overdue_after_s = _seconds_of(record, "overdue_after_s")
     return LastRun(
         record.run,
         "running",
         began=created,
         created=created,
-        deadline=None if overdue_after_s is None else created + timedelta(seconds=overdue_after_s),
+        deadline=_deadline_of(record, created),
         images=record.image_count,
     )
+
+
+def _deadline_of(record: RunRecord, created: datetime) -> datetime | None:
+    """Return when the run is overdue: as `notify` says, else as its budget does."""
+    overdue_after_s = _seconds_of(record, "overdue_after_s")
+    if overdue_after_s is not None:
+        return created + timedelta(seconds=overdue_after_s)
+    budget = record.spec.get("budget")
+    text = budget.get("deadline") if isinstance(budget, Mapping) else None
+    return deadline_after(str(text), created) if text else None
 
 
 def _seconds_of(record: RunRecord | None, key: str) -> float | None:

@@ -3,12 +3,15 @@
 So a run speaks for itself wherever it is started: by hand, by cron, by Kubernetes. A driver that is killed reports
 nothing; what notices that from outside is in docs/monitoring.md: a ping service, `htc metrics`, `htc runs --overdue`.
 
-Nothing here changes a run or its exit code, and the end of a run waits no longer than DELIVERY_BOUND_S for servers and
-HOOK_TIMEOUT_S for the operator's own program.
+Nothing here changes a run or its exit code. The end of a run waits no longer than DELIVERY_BOUND_S for servers,
+HOOK_TIMEOUT_S for the operator's own program, and RECORD_BOUND_S for a store to note what was delivered.
 """
 
+import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -39,7 +42,7 @@ from jobs.notifications.run_ending import (
     is_wanted,
 )
 from jobs.terminal.console import say
-from pipeline.errors import HtcError, StorageError
+from pipeline.errors import HtcError, StoppedError, StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.job_spec.notify import RunEvent
 from pipeline.logs import note
@@ -56,6 +59,10 @@ from pipeline.text import format_duration, message_of
 
 DELIVERED = "delivered"
 RECORD_BOUND_S = 10.0
+# A command that a signal interrupts before its run could begin is ended after 3 s, see `jobs.cli.program`.
+BOUND_BEFORE_A_RUN_S = 1.0
+START_SHARE = 0.5
+"""Of the time for servers at a run's end, as long as the report of its start is still under way."""
 
 
 class OpenRun(Protocol):
@@ -76,13 +83,11 @@ class Patience:
 
     def now(self) -> "Patience":
         """Return it, or a shorter one when this process was asked to stop by a signal."""
-        if not was_stopped():
-            return self
-        return replace(
-            self,
-            bound_s=min(self.bound_s, BOUND_AFTER_SIGNAL_S),
-            hook_timeout_s=min(self.hook_timeout_s, BOUND_AFTER_SIGNAL_S),
-        )
+        return self.at_most(BOUND_AFTER_SIGNAL_S) if was_stopped() else self
+
+    def at_most(self, limit_s: float) -> "Patience":
+        """Return it with no bound over a limit."""
+        return replace(self, bound_s=min(self.bound_s, limit_s), hook_timeout_s=min(self.hook_timeout_s, limit_s))
 
 
 class RunAnnouncer:
@@ -109,8 +114,21 @@ class RunAnnouncer:
             self._in_background(deliveries)
 
     def ended(self, summary: RunSummary) -> None:
-        """Announce the end of a session, and note in summary.json what was delivered."""
-        self._stop_waiting()
+        """Announce the end of a session, and note in summary.json what was delivered; Ctrl-C ends the waiting."""
+        with _until_ctrl_c():
+            self._announce_end(summary)
+
+    def failed(self, error: HtcError, run: str | None) -> None:
+        """Announce that a run could not begin, or broke off; not where another driver works on it.
+
+        Args:
+            run: the name that was asked for, None without one.
+        """
+        with _until_ctrl_c():
+            self._announce_failure(error, run)
+
+    def _announce_end(self, summary: RunSummary) -> None:
+        self._wait_for_start()
         ending = ending_of_summary(summary)
         deliveries: dict[str, Delivery] = {}
         if ending is not None and is_wanted(ending.event, self._notify.events):
@@ -121,15 +139,12 @@ class RunAnnouncer:
         if notifications and ending is not None:
             self._record(summary, notifications)
 
-    def failed(self, error: HtcError, run: str | None) -> None:
-        """Announce that a run could not begin, or broke off; not where another driver works on it.
-
-        Args:
-            run: the name that was asked for, None without one.
-        """
-        self._stop_waiting()
+    def _announce_failure(self, error: HtcError, run: str | None) -> None:
+        self._wait_for_start()
         if isinstance(error, RunHeldError):
             return
+        if isinstance(error, StoppedError):
+            self._patience = self._patience.at_most(BOUND_BEFORE_A_RUN_S)
         name = self._run or run or ""
         ending = RunEnding(name, "failed", error.exit_code, str(error))
         # First, because a Pushgateway gets what the output says.
@@ -236,8 +251,11 @@ class RunAnnouncer:
         return {channel: problem or DELIVERED for channel, problem in problems.items()}
 
     def _note_failure(self, ending: RunEnding, error: HtcError) -> None:
-        """Leave the failure in the output, for `htc metrics`; not in a store that has just failed."""
-        if isinstance(error, StorageError):
+        """Leave the failure in the output, for `htc metrics`; not in a store that has just failed.
+
+        A command that was typed at a terminal has its reader, and its misspelt flags must wake up no one else.
+        """
+        if isinstance(error, StorageError) or sys.stderr.isatty():
             return
         storage = Storage(self._spec.storage)
         self._within_bound(
@@ -264,13 +282,26 @@ class RunAnnouncer:
                 return message_of(error)
             return ""
 
-        problem = deliver_side_by_side({what: attempt}, {what: RECORD_BOUND_S})[what]
+        bound_s = min(RECORD_BOUND_S, self._patience.now().bound_s)
+        problem = deliver_side_by_side({what: attempt}, {what: bound_s})[what]
         if problem:
             say(f"{what[0].upper()}{what[1:]} could not be noted: {problem}.")
 
-    def _stop_waiting(self) -> None:
+    def _wait_for_start(self) -> None:
+        """End the wait for the run to be overdue, and wait for its start to be delivered before its end is."""
         if self._timer is not None:
             self._timer.cancel()
-        # So that a receiver sees the start before the end.
+        bound_s = self._patience.now().bound_s
+        began = time.monotonic()
         for thread in self._background:
-            thread.join(self._patience.now().bound_s)
+            thread.join(max(0.0, began + START_SHARE * bound_s - time.monotonic()))
+        self._patience = replace(self._patience, bound_s=bound_s - (time.monotonic() - began))
+
+
+@contextmanager
+def _until_ctrl_c() -> Iterator[None]:
+    """End the block at Ctrl-C with a sentence; the run has ended, and its exit code stays."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("No longer waiting for the notifications to be delivered.")

@@ -41,7 +41,7 @@ def build_body(report: Report, url: str, chosen: WebhookFormat) -> dict[str, obj
     """
     match _format_of(url) if chosen == "auto" else chosen:
         case "slack":
-            return {"text": report.text}
+            return {"text": _escaped(report.text)}
         case "teams":
             return _build_card(report)
         case _:
@@ -53,6 +53,11 @@ def _format_of(url: str) -> WebhookFormat:
     if host in _SLACK_HOSTS:
         return "slack"
     return "teams" if host.endswith(_TEAMS_HOSTS) else "json"
+
+
+def _escaped(text: str) -> str:
+    # docs.slack.dev/messaging/formatting-message-text: `<` begins a link.
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _build_card(report: Report) -> dict[str, object]:

@@ -171,7 +171,7 @@ def deliver_side_by_side(deliveries: Mapping[str, Delivery], bounds_s: Mapping[s
         thread.start()
     for channel, thread in threads.items():
         thread.join(max(0.0, began + bounds_s[channel] - time.monotonic()))
-        outcomes.setdefault(channel, f"there was no answer within {bounds_s[channel]:g} s")
+        outcomes.setdefault(channel, f"there was no answer within {bounds_s[channel]:.2g} s")
     return {channel: outcomes[channel] for channel in deliveries}
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jobs.notifications.bodies import Report
@@ -22,8 +23,8 @@ class RunEnding:
     run: its name, "" if it could not begin. outcome: see `pipeline.runs.outcomes`; "failed" without a summary.
     reason: one sentence, "" for a complete run. counts: images, images_done, instances, failed, seconds.
     images_per_s: of the last session, start-up included. bottleneck: what held the run up, where its summary says so.
-    first_failure: one image that is not ok, as an example. is_stopped_early: whether it could not end within its error
-    budget and was stopped.
+    first_failure: one image that is not ok, as an example. is_stopped_early: whether it was stopped because it could
+    not end within its error budget, or for another limit that its summary names as `stopped_by`.
     """
 
     run: str
@@ -50,6 +51,7 @@ def ending_of_summary(summary: RunSummary) -> RunEnding | None:
         return None
     if summary.exit_code == EXIT_COMPLETE and summary.images and not summary.session_images:
         return None
+    values = summary.to_dict()
     counts = {
         "images": summary.images,
         "images_done": summary.images_done,
@@ -64,10 +66,17 @@ def ending_of_summary(summary: RunSummary) -> RunEnding | None:
         summary.reason,
         counts,
         images_per_s=summary.images_per_s,
-        bottleneck=str(summary.to_dict().get("bottleneck") or ""),
+        bottleneck=_bottleneck_in(values),
         first_failure=next(iter(summary.failure_examples), None),
-        is_stopped_early=summary.status == "over_error_budget" and summary.images_done < summary.images,
+        is_stopped_early=bool(values.get("stopped_by"))
+        or (summary.status == "over_error_budget" and summary.images_done < summary.images),
     )
+
+
+def _bottleneck_in(summary: Mapping[str, object]) -> str:
+    """Return the sentence about what held the run up; "" in a summary that has none."""
+    found = summary.get("bottleneck")
+    return str((found.get("sentence") if isinstance(found, Mapping) else found) or "")
 
 
 def is_wanted(event: RunEvent, events: list[RunEvent]) -> bool:

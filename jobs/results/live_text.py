@@ -52,10 +52,13 @@ class Page:
 def render(run: LiveRun, page: Page, now: datetime) -> RenderableType:
     """Return the view of a run at one moment."""
     parts: list[RenderableType] = [_table(["", ""], list(_headlines(run, now)), has_header=False)]
-    if run.live is not None and run.status.state == "running":
-        parts += _live_tables(run.live, page)
+    live = run.live if run.status.state == "running" else None
+    if live is not None:
+        parts.append(_stages(live))
     if run.status.failure_reasons:
         parts.append(_failures(run.status))
+    if live is not None:
+        parts += _live_tables(live, page)
     return Group(*parts)
 
 
@@ -84,7 +87,7 @@ def _headlines(run: LiveRun, now: datetime) -> Iterator[Row]:
     if status.state != "running":
         return
     if run.written is not None and live is None:
-        yield "workers", f"{status.workers or 0} ready; a driver of an earlier version tells no more about them"
+        yield "workers", f"{status.workers or 0} ready; a driver of an earlier version reports no more about them"
     if live is not None:
         yield "workers", _workers(live)
         yield "shards", _shards(live)
@@ -158,7 +161,6 @@ def _shards(live: LivePart) -> str:
 
 
 def _live_tables(live: LivePart, page: Page) -> Iterator[RenderableType]:
-    yield _stages(live)
     if live.workers.rows:
         yield _worker_table(live, page)
     if live.shards.oldest:

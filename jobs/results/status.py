@@ -221,7 +221,7 @@ def _numbers(progress: Mapping[str, Any]) -> dict[str, Any]:
         "images": progress["images_total"],
         # Absent where an earlier version wrote the file.
         "bottleneck": progress.get("bottleneck"),
-        "worker_time_s": (progress.get("live") or {}).get("time_s"),
+        "worker_time_s": live.get("time_s") if isinstance(live := progress.get("live"), dict) else None,
     }
 
 

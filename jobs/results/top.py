@@ -19,7 +19,7 @@ from pipeline.storage.storage import Storage
 
 # Less than half of the time between two writes of progress.json.
 EVERY_S = 2.0
-# How often the lease is read, which tells whether the driver is alive; sooner when it has stopped writing.
+# How often the lease is read, which shows whether the driver is alive; sooner when it has stopped writing.
 CHECK_EVERY_S = 60.0
 # What the table of workers takes with all of its columns.
 WIDE_COLUMNS = 130
@@ -63,7 +63,7 @@ def report_top(
 class Watch:
     """Reads a run again and again, and its lease only now and then.
 
-    checked: when the state was found out last, by `clock`.
+    sleep: waits while a lease is watched, see `read_status`. checked: when that was read last, by `clock`.
     """
 
     output_uri: str
@@ -71,6 +71,7 @@ class Watch:
     run: str | None
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    sleep: Callable[[float], None] = time.sleep
     checked: float | None = None
     seen: LiveRun | None = field(default=None, repr=False)
 
@@ -88,7 +89,7 @@ class Watch:
                 if not fresh.is_stale(self.now()):
                     self.seen = fresh
                     return fresh
-        status = read_status(self.output_uri, self.storage, run=self.run, report=say)
+        status = read_status(self.output_uri, self.storage, run=self.run, sleep=self.sleep, report=say)
         # Later looks are at the same run, also when a newer one begins.
         self.run = status.run
         self.seen = read_live(self.storage, self.output_uri, status)

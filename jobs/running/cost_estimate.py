@@ -16,6 +16,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.output.run_record import list_records
 from pipeline.planning.estimate import Estimate, PricedPool, Spot, Verdict, Work, WorkerRate, estimate_run, judge
 from pipeline.planning.shard_size import choose_shard_images
+from pipeline.redaction import redact
 from pipeline.runs.measured_rate import RateOfRun, last_rate
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of, format_duration
@@ -65,6 +66,7 @@ class CostPlan:
     deadline: UTC; limit_s: seconds from now until then. verdicts: whether each pool keeps every limit.
     cheapest: the position of the cheapest pool that does, or without prices of the fastest; None for none.
     workers_needed: the fewest workers that would keep the deadline, when no pool does; None where no number does.
+    spent: what the run that would be resumed has cost already.
     """
 
     rate: WorkerRate
@@ -77,6 +79,12 @@ class CostPlan:
     verdicts: Sequence[Verdict]
     cheapest: int | None
     workers_needed: int | None
+    spent: float = 0.0
+
+    @property
+    def cost_left(self) -> float | None:
+        """What the run may still cost; None without a largest cost."""
+        return None if self.budget.max_cost is None else self.budget.max_cost - self.spent
 
     @property
     def has_limits(self) -> bool:
@@ -232,6 +240,7 @@ def plan_cost(
     listing_s: float,
     load_s: float,
     notes: Sequence[str] = (),
+    spent: float = 0.0,
     now: datetime,
 ) -> CostPlan:
     """Estimate every pool, and judge them by the deadline and the largest cost.
@@ -239,6 +248,7 @@ def plan_cost(
     Args:
         images, shards: left to do, at most. is_new: whether shards of automatic size are still to be made.
         listing_s: how long listing the input took just now. load_s: how long the model took to load here.
+        spent: what the run that would be resumed has cost already.
         now: when the run would begin.
 
     Raises:
@@ -255,7 +265,8 @@ def plan_cost(
         return estimate_run(pool, Work(images, count, listing_s), rate, start_up_s=start_up[0], scale_up_s=scale_up_s)
 
     estimates = [estimate(pool) for pool in pools]
-    verdicts = [_verdict(each, limit_s, spec.budget.max_cost) for each in estimates]
+    cost_left = None if spec.budget.max_cost is None else spec.budget.max_cost - spent
+    verdicts = [_verdict(each, limit_s, cost_left) for each in estimates]
     needed = None
     if limit_s is not None and all(each.seconds > limit_s for each in estimates):
         needed = next((most for most in _sizes(images) if estimate(_of_size(pools[0], most)).seconds <= limit_s), None)
@@ -270,6 +281,7 @@ def plan_cost(
         verdicts,
         _best(estimates, verdicts),
         needed,
+        spent,
     )
 
 
@@ -296,12 +308,12 @@ def _start_up(options: EstimateOptions, rate: WorkerRate, load_s: float) -> tupl
     return RAY_START_S, "for Ray, assumed; name what the machines need with --start-up"
 
 
-def _verdict(estimate: Estimate, limit_s: float | None, max_cost: float | None) -> Verdict:
+def _verdict(estimate: Estimate, limit_s: float | None, cost_left: float | None) -> Verdict:
     verdicts: list[Verdict] = []
     if limit_s is not None:
         verdicts.append(judge(estimate.seconds, estimate.high_s, limit_s))
-    if max_cost is not None and estimate.amount is not None:
-        verdicts.append(judge(estimate.amount, estimate.high_amount, max_cost))
+    if cost_left is not None and estimate.amount is not None:
+        verdicts.append(judge(estimate.amount, estimate.high_amount, cost_left))
     return "no" if "no" in verdicts else "perhaps" if "perhaps" in verdicts else "yes"
 
 
@@ -347,15 +359,13 @@ def rate_lines(plan: CostPlan) -> Iterator[Line]:
 def write_estimates(plan: CostPlan) -> None:
     """Write the table of the pools, and which is the cheapest that keeps the limits."""
     is_priced = any(each.amount is not None for each in plan.estimates)
-    columns = ["workers", "time", "8 of 10", "start-up", "network", "tail", "end", "worker-hours"]
+    columns: list[str] = ["workers", "time", "8 of 10", "start-up", "network", "tail", "end", "worker-hours"]
     columns += ["cost", "8 of 10"] if is_priced else []
     columns += ["in time"] if plan.limit_s is not None else []
     columns += ["within cost"] if plan.budget.max_cost is not None else []
-    write_line()
     rows = [_row(plan, number, is_priced=is_priced) for number in range(len(plan.estimates))]
-    alignments: list[Alignment] = ["right"] * len(columns)
-    alignments.append("left")
-    write_table([*columns, ""], rows, alignments=alignments)
+    alignments: list[Alignment] = ["right" for _ in columns]
+    write_table([*columns, ""], rows, alignments=[*alignments, "left"])
     for sentence in sentences(plan):
         write_line(sentence)
 
@@ -377,8 +387,8 @@ def _row(plan: CostPlan, number: int, *, is_priced: bool) -> list[str]:
         cells.append(_span(each.low_amount, each.high_amount, lambda amount: amount_text(amount, "")))
     if plan.limit_s is not None:
         cells.append(judge(each.seconds, each.high_s, plan.limit_s))
-    if plan.budget.max_cost is not None:
-        cells.append(judge(each.amount or 0.0, each.high_amount, plan.budget.max_cost))
+    if plan.cost_left is not None:
+        cells.append(judge(each.amount or 0.0, each.high_amount, plan.cost_left))
     mark = "cheapest" if is_priced else "fastest"
     if number == plan.cheapest and len(plan.estimates) > 1:
         return [*cells, f"<- {mark}{' that keeps the limits' if plan.has_limits else ''}"]
@@ -413,10 +423,11 @@ def sentences(plan: CostPlan) -> Iterator[str]:
     max_cost = plan.budget.max_cost
     if max_cost is not None:
         amounts = [each.amount for each in plan.estimates if each.amount is not None]
-        if amounts and min(amounts) > max_cost:
+        if amounts and plan.cost_left is not None and min(amounts) > plan.cost_left:
+            before = f", and {plan.budget.amount(plan.spent)} are spent already" if plan.spent else ""
             yield (
-                f"The run would stop at its largest cost, {plan.budget.amount(max_cost)}: all images cost about "
-                f"{plan.budget.amount(min(amounts))}."
+                f"The run would stop at its largest cost, {plan.budget.amount(max_cost)}: what is left costs about "
+                f"{plan.budget.amount(min(amounts))}{before}."
             )
 
 
@@ -424,7 +435,7 @@ def estimate_values(plan: CostPlan | None, probe: Probe | None) -> dict[str, Any
     """Return the estimates for --json; docs/cost.md names the keys. None without an estimate and a probe."""
     probed = probe and {
         "images": probe.images,
-        "failed": [{"uri": uri, "reason": reason} for uri, reason in probe.failures],
+        "failed": [{"uri": redact(uri), "reason": redact(reason)} for uri, reason in probe.failures],
     }
     if plan is None:
         return None if probe is None else {"rate": None, "probe": probed, "pools": []}
@@ -445,6 +456,7 @@ def estimate_values(plan: CostPlan | None, probe: Probe | None) -> dict[str, Any
         "price_per_worker_hour": plan.budget.worker_price,
         "currency": plan.budget.currency,
         "max_cost": plan.budget.max_cost,
+        "spent": plan.spent,
         "deadline": plan.deadline and plan.deadline.isoformat(),
         "seconds_to_deadline": plan.limit_s,
         "keeps_limits": plan.is_kept if plan.has_limits else None,
@@ -455,7 +467,7 @@ def estimate_values(plan: CostPlan | None, probe: Probe | None) -> dict[str, Any
 
 def _pool_values(plan: CostPlan, number: int) -> dict[str, Any]:
     each = plan.estimates[number]
-    limit_s, max_cost = plan.limit_s, plan.budget.max_cost
+    limit_s, cost_left = plan.limit_s, plan.cost_left
     return {
         "workers_least": each.pool.least,
         "workers_most": each.pool.most,
@@ -473,6 +485,6 @@ def _pool_values(plan: CostPlan, number: int) -> dict[str, Any]:
         "low_amount": each.low_amount,
         "high_amount": each.high_amount,
         "in_time": None if limit_s is None else judge(each.seconds, each.high_s, limit_s),
-        "within_cost": None if max_cost is None else judge(each.amount or 0.0, each.high_amount, max_cost),
+        "within_cost": None if cost_left is None else judge(each.amount or 0.0, each.high_amount, cost_left),
         "is_cheapest": number == plan.cheapest,
     }

@@ -2,11 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.running.cost_estimate import (
     CostPlan,
@@ -36,6 +36,7 @@ from pipeline.planning.size_sample import SizeSample
 from pipeline.planning.survey import InputSurvey, survey_input
 from pipeline.planning.worker_plan import local_gpus
 from pipeline.redaction import redact
+from pipeline.runs.cost import read_cost
 from pipeline.runs.open import find_run
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_FAILED, EXIT_INPUT_CHANGED, EXIT_USAGE
 from pipeline.runs.run import RunHandle
@@ -113,10 +114,11 @@ def report_plan(
     weights = weights_here(spec.model)
     if weights is not None and weights.is_file():
         spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
-    existing = _existing_run(spec, storage, run=run, fresh=fresh)
+    fingerprint = known_fingerprint(spec, storage, run)
+    existing = _existing_run(spec, storage, fingerprint, run=run, fresh=fresh)
     if existing is not None:
         _read_manifest(existing)
-    incremental = _plan_incremental(spec, storage, run) if existing is None else None
+    incremental = _plan_incremental(spec, storage, fingerprint) if existing is None else None
     size_sample = SizeSample() if options.is_probed else None
     began = time.monotonic()
     survey, changes = _survey(spec, storage, existing, incremental, size_sample)
@@ -126,7 +128,7 @@ def report_plan(
     estimate = _estimate(spec, survey, existing, check)
     probe = None
     if size_sample is not None and not check.problem:
-        probe = _run_probe(spec, options, size_sample)
+        probe = _run_probe(spec, storage, options, size_sample)
     cost = _plan_cost(
         spec,
         storage,
@@ -136,7 +138,7 @@ def report_plan(
         here=estimate,
         check=check,
         probe=probe,
-        run=run,
+        fingerprint=fingerprint,
         listing_s=listing_s,
     )
     problem = check.problem or _why_no_estimate(options, spec, cost, probe, estimate.images)
@@ -158,7 +160,10 @@ def report_plan(
         )
         return exit_code
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
-    lines += [*check.lines, *(_time_lines(estimate, check) if cost is None else [("workers", estimate.description)])]
+    lines += [
+        *check.lines,
+        *(_time_lines(estimate, check) if cost is None else [("this machine", f"workers: {estimate.description}")]),
+    ]
     if cost is not None:
         lines += rate_lines(cost)
     write_table(["", ""], lines, has_header=False)
@@ -247,17 +252,17 @@ def _survey(
         return survey(comparison=comparison), comparison.changes()
 
 
-def _plan_incremental(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalPlan | None:
+def _plan_incremental(spec: JobSpec, storage: Storage, fingerprint: Mapping[str, Any]) -> IncrementalPlan | None:
     if spec.select.mode == "full":
         return None
-    fingerprint = known_fingerprint(spec, storage, run)
     new_run = NewRun(datetime.now(UTC).isoformat(), "", fingerprint, spec.identity())
     return IncrementalPlan(spec.input, spec.select, storage, spec.output.uri, run=new_run)
 
 
-def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> RunHandle | None:
+def _existing_run(
+    spec: JobSpec, storage: Storage, fingerprint: Mapping[str, Any], *, run: str | None, fresh: bool
+) -> RunHandle | None:
     """Find the run that would be resumed; None if a new one would begin, or the planning would be continued."""
-    fingerprint = known_fingerprint(spec, storage, run)
     try:
         return find_run(spec, fingerprint, storage, run=run, fresh=fresh)
     except _WouldWriteError:
@@ -355,9 +360,9 @@ class _Estimate:
     seconds: float | None
 
 
-def _run_probe(spec: JobSpec, options: EstimateOptions, size_sample: SizeSample) -> Probe:
+def _run_probe(spec: JobSpec, storage: Storage, options: EstimateOptions, size_sample: SizeSample) -> Probe:
     one, _ = plan_local_workers(spec, shards=1, gpus=local_gpus())
-    return run_probe(spec, size_sample.pick(options.probe_images or probe_images(one)), one)
+    return run_probe(spec, storage, size_sample.pick(options.probe_images or probe_images(one)), one)
 
 
 def _plan_cost(
@@ -370,7 +375,7 @@ def _plan_cost(
     here: "_Estimate",
     check: ModelCheck,
     probe: Probe | None,
-    run: str | None,
+    fingerprint: Mapping[str, Any],
     listing_s: float,
 ) -> CostPlan | None:
     """Estimate the pools; None when no rate is known, or when only this machine is asked about and one image timed."""
@@ -381,7 +386,7 @@ def _plan_cost(
     elif options.is_probed:
         rate = probe.rate if probe is not None else None
     else:
-        found = rate_of_runs(spec, storage, known_fingerprint(spec, storage, run), like=options.like, now=now)
+        found = rate_of_runs(spec, storage, fingerprint, like=options.like, now=now)
         manifest = survey.manifest
         sized = manifest.image_count - manifest.unsized_images
         if found is not None:
@@ -404,6 +409,7 @@ def _plan_cost(
         listing_s=listing_s,
         load_s=probe.load_s if probe is not None else check.load_s,
         notes=notes,
+        spent=read_cost(storage, spec.output.uri, existing.name).amount or 0.0 if existing is not None else 0.0,
         now=now,
     )
 

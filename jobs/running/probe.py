@@ -17,6 +17,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.messages import Assignment, PartialResult, ShardFailure, WorkerFailure
 from pipeline.planning.estimate import WorkerRate, mean_range
 from pipeline.planning.worker_plan import WorkerPlan
+from pipeline.storage.storage import Storage
 from pipeline.text import count_of, format_duration
 from pipeline.weights.cache import weights_here
 
@@ -52,11 +53,12 @@ def probe_images(plan: WorkerPlan) -> int:
     return GPU_IMAGES if plan.gpus else CPU_IMAGES
 
 
-def run_probe(spec: JobSpec, sample: Sequence[ImageRef], plan: WorkerPlan) -> Probe:
+def run_probe(spec: JobSpec, storage: Storage, sample: Sequence[ImageRef], plan: WorkerPlan) -> Probe:
     """Load the model as a worker does, and measure it on the images.
 
     Args:
         spec: its model section names the preset.
+        storage: listed the images, and knows their signed addresses.
         sample: in the order of their sizes, so that each round gets the same mix.
         plan: the cores and GPUs of one worker of this machine.
 
@@ -79,7 +81,7 @@ def run_probe(spec: JobSpec, sample: Sequence[ImageRef], plan: WorkerPlan) -> Pr
         error = RunError(ready.reason)
         error.exit_code = ready.exit_code
         raise error
-    shard = Shard(0, tuple(sample))
+    shard = Shard(0, tuple(sample), storage.signed.find_all(ref.container or ref.uri for ref in sample))
     # Round r takes every ROUNDS-th image, from the r-th on: each has images of all sizes.
     rounds = [positions for first in range(ROUNDS) if (positions := tuple(range(first, len(sample), ROUNDS)))]
     _segment(worker, shard, _warm_up(rounds))

@@ -128,7 +128,7 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     if isinstance(amount, int | float) and isinstance(hours, int | float):
         limit = f" of at most {spec.budget.amount(spec.budget.max_cost)}" if spec.budget.max_cost else ""
         yield "cost", f"{spec.budget.amount(amount)}{limit}, {hours:.3g} worker-hours in all sessions"
-    if summary.is_late and summary.deadline:
+    if summary.is_late and summary.deadline and not summary.stopped_by:
         deadline = local_text(datetime.fromisoformat(summary.deadline), spec.budget.deadline or "")
         yield "late", f"it ended after its deadline, {deadline}"
     trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"

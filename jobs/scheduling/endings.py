@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from jobs.scheduling.firing import Ending
+from jobs.scheduling.firing import Ending, Outcome
 from pipeline.errors import StorageError
 from pipeline.job_spec.job import JobSpec
 from pipeline.logs import parse_line
@@ -40,7 +40,8 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
     statuses = summary.get("statuses")
     if isinstance(statuses, dict):
         counts["failed"] = sum(count for name, count in statuses.items() if name != "ok" and _is_count(count))
-    return Ending(status, str(summary.get("reason") or ""), exit_code, counts)
+    outcome: Outcome = "stopped" if summary.get("stopped_by") == "deadline" else status
+    return Ending(outcome, str(summary.get("reason") or ""), exit_code, counts)
 
 
 def _is_count(value: object) -> bool:

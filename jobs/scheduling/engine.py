@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from jobs.scheduling.deadlines import RUNS_COMPARED, late_warning
 from jobs.scheduling.firing import Ending, Firing, Kind, firing_name
 from jobs.scheduling.launcher import Launcher
 from jobs.scheduling.monitor import watch_firing
-from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
+from jobs.scheduling.policies import MAX_WAITING, Due, jitter_of, judge_due, judge_overlap
 from jobs.scheduling.schedule import Event, Schedule
 from jobs.scheduling.store import DAMAGE, ScheduleStore, StoreDamagedError, StoredSchedule
 from pipeline.errors import HtcError, SpecError
@@ -168,8 +169,15 @@ class Engine:
                 log.warning("%s cannot begin yet: %s", firing.name, error)
                 self._store.update(replace(firing, reason=str(error)))
             return
+        self._warn_late(firing, now)
         self._store.update(replace(firing, state="running", handle=handle, starts=firing.starts + 1, reason=""))
         log_event(log, "firing", f"{firing.name} has begun ({handle})", firing=firing.name, state="begun")
+
+    def _warn_late(self, firing: Firing, now: datetime) -> None:
+        if firing.deadline is not None:
+            before = self._store.history(firing.schedule.name, RUNS_COMPARED + MAX_WAITING)
+            if late := late_warning(firing.name, (firing.deadline - now).total_seconds(), before):
+                log.warning(late)
 
     def _mark_late(self, firing: Firing, now: datetime) -> Firing:
         deadline = firing.deadline

@@ -54,6 +54,7 @@ def _after_loss(store: ScheduleStore, firing: Firing, now: datetime) -> Firing:
 
 
 def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) -> Firing:
+    is_stopped_by_itself = firing.stop_outcome is None and ending.outcome == "stopped"
     if firing.stop_outcome is not None and ending.outcome != "complete":
         ending = replace(ending, outcome=firing.stop_outcome, reason=firing.reason)
     event: Event | None = "failure"
@@ -62,6 +63,10 @@ def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) ->
     elif firing.stop_outcome is not None:
         # Stopped at its deadline, which was reported then; or replaced, as the schedule says.
         event = None
+    elif is_stopped_by_itself:
+        # At its deadline, before the scheduler asked it to stop.
+        event = None if firing.is_late else "deadline"
+        firing = replace(firing, is_late=True)
     ended = replace(firing, state="ended", ended=now, ending=ending)
     store.update(ended, event=event)
     sentence = f"{firing.name}: {' - '.join(filter(None, [ending.outcome, ending.reason]))}"

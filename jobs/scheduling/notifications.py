@@ -54,7 +54,7 @@ def describe_notification(notification: Notification) -> str:
     firing, ending = notification.firing, notification.firing.ending
     outcome = in_words(ending.outcome) if ending and notification.event != "deadline" else ""
     heading = _HEADINGS[notification.event]
-    if notification.event == "deadline":
+    if notification.event == "deadline" and firing.deadline is not None:
         heading += f": not finished by {firing.deadline:%Y-%m-%d %H:%M} UTC"
     elif outcome and outcome != heading:
         heading += f" ({outcome})"

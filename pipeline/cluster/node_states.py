@@ -51,8 +51,9 @@ class NodeStates:
     def lost(self, nodes: Collection[str]) -> set[str]:
         """Return those of the nodes that are gone.
 
-        Ray declares a node dead some 15 s after its power went, and tells the callers of its actors within a second
-        that these are unavailable; so whoever is not dead in Ray's table is asked whether its raylet still listens.
+        Ray declares a node dead some 15 s after its power went, and reports to the callers of its actors within a
+        second that these are unavailable; so each node that is not dead in Ray's table is asked whether its raylet
+        still listens.
         """
         import ray
 
@@ -125,7 +126,7 @@ def _autoscaled_shapes() -> tuple[NodeShape, ...] | None:
             ]
             return tuple(shape for shape in shapes if shape.count != 0) or None
     except (ImportError, AttributeError, TypeError):
-        log.info("this version of Ray does not tell the autoscaler's configuration")
+        log.info("this version of Ray does not report the autoscaler's configuration")
     return None
 
 

@@ -57,7 +57,7 @@ def assign_groups(groups: Sequence[Group], shares: Mapping[str, float], *, seed:
 
 def _spot(key: str, seed: int) -> float:
     """Return a number in [0, 1) that depends on the key and the seed alone."""
-    digest = hashlib.blake2b(f"{seed}/{key}".encode("utf-8", "surrogateescape"), digest_size=_HASH_BYTES).digest()
+    digest = hashlib.blake2b(f"{seed}/{key}".encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()
     return int.from_bytes(digest, "big") / (1 << (8 * _HASH_BYTES))
 
 

@@ -71,8 +71,9 @@ def check_dataset(
     findings = Findings()
     loaded = _read_images([_load(split, storage) for split in splits], storage, options, on_image)
     images = [image for each in loaded for image in each.images]
+    trained = [each.split.name for number, each in enumerate(loaded) if each.split.is_trained or number == 0]
     check_files(images, findings)
-    check_repetitions(images, findings)
+    check_repetitions(images, trained, findings)
     _check_unlisted(loaded, storage, findings)
     parsed: dict[str, CocoAnnotations] = {}
     for each in loaded:
@@ -89,8 +90,8 @@ def check_dataset(
     counts = count_classes(parsed)
     if parsed:
         check_categories(parsed, findings)
-    if loaded and loaded[0].split.name in parsed:
-        check_classes(parsed, counts, findings)
+    if parsed.keys() >= set(trained):
+        check_classes(parsed, trained, counts, findings)
     return CheckReport(
         splits=tuple(_count(each, parsed.get(each.split.name)) for each in loaded),
         classes=tuple(counts),

@@ -1,6 +1,6 @@
 """Checks of classes: names, counts, and whether the splits have the same ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from htc_model.training.annotations import CocoAnnotations
@@ -39,37 +39,41 @@ def count_classes(splits: Mapping[str, CocoAnnotations]) -> list[ClassCounts]:
     ]
 
 
-def check_classes(splits: Mapping[str, CocoAnnotations], counts: list[ClassCounts], findings: Findings) -> None:
-    """Check names and counts; the first split is trained on, the others are scored on."""
-    trained, *scored = splits
+def check_classes(
+    splits: Mapping[str, CocoAnnotations], trained: Sequence[str], counts: Sequence[ClassCounts], findings: Findings
+) -> None:
+    """Check names and counts.
+
+    Args:
+        trained: the splits that are trained on; the others are scored on, the first of them to validate.
+    """
+    train, scored = trained[0], [split for split in splits if split not in trained]
     for names in similar_names(each.name for each in counts):
-        findings.add("similar-names", trained, " and ".join(repr(name) for name in names))
+        findings.add("similar-names", train, " and ".join(repr(name) for name in names))
+    own = {each.name: sum(each.objects.get(split, 0) for split in trained) for each in counts}
     for each in counts:
         others = sum(each.objects.get(split, 0) for split in scored)
-        own = each.objects.get(trained, 0)
-        if not own and others:
-            findings.add("class-not-trained", trained, f"{each.name} ({others} in {', '.join(scored)})")
-        elif not own:
-            findings.add("empty-class", trained, each.name)
-        elif own < RARE_OBJECTS:
-            findings.add("rare-class", trained, f"{each.name} ({own})")
-        validated = scored[0] if scored else None
-        if own and validated is not None and not each.objects.get(validated, 0):
-            findings.add("class-not-evaluated", validated, each.name)
-    _check_balance(trained, counts, findings)
+        if not own[each.name] and others:
+            findings.add("class-not-trained", train, f"{each.name} ({others} in {', '.join(scored)})")
+        elif not own[each.name]:
+            findings.add("empty-class", train, each.name)
+        elif own[each.name] < RARE_OBJECTS:
+            findings.add("rare-class", train, f"{each.name} ({own[each.name]})")
+        if own[each.name] and scored and not each.objects.get(scored[0], 0):
+            findings.add("class-not-evaluated", scored[0], each.name)
+    most = max(own.values(), default=0)
+    for name, number in own.items():
+        if 0 < number * _IMBALANCE < most:
+            findings.add("imbalance", train, f"{name} ({number} of {most:,})")
     _check_crowds(splits, findings)
-    for split in scored:
-        usable = sum(any(not entry.is_crowd for entry in image.objects) for image in splits[split].images)
+    _check_scored({split: splits[split] for split in scored}, findings)
+
+
+def _check_scored(scored: Mapping[str, CocoAnnotations], findings: Findings) -> None:
+    for split, annotations in scored.items():
+        usable = sum(any(not entry.is_crowd for entry in image.objects) for image in annotations.images)
         if usable < _FEW_IMAGES:
             findings.add("few-to-score", split, f"{split} ({usable})")
-
-
-def _check_balance(trained: str, counts: list[ClassCounts], findings: Findings) -> None:
-    most = max((each.objects.get(trained, 0) for each in counts), default=0)
-    for each in counts:
-        own = each.objects.get(trained, 0)
-        if 0 < own * _IMBALANCE < most:
-            findings.add("imbalance", trained, f"{each.name} ({own} of {most:,})")
 
 
 def _check_crowds(splits: Mapping[str, CocoAnnotations], findings: Findings) -> None:

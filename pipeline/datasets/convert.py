@@ -119,11 +119,11 @@ def convert_dataset(source: Path, to: Path, options: ConvertOptions | None = Non
     images = _find_images(found, flaws)
     documents, written = _build(images, names, found, sizes, flaws)
     if not written:
-        reasons = ", ".join(f"{kind} ({listed(where)})" for kind, where in flaws.left_out.items())
+        reasons = ", ".join(f"{kind} ({listed(where, between='; ')})" for kind, where in flaws.left_out.items())
         raise InputError(f"Nothing of {source} can be used: {reasons or 'it has no images'}.")
     if options.is_strict and flaws.counts():
         reasons = "; ".join(
-            f"{len(where)} x {kind} ({listed(where)})"
+            f"{len(where)} x {kind} ({listed(where, between='; ')})"
             for part in (flaws.left_out, flaws.changed)
             for kind, where in part.items()
         )

@@ -1,6 +1,6 @@
 """Checks of image files: there, readable, of the annotated size, and each only once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -43,8 +43,12 @@ def check_files(images: Sequence[ListedImage], findings: Findings) -> None:
             )
 
 
-def check_repetitions(images: Sequence[ListedImage], findings: Findings) -> None:
-    """Find images that are the same, or look the same, within a split and across splits."""
+def check_repetitions(images: Sequence[ListedImage], trained: Collection[str], findings: Findings) -> None:
+    """Find images that are the same, or look the same, within a split and across splits.
+
+    Args:
+        trained: the splits that are trained on, which count as one.
+    """
     first_of: dict[object, ListedImage] = {}
     reported: set[int] = set()
     for number, image in enumerate(images):
@@ -57,24 +61,30 @@ def check_repetitions(images: Sequence[ListedImage], findings: Findings) -> None
         if not earlier:
             continue
         reported.add(number)
-        if earlier[0].split == image.split:
+        if _are_together(earlier[0], image, trained):
             findings.add(
                 "image-twice", image.split, f"{image.file_name} = {earlier[0].file_name}", image=image.file_name
             )
         else:
             findings.add("splits-overlap", image.split, f"{image.place} = {earlier[0].place}", image=image.file_name)
-    _check_looks(images, reported, findings)
+    _check_looks(images, reported, trained, findings)
     _check_stems(images, findings)
 
 
-def _check_looks(images: Sequence[ListedImage], reported: set[int], findings: Findings) -> None:
+def _are_together(one: ListedImage, other: ListedImage, trained: Collection[str]) -> bool:
+    return one.split == other.split or (one.split in trained and other.split in trained)
+
+
+def _check_looks(
+    images: Sequence[ListedImage], reported: set[int], trained: Collection[str], findings: Findings
+) -> None:
     seen: set[int] = set(reported)
     for one, other in find_alike([image.facts.look for image in images]):
         if other in seen:
             continue
         seen.add(other)
         first, second = images[one], images[other]
-        code = "near-twice" if first.split == second.split else "near-splits-overlap"
+        code = "near-twice" if _are_together(first, second, trained) else "near-splits-overlap"
         findings.add(code, second.split, f"{second.place} ~ {first.place}", image=second.file_name)
 
 
@@ -94,9 +104,12 @@ def listed_names(document: Mapping[str, Any]) -> list[tuple[str, Size | None]]:
     for image in document["images"]:
         name = image.get("file_name") if isinstance(image, Mapping) else None
         if isinstance(name, str) and name:
-            width, height = image.get("width"), image.get("height")
-            are_whole = all(
-                isinstance(side, int | float) and side > 0 and int(side) == side for side in (width, height)
-            )
-            listed.append((name, (int(width), int(height)) if are_whole else None))
+            sides = _whole(image.get("width")), _whole(image.get("height"))
+            listed.append((name, (sides[0], sides[1]) if sides[0] and sides[1] else None))
     return listed
+
+
+def _whole(side: Any) -> int | None:
+    """Return a side in pixels, also one that is written as a decimal; None for anything else."""
+    is_whole = isinstance(side, int) or (isinstance(side, float) and side.is_integer())
+    return int(side) if is_whole and side > 0 else None

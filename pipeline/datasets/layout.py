@@ -29,12 +29,14 @@ class Split:
     """One part of a data set.
 
     name: such as "train". annotations: URI of its COCO JSON. images: URI of the folder where file names begin; None
-        leaves it to `locate_images`.
+        leaves it to `locate_images`. is_trained: whether it is trained on, for a training with several such parts; the
+        first part always is.
     """
 
     name: str
     annotations: str
     images: str | None = None
+    is_trained: bool = False
 
 
 def json_name(split: str) -> str:
@@ -42,17 +44,19 @@ def json_name(split: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', split)}.json"
 
 
-def find_splits(dataset: str, storage: Storage, *, images: str | None = None) -> list[Split]:
+def find_splits(dataset: str, storage: Storage | None = None, *, images: str | None = None) -> list[Split]:
     """Find the splits of a data set.
 
     Args:
         dataset: a COCO JSON file, or a folder with train.json, val.json and test.json, with annotations.json, with
             annotations/instances_*.json (COCO), with train/_annotations.coco.json (Roboflow), or with one JSON file.
+        storage: reads it, from wherever it is.
         images: the folder of the images, where it is none of the usual ones.
 
     Raises:
         InputError: there is no such file or folder, or it has no JSON file that must be one of these.
     """
+    storage = storage or Storage()
     uri = absolute_uri(dataset)
     folder = None if images is None else absolute_uri(images)
     kind = storage.kind(uri)

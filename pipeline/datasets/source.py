@@ -102,7 +102,7 @@ class Flaws:
         return Counter({kind: len(names) for part in (self.left_out, self.changed) for kind, names in part.items()})
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def listed(names: Sequence[str], most: int = 3, *, between: str = ", ") -> str:
     """Return "a, b, c and 4 more"."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+    return between.join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -118,7 +118,7 @@ def split_dataset(
             f"No image is left for {missing[0]}: {len(groups)} groups of {len(images)} images cannot be split so; "
             "group fewer images together, or take another --seed."
         )
-    _link_images(to, folder)
+    _link_images(to, folder, notes)
     files = _write(document, images, split_of, shares, to)
     several = [group for group in members if len(group) > 1]
     return SplitResult(
@@ -135,8 +135,8 @@ def split_dataset(
 def _shares(options: SplitOptions) -> dict[str, float]:
     if not (0 <= options.val < 1 and 0 <= options.test < 1 and 0 < options.val + options.test < 1):
         raise SpecError(
-            f"--val-share {options.val:g} and --test-share {options.test:g} must be shares of the images: at least one above 0, "
-            "together below 1."
+            f"--val-share {options.val:g} and --test-share {options.test:g} must be shares of the images: at "
+            "least one above 0, together below 1."
         )
     shares = {"train": 1 - options.val - options.test, "val": options.val, "test": options.test}
     return {split: share for split, share in shares.items() if share > 0}
@@ -154,7 +154,7 @@ def _read_earlier(to: Path, shares: Mapping[str, float], storage: Storage) -> di
             raise OutputOccupiedError(f"{path} is not a COCO annotation file; name another folder by --to.")
         if split not in shares:
             raise SpecError(
-                f"{path} is of an earlier split with {split}; give a share for --{split}, or --fresh to split anew."
+                f"{path} is of an earlier split with {split}; give --{split}-share, or --resplit to split anew."
             )
         for image in document["images"]:
             if isinstance(image, dict) and isinstance(image.get("file_name"), str):
@@ -279,7 +279,7 @@ def _build_groups(
         names = sorted(images[at]["file_name"] for at in group)
         counts: dict[str, int] = defaultdict(int)
         for at in group:
-            for name in classes.get(images[at].get("id"), ()):
+            for name in classes.get(_hashable(images[at].get("id")), ()):
                 counts[name] += 1
         places = [earlier[name] for name in names if name in earlier]
         # Where an earlier split has torn a group, it goes where its images score nothing: into training.
@@ -296,7 +296,7 @@ def _build_groups(
 def _classes_of(document: Mapping[str, Any]) -> dict[Any, set[str]]:
     """Return the names of the classes in each image, by its id; crowds do not count."""
     names = {
-        each["id"]: str(each.get("name")) for each in document["categories"] if isinstance(each, dict) and "id" in each
+        _hashable(each.get("id")): str(each.get("name")) for each in document["categories"] if isinstance(each, dict)
     }
     found: dict[Any, set[str]] = defaultdict(set)
     for annotation in document["annotations"]:
@@ -311,13 +311,14 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else None
 
 
-def _link_images(to: Path, folder: str) -> None:
+def _link_images(to: Path, folder: str, notes: list[str]) -> None:
     """Give a new folder a link to the images, where its JSON files would not find them."""
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"{to} cannot be written: {error.strerror or error}.") from error
     if not is_local(folder):
+        notes.append(f"The images stay where they are; give --images {folder} to htc dataset check and to htc train.")
         return
     images, wanted = to / IMAGES, Path(local_path(folder)).resolve()
     if images.exists() or images.is_symlink():
@@ -344,7 +345,7 @@ def _write(
     files = {}
     for split in SPLITS:
         if split not in shares:
-            # Of an earlier split, which --fresh forgets.
+            # Of an earlier split, which --resplit forgets.
             (to / json_name(split)).unlink(missing_ok=True)
             continue
         own = [image for image in images if split_of[image["file_name"]] == split]

@@ -100,9 +100,9 @@ class RoomWatch:
 
     def _situation(self, nodes: ClusterNodes, asked: int) -> str:
         size = describe_size(self._plan.cpus, self._plan.gpus)
-        later = "no autoscaler that would bring more"
+        later = "what its autoscaler may bring, if it has one, is not known"
         if nodes.possible is not None:
-            later = f"an autoscaler that may bring {describe_shapes(nodes.possible)}"
+            later = f"its autoscaler may bring {describe_shapes(nodes.possible)}"
         were = "was" if asked == 1 else "were"
         wanted = f"{count_of(asked, 'worker')} of {size} {were} asked for"
-        return f"{wanted}; the cluster has {describe_shapes(nodes.now)} and {later}"
+        return f"{wanted}; the cluster has {describe_shapes(nodes.now)}, and {later}"

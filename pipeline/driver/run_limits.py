@@ -26,6 +26,8 @@ RECORD_EVERY_S = 15.0
 DURATIONS_KEPT = 101
 # The session looks at its workers every quarter of a second (`session.TICK_S`), a busy one a little later.
 LOOK_S = 0.5
+# The speed of the first minutes of work says little.
+LATE_AFTER_S = 120.0
 # Storage that hangs must not delay the end of a run.
 CLOSE_S = 5.0
 
@@ -73,6 +75,7 @@ class RunLimits:
         self.deadline = deadline_after(budget.deadline, began or now()) if budget.deadline else None
         self._durations_s: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._recorded_at = now()
+        self._is_late_noted = False
         self._recorder = ThreadPoolExecutor(1, thread_name_prefix="cost file")
         self._recording: Future[None] | None = None
 
@@ -92,11 +95,8 @@ class RunLimits:
     def reached(self) -> LimitReached | None:
         """Return the limit that is reached, or would be before the next look; None while none is."""
         seconds, limit = self._nearest()
-        if limit == "deadline" and seconds <= 0:
-            return self._deadline_reached()
-        if limit == "max_cost" and seconds <= LOOK_S:
-            return self._cost_reached()
-        return None
+        is_reached = (limit == "deadline" and seconds <= 0) or (limit == "max_cost" and seconds <= LOOK_S)
+        return self.at(limit) if is_reached else None
 
     def closing(self) -> LimitReached | None:
         """Return the limit that comes before a shard that begins now would end; None while there is time for one."""
@@ -105,12 +105,37 @@ class RunLimits:
         seconds, limit = self._nearest()
         if limit == "" or seconds > statistics.median(self._durations_s):
             return None
+        return self.at(limit)
+
+    def at(self, limit: Limit) -> LimitReached:
+        """Return the reason for a stop at a limit now."""
         return self._deadline_reached() if limit == "deadline" else self._cost_reached()
 
     @property
     def usual_shard_s(self) -> float | None:
         """How long a shard takes, by the median; None before one has ended."""
         return statistics.median(self._durations_s) if self._durations_s else None
+
+    def late_note(self, eta_s: float | None) -> str:
+        """Return one sentence, once, when what is left would exceed a limit at the present speed; "" otherwise.
+
+        Args:
+            eta_s: seconds until all images are done; None while that is unknown.
+        """
+        is_known = self.time.busy_s >= LATE_AFTER_S * max(1, self.time.running)
+        if self._is_late_noted or eta_s is None or not is_known:
+            return ""
+        notes = []
+        if self.deadline is not None and (late_s := eta_s - (self.deadline - self._now()).total_seconds()) > 0:
+            deadline = local_text(self.deadline, self._budget.deadline or "")
+            notes.append(f"the run would end {format_duration(late_s)} after its deadline, {deadline}")
+        spent, price, most = self.cost().amount, self._budget.worker_price, self._budget.max_cost
+        if most is not None and spent is not None and price is not None:
+            total = spent + eta_s / 3600 * self.time.running * price
+            if total > most:
+                notes.append(f"it would cost about {self._budget.amount(total)} of at most {self._budget.amount(most)}")
+        self._is_late_noted = bool(notes)
+        return f"At the present speed {' and '.join(notes)}." if notes else ""
 
     def is_late(self) -> bool:
         """Return whether the deadline has passed."""

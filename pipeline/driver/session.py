@@ -171,7 +171,7 @@ class Session:
                 self._check_error_budget()
                 self._check_limits(pool)
                 self._show(pool)
-            if not self._stop.is_set:
+            if not self._stop.is_set and not self._limit_reached:
                 for event in pool.final_check():
                     if isinstance(event, WorkerDied):
                         self._note_death(event)
@@ -227,7 +227,7 @@ class Session:
             self._display.note(self._limits.closing_note(closing))
         if self._closing and not any(pool.ready_workers().values()):
             # Waiting any longer would only cost.
-            self._limit_reached = self._limit_reached or self._closing
+            self._limit_reached = self._limit_reached or self._limits.at(self._closing.limit)
 
     def _record_time(self, pool: Pool) -> None:
         held = pool.ready_workers()
@@ -283,16 +283,8 @@ class Session:
                 self._live.reported(worker, worker_report)
             case WorkerNotStarted(worker=worker, failure=failure):
                 self._not_started(worker, failure)
-            case ShardEnded(worker=worker, outcome=ShardResult() as report):
-                self._live.ended(worker)
-                self._live.done(worker, report)
-                self._committed(pool, worker, report)
-            case ShardEnded(worker=worker, outcome=PartialResult() as piece):
-                self._live.ended(worker)
-                self._survived(pool, worker, piece)
-            case ShardEnded(worker=worker, outcome=ShardFailure() as shard_failure):
-                self._live.ended(worker)
-                self._failed(worker, shard_failure)
+            case ShardEnded():
+                self._ended(pool, event)
             case ShardAbandoned(index=index):
                 self._settle(self._queue.abandoned(index))
             case WorkerDied():
@@ -311,6 +303,20 @@ class Session:
                 self._left(event)
             case WorkersWaiting(reason=reason):
                 self._display.note(reason)
+
+    def _ended(self, pool: Pool, event: ShardEnded) -> None:
+        worker, outcome = event.worker, event.outcome
+        if isinstance(outcome, ShardResult) and outcome.worker is not None:
+            self._live.reported(worker, outcome.worker)
+        self._live.ended(worker)
+        match outcome:
+            case ShardResult():
+                self._live.done(worker, outcome)
+                self._committed(pool, worker, outcome)
+            case PartialResult():
+                self._survived(pool, worker, outcome)
+            case ShardFailure():
+                self._failed(worker, outcome)
 
     def _committed(self, pool: Pool, worker: int, report: ShardResult) -> None:
         if self._queue.is_running(report.index):
@@ -462,13 +468,16 @@ class Session:
             images=self._run.image_count,
             images_done=done,
         )
+        eta_s = self._throughput.eta_s(self._run.image_count - done)
+        if self._run.is_planned and (late := self._limits.late_note(eta_s)):
+            self._display.note(late)
         self._display.update(
             RunProgress(
                 images_total=self._run.image_count,
                 images_done=done,
                 images_failed=self._totals.rows.errors,
                 images_per_s=self._throughput.window_images_per_s(),
-                eta_s=self._throughput.eta_s(self._run.image_count - done),
+                eta_s=eta_s,
                 workers=len(ready),
                 is_listing=not self._run.is_planned,
                 statuses=self._totals.rows.statuses,

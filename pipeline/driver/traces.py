@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
-from pipeline.driver.events import Event, ShardEnded, WorkerDied
+from pipeline.driver.events import Event, ShardEnded, WorkerDied, WorkerLeft
 from pipeline.driver.pool import OpenPool, Pool
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
@@ -104,6 +104,12 @@ class TracedPool:
             self._see(event)
         return events
 
+    def end(self, worker: int, reason: str) -> WorkerLeft:
+        """End a worker, and the spans of what it held."""
+        event = self._pool.end(worker, reason)
+        self._see(event)
+        return event
+
     def shut_down(self) -> None:
         """Kill all workers; the spans of attempts that go on end as unfinished."""
         self._pool.shut_down()
@@ -123,6 +129,9 @@ class TracedPool:
                 self._run.add_event("worker_lost", attributes_of(lost))
                 for index in event.lost_shards:
                     self._end(worker, index, reason, outcome="death")
+            case WorkerLeft(worker=worker, reason=reason, lost_shards=lost_shards):
+                for index in lost_shards:
+                    self._end(worker, index, reason, outcome="abandoned")
             case _:
                 pass
 

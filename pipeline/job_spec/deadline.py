@@ -73,7 +73,7 @@ def local_text(moment: datetime, like: str = "") -> str:
     match = _CLOCK_TIME.fullmatch(like.strip())
     zone = match.group(3) if match else None
     local = moment.astimezone(_zone(zone) if zone else None)
-    return f"{local:%Y-%m-%d %H:%M %Z}"
+    return f"{local:%Y-%m-%d %H:%M:%S %Z}" if local.second else f"{local:%Y-%m-%d %H:%M %Z}"
 
 
 def _duration(text: str) -> float | None:

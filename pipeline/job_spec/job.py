@@ -100,8 +100,9 @@ class ModelSection(Section):
 class ComputeSection(Section):
     """How the work is distributed; only shard_images changes what is computed.
 
-    workers: how many there are at most. "auto" is as many as there is room for, on a cluster also by its autoscaler;
-        "MIN:MAX" asks a cluster for MAX and keeps MIN until the last shard is done.
+    workers: how many there are at most. "auto" is as many as there is room for, also on nodes that join later; a number
+        is asked for in any case, so that an autoscaler brings nodes; "MIN:MAX" asks for MAX, and keeps MIN until the
+        last shard is done.
     shard_images: "auto" gives every worker several shards of at most 256 images; see `pipeline.planning.shard_size`.
     worker_max_shards, worker_max_memory_gib: a worker is replaced after this many shards, or when its process holds
         this much resident memory after a shard; null for no limit.

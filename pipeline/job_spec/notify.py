@@ -66,8 +66,9 @@ class NotifyTargets(Section):
             raise ValueError("this is a section with the keys " + ", ".join(cls.model_fields))
         for channel in get_args(Channel):
             if {channel, f"{channel}_url"} & set(values):
+                article = "an" if channel == "apprise" else "a"
                 raise ValueError(
-                    f"the URL of {channel} is a secret and must not be in a spec or schedule; put it into an "
+                    f"{article} {channel}'s URL is a secret and must not be in a spec or schedule; put it into an "
                     f"environment variable or a file, and name that as {channel}_url_env or {channel}_url_file"
                 )
         return values

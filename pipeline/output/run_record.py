@@ -49,7 +49,8 @@ class RunRecord:
     @property
     def model_name(self) -> str:
         """The model's name, as in the tables' column `model`; "" where the run does not say."""
-        weights = self.spec.get("model", {}).get("weights", "")
+        # Records of the first release have no section; what they ran had the preset's name.
+        weights = self.spec.get("model", {}).get("weights", "untrained")
         preset = self.fingerprint.get("preset")
         return model_name(preset, weights, self.fingerprint.get("weights_sha256", "")) if preset else ""
 

@@ -82,26 +82,25 @@ def plan_on_nodes(compute: ComputeSection, nodes: ClusterNodes, *, shards: int |
     """Choose the workers for a cluster, which may have fewer nodes now than it will have.
 
     A number, or the larger one of a range, is asked for in any case. By default there are as many workers as the nodes
-    hold that are there, or that the autoscaler may bring.
+    hold that are there or, where Ray reports that, that the autoscaler may bring; one at least.
 
     Args:
         shards: how many there are to do; None when that is not known.
 
     Raises:
-        RunError: a worker needs GPUs that no node has and no autoscaler may bring.
+        RunError: a worker needs GPUs that no node has and the autoscaler brings none.
     """
     shapes = [*nodes.now, *(nodes.possible or ())]
     has_gpus = any(shape.holds(cpus=0, gpus=1) for shape in shapes)
     gpus_each = (1.0 if has_gpus else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
     with_room = [shape for shape in shapes if shape.holds(cpus=0, gpus=gpus_each)]
-    if gpus_each and not with_room:
-        bring = "" if nodes.possible is None else f", and its autoscaler may bring {describe_shapes(nodes.possible)}"
+    if gpus_each and not with_room and nodes.possible is not None:
         raise RunError(
-            f"compute.gpus_per_worker is {gpus_each:g}, but the cluster has {describe_shapes(nodes.now)}{bring}; "
-            "leave it out or set it to 0 to run on the CPU."
+            f"compute.gpus_per_worker is {gpus_each:g}, but the cluster has {describe_shapes(nodes.now)}, and its "
+            f"autoscaler may bring {describe_shapes(nodes.possible)}; leave it out or set it to 0 to run on the CPU."
         )
     cpus_each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-    if gpus_each and compute.cpus_per_worker == "auto":
+    if gpus_each and with_room and compute.cpus_per_worker == "auto":
         # What every such node has for each of its GPUs; more would leave GPUs without a worker.
         shares = [math.floor(shape.cpus / math.floor(shape.gpus / gpus_each + 1e-9)) for shape in with_room]
         cpus_each = max(1.0, min(MAX_AUTO_CPUS_PER_GPU_WORKER, *map(float, shares)))

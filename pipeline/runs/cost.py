@@ -5,13 +5,16 @@ last rewrite. Worker-hours count from the moment a worker's process runs to its 
 model included. The machine of the driver costs nothing here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
-from pipeline.output.json_files import read_derived_json, write_json
+from pipeline.errors import DamagedFileError
+from pipeline.output.json_files import read_json, write_json
 from pipeline.output.layout import run_folder
 from pipeline.runs.summary import read_summary
+from pipeline.storage.damage import damaged, warn
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
 
@@ -49,12 +52,33 @@ def read_cost(storage: Storage, output_uri: str, run: str) -> RunCost:
     Raises:
         StorageError: storage failed.
     """
-    content = read_derived_json(storage, cost_uri(output_uri, run))
-    if content is not None and (cost := _cost_in(content)) is not None:
+    try:
+        cost = load_cost(storage, output_uri, run)
+    except DamagedFileError as error:
+        warn(error)
+        cost = None
+    if cost is not None:
         return cost
     summary = read_summary(storage, output_uri, run) or {}
     found = summary.get("cost")
     return (_cost_in(found) if isinstance(found, Mapping) else None) or RunCost()
+
+
+def load_cost(storage: Storage, output_uri: str, run: str) -> RunCost | None:
+    """Read cost.json; None without one.
+
+    Raises:
+        DamagedFileError: it is damaged.
+        StorageError: storage failed.
+    """
+    uri = cost_uri(output_uri, run)
+    content = read_json(storage, uri)
+    if content is None:
+        return None
+    cost = _cost_in(content)
+    if cost is None:
+        raise damaged(uri, "its numbers are missing")
+    return cost
 
 
 def write_cost(storage: Storage, output_uri: str, run: str, cost: RunCost, *, currency: str) -> None:
@@ -69,6 +93,10 @@ def write_cost(storage: Storage, output_uri: str, run: str, cost: RunCost, *, cu
 
 def _cost_in(content: Mapping[str, Any]) -> RunCost | None:
     hours, amount = content.get("worker_hours"), content.get("amount")
-    if not isinstance(hours, int | float) or not (amount is None or isinstance(amount, int | float)):
+    if not _is_number(hours) or not (amount is None or _is_number(amount)):
         return None
     return RunCost(hours * 3600, amount)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0

@@ -70,8 +70,8 @@ def last_rate(
 
 def is_of_model(record: RunRecord, fingerprint: Mapping[str, Any], precision: str) -> bool:
     """Return whether a run had this model in this precision."""
-    keys = ("preset", "weights_sha256", "config_sha256")
-    is_same = all(fingerprint.get(key) in (None, record.fingerprint.get(key)) for key in keys)
+    # Not the score threshold and the number of detections, which hardly matter for the speed.
+    is_same = all(fingerprint.get(key) in (None, record.fingerprint.get(key)) for key in ("preset", "weights_sha256"))
     return is_same and record.identity.get("model.precision", "auto") == precision
 
 

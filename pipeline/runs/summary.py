@@ -36,7 +36,7 @@ class RunSummary:
     instances: rows in `instances`.
     session_images, seconds, images_per_s: of this session alone, start-up included.
     stage_shares: shares of the stages' busy time, adding up to 1; this session. Stages overlap: how long each was busy
-        does not tell what the run waited for.
+        does not show what the run waited for.
     worker_time_s: the workers' wall time by what their models did or waited for, see `messages.CAUSES`; this session.
     bottleneck: what held the run up by that account: name, share of the time, sentence with the remedy; None when no
         worker ran.

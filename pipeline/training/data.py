@@ -1,7 +1,6 @@
 """What a training reads: annotations and images, those that are held out, and initial weights."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -26,9 +25,6 @@ from pipeline.storage.uris import absolute_uri, base_name, join
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights
 
-# Below the network's logger, whose warnings `htc train` shows.
-logger = logging.getLogger("htc_model.training.data")
-
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -51,13 +47,16 @@ def load_data(spec: TrainingSpec, storage: Storage) -> TrainingData:
     load_image = _loader(storage, decode_image)
     annotations = _load_data(spec.train, spec, storage)
     evaluation = [_load_evaluation(section, spec, storage, load_image, annotations) for section in spec.evaluate]
-    for section, part in zip(spec.evaluate, evaluation, strict=True):
-        _check_overlap(section, part.annotations, spec, annotations)
+    notes = [
+        note
+        for section, part in zip(spec.evaluate, evaluation, strict=True)
+        for note in _check_overlap(section, part.annotations, spec, annotations)
+    ]
     if spec.val_share:
         annotations, held_out = _hold_out(spec, storage, annotations)
         evaluation = [EvaluationSet("val", held_out, load_image)]
-    for part in evaluation:
-        _note_missing_classes(part)
+    notes += [note for part in evaluation for note in _note_missing_classes(part)]
+    annotations = replace(annotations, notes=(*annotations.notes, *notes))
     return TrainingData(annotations, evaluation, load_image, _loader(storage, decode_label_map))
 
 
@@ -98,14 +97,14 @@ def _hold_out(
 
 def _check_overlap(
     section: DataSection, held_out: CocoAnnotations, spec: TrainingSpec, training: CocoAnnotations
-) -> None:
-    """Refuse to score on some of the training images; on exactly their file it is allowed, and said."""
+) -> Iterator[str]:
+    """Refuse to score on some of the training images; on exactly their file it is allowed, with a note."""
     trained = {image.file_name for image in training.images}
     both = [image.file_name for image in held_out.images if image.file_name in trained]
     if not both:
         return
     if absolute_uri(section.annotations) in {absolute_uri(part.annotations) for part in spec.train}:
-        logger.warning("%s is trained on and scored with; its scores say nothing about new images", section.annotations)
+        yield f"The scores of {section.annotations} say nothing about new images: it is trained on, too."
         return
     raise SpecError(
         f"{section.annotations} holds {count_of(len(both), 'image')} that {'is' if len(both) == 1 else 'are'} trained "
@@ -114,11 +113,11 @@ def _check_overlap(
     )
 
 
-def _note_missing_classes(part: EvaluationSet) -> None:
+def _note_missing_classes(part: EvaluationSet) -> Iterator[str]:
     present = {entry.label for image in part.annotations.images for entry in image.objects if not entry.is_crowd}
     missing = [name for label, name in enumerate(part.annotations.classes) if label not in present]
     if missing:
-        logger.warning("%s has no object of %s, which therefore gets no score", part.name, ", ".join(missing))
+        yield f"No object of {', '.join(missing)} is in {part.name}; what is not there gets no score."
 
 
 def _load_data(

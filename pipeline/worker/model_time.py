@@ -1,7 +1,7 @@
 """ModelTime: a worker's wall time by what its model did or waited for.
 
 Stages overlap: while the model computes, the next images are read and decoded. Busy seconds of the stages therefore do
-not tell what holds a worker up; what the model waits for does. At each moment one cause counts, the first that applies:
+not show what holds a worker up; what the model waits for does. At each moment one cause counts, the first that applies:
 
     start_up            the model is not loaded
     infer, encode       a batch is in the model; its thread waits for the masks of earlier images
@@ -12,7 +12,7 @@ not tell what holds a worker up; what the model waits for does. At each moment o
     encode, write       all images of the shards at hand went through the model; their masks, then their tables
     no_shard            the worker holds no shard
 
-Other threads tell of a change when it happens; that costs about a microsecond, a few times an image.
+Other threads report a change when it happens; that costs about a microsecond, a few times an image.
 """
 
 import threading

@@ -71,7 +71,7 @@ def _parse(path: Path, name: str, reading: "_Reading") -> None:
     try:
         with path.open("rb") as file:
             parser.ParseFile(file)
-    except xml.parsers.expat.ExpatError as error:
+    except (xml.parsers.expat.ExpatError, LookupError) as error:  # LookupError: an unknown encoding
         raise SpecError(f"{name} is not XML (cut short?): {error}.") from error
     except OSError as error:
         raise SpecError(f"{name} cannot be read: {error.strerror or error}.") from error

@@ -3,7 +3,8 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +17,7 @@ class SourceFiles:
     """All files below a source's folder, hidden ones left out, in the order of their names.
 
     Args:
-        source: a folder, or one annotation file; then its folder's files count.
+        source: a folder, or one annotation file; then its folder is listed only when something is searched there.
 
     Raises:
         InputError: it does not exist, is empty, or may not be read.
@@ -28,22 +29,21 @@ class SourceFiles:
         if not source.exists():
             raise InputError(f"{source} does not exist.")
         self.root = source.parent if self.is_file else source
-        try:
-            self.all = sorted(self._walk(self.root))
-        except OSError as error:
-            raise InputError(f"{error.filename or source} cannot be listed: {error.strerror or error}.") from error
-        if not self.all:
+        if not self.is_file and not self.all:
             raise InputError(f"The folder {source} is empty; name the folder of the annotation files.")
-        self.images = [path for path in self.all if path.suffix.lower() in IMAGE_SUFFIXES]
 
-    @staticmethod
-    def _walk(root: Path) -> Iterator[Path]:
-        def fail(error: OSError) -> None:
-            raise error
+    @cached_property
+    def all(self) -> list[Path]:
+        """Every file."""
+        try:
+            return sorted(_walk(self.root))
+        except OSError as error:
+            raise InputError(f"{error.filename or self.root} cannot be listed: {error.strerror or error}.") from error
 
-        for folder, names, files in os.walk(root, onerror=fail, followlinks=True):
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            yield from (Path(folder, name) for name in files if not name.startswith("."))
+    @cached_property
+    def images(self) -> list[Path]:
+        """The files with an image's suffix."""
+        return [path for path in self.all if path.suffix.lower() in IMAGE_SUFFIXES]
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """Return the annotation files of a suffix: the one that was named, or all."""
@@ -56,21 +56,48 @@ class SourceFiles:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
 
 
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield the files below a folder; links to folders are followed, but no folder is entered twice."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    entered: set[tuple[int, int]] = set()
+    for folder, names, files in os.walk(root, onerror=fail, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in entered:
+            names.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
 class ImageFinder:
     """Finds image files by the names in annotations.
 
     Args:
-        images: the image files of the source.
+        images: returns the image files of the source; called when a name is not found directly.
         folders: where relative names begin, in this order.
     """
 
-    def __init__(self, images: Iterable[Path], folders: Iterable[Path]) -> None:
+    def __init__(self, images: Callable[[], Iterable[Path]], folders: Iterable[Path]) -> None:
+        self._images = images
         self._folders = list(folders)
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
-        self._by_stem: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-        for path in images:
-            self._by_name[path.name].append(path)
-            self._by_stem[path.parent, path.stem].append(path)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = defaultdict(list)
+        for path in self._images():
+            found[path.name].append(path)
+        return found
+
+    @cached_property
+    def _by_stem(self) -> dict[tuple[Path, str], list[Path]]:
+        found: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+        for path in self._images():
+            found[path.parent, path.stem].append(path)
+        return found
 
     def named(self, name: str) -> Path | None:
         """Return the image of a relative name: below one of the folders, else the only file whose path ends so."""

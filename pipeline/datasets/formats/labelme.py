@@ -63,7 +63,8 @@ def read_labelme(files: SourceFiles, finder: ImageFinder, flaws: Flaws, *, keeps
         reasons = [f"{kind}: {names[0]}" for kind, names in flaws.left_out.items()]
         raise InputError(f"{files.root} has no labelme file that can be read ({'; '.join(reasons)}).")
     notes = []
-    without = [path for path in files.images if path not in taken]
+    # One labelme file says nothing about the photos beside its own.
+    without = [] if files.is_file else [path for path in files.images if path not in taken]
     if without and keeps_empty:
         images.extend(SourceImage(files.name_of(path), path, None) for path in without)
         notes.append(f"{len(without):,} images without a labelme file count as images without objects.")
@@ -117,7 +118,7 @@ def _parse_shape(shape: Any, where: str) -> SourceObject:
         raise _UnusableError("shape without a label")
     if label in NOT_A_CLASS:
         raise _UnusableError(f"shape that labelme calls {label}")
-    kind = shape.get("shape_type") or "polygon"
+    kind = str(shape.get("shape_type") or "polygon")
     if kind in _WITHOUT_AREA:
         raise _UnusableError(f"shape without an area ({kind})")
     points = _read_points(shape.get("points"))
@@ -133,7 +134,7 @@ def _parse_shape(shape: Any, where: str) -> SourceObject:
         return SourceObject(label, where, polygons=(polygon,), group=group)
     if kind in {"polygon", "rectangle", "oriented_rectangle"}:
         return SourceObject(label, where, polygons=(points,), group=group)
-    raise _UnusableError(f"shape of an unknown type ({str(kind)[:30]})")
+    raise _UnusableError(f"shape of an unknown type ({kind[:30]})")
 
 
 def _read_points(values: Any) -> NDArray[np.float64]:

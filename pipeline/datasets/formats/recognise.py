@@ -62,7 +62,7 @@ def _unknown(files: SourceFiles) -> str:
     broken = [files.name_of(path) for path in jsons[:_MOST_EXAMINED] if first_json(path) is None]
     if broken and len(broken) == len(jsons):
         return f"{broken[0]} is not JSON (cut short, or not UTF-8?), so its format is not known; known are {known}."
-    if files.images and len(files.images) == len(files.all):
+    if not files.is_file and files.images and len(files.images) == len(files.all):
         return f"{files.source} holds {len(files.images):,} images and no annotations; known are {known}."
     return f"{files.source} holds no annotations of a known format; known are {known}."
 
@@ -87,9 +87,12 @@ def read_source(
         SpecError, InputError: see the formats' readers.
     """
     elsewhere = SourceFiles(images) if images is not None else None
-    found = [*files.images, *(elsewhere.images if elsewhere is not None else [])]
+
+    def list_images() -> list[Path]:
+        return list(dict.fromkeys([*files.images, *(elsewhere.images if elsewhere is not None else [])]))
+
     folders = [*([images] if images is not None else []), files.root / "images", files.root]
-    finder = ImageFinder(dict.fromkeys(found), folders)
+    finder = ImageFinder(list_images, folders)
     if form == "labelme":
         return read_labelme(files, finder, flaws, keeps_empty=keeps_empty)
     if form == "cvat":

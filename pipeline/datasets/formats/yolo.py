@@ -58,7 +58,7 @@ def read_yolo(files: SourceFiles, finder: ImageFinder, flaws: Flaws, *, sizes: S
     names = _read_names(files, data_yaml)
     source = files.name_of(data_yaml) if data_yaml is not None else "classes.txt"
     labels = {path for path in files.all if path.suffix == ".txt" and path.name.lower() not in _NOT_LABELS}
-    by_split = _images_by_split(files, data_yaml)
+    by_split = _images_by_split(files, data_yaml, finder)
     used: set[Path] = set()
     images: list[SourceImage] = []
     for split, path in by_split:
@@ -122,7 +122,7 @@ def _load_yaml(path: Path, name: str) -> Mapping[str, Any]:
     return document if isinstance(document, Mapping) else {}
 
 
-def _images_by_split(files: SourceFiles, data_yaml: Path | None) -> list[tuple[str | None, Path]]:
+def _images_by_split(files: SourceFiles, data_yaml: Path | None, finder: ImageFinder) -> list[tuple[str | None, Path]]:
     """Return the images that data.yaml names, with their split; without data.yaml all images."""
     document = _load_yaml(data_yaml, files.name_of(data_yaml)) if data_yaml is not None else {}
     base = data_yaml.parent if data_yaml is not None else files.root
@@ -138,7 +138,7 @@ def _images_by_split(files: SourceFiles, data_yaml: Path | None) -> list[tuple[s
                         f"{files.name_of(data_yaml or base)} names {entry} as {key}, and there is no such folder or "
                         f"file below {base}; correct {key}, or path."
                     )
-                for path in _images_of(place, base, files):
+                for path in _images_of(place, base, files, finder):
                     if path not in seen:
                         seen.add(path)
                         found.append((split, path))
@@ -163,7 +163,8 @@ def _locate(entry: str, stated: Any, base: Path) -> Path | None:
     return next((path for path in tries if path.exists()), None)
 
 
-def _images_of(place: Path, base: Path, files: SourceFiles) -> Sequence[Path]:
+def _images_of(place: Path, base: Path, files: SourceFiles, finder: ImageFinder) -> Sequence[Path]:
+    """Return the images of a folder, or those that a listing names, which may be of the machine that wrote it."""
     if place.is_dir():
         place = place.resolve()
         below = [path for path in files.all if path.resolve().is_relative_to(place)]
@@ -171,12 +172,13 @@ def _images_of(place: Path, base: Path, files: SourceFiles) -> Sequence[Path]:
             below = sorted(path for path in place.rglob("*") if path.is_file())
         return [path for path in below if path.suffix.lower() in IMAGE_SUFFIXES]
     lines = [line.strip() for line in read_text(place, files.name_of(place)).splitlines()]
-    named = [line for line in lines if line]
-    return [
-        path if path.is_absolute() else (place.parent / path if line.startswith("./") else base / path)
-        for line in named
-        for path in [Path(line)]
-    ]
+    found = []
+    for line in lines:
+        tries = (place.parent / line, base / line)
+        path = next((each for each in tries if line and each.is_file()), None)
+        if line:
+            found.append(path or finder.named(line) or base / line)
+    return found
 
 
 def _label_of(image: Path) -> Path:

@@ -1,11 +1,14 @@
 """Augmentation: what happens to the image happens to its masks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from htc_model.training.augment import (
     Augmentation,
     augment_image,
+    build_mosaic,
     crop_image,
     flip_image,
     paste_objects,
@@ -86,3 +89,41 @@ def test_jitter_never_exceeds_the_usual_size(image):
 def test_without_augmentation_an_image_is_only_brought_to_scale(image):
     same = augment_image(image, None, Augmentation(flip=0), small_config().resize, np.random.default_rng(0))
     assert np.array_equal(same.pixels, image.pixels)
+
+
+def test_a_crop_keeps_masks_on_their_objects_and_is_at_least_half_the_image(image):
+    resize = small_config().resize
+    sizes = set()
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        changed = augment_image(image, None, Augmentation(flip=0.0, crop=1.0), resize, random)
+        sizes.add(changed.size)
+        if len(changed.labels):
+            assert ((changed.masks[0] > 0) != is_bright(changed)).mean() < 0.02
+    assert len(sizes) > 1
+    assert all(max(size) == SIDE for size in sizes)
+
+
+def test_a_mosaic_has_the_objects_of_four_images(image):
+    images = [load_training_image(entry, draw_image) for entry in read_annotations(small_document(4)).images]
+    mosaic = build_mosaic(images, small_config().resize, np.random.default_rng(0))
+    assert mosaic.size == (SIDE, SIDE)
+    assert mosaic.labels.tolist() == [each.labels[0] for each in images]
+    assert ((mosaic.masks.sum(axis=0) > 0) != is_bright(mosaic)).mean() < 0.02
+    boxes = mask_boxes(mosaic.masks)
+    assert boxes[0, 2] <= boxes[1, 0] + 1, "the second image is to the right of the first"
+    assert boxes[0, 3] <= boxes[2, 1] + 1, "the third is below"
+    augmented = augment_image(
+        images[0], None, Augmentation(flip=0.0), small_config().resize, np.random.default_rng(0), others=images[1:]
+    )
+    assert len(augmented.labels) == 4
+
+
+def test_an_object_of_which_scaling_leaves_no_pixel_is_dropped(image):
+    speck = np.zeros((1, *image.size), np.uint8)
+    speck[0, 1, 1] = 1
+    both = replace(image, labels=np.array([*image.labels, 1]), masks=np.concatenate([image.masks, speck]))
+    small = resize_image(both, (SIDE // 4, SIDE // 4))
+    assert small.labels.tolist() == image.labels.tolist()
+    assert len(mask_boxes(small.masks)) == 1
+    assert len(resize_image(replace(both, labels=both.labels[1:], masks=both.masks[1:]), (24, 24)).labels) == 0

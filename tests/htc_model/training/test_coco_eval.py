@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from htc_model.training.coco_eval import coco_document, count_by_size, score_results
+from htc_model.training.coco_eval import coco_document, count_by_size, score_results, score_with_classes
 from htc_model.training.coco_reader import read_annotations
 from tests.support.builders.training_data import SIDE, small_document
 from tests.support.paths import ROOT
@@ -262,3 +262,31 @@ def test_one_polygon_without_a_list_around_it_is_a_polygon():
     annotations = read_annotations(one_of(segmentation=entry["segmentation"][0]))
     assert annotations.bad == ()
     assert annotations.images[0].objects[0].segmentation == entry["segmentation"]
+
+
+def test_scores_of_a_class_are_those_of_scoring_it_alone():
+    annotations = read_annotations(small_document(6))
+    document = coco_document(annotations)
+    results = []
+    for entry in document["annotations"]:
+        x, y, width, height = entry["bbox"]
+        shift = 3 * (entry["id"] % 3)
+        # One class is found a little beside itself, the other is found on one image only.
+        if entry["category_id"] == 3 or entry["id"] == 2:
+            box = [x + shift, y, width, height]
+            corners = [x + shift, y, x + shift + width, y, x + shift + width, y + height, x + shift, y + height]
+            mask = pycocotools.mask.merge(pycocotools.mask.frPyObjects([corners], SIDE, SIDE))
+            results.append(
+                {"image_id": entry["image_id"], "category_id": entry["category_id"], "score": 0.5, "bbox": box,
+                 "segmentation": mask}
+            )  # fmt: skip
+    images = list(range(6))
+    overall, classes = score_with_classes(results, document, images, (3, 7, 9), has_masks=True)
+    assert overall == score_results(results, document, images, (3, 7, 9), has_masks=True)
+    for number, found in zip((3, 7), classes, strict=False):
+        alone = score_results(results, document, images, (number,), has_masks=True)
+        assert found["objects"] == 3
+        for name in ("mask_ap", "mask_ap50", "box_ap", "box_ap50"):
+            assert found[name] == pytest.approx(alone[name]), (number, name)
+    assert classes[0]["mask_ap"] > classes[1]["mask_ap"] > 0
+    assert classes[2] == {"objects": 0, "box_ap": -1.0, "box_ap50": -1.0, "mask_ap": -1.0, "mask_ap50": -1.0}

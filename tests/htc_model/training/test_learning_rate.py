@@ -2,7 +2,7 @@
 
 import pytest
 
-from htc_model.training.learning_rate import learning_rate_factor
+from htc_model.training.learning_rate import cooldown_start, learning_rate_factor
 
 
 def factors(kind):
@@ -26,3 +26,23 @@ def test_cosine_falls_smoothly_to_its_floor():
     assert course[10:] == sorted(course[10:], reverse=True)
     assert course[65] == pytest.approx(0.505, abs=0.01)
     assert course[-1] == pytest.approx(0.01, abs=0.001)
+
+
+def test_flat_does_not_depend_on_the_number_of_steps_until_it_falls():
+    def course(epochs):
+        falls_from = cooldown_start(epochs, 10)
+        rule = {"steps": 10 * epochs, "warmup_steps": 5, "kind": "flat", "falls_from": falls_from}
+        return [learning_rate_factor(step, **rule) for step in range(10 * epochs)], falls_from
+
+    (short, falls_from), (long, _) = course(10), course(30)
+    assert falls_from == 80
+    assert short[:80] == long[:80]
+    assert short[5:80] == [1.0] * 75
+    assert short[79:] == sorted(short[79:], reverse=True)
+    assert len(set(short[80:])) == 20
+    assert short[-1] < 0.05
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 0), (2, 10), (3, 20), (12, 100), (50, 400)])
+def test_the_fall_begins_with_an_epoch(epochs, expected):
+    assert cooldown_start(epochs, 10) == expected

@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from htc_model.config import ModelConfigError
+from htc_model.config import ModelConfigError, config_to_dict, load_preset
 from htc_model.network.detector import build_model
+from htc_model.training.build import build_training_model
 from htc_model.training.freezing import freeze_backbone, set_training_mode
 from htc_model.training.pretrained import (
     describe_reinitialised,
@@ -18,6 +19,8 @@ from htc_model.training.pretrained import (
     load_imagenet_lite0,
     load_initial,
 )
+from htc_model.training.spec import TrainingSpec
+from htc_model.weights.load import LoadedWeights
 from tests.support.builders.training_data import small_config
 
 
@@ -135,3 +138,63 @@ def test_frozen_norms_keep_their_statistics_but_learn():
 def test_an_impossible_stage_is_refused():
     with pytest.raises(ModelConfigError, match="not 5"):
         freeze_backbone(build_model(small_config()), 5)
+
+
+def rows_of(model, layer):
+    return model.state_dict()[f"roi_head.{layer}"]
+
+
+def test_classes_of_the_same_name_keep_their_rows_and_the_background_too():
+    giver = build_model(small_config(classes=("Seven", "cup", "three"), category_ids=(7, 8, 9), semantic_classes=4))
+    taker = build_model(small_config(classes=("three", "bag", "seven"), category_ids=(1, 2, 3), semantic_classes=4))
+    before = {name: tensor.clone() for name, tensor in taker.state_dict().items()}
+    report = load_initial(taker, giver.state_dict(), ["Seven", "cup", "three"])
+    assert (report.kept_classes, report.new_classes) == (("three", "seven"), ("bag",))
+    for layer, has_background in (
+        ("bbox_head.1.fc_cls.weight", True),
+        ("bbox_head.2.fc_cls.bias", True),
+        ("mask_head.0.conv_logits.weight", False),
+        ("semantic_head.conv_logits.weight", True),
+    ):
+        ours, theirs = rows_of(taker, layer), rows_of(giver, layer)
+        assert torch.equal(ours[0], theirs[2]), layer
+        assert torch.equal(ours[2], theirs[0]), layer
+        assert torch.equal(ours[1], before[f"roi_head.{layer}"][1]), layer
+        if has_background:
+            assert torch.equal(ours[3], theirs[3]), layer
+    assert "roi_head.bbox_head.1.fc_cls" in describe_reinitialised(taker, report)
+
+
+def test_the_same_classes_in_another_order_are_all_known():
+    giver, taker = build_model(small_config()), build_model(small_config(classes=("seven", "three")))
+    report = load_initial(taker, giver.state_dict(), ["three", "seven"])
+    assert (report.reinitialised, report.new_classes) == ((), ())
+    ours, theirs = (rows_of(model, "bbox_head.0.fc_cls.weight") for model in (taker, giver))
+    assert torch.equal(ours, theirs[[1, 0, 2]])
+
+
+def test_one_class_for_another_is_not_taken_for_the_same():
+    giver = build_model(small_config(classes=("person",), category_ids=(1,), semantic_classes=2))
+    taker = build_model(small_config(classes=("cup",), category_ids=(1,), semantic_classes=2))
+    report = load_initial(taker, giver.state_dict(), ["person"])
+    assert (report.kept_classes, report.new_classes) == ((), ("cup",))
+    assert not torch.equal(*(rows_of(model, "mask_head.0.conv_logits.weight") for model in (taker, giver)))
+
+
+def test_boxes_by_class_move_by_four_rows():
+    changes = {"box_stds": ((0.1, 0.1, 0.2, 0.2),), "has_class_specific_boxes": True, "interleaved": False,
+               "mask_info_flow": False, "semantic": False}  # fmt: skip
+    giver, taker = build_model(small_config(**changes)), build_model(small_config(classes=("cup", "three"), **changes))
+    load_initial(taker, giver.state_dict(), ["three", "seven"])
+    (name,) = [name for name in taker.state_dict() if name.endswith("fc_reg.weight")]
+    assert torch.equal(taker.state_dict()[name][4:], giver.state_dict()[name][:4])
+    assert not torch.equal(taker.state_dict()[name][:4], giver.state_dict()[name][4:])
+
+
+def test_weights_with_another_backbone_are_refused_by_name():
+    spec = TrainingSpec(
+        train=({"annotations": "a.json", "images": "a"},), output="out", model={"initial": "other.safetensors"}
+    )
+    loaded = LoadedWeights("other.safetensors", {}, {"config": config_to_dict(load_preset("htc_r50_fpn"))}, "0" * 64)
+    with pytest.raises(ModelConfigError, match=r"holds weights of htc_r50_fpn.*--model"):
+        build_training_model(spec, small_config(), lambda name: loaded)

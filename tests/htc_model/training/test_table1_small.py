@@ -26,11 +26,13 @@ def data(tmp_path):
         (tmp_path / "data" / folder / "images").mkdir(parents=True)
         document = small_document(images)
         document["categories"] = [{"id": 3, "name": "person"}, {"id": 7, "name": "cup"}]
-        for name in ("train", "heldout"):
-            (tmp_path / "data" / folder / f"instances_{name}.json").write_text(json.dumps(document))
-        for image in document["images"]:
-            name = image["file_name"]
-            Image.fromarray(np.asarray(draw_image(name))).save(tmp_path / "data" / folder / "images" / name)
+        for part, prefix in (("train", ""), ("heldout", "held_")):
+            named = [{**image, "file_name": f"{prefix}{image['file_name']}"} for image in document["images"]]
+            path = tmp_path / "data" / folder / f"instances_{part}.json"
+            path.write_text(json.dumps(document | {"images": named}))
+            for image, source in zip(named, document["images"], strict=True):
+                picture = Image.fromarray(np.asarray(draw_image(source["file_name"])))
+                picture.save(tmp_path / "data" / folder / "images" / image["file_name"])
     return tmp_path / "data"
 
 

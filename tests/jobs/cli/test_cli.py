@@ -86,7 +86,6 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         (["run", "--lmit", "3"], "--limit"),
         (["rnu"], "No such command 'rnu'"),
         (["run", "a", "b", "c"], "unexpected extra argument"),
-        (["evaluate", "a"], "argument ANNOTATIONS is missing"),
         (["query", "a", "SELECT 1", "--format", "xml"], "'--format': 'xml' is not one of"),
         (["show", "a"], "--to"),
         (["run"], "input.uri is missing"),

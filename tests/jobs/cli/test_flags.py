@@ -94,7 +94,6 @@ def test_the_page_has_the_table() -> None:
         (["runs", "a", "--output", "b"], "OUTPUT is given twice, as a and with --output b"),
         (["plan", "a", "o", "--input", "b"], "INPUT is given twice, as a and with --input b"),
         (["runs"], "The argument OUTPUT is missing; give it, or --output"),
-        (["evaluate", "--output", "a"], "The argument ANNOTATIONS is missing"),
         (["submit", "a.yaml", "--spec", "b.yaml"], "SPEC is given twice"),
     ],
 )

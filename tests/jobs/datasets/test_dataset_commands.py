@@ -38,7 +38,7 @@ def test_convert_check_split(source: Path, htc: Htc) -> None:
     assert "photos is read as labelme." in out
     assert "left out: 1 x polygon with < 3 points (3.json, shape 1)" in out
     assert "12 images with 12 objects in data: annotations.json, images/" in out
-    assert "Next: htc dataset check data, htc dataset split data --val-share 0.1" in out
+    assert "Next: htc dataset check data --to sheets\n      htc dataset split data --val-share 0.1\n" in out
 
     code, out, err = htc("dataset", "split", "data", "--val-share", "0.25")
     assert (code, err) == (0, "")
@@ -151,5 +151,5 @@ def test_contact_sheets_of_an_earlier_check_are_replaced(source: Path, htc: Htc)
     htc("dataset", "check", "train.json", "--to", "sheets")
     assert len(list((source / "sheets").iterdir())) == 2
     shutil.copy(source / "images" / "0.png", source / "sheets" / "mine.png")
-    htc("dataset", "check", "train.json", "--to", "sheets", "--sample", "5")
+    htc("dataset", "check", "train.json", "--to", "sheets", "--sheet-images", "5")
     assert sorted(path.name for path in (source / "sheets").iterdir()) == ["contact-01.jpg", "mine.png"]

@@ -241,3 +241,17 @@ def exported(output: Output, home: Path) -> dict[str, set[str]]:
 
 def test_every_metric_of_the_table_is_really_exported(output: Output, home: Path) -> None:
     assert exported(output, home) == {name: set(metric.labels) for name, metric in METRICS.items()}
+
+
+def test_the_scheduler_serves_its_schedules(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="jobs.scheduling"), pytest.raises(SystemExit) as left:
+        main(["scheduler", "--once", "--home", str(tmp_path), "--listen", "127.0.0.1:0"])
+    assert left.value.code == 0
+    assert "the schedules' metrics are on http://127.0.0.1:" in caplog.text
+
+
+def test_a_scheduler_refuses_what_is_no_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["scheduler", "--once", "--home", str(tmp_path), "--listen", "everywhere"])
+    assert left.value.code == 2
+    assert "HOST:PORT" in capsys.readouterr().err

@@ -24,11 +24,13 @@ class Output:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, run: str, created: datetime, notify: Mapping[str, Any] | None = None) -> None:
+    def begin(
+        self, run: str, created: datetime, notify: Mapping[str, Any] | None = None, deadline: str | None = None
+    ) -> None:
         record = {
             "run": run,
             "created": created.isoformat(),
-            "spec": {"notify": dict(notify or {})},
+            "spec": {"notify": dict(notify or {}), "budget": {"deadline": deadline}},
             "identity": {},
             "fingerprint": {},
             "versions": {},
@@ -132,8 +134,14 @@ def test_the_state_follows_from_summary_lease_and_progress(
     assert judge_last_state(content, found, has_progress=has_progress) == state
 
 
-def test_a_run_that_runs_past_its_deadline_is_late(output: Output) -> None:
-    output.begin("a", NOW - 5 * HOUR, {"overdue_after_s": 4 * 3600.0})
+@pytest.mark.parametrize(
+    ("notify", "deadline"),
+    [({"overdue_after_s": 4 * 3600.0}, None), ({}, "4h"), ({"overdue_after_s": 4 * 3600.0}, "10h")],
+)
+def test_a_run_that_runs_past_its_deadline_is_late(
+    output: Output, notify: Mapping[str, Any], deadline: str | None
+) -> None:
+    output.begin("a", NOW - 5 * HOUR, notify, deadline)
     output.lease("a", NOW - timedelta(seconds=5))
     output.progress("a")
     status = output.read()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import socket
 import threading
 import time
@@ -14,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from jobs.cli.program import main
 from jobs.notifications import announcer as announcing
 from jobs.notifications.announcer import Patience, RunAnnouncer
 from jobs.running import run as running
 from pipeline.driver import run_job as driver
-from pipeline.errors import HtcError, InputError, SpecError
+from pipeline.errors import HtcError, InputError, SpecError, StoppedError
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.messages import ImageFailure
 from pipeline.output.json_files import write_json
+from pipeline.runs.last_failure import last_failure_uri
 from pipeline.runs.lease import RunHeldError
 from pipeline.runs.summary import RunSummary, summary_uri
 from pipeline.storage.storage import Storage
@@ -163,6 +167,8 @@ def test_slack_and_teams_get_their_own_bodies(tmp_path: Path, server: Server) ->
     announce_end(spec_with(tmp_path, webhook_url_env="RUN_HOOK", webhook_format="teams"), OVER)
     slack, teams = server.bodies
     assert list(slack) == ["text"]
+    # `<` begins a link there.
+    assert "status &lt;&gt; 'ok'" in slack["text"]
     (card,) = teams["attachments"]
     assert card["contentType"] == "application/vnd.microsoft.card.adaptive"
     assert card["content"]["body"][0]["text"] == "htc street: FAILED (over error budget)"
@@ -284,6 +290,16 @@ def test_after_a_signal_it_waits_a_shorter_time(tmp_path: Path, monkeypatch: pyt
     assert (Patience().now().bound_s, Patience().now().hook_timeout_s) == (10.0, 10.0)
 
 
+def test_a_command_that_is_stopped_before_its_run_begins_waits_a_second(tmp_path: Path, server: Server) -> None:
+    server.is_hanging.set()
+    announcer = RunAnnouncer(spec_with(tmp_path, webhook_url_env="RUN_HOOK"))
+    began = time.monotonic()
+    announcer.failed(StoppedError("Stopped by SIGTERM."), None)
+    # Not a minute.
+    assert time.monotonic() - began < 30
+    assert len(server.requests) == 1
+
+
 def test_an_outside_service_gets_start_success_and_failure(tmp_path: Path, server: Server) -> None:
     spec = spec_with(tmp_path, ping_url_env="RUN_HOOK", events=[])
     first = RunAnnouncer(spec, patience=QUICK)
@@ -317,6 +333,29 @@ def wait_until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_start_that_hangs_shares_the_bound_of_the_end(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.is_hanging.set()
+    spec = spec_with(tmp_path, webhook_url_env="RUN_HOOK", events=["start", "end"])
+    announcer = RunAnnouncer(spec, patience=Patience(bound_s=0.6, longest_wait_s=0.0))
+    announcer.begun(NamedRun("r1"))
+    announcer.ended(summary())
+    # Half of the bound for the start, the other half for the end.
+    assert "The webhook of notify was not reached: there was no answer within 0.3 s." in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> dict[str, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(announcing, "deliver_side_by_side", interrupt)
+    announce_end(spec_with(tmp_path, exit_hook=["true"]), summary())
+    assert "No longer waiting for the notifications" in capsys.readouterr().err
 
 
 def test_the_start_is_announced_with_the_name_of_the_run(tmp_path: Path, server: Server) -> None:
@@ -434,3 +473,47 @@ def test_a_url_in_the_spec_is_refused_and_not_quoted(tmp_path: Path) -> None:
             with pytest.raises(SpecError) as caught:
                 spec_with(tmp_path, **{key: f"https://hooks.example/{SECRET}"})
             assert SECRET not in str(caught.value)
+
+
+def test_a_failure_is_left_for_monitoring_unless_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_with(tmp_path)
+    keep_run(spec, summary())
+    note = Path(last_failure_uri(spec.output.uri))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    RunAnnouncer(spec, patience=QUICK).failed(InputError("The input is empty."), None)
+    assert not note.exists()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    RunAnnouncer(spec, patience=QUICK).failed(InputError("The input is empty."), None)
+    assert json.loads(note.read_text())["reason"] == "The input is empty."
+
+
+def test_the_driver_of_a_rayjob_speaks_as_well(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    spec = tmp_path / "job.yaml"
+    spec.write_text(
+        "input: {uri: 's3://bucket/in/'}\noutput: {uri: 's3://bucket/out/'}\nnotify: {webhook_url_env: RUN_HOOK}\n"
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["manifests", str(spec), "--image", "registry.example/htc:1", "--to", str(tmp_path / "k8s")])
+    assert left.value.code == 0, capsys.readouterr().err
+    documents = [
+        document
+        for file in sorted((tmp_path / "k8s").rglob("*.yaml"))
+        for document in yaml.safe_load_all(file.read_text())
+        if document
+    ]
+    (job,) = [document for document in documents if document.get("kind") == "RayJob"]
+    (mounted,) = [
+        text for document in documents if document.get("kind") == "ConfigMap" for text in document["data"].values()
+    ]
+    there = tmp_path / "there.yaml"
+    there.write_text(mounted.replace("s3://bucket", str(tmp_path)))
+    program, *words = shlex.split(job["spec"]["entrypoint"])
+    assert program == "htc"
+    with pytest.raises(SystemExit) as left:
+        main([str(there) if word.endswith(".yaml") else word for word in words])
+    assert left.value.code == 2
+    (body,) = server.bodies
+    assert (body["event"], body["outcome"], body["exit_code"]) == ("failure", "failed", 2)

@@ -4,6 +4,7 @@ import pytest
 
 from jobs.notifications.bodies import Report, build_body
 from jobs.notifications.run_ending import ending_of_summary
+from pipeline.runs.summary import RunSummary
 from tests.jobs.notifications.test_announcer import summary
 
 
@@ -29,3 +30,14 @@ def test_the_host_of_the_url_decides_the_body(url: str, keys: set[str]) -> None:
     report = Report("FAILED\nwhy", {"event": "failure"})
     assert set(build_body(report, url, "auto")) == keys
     assert set(build_body(report, url, "json")) == {"event", "text"}
+
+
+def test_what_other_parts_add_to_a_summary_is_reported() -> None:
+    class Fuller(RunSummary):
+        def to_dict(self) -> dict[str, object]:
+            return super().to_dict() | {"bottleneck": {"sentence": "The model waited."}, "stopped_by": "max_cost"}
+
+    values = {name: getattr(summary(), name) for name in RunSummary.__dataclass_fields__}
+    ending = ending_of_summary(Fuller(**{**values, "status": "interrupted", "exit_code": 1}))
+    assert ending is not None
+    assert (ending.bottleneck, ending.event) == ("The model waited.", "early_stop")

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from jobs.cli.options import BudgetFlags, PlanFlags, load_job_spec
 from pipeline.job_spec.job import load_spec
 from pipeline.output.run_record import load_record
+from pipeline.runs.cost import RunCost, write_cost
 from pipeline.runs.measured_rate import format_age, rate_of_summary
 from pipeline.storage.storage import Storage
-from tests.support.builders.finished_runs import finish_run, write_inputs
+from tests.support.builders.finished_runs import FINGERPRINT, begin_run, finish_run, write_inputs
 from tests.support.htc import run_htc
 from tests.support.paths import PHOTOS
+from tests.support.servers.signing_host import signing_host
 
 Capture = pytest.CaptureFixture[str]
 
@@ -73,6 +76,19 @@ def test_a_largest_cost_that_cannot_be_kept_is_exit_code_1(capsys: Capture, phot
     flags = (*GIVEN, "--workers", "2", "--price-per-hour", "3600", "--max-cost", "100")
     code, out, _ = plan(capsys, photos, tmp_path / "out", *flags)
     assert (code, "stop at its largest cost, 100.00" in out) == (1, True)
+
+
+def test_what_a_resumed_run_has_cost_counts(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINGERPRINT)
+    begun = begin_run(write_inputs(tmp_path / "in", 8), str(tmp_path / "out"), "night")
+    write_cost(Storage(), begun.output_uri, "night", RunCost(60.0, 950.0), currency="")
+    flags = ("--weights", "untrained", "--model", "htc_r50_fpn", "--shard-images", "2", "--workers", "2")
+    priced = (*GIVEN[:-1], *flags, "--price-per-hour", "3600", "--max-cost")
+    code, estimate = planned(capsys, tmp_path / "in", tmp_path / "out", *priced, "1000")
+    assert (code, estimate["spent"], estimate["pools"][0]["within_cost"]) == (1, 950, "no")
+    assert 50 < estimate["pools"][0]["amount"] < 1000
+    code, _ = planned(capsys, tmp_path / "in", tmp_path / "out", *priced, "1100")
+    assert code == 0
 
 
 @pytest.mark.parametrize(
@@ -142,6 +158,17 @@ def test_a_probe_of_corrupt_images_alone_gives_no_estimate(capsys: Capture, tmp_
     assert len(values["estimate"]["probe"]["failed"]) == 4
 
 
+@pytest.mark.slow
+def test_a_probe_of_signed_urls_reads_them_and_shows_no_signature(capsys: Capture, tmp_path: Path) -> None:
+    with signing_host() as host:
+        (tmp_path / "list.txt").write_text("\n".join(host.sign("hush-signature-7c7c")))
+        code, out, err = plan(capsys, tmp_path / "list.txt", tmp_path / "out", "--probe", "--workers", "2")
+    assert code == 0, err
+    assert "probe just now" in out
+    assert "not ok" not in out
+    assert "hush" not in out + err
+
+
 def finished(folder: Path, **summary: object) -> tuple[str, Path]:
     """A complete run whose summary has these values besides."""
     inputs = write_inputs(folder / "in", 4)
@@ -183,8 +210,6 @@ def test_a_run_of_an_older_release_gives_a_rate_without_a_range(tmp_path: Path) 
 def test_the_last_run_of_the_same_model_is_the_source(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.builders.finished_runs import FINGERPRINT
-
     monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINGERPRINT)
     times = {"session_images": 1000, "start_up_s": {"worker": 30.0}, "worker_time": WORKER_TIME}
     inputs, output = finished(tmp_path, **times)
@@ -206,3 +231,40 @@ def test_the_last_run_of_the_same_model_is_the_source(
 def test_ages_are_text() -> None:
     assert format_age(90) == "1 min 30 s ago"
     assert format_age(12 * 86_400) == "12 days ago"
+
+
+def test_the_flags_of_time_and_money_are_keys_of_the_spec() -> None:
+    flags = BudgetFlags(price_per_hour=2.5, max_cost=10, currency="EUR", deadline="6h", refuse_late=True)
+    budget = load_job_spec(None, input_uri="in", output_uri="out", budget=flags).budget
+    assert budget.model_dump(exclude_defaults=True) == {
+        "price_per_hour": 2.5,
+        "max_cost": 10,
+        "currency": "EUR",
+        "deadline": "6h",
+        "refuse_late": True,
+    }
+    assert load_job_spec(None, input_uri="in", output_uri="out", budget=BudgetFlags()).budget.worker_price is None
+
+
+@pytest.mark.parametrize(("numbers", "expected"), [(["4"], 4), (["auto"], "auto"), (["4:8"], "auto"), (["4", "8"], 2)])
+def test_one_number_of_workers_is_the_specs(tmp_path: Path, numbers: list[str], expected: object) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("input: {uri: in}\noutput: {uri: out}\n" + ("compute: {workers: 2}\n" if expected == 2 else ""))
+    assert load_job_spec(str(file), PlanFlags(workers=numbers)).compute.workers == expected
+
+
+def test_spot_workers_are_priced_by_a_discount(capsys: Capture, photos: Path, tmp_path: Path) -> None:
+    flags = ("--workers", "4", "--price-per-hour", "10", "--spot-share", "0.5", "--spot-discount", "0.8")
+    _, estimate = planned(capsys, photos, tmp_path / "out", *GIVEN[:-1], *flags, "--spot-interruptions", "1")
+    (pool,) = estimate["pools"]
+    assert pool["amount"] == pytest.approx(pool["worker_hours"] * 6)
+    assert pool["redone_share"] > 0
+    code, out, _ = plan(capsys, photos, tmp_path / "out", *GIVEN, *flags)
+    assert (code, "50% of the workers, each taken away 0.05 times an hour" in out) == (0, True)
+
+
+def test_a_cluster_that_grows_is_one_pool(capsys: Capture, photos: Path, tmp_path: Path) -> None:
+    flags = ("--workers", "1:4", "--shard-images", "1", "--scale-up", "1s")
+    _, estimate = planned(capsys, photos, tmp_path / "out", *GIVEN[:-1], *flags)
+    (pool,) = estimate["pools"]
+    assert (pool["workers_least"], pool["workers_most"], pool["network_s"]) == (1, 4, pytest.approx(1 + 6 / 8))

@@ -1,5 +1,6 @@
 """`htc train`: a spec in, weights out that `htc run` can use."""
 
+import io
 import json
 import os
 import signal
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from htc_model.weights.load import load_weights
+from jobs.running.training_display import TrainingDisplay
 from tests.support.builders.small_photos import add_annotation, write_training_folder
+from tests.support.builders.training_data import small_spec
 from tests.support.htc import Htc
 from tests.support.paths import ROOT
 
@@ -52,7 +56,9 @@ def test_train_reports_its_files_and_what_was_left_out(folder: Path, htc: Htc) -
     assert "polygon with < 3 points" in err
     assert "1 annotation: polygon with < 3 points" in out
     assert "mask_ap" in out
-    assert "Next: htc run INPUT OUTPUT --weights elsewhere/weights.safetensors" in out
+    assert "Next: htc run INPUT OUTPUT --weights elsewhere/best.safetensors" in out
+    assert "7 objects" in err
+    assert "The scores of coco.json say nothing about new images" in err
     again, out, err = htc("train", "spec.yaml", "--epochs", "1", "--output", "elsewhere")
     assert again == 0
     assert "Nothing to train" in err
@@ -163,6 +169,78 @@ def test_initial_weights_of_another_class_count_name_every_layer_that_starts_ane
 
 
 @pytest.mark.slow
+def test_a_data_set_and_a_start_are_enough(folder: Path, htc: Htc) -> None:
+    (folder / "photos").rename(folder / "images")
+    (folder / "coco.json").rename(folder / "train.json")
+    size = ("--short-side", "96", "--long-side", "96", "--batch-size", "2", "--epochs", "1")
+    code, out, err = htc("train", ".", "out", "--from", "none", *size, "--val-share", "0.3", "--logger", "tensorboard")
+    assert code == 0, err
+    assert "30% of the images are held out to score with." in err
+    assert "epoch 1/1: mask_ap 0." in err
+    assert "the best so far" in err
+    assert "2 objects" in err
+    assert "on 4 images" in out
+    for name in ("best.safetensors", "pictures/epoch-001.jpg", "tensorboard"):
+        assert (folder / "out" / name).exists(), name
+    assert "--weights out/best.safetensors" in out
+    # The settings that were chosen are a spec of their own, of the same run.
+    again, _, err = htc("train", "out/spec.yaml")
+    assert again == 0, err
+    assert "Nothing to train" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([".", "out"], "has no train.json"),
+        (["coco.json"], "Name the output folder"),
+        (["coco.json", "out", "--from", "cocoo"], "did you mean coco?"),
+        (["coco.json", "out", "--val", "coco.json"], "is the file that is trained on"),
+        (["spec.yaml", "--patience", "2", "--val-share", "0"], "patience needs a validation set"),
+        (["spec.yaml", "--precision", "fp16"], "fp16 needs a GPU"),
+        (["spec.yaml", "--batch-size", "7"], "A batch of 7 is more than the 6 training images"),
+        (["spec.yaml", "--find-lr", "--workers", "2"], "runs in one process"),
+        (["spec.yaml", "--logger", "tensorbord"], "loggers"),
+        (["spec.yaml", "--images", "photos"], "--images goes with a data set"),
+        (["spec.yaml", "elsewhere", "--output", "another"], "name it once"),
+    ],
+)
+def test_wrong_flags_are_one_sentence_and_exit_2(folder: Path, htc: Htc, arguments: list[str], sentence: str) -> None:
+    code, out, err = htc("train", *arguments)
+    assert code == 2, err
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert out == ""
+
+
+def test_steps_have_speed_and_time_left_and_evaluations_a_line_for_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(float(second) for second in range(0, 1000, 20))
+    monkeypatch.setattr("jobs.running.training_display.time.monotonic", lambda: next(now))
+    sink = io.StringIO()
+    spec = small_spec("out", batch_size=4, accumulate=2, epochs=3)
+    display = TrainingDisplay(Console(file=sink, width=200), spec)
+    for step in (1, 2, 3):
+        display.step(step, 30, {"total": 2.0})
+    display.evaluation(
+        {
+            "epoch": 1,
+            "is_best": True,
+            "evaluation": {"data/val.json": {"mask_ap": 0.25, "mask_ap50": 0.5, "box_ap": 0.3}},
+            "classes": {
+                "data/val.json": {"cup": {"mask_ap": 0.5, "objects": 2}, "big bag": {"mask_ap": -1, "objects": 0}}
+            },
+        }
+    )
+    lines = sink.getvalue().splitlines()
+    assert lines[0] == "1/30 steps, loss 2.000"
+    # The clock is asked three times a step: 60 s for 8 images.
+    assert lines[2] == "3/30 steps, loss 2.000, 0.1 images/s, 27 min 00 s left"
+    assert lines[3] == "epoch 2/3: mask_ap 0.250, mask_ap50 0.500, box_ap 0.300 on val.json, the best so far"
+    assert lines[4] == "  cup      mask_ap 0.500, 2 objects"
+    assert lines[5] == "  big bag  mask_ap   -  , 0 objects"
+
+
+@pytest.mark.slow
 def test_run_takes_everything_from_the_weights_file(folder: Path, htc: Htc) -> None:
     change(folder, evaluate=[], epochs=1)
     code, _, err = htc("train", "spec.yaml")
@@ -176,7 +254,8 @@ def test_run_takes_everything_from_the_weights_file(folder: Path, htc: Htc) -> N
     assert "htc_lite0_fpn" in out
     sql = "SELECT DISTINCT model, category, category_id FROM instances"
     code, out, err = htc("query", "tables", sql, "--format", "csv")
-    assert out.splitlines()[1:] == ["htc_lite0_fpn,box,5"]
+    sha256 = load_weights(folder / weights).sha256
+    assert out.splitlines()[1:] == [f"htc_lite0_fpn:weights.safetensors@{sha256[:8]},box,5"]
     code, _, err = htc("run", *arguments, "--weights", weights, "--model", "htc_r50_fpn")
     assert code == 2
     assert "holds weights of htc_lite0_fpn, not of htc_r50_fpn" in err

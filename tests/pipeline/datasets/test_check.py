@@ -316,6 +316,15 @@ def test_a_file_that_is_not_coco_is_refused(tmp_path: Path, text: str, word: str
         check(tmp_path)
 
 
+def test_values_of_wrong_types_are_findings(tmp_path: Path) -> None:
+    document = write_coco(tmp_path / "train.json")
+    document["images"][1]["width"] = 10**30
+    document["images"][2]["height"] = float("inf")
+    document["annotations"] += [square_annotation(9, [], {}), square_annotation(10, 0, segmentation=[[10**30] * 6]), 7]  # type: ignore[arg-type]
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    assert {"annotation-left-out", "size-differs"} <= {*found(check(tmp_path))}
+
+
 # Where the parts lie
 
 
@@ -354,6 +363,18 @@ def test_images_of_cocos_own_layout_are_found(tmp_path: Path, folder: str) -> No
     report = check(tmp_path)
     assert found(report) == {}
     assert report.splits[0].images_folder == str(tmp_path / folder)
+
+
+def test_a_data_set_in_a_store_is_checked(tmp_path: Path) -> None:
+    import fsspec
+
+    write_coco(tmp_path / "train.json")
+    (tmp_path / "images" / "1.png").unlink()
+    write_photo(tmp_path / "images" / "9.png", 9)
+    fsspec.filesystem("memory").put(str(tmp_path), "/own-classes/data", recursive=True)
+    report = check_dataset(find_splits("memory://own-classes/data"))
+    assert found(report) == {"image-missing": ("1.png",), "image-unlisted": ("9.png",)}
+    assert report.splits[0].images_folder == "memory://own-classes/data/images"
 
 
 def test_the_images_folder_can_be_named(tmp_path: Path) -> None:

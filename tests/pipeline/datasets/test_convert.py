@@ -317,6 +317,7 @@ def test_cvat_subsets_become_splits(source: Path, convert: Convert) -> None:
     ("change", "error", "word"),
     [
         (lambda text: text[:-60], SpecError, "cut short"),
+        (lambda text: text.replace("utf-8", "utf-9"), SpecError, "not XML"),
         (lambda text: text.replace("<image", '<track id="0"></track><image', 1), SpecError, "tracks of a video"),
         (lambda text: text.replace("?>", '?><!DOCTYPE a [<!ENTITY b "c">]>', 1), SpecError, "entities"),
         (lambda text: text.replace("<image", "<other").replace("</image", "</other"), InputError, "no images"),
@@ -406,6 +407,14 @@ def test_yolo_images_that_share_a_label_file_are_left_out(source: Path, convert:
     assert conversion.images == 1
     assert [len(names) for names in conversion.left_out.values()] == [2]
     assert "b.jpg, b.png" in next(iter(conversion.left_out))
+
+
+def test_yolo_listings_name_images_of_another_machine(source: Path, convert: Convert) -> None:
+    write_yolo(source, {"a": "0 .1 .1 .9 .1 .9 .9\n", "b": "0 .1 .1 .9 .1 .9 .9\n"}, train="train.txt")
+    (source / "train.txt").write_text("images/train/a.png\ndata/images/train/b.png\n/gone/c.png\n\n")
+    conversion = convert()
+    assert (conversion.images, conversion.objects) == (2, 2)
+    assert [*conversion.left_out] == ["image that cannot be read"]
 
 
 @pytest.mark.parametrize(
@@ -499,6 +508,21 @@ def write_maps(source: Path, name: str, objects: NDArray[np.uint8], classes: NDA
     for folder, pixels in (("SegmentationObject", objects), ("SegmentationClass", classes)):
         (source / folder).mkdir(exist_ok=True)
         Image.fromarray(pixels).save(source / folder / f"{name}.png")
+
+
+def test_values_of_wrong_types_are_flaws(source: Path, convert: Convert) -> None:
+    annotations = [
+        square_annotation(1, 0),
+        square_annotation(2, 0, segmentation=[[10**30, 1, 2, 2, 3, 3]]),
+        square_annotation(3, 0, segmentation={"size": [[], 3], "counts": None}),
+        square_annotation(4, 0, bbox=[float("nan")] * 4, segmentation=[]),
+        {"image_id": [], "category_id": {}},
+        7,  # type: ignore[list-item]
+    ]
+    write_coco(source / "coco.json", photos=1, annotations=annotations)
+    conversion = convert()
+    assert conversion.objects == 1
+    assert sum(map(len, conversion.left_out.values())) == 5
 
 
 def test_label_maps_of_pascal_voc(source: Path, convert: Convert) -> None:

@@ -153,10 +153,22 @@ def test_a_new_folder_gets_a_link_to_the_images(tmp_path: Path) -> None:
         split(tmp_path / "data", tmp_path / "taken", val=0.4)
 
 
+def test_images_in_a_store_stay_there(tmp_path: Path) -> None:
+    import fsspec
+
+    write_coco(tmp_path / "annotations.json", photos=10)
+    fsspec.filesystem("memory").put(str(tmp_path), "/own-classes/whole", recursive=True)
+    whole = find_whole("memory://own-classes/whole", Storage())
+    result = split_dataset(whole, tmp_path / "parts", SplitOptions(val=0.2))
+    assert dict(result.images) == {"train": 8, "val": 2}
+    assert "--images memory://own-classes/whole/images" in result.notes[0]
+    assert not (tmp_path / "parts" / "images").exists()
+
+
 def test_an_earlier_test_split_is_not_left_behind(tmp_path: Path) -> None:
     write_coco(tmp_path / "annotations.json", photos=10)
     split(tmp_path, val=0.2, test=0.2)
-    with pytest.raises(SpecError, match="--test"):
+    with pytest.raises(SpecError, match="--test-share"):
         split(tmp_path, val=0.2)
     split(tmp_path, val=0.2, is_fresh=True)
     assert not (tmp_path / "test.json").exists()

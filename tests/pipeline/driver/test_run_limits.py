@@ -236,3 +236,23 @@ def test_a_run_that_would_cost_too_much_says_so_before_it_starts(tmp_path: Path)
     notes = Notes()
     segment(late_spec(tmp_path, price_per_hour=3600, max_cost=30, currency="EUR"), notes=notes)
     assert any("largest cost, 30.00 EUR: all of it costs about 40.00 EUR" in each for each in notes.sentences)
+
+
+def test_a_run_that_becomes_late_is_reported_once() -> None:
+    CLOCK.now = 0.0
+    time = WorkerTime(CLOCK)
+    budget = BudgetSection(deadline="10m", price_per_hour=3600, max_cost=2000, currency="EUR")
+    limits = RunLimits(budget, began=BEGAN, time=time, now=now)
+    time.record(running=2, ready=2, busy=2, images_done=0)
+    CLOCK.now = 60
+    time.record(running=2, ready=2, busy=2, images_done=10)
+    # The first minutes say little.
+    assert limits.late_note(6000.0) == ""
+    CLOCK.now = 120
+    time.record(running=2, ready=2, busy=2, images_done=20)
+    assert limits.late_note(None) == ""
+    assert limits.late_note(470.0) == ""
+    late = limits.late_note(900.0)
+    assert "7 min 00 s after its deadline" in late
+    assert "about 2,040.00 EUR of at most 2,000.00 EUR" in late
+    assert limits.late_note(900.0) == ""

@@ -8,6 +8,7 @@ from pipeline.driver.shard_queue import (
     MAX_UNCHARGED_DEATHS,
     RECLAIM_PATIENCE_S,
     STRAGGLER_FACTOR,
+    InFlight,
     ShardQueue,
     Unsettled,
 )
@@ -480,3 +481,27 @@ def test_whether_a_shard_can_end_in_time_is_judged_by_the_usual_time() -> None:
     assert queue.may_end(1, within_s=10.0)
     clock.now += 4.0
     assert queue.may_end(1, within_s=6.0)
+
+
+def test_the_shards_that_are_in_flight_for_the_longest_time_are_described() -> None:
+    queue, clock = queue_of(4)
+    take(queue, 0)
+    clock.now = 5.0
+    take(queue, 1)
+    take(queue, 1, 1)
+    assert (queue.in_flight, queue.waiting, queue.retrying, queue.usual_s) == (3, 1, 0, None)
+    assert queue.oldest(2) == [InFlight(0, 0, 1, 5.0), InFlight(1, 1, 1, 0.0)]
+    queue.failed(0, failure(0))
+    assert (queue.in_flight, queue.waiting, queue.retrying) == (2, 2, 1)
+    clock.now += MAX_BACKOFF_S
+    take(queue, 0)
+    queue.committed(1)
+    assert queue.usual_s == MAX_BACKOFF_S
+    # A further attempt is as young as it is.
+    assert queue.oldest(9) == [InFlight(2, 1, 1, MAX_BACKOFF_S), InFlight(0, 0, 2, 0.0)]
+    for _ in range(2):
+        queue.failed(0, failure(0, "death"))
+        clock.now += MAX_BACKOFF_S
+        take(queue, 0)
+    # Bisected: half of its images, in this attempt.
+    assert queue.oldest(9)[-1] == InFlight(0, 0, 4, 0.0, None, SHARD_IMAGES // 2)

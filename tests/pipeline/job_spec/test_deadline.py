@@ -48,6 +48,7 @@ def test_a_time_that_yaml_reads_as_a_number_is_refused() -> None:
 def test_a_deadline_is_shown_in_the_zone_that_it_names() -> None:
     moment = deadline_after("06:30 Europe/Berlin", EVENING)
     assert local_text(moment, "06:30 Europe/Berlin") == "2026-11-27 06:30 CET"
+    assert ":07 " in local_text(deadline_after("7s", EVENING))
 
 
 def test_durations_have_one_reader() -> None:
