@@ -57,6 +57,9 @@ EVENTS: Mapping[str, EventKind] = {
     "worker_not_started": EventKind("warning", "A worker could not load its model: fields reason, is_permanent."),
     "worker_lost": EventKind("warning", "A worker's process or node is gone: fields reason, lost_shards."),
     "worker_retired": EventKind("info", "A worker reached its limits and is replaced."),
+    "worker_leaving": EventKind("warning", "A worker's node is drained: it gets no further shard: field reason."),
+    "workers_waiting": EventKind("warning", "The cluster has no room for workers that the run asks for."),
+    "run_limit": EventKind("warning", "The deadline or the largest cost is near, and no further shard begins: limit."),
     "store_retry": EventKind("warning", "A store did not answer well; at most one line in ten seconds: field retries."),
     "damaged_file": EventKind("warning", "A file of the output is damaged, and the command can do without it."),
     # Training.

@@ -7,6 +7,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from jobs.terminal.console import say
+from pipeline import logs
+
 LINE_EVERY_S = 10.0
 
 
@@ -31,10 +34,10 @@ class ImageProgress:
 
     def show(self, done: int, count: int) -> None:
         """Show that `done` of `count` images have been read."""
-        if not self._console.is_terminal:
+        if logs.is_json() or not self._console.is_terminal:
             if time.monotonic() - self._last_line >= LINE_EVERY_S:
                 self._last_line = time.monotonic()
-                self._console.print(f"{done:,}/{count:,} images", markup=False, highlight=False)
+                say(f"{done:,}/{count:,} images")
             return
         if self._row is None:
             self._bar.start()

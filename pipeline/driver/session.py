@@ -224,7 +224,8 @@ class Session:
         self._limit_reached = self._limits.reached()
         if self._closing is None and (closing := self._limits.closing()):
             self._closing = closing
-            self._display.note(self._limits.closing_note(closing))
+            sentence = self._limits.closing_note(closing)
+            self._display.note(note("run_limit", sentence, limit=closing.limit))
         if self._closing and not any(pool.ready_workers().values()):
             # Waiting any longer would only cost.
             self._limit_reached = self._limit_reached or self._limits.at(self._closing.limit)
@@ -302,7 +303,7 @@ class Session:
             case WorkerLeft():
                 self._left(event)
             case WorkersWaiting(reason=reason):
-                self._display.note(reason)
+                self._display.note(note("workers_waiting", reason))
 
     def _ended(self, pool: Pool, event: ShardEnded) -> None:
         worker, outcome = event.worker, event.outcome
@@ -361,7 +362,8 @@ class Session:
 
     def _leaving(self, pool: Pool, event: WorkerLeaving) -> None:
         """Take the shards of a worker on a drained node that it cannot do in time."""
-        self._display.note(f"Worker {event.worker}: {event.reason}; it gets no further shard and is replaced.")
+        sentence = f"Worker {event.worker}: {event.reason}; it gets no further shard and is replaced."
+        self._display.note(note("worker_leaving", sentence, worker=event.worker, reason=event.reason))
         first, *queued = event.shards
         for index in queued:
             if self._queue.give_back(event.worker, index):
@@ -374,7 +376,8 @@ class Session:
             log.info("worker %d was ended: %s", event.worker, event.reason)
             return
         lost = ", ".join(map(str, event.lost_shards))
-        self._display.note(f"Worker {event.worker}: ended before its node goes; {event.reason}. For others: {lost}.")
+        sentence = f"Worker {event.worker}: ended before its node goes; {event.reason}. For others: {lost}."
+        self._display.note(note("worker_leaving", sentence, worker=event.worker, lost_shards=event.lost_shards))
         for index in event.lost_shards:
             self._failed(event.worker, ShardFailure(index, "abandoned", event.reason, is_charged=False))
 
