@@ -131,7 +131,11 @@ class HtcCommand:
     def _here(self, spec: Path) -> RunResult:
         words = ["run", "--spec", str(spec), "--run", self.run, "--json", *self.arguments]
         code, out, last = self._stream(words)
-        return self._result(code, _json_of(out), last)
+        known = _json_of(out)
+        if not known and code == EXIT_INPUT_CHANGED:
+            # Nothing was done, so that there is no outcome of a session.
+            known = _json_of(self._ask("status", _output_of(self.spec), "--run", self.run, "--json")).get("run") or {}
+        return self._result(code, known, last)
 
     def _on_cluster(self, spec: Path) -> RunResult:
         """Submit the run, or find the job that does it already: an earlier attempt of this step may have died."""
@@ -227,11 +231,12 @@ class HtcCommand:
             threading.Thread(target=self._read, args=(stream, lines[name], name in shown), daemon=True)
             for name, stream in streams.items()
         ]
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        code = self._process.wait()
+        with self._process as process:
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join()
+            code = process.wait()
         said = [line.strip() for name in sorted(shown) for line in lines[name] if line.strip()]
         return code, "".join(lines["out"]), said[-1] if said else ""
 
