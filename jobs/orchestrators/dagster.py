@@ -43,7 +43,7 @@ def htc_asset(
         asset: arguments of `dagster.asset`: key_prefix, partitions_def, deps, retry_policy, ...
     """
 
-    @dagster.asset(name=name, kinds={"parquet"}, **asset)
+    @dagster.asset(name=name, kinds={"parquet"}, **asset)  # type: ignore[untyped-decorator]
     def segment(context: AssetExecutionContext) -> MaterializeResult[Any]:
         result = run_step(
             context,

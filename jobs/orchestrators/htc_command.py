@@ -211,7 +211,7 @@ class HtcCommand:
         if self._is_stopped:
             raise HtcRunFailed("The run was stopped before it began.", is_retriable=True)
         try:
-            # A session of its own: whoever ends the step's processes asks `stop`, and the run ends in order.
+            # A session of its own: a signal to the step's processes does not reach it, `stop` ends it in order.
             self._process = subprocess.Popen(  # noqa: S603 - as above
                 [*self.command, *words],
                 stdout=subprocess.PIPE,
