@@ -41,7 +41,8 @@ def answer(interpreter: str, program: str, folder: Path, *arguments: str, **plan
 
 
 def specs(folder: Path) -> list[str]:
-    return [json.loads(line)["spec"] for line in (folder / "calls.jsonl").read_text().splitlines()]
+    calls = [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
+    return [call["spec"] for call in calls if call["words"][0] == "run"]
 
 
 @needs_airflow

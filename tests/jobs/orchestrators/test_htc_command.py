@@ -66,7 +66,7 @@ def test_what_a_retry_cannot_help_is_not_retried(
 
 def test_a_complete_run_whose_input_has_changed_succeeds_with_a_note(tmp_path: Path) -> None:
     result = Step(tmp_path, exit=3, says="3 images are new.").command.execute()
-    assert (result.note, result.reason) == ("3 images are new.", "")
+    assert (result.note, result.reason, result.images) == ("3 images are new.", "", 4)
 
 
 def test_a_job_is_followed_to_its_end(tmp_path: Path) -> None:
