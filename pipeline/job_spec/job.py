@@ -148,7 +148,7 @@ class RetrySection(Section):
     image_timeout_s: for decoding one image, inferring it or encoding its masks; much longer than a valid image takes
         on any machine, because an image that times out is not attempted again.
     start_timeout_s: for a worker's process to load the model, including the download of its weights; half a gigabyte
-        at 0.3 MB/s.
+        at 0.3 MB/s. Also for a node to come on which a first worker has room; not for further ones.
     """
 
     max_attempts: int = Field(default=4, ge=1, le=100, description="a whole number from 1 to 100")
