@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -63,6 +64,10 @@ class Shard:
     def take_result(self, position: int, outcome: object) -> None: ...
     def take_seconds(self, seconds: float) -> None: ...
     def give_back(self, positions: object) -> None: ...
+
+    @property
+    def awaits(self) -> Literal["read", "decode"]:
+        return "read"
 
     def wait_ready(self, timeout_s: float | None) -> bool:
         self.has_turn.set()

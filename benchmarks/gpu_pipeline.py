@@ -29,7 +29,7 @@ from contextlib import nullcontext
 from dataclasses import fields, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -173,6 +173,10 @@ class Shard:
         self.rows[position] = self._encoders.submit(
             lambda: rows_of(self.paths[position], self._segmenter.encode(outcome), config)
         )
+
+    @property
+    def awaits(self) -> Literal["read", "decode"]:
+        return "read"
 
     def wait_ready(self, timeout_s: float | None) -> bool:
         return self._loaded.wait_ready(timeout_s)

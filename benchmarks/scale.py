@@ -69,6 +69,7 @@ class Handle:
     """An actor's handle."""
 
     def __init__(self, cluster: "StubCluster") -> None:
+        self.node = Method(cluster, "node")
         self.start = Method(cluster, "start")
         self.progress = Method(cluster, "progress")
         self.run_shard = Method(cluster, "run_shard")
@@ -83,18 +84,20 @@ class StubCluster:
     """
 
     def __init__(self, *, ends: int, fails: bool = False) -> None:
-        from pipeline.messages import ShardFailure, ShardResult, WorkerProgress, WorkerReady
+        from pipeline.messages import ShardFailure, ShardResult, WorkerProgress, WorkerReady, WorkerReport
 
         self.ends = ends
         self.fails = fails
-        self.calls: dict[str, int] = dict.fromkeys(("start", "progress", "run_shard", "abandon"), 0)
+        self.calls: dict[str, int] = dict.fromkeys(("node", "start", "progress", "run_shard", "abandon"), 0)
         self.waited = self.waits = 0
         self.workers_s = 0.0
         self.sent_bytes = 0
         self._result, self._failure = ShardResult, ShardFailure
+        self.report = WorkerReport((12.3, 3.4, 0.5, 0.1, 412.3, 0.2, 1.4, 0.6, 0.0), "infer", 0.4, 4096, 4000, 4096)
         self._fixed = {
+            "node": pickle.dumps("node"),
             "start": pickle.dumps(WorkerReady("cpu", 8, 1.0)),
-            "progress": pickle.dumps(WorkerProgress({})),
+            "progress": pickle.dumps(WorkerProgress({}, worker=self.report)),
             "abandon": pickle.dumps(False),
         }
         self._running: deque[tuple[Ref, int]] = deque()
@@ -136,7 +139,8 @@ class StubCluster:
         if self.fails:
             return self._failure(index, "storage", "the store does not answer")
         seconds = {"read": 3.1, "decode": 5.2, "wait": 0.3, "infer": 40.1, "encode": 2.2, "write": 0.1}
-        return self._result(index, {"ok": SHARD_IMAGES}, 2000, seconds, 40_000_000, 51.0, memory_bytes=2**31)
+        done = {"ok": SHARD_IMAGES}
+        return self._result(index, done, 2000, seconds, 40_000_000, 51.0, memory_bytes=2**31, worker=self.report)
 
     @staticmethod
     def get(refs: Any) -> Any:
@@ -150,6 +154,10 @@ class IdleWorker:
 
     def __init__(self) -> None:
         self._stub = StubCluster(ends=NEVER)
+
+    def node(self) -> str:
+        """Answer as a worker whose process runs."""
+        return "node"
 
     def start(self) -> Any:
         """Answer as a worker that has loaded its model."""

@@ -7,6 +7,7 @@ of all visible groups above it, each of which may be lower.
 
 import math
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -50,6 +51,21 @@ def usable_memory(root: Path = Path("/")) -> int | None:
     with suppress(OSError, ValueError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
+
+
+def machine_name(device: str = "cpu", root: Path = Path("/")) -> str:
+    """Return what a worker computes on: the card's name for "cuda NAME", else the CPU's model and the usable cores.
+
+    Args:
+        device: as a worker reports it. root: the root of the file tree; tests pass another one.
+    """
+    kind, _, card = device.partition(" ")
+    if kind != "cpu":
+        return card or device
+    fields = (line.partition(":") for line in _read(root / "proc/cpuinfo").splitlines())
+    models = (value.strip() for name, _, value in fields if name.strip() in ("model name", "Model", "cpu model"))
+    cores = usable_cpus(root)
+    return f"{next(models, platform.machine() or 'CPU')}, {cores} core{'' if cores == 1 else 's'}"
 
 
 def free_shared_memory(folder: Path = SHARED_MEMORY) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from pipeline.errors import ImageStatus
 from pipeline.inputs.image_ref import ReadVersion
@@ -14,6 +14,35 @@ if TYPE_CHECKING:
 # over threads, wait is the time the model stood idle for want of decoded images.
 Stage = Literal["read", "decode", "wait", "infer", "encode", "write"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "wait", "infer", "encode", "write")
+
+# What a worker's model does, or waits for: exactly one at each moment, so that the seconds add up to the worker's wall
+# time. start_up: until it has its model. read, decode: the next image. upload: its copy to the accelerator. infer: the
+# network computes. encode: the masks of images before. write: the tables of its last shard. no_shard: it holds none,
+# because the input is still being listed, or shards wait for their next attempt. tail: no shard is left for it.
+Cause = Literal["start_up", "read", "decode", "upload", "infer", "encode", "write", "no_shard", "tail"]
+CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
+
+
+class WorkerReport(NamedTuple):
+    """A worker as it is now; a tuple, because thousands of workers send one every few seconds.
+
+    seconds: its wall time so far by cause, in the order of `CAUSES`; only the driver knows the last one.
+    cause: of now. cause_s: for how long.
+    images: done since it started, discarded attempts included.
+    batch_images, batch_slots: images in the batches that ran, and how many they had room for.
+    memory_bytes: resident memory of the process.
+    gpu_share: how busy the whole GPU is, 0 to 1; None without NVML. gpu_bytes: its memory that this process holds.
+    """
+
+    seconds: tuple[float, ...]
+    cause: Cause = "start_up"
+    cause_s: float = 0.0
+    images: int = 0
+    batch_images: int = 0
+    batch_slots: int = 0
+    memory_bytes: int = 0
+    gpu_share: float | None = None
+    gpu_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +76,7 @@ class ShardResult:
     failures: every image whose status is not ok.
     repeats: how many of these were not ok before either, see `ImageRef.failed_before`.
     batch_size: the batch size in use at the end. memory_bytes: the resident memory of the worker's process then.
+    worker: the worker at the end of the shard.
     """
 
     index: int
@@ -59,6 +89,7 @@ class ShardResult:
     repeats: int = 0
     batch_size: int = 1
     memory_bytes: int = 0
+    worker: WorkerReport | None = None
 
     @property
     def images(self) -> int:
@@ -117,6 +148,8 @@ class WorkerReady:
     load_s: seconds from the start of loading until the model was ready.
     precision: what the network computes in, and why: "fp32, TF32 off; ...".
     fast_path: "on", "off (reason)", or "" where there is none, see `pipeline.worker.fast_path`.
+    host: the machine's name.
+    machine: its CPU or GPU, see `pipeline.machine_limits.machine_name`.
     """
 
     device: str
@@ -124,6 +157,8 @@ class WorkerReady:
     load_s: float
     precision: str = ""
     fast_path: str = ""
+    host: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,11 +199,15 @@ class WorkerProgress:
     hang: the images that hang, if any do.
     has_lost_raylet: whether the raylet that started the worker's process is dead; Ray ends such a process within a
         second or so, and declares its node dead much later.
+    worker: the worker itself; None before it has its model.
+    log_lines: what the worker logged since it was last asked, each a line of JSON; none where the log is text.
     """
 
     images_done: Mapping[int, int] = field(default_factory=dict)
     hang: Hang | None = None
     has_lost_raylet: bool = False
+    worker: WorkerReport | None = None
+    log_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +218,7 @@ class Assignment:
     is_last: whether the shard is given up when this attempt fails.
     positions: the images to do, by their place in the shard; empty for all of them.
     is_speculative: whether another worker is doing the same shard. is_sampled: whether it was sampled at random.
+    traceparent: the W3C context of the attempt's span; empty without telemetry.
     """
 
     index: int
@@ -187,6 +227,7 @@ class Assignment:
     positions: tuple[int, ...] = ()
     is_speculative: bool = False
     is_sampled: bool = False
+    traceparent: str = ""
 
     @property
     def is_committed_by_worker(self) -> bool:

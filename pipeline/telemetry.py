@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pipeline.messages import STAGES, ShardFailure, ShardResult, Stage
+from pipeline.otel import active, attributes_of, context_of
 
 # Per process; further ones become "other". Ray's agent keeps every combination of labels while the process lives.
 MAX_REASON_LABELS = 20
@@ -37,6 +38,7 @@ class Metric(NamedTuple):
 METRICS: Mapping[str, Metric] = {
     # Of the driver.
     "htc_images": Metric("counter", "Images committed by this driver, by the status of their rows.", ("status",)),
+    "htc_instances": Metric("counter", "Instances committed by this driver."),
     "htc_image_failures": Metric("counter", "Rows committed that are not ok, by reason.", ("status", "reason")),
     "htc_retries": Metric("counter", "Attempts at shards that ended without a commit, by what ended them.", ("kind",)),
     "htc_workers_lost": Metric("counter", "Workers that died or were ended because they hung."),
@@ -80,7 +82,7 @@ class WorkerMetrics:
     """One worker's metrics; exported from any thread, from time to time, so that no image costs time."""
 
     def __init__(self, run: str, exporter: Exporter | None = None) -> None:
-        self._exporter = exporter or RayExporter(run)
+        self._exporter = exporter or choose_exporter(run)
         self._exported = WorkerTotals()
         self._lock = threading.Lock()
 
@@ -100,13 +102,14 @@ class DriverMetrics:
     """The driver's metrics; called from one thread."""
 
     def __init__(self, run: str, exporter: Exporter | None = None) -> None:
-        self._exporter = exporter or RayExporter(run)
+        self._exporter = exporter or choose_exporter(run)
         self._reasons: set[str] = set()
 
     def committed(self, report: ShardResult) -> None:
         """Count a shard's rows."""
         for status, count in report.statuses.items():
             self._exporter.add("htc_images", count, status=status)
+        self._exporter.add("htc_instances", report.instances)
         for failure in report.failures:
             reason = self._label(failure.reason)
             self._exporter.add("htc_image_failures", 1, status=failure.status, reason=reason)
@@ -185,12 +188,95 @@ class RayExporter:
         return self.metrics[name]
 
 
+class OtelExporter:
+    """Creates each metric at its first value, as OpenTelemetry names it: `htc.images` for `htc_images`."""
+
+    def __init__(self, meter: Any, run: str) -> None:
+        self._meter = meter
+        self._run = run
+        self._metrics: dict[str, Any] = {}
+
+    def add(self, name: str, amount: float, **labels: str) -> None:
+        """Add to a counter; amounts of 0 and less are ignored."""
+        if amount > 0:
+            self._metric(name).add(amount, {"run": self._run, **labels})
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._metric(name).set(value, {"run": self._run, **labels})
+
+    def _metric(self, name: str) -> Any:
+        if name not in self._metrics:
+            metric = METRICS[name]
+            make = self._meter.create_counter if metric.kind == "counter" else self._meter.create_gauge
+            unit = "s" if name.endswith("_seconds") else "By" if name.endswith("_bytes") else "1"
+            self._metrics[name] = make(name.replace("_", ".", 1), unit=unit, description=metric.description)
+        return self._metrics[name]
+
+
+class BothExporters:
+    """Exports through Ray, for Prometheus, and through OpenTelemetry where this process sends telemetry."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._ray = RayExporter(run)
+        self._otel: OtelExporter | None = None
+
+    def add(self, name: str, amount: float, **labels: str) -> None:
+        """Add to a counter."""
+        self._ray.add(name, amount, **labels)
+        if (otel := self._find_otel()) is not None:
+            otel.add(name, amount, **labels)
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._ray.set(name, value, **labels)
+        if (otel := self._find_otel()) is not None:
+            otel.set(name, value, **labels)
+
+    def _find_otel(self) -> OtelExporter | None:
+        # A worker begins to send after its metrics were made.
+        if self._otel is None and (sender := active()) is not None:
+            self._otel = OtelExporter(sender.meter, self._run)
+        return self._otel
+
+
+def choose_exporter(run: str) -> Exporter:
+    """Return what exports a process's metrics."""
+    return BothExporters(run)
+
+
+@contextmanager
+def traced_stages(clock: "StageClock", traceparent: str) -> Iterator[None]:
+    """Send a span for each stage of the attempt in the block, below the attempt's, however it ends.
+
+    Stages overlap, and each works on one image after the other: a span reaches from a stage's first image to its last,
+    and its attribute `htc.busy_s` has the seconds in between that the stage worked, summed over threads.
+    """
+    try:
+        yield
+    finally:
+        _send_stages(clock, traceparent)
+
+
+def _send_stages(clock: "StageClock", traceparent: str) -> None:
+    otel = active()
+    if otel is None or not traceparent:
+        return
+    above, seconds = context_of(traceparent), clock.seconds()
+    for stage, (began_ns, ended_ns) in clock.extents_ns().items():
+        values = attributes_of({"stage": stage, "busy_s": round(seconds[stage], 6)})
+        span = otel.tracer.start_span(f"htc.{stage}", context=above, start_time=began_ns, attributes=values)
+        span.end(ended_ns)
+
+
 class StageClock:
-    """Seconds by stage, added up from any thread."""
+    """Seconds by stage, added up from any thread, and when each stage first began and last ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+        self._extents_ns: dict[Stage, tuple[int, int]] = {}
 
     @contextmanager
     def time(self, stage: Stage) -> Iterator[None]:
@@ -204,8 +290,16 @@ class StageClock:
     def add(self, seconds: Mapping[Stage, float]) -> None:
         """Add seconds by stage."""
         with self._lock:
+            now = time.time_ns()
             for stage, value in seconds.items():
                 self._seconds[stage] += value
+                began = now - int(value * 1e9)
+                self._extents_ns[stage] = min(began, self._extents_ns.get(stage, (began, 0))[0]), now
+
+    def extents_ns(self) -> dict[Stage, tuple[int, int]]:
+        """Return when each stage that was timed first began and last ended, in nanoseconds of the system's clock."""
+        with self._lock:
+            return dict(self._extents_ns)
 
     def seconds(self) -> dict[Stage, float]:
         """Return the seconds of every stage so far."""

@@ -17,9 +17,9 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
 
 
-def count_of(number: int, noun: str) -> str:
-    """Return "1 image" or "1,204 images", for a noun whose plural ends in s."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """Return "1 image" or "1,204 images"; `plural` is the noun's plural where it is not the noun and an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
 
 
 def format_duration(seconds: float | None) -> str:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # structures.py imports torch
     from htc_model.structures import Rle
 
-_GROUP_BITS = 5
-_GROUP_MASK = 0x1F
-_SIGN_BIT = 0x10
-_MORE_BIT = 0x20
-_FIRST_CHAR = 48
+GROUP_BITS = 5
+GROUP_MASK = 0x1F
+SIGN_BIT = 0x10
+MORE_BIT = 0x20
+FIRST_CHAR = 48
 # 7 groups hold 35 signed bits: an image of 17 gigapixels. pycocotools stores lengths in 32 bits and could not read
 # longer ones.
-_MAX_GROUPS = 7
+MAX_GROUPS = 7
 # The first lengths of a mask, which are not stored as differences.
 _PLAIN_LENGTHS = 3
 
@@ -79,13 +79,13 @@ def _encode_lengths(lengths: NDArray[np.int64], lengths_per_mask: NDArray[np.int
     is_difference = place >= _PLAIN_LENGTHS
     values[is_difference] -= lengths[np.flatnonzero(is_difference) - 2]
     groups = np.ones(len(values), np.int64)
-    for count in range(1, _MAX_GROUPS):
-        limit = 1 << (_GROUP_BITS * count - 1)  # `count` groups hold [-limit, limit)
+    for count in range(1, MAX_GROUPS):
+        limit = 1 << (GROUP_BITS * count - 1)  # `count` groups hold [-limit, limit)
         groups += (values < -limit) | (values >= limit)
     first_char = np.concatenate([[0], np.cumsum(groups)])
     digit = np.arange(int(first_char[-1])) - np.repeat(first_char[:-1], groups)
-    chars = (np.repeat(values, groups) >> (_GROUP_BITS * digit)) & _GROUP_MASK
-    chars += np.where(digit < np.repeat(groups, groups) - 1, _MORE_BIT, 0) + _FIRST_CHAR
+    chars = (np.repeat(values, groups) >> (GROUP_BITS * digit)) & GROUP_MASK
+    chars += np.where(digit < np.repeat(groups, groups) - 1, MORE_BIT, 0) + FIRST_CHAR
     text = chars.astype(np.uint8).tobytes()
     bounds = first_char[first]
     return [text[begin:end] for begin, end in itertools.pairwise(bounds)]
@@ -120,18 +120,18 @@ def decode_lengths(rle: "Rle | Mapping[str, Any]") -> NDArray[np.int64]:
     """
     counts = rle["counts"]
     raw = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
-    chars = raw.astype(np.int64) - _FIRST_CHAR
-    is_last = (chars & _MORE_BIT) == 0
-    if not len(chars) or not is_last[-1] or chars.min() < 0 or chars.max() >= 2 * _MORE_BIT:
+    chars = raw.astype(np.int64) - FIRST_CHAR
+    is_last = (chars & MORE_BIT) == 0
+    if not len(chars) or not is_last[-1] or chars.min() < 0 or chars.max() >= 2 * MORE_BIT:
         raise ValueError("the mask's counts are not a COCO run-length code")
     starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
     groups = np.diff(starts, append=len(chars))
-    if groups.max() > _MAX_GROUPS:
+    if groups.max() > MAX_GROUPS:
         raise ValueError("the mask's counts hold a number longer than any image")
     digit = np.arange(len(chars)) - np.repeat(starts, groups)
-    values = np.add.reduceat((chars & _GROUP_MASK) << (_GROUP_BITS * digit), starts)
-    is_negative = (chars[is_last] & _SIGN_BIT) != 0
-    values -= np.where(is_negative, np.int64(1) << (_GROUP_BITS * groups), 0)
+    values = np.add.reduceat((chars & GROUP_MASK) << (GROUP_BITS * digit), starts)
+    is_negative = (chars[is_last] & SIGN_BIT) != 0
+    values -= np.where(is_negative, np.int64(1) << (GROUP_BITS * groups), 0)
     # Undo the differences: positions 1, 3, 5, ... and 2, 4, 6, ... are two running sums.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])

@@ -13,6 +13,8 @@ from htc_model.masks.rle import decode_lengths
 _MIN_POLYGON_NUMBERS = 6
 # How many image sizes a corner may lie outside. pycocotools walks along an edge pixel by pixel, however long it is.
 _MAX_IMAGE_SIZES = 2
+# Far beyond any coordinate; larger integers than 64 bits hold are no numbers for NumPy.
+_LARGEST_NUMBER = 1e18
 _NO_FIT = "the run lengths do not fit the image"
 
 Size = tuple[int, int]
@@ -77,7 +79,8 @@ def _polygon_flaw(part: Any, size: Size) -> str | None:
 def _are_numbers(values: Any) -> TypeGuard[list[float]]:
     """Return whether this is a list of finite numbers; booleans are not numbers."""
     return isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value)) for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
+        for value in values
     )
 
 

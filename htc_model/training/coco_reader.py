@@ -15,6 +15,9 @@ from htc_model.training.annotations import (
     ObjectAnnotation,
 )
 
+# pycocotools stores run lengths in 32 bits.
+_MOST_PIXELS = 2**32 - 1
+
 
 @dataclass
 class _Reading:
@@ -145,7 +148,7 @@ def _read_image(image: Any, reading: _Reading) -> None:
 
 def _read_size(image: Mapping[str, Any], name: str, reading: _Reading) -> Size | None:
     height, width = (_whole(image.get(side)) for side in ("height", "width"))
-    if height is not None and width is not None and height > 0 and width > 0:
+    if height is not None and width is not None and min(height, width) > 0 and height * width <= _MOST_PIXELS:
         return height, width
     size = reading.find_size(name)
     if size is not None:

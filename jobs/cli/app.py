@@ -1,19 +1,26 @@
 """The `htc` program, to which each file of this folder adds its commands."""
 
+import copy
+import enum
+import logging
+import os
 import platform
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from jobs.cli.common_flags import commands_of, rename_former, share_texts
+from pipeline import logs
+
 # In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
 ORDER = (
-    *("run", "plan", "query", "show", "evaluate"),
-    *("submit", "status", "logs", "stop", "list", "manifests"),
-    *("schedule", "scheduler"),
+    *("run", "plan", "query", "show", "evaluate", "export"),
+    *("submit", "status", "top", "logs", "stop", "list", "manifests"),
+    *("schedule", "scheduler", "metrics"),
     *("runs", "prune", "compact", "publish", "doctor"),
-    *("train", "weights"),
+    *("dataset", "train", "weights"),
 )
 
 
@@ -39,7 +46,39 @@ class _InOrder(TyperGroup):
         except typer.BadParameter as error:
             # typer passes on pydantic's prefix.
             error.message = error.message.removeprefix("Value error, ")
+            _log_usage_error(error)
             raise
+        except _USAGE_ERROR as error:
+            _log_usage_error(error)
+            raise
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        return super().resolve_command(ctx, rename_former(args))
+
+    def make_context(self, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **keywords)
+        except _USAGE_ERROR as error:
+            _log_usage_error(error)
+            raise
+
+
+# typer brings its own copy of click; the class is public under no name of typer's.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+
+
+def _log_usage_error(error: Any) -> None:
+    """In the JSON log, one line instead of click's three; ends the command."""
+    if not logs.is_json():
+        return
+    usage = error.ctx.get_usage() if getattr(error, "ctx", None) else ""
+    log = logging.getLogger(__name__)
+    logs.log_event(log, "usage_error", error.format_message(), exit_code=error.exit_code, usage=usage)
+    _leave(error.exit_code)
+
+
+def _leave(exit_code: int) -> NoReturn:
+    raise SystemExit(exit_code)
 
 
 app = typer.Typer(
@@ -60,6 +99,37 @@ def _print_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
+class LogFormat(enum.StrEnum):
+    """The forms of the log."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(enum.StrEnum):
+    """The levels of the log."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _set_log_format(chosen: LogFormat | None) -> None:
+    _set(logs.FORMAT_VARIABLE, chosen)
+
+
+def _set_log_level(chosen: LogLevel | None) -> None:
+    _set(logs.LEVEL_VARIABLE, chosen)
+
+
+def _set(variable: str, chosen: str | None) -> None:
+    # In the environment, because workers and the scheduler's runs inherit it.
+    if chosen is not None:
+        os.environ[variable] = str(chosen)
+        logs.configure()
+
+
 @app.callback()
 def _program(
     *,
@@ -72,9 +142,44 @@ def _program(
             is_eager=True,
         ),
     ] = False,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            help="What stderr gets: text, or one JSON object per line. [default: $HTC_LOG_FORMAT, or text]",
+            callback=_set_log_format,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(
+            "--log-level",
+            help="Log from this level on. [default: $HTC_LOG_LEVEL, or info]",
+            callback=_set_log_level,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     # No docstring: it would replace the program's help.
-    del version
+    del version, log_format, log_level
+
+
+# Flags of the program that every command takes too, after its name.
+_EVERYWHERE = ("log_format", "log_level")
+
+
+def add_common_flags(program: TyperGroup) -> TyperGroup:
+    """Give every command the flags of the log, as its last ones, and flags of one name one text."""
+    common = [copy.copy(each) for each in program.params if each.name in _EVERYWHERE]
+    for flag in common:
+        flag.expose_value = False
+    for _, command in commands_of(program):
+        command.params.extend(common)
+    share_texts(program)
+    return program
 
 
 def version_line() -> str:

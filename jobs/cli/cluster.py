@@ -7,7 +7,7 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 Address = Annotated[
     str | None,
@@ -33,7 +33,9 @@ class RuntimeEnv(enum.StrEnum):
 @app.command()
 @with_flag_groups
 def submit(
-    spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it.")] = None,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it."), AlsoFlag("--spec")
+    ] = None,
     *,
     address: Address = None,
     wait: Annotated[
@@ -65,6 +67,7 @@ def submit(
         str | None, typer.Option("--output", metavar="URI", help="Folder or prefix for the tables.", show_default=False)
     ] = None,
     job: options.JobFlags,
+    budget: options.BudgetFlags,
     as_json: AsJson = False,
 ) -> None:
     """Start a job on a Ray cluster.
@@ -74,7 +77,7 @@ def submit(
     from jobs.cluster.submit_command import submit_and_report
 
     code = submit_and_report(
-        options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri),
+        options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri, budget=budget),
         address=address,
         run=job.run_name,
         fresh=job.fresh,
@@ -93,19 +96,27 @@ def status(
     target: Annotated[
         str | None,
         typer.Argument(metavar="[JOB|OUTPUT]", help="A job's id, or an output folder. [default: the newest job]"),
+        AlsoFlag("--output"),
     ] = None,
     *,
     run_name: options.StoredRun = None,
     address: Address = None,
     storage: options.StorageFlags,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show workers and shards as well, until the run ends; see `htc top`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the progress of a job or a run.
 
     For an output folder, everything is read from the folder; no cluster is needed.
     """
-    from jobs.cluster.status_command import report_status
+    from jobs.cluster.status_command import report_status, watch_status
 
+    if watch and as_json:
+        raise typer.BadParameter("--watch shows a view, not JSON; for JSON of it: htc top OUTPUT --json")
+    if watch:
+        raise typer.Exit(watch_status(target, run=run_name, address=address, storage_section=storage.section()))
     report_status(
         target,
         run=run_name,

@@ -7,8 +7,9 @@ import typer
 from jobs.cli import options
 from jobs.cli.app import app
 from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.metrics import ExpectEvery
 
-Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Where the catalog's tables are.")]
+Namespace = Annotated[str, typer.Option("--catalog-namespace", metavar="NAME", help="Where the catalog's tables are.")]
 
 
 @app.command("runs")
@@ -16,6 +17,11 @@ Namespace = Annotated[str, typer.Option("--namespace", metavar="NAME", help="Whe
 def list_runs(
     output_uri: options.StoredOutput,
     *,
+    overdue: Annotated[
+        bool,
+        typer.Option("--overdue", help="Only say whether a run is missing, late or lost; exit code 1 when one is."),
+    ] = False,
+    expect_every: ExpectEvery = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
     storage: options.StorageFlags,
 ) -> None:
@@ -23,6 +29,15 @@ def list_runs(
 
     With state, size, and whether the newest results need them.
     """
+    if overdue:
+        from jobs.monitoring.lateness import report_lateness
+        from jobs.scheduling.durations import parse_duration
+        from pipeline.storage.storage import Storage
+
+        every_s = parse_duration(expect_every, "--expect-every")
+        raise typer.Exit(
+            report_lateness(output_uri, Storage(storage.section()), expect_every_s=every_s, is_json=as_json)
+        )
     from jobs.maintenance.list_runs import report_runs
 
     raise typer.Exit(report_runs(output_uri, is_json=as_json, storage_section=storage.section()))

@@ -1,6 +1,7 @@
 """Manifests: the same spec for Kubernetes."""
 
 import enum
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,13 +10,14 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 
 class ManifestKind(enum.StrEnum):
     """The kind of Kubernetes resource."""
 
     RAYJOB = "rayjob"
+    JOB = "job"
     RAYCRONJOB = "raycronjob"
     RAYCLUSTER = "raycluster"
     ALL = "all"
@@ -87,14 +89,15 @@ class ClusterFlags:
         bool, typer.Option("--quota", help="Write a quota of the namespace, for one such run at a time.")
     ] = False
     retries: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--retries",
             metavar="N",
             min=0,
-            help="New clusters after a failure; KubeRay repeats every failure, also of a wrong spec.",
+            max=8,
+            help="New clusters after lost ones, never after a failed run; for a Job and a CronJob. [default: 2]",
         ),
-    ] = 0
+    ] = None
     ttl: Annotated[
         str | None,
         typer.Option("--ttl", metavar="DURATION", help="How long a finished job's pods are kept. [default: 10m]"),
@@ -124,6 +127,20 @@ class ClusterFlags:
         list[str] | None,
         typer.Option("--env", metavar="KEY=VALUE", help="A variable of head and workers; repeatable."),
     ] = None
+    env_from_secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env-from-secret", metavar="VARIABLE=SECRET/KEY", help="A variable from one key of a Secret; repeatable."
+        ),
+    ] = None
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--volume",
+            metavar="KIND:SOURCE:PATH[:ro]",
+            help="A pvc, secret, configmap or hostpath mounted into head and workers; repeatable.",
+        ),
+    ] = None
     ephemeral_storage_gib: Annotated[
         int | None,
         typer.Option("--ephemeral-storage-gib", metavar="N", min=1, help="Local disk of head and worker pods."),
@@ -131,6 +148,7 @@ class ClusterFlags:
 
     def shape_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `jobs.manifests.cluster_shape.build_shape` that these flags give."""
+        from jobs.cluster.submit_command import read_env_vars
         from jobs.manifests.pod_options import parse_pod_options
         from jobs.scheduling.durations import parse_duration
 
@@ -157,7 +175,9 @@ class ClusterFlags:
                 priority_class=self.priority_class,
                 labels=self.label or (),
                 annotations=self.annotation or (),
-                environment=self.env or (),
+                environment=[f"{name}={value}" for name, value in read_env_vars(self.env or (), os.environ).items()],
+                secret_environment=self.env_from_secret or (),
+                volumes=self.volume or (),
                 ephemeral_storage_gib=self.ephemeral_storage_gib,
             ),
         }
@@ -166,8 +186,16 @@ class ClusterFlags:
 @app.command("manifests")
 @with_flag_groups
 def write_manifests(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Job spec (YAML).")],
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML); flags override it."), AlsoFlag("--spec")
+    ] = None,
     *,
+    input_uri: Annotated[
+        str | None, typer.Option("--input", metavar="INPUT", help="Images, as for `htc run`.", show_default=False)
+    ] = None,
+    output_uri: Annotated[
+        str | None, typer.Option("--output", metavar="OUTPUT", help="Where the tables go.", show_default=False)
+    ] = None,
     kind: Annotated[ManifestKind, typer.Option("--kind", help="Kind of resource to write.")] = ManifestKind.RAYJOB,
     image: Image = None,
     name: Annotated[
@@ -182,19 +210,58 @@ def write_manifests(
         str | None, typer.Option("--deadline", metavar="DURATION", help="KubeRay ends the job after this time.")
     ] = None,
     to: ToFolder = None,
+    kustomize: Annotated[
+        Path | None,
+        typer.Option(
+            "--kustomize", metavar="DIR", help="Write a kustomize tree: a base, and overlays own, production and spot."
+        ),
+    ] = None,
+    helm: Annotated[Path | None, typer.Option("--helm", metavar="DIR", help="Write a Helm chart of the job.")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check-tree",
+            metavar="DIR",
+            help="Check a kustomize tree instead: patches for objects that are not there.",
+        ),
+    ] = None,
 ) -> None:
     """Write a job spec as Kubernetes manifests.
 
     For KubeRay 1.6 or later. With --to: DIR/base/ holds what every kind needs, DIR/rayjob.yaml and so on the kinds
-    themselves.
+    themselves. --kind job is a RayJob that is started again on a new cluster where the old one was lost.
     """
     from jobs.manifests.cluster_shape import build_shape
-    from jobs.manifests.command import write_job_manifests
+    from jobs.manifests.command import check_job_tree, write_job_chart, write_job_manifests, write_job_tree
     from jobs.scheduling.durations import parse_duration
+    from pipeline.errors import SpecError
 
-    job_spec = options.load_job_spec(spec)
+    if check is not None:
+        if spec is not None:
+            raise SpecError("--check-tree takes a folder that is there; give the spec without it.")
+        check_job_tree(check)
+        return
+    if spec is None and input_uri is None:
+        raise SpecError("Name the job spec: htc manifests job.yaml --image REGISTRY/htc-batch:TAG")
+    if [to, kustomize, helm].count(None) < 2:
+        raise SpecError("--to, --kustomize and --helm are layouts of the same manifests; give one of them.")
+    job_spec = options.load_job_spec(spec, input_uri=input_uri, output_uri=output_uri)
     deadline_s = parse_duration(deadline, "--deadline")
     shape = build_shape(job_spec, image=image, name=name, deadline_s=deadline_s, **cluster.shape_options())
+    if kustomize is not None:
+        write_job_tree(job_spec, shape, kind=kind.value, cron=cron, time_zone=time_zone, folder=kustomize)
+        return
+    if helm is not None:
+        write_job_chart(
+            job_spec,
+            shape,
+            kind=kind.value,
+            cron=cron,
+            time_zone=time_zone,
+            has_pod_monitor=cluster.pod_monitor,
+            folder=helm,
+        )
+        return
     write_job_manifests(
         job_spec,
         shape,

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
+from jobs.cli.flag_groups import AlsoFlag
+
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from pipeline.job_spec.job import JobSpec
     from pipeline.storage.config import StorageSection
 
@@ -25,15 +29,22 @@ InputUri = Annotated[
         help="Images: a folder, prefix, glob, .tar or .parquet shards, or a listing (.txt, .csv, .json, .parquet …).",
         show_default=False,
     ),
+    AlsoFlag("--input"),
 ]
 OutputUri = Annotated[
-    str | None, typer.Argument(metavar="OUTPUT", help="Folder or prefix for the tables.", show_default=False)
+    str | None,
+    typer.Argument(metavar="OUTPUT", help="Folder or prefix for the tables.", show_default=False),
+    AlsoFlag("--output"),
 ]
 SpecFile = Annotated[
     str | None,
     typer.Option("--spec", metavar="FILE", help="Job spec (YAML); flags override it.", show_default=False),
 ]
-StoredOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`.")]
+StoredOutput = Annotated[
+    str,
+    typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`."),
+    AlsoFlag("--output"),
+]
 StoredRun = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest with images]")
 ]
@@ -83,7 +94,7 @@ class JobFlags:
     ] = None
     workers: Annotated[
         str | None,
-        typer.Option("--workers", metavar="auto|N", help="Processes with one model each. [default: auto]"),
+        typer.Option("--workers", metavar="auto|N|MIN:MAX", help="Processes with one model each. [default: auto]"),
         SpecKey("compute.workers"),
     ] = None
     batch_size: Annotated[
@@ -105,7 +116,6 @@ class JobFlags:
         str | None,
         typer.Option(
             "--image-column",
-            "--column",
             metavar="NAME",
             help="Column with image bytes in Parquet files. [default: found from the first rows]",
         ),
@@ -181,21 +191,36 @@ class JobFlags:
         ),
         SpecKey("retry.max_errors"),
     ] = None
+    telemetry: Annotated[
+        str | None,
+        typer.Option(
+            "--telemetry",
+            metavar="auto|otel|off",
+            help="Send traces and metrics through OpenTelemetry; auto: as its environment variables say. "
+            "[default: auto]",
+        ),
+        SpecKey("telemetry"),
+    ] = None
     endpoint_url: EndpointUrl = None
     anonymous: Anonymous = False
 
     def spec_values(self) -> Iterator[tuple[str, object]]:
         """Yield the spec's dotted keys and values that the given flags set."""
-        types = get_type_hints(type(self), include_extras=True)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            # By identity: 0 equals False, and `--max-error-rate 0` is a value.
-            if value is not None and value is not False:
-                yield from ((key.name, value) for key in types[field.name].__metadata__ if isinstance(key, SpecKey))
+        yield from spec_values_of(self)
         if self.incremental or self.retry_failed:
             yield "select.mode", "incremental"
         if self.retry_failed:
             yield "select.retry", "failed"
+
+
+def spec_values_of(flags: "DataclassInstance") -> Iterator[tuple[str, object]]:
+    """Yield the spec's dotted keys and values that the given flags of a group set."""
+    types = get_type_hints(type(flags), include_extras=True)
+    for field in fields(flags):
+        value = getattr(flags, field.name)
+        # By identity: 0 equals False, and `--max-error-rate 0` is a value.
+        if value is not None and value is not False:
+            yield from ((key.name, value) for key in types[field.name].__metadata__ if isinstance(key, SpecKey))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +237,146 @@ class StorageFlags:
         return StorageSection(endpoint_url=self.endpoint_url, anonymous=self.anonymous)
 
 
+WorkersToCompare = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--workers",
+        metavar="auto|N|MIN:MAX",
+        help="Processes with one model each; repeat to compare. MIN:MAX: a cluster that grows. [default: auto]",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFlags(JobFlags):
+    """The flags of `plan` in the place of those of `run`: several numbers of workers can be compared."""
+
+    workers: WorkersToCompare = None  # type: ignore[assignment]
+
+    def spec_values(self) -> Iterator[tuple[str, object]]:
+        """Yield the spec's dotted keys and values; of several numbers of workers none is the spec's."""
+        yield from super().spec_values()
+        numbers: list[str] = list(self.workers or ())
+        if len(numbers) == 1 and (numbers[0].isdigit() or numbers[0] == "auto"):
+            yield "compute.workers", numbers[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateFlags:
+    """The flags of `plan` about its estimates."""
+
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure the model on a sample of the input, on this machine.")
+    ] = False
+    probe_images: Annotated[
+        int | None,
+        typer.Option("--probe-images", metavar="N", help="Probe with N images. [default: 24, with a GPU 256]"),
+    ] = None
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="OUTPUT[/RUN]",
+            help="Estimate from this run. [default: the last one of the model in OUTPUT]",
+        ),
+    ] = None
+    images_per_s: Annotated[
+        float | None,
+        typer.Option("--images-per-s", metavar="F", help="Estimate from this throughput of one worker."),
+    ] = None
+    start_up: Annotated[
+        str | None,
+        typer.Option(
+            "--start-up", metavar="TIME", help="Until the first workers have their model. [default: as in the run]"
+        ),
+    ] = None
+    scale_up: Annotated[
+        str | None,
+        typer.Option(
+            "--scale-up", metavar="TIME", help="With MIN:MAX, until the others have theirs. [default: --start-up]"
+        ),
+    ] = None
+    spot_share: Annotated[
+        float | None, typer.Option("--spot-share", metavar="F", help="Share of the workers that may be taken away.")
+    ] = None
+    spot_price_per_hour: Annotated[
+        float | None, typer.Option("--spot-price-per-hour", metavar="PRICE", help="Price of a spot worker.")
+    ] = None
+    spot_discount: Annotated[
+        float | None,
+        typer.Option("--spot-discount", metavar="F", help="The same, as a share off the price: 0.7 leaves 30 %."),
+    ] = None
+    spot_interruptions: Annotated[
+        float | None,
+        typer.Option(
+            "--spot-interruptions",
+            metavar="F",
+            help="How often a spot worker is taken away in an hour. [default: 0.05]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetFlags:
+    """The flags of `run`, `plan` and `submit` about time and money."""
+
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option("--price-per-hour", metavar="PRICE", help="Price of one worker for an hour."),
+        SpecKey("budget.price_per_hour"),
+    ] = None
+    price_per_node_hour: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-node-hour", metavar="PRICE", help="Price of a node for an hour; with --workers-per-node."
+        ),
+        SpecKey("budget.price_per_node_hour"),
+    ] = None
+    workers_per_node: Annotated[
+        int | None,
+        typer.Option("--workers-per-node", metavar="N", help="Workers that share a node's price."),
+        SpecKey("budget.workers_per_node"),
+    ] = None
+    currency: Annotated[
+        str | None,
+        typer.Option("--currency", metavar="TEXT", help="Shown behind amounts, such as EUR.", show_default=False),
+        SpecKey("budget.currency"),
+    ] = None
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost",
+            metavar="AMOUNT",
+            help="Stop before the run's workers have cost more, earlier sessions included; needs a price.",
+        ),
+        SpecKey("budget.max_cost"),
+    ] = None
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            "--deadline",
+            metavar="TIME",
+            help='Stop then: 6h from the start, "06:30 Europe/Berlin", or a date with its time.',
+        ),
+        SpecKey("budget.deadline"),
+    ] = None
+    refuse_late: Annotated[
+        bool,
+        typer.Option(
+            "--refuse-late", help="Do not start when the end is expected past --deadline or --max-cost. [default: warn]"
+        ),
+        SpecKey("budget.refuse_late"),
+    ] = False
+
+
 def load_job_spec(
     spec_file: str | None,
     flags: JobFlags | None = None,
     *,
     input_uri: str | None = None,
     output_uri: str | None = None,
+    budget: "BudgetFlags | None" = None,
 ) -> "JobSpec":
     """Read a job spec and set the values of the given flags over those of the file.
 
@@ -225,6 +384,7 @@ def load_job_spec(
         spec_file: path or URI of the YAML file; without it, the flags and the defaults are the spec.
         flags: a flag that is None or False leaves the file's value alone.
         input_uri: value of `input.uri`. output_uri: value of `output.uri`.
+        budget: flags of the section `budget`.
 
     Raises:
         SpecError: see `pipeline.job_spec.job.load_spec`.
@@ -232,4 +392,5 @@ def load_job_spec(
     from pipeline.job_spec.job import load_spec
 
     uris = {key: uri for key, uri in {"input.uri": input_uri, "output.uri": output_uri}.items() if uri is not None}
-    return load_spec(spec_file, {**uris, **dict((flags or JobFlags()).spec_values())})
+    budget_values = {} if budget is None else dict(spec_values_of(budget))
+    return load_spec(spec_file, {**uris, **dict((flags or JobFlags()).spec_values()), **budget_values})

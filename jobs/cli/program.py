@@ -11,6 +11,7 @@ in the other files of this folder.
 import atexit
 import errno
 import io
+import itertools
 import os
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.runs.outcomes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
@@ -69,6 +70,8 @@ def _exit_before_interpreter_shutdown() -> None:
     if _exit_code is None:
         return
     exit_code = _exit_code
+    if (logs := sys.modules.get("pipeline.logs")) is not None:
+        logs.drain()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -104,16 +107,17 @@ def _exit_if_stuck() -> None:
 def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         _tolerate_unprintable_text()
+        _begin_log(arguments)
         _show_damage()
         load_program().main(args=None if arguments is None else list(arguments), prog_name="htc")
         sys.exit(0)
     except SystemExit as leaving:
         # typer handles Ctrl-C and exits without a message; a command that handles it prints its own.
         if leaving.code == EXIT_INTERRUPTED and _is_caused_by_ctrl_c(leaving):
-            _say("Stopped.")
+            _say("Stopped.", "interrupted")
         raise
     except KeyboardInterrupt:
-        _say("Stopped.")
+        _say("Stopped.", "interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader (`| head`) has closed the pipe; the interpreter's flush at exit must not fail either.
@@ -126,7 +130,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
 
 
 def _report_full_disk(error: OSError) -> int:
-    _say(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.")
+    _say(f"{error.filename or 'The output'} cannot be written: {error.strerror or error}.", "error", exit_code=1)
     return EXIT_FAILED
 
 
@@ -142,18 +146,21 @@ def load_program() -> "TyperGroup":
 
     from jobs.cli import (  # noqa: F401 - each adds its commands to the app
         cluster,
+        dataset,
         maintenance,
         manifests,
+        metrics,
         results,
         run,
         schedule,
         schedule_export,
+        top,
         train,
         weights,
     )
-    from jobs.cli.app import app
+    from jobs.cli.app import add_common_flags, app
 
-    return get_group(app)
+    return add_common_flags(get_group(app))
 
 
 def _report(error: Exception) -> int:
@@ -162,13 +169,16 @@ def _report(error: Exception) -> int:
     from pipeline.redaction import redact
 
     if isinstance(error, HtcError):
-        _say(redact(str(error)))
+        _say(redact(str(error)), "error", exit_code=error.exit_code, kind=type(error).__name__)
         return error.exit_code
     if _is_model_error(error):
-        _say(str(error))
+        _say(str(error), "error", exit_code=EXIT_USAGE, kind=type(error).__name__)
         return EXIT_USAGE
     summary = redact("".join(traceback.format_exception_only(error)).strip().splitlines()[-1])
-    _say(f"Unexpected failure: {summary[:300]} (the full report is in {_write_report(error)}).")
+    report = _write_report(error)
+    sentence = f"Unexpected failure: {summary[:300]} (the full report is in {report})."
+    trace = "".join(traceback.format_exception(error))
+    _say(sentence, "failure", exit_code=EXIT_FAILED, report=report, traceback=trace)
     return EXIT_FAILED
 
 
@@ -209,16 +219,51 @@ def _show_damage() -> None:
             sentence = record.getMessage()
             if sentence not in said:
                 said.add(sentence)
-                _say(sentence)
+                _say(sentence, "damaged_file")
 
     reports = logging.getLogger("pipeline.storage.damage")
     reports.handlers = [Shown()]
     reports.propagate = False
 
 
-def _say(sentence: str) -> None:
+def _begin_log(arguments: Sequence[str] | None) -> None:
+    """Begin the log as flags and environment say, before the commands are loaded: their errors belong in it.
+
+    Raises:
+        SpecError: the environment names an unknown format or level.
+    """
+    from pipeline import logs
+    from pipeline.errors import SpecError
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for flag, variable, known in (
+        ("--log-format", logs.FORMAT_VARIABLE, logs.FORMATS),
+        ("--log-level", logs.LEVEL_VARIABLE, logs.LEVELS),
+    ):
+        given = [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
+        given += [after for word, after in itertools.pairwise(words) if word == flag]
+        # A wrong value gets click's message.
+        if given and given[-1] in known:
+            os.environ[variable] = given[-1]
+    try:
+        logs.configure()
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    if arguments is None and logs.is_json():
+        logs.capture_output()
+
+
+def _say(sentence: str, event: str = "note", **values: Any) -> None:
     # Not through rich: this must work when an import was interrupted.
     try:
+        import logging
+
+        from pipeline import logs
+
+        # Without a handler the log has not begun, or could not.
+        if logs.is_json() and logging.getLogger().hasHandlers():
+            logs.log_event(logging.getLogger(__name__), event, sentence, **values)
+            return
         from pipeline.text import printable
 
         sys.stderr.write(printable(sentence, keep="\n") + "\n")

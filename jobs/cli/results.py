@@ -1,6 +1,7 @@
 """Query, show, evaluate: commands that read results."""
 
 import enum
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,8 @@ import typer
 
 from jobs.cli import options
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
+from pipeline.errors import SpecError
 
 
 class OutputFormat(enum.StrEnum):
@@ -22,22 +24,56 @@ class OutputFormat(enum.StrEnum):
     PARQUET = "parquet"
 
 
+class ExportFormat(enum.StrEnum):
+    """The formats of `htc export`."""
+
+    coco = enum.auto()
+    yolo = enum.auto()
+    labelme = enum.auto()
+    cvat = enum.auto()
+    geojson = enum.auto()
+    png = enum.auto()
+    fiftyone = enum.auto()
+
+
+class ImagePlacement(enum.StrEnum):
+    """Whether `htc export` puts images beside their annotations."""
+
+    auto = enum.auto()
+    none = enum.auto()
+    link = enum.auto()
+    copy = enum.auto()
+
+
 @app.command()
 @with_flag_groups
 def query(
-    output_uri: options.StoredOutput,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help='One or more statements; "-" reads them from stdin.')],
+    output_uri: Annotated[
+        str,
+        typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`."),
+        # Until release 0.4: before `--to`, the flag named the file.
+        AlsoFlag("--output", former="output_file", now="--to"),
+    ],
+    sql: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SQL",
+            help='One or more statements; "-", or none where stdin is no terminal, reads them from stdin.',
+            show_default=False,
+        ),
+    ] = None,
     *,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option("--format", help="[default: table, or as the suffix of --output says]", show_default=False),
+        typer.Option("--format", help="[default: table, or as the suffix of --to says]", show_default=False),
     ] = None,
     output_file: Annotated[
         Path | None,
         typer.Option(
-            "--output",
+            "--to",
             metavar="FILE",
-            help="Write there instead of to stdout: .csv, .tsv, .json, .jsonl (all also .gz), .parquet, .txt.",
+            help="Write there: a folder, or the file of a query. The ending decides: .csv, .tsv, .json, .jsonl (all "
+            "also .gz), .parquet, .txt. [default: stdout]",
         ),
     ] = None,
     allow_external: Annotated[
@@ -47,15 +83,23 @@ def query(
 ) -> None:
     """Query the tables of an output with DuckDB.
 
-    The views images, instances and runs hold committed rows only; the column `run` names the run.
+    The views images, instances and runs hold committed rows only; the column `run` names the run. Without SQL, in a
+    terminal, it is a prompt: .help lists its commands, .functions the functions for masks.
     In JSON, image_id and other integers beyond 2^53 are strings, because many readers would round them.
     Times are in UTC.
     """
     from jobs.results.query import query_output
 
+    if sql is None and sys.stdin.isatty():
+        if output_format or output_file:
+            raise SpecError("--format and --to need SQL; at the prompt, .format chooses how answers are written.")
+        from jobs.results.prompt import run_prompt
+
+        run_prompt(output_uri, is_external_allowed=allow_external, storage_section=storage.section())
+        return
     query_output(
         output_uri,
-        sql,
+        "-" if sql is None else sql,
         output_format=output_format.value if output_format else None,
         output_file=output_file,
         is_external_allowed=allow_external,
@@ -100,6 +144,65 @@ def show(
             storage_section=storage.section(),
         )
     )
+
+
+@app.command()
+@with_flag_groups
+def export(
+    output_uri: options.StoredOutput,
+    export_format: Annotated[ExportFormat, typer.Option("--format", help="The format.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the files; created if missing.")],
+    *,
+    run_name: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", metavar="SQL", help='Only instances of which this is true, such as "area > 1000".'),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", metavar="F", min=0, max=1, help="Only instances that score at least F."),
+    ] = None,
+    images: Annotated[
+        ImagePlacement, typer.Option("--image-files", help="Put the images beside; auto links local ones for yolo.")
+    ] = ImagePlacement.auto,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="COCO's polygons in the place of its run lengths.")
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", metavar="PX", min=0, help="Polygons may be this far off, with fewer corners."),
+    ] = 0.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
+    ] = False,
+    storage: options.StorageFlags,
+) -> None:
+    """Export instances for annotation tools, trainers and viewers.
+
+    Nothing appears in DIR before everything is written.
+    """
+    from jobs.results.export.command import ExportRequest, Format, export_output
+    from jobs.results.export.images import Images
+
+    request = ExportRequest(
+        format=Format(export_format.value),
+        folder=to,
+        run=run_name,
+        where=where,
+        min_score=min_score,
+        images=Images(images.value),
+        is_polygons=polygons,
+        tolerance_px=tolerance,
+        is_overwriting=overwrite,
+    )
+    export_output(output_uri, request, storage_section=storage.section())
 
 
 @app.command()

@@ -17,6 +17,7 @@ def run(
     *,
     spec: options.SpecFile = None,
     job: options.JobFlags,
+    budget: options.BudgetFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Write the outcome as JSON.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show at the end how long each part of the start took.")
@@ -31,7 +32,7 @@ def run(
     """
     from jobs.running.run import run_and_report
 
-    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
+    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri, budget=budget)
     exit_code = run_and_report(job_spec, run=job.run_name, fresh=job.fresh, is_json=as_json, is_verbose=verbose)
     raise typer.Exit(exit_code)
 
@@ -43,18 +44,44 @@ def plan(
     output_uri: options.OutputUri = None,
     *,
     spec: options.SpecFile = None,
-    job: options.JobFlags,
+    job: options.PlanFlags,
+    budget: options.BudgetFlags,
+    estimates: options.EstimateFlags,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Skip loading and timing the model (needs no torch).")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
-    """Show what `run` would do, and estimate how long it would take.
+    """Show what `run` would do, and estimate how long it would take and what it would cost.
 
-    Lists the input, decodes a few images, loads the model and times it on one image. Writes nothing.
+    Lists the input, decodes a few images, loads the model and times it on one image. Writes nothing. The estimate is
+    from the last run of the model in OUTPUT where there is one; see docs/cost.md. Exit code 1: no number of workers
+    that was named keeps --deadline and --max-cost.
     """
+    from jobs.running.cost_estimate import EstimateOptions
     from jobs.running.plan import report_plan
 
-    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri)
-    exit_code = report_plan(job_spec, run=job.run_name, fresh=job.fresh, is_model_timed=not no_model, is_json=as_json)
+    job_spec = options.load_job_spec(spec, job, input_uri=input_uri, output_uri=output_uri, budget=budget)
+    asked = EstimateOptions(
+        workers=tuple(job.workers or ()),
+        is_price_given=budget.price_per_hour is not None or budget.price_per_node_hour is not None,
+        is_probed=estimates.probe or estimates.probe_images is not None,
+        probe_images=estimates.probe_images,
+        like=estimates.like,
+        images_per_s=estimates.images_per_s,
+        start_up=estimates.start_up,
+        scale_up=estimates.scale_up,
+        spot_share=estimates.spot_share,
+        spot_price_per_hour=estimates.spot_price_per_hour,
+        spot_discount=estimates.spot_discount,
+        spot_interruptions=estimates.spot_interruptions,
+    )
+    exit_code = report_plan(
+        job_spec,
+        run=job.run_name,
+        fresh=job.fresh,
+        is_model_timed=not no_model,
+        is_json=as_json,
+        options=asked,
+    )
     raise typer.Exit(exit_code)

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from jobs.cli.app import app
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
+from jobs.cli.metrics import Listen
 
 schedule_app = typer.Typer(
     help="Schedules: job specs that run at set times.", no_args_is_help=True, rich_markup_mode=None
@@ -22,10 +24,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON line instead of a
 
 
 @schedule_app.command()
+@with_flag_groups
 def add(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The schedule's name.", show_default=False)] = None,
     spec: Annotated[
-        str | None, typer.Argument(metavar="SPEC", help="Job spec (YAML), read again for each run.", show_default=False)
+        str | None,
+        typer.Argument(metavar="SPEC", help="Job spec (YAML), read again for each run.", show_default=False),
+        AlsoFlag("--spec"),
     ] = None,
     *,
     file: Annotated[
@@ -204,7 +209,7 @@ def stop(name: Name, *, home: Home = None) -> None:
 def history(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="[default: all]", show_default=False)] = None,
     *,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Only the newest N.")] = 20,
+    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="Only the newest N.")] = 20,
     as_json: AsJson = False,
     home: Home = None,
 ) -> None:
@@ -212,7 +217,7 @@ def history(
     from jobs.scheduling.commands import show_history
     from jobs.scheduling.home import resolve_home
 
-    show_history(resolve_home(home), name, limit=limit, is_json=as_json)
+    show_history(resolve_home(home), name, limit=last, is_json=as_json)
 
 
 @app.command()
@@ -225,10 +230,12 @@ def scheduler(
     drain: Annotated[
         bool, typer.Option("--drain", help="When stopped, wait for the runs to end; without it they continue alone.")
     ] = False,
+    listen: Listen = None,
     home: Home = None,
 ) -> None:
     """Run the schedules until stopped by Ctrl-C or SIGTERM."""
     from jobs.scheduling.home import resolve_home
     from jobs.scheduling.service import run_scheduler
 
-    raise typer.Exit(run_scheduler(resolve_home(home), local_runs=local_runs, is_once=once, is_drained=drain))
+    exit_code = run_scheduler(resolve_home(home), local_runs=local_runs, is_once=once, is_drained=drain, listen=listen)
+    raise typer.Exit(exit_code)

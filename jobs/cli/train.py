@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.cli.app import app
-from jobs.cli.flag_groups import with_flag_groups
+from jobs.cli.flag_groups import AlsoFlag, with_flag_groups
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,14 @@ def train(
         typer.Argument(
             metavar="DATA", help="A folder with train.json and images/, a COCO JSON file, or a training spec (YAML)."
         ),
+        AlsoFlag("--input"),
     ],
     output: Annotated[
         str | None,
         typer.Argument(metavar="OUTPUT", help="Folder for weights, checkpoint and metrics.", show_default=False),
+        AlsoFlag("--output"),
     ] = None,
     *,
-    output_flag: Annotated[
-        str | None, typer.Option("--output", metavar="DIR", help="The same as OUTPUT.", show_default=False)
-    ] = None,
     data_set: DataSetFlags,
     network: NetworkFlags,
     schedule: ScheduleFlags,
@@ -146,6 +145,10 @@ def train(
         bool,
         typer.Option("--find-lr", help="Try rising learning rates for 100 steps, and suggest one; trains nothing."),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check the data, as `htc dataset check` does, and train nothing."),
+    ] = False,
 ) -> None:
     """Train a network on images with COCO annotations.
 
@@ -154,10 +157,6 @@ def train(
     weights.safetensors, the last, are for --weights of run.
     """
     from jobs.running.train import TrainRequest, train_and_report
-    from pipeline.errors import SpecError
-
-    if output is not None and output_flag is not None:
-        raise SpecError(f"The output folder is {output} and, by --output, {output_flag}; name it once.")
 
     overrides = {
         "model.initial": network.initial,
@@ -176,15 +175,17 @@ def train(
         "loggers": logger or None,
         "workers": workers,
     }
-    train_and_report(
-        TrainRequest(
-            data,
-            output=output_flag if output is None else output,
-            images=data_set.images,
-            val=data_set.val,
-            val_share=data_set.val_share,
-            augment=variation.augment,
-            finds_rate=find_lr,
-        ),
-        overrides,
+    request = TrainRequest(
+        data,
+        output=output,
+        images=data_set.images,
+        val=data_set.val,
+        val_share=data_set.val_share,
+        augment=variation.augment,
+        finds_rate=find_lr,
     )
+    if check:
+        from jobs.running.train_check import check_training_data
+
+        raise typer.Exit(check_training_data(request, overrides))
+    train_and_report(request, overrides)

@@ -1,14 +1,20 @@
 """Errors between this machine and a cluster, each with one sentence and the way out."""
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from pipeline.errors import HtcError, RunError, SpecError
 from pipeline.runs.lease import RunHeldError
 
 # How a Ray dashboard refuses (ray._private.authentication): "Missing authentication token", "Invalid ...".
 _ANSWER = re.compile(r"^Authentication \w+: (?:Unauthorized|Forbidden): \w+ authentication token")
+
+
+# To find out what is at an address that did not answer.
+PROBE_S = 1.0
 
 
 class ClusterError(RunError):
@@ -56,6 +62,22 @@ def translated_errors(url: str, job_id: str | None = None) -> Iterator[None]:
 
 
 def _no_answer(url: str) -> str:
+    """Return the sentence for a cluster that does not answer; what is there instead, where that can be found out."""
+    place = urlsplit(url)
+    try:
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), PROBE_S).close()
+    except socket.gaierror:
+        return f"The host {place.hostname} of {url} is not known here; check its name, and the network's DNS or VPN."
+    except (OSError, ValueError):
+        return _nothing_there(url)
+    return (
+        f"Something accepts connections at {url}, and does not answer as a Ray dashboard does; check the port, usually "
+        "8265, and the scheme, http or https."
+    )
+
+
+def _nothing_there(url: str) -> str:
     return (
         f"No cluster answers at {url}. Check the address and the port (the dashboard's, usually 8265), that the head "
         "node was started with `ray start --head --dashboard-host 0.0.0.0` and no firewall is between; on Kubernetes: "
@@ -104,4 +126,6 @@ def _error_for_refusal(reason: str, url: str, job_id: str | None) -> HtcError:
     if "status code 404" in reason or "Version check" in reason:
         return ClusterError(_not_a_dashboard(url))
     first = next((line.strip() for line in reason.splitlines() if line.strip()), "without a reason")
-    return ClusterError(f"The cluster at {url} refuses: {first[:500]}")
+    if "No available agent" in reason:
+        return ClusterError(f"The cluster at {url} is still starting; try again in a minute.")
+    return ClusterError(f"The cluster at {url} refuses: {first[:500].rstrip('.')}.")

@@ -29,13 +29,21 @@ STOP_WAIT_S = 120
 _NOT_INSTALLED = ("ray",)
 
 
-def build_entrypoint(spec_file: str, *, run: str | None = None, fresh: bool = False, is_installed: bool = True) -> str:
+def build_entrypoint(
+    spec_file: str,
+    *,
+    run: str | None = None,
+    fresh: bool = False,
+    is_installed: bool = True,
+    has_json_log: bool = False,
+) -> str:
     """Return the shell command line of a job.
 
     Args:
         spec_file: path of the spec on the cluster.
         run: the run to begin or resume. fresh: begin a new run each time the command is started.
         is_installed: the cluster's image has `htc`; otherwise the job uploads it.
+        has_json_log: the job's stdout, which Ray keeps in one file with its log, is JSON too.
     """
     words = ["htc", "run"] if is_installed else ["python", "-m", "jobs.entrypoints.cluster_job", "run"]
     words += ["--spec", spec_file]
@@ -43,6 +51,8 @@ def build_entrypoint(spec_file: str, *, run: str | None = None, fresh: bool = Fa
         words += ["--run", run]
     if fresh:
         words.append("--fresh")
+    if has_json_log:
+        words.append("--json")
     return shlex.join(words)
 
 

@@ -7,9 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs.cluster.job_state import JobState
+from jobs.results.live_text import Page
 from jobs.results.status import Driver, RunStatus, read_status
+from jobs.results.top import report_top
 from jobs.terminal.console import say, write_line, write_table
 from pipeline.errors import InputError, StorageError
+from pipeline.runs.bottleneck import shares_in_words, shares_of
 from pipeline.runs.outcomes import in_words
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
@@ -38,6 +41,23 @@ def report_status(
         return
     job = _find_job(target, address)
     _write(job, _status_of(job, run, is_json=is_json), is_json=is_json)
+
+
+def watch_status(target: str | None, *, run: str | None, address: str | None, storage_section: StorageSection) -> int:
+    """Show a run until it ends, as `htc top` does; the arguments are those of `report_status`.
+
+    Returns:
+        The exit code: 0, also of a run that failed; 130 after Ctrl-C.
+
+    Raises:
+        HtcError: there is no such job or run, or the cluster or store cannot be reached.
+    """
+    if target is not None and is_output(target):
+        return report_top(target, Storage(storage_section), run=run, page=Page())
+    job = _find_job(target, address)
+    if not job.output_uri:
+        raise InputError(f"The cluster does not know the output of job {job.job_id}; give htc status the folder.")
+    return report_top(job.output_uri, Storage(StorageSection(**job.storage)), run=run or job.run or None, page=Page())
 
 
 def _status_of(job: JobState, run: str | None, *, is_json: bool) -> RunStatus | None:
@@ -119,6 +139,10 @@ def run_lines(status: RunStatus, now: datetime) -> Iterator[Line]:
         yield "speed", f"{status.images_per_s:.2f} images/s{eta}"
     if status.workers is not None:
         yield "workers", f"{status.workers}" if status.workers else "none yet: starting"
+    if times := ", ".join(shares_in_words(shares_of(status.worker_time_s or {}))):
+        yield "workers' time", times
+    if status.bottleneck:
+        yield "bottleneck", str(status.bottleneck.get("sentence", ""))
     if status.driver is not None:
         yield "driver", _driver(status.driver, now)
     if status.told is not None:

@@ -16,6 +16,7 @@ from jobs.cluster.errors import JobRunningError
 from jobs.cluster.job_state import JobState
 from jobs.cluster.package import SPEC_FILE, RuntimeEnvKind, build_entrypoint, runtime_env_for
 from jobs.results.status import find_live_driver
+from pipeline import logs
 from pipeline.driver.progress_file import JOB_VARIABLE
 from pipeline.errors import SpecError, StorageError
 from pipeline.job_spec.job import JobSpec
@@ -82,10 +83,13 @@ def submit_job(
         log.info("%s", note)
     check_no_running_job(client.states(), spec.output.uri, run)
     _check_not_held(spec, run)
-    variables = {JOB_VARIABLE: job_id, **(env_vars or {})}
+    variables = {JOB_VARIABLE: job_id, **logs.inherited(), **(env_vars or {})}
+    has_json_log = variables.get(logs.FORMAT_VARIABLE) == "json"
     with runtime_env_for(spec, runtime_env, variables, is_shared=is_shared) as environment:
         client.submit(
-            entrypoint=build_entrypoint(SPEC_FILE, run=run, is_installed=runtime_env == "image"),
+            entrypoint=build_entrypoint(
+                SPEC_FILE, run=run, is_installed=runtime_env == "image", has_json_log=has_json_log
+            ),
             job_id=job_id,
             runtime_env=environment,
             metadata=job_metadata(spec, run),

@@ -12,6 +12,7 @@ from jobs.cluster.job_state import JobState
 from jobs.cluster.package import RuntimeEnvKind
 from jobs.cluster.submit import submit_job
 from jobs.terminal.console import say, write_line
+from pipeline import logs
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 from pipeline.runs.outcomes import EXIT_INTERRUPTED
@@ -153,7 +154,10 @@ def follow(client: JobsClient, job_id: str, *, patience_s: float = PATIENCE_S) -
                 received += len(piece)
                 shown = max(shown, received)
                 for line in fresh.splitlines():
-                    say(line.expandtabs())
+                    if logs.is_json():
+                        logs.relay_line(line)
+                    else:
+                        say(line.expandtabs())
                 last_answer = time.monotonic()
             state = client.state(job_id)
             last_answer = time.monotonic()

@@ -7,7 +7,9 @@ Uses only the standard library and syntax of every Python 3 until it has checked
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
+import json
 import os
 import sys
 
@@ -66,6 +68,26 @@ def environment_problem(version: tuple[int, ...] = sys.version_info[:3], needed:
     return ""
 
 
+def as_line(problem: str) -> str:
+    """Return the problem as the log's form wants it; `pipeline.logs`, which may not run here, has the same keys."""
+    if os.environ.get("HTC_LOG_FORMAT", "").strip().lower() != "json":
+        return problem
+    # Not datetime.UTC, which older Pythons lack.
+    now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017
+    line = {
+        "time": f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond // 1000:03d}Z",
+        "level": "error",
+        "event": "error",
+        "run": None,
+        "shard": None,
+        "worker": None,
+        "attempt": None,
+        "message": problem,
+        "fields": {"exit_code": EXIT_USAGE},
+    }
+    return json.dumps(line)
+
+
 def forget_current_folder() -> None:
     """Remove the folder that `python -m` puts first on the search path, unless this program is in it."""
     # Not pathlib, which imports much, and from that very folder.
@@ -78,7 +100,7 @@ def main() -> None:
     """Run `htc` with this process's arguments, or report what the environment lacks."""
     problem = environment_problem()
     if problem:
-        sys.stderr.write(problem + "\n")
+        sys.stderr.write(as_line(problem) + "\n")
         sys.exit(EXIT_USAGE)
     from jobs.cli.program import main as htc
 

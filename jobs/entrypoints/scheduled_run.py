@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs.cli import program as cli
 from jobs.scheduling.local_launcher import ENDING_FILE, LOG_FILE, PROCESS_FILE, SPEC_FILE
 from jobs.terminal.output_file import atomic_output
+from pipeline import logs
 from pipeline.runs.outcomes import EXIT_FAILED
 
 
@@ -24,10 +25,16 @@ def main() -> None:
     with atomic_output(folder / PROCESS_FILE) as file:
         file.write(str(os.getpid()).encode())
     exit_code = EXIT_FAILED
+    if logs.is_json():
+        logs.configure()
+        logs.capture_output()
     try:
-        cli.main(["run", "--spec", str(folder / SPEC_FILE), "--run", run])
+        # stdout and the log share a file; with JSON, every line of it is.
+        as_json = ["--json"] if logs.is_json() else []
+        cli.main(["run", "--spec", str(folder / SPEC_FILE), "--run", run, *as_json])
     except SystemExit as leaving:
         exit_code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    logs.drain()
     _write_ending(folder, run, exit_code)
     cli.leave_soon(exit_code)
     sys.exit(exit_code)

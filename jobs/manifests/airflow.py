@@ -87,7 +87,7 @@ def unsupported_by_airflow(schedule: Schedule) -> list[str]:
     if schedule.deadline_s is not None and schedule.on_deadline == "notify":
         missing.append("deadline_s with on_deadline: notify; a DAG run can only be stopped at it")
     if schedule.notify.model_dump(exclude_defaults=True):
-        missing.append("notify; use Airflow's callbacks and notifiers")
+        missing.append("notify; use Airflow's callbacks and notifiers, or the job spec's own notify")
     if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):
         missing.append("what happens to a time that does not exist when summer time begins; Airflow decides")
     return missing

@@ -16,12 +16,13 @@ from jobs.manifests.resources import (
     build_quota,
     build_spec_map,
 )
+from jobs.manifests.starter import build_start_job
 from jobs.manifests.yaml_dump import dump_manifests
 from jobs.terminal.output_file import atomic_output
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 
-Kind = Literal["rayjob", "raycronjob", "raycluster"]
+Kind = Literal["rayjob", "job", "raycronjob", "raycluster"]
 # Manifests by the path of their file.
 Bundle = dict[str, list[Manifest]]
 _SPEC_FILE = "base/spec.yaml"
@@ -75,6 +76,8 @@ def build_bundle(
     for kind in kinds:
         if kind == "rayjob":
             bundle["rayjob.yaml"] = [build_ray_job(shape, entrypoint_of())]
+        elif kind == "job":
+            bundle["batch-job.yaml"] = build_start_job(shape, entrypoint_of())
         elif kind == "raycluster":
             bundle["raycluster.yaml"] = [build_ray_cluster(shape)]
         else:
@@ -95,21 +98,34 @@ def write_bundle(bundle: Bundle, folder: Path, *, comment: str = "") -> list[Pat
     Raises:
         SpecError: the folder cannot be created or written, or holds another job's manifests, whose spec would be lost.
     """
-    _check_same_job(bundle, folder)
+    check_same_job(bundle, folder)
     paths = []
     for name, manifests in bundle.items():
-        path = folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SpecError(f"{path.parent} cannot be created: {error.strerror or error}.") from error
-        with atomic_output(path) as sink:
-            sink.write(render({name: manifests}, comment=comment).encode())
-        paths.append(path)
+        paths.append(write_file(folder / name, render({name: manifests}, comment=comment)))
     return paths
 
 
-def _check_same_job(bundle: Bundle, folder: Path) -> None:
+def write_file(path: Path, text: str) -> Path:
+    """Write a file, and its folder where there is none; return its path.
+
+    Raises:
+        SpecError: the folder cannot be created.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"{path.parent} cannot be created: {error.strerror or error}.") from error
+    with atomic_output(path) as sink:
+        sink.write(text.encode())
+    return path
+
+
+def check_same_job(bundle: Bundle, folder: Path) -> None:
+    """Refuse a folder that holds another job's manifests, whose spec would be lost.
+
+    Raises:
+        SpecError: it does.
+    """
     there = folder / _SPEC_FILE
     if not there.exists():
         return

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Literal
 
 from jobs.manifests.pod_options import PodOptions, parse_labels
+from jobs.manifests.volumes import Volume
 from pipeline.errors import SpecError
 from pipeline.job_spec.job import JobSpec
 from pipeline.storage.uris import base_name, is_local
@@ -33,6 +34,7 @@ class ClusterShape:
     """The shape of a run's cluster.
 
     name: of the job and its resources, a DNS label.
+    output: URI of what the job writes, by which jobs with the same output are found.
     image: container image of all pods, with htc-batch and Ray.
     ray_version: version of Ray in the image.
     min_workers, max_workers: limits of Ray's autoscaler, in worker pods.
@@ -43,13 +45,14 @@ class ClusterShape:
     token_secret: a Secret whose key auth_token holds the cluster's token; by default KubeRay creates one.
     pods: what all pods get, see `PodOptions`.
     queue: the Kueue queue that admits the job, None without Kueue.
-    retries: how often KubeRay creates the cluster again after a failure of any kind.
+    retries: how many new clusters a lost one gets; None for the default of the kinds that have it.
     keep_s: seconds until the finished job's pods are removed.
     deadline_s: seconds from the job's start after which KubeRay ends it, None for no limit.
     has_namespace, has_quota: write the namespace, and its quota; else they must exist, or are another's.
     """
 
     name: str
+    output: str
     namespace: str
     image: str
     ray_version: str
@@ -65,7 +68,7 @@ class ClusterShape:
     token_secret: str | None = None
     pods: PodOptions = field(default_factory=PodOptions)
     queue: str | None = None
-    retries: int = 0
+    retries: int | None = None
     keep_s: int = KEEP_S
     deadline_s: int | None = None
     has_namespace: bool = False
@@ -90,7 +93,7 @@ def build_shape(
     ray_version: str | None = None,
     pods: PodOptions | None = None,
     queue: str | None = None,
-    retries: int = 0,
+    retries: int | None = None,
     keep_s: float | None = None,
     deadline_s: float | None = None,
     has_namespace: bool = False,
@@ -112,20 +115,17 @@ def build_shape(
         )
     if gpus < 0:
         raise SpecError(f"--gpus is {gpus}; give the GPUs of one worker pod, 0 for none.")
-    if namespace in SYSTEM_NAMESPACES and has_namespace:
-        raise SpecError(
-            f"--create-namespace would change the namespace {namespace}, which others use; leave it out, or name "
-            "another with --namespace."
-        )
-    _check_reachable(spec)
+    volumes = pods.volumes if pods else ()
+    _check_reachable(spec, volumes)
     fewest, most = _parse_workers(workers)
     if queue and fewest != most:
         raise SpecError(
             f"--workers is {workers}, and Kueue admits jobs of one size only; give one number with --queue, such as "
             f"--workers {most}."
         )
-    return ClusterShape(
+    shape = ClusterShape(
         name=_checked_name(name, "--name") if name else job_name(spec),
+        output=spec.output.uri.rstrip("/"),
         namespace=_checked_name(namespace, "--namespace"),
         image=image,
         ray_version=ray_version or _installed_ray(),
@@ -147,6 +147,29 @@ def build_shape(
         has_namespace=has_namespace,
         has_quota=has_quota,
     )
+    if has_namespace:
+        check_own_namespace(shape)
+    return shape
+
+
+def check_own_namespace(shape: ClusterShape) -> None:
+    """Check that the job's namespace may be written, and that its pods fit its Pod Security Standard.
+
+    Raises:
+        SpecError: it is one that others use, or a volume is a folder of the node.
+    """
+    if shape.namespace in SYSTEM_NAMESPACES:
+        raise SpecError(
+            f"--create-namespace and --kustomize would change the namespace {shape.namespace}, which others use; leave "
+            "them out, or name another with --namespace."
+        )
+    paths = [volume.source for volume in shape.pods.volumes if volume.kind == "hostpath"]
+    if paths:
+        raise SpecError(
+            f"--volume hostpath:{paths[0]} is not allowed in the namespace that --create-namespace and --kustomize "
+            "write: the Pod Security Standard restricted forbids folders of the node; use a claim (pvc:NAME:PATH), or "
+            "a namespace that exists."
+        )
 
 
 def job_name(spec: JobSpec) -> str:
@@ -190,14 +213,18 @@ def fit_spec(spec: JobSpec, shape: ClusterShape) -> JobSpec:
     return spec.model_copy(update={"compute": fitted})
 
 
-def _check_reachable(spec: JobSpec) -> None:
+def _check_reachable(spec: JobSpec, volumes: tuple[Volume, ...]) -> None:
     places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
     if spec.model.weights not in ("demo", "coco", "untrained"):
         places["model.weights"] = spec.model.weights
     for key, uri in places.items():
-        if is_local(uri):
+        mounted = next((volume for volume in volumes if volume.holds(uri)), None)
+        if mounted is not None and mounted.is_read_only and key == "output.uri":
+            raise SpecError(f"output.uri is {uri}, and --volume mounts {mounted.path} read-only.")
+        if is_local(uri) and mounted is None:
             raise SpecError(
-                f"{key} is {uri}, a path of this machine; pods can read buckets, such as s3://bucket/folder/."
+                f"{key} is {uri}, a path of this machine; pods can read buckets, such as s3://bucket/folder/, and what "
+                "--volume mounts."
             )
 
 

@@ -68,9 +68,10 @@ def build_ray_job_spec(shape: ClusterShape, entrypoint: str) -> Manifest:
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": shape.keep_s,
-        # KubeRay retries every failure alike, also a wrong spec and a run over its error budget, each time with a new
-        # cluster; so only when asked to. What can fail on the way is retried by the driver.
-        "backoffLimit": shape.retries,
+        # KubeRay repeats every failure alike, also a wrong spec and a run over its error budget, each time on a new
+        # cluster. The pod of `jobs.manifests.starter` distinguishes them.
+        "backoffLimit": 0,
+        # Of the pod that submits. It finds the job that it has submitted, and submits again when the head was replaced.
         "submitterConfig": {"backoffLimit": 3},
         "submitterPodTemplate": build_submitter_pod(shape),
         "rayClusterSpec": _cluster_spec(shape, has_spec=True),

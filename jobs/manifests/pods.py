@@ -8,6 +8,8 @@ from jobs.manifests.pod_options import apply_container_options, apply_pod_option
 Manifest = dict[str, Any]
 
 SPEC_FOLDER = "/etc/htc"
+# Of a head, the output that its run writes: by it the starter finds RayJobs with the same output.
+OUTPUT_ANNOTATION = "htc-batch/output"
 SPEC_PATH = f"{SPEC_FOLDER}/job.yaml"
 CACHE_FOLDER = "/var/cache/htc"
 # Ray's ports (ray._private.ray_constants, KubeRay's utils/constant.go).
@@ -63,6 +65,7 @@ def build_head_pod(shape: ClusterShape, *, has_spec: bool) -> Manifest:
     if has_spec:
         container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
         pod["spec"]["volumes"].append({"name": "spec", "configMap": {"name": f"{shape.name}-spec"}})
+        pod["metadata"]["annotations"] = {OUTPUT_ANNOTATION: shape.output}
     _give_identity(shape, pod)
     apply_pod_options(pod, shape.pods, is_worker=False)
     return pod

@@ -57,6 +57,11 @@ def export_to_kubernetes(
     shape = build_shape(spec, **{**shape_options, **own})
     bundle = build_common_resources(spec, shape, has_pod_monitor=has_pod_monitor)
     if has_ray_cron_job:
+        if shape.retries is not None:
+            raise SpecError(
+                "--retries is for --without-raycronjob, whose pod repeats lost clusters only; KubeRay would repeat "
+                "every failure, also a wrong spec and a run over its error budget."
+            )
         if schedule.mode == "full":
             raise SpecError(
                 "A RayCronJob starts the same command every time, and a full run that is complete is not done again; "
@@ -122,7 +127,7 @@ def unsupported_by_kubernetes(schedule: Schedule, *, has_ray_cron_job: bool) -> 
     if schedule.deadline_s is not None and schedule.on_deadline == "stop":
         missing.append("that deadline_s counts from the scheduled time; Kubernetes counts from the job's start")
     if schedule.notify.model_dump(exclude_defaults=True):
-        missing.append("notify; infra/monitoring/rules.yml has alerts for Prometheus")
+        missing.append("notify; give the job spec a notify of its own, by which the run reports its start and end")
     if schedule.address is not None:
         missing.append("address; each run gets a cluster of its own")
     if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):

@@ -96,7 +96,7 @@ def unsupported_by_systemd(schedule: Schedule) -> list[str]:
     if schedule.deadline_s is not None and schedule.on_deadline == "notify":
         missing.append("deadline_s with on_deadline: notify; a service can only be stopped at it")
     if schedule.notify.model_dump(exclude_defaults=True):
-        missing.append("notify; name a unit of yours with OnFailure= in the service")
+        missing.append("notify; use the job spec's own notify, or name a unit of yours with OnFailure= in the service")
     if schedule.mode == "full":
         missing.append("restarts after a failure; a full run's name holds the time at which it began")
     if is_shifted_by_the_clock(schedule.cron, schedule.time_zone):

@@ -27,6 +27,11 @@ def dump_manifests(manifests: Iterable[Manifest]) -> str:
     return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=120, explicit_start=True)
 
 
+def dump_operations(operations: list[Manifest]) -> str:
+    """Return the operations of a JSON patch as YAML to embed in a manifest."""
+    return yaml.dump(operations, Dumper=_Dumper, sort_keys=False)
+
+
 def dump_mapping(mapping: Manifest) -> str:
     """Return a mapping as YAML to embed in a manifest."""
     return yaml.safe_dump(mapping, sort_keys=False)

@@ -28,14 +28,14 @@ class DrawnInstance:
     """One instance to draw.
 
     category: its label's text.
-    score: in [0, 1].
+    score: in [0, 1]; None for an annotation, which has none.
     box_xywh: x, y, width, height in pixels of the original image.
     load_mask: returns [H, W] bool of the original image's size; None for a box-only model. A function, so that a
         hundred full-size masks are never in memory at once.
     """
 
     category: str
-    score: float
+    score: float | None
     box_xywh: tuple[float, float, float, float]
     load_mask: Callable[[], NDArray[np.bool_]] | None
 
@@ -132,7 +132,7 @@ def _draw_label(
     placed: Sequence[Rectangle],
 ) -> Rectangle:
     """Write category and score on a plate at the first free corner of the box; return the plate."""
-    text = f"{instance.category} {instance.score:.2f}"
+    text = instance.category if instance.score is None else f"{instance.category} {instance.score:.2f}"
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     margin = max(2, round((bottom - top) / 4))
     plate_width, plate_height = round(right - left) + 2 * margin, round(bottom - top) + 2 * margin

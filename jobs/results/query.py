@@ -102,7 +102,22 @@ def _execute(
     Args:
         has_output: is set before anything is written to stdout.
     """
-    with contextlib.closing(database), translated_sql_errors():
+    with contextlib.closing(database):
+        answer_sql(database, sql, output_format, output_file, has_output)
+
+
+def answer_sql(
+    database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None, has_output: Event
+) -> None:
+    """Run the SQL and write its last statement's answer; the database stays open.
+
+    Args:
+        has_output: is set before anything is written to stdout.
+
+    Raises:
+        SpecError: the SQL is wrong or not permitted, or the answer cannot be written.
+    """
+    with translated_sql_errors():
         if output_format == "parquet" and output_file is not None:
             _write_parquet(database, sql, output_file)
             return

@@ -52,6 +52,9 @@ class RunStatus:
     statuses: rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
     images_per_s: recently while it runs, of the last session when it has ended; None when not measured.
     eta_s: seconds to go; None when unknown. workers: those with the model loaded, now.
+    bottleneck: name, share and sentence of what holds the workers up: in the last minute while it runs, in the last
+        session when it has ended; None when unknown.
+    worker_time_s: of all workers by cause, see `pipeline.messages.CAUSES`; of the last or the current session.
     driver: the holder of the lease, alive or not; None without one.
     told: the time of the numbers, UTC; None for those counted just now. reason: why it is not complete.
     """
@@ -70,6 +73,8 @@ class RunStatus:
     images_per_s: float | None = None
     eta_s: float | None = None
     workers: int | None = None
+    bottleneck: Mapping[str, Any] | None = None
+    worker_time_s: Mapping[str, float] | None = None
     driver: Driver | None = None
     told: datetime | None = None
     reason: str = ""
@@ -126,9 +131,25 @@ def read_status(
         return _running(record, progress, driver, results)
     if found.summary is None:
         return _status(record, found.state, driver=driver, reason=found.reason, **_count_rows(results, record.run))
-    names = ("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason")
+    names = (
+        *("images", "images_done", "statuses", "failure_reasons", "instances", "images_per_s", "reason"),
+        *("bottleneck", "worker_time_s"),
+    )
     numbers = {name: found.summary[name] for name in names if name in found.summary}
     return _status(record, found.state, driver=driver, **numbers)
+
+
+def refresh_status(status: RunStatus, storage: Storage, output_uri: str) -> RunStatus | None:
+    """Take the numbers of a running run from its progress.json, without asking whether its driver is alive.
+
+    Returns:
+        None when the run is not running, or has no progress.json: then `read_status` knows more.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    progress = load_progress(storage, output_uri, status.run) if status.state == "running" else None
+    return None if progress is None else replace(status, **_numbers(progress))
 
 
 def read_driver(
@@ -189,14 +210,19 @@ def _running(record: RunRecord, progress: Mapping[str, Any] | None, driver: Driv
         record,
         "running",
         driver=driver,
-        told=datetime.fromisoformat(progress["written"]),
-        images=progress["images_total"],
-        is_listing=progress["is_listing"],
-        **{
-            name: progress[name]
-            for name in ("images_done", "statuses", "failure_reasons", "images_per_s", "eta_s", "workers")
-        },
+        **_numbers(progress),
     )
+
+
+def _numbers(progress: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("images_done", "is_listing", "statuses", "failure_reasons", "images_per_s", "eta_s", "workers")
+    return {name: progress[name] for name in names} | {
+        "told": datetime.fromisoformat(progress["written"]),
+        "images": progress["images_total"],
+        # Absent where an earlier version wrote the file.
+        "bottleneck": progress.get("bottleneck"),
+        "worker_time_s": live.get("time_s") if isinstance(live := progress.get("live"), dict) else None,
+    }
 
 
 def _status(record: RunRecord, state: State, **known: Any) -> RunStatus:

@@ -1,25 +1,44 @@
 """`htc plan`: report what a run would do, without writing anything."""
 
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from jobs.running.cost_estimate import (
+    CostPlan,
+    EstimateOptions,
+    check_options,
+    estimate_values,
+    plan_cost,
+    pools_of,
+    rate_lines,
+    rate_of_runs,
+    size_note,
+    write_estimates,
+)
 from jobs.running.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
+from jobs.running.probe import Probe, probe_images, run_probe
 from jobs.terminal.console import say, size_of, write_json, write_table
 from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
+from pipeline.machine_limits import machine_name
+from pipeline.planning.estimate import WorkerRate
 from pipeline.planning.incremental import IncrementalPlan, NewRun
 from pipeline.planning.input_changes import InputChanges, InputComparison, suggest_command, translated_input_errors
 from pipeline.planning.selection_report import selection_lines
 from pipeline.planning.shard_size import ShardSizing
+from pipeline.planning.size_sample import SizeSample
 from pipeline.planning.survey import InputSurvey, survey_input
+from pipeline.planning.worker_plan import local_gpus
 from pipeline.redaction import redact
+from pipeline.runs.cost import read_cost
 from pipeline.runs.open import find_run
-from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, EXIT_USAGE
+from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_FAILED, EXIT_INPUT_CHANGED, EXIT_USAGE
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of, format_duration
@@ -65,35 +84,65 @@ class _ReadOnlyStorage(Storage):
         """Do nothing."""
 
 
-def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: bool, is_json: bool = False) -> int:
+def report_plan(
+    spec: JobSpec,
+    *,
+    run: str | None,
+    fresh: bool,
+    is_model_timed: bool,
+    is_json: bool = False,
+    options: EstimateOptions | None = None,
+) -> int:
     """Write to stdout what `htc run` with the same arguments would do; write nothing else.
 
     Args:
         is_model_timed: load the model and time it on one of the sampled images.
         is_json: as one JSON object instead of text.
+        options: for which worker pools the run is estimated, and from which rate.
 
     Returns:
-        The exit code: 0 if the run could start, 2 if its weights or model are missing or wrong, 3 if the run is
-        complete and its input has changed since.
+        The exit code: 0 if the run could start, 1 if no pool is expected to keep the deadline and the largest cost, or
+        a probe could segment no image, 2 if its weights or model are missing or wrong or there is no rate for the
+        estimates that were asked for, 3 if the run is complete and its input has changed since.
 
     Raises:
-        HtcError: the run could not start: no input, another run's spec, an occupied output.
+        HtcError: the run could not start: no input, another run's spec, an occupied output; or the options are wrong.
     """
+    options = options or EstimateOptions()
+    check_options(options, spec)
     storage = _ReadOnlyStorage(spec.storage)
     weights = weights_here(spec.model)
     if weights is not None and weights.is_file():
         spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
-    existing = _existing_run(spec, storage, run=run, fresh=fresh)
+    fingerprint = known_fingerprint(spec, storage, run)
+    existing = _existing_run(spec, storage, fingerprint, run=run, fresh=fresh)
     if existing is not None:
         _read_manifest(existing)
-    incremental = _plan_incremental(spec, storage, run) if existing is None else None
-    survey, changes = _survey(spec, storage, existing, incremental)
+    incremental = _plan_incremental(spec, storage, fingerprint) if existing is None else None
+    size_sample = SizeSample() if options.is_probed else None
+    began = time.monotonic()
+    survey, changes = _survey(spec, storage, existing, incremental, size_sample)
+    listing_s = time.monotonic() - began
     sample = decode_sample(spec, survey, storage)
-    check = check_model(spec, sample.images if is_model_timed else None)
+    check = check_model(spec, sample.images if is_model_timed and not options.is_probed else None)
     estimate = _estimate(spec, survey, existing, check)
-    exit_code = EXIT_INPUT_CHANGED if changes is not None and changes.has_any else EXIT_COMPLETE
-    if check.problem:
-        exit_code = EXIT_USAGE
+    probe = None
+    if size_sample is not None and not check.problem:
+        probe = _run_probe(spec, storage, options, size_sample)
+    cost = _plan_cost(
+        spec,
+        storage,
+        options,
+        survey=survey,
+        existing=existing,
+        here=estimate,
+        check=check,
+        probe=probe,
+        fingerprint=fingerprint,
+        listing_s=listing_s,
+    )
+    problem = check.problem or _why_no_estimate(options, spec, cost, probe, estimate.images)
+    exit_code = _exit_code(changes, cost, probe, problem)
     if is_json:
         write_json(
             _plan_as_dict(
@@ -105,17 +154,40 @@ def report_plan(spec: JobSpec, *, run: str | None, fresh: bool, is_model_timed: 
                 check=check,
                 estimate=estimate,
                 exit_code=exit_code,
+                problem=problem,
             )
+            | {"estimate": estimate_values(cost, probe)}
         )
         return exit_code
     lines = [*_input_lines(survey), *_sample_lines(sample), *_run_lines(spec, existing, run, changes)]
-    lines += [*check.lines, *_time_lines(estimate, check)]
+    lines += [
+        *check.lines,
+        *(_time_lines(estimate, check) if cost is None else [("this machine", f"workers: {estimate.description}")]),
+    ]
+    if cost is not None:
+        lines += rate_lines(cost)
     write_table(["", ""], lines, has_header=False)
+    if cost is not None:
+        write_estimates(cost)
+    _say_problems(sample, probe, problem)
+    return exit_code
+
+
+def _exit_code(changes: InputChanges | None, cost: CostPlan | None, probe: Probe | None, problem: str | None) -> int:
+    if problem:
+        return EXIT_FAILED if probe is not None and probe.problem else EXIT_USAGE
+    if changes is not None and changes.has_any:
+        return EXIT_INPUT_CHANGED
+    return EXIT_COMPLETE if cost is None or cost.is_kept else EXIT_FAILED
+
+
+def _say_problems(sample: SampleDecode, probe: Probe | None, problem: str | None) -> None:
     for uri, reason in sample.failures:
         say(redact(f"Not decoded: {uri}: {reason}"))
-    if check.problem:
-        say(check.problem)
-    return exit_code
+    for uri, reason in probe.failures if probe is not None else ():
+        say(redact(f"Not segmented by the probe: {uri}: {reason}"))
+    if problem:
+        say(redact(problem))
 
 
 def _plan_as_dict(
@@ -128,12 +200,13 @@ def _plan_as_dict(
     check: ModelCheck,
     estimate: "_Estimate",
     exit_code: int,
+    problem: str | None,
 ) -> dict[str, object]:
     manifest = survey.manifest
     todo = len(existing.todo()) if existing else manifest.shard_count
     return {
         "exit_code": exit_code,
-        "problem": check.problem or None,
+        "problem": redact(problem) if problem else None,
         "images": manifest.image_count,
         "bytes": manifest.listed_bytes,
         "images_of_unknown_size": manifest.unsized_images,
@@ -156,7 +229,11 @@ def _plan_as_dict(
 
 
 def _survey(
-    spec: JobSpec, storage: Storage, existing: RunHandle | None, incremental: IncrementalPlan | None
+    spec: JobSpec,
+    storage: Storage,
+    existing: RunHandle | None,
+    incremental: IncrementalPlan | None,
+    size_sample: SizeSample | None,
 ) -> tuple[InputSurvey, InputChanges | None]:
     """List the input, and compare it with the complete run of it, if there is one."""
     survey = partial(
@@ -166,6 +243,7 @@ def _survey(
         spec.output.uri,
         sizing=ShardSizing.of(spec.compute),
         sample_images=SAMPLE_IMAGES,
+        size_sample=size_sample,
     )
     if existing is None or existing.state != "complete" or spec.select.mode != "full":
         return survey(incremental=incremental), None
@@ -174,17 +252,17 @@ def _survey(
         return survey(comparison=comparison), comparison.changes()
 
 
-def _plan_incremental(spec: JobSpec, storage: Storage, run: str | None) -> IncrementalPlan | None:
+def _plan_incremental(spec: JobSpec, storage: Storage, fingerprint: Mapping[str, Any]) -> IncrementalPlan | None:
     if spec.select.mode == "full":
         return None
-    fingerprint = known_fingerprint(spec, storage, run)
     new_run = NewRun(datetime.now(UTC).isoformat(), "", fingerprint, spec.identity())
     return IncrementalPlan(spec.input, spec.select, storage, spec.output.uri, run=new_run)
 
 
-def _existing_run(spec: JobSpec, storage: Storage, *, run: str | None, fresh: bool) -> RunHandle | None:
+def _existing_run(
+    spec: JobSpec, storage: Storage, fingerprint: Mapping[str, Any], *, run: str | None, fresh: bool
+) -> RunHandle | None:
     """Find the run that would be resumed; None if a new one would begin, or the planning would be continued."""
-    fingerprint = known_fingerprint(spec, storage, run)
     try:
         return find_run(spec, fingerprint, storage, run=run, fresh=fresh)
     except _WouldWriteError:
@@ -280,6 +358,73 @@ class _Estimate:
     description: str
     images: int
     seconds: float | None
+
+
+def _run_probe(spec: JobSpec, storage: Storage, options: EstimateOptions, size_sample: SizeSample) -> Probe:
+    one, _ = plan_local_workers(spec, shards=1, gpus=local_gpus())
+    return run_probe(spec, storage, size_sample.pick(options.probe_images or probe_images(one)), one)
+
+
+def _plan_cost(
+    spec: JobSpec,
+    storage: Storage,
+    options: EstimateOptions,
+    *,
+    survey: InputSurvey,
+    existing: RunHandle | None,
+    here: "_Estimate",
+    check: ModelCheck,
+    probe: Probe | None,
+    fingerprint: Mapping[str, Any],
+    listing_s: float,
+) -> CostPlan | None:
+    """Estimate the pools; None when no rate is known, or when only this machine is asked about and one image timed."""
+    now = datetime.now(UTC)
+    rate, notes = None, []
+    if options.images_per_s is not None:
+        rate = WorkerRate(options.images_per_s, None, None, "given", "--images-per-s, given by hand")
+    elif options.is_probed:
+        rate = probe.rate if probe is not None else None
+    else:
+        found = rate_of_runs(spec, storage, fingerprint, like=options.like, now=now)
+        manifest = survey.manifest
+        sized = manifest.image_count - manifest.unsized_images
+        if found is not None:
+            rate = found.rate
+            notes = [note] if (note := size_note(found, manifest.listed_bytes / sized if sized else None)) else []
+    if rate is None and check.image_s and (options.is_asked or spec.budget.deadline or spec.budget.worker_price):
+        described = f"one {check.timed_size} image, timed just now on this machine; --probe measures more"
+        rate = WorkerRate(1 / check.image_s, None, None, "image", described, machine_name())
+    if rate is None or check.problem:
+        return None
+    shards = len(existing.todo()) if existing else survey.manifest.shard_count
+    return plan_cost(
+        options,
+        spec,
+        rate,
+        pools_of(options, spec, here.workers),
+        images=here.images,
+        shards=shards,
+        is_new=existing is None,
+        listing_s=listing_s,
+        load_s=probe.load_s if probe is not None else check.load_s,
+        notes=notes,
+        spent=read_cost(storage, spec.output.uri, existing.name).amount or 0.0 if existing is not None else 0.0,
+        now=now,
+    )
+
+
+def _why_no_estimate(
+    options: EstimateOptions, spec: JobSpec, cost: CostPlan | None, probe: Probe | None, images: int
+) -> str:
+    if probe is not None and probe.problem:
+        return probe.problem
+    if cost is None and images and (options.is_asked or spec.budget.deadline or spec.budget.max_cost):
+        return (
+            f"There is no rate to estimate from: no run in {spec.output.uri} has measured this model. Measure with "
+            "--probe, name a run with --like OUTPUT[/RUN], or give --images-per-s."
+        )
+    return ""
 
 
 def _estimate(spec: JobSpec, survey: InputSurvey, existing: RunHandle | None, check: ModelCheck) -> _Estimate:

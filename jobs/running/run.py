@@ -3,14 +3,17 @@
 import shlex
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
-from jobs.notifications.run_ending import RunEnding, ending_of_summary, notify_ending
+from jobs.notifications.announcer import RunAnnouncer
 from jobs.terminal.console import say, write_json, write_line, write_table
 from pipeline.errors import HtcError
+from pipeline.job_spec.deadline import local_text
 from pipeline.job_spec.job import JobSpec
+from pipeline.logs import is_json as is_json_logged
+from pipeline.runs.bottleneck import shares_in_words, shares_of
 from pipeline.runs.error_budget import allowed_errors
-from pipeline.runs.lease import RunHeldError
 from pipeline.runs.outcomes import in_words
 from pipeline.runs.start_up import PARTS, Part, StartUp
 from pipeline.runs.summary import RunSummary
@@ -44,24 +47,18 @@ def run_and_report(
         # Imported in the block, because the import takes a second in which Ctrl-C must be quiet.
         from pipeline.driver import run_job as driver
 
+    announcer = RunAnnouncer(spec)
     try:
-        summary = driver.run(spec, run=run, fresh=fresh, start_up=start_up)
+        summary = driver.run(spec, run=run, fresh=fresh, start_up=start_up, on_begin=announcer.begun)
     except HtcError as error:
-        # Another driver works on the run, and reports its end itself.
-        if not isinstance(error, RunHeldError):
-            _notify(spec, RunEnding(run or "", "failed", error.exit_code, str(error)))
+        announcer.failed(error, run)
         raise
     if is_json:
         write_json(summary.to_dict())
     else:
         report_summary(summary, spec, is_verbose=is_verbose)
-    _notify(spec, ending_of_summary(summary))
+    announcer.ended(summary)
     return summary.exit_code
-
-
-def _notify(spec: JobSpec, ending: RunEnding | None) -> None:
-    if ending is not None:
-        notify_ending(spec, ending)
 
 
 def _process_age_s() -> float:
@@ -75,10 +72,12 @@ def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = Fal
     """Write the run's outcome to stdout, and the reason why it is not complete to stderr.
 
     Args:
-        is_verbose: also write how long each part of the start took.
+        is_verbose: also write how long each part of the start took, and how busy the stages were.
     """
     write_line()
     write_table(["", ""], list(_outcome(summary, spec)), has_header=False)
+    if is_verbose:
+        _report_stages(summary)
     if is_verbose and summary.start_up_s:
         write_line("Start, seconds after the command began:")
         rows = [(f"{seconds:.1f}", START_PARTS[part]) for part, seconds in _by_time(summary.start_up_s)]
@@ -87,10 +86,17 @@ def report_summary(summary: RunSummary, spec: JobSpec, *, is_verbose: bool = Fal
         _report_failures(summary)
     for command in _next_commands(summary, spec):
         write_line(command)
-    if summary.reason:
+    if summary.reason and not is_json_logged():
+        # In the JSON log, the event `run_ended` has it.
         say(summary.reason)
     if summary.error_log:
         say(f"The tracebacks of unexpected failures are in {summary.error_log}.")
+
+
+def _report_stages(summary: RunSummary) -> None:
+    shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
+    if busy := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
+        write_line(f"Busy time of the stages, which run side by side: {', '.join(busy)}")
 
 
 def _by_time(start_up_s: Mapping[str, float]) -> list[tuple[Part, float]]:
@@ -108,15 +114,23 @@ def _outcome(summary: RunSummary, spec: JobSpec) -> Iterator[tuple[str, str]]:
     if summary.session_images:
         speed = f"{summary.images_per_s:.2f} images/s"
         yield "speed", f"{speed}, {summary.session_images:,} in {format_duration(summary.seconds)}, start included"
-    shares = sorted(summary.stage_shares.items(), key=lambda pair: -pair[1])
-    if visible_shares := [f"{stage} {share:.0%}" for stage, share in shares if share >= 0.005]:
-        yield "time went to", ", ".join(visible_shares)
+    if times := ", ".join(shares_in_words(shares_of(summary.worker_time_s))):
+        yield "workers' time", times
+    if summary.bottleneck is not None:
+        yield "bottleneck", summary.bottleneck.sentence
     if summary.device:
         # On a CPU nothing but fp32 is chosen without being asked for.
         is_shown = summary.precision and (summary.device != "cpu" or summary.precision.startswith("bf16"))
         yield "device", f"{summary.device} ({summary.precision})" if is_shown else summary.device
     if summary.retries or summary.workers_lost:
         yield "trouble", f"{summary.retries} retries, {summary.workers_lost} workers lost"
+    amount, hours = summary.cost.get("amount"), summary.cost.get("worker_hours")
+    if isinstance(amount, int | float) and isinstance(hours, int | float):
+        limit = f" of at most {spec.budget.amount(spec.budget.max_cost)}" if spec.budget.max_cost else ""
+        yield "cost", f"{spec.budget.amount(amount)}{limit}, {hours:.3g} worker-hours in all sessions"
+    if summary.is_late and summary.deadline and not summary.stopped_by:
+        deadline = local_text(datetime.fromisoformat(summary.deadline), spec.budget.deadline or "")
+        yield "late", f"it ended after its deadline, {deadline}"
     trained = "" if summary.is_trained else ", untrained weights: the masks mean nothing"
     yield "model", f"{summary.model or spec.model.preset}{trained}"
     yield "tables", f"{spec.output.uri} (images/, instances/, runs/{summary.run}/)"

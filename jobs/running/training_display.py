@@ -1,5 +1,6 @@
 """What `htc train` shows while it trains: steps, losses, speed, time left, and the scores of each evaluation."""
 
+import logging
 import sys
 import time
 from collections import deque
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from pipeline import logs
 from pipeline.text import count_of, format_duration
 
 if TYPE_CHECKING:
     from htc_model.training.spec import TrainingSpec
+
+log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 # Speed and time left are of so many steps before, so that they follow the machine's load.
@@ -40,6 +44,12 @@ class TrainingDisplay:
         self.has_steps = True
         self._times.append((done, time.monotonic()))
         loss = f"loss {losses['total']:.3f}{self._speed()}"
+        if logs.is_json():
+            if done == steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
+                self._last_line = time.monotonic()
+                sentence = f"{done}/{steps} steps, {loss}{self._time_left(done, steps)}"
+                logs.log_event(log, "training_progress", sentence, step=done, steps=steps, losses=losses)
+            return
         if not self._console.is_terminal:
             if done == steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
                 self._last_line = time.monotonic()
@@ -52,6 +62,11 @@ class TrainingDisplay:
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
         """Show the scores of an evaluation: a line for each data set, and one for each of its classes."""
+        if logs.is_json():
+            values = {name: line.get(name) for name in ("epoch", "evaluation", "classes", "is_best")}
+            logs.log_event(log, "training_scores", f"epoch {line['epoch'] + 1}/{self._epochs} is scored", **values)
+            self._times.clear()
+            return
         for data_set, scores in line["evaluation"].items():
             best = ", the best so far" if line.get("is_best") else ""
             overall = ", ".join(f"{name} {_score(scores[name])}" for name in _kinds(scores))
@@ -68,11 +83,16 @@ class TrainingDisplay:
 
     def note(self, sentence: str) -> None:
         """Write a sentence above the bar."""
+        if logs.is_json():
+            # The log has the network's warnings already.
+            return
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop the bar and restore the terminal."""
-        self._bar.stop()
+        if not logs.is_json():
+            # Also without a bar it writes a line.
+            self._bar.stop()
         sys.stderr.flush()
 
     def _seconds_per_step(self) -> float | None:

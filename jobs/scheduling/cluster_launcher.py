@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from jobs.scheduling.deadlines import with_deadline
 from jobs.scheduling.endings import ending_of, last_line
 from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.launcher import LaunchStatus
@@ -82,7 +83,7 @@ class ClusterLauncher:
         from jobs.cluster.errors import JobRunningError
         from jobs.cluster.submit import submit_job
 
-        job = load_job(firing.schedule)
+        job = with_deadline(load_job(firing.schedule), firing)
         client = self._connect()
         # `starts` counts the jobs that have vanished; one more was submitted by a scheduler that died right after.
         known = [state for state in client.states() if state.run == firing.name]

@@ -1,7 +1,7 @@
 """The commands `htc schedule ...`: store schedules, and show their firings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import islice
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.scheduling.cron import due_times
+from jobs.scheduling.deadlines import schedule_warning
 from jobs.scheduling.engine import plan_firing
 from jobs.scheduling.firing import Firing
 from jobs.scheduling.formatting import (
@@ -29,6 +30,8 @@ from jobs.terminal.console import say, write_line, write_table
 from pipeline.errors import HtcError, SpecError
 
 NEXT_SHOWN = 5
+# Firings that are looked at for runs that were complete.
+HISTORY_COMPARED = 20
 
 
 def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_replaced: bool) -> None:
@@ -43,7 +46,7 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
     """
     given = {key: value for key, value in keys.items() if value is not None}
     schedule = load_schedule(file, given) if file else build_schedule(given)
-    job = load_job(schedule)
+    load_job(schedule)
     with closing(ScheduleStore(home)) as store:
         former = store.find(schedule.name)
         if former is not None and not is_replaced:
@@ -51,16 +54,13 @@ def add_schedule(home: Path, file: str | None, keys: Mapping[str, Any], *, is_re
                 f"A schedule {schedule.name} already exists (htc schedule show {schedule.name}); replace it with "
                 "--replace, or choose another name."
             )
-        neighbours = [
-            stored.schedule.name
-            for stored in store.schedules()
-            if stored.schedule.name != schedule.name and _output_of(stored.schedule) == job.output.uri
-        ]
+        neighbours = _neighbours(store, schedule)
         store.put(schedule, datetime.now(UTC))
+        history = store.history(schedule.name, HISTORY_COMPARED)
     write_line(f"{'Replaced' if former else 'Added'} {schedule.name}: {describe_times(schedule)}.")
     if not schedule.is_paused:
         write_line(f"Next: {local_time(next_time(schedule), schedule)}")
-    for warning in _warnings(schedule, neighbours, home):
+    for warning in _warnings(schedule, neighbours, home, history):
         say(warning)
 
 
@@ -93,6 +93,8 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
     with closing(ScheduleStore(home)) as store:
         stored = _require(store, name)
         last = _last_of(store, name)
+        history = store.history(name, HISTORY_COMPARED)
+        neighbours = _neighbours(store, stored.schedule)
     schedule = stored.schedule
     if is_json:
         write_line(json.dumps({**schedule_values(stored), "last": firing_values(last)}))
@@ -105,7 +107,7 @@ def show_schedule(home: Path, name: str, *, is_json: bool) -> None:
     if last is not None:
         rows.append(("last", describe_firing(last)))
     write_table(["", ""], rows, has_header=False)
-    for warning in _warnings(schedule, [], home):
+    for warning in _warnings(schedule, neighbours, home, history):
         say(warning)
 
 
@@ -178,20 +180,21 @@ def show_history(home: Path, name: str | None, *, limit: int, is_json: bool) -> 
         say(f"The newest run's log: {log}")
 
 
-def _warnings(schedule: Schedule, neighbours: list[str], home: Path) -> list[str]:
-    from jobs.notifications.delivery import webhook_url
+def _warnings(schedule: Schedule, neighbours: list[str], home: Path, history: Sequence[Firing]) -> list[str]:
+    from jobs.notifications.delivery import find_problems
 
-    warnings = []
-    if schedule.notify.webhook_url_env or schedule.notify.webhook_url_file:
-        try:
-            webhook_url(schedule.notify)
-        except ValueError as error:
-            warnings.append(f"Notifications cannot be sent from here: {error}; the scheduler needs it.")
+    warnings = [
+        f"Notifications cannot be sent from here: {problem}; the scheduler needs it."
+        for problem in find_problems(schedule.notify, ("webhook", "apprise")).values()
+    ]
     if neighbours:
         write = "writes" if len(neighbours) == 1 else "write"
         warnings.append(
-            f"{', '.join(neighbours)} {write} to the same output; two runs at once would do the same work twice."
+            f"{', '.join(neighbours)} {write} to the same output; while a run of one is in progress, one of the other "
+            "is refused. Give each its own output, or times far enough apart."
         )
+    if late := schedule_warning(schedule, history):
+        warnings.append(late)
     if not is_scheduler_running(home):
         warnings.append(_NO_SCHEDULER)
     return warnings
@@ -205,9 +208,16 @@ def _say_no_scheduler(home: Path) -> None:
         say(_NO_SCHEDULER)
 
 
+def _neighbours(store: ScheduleStore, schedule: Schedule) -> list[str]:
+    """Return the names of the other schedules that write to the schedule's output."""
+    output = _output_of(schedule)
+    others = (stored.schedule for stored in store.schedules() if stored.schedule.name != schedule.name)
+    return [other.name for other in others if output is not None and _output_of(other) == output]
+
+
 def _output_of(schedule: Schedule) -> str | None:
     try:
-        return load_job(schedule).output.uri
+        return load_job(schedule).output.uri.rstrip("/")
     except HtcError:
         return None
 

@@ -4,9 +4,10 @@ import json
 import math
 from typing import Any
 
-from jobs.scheduling.firing import Ending
+from jobs.scheduling.firing import Ending, Outcome
 from pipeline.errors import StorageError
 from pipeline.job_spec.job import JobSpec
+from pipeline.logs import parse_line
 from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, OUTCOMES
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
@@ -39,7 +40,8 @@ def ending_of(job: JobSpec, run: str, exit_code: int, otherwise: str) -> Ending:
     statuses = summary.get("statuses")
     if isinstance(statuses, dict):
         counts["failed"] = sum(count for name, count in statuses.items() if name != "ok" and _is_count(count))
-    return Ending(status, str(summary.get("reason") or ""), exit_code, counts)
+    outcome: Outcome = "stopped" if summary.get("stopped_by") == "deadline" else status
+    return Ending(outcome, str(summary.get("reason") or ""), exit_code, counts)
 
 
 def _is_count(value: object) -> bool:
@@ -47,5 +49,13 @@ def _is_count(value: object) -> bool:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that is not empty, which says why a run ended; 500 characters at most."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:500]
+    """Return the last line that is not empty, which says why a run ended; 500 characters at most.
+
+    Of lines of the JSON log, the message of the last one that is an error, or of the last one.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    parsed = [value for line in lines if (value := parse_line(line))]
+    if not parsed:
+        return (lines or [""])[-1][:500]
+    chosen = next((value for value in reversed(parsed) if value["level"] == "error"), parsed[-1])
+    return str(chosen["message"])[:500]

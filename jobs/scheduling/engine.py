@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from jobs.scheduling.deadlines import RUNS_COMPARED, late_warning
 from jobs.scheduling.firing import Ending, Firing, Kind, firing_name
 from jobs.scheduling.launcher import Launcher
 from jobs.scheduling.monitor import watch_firing
-from jobs.scheduling.policies import Due, jitter_of, judge_due, judge_overlap
+from jobs.scheduling.policies import MAX_WAITING, Due, jitter_of, judge_due, judge_overlap
 from jobs.scheduling.schedule import Event, Schedule
 from jobs.scheduling.store import DAMAGE, ScheduleStore, StoreDamagedError, StoredSchedule
 from pipeline.errors import HtcError, SpecError
+from pipeline.logs import log_event
 from pipeline.text import message_of
 
 log = logging.getLogger(__name__)
@@ -167,8 +169,15 @@ class Engine:
                 log.warning("%s cannot begin yet: %s", firing.name, error)
                 self._store.update(replace(firing, reason=str(error)))
             return
+        self._warn_late(firing, now)
         self._store.update(replace(firing, state="running", handle=handle, starts=firing.starts + 1, reason=""))
-        log.info("%s has begun (%s)", firing.name, handle)
+        log_event(log, "firing", f"{firing.name} has begun ({handle})", firing=firing.name, state="begun")
+
+    def _warn_late(self, firing: Firing, now: datetime) -> None:
+        if firing.deadline is not None:
+            before = self._store.history(firing.schedule.name, RUNS_COMPARED + MAX_WAITING)
+            if late := late_warning(firing.name, (firing.deadline - now).total_seconds(), before):
+                log.warning(late)
 
     def _mark_late(self, firing: Firing, now: datetime) -> Firing:
         deadline = firing.deadline
@@ -193,7 +202,8 @@ class Engine:
     def _end(self, firing: Firing, ending: Ending, now: datetime, *, event: Event | None = None) -> Firing:
         ended = replace(firing, state="ended", ended=now, ending=ending)
         self._store.update(ended, event=event)
-        log.info("%s: %s", firing.name, " - ".join(filter(None, [ending.outcome, ending.reason])))
+        sentence = f"{firing.name}: {' - '.join(filter(None, [ending.outcome, ending.reason]))}"
+        log_event(log, "firing", sentence, firing=firing.name, state=ending.outcome, reason=ending.reason)
         return ended
 
 

@@ -19,6 +19,7 @@ from typing import IO
 
 import yaml
 
+from jobs.scheduling.deadlines import with_deadline
 from jobs.scheduling.firing import Ending, Firing, ending_from
 from jobs.scheduling.launcher import LaunchStatus
 from jobs.scheduling.schedule import load_job
@@ -57,7 +58,7 @@ class LocalLauncher:
 
     def start(self, firing: Firing) -> str:
         """Start the run, or find that it is running or has ended."""
-        job = load_job(firing.schedule)
+        job = with_deadline(load_job(firing.schedule), firing)
         folder = firing_folder(self._home, firing.name)
         try:
             if not folder.is_dir() and folder.exists():

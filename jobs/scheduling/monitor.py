@@ -8,6 +8,7 @@ from jobs.scheduling.firing import Ending, Firing
 from jobs.scheduling.launcher import Launcher
 from jobs.scheduling.schedule import Event
 from jobs.scheduling.store import ScheduleStore
+from pipeline.logs import log_event
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,15 @@ def _after_loss(store: ScheduleStore, firing: Firing, now: datetime) -> Firing:
     if firing.starts >= MAX_STARTS:
         reason = f"Its process vanished {firing.starts} times without an exit code (killed, or out of memory)."
         return _end(store, firing, Ending("lost", reason), now)
-    log.warning("%s vanished without an exit code; it is resumed", firing.name)
+    sentence = f"{firing.name} vanished without an exit code; it is resumed"
+    log_event(log, "firing", sentence, level="warning", firing=firing.name, state="vanished")
     again = replace(firing, state="starting", begun=now, reason="Its process vanished; resumed.")
     store.update(again)
     return again
 
 
 def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) -> Firing:
+    is_stopped_by_itself = firing.stop_outcome is None and ending.outcome == "stopped"
     if firing.stop_outcome is not None and ending.outcome != "complete":
         ending = replace(ending, outcome=firing.stop_outcome, reason=firing.reason)
     event: Event | None = "failure"
@@ -60,7 +63,12 @@ def _end(store: ScheduleStore, firing: Firing, ending: Ending, now: datetime) ->
     elif firing.stop_outcome is not None:
         # Stopped at its deadline, which was reported then; or replaced, as the schedule says.
         event = None
+    elif is_stopped_by_itself:
+        # At its deadline, before the scheduler asked it to stop.
+        event = None if firing.is_late else "deadline"
+        firing = replace(firing, is_late=True)
     ended = replace(firing, state="ended", ended=now, ending=ending)
     store.update(ended, event=event)
-    log.info("%s: %s", firing.name, " - ".join(filter(None, [ending.outcome, ending.reason])))
+    sentence = f"{firing.name}: {' - '.join(filter(None, [ending.outcome, ending.reason]))}"
+    log_event(log, "firing", sentence, firing=firing.name, state=ending.outcome, reason=ending.reason)
     return ended

@@ -7,8 +7,19 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.notifications.delivery import HOOK_TIMEOUT_S, LONGEST_WAIT_S, describe_counts, run_hook, send_webhook
+from jobs.notifications.bodies import Report
+from jobs.notifications.delivery import (
+    DELIVERY_BOUND_S,
+    HOOK_TIMEOUT_S,
+    LONGEST_WAIT_S,
+    deliver_side_by_side,
+    describe_counts,
+    run_hook,
+    send_apprise,
+    send_webhook,
+)
 from jobs.scheduling.store import Notification, ScheduleStore
+from pipeline.logs import log_event
 from pipeline.redaction import redact
 from pipeline.runs.outcomes import in_words
 
@@ -28,13 +39,11 @@ def deliver_open_notifications(
     store = ScheduleStore(home)
     try:
         for notification in store.open_notifications():
-            problem = (
-                _send(notification, longest_wait_s)
-                if notification.channel == "webhook"
-                else _call_hook(notification, hook_timeout_s)
-            )
+            problem = _deliver(notification, longest_wait_s, hook_timeout_s)
             if problem:
-                log.warning("%s: the %s was not notified: %s", notification.firing.name, notification.channel, problem)
+                name, channel = notification.firing.name, notification.channel
+                sentence = f"{name}: the {channel} was not notified: {problem}"
+                log_event(log, "notification_failed", sentence, firing=name, channel=channel)
             store.close_notification(replace(notification, problem=problem))
     finally:
         store.close()
@@ -45,7 +54,7 @@ def describe_notification(notification: Notification) -> str:
     firing, ending = notification.firing, notification.firing.ending
     outcome = in_words(ending.outcome) if ending and notification.event != "deadline" else ""
     heading = _HEADINGS[notification.event]
-    if notification.event == "deadline":
+    if notification.event == "deadline" and firing.deadline is not None:
         heading += f": not finished by {firing.deadline:%Y-%m-%d %H:%M} UTC"
     elif outcome and outcome != heading:
         heading += f" ({outcome})"
@@ -57,14 +66,33 @@ def describe_notification(notification: Notification) -> str:
     return redact("\n".join(lines))
 
 
-def _send(notification: Notification, longest_wait_s: float) -> str:
-    notify = notification.firing.schedule.notify
-    return send_webhook(notify, describe_notification(notification), longest_wait_s=longest_wait_s)
+def build_report(notification: Notification) -> Report:
+    """Build what a webhook gets: the text, and its parts by field."""
+    firing, ending = notification.firing, notification.firing.ending
+    fields = {
+        "event": notification.event,
+        "schedule": firing.schedule.name,
+        "run": firing.name,
+        "scheduled": firing.scheduled.isoformat(),
+        "outcome": ending.outcome if ending else firing.state,
+        "exit_code": ending.exit_code if ending else None,
+        "reason": redact(notification.reason),
+        "counts": dict(ending.counts) if ending else {},
+    }
+    return Report(describe_notification(notification), fields)
 
 
-def _call_hook(notification: Notification, timeout_s: float) -> str:
-    command = notification.firing.schedule.notify.exit_hook or []
-    return run_hook(command, hook_environment(notification), timeout_s=timeout_s)
+def _deliver(notification: Notification, longest_wait_s: float, hook_timeout_s: float) -> str:
+    """Deliver by the notification's channel, within a bound; return why it could not be, "" if it was."""
+    notify, channel = notification.firing.schedule.notify, notification.channel
+    if channel == "hook":
+        return run_hook(notify.exit_hook or [], hook_environment(notification), timeout_s=hook_timeout_s)
+    report = build_report(notification)
+    if channel == "webhook":
+        return deliver_side_by_side(
+            {channel: lambda: send_webhook(notify, report, longest_wait_s=longest_wait_s)}, {channel: DELIVERY_BOUND_S}
+        )[channel]
+    return deliver_side_by_side({channel: lambda: send_apprise(notify, report)}, {channel: DELIVERY_BOUND_S})[channel]
 
 
 def hook_environment(notification: Notification) -> dict[str, str]:

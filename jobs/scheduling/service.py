@@ -3,8 +3,9 @@
 import logging
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -20,7 +21,7 @@ from jobs.scheduling.local_launcher import LocalLauncher
 from jobs.scheduling.notifications import deliver_open_notifications
 from jobs.scheduling.schedule import Schedule
 from jobs.scheduling.store import ScheduleStore
-from pipeline.redaction import log_without_secrets
+from pipeline import logs
 from pipeline.signals import StopRequest
 from pipeline.text import count_of
 
@@ -31,7 +32,9 @@ POLL_S = 1.0
 TIDY_S = 3600.0
 
 
-def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drained: bool = False) -> int:
+def run_scheduler(
+    home: Path, *, local_runs: int, is_once: bool = False, is_drained: bool = False, listen: str | None = None
+) -> int:
     """Run schedules until SIGTERM or Ctrl-C; returns the exit code.
 
     Runs in progress continue without the scheduler, and the next scheduler finds them.
@@ -40,12 +43,19 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
         local_runs: how many runs this machine does at once.
         is_once: run what is due, wait for its end, and return.
         is_drained: when stopped, begin no more runs and wait for the end of those in progress.
+        listen: HOST:PORT to serve the schedules' metrics on; None serves none.
 
     Raises:
         SchedulerRunningError: another scheduler is running in this folder.
+        SpecError: the address cannot be used.
     """
-    log_without_secrets()
-    with scheduler_lock(home), StopRequest() as stop, closing(ScheduleStore(home)) as store:
+    logs.configure(is_service=True)
+    with (
+        scheduler_lock(home),
+        _serving_metrics(home, listen),
+        StopRequest() as stop,
+        closing(ScheduleStore(home)) as store,
+    ):
         launchers = Launchers(home)
         engine = Engine(store, launchers.launcher_of, lambda: datetime.now(UTC), local_runs=local_runs)
         tidied = float("-inf")
@@ -66,6 +76,19 @@ def run_scheduler(home: Path, *, local_runs: int, is_once: bool = False, is_drai
                 _drain(engine, store)
         _leave(store, home)
     return 0
+
+
+@contextmanager
+def _serving_metrics(home: Path, listen: str | None) -> Iterator[None]:
+    if listen is None:
+        yield
+        return
+    from jobs.monitoring.exporter import serving_metrics
+    from jobs.scheduling.metrics import registry_of
+
+    with serving_metrics(registry_of(home), listen) as address:
+        log.info("the schedules' metrics are on %s", address)
+        yield
 
 
 class Launchers:

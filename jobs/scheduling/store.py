@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS notices (
 CREATE INDEX IF NOT EXISTS notices_by_state ON notices (state) WHERE state = 'open';
 """
 # Queries are built from constants of this file and of serialization.py only; values are bound.
-Channel = Literal["webhook", "hook"]
+Channel = Literal["webhook", "apprise", "hook"]
 
 
 class StoreDamagedError(SpecError):
@@ -252,8 +252,8 @@ class ScheduleStore:
         if event is None or event not in notify.events:
             return
         reason = firing.ending.reason if firing.ending else firing.reason
-        has_webhook = notify.webhook_url_env or notify.webhook_url_file
-        channels: list[Channel] = ["webhook"] if has_webhook else []
+        channels: list[Channel] = ["webhook"] if notify.has_url("webhook") else []
+        channels += ["apprise"] if notify.has_url("apprise") else []
         channels += ["hook"] if notify.exit_hook else []
         for channel in channels:
             self._execute(

@@ -1,6 +1,7 @@
 """Output of the commands: results to stdout, messages to stderr."""
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,17 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import logs
+from pipeline.redaction import redact
 from pipeline.text import printable
 
 # Wide enough for any row: outside a terminal, folded or cut lines would break grep.
 UNLIMITED_WIDTH = 100_000
 
+log = logging.getLogger(__name__)
+
 Alignment = Literal["left", "right"]
 
 
 def say(sentence: str) -> None:
-    """Write one message to stderr, without folding or markup."""
-    Console(stderr=True, highlight=False).print(Text(printable(sentence, keep="\n")), soft_wrap=True)
+    """Write one message to stderr, without folding or markup; as a line of JSON where those are asked for."""
+    if logs.is_json():
+        logs.log_note(log, sentence)
+        return
+    Console(stderr=True, highlight=False).print(Text(printable(redact(sentence), keep="\n")), soft_wrap=True)
 
 
 def write_line(line: str = "") -> None:
@@ -30,8 +38,8 @@ def write_line(line: str = "") -> None:
 
 
 def write_json(value: object) -> None:
-    """Write a value to stdout as indented JSON."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """Write a value to stdout as indented JSON; in one line beside a log of JSON lines, which may share its file."""
+    sys.stdout.write(json.dumps(value, indent=None if logs.is_json() else 2) + "\n")
 
 
 def write_table(

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.cluster.local_ray import RayThread, end_processes, ray_folder
+from pipeline.cluster.node_states import NodeStates
 from pipeline.cluster.search_path import worker_search_path
 from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
 from pipeline.machine_limits import SHARED_MEMORY, free_shared_memory, usable_memory
-from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
+from pipeline.planning.node_shapes import ClusterNodes
+from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_on_nodes, plan_workers
 from pipeline.text import message_of
 
 if TYPE_CHECKING:
@@ -166,15 +168,19 @@ def ray_cluster(compute: ComputeSection, *, shards: int | None) -> Iterator[Work
         start = RayStart(compute, starter.connected if starter else lambda: None)
     try:
         start.wait()
-        yield _plan_on_cluster(compute, shards, None if os.environ.get("RAY_ADDRESS") else usable_memory())
+        yield _plan_on_cluster(compute, shards, not os.environ.get("RAY_ADDRESS"))
     finally:
         start.end()
 
 
-def _plan_on_cluster(compute: ComputeSection, shards: int | None, memory_bytes: int | None = None) -> WorkerPlan:
-    resources = connected_resources() or {}
+def _plan_on_cluster(compute: ComputeSection, shards: int | None, is_here: bool = False) -> WorkerPlan:
+    if not is_here:
+        return plan_on_nodes(compute, NodeStates.shapes(), shards=shards)
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    return plan_workers(compute, cpus=cpus, gpus=gpus, shards=shards, memory_bytes=memory_bytes)
+    return plan_workers(compute, cpus=cpus, gpus=gpus, shards=shards, memory_bytes=usable_memory())
 
 
 def object_store_options(folder: str, *, memory_bytes: int | None, shared_bytes: int) -> dict[str, Any]:
@@ -264,7 +270,7 @@ def _init(compute: ComputeSection) -> None:
     wanted = 0.0
     if compute.workers != "auto":
         each = 1.0 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-        wanted = compute.workers * each
+        wanted = each * (compute.workers if isinstance(compute.workers, int) else compute.fewest_workers)
     cluster_boundary(
         lambda: ray.init(
             address="local",
@@ -332,14 +338,9 @@ def cluster_boundary(connect: Callable[[], object], failure: str, way_out: str) 
         raise RunError(f"{failure}: {message_of(error)} ({way_out}).") from error
 
 
-def connected_resources() -> dict[str, float] | None:
-    """Return the resources of the connected cluster by Ray's names; None when this process is not connected."""
-    if not _is_connected():
-        return None
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
+def connected_nodes() -> ClusterNodes | None:
+    """Return the nodes of the connected cluster; None when this process is not connected."""
+    return NodeStates.shapes() if _is_connected() else None
 
 
 def _is_connected() -> bool:

@@ -2,15 +2,32 @@
 
 from dataclasses import dataclass
 
-from pipeline.messages import Hang, PartialResult, ShardFailure, ShardResult, WorkerFailure, WorkerReady
+from pipeline.messages import (
+    Hang,
+    PartialResult,
+    ShardFailure,
+    ShardResult,
+    WorkerFailure,
+    WorkerReady,
+    WorkerReport,
+)
 
 
 @dataclass(frozen=True)
 class WorkerStarted:
-    """A worker has loaded its model."""
+    """A worker has loaded its model, `start_s` seconds after it was requested."""
 
     worker: int
     ready: WorkerReady
+    start_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerReported:
+    """A worker has answered what it does."""
+
+    worker: int
+    report: WorkerReport
 
 
 @dataclass(frozen=True)
@@ -76,4 +93,45 @@ class WorkerRetired:
     reason: str
 
 
-Event = WorkerStarted | WorkerNotStarted | ShardEnded | ShardAbandoned | WorkerDied | WorkerRetired
+@dataclass(frozen=True)
+class WorkerLeaving:
+    """A worker's node is being drained: it gets no further shard, and is replaced at once.
+
+    reason: one line. shards: those that it holds, the one that it is doing first.
+    seconds_left: until its node goes; None without a deadline.
+    """
+
+    worker: int
+    reason: str
+    shards: tuple[int, ...]
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class WorkerLeft:
+    """A worker on a node that is being drained was ended; the shards that it still held go to others, uncharged."""
+
+    worker: int
+    reason: str
+    lost_shards: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkersWaiting:
+    """Workers wait for room on the cluster; `reason` is one sentence for the user."""
+
+    reason: str
+
+
+Event = (
+    WorkerStarted
+    | WorkerNotStarted
+    | WorkerReported
+    | ShardEnded
+    | ShardAbandoned
+    | WorkerDied
+    | WorkerRetired
+    | WorkerLeaving
+    | WorkerLeft
+    | WorkersWaiting
+)

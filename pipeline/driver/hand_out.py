@@ -1,10 +1,12 @@
 """Which worker gets which shard next: breadth first, retries elsewhere, speculative copies for idle workers."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from pipeline.driver.pool import Pool
 from pipeline.driver.progress import ProgressDisplay
 from pipeline.driver.shard_queue import SHARDS_IN_FLIGHT, ShardQueue
+from pipeline.logs import note
 from pipeline.messages import Assignment
 from pipeline.runs.error_budget import ErrorBudget
 from pipeline.runs.row_counts import RowCounts
@@ -14,11 +16,21 @@ from pipeline.runs.run import RunHandle
 class ShardDispatcher:
     """Hands the shards of a queue to the workers of a pool."""
 
-    def __init__(self, run: RunHandle, queue: ShardQueue, budget: ErrorBudget, display: ProgressDisplay) -> None:
+    def __init__(
+        self,
+        run: RunHandle,
+        queue: ShardQueue,
+        budget: ErrorBudget,
+        display: ProgressDisplay,
+        *,
+        on_assigned: Callable[[int], None] = lambda worker: None,
+    ) -> None:
+        """`on_assigned`: called with each worker that gets a shard."""
         self._run = run
         self._queue = queue
         self._budget = budget
         self._display = display
+        self._on_assigned = on_assigned
 
     def hand_out(self, pool: Pool, rows: RowCounts) -> None:
         """Give every worker that can take one a shard.
@@ -36,7 +48,7 @@ class ShardDispatcher:
             assigned = self._assign(pool, ready, held, rows, depth=depth)
             # In the order of the manifest, whose parts would be read again and again when thousands of retries are due.
             for worker, assignment in sorted(assigned, key=lambda pair: pair[1].index):
-                pool.submit(worker, self._run.read_shard(assignment.index), assignment)
+                self._submit(pool, worker, assignment)
         if self._run.is_planned and not self._queue.is_reclaiming:
             self._copy_late(pool, (worker for worker, shards in held.items() if not shards and pool.may_take(worker)))
 
@@ -66,8 +78,14 @@ class ShardDispatcher:
             assignment = self._queue.speculative_copy_for(worker)
             if assignment is None:
                 break
-            self._display.note(f"Shard {assignment.index} takes long; an idle worker starts a speculative copy.")
-            pool.submit(worker, self._run.read_shard(assignment.index), assignment)
+            sentence = f"Shard {assignment.index} takes long; an idle worker starts a speculative copy."
+            values: dict[str, Any] = {"shard": assignment.index, "worker": worker, "attempt": assignment.attempt}
+            self._display.note(note("shard_copied", sentence, **values))
+            self._submit(pool, worker, assignment)
+
+    def _submit(self, pool: Pool, worker: int, assignment: Assignment) -> None:
+        pool.submit(worker, self._run.read_shard(assignment.index), assignment)
+        self._on_assigned(worker)
 
     def _reclaim(self, pool: Pool, ready: Mapping[int, Sequence[int]]) -> None:
         """Ask for shards back that are queued behind others, while workers are idle."""

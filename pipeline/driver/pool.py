@@ -1,9 +1,10 @@
 """What the session needs of a pool of workers, and how it opens one."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from pipeline.driver.events import Event, WorkerDied
+from pipeline.driver.events import Event, WorkerLeft
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
 from pipeline.messages import Assignment
@@ -28,14 +29,25 @@ class Pool(Protocol):
     def images_in_flight(self) -> int:
         """Images done in shards that are not committed yet, as far as the workers have reported."""
 
+    @property
+    def running(self) -> int:
+        """Workers whose process runs, those still loading their model included."""
+
     def ready_workers(self) -> dict[int, tuple[int, ...]]:
         """The workers that have their model, each with the shards it holds."""
 
     def may_take(self, worker: int) -> bool:
         """Return whether a worker may get one more shard."""
 
-    def scale_to(self, wanted: int) -> None:
-        """Start workers until `wanted` are alive."""
+    def scale_to(self, wanted: int, *, spare: int | None = None) -> None:
+        """Start workers until `wanted` are alive, those on nodes that are being drained not counted.
+
+        Workers beyond that number whose process has not begun are not waited for any more.
+
+        Args:
+            spare: how many idle workers to keep beside; others end after a while, so that an autoscaler can remove
+                their nodes. None keeps all.
+        """
 
     def submit(self, worker: int, shard: Shard, assignment: Assignment) -> None:
         """Give a ready worker a shard."""
@@ -54,8 +66,15 @@ class Pool(Protocol):
             RunError: the cluster itself is gone.
         """
 
-    def final_check(self) -> list[WorkerDied]:
-        """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard."""
+    def end(self, worker: int, reason: str) -> WorkerLeft:
+        """End a worker; what it has not committed is for others to do."""
+
+    def final_check(self) -> Sequence[Event]:
+        """Ask every ready worker once more: otherwise nothing shows the death of one that holds no shard.
+
+        Returns:
+            The workers' reports, and deaths.
+        """
 
     def shut_down(self) -> None:
         """Kill all workers; what they have not committed is lost to this session."""

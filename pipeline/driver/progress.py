@@ -1,17 +1,23 @@
-"""The display of a run's progress: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""The display of a run's progress: a bar on a terminal, a line every ten seconds elsewhere, plain or JSON."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from pipeline.logs import configure, is_json, log_event, log_note
+from pipeline.messages import Cause
 from pipeline.redaction import redact
+from pipeline.runs.bottleneck import IN_WORDS, Bottleneck
 from pipeline.text import format_duration, printable
+
+log = logging.getLogger(__name__)
 
 # Often enough to show that the run is alive, rarely enough that the log of a long run stays readable.
 LINE_EVERY_S = 10.0
@@ -28,6 +34,8 @@ class RunProgress:
     workers: workers whose model is loaded.
     is_listing: whether the input is still being listed, so that images_total grows and the end is unknown.
     statuses: committed rows by status. failure_reasons: those not ok by reason, the most frequent first, capped.
+    bottleneck: what held the workers up in the last minute; None before a worker has its model.
+    live: workers and shards in detail, see `live_view.LiveView`; a second old or more with many workers.
     """
 
     images_total: int
@@ -39,6 +47,8 @@ class RunProgress:
     is_listing: bool = False
     statuses: Mapping[str, int] = field(default_factory=dict)
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
+    bottleneck: Bottleneck | None = None
+    live: Mapping[str, object] = field(default_factory=dict)
 
 
 class ProgressDisplay(Protocol):
@@ -145,6 +155,35 @@ class BarProgress:
         self._bar.stop()
 
 
+class JsonProgress:
+    """Lines of the JSON log: sentences as their events, the progress as a `heartbeat` every ten seconds."""
+
+    def __init__(self, *, every_s: float = LINE_EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._last: float | None = None
+        self._shown: int | None = None
+
+    def note(self, sentence: str) -> None:
+        """Log the sentence."""
+        log_note(log, sentence)
+
+    def update(self, progress: RunProgress) -> None:
+        """Log the progress when the last time is long enough ago, and when the last image is done."""
+        now, is_end = self._clock(), _is_end(progress)
+        if not is_end and self._last is not None and now - self._last < self._every_s:
+            return
+        if is_end and self._shown == progress.images_done:
+            return
+        self._last, self._shown = now, progress.images_done
+        more = "+" if progress.is_listing else ""
+        line = f"{progress.images_done}/{progress.images_total}{more} images, {describe(progress)}"
+        log_event(log, "heartbeat", line, **asdict(progress))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def describe(progress: RunProgress) -> str:
     """Return speed, time left, failures and workers in a few words."""
     if not progress.workers and not _is_end(progress):
@@ -155,7 +194,14 @@ def describe(progress: RunProgress) -> str:
     elif not _is_end(progress):
         parts.append(f"ETA {format_duration(progress.eta_s)}")
     parts.append(f"{progress.images_failed} failed")
+    if progress.bottleneck is not None and not _is_end(progress):
+        parts.append(_in_short(progress.bottleneck))
     return ", ".join(parts)
+
+
+def _in_short(bottleneck: Bottleneck) -> str:
+    cause: Cause = "infer" if bottleneck.name == "model" else bottleneck.name
+    return f"{IN_WORDS[cause]} {bottleneck.share:.0%}"
 
 
 def _is_end(progress: RunProgress) -> bool:
@@ -163,5 +209,10 @@ def _is_end(progress: RunProgress) -> bool:
 
 
 def choose_progress() -> ProgressDisplay:
-    """Return the bar when standard error is a terminal, lines with their time otherwise."""
+    """Return the bar when standard error is a terminal, lines with their time otherwise; lines of JSON if asked for."""
+    if is_json():
+        if not log.hasHandlers():
+            # Run from a program of the caller's, which has not begun a log.
+            configure()
+        return JsonProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress(now=lambda: datetime.now(UTC))

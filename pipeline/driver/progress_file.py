@@ -1,7 +1,8 @@
 """runs/<run>/progress.json: the progress of a run, for programs that do not see the driver's terminal.
 
 Written every few seconds while a driver works, replaced as a whole, and removed when the session ends, with success or
-not: then summary.json has the numbers. A progress.json without a lease is from a driver that died.
+not: then summary.json has the numbers. A progress.json without a lease is from a driver that died. Without `version`
+it is of the first one, which had neither `bottleneck` nor `live`; programs that know only that one read later ones too.
 """
 
 import logging
@@ -22,9 +23,18 @@ from pipeline.storage.uris import join
 
 log = logging.getLogger(__name__)
 
-# Soon enough for the user who has just started it; then as often as the lease is renewed.
+# Soon enough for the user who has just started it; then often enough for `htc top`. A store that takes money for
+# requests takes ten cents a day for these.
 FIRST_AFTER_S = 3.0
-EVERY_S = 15.0
+EVERY_S = 5.0
+VERSION = 2
+# What every version has.
+_REQUIRED = frozenset(
+    {
+        *("written", "images_total", "images_done", "images_failed", "images_per_s", "eta_s", "workers"),
+        *("is_listing", "statuses", "failure_reasons"),
+    }
+)
 # Storage that hangs must not delay the end of a run.
 JOIN_S = 5.0
 # Set for the jobs that `htc submit` starts, so that the output names the job that works on it.
@@ -82,13 +92,14 @@ class ProgressFile:
 
     def _write(self, progress: RunProgress) -> None:
         content = {
+            "version": VERSION,
             "written": self._clock().isoformat(),
             "since": self._since.isoformat(),
             "job": os.environ.get(JOB_VARIABLE),
             **asdict(progress),
         }
         try:
-            write_json(self._storage, self._uri, content, is_redacted=True)
+            write_json(self._storage, self._uri, content, is_redacted=True, is_compact=True)
         except StorageError as error:
             # The run does not need it.
             log.info("progress.json was not written: %s", error)
@@ -103,7 +114,8 @@ def load_progress(storage: Storage, output_uri: str, run: str) -> Mapping[str, A
     """Read a run's progress.json; None when there is none, or when it is damaged, which is logged.
 
     Returns:
-        written, since (UTC, ISO 8601), job (the id, or None), and the fields of `RunProgress`.
+        written, since (UTC, ISO 8601), job (the id, or None), and the fields of `RunProgress`; those of a first
+        version lack `bottleneck` and `live`.
 
     Raises:
         StorageError: storage failed.
@@ -115,7 +127,7 @@ def load_progress(storage: Storage, output_uri: str, run: str) -> Mapping[str, A
 
 
 def _is_valid(content: Mapping[str, Any]) -> bool:
-    if not {"written", *RunProgress.__dataclass_fields__} <= content.keys():
+    if not content.keys() >= _REQUIRED:
         return False
     try:
         datetime.fromisoformat(content["written"])

@@ -9,25 +9,31 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.connection import connected_resources, ray_cluster, starting_early
+from pipeline.cluster.connection import connected_nodes, ray_cluster, starting_early
 from pipeline.cluster.preflight import check_nodes
 from pipeline.cluster.ship_weights import weights_on_nodes
+from pipeline.driver.forecast import announce_limits, rate_before
 from pipeline.driver.pool import OpenPool
 from pipeline.driver.progress import ProgressDisplay, choose_progress
 from pipeline.driver.progress_file import ProgressFile, remove_progress
+from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
+from pipeline.driver.traces import RunTrace
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
+from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
+from pipeline.otel import Otel, check_telemetry, sending, settings_for
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
 from pipeline.planning.selection_report import selection_lines
 from pipeline.planning.worker_plan import expected_workers
 from pipeline.runs.lease import take_lease
 from pipeline.runs.open import open_run
-from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED
+from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_INPUT_CHANGED, in_words
 from pipeline.runs.run import RunHandle
 from pipeline.runs.start_up import StartUp
 from pipeline.runs.summary import RunSummary
@@ -62,6 +68,7 @@ def run(
     load_model: "LoadModel | None" = None,
     open_pool: OpenPool = ray_pool,
     start_up: StartUp | None = None,
+    on_begin: Callable[[RunHandle], object] = lambda run: None,
 ) -> RunSummary:
     """Segment the spec's input into the spec's output, resuming what is there already.
 
@@ -73,6 +80,7 @@ def run(
             pickling.
         open_pool: where the workers run, by default on Ray, which is started while the input is being listed.
         start_up: notes when the parts of the start are done; by default begins now.
+        on_begin: called with the open run before work begins; not where every image has its row already.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its
@@ -85,10 +93,12 @@ def run(
             for a signal), or cannot continue (RunError, of which RunHeldError means that another driver works on it);
             what is committed stays.
     """
+    began = datetime.now(UTC)
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     start_up = start_up or StartUp()
     start_up.mark("imports")
+    sends_telemetry = check_telemetry(spec.telemetry, report=display.note)
     with StopRequest() as stop, closing(display), ExitStack() as connection:
         starter = connection.enter_context(starting_early(spec.compute, lambda: start_up.mark("ray")))
 
@@ -106,27 +116,41 @@ def run(
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
                 connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
+            rate = rate_before(spec.budget, storage, spec.output.uri, fingerprint.to_dict(), spec.model.precision)
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
-        with closing(opened), _recorded(opened, storage, display) as shown:
+            set_place(run=opened.name)
+        otel_settings = settings_for(opened.name, opened.output_uri) if sends_telemetry else None
+        with (
+            closing(opened),
+            _recorded(opened, storage, display) as shown,
+            sending(otel_settings, report=shown.note) as otel,
+            _traced(otel, opened) as trace,
+        ):
             _note_model(spec, fingerprint, shown)
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
+            limits = open_limits(spec.budget, opened, storage, began=began)
+            workers = expected_workers(spec.compute, connected_nodes())
+            announce_limits(opened, limits, rate, storage, shown, workers=workers)
             session = Session(
                 opened,
                 storage,
                 shown,
-                worker=worker_settings(
-                    spec,
-                    opened.name,
-                    load_model,
-                    model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                worker=replace(
+                    worker_settings(
+                        spec,
+                        opened.name,
+                        load_model,
+                        model_name=model_name(spec.model.preset, spec.model.weights, fingerprint.weights_sha256),
+                    ),
+                    otel=otel_settings,
                 ),
                 compute=spec.compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
                 stop=stop,
-                open_pool=open_pool,
+                open_pool=trace.traced(open_pool) if trace else open_pool,
                 compaction=RunningCompaction(
                     storage,
                     opened.output_uri,
@@ -134,10 +158,31 @@ def run(
                     target_bytes=spec.output.target_part_mib * MIB,
                     check=opened.check_lease,
                 ),
+                limits=limits,
             )
             if not opened.is_done:
+                on_begin(opened)
                 _work(session)
-            return _with_changes(session.end(), changes, spec, is_named=run is not None)
+            summary = _with_changes(session.end(), changes, spec, is_named=run is not None)
+            _log_end(summary)
+            if trace:
+                trace.end(summary)
+            return summary
+
+
+@contextmanager
+def _traced(otel: Otel | None, opened: RunHandle) -> Iterator[RunTrace | None]:
+    """Trace the session in the block, which ends its span; an error ends it too."""
+    if otel is None:
+        yield None
+        return
+    values = {"state": opened.state, "images": opened.image_count, "shards": opened.shard_count}
+    trace = RunTrace(otel, traceparent=os.environ.get("TRACEPARENT", ""), run=opened.name, **values)
+    try:
+        yield trace
+    except BaseException as error:
+        trace.end(None, error)
+        raise
 
 
 def worker_settings(
@@ -155,6 +200,8 @@ def worker_settings(
         image_timeout_s=spec.retry.image_timeout_s,
         load_model=load_model,
         mask_processes=spec.compute.mask_processes,
+        log_format="json" if is_json() else "text",
+        log_level=chosen_level(),
         model_name=model_name,
     )
 
@@ -190,7 +237,8 @@ def _open(
         run=name,
         fresh=fresh,
         take_lease=lambda name: take_lease(storage, spec.output.uri, name, report=display.note),
-        patience_s=LISTING_PATIENCE_S,
+        # A run that may be refused is judged by all of its images.
+        patience_s=None if spec.budget.refuse_late else LISTING_PATIENCE_S,
         defer_interrupts=stop.deferring,
         workers=_expected_workers(spec.compute),
         on_work=on_work,
@@ -199,7 +247,7 @@ def _open(
 
 def _expected_workers(compute: ComputeSection) -> int | None:
     """Return how many workers the run will have, where the size of its shards depends on that."""
-    return expected_workers(compute, connected_resources()) if compute.shard_images == "auto" else None
+    return expected_workers(compute, connected_nodes()) if compute.shard_images == "auto" else None
 
 
 @contextmanager
@@ -235,8 +283,16 @@ def _work(session: Session) -> None:
     try:
         session.work()
     except (RunError, InputError, StorageError) as error:
-        session.end(cut_short=str(error))
+        _log_end(session.end(cut_short=str(error)))
         raise
+
+
+def _log_end(summary: RunSummary) -> None:
+    values: dict[str, Any] = summary.to_dict()
+    del values["run"]
+    sentence = f"The run {summary.run} ended: {in_words(summary.status)}."
+    level = "info" if summary.exit_code == EXIT_COMPLETE else "error"
+    log_event(log, "run_ended", f"{sentence} {summary.reason}".strip(), level=level, **values)
 
 
 def _with_changes(summary: RunSummary, changes: InputChanges | None, spec: JobSpec, *, is_named: bool) -> RunSummary:
@@ -263,20 +319,31 @@ def _announce(opened: RunHandle, display: ProgressDisplay, changes: InputChanges
     elif opened.state == "resumed":
         left = opened.shards_left
         so_far = "" if opened.is_planned else " so far; the input is still being listed"
-        display.note(f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go{so_far}.")
+        sentence = f"Resuming run {opened.name}: {left} of {opened.shard_count} shards to go{so_far}."
+        display.note(note("run_started", sentence, **_start_values(opened)))
     elif opened.is_planned:
-        _announce_plan(opened, display)
+        _announce_plan(opened, display, "run_started")
     else:
         so_far = f"{count_of(opened.image_count, 'image')} so far; " if opened.image_count else ""
-        display.note(f"Run {opened.name}: {so_far}work begins while the input is still being listed.")
+        sentence = f"Run {opened.name}: {so_far}work begins while the input is still being listed."
+        display.note(note("run_started", sentence, **_start_values(opened)))
     if not opened.is_planned:
-        opened.when_planned = lambda: _announce_plan(opened, display)
+        opened.when_planned = lambda: _announce_plan(opened, display, "run_planned")
 
 
-def _announce_plan(opened: RunHandle, display: ProgressDisplay) -> None:
-    display.note(
-        f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
-    )
+def _start_values(opened: RunHandle) -> dict[str, Any]:
+    return {
+        "state": opened.state,
+        "images": opened.image_count,
+        "shards": opened.shard_count,
+        "shards_left": opened.shards_left,
+        "output": opened.output_uri,
+    }
+
+
+def _announce_plan(opened: RunHandle, display: ProgressDisplay, event: str) -> None:
+    sentence = f"Run {opened.name}: {count_of(opened.image_count, 'image')} in {count_of(opened.shard_count, 'shard')}."
+    display.note(note(event, sentence, **_start_values(opened)))
     if opened.manifest.listing:
         display.note(f"The listing is {opened.manifest.listing}.")
     for line in selection_lines(opened.manifest.selection):

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from pipeline.driver.bisection import Bisection
@@ -30,6 +30,9 @@ STRAGGLER_FACTOR = 1.5
 DURATIONS_KEPT = 101
 # A worker answers within milliseconds; one that refused has begun to commit the shard, or not begun the shard at all.
 RECLAIM_PATIENCE_S = 2.0
+# A lost node is not the fault of the shards that were done there. But an image that takes all memory can take its
+# whole node or pod away, again and again; of nodes that are lost by chance, hardly any shard meets so many.
+MAX_UNCHARGED_DEATHS = 5
 
 
 class Unsettled(Enum):
@@ -50,12 +53,13 @@ class _Record:
     """What is known of a shard that was begun.
 
     attempts: all of them. charged: those that count against the shard since anything of it was last done.
-    deaths: workers that died on it.
+    deaths: workers that died on it. uncharged_deaths: those that were not charged, as their node was lost.
     """
 
     attempts: int = 0
     charged: int = 0
     deaths: int = 0
+    uncharged_deaths: int = 0
     last_worker: int | None = None
     is_suspect: bool = False
     bisection: Bisection | None = None
@@ -80,6 +84,22 @@ class _InFlight:
     copy_worker: int | None = None
     was_copied: bool = False
     piece: PartialResult | None = None
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A shard at a worker.
+
+    attempt: 1 for the first. seconds: since it was assigned. copy_worker: has a speculative copy of it.
+    images: those of this attempt while the shard is bisected, None otherwise.
+    """
+
+    shard: int
+    worker: int
+    attempt: int
+    seconds: float
+    copy_worker: int | None = None
+    images: int | None = None
 
 
 class ShardQueue:
@@ -126,6 +146,35 @@ class ShardQueue:
     def waiting(self) -> int:
         """Shards that no worker holds."""
         return len(self._new) + len(self._retries)
+
+    @property
+    def in_flight(self) -> int:
+        """Shards that workers hold."""
+        return len(self._running)
+
+    @property
+    def retrying(self) -> int:
+        """Shards that wait for their next attempt."""
+        return len(self._retries)
+
+    @property
+    def usual_s(self) -> float | None:
+        """The median seconds of the shards done lately, from assignment to commit; None before the first."""
+        if self._usual_s is None and self._durations_s:
+            self._usual_s = statistics.median(self._durations_s)
+        return self._usual_s
+
+    def oldest(self, most: int) -> list[InFlight]:
+        """Return the shards that workers hold for the longest time, the oldest first."""
+        # Workers get shards one after the other: the dict is in the order of their start.
+        now, found = self._clock(), []
+        for index, run in itertools.islice(self._running.items(), most):
+            record = self._records[index]
+            images = len(record.bisection.group) if record.bisection else None
+            found.append(
+                InFlight(index, run.worker, record.attempts, round(now - run.start_s, 1), run.copy_worker, images)
+            )
+        return found
 
     @property
     def untouched(self) -> int:
@@ -176,9 +225,7 @@ class ShardQueue:
         """Assign an idle worker the shard that runs the longest as well, when nothing waits and the shard is late."""
         if self.waiting or not self._durations_s:
             return None
-        if self._usual_s is None:
-            self._usual_s = statistics.median(self._durations_s)
-        late_s = self._clock() - STRAGGLER_FACTOR * self._usual_s
+        late_s = self._clock() - STRAGGLER_FACTOR * (self.usual_s or 0.0)
         index, run = next(iter(self._uncopied.items()), (None, None))
         if index is None or run is None or run.start_s > late_s:
             return None
@@ -213,6 +260,27 @@ class ShardQueue:
                 return worker, index
         return None
 
+    def give_back(self, worker: int, index: int) -> bool:
+        """Return whether a worker that leaves may be asked for a shard it has not begun; `abandoned` records it."""
+        run = self._running.get(index)
+        if run is None or run.worker != worker or run.was_copied:
+            return False
+        self._reclaimed.setdefault(index, self._clock())
+        return True
+
+    def may_end(self, index: int, *, within_s: float) -> bool:
+        """Return whether a shard in flight may be done in time, by what shards usually take; true while unknown."""
+        run = self._running.get(index)
+        if run is None or not self._durations_s:
+            return True
+        usual_s = statistics.median(self._durations_s)
+        return max(0.0, usual_s - (self._clock() - run.start_s)) <= within_s
+
+    @property
+    def copyable(self) -> int:
+        """Shards in flight that may get a speculative copy yet."""
+        return len(self._uncopied)
+
     @property
     def is_reclaiming(self) -> bool:
         """Whether a worker was asked to give a shard back and may still do it."""
@@ -221,6 +289,11 @@ class ShardQueue:
     def is_running(self, index: int) -> bool:
         """Return whether a worker holds the shard and it is not settled."""
         return index in self._running
+
+    def attempts(self, index: int) -> int | None:
+        """Return how many attempts at a shard were begun; None for one that is settled or not begun."""
+        record = self._records.get(index)
+        return record.attempts if record else None
 
     def committed(self, index: int) -> int | None:
         """Record that a worker committed the shard; return the worker whose speculative copy is not needed any more."""
@@ -294,6 +367,9 @@ class ShardQueue:
             return Unsettled.OTHER_ATTEMPT
         record = self._records[index]
         record.last_worker = worker
+        if failure.kind == "death" and not failure.is_charged:
+            record.uncharged_deaths += 1
+            failure = replace(failure, is_charged=record.uncharged_deaths > MAX_UNCHARGED_DEATHS)
         if failure.is_charged and self._charge(record, failure):
             return self._settle(index, rest=failure)
         return self._requeue_or_settle(index, backoff_s=0.0 if record.bisection else self._backoff_s(record.charged))

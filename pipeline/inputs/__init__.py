@@ -6,7 +6,7 @@ from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
     from pipeline.inputs.coco_files import read_coco
-    from pipeline.inputs.decode import decode_image
+    from pipeline.inputs.decode import StoredSize, decode_image, read_size
     from pipeline.inputs.image_ref import ImageRef
     from pipeline.inputs.listing import list_images, locate_image
     from pipeline.inputs.read import fetch_image, read_image
@@ -19,19 +19,21 @@ __all__ = [
     "ListedBefore",
     "Shard",
     "SourceNotes",
+    "StoredSize",
     "decode_image",
     "fetch_image",
     "list_images",
     "locate_image",
     "read_coco",
     "read_image",
+    "read_size",
 ]
 
 __getattr__ = attach(
     __name__,
     {
         "coco_files": ["read_coco"],
-        "decode": ["decode_image"],
+        "decode": ["StoredSize", "decode_image", "read_size"],
         "image_ref": ["ImageRef"],
         "listing": ["list_images", "locate_image"],
         "read": ["fetch_image", "read_image"],

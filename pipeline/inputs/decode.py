@@ -63,6 +63,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orientations from 5 on swap width and height.
+_FIRST_ON_ITS_SIDE = 5
 # Exceptions of Pillow's readers on damaged files, found by fuzzing. MemoryError is not among them: its cause is this
 # machine, not the file.
 _DECODE_ERRORS = (
@@ -175,6 +177,53 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
     except (ImageError, Image.DecompressionBombError, *_DECODE_ERRORS):
         # `decode_image` will refuse the same file, with its reason.
         return ImageHeader(0, 0)
+
+
+@dataclass(frozen=True)
+class StoredSize:
+    """An image's size in pixels as the file stores it, and the EXIF orientation (1 to 8) that `decode_image` applies.
+
+    The formats that are read upright (TIFF, HEIC) have orientation 1.
+    """
+
+    width: int
+    height: int
+    orientation: int = 1
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) of what `decode_image` returns."""
+        return (self.height, self.width) if self.orientation >= _FIRST_ON_ITS_SIDE else (self.width, self.height)
+
+
+def read_size(payload: bytes) -> StoredSize:
+    """Read an image's size from its header; only a TIFF or a HEIC is decoded, as its pixels decide.
+
+    Args:
+        payload: the whole file.
+
+    Raises:
+        ImageError: `unreadable` or `too_large`, where the header already says so.
+    """
+    name = find_format(payload)
+    _silence_pillow()
+    if name in ("HEIC", "TIFF"):
+        height, width = decode_image(payload).shape[:2]
+        return StoredSize(width, height)
+    try:
+        prepared = _prepare(payload, name)
+        if name == "JPEG" and (frame := jpeg_files.read_frame(prepared)) is not None:
+            size, exif = frame.size, frame.exif
+        else:
+            with _READERS[name](io.BytesIO(prepared)) as image:
+                size, exif = image.size, image.info.get("exif", b"")
+        check_size(size, DEFAULT_MAX_PIXELS)
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", message_of(f"{name}: {error}", max_chars=_MAX_REASON_CHARS)) from error
+    except _DECODE_ERRORS as error:
+        raise ImageError("unreadable", _reason(name, error)) from error
+    orientation = _read_orientation(exif)
+    return StoredSize(*size, orientation if orientation in _UPRIGHT else 1)
 
 
 def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: int) -> ImageHeader:

@@ -13,9 +13,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
+from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
-from pipeline.settings import NAME_PATTERN, AutoCount, AutoShare, Section, digits_as_number
+from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
 from pipeline.storage.config import StorageSection, Uri
 from pipeline.storage.uris import absolute_uri
 
@@ -99,6 +100,9 @@ class ModelSection(Section):
 class ComputeSection(Section):
     """How the work is distributed; only shard_images changes what is computed.
 
+    workers: how many there are at most. "auto" is as many as there is room for, also on nodes that join later; a number
+        is asked for in any case, so that an autoscaler brings nodes; "MIN:MAX" asks for MAX, and keeps MIN until the
+        last shard is done.
     shard_images: "auto" gives every worker several shards of at most 256 images; see `pipeline.planning.shard_size`.
     worker_max_shards, worker_max_memory_gib: a worker is replaced after this many shards, or when its process holds
         this much resident memory after a shard; null for no limit.
@@ -106,7 +110,10 @@ class ComputeSection(Section):
         makes it in the worker, which keeps up with 300 images/s of 640 x 480 with 100 instances.
     """
 
-    workers: AutoCount = Field(default="auto", description='"auto" or a whole number, at least 1')
+    workers: AutoCountOrRange = Field(
+        default="auto",
+        description='"auto", a whole number, at least 1, or a range from a smaller to a larger one, such as "2:8"',
+    )
     gpus_per_worker: AutoShare = Field(
         default="auto", description='"auto" or a number, 0 or more (fractions share a GPU)'
     )
@@ -118,6 +125,18 @@ class ComputeSection(Section):
     worker_max_shards: int | None = Field(default=None, ge=1, description="a whole number, at least 1, or null")
     worker_max_memory_gib: float | None = Field(default=None, gt=0, description="GiB, more than 0, or null")
     mask_processes: int = Field(default=0, ge=0, description="a whole number, 0 or more")
+
+    @property
+    def fewest_workers(self) -> int:
+        """The workers that are kept while there are shards."""
+        return int(self.workers.split(":")[0]) if isinstance(self.workers, str) and self.workers != "auto" else 1
+
+    @property
+    def most_workers(self) -> int | None:
+        """The largest number of workers; None for as many as there is room for."""
+        if isinstance(self.workers, int):
+            return self.workers
+        return None if self.workers == "auto" else int(self.workers.split(":")[1])
 
 
 class RetrySection(Section):
@@ -206,6 +225,10 @@ class JobSpec(Section):
     images: ImagesSection = ImagesSection()
     select: SelectSection = SelectSection()
     notify: NotifySection = NotifySection()
+    telemetry: Literal["auto", "otel", "off"] = Field(
+        default="auto", description="auto (by OpenTelemetry's environment variables), otel or off"
+    )
+    budget: BudgetSection = BudgetSection()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved spec as plain JSON-able values, for run.json."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pipeline.output.results import Results, open_results
     from pipeline.output.run_record import RunRecord
     from pipeline.output.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, SCHEMA_VERSION
-    from pipeline.output.views import open_database
+    from pipeline.output.views import connect, open_database
 
 __all__ = [
     "IMAGES_SCHEMA",
@@ -18,6 +18,7 @@ __all__ = [
     "Results",
     "RunRecord",
     "commit_shard",
+    "connect",
     "open_database",
     "open_results",
 ]
@@ -29,6 +30,6 @@ __getattr__ = attach(
         "results": ["Results", "open_results"],
         "run_record": ["RunRecord"],
         "schema": ["IMAGES_SCHEMA", "INSTANCES_SCHEMA", "SCHEMA_VERSION"],
-        "views": ["open_database"],
+        "views": ["connect", "open_database"],
     },
 )

@@ -38,12 +38,15 @@ def read_derived_json(storage: Storage, uri: str) -> dict[str, Any] | None:
         return None
 
 
-def write_json(storage: Storage, uri: str, content: Mapping[str, object], *, is_redacted: bool = False) -> None:
+def write_json(
+    storage: Storage, uri: str, content: Mapping[str, object], *, is_redacted: bool = False, is_compact: bool = False
+) -> None:
     """Write a JSON object, indented.
 
     Args:
         is_redacted: remove secrets; for texts with quoted errors, not for values that are read back and compared.
+        is_compact: on one line; for a large file that is written again and again.
     """
     # ASCII only, because names that are not valid Unicode cannot be encoded otherwise.
-    text = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(content, **({"separators": (",", ":")} if is_compact else {"indent": 2})) + "\n"
     storage.write(uri, (redact(text) if is_redacted else text).encode("ascii"))

@@ -19,15 +19,19 @@ import pipeline.errors
 from pipeline.errors import DamagedFileError, HtcError, NotFoundError, SpecError, StorageError
 from pipeline.machine_limits import usable_cpus, usable_memory
 from pipeline.output.deletions import deletion_parts
+from pipeline.output.mask_functions import register_mask_functions
 from pipeline.output.part_files import read_part
 from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS, CommittedFiles
-from pipeline.output.results import ATTEMPTS, READ_THREADS, Results
+from pipeline.output.results import ATTEMPTS, READ_THREADS, Results, open_results
 from pipeline.output.run_record import began
 from pipeline.storage.damage import missing
 from pipeline.storage.read_only_files import ReadOnlyFileSystem
+from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local
 from pipeline.text import message_of
 
+VIEWS = ("images", "instances", "runs", "current", "current_instances", "deletions")
+"""What people query; `newest` is a step on the way to `current`."""
 # A query can read the views only. The lock comes last, because it forbids further settings.
 _CLOSED_SETTINGS = (
     "SET python_enable_replacements = false",
@@ -37,6 +41,8 @@ _CLOSED_SETTINGS = (
 )
 # DuckDB's own default, of all the memory that it sees (duckdb.org/docs/configuration, memory_limit).
 DUCKDB_MEMORY_SHARE = 0.8
+# Before the message of an error in one of our functions.
+_FUNCTION_ERROR = "Python exception occurred while executing the UDF: ValueError: "
 T = TypeVar("T")
 _SQL_TYPES = {
     pa.bool_(): "BOOLEAN",
@@ -115,12 +121,31 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
         connection.execute("SET TimeZone = 'UTC'")
         for view in (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
             connection.execute(view)
+        register_mask_functions(connection)
         for setting in () if is_external_allowed else _CLOSED_SETTINGS:
             connection.execute(setting)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def connect(output_uri: str, storage: Storage | None = None) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB connection of your own with the views and the functions for masks.
+
+    Args:
+        output_uri: the output folder, a local path or a URL.
+        storage: how it is read; None for the default options.
+
+    Returns:
+        A connection in memory, which may read and write other files and attach other databases. Its views hold what is
+        committed now; connect again after a compaction.
+
+    Raises:
+        InputError: the folder holds no run.
+        DamagedFileError: no run.json can be read.
+    """
+    return open_database(open_results(output_uri, storage), is_external_allowed=True)
 
 
 def _limits(*, is_stored: bool) -> dict[str, str | bool | int | float | list[str]]:
@@ -221,6 +246,8 @@ def translated_sql_errors() -> Iterator[None]:
         raise SpecError(f"{_one_sentence(error)} (--allow-external permits it).") from None
     except duckdb.Error as error:
         sentence = _one_sentence(error)
+        if _FUNCTION_ERROR in sentence:
+            raise SpecError(f"{sentence.partition(_FUNCTION_ERROR)[2].rstrip('.')}.") from None
         _raise_own(sentence)
         raise SpecError(sentence if sentence.endswith("?") else f"{sentence}.") from None
 

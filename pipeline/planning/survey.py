@@ -10,6 +10,7 @@ from pipeline.planning.input_changes import InputComparison
 from pipeline.planning.manifest import Manifest, PartLayout
 from pipeline.planning.planner import ManifestCounts, list_input, no_images_error
 from pipeline.planning.shard_size import ShardSizing
+from pipeline.planning.size_sample import SizeSample
 from pipeline.storage.storage import Storage
 
 
@@ -33,6 +34,7 @@ def survey_input(
     sample_images: int = 8,
     incremental: IncrementalPlan | None = None,
     comparison: InputComparison | None = None,
+    size_sample: SizeSample | None = None,
 ) -> InputSurvey:
     """Count the input as a new run would plan it, and write nothing.
 
@@ -40,6 +42,7 @@ def survey_input(
         section: the input. output_uri: the run's own output, which is not input.
         incremental: chooses from the listing; None for a full run.
         comparison: follows the listing and compares it with a complete run. The input may be empty then.
+        size_sample: follows the images that a new run would have.
 
     Raises:
         InputError: the input holds no image, or cannot be listed.
@@ -50,7 +53,7 @@ def survey_input(
         listed = comparison.follow(listed)
     size, chosen = sizing.choose(listed if incremental is None else incremental.selection.choose(listed))
     counts.layout = PartLayout.of(size)
-    refs = counts.count(chosen)
+    refs = counts.count(chosen if size_sample is None else size_sample.follow(chosen))
     sample = tuple(islice(refs, sample_images))
     for _ in refs:
         pass

@@ -18,6 +18,7 @@ from pipeline.runs.resume import resume_leased
 from pipeline.runs.run import RunHandle
 from pipeline.runs.start_planning import build_planner, start_planning
 from pipeline.runs.state import has_all_rows
+from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, join, local_path
 
 
@@ -64,7 +65,7 @@ def begin_run(request: RunRequest, name: str, moment: datetime, *, is_concurrent
                 planning = start_planning(request, _new_record(request, name, moment, planner.manifest), planner, undo)
             except InputError:
                 # No shard was handed out: a run that cannot be planned must not block the next one.
-                _remove_begun(request, name)
+                remove_begun(storage, output_uri, name)
                 raise
             run = RunHandle(storage, output_uri, name, planning, is_new=True, done=CommittedShards(), lease=lease)
         undo.pop_all()
@@ -92,10 +93,15 @@ def _is_complete(request: RunRequest, run: str) -> bool:
     return record is not None and has_all_rows(record, committed_shards(request.storage, request.output_uri, run))
 
 
-def _remove_begun(request: RunRequest, name: str) -> None:
-    folder = run_folder(request.output_uri, name)
-    clear_parts(request.storage, manifest_folder(request.output_uri, name))
-    request.storage.delete(join(folder, "run.json"))
+def remove_begun(storage: Storage, output_uri: str, name: str) -> None:
+    """Remove the record and the manifest of a run of which nothing was done; its lease is the caller's.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    folder = run_folder(output_uri, name)
+    clear_parts(storage, manifest_folder(output_uri, name))
+    storage.delete(join(folder, "run.json"))
     if is_local(folder):
         with suppress(OSError):
             Path(local_path(folder), "manifest").rmdir()

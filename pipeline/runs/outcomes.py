@@ -1,9 +1,9 @@
 """Outcomes and states of a run, as in summary.json and in every command, and the exit codes.
 
 complete: every image has its row, and the failures are within the error budget. over_error_budget: more images failed
-than allowed, whether the run was stopped early or did all its images. interrupted: stopped by Ctrl-C or a signal before
-every image had its row. incomplete: it ended otherwise before that, also when its driver was killed; or a shard failed
-with an exception of this program. running: a driver works on it.
+than allowed, whether the run was stopped early or did all its images. interrupted: stopped by Ctrl-C, a signal, its
+deadline or its largest cost before every image had its row. incomplete: it ended otherwise before that, also when its
+driver was killed; or a shard failed with an exception of this program. running: a driver works on it.
 
 Compacting, publishing and pruning ask something else, namely whether every image has its row (`state.has_all_rows`): a
 run over its error budget with all rows is treated there like a complete one.

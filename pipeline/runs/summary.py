@@ -9,6 +9,7 @@ from pipeline.job_spec.job import RetrySection
 from pipeline.messages import ImageFailure
 from pipeline.output.json_files import read_json
 from pipeline.output.layout import run_folder
+from pipeline.runs.bottleneck import Bottleneck
 from pipeline.runs.error_budget import allowed_errors
 from pipeline.runs.outcomes import OUTCOMES, Outcome, exit_code_of
 from pipeline.runs.row_counts import RowCounts
@@ -34,17 +35,30 @@ class RunSummary:
     error_rate: `errors` by `images`, 0 to 1; `max_error_rate` is the budget, `max_errors` its floor.
     instances: rows in `instances`.
     session_images, seconds, images_per_s: of this session alone, start-up included.
-    stage_shares: shares of the workers' time by stage, adding up to 1; this session.
+    stage_shares: shares of the stages' busy time, adding up to 1; this session. Stages overlap: how long each was busy
+        does not show what the run waited for.
+    worker_time_s: the workers' wall time by what their models did or waited for, see `messages.CAUSES`; this session.
+    bottleneck: what held the run up by that account: name, share of the time, sentence with the remedy; None when no
+        worker ran.
     start_up_s: seconds from the beginning of this session's command until each part of its start was done, see
         `start_up.PARTS`.
     failure_reasons: rows by reason, the most frequent first, capped.
     failure_examples: the first failures met in this session, capped: uri, status, reason.
     retries, workers_started, workers_lost: attempts that failed, workers that loaded the model, that died;
         this session. device: what the workers ran on, "" when none was needed; precision: what the network computed
-        in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: its
-        name in the tables. is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed
-        with an unexpected exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions,
-        None without any.
+        in there, and why. fast_path: "on", "off (reason)" (of any worker), "" where there is none. model: its name in
+        the tables.
+    began, ended: UTC, ISO 8601: when this session opened the run and when it ended; "" where that is not known.
+    notifications: by channel of `notify:`, "delivered" or why the report of the end could not be delivered.
+    is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
+        exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
+    machine: the CPU or GPU that the workers ran on, "" when none was needed.
+    worker_time: seconds of all workers in this session: `running_s` while their processes ran, `ready_s` with their
+        model, `busy_s` with a shard; `write_s_per_shard` of writing the tables; `images_per_s` of one busy worker in
+        equal parts of the session. cost: of the whole run, see `pipeline.runs.cost`: `worker_hours`, `amount` (None
+        without a price), `currency`, `price_per_worker_hour`, `max_cost`.
+    deadline: UTC, ISO 8601, None without one; is_late: whether the session ended after it. stopped_by: "deadline" or
+        "max_cost" when the run stopped by itself there, else "".
     """
 
     run: str
@@ -64,6 +78,8 @@ class RunSummary:
     repeated_errors: int = 0
     max_errors: int = 0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
+    worker_time_s: Mapping[str, float] = field(default_factory=dict)
+    bottleneck: Bottleneck | None = None
     start_up_s: Mapping[str, float] = field(default_factory=dict)
     failure_reasons: Mapping[str, int] = field(default_factory=dict)
     failure_examples: tuple[ImageFailure, ...] = ()
@@ -77,6 +93,15 @@ class RunSummary:
     is_trained: bool = True
     has_bug: bool = False
     error_log: str | None = None
+    machine: str = ""
+    worker_time: Mapping[str, object] = field(default_factory=dict)
+    cost: Mapping[str, object] = field(default_factory=dict)
+    deadline: str | None = None
+    is_late: bool = False
+    stopped_by: str = ""
+    began: str = ""
+    ended: str = ""
+    notifications: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON-able values, for summary.json."""
@@ -96,6 +121,8 @@ class SessionNumbers:
     seconds: float = 0.0
     images_per_s: float = 0.0
     stage_shares: Mapping[str, float] = field(default_factory=dict)
+    worker_time_s: Mapping[str, float] = field(default_factory=dict)
+    bottleneck: Bottleneck | None = None
     start_up_s: Mapping[str, float] = field(default_factory=dict)
     retries: int = 0
     workers_lost: int = 0
@@ -104,6 +131,14 @@ class SessionNumbers:
     precision: str = ""
     fast_path: str = ""
     error_log: str | None = None
+    machine: str = ""
+    worker_time: Mapping[str, object] = field(default_factory=dict)
+    cost: Mapping[str, object] = field(default_factory=dict)
+    deadline: str | None = None
+    is_late: bool = False
+    stopped_by: str = ""
+    began: str = ""
+    ended: str = ""
 
 
 def summarise(
@@ -118,6 +153,7 @@ def summarise(
     has_bug: bool,
     is_interrupted: bool = False,
     stop_reason: str = "",
+    limit: tuple[str, str] | None = None,
     session: SessionNumbers | None = None,
 ) -> RunSummary:
     """Judge a run by its rows; the arguments are those of `judge` and the fields of `RunSummary`."""
@@ -132,6 +168,7 @@ def summarise(
         has_bug=has_bug,
         is_interrupted=is_interrupted,
         stop_reason=stop_reason,
+        limit=limit,
         is_planned=is_planned,
     )
     return RunSummary(
@@ -203,6 +240,7 @@ def judge(
     has_bug: bool,
     is_interrupted: bool,
     stop_reason: str = "",
+    limit: tuple[str, str] | None = None,
     is_planned: bool = True,
     max_errors: int = 0,
     is_any_ok: bool = True,
@@ -217,6 +255,7 @@ def judge(
         has_bug: whether a shard failed with an unexpected exception.
         is_interrupted: whether the user or the system stopped the run.
         stop_reason: why it was stopped early, when it could not end within the budget.
+        limit: the deadline or largest cost at which it stopped, as the beginning of a sentence, and the way out.
         is_planned: whether the input was listed to its end; until then the number of images is unknown.
         max_errors: the floor of the budget, see `error_budget.allowed_errors`.
         is_any_ok: whether any row is ok; without one there is no floor.
@@ -226,6 +265,11 @@ def judge(
     """
     if stop_reason and images_done < images:
         return "over_error_budget", stop_reason
+    if limit is not None and (images_done < images or not is_planned):
+        words, way_out = limit
+        left = f"with {images - images_done:,} of {images:,} images to go"
+        left = left if is_planned else f"with {images_done:,} images done, before the input was listed to its end"
+        return "interrupted", f"{words}, {left}; {way_out}."
     if images_done < images or not is_planned:
         return "interrupted" if is_interrupted else "incomplete", _what_is_left(
             images, images_done, is_interrupted=is_interrupted, is_planned=is_planned

@@ -5,15 +5,18 @@ store that never answered is not: its endpoint may be misspelt, and the user is 
 once, a budget bounds the rate of retries of this process, so that a store that recovers is not overloaded again.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline.errors import AccessDeniedError, IncompleteReadError, NotFoundError, TransientStorageError
+from pipeline.logs import log_event
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 5
@@ -23,6 +26,7 @@ ATTEMPTS_ALONE = 10
 # and while credentials are renewed.
 ATTEMPTS_DOUBTED = 3
 LONGEST_WAIT_S = 8.0
+LOG_EVERY_S = 10.0
 _FIRST_WAIT_S = 0.25
 
 
@@ -82,6 +86,8 @@ class StoreHealth:
         self.has_answered = has_answered
         self.last_success = float("-inf")
         self.budget = RetryBudget()
+        self._retries = 0
+        self._logged = float("-inf")
 
     def record_success(self) -> None:
         """Record a request that the store granted."""
@@ -109,7 +115,20 @@ class StoreHealth:
             return result
 
         policy = _RetryPolicy(self, is_expected=is_expected)
-        return Retrying(retry=policy.should_retry, wait=_wait, sleep=self._sleep, reraise=True)(succeed)
+        return Retrying(
+            retry=policy.should_retry, wait=_wait, sleep=self._sleep, before_sleep=self._log_retry, reraise=True
+        )(succeed)
+
+    def _log_retry(self, state: RetryCallState) -> None:
+        """Log that requests are retried, at most once in `LOG_EVERY_S` for all of them."""
+        self._retries += 1
+        now = time.monotonic()
+        if now - self._logged < LOG_EVERY_S:
+            return
+        retries, self._retries, self._logged = self._retries, 0, now
+        error = state.outcome.exception() if state.outcome is not None else None
+        values: dict[str, Any] = {"attempt": state.attempt_number, "retries": retries, "reason": type(error).__name__}
+        log_event(log, "store_retry", f"A request to a store is retried: {error}", **values)
 
     def _sleep(self, wait_s: float) -> None:
         time.sleep(wait_s)

@@ -9,12 +9,13 @@ come without filling it. A batch may so hold images of two shards; each result g
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipeline.worker.batching import Batcher, Shape
 from pipeline.worker.commit_claim import AbandonedError
+from pipeline.worker.model_time import Awaited, ModelTime
 from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
 from pipeline.worker.uploads import Upload
 from pipeline.worker.watchdog import Watchdog
@@ -46,7 +47,7 @@ class Owner(Protocol):
         """Take note that the pixels of these images are no longer referred to."""
 
 
-class Source(Protocol):
+class Source(Awaited, Protocol):
     """Decoded images, in order."""
 
     def wait_ready(self, timeout_s: float | None) -> bool:
@@ -113,8 +114,18 @@ class ModelQueue:
         max_bytes: int,
         runner: Runner | None = None,
         joining_images: int = JOINING_IMAGES,
+        model_time: ModelTime | None = None,
     ) -> None:
-        """`max_bytes`: of the images that wait for their batch. `runner`: by default a `DirectRunner`."""
+        """Prepare an empty queue.
+
+        Args:
+            max_bytes: of the images that wait for their batch.
+            runner: by default a `DirectRunner`.
+            model_time: counts what the model waits for.
+        """
+        # Of the batches that ran, for `WorkerReport`; changed on the model's thread only.
+        self.batch_images = self.batch_slots = 0
+        self._model_time = model_time or ModelTime()
         self._segmenter = segmenter
         self._watchdog = watchdog
         self._runner = runner or DirectRunner()
@@ -198,14 +209,17 @@ class ModelQueue:
 
     def _next(self, source: Source) -> DecodedImage | None:
         """Return the source's next image; rests leave rather than leave the model idle."""
-        while not source.wait_ready(0):
-            if self._runner.is_idle:
-                self._flush(lambda item: item.feed.is_complete)
+        if source.wait_ready(0):
+            return source.next()
+        with self._model_time.awaiting(source):
+            while not source.wait_ready(0):
                 if self._runner.is_idle:
+                    self._flush(lambda item: item.feed.is_complete)
+                    if self._runner.is_idle:
+                        break
+                if source.wait_ready(IDLE_CHECK_S):
                     break
-            if source.wait_ready(IDLE_CHECK_S):
-                break
-        return source.next()
+            return source.next()
 
     def _add(self, feed: _Feed, image: DecodedImage) -> None:
         shape, size = self._segmenter.padded_shape(image), image.pixels.nbytes
@@ -251,7 +265,9 @@ class ModelQueue:
         try:
             self._drop_abandoned(batch)
             if batch:
-                self._runner.submit(batch, self._run)
+                is_direct = isinstance(self._runner, DirectRunner)
+                with nullcontext() if is_direct else self._model_time.uploading():
+                    self._runner.submit(batch, self._run)
         except BaseException as error:
             # Nothing is left in a batch that `_run` has ended.
             self._end(batch, error)
@@ -273,7 +289,8 @@ class ModelQueue:
         """Run one batch and hand out its results; on an error every shard in it gets the error."""
         error: BaseException | None = None
         try:
-            self._segment(batch, staged)
+            with self._model_time.busy("infer"):
+                self._segment(batch, staged)
         except BaseException as caught:
             error = caught
             raise
@@ -284,6 +301,8 @@ class ModelQueue:
 
     def _segment(self, batch: Batch, staged: Upload | None) -> None:
         owners = [item.feed.owner for item in batch]
+        self.batch_images += len(batch)
+        self.batch_slots += max(len(batch), self._segmenter.batch_size.current)
         seconds = 0.0
         results = self._segmenter.segment([item.image for item in batch], watch=self._watch, staged=staged)
         for owner in owners:

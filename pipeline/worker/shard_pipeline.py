@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from pipeline.worker.byte_budget import ByteBudget, ByteGauge, Lane, SharedBudge
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.model_queue import ModelQueue
+from pipeline.worker.model_time import ModelTime, ShardTime
 from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
 from pipeline.worker.upload_lane import CudaLane, UploadLane
 from pipeline.worker.watchdog import Step, Watchdog
@@ -67,6 +69,7 @@ class WorkerResources:
 
     model: batches the images of both shards and takes them through the model.
     encoded, pixels, decoding: bound the bytes on their way to the model, see `byte_budget`.
+    model_time: counts what the model waits for.
     read_slots: bounds the reads that run at once.
     decoders: as many threads as the worker has cores, apart from those that read, because glibc keeps freed memory for
         each thread that allocated it: decoded by the 32 reading threads, a few images left a gigabyte behind.
@@ -83,6 +86,7 @@ class WorkerResources:
         cpus: float,
         ahead_bytes: int = AHEAD_BYTES,
         jpeg: JpegDecoder | None = None,
+        model_time: ModelTime | None = None,
     ) -> None:
         """Open storage and start the pools.
 
@@ -93,7 +97,12 @@ class WorkerResources:
             cpus: cores this worker may use; that many images are decoded at once.
             ahead_bytes: of decoded pixels, at most; one image more where a consumer waits for it.
             jpeg: of ordinary JPEG files; None for Pillow.
+            model_time: begun when the worker started; by default now, with the model loaded.
         """
+        if model_time is None:
+            model_time = ModelTime()
+            model_time.started()
+        self.model_time = model_time
         self.segmenter = segmenter
         self.limits = images
         self.jpeg = jpeg
@@ -106,7 +115,9 @@ class WorkerResources:
         self.pixels = SharedBudget(ahead_bytes)
         # On a CPU a batch is computed where it is, by the shard's own thread.
         runner = UploadLane(CudaLane(segmenter.device)) if segmenter.device.type == "cuda" else None
-        self.model = ModelQueue(segmenter, self.watchdog, max_bytes=ahead_bytes // 2, runner=runner)
+        self.model = ModelQueue(
+            segmenter, self.watchdog, max_bytes=ahead_bytes // 2, runner=runner, model_time=model_time
+        )
         self.decoding = ByteBudget(max(DECODING_BYTES, int(cpus * DECODING_BYTES_PER_CPU)))
         self.decoders = ThreadPoolExecutor(max(1, int(cpus)), thread_name_prefix="decode")
         encoders = 2 if segmenter.device.type == "cuda" else 1
@@ -126,6 +137,7 @@ class ShardPipeline:
         is_last_attempt: bool,
         claim: CommitClaim,
         on_images: Callable[[int], None],
+        shard_time: ShardTime,
     ) -> None:
         """Prepare the stages.
 
@@ -135,7 +147,9 @@ class ShardPipeline:
             is_last_attempt: whether an image that storage fails to read fails alone, instead of the attempt.
             claim: the attempt's right to commit, checked before each batch.
             on_images: called with the number of further images whose outcome is known.
+            shard_time: told how far the shard is.
         """
+        self.shard_time = shard_time
         self.clock = StageClock()
         self.bytes_read = ByteGauge()
         self._resources = resources
@@ -149,6 +163,9 @@ class ShardPipeline:
         self._largest_unlisted = UNLISTED_BYTES
         self._encoded_bytes: Lane
         self._pixel_bytes: Lane
+        # The number of the image that the model gets next, and those that are read, for `awaits`.
+        self._awaited = -1
+        self._read_numbers: set[int] = set()
         self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
         self._encoding: deque[Future[EncodedImage | ImageFailure]] = deque()
@@ -197,7 +214,13 @@ class ShardPipeline:
             for position in self._positions
         ]
 
+    @property
+    def awaits(self) -> Literal["read", "decode"]:
+        """What the image that the model gets next still needs."""
+        return "decode" if self._awaited in self._read_numbers else "read"
+
     def _await(self, number: int) -> None:
+        self._awaited = number
         self._encoded_bytes.await_number(number)
         self._pixel_bytes.await_number(number)
 
@@ -249,6 +272,10 @@ class ShardPipeline:
             self._largest_unlisted = max(self._largest_unlisted, len(payload))
         self._encoded_bytes.resize(number, len(payload))
         self._encoded_bytes.skip(number)
+        self._read_numbers.add(number)
+        # Asked after the line above, as the model's thread asks the other way round: one of them sees the other.
+        if self._awaited == number:
+            self._resources.model_time.note()
         self.bytes_read.add(len(payload))
         return payload
 
@@ -284,7 +311,8 @@ class ShardPipeline:
 
     def _encode(self, position: int, found: RawDetections | PendingDetections) -> None:
         while len(self._encoding) >= MAX_ENCODING:
-            wait([self._encoding.popleft()])
+            with self._resources.model_time.busy("encode"):
+                wait([self._encoding.popleft()])
         ref = self._shard.images[position]
         future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, found))
         self._encoding.append(future)
@@ -313,8 +341,14 @@ class _Images:
         self._shard = shard
         self._image: DecodedImage | None = None
 
+    @property
+    def awaits(self) -> Literal["read", "decode"]:
+        """What the next image still needs."""
+        return self._shard.awaits
+
     def wait_ready(self, timeout_s: float | None) -> bool:
         """Wait until the next image, or the end, is there; return whether it is."""
+        self._shard.shard_time.feeding()
         while self._image is None:
             if not self._loaded.wait_ready(timeout_s):
                 return False
@@ -334,4 +368,6 @@ class _Images:
         with self._shard.clock.time("wait"):
             self.wait_ready(None)
         image, self._image = self._image, None
+        if image is None:
+            self._shard.shard_time.fed()
         return image

@@ -8,13 +8,15 @@ from functools import partial
 
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
-from pipeline.messages import Assignment, Hang, ImageFailure, PartialResult, ShardResult
+from pipeline.messages import Assignment, Hang, ImageFailure, PartialResult, ShardResult, WorkerReport
 from pipeline.output.commit import commit_shard
 from pipeline.output.rows import ImageRow, InstanceRow, build_image_row
-from pipeline.telemetry import WorkerTotals
+from pipeline.telemetry import WorkerTotals, traced_stages
 from pipeline.worker.commit_claim import CommitClaim
+from pipeline.worker.device_use import DeviceUse
 from pipeline.worker.error_boundaries import CommitError
 from pipeline.worker.memory import resident_bytes
+from pipeline.worker.model_time import ShardTime
 from pipeline.worker.shard_pipeline import EncodedImage, ShardPipeline, WorkerResources
 from pipeline.worker.totals import WorkCounter
 
@@ -29,6 +31,7 @@ class ShardProcessor:
         self._run = run
         self._model_label = model_label
         self._counter = WorkCounter()
+        self._device_use = DeviceUse(resources.segmenter.device)
 
     @property
     def device_name(self) -> str:
@@ -58,6 +61,22 @@ class ShardProcessor:
         """Return the work so far, for the metrics."""
         return self._counter.totals(batch_size=self.batch_size)
 
+    def report(self) -> WorkerReport:
+        """Return what the worker has done so far and does now."""
+        seconds, cause, cause_s = self._resources.model_time.so_far()
+        gpu_share, gpu_bytes = self._device_use.read()
+        return WorkerReport(
+            tuple(round(each, 3) for each in seconds),
+            cause,
+            round(cause_s, 3),
+            images=self._counter.images,
+            batch_images=self._resources.model.batch_images,
+            batch_slots=self._resources.model.batch_slots,
+            memory_bytes=resident_bytes(),
+            gpu_share=gpu_share,
+            gpu_bytes=gpu_bytes,
+        )
+
     def process(
         self, shard: Shard, assignment: Assignment, *, claim: CommitClaim, on_images: Callable[[int], None]
     ) -> ShardResult | PartialResult:
@@ -73,6 +92,21 @@ class ShardProcessor:
             AbandonedError: another attempt commits.
             OrphanedError: the driver sent no heartbeat for too long.
         """
+        with self._resources.model_time.shard() as shard_time:
+            result = self._process(shard, assignment, shard_time, claim=claim, on_images=on_images)
+        if isinstance(result, PartialResult):
+            return result
+        return replace(result, worker=self.report())
+
+    def _process(
+        self,
+        shard: Shard,
+        assignment: Assignment,
+        shard_time: ShardTime,
+        *,
+        claim: CommitClaim,
+        on_images: Callable[[int], None],
+    ) -> ShardResult | PartialResult:
         start = time.perf_counter()
         self._resources.storage.signed.add(shard.signed)
         # Decoded here, before many threads look at them.
@@ -86,9 +120,11 @@ class ShardProcessor:
             is_last_attempt=assignment.is_last,
             claim=claim,
             on_images=self._counter.counted(on_images),
+            shard_time=shard_time,
         )
-        with self._counter.track(stages.clock, stages.bytes_read):
+        with self._counter.track(stages.clock, stages.bytes_read), traced_stages(stages.clock, assignment.traceparent):
             outcomes = stages.run()
+            shard_time.writing()
             with stages.clock.time("write"):
                 images = Shard(shard.index, tuple(shard.images[position] for position in positions))
                 image_rows, instance_rows = self._rows(images, outcomes, assignment.attempt)

@@ -41,6 +41,12 @@ class WorkCounter:
                 self._stages_of_ended.add(clock.seconds())
                 self._bytes_of_ended += bytes_read.value
 
+    @property
+    def images(self) -> int:
+        """Images so far."""
+        with self._lock:
+            return self._images
+
     def totals(self, *, batch_size: int) -> WorkerTotals:
         """Return the totals so far."""
         with self._lock:

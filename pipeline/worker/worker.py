@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import threading
 import time
 import traceback
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
+from pipeline.logs import placed
+from pipeline.machine_limits import machine_name
 from pipeline.messages import (
     Assignment,
     PartialResult,
@@ -21,13 +24,15 @@ from pipeline.messages import (
     WorkerProgress,
     WorkerReady,
 )
-from pipeline.redaction import log_without_secrets
+from pipeline.otel import OtelSettings, begin_in_worker, flush_worker
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import WorkerMetrics
 from pipeline.text import one_line
 from pipeline.worker.commit_claim import CommitClaim, DriverLiveness
 from pipeline.worker.error_boundaries import DeviceLostError, shard_boundary
+from pipeline.worker.log_relay import LogRelay
+from pipeline.worker.model_time import ModelTime
 
 if TYPE_CHECKING:
     # The driver imports this module and may run on a machine without torch.
@@ -53,6 +58,8 @@ class WorkerSettings:
     load_model: takes the model section, returns the model; None loads the section's preset and weights.
     cpus, gpus: what Ray reserves for this worker; fractions allowed.
     mask_processes: that make the masks' text beside a worker with a GPU; 0 makes it in the worker.
+    otel: how this process sends telemetry; None for not at all.
+    number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
     model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     """
 
@@ -68,6 +75,10 @@ class WorkerSettings:
     cpus: float = 1.0
     gpus: float = 0.0
     mask_processes: int = 0
+    otel: OtelSettings | None = None
+    number: int = 0
+    log_format: str = "text"
+    log_level: str = ""
     model_name: str = ""
 
     @property
@@ -85,25 +96,36 @@ class Worker:
     def __init__(self, settings: WorkerSettings, *, driver: DriverLiveness | None = None) -> None:
         """`driver`: records its heartbeats; by default a new one with the store's patience."""
         self._settings = settings
+        self._model_time = ModelTime()
         self._processor: ShardProcessor | None = None
         self._images_done: dict[int, int] = {}
         self._claims: dict[int, CommitClaim] = {}
         self._lock = threading.Lock()
         self._driver = driver or DriverLiveness(settings.storage.patience_s)
         self._metrics = WorkerMetrics(settings.run)
+        self._relay = LogRelay(settings.log_format, settings.log_level)
         # The raylet starts the workers of its node; when it dies, the system gives its children another parent.
         self._parent = os.getppid()
 
     def start(self) -> WorkerReady | WorkerFailure:
         """Load the model; failures come back as values, never as exceptions."""
-        log_without_secrets()
+        self._relay.begin(self._settings.run, self._settings.number)
+        begin_in_worker(self._settings.otel)
         start = time.perf_counter()
         outcome = _start_boundary(self._load)
         if isinstance(outcome, WorkerFailure):
             return outcome
         self._processor = outcome
-        seconds = time.perf_counter() - start
-        return WorkerReady(outcome.device_name, outcome.batch_size, seconds, outcome.precision, outcome.fast_path)
+        self._model_time.started()
+        return WorkerReady(
+            outcome.device_name,
+            outcome.batch_size,
+            load_s=time.perf_counter() - start,
+            precision=outcome.precision,
+            fast_path=outcome.fast_path,
+            host=platform.node(),
+            machine=machine_name(outcome.device_name),
+        )
 
     def run_shard(self, shard: Shard, assignment: Assignment) -> ShardResult | PartialResult | ShardFailure:
         """Segment the shard's images, or some of them; a failed attempt is returned as a value.
@@ -119,10 +141,11 @@ class Worker:
         with self._lock:
             self._claims[shard.index] = claim
         try:
-            return shard_boundary(
-                shard.index,
-                lambda: processor.process(shard, assignment, claim=claim, on_images=self._count(shard.index)),
-            )
+            with placed(shard=shard.index, attempt=assignment.attempt):
+                return shard_boundary(
+                    shard.index,
+                    lambda: processor.process(shard, assignment, claim=claim, on_images=self._count(shard.index)),
+                )
         except DeviceLostError:
             log.exception("the accelerator is lost; this process ends so that a new one can take over")
             logging.shutdown()
@@ -136,13 +159,15 @@ class Worker:
     def progress(self) -> WorkerProgress:
         """Return the images done in the shards in flight, the images that hang, and whether the raylet has died."""
         self._heartbeat()
-        hang = None
+        hang = report = None
         if self._processor is not None:
-            hang = self._processor.hang()
+            hang, report = self._processor.hang(), self._processor.report()
             # The driver asks about once a second, which is often enough for the metrics as well.
             self._metrics.export(self._processor.totals())
         with self._lock:
-            return WorkerProgress(dict(self._images_done), hang, has_lost_raylet=os.getppid() != self._parent)
+            done = dict(self._images_done)
+        lost = os.getppid() != self._parent
+        return WorkerProgress(done, hang, has_lost_raylet=lost, worker=report, log_lines=self._relay.take())
 
     def abandon(self, index: int, *, is_queued: bool = False) -> bool:
         """Leave the commit of a shard to the driver; return False when it has begun or the attempt has ended.
@@ -155,6 +180,10 @@ class Worker:
             if is_queued and self._images_done.get(index):
                 return False
         return claim is not None and claim.abandon()
+
+    def flush(self) -> None:
+        """Send the telemetry that waits; called before this process is ended."""
+        flush_worker()
 
     def _heartbeat(self) -> None:
         # A call may have waited here while this process or its node was suspended and other workers got the shards.
@@ -210,6 +239,7 @@ class Worker:
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
             jpeg=choose_jpeg_decoder(settings.images, segmenter.device),
+            model_time=self._model_time,
         )
         return ShardProcessor(
             resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.machine_limits import free_shared_memory, usable_cpus, usable_memory
+from pipeline.machine_limits import free_shared_memory, machine_name, usable_cpus, usable_memory
 
 V1_MOUNTS = (
     "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n"
@@ -143,3 +143,20 @@ def test_a_memory_limit_of_version_1(tmp_path: Path, text: str, limit: int) -> N
 def test_without_shared_memory_nothing_is_free(tmp_path: Path) -> None:
     assert free_shared_memory(tmp_path / "none") == 0
     assert free_shared_memory(tmp_path) > 0
+
+
+@pytest.mark.parametrize(
+    ("device", "cpuinfo", "name"),
+    [
+        ("cpu", "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nprocessor\t: 1\nmodel name\t: x", "AMD EPYC 9B14, "),
+        ("cpu", "", ", "),
+        ("cuda NVIDIA H100 80GB", "model name: x", "NVIDIA H100 80GB"),
+        ("cuda", "", "cuda"),
+    ],
+)
+def test_a_machine_is_named_by_its_cpu_or_gpu(tmp_path: Path, device: str, cpuinfo: str, name: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(cpuinfo)
+    named = machine_name(device, tmp_path)
+    assert named.endswith("cores" if CORES > 1 else "core") if device == "cpu" else named == name
+    assert name in named

@@ -1,6 +1,7 @@
 """Checks manifests as a strict API server would: KubeRay's kinds by its trimmed CRDs, others by Kubernetes' schemas."""
 
 import json
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -14,19 +15,23 @@ from tests.support.paths import DATA
 CRDS = DATA / "crds"
 RAY_KINDS = ("RayCluster", "RayJob", "RayCronJob")
 KUBERNETES = "1.33"
+# Up to the newest with a schema. Older schemas refuse rules of podFailurePolicy as Kubernetes' own documents have them.
+KUBERNETES_VERSIONS = ("1.29", "1.31", "1.33", "1.35", "1.37")
 
 
-def check_manifest(manifest: dict[str, Any]) -> None:
+def check_manifest(manifest: dict[str, Any], version: str = KUBERNETES) -> None:
     """Raise a ValidationError if an API server would refuse the manifest or drop one of its fields."""
     if manifest["apiVersion"] == "ray.io/v1":
         problems = [
             f"{error.json_path}: {error.message}"
-            for error in Draft202012Validator({"$ref": manifest["kind"]}, registry=_registry()).iter_errors(manifest)
+            for error in Draft202012Validator({"$ref": manifest["kind"]}, registry=_registry(version)).iter_errors(
+                manifest
+            )
         ]
         if problems:
             raise ValueError("\n".join(problems))
     else:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def pod_templates(value: Any) -> list[dict[str, Any]]:
@@ -39,9 +44,10 @@ def pod_templates(value: Any) -> list[dict[str, Any]]:
     return own + [found for each in value.values() for found in pod_templates(each)]
 
 
-def _registry() -> Registry[Any]:
+@cache
+def _registry(version: str) -> Registry[Any]:
     package = resources.files("kubernetes_validate") / "kubernetes-json-schema"
-    definitions = json.loads((package / f"v{KUBERNETES}.0-local-strict" / "_definitions.json").read_text())
+    definitions = json.loads((package / f"v{version}.0-local-strict" / "_definitions.json").read_text())
     registry: Registry[Any] = Resource.from_contents(definitions) @ Registry()
     for kind in RAY_KINDS:
         schema = json.loads((CRDS / f"{kind}.json").read_text())

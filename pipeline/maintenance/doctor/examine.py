@@ -21,6 +21,7 @@ from pipeline.output.parts import Part, parse_part
 from pipeline.output.run_record import ENDED, RunRecord, read_record
 from pipeline.planning.manifest import Manifest, manifest_uris
 from pipeline.runs.cleanup import TEMP_NAME
+from pipeline.runs.cost import load_cost
 from pipeline.runs.lease import LeaseHolder, lease_uri
 from pipeline.runs.shard_counts import COUNTS_NAME, list_counts, read_counts
 from pipeline.runs.state import has_all_rows
@@ -31,7 +32,7 @@ from pipeline.storage.uris import base_name, is_local, join, local_path
 
 ATTEMPTS = 3
 _KNOWN = re.compile(
-    r"(?:run|lease|progress|summary|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
+    r"(?:run|lease|progress|summary|cost|published|pruned)\.json|manifest/part-\d{5,}\.parquet|errors/error-\d+\.txt"
     rf"|counts/{COUNTS_NAME.pattern}"
 )
 _OWN_FOLDERS = frozenset({"manifest", "errors", "counts"})
@@ -256,6 +257,11 @@ class _Examination:
                     self._find(name, "foreign", "the manifest has no such part", "set_aside")
         if "progress.json" in self._files and not is_held:
             self._find("progress.json", "leftover", "its driver has ended", "remove")
+        if "cost.json" in self._files:
+            try:
+                load_cost(self._storage, self._output_uri, self._run)
+            except DamagedFileError as error:
+                self._find("cost.json", "damaged", reason_of(error), "set_aside")
 
     def _check_deletions(self, record: RunRecord) -> None:
         if not has_deletions(record):

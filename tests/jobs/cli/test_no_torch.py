@@ -26,6 +26,12 @@ def test_show(output: Output, tmp_path: Path) -> None:
     assert len(list((tmp_path / "png").glob("*.png"))) == 2
 
 
+def test_metrics(output: Output) -> None:
+    done = run_without_torch("metrics", output.uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f'htc_output_readable{{output="{output.uri}"}} 1.0' in done.stdout
+
+
 def test_plan_without_the_model(output: Output, tmp_path: Path) -> None:
     done = run_without_torch("plan", str(output.photos), str(tmp_path / "new"), "--weights", "untrained", "--no-model")
     assert done.returncode == 0, done.stderr

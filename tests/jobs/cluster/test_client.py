@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,13 +70,35 @@ def test_nothing_answers() -> None:
         assert hint in said
 
 
+def test_a_host_that_is_not_known_is_named() -> None:
+    with pytest.raises(ClusterError, match=r"The host nowhere\.invalid of http://nowhere\.invalid:8265 is not known"):
+        connect("nowhere.invalid")
+
+
+def test_a_server_that_speaks_something_else_is_not_missing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            while True:
+                try:
+                    one, _ = server.accept()
+                except OSError:
+                    return
+                with one:
+                    one.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(ClusterError, match=r"accepts connections at .*, and does not answer as a Ray dashboard"):
+            connect(f"http://127.0.0.1:{server.getsockname()[1]}", connect_timeout_s=0.5)
+
+
 def test_a_server_that_never_answers_is_an_error() -> None:
     # Connection and answer together: ten seconds are promised, with the import of Ray.
     assert 2 * CONNECT_TIMEOUT_S < 9
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(8)
-        with pytest.raises(ClusterError, match="No cluster answers"):
+        with pytest.raises(ClusterError, match=r"accepts connections at .*, and does not answer"):
             connect(f"http://127.0.0.1:{mute.getsockname()[1]}", connect_timeout_s=0.3)
 
 

@@ -9,6 +9,9 @@ import pytest
 from pyiceberg.catalog import load_catalog
 
 from jobs.cli import program as cli
+from pipeline.output.json_files import write_json
+from pipeline.runs.record_notifications import record_notifications
+from pipeline.runs.summary import load_summary, summary_uri
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import finish_run, tables_of, write_inputs
@@ -95,3 +98,22 @@ def test_with_permission_to_read_only_nothing_changes(
         assert code == 1
         assert reported.splitlines()[-1].startswith("No permission to write ")
     assert keys_below(s3_server, output) == keys
+
+
+def test_metrics_of_a_bucket_need_no_cluster(htc: Htc, output: str, s3_server: S3Server) -> None:
+    code, reported = htc("metrics", output)
+    assert code == 0
+    assert f'htc_last_run_state{{output="{output}",run="night3",state="complete"}} 1.0' in reported
+    assert f'htc_output_runs{{output="{output}"}} 3.0' in reported
+    assert "is not overdue" in htc("runs", output, "--overdue", "--expect-every", "36500d")[1]
+
+
+def test_deliveries_are_noted_in_a_summary_of_a_bucket(output: str, s3_server: S3Server) -> None:
+    storage = door(s3_server)
+    ended = "2026-11-26T03:00:00+00:00"
+    summary = load_summary(storage, output, "night3") or {}
+    write_json(storage, summary_uri(output, "night3"), {**summary, "ended": ended})
+    noted = {"webhook": "delivered"}
+    assert record_notifications(storage, output, "night3", ended=ended, notifications=noted)
+    assert not record_notifications(storage, output, "night3", ended="another", notifications={})
+    assert (load_summary(storage, output, "night3") or {})["notifications"] == noted

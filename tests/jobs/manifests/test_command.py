@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.support.htc import Htc
-from tests.support.manifest_schemas import check_manifest
+from tests.support.manifest_schemas import check_manifest, pod_templates
 from tests.support.without_torch import run_without_torch
 
 SPEC = "input: {uri: 's3://bucket/in/'}\noutput: {uri: 's3://bucket/masks/'}\n"
@@ -55,11 +55,13 @@ def test_all_kinds_go_into_a_folder(htc: Htc, spec: Path, tmp_path: Path) -> Non
         "base/disruption.yaml",
         "base/network.yaml",
         "base/spec.yaml",
+        "batch-job.yaml",
         "raycluster.yaml",
         "raycronjob.yaml",
         "rayjob.yaml",
     ]
     assert "kubectl apply -f" in err
+    assert f"to run again, first: kubectl delete -f {tmp_path}/k8s/rayjob.yaml" in err
     assert "The Secret s3 must exist" in err
     assert "kubectl create namespace htc" in err
     cron_job = yaml.safe_load((tmp_path / "k8s" / "raycronjob.yaml").read_text())
@@ -97,6 +99,16 @@ def test_the_name_comes_from_the_output_where_the_spec_has_none(htc: Htc, spec: 
         ((*IMAGE, "--pull-secret", "My Secret"), "--pull-secret is 'My Secret'"),
         ((*IMAGE, "--ttl", "soon"), "--ttl must be a time such as"),
         ((*IMAGE, "--deadline", "0"), "--deadline is 0 s"),
+        ((*IMAGE, "--retries", "2"), "--retries is for --kind job, whose pod repeats lost clusters only"),
+        ((*IMAGE, "--kind", "raycluster", "--retries", "0"), "--retries is for --kind job"),
+        ((*IMAGE, "--volume", "nfs:photos:/mnt"), "--volume is 'nfs:photos:/mnt'; give it as KIND:SOURCE:PATH"),
+        ((*IMAGE, "--volume", "pvc:photos:mnt"), "its path is absolute"),
+        ((*IMAGE, "--volume", "pvc:Photos:/mnt"), "its source is a name, in lower case"),
+        ((*IMAGE, "--volume", "hostpath:data:/mnt"), "its source is a folder of the node"),
+        ((*IMAGE, "--volume", "pvc:a:/mnt", "--volume", "pvc:b:/mnt/"), "--volume /mnt is given twice"),
+        ((*IMAGE, "--volume", "secret:key:/etc"), "--volume /etc would hide /etc/htc"),
+        ((*IMAGE, "--volume", "hostpath:/data:/mnt", "--create-namespace"), "use a claim (pvc:NAME:PATH)"),
+        ((*IMAGE, "--env-from-secret", "KEY=s3"), "give it as VARIABLE=SECRET/KEY"),
         ((*IMAGE, "--queue", "night"), "Kueue admits jobs of one size only"),
         ((*IMAGE, "--namespace", "default", "--create-namespace"), "would change the namespace default"),
         ((*IMAGE, "--kind", "all"), "give a folder for them with --to"),
@@ -119,6 +131,7 @@ def test_what_cannot_be_exported_is_refused_with_a_message(
     [
         ("input: {uri: photos/}\noutput: {uri: 's3://b/out/'}\n", "input.uri"),
         ("input: {uri: 's3://b/in/'}\noutput: {uri: out/}\n", "output.uri"),
+        ("input: {uri: /mnt/in}\noutput: {uri: 's3://b/out/'}\n", "input.uri"),
         (SPEC + "model: {weights: mine.safetensors}\n", "model.weights"),
         (SPEC + "compute: {gpus_per_worker: 2}\n", "compute.gpus_per_worker"),
         (SPEC + "compute: {cpus_per_worker: 20}\n", "compute.cpus_per_worker"),
@@ -129,3 +142,26 @@ def test_specs_that_no_pod_can_follow_are_refused(htc: Htc, spec: Path, text: st
     code, _, err = htc("manifests", str(spec), *IMAGE)
     assert code == 2
     assert err.startswith(key)
+
+
+def test_pods_read_and_write_what_is_mounted(htc: Htc, spec: Path) -> None:
+    spec.write_text("input: {uri: /mnt/photos/2026}\noutput: {uri: /mnt/masks}\n")
+    volumes = ("--volume", "pvc:photos:/mnt/photos:ro", "--volume", "pvc:masks:/mnt/masks")
+    code, out, _ = htc("manifests", str(spec), *IMAGE, "--kind", "job", *volumes)
+    assert code == 0
+    manifests = list(yaml.safe_load_all(out))
+    ray_job = yaml.safe_load(
+        next(m for m in manifests if m["metadata"]["name"] == "masks-rayjob")["data"]["rayjob.yaml"]
+    )
+    for template in (*pod_templates(ray_job), *pod_templates(manifests)):
+        container = template["spec"]["containers"][0]
+        if container["name"] == "ray-job-submitter":
+            continue
+        assert {"name": "volume-1", "mountPath": "/mnt/photos", "readOnly": True} in container["volumeMounts"]
+        assert {"name": "volume-2", "mountPath": "/mnt/masks"} in container["volumeMounts"]
+        claims = [volume.get("persistentVolumeClaim") for volume in template["spec"]["volumes"]]
+        assert {"claimName": "photos"} in claims
+        assert {"claimName": "masks"} in claims
+    code, _, err = htc("manifests", str(spec), *IMAGE, *volumes[:3], "pvc:masks:/mnt/masks:ro")
+    assert code == 2
+    assert "output.uri is /mnt/masks, and --volume mounts /mnt/masks read-only" in err

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from jobs.manifests.cluster_shape import ClusterShape, build_shape, fit_spec
 from jobs.manifests.pod_options import parse_pod_options
 from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.planning.worker_plan import plan_workers
-from tests.support.manifest_schemas import CRDS, RAY_KINDS, check_manifest, pod_templates
+from tests.support.manifest_schemas import CRDS, KUBERNETES_VERSIONS, RAY_KINDS, check_manifest, pod_templates
 from tests.support.paths import ROOT
 
 Manifest = dict[str, Any]
-KINDS = ("rayjob", "raycluster", "raycronjob")
+KINDS = ("rayjob", "raycluster", "raycronjob", "job")
 IMAGE = "registry.example/htc-batch:0.2.0"
 
 
@@ -29,6 +30,13 @@ RICH_PODS = parse_pod_options(
     labels=["team=vision", "example.com/cost-centre=42"],
     annotations=["prometheus.io/scrape=true"],
     environment=["HTTPS_PROXY=http://proxy:3128"],
+    secret_environment=["TOKEN=webhook/url"],
+    volumes=[
+        "pvc:photos:/mnt/photos:ro",
+        "secret:gcp-key:/var/secrets",
+        "configmap:ca:/etc/ca",
+        "hostpath:/data:/mnt/data",
+    ],
     ephemeral_storage_gib=40,
 )
 
@@ -72,7 +80,6 @@ def test_every_kind_passes_its_schema_strictly(gpus: int, spot: Any, is_rich: bo
         "retries": 2,
         "keep_s": 60.0,
         "deadline_s": 3600.0,
-        "has_namespace": True,
         "has_quota": True,
         "pods": RICH_PODS,
     }
@@ -84,6 +91,16 @@ def test_every_kind_passes_its_schema_strictly(gpus: int, spot: Any, is_rich: bo
     assert {manifest["kind"] for manifest in manifests} >= set(RAY_KINDS)
     for manifest in manifests:
         check_manifest(manifest)
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+def test_every_kind_passes_the_schemas_of_old_and_new_kubernetes(version: str) -> None:
+    spec = make_spec()
+    shape = build_shape(
+        spec, image=IMAGE, has_namespace=True, has_quota=True, pods=replace(RICH_PODS, volumes=RICH_PODS.volumes[:3])
+    )
+    for manifest in make_manifests(spec, shape, has_pod_monitor=False):
+        check_manifest(manifest, version)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +151,7 @@ def test_no_pod_is_root_or_can_become_it() -> None:
         "ray-head": 3,
         "ray-worker": 3,
         "ray-job-submitter": 2,
+        "starter": 1,
     }
     for pod in itertools.chain(*pods.values()):
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -170,15 +188,17 @@ def test_the_pods_read_the_spec_that_was_given() -> None:
     # A preset that is set stays set, although it equals the default: without it, the demo weights decide.
     spec = make_spec(name="nightly", model__preset="htc_r50_fpn", compute__shard_images=64)
     shape = build_shape(spec, image=IMAGE, workers="2:8", gpus=2)
-    manifests = by_kind(make_manifests(spec, shape))
-    read = JobSpec.model_validate(yaml.safe_load(manifests["ConfigMap"]["data"]["job.yaml"]))
+    made = make_manifests(spec, shape)
+    manifests = by_kind(made)
+    (mapped,) = (each for each in made if each["metadata"]["name"] == "nightly-spec")
+    read = JobSpec.model_validate(yaml.safe_load(mapped["data"]["job.yaml"]))
     assert read == fit_spec(spec, shape)
     assert (read.model.preset, read.model.weights) == ("htc_r50_fpn", "coco")
     job = manifests["RayJob"]["spec"]
     assert job["entrypoint"] == "htc run --spec /etc/htc/job.yaml"
     head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert {"name": "spec", "mountPath": "/etc/htc", "readOnly": True} in head["containers"][0]["volumeMounts"]
-    assert {"name": "spec", "configMap": {"name": manifests["ConfigMap"]["metadata"]["name"]}} in head["volumes"]
+    assert {"name": "spec", "configMap": {"name": "nightly-spec"}} in head["volumes"]
 
 
 @pytest.mark.parametrize(
@@ -255,13 +275,15 @@ def test_nothing_that_others_may_use_is_written_unasked() -> None:
     assert "activeDeadlineSeconds" not in job
 
 
-def test_retries_deadline_and_queue_are_the_jobs() -> None:
+def test_deadline_and_queue_are_the_jobs_and_retries_the_starters() -> None:
     spec = make_spec()
     shape = build_shape(spec, image=IMAGE, workers="4", retries=2, keep_s=0.0, deadline_s=7200.0, queue="night")
     kinds = by_kind(make_manifests(spec, shape))
     for job in (kinds["RayJob"]["spec"], kinds["RayCronJob"]["spec"]["jobTemplate"]):
-        assert (job["backoffLimit"], job["ttlSecondsAfterFinished"], job["activeDeadlineSeconds"]) == (2, 0, 7200)
+        assert (job["backoffLimit"], job["ttlSecondsAfterFinished"], job["activeDeadlineSeconds"]) == (0, 0, 7200)
         assert "enableInTreeAutoscaling" not in job["rayClusterSpec"]
+    command = kinds["Job"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[command.index("--retries") + 1] == "2"
     assert kinds["RayJob"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "night"
     assert "kueue.x-k8s.io/queue-name" not in kinds["RayCluster"]["metadata"]["labels"]
 
@@ -277,8 +299,13 @@ def test_every_pod_has_what_the_cluster_demands() -> None:
         assert {"team": "vision", "example.com/cost-centre": "42", "app": "htc-batch"}.items() <= metadata[
             "labels"
         ].items()
-        assert metadata["annotations"] == {"prometheus.io/scrape": "true"}
+        assert metadata["annotations"]["prometheus.io/scrape"] == "true"
     pods = pods_of(manifests)
+    for pod in (*pods["ray-head"], *pods["ray-worker"], *pods["starter"]):
+        container = pod["containers"][0]
+        assert {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "webhook", "key": "url"}}} in container["env"]
+        assert {"name": "volume-1", "mountPath": "/mnt/photos", "readOnly": True} in container["volumeMounts"]
+        assert {"name": "volume-1", "persistentVolumeClaim": {"claimName": "photos"}} in pod["volumes"]
     for pod in (*pods["ray-head"], *pods["ray-worker"]):
         container = pod["containers"][0]
         assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
@@ -291,7 +318,10 @@ def test_every_pod_has_what_the_cluster_demands() -> None:
         assert {"key": "maintenance", "operator": "Exists", "effect": "NoExecute"} in worker["tolerations"]
         assert {"key": "preemptible", "operator": "Exists"} in worker["tolerations"]
     assert not any("tolerations" in head for head in pods["ray-head"])
-    with_identity = [template for template in pod_templates(manifests) if "serviceAccountName" in template["spec"]]
+    with_identity = [
+        template for template in pod_templates(manifests) if template["spec"].get("serviceAccountName") == "htc"
+    ]
+    assert len(with_identity) == 6
     assert all(each["metadata"]["labels"]["azure.workload.identity/use"] == "true" for each in with_identity)
 
 
@@ -299,3 +329,31 @@ def test_a_label_cannot_hide_the_pods_from_their_policies() -> None:
     spec = make_spec()
     shape = build_shape(spec, image=IMAGE, pods=parse_pod_options(labels=["app=mine"]))
     assert {each["metadata"]["labels"]["app"] for each in pod_templates(make_manifests(spec, shape))} == {"htc-batch"}
+
+
+def test_exit_codes_of_a_failed_run_end_the_job_and_an_eviction_does_not() -> None:
+    spec = make_spec()
+    job = by_kind(make_manifests(spec, build_shape(spec, image=IMAGE)))["Job"]["spec"]
+    fail, ignore = job["podFailurePolicy"]["rules"]
+    assert (fail["action"], fail["onExitCodes"]["values"]) == ("FailJob", [1, 2, 4])
+    assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert job["backoffLimit"] == 3
+
+
+def test_the_starter_may_do_what_it_does_and_nothing_else() -> None:
+    spec = make_spec()
+    manifests = make_manifests(spec, build_shape(spec, image=IMAGE, secrets=["s3"]))
+    kinds = by_kind(manifests)
+    rules = {rule["resources"][0]: rule["verbs"] for rule in kinds["Role"]["rules"]}
+    assert rules == {"rayjobs": ["create", "get", "list"], "rayclusters": ["delete"]}
+    pod = kinds["Job"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == kinds["ServiceAccount"]["metadata"]["name"]
+    # For the lease in the output.
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "s3"}}]
+
+
+def test_the_head_names_its_output() -> None:
+    spec = make_spec()
+    job = by_kind(make_manifests(spec, build_shape(spec, image=IMAGE)))["RayJob"]["spec"]
+    head = job["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]
+    assert head["annotations"] == {"htc-batch/output": "s3://bucket/out"}

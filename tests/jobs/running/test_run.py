@@ -10,6 +10,7 @@ from jobs.running.run import report_summary, run_and_report
 from pipeline.driver import run_job
 from pipeline.job_spec.job import load_spec
 from pipeline.messages import ImageFailure
+from pipeline.runs.bottleneck import find_bottleneck
 from pipeline.runs.summary import RunSummary
 
 SUMMARY = RunSummary(
@@ -27,6 +28,8 @@ SUMMARY = RunSummary(
     seconds=602.0,
     images_per_s=2.0,
     stage_shares={"infer": 0.9, "read": 0.1, "write": 0.0},
+    worker_time_s=(TIMES := {"infer": 360.0, "read": 240.0, "write": 0.0}),
+    bottleneck=find_bottleneck(TIMES),
     failure_reasons={"the file is empty": 1, "cut off after [12] bytes": 1},
     failure_examples=(ImageFailure("/in/[red]a.jpg", "unreadable", "the file is empty"),),
     device="cpu",
@@ -46,8 +49,10 @@ def test_a_complete_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1,204 images: 1,202 ok, 2 unreadable" in out
     assert "9,000" in out
     assert "2.00 images/s" in out
-    assert "infer 90%, read 10%" in out
-    assert "write" not in out
+    assert "model busy 60%, waiting for reads 40%\n" in out
+    assert "The model waited 40% of the time for reads: raise storage.read_concurrency" in out
+    # Busy seconds of stages that overlap blamed the wrong stage.
+    assert "infer 90%" not in out
     # Names and reasons are printed unchanged: square brackets are not markup.
     assert "unreadable  /in/[red]a.jpg  the file is empty" in out
     assert "cut off after [12] bytes" in out
@@ -94,12 +99,26 @@ def test_commands_are_ready_to_paste(
 
 
 def test_a_run_without_images_reports_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    times = dict.fromkeys(("read", "infer"), 0.0)
     idle = replace(
-        SUMMARY, images=0, images_done=0, session_images=0, stage_shares=dict.fromkeys(("read", "infer"), 0.0)
+        SUMMARY,
+        images=0,
+        images_done=0,
+        session_images=0,
+        stage_shares=times,
+        worker_time_s=times,
+        bottleneck=find_bottleneck(times),
     )
     out, _ = said(idle, capsys)
-    assert "time went to" not in out
-    assert "time went to" in said(SUMMARY, capsys)[0]
+    assert "workers' time" not in out
+    assert "bottleneck" not in out
+    assert "workers' time" in said(SUMMARY, capsys)[0]
+
+
+def test_how_busy_the_stages_were_is_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = load_spec(None, {"input.uri": "/in", "output.uri": "/masks", "model.weights": "untrained"})
+    report_summary(SUMMARY, spec, is_verbose=True)
+    assert "Busy time of the stages, which run side by side: infer 90%, read 10%\n" in capsys.readouterr().out
 
 
 def test_the_outcome_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,18 @@ def test_a_second_schedule_of_a_name_is_refused_unless_replaced(htc: Htc) -> Non
 
 def test_two_schedules_with_one_output_cause_a_warning(htc: Htc) -> None:
     add(htc)
-    assert "nightly writes to the same output" in add(htc, "hourly")[2]
+    sentence = "nightly writes to the same output; while a run of one is in progress, one of the other is refused"
+    assert sentence in add(htc, "hourly")[2]
+    assert sentence in htc("show", "hourly")[2]
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/masks", "s3://bucket/masks/"])
+def test_an_output_is_the_same_with_a_slash_at_its_end(htc: Htc, tmp_path: Path, output: str) -> None:
+    for name, uri in (("one", "s3://bucket/masks/"), ("two", output), ("other", "s3://bucket/masks-2/")):
+        (tmp_path / f"{name}.yaml").write_text(f"input: {{uri: s3://bucket/in/}}\noutput: {{uri: '{uri}'}}\n")
+    htc("add", "one", "one.yaml", "--cron", "@daily")
+    assert "one writes to the same output" in htc("add", "two", "two.yaml", "--cron", "@daily")[2]
+    assert "same output" not in htc("add", "other", "other.yaml", "--cron", "@daily")[2]
 
 
 def test_a_missing_webhook_url_is_a_warning(htc: Htc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def notify(tmp_path: Path) -> Callable[..., list[Notification]]:
 def test_a_webhook_gets_slacks_json_with_run_status_and_counts(
     webhook: Webhook, notify: Callable[..., list[Notification]]
 ) -> None:
-    assert notify({"webhook_url_env": "NIGHT_HOOK"}) == []
+    assert notify({"webhook_url_env": "NIGHT_HOOK", "webhook_format": "slack"}) == []
     assert webhook.types == ["application/json"]
     assert webhook.bodies == [
         {
@@ -112,6 +112,22 @@ def test_a_failure_notification_has_the_reason(webhook: Webhook, notify: Callabl
     text = webhook.bodies[0]["text"]
     assert text.startswith("htc schedule nightly: FAILED (over error budget)\n")
     assert text.endswith("90 of 1200 images failed (7.5%); allowed are 5.0%.")
+
+
+def test_another_webhook_gets_every_field(webhook: Webhook, notify: Callable[..., list[Notification]]) -> None:
+    notify({"webhook_url_env": "NIGHT_HOOK"}, event="failure", ending=FAILED)
+    (body,) = webhook.bodies
+    wanted = {"event": "failure", "schedule": "nightly", "outcome": "over_error_budget", "exit_code": 1}
+    assert wanted.items() <= body.items()
+    assert body["text"].startswith("htc schedule nightly: FAILED")
+
+
+def test_apprise_is_a_channel_of_a_schedule(
+    notify: Callable[..., list[Notification]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_MAIL", raising=False)
+    (failed,) = notify({"apprise_url_env": "NO_MAIL"})
+    assert (failed.channel, failed.problem) == ("apprise", "the environment variable NO_MAIL is empty or not set")
 
 
 def test_a_deadline_notification_names_the_deadline(

@@ -13,7 +13,7 @@ from ray import exceptions
 
 from pipeline.cluster import connection as cluster
 from pipeline.cluster import local_ray
-from pipeline.cluster.connection import connected_resources, object_store_options, ray_cluster, starting_early
+from pipeline.cluster.connection import connected_nodes, object_store_options, ray_cluster, starting_early
 from pipeline.cluster.failures import describe_death, was_preempted, worker_deaths
 from pipeline.errors import RunError
 from pipeline.job_spec.job import ComputeSection
@@ -182,7 +182,7 @@ def test_a_local_ray_gets_a_token_unless_the_user_sets_otherwise(
 
 def test_ray_that_another_thread_is_importing_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
-    assert connected_resources() is None
+    assert connected_nodes() is None
 
 
 class FakeRay:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.driver.session
-from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
+from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerLeft, WorkerStarted
 from pipeline.driver.progress import SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.driver.shard_queue import ShardQueue
@@ -50,13 +50,17 @@ class TimedPool:
 
     images_in_flight = 0
 
+    @property
+    def running(self) -> int:
+        return len(self._workers)
+
     def ready_workers(self) -> dict[int, tuple[int, ...]]:
         return {number: tuple(shard.index for shard, _ in held) for number, held in self._held.items()}
 
     def may_take(self, worker: int) -> bool:
         return True
 
-    def scale_to(self, wanted: int) -> None:
+    def scale_to(self, wanted: int, *, spare: int | None = None) -> None:
         while self.size < wanted:
             number = self.size
             self._workers.append(Worker(self._settings))
@@ -93,6 +97,9 @@ class TimedPool:
         ended = self._workers[worker].run_shard(shard, assignment)
         self.done.append((shard.index, worker, self.clock.now))
         return [ShardEnded(worker, ended), *self._begin(worker)]
+
+    def end(self, worker: int, reason: str) -> WorkerLeft:
+        raise NotImplementedError("no node of this pool is drained")
 
     def final_check(self) -> list[WorkerDied]:
         return []

@@ -3,14 +3,16 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.driver.progress import RunProgress, SilentProgress
-from pipeline.driver.progress_file import JOB_VARIABLE, ProgressFile, load_progress
+from pipeline.driver.progress_file import JOB_VARIABLE, VERSION, ProgressFile, load_progress
 from pipeline.errors import StorageError
+from pipeline.runs.bottleneck import find_bottleneck
 from pipeline.storage.storage import Storage
 
 PROGRESS = RunProgress(10, 4, 1, 2.5, 3.0, 2, statuses={"ok": 3, "missing": 1}, failure_reasons={"it is gone": 1})
@@ -89,3 +91,34 @@ def test_a_store_that_refuses_it_does_not_end_the_run(tmp_path: Path) -> None:
     recorded.update(PROGRESS)
     wait_until(lambda: Refusing.attempts > 2)
     recorded.close()
+
+
+FIRST_VERSION = """{
+  "written": "2026-03-01T12:00:00+00:00", "since": "2026-03-01T11:00:00+00:00", "job": null,
+  "images_total": 7, "images_done": 5, "images_failed": 1, "images_per_s": 2.0, "eta_s": 90.0, "workers": 3,
+  "is_listing": false, "statuses": {"ok": 4, "unreadable": 1}, "failure_reasons": {"it is torn": 1}
+}"""
+
+
+def test_a_file_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """As drivers wrote it before there was a bottleneck in it."""
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "progress.json").write_text(FIRST_VERSION)
+    content = load_progress(Storage(), str(tmp_path), "a")
+    assert content is not None
+    assert content["images_done"] == 5
+    assert "live" not in content
+
+
+def test_the_bottleneck_and_the_workers_are_in_the_file(tmp_path: Path) -> None:
+    storage = Storage()
+    recorded = ProgressFile(storage, str(tmp_path), "a", SilentProgress(), every_s=0.01, first_after_s=0.0)
+    bottleneck = find_bottleneck({"infer": 1.0, "read": 1.0})
+    recorded.update(replace(PROGRESS, bottleneck=bottleneck, live={"workers": {"alive": 2}}))
+    wait_until(lambda: load_progress(storage, str(tmp_path), "a"))
+    content = load_progress(storage, str(tmp_path), "a") or {}
+    recorded.close()
+    assert content["version"] == VERSION
+    assert content["bottleneck"]["name"] == "read"
+    assert "50%" in content["bottleneck"]["sentence"]
+    assert content["live"] == {"workers": {"alive": 2}}

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.driver.run_job import run
 from pipeline.errors import InputError, StoppedError
 from pipeline.job_spec.job import ModelSection, load_spec
 from pipeline.planning.background import BackgroundPlanner
+from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from tests.support.paths import PHOTOS
 
@@ -69,6 +71,25 @@ def test_a_driver_that_is_stopped_while_it_lists_releases_the_run(
     assert held == [True]
     assert not list(tmp_path.glob("out/runs/*/lease.json"))
     assert signal.getsignal(number) is former
+
+
+def test_the_beginning_of_work_is_reported_with_the_open_run(tmp_path: Path) -> None:
+    shutil.copytree(PHOTOS, tmp_path / "in")
+    begun: list[str] = []
+
+    def note(opened: RunHandle) -> None:
+        begun.append(opened.name)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    spec = load_spec(
+        None, {"input.uri": str(tmp_path / "in"), "output.uri": str(tmp_path / "out"), "model.weights": "untrained"}
+    )
+    summary = run(spec, progress=SilentProgress(), on_begin=note)
+    assert begun == [summary.run]
+    (written,) = tmp_path.glob("out/runs/*/summary.json")
+    content = json.loads(written.read_text())
+    assert content["status"] == "interrupted"
+    assert datetime.fromisoformat(content["began"]) <= datetime.fromisoformat(content["ended"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

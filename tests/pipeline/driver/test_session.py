@@ -1,7 +1,9 @@
 """The driver's loop over workers in this process: retries, bisection, early stop, and the tables afterwards."""
 
+import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,15 @@ import pytest
 
 import pipeline.driver.shard_queue
 import pipeline.planning.manifest
+from jobs.results.live_run import LivePart
 from pipeline.driver.bisection import CONFIRMING_DEATHS
-from pipeline.driver.progress import SilentProgress
+from pipeline.driver.live_workers import LiveWorkers
+from pipeline.driver.progress import RunProgress, SilentProgress
 from pipeline.driver.run_job import run
 from pipeline.driver.shard_queue import DEATHS_BEFORE_BISECTION
 from pipeline.job_spec.job import JobSpec, load_spec
+from pipeline.messages import CAUSES
+from pipeline.runs.bottleneck import find_bottleneck
 from pipeline.runs.summary import RunSummary
 from pipeline.storage import local as local_files
 from tests.support.fakes.in_process_pool import InProcessPool, in_process
@@ -187,3 +193,47 @@ def test_too_many_errors_are_reported_while_the_input_is_still_being_listed(
     assert (summary.status, summary.exit_code) == ("over_error_budget", 1)
     (warning,) = (sentence for sentence in notes.sentences if "failed so far, and 5.0% are allowed" in sentence)
     assert "100 x the file is empty (0 bytes)" in warning
+
+
+class Seen(Notes):
+    """Keeps the progress as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress: list[RunProgress] = []
+
+    def update(self, progress: RunProgress) -> None:
+        self.progress.append(progress)
+
+
+def test_the_workers_time_and_the_bottleneck_are_in_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that takes all of the time, with workers whose start counts for nothing."""
+    write_images(tmp_path / "in", 64)
+    monkeypatch.setattr(LiveWorkers, "look_every_s", 0.0)
+    seen = Seen()
+    began = time.monotonic()
+    summary = segment(spec_for(tmp_path), LoadFake(delay_s=0.01), notes=seen)
+    elapsed_s = time.monotonic() - began
+    times = summary.worker_time_s
+    assert set(times) == set(CAUSES)
+    assert 64 * 0.01 <= times["infer"] <= sum(times.values()) <= elapsed_s + 0.1
+    assert summary.bottleneck == find_bottleneck(times)
+    stored = json.loads((tmp_path / "out" / "runs" / summary.run / "summary.json").read_text())
+    assert stored["worker_time_s"] == times
+    assert stored["bottleneck"]["sentence"] == summary.bottleneck.sentence
+    live = seen.progress[-1].live
+    assert live["shards"]["slowest"][0]["images"] == 32
+    assert live["workers"]["rows"][0]["images"] >= 32
+    # As it is in progress.json, for every state of the run.
+    for progress in seen.progress:
+        assert LivePart.model_validate(json.loads(json.dumps(progress.live))).workers.alive <= 1
+
+
+def test_a_run_that_was_complete_has_no_workers_time(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 2)
+    spec = spec_for(tmp_path)
+    assert segment(spec).bottleneck is not None
+    again = segment(spec)
+    assert (again.worker_time_s, again.bottleneck) == ({}, None)

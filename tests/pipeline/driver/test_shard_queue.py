@@ -5,8 +5,10 @@ import pytest
 from pipeline.driver.shard_queue import (
     FIRST_BACKOFF_S,
     MAX_BACKOFF_S,
+    MAX_UNCHARGED_DEATHS,
     RECLAIM_PATIENCE_S,
     STRAGGLER_FACTOR,
+    InFlight,
     ShardQueue,
     Unsettled,
 )
@@ -433,3 +435,73 @@ def test_a_retry_that_is_not_due_or_not_for_this_worker_does_not_hide_the_next_o
     found = queue.next_for(1, (), has_peers=True)
     assert found is not None
     assert found.index == 2
+
+
+def test_lost_nodes_cost_a_shard_no_attempt_and_do_not_make_it_a_suspect() -> None:
+    queue, clock = queue_of(3, max_attempts=1)
+    for attempt in range(1, MAX_UNCHARGED_DEATHS + 1):
+        assignment = take(queue, 0)
+        assert (assignment.index, assignment.attempt, assignment.positions) == (0, attempt, ())
+        assert queue.failed(0, failure(0, "death", is_charged=False)) is Unsettled.REQUEUED
+        clock.now += MAX_BACKOFF_S
+    # No suspect, so that its worker gets another shard beside it.
+    assert take(queue, 0).index == 0
+    assert take(queue, 0, 0).index == 1
+
+
+def test_an_image_that_takes_its_whole_node_away_each_time_is_searched_for() -> None:
+    queue, clock = queue_of(1, max_attempts=2)
+    deaths = 0
+    while not take(queue, 0).positions:
+        queue.failed(0, failure(0, "death", is_charged=False))
+        clock.now += MAX_BACKOFF_S
+        deaths += 1
+    assert deaths == MAX_UNCHARGED_DEATHS + 2
+
+
+def test_a_worker_that_leaves_gives_back_what_it_has_not_begun() -> None:
+    queue, _ = queue_of(2)
+    take(queue, 0)
+    take(queue, 0, 0)
+    assert queue.give_back(0, 1)
+    assert not queue.give_back(1, 0)
+    assert queue.abandoned(1) is Unsettled.REQUEUED
+    again = take(queue, 1)
+    assert (again.index, again.attempt) == (1, 1)
+
+
+def test_whether_a_shard_can_end_in_time_is_judged_by_the_usual_time() -> None:
+    queue, clock = queue_of(3)
+    take(queue, 0)
+    assert queue.may_end(0, within_s=1.0)
+    clock.now += 10.0
+    queue.committed(0)
+    take(queue, 0)
+    assert not queue.may_end(1, within_s=9.0)
+    assert queue.may_end(1, within_s=10.0)
+    clock.now += 4.0
+    assert queue.may_end(1, within_s=6.0)
+
+
+def test_the_shards_that_are_in_flight_for_the_longest_time_are_described() -> None:
+    queue, clock = queue_of(4)
+    take(queue, 0)
+    clock.now = 5.0
+    take(queue, 1)
+    take(queue, 1, 1)
+    assert (queue.in_flight, queue.waiting, queue.retrying, queue.usual_s) == (3, 1, 0, None)
+    assert queue.oldest(2) == [InFlight(0, 0, 1, 5.0), InFlight(1, 1, 1, 0.0)]
+    queue.failed(0, failure(0))
+    assert (queue.in_flight, queue.waiting, queue.retrying) == (2, 2, 1)
+    clock.now += MAX_BACKOFF_S
+    take(queue, 0)
+    queue.committed(1)
+    assert queue.usual_s == MAX_BACKOFF_S
+    # A further attempt is as young as it is.
+    assert queue.oldest(9) == [InFlight(2, 1, 1, MAX_BACKOFF_S), InFlight(0, 0, 2, 0.0)]
+    for _ in range(2):
+        queue.failed(0, failure(0, "death"))
+        clock.now += MAX_BACKOFF_S
+        take(queue, 0)
+    # Bisected: half of its images, in this attempt.
+    assert queue.oldest(9)[-1] == InFlight(0, 0, 4, 0.0, None, SHARD_IMAGES // 2)

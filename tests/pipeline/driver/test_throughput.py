@@ -1,12 +1,14 @@
 """The displayed numbers: rates, time left, shares."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from pipeline.driver.progress import LineProgress, RunProgress
 from pipeline.driver.throughput import Throughput
+from pipeline.runs.bottleneck import find_bottleneck
 from pipeline.runs.summary import judge
 from pipeline.telemetry import StageClock
 from pipeline.text import format_duration
@@ -183,3 +185,14 @@ def test_a_run_whose_input_is_still_being_listed_is_never_complete(is_interrupte
     )
     assert judged == status
     assert "not listed to its end" in reason
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [({"infer": 93.0, "read": 7.0}, "model busy 93%"), ({"infer": 62.0, "read": 38.0}, "waiting for reads 38%")],
+)
+def test_the_progress_line_names_the_bottleneck(seconds: dict[str, float], words: str) -> None:
+    stream = io.StringIO()
+    line = LineProgress(stream, clock=HandClock())
+    line.update(replace(progress_of(40), bottleneck=find_bottleneck(seconds)))
+    assert stream.getvalue() == f"40/100 images, 3.50 images/s, ETA 12 s, 2 failed, {words}\n"

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.driver.events import ShardEnded, WorkerDied, WorkerRetired, WorkerStarted
+from pipeline.driver.events import ShardEnded, WorkerDied, WorkerReported, WorkerRetired, WorkerStarted
 from pipeline.driver.run_job import worker_settings
 from pipeline.driver.worker_pool import PROGRESS_EVERY_S, WorkerPool
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
-from pipeline.messages import Assignment, WorkerProgress
+from pipeline.messages import CAUSES, Assignment, WorkerProgress, WorkerReport
 from pipeline.planning.worker_plan import WorkerPlan
 from tests.support.fakes.clock import HandClock
 from tests.support.fakes.ray_calls import FakeHandle, FakeRay
@@ -86,8 +86,11 @@ def test_a_worker_that_never_loads_its_model_is_ended_once_its_process_runs(tmp_
     # A cluster that grows may take its time.
     clock.now += 10_000.0
     assert pool.events(0.0) == []
-    answered += bench.handles[1].progress.refs
+    # A worker without room costs nothing either.
+    assert (pool.running, pool.size) == (1, 2)
+    answered += bench.handles[1].node.refs
     assert pool.events(0.0) == []
+    assert (pool.running, pool.size) == (2, 2)
     clock.now += bench.retry.start_timeout_s or 0.0
     assert pool.events(0.0) == []
     clock.now += 1.0
@@ -110,7 +113,7 @@ def test_a_worker_that_lost_its_raylet_is_replaced_and_its_shards_are_not_charge
     # Only the call for progress is answered.
     fake_ray.answer = lambda refs: (progress.refs[-1:], [])
     (death,) = bench.pool.events(0.0)
-    assert len(progress.refs) == 2
+    assert len(progress.refs) == 1
     assert isinstance(death, WorkerDied)
     assert (death.lost_shards, death.was_preempted, "raylet" in death.reason) == ((7,), True, True)
     assert fake_ray.killed == bench.handles
@@ -131,3 +134,22 @@ def test_an_idle_worker_that_does_not_answer_at_the_end_is_named(tmp_path: Path,
     (death,) = bench.pool.final_check()
     assert (death.worker, death.lost_shards, "answered nothing" in death.reason) == (0, (), True)
     assert fake_ray.killed == bench.handles
+
+
+def test_the_start_and_the_reports_of_workers_are_events(tmp_path: Path, fake_ray: FakeRay) -> None:
+    bench = PoolBench(tmp_path)
+    report = WorkerReport((1.0,) * len(CAUSES), "read", 2.0)
+    bench.clock.now += 7.0
+    bench.pool.scale_to(2)
+    bench.clock.now += 5.0
+    (started,) = bench.pool.events(0.0)
+    # By the driver's clock, from the request.
+    assert (started.worker, started.start_s) == (1, 5.0)  # type: ignore[union-attr]
+    bench.submit(7)
+    progress = bench.handles[0].progress
+    progress.answer = WorkerProgress(worker=report)
+    bench.clock.now += PROGRESS_EVERY_S
+    fake_ray.answer = lambda refs: ([ref for ref in refs if ref in progress.refs], [])
+    assert bench.pool.events(0.0) == [WorkerReported(0, report)]
+    fake_ray.answer = lambda refs: (refs, [])
+    assert bench.pool.final_check() == [WorkerReported(0, report)]

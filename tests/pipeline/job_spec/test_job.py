@@ -112,6 +112,8 @@ def test_remote_uris_stay_as_they_are() -> None:
         ("model: htc_r50_fpn", ["model must be a section with the keys preset", "'htc_r50_fpn'"]),
         ("model: {score_threshold: 1.5}", ["model.score_threshold must be a number from 0 to 1", "1.5"]),
         ("model: {precision: fp16}", ["model.precision must be", '"bf16"', "fp16"]),
+        ("compute: {workers: '4:2'}", ["compute.workers must be", "4:2"]),
+        ("compute: {workers: '0:2'}", ["compute.workers must be", "0:2"]),
         ("compute: {workers: many}", ["compute.workers must be", "many"]),
         ("compute: {workers: true}", ["compute.workers must be", "true"]),
         ("compute: {shard_images: 0}", ["compute.shard_images must be", "0"]),

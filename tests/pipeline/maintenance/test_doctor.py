@@ -16,6 +16,7 @@ from pipeline.maintenance.compaction import compact_run
 from pipeline.maintenance.doctor.examine import examine_output
 from pipeline.messages import ShardResult
 from pipeline.output.results import open_results
+from pipeline.runs.cost import RunCost, read_cost, write_cost
 from pipeline.runs.counting import record_unrecorded
 from pipeline.runs.lease import LeaseHolder, RunHeldError, take_lease
 from pipeline.runs.shard_counts import counts_of_reports, encode_counts, read_counts
@@ -47,6 +48,18 @@ def test_foreign_files_are_not_counted_and_moved(output: Path) -> None:
     assert examine_and_report(str(output), is_repaired=True) == 0
     assert kinds(output) == []
     assert len(list(output.glob("quarantine/*/images/mine.parquet"))) == 1
+
+
+def test_the_cost_of_a_run_is_a_file_of_it(output: Path) -> None:
+    storage = Storage()
+    write_cost(storage, str(output), "r", RunCost(3600.0, 2.5), currency="EUR")
+    assert kinds(output) == []
+    (output / "runs/r/cost.json").write_text('{"worker_hours": "many"}')
+    assert kinds(output) == [("runs/r/cost.json", "damaged")]
+    # A run that is resumed counts anew, and does not fail.
+    assert read_cost(storage, str(output), "r") == RunCost()
+    assert examine_and_report(str(output), is_repaired=True) == 0
+    assert kinds(output) == []
 
 
 def test_a_part_with_other_images_is_done_again(output: Path) -> None:

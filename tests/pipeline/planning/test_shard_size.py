@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import RunMismatchError
 from pipeline.job_spec.job import ComputeSection, JobSpec, load_spec
 from pipeline.planning import worker_plan
+from pipeline.planning.node_shapes import ClusterNodes, NodeShape
 from pipeline.planning.shard_size import choose_shard_images, look_ahead
 from pipeline.planning.worker_plan import expected_workers, local_gpus
 from pipeline.runs.open import open_run
@@ -153,7 +154,7 @@ def test_the_expected_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected_workers(ComputeSection()) == 2
     monkeypatch.setattr(worker_plan, "local_gpus", lambda: 1)
     assert expected_workers(ComputeSection()) == 1
-    cluster = {"CPU": 64.0, "GPU": 8.0}
+    cluster = ClusterNodes((NodeShape(2, cpus=32.0, gpus=4.0),))
     assert expected_workers(ComputeSection(), cluster) == 8
     assert expected_workers(ComputeSection(gpus_per_worker=99.0), cluster) == 1
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerStarted
+from pipeline.driver.events import Event, ShardAbandoned, ShardEnded, WorkerDied, WorkerLeft, WorkerStarted
 from pipeline.driver.pool import OpenPool, Pool
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ComputeSection, RetrySection
@@ -53,6 +53,10 @@ class InProcessPool:
         return len(self._members)
 
     @property
+    def running(self) -> int:
+        return len(self._members)
+
+    @property
     def images_in_flight(self) -> int:
         return 0
 
@@ -66,7 +70,7 @@ class InProcessPool:
     def may_take(self, worker: int) -> bool:
         return True
 
-    def scale_to(self, wanted: int) -> None:
+    def scale_to(self, wanted: int, *, spare: int | None = None) -> None:
         while self.size < wanted:
             type(self).starts += 1
             number = next(self._numbers)
@@ -96,6 +100,9 @@ class InProcessPool:
             if member.held:
                 return [self._step(number, member)]
         return []
+
+    def end(self, worker: int, reason: str) -> WorkerLeft:
+        raise NotImplementedError("no node of this pool is drained")
 
     def final_check(self) -> list[WorkerDied]:
         return []

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class FakeShard:
     is_abandoned: whether the attempt is not needed any more.
     results: the outcomes so far, by position. given_back: positions whose pixels are dropped.
     asked: set when the queue has asked for an image that was not there.
-    position: the next image.
+    position: the next image. needs: what it still needs.
     """
 
     index: int
@@ -78,6 +79,7 @@ class FakeShard:
     asked: threading.Event = field(default_factory=threading.Event)
     seconds: float = 0.0
     position: int = 0
+    needs: Literal["read", "decode"] = "read"
 
     def check(self) -> None:
         if self.is_abandoned:
@@ -92,6 +94,10 @@ class FakeShard:
 
     def give_back(self, positions: Sequence[int]) -> None:
         self.given_back.extend(positions)
+
+    @property
+    def awaits(self) -> Literal["read", "decode"]:
+        return self.needs
 
     def wait_ready(self, timeout_s: float | None) -> bool:
         gate = self.gates.get(self.position)

@@ -38,7 +38,7 @@ class FakeModel:
 
     deeds: what to do on an image of this size.
     max_batch: more images than this are out of memory.
-    delay_s: seconds per batch.
+    delay_s: seconds per batch. slow_while: a file; once there is none of this name, no batch is delayed any more.
     marks: a folder for the mark with which "kill_once" records that it has killed.
     batch_sizes: of all batches so far. busiest: the most calls of `infer` at once.
     """
@@ -47,6 +47,7 @@ class FakeModel:
     deeds: Mapping[Size, Deed] = field(default_factory=dict)
     max_batch: int = 1000
     delay_s: float = 0.0
+    slow_while: str = ""
     marks: str = ""
     batch_sizes: list[int] = field(default_factory=list)
     busy: int = 0
@@ -59,7 +60,8 @@ class FakeModel:
             self.batch_sizes.append(len(batch))
             if len(batch) > self.max_batch:
                 raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-            time.sleep(self.delay_s)
+            if not self.slow_while or Path(self.slow_while).exists():
+                time.sleep(self.delay_s)
             found = [self._detect(size) for size in batch.original_sizes]
             return found * 2 if "miscount" in map(self.deeds.get, batch.original_sizes) else found
         finally:
@@ -118,6 +120,7 @@ class LoadFake:
 
     deeds: Mapping[Size, Deed] = field(default_factory=dict)
     delay_s: float = 0.0
+    slow_while: str = ""
     marks: str = ""
     start_deed: Literal["", "value_error", "runtime_error", "exit", "hang_once"] = ""
 
@@ -131,7 +134,13 @@ class LoadFake:
         if self.start_deed == "hang_once" and not (mark := Path(self.marks) / "hung").exists():
             mark.touch()
             threading.Event().wait()
-        return FakeModel(load_preset(section.preset), self.deeds, delay_s=self.delay_s, marks=self.marks)
+        return FakeModel(
+            load_preset(section.preset),
+            self.deeds,
+            delay_s=self.delay_s,
+            slow_while=self.slow_while,
+            marks=self.marks,
+        )
 
 
 def write_image(path: Path, size: Size) -> Path:

@@ -34,6 +34,7 @@ class FakeHandle:
     """An actor that does every shard at once and then holds three GiB."""
 
     def __init__(self) -> None:
+        self.node = FakeCall("node")
         self.progress = FakeCall(WorkerProgress())
         self.start = FakeCall(WorkerReady("cpu", 1, 0.0))
         self.run_shard = FakeCall(ShardResult(0, {"ok": 1}, 0, {}, 0, 0.0, memory_bytes=3 * 2**30))

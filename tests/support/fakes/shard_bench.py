@@ -13,6 +13,7 @@ from pipeline.job_spec.job import JobSpec
 from pipeline.messages import Assignment, ShardResult
 from pipeline.output.commit import images_part, instances_part
 from pipeline.worker.commit_claim import CommitClaim
+from pipeline.worker.model_time import ModelTime
 from pipeline.worker.segmenter import Segmenter
 from pipeline.worker.shard_pipeline import AHEAD_BYTES, WorkerResources
 from pipeline.worker.shard_processor import ShardProcessor
@@ -37,7 +38,13 @@ def refs_of(paths: Sequence[Path]) -> tuple[ImageRef, ...]:
 
 
 def resources_for(
-    spec: JobSpec, model: FakeModel, *, batch_size: int = 4, cpus: float = 1, ahead_bytes: int = AHEAD_BYTES
+    spec: JobSpec,
+    model: FakeModel,
+    *,
+    batch_size: int = 4,
+    cpus: float = 1,
+    ahead_bytes: int = AHEAD_BYTES,
+    model_time: ModelTime | None = None,
 ) -> WorkerResources:
     """Return the resources that a worker of the spec has, on the CPU."""
     return WorkerResources(
@@ -48,6 +55,7 @@ def resources_for(
         image_timeout_s=spec.retry.image_timeout_s,
         cpus=cpus,
         ahead_bytes=ahead_bytes,
+        model_time=model_time,
     )
 
 
@@ -62,12 +70,15 @@ class Bench:
         batch_size: int = 4,
         cpus: float = 1,
         ahead_bytes: int = AHEAD_BYTES,
+        model_time: ModelTime | None = None,
         **images: int,
     ) -> None:
         """`images`: keys of the spec's section `images`."""
         self.model = model or FakeModel(load_preset("htc_lite0_fpn"))
         self.spec = spec_for(folder, **images)
-        self.resources = resources_for(self.spec, self.model, batch_size=batch_size, cpus=cpus, ahead_bytes=ahead_bytes)
+        self.resources = resources_for(
+            self.spec, self.model, batch_size=batch_size, cpus=cpus, ahead_bytes=ahead_bytes, model_time=model_time
+        )
         self.processor = ShardProcessor(self.resources, output_uri=self.spec.output.uri, run="r", model_label="fake")
         self.done: list[int] = []
 

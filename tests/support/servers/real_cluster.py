@@ -1,7 +1,9 @@
 """A Ray cluster of several nodes with a dashboard on this machine, in a separate process:
 python real_cluster.py FOLDER NODES.
 
-It prints its URL and the raylets of its worker nodes as one JSON line, and ends when its standard input closes.
+It prints its URL, its address and the raylets of its worker nodes as one JSON line. It reads commands, one a line:
+`add` starts another node and prints its raylet, `drain NUMBER SECONDS` has a node drained as before the end of a spot
+machine. It ends when its standard input closes.
 """
 
 import json
@@ -14,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -26,10 +29,12 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class RealCluster:
-    """A running cluster: its dashboard, and a raylet to kill for each worker node."""
+    """A running cluster: its dashboard, its address, and a raylet to kill for each worker node."""
 
     url: str
+    address: str
     raylets: list[int]
+    process: "subprocess.Popen[bytes]" = field(repr=False)
 
     def kill_node(self, number: int) -> None:
         """Kill a worker node and all its processes, as a power cut does."""
@@ -38,6 +43,33 @@ class RealCluster:
         for process in [*raylet.children(recursive=True), raylet]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def is_working(self, number: int) -> bool:
+        """Return whether a worker on this node is doing a shard."""
+        children = psutil.Process(self.raylets[number]).children()
+        return any("WorkerActor.run_shard" in " ".join(each.cmdline()) for each in children)
+
+    def is_gone(self, number: int) -> bool:
+        """Return whether the raylet of this node has ended."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.raylets[number]).status() == psutil.STATUS_ZOMBIE
+        return True
+
+    def add_node(self) -> int:
+        """Start another worker node of one core; return its number."""
+        self.raylets.append(self._tell("add"))
+        return len(self.raylets) - 1
+
+    def drain_node(self, number: int, *, seconds: float) -> None:
+        """Tell the cluster that a spot node ends in so many seconds."""
+        assert self._tell(f"drain {number} {seconds}") is True
+
+    def _tell(self, command: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{command}\n".encode())
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
 
 
 @contextmanager
@@ -61,7 +93,7 @@ def real_cluster(nodes: int, environment: Mapping[str, str]) -> Iterator[RealClu
             try:
                 for line in process.stdout:
                     if line.startswith(b"{"):
-                        yield RealCluster(**json.loads(line))
+                        yield RealCluster(**json.loads(line), process=process)
                         break
             finally:
                 process.stdin.close()
@@ -128,10 +160,32 @@ def main() -> None:
     write_ray_address(cluster.address, str(folder))
     added = [cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES) for _ in range(nodes)]
     raylets = [node.all_processes["raylet"][0].process.pid for node in added]
-    sys.stdout.write(json.dumps({"url": f"http://127.0.0.1:{port}", "raylets": raylets}) + "\n")
-    sys.stdout.flush()
-    sys.stdin.read()
+    answer({"url": f"http://127.0.0.1:{port}", "address": cluster.address, "raylets": raylets})
+    for command in sys.stdin:
+        match command.split():
+            case ["add"]:
+                added.append(cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES))
+                answer(added[-1].all_processes["raylet"][0].process.pid)
+            case ["drain", number, seconds]:
+                answer(drain(cluster.address, added[int(number)].node_id, float(seconds)))
     cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def answer(value: object) -> None:
+    """Print one JSON line."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def drain(address: str, node: str, seconds: float) -> bool:
+    """Announce the end of a node as `ray drain-node` does; return whether it agrees."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + seconds) * 1000)
+    accepted, _ = GcsClient(address=address).drain_node(node, reason, "the spot machine is taken away", deadline_ms)
+    return bool(accepted)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""COCO's annotation format: one JSON file, run-length masks as they are in the tables or polygons."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from jobs.results.export.polygons import cut_open, with_polygons
+from jobs.results.export.writers import ExportFolder, Progress
+from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    from jobs.results.export.selection import Selection
+
+FILE = "annotations.json"
+# DuckDB writes the JSON: no Python object is made for an instance.
+_ROWS = """
+SELECT to_json({
+    'id': row_number() OVER (), 'image_id': number, 'category_id': category_id,
+    'segmentation': CASE
+        WHEN mask IS NULL THEN '[]'::JSON
+        WHEN mask_is_valid(mask) THEN to_json({'size': mask.size, 'counts': mask.counts})
+        ELSE error(uri || ': the mask of instance ' || instance || ' is damaged; '
+            || '--where "mask_is_valid(mask)" leaves such instances out')
+    END,
+    'area': coalesce(area, round(bbox.width * bbox.height)),
+    'bbox': [bbox.x, bbox.y, bbox.width, bbox.height], 'iscrowd': 0, 'score': score
+})::VARCHAR AS line
+FROM exported JOIN exported_images USING (image_id, uri, run)
+"""
+_IMAGES = """
+SELECT to_json({'id': number, 'file_name': name, 'width': width, 'height': height, 'coco_url': uri})::VARCHAR AS line
+FROM exported_images ORDER BY number
+"""
+
+
+def write_coco(selection: "Selection", folder: ExportFolder, progress: Progress, *, tolerance_px: float | None) -> None:
+    """Write `annotations.json`.
+
+    Args:
+        tolerance_px: None writes run-length masks, exact; a number writes polygons, see `with_polygons`.
+    """
+    head = {
+        "info": {"description": f"htc export of run {selection.run}"},
+        "licenses": [],
+        "categories": [{"id": each.category_id, "name": each.name} for each in selection.categories],
+    }
+    rows = _lines(selection, _ROWS) if tolerance_px is None else _polygon_lines(selection, folder, tolerance_px)
+    try:
+        with folder.file(FILE).open("wb") as sink:
+            sink.write(json.dumps(head, ensure_ascii=False).removesuffix("}").encode())
+            _write_list(sink, "images", _lines(selection, _IMAGES), lambda _: None)
+            _write_list(sink, "annotations", rows, progress)
+            sink.write(b"}\n")
+    except OSError as error:
+        raise SpecError(f"{folder.final / FILE} cannot be written: {error.strerror or error}.") from error
+
+
+def _write_list(sink: BinaryIO, name: str, batches: Iterator[list[str]], progress: Progress) -> None:
+    sink.write(f', "{name}": ['.encode())
+    separator = b"\n"
+    for lines in batches:
+        sink.write(separator + ",\n".join(lines).encode())
+        separator = b",\n"
+        progress(len(lines))
+    sink.write(b"\n]")
+
+
+def _lines(selection: "Selection", sql: str) -> Iterator[list[str]]:
+    for batch in selection.batches(sql):
+        if len(batch):
+            yield batch.column("line").to_pylist()
+
+
+def _polygon_lines(selection: "Selection", folder: ExportFolder, tolerance_px: float) -> Iterator[list[str]]:
+    number = 0
+    for image, shapes in with_polygons(selection.by_image(is_sparse=True), tolerance_px):
+        lines = []
+        for each in image.instances:
+            number += 1
+            parts = shapes.get(each.instance, [])
+            folder.counts["{n} with holes, which COCO's polygons reach by a cut"] += any(
+                len(part) > 1 for part in parts
+            )
+            row: dict[str, Any] = {
+                "id": number,
+                "image_id": image.number,
+                "category_id": each.category.category_id,
+                "segmentation": [cut_open(part).ravel().tolist() for part in parts],
+                "area": each.area if each.area is not None else round(each.bbox_xywh[2] * each.bbox_xywh[3]),
+                "bbox": list(each.bbox_xywh),
+                "iscrowd": 0,
+                "score": each.score,
+            }
+            lines.append(json.dumps(row))
+        if lines:
+            yield lines

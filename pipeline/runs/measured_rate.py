@@ -1,0 +1,129 @@
+"""The rate of a worker in an earlier run, from its summary.json: the last run of the same model."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from pipeline.output.run_record import RunRecord, began, list_records, load_record
+from pipeline.planning.estimate import WorkerRate, mean_range
+from pipeline.runs.summary import read_summary
+from pipeline.storage.storage import Storage
+from pipeline.text import count_of, format_duration
+
+# Older runs say little about a present one.
+RUNS_READ = 20
+
+
+@dataclass(frozen=True)
+class RateOfRun:
+    """A worker's rate in a run; record: the run's."""
+
+    rate: WorkerRate
+    record: RunRecord
+
+    @property
+    def bytes_per_image(self) -> float | None:
+        """The mean encoded size of the run's images; None when the listing had no sizes."""
+        listed, images = self.record.manifest.get("listed_bytes"), self.record.manifest.get("image_count")
+        return listed / images if isinstance(listed, int) and isinstance(images, int) and listed and images else None
+
+
+def last_rate(
+    storage: Storage,
+    output_uri: str,
+    *,
+    fingerprint: Mapping[str, Any],
+    precision: str,
+    device: str = "",
+    run: str | None = None,
+    now: datetime | None = None,
+) -> RateOfRun | None:
+    """Return the rate of the newest run of an output with the same model that worked on an image; None without one.
+
+    Args:
+        fingerprint: of the model; a hash of weights that is None fits any.
+        precision: the spec's. device: "cpu" or "cuda"; "" for either.
+        run: only this one.
+        now: for the age of the measurement.
+
+    Raises:
+        StorageError: the output cannot be read.
+    """
+    if run is not None:
+        record = load_record(storage, output_uri, run)
+        records = [] if record is None else [record]
+    else:
+        records = list_records(storage, output_uri, damaged_runs={})[::-1]
+    matching = (each for each in records if is_of_model(each, fingerprint, precision))
+    for record in islice(matching, RUNS_READ):
+        summary = read_summary(storage, output_uri, record.run) or {}
+        if device and not str(summary.get("device", "")).startswith(device):
+            continue
+        rate = rate_of_summary(summary, record, now or datetime.now(UTC))
+        if rate is not None:
+            return RateOfRun(rate, record)
+    return None
+
+
+def is_of_model(record: RunRecord, fingerprint: Mapping[str, Any], precision: str) -> bool:
+    """Return whether a run had this model in this precision."""
+    # Not the score threshold and the number of detections, which hardly matter for the speed.
+    is_same = all(fingerprint.get(key) in (None, record.fingerprint.get(key)) for key in ("preset", "weights_sha256"))
+    return is_same and record.identity.get("model.precision", "auto") == precision
+
+
+def rate_of_summary(summary: Mapping[str, Any], record: RunRecord, now: datetime) -> WorkerRate | None:
+    """Return a worker's rate in the last session of a run; None when it did nothing, or does not say how fast.
+
+    A session of a release without `worker_time` counts from the moment when its first worker had the model.
+    """
+    images = _number(summary.get("session_images"))
+    found = summary.get("worker_time")
+    time: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    found = summary.get("start_up_s")
+    start_up_s = _number(found.get("worker")) if isinstance(found, Mapping) else 0.0
+    workers = _number(summary.get("workers_started")) - _number(summary.get("workers_lost"))
+    busy_s = _number(time.get("busy_s"))
+    if not busy_s:
+        busy_s = _busy_s_before(summary, start_up_s) * max(1.0, workers)
+    if images <= 0 or busy_s <= 0:
+        return None
+    rate = images / busy_s
+    rounds = time.get("images_per_s")
+    span = mean_range([_number(each) for each in rounds]) if isinstance(rounds, list) else None
+    age = format_age((now - began(record)).total_seconds())
+    counted = f"{count_of(round(images), 'image')} on {count_of(max(1, round(workers)), 'worker')}"
+    machine = str(summary.get("machine") or summary.get("device") or "")
+    return WorkerRate(
+        rate,
+        # The mean of the rounds may lie off the rate, which images in flight at the end are part of.
+        low=None if span is None else min(span[0], rate),
+        high=None if span is None else max(span[1], rate),
+        source="run",
+        description=f"run {record.run}, begun {age}: {counted}",
+        machine=machine,
+        start_up_s=start_up_s or None,
+        write_s=_number(time.get("write_s_per_shard")),
+    )
+
+
+def _busy_s_before(summary: Mapping[str, Any], start_up_s: float) -> float:
+    """Return the wall time of a session in which the model worked, for one without `worker_time`."""
+    parts = summary.get("start_up_s")
+    known = parts if isinstance(parts, Mapping) else {}
+    opened_s = max(_number(known.get("weights")), _number(known.get("listing")))
+    return max(0.0, _number(summary.get("seconds")) - max(0.0, start_up_s - opened_s))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+def format_age(seconds: float) -> str:
+    """Return how long ago something was, as text: "3 h 05 min ago", "12 days ago"."""
+    if seconds < 2 * 86_400:
+        return f"{format_duration(max(0.0, seconds))} ago"
+    return f"{seconds / 86_400:.0f} days ago"
