@@ -192,7 +192,7 @@ def test_a_data_set_and_a_start_are_enough(folder: Path, htc: Htc) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([".", "out"], "has no train.json"),
+        (["photos", "out"], "has no COCO JSON"),
         (["coco.json"], "Name the output folder"),
         (["coco.json", "out", "--from", "cocoo"], "did you mean coco?"),
         (["coco.json", "out", "--val", "coco.json"], "is the file that is trained on"),
