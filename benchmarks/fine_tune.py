@@ -66,7 +66,7 @@ def main() -> int:
     """Train from both starts and print the comparison; 1 if the bundled model is not the better start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="a folder with train.json, val.json and images/")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--keep", type=Path, help="keep the outputs in this folder")
     parser.add_argument("--markdown", type=Path, help="write the table into this file")

@@ -125,8 +125,19 @@ def _unusable_in(optimiser: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Describe by dotted key what differs, such as "model.short_side was 96, is 192"."""
     return [
-        f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
+        line
         for key in sorted(set(theirs) | set(ours))
-        if key not in _OPERATIONAL_KEYS and theirs.get(key) != ours.get(key)
+        if key not in _OPERATIONAL_KEYS
+        for line in _difference(key, theirs.get(key), ours.get(key))
     ]
+
+
+def _difference(key: str, theirs: Any, ours: Any) -> list[str]:
+    if theirs == ours:
+        return []
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        names = sorted(set(theirs) | set(ours))
+        return [line for name in names for line in _difference(f"{key}.{name}", theirs.get(name), ours.get(name))]
+    return [f"{key} was {theirs!r}, is {ours!r}"]

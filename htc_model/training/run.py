@@ -92,7 +92,7 @@ def run_training(
     files = TrainingFiles(Path(spec.output))
     files.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _read_start(files, spec, config, steps_per_epoch(annotations, spec, repeats))
-    training, fresh = _prepare(spec, config, repeats, load_state, device)
+    training, fresh = _prepare(spec, config, repeats, load_state, device, is_resumed=checkpoint is not None)
     _say_flaws(annotations)
     is_first = distributed.rank() == 0
     if checkpoint is not None:
@@ -218,9 +218,11 @@ def _prepare(
     repeats: NDArray[np.float64] | None,
     load_state: LoadState,
     device: torch.device,
+    *,
+    is_resumed: bool = False,
 ) -> tuple[Training, list[str]]:
     """Build the state at step 0, equal in all processes; the names are those of the modules that start at random."""
-    model, fresh = _build_model(spec, config, load_state)
+    model, fresh = _build_model(spec, config, load_state, is_resumed=is_resumed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     distributed.share_weights(model)
     precision = settle_precision(spec.precision, device)
@@ -288,13 +290,15 @@ def _say_flaws(annotations: CocoAnnotations) -> None:
         logger.warning("%s", note)
 
 
-def _build_model(spec: TrainingSpec, config: ModelConfig, load_state: LoadState) -> tuple[HTC, list[str]]:
-    """Build the network; the names are those of the modules that start at random."""
+def _build_model(
+    spec: TrainingSpec, config: ModelConfig, load_state: LoadState, *, is_resumed: bool
+) -> tuple[HTC, list[str]]:
+    """Build the network; the names are those of the modules that start at random, said when the run begins."""
     model, initial = build_training_model(spec, config, load_state)
     if initial is None:
         return model, []
     fresh = describe_reinitialised(model, initial)
-    if fresh and spec.model.initial != "imagenet":
+    if fresh and spec.model.initial != "imagenet" and not is_resumed:
         if initial.new_classes:
             kept = f"; those of {', '.join(initial.kept_classes)} are kept" if initial.kept_classes else ""
             new = ", ".join(initial.new_classes)

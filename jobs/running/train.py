@@ -58,7 +58,6 @@ def train_and_report(request: TrainRequest, overrides: Mapping[str, object]) -> 
     flags = DataFlags(request.data, request.images, request.val, request.val_share)
     spec, is_recipe = load_training(flags, overrides, output=request.output, augment=request.augment)
     if is_recipe:
-        _keep_spec(spec)
         _say_recipe(spec, is_share_chosen=request.val is None and request.val_share is None)
     display = TrainingDisplay(Console(stderr=True), spec)
     notes = _Notes(display)
@@ -69,7 +68,7 @@ def train_and_report(request: TrainRequest, overrides: Mapping[str, object]) -> 
             if request.finds_rate:
                 _find_rate(spec, display)
                 return
-            weights = _train(spec, display)
+            weights = _train(spec, display, keeps_spec=is_recipe)
     finally:
         logging.getLogger("htc_model").removeHandler(notes)
         display.close()
@@ -78,10 +77,16 @@ def train_and_report(request: TrainRequest, overrides: Mapping[str, object]) -> 
     _report(spec, weights)
 
 
-def _train(spec: "StoredTrainingSpec", display: TrainingDisplay) -> Path:
+def _train(spec: "StoredTrainingSpec", display: TrainingDisplay, *, keeps_spec: bool) -> Path:
     from pipeline.training.run import train
 
-    return train(spec, on_step=display.step, on_evaluation=display.evaluation)
+    def step(done: int, steps: int, losses: Mapping[str, float]) -> None:
+        # Not before: settings that do not fit the output's checkpoint must not replace those that do.
+        if keeps_spec and not display.has_steps:
+            _keep_spec(spec)
+        display.step(done, steps, losses)
+
+    return train(spec, on_step=step, on_evaluation=display.evaluation)
 
 
 def _find_rate(spec: "StoredTrainingSpec", display: TrainingDisplay) -> None:
@@ -120,7 +125,7 @@ def _say_recipe(spec: "StoredTrainingSpec", *, is_share_chosen: bool) -> None:
     model = spec.model
     say(
         f"{model.preset} from {model.initial}, {count_of(spec.epochs, 'epoch')} of batches of {spec.batch_size}, "
-        f"learning rate {spec.optimiser.learning_rate:g}; all settings are in {Path(spec.output) / 'spec.yaml'}."
+        f"learning rate {spec.optimiser.learning_rate:g}; {Path(spec.output) / 'spec.yaml'} will hold all settings."
     )
     if spec.evaluate:
         say(f"Scored with {spec.evaluate[0].annotations}.")
@@ -170,6 +175,8 @@ def _report(spec: "TrainingSpec", weights: Path) -> None:
         lines.append(("best", f"{best}, after {chosen['steps']:,} steps"))
         lines += [("", line) for line in _score_lines(chosen["scores"])]
     lines.append(("metrics", str(folder / "metrics.jsonl")))
+    if (settings := folder / "spec.yaml").exists():
+        lines.append(("settings", str(settings)))
     curves = folder / "curves.png"
     if curves.exists():
         lines.append(("curves", str(curves)))

@@ -10,6 +10,7 @@ from htc_model.training.annotations import AnnotationError, CocoAnnotations
 from htc_model.training.coco_reader import read_annotations
 from htc_model.training.spec import COCO_PRESET, INITIAL_WORDS
 from htc_model.weights.model_zoo import BUNDLED_PRESET
+from pipeline.datasets.layout import Split, find_splits, locate_images
 from pipeline.errors import SpecError
 from pipeline.inputs.coco_files import read_coco
 from pipeline.job_spec.job import ModelSection
@@ -47,8 +48,8 @@ _AUGMENTATIONS: dict[str, dict[str, Any]] = {
 class DataFlags:
     """The data set on the command line.
 
-    data: a COCO JSON file, or a folder with train.json (and val.json). images: the folder of the images; None is
-        images/ beside the JSON file, else the file's folder. val: a COCO JSON file to score with. val_share: of the
+    data: a COCO JSON file, or a folder with train.json (and val.json), see `find_splits`. images: the folder of the
+        images; None looks for them, see `locate_images`. val: a COCO JSON file to score with. val_share: of the
         images, held out to score with; None is a tenth where there is no validation set.
     """
 
@@ -83,13 +84,17 @@ def plan_recipe(
         values by dotted key of the training spec, below the overrides.
 
     Raises:
-        SpecError: there is no data set, or it has no objects.
+        InputError: there is no data set.
+        SpecError: it has no objects, or other flags do not fit.
         WeightsUnavailableError: the initial weights are not there.
     """
-    uri = find_annotations(flags.data, storage)
-    section = locate(uri, storage, images=flags.images)
-    annotations = _read(uri, storage)
-    evaluate, share = _choose_validation(flags, uri, storage)
+    splits = {split.name: split for split in find_splits(flags.data, storage, images=flags.images)}
+    if len(splits) > 1 and "train" not in splits:
+        raise SpecError(f"{flags.data} has no train.json but {', '.join(splits)}; name the COCO JSON file to train on.")
+    trained = splits.get("train") or next(iter(splits.values()))
+    section = locate(trained, storage)
+    annotations = _read(trained.annotations, storage)
+    evaluate, share = _choose_validation(flags, trained, splits.get("val"), storage)
     initial = str(overrides.get("model.initial") or "demo")
     preset = str(overrides.get("model.preset") or find_preset(initial, storage))
     images = max(1, round(len(annotations.images) * (1 - share)))
@@ -121,30 +126,17 @@ def augmentation_of(strength: Strength) -> dict[str, Any]:
     return dict(_AUGMENTATIONS[strength])
 
 
-def find_annotations(data: str, storage: Storage) -> str:
-    """Return the URI of the COCO JSON file to train on.
+def locate(split: Split, storage: Storage) -> dict[str, object]:
+    """Return the section of a COCO JSON file and the folder of its images, where `htc dataset` looks for them, too.
 
     Raises:
-        SpecError: there is none.
+        SpecError: it does not exist, or is not JSON.
     """
-    uri = absolute_uri(data)
-    kind = storage.kind(uri)
-    if kind == "absent":
-        raise SpecError(f"{data} does not exist; name a COCO JSON file, a folder with train.json, or a training spec.")
-    if kind == "file":
-        return uri
-    for name in ("train.json", "train.json.gz", "annotations.json"):
-        if storage.exists(join(uri, name)):
-            return join(uri, name)
-    raise SpecError(f"{data} has no train.json; name the COCO JSON file to train on, or a training spec (.yaml).")
-
-
-def locate(annotations: str, storage: Storage, *, images: str | None = None) -> dict[str, object]:
-    """Return the section of a COCO JSON file, whose images lie in images/ beside it or in its own folder."""
-    folder = folder_of(annotations)
-    beside = join(folder, "images")
-    root = absolute_uri(images) if images else beside if storage.kind(beside) == "folder" else folder
-    return {"annotations": annotations, "images": root}
+    document = read_coco(split.annotations, storage)
+    images = document.get("images") if isinstance(document, dict) else None
+    names = [entry.get("file_name") for entry in images or () if isinstance(entry, dict)]
+    folder = locate_images(split, [name for name in names if isinstance(name, str)], storage)
+    return {"annotations": split.annotations, "images": folder}
 
 
 def find_preset(initial: str, storage: Storage) -> str:
@@ -168,22 +160,25 @@ def _read(uri: str, storage: Storage) -> CocoAnnotations:
         raise SpecError(f"{uri}: {error}") from error
 
 
-def _choose_validation(flags: DataFlags, train: str, storage: Storage) -> tuple[list[dict[str, object]], float]:
+def _choose_validation(
+    flags: DataFlags, trained: Split, val: Split | None, storage: Storage
+) -> tuple[list[dict[str, object]], float]:
     """Return the sections to score with, and the share of the images that is held out for it."""
     if flags.val is not None:
         if flags.val_share:
             raise SpecError(_BOTH)
-        val = absolute_uri(flags.val)
-        if val == train:
+        val = Split("val", absolute_uri(flags.val), trained.images)
+        if val.annotations == trained.annotations:
             raise SpecError(f"--val {flags.val} is the file that is trained on; hold out a share with --val-share 0.1.")
-        return [locate(val, storage, images=flags.images)], 0.0
+        return [locate(val, storage)], 0.0
     if flags.val_share is not None:
         return [], flags.val_share
-    for name in ("val.json", "val.json.gz"):
-        beside = join(folder_of(train), name)
-        if beside != train and storage.exists(beside):
-            return [locate(beside, storage, images=flags.images)], 0.0
-    return [], _VAL_SHARE
+    for name in ("val.json", "val.json.gz") if val is None else ():
+        beside = join(folder_of(trained.annotations), name)
+        if beside != trained.annotations and storage.exists(beside):
+            val = Split("val", beside, trained.images)
+            break
+    return ([], _VAL_SHARE) if val is None or val == trained else ([locate(val, storage)], 0.0)
 
 
 def _choose_rate(preset: str, initial: str, images: int) -> float:
@@ -234,7 +229,7 @@ def load_training(
     if flags.val is not None:
         if flags.val_share:
             raise SpecError(_BOTH)
-        given |= {"evaluate": [locate(absolute_uri(flags.val), storage)], "val_share": 0.0}
+        given |= {"evaluate": [locate(Split("val", absolute_uri(flags.val)), storage)], "val_share": 0.0}
     elif flags.val_share is not None:
         given |= {"evaluate": [], "val_share": flags.val_share}
     return load_training_spec(flags.data, {**given, "output": output}), False

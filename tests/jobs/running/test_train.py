@@ -192,7 +192,7 @@ def test_a_data_set_and_a_start_are_enough(folder: Path, htc: Htc) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([".", "out"], "has no train.json"),
+        (["photos", "out"], "has no COCO JSON"),
         (["coco.json"], "Name the output folder"),
         (["coco.json", "out", "--from", "cocoo"], "did you mean coco?"),
         (["coco.json", "out", "--val", "coco.json"], "is the file that is trained on"),
@@ -202,7 +202,7 @@ def test_a_data_set_and_a_start_are_enough(folder: Path, htc: Htc) -> None:
         (["spec.yaml", "--find-lr", "--workers", "2"], "runs in one process"),
         (["spec.yaml", "--logger", "tensorbord"], "loggers"),
         (["spec.yaml", "--images", "photos"], "--images goes with a data set"),
-        (["spec.yaml", "elsewhere", "--output", "another"], "name it once"),
+        (["spec.yaml", "elsewhere", "--output", "another"], "given twice"),
     ],
 )
 def test_wrong_flags_are_one_sentence_and_exit_2(folder: Path, htc: Htc, arguments: list[str], sentence: str) -> None:

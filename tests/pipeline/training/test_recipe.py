@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from htc_model.weights.model_zoo import bundled_weights
-from pipeline.errors import SpecError, WeightsUnavailableError
+from pipeline.errors import HtcError, SpecError, WeightsUnavailableError
 from pipeline.storage.storage import Storage
 from pipeline.training.data import load_data, load_initial_weights
 from pipeline.training.recipe import DataFlags, load_training
@@ -101,7 +101,7 @@ def test_flags_override_a_spec_file(folder: Path) -> None:
     ("flags", "sentence"),
     [
         ({"data": "nowhere"}, "nowhere does not exist"),
-        ({"data": "images"}, r"has no train\.json"),
+        ({"data": "images"}, "has no COCO JSON"),
         ({"val": "train.json"}, "is the file that is trained on"),
         ({"val": "val.json", "val_share": 0.2}, "not both"),
         ({"overrides": {"model.initial": "demmo"}}, "did you mean demo"),
@@ -112,8 +112,9 @@ def test_flags_override_a_spec_file(folder: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_one_sentence(folder: Path, flags: dict, sentence: str) -> None:
-    with pytest.raises(SpecError, match=sentence):
+    with pytest.raises(HtcError, match=sentence) as refused:
         spec_of(**{"data": ".", **flags})
+    assert refused.value.exit_code == 2
 
 
 def test_weights_that_are_not_there_are_named(folder: Path) -> None:
@@ -160,3 +161,15 @@ def test_the_bundled_weights_know_their_classes(folder: Path) -> None:
 def test_coco_chooses_its_preset_in_a_spec_as_well(folder: Path) -> None:
     values = {"train": [{"annotations": "train.json", "images": "images"}], "output": "out"}
     assert load_training_spec(None, {**values, "model.initial": "coco"}).model.preset == "htc_r50_fpn"
+
+
+def test_cocos_own_folders_are_found(folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    for split in ("train", "val"):
+        (folder / f"{split}.json").rename(folder / "annotations" / f"instances_{split}2017.json")
+        (folder / f"{split}2017").mkdir()
+    for image in sorted((folder / "images").iterdir()):
+        image.rename(folder / ("val2017" if image.name == "held.png" else "train2017") / image.name)
+    spec = spec_of()
+    assert spec.train[0].images == str(folder / "train2017")
+    assert spec.evaluate[0].images == str(folder / "val2017")
