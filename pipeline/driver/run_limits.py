@@ -2,9 +2,9 @@
 
 import logging
 import statistics
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -76,8 +76,7 @@ class RunLimits:
         self._durations_s: deque[float] = deque(maxlen=DURATIONS_KEPT)
         self._recorded_at = now()
         self._is_late_noted = False
-        self._recorder = ThreadPoolExecutor(1, thread_name_prefix="cost file")
-        self._recording: Future[None] | None = None
+        self._recording: threading.Thread | None = None
 
     @property
     def budget(self) -> BudgetSection:
@@ -146,16 +145,25 @@ class RunLimits:
         if self._record is None or self._budget.worker_price is None:
             return
         is_due = (self._now() - self._recorded_at).total_seconds() >= RECORD_EVERY_S
-        is_busy = self._recording is not None and not self._recording.done()
-        if is_last or (is_due and not is_busy):
-            self._recorded_at = self._now()
-            self._recording = self._recorder.submit(_recorded, self._record, self.cost())
-        if is_last and self._recording is not None:
-            try:
-                self._recording.result(CLOSE_S)
-            except TimeoutError:
-                log.warning("the cost of the run could not be recorded in %.0f s", CLOSE_S)
-            self._recorder.shutdown(wait=False, cancel_futures=True)
+        if is_last or (is_due and not self._is_recording()):
+            self._begin_record(patience_s=CLOSE_S if is_last else 0.0)
+        if is_last and self._is_recording(patience_s=CLOSE_S):
+            log.warning("the cost of the run could not be recorded in %.0f s", CLOSE_S)
+
+    def _begin_record(self, *, patience_s: float) -> None:
+        # Two at once could end in the wrong order.
+        if self._record is None or self._is_recording(patience_s=patience_s):
+            return
+        self._recorded_at = self._now()
+        arguments = (self._record, self.cost())
+        # A daemon, because storage that hangs must not keep the process from ending.
+        self._recording = threading.Thread(target=_recorded, args=arguments, name="cost file", daemon=True)
+        self._recording.start()
+
+    def _is_recording(self, *, patience_s: float = 0.0) -> bool:
+        if self._recording is not None:
+            self._recording.join(patience_s)
+        return self._recording is not None and self._recording.is_alive()
 
     def _nearest(self) -> tuple[float, Limit]:
         """Return the seconds to the limit that comes first at the present number of workers, and which it is."""

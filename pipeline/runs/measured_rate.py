@@ -1,8 +1,8 @@
 """The rate of a worker in an earlier run, from its summary.json: the last run of the same model."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -15,6 +15,8 @@ from pipeline.text import count_of, format_duration
 
 # Older runs say little about a present one.
 RUNS_READ = 20
+# The last run and those before it whose rates show how much runs differ.
+RUNS_COMPARED = 5
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,28 @@ def last_rate(
     else:
         records = list_records(storage, output_uri, damaged_runs={})[::-1]
     matching = (each for each in records if is_of_model(each, fingerprint, precision))
+    found: list[RateOfRun] = []
     for record in islice(matching, RUNS_READ):
         summary = read_summary(storage, output_uri, record.run) or {}
         if device and not str(summary.get("device", "")).startswith(device):
             continue
         rate = rate_of_summary(summary, record, now or datetime.now(UTC))
-        if rate is not None:
-            return RateOfRun(rate, record)
-    return None
+        if rate is not None and (not found or rate.machine == found[0].rate.machine):
+            found.append(RateOfRun(rate, record))
+        if len(found) == RUNS_COMPARED:
+            break
+    return RateOfRun(widened([each.rate for each in found]), found[0].record) if found else None
+
+
+def widened(rates: Sequence[WorkerRate]) -> WorkerRate:
+    """Return the first rate, its range widened by the others, which are of earlier runs on such machines."""
+    first = rates[0]
+    if len(rates) == 1:
+        return first
+    ends = [first.low, first.high, *(each.images_per_s for each in rates)]
+    known = [end for end in ends if end is not None]
+    description = f"{first.description}; its range includes {count_of(len(rates) - 1, 'run')} before it"
+    return replace(first, low=min(known), high=max(known), description=description)
 
 
 def is_of_model(record: RunRecord, fingerprint: Mapping[str, Any], precision: str) -> bool:

@@ -1,6 +1,7 @@
 """`htc plan` in time and money: sources of the rate, several worker pools, limits, bad input."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from jobs.cli.options import BudgetFlags, PlanFlags, load_job_spec
 from pipeline.job_spec.job import load_spec
 from pipeline.output.run_record import load_record
+from pipeline.planning.estimate import WorkerRate
 from pipeline.runs.cost import RunCost, write_cost
-from pipeline.runs.measured_rate import format_age, rate_of_summary
+from pipeline.runs.measured_rate import format_age, rate_of_summary, widened
 from pipeline.storage.storage import Storage
 from tests.support.builders.finished_runs import FINGERPRINT, begin_run, finish_run, write_inputs
 from tests.support.htc import run_htc
@@ -195,6 +197,14 @@ def test_the_rate_of_a_run_is_of_the_time_in_which_its_workers_had_shards(tmp_pa
     assert (rate.images_per_s, rate.start_up_s, rate.write_s, rate.machine) == (5.0, 30.0, 0.5, "EPYC")
     assert rate.low < 5 < rate.high
     assert "1,000 images on 2 workers" in rate.description
+
+
+def test_the_range_includes_the_runs_before() -> None:
+    rates = [WorkerRate(rate, None, None, "run", f"run {rate}") for rate in (5.0, 3.0, 6.0)]
+    last = widened([replace(rates[0], low=4.5, high=5.5), *rates[1:]])
+    assert (last.images_per_s, last.low, last.high) == (5.0, 3.0, 6.0)
+    assert "includes 2 runs before it" in last.description
+    assert widened(rates[:1]) == rates[0]
 
 
 def test_a_run_of_an_older_release_gives_a_rate_without_a_range(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run stops at its deadline and at its largest cost, by a clock that the test moves, and resumes."""
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -256,3 +257,26 @@ def test_a_run_that_becomes_late_is_reported_once() -> None:
     assert "7 min 00 s after its deadline" in late
     assert "about 2,040.00 EUR of at most 2,000.00 EUR" in late
     assert limits.late_note(900.0) == ""
+
+
+def test_a_store_that_hangs_delays_neither_the_run_nor_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.driver.run_limits.CLOSE_S", 0.05)
+    released = threading.Event()
+    recorded: list[RunCost] = []
+
+    def record(cost: RunCost) -> None:
+        recorded.append(cost)
+        released.wait(30)
+
+    CLOCK.now = 0.0
+    limits = RunLimits(BudgetSection(price_per_hour=1), began=BEGAN, record=record, time=WorkerTime(CLOCK), now=now)
+    limits.keep_record()
+    assert recorded == []
+    for CLOCK.now in (16, 32, 48):
+        limits.keep_record()
+    # One is still being written: no other one begins, also at the end.
+    limits.keep_record(is_last=True)
+    assert len(recorded) == 1
+    released.set()
+    limits.keep_record(is_last=True)
+    assert len(recorded) == 2
