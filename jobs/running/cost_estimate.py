@@ -336,7 +336,11 @@ def size_note(found: RateOfRun, bytes_per_image: float | None) -> str:
 def rate_lines(plan: CostPlan) -> Iterator[Line]:
     """Yield the lines on what the estimates rest on."""
     rate = plan.rate
-    span = "" if rate.low is None or rate.high is None else f", {rate.low:.3g} to {rate.high:.3g} in 8 of 10 cases"
+    span = (
+        ""
+        if rate.low is None or rate.high is None
+        else f", {rate.low:.3g} to {rate.high:.3g} by p10 to p90 of what was measured"
+    )
     yield "rate", f"{rate.images_per_s:.3g} images/s for each worker{span}"
     yield "", f"from {rate.description}"
     if rate.machine:
@@ -359,8 +363,8 @@ def rate_lines(plan: CostPlan) -> Iterator[Line]:
 def write_estimates(plan: CostPlan) -> None:
     """Write the table of the pools, and which is the cheapest that keeps the limits."""
     is_priced = any(each.amount is not None for each in plan.estimates)
-    columns: list[str] = ["workers", "time", "8 of 10", "start-up", "network", "tail", "end", "worker-hours"]
-    columns += ["cost", "8 of 10"] if is_priced else []
+    columns: list[str] = ["workers", "time", "p10-p90", "start-up", "network", "tail", "end", "worker-hours"]
+    columns += ["cost", "p10-p90"] if is_priced else []
     columns += ["in time"] if plan.limit_s is not None else []
     columns += ["within cost"] if plan.budget.max_cost is not None else []
     rows = [_row(plan, number, is_priced=is_priced) for number in range(len(plan.estimates))]

@@ -27,7 +27,7 @@ MIN_USEFUL_SHARE = 0.1
 class WorkerRate:
     """The images per second of one worker while it has a shard.
 
-    low, high: the range that holds the rate in eight of ten cases; None where one measurement does not say.
+    low, high: the 10th and 90th percentile of the mean of what was measured; None where one measurement does not say.
     source: an earlier run, a probe, one timed image, or given by hand. description: the same as text.
     machine: the CPU or GPU it was measured on, "" when that is unknown.
     start_up_s: from the command's start until the workers have their model; None when it is unknown.
