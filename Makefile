@@ -48,6 +48,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "htc-batch needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# kubectl and helm, for tests; without them these say so.
+	-$(BIN)/python infra/kuberay/get_tools.py
 	@touch $@
 
 demo: $(STAMP)

@@ -71,7 +71,7 @@ def run_round(folder: Path, workers: int, weights: str, *, has_run: bool) -> dic
     if has_run:
         _, estimates["last_run"] = htc("plan", *priced, "--no-model")
     seconds, summary = htc("run", *priced)
-    busy_s = summary["worker_time"]["busy_s"] / workers
+    busy_s = summary["worker_use"]["busy_s"] / workers
     amount = summary["cost"]["amount"]
     return {
         "measured_s": round(seconds, 1),

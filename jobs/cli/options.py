@@ -258,7 +258,7 @@ class PlanFlags(JobFlags):
         """Yield the spec's dotted keys and values; of several numbers of workers none is the spec's."""
         yield from super().spec_values()
         numbers: list[str] = list(self.workers or ())
-        if len(numbers) == 1 and (numbers[0].isdigit() or numbers[0] == "auto"):
+        if len(numbers) == 1:
             yield "compute.workers", numbers[0]
 
 

@@ -199,7 +199,7 @@ class RunTotals:
             fast_path=self._fast_path,
             error_log=error_log,
             machine=_machines_text(self._machines),
-            worker_time=self._worker_time(limits.time),
+            worker_use=self._worker_time(limits.time),
             cost=_cost_values(limits),
             deadline=limits.deadline.isoformat() if limits.deadline else None,
             is_late=limits.is_late(),

@@ -94,10 +94,10 @@ def is_of_model(record: RunRecord, fingerprint: Mapping[str, Any], precision: st
 def rate_of_summary(summary: Mapping[str, Any], record: RunRecord, now: datetime) -> WorkerRate | None:
     """Return a worker's rate in the last session of a run; None when it did nothing, or does not say how fast.
 
-    A session of a release without `worker_time` counts from the moment when its first worker had the model.
+    A session of a release without `worker_use` counts from the moment when its first worker had the model.
     """
     images = _number(summary.get("session_images"))
-    found = summary.get("worker_time")
+    found = summary.get("worker_use")
     time: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     found = summary.get("start_up_s")
     start_up_s = _number(found.get("worker")) if isinstance(found, Mapping) else 0.0
@@ -127,7 +127,7 @@ def rate_of_summary(summary: Mapping[str, Any], record: RunRecord, now: datetime
 
 
 def _busy_s_before(summary: Mapping[str, Any], start_up_s: float) -> float:
-    """Return the wall time of a session in which the model worked, for one without `worker_time`."""
+    """Return the wall time of a session in which the model worked, for one without `worker_use`."""
     parts = summary.get("start_up_s")
     known = parts if isinstance(parts, Mapping) else {}
     opened_s = max(_number(known.get("weights")), _number(known.get("listing")))

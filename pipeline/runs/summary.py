@@ -53,7 +53,7 @@ class RunSummary:
     is_trained: False when the weights are the untrained ones. has_bug: whether a shard failed with an unexpected
         exception, in any session. error_log: the folder of the tracebacks of unexpected exceptions, None without any.
     machine: the CPU or GPU that the workers ran on, "" when none was needed.
-    worker_time: seconds of all workers in this session: `running_s` while their processes ran, `ready_s` with their
+    worker_use: seconds of all workers in this session: `running_s` while their processes ran, `ready_s` with their
         model, `busy_s` with a shard; `write_s_per_shard` of writing the tables; `images_per_s` of one busy worker in
         equal parts of the session. cost: of the whole run, see `pipeline.runs.cost`: `worker_hours`, `amount` (None
         without a price), `currency`, `price_per_worker_hour`, `max_cost`.
@@ -94,7 +94,7 @@ class RunSummary:
     has_bug: bool = False
     error_log: str | None = None
     machine: str = ""
-    worker_time: Mapping[str, object] = field(default_factory=dict)
+    worker_use: Mapping[str, object] = field(default_factory=dict)
     cost: Mapping[str, object] = field(default_factory=dict)
     deadline: str | None = None
     is_late: bool = False
@@ -132,7 +132,7 @@ class SessionNumbers:
     fast_path: str = ""
     error_log: str | None = None
     machine: str = ""
-    worker_time: Mapping[str, object] = field(default_factory=dict)
+    worker_use: Mapping[str, object] = field(default_factory=dict)
     cost: Mapping[str, object] = field(default_factory=dict)
     deadline: str | None = None
     is_late: bool = False

@@ -193,7 +193,7 @@ def rate_in(output: Path, **summary: object) -> Any:
 def test_the_rate_of_a_run_is_of_the_time_in_which_its_workers_had_shards(tmp_path: Path) -> None:
     _, output = finished(tmp_path)
     known = {"session_images": 1000, "workers_started": 2, "start_up_s": {"worker": 30.0}, "machine": "EPYC"}
-    rate = rate_in(output, **known, worker_time=WORKER_TIME)
+    rate = rate_in(output, **known, worker_use=WORKER_TIME)
     assert (rate.images_per_s, rate.start_up_s, rate.write_s, rate.machine) == (5.0, 30.0, 0.5, "EPYC")
     assert rate.low < 5 < rate.high
     assert "1,000 images on 2 workers" in rate.description
@@ -214,14 +214,14 @@ def test_a_run_of_an_older_release_gives_a_rate_without_a_range(tmp_path: Path) 
     # Of 128 s since it was opened 28 were start-up.
     assert (rate.images_per_s, rate.low, rate.machine) == (5.0, None, "cpu")
     assert rate_in(output, session_images=0, seconds=10.0) is None
-    assert rate_in(output, session_images="many", worker_time=[1], start_up_s=3) is None
+    assert rate_in(output, session_images="many", worker_use=[1], start_up_s=3) is None
 
 
 def test_the_last_run_of_the_same_model_is_the_source(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.running.plan.known_fingerprint", lambda *_: FINGERPRINT)
-    times = {"session_images": 1000, "start_up_s": {"worker": 30.0}, "worker_time": WORKER_TIME}
+    times = {"session_images": 1000, "start_up_s": {"worker": 30.0}, "worker_use": WORKER_TIME}
     inputs, output = finished(tmp_path, **times)
     spec = load_spec(None, {"input.uri": inputs, "output.uri": str(output), "model.weights": "untrained"})
     flags = ("--weights", "untrained", "--model", "htc_r50_fpn", "--fresh", "--workers", "2")
