@@ -122,14 +122,12 @@ class Selection:
         # Created once, so that the condition is checked here and holds the same rows for every format.
         with translated_sql_errors():
             self._check_condition(where, instances)
-            database.execute(
-                f"CREATE TEMP VIEW exported AS SELECT * FROM {instances} "  # noqa: S608 - closed to everything else
-                f"WHERE {'true' if is_current else _quoted_run(self.run)} AND {limit} AND {condition}"
-            )
-            database.execute(
-                f"CREATE TEMP VIEW exported_versions AS SELECT {_VERSIONS} FROM {images} "  # noqa: S608
-                f"WHERE {'true' if is_current else _quoted_run(self.run)}"
-            )
+            chosen_run = "true" if is_current else _is_run(self.run)
+            # The condition is the user's own, in a database that is closed to everything but these tables.
+            rows = f"SELECT * FROM {instances} WHERE {chosen_run} AND {limit} AND {condition}"  # noqa: S608  # nosec B608
+            database.execute(f"CREATE TEMP VIEW exported AS {rows}")
+            versions = f"SELECT {_VERSIONS} FROM {images} WHERE {chosen_run}"  # noqa: S608  # nosec B608
+            database.execute(f"CREATE TEMP VIEW exported_versions AS {versions}")
             self.instances = int(self._one("SELECT count(*) FROM exported", {}))
             found = database.execute(
                 "SELECT category_id, any_value(category) FROM exported GROUP BY category_id ORDER BY category_id"
@@ -191,7 +189,8 @@ class Selection:
     def _check_condition(self, where: str | None, instances: str) -> None:
         if where is None:
             return
-        described = self._database.execute(f"DESCRIBE SELECT ({where}\n) FROM {instances}").fetchall()  # noqa: S608
+        asked = f"SELECT ({where}\n) FROM {instances}"  # noqa: S608  # nosec B608
+        described = self._database.execute(f"DESCRIBE {asked}").fetchall()
         if [row[1] for row in described] != ["BOOLEAN"]:
             raise SpecError(
                 f"--where {where}: this is no condition (its type is {described[0][1]}); give one such as "
@@ -202,7 +201,7 @@ class Selection:
         return self._database.execute(sql, values).fetchall()[0][0]
 
 
-def _quoted_run(run: str) -> str:
+def _is_run(run: str) -> str:
     return "run = '" + run.replace("'", "''") + "'"
 
 
