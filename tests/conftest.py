@@ -22,6 +22,9 @@ settings.register_profile("long", max_examples=100 * LONG_FACTOR, deadline=None,
 # Under nohup the tests, and the commands that they start, would ignore the signal that some of them are about.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A shell that is not interactive starts its background jobs without Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

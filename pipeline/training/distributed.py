@@ -76,7 +76,7 @@ def _check_room(plan: WorkerPlan) -> None:
         available = resources.get(resource, 0.0)
         if plan.workers * each > available:
             raise RunError(
-                f"{plan.workers} workers with {each:g} {resource}s each need {plan.workers * each:g}, but there are "
+                f"{plan.workers} workers with {each:g} {resource} each need {plan.workers * each:g}, but there are "
                 f"{available:g}; lower workers or {resource.lower()}s_per_worker."
             )
 

@@ -26,6 +26,8 @@ def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(logs.threading, "excepthook", logs.threading.excepthook)
     shown, level = warnings.showwarning, logging.getLogger().level
+    # Workers that other tests ran in this process left theirs.
+    monkeypatch.setattr(logs, "_process_place", {})
     logs.configure()
     yield
     logging.captureWarnings(False)
@@ -33,7 +35,6 @@ def json_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(logs.FORMAT_VARIABLE)
     logs.configure()
     logging.getLogger().setLevel(level)
-    logs._process_place.clear()
 
 
 def _read(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:

@@ -104,8 +104,8 @@ def test_ray_installs_all_libraries_but_itself() -> None:
 
 def test_every_library_is_checked_on_the_cluster() -> None:
     names = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in requirements()}
-    # The others are used on the operator's machine only: schedules and the Jobs API.
-    operators = {"cronsim", "requests", "sqlalchemy", "tzdata"}
+    # The others are used on the operator's machine only: schedules, the Jobs API, the prompt, the exporter.
+    operators = {"cronsim", "prometheus-client", "prompt_toolkit", "requests", "sqlalchemy", "tzdata"}
     assert names - set(NEEDED.values()) == operators
 
 
@@ -127,6 +127,6 @@ def test_submit_takes_every_flag_of_run() -> None:
     of_run, of_submit = (
         {option for each in commands[name].params for option in each.opts} for name in ("run", "submit")
     )
-    # The spec is an argument of submit, and input and output are flags; --verbose is about a start on this machine.
-    assert of_run - of_submit == {"--spec", "--verbose", "input_uri", "output_uri"}
+    # Input and output are flags of submit; --verbose is about a start on this machine.
+    assert of_run - of_submit == {"--verbose", "input_uri", "output_uri"}
     assert {"--input", "--output", "spec"} <= of_submit

@@ -86,7 +86,7 @@ def test_a_schedule_has_a_tree_too(htc: Htc, spec: Path, tmp_path: Path, flags: 
     words = ("schedule", "export", "--file", str(schedule), "--kubernetes", *flags, *FLAGS, "--spot", "eks")
     code, _, err = htc(*words, "--kustomize", str(tree))
     assert code == 0, err
-    assert htc("manifests", "--check", str(tree))[0] == 0
+    assert htc("manifests", "--check-tree", str(tree))[0] == 0
     kind = "CronJob" if flags else "RayCronJob"
     for overlay in ("own", "production", "spot"):
         built = build(tree / "overlays" / overlay)
@@ -178,7 +178,7 @@ def test_a_patch_for_an_object_that_is_not_there_is_named(
 def test_a_file_that_is_no_kustomization_is_named(htc: Htc, tree: Path, content: bytes, words: str) -> None:
     path = tree / "overlays" / "spot" / "kustomization.yaml"
     path.write_bytes(content)
-    code, _, err = htc("manifests", "--check", str(tree))
+    code, _, err = htc("manifests", "--check-tree", str(tree))
     assert code == 2
     assert f"{path} {words}" in err
 

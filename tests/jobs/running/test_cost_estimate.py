@@ -100,8 +100,8 @@ def test_what_a_resumed_run_has_cost_counts(capsys: Capture, tmp_path: Path, mon
         (("--price-per-hour", "1", "--workers", "auto"), "A price needs a number of workers"),
         (("--price-per-node-hour", "8", "--workers-per-node", "8"), "A price needs a number of workers"),
         (("--price-per-hour", "-1", "--workers", "2"), "0 or more"),
-        (("--workers", "8:4"), "MAX not below MIN"),
-        (("--workers", "many"), "a number, MIN:MAX or auto"),
+        (("--workers", "8:4"), "from a smaller to a larger one"),
+        (("--workers", "many"), "such as \"2:8\", not 'many'"),
         (("--workers", "0", "--workers", "2"), "at least 1"),
         (("--probe", "--images-per-s", "3"), "--probe and --images-per-s are different sources"),
         (("--images-per-s", "0"), "--images-per-s must be a number above 0"),
@@ -256,7 +256,7 @@ def test_the_flags_of_time_and_money_are_keys_of_the_spec() -> None:
     assert load_job_spec(None, input_uri="in", output_uri="out", budget=BudgetFlags()).budget.worker_price is None
 
 
-@pytest.mark.parametrize(("numbers", "expected"), [(["4"], 4), (["auto"], "auto"), (["4:8"], "auto"), (["4", "8"], 2)])
+@pytest.mark.parametrize(("numbers", "expected"), [(["4"], 4), (["auto"], "auto"), (["4:8"], "4:8"), (["4", "8"], 2)])
 def test_one_number_of_workers_is_the_specs(tmp_path: Path, numbers: list[str], expected: object) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("input: {uri: in}\noutput: {uri: out}\n" + ("compute: {workers: 2}\n" if expected == 2 else ""))

@@ -106,5 +106,5 @@ def test_a_workers_error_reaches_the_caller_unchanged(folder: Path) -> None:
 
 
 def test_more_gpus_than_available_are_refused(folder: Path) -> None:
-    with pytest.raises(RunError, match="there are 0 GPUs here"):
+    with pytest.raises(RunError, match="need 2, but there are 0; lower workers or gpus_per_worker"):
         train(load_training_spec("spec.yaml", settings("joint", workers=2, gpus_per_worker=1)))
