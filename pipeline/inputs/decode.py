@@ -37,6 +37,7 @@ from pipeline.inputs.formats.heif import decode_heif, open_heif
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder, make_upright
 from pipeline.inputs.formats.size_limit import check_size
 from pipeline.inputs.formats.tiff import decode_tiff_page, open_tiff
+from pipeline.inputs.formats.webp import canvas_size
 from pipeline.text import message_of
 
 # Above this, Pillow itself raises DecompressionBombError: twice its MAX_IMAGE_PIXELS of 89,478,485.
@@ -118,6 +119,7 @@ def decode_image(
                 if found.is_for_pillow
                 else decode_tiff_page(found)
             )
+        _check_canvas(payload, name, max_pixels)
         prepared = _prepare(payload, name)
         if (
             name == "JPEG"
@@ -168,6 +170,7 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
             found = open_tiff(payload, max_pixels)
             each = _DECODING_BYTES_PER_PIXEL if found.is_for_pillow else _MOST_BYTES_PER_PIXEL
             return _header((found.page.imagewidth, found.page.imagelength), max_pixels, each)
+        _check_canvas(payload, name, max_pixels)
         prepared = _prepare(payload, name)
         if name == "JPEG" and (frame := jpeg_files.read_frame(prepared)) is not None:
             return _header(frame.size, min(max_pixels, DEFAULT_MAX_PIXELS), _DECODING_BYTES_PER_PIXEL)
@@ -211,6 +214,7 @@ def read_size(payload: bytes) -> StoredSize:
         height, width = decode_image(payload).shape[:2]
         return StoredSize(width, height)
     try:
+        _check_canvas(payload, name, DEFAULT_MAX_PIXELS)
         prepared = _prepare(payload, name)
         if name == "JPEG" and (frame := jpeg_files.read_frame(prepared)) is not None:
             size, exif = frame.size, frame.exif
@@ -224,6 +228,12 @@ def read_size(payload: bytes) -> StoredSize:
         raise ImageError("unreadable", _reason(name, error)) from error
     orientation = _read_orientation(exif)
     return StoredSize(*size, orientation if orientation in _UPRIGHT else 1)
+
+
+def _check_canvas(payload: bytes, name: str, max_pixels: int) -> None:
+    """Refuse a WebP that is too large before Pillow opens it, which reserves its whole canvas."""
+    if name == "WebP" and (canvas := canvas_size(payload)) is not None:
+        check_size(canvas, max_pixels)
 
 
 def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: int) -> ImageHeader:
