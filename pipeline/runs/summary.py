@@ -278,7 +278,9 @@ def judge(
         return "incomplete", "A shard failed with an exception of this program; its images are marked failed."
     floor = max_errors if is_any_ok else 0
     if errors > (allowed := allowed_errors(images, max_error_rate, floor)):
-        share = f"{max_error_rate:.1%}, that is {allowed}" if allowed else f"{max_error_rate:.1%}"
+        # Of few images more may fail than the share of them, see `allowed_errors`.
+        is_floor = allowed > allowed_errors(images, max_error_rate, 0)
+        share = f"{allowed} of so few (max_errors {max_errors}, and at most half)" if is_floor else f"{max_error_rate:.1%}"
         reason = f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {share}."
         return "over_error_budget", reason
     return "complete", ""
