@@ -2,6 +2,7 @@
 
 import re
 import signal
+import threading
 import zlib
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import fsspec
 import pytest
 from hypothesis import settings
 
+from pipeline import signals
 from tests.support.servers.s3_server import WRITER, S3Server, ServerUnavailableError
 
 # `--hypothesis-profile=long`: for hours, not for CI. Tests ask for a share of `settings.default.max_examples`, so
@@ -25,6 +27,12 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # A shell that is not interactive starts its background jobs without Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that stops a run by a signal leaves no trace of it in the process; the next one would wait shorter."""
+    monkeypatch.setattr(signals, "_was_stopped", threading.Event())
 
 
 @pytest.fixture(scope="session")

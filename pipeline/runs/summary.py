@@ -280,7 +280,9 @@ def judge(
     if errors > (allowed := allowed_errors(images, max_error_rate, floor)):
         # Of few images more may fail than the share of them, see `allowed_errors`.
         is_floor = allowed > allowed_errors(images, max_error_rate, 0)
-        share = f"{allowed} of so few (max_errors {max_errors}, and at most half)" if is_floor else f"{max_error_rate:.1%}"
+        share = (
+            f"{allowed} of so few (max_errors {max_errors}, and at most half)" if is_floor else f"{max_error_rate:.1%}"
+        )
         reason = f"{errors} of {images} images failed ({errors / images:.1%}); allowed are {share}."
         return "over_error_budget", reason
     return "complete", ""
