@@ -213,7 +213,7 @@ class Otel:
             sent.append(self._traces.force_flush(int(timeout_s * 1000)))
             sent.append(self._metrics.force_flush(timeout_s * 1000))
 
-        # The SDK may wait longer than it is told to, for a connection that hangs.
+        # The SDK may wait longer than its limit for a connection that hangs.
         thread = threading.Thread(target=send, name="telemetry", daemon=True)
         thread.start()
         thread.join(timeout_s)

@@ -39,7 +39,7 @@ class RunEnding:
 
     @property
     def event(self) -> RunEvent:
-        """What `notify.events` calls it; who asks for failures is told of early stops, too."""
+        """What `notify.events` calls it; failures include early stops."""
         if self.exit_code == EXIT_COMPLETE:
             return "end"
         return "early_stop" if self.is_stopped_early else "failure"

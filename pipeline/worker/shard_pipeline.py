@@ -147,7 +147,7 @@ class ShardPipeline:
             is_last_attempt: whether an image that storage fails to read fails alone, instead of the attempt.
             claim: the attempt's right to commit, checked before each batch.
             on_images: called with the number of further images whose outcome is known.
-            shard_time: told how far the shard is.
+            shard_time: gets how far the shard is.
         """
         self.shard_time = shard_time
         self.clock = StageClock()

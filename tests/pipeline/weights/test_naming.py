@@ -1,4 +1,4 @@
-"""The name of a model in the tables: own weights are told apart by file and hash."""
+"""The name of a model in the tables: own weights are named by file and hash."""
 
 import hashlib
 
