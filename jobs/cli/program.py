@@ -150,6 +150,7 @@ def load_program() -> "TyperGroup":
         maintenance,
         manifests,
         metrics,
+        report,
         results,
         run,
         schedule,

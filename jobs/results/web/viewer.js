@@ -74,6 +74,7 @@ export class Viewer {
     this.facts = element("dl", { className: "viewer-facts" });
     this.list = element("ul", { className: "viewer-instances" });
     this.empty = element("p", { text: "No instances.", className: "quiet" });
+    this.count = element("p", { className: "quiet viewer-count" });
     this.leftOut = element("p", { className: "quiet" });
     this.live = element("p", { className: "only-spoken", role: "status" });
     this.score = element("input", { type: "range", min: "0", max: "1", step: "0.05", id: "viewer-score" });
@@ -131,7 +132,7 @@ export class Viewer {
     });
     const panel = element("div", { className: "viewer-panel" });
     panel.append(
-      this.note, this.uri, this.facts, masks, scoreLabel, this.list, this.empty, this.leftOut, hint, this.live,
+      this.note, this.uri, this.facts, masks, scoreLabel, this.count, this.list, this.empty, this.leftOut, hint, this.live,
     );
     const body = element("div", { className: "viewer-body" });
     body.append(stage, panel);
@@ -201,11 +202,13 @@ export class Viewer {
       row.item.hidden = !isIn;
       this.view.toggle(index, isIn && row.box.checked);
     });
+    const count = this.rows.filter((row) => !row.item.hidden).length;
+    this.count.textContent = `${count} of ${this.rows.length} instances`;
+    this.count.hidden = count === this.rows.length;
   }
 
   #announceCount() {
-    const count = this.rows.filter((row) => !row.item.hidden).length;
-    this.live.textContent = `${count} of ${this.rows.length} instances`;
+    this.live.textContent = this.count.textContent;
   }
 
   #pick(index) {
