@@ -72,7 +72,7 @@ def _sentence(shown: int, images: int, failed: int, all_failed: int) -> str:
     if not images:
         return "There is no image yet."
     if shown == images:
-        return f"All {images:,} images of the run." if images > 1 else "The run's only image."
+        return f"All {images:,} images that have their row." if images > 1 else "The only image that has its row."
     words = f"A sample: {shown:,} of {images:,} images, chosen by a hash of their names, so the same every time"
     if failed:
         words += f"; {failed:,} of the {all_failed:,} that are not ok are among them"
