@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from htc_model.masks.rle import encode_bitmap
-from jobs.results.drawing import DrawnInstance, RunImages, Style, colour_of, damaged_masks, draw_overlay
+from jobs.results.drawing import (
+    DrawnInstance,
+    RunImages,
+    Style,
+    colour_of,
+    damaged_masks,
+    draw_overlay,
+    instance_colour,
+)
 from jobs.results.drawing.instances import Masks, instance_of_row
 from jobs.results.query import read_instances
 from pipeline.machine_limits import usable_cpus
@@ -264,14 +272,14 @@ def _data_uri(payload: bytes) -> str:
 def _instance(row: Mapping[str, Any], mask: Mapping[str, Any] | None, problem: str | None) -> dict[str, Any]:
     box = row["bbox"]
     is_left_out = mask is None and row["mask"] is not None and problem is None
-    red, green, blue = colour_of(row["category"])
     return {
         "category": printable(row["category"]),
         "score": _finite(row["score"]),
         "box": [round(_finite(box[name]) or 0.0, 1) for name in ("x", "y", "width", "height")],
         "mask": mask,
         "problem": problem or ("its mask is left out, for the report's size" if is_left_out else ""),
-        "colour": f"#{red:02x}{green:02x}{blue:02x}",
+        "colour": "#" + bytes(colour_of(row["category"])).hex(),
+        "ownColour": "#" + bytes(instance_colour(int(row["instance"]))).hex(),
     }
 
 

@@ -52,6 +52,7 @@ export class Viewer {
     const problems = this.view.show(item);
     this.rows = item.instances.map((instance, index) => this.#row(instance, index, problems[index]));
     this.list.replaceChildren(...this.rows.map((row) => row.item));
+    this.#paintSwatches();
     this.empty.hidden = item.instances.length > 0;
     this.leftOut.textContent = item.leftOut ? `${item.leftOut} more, with lower scores, are not in this list.` : "";
     this.leftOut.hidden = !item.leftOut;
@@ -97,6 +98,12 @@ export class Viewer {
       made.addEventListener("click", press);
       return made;
     };
+    this.ownColours = element("input", { type: "checkbox", id: "viewer-colours" });
+    this.ownColours.addEventListener("change", () => {
+      this.view.hasOwnColours = this.ownColours.checked;
+      this.#paintSwatches();
+      this.view.redraw();
+    });
     const close = button("✕", "Close (Escape)", () => this.close(), { className: "tool viewer-close" });
     const previous = button("‹", "Previous image (left arrow)", () => this.onStep(-1));
     const next = button("›", "Next image (right arrow)", () => this.onStep(1));
@@ -119,7 +126,9 @@ export class Viewer {
     none.addEventListener("click", () => this.#setAll(false));
     const labelsLabel = element("label", { className: "check" });
     labelsLabel.append(this.labels, " Labels");
-    masks.append(all, none, labelsLabel);
+    const coloursLabel = element("label", { className: "check" });
+    coloursLabel.append(this.ownColours, " A colour each");
+    masks.append(all, none, labelsLabel, coloursLabel);
     if (this.linkOf) {
       masks.append(this.#copyButton("Copy link", () => this.linkOf(this.item)));
     }
@@ -153,7 +162,6 @@ export class Viewer {
     item.addEventListener("pointerenter", () => this.view.highlight(index));
     item.addEventListener("pointerleave", () => this.view.highlight(-1));
     const swatch = element("span", { className: "swatch" });
-    swatch.style.background = instance.colour;
     const name = element("span", { className: "viewer-category", text: instance.category });
     const score = element("span", {
       className: "viewer-number",
@@ -163,11 +171,15 @@ export class Viewer {
     item.append(label);
     if (problem) item.append(element("span", { className: "viewer-problem", text: problem }));
     if (instance.mask && !problem && this.item.areMasksWhole && navigator.clipboard) {
-      const copy = this.#copyButton("Copy", () => JSON.stringify(instance.mask));
+      const copy = this.#copyButton("Copy mask", () => JSON.stringify(instance.mask));
       copy.setAttribute("aria-label", `Copy the mask of ${instance.category} ${index + 1} (COCO run lengths)`);
       item.append(copy);
     }
-    return { item, box, instance };
+    return { item, box, instance, swatch };
+  }
+
+  #paintSwatches() {
+    this.rows.forEach((row, index) => (row.swatch.style.background = this.view.colourOf(index)));
   }
 
   #copyButton(text, content) {
