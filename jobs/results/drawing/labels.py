@@ -12,7 +12,7 @@ MAX_COVER = 0.22
 # Above this share, labels are shortened to the category.
 MAX_FULL_COVER = 0.12
 # What a place's distance from the best corner costs, in shares of a label that covers another instance.
-_RANK_COST = 0.04
+_RANK_COST = 0.02
 # Labels with a line lie on rings around their instance, so many label heights away.
 _RINGS = (1.2, 2.2, 3.5, 5.0, 7.0)
 _DIRECTIONS = 16
@@ -27,11 +27,13 @@ class Wanted:
     """A label to place.
 
     place: of its instance in the sequence. texts: the full one and its short form. box: around the instance.
+    peak: x of the instance's top.
     """
 
     place: int
     texts: tuple[str, str]
     box: Rectangle
+    peak: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def place_labels(
                 or (plates.size and plate_size[0] * plate_size[1] > budget)
             ):
                 continue
-            found = _best(number, boxes, plate_size, size, plates)
+            found = _best(number, boxes, each.peak, plate_size, size, plates)
             if found is None:
                 continue
             plate, leader = found
@@ -92,13 +94,14 @@ def place_labels(
 def _best(
     number: int,
     boxes: NDArray[np.float64],
+    peak: float,
     plate_size: tuple[float, float],
     size: tuple[int, int],
     plates: NDArray[np.float64],
 ) -> tuple[Rectangle, tuple[float, float] | None] | None:
     """Return the plate at the box that hides least; else one apart with a line; None without room."""
     box = boxes[number]
-    near = np.array([_inside(x, y, plate_size, size) for x, y in _near(box, plate_size)])
+    near = np.array([_inside(x, y, plate_size, size) for x, y in _near(box, peak, plate_size)])
     free = ~_overlaps(near, plates).any(axis=1)
     if free.any():
         cost = _hidden(near, boxes, number) + _RANK_COST * np.arange(len(near))
@@ -117,10 +120,11 @@ def _best(
     return None
 
 
-def _near(box: NDArray[np.float64], plate_size: tuple[float, float]) -> Iterator[tuple[float, float]]:
+def _near(box: NDArray[np.float64], peak: float, plate_size: tuple[float, float]) -> Iterator[tuple[float, float]]:
     left, top, right, bottom = box.tolist()
     width, height = plate_size
     middle = (left + right - width) / 2
+    yield peak - width / 2, top - height - 1
     yield left, top - height
     yield left, top
     yield right - width, top - height
@@ -180,7 +184,7 @@ def _hidden(plates: NDArray[np.float64], boxes: NDArray[np.float64], own: int) -
     plate_area = (plates[:, 2] - plates[:, 0]) * (plates[:, 3] - plates[:, 1])
     box_area = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1)
     # Of a large instance a label hides little, of a small one all.
-    share = common / np.minimum(box_area, 12 * plate_area[:, None])
+    share = common / np.minimum(box_area, 6 * plate_area[:, None])
     share[:, own] *= 2
     hidden: NDArray[np.float64] = share.sum(axis=1)
     return hidden

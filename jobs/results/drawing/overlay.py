@@ -79,7 +79,11 @@ def render_overlay(
             _draw_mask(canvas, masks, place, scale, colour=colours[place], opacity=style.opacity, line=own)
         if style.has_boxes or instances[place].mask is None:
             _draw_box(canvas, boxes[place], colours[place], line)
-    unlabelled = _draw_labels(canvas, instances, boxes, colours, style)
+    peaks = {
+        place: masks.peak(place) * scale[0] if place in masks.boxes else (box[0] + box[2]) / 2
+        for place, box in boxes.items()
+    }
+    unlabelled = _draw_labels(canvas, instances, boxes, peaks, colours, style)
     if masks.damaged:
         _draw_note(canvas, _damage_note(instances, masks.damaged), style)
     return Overlay(np.array(canvas), unlabelled, masks.damaged)
@@ -190,13 +194,16 @@ def _draw_labels(
     canvas: Image.Image,
     instances: Sequence[DrawnInstance],
     boxes: dict[int, _Box],
+    peaks: dict[int, float],
     colours: dict[int, Colour],
     style: Style,
 ) -> int:
     """Write the labels; return how many have no room."""
     size = style.text_size(*canvas.size)
     wanted = [
-        Wanted(place, _fitting(instances[place].drawn_label(style), size, style, canvas.width), boxes[place])
+        Wanted(
+            place, _fitting(instances[place].drawn_label(style), size, style, canvas.width), boxes[place], peaks[place]
+        )
         for place in sorted(boxes, key=lambda place: _importance(instances[place], boxes[place]))
     ]
     wanted = [each for each in wanted if each.texts[0]]

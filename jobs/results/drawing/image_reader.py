@@ -34,7 +34,7 @@ _KEPT_SHARDS = 8
 
 
 @dataclass(frozen=True)
-class RunImage:
+class ReadImage:
     """An image of a run.
 
     uri: its name.
@@ -50,7 +50,7 @@ class RunImage:
     height: int
 
 
-class RunImages:
+class ImageReader:
     """The images of an output's runs. It may be used by several threads.
 
     Args of the constructor:
@@ -63,7 +63,7 @@ class RunImages:
         self._lock = threading.Lock()
         self._refs: OrderedDict[tuple[str, int], dict[str, ImageRef]] = OrderedDict()
 
-    def read(self, image: Mapping[str, Any]) -> RunImage:
+    def read(self, image: Mapping[str, Any]) -> ReadImage:
         """Read an image as it was in its run.
 
         Args:
@@ -83,9 +83,9 @@ class RunImages:
         except HtcError as error:
             is_failed = image["status"] != "ok"
             reason = f"{image['status']}: {image['error']}" if is_failed else _one_line(error, uri)
-            return RunImage(uri, None, reason, width, height)
+            return ReadImage(uri, None, reason, width, height)
         problem = None if image["status"] == "ok" else f"{image['status']}: {image['error']}"
-        return RunImage(uri, pixels, problem, pixels.shape[1], pixels.shape[0])
+        return ReadImage(uri, pixels, problem, pixels.shape[1], pixels.shape[0])
 
     def _read(self, image: Mapping[str, Any]) -> NDArray[np.uint8]:
         payload, version = fetch_image(self._locate(image), self._results.storage)
@@ -127,7 +127,7 @@ class RunImages:
 
 
 def draw_run_image(
-    image: RunImage, instances: Sequence[DrawnInstance], style: Style | None = None
+    image: ReadImage, instances: Sequence[DrawnInstance], style: Style | None = None
 ) -> NDArray[np.uint8]:
     """Draw an image of a run with its instances, or in its place a grey tile of its size that says why not.
 
