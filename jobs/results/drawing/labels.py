@@ -107,15 +107,17 @@ class _Room:
         if free.any():
             cost = _hidden(near, self._boxes, number) + _RANK_COST * np.arange(len(near))
             return _rectangle(near[int(np.where(free, cost, np.inf).argmin())]), None
-        anchor = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         far = self._inside(_rings(box, plate_size), plate_size)
         far = far[~_overlaps(far, self._plates).any(axis=1)]
         centres = (far[:, :2] + far[:, 2:]) / 2
-        distance = np.hypot(centres[:, 0] - anchor[0], centres[:, 1] - anchor[1]) / plate_size[1]
+        # A line ends inside the instance, on the side of its label.
+        anchors = np.clip(centres, box[:2] + 0.3 * (box[2:] - box[:2]), box[2:] - 0.3 * (box[2:] - box[:2]))
+        distance = np.hypot(*(centres - anchors).T) / plate_size[1]
         cost = _hidden(far, self._boxes, number) + _LEADER_COST * distance
         for choice in np.argsort(cost, kind="stable"):
-            if not _is_crossed(centres[choice], anchor, self._plates):
-                return _rectangle(far[choice]), anchor
+            if not _is_crossed(centres[choice], anchors[choice], self._plates):
+                x, y = anchors[choice].tolist()
+                return _rectangle(far[choice]), (x, y)
         return None
 
     def _inside(self, corners: Iterator[tuple[float, float]], plate_size: tuple[float, float]) -> NDArray[np.float64]:
@@ -188,7 +190,7 @@ def _hidden(plates: NDArray[np.float64], boxes: NDArray[np.float64], own: int) -
     return hidden
 
 
-def _is_crossed(centre: NDArray[np.float64], anchor: tuple[float, float], plates: NDArray[np.float64]) -> bool:
+def _is_crossed(centre: NDArray[np.float64], anchor: NDArray[np.float64], plates: NDArray[np.float64]) -> bool:
     """Return whether the line from a plate to its instance runs over another plate."""
     if not plates.size:
         return False

@@ -43,7 +43,7 @@ class Overlay:
 def draw_overlay(
     pixels: NDArray[np.uint8], instances: Sequence[DrawnInstance], style: Style | None = None
 ) -> NDArray[np.uint8]:
-    """Draw instances over a copy of an image; see `render_overlay`, which also tells what is not on it."""
+    """Draw instances over a copy of an image; see `render_overlay`, which also returns what is not on it."""
     return render_overlay(pixels, instances, style).pixels
 
 
