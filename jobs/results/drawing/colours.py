@@ -17,13 +17,13 @@ Colour: TypeAlias = tuple[int, int, int]
 """Red, green, blue, 0 to 255."""
 
 PALETTE: tuple[Colour, ...] = (
-    (0x56, 0xB4, 0xE9),  # sky blue
     (0xE6, 0x9F, 0x00),  # orange
+    (0x56, 0xB4, 0xE9),  # sky blue
     (0x00, 0x9E, 0x73),  # bluish green
     (0xF0, 0xE4, 0x42),  # yellow
-    (0xCC, 0x79, 0xA7),  # reddish purple
-    (0xD5, 0x5E, 0x00),  # vermilion
     (0x00, 0x72, 0xB2),  # blue
+    (0xD5, 0x5E, 0x00),  # vermilion
+    (0xCC, 0x79, 0xA7),  # reddish purple
     (0x54, 0x00, 0xFC),
     (0x60, 0x6C, 0xFC),
     (0x00, 0xFC, 0x84),
@@ -53,7 +53,7 @@ def colour_of(category: str) -> Colour:
     """Return a category's colour: the same in every picture, run and output, whichever categories occur.
 
     Categories of the 80 of COCO have fixed places in the palette; those of other data sets a place by a hash of the
-    name. With more than twenty categories some share a colour; their labels tell them apart. Case and spaces around
+    name. Of more than twenty categories some share a colour, and differ by their labels. Case and spaces around
     the name make no difference.
     """
     name = category.strip().casefold()
