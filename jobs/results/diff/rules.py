@@ -1,0 +1,65 @@
+"""What counts as a change: the kinds, and the limits between them."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pipeline.errors import SpecError
+
+# The lowest limit of COCO's AP (cocodataset.org/#detection-eval): below it a detection is not of the same object.
+MATCH_IOU = 0.5
+# The highest of those limits is 0.95; two precisions of one model differ by less than this (docs/numerics.md).
+SAME_IOU = 0.9
+SCORE_CHANGE = 0.1
+MIN_SCORE = 0.5
+
+
+class Kind(IntEnum):
+    """What became of an instance; the number is its column in arrays of counts.
+
+    The first that applies, for a pair: CLASS_CHANGED (another category), MOVED (mask IoU below `same_iou`),
+    SCORE_CHANGED (by more than `score_change`), SAME. Without a partner: VANISHED (in run A only), APPEARED.
+    """
+
+    SAME = 0
+    MOVED = 1
+    SCORE_CHANGED = 2
+    CLASS_CHANGED = 3
+    APPEARED = 4
+    VANISHED = 5
+
+    @property
+    def label(self) -> str:
+        """The name in tables and JSON."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class DiffRules:
+    """The limits.
+
+    min_score: an instance counts when it scores at least this in one of the runs. match_iou: two masks with at least
+    this IoU may be of one object. same_iou: with less than this a pair counts as moved. score_change: a score may
+    differ by up to this. is_changed_content_compared: compare images whose content has changed between the runs, too.
+    """
+
+    min_score: float = MIN_SCORE
+    match_iou: float = MATCH_IOU
+    same_iou: float = SAME_IOU
+    score_change: float = SCORE_CHANGE
+    is_changed_content_compared: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the limits.
+
+        Raises:
+            SpecError: one is no number in [0, 1], or `match_iou` is 0 or above `same_iou`.
+        """
+        for name in ("min_score", "match_iou", "same_iou", "score_change"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise SpecError(f"{name} is {value:g}; give a number from 0 to 1.")
+        if not 0 < self.match_iou <= self.same_iou:
+            raise SpecError(
+                f"--match-iou is {self.match_iou:g} and --same-iou {self.same_iou:g}; the first must be above 0 and at "
+                "most the second."
+            )
