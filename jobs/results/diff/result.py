@@ -1,6 +1,7 @@
 """Diff: what changed between two runs, as numbers, examples and JSON."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.results.diff.rules import DiffRules, Kind
@@ -132,7 +133,8 @@ class Diff:
 
     images: how many images, by what became of them, see `ImageFate`. categories: by name. class_changes: (category in
     A, category in B, instances), the most frequent first. outcomes: images with another status, the most frequent
-    first. lost: instances that counted in images that were ok in A and are not in B. largest: the images that changed
+    first. lost: instances that counted in images that were ok in A and are not in B. identical: instances of the
+        same mask, score and category. largest: the images that changed
     most, the heaviest first. examples: uris by fate. notes: sentences on what the numbers mean.
     """
 
@@ -144,6 +146,7 @@ class Diff:
     class_changes: tuple[tuple[str, str, int], ...] = ()
     outcomes: tuple[OutcomeChange, ...] = ()
     lost: int = 0
+    identical: int = 0
     largest: tuple[ChangedImage, ...] = ()
     examples: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -168,6 +171,10 @@ class Diff:
         """The share of changed instances, which `--fail-over` limits; 0 where none counts."""
         return self.changed / self.total if self.total else 0.0
 
+    def with_notes(self, notes: Sequence[str]) -> "Diff":
+        """Return it with these notes."""
+        return replace(self, notes=tuple(notes))
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
         rules = {name: getattr(self.rules, name) for name in ("min_score", "match_iou", "same_iou", "score_change")}
@@ -176,7 +183,13 @@ class Diff:
             "b": self.b.to_dict(),
             "rules": rules | {"changed_content_compared": self.rules.is_changed_content_compared},
             "images": dict(self.images),
-            "instances": {"total": self.total, "changed": self.changed, **self.counts, "lost": self.lost},
+            "instances": {
+                "total": self.total,
+                "changed": self.changed,
+                **self.counts,
+                "lost": self.lost,
+                "identical": self.identical,
+            },
             "changed_share": self.changed_share,
             "categories": [each.to_dict() for each in self.categories],
             "class_changes": [{"from": one, "to": other, "instances": n} for one, other, n in self.class_changes],

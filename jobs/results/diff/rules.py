@@ -1,7 +1,8 @@
 """What counts as a change: the kinds, and the limits between them."""
 
+import struct
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from pipeline.errors import SpecError
 
@@ -33,6 +34,29 @@ class Kind(IntEnum):
         return self.name.lower()
 
 
+class ImageFate(StrEnum):
+    """What became of an image; the first that applies.
+
+    PENDING: one run is not complete and has no row of it yet. ADDED, REMOVED: only in B, only in A. CARRIED_OVER: the
+    row is the same one, because an incremental run had nothing to do. CONTENT_CHANGED: another version. OUTCOME_CHANGED:
+    another status. NOT_OK: the same status, which is not ok. SIZE_CHANGED: the same version read with other sides.
+    COMPARED: ok in both, of the same content; only the instances of these are compared.
+    """
+
+    COMPARED = "compared"
+    CARRIED_OVER = "carried_over"
+    ADDED = "added"
+    REMOVED = "removed"
+    PENDING = "pending"
+    OUTCOME_CHANGED = "outcome_changed"
+    CONTENT_CHANGED = "content_changed"
+    SIZE_CHANGED = "size_changed"
+    NOT_OK = "not_ok"
+
+
+FATES = tuple(ImageFate)
+
+
 @dataclass(frozen=True)
 class DiffRules:
     """The limits.
@@ -47,6 +71,11 @@ class DiffRules:
     same_iou: float = SAME_IOU
     score_change: float = SCORE_CHANGE
     is_changed_content_compared: bool = False
+
+    @property
+    def least_score(self) -> float:
+        """`min_score` as the tables hold scores, in single precision: a score written as 0.9 is at least 0.9."""
+        return struct.unpack("f", struct.pack("f", self.min_score))[0]  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
         """Check the limits.
