@@ -278,7 +278,7 @@ class Totals:
                 float(self._ious[code, 0] / self._ious[code, 1]) if self._ious[code, 1] else None,
             )
             for name, code in sorted(self._codes.items())
-            if self._kinds[code].any()
+            if self._kinds[code].any() or self._in[code].any()
         ]
         fates = {fate.value: int(count) for fate, count in zip(FATES, self._fates, strict=True)}
         diff = Diff(
