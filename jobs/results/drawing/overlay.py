@@ -1,0 +1,294 @@
+"""Draws instances over their image: tinted masks with an anti-aliased outline, boxes, labels with scores."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from jobs.results.drawing.colours import Colour, luminance, text_colour
+from jobs.results.drawing.fonts import Font, choose_font
+from jobs.results.drawing.instances import DrawnInstance, Masks
+from jobs.results.drawing.labels import Placed, Wanted, place_labels
+from jobs.results.drawing.style import Style
+
+# How much a bright line's dark rim, and a dark line's bright one, covers: it sets the line off from any picture.
+_RIM_OPACITY = 0.55
+# Lines are at most this share of an instance's smaller side, so that they do not hide small instances.
+_MAX_LINE_SHARE = 0.12
+_MIN_LINE_PX = 1.0
+_WHITE, _BLACK, _NOTE = (255, 255, 255), (0, 0, 0), (200, 30, 30)
+
+_Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A drawn picture, and what is not on it.
+
+    pixels: [H, W, 3] uint8 RGB.
+    unlabelled: how many instances have no label, because there was no room.
+    damaged: why an instance was left out, by its place in the sequence: its mask cannot be read, or has another size.
+    """
+
+    pixels: NDArray[np.uint8]
+    unlabelled: int
+    damaged: dict[int, str]
+
+
+def draw_overlay(
+    pixels: NDArray[np.uint8], instances: Sequence[DrawnInstance], style: Style | None = None
+) -> NDArray[np.uint8]:
+    """Draw instances over a copy of an image; see `render_overlay`, which also tells what is not on it."""
+    return render_overlay(pixels, instances, style).pixels
+
+
+def render_overlay(
+    pixels: NDArray[np.uint8], instances: Sequence[DrawnInstance], style: Style | None = None
+) -> Overlay:
+    """Draw instances over a copy of an image.
+
+    Args:
+        pixels: [H, W, 3] uint8 RGB.
+        instances: in any order; the largest are drawn first, so that small ones stay visible, and the most confident
+            are labelled first. One whose mask is damaged is left out, and a line of text on the picture says so.
+        style: None for the default one.
+
+    Returns:
+        The picture, of the image's size unless the style asks for another one.
+    """
+    style = style or Style()
+    height, width = pixels.shape[:2]
+    masks = Masks(instances, height, width)
+    drawn_width, drawn_height = style.drawn_size(width, height)
+    canvas = Image.fromarray(np.ascontiguousarray(pixels))
+    if (drawn_width, drawn_height) != (width, height):
+        canvas = canvas.resize((drawn_width, drawn_height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    scale = (drawn_width / width, drawn_height / height)
+    boxes = _boxes(instances, masks, scale)
+    line = style.line_width(drawn_width, drawn_height)
+    colours = {place: instances[place].drawn_colour(style, place) for place in boxes}
+    for place in sorted(boxes, key=lambda place: -_area(boxes[place])):
+        # A line no wider than the instance can bear.
+        own = max(_MIN_LINE_PX, min(line, _MAX_LINE_SHARE * _smaller_side(boxes[place])))
+        if place in masks.boxes:
+            _draw_mask(canvas, masks, place, scale, colour=colours[place], opacity=style.opacity, line=own)
+        if style.has_boxes or instances[place].mask is None:
+            _draw_box(canvas, boxes[place], colours[place], line)
+    peaks = {
+        place: masks.peak(place) * scale[0] if place in masks.boxes else (box[0] + box[2]) / 2
+        for place, box in boxes.items()
+    }
+    unlabelled = _draw_labels(canvas, instances, boxes, peaks, colours, style)
+    if masks.damaged:
+        _draw_note(canvas, _damage_note(instances, masks.damaged), style)
+    return Overlay(np.array(canvas), unlabelled, masks.damaged)
+
+
+def _boxes(instances: Sequence[DrawnInstance], masks: Masks, scale: tuple[float, float]) -> dict[int, _Box]:
+    """Return the drawn instances' boxes (left, top, right, bottom) in pixels of the picture, by their places."""
+    boxes = {}
+    for place, instance in enumerate(instances):
+        box = instance.box_xywh or masks.boxes.get(place)
+        if place in masks.damaged or box is None or not all(map(math.isfinite, box)):
+            continue
+        x, y, width, height = box
+        boxes[place] = (x * scale[0], y * scale[1], (x + width) * scale[0], (y + height) * scale[1])
+    return boxes
+
+
+def _area(box: _Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _smaller_side(box: _Box) -> float:
+    return min(box[2] - box[0], box[3] - box[1])
+
+
+def _draw_mask(
+    canvas: Image.Image,
+    masks: Masks,
+    place: int,
+    scale: tuple[float, float],
+    *,
+    colour: Colour,
+    opacity: float,
+    line: float,
+) -> None:
+    """Tint a mask and draw its outline; all work is inside the mask's box."""
+    x, y, width, height = masks.boxes[place]
+    # The window in pixels of the picture, and the same rectangle in pixels of the mask.
+    left, top = math.floor(x * scale[0]), math.floor(y * scale[1])
+    right = min(math.ceil((x + width) * scale[0]), canvas.width)
+    bottom = min(math.ceil((y + height) * scale[1]), canvas.height)
+    if scale == (1.0, 1.0):
+        part = masks.bitmap(place, (left, top, right, bottom))
+    else:
+        exact = (left / scale[0], top / scale[1], right / scale[0], bottom / scale[1])
+        outer = (math.floor(exact[0]), math.floor(exact[1]), math.ceil(exact[2]), math.ceil(exact[3]))
+        whole = masks.bitmap(place, outer)
+        inner = (
+            exact[0] - outer[0],
+            exact[1] - outer[1],
+            min(exact[2] - outer[0], whole.width),
+            min(exact[3] - outer[1], whole.height),
+        )
+        filtered = Image.Resampling.BOX if scale[0] < 1 else Image.Resampling.BICUBIC
+        part = whole.resize((right - left, bottom - top), filtered, box=inner)
+    # Of a mask enlarged by a factor, stairs of that many pixels are smoothed.
+    spread = max(0.5 + 0.35 * line, 0.5 * max(scale))
+    margin = math.ceil(line / 2 + 2)
+    framed = Image.new("L", (part.width + 2 * margin, part.height + 2 * margin))
+    framed.paste(part, (margin, margin))
+    soft = framed.filter(ImageFilter.GaussianBlur(spread))
+    at = (left - margin, top - margin, left - margin + framed.width, top - margin + framed.height)
+    fill, rim, outline = _profiles(round(spread, 2), round(line, 2), round(opacity, 3))
+    if opacity > 0:
+        canvas.paste(colour, at, soft.point(fill))
+    canvas.paste(_rim_colour(colour), at, soft.point(rim))
+    canvas.paste(colour, at, soft.point(outline))
+
+
+@lru_cache(256)
+def _profiles(spread: float, line: float, opacity: float) -> tuple[list[int], list[int], list[int]]:
+    """Return the opacities (0 to 255) of fill, rim and outline for each value of a blurred mask (0 to 255).
+
+    A straight edge that was blurred by a Gaussian of standard deviation `spread` has at a distance d inside the value
+    255 * Phi(d / spread), so the value gives the distance from the edge, and the distance the share of the pixel that a
+    line along the edge covers.
+    """
+    values = (np.arange(256) + 0.5) / 256
+    normal = NormalDist()
+    inside = np.array([normal.inv_cdf(float(value)) for value in values]) * spread
+    inside[0] = -math.inf
+    fill = np.clip(inside + 0.5, 0, 1) * opacity
+    outline = np.clip(line / 2 + 0.5 - np.abs(inside), 0, 1)
+    rim = np.clip(line / 2 + 1.5 - np.abs(inside), 0, 1) * _RIM_OPACITY * (inside < 0)
+    return _table(fill), _table(rim), _table(outline)
+
+
+def _table(opacities: NDArray[np.float64]) -> list[int]:
+    table: list[int] = np.round(opacities * 255).astype(int).tolist()
+    return table
+
+
+def _rim_colour(colour: Colour) -> Colour:
+    return _BLACK if luminance(colour) > 0.18 else _WHITE
+
+
+def _draw_box(canvas: Image.Image, box: _Box, colour: Colour, line: float) -> None:
+    draw = ImageDraw.Draw(canvas)
+    width = max(1, round(line))
+    left = min(max(round(box[0]), 0), canvas.width - 1)
+    top = min(max(round(box[1]), 0), canvas.height - 1)
+    right = min(max(round(box[2]) - 1, left), canvas.width - 1)
+    bottom = min(max(round(box[3]) - 1, top), canvas.height - 1)
+    draw.rectangle((left, top, right, bottom), outline=colour, width=width)
+
+
+def _draw_labels(
+    canvas: Image.Image,
+    instances: Sequence[DrawnInstance],
+    boxes: dict[int, _Box],
+    peaks: dict[int, float],
+    colours: dict[int, Colour],
+    style: Style,
+) -> int:
+    """Write the labels; return how many have no room."""
+    size = style.text_size(*canvas.size)
+    wanted = [
+        Wanted(
+            place, _fitting(instances[place].drawn_label(style), size, style, canvas.width), boxes[place], peaks[place]
+        )
+        for place in sorted(boxes, key=lambda place: _importance(instances[place], boxes[place]))
+    ]
+    wanted = [each for each in wanted if each.texts[0]]
+    placed = place_labels(wanted, canvas.size, lambda text: _plate_size(text, size, style))
+    draw = ImageDraw.Draw(canvas)
+    for label in placed:
+        if label.leader is not None:
+            _draw_leader(draw, label, colours[label.place], max(1, round(size / 10)))
+    for label in placed:
+        _draw_plate(canvas, label, colours[label.place], size, style)
+    return len(wanted) - len(placed)
+
+
+def _importance(instance: DrawnInstance, box: _Box) -> tuple[float, float]:
+    return -(1.0 if instance.score is None else instance.score), -_area(box)
+
+
+def _fitting(texts: tuple[str, str], size: float, style: Style, room: int) -> tuple[str, str]:
+    """Cut texts that are wider than the picture."""
+    full, short = (" ".join(text.split()) for text in texts)
+    if short and _plate_size(short, size, style)[0] > room:
+        kept = short
+        while len(kept) > 1 and _plate_size(f"{kept}…", size, style)[0] > room:
+            kept = kept[:-1]
+        short = f"{kept.rstrip()}…"
+    return (full if _plate_size(full, size, style)[0] <= room else short), short
+
+
+@lru_cache(4096)
+def _plate_size(text: str, size: float, style: Style) -> tuple[int, int]:
+    if not text:
+        return 0, 0
+    font = choose_font(text, size, style.font)
+    left, _, right, _ = font.getbbox(text)
+    return math.ceil(right - left) + 2 * _margin(size), _text_height(font) + max(2, round(size * 0.2))
+
+
+def _margin(size: float) -> int:
+    return max(2, round(size * 0.3))
+
+
+def _text_height(font: Font) -> int:
+    """Return the height from the top of a capital to the bottom of a descender."""
+    _, top, _, bottom = font.getbbox("Ag")
+    return math.ceil(bottom - top)
+
+
+def _draw_plate(canvas: Image.Image, label: Placed, colour: Colour, size: float, style: Style) -> None:
+    font = choose_font(label.text, size, style.font)
+    left, top, right, bottom = (round(value) for value in label.plate)
+    ImageDraw.Draw(canvas).rounded_rectangle(
+        (left, top, right - 1, bottom - 1), radius=max(1, round(size * 0.18)), fill=colour
+    )
+    offset = font.getbbox(label.text)
+    x = left + _margin(size) - offset[0]
+    y = top + (bottom - top - _text_height(font)) / 2 - font.getbbox("Ag")[1]
+    # A text of another script may be higher than Latin letters.
+    y = min(y, bottom - offset[3])
+    ImageDraw.Draw(canvas).text((x, y), label.text, fill=text_colour(colour), font=font)
+
+
+def _draw_leader(draw: ImageDraw.ImageDraw, label: Placed, colour: Colour, width: int) -> None:
+    if label.leader is None:
+        return
+    left, top, right, bottom = label.plate
+    start = ((left + right) / 2, (top + bottom) / 2)
+    draw.line((*start, *label.leader), fill=_rim_colour(colour), width=width + 2)
+    draw.line((*start, *label.leader), fill=colour, width=width)
+    x, y = label.leader
+    radius = width + 1.5
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_rim_colour(colour))
+
+
+def _damage_note(instances: Sequence[DrawnInstance], damaged: dict[int, str]) -> str:
+    names = [
+        f"instance {place if instances[place].number is None else instances[place].number}" for place in sorted(damaged)
+    ]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"left out, mask damaged: {', '.join(names[:3])}{more}"
+
+
+def _draw_note(canvas: Image.Image, text: str, style: Style) -> None:
+    """Write a sentence into the bottom left corner."""
+    size = style.text_size(*canvas.size)
+    text, _ = _fitting((text, text), size, style, canvas.width)
+    width, height = _plate_size(text, size, style)
+    plate = (0.0, float(canvas.height - height), float(width), float(canvas.height))
+    _draw_plate(canvas, Placed(-1, text, plate, None), _NOTE, size, style)
