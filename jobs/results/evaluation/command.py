@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.results.evaluation.run_images import MatchRule
-from jobs.results.evaluation.score import DEFAULT_MIN_SCORE, DEFAULT_WORST, judge_run
+from jobs.results.evaluation.score import DEFAULT_MIN_SCORE, DEFAULT_WORST, Judgement, judge_run
 from jobs.results.evaluation.text import write_csv, write_text
 from jobs.results.evaluation.truth import listed
 from jobs.results.formats import json_value
 from jobs.terminal.console import say, write_json, write_line
 from jobs.terminal.output_file import check_local
-from pipeline.output.results import open_results
+from pipeline.output.results import Results, open_results
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 
@@ -79,16 +79,7 @@ def report_evaluation(
     for sentence in evaluation.notes:
         say(sentence)
     if folder is not None or output_format is ReportFormat.html:
-        from jobs.results.evaluation.page import build_page
-        from jobs.results.evaluation.pictures import draw_pictures
-
-        pictures = draw_pictures(judgement, results, storage)
-        page = build_page(evaluation, pictures)
-        if folder is not None:
-            from jobs.results.evaluation.folder import write_folder
-
-            write_folder(evaluation, page, pictures, folder)
-            say(f"Page, plots, pictures and tables are in {folder}; open {folder / 'evaluation.html'}.")
+        page = _write_page(judgement, results, folder)
         if output_format is ReportFormat.html:
             sys.stdout.write(page)
             return 0
@@ -101,3 +92,22 @@ def report_evaluation(
     else:
         write_text(evaluation, per_category=per_category)
     return 0
+
+
+def _write_page(judgement: Judgement, results: Results, folder: Path | None) -> str:
+    """Build the page, and write it with all else into a folder, if there is one."""
+    from jobs.results.evaluation import plots
+    from jobs.results.evaluation.folder import PAGE, write_folder
+    from jobs.results.evaluation.page import build_page
+    from jobs.results.evaluation.pictures import draw_pictures
+
+    figures = plots.draw_plots(judgement.evaluation)
+    if not figures:
+        say(plots.MISSING)
+    pictures = draw_pictures(judgement, results)
+    page = build_page(judgement.evaluation, {name: plots.save(each, "svg") for name, each in figures.items()}, pictures)
+    if folder is not None:
+        pngs = {name: plots.save(each, "png") for name, each in figures.items()}
+        write_folder(judgement.evaluation, page, pngs, pictures, folder)
+        say(f"The page is {folder / PAGE}; its plots, pictures and numbers are beside it.")
+    return page

@@ -14,8 +14,15 @@ from htc_model.training.coco_engines import PYCOCOTOOLS
 from htc_model.training.coco_eval import coco_document, count_by_size, score_tables
 from jobs.results.evaluation.curves import find_best_score, read_curves
 from jobs.results.evaluation.errors import break_down
-from jobs.results.evaluation.matching import ImageMistakes, confident, confuse, count_mistakes, match_objects
-from jobs.results.evaluation.overlaps import measure_overlaps
+from jobs.results.evaluation.matching import (
+    ImageMistakes,
+    Matching,
+    confident,
+    confuse,
+    count_mistakes,
+    match_objects,
+)
+from jobs.results.evaluation.overlaps import Overlaps, measure_overlaps
 from jobs.results.evaluation.result import Evaluation, KindResult, WorstImage
 from jobs.results.evaluation.run_images import MatchRule, RunImages
 from jobs.results.evaluation.truth import flaw_sentences, listed, read_truth, refuse_flaws
@@ -53,12 +60,14 @@ class Judgement:
     """An evaluation and what it was made from, for pictures.
 
     detections: in COCO's result format; image_id is the index in `truth.images`, category_id one of
-    `truth.category_ids`.
+    `truth.category_ids`. overlaps, sure: of the best kind; `sure` of the detections that reach the score.
     """
 
     evaluation: Evaluation
     truth: CocoAnnotations
     detections: Sequence[Mapping[str, Any]]
+    overlaps: Overlaps
+    sure: Matching
 
 
 def evaluate(
@@ -157,7 +166,8 @@ def judge_run(
     # A run without detections does not show whether its model predicts masks.
     makes_masks = any("segmentation" in each for each in detections) if detections else model is None or model.has_masks
     tables = score_tables(detections, document, scored, annotations.category_ids, has_masks=makes_masks, engine=engine)
-    kinds, mistakes = {}, []
+    kinds = {}
+    # Of masks, if they are scored: they come last.
     for name, table in tables.items():
         overlaps = measure_overlaps(document, detections, scored, annotations.category_ids, name)
         matching = match_objects(overlaps)
@@ -168,8 +178,7 @@ def judge_run(
             break_down(overlaps, matching, len(annotations.classes)),
             confuse(overlaps, sure, annotations.classes),
         )
-        # Of masks, if they are scored: they come last.
-        mistakes = count_mistakes(overlaps, sure, scored)
+    mistakes = count_mistakes(overlaps, sure, scored)
     first = next(iter(tables.values()))
     notes = [
         *_progress(results, run),
@@ -197,7 +206,7 @@ def judge_run(
         mended=annotations.mended,
         notes=tuple(notes),
     )
-    return Judgement(evaluation, annotations, detections)
+    return Judgement(evaluation, annotations, detections, overlaps, sure)
 
 
 def _read_instances(results: Results, run: str, places: Mapping[int, int]) -> list[dict[str, Any]]:

@@ -11,21 +11,19 @@ from jobs.results.formats import QueryResult, write_answer
 from jobs.terminal.console import Alignment, write_line, write_table
 from pipeline.text import count_of
 
-# Of `Params.areaRng`: sides of squares, in pixels.
-_SIZES = {"small": "smaller than 32 x 32 pixels", "medium": "from 32 x 32", "large": "from 96 x 96"}
 EXPLAINED: Mapping[str, str] = {
-    "AP": "average precision at IoU 0.50, 0.55 … 0.95",
+    "AP": "average precision at IoU 0.50 … 0.95",
     "AP50": "average precision at IoU 0.50",
     "AP75": "average precision at IoU 0.75",
-    "APs": f"AP of small objects, {_SIZES['small']}",
-    "APm": f"AP of medium objects, {_SIZES['medium']}",
-    "APl": f"AP of large objects, {_SIZES['large']}",
-    "AR1": "average recall, 1 detection per image and category",
+    "APs": "of small objects, up to 32 x 32 pixels",
+    "APm": "of medium objects, up to 96 x 96",
+    "APl": "of large objects",
+    "AR1": "average recall, 1 detection an image",
     "AR10": "average recall, 10 detections",
     "AR100": "average recall, 100 detections",
-    "ARs": "AR100 of small objects",
-    "ARm": "AR100 of medium objects",
-    "ARl": "AR100 of large objects",
+    "ARs": "of small objects",
+    "ARm": "of medium objects",
+    "ARl": "of large objects",
 }
 _SIZE_OF = {"s": "small", "m": "medium", "l": "large"}
 # Enough to see what kind of image it is.
@@ -79,7 +77,6 @@ def _write_categories(evaluation: Evaluation) -> None:
         for row in evaluation.category_rows()
     ]
     right: list[Alignment] = ["right"] * (len(columns) + 1)
-    write_line()
     write_table(["category", "objects", *columns], rows, alignments=["left", *right])
 
 
@@ -92,7 +89,6 @@ def _write_errors(evaluation: Evaluation) -> None:
         rows.append((kind.value, *cells))
     columns = [text for name in evaluation.kinds for text in (f"{name} errors", f"{name} dAP")]
     right: list[Alignment] = ["right"] * len(columns)
-    write_line()
     write_table(["error (TIDE)", *columns], rows, alignments=["left", *right])
     write_line("dAP: the points that AP50 would gain, were all errors of this kind repaired.")
 
@@ -104,7 +100,6 @@ def _write_worst(evaluation: Evaluation) -> None:
         (str(each.mistakes.wrong), str(each.mistakes.missed), str(each.mistakes.right), each.uri)
         for each in evaluation.worst[:SHOWN_WORST]
     ]
-    write_line()
     write_table(
         ["wrong", "missed", "right", f"worst images, detections that score at least {evaluation.min_score:g}"],
         rows,
