@@ -105,9 +105,11 @@ def run_engine(
         evaluation.summarize()
     tables = evaluation.eval
     return CocoTable(
-        tuple(float(value) for value in evaluation.stats[: len(METRICS)]),
-        *(np.asarray(tables[name], np.float64) for name in ("precision", "scores", "recall")),
-        f"{engine} {version(engine)}",
+        stats=tuple(float(value) for value in evaluation.stats[: len(METRICS)]),
+        precision=np.asarray(tables["precision"], np.float64),
+        scores=np.asarray(tables["scores"], np.float64),
+        recall=np.asarray(tables["recall"], np.float64),
+        engine=f"{engine} {version(engine)}",
     )
 
 

@@ -48,9 +48,10 @@ class EvaluationFormat(enum.StrEnum):
 class MatchRule(enum.StrEnum):
     """How `htc evaluate` finds an annotated image in the run."""
 
-    name = enum.auto()
-    stem = enum.auto()
-    id = enum.auto()
+    # Not `name`, which every member of an enum has.
+    file_name = "name"
+    stem = "stem"
+    id = "id"
 
 
 class ImagePlacement(enum.StrEnum):
@@ -244,7 +245,7 @@ def evaluate(
             help="How an annotated image is found in the run: by its file name, by that without its ending, or by "
             "its id.",
         ),
-    ] = MatchRule.name,
+    ] = MatchRule.file_name,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse invalid annotations instead of reporting and skipping them.")
     ] = False,

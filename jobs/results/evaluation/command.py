@@ -38,7 +38,7 @@ def report_evaluation(
     run: str | None = None,
     classes: Sequence[str] = (),
     is_strict: bool = False,
-    match: MatchRule = MatchRule.name,
+    match: MatchRule = MatchRule.file_name,
     output_format: ReportFormat = ReportFormat.table,
     per_category: bool = False,
     folder: Path | None = None,

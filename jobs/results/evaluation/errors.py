@@ -85,6 +85,7 @@ def break_down(overlaps: Overlaps, matching: Matching, class_count: int) -> Erro
 
     everything = np.ones(len(label), bool)
     ap50 = ap(everything, is_right, label, objects)
+    repaired = _repaired(overlaps, matching, errors)
     costs: dict[ErrorKind, float] = {}
     for number, kind in enumerate(kinds):
         of_kind = errors.kind == number
@@ -92,7 +93,7 @@ def break_down(overlaps: Overlaps, matching: Matching, class_count: int) -> Erro
             left = objects - np.bincount(overlaps.obj_label[errors.is_missed], minlength=class_count)
             mended = ap(everything, is_right, label, left)
         else:
-            fixed = _repaired(overlaps, matching, errors, of_kind) if kind in _REPAIRED else np.zeros(0, np.int64)
+            fixed = repaired[of_kind[repaired]]
             right, labels = is_right.copy(), label.copy()
             right[fixed] = True
             labels[fixed] = overlaps.obj_label[errors.target[fixed]]
@@ -116,10 +117,6 @@ def break_down(overlaps: Overlaps, matching: Matching, class_count: int) -> Erro
         max(ap(everything, is_right, label, found) - ap50, 0.0),
         by_category | {ErrorKind.missed: np.bincount(missed_labels, minlength=class_count)},
     )
-
-
-# What is repaired by moving the detection to its object; the others are repaired by leaving the detection out.
-_REPAIRED = frozenset({ErrorKind.classification, ErrorKind.localisation})
 
 
 def _sort(overlaps: Overlaps, matching: Matching) -> _Errors:
@@ -152,10 +149,14 @@ def _largest(overlaps: Overlaps, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.
     return iou, entry
 
 
-def _repaired(overlaps: Overlaps, matching: Matching, errors: _Errors, of_kind: NDArray[np.bool_]) -> Integers:
-    """Return the detections that become right: of each object that has none, the one that scores highest."""
+def _repaired(overlaps: Overlaps, matching: Matching, errors: _Errors) -> Integers:
+    """Return the detections that can become right: of each object that has none, the one that scores highest.
+
+    As in the authors' program, a classification and a localisation error of one object compete: of the two only the
+    higher is ever repaired, and the other is left out when its kind is.
+    """
     order = overlaps.by_score
-    candidates = order[of_kind[order]]
+    candidates = order[errors.target[order] >= 0]
     candidates = candidates[matching.detection_of[errors.target[candidates]] < 0]
     _, first = np.unique(errors.target[candidates], return_index=True)
     return np.asarray(candidates[first], np.int64)

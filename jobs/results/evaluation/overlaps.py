@@ -84,44 +84,37 @@ def measure_overlaps(
         if entry["image_id"] in scored and entry["category_id"] in labels:
             of_image[entry["image_id"]].append((row, truth_entry(entry, kind)))
     kept = _kept(detections, labels, scored, key)
-    starts = np.searchsorted(kept.image, np.unique(kept.image))
-    rows_of_image = dict(
-        zip(np.unique(kept.image).tolist(), np.split(np.arange(len(kept.image)), starts[1:]), strict=True)
-    )
     objects: list[tuple[int, int, int]] = []
     pairs: list[tuple[Integers, Integers, NDArray[np.float64]]] = []
     in_crowd = np.zeros(len(kept.image), bool)
     for image, entries in of_image.items():
-        rows = rows_of_image.get(image)
+        rows = np.arange(np.searchsorted(kept.image, image), np.searchsorted(kept.image, image, side="right"))
         first = len(objects)
         is_crowd = np.array([bool(entry.get("iscrowd", 0)) for _, entry in entries], bool)
-        entry_labels = np.array([labels[entry["category_id"]] for _, entry in entries], np.int64)
-        objects.extend(
-            (image, int(label), row)
-            for (row, _), label, crowd in zip(entries, entry_labels, is_crowd, strict=True)
-            if not crowd
-        )
-        if rows is None or not entries:
+        objects.extend((image, labels[each["category_id"]], row) for row, each in entries if not each.get("iscrowd", 0))
+        if not len(rows) or not entries:
             continue
         regions = [_region(entry, key, sizes[image]) for _, entry in entries]
         iou = _iou([detections[kept.row[row]][key] for row in rows], regions, is_crowd)
         if is_crowd.any():
-            same = kept.label[rows][:, None] == entry_labels[None, is_crowd]
-            in_crowd[rows] = (iou[:, is_crowd] * same).max(axis=1) >= FOREGROUND_IOU
-        found, object_places = np.nonzero(iou[:, ~is_crowd] >= BACKGROUND_IOU)
-        pairs.append((rows[found], first + object_places, iou[:, ~is_crowd][found, object_places]))
+            crowd_labels = np.array([labels[each["category_id"]] for _, each in entries], np.int64)[is_crowd]
+            is_same = kept.label[rows][:, None] == crowd_labels[None, :]
+            in_crowd[rows] = (iou[:, is_crowd] * is_same).max(axis=1) >= FOREGROUND_IOU
+        found, places = np.nonzero(iou[:, ~is_crowd] >= BACKGROUND_IOU)
+        pairs.append((rows[found], first + places, iou[:, ~is_crowd][found, places]))
     table = np.array(objects, np.int64).reshape(-1, 3)
     return Overlaps(
-        kept.image,
-        kept.label,
-        kept.score,
-        kept.row,
-        in_crowd,
-        *(table[:, column] for column in range(3)),
-        *(
-            np.concatenate([np.zeros(0, kind_of), *(pair[place] for pair in pairs)])
-            for place, kind_of in enumerate((np.int64, np.int64, np.float64))
-        ),
+        det_image=kept.image,
+        det_label=kept.label,
+        det_score=kept.score,
+        det_row=kept.row,
+        in_crowd=in_crowd,
+        obj_image=table[:, 0],
+        obj_label=table[:, 1],
+        obj_row=table[:, 2],
+        pair_det=np.concatenate([np.zeros(0, np.int64), *(pair[0] for pair in pairs)]),
+        pair_obj=np.concatenate([np.zeros(0, np.int64), *(pair[1] for pair in pairs)]),
+        pair_iou=np.concatenate([np.zeros(0), *(pair[2] for pair in pairs)]),
     )
 
 

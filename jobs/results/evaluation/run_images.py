@@ -20,9 +20,10 @@ class MatchRule(enum.StrEnum):
         may have zeros before them.
     """
 
-    name = enum.auto()
-    stem = enum.auto()
-    id = enum.auto()
+    # Not `name`, which every member of an enum has.
+    file_name = "name"
+    stem = "stem"
+    id = "id"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Matches:
 class RunImages:
     """The run's images, by the names that annotations may use for them."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], rule: MatchRule = MatchRule.name) -> None:
+    def __init__(self, rows: Sequence[Mapping[str, Any]], rule: MatchRule = MatchRule.file_name) -> None:
         self.notes: list[str] = []
         self._rule = rule
         self._images: dict[str, RunImage] = {}
@@ -81,7 +82,7 @@ class RunImages:
             InputError: none is found, one name fits several images, or several names fit one image.
         """
         found = [self._look_up(image, self._rule) for image in truth.images]
-        if self._rule is MatchRule.name and not any(found):
+        if self._rule is MatchRule.file_name and not any(found):
             found = [self._alike(_plain(image.file_name)) for image in truth.images]
             if any(found):
                 self.notes.append(
@@ -157,14 +158,14 @@ class RunImages:
         best = max(counts, key=lambda rule: counts[rule])
         if not counts[best]:
             return ""
-        what = {MatchRule.name: "by name", MatchRule.stem: "without their endings", MatchRule.id: "by their ids"}
+        what = {MatchRule.file_name: "by name", MatchRule.stem: "without their endings", MatchRule.id: "by their ids"}
         return (
             f"{counts[best]:,} of the {count_of(len(lost), 'image')} that are not found "
             f"{'matches' if counts[best] == 1 else 'match'} {what[best]}: --match {best.value}."
         )
 
     def _look_up(self, image: ImageAnnotations, rule: MatchRule) -> list[str]:
-        if rule is MatchRule.name:
+        if rule is MatchRule.file_name:
             return self._find(_plain(image.file_name))
         if rule is MatchRule.stem:
             return self._of_stem(_stem(_plain(image.file_name)))

@@ -170,5 +170,5 @@ def _in_order(truth: CocoAnnotations) -> CocoAnnotations:
     """Order the images by their ids, as pycocotools does: the order decides between equal scores."""
     ids = [image.image_id for image in truth.images]
     if all(isinstance(each, str) for each in ids) or not any(isinstance(each, str) for each in ids):
-        return replace(truth, images=tuple(sorted(truth.images, key=lambda image: image.image_id)))  # type: ignore[arg-type,return-value]
+        return replace(truth, images=tuple(sorted(truth.images, key=lambda image: image.image_id)))
     return truth
