@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.results.evaluation.folder import PAGE, make_folder, write_folder
 from jobs.results.evaluation.run_images import MatchRule
 from jobs.results.evaluation.score import DEFAULT_MIN_SCORE, DEFAULT_WORST, Judgement, judge_run
 from jobs.results.evaluation.text import write_csv, write_text
@@ -58,7 +59,9 @@ def report_evaluation(
         InputError, SpecError: as `judge_run`.
     """
     if folder is not None:
+        # Before the work, which may take minutes.
         check_local(folder)
+        make_folder(folder)
     storage = Storage(storage_section)
     results = open_results(output_uri, storage)
     judgement = judge_run(
@@ -97,7 +100,6 @@ def report_evaluation(
 def _write_page(judgement: Judgement, results: Results, folder: Path | None) -> str:
     """Build the page, and write it with all else into a folder, if there is one."""
     from jobs.results.evaluation import plots
-    from jobs.results.evaluation.folder import PAGE, write_folder
     from jobs.results.evaluation.page import build_page
     from jobs.results.evaluation.pictures import draw_pictures
 

@@ -4,14 +4,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.results.drawing import picture_names
-from jobs.results.evaluation.pictures import Picture
 from jobs.results.evaluation.result import Evaluation
 from jobs.results.evaluation.text import write_csv
 from jobs.results.formats import json_value
 from jobs.terminal.output_file import atomic_output
 from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    from jobs.results.evaluation.pictures import Picture
 
 PAGE = "evaluation.html"
 _PICTURES = "worst"
@@ -20,7 +23,7 @@ _OWN_PICTURE = re.compile(r"\d{3}-.+\.jpg")
 
 
 def write_folder(
-    evaluation: Evaluation, page: str, plots: Mapping[str, bytes], pictures: Sequence[Picture], folder: Path
+    evaluation: Evaluation, page: str, plots: Mapping[str, bytes], pictures: "Sequence[Picture]", folder: Path
 ) -> None:
     """Write everything; files of the same names are replaced, and so are pictures of an earlier evaluation.
 
@@ -28,9 +31,8 @@ def write_folder(
         plots: PNGs by their names.
 
     Raises:
-        SpecError: the folder cannot be created, or a file cannot be written.
+        SpecError: a file cannot be written.
     """
-    _make(folder)
     with atomic_output(folder / PAGE) as sink:
         sink.write(page.encode())
     with atomic_output(folder / "evaluation.json") as sink:
@@ -42,10 +44,10 @@ def write_folder(
     _write_pictures(pictures, folder / _PICTURES)
 
 
-def _write_pictures(pictures: Sequence[Picture], folder: Path) -> None:
+def _write_pictures(pictures: "Sequence[Picture]", folder: Path) -> None:
     if not pictures and not folder.is_dir():
         return
-    _make(folder)
+    make_folder(folder)
     names = picture_names([picture.image.uri for picture in pictures], ".jpg")
     written = []
     for number, (picture, name) in enumerate(zip(pictures, names, strict=True), start=1):
@@ -57,7 +59,12 @@ def _write_pictures(pictures: Sequence[Picture], folder: Path) -> None:
             left.unlink()
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it.
+
+    Raises:
+        SpecError: it cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

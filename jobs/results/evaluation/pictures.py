@@ -17,7 +17,7 @@ from pipeline.output.results import Results
 # Of each of the two halves, in pixels.
 LONG_SIDE = 720
 _JPEG_QUALITY = 82
-# Okabe and Ito's blue and vermilion, which people of any colour vision tell apart (jfly.uni-koeln.de/color), and grey.
+# Okabe and Ito's blue and vermilion, which people of any colour vision distinguish (jfly.uni-koeln.de/color), and grey.
 _RIGHT, _WRONG, _IGNORED = (0, 114, 178), (213, 94, 0), (120, 120, 120)
 _COLUMNS = ["image_id", "uri", "shard", "status", "error", "etag", "bytes", "width", "height"]
 

@@ -158,10 +158,14 @@ class RunImages:
         best = max(counts, key=lambda rule: counts[rule])
         if not counts[best]:
             return ""
-        what = {MatchRule.file_name: "by name", MatchRule.stem: "without their endings", MatchRule.id: "by their ids"}
+        what = {
+            MatchRule.file_name: "by name",
+            MatchRule.stem: "without the ending of the name",
+            MatchRule.id: "by the id",
+        }
         return (
-            f"{counts[best]:,} of the {count_of(len(lost), 'image')} that are not found "
-            f"{'matches' if counts[best] == 1 else 'match'} {what[best]}: --match {best.value}."
+            f"Of {count_of(len(lost), 'annotated image')} without a row, {counts[best]:,} "
+            f"{'is' if counts[best] == 1 else 'are'} found {what[best]}: --match {best.value}."
         )
 
     def _look_up(self, image: ImageAnnotations, rule: MatchRule) -> list[str]:
