@@ -15,7 +15,7 @@ from PIL import Image
 from htc_model.masks.rle import encode_bitmap
 from jobs.results.drawing import (
     DrawnInstance,
-    RunImages,
+    ImageReader,
     Style,
     colour_of,
     damaged_masks,
@@ -29,7 +29,7 @@ from pipeline.storage.uris import base_name
 from pipeline.text import printable
 
 if TYPE_CHECKING:
-    from jobs.results.drawing import RunImage
+    from jobs.results.drawing import ReadImage
     from pipeline.output.results import Results
 
 THUMBNAIL_PX, THUMBNAIL_QUALITY = 280, 62
@@ -88,7 +88,7 @@ class GalleryReader:
         self._run = run
         self._bounds = bounds
         self._min_score = min_score
-        self._images = RunImages(results)
+        self._images = ImageReader(results)
 
     def read(self, row: Mapping[str, Any]) -> GalleryImage:
         """Make the card of an image.
@@ -165,7 +165,7 @@ class GalleryReader:
         drawn: Sequence[DrawnInstance],
         damaged: Mapping[int, str],
         size: tuple[int, int],
-        image: "RunImage",
+        image: "ReadImage",
     ) -> tuple[list[dict[str, Any] | None], bool]:
         """Return the masks to embed, and whether they have the image's own size."""
         if image.pixels is None:
