@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -275,11 +276,16 @@ def _fitting(texts: tuple[str, str], size: float, style: Style, room: int) -> tu
 
 
 @lru_cache(4096)
+def _text_box(text: str, size: float, font: Path | None) -> _Box:
+    """Return the box around a text that is written at (0, 0)."""
+    return choose_font(text, size, font).getbbox(text)
+
+
+@lru_cache(4096)
 def _plate_size(text: str, size: float, style: Style) -> tuple[int, int]:
     if not text:
         return 0, 0
-    font = choose_font(text, size, style.font)
-    left, _, right, _ = font.getbbox(text)
+    left, _, right, _ = _text_box(text, size, style.font)
     top, bottom = _line_of(size, style)
     return math.ceil(right - left) + 2 * _margin(size), bottom - top + max(2, round(size * 0.2))
 
@@ -299,7 +305,7 @@ def _draw_plate(draw: ImageDraw.ImageDraw, label: Placed, colour: Colour, size: 
     font = choose_font(label.text, size, style.font)
     left, top, right, bottom = (round(value) for value in label.plate)
     draw.rounded_rectangle((left, top, right - 1, bottom - 1), radius=max(1, round(size * 0.18)), fill=colour)
-    offset = font.getbbox(label.text)
+    offset = _text_box(label.text, size, style.font)
     line_top, line_bottom = _line_of(size, style)
     y = top + (bottom - top - (line_bottom - line_top)) // 2 - line_top
     # A text of another script may be higher than Latin letters. At a fraction of a pixel Pillow cuts letters off.
