@@ -36,6 +36,24 @@ class ExportFormat(enum.StrEnum):
     fiftyone = enum.auto()
 
 
+class EvaluationFormat(enum.StrEnum):
+    """The formats of `htc evaluate`."""
+
+    table = enum.auto()
+    json = enum.auto()
+    csv = enum.auto()
+    html = enum.auto()
+
+
+class MatchRule(enum.StrEnum):
+    """How `htc evaluate` finds an annotated image in the run."""
+
+    # Not `name`, which every member of an enum has.
+    file_name = "name"
+    stem = "stem"
+    id = "id"
+
+
 class ImagePlacement(enum.StrEnum):
     """Whether `htc export` puts images beside their annotations."""
 
@@ -290,17 +308,54 @@ def export(
 @with_flag_groups
 def evaluate(
     output_uri: options.StoredOutput,
-    annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="A COCO JSON file, a path or URI.")],
+    annotations: Annotated[
+        str, typer.Argument(metavar="TRUTH", help="A COCO JSON file, a path or URI; also gzipped, also panoptic.")
+    ],
     *,
+    per_category: Annotated[bool, typer.Option("--per-category", help="The metrics of each category, too.")] = False,
     classes: Annotated[
         list[str] | None,
         typer.Option(
             "--class", metavar="NAME", help="Score this class; repeatable. [default: all classes of the model]"
         ),
     ] = None,
+    match: Annotated[
+        MatchRule,
+        typer.Option(
+            "--match",
+            help="How an annotated image is found in the run: by its file name, by that without its ending, or by "
+            "its id.",
+        ),
+    ] = MatchRule.file_name,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse invalid annotations instead of reporting and skipping them.")
     ] = False,
+    output_format: Annotated[
+        EvaluationFormat, typer.Option("--format", help="What is written to stdout.")
+    ] = EvaluationFormat.table,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="Folder for a page with plots and the worst images, and for all of it in files of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    min_score: Annotated[
+        float,
+        typer.Option(
+            "--min-score",
+            metavar="F",
+            min=0,
+            max=1,
+            help="Only instances that score at least F. In the confusion matrix and for the worst images; the metrics "
+            "take every one.",
+        ),
+    ] = 0.3,
+    worst: Annotated[
+        int, typer.Option("--worst", metavar="N", min=0, help="Name and draw the N images with most mistakes.")
+    ] = 12,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -310,11 +365,13 @@ def evaluate(
     run_name: options.StoredRun = None,
     storage: options.StorageFlags,
 ) -> None:
-    """Score a run against COCO annotations.
+    """Judge a run against COCO annotations.
 
-    Average precision of boxes and of masks.
+    COCO's twelve metrics for boxes and masks, what each kind of error costs, and the worst images.
     """
-    from jobs.results.evaluate import report_evaluation
+    from jobs.results.evaluation import report_evaluation
+    from jobs.results.evaluation.command import ReportFormat
+    from jobs.results.evaluation.run_images import MatchRule as Rule
 
     raise typer.Exit(
         report_evaluation(
@@ -323,6 +380,12 @@ def evaluate(
             run=run_name,
             classes=classes or (),
             is_strict=strict,
+            match=Rule(match.value),
+            output_format=ReportFormat(output_format.value),
+            per_category=per_category,
+            folder=to,
+            min_score=min_score,
+            worst=worst,
             is_json=as_json,
             storage_section=storage.section(),
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
-    from jobs.results.evaluate import Evaluation, evaluate_run, report_evaluation
+    from jobs.results.evaluation import Evaluation, evaluate_run, report_evaluation
     from jobs.results.query import query_output
     from jobs.results.show import ShowRequest, show_overlays
     from jobs.results.status import RunStatus, read_status
@@ -24,7 +24,7 @@ __all__ = [
 __getattr__ = attach(
     __name__,
     {
-        "evaluate": ["Evaluation", "evaluate_run", "report_evaluation"],
+        "evaluation": ["Evaluation", "evaluate_run", "report_evaluation"],
         "query": ["query_output"],
         "show": ["ShowRequest", "show_overlays"],
         "status": ["RunStatus", "read_status"],
