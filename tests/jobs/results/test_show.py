@@ -351,7 +351,7 @@ def test_a_truth_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="None of the images"):
         show(output, tmp_path / "png", truth=truth_of(tmp_path, ["z.png"]))
     with pytest.raises(InputError, match="another size"):
-        show(output, tmp_path / "png", truth=truth_of(tmp_path, ["a.png"], (20, 30)))
+        show(output, tmp_path / "png", truth=truth_of(tmp_path, ["a.png"], (100, 150)))
     (tmp_path / "no.json").write_text("[]")
     with pytest.raises(SpecError, match="not a COCO annotation file"):
         show(output, tmp_path / "png", truth=str(tmp_path / "no.json"))
