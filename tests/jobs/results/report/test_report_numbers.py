@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from htc_model.masks import decode_rle
-from jobs.results.drawing import DrawnInstance
 from jobs.results.report import ReportRequest, charts, write_report
 from jobs.results.report.counts import SIDE_EDGES, count_run
 from jobs.results.report.drift import drift_section
@@ -147,8 +146,9 @@ def test_pictures_keep_their_bounds() -> None:
 
 def test_masks_of_large_images_are_shrunk_in_place() -> None:
     size = (3000, 4000)
-    drawn = [DrawnInstance("a", mask=encoded(square(size, 1000, 500, 800))), DrawnInstance("b")]
-    small = shrink_masks(drawn, size, [0])[0]
+    masks = {7: encoded(square(size, 1000, 500, 800)), 9: encoded(np.zeros(size, bool))}
+    small, empty = shrink_masks(masks).values()
+    assert not decode_rle(empty).any()
     assert small["size"] == [480, 640]
     rows, columns = np.nonzero(decode_rle(small))
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (80, 208, 160, 288)
