@@ -50,6 +50,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	# kubectl and helm, for tests; without them these say so.
 	-$(BIN)/python infra/kuberay/get_tools.py
+	# A browser, for tests of pages; likewise.
+	-$(BIN)/python infra/get_browser.py
 	@touch $@
 
 demo: $(STAMP)
