@@ -88,6 +88,24 @@ class ForegroundRuns:
         masks: NDArray[np.int64] = np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
         return masks
 
+    def take(self, places: NDArray[np.int64]) -> "ForegroundRuns":
+        """Return the masks at places [M] int64, in their order; a mask may be taken several times."""
+        counts = np.diff(self.first)[places]
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        run = np.arange(first[-1]) + np.repeat(self.first[:-1][places] - first[:-1], counts)
+        return ForegroundRuns(self.begins[run], self.ends[run], first, self.sizes[places])
+
+    @classmethod
+    def concatenate(cls, pieces: Sequence["ForegroundRuns"]) -> "ForegroundRuns":
+        """Return the masks of all pieces, one piece after another."""
+        counts = [np.diff(piece.first) for piece in pieces]
+        return cls(
+            np.concatenate([np.zeros(0, np.int64), *(piece.begins for piece in pieces)]),
+            np.concatenate([np.zeros(0, np.int64), *(piece.ends for piece in pieces)]),
+            np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))]).astype(np.int64),
+            np.concatenate([np.zeros((0, 2), np.int64), *(piece.sizes for piece in pieces)]),
+        )
+
     def areas(self) -> NDArray[np.int64]:
         """Count the foreground pixels of each mask, [N] int64."""
         return _sums(self.ends - self.begins, self.first)

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from jobs.results.drawing.colours import Colour
-from jobs.results.drawing.fonts import choose_font
+from jobs.results.drawing.fonts import choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance, Masks
 from jobs.results.drawing.overlay import draw_overlay
 from jobs.results.drawing.style import Style
-from pipeline.text import printable
 
 _PAPER, _INK, _FLAG = (255, 255, 255), (25, 25, 25), (200, 30, 30)
 # Small objects are enlarged to this, so that there is something to see.
@@ -182,7 +181,7 @@ def _write(
 ) -> None:
     """Write one line, cut at its begin if it is too long: the end of a path tells most."""
     x, y, width, height = area
-    shown = printable(text)
+    shown = writable(text, style.font)
     font = choose_font(shown, size, style.font)
     draw = ImageDraw.Draw(page)
     while draw.textlength(shown, font=font) > width - 4 and len(shown) > 2:

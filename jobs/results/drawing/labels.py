@@ -61,63 +61,68 @@ def place_labels(
     """
     if not wanted:
         return []
-    width, height = size
-    area = width * height
+    area = size[0] * size[1]
     full = [measure(each.texts[0]) for each in wanted]
     is_short = sum(w * h for w, h in full) > MAX_FULL_COVER * area
-    boxes = np.array([each.box for each in wanted], np.float64)
-    plates = np.zeros((0, 4))
-    placed: list[Placed] = []
+    room = _Room(size, np.array([each.box for each in wanted], np.float64))
     budget = MAX_COVER * area
+    placed: list[Placed] = []
     for number, each in enumerate(wanted):
-        texts = [each.texts[1]] if is_short else list(dict.fromkeys(each.texts))
-        for text in texts:
+        for text in [each.texts[1]] if is_short else dict.fromkeys(each.texts):
             plate_size = measure(text)
-            # The first label may be larger: on a thumbnail one is better than none.
-            if (
-                plate_size[0] > width
-                or plate_size[1] > height
-                or (plates.size and plate_size[0] * plate_size[1] > budget)
-            ):
+            # The first label may cover more: on a thumbnail one is better than none.
+            if placed and plate_size[0] * plate_size[1] > budget:
                 continue
-            found = _best(number, boxes, each.peak, plate_size, size, plates)
+            found = room.find(number, each.peak, plate_size)
             if found is None:
                 continue
             plate, leader = found
-            plates = np.vstack([plates, plate])
+            room.take(plate)
             budget -= plate_size[0] * plate_size[1]
             placed.append(Placed(each.place, text, plate, leader))
             break
     return placed
 
 
-def _best(
-    number: int,
-    boxes: NDArray[np.float64],
-    peak: float,
-    plate_size: tuple[float, float],
-    size: tuple[int, int],
-    plates: NDArray[np.float64],
-) -> tuple[Rectangle, tuple[float, float] | None] | None:
-    """Return the plate at the box that hides least; else one apart with a line; None without room."""
-    box = boxes[number]
-    near = np.array([_inside(x, y, plate_size, size) for x, y in _near(box, peak, plate_size)])
-    free = ~_overlaps(near, plates).any(axis=1)
-    if free.any():
-        cost = _hidden(near, boxes, number) + _RANK_COST * np.arange(len(near))
-        return _rectangle(near[int(np.where(free, cost, np.inf).argmin())]), None
-    anchor = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    far = np.array([_inside(x, y, plate_size, size) for x, y in _rings(box, plate_size)])
-    free = ~_overlaps(far, plates).any(axis=1)
-    if not free.any():
+class _Room:
+    """The picture's room for labels: its size, the boxes [N, 4] of all instances, the plates [P, 4] placed so far."""
+
+    def __init__(self, size: tuple[int, int], boxes: NDArray[np.float64]) -> None:
+        self._size = size
+        self._boxes = boxes
+        self._plates = np.zeros((0, 4))
+
+    def take(self, plate: Rectangle) -> None:
+        self._plates = np.vstack([self._plates, plate])
+
+    def find(
+        self, number: int, peak: float, plate_size: tuple[float, float]
+    ) -> tuple[Rectangle, tuple[float, float] | None] | None:
+        """Return the plate at the instance's box that hides least; else one apart, with a line; None without room."""
+        if plate_size[0] > self._size[0] or plate_size[1] > self._size[1]:
+            return None
+        box = self._boxes[number]
+        near = self._inside(_near(box, peak, plate_size), plate_size)
+        free = ~_overlaps(near, self._plates).any(axis=1)
+        if free.any():
+            cost = _hidden(near, self._boxes, number) + _RANK_COST * np.arange(len(near))
+            return _rectangle(near[int(np.where(free, cost, np.inf).argmin())]), None
+        anchor = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        far = self._inside(_rings(box, plate_size), plate_size)
+        far = far[~_overlaps(far, self._plates).any(axis=1)]
+        centres = (far[:, :2] + far[:, 2:]) / 2
+        distance = np.hypot(centres[:, 0] - anchor[0], centres[:, 1] - anchor[1]) / plate_size[1]
+        cost = _hidden(far, self._boxes, number) + _LEADER_COST * distance
+        for choice in np.argsort(cost, kind="stable"):
+            if not _is_crossed(centres[choice], anchor, self._plates):
+                return _rectangle(far[choice]), anchor
         return None
-    centres = (far[:, :2] + far[:, 2:]) / 2
-    distance = np.hypot(centres[:, 0] - anchor[0], centres[:, 1] - anchor[1]) / plate_size[1]
-    cost = _hidden(far, boxes, number) + _LEADER_COST * distance
-    for choice in np.argsort(cost, kind="stable"):
-        if free[choice] and not _is_crossed(centres[choice], anchor, plates):
-            return _rectangle(far[choice]), anchor
-    return None
+
+    def _inside(self, corners: Iterator[tuple[float, float]], plate_size: tuple[float, float]) -> NDArray[np.float64]:
+        """Return plates [P, 4] with these top left corners, moved into the picture and to whole pixels."""
+        corner = np.round(np.array(list(corners)))
+        corner = np.clip(corner, 0, np.array(self._size) - np.array(plate_size))
+        return np.concatenate([corner, corner + np.array(plate_size)], axis=1)
 
 
 def _near(box: NDArray[np.float64], peak: float, plate_size: tuple[float, float]) -> Iterator[tuple[float, float]]:
@@ -149,13 +154,6 @@ def _rings(box: NDArray[np.float64], plate_size: tuple[float, float]) -> Iterato
             x = (left + right) / 2 + math.cos(angle) * ((right - left) / 2 + width / 2 + ring * height)
             y = (top + bottom) / 2 + math.sin(angle) * ((bottom - top) / 2 + ring * height)
             yield x - width / 2, y - height / 2
-
-
-def _inside(x: float, y: float, plate_size: tuple[float, float], size: tuple[int, int]) -> Rectangle:
-    """Move a plate into the picture, to whole pixels."""
-    left = max(0, min(round(x), size[0] - plate_size[0]))
-    top = max(0, min(round(y), size[1] - plate_size[1]))
-    return left, top, left + plate_size[0], top + plate_size[1]
 
 
 def _rectangle(values: NDArray[np.float64]) -> Rectangle:

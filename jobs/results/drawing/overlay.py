@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from jobs.results.drawing.colours import Colour, luminance, text_colour
-from jobs.results.drawing.fonts import Font, choose_font
+from jobs.results.drawing.fonts import Font, choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance, Masks
 from jobs.results.drawing.labels import Placed, Wanted, place_labels
 from jobs.results.drawing.style import Style
@@ -79,13 +79,9 @@ def render_overlay(
             _draw_mask(canvas, masks, place, scale, colour=colours[place], opacity=style.opacity, line=own)
         if style.has_boxes or instances[place].mask is None:
             _draw_box(canvas, boxes[place], colours[place], line)
-    peaks = {
-        place: masks.peak(place) * scale[0] if place in masks.boxes else (box[0] + box[2]) / 2
-        for place, box in boxes.items()
-    }
-    unlabelled = _draw_labels(canvas, instances, boxes, peaks, colours, style)
+    unlabelled = _draw_labels(canvas, _wanted_labels(instances, masks, boxes, scale, style), colours, style)
     if masks.damaged:
-        _draw_note(canvas, _damage_note(instances, masks.damaged), style)
+        _write_note(canvas, _damage_note(instances, masks.damaged), style)
     return Overlay(np.array(canvas), unlabelled, masks.damaged)
 
 
@@ -190,23 +186,24 @@ def _draw_box(canvas: Image.Image, box: _Box, colour: Colour, line: float) -> No
     draw.rectangle((left, top, right, bottom), outline=colour, width=width)
 
 
-def _draw_labels(
-    canvas: Image.Image,
-    instances: Sequence[DrawnInstance],
-    boxes: dict[int, _Box],
-    peaks: dict[int, float],
-    colours: dict[int, Colour],
-    style: Style,
-) -> int:
+def _wanted_labels(
+    instances: Sequence[DrawnInstance], masks: Masks, boxes: dict[int, _Box], scale: tuple[float, float], style: Style
+) -> list[Wanted]:
+    """Return the labels, most confident first."""
+    wanted = []
+    for place in sorted(boxes, key=lambda place: _importance(instances[place], boxes[place])):
+        texts = instances[place].drawn_label(style)
+        if texts[0]:
+            box = boxes[place]
+            peak = masks.peak(place) * scale[0] if place in masks.boxes else (box[0] + box[2]) / 2
+            wanted.append(Wanted(place, texts, box, peak))
+    return wanted
+
+
+def _draw_labels(canvas: Image.Image, wanted: Sequence[Wanted], colours: dict[int, Colour], style: Style) -> int:
     """Write the labels; return how many have no room."""
     size = style.text_size(*canvas.size)
-    wanted = [
-        Wanted(
-            place, _fitting(instances[place].drawn_label(style), size, style, canvas.width), boxes[place], peaks[place]
-        )
-        for place in sorted(boxes, key=lambda place: _importance(instances[place], boxes[place]))
-    ]
-    wanted = [each for each in wanted if each.texts[0]]
+    wanted = [replace(each, texts=_fitting(each.texts, size, style, canvas.width)) for each in wanted]
     placed = place_labels(wanted, canvas.size, lambda text: _plate_size(text, size, style))
     draw = ImageDraw.Draw(canvas)
     for label in placed:
@@ -223,7 +220,7 @@ def _importance(instance: DrawnInstance, box: _Box) -> tuple[float, float]:
 
 def _fitting(texts: tuple[str, str], size: float, style: Style, room: int) -> tuple[str, str]:
     """Cut texts that are wider than the picture."""
-    full, short = (" ".join(text.split()) for text in texts)
+    full, short = (writable(text, style.font) for text in texts)
     if short and _plate_size(short, size, style)[0] > room:
         kept = short
         while len(kept) > 1 and _plate_size(f"{kept}…", size, style)[0] > room:
@@ -259,10 +256,10 @@ def _draw_plate(canvas: Image.Image, label: Placed, colour: Colour, size: float,
     )
     offset = font.getbbox(label.text)
     x = left + _margin(size) - offset[0]
-    y = top + (bottom - top - _text_height(font)) / 2 - font.getbbox("Ag")[1]
-    # A text of another script may be higher than Latin letters.
+    y = top + (bottom - top - _text_height(font)) // 2 - font.getbbox("Ag")[1]
+    # A text of another script may be higher than Latin letters. At a fraction of a pixel Pillow cuts letters off.
     y = min(y, bottom - offset[3])
-    ImageDraw.Draw(canvas).text((x, y), label.text, fill=text_colour(colour), font=font)
+    ImageDraw.Draw(canvas).text((round(x), round(y)), label.text, fill=text_colour(colour), font=font)
 
 
 def _draw_leader(draw: ImageDraw.ImageDraw, label: Placed, colour: Colour, width: int) -> None:
@@ -285,8 +282,14 @@ def _damage_note(instances: Sequence[DrawnInstance], damaged: dict[int, str]) ->
     return f"left out, mask damaged: {', '.join(names[:3])}{more}"
 
 
-def _draw_note(canvas: Image.Image, text: str, style: Style) -> None:
-    """Write a sentence into the bottom left corner."""
+def with_note(pixels: NDArray[np.uint8], text: str, style: Style) -> NDArray[np.uint8]:
+    """Return a copy of a picture [H, W, 3] with a sentence in its bottom left corner, white on red."""
+    canvas = Image.fromarray(pixels)
+    _write_note(canvas, text, style)
+    return np.array(canvas)
+
+
+def _write_note(canvas: Image.Image, text: str, style: Style) -> None:
     size = style.text_size(*canvas.size)
     text, _ = _fitting((text, text), size, style, canvas.width)
     width, height = _plate_size(text, size, style)

@@ -18,6 +18,9 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 # Lines stay sharp, and a photo takes a tenth of its PNG.
 DEFAULT_QUALITY = 90
 MAX_NAME_CHARS = 100
+# Written into every picture, so that a later call replaces its own pictures and no others.
+_SOFTWARE_TAG = 0x0131  # EXIF 2.32, section 4.6.4
+_SOFTWARE = "htc-batch"
 # The largest side that WebP (RFC 9649, section 2.7) and JPEG (ITU-T T.81, B.2.2) can hold.
 _MAX_SIDE = {"webp": 16_383, "jpeg": 65_500}
 
@@ -40,14 +43,16 @@ def encode_picture(pixels: NDArray[np.uint8], picture_format: str = "png", *, qu
         raise ValueError(f"{picture_format} holds at most {limit} pixels a side, this picture has more")
     sink = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
+    exif = Image.Exif()
+    exif[_SOFTWARE_TAG] = _SOFTWARE
     if picture_format == "png":
         # Level 6 takes three times as long, for 3 % less.
-        image.save(sink, "PNG", compress_level=4)
+        image.save(sink, "PNG", compress_level=4, exif=exif)
     elif picture_format == "jpeg":
         # Full colour resolution: coloured lines would be smeared otherwise.
-        image.save(sink, "JPEG", quality=quality, subsampling=0)
+        image.save(sink, "JPEG", quality=quality, subsampling=0, exif=exif)
     else:
-        image.save(sink, "WEBP", quality=quality, method=2)
+        image.save(sink, "WEBP", quality=quality, method=2, exif=exif)
     return sink.getvalue()
 
 
@@ -63,6 +68,16 @@ def write_picture(
     payload = encode_picture(pixels, picture_format, quality=quality)
     with atomic_output(path) as sink:
         sink.write(payload)
+
+
+def is_own_picture(path: Path) -> bool:
+    """Return whether a file is a picture of `encode_picture`."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            return image.getexif().get(_SOFTWARE_TAG) == _SOFTWARE
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        # No picture, or a damaged one; somebody else's in any case.
+        return False
 
 
 def picture_names(uris: Sequence[str], suffix: str = ".png") -> list[str]:
