@@ -134,7 +134,9 @@ def _is_own_origin(headers: Headers, method: str) -> bool:
         # Browsers send one of the two with every POST.
         return method != "POST" or origin is not None or site is not None
     # A link elsewhere may lead here: the browser shows the page, and the other page cannot read it.
-    return method == "GET" and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return (
+        method == "GET" and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    )
 
 
 def _cookies(headers: Headers) -> Mapping[str, str]:

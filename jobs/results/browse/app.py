@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from jobs.results.browse.access import Access, Guard
-from jobs.results.browse.changes import find_changes, image_changes, run_changes
+from jobs.results.browse.changes import MIN_SCORE, find_changes, image_changes, run_changes
 from jobs.results.browse.failures import find_failures
 from jobs.results.browse.gallery import Facets, find_facets, find_page, place_of
 from jobs.results.browse.pages import Pages, file_name, json_answer, static_file
@@ -32,6 +32,8 @@ TABLES_S = 30.0
 """How long a question may take; also SQL of the user's own."""
 PICTURE_S = 15.0
 """How long a picture may take; then a grey tile says so."""
+WHOLE_S = 3600.0
+"""How long a comparison of whole runs may take."""
 MAX_SQL_ROWS = 1_000
 MOST_INSTANCES = 2_000
 TABLE_THREADS = 4
@@ -39,6 +41,26 @@ PICTURE_THREADS = 6
 # A page asks for 48 thumbnails, and several may be open.
 MOST_WAITING = 200
 KEPT_FACETS = 100
+EXAMPLES = (
+    ("Instances by category", "SELECT category, count(*) AS n FROM instances GROUP BY category ORDER BY n DESC"),
+    (
+        "The largest instances",
+        "SELECT uri, run, category, score, area FROM instances WHERE score >= 0.5 ORDER BY area DESC LIMIT 50",
+    ),
+    (
+        "Images with most persons",
+        "SELECT uri, run, count(*) AS persons FROM instances WHERE category = 'person' AND score >= 0.5\n"
+        "GROUP BY ALL ORDER BY persons DESC LIMIT 50",
+    ),
+    (
+        "Masks with the longest outlines for their area",
+        "SELECT uri, run, category, score, mask_perimeter(mask) / sqrt(area) AS raggedness FROM instances\n"
+        "WHERE score >= 0.5 AND area > 1000 ORDER BY raggedness DESC LIMIT 50",
+    ),
+    ("Damaged masks", "SELECT uri, run, instance FROM instances WHERE NOT mask_is_valid(mask)"),
+    ("Failed images by reason", "SELECT status, error, count(*) AS n FROM images WHERE status <> 'ok' GROUP BY ALL"),
+)
+NUMBERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UBIGINT", "FLOAT", "DOUBLE"})
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -46,7 +68,9 @@ log = logging.getLogger(__name__)
 class Browser:
     """The app's state and its pages."""
 
-    def __init__(self, tables: Tables, pages: Pages, *, tables_s: float = TABLES_S, picture_s: float = PICTURE_S) -> None:
+    def __init__(
+        self, tables: Tables, pages: Pages, *, tables_s: float = TABLES_S, picture_s: float = PICTURE_S
+    ) -> None:
         """`tables_s`, `picture_s`: limits in seconds."""
         self.tables = tables
         self.pages = pages
@@ -63,6 +87,10 @@ class Browser:
         """Stop all work."""
         for threads in (self._asking, self._drawing, self._long):
             threads.close()
+
+    def busy(self) -> int:
+        """Return how many pieces of work run or wait."""
+        return sum(threads.busy() for threads in (self._asking, self._drawing, self._long))
 
     def routes(self) -> list[Route]:
         """Return the addresses."""
@@ -119,6 +147,7 @@ class Browser:
             data=f"/api/image?{request.url.query}",
             step=f"/api/step?{request.url.query}",
             place=request.query_params.get("at", facts.uri),
+            instance=request.query_params.get("instance", ""),
             drawn=_picture_address(view, facts),
         )
 
@@ -141,31 +170,58 @@ class Browser:
         b = find_run(params.get("b") or None, self.tables)
         a = find_run(params.get("a") or next((run for run in reversed(names) if run != b), names[0]), self.tables)
         view = View(run=b, name=params.get("name", "").strip(), after=params.get("after", ""), before="")
-        found = None
+        found, is_all = None, params.get("all") == "1"
         if a != b:
-            found = await self._ask(partial(find_changes, a, view, self.tables), request)
-        return self.pages.render("compare.html", view=view, a=a, b=b, runs=runs, found=found)
+            found = await self._ask(partial(find_changes, a, view, self.tables, is_all=is_all), request)
+        return self.pages.render(
+            "compare.html",
+            view=view,
+            a=a,
+            b=b,
+            runs=runs,
+            found=found,
+            is_all="1" if is_all else "",
+            min_score=MIN_SCORE,
+        )
 
     async def compare_whole(self, request: Request) -> Response:
         """Compare two runs as wholes, as a part of the page."""
         a, b = self._two_runs(request)
-        # Its own limit: it reads both runs.
-        diff = await self._long.run(partial(run_changes, a, b, self.tables), request, limit_s=3600.0)
-        return self.pages.render("compare_whole.html", a=a, b=b, diff=diff)
+        diff, problem = None, None
+        try:
+            # Its own limit: it reads both runs.
+            diff = await self._long.run(partial(run_changes, a, b, self.tables), request, limit_s=WHOLE_S)
+        except ReaderLeftError:
+            raise
+        except HtcError as error:
+            problem = redact(str(error))
+        return self.pages.render("compare_whole.html", a=a, b=b, diff=diff, problem=problem)
 
     async def compare_image(self, request: Request) -> Response:
         """Show one image of two runs side by side."""
         a, b = self._two_runs(request)
         uri = request.query_params.get("uri", "")
+        sides = [(run, await self._ask(partial(self._side_address, run, uri), request)) for run in (a, b)]
+        if not any(address for _, address in sides):
+            raise NotFoundError(f"Neither {a} nor {b} has an image {uri}.")
+        data = f"/api/changes?{urlencode({'a': a, 'b': b, 'uri': uri})}"
         return self.pages.render(
             "compare_image.html",
             view=View(run=b),
             a=a,
             b=b,
             uri=uri,
-            data=f"/api/changes?{urlencode({'a': a, 'b': b, 'uri': uri})}",
-            sides=[(run, f"/api/image?{urlencode({'run': run, 'uri': uri})}") for run in (a, b)],
+            sides=sides,
+            data=data if all(address for _, address in sides) else "",
         )
+
+    def _side_address(self, run: str, uri: str, *, job: Job) -> str:
+        """Return where the values of a run's image are, "" where it has no such image."""
+        try:
+            image = self.tables.find_image(run, uri, job=job)
+        except NotFoundError:
+            return ""
+        return f"/api/image?{urlencode({'run': run, 'uri': uri, 'shard': image.shard, 'of': image.run})}"
 
     async def sql(self, request: Request) -> Response:
         """Ask by SQL; the answer comes as a part, or with the page where no script runs."""
@@ -174,15 +230,19 @@ class Browser:
         if text and request.query_params.get("answer") == "page":
             answer, problem = await self._answer(text, request)
         return self.pages.render(
-            "sql.html", view=View(run=self.tables.results.newest_run()), sql=text, answer=answer, problem=problem,
-            limit=MAX_SQL_ROWS, limit_s=self._tables_s, **_linked(answer),
-        )  # fmt: skip
+            "sql.html",
+            view=View(run=self.tables.results.newest_run()),
+            sql=text,
+            examples=EXAMPLES,
+            limit_s=self._tables_s,
+            **_described(answer, problem),
+        )
 
     async def sql_answer(self, request: Request) -> Response:
         """Answer SQL, as a part of the page; a wrong statement is answered too."""
         answer, problem = await self._answer(request.query_params.get("sql", "").strip(), request)
         return self.pages.render(
-            "sql_answer.html", answer=answer, problem=problem, limit=MAX_SQL_ROWS, **_linked(answer)
+            "sql_answer.html", view=View(run=self.tables.results.newest_run()), **_described(answer, problem)
         )
 
     async def runs(self, request: Request) -> Response:
@@ -209,9 +269,7 @@ class Browser:
         facts = await self._find(request, view)
         rows = await self._ask(lambda job: self.tables.instances(facts), request)
         try:
-            picture = await self._drawing.run(
-                lambda job: self.pictures.whole(facts), request, limit_s=self._picture_s
-            )
+            picture = await self._drawing.run(lambda job: self.pictures.whole(facts), request, limit_s=self._picture_s)
             problem = picture.problem
         except TimeLimitError:
             problem = f"its store did not answer within {self._picture_s:g} s"
@@ -227,7 +285,12 @@ class Browser:
         """Return what changed in one image between two runs."""
         a, b = self._two_runs(request)
         uri = request.query_params.get("uri", "")
-        return json_answer({"changes": await self._ask(lambda job: image_changes(a, b, uri, self.tables), request)})
+        try:
+            changes = await self._ask(lambda job: image_changes(a, b, uri, self.tables), request)
+        except InputError as error:
+            # Such as a damaged mask: the pictures are shown all the same.
+            return json_answer({"changes": [], "problem": redact(str(error))})
+        return json_answer({"changes": changes})
 
     async def picture(self, request: Request) -> Response:
         """Return a picture; whatever goes wrong is a grey tile that says so, because an <img> shows no text."""
@@ -408,10 +471,17 @@ def _hex_colour(category: str) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour_of(category))
 
 
-def _linked(answer: Answer | None) -> dict[str, Any]:
-    """Return which columns of an answer name an image."""
+def _described(answer: Answer | None, problem: HtcError | None) -> dict[str, Any]:
+    """Return an answer as the templates take it, with the columns that name an image."""
     names = [name for name, _ in answer.columns] if answer else []
-    return {"uri_at": names.index("uri") if "uri" in names else None, "run_at": names.index("run") if "run" in names else None}
+    return {
+        "answer": answer,
+        "problem": problem,
+        "limit": MAX_SQL_ROWS,
+        "numbers": NUMBERS,
+        "uri_at": names.index("uri") if "uri" in names else None,
+        "run_at": names.index("run") if "run" in names else None,
+    }
 
 
 def _viewer_item(
@@ -434,7 +504,7 @@ def _viewer_item(
         for place, row in enumerate(rows)
     ]
     facts = [["Status", image.status], ["Instances", f"{count:,}"]]
-    facts += [["Size", f"{image.width} × {image.height} px"]] if image.width else []
+    facts += [["Size", f"{image.width} x {image.height} px"]] if image.width else []
     facts += [["Run", image.run]]
     note = f"No picture: {problem}" if problem else ""
     if image.status != "ok":
@@ -451,4 +521,3 @@ def _viewer_item(
         "image": None if problem else _picture_address(view, image, size="whole"),
         "instances": instances,
     }
-

@@ -1,17 +1,23 @@
 """What changed between two runs: the images that did, page by page, and the comparison of `htc diff` for these."""
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.results.browse.tables import Tables
 from jobs.results.browse.view import View
 from jobs.results.browse.work import Job
-from jobs.results.diff import ChangedImage, Diff, Kind, diff_runs
+from jobs.results.diff import ChangedImage, Diff, DiffRules, Kind, diff_runs
 from pipeline.errors import HtcError
 
 PAGE_IMAGES = 24
+# Images whose rows differ at all, of which the instances are compared at once.
+SCANNED_IMAGES = 96
+# A page ends after this, even when few images differ by more than the limits.
+SCAN_S = 5.0
 WINDOW_IMAGES = 8_000
+MIN_SCORE = DiffRules().min_score
 CHANGES = tuple(kind for kind in Kind if kind is not Kind.SAME)
 
 
@@ -29,28 +35,50 @@ class Changes:
     note: str = ""
 
 
-def find_changes(run_a: str, view: View, tables: Tables, *, job: Job) -> Changes:
-    """Find the images of a page whose rows differ at all, and compare their instances.
+def find_changes(run_a: str, view: View, tables: Tables, *, job: Job, is_all: bool = False) -> Changes:
+    """Find the images of a page that differ, and compare their instances.
 
     Args:
         run_a: the run before; the view's run is the one after.
+        is_all: also images whose changes are within the limits of `htc diff`, or among instances with low scores.
     """
-    rows = _differing(run_a, view, tables, job)
-    has_more = len(rows) > PAGE_IMAGES
-    rows = rows[:PAGE_IMAGES]
+    shown: list[dict[str, Any]] = []
+    began, place = time.monotonic(), view
+    while True:
+        rows = _differing(run_a, place, tables, job)
+        has_more = len(rows) > SCANNED_IMAGES
+        rows = rows[:SCANNED_IMAGES]
+        note = _compare(run_a, view.run, rows, tables)
+        shown += [row for row in rows if is_all or note or _is_shown(row)]
+        if len(shown) > PAGE_IMAGES:
+            return Changes(shown[:PAGE_IMAGES], shown[PAGE_IMAGES - 1]["uri"], note)
+        if not has_more:
+            return Changes(shown, "", note)
+        place = replace(view, after=rows[-1]["uri"])
+        if note or time.monotonic() - began > SCAN_S:
+            # So many do not differ by much: the next page goes on from here.
+            return Changes(shown, place.after, note)
+
+
+def _is_shown(row: dict[str, Any]) -> bool:
+    return row["status_a"] != row["status_b"] or row["version_changed"] or bool(row["counts"])
+
+
+def _compare(run_a: str, run_b: str, rows: Sequence[dict[str, Any]], tables: Tables) -> str:
+    """Add `counts` to rows, instances by kind of change; return why that could not be done, or ""."""
     uris = [row["uri"] for row in rows if row["status_a"] == row["status_b"] == "ok"]
     note, counts = "", {}
     if uris:
         try:
             diff = diff_runs(
-                tables.output_uri, run_a, None, view.run, uris=uris, largest=len(uris), storage=tables.storage
+                tables.output_uri, run_a, None, run_b, uris=uris, largest=len(uris), storage=tables.storage
             )
             counts = {image.uri_b: count_changes(image) for image in diff.largest}
         except HtcError as error:
             note = str(error)
     for row in rows:
         row["counts"] = counts.get(row["uri"], {})
-    return Changes(rows, rows[-1]["uri"] if has_more else "", note)
+    return note
 
 
 def image_changes(run_a: str, run_b: str, uri: str, tables: Tables) -> list[dict[str, Any]]:
@@ -76,16 +104,18 @@ def count_changes(image: ChangedImage) -> Mapping[str, int]:
 
 
 def _differing(run_a: str, view: View, tables: Tables, job: Job) -> list[dict[str, Any]]:
-    values = {"a": run_a, "b": view.run, "name": view.name, "after": view.after, "limit": PAGE_IMAGES + 1}
+    values = {"a": run_a, "b": view.run, "name": view.name, "after": view.after, "limit": SCANNED_IMAGES + 1}
     place = ["contains(lower(uri), lower($name))"] if view.name else []
     place += ["uri > $after"] if view.after else []
     rows: list[dict[str, Any]] = []
     for window, end in _windows(run_a, view, tables, job, values):
         condition = " AND ".join([*place, *window]) or "true"
-        answer = tables.ask(_sql(run_a, view.run, condition, tables), {**values, **end}, job=job, rows=PAGE_IMAGES + 1)
+        answer = tables.ask(
+            _sql(run_a, view.run, condition, tables), {**values, **end}, job=job, rows=SCANNED_IMAGES + 1
+        )
         names = [name for name, _ in answer.columns]
         rows = [dict(zip(names, row, strict=True)) for row in answer.rows]
-        if len(rows) > PAGE_IMAGES:
+        if len(rows) > SCANNED_IMAGES:
             break
     return rows
 

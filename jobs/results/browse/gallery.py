@@ -109,7 +109,7 @@ def check_condition(view: View, tables: Tables, job: Job) -> None:
     described = tables.ask(f"DESCRIBE {asked}", job=job, rows=2).rows
     if [row[1] for row in described] != ["BOOLEAN"]:
         raise SqlError(
-            f"This is no condition (its type is {described[0][1]}); give one such as \"area > 1000 AND score < 0.5\"."
+            f'This is no condition (its type is {described[0][1]}); give one such as "area > 1000 AND score < 0.5".'
         )
 
 
@@ -251,7 +251,9 @@ def _count_instances(view: View, tables: Tables, job: Job) -> tuple[list[tuple[s
     """  # noqa: S608 - our own names
     by_category: dict[str, int] = {}
     scores = [0] * SCORE_BINS
-    for category, place, within_range, count in tables.ask(sql, values, job=job, rows=MOST_CATEGORIES * SCORE_BINS).rows:
+    for category, place, within_range, count in tables.ask(
+        sql, values, job=job, rows=MOST_CATEGORIES * SCORE_BINS
+    ).rows:
         by_category[category] = by_category.get(category, 0) + within_range
         if not view.categories or category in view.categories:
             scores[max(0, place)] += count
@@ -275,5 +277,8 @@ def _count_images(view: View, tables: Tables, job: Job) -> int:
 def _count_statuses(view: View, tables: Tables, job: Job) -> list[tuple[str, int]]:
     sources = _sources(view, tables, without="statuses")
     values = {name: value for name, value in sources.values.items() if name in {"run", "name"}}
-    sql = f"SELECT status, count(*) FROM {sources.images} AS images WHERE {sources.of_images} GROUP BY 1 ORDER BY 2 DESC, 1"  # noqa: S608
+    sql = f"""
+        SELECT status, count(*) FROM {sources.images} AS images WHERE {sources.of_images}
+        GROUP BY 1 ORDER BY 2 DESC, 1
+    """  # noqa: S608 - our own names
     return [(str(status), int(count)) for status, count in tables.ask(sql, values, job=job, rows=100).rows]

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from importlib import resources
 from http import HTTPStatus
+from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 

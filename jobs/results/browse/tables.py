@@ -343,7 +343,9 @@ class _duckdb_words:  # noqa: N801 - a context manager, used as one
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, duckdb.PermissionException):
-            raise SqlError(f"{_sentence(error)}. The SQL can read this output's tables only.", _excerpt(error)) from None
+            raise SqlError(
+                f"{_sentence(error)}. The SQL can read this output's tables only.", _excerpt(error)
+            ) from None
         if isinstance(error, duckdb.Error):
             try:
                 with translated_sql_errors():

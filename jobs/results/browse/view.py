@@ -1,4 +1,4 @@
-"""What is looked at: a run, conditions, an order, a place in it. All of it is in the address, so that it can be kept."""
+"""What is looked at: a run, conditions, an order and a place in it, all of which an address holds."""
 
 import difflib
 import math
@@ -66,8 +66,11 @@ class View:
         }
         pairs = [("run", self.run)]
         pairs += [("category", category) for category in self.categories]
-        pairs += [(name, f"{value:g}" if isinstance(value, float) else str(value)) for name, value in numbers.items()
-                  if value is not None]
+        pairs += [
+            (name, f"{value:g}" if isinstance(value, float) else str(value))
+            for name, value in numbers.items()
+            if value is not None
+        ]
         pairs += [("status", status) for status in self.statuses]
         texts = {"name": self.name, "where": self.where, "after": self.after, "before": self.before}
         pairs += [(name, value) for name, value in texts.items() if value]
@@ -188,7 +191,9 @@ def _whole(given: dict[str, str], name: str) -> int | None:
 def _one_of(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
-        raise SpecError(f"{name} is one of {', '.join(known)}, not {value!r}{f'; did you mean {near[0]}?' if near else '.'}")
+        raise SpecError(
+            f"{name} is one of {', '.join(known)}, not {value!r}{f'; did you mean {near[0]}?' if near else '.'}"
+        )
     return value
 
 

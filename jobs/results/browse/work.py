@@ -99,6 +99,10 @@ class Threads:
             self._jobs.add(job)
             self._pool.submit(work, job).add_done_callback(lambda _: self._jobs.discard(job))
 
+    def busy(self) -> int:
+        """Return how many pieces of work run or wait."""
+        return len(self._jobs)
+
     def close(self) -> None:
         """Cancel everything, without waiting for it."""
         for job in list(self._jobs):
