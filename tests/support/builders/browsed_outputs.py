@@ -19,6 +19,7 @@ from pipeline.planning.manifest import Manifest
 from pipeline.runs.open import open_run
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
+from pipeline.storage.uris import base_name
 from tests.support.builders.outputs import FINGERPRINT, encoded
 
 SCRIPT_NAME = "<script>alert(1)<\\script>\"'&.png"
@@ -55,13 +56,14 @@ def write_photos(folder: Path, names: Sequence[str] = NAMES) -> Path:
 
 
 def write_run(
-    photos: Path,
-    output: Path,
+    photos: Path | str,
+    output: Path | str,
     run: str,
     found: Mapping[str, Sequence[Found]] | None = None,
     *,
     only_shards: int | None = None,
     shard_images: int = 2,
+    storage: Storage | None = None,
 ) -> RunHandle:
     """Write a run over photos as workers would.
 
@@ -69,23 +71,25 @@ def write_run(
         found: instances by the photo's name; others have PLAIN.
         only_shards: the number of shards to commit; None commits all.
     """
-    storage = Storage()
+    storage = storage or Storage()
     overrides: dict[str, object] = {"input.uri": str(photos), "output.uri": str(output)}
     spec = load_spec(None, {**overrides, "compute.shard_images": shard_images})
     handle = open_run(spec, FINGERPRINT, storage, run=run, fresh=True)
     for shard in range(handle.shard_count if only_shards is None else only_shards):
-        rows = [_rows_of(ref, shard, found or {}) for ref in handle.read_shard(shard).images]
+        rows = [_rows_of(ref, shard, found or {}, storage) for ref in handle.read_shard(shard).images]
         instances = [instance for _, found_here in rows for instance in found_here]
         commit_shard(storage, str(output), run, shard, [image for image, _ in rows], instances)
     handle.close()
     return handle
 
 
-def _rows_of(ref: Any, shard: int, found: Mapping[str, Sequence[Found]]) -> tuple[Any, list[InstanceRow]]:
-    if Path(ref.uri).stat().st_size == 0:
+def _rows_of(
+    ref: Any, shard: int, found: Mapping[str, Sequence[Found]], storage: Storage
+) -> tuple[Any, list[InstanceRow]]:
+    if storage.stat(ref.uri).bytes == 0:
         words = "the file is <b>empty</b>"
         return build_image_row(ref, shard=shard, model="htc_r50_fpn", status="unreadable", error=words), []
-    here = found.get(Path(ref.uri).name, PLAIN)
+    here = found.get(base_name(ref.uri), PLAIN)
     image = build_image_row(ref, shard=shard, model="htc_r50_fpn", size=SIZE, instances=len(here))
     return image, [_instance(image, number, each) for number, each in enumerate(here)]
 

@@ -24,9 +24,11 @@ def open_app() -> Iterator[OpenApp]:
     """Open an output in an app; the client is admitted unless `is_admitted` is False."""
     opened = []
 
-    def open_output(output: Path | str, *, is_admitted: bool = True, **limits: float) -> TestClient:
+    def open_output(
+        output: Path | str, *, is_admitted: bool = True, storage: Storage | None = None, **limits: float
+    ) -> TestClient:
         access = Access()
-        app, browser = build_app(Tables(str(output), Storage()), access, **limits)
+        app, browser = build_app(Tables(str(output), storage or Storage()), access, **limits)
         opened.append(browser)
         client = TestClient(app, base_url=ADDRESS, follow_redirects=False)
         if is_admitted:

@@ -169,7 +169,7 @@ def test_sql_answers_and_is_cancelled(pages: BrowserPages, server: Server) -> No
     page.fill("#sql", "SELECT uri, run FROM images WHERE status = 'ok'")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#answer table")
-    assert page.locator("#answer tbody tr").count() == 8
+    assert page.locator("#answer tbody tr").count() == 12
     assert "sql=SELECT" in page.url
     page.fill("#sql", "SELECT nope")
     page.click("text=Ask")

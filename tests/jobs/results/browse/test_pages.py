@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from htc_model.masks.rle import decode_rle
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from tests.jobs.results.browse.conftest import OpenApp
 from tests.support.builders.browsed_outputs import (
@@ -25,6 +26,7 @@ from tests.support.builders.browsed_outputs import (
     write_photos,
     write_run,
 )
+from tests.support.servers.s3_server import S3Server
 
 
 def names_in(page: str) -> list[str]:
@@ -459,6 +461,27 @@ def test_a_damaged_part_is_named(open_app: OpenApp, tmp_path: Path) -> None:
     assert answer.status_code >= 400
     assert part.name in answer.text
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("s3")
+def test_an_output_and_its_images_in_a_bucket(
+    open_app: OpenApp, s3_bucket: str, s3_server: S3Server, tmp_path: Path
+) -> None:
+    storage = Storage(StorageSection(endpoint_url=s3_server.endpoint_url))
+    for photo in write_photos(tmp_path / "photos", ["one.png", "two.png", "three.png"]).iterdir():
+        storage.write(f"{s3_bucket}/photos/{photo.name}", photo.read_bytes())
+    write_run(f"{s3_bucket}/photos/", f"{s3_bucket}/out", "night", storage=storage)
+    client = open_app(f"{s3_bucket}/out", storage=storage)
+    page = client.get("/?category=person").text
+    assert names_in(page) == ["one.png", "three.png", "two.png"]
+    assert "3 images" in client.get("/facets").text
+    for address in links_in(page, "/picture"):
+        assert not is_grey(client.get(address).content)
+    storage.delete(f"{s3_bucket}/photos/two.png")
+    item = client.get(image_address(client, "two.png").replace("/image?", "/api/image?")).json()
+    assert item["image"] is None
+    assert "does not exist" in item["note"]
 
 
 def test_a_slow_store_holds_up_pictures_only(
