@@ -89,7 +89,7 @@ def write_output(folder: Path, images: int, parts: int, instances: int) -> None:
         names = names_of(folder, numbers)
         for table, made in (
             ("instances", instance_rows(numbers, names, rng, (height, width), instances)),
-            ("images", image_rows(numbers, names, shard, (height, width), size, instances)),
+            ("images", image_rows(numbers, names, shard, size=(height, width), size_bytes=size, instances=instances)),
         ):
             target = Path(part_uri(str(folder / "out"), table, RUN, Part(shard, shard)))  # type: ignore[arg-type]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def manifest_rows(numbers: np.ndarray, names: list[str], shard: int, size: int) 
 
 
 def image_rows(
-    numbers: np.ndarray, names: list[str], shard: int, size: tuple[int, int], size_bytes: int, instances: int
+    numbers: np.ndarray, names: list[str], shard: int, *, size: tuple[int, int], size_bytes: int, instances: int
 ) -> pa.Table:
     """Generate rows of `images`, one in a hundred unreadable."""
     rows = len(numbers)

@@ -101,6 +101,8 @@ def test_it_listens_on_the_loopback_address_only() -> None:
     listening = command._listen(0)
     try:
         assert listening.getsockname()[0] == "127.0.0.1"
+        # Else asyncio leaves Nagle's algorithm on, and each answer waits 40 ms.
+        assert listening.proto == socket.IPPROTO_TCP
     finally:
         listening.close()
 
