@@ -255,10 +255,12 @@ def _readable(chars: NDArray[np.uint8], first_char: NDArray[np.int64]) -> NDArra
     readable[np.searchsorted(first_char, wrong, side="right") - 1] = False
     has_text = np.flatnonzero(first_char[1:] > first_char[:-1])
     readable[has_text] &= (codes[first_char[1:][has_text] - 1] & MORE_BIT) == 0
-    # A number ends where its last group does; one of a cut text would reach into the next, which is unset above.
     last_places = np.flatnonzero((codes & MORE_BIT) == 0)
-    too_long = last_places[np.diff(last_places, prepend=-1) > MAX_GROUPS]
-    readable[np.searchsorted(first_char, too_long, side="right") - 1] = False
+    too_long = np.flatnonzero(np.diff(last_places, prepend=-1) > MAX_GROUPS)
+    text = np.searchsorted(first_char, last_places[too_long], side="right") - 1
+    # What a cut text before it left open, which is unset above, is no part of a text's first number.
+    is_own = last_places[too_long] - first_char[text] + 1 > MAX_GROUPS
+    readable[text[is_own]] = False
     return readable
 
 

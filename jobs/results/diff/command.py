@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from jobs.results.diff.compare import DEFAULT_LARGEST, diff_runs
 from jobs.results.diff.result import CategoryChanges, Diff, RunSide
 from jobs.results.diff.rules import DiffRules, ImageFate, Kind
-from jobs.results.diff.writer import make_folder
+from jobs.results.diff.writer import IMAGES, INSTANCES, make_folder
 from jobs.results.formats import QueryResult, write_answer
 from jobs.terminal.console import say, write_json, write_line, write_table
 from jobs.terminal.output_file import atomic_output, check_local
 from pipeline.errors import SpecError
+from pipeline.output.results import open_results
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 
@@ -99,7 +100,7 @@ def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None
         request.output_format
     ](diff)
     if request.folder is not None:
-        _write_folder(diff, request.folder)
+        _write_folder(diff, request, storage)
     return _judge(diff, request)
 
 
@@ -190,6 +191,14 @@ def _write_csv(diff: Diff) -> None:
     write_answer(QueryResult(columns, iter([row[name] for name, _ in columns] for row in rows)), "csv", None)
 
 
-def _write_folder(diff: Diff, folder: Path) -> None:
+def _write_folder(diff: Diff, request: DiffRequest, storage: Storage) -> None:
+    """Write diff.json and the pictures beside the tables that `diff_runs` has written."""
+    from jobs.results.diff.pictures import draw_changes
+
+    folder = request.folder or Path()
     with atomic_output(folder / "diff.json") as sink:
         sink.write(json.dumps(diff.to_dict(), indent=2).encode() + b"\n")
+    a = open_results(diff.a.output, storage)
+    b = a if diff.a.output == diff.b.output else open_results(diff.b.output, storage)
+    drawn = draw_changes(diff, a, b, folder, most=request.pictures)
+    say(f"{count_of(len(drawn), 'picture')}, {IMAGES}, {INSTANCES} and diff.json in {folder}.")

@@ -78,7 +78,7 @@ def diff_runs(
     a, b = _choose(output_a, run_a, output_b, run_b, storage)
     rules = rules or DiffRules()
     outputs = [a.results] if a.results is b.results else [a.results, b.results]
-    comparison = _Comparison(a, b, rules, uris, largest, tables)
+    comparison = _Comparison((a, b), rules, uris=uris, largest=largest, tables=tables)
     return read_sides(outputs, comparison.run)
 
 
@@ -117,14 +117,14 @@ class _Comparison:
 
     def __init__(
         self,
-        a: Side,
-        b: Side,
+        sides: tuple[Side, Side],
         rules: DiffRules,
+        *,
         uris: Sequence[str] | None,
         largest: int,
         tables: Path | None,
     ) -> None:
-        self._sides = (a, b)
+        self._sides = sides
         self._rules = rules
         self._uris = uris
         self._largest = largest

@@ -38,9 +38,9 @@ class ImageFate(StrEnum):
     """What became of an image; the first that applies.
 
     PENDING: one run is not complete and has no row of it yet. ADDED, REMOVED: only in B, only in A. CARRIED_OVER: the
-    row is the same one, because an incremental run had nothing to do. CONTENT_CHANGED: another version. OUTCOME_CHANGED:
-    another status. NOT_OK: the same status, which is not ok. SIZE_CHANGED: the same version read with other sides.
-    COMPARED: ok in both, of the same content; only the instances of these are compared.
+    row is the same one, because an incremental run had nothing to do. CONTENT_CHANGED: another version.
+    OUTCOME_CHANGED: another status. NOT_OK: the same status, which is not ok. SIZE_CHANGED: the same version read with
+    other sides. COMPARED: ok in both, of the same content; only the instances of these are compared.
     """
 
     COMPARED = "compared"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.results.diff.images import JoinedImages
-from jobs.results.diff.matching import Instances, match_instances
+from jobs.results.diff.matching import Instances, Pairs, match_instances
 from jobs.results.diff.result import CategoryChanges, ChangedImage, Diff, InstanceChange, OutcomeChange, RunSide
 from jobs.results.diff.rules import FATES, DiffRules, ImageFate, Kind
 from pipeline.text import count_of
@@ -85,7 +85,7 @@ class Batch:
             image=np.concatenate([sides[0].image[pairs.a], sides[0].image[alone_a], sides[1].image[alone_b]]),
             kind=np.concatenate(
                 [
-                    _kinds(*sides, pairs.a, pairs.b, pairs.iou, rules),
+                    _kinds(*sides, pairs, rules),
                     np.full(len(alone_a), Kind.VANISHED),
                     np.full(len(alone_b), Kind.APPEARED),
                 ]
@@ -139,14 +139,12 @@ def _alone(side: Instances, paired: Numbers, min_score: float) -> Numbers:
     return np.flatnonzero(is_alone)
 
 
-def _kinds(
-    a: Instances, b: Instances, places_a: Numbers, places_b: Numbers, iou: NDArray[np.float64], rules: DiffRules
-) -> Numbers:
+def _kinds(a: Instances, b: Instances, pairs: Pairs, rules: DiffRules) -> Numbers:
     # Scores are float32: 0.9 and 0.8 differ by a little more than 0.1 in double precision.
-    difference = np.abs(a.score[places_a] - b.score[places_b]).astype(np.float32)
+    difference = np.abs(a.score[pairs.a] - b.score[pairs.b]).astype(np.float32)
     conditions = {
-        Kind.CLASS_CHANGED: a.category[places_a] != b.category[places_b],
-        Kind.MOVED: iou < rules.same_iou,
+        Kind.CLASS_CHANGED: a.category[pairs.a] != b.category[pairs.b],
+        Kind.MOVED: pairs.iou < rules.same_iou,
         Kind.SCORE_CHANGED: difference > np.float32(rules.score_change + 1e-6),
     }
     return np.select(list(conditions.values()), [int(kind) for kind in conditions], int(Kind.SAME)).astype(np.int64)
@@ -280,7 +278,7 @@ class Totals:
                 float(self._ious[code, 0] / self._ious[code, 1]) if self._ious[code, 1] else None,
             )
             for name, code in sorted(self._codes.items())
-            if self._kinds[code].any()
+            if self._kinds[code].any() or self._in[code].any()
         ]
         fates = {fate.value: int(count) for fate, count in zip(FATES, self._fates, strict=True)}
         diff = Diff(

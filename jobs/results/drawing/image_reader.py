@@ -91,15 +91,15 @@ class ImageReader:
         etag, size = image["etag"], image["bytes"]
         if etag is not None and version.etag is not None:
             if etag != version.etag:
-                raise InputError("the file has changed since the run")
+                raise InputError("the image has changed since the run")
         elif size is not None and size != version.bytes:
-            raise InputError(f"the file has changed since the run: it had {size} bytes and has {version.bytes}")
+            raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
         width, height = image["width"], image["height"]
         # The run has decoded it before, so its size is safe.
         pixels = decode_image(payload, max_pixels=(width or 0) * (height or 0) or DEFAULT_MAX_PIXELS)
         if width is not None and (width, height) != (pixels.shape[1], pixels.shape[0]):
             raise InputError(
-                f"the file has changed since the run: it had {width} x {height} pixels and has "
+                f"the image has changed since the run: it had {width} x {height} pixels and has "
                 f"{pixels.shape[1]} x {pixels.shape[0]}"
             )
         return pixels
@@ -171,4 +171,4 @@ def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
 
 def _one_line(error: HtcError, uri: str) -> str:
     """Return an error's sentence without the image's name, which the tile's reader knows."""
-    return " ".join(str(error).replace(f"{uri} ", "").split()).rstrip(".") or type(error).__name__
+    return " ".join(str(error).replace(f"{uri} ", "the image ").split()).rstrip(".") or type(error).__name__

@@ -135,12 +135,6 @@ class Masks:
             if runs.first[number + 1] > runs.first[number]:
                 self.boxes[place] = (box[0], box[1], box[2], box[3])
 
-    def peak(self, place: int) -> float:
-        """Return where the mask's top is: x of the middle of its first row of pixels, in pixels of the image."""
-        x, y, width, _ = self.boxes[place]
-        top = np.flatnonzero(np.asarray(self.bitmap(place, (x, y, x + width, y + 1)))[0])
-        return x + float(np.median(top)) + 0.5
-
     def bitmap(self, place: int, box: tuple[int, int, int, int]) -> Image.Image:
         """Return the mask inside a rectangle (left, top, right, bottom, exclusive) of the image, as 0 and 255."""
         left, top, right, bottom = box

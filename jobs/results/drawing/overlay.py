@@ -1,7 +1,7 @@
 """Draws instances over their image: tinted masks with an anti-aliased outline, boxes, labels with scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from jobs.results.drawing.colours import Colour, luminance, text_colour
 from jobs.results.drawing.fonts import Font, choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance, Masks
-from jobs.results.drawing.labels import Placed, Wanted, place_labels
+from jobs.results.drawing.labels import Placed, Shape, Wanted, place_labels
 from jobs.results.drawing.style import Style
 
 # How much a bright line's dark rim, and a dark line's bright one, covers: it sets the line off from any picture.
@@ -21,6 +21,8 @@ _RIM_OPACITY = 0.55
 # Lines are at most this share of an instance's smaller side, so that they do not hide small instances.
 _MAX_LINE_SHARE = 0.12
 _MIN_LINE_PX = 1.0
+# Cells across an instance, of which labels know whether they are in its mask.
+_SHAPE_CELLS = 40
 _WHITE, _BLACK, _NOTE = (255, 255, 255), (0, 0, 0), (200, 30, 30)
 
 _Box = tuple[float, float, float, float]
@@ -43,7 +45,7 @@ class Overlay:
 def draw_overlay(
     pixels: NDArray[np.uint8], instances: Sequence[DrawnInstance], style: Style | None = None
 ) -> NDArray[np.uint8]:
-    """Draw instances over a copy of an image; see `render_overlay`, which also tells what is not on it."""
+    """Draw instances over a copy of an image; see `render_overlay`, which also returns what is not on it."""
     return render_overlay(pixels, instances, style).pixels
 
 
@@ -72,14 +74,17 @@ def render_overlay(
     boxes = _boxes(instances, masks, scale)
     line = style.line_width(drawn_width, drawn_height)
     colours = {place: instances[place].drawn_colour(style, place) for place in boxes}
+    shapes: dict[int, Shape] = {}
     for place in sorted(boxes, key=lambda place: -_area(boxes[place])):
         # A line no wider than the instance can bear.
         own = max(_MIN_LINE_PX, min(line, _MAX_LINE_SHARE * _smaller_side(boxes[place])))
         if place in masks.boxes:
-            _draw_mask(canvas, masks, place, scale, colour=colours[place], opacity=style.opacity, line=own)
+            part, corner = _scaled_part(masks, place, scale, canvas.size)
+            _draw_mask(canvas, part, corner, colours[place], style.opacity, line=own, enlargement=max(scale))
+            shapes[place] = _shape(part, corner)
         if style.has_boxes or instances[place].mask is None:
             _draw_box(canvas, boxes[place], colours[place], line)
-    unlabelled = _draw_labels(canvas, _wanted_labels(instances, masks, boxes, scale, style), colours, style)
+    unlabelled = _draw_labels(canvas, _wanted_labels(instances, shapes, boxes, style), colours, style)
     if masks.damaged:
         _write_note(canvas, _damage_note(instances, masks.damaged), style)
     return Overlay(np.array(canvas), unlabelled, masks.damaged)
@@ -105,43 +110,62 @@ def _smaller_side(box: _Box) -> float:
     return min(box[2] - box[0], box[3] - box[1])
 
 
+def _scaled_part(
+    masks: Masks, place: int, scale: tuple[float, float], size: tuple[int, int]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return a mask inside its box in pixels of the picture, 0 to 255, and the box's top left corner."""
+    x, y, width, height = masks.boxes[place]
+    left, top = math.floor(x * scale[0]), math.floor(y * scale[1])
+    right = min(math.ceil((x + width) * scale[0]), size[0])
+    bottom = min(math.ceil((y + height) * scale[1]), size[1])
+    if scale == (1.0, 1.0):
+        return masks.bitmap(place, (left, top, right, bottom)), (left, top)
+    # The same rectangle in pixels of the mask.
+    exact = (left / scale[0], top / scale[1], right / scale[0], bottom / scale[1])
+    outer = (math.floor(exact[0]), math.floor(exact[1]), math.ceil(exact[2]), math.ceil(exact[3]))
+    whole = masks.bitmap(place, outer)
+    inner = (
+        exact[0] - outer[0],
+        exact[1] - outer[1],
+        min(exact[2] - outer[0], whole.width),
+        min(exact[3] - outer[1], whole.height),
+    )
+    filtered = Image.Resampling.BOX if scale[0] < 1 else Image.Resampling.BICUBIC
+    return whole.resize((right - left, bottom - top), filtered, box=inner), (left, top)
+
+
+def _shape(part: Image.Image, corner: tuple[int, int]) -> Shape:
+    """Return a mask's rough shape, for labels."""
+    columns, rows = min(part.width, _SHAPE_CELLS), min(part.height, _SHAPE_CELLS)
+    cells = np.asarray(part.resize((columns, rows), Image.Resampling.BOX))
+    # Of a thin or scattered mask no cell may be half covered.
+    is_in = cells > min(127, int(cells.max()) // 2)
+    used = np.flatnonzero(is_in.any(axis=0))
+    width, height = part.width / columns, part.height / rows
+    top = is_in[:, used].argmax(axis=0) * height + corner[1]
+    bottom = (rows - is_in[::-1, used].argmax(axis=0)) * height + corner[1]
+    return Shape((used + 0.5) * width + corner[0], top, bottom, width)
+
+
 def _draw_mask(
     canvas: Image.Image,
-    masks: Masks,
-    place: int,
-    scale: tuple[float, float],
-    *,
+    part: Image.Image,
+    corner: tuple[int, int],
     colour: Colour,
     opacity: float,
+    *,
     line: float,
+    enlargement: float,
 ) -> None:
     """Tint a mask and draw its outline; all work is inside the mask's box."""
-    x, y, width, height = masks.boxes[place]
-    # The window in pixels of the picture, and the same rectangle in pixels of the mask.
-    left, top = math.floor(x * scale[0]), math.floor(y * scale[1])
-    right = min(math.ceil((x + width) * scale[0]), canvas.width)
-    bottom = min(math.ceil((y + height) * scale[1]), canvas.height)
-    if scale == (1.0, 1.0):
-        part = masks.bitmap(place, (left, top, right, bottom))
-    else:
-        exact = (left / scale[0], top / scale[1], right / scale[0], bottom / scale[1])
-        outer = (math.floor(exact[0]), math.floor(exact[1]), math.ceil(exact[2]), math.ceil(exact[3]))
-        whole = masks.bitmap(place, outer)
-        inner = (
-            exact[0] - outer[0],
-            exact[1] - outer[1],
-            min(exact[2] - outer[0], whole.width),
-            min(exact[3] - outer[1], whole.height),
-        )
-        filtered = Image.Resampling.BOX if scale[0] < 1 else Image.Resampling.BICUBIC
-        part = whole.resize((right - left, bottom - top), filtered, box=inner)
     # Of a mask enlarged by a factor, stairs of that many pixels are smoothed.
-    spread = max(0.5 + 0.35 * line, 0.5 * max(scale))
+    spread = max(0.5 + 0.35 * line, 0.5 * enlargement)
     margin = math.ceil(line / 2 + 2)
     framed = Image.new("L", (part.width + 2 * margin, part.height + 2 * margin))
     framed.paste(part, (margin, margin))
     soft = framed.filter(ImageFilter.GaussianBlur(spread))
-    at = (left - margin, top - margin, left - margin + framed.width, top - margin + framed.height)
+    left, top = corner[0] - margin, corner[1] - margin
+    at = (left, top, left + framed.width, top + framed.height)
     fill, rim, outline = _profiles(round(spread, 2), round(line, 2), round(opacity, 3))
     if opacity > 0:
         canvas.paste(colour, at, soft.point(fill))
@@ -187,16 +211,14 @@ def _draw_box(canvas: Image.Image, box: _Box, colour: Colour, line: float) -> No
 
 
 def _wanted_labels(
-    instances: Sequence[DrawnInstance], masks: Masks, boxes: dict[int, _Box], scale: tuple[float, float], style: Style
+    instances: Sequence[DrawnInstance], shapes: Mapping[int, Shape], boxes: Mapping[int, _Box], style: Style
 ) -> list[Wanted]:
     """Return the labels, most confident first."""
     wanted = []
     for place in sorted(boxes, key=lambda place: _importance(instances[place], boxes[place])):
         texts = instances[place].drawn_label(style)
         if texts[0]:
-            box = boxes[place]
-            peak = masks.peak(place) * scale[0] if place in masks.boxes else (box[0] + box[2]) / 2
-            wanted.append(Wanted(place, texts, box, peak))
+            wanted.append(Wanted(place, texts, shapes.get(place) or Shape.of_box(boxes[place])))
     return wanted
 
 

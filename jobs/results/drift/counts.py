@@ -40,7 +40,7 @@ _SCORES = """
 SELECT run, least(floor(score * {bins})::INTEGER, {bins} - 1) AS bin, count(*), sum(score::DECIMAL(10, 9))
 FROM instances WHERE {runs} GROUP BY ALL
 """
-# Sums are of whole and decimal numbers, which have no order. A network without masks has no area; that of the box is the next best.
+# Sums are of whole and decimal numbers, whose order does not matter. Without masks there is no area but the box's.
 _AREAS = """
 SELECT run, list_sum([(area >= side * side)::INTEGER FOR side IN {sides}])::INTEGER - 1 AS bin, count(*), sum(area)
 FROM (

@@ -29,7 +29,8 @@ class MeasureDrift:
     """One measure of a run beside its reference.
 
     measure: "outcomes", "instances", "scores", "areas" or "categories". psi: the population stability index. chance:
-    the index that chance alone exceeds with the probability `ALPHA`; None where nothing is compared. bins: labels.
+    the index that chance alone exceeds with the probability `ALPHA`; None where nothing is compared, or where there are
+    too few for two bins. bins: labels.
     shares, reference: [bins], each sums to 1; reference is empty where there is none.
     """
 

@@ -63,7 +63,12 @@ def compare(
     if reference is None:
         return MeasureDrift(measure, Level.NONE, None, None, tuple(labels), shares, ())
     group = _groups(sample, reference, is_ordered=is_ordered)
-    psi, chance = _index(sample, reference, group)
+    is_enough = int(group.max(initial=0)) > 0
+    if not is_enough:
+        # Too few to fill two bins: the index of the plain bins, which chance may always explain.
+        group = np.arange(len(labels))
+    psi = _index(sample, reference, group)
+    chance = _chance(sample, reference, len(set(group.tolist()))) if is_enough else None
     merged = _labels(labels, group, is_ordered=is_ordered)
     return MeasureDrift(
         measure,
@@ -76,24 +81,27 @@ def compare(
     )
 
 
-def _level(psi: float, chance: float) -> Level:
+def _level(psi: float, chance: float | None) -> Level:
     if psi < SHIFT_PSI:
         return Level.STABLE
-    if psi <= chance:
+    if chance is None or psi <= chance:
         return Level.UNCLEAR
     return Level.ALARM if psi >= ALARM_PSI else Level.SHIFT
 
 
-def _index(sample: Histogram, reference: Histogram, group: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the index, and the value that chance alone exceeds with the probability ALPHA."""
-    from scipy.stats import chi2
+def _index(sample: Histogram, reference: Histogram, group: NDArray[np.int64]) -> float:
+    """Return the index; 0 where nothing was counted."""
+    if not len(group) or not sample.effective or not reference.effective:
+        return 0.0
+    p, q = (_smoothed(np.bincount(group, each.shares), each.effective) for each in (sample, reference))
+    return float(((p - q) * np.log(p / q)).sum())
 
-    bins = int(group.max(initial=0)) + 1
-    if bins < 2 or not sample.effective or not reference.effective:
-        return 0.0, 0.0
-    p, q = (_smoothed(np.bincount(group, each.shares, bins), each.effective) for each in (sample, reference))
-    limit = float(chi2.ppf(1 - ALPHA, bins - 1)) * (1 / sample.effective + 1 / reference.effective)
-    return float(((p - q) * np.log(p / q)).sum()), limit
+
+def _chance(sample: Histogram, reference: Histogram, bins: int) -> float:
+    """Return the index that chance alone exceeds with the probability ALPHA."""
+    from scipy.special import chdtri
+
+    return float(chdtri(bins - 1, ALPHA)) * (1 / sample.effective + 1 / reference.effective)
 
 
 def _smoothed(shares: NDArray[np.float64], effective: float) -> NDArray[np.float64]:

@@ -11,7 +11,8 @@ const KEY_PAN_PX = 48;
  * Draws into a <canvas> that fills its parent.
  *
  * An image is {width, height, image, instances}: pixels of the original; a URL or null; and a list of
- * {category, score, box: [x, y, width, height], mask: {size, counts} or null, colour: "#rrggbb"}.
+ * {category, score, box: [x, y, width, height], mask: {size, counts} or null, colour: "#rrggbb" of the category,
+ * ownColour: "#rrggbb" of the instance}.
  */
 export class ImageView {
   /**
@@ -25,6 +26,7 @@ export class ImageView {
     this.shown = [];
     this.highlighted = -1;
     this.hasLabels = true;
+    this.hasOwnColours = false;
     this.item = null;
     this.picture = null;
     this.paths = [];
@@ -86,6 +88,12 @@ export class ImageView {
     if (index === this.highlighted) return;
     this.highlighted = index;
     this.redraw();
+  }
+
+  /** The colour in which an instance is drawn. */
+  colourOf(index) {
+    const { colour, ownColour } = this.item.instances[index];
+    return (this.hasOwnColours && ownColour) || colour;
   }
 
   /** Show the whole image. */
@@ -196,7 +204,8 @@ export class ImageView {
 
   #drawInstance(index, scale) {
     const { context } = this;
-    const { box, colour } = this.item.instances[index];
+    const { box } = this.item.instances[index];
+    const colour = this.colourOf(index);
     const isHighlighted = index === this.highlighted;
     let path = this.paths[index];
     if (path) {
@@ -230,7 +239,8 @@ export class ImageView {
       (a, b) => (b === this.highlighted) - (a === this.highlighted) || item.instances[b].score - item.instances[a].score,
     );
     for (const index of ranked) {
-      const { category, score, box, colour } = item.instances[index];
+      const { category, score, box } = item.instances[index];
+      const colour = this.colourOf(index);
       const text = score == null ? category : `${category} ${score.toFixed(2)}`;
       const [width, height] = [context.measureText(text).width + 8, 18];
       const left = Math.max(0, Math.min(x + box[0] * scale, clientWidth - width));

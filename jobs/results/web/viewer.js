@@ -52,6 +52,7 @@ export class Viewer {
     const problems = this.view.show(item);
     this.rows = item.instances.map((instance, index) => this.#row(instance, index, problems[index]));
     this.list.replaceChildren(...this.rows.map((row) => row.item));
+    this.#paintSwatches();
     this.empty.hidden = item.instances.length > 0;
     this.leftOut.textContent = item.leftOut ? `${item.leftOut} more, with lower scores, are not in this list.` : "";
     this.leftOut.hidden = !item.leftOut;
@@ -74,6 +75,7 @@ export class Viewer {
     this.facts = element("dl", { className: "viewer-facts" });
     this.list = element("ul", { className: "viewer-instances" });
     this.empty = element("p", { text: "No instances.", className: "quiet" });
+    this.count = element("p", { className: "quiet viewer-count" });
     this.leftOut = element("p", { className: "quiet" });
     this.live = element("p", { className: "only-spoken", role: "status" });
     this.score = element("input", { type: "range", min: "0", max: "1", step: "0.05", id: "viewer-score" });
@@ -96,6 +98,12 @@ export class Viewer {
       made.addEventListener("click", press);
       return made;
     };
+    this.ownColours = element("input", { type: "checkbox", id: "viewer-colours" });
+    this.ownColours.addEventListener("change", () => {
+      this.view.hasOwnColours = this.ownColours.checked;
+      this.#paintSwatches();
+      this.view.redraw();
+    });
     const close = button("✕", "Close (Escape)", () => this.close(), { className: "tool viewer-close" });
     const previous = button("‹", "Previous image (left arrow)", () => this.onStep(-1));
     const next = button("›", "Next image (right arrow)", () => this.onStep(1));
@@ -118,7 +126,9 @@ export class Viewer {
     none.addEventListener("click", () => this.#setAll(false));
     const labelsLabel = element("label", { className: "check" });
     labelsLabel.append(this.labels, " Labels");
-    masks.append(all, none, labelsLabel);
+    const coloursLabel = element("label", { className: "check" });
+    coloursLabel.append(this.ownColours, " A colour each");
+    masks.append(all, none, labelsLabel, coloursLabel);
     if (this.linkOf) {
       masks.append(this.#copyButton("Copy link", () => this.linkOf(this.item)));
     }
@@ -131,7 +141,7 @@ export class Viewer {
     });
     const panel = element("div", { className: "viewer-panel" });
     panel.append(
-      this.note, this.uri, this.facts, masks, scoreLabel, this.list, this.empty, this.leftOut, hint, this.live,
+      this.note, this.uri, this.facts, masks, scoreLabel, this.count, this.list, this.empty, this.leftOut, hint, this.live,
     );
     const body = element("div", { className: "viewer-body" });
     body.append(stage, panel);
@@ -152,7 +162,6 @@ export class Viewer {
     item.addEventListener("pointerenter", () => this.view.highlight(index));
     item.addEventListener("pointerleave", () => this.view.highlight(-1));
     const swatch = element("span", { className: "swatch" });
-    swatch.style.background = instance.colour;
     const name = element("span", { className: "viewer-category", text: instance.category });
     const score = element("span", {
       className: "viewer-number",
@@ -162,11 +171,15 @@ export class Viewer {
     item.append(label);
     if (problem) item.append(element("span", { className: "viewer-problem", text: problem }));
     if (instance.mask && !problem && this.item.areMasksWhole && navigator.clipboard) {
-      const copy = this.#copyButton("Copy", () => JSON.stringify(instance.mask));
+      const copy = this.#copyButton("Copy mask", () => JSON.stringify(instance.mask));
       copy.setAttribute("aria-label", `Copy the mask of ${instance.category} ${index + 1} (COCO run lengths)`);
       item.append(copy);
     }
-    return { item, box, instance };
+    return { item, box, instance, swatch };
+  }
+
+  #paintSwatches() {
+    this.rows.forEach((row, index) => (row.swatch.style.background = this.view.colourOf(index)));
   }
 
   #copyButton(text, content) {
@@ -201,11 +214,13 @@ export class Viewer {
       row.item.hidden = !isIn;
       this.view.toggle(index, isIn && row.box.checked);
     });
+    const count = this.rows.filter((row) => !row.item.hidden).length;
+    this.count.textContent = `${count} of ${this.rows.length} instances`;
+    this.count.hidden = count === this.rows.length;
   }
 
   #announceCount() {
-    const count = this.rows.filter((row) => !row.item.hidden).length;
-    this.live.textContent = `${count} of ${this.rows.length} instances`;
+    this.live.textContent = this.count.textContent;
   }
 
   #pick(index) {
