@@ -3,6 +3,7 @@
 Every label is tried in many places around its instance, and takes the free one that hides least and is nearest.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,22 +124,38 @@ class _Room:
     def __init__(self, size: tuple[int, int], shapes: Sequence[Shape]) -> None:
         self._size = size
         self._shapes = shapes
-        self._boxes = np.array([shape.box for shape in shapes], np.float64)
+        self._box_list = [shape.box for shape in shapes]
+        self._boxes = np.array(self._box_list, np.float64)
+        self._taken: list[Rectangle] = []
         self._plates = np.zeros((0, 4))
 
     def take(self, plate: Rectangle) -> None:
-        self._plates = np.vstack([self._plates, plate])
+        self._taken.append(plate)
+        self._plates = np.array(self._taken)
 
     def find(self, number: int, plate_size: tuple[float, float]) -> tuple[Rectangle, tuple[float, float] | None] | None:
         """Return the best free plate for an instance and the end of its line, if it needs one; None without room."""
         if plate_size[0] > self._size[0] or plate_size[1] > self._size[1]:
             return None
+        if (plate := self._clear_top(number, plate_size)) is not None:
+            return plate, None
         shape = self._shapes[number]
         for places in (_beside(shape, plate_size), _rings(shape.box, plate_size)):
             found = self._best(number, self._inside(places, plate_size))
             if found is not None:
                 return found
         return None
+
+    def _clear_top(self, number: int, plate_size: tuple[float, float]) -> Rectangle | None:
+        """Return the plate at an instance's top if it hides nothing: no other place can be better."""
+        shape = self._shapes[number]
+        x, y = (round(value) for value in _at_top(shape, plate_size))
+        plate = (x, y, x + plate_size[0], y + plate_size[1])
+        if x < 0 or y < 0 or plate[2] > self._size[0] or plate[3] > self._size[1]:
+            return None
+        others = (box for other, box in enumerate(self._box_list) if other != number)
+        is_hiding = any(_overlap(plate, each) for each in itertools.chain(self._taken, others))
+        return None if is_hiding else plate
 
     def _best(self, number: int, plates: NDArray[np.float64]) -> tuple[Rectangle, tuple[float, float] | None] | None:
         shape = self._shapes[number]
@@ -175,9 +192,7 @@ def _beside(shape: Shape, plate_size: tuple[float, float]) -> Iterator[tuple[flo
     """Yield places at an instance, best first: at its top, along its upper edge, its lower one, beside it, on it."""
     width, height = plate_size
     left, top, right, bottom = shape.box
-    tops = np.flatnonzero(shape.tops == shape.tops.min())
-    peak = shape.x[tops[len(tops) // 2]]
-    yield peak - width / 2, top - height - 1
+    yield _at_top(shape, plate_size)
     along = np.unique(np.linspace(0, len(shape.x) - 1, _PLACES_ALONG).round().astype(int))
     # From the middle outwards.
     along = along[np.argsort(np.abs(along - (len(shape.x) - 1) / 2), kind="stable")]
@@ -194,6 +209,18 @@ def _beside(shape: Shape, plate_size: tuple[float, float]) -> Iterator[tuple[flo
     yield shape.x[tallest] - width / 2, (shape.tops[tallest] + shape.bottoms[tallest] - height) / 2
     yield left, top
     yield right - width, bottom - height
+
+
+def _at_top(shape: Shape, plate_size: tuple[float, float]) -> tuple[float, float]:
+    """Return the top left corner of a plate above an instance's highest point."""
+    top = float(shape.tops.min())
+    highest = np.flatnonzero(shape.tops == top)
+    return float(shape.x[highest[len(highest) // 2]]) - plate_size[0] / 2, top - plate_size[1] - 1
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    """Return whether two rectangles overlap, or lie less than a pixel apart."""
+    return one[0] < other[2] + 1 and other[0] < one[2] + 1 and one[1] < other[3] + 1 and other[1] < one[3] + 1
 
 
 def _rings(box: Rectangle, plate_size: tuple[float, float]) -> Iterator[tuple[float, float]]:
