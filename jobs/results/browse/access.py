@@ -3,8 +3,8 @@
 The server listens on the loopback address, and still other users of the machine and other pages in the same browser
 can reach it. So each start has a random token. The first visit exchanges it for a cookie and removes it from the
 address, where it would end up in histories and screenshots. The Host is checked, because a name of an attacker's may
-resolve to 127.0.0.1 (DNS rebinding). Cookies do not tell ports apart: a page of another server on this machine is the
-same site, and its requests carry the cookie; the browser's own `Sec-Fetch-Site` tells them from ours.
+resolve to 127.0.0.1 (DNS rebinding). Cookies belong to all ports: a page of another server on this machine is the
+same site, and its requests carry the cookie; the browser's own header `Sec-Fetch-Site` sets them apart from ours.
 """
 
 import secrets

@@ -16,7 +16,7 @@ PAGE_IMAGES = 24
 SCANNED_IMAGES = 96
 # A page ends after this, even when few images differ by more than the limits.
 SCAN_S = 5.0
-WINDOW_IMAGES = 8_000
+WINDOW_IMAGES = 20_000
 MIN_SCORE = DiffRules().min_score
 CHANGES = tuple(kind for kind in Kind if kind is not Kind.SAME)
 

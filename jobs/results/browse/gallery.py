@@ -17,7 +17,7 @@ from pipeline.errors import SpecError
 PAGE_IMAGES = 48
 # Images that are looked at first for instances that match, before all of them are: most conditions match somewhere in
 # so many.
-WINDOW_IMAGES = 4_000
+WINDOW_IMAGES = 20_000
 SCORE_BINS = 10
 MOST_CATEGORIES = 2_000
 _SEPARATOR = "~"

@@ -112,7 +112,7 @@ def test_pages_follow_each_other_there_and_back(open_app: OpenApp, many: Path, o
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("many") / "out"
-    write_many(output, 20_000)
+    write_many(output, 30_000)
     return output
 
 
@@ -121,14 +121,14 @@ def test_facets_count_under_the_other_conditions(open_app: OpenApp, many: Path) 
     page = client.get("/facets?category=rare&min_score=0.5").text
     count = re.search(r'data-count="([^"]*)"', page)
     assert count is not None
-    rare = sum(number % 100 == 50 and np.float32(number % 997 / 997) >= 0.5 for number in range(20_000))
+    rare = sum(number % 100 == 50 and np.float32(number % 997 / 997) >= 0.5 for number in range(30_000))
     assert count[1] == f"{rare:,} images"
     values = dict(re.findall(r'value="(\w+)"[^>]*>.*?<span class="quiet">([\d,]+)</span>', page))
     assert values["rare"] == f"{rare:,}"
-    assert int(values["frequent"].replace(",", "")) > 5_000
-    assert (values["ok"], values["failed"]) == ("19,980", "20")
+    assert int(values["frequent"].replace(",", "")) > 10_000
+    assert (values["ok"], values["failed"]) == ("29,970", "30")
     bins = [int(count.replace(",", "")) for count in re.findall(r"to \d\.\d: ([\d,]+) instances?</span>", page)]
-    assert sum(bins) == 200
+    assert sum(bins) == 300
 
 
 @pytest.mark.slow
@@ -336,9 +336,9 @@ def test_failed_images_are_listed_by_reason(open_app: OpenApp, two_runs: Path, m
     client = open_app(many)
     page = client.get("/failures?reason=it+took+too+long").text
     assert page.count(">s3://bucket/000000999.jpg<") == 1
-    assert ">20<" in page
+    assert ">30<" in page
     assert "000000999.jpg" not in client.get("/failures?reason=another").text
-    assert client.get("/failures?after=s3://bucket/000018999.jpg").text.count("/image?") == 1
+    assert client.get("/failures?after=s3://bucket/000028999.jpg").text.count("/image?") == 1
 
 
 def test_two_runs_are_compared(open_app: OpenApp, two_runs: Path) -> None:
