@@ -3,14 +3,14 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jobs.results.diff.compare import DEFAULT_LARGEST, diff_runs
 from jobs.results.diff.result import CategoryChanges, Diff, RunSide
 from jobs.results.diff.rules import DiffRules, ImageFate, Kind
 from jobs.results.diff.writer import IMAGES, INSTANCES, make_folder
 from jobs.results.formats import QueryResult, write_answer
-from jobs.terminal.console import say, write_json, write_line, write_table
+from jobs.terminal.console import Alignment, say, write_json, write_line, write_table
 from jobs.terminal.output_file import atomic_output, check_local
 from pipeline.errors import SpecError
 from pipeline.output.results import open_results
@@ -56,7 +56,7 @@ class DiffRequest:
     """What is compared and how it is reported.
 
     other: the output of run B, None for that of A. fail_over: the exit code is 1 when a larger share of the instances
-    changed. folder: for pictures and tables. pictures: how many images.
+    changed. folder: for pictures and tables. pictures: how many images. output_format: table, json or csv.
     """
 
     output: str
@@ -67,7 +67,7 @@ class DiffRequest:
     fail_over: float | None = None
     folder: Path | None = None
     pictures: int = DEFAULT_LARGEST
-    output_format: Literal["table", "json", "csv"] = "table"
+    output_format: str = "table"
 
 
 def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None" = None) -> int:
@@ -139,7 +139,8 @@ def _write_table(diff: Diff) -> None:
     write_table(["images", "", "such as"], rows, alignments=["right", "left", "left"])
     if diff.categories:
         shown = [*diff.categories, _sum_of(diff)] if len(diff.categories) > 1 else [*diff.categories]
-        write_table(_COLUMNS, [_category_row(each) for each in shown], alignments=["left", *["right"] * 10])
+        numbers: list[Alignment] = ["right"] * (len(_COLUMNS) - 1)
+        write_table(_COLUMNS, [_category_row(each) for each in shown], alignments=["left", *numbers])
     if diff.class_changes:
         write_table(
             ["in A", "in B", "instances"],

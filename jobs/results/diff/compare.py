@@ -39,6 +39,7 @@ _INSTANCES = pa.schema(
         ("category", pa.string()),
         ("score", pa.float32()),
         ("bbox", BBOX_TYPE),
+        ("area", pa.int64()),
         ("mask", MASK_TYPE),
     ]
 )

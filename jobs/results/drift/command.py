@@ -1,6 +1,6 @@
 """`htc drift`: writes the runs of an output and how far each is from its reference, as a table, JSON or CSV."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jobs.results.drift.measure import DEFAULT_LAST, DEFAULT_MIN_SCORE, DEFAULT_WINDOW, measure_drift
 from jobs.results.drift.result import Drift, Level, MeasureDrift, MeasuredRun
@@ -27,13 +27,14 @@ def report_drift(
     last: int = DEFAULT_LAST,
     min_score: float = DEFAULT_MIN_SCORE,
     fail_over: float | None = None,
-    output_format: Literal["table", "json", "csv"] = "table",
+    output_format: str = "table",
     storage_section: "StorageSection | None" = None,
 ) -> int:
     """Measure the runs of an output, and write them.
 
     Args:
         fail_over: the exit code is 1 when an index of the newest run is above, and chance does not explain it.
+        output_format: table, json or csv.
 
     Returns:
         The exit code.
