@@ -4,8 +4,8 @@
 
 The output is written for the purpose: so many images with three instances each, of 80 categories; the images of the
 gallery's sample are the bundled photos under other names. The peer is what a user would write: the same counts by plain
-DuckDB over the same files, and the same 500 photos as a thumbnail and a view of 1,024 pixels with Pillow, without masks.
-Rounds are interleaved. The last line is one JSON object.
+DuckDB over the same files, and the same 500 photos as a thumbnail and a view of 1,024 pixels with Pillow, without
+masks. Rounds are interleaved. The last line is one JSON object.
 """
 
 import argparse
@@ -50,21 +50,18 @@ def write_output(folder: Path, images: int) -> Path:
     """Write the output, and the photos of its sample."""
     photos = folder / "photos"
     photos.mkdir()
-    sizes = []
+    kinds = []
     for photo in PHOTOS:
         with Image.open(photo) as image:
-            sizes.append(image.size)
-    masks = [_mask(height, width) for width, height in sizes]
+            kinds.append((*image.size, _mask(image.height, image.width)))
     listing = folder / "names.txt"
     listing.write_text("\n".join(str(photos / f"{number:08d}.jpg") for number in range(images)))
     overrides = {"input.uri": str(listing), "output.uri": str(folder / "out"), "compute.shard_images": SHARD_IMAGES}
     storage = Storage()
     run = open_run(load_spec(None, overrides), FINGERPRINT, storage, run=RUN)
-    random = np.random.default_rng(0)
     for shard in range(run.shard_count):
         uris = [ref.uri for ref in run.read_shard(shard).images]
-        photo = np.array([int(Path(uri).stem) % len(PHOTOS) for uri in uris])
-        tables = _tables(shard, uris, photo, sizes, masks, random)
+        tables = _tables(shard, uris, np.array([int(Path(uri).stem) % len(PHOTOS) for uri in uris]), kinds)
         storage.write(instances_part(run.output_uri, RUN, shard), encode_table(tables[1], RUN))
         storage.write(images_part(run.output_uri, RUN, shard), encode_table(tables[0], RUN))
     run.close()
@@ -81,19 +78,15 @@ def _mask(height: int, width: int) -> dict[str, object]:
 
 
 def _tables(
-    shard: int,
-    uris: list[str],
-    photo: np.ndarray,
-    sizes: list[tuple[int, int]],
-    masks: list[dict[str, object]],
-    random: np.random.Generator,
+    shard: int, uris: list[str], photo: np.ndarray, kinds: list[tuple[int, int, dict[str, object]]]
 ) -> tuple[pa.Table, pa.Table]:
+    random = np.random.default_rng(shard)
     count, ids = len(uris), np.array([image_id(uri) for uri in uris])
     images = {
         "image_id": ids,
         "uri": uris,
-        "width": [sizes[place][0] for place in photo],
-        "height": [sizes[place][1] for place in photo],
+        "width": [kinds[place][0] for place in photo],
+        "height": [kinds[place][1] for place in photo],
         "shard": [shard] * count,
         "status": ["ok"] * count,
         "attempts": [1] * count,
@@ -112,7 +105,7 @@ def _tables(
         "score": random.random(len(rows)),
         "bbox": pa.array([box] * len(rows), BBOX_TYPE),
         "area": random.integers(10, 90_000, len(rows)),
-        "mask": pa.array([masks[place] for place in photo[rows]], MASK_TYPE),
+        "mask": pa.array([kinds[place][2] for place in photo[rows]], MASK_TYPE),
         "model": ["m"] * len(rows),
     }
     return _table(images, IMAGES_SCHEMA, count), _table(instances, INSTANCES_SCHEMA, len(rows))
