@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from htc_model.network.detector import HTC
-from htc_model.network.resnet import DeformConv2d
+from htc_model.network.resnet import DeformConv2d, ModulatedDeformConv2d, split_modulated
 from htc_model.network.roi_heads import BOX_POOL, BoxHead, MaskHead
 from htc_model.network.rpn import RPNHead
 
@@ -91,8 +91,9 @@ class FoldedDeformConv2d(nn.Module):
         convolution: the one that a batch norm follows.
     """
 
-    def __init__(self, convolution: DeformConv2d) -> None:
+    def __init__(self, convolution: DeformConv2d | ModulatedDeformConv2d) -> None:
         super().__init__()
+        self.is_modulated = isinstance(convolution, ModulatedDeformConv2d)
         self.stride = convolution.stride
         self.weight = convolution.weight
         self.bias = nn.Parameter(torch.zeros_like(convolution.weight[:, 0, 0, 0]))
@@ -101,8 +102,11 @@ class FoldedDeformConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C, H / stride, W / stride] of the input's dtype, channels-last."""
         pixels = x.float()
+        offsets, weights = self.conv_offset(pixels), None
+        if self.is_modulated:
+            offsets, weights = split_modulated(offsets)
         sampled: Tensor = deform_conv2d(
-            pixels, self.conv_offset(pixels), self.weight, self.bias, stride=self.stride, padding=1
+            pixels, offsets, self.weight, self.bias, stride=self.stride, padding=1, mask=weights
         )
         return sampled.to(x.dtype, memory_format=torch.channels_last)
 
@@ -142,6 +146,7 @@ class FoldedBoxHead(nn.Module):
 
     def __init__(self, head: BoxHead) -> None:
         super().__init__()
+        self.shared_convs = copy.deepcopy(head.shared_convs)
         self.shared_fcs = copy.deepcopy(head.shared_fcs)
         first: Any = self.shared_fcs[0]
         # Columns from (channel, y, x), the published order, to (y, x, channel), the order in memory.
@@ -156,11 +161,18 @@ class FoldedBoxHead(nn.Module):
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """Predict from pooled features [K, C, 7, 7], like `BoxHead.forward`; channels-last ones are not copied."""
-        x = roi_features.to(next(self.shared_fcs.parameters()).dtype).permute(0, 2, 3, 1).flatten(1)
+        logits, deltas = self.fc_out(self.share(roi_features)).tensor_split((self.classes,), dim=1)
+        return logits, deltas
+
+    def share(self, roi_features: Tensor) -> Tensor:
+        """Compute what classes and boxes are predicted from, like `BoxHead.share`."""
+        x = roi_features.to(next(self.shared_fcs.parameters()).dtype)
+        for conv in self.shared_convs:
+            x = conv(x)
+        x = x.permute(0, 2, 3, 1).flatten(1)
         for layer in self.shared_fcs:
             x = F.relu(layer(x), inplace=True)
-        logits, deltas = self.fc_out(x).tensor_split((self.classes,), dim=1)
-        return logits, deltas
+        return x
 
 
 class FoldedMaskHead(MaskHead):
@@ -200,18 +212,19 @@ def _fold_batch_norms(module: nn.Module) -> None:
     (timm's norms include one) or nothing.
     """
     name_before: str = ""
-    before: nn.Conv2d | DeformConv2d | None = None
+    before: nn.Conv2d | DeformConv2d | ModulatedDeformConv2d | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):
             if before is None or len(before.weight) != child.num_features:
                 raise ValueError(f"the batch norm {name} does not follow a convolution of its width")
-            convolution = FoldedDeformConv2d(before) if isinstance(before, DeformConv2d) else before
+            is_deformable = isinstance(before, DeformConv2d | ModulatedDeformConv2d)
+            convolution = FoldedDeformConv2d(before) if is_deformable else before
             setattr(module, name_before, convolution)
             _fold_into(convolution, child)
             before = None
             activation = getattr(child, "act", None)
             setattr(module, name, activation if isinstance(activation, nn.Module) else nn.Identity())
-        elif isinstance(child, nn.Conv2d | DeformConv2d):
+        elif isinstance(child, nn.Conv2d | DeformConv2d | ModulatedDeformConv2d):
             name_before, before = name, child
         else:
             _fold_batch_norms(child)

@@ -11,7 +11,7 @@ from htc_model.masks.encode import encode_detections
 from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.cascade_roi_head import CascadeHead
 from htc_model.network.efficientnet import EfficientNetLite0
-from htc_model.network.fpn import FPN
+from htc_model.network.fpn import FPN, PAFPN
 from htc_model.network.norms import use_group_norm
 from htc_model.network.postprocess import BoxDetections, select_detections, to_original
 from htc_model.network.resnet import ResNet
@@ -32,7 +32,8 @@ class HTC(nn.Module):
         self.backbone = EfficientNetLite0() if config.backbone.kind == "efficientnet_lite0" else ResNet(config.backbone)
         if config.backbone.norm == "group":
             use_group_norm(self.backbone)
-        self.neck = FPN(self.backbone.channels, config.fpn_channels)
+        neck = PAFPN if config.neck == "pafpn" else FPN
+        self.neck = neck(self.backbone.channels, config.fpn_channels, has_norm=config.has_group_norm)
         self.rpn_head = RPNHead(config)
         self.roi_head = CascadeHead(config)
 
@@ -57,7 +58,11 @@ class HTC(nn.Module):
             NonFiniteError: an image's activations overflow, or the weights contain NaN. Without this error, comparisons
                 with NaN would drop all its detections, and the image would seem empty.
         """
-        pyramid = self.features(batch.pixels)
+        return self.infer_from(self.features(batch.pixels), batch)
+
+    @torch.inference_mode()
+    def infer_from(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[RawDetections]:
+        """Detect and segment, as `infer`, from features that are computed already: P2..P6."""
         semantic_feat = self.roi_head.semantic_forward(pyramid)
         proposals = self.propose(pyramid, batch)
         detected = self.detect(pyramid, semantic_feat, proposals, batch)

@@ -109,6 +109,9 @@ def assert_same(network: HTC, image: np.ndarray, expected: RawDetections, found:
         small("htc_without_semantic_r50_fpn"),
         small("mask_rcnn_r50_fpn"),
         small("cascade_rcnn_r50_fpn"),
+        small("mask_rcnn_r50_pafpn"),
+        small("mask_rcnn_r50_fpn_gn"),
+        small("htc_r50_fpn_dcnv2"),
     ],
     ids=lambda config: config.name,
 )
