@@ -152,6 +152,12 @@ class ModelConfig:
                 raise ModelConfigError(
                     f"{self.name} has the unknown {what} {value!r}; known: {', '.join(get_args(choices))}."
                 )
+        if self.roi_head == "scnet" and not (
+            self.semantic and self.has_masks and self.mask_channels == self.fpn_channels
+        ):
+            raise ModelConfigError(
+                f"{self.name}: scnet needs masks, the semantic branch, and mask_channels equal to fpn_channels."
+            )
         if (self.neck == "recursive") != (self.backbone.kind == "detectors_resnet"):
             raise ModelConfigError(
                 f"{self.name} needs both or neither of the recursive neck and the detectors_resnet backbone."
@@ -190,6 +196,12 @@ _MASK_RCNN = ModelConfig(
 _CASCADE_MASK = ModelConfig(name="cascade_mask_rcnn_r50_fpn", score_threshold=0.05)
 _HTC_WITHOUT_SEMANTIC = ModelConfig(name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True)
 _HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
+
+_SCNET = replace(_CASCADE_MASK, name="scnet_r50_fpn", semantic=True, roi_head="scnet", score_threshold=0.001)
+
+_DETECTORS = replace(
+    _HTC, name="detectors_htc_r50_fpn", backbone=BackboneConfig(kind="detectors_resnet"), neck="recursive"
+)
 
 # This project's own preset for demos and tests on a CPU: seconds per image and fewer than 12 M parameters. Mean and
 # std are those EfficientNet-Lite was trained with (tensorflow/tpu, efficientnet/lite); the other numbers are choices.
@@ -234,6 +246,11 @@ PRESETS: Mapping[str, ModelConfig] = {
             box_head="four_conv_one_linear",
             has_group_norm=True,
         ),
+        _SCNET,
+        replace(_SCNET, name="scnet_r101_fpn", backbone=_R101),
+        replace(_SCNET, name="scnet_x101_64x4d_fpn", backbone=_X101_64X4D),
+        _DETECTORS,
+        replace(_DETECTORS, name="detectors_htc_r101_fpn", backbone=replace(_DETECTORS.backbone, depth=101)),
     )
 }
 

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from htc_model.network.detector import HTC
-from htc_model.network.resnet import DeformConv2d, ModulatedDeformConv2d, split_modulated
+from htc_model.network.detectors import StandardisedConv2d, SwitchableConv2d
+from htc_model.network.resnet import DeformConv2d, ModulatedDeformConv2d, sample_deformable, split_modulated
 from htc_model.network.roi_heads import BOX_POOL, BoxHead, MaskHead
 from htc_model.network.rpn import RPNHead
 
@@ -54,7 +54,9 @@ class FoldedHTC(HTC):
         self.neck = copy.deepcopy(model.neck)
         self.rpn_head = FoldedRPNHead(model.rpn_head)
         self.roi_head = copy.deepcopy(model.roi_head)
-        _fold_batch_norms(self.backbone)
+        for part in (self.backbone, self.neck):
+            _settle_kernels(part)
+            _fold_batch_norms(part)
         _replace_heads(self.roi_head)
         _cast(self, dtype)
         self.eval().requires_grad_(requires_grad=False)
@@ -105,10 +107,31 @@ class FoldedDeformConv2d(nn.Module):
         offsets, weights = self.conv_offset(pixels), None
         if self.is_modulated:
             offsets, weights = split_modulated(offsets)
-        sampled: Tensor = deform_conv2d(
-            pixels, offsets, self.weight, self.bias, stride=self.stride, padding=1, mask=weights
+        sampled = sample_deformable(
+            pixels, offsets, self.weight, self.bias, stride=self.stride, tap_weights=weights
         )
         return sampled.to(x.dtype, memory_format=torch.channels_last)
+
+
+class FoldedSwitchableConv2d(SwitchableConv2d):
+    """A switchable atrous convolution whose kernels are standardised once; in float32, with its batch norm behind.
+
+    Args:
+        convolution: the trained one; its layers are shared.
+    """
+
+    def __init__(self, convolution: SwitchableConv2d) -> None:
+        nn.Module.__init__(self)
+        self.rate_stride = convolution.rate_stride
+        self.weight = nn.Parameter(convolution.standardised().detach())
+        self.weight_diff = convolution.weight_diff
+        self.norm: nn.Module = nn.Identity()
+        for name in ("switch", "pre_context", "post_context", "offset_s", "offset_l"):
+            self.add_module(name, getattr(convolution, name))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [B, C, H, W] to [B, C, H / stride, W / stride], channels-last, of the input's dtype."""
+        return self.norm(self.mix(input.float(), self.weight)).to(input.dtype, memory_format=torch.channels_last)
 
 
 class FoldedRPNHead(RPNHead):
@@ -205,6 +228,28 @@ def _replace_heads(module: nn.Module) -> None:
             _replace_heads(child)
 
 
+def _settle_kernels(module: nn.Module) -> None:
+    """Replace weight-standardised convolutions by ones that have the standardised kernels."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, SwitchableConv2d):
+            setattr(module, name, FoldedSwitchableConv2d(child))
+        elif isinstance(child, StandardisedConv2d):
+            kernels = child.standardised().detach()
+            plain = nn.Conv2d(
+                child.in_channels,
+                child.out_channels,
+                child.kernel_size,  # type: ignore[arg-type]
+                stride=child.stride,  # type: ignore[arg-type]
+                padding=child.padding,
+                bias=False,
+                device="meta",
+            )
+            plain.weight = nn.Parameter(kernels)
+            setattr(module, name, plain)
+        else:
+            _settle_kernels(child)
+
+
 def _fold_batch_norms(module: nn.Module) -> None:
     """Fold every batch norm into the convolution registered before it in the same module.
 
@@ -212,9 +257,15 @@ def _fold_batch_norms(module: nn.Module) -> None:
     (timm's norms include one) or nothing.
     """
     name_before: str = ""
-    before: nn.Conv2d | DeformConv2d | ModulatedDeformConv2d | None = None
+    before: nn.Conv2d | DeformConv2d | ModulatedDeformConv2d | FoldedSwitchableConv2d | None = None
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, FoldedSwitchableConv2d):
+            name_before, before = name, child
+        elif isinstance(child, nn.BatchNorm2d) and isinstance(before, FoldedSwitchableConv2d):
+            # A sum of two mixed convolutions and a context: the norm is applied to it, in float32.
+            before.norm, before = child, None
+            setattr(module, name, nn.Identity())
+        elif isinstance(child, nn.BatchNorm2d):
             if before is None or len(before.weight) != child.num_features:
                 raise ValueError(f"the batch norm {name} does not follow a convolution of its width")
             is_deformable = isinstance(before, DeformConv2d | ModulatedDeformConv2d)
@@ -256,10 +307,11 @@ def _stack(both: nn.Module, first: nn.Module, second: nn.Module) -> None:
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights to `dtype` where `InFloat32` and deformable convolutions do not keep them; channels-last."""
-    if isinstance(module, InFloat32 | FoldedDeformConv2d):
+    is_deformable = isinstance(module, FoldedDeformConv2d | FoldedSwitchableConv2d)
+    if isinstance(module, InFloat32) or is_deformable:
         dtype = torch.float32
     for name, parameter in list(module.named_parameters(recurse=False)):
-        is_kernel = parameter.dim() == 4 and not isinstance(module, FoldedDeformConv2d)
+        is_kernel = parameter.dim() == 4 and not is_deformable
         layout = torch.channels_last if is_kernel else torch.contiguous_format
         setattr(module, name, nn.Parameter(parameter.detach().to(dtype, memory_format=layout)))
     for child in module.children():

@@ -13,8 +13,8 @@ from htc_model.config import BackboneConfig, ModelConfigError
 from htc_model.network.norms import GroupNorm
 
 STRIDES = (4, 8, 16, 32)
-_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # arXiv:1512.03385, table 1
-_EXPANSION = 4  # a bottleneck's output has four times its inner planes, same table
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # arXiv:1512.03385, table 1
+EXPANSION = 4  # a bottleneck's output has four times its inner planes, same table
 
 
 class DeformConv2d(nn.Module):
@@ -34,8 +34,7 @@ class DeformConv2d(nn.Module):
         """Map [B, C, H, W] to [B, C, H / stride, W / stride], in float32: offsets are sub-pixel."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            sampled: Tensor = deform_conv2d(x, self.conv_offset(x), self.weight, stride=self.stride, padding=1)
-        return sampled
+            return sample_deformable(x, self.conv_offset(x), self.weight, stride=self.stride)
 
 
 class ModulatedDeformConv2d(nn.Module):
@@ -55,8 +54,7 @@ class ModulatedDeformConv2d(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             offsets, weights = split_modulated(self.conv_offset(x))
-            sampled: Tensor = deform_conv2d(x, offsets, self.weight, stride=self.stride, padding=1, mask=weights)
-        return sampled
+            return sample_deformable(x, offsets, self.weight, stride=self.stride, tap_weights=weights)
 
 
 # Of each of nine taps: dy, dx, and the logit of its weight.
@@ -67,6 +65,35 @@ def split_modulated(predicted: Tensor) -> tuple[Tensor, Tensor]:
     """Split 27 channels into nine pairs of offsets and nine weights in (0, 1)."""
     offsets, logits = predicted.split((18, 9), dim=1)
     return offsets, logits.sigmoid()
+
+
+def sample_deformable(
+    x: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int,
+    rate: int = 1,
+    tap_weights: Tensor | None = None,
+) -> Tensor:
+    """Run torchvision's 3x3 deformable convolution; where an offset is NaN, the result is NaN.
+
+    torchvision reads outside its input there, and the process dies: activations that overflow would end a worker.
+
+    Args:
+        x: [B, C, H, W] float32.
+        offsets: [B, 18 * groups of offsets, H / stride, W / stride], (dy, dx) of each tap.
+        rate: of dilation, and the padding.
+        tap_weights: half as many channels as the offsets.
+
+    Returns:
+        [B, outputs, H / stride, W / stride].
+    """
+    sampled: Tensor = deform_conv2d(
+        x, offsets.nan_to_num(), weight, bias, stride=stride, padding=rate, dilation=rate, mask=tap_weights
+    )
+    return torch.where(offsets.isnan().any(dim=1, keepdim=True), torch.nan, sampled)
 
 
 class Bottleneck(nn.Module):
@@ -84,7 +111,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         # ResNeXt's width rule (arXiv:1611.05431): 64 planes become groups * base_width channels.
         width = planes * config.base_width // 64 * config.groups
-        outputs = planes * _EXPANSION
+        outputs = planes * EXPANSION
         self.norm_name = _norm_name(config)
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
         self.add_module(f"{self.norm_name}1", _norm(config, width))
@@ -124,20 +151,20 @@ class ResNet(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        if config.depth not in _BLOCKS:
-            raise ModelConfigError(f"A ResNet of depth {config.depth} is not known; known: {sorted(_BLOCKS)}.")
+        if config.depth not in BLOCKS:
+            raise ModelConfigError(f"A ResNet of depth {config.depth} is not known; known: {sorted(BLOCKS)}.")
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.norm_name = _norm_name(config)
         self.add_module(f"{self.norm_name}1", _norm(config, 64))
         stages = []
         inputs = 64
-        for index, blocks in enumerate(_BLOCKS[config.depth]):
+        for index, blocks in enumerate(BLOCKS[config.depth]):
             # The published models are deformable in C3-C5 (arXiv:1811.11168, table 1: no gain in C2).
             is_deformable = config.has_deformable_stages and index + 2 >= config.first_deformable
             stages.append(_build_stage(inputs, 64 * 2**index, blocks, config, is_deformable=is_deformable))
-            inputs = 64 * 2**index * _EXPANSION
+            inputs = 64 * 2**index * EXPANSION
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.channels = tuple(64 * 2**index * _EXPANSION for index in range(4))
+        self.channels = tuple(64 * 2**index * EXPANSION for index in range(4))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Map [B, 3, H, W] to C2..C5: [B, 256 * 2^i, H / 4 / 2^i, W / 4 / 2^i]."""
@@ -155,7 +182,7 @@ def _build_stage(
 ) -> nn.Sequential:
     stride = 1 if planes == 64 else 2
     first = Bottleneck(inputs, planes, stride, config, is_deformable=is_deformable)
-    rest = [Bottleneck(planes * _EXPANSION, planes, 1, config, is_deformable=is_deformable) for _ in range(blocks - 1)]
+    rest = [Bottleneck(planes * EXPANSION, planes, 1, config, is_deformable=is_deformable) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
 
 

@@ -41,7 +41,7 @@ def small(name: str) -> ModelConfig:
         resize=ResizeConfig(long_side=128, short_side=96),
         fpn_channels=64,
         box_fc_channels=128,
-        mask_channels=32,
+        mask_channels=64 if name.startswith("scnet") else 32,
         rpn_proposals=60,
         max_detections=20,
         score_threshold=0.001,
@@ -112,6 +112,8 @@ def assert_same(network: HTC, image: np.ndarray, expected: RawDetections, found:
         small("mask_rcnn_r50_pafpn"),
         small("mask_rcnn_r50_fpn_gn"),
         small("htc_r50_fpn_dcnv2"),
+        small("scnet_r50_fpn"),
+        small("detectors_htc_r50_fpn"),
     ],
     ids=lambda config: config.name,
 )
