@@ -150,7 +150,7 @@ def build_batch(
 
     Args:
         images: at least one [H, W, 3] uint8 RGB array.
-        config: its `resize` section gives sides, mean and standard deviation (in grey levels).
+        config: its `resize` section gives sides, mean, standard deviation (in grey levels) and order of channels.
         device: of the resize and of the result.
 
     Raises:
@@ -188,7 +188,8 @@ def _assemble(
     image_sizes = [resized_size(*size, resize) for size in original_sizes]
     for slot, image, (height, width) in zip(pixels, images, image_sizes, strict=True):
         resized = resize_uint8(image, (height, width)).permute(2, 0, 1).to(torch.float32)
-        slot[:, :height, :width] = resized.sub_(mean).div_(std)
+        resized = resized.sub_(mean).div_(std)
+        slot[:, :height, :width] = resized.flip(0) if resize.has_bgr else resized
     return ImageBatch(pixels=pixels, image_sizes=image_sizes, original_sizes=original_sizes)
 
 
