@@ -76,6 +76,18 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
+class ViewConfig:
+    """One view of an image at test time.
+
+    long_side, short_side: bounds of the resized image, as in `ResizeConfig`. is_mirrored: left and right are exchanged.
+    """
+
+    long_side: int
+    short_side: int
+    is_mirrored: bool = False
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One network: its parts, HTC's three switches, and its test-time thresholds.
 
@@ -97,6 +109,8 @@ class ModelConfig:
     has_group_norm: neck, box heads and mask heads have group norms.
     suppression: of detections: "hard" is NMS; the soft ones (arXiv:1704.04503) lower the scores of overlapping boxes:
         linear above `nms_iou`, gaussian by `soft_nms_sigma`; scores below `soft_nms_min_score` are dropped.
+
+    views: of test-time augmentation, a mirrored view behind its plain one; none is the plain image alone.
 
     Other fields: box_stds one row per cascade stage; score_threshold in [0, 1], detections score above it;
     nms_iou, rpn_nms_iou suppress above it; channel counts are those of the layers they name.
@@ -131,6 +145,7 @@ class ModelConfig:
     suppression: Suppression = "hard"
     soft_nms_sigma: float = 0.5
     soft_nms_min_score: float = 0.001
+    views: tuple[ViewConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.category_ids):
@@ -280,6 +295,7 @@ def config_from_dict(d: Mapping[str, Any]) -> ModelConfig:
     values = dict(d)
     values["backbone"] = _read_section(BackboneConfig, d.get("backbone", {}))
     values["resize"] = _read_section(ResizeConfig, d.get("resize", {}))
+    values["views"] = tuple(_read_section(ViewConfig, view) for view in d.get("views", ()))
     config: ModelConfig = _read_section(ModelConfig, values)
     return config
 
@@ -294,6 +310,7 @@ _LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "suppression": "hard",
         "soft_nms_sigma": 0.5,
         "soft_nms_min_score": 0.001,
+        "views": [],
     },
     "backbone": {"is_modulated": False, "first_deformable": 3},
     "resize": {"has_bgr": False},

@@ -156,9 +156,14 @@ def build_batch(
     Raises:
         ValueError: no images, or their padded shapes differ.
     """
-    # A read-only array (from a buffer) is copied: torch supports only writable arrays.
-    uploaded = (torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device) for image in images)
+    uploaded = (upload_pixels(image, device) for image in images)
     return _assemble(uploaded, [(int(image.shape[0]), int(image.shape[1])) for image in images], config, device)
+
+
+def upload_pixels(image: NDArray[np.uint8], device: torch.device | str) -> Tensor:
+    """Copy a decoded image [H, W, 3] uint8 to a device; on the CPU the tensor shares its memory where it may."""
+    # A read-only array (from a buffer) is copied: torch supports only writable arrays.
+    return torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device)
 
 
 def assemble_batch(images: Sequence[Tensor], config: ModelConfig) -> ImageBatch:
