@@ -66,6 +66,11 @@ class AugmentSection(Section):
         return max(1, round(resize.long_side * scale)), max(1, round(resize.short_side * scale))
 
 
+def plain_values(section: AugmentSection | None) -> dict[str, Any] | None:
+    """Return the section as a run's identity holds it; None without augmentation."""
+    return None if section is None else section.model_dump(mode="json")
+
+
 def _read_word(value: object) -> object:
     words: Mapping[object, object] = {
         "none": None,

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
-from pipeline.job_spec.augment import Augment
+from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
@@ -266,8 +266,8 @@ class JobSpec(Section):
 
     def _augmenting(self) -> dict[str, object]:
         # Absent where there is none, as in runs of releases without this key.
-        augment = self.model.augment
-        return {} if augment is None else {"model.augment": augment.model_dump(mode="json")}
+        augment = plain_values(self.model.augment)
+        return {} if augment is None else {"model.augment": augment}
 
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.
