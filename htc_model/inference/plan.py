@@ -353,7 +353,14 @@ class InferencePlan:
         head = self.network.roi_head
         labels = state.labels[chunk]
         pooled = self._pool_levels(state.pyramid, state.semantic_feat, state.rois[chunk], MASK_POOL)
-        mask_feats = head.mask_forward(pooled.to(DTYPES[self.precision]))
+        pooled = pooled.to(DTYPES[self.precision])
+        if self.config.roi_head == "scnet":
+            averaged = MASK_POOL // BOX_POOL
+            small = self._pool_levels(
+                state.pyramid, state.semantic_feat, state.rois[chunk], BOX_POOL, semantic_averaged=averaged
+            )
+            pooled = pooled + head.relay(small.to(DTYPES[self.precision]))
+        mask_feats = head.mask_forward(pooled)
         stage_logits = [
             mask_head.predict_class(mask_feat, labels)
             for mask_head, mask_feat in zip(head.mask_heads, mask_feats, strict=True)
