@@ -246,6 +246,7 @@ PRESETS: Mapping[str, ModelConfig] = {
             box_head="four_conv_one_linear",
             has_group_norm=True,
         ),
+        replace(_HTC, name="htc_r50_fpn_ga", rpn="guided", rpn_proposals=300),
         _SCNET,
         replace(_SCNET, name="scnet_r101_fpn", backbone=_R101),
         replace(_SCNET, name="scnet_x101_64x4d_fpn", backbone=_X101_64X4D),

@@ -14,6 +14,7 @@ from htc_model.network.cascade_roi_head import CascadeHead
 from htc_model.network.detectors import DetectorsResNet, RecursivePyramid
 from htc_model.network.efficientnet import EfficientNetLite0
 from htc_model.network.fpn import FPN, PAFPN
+from htc_model.network.guided_rpn import GuidedRPNHead
 from htc_model.network.norms import use_group_norm
 from htc_model.network.postprocess import BoxDetections, select_detections, to_original
 from htc_model.network.resnet import ResNet
@@ -36,7 +37,7 @@ class HTC(nn.Module):
         if config.backbone.norm == "group":
             use_group_norm(self.backbone)
         self.neck = _build_neck(config, self.backbone.channels)
-        self.rpn_head = RPNHead(config)
+        self.rpn_head = GuidedRPNHead(config) if config.rpn == "guided" else RPNHead(config)
         self.roi_head = SCNetHead(config) if config.roi_head == "scnet" else CascadeHead(config)
 
     def forward(self, batch: ImageBatch) -> list[Detections]:
