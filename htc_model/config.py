@@ -158,6 +158,8 @@ class ModelConfig:
             raise ModelConfigError(
                 f"{self.name}: scnet needs masks, the semantic branch, and mask_channels equal to fpn_channels."
             )
+        if self.roi_head == "panet" and (self.num_stages > 1 or self.semantic or self.box_head != "two_linear"):
+            raise ModelConfigError(f"{self.name}: panet needs one stage, two linear layers, and no semantic branch.")
         if (self.neck == "recursive") != (self.backbone.kind == "detectors_resnet"):
             raise ModelConfigError(
                 f"{self.name} needs both or neither of the recursive neck and the detectors_resnet backbone."
@@ -236,6 +238,7 @@ PRESETS: Mapping[str, ModelConfig] = {
         replace(_HTC, name="htc_r50_fpn_dcn", backbone=BackboneConfig(has_deformable_stages=True)),
         _LITE,
         replace(_MASK_RCNN, name="mask_rcnn_r50_pafpn", neck="pafpn"),
+        replace(_MASK_RCNN, name="panet_r50_fpn", neck="pafpn", roi_head="panet"),
         replace(_MASK_RCNN, name="mask_rcnn_r50_fpn_dcnv2", backbone=_R50_DCNV2),
         replace(_HTC, name="htc_r50_fpn_dcnv2", backbone=_R50_DCNV2),
         replace(

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from htc_model.config import ModelConfig
 from htc_model.finite import LARGEST_SIDE_PX, NonFiniteError
 from htc_model.inference import exhaustive, static_ops
 from htc_model.network.box_ops import apply_deltas, clip_boxes, has_area
@@ -39,6 +40,15 @@ NMS_CANDIDATES = 2048
 # for detections; the deterministic weights, which give twenty times the candidates, need 6.
 RPN_NMS_STEPS = 32
 NMS_STEPS = 16
+
+
+def why_not_static(config: ModelConfig) -> str:
+    """Return why a network cannot run at fixed shapes; "" if it can."""
+    if config.suppression != "hard":
+        return "soft-NMS takes boxes one by one, each time the best of changed scores"
+    if config.roi_head == "panet":
+        return "PANet's heads pool every RoI from all levels, which the fixed-shape RoIAlign does not"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,12 @@ class InferencePlan:
             pool_levels: RoIAlign, as `static_ops.pool_levels`.
             is_exhaustive: run NMS over any number of candidates and to the end, by operations whose shapes depend on
                 values: for the images that are not `is_exact`.
+
+        Raises:
+            ValueError: the network cannot run at fixed shapes, see `why_not_static`.
         """
+        if reason := why_not_static(network.config):
+            raise ValueError(reason)
         self.network = network
         self.config = network.config
         self.padded_shape = padded_shape

@@ -1,8 +1,8 @@
-"""Region proposal network with guided anchoring (GA-RPN, arXiv:1901.03278): where anchors are, and which shape they have.
+"""Region proposal network with guided anchoring (GA-RPN, arXiv:1901.03278): where anchors are, and their shapes.
 
-    P_l -> shared convolution -> location map: cells below a threshold have no anchor
-                              -> shape map: one anchor per cell, a square of eight strides with predicted width and height
-                              -> deformable convolution whose offsets follow from the shape -> objectness, deltas
+P_l -> shared convolution -> location map: cells below a threshold have no anchor
+                          -> shape map: one anchor per cell, a square of eight strides with predicted width and height
+                          -> deformable convolution whose offsets follow from the shape -> objectness, deltas
 """
 
 import functools

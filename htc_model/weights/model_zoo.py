@@ -1,7 +1,7 @@
 """Model zoo: addresses, hashes and average precision of the published checkpoints.
 
-Numbers are from MMDetection's READMEs (configs/{htc,mask_rcnn,cascade_rcnn,dcnv2,gn,scnet,detectors}/README.md): average
-precision in percent on COCO val2017. MMDetection puts the first eight hex
+Numbers are from MMDetection's READMEs (configs/*/README.md of htc, mask_rcnn, cascade_rcnn, dcnv2, gn, scnet and
+detectors): average precision in percent on COCO val2017. MMDetection puts the first eight hex
 digits of a file's sha256 at the end of its name. Nothing here imports torch, so that commands can list it quickly.
 """
 

@@ -87,6 +87,15 @@ class JobFlags:
         typer.Option("--max-detections", metavar="N", help="At most N instances per image. [default: 100]"),
         SpecKey("model.max_detections"),
     ] = None
+    suppression: Annotated[
+        str | None,
+        typer.Option(
+            "--suppression",
+            metavar="hard|soft_linear|soft_gaussian",
+            help="Of duplicates: NMS, or soft-NMS, which lowers their scores. [default: hard]",
+        ),
+        SpecKey("model.suppression"),
+    ] = None
     precision: Annotated[
         str | None,
         typer.Option("--precision", metavar="fp32|bf16|auto", help="Arithmetic of the network. [default: auto]"),

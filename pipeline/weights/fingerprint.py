@@ -84,7 +84,7 @@ def config_of_weights(path: Path | None) -> ModelConfig | None:
 
 
 def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelConfig:
-    """Return the weights file's network configuration, else the preset's, with the spec's threshold and maximum.
+    """Return the weights file's network configuration, else the preset's, with the spec's settings of detections.
 
     Args:
         weights: the local weights file, if there is one.
@@ -96,6 +96,7 @@ def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelC
         config_of_weights(weights) or load_preset(section.preset),
         score_threshold=section.score_threshold,
         max_detections=section.max_detections,
+        suppression=section.suppression,
     )
 
 

@@ -29,6 +29,7 @@ ISSUE_TABLE = {
 # PANet's neck, deformable convolutions of version 2, group norm, and the successors of the family.
 LATER_TABLE = {
     "mask_rcnn_r50_pafpn",
+    "panet_r50_fpn",
     "mask_rcnn_r50_fpn_dcnv2",
     "htc_r50_fpn_dcnv2",
     "mask_rcnn_r50_fpn_gn",

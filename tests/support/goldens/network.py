@@ -198,6 +198,7 @@ def _filters(model: HTC) -> FilterSettings:
 @torch.inference_mode()
 def measure_detections(golden: Golden, model: HTC, batch: ImageBatch, raw: RawDetections) -> Iterator[Row]:
     """Compare only the golden's detections, with those that another implementation than `model` found."""
+
     def collect() -> tuple[Candidates, Candidates]:
         pyramid = model.features(batch.pixels)
         return collect_candidates(
@@ -206,7 +207,9 @@ def measure_detections(golden: Golden, model: HTC, batch: ImageBatch, raw: RawDe
 
     explain = collect if "prop_boxes" in golden else None
     allowed = SCNET_FAR_PIXELS if model.config.roi_head == "scnet" else 0
-    yield from compare_detections(golden, raw, batch.image_sizes[0], _filters(model), explain, far_pixels_allowed=allowed)
+    yield from compare_detections(
+        golden, raw, batch.image_sizes[0], _filters(model), explain, far_pixels_allowed=allowed
+    )
 
 
 def compare_detections(
