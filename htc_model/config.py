@@ -173,6 +173,8 @@ class ModelConfig:
             raise ModelConfigError(
                 f"{self.name}: scnet needs masks, the semantic branch, and mask_channels equal to fpn_channels."
             )
+        if self.roi_head == "panet" and (self.num_stages > 1 or self.semantic or self.box_head != "two_linear"):
+            raise ModelConfigError(f"{self.name}: panet needs one stage, two linear layers, and no semantic branch.")
         if (self.neck == "recursive") != (self.backbone.kind == "detectors_resnet"):
             raise ModelConfigError(
                 f"{self.name} needs both or neither of the recursive neck and the detectors_resnet backbone."
@@ -251,6 +253,7 @@ PRESETS: Mapping[str, ModelConfig] = {
         replace(_HTC, name="htc_r50_fpn_dcn", backbone=BackboneConfig(has_deformable_stages=True)),
         _LITE,
         replace(_MASK_RCNN, name="mask_rcnn_r50_pafpn", neck="pafpn"),
+        replace(_MASK_RCNN, name="panet_r50_fpn", neck="pafpn", roi_head="panet"),
         replace(_MASK_RCNN, name="mask_rcnn_r50_fpn_dcnv2", backbone=_R50_DCNV2),
         replace(_HTC, name="htc_r50_fpn_dcnv2", backbone=_R50_DCNV2),
         replace(
@@ -261,6 +264,7 @@ PRESETS: Mapping[str, ModelConfig] = {
             box_head="four_conv_one_linear",
             has_group_norm=True,
         ),
+        replace(_HTC, name="htc_r50_fpn_ga", rpn="guided", rpn_proposals=300),
         _SCNET,
         replace(_SCNET, name="scnet_r101_fpn", backbone=_R101),
         replace(_SCNET, name="scnet_x101_64x4d_fpn", backbone=_X101_64X4D),

@@ -6,8 +6,10 @@ What is computed where, for a compute dtype of bfloat16 or float16 (with float32
 |---|---|---|
 | backbone, FPN, semantic branch | convolutions, activations | sampling and offsets of deformable convolutions |
 | RPN | the shared convolution | objectness logits and deltas (a 1x1 convolution), sigmoid, decoding, NMS |
+| guided RPN | the shared convolution | its four 1x1 convolutions, feature adaption, decoding, NMS |
 | box heads | the two shared layers | class logits and deltas (one layer), mean of logits, softmax, decoding, NMS |
 | mask heads | every convolution | sigmoid and mean of the stages' masks |
+| PANet's heads | | everything |
 
 The layers that give logits and deltas are small, and decisions depend on their last digits: bfloat16 has eight bits,
 so that many proposals would have equal scores. Deformable convolutions stay in float32 because their offsets are
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 
 from htc_model.network.detector import HTC
 from htc_model.network.detectors import StandardisedConv2d, SwitchableConv2d
+from htc_model.network.guided_rpn import FeatureAdaption, GuidedRPNHead, Kernel
+from htc_model.network.panet import PANetBoxHead, PANetMaskHead
 from htc_model.network.resnet import DeformConv2d, ModulatedDeformConv2d, sample_deformable, split_modulated
 from htc_model.network.roi_heads import BOX_POOL, BoxHead, MaskHead
 from htc_model.network.rpn import RPNHead
@@ -52,7 +56,7 @@ class FoldedHTC(HTC):
         self.dtype = dtype
         self.backbone = copy.deepcopy(model.backbone)
         self.neck = copy.deepcopy(model.neck)
-        self.rpn_head = FoldedRPNHead(model.rpn_head)
+        self.rpn_head = _fold_rpn(model.rpn_head)
         self.roi_head = copy.deepcopy(model.roi_head)
         for part in (self.backbone, self.neck):
             _settle_kernels(part)
@@ -107,9 +111,7 @@ class FoldedDeformConv2d(nn.Module):
         offsets, weights = self.conv_offset(pixels), None
         if self.is_modulated:
             offsets, weights = split_modulated(offsets)
-        sampled = sample_deformable(
-            pixels, offsets, self.weight, self.bias, stride=self.stride, tap_weights=weights
-        )
+        sampled = sample_deformable(pixels, offsets, self.weight, self.bias, stride=self.stride, tap_weights=weights)
         return sampled.to(x.dtype, memory_format=torch.channels_last)
 
 
@@ -158,6 +160,28 @@ class FoldedRPNHead(RPNHead):
         """Predict on every level, like `RPNHead.forward`; float32."""
         both = [self.rpn_out(F.relu(self.rpn_conv(x), inplace=True)) for x in pyramid]
         return [x[:, : self.anchors] for x in both], [x[:, self.anchors :] for x in both]
+
+
+class FoldedGuidedRPNHead(GuidedRPNHead):
+    """`GuidedRPNHead` whose predictions are float32.
+
+    Args:
+        head: the trained one; copied.
+    """
+
+    def __init__(self, head: GuidedRPNHead) -> None:
+        nn.Module.__init__(self)
+        self.candidates_per_level = head.candidates_per_level
+        self.proposals = head.proposals
+        self.nms_iou = head.nms_iou
+        self.rpn_conv = copy.deepcopy(head.rpn_conv)
+        self.feature_adaption = copy.deepcopy(head.feature_adaption)
+        for name in ("conv_loc", "conv_shape", "conv_cls", "conv_reg"):
+            self.add_module(name, InFloat32(copy.deepcopy(getattr(head, name))))
+
+
+def _fold_rpn(head: RPNHead | GuidedRPNHead) -> Any:
+    return FoldedGuidedRPNHead(head) if isinstance(head, GuidedRPNHead) else FoldedRPNHead(head)
 
 
 class FoldedBoxHead(nn.Module):
@@ -220,6 +244,8 @@ class FoldedMaskHead(MaskHead):
 
 def _replace_heads(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
+        if isinstance(child, PANetBoxHead | PANetMaskHead):
+            continue  # their features have one dimension more; they stay in float32
         if isinstance(child, BoxHead):
             setattr(module, name, FoldedBoxHead(child))
         elif isinstance(child, MaskHead):
@@ -307,8 +333,8 @@ def _stack(both: nn.Module, first: nn.Module, second: nn.Module) -> None:
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights to `dtype` where `InFloat32` and deformable convolutions do not keep them; channels-last."""
-    is_deformable = isinstance(module, FoldedDeformConv2d | FoldedSwitchableConv2d)
-    if isinstance(module, InFloat32) or is_deformable:
+    is_deformable = isinstance(module, FoldedDeformConv2d | FoldedSwitchableConv2d | FeatureAdaption | Kernel)
+    if isinstance(module, InFloat32 | PANetBoxHead | PANetMaskHead) or is_deformable:
         dtype = torch.float32
     for name, parameter in list(module.named_parameters(recurse=False)):
         is_kernel = parameter.dim() == 4 and not is_deformable

@@ -1,6 +1,6 @@
 """The detector: an image batch in, detections out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from htc_model.network.cascade_roi_head import CascadeHead
 from htc_model.network.detectors import DetectorsResNet, RecursivePyramid
 from htc_model.network.efficientnet import EfficientNetLite0
 from htc_model.network.fpn import FPN, PAFPN
+from htc_model.network.guided_rpn import GuidedRPNHead
 from htc_model.network.norms import use_group_norm
+from htc_model.network.panet import PANetHead
 from htc_model.network.postprocess import BoxDetections, select_detections, to_original
 from htc_model.network.resnet import ResNet
 from htc_model.network.rpn import RPNHead
@@ -36,8 +38,8 @@ class HTC(nn.Module):
         if config.backbone.norm == "group":
             use_group_norm(self.backbone)
         self.neck = _build_neck(config, self.backbone.channels)
-        self.rpn_head = RPNHead(config)
-        self.roi_head = SCNetHead(config) if config.roi_head == "scnet" else CascadeHead(config)
+        self.rpn_head = GuidedRPNHead(config) if config.rpn == "guided" else RPNHead(config)
+        self.roi_head = _ROI_HEADS[config.roi_head](config)
 
     def forward(self, batch: ImageBatch) -> list[Detections]:
         """Detect, segment and encode masks: one Detections per image, on the CPU, most confident first."""
@@ -115,6 +117,9 @@ class HTC(nn.Module):
         labels = torch.cat([labels for _, _, labels in detected])
         mask_probs = self.roi_head.detect_masks(pyramid, semantic_feat, rois, labels)
         return list(mask_probs.split_with_sizes([len(boxes) for boxes, _, _ in detected]))
+
+
+_ROI_HEADS: Mapping[str, type[CascadeHead]] = {"cascade": CascadeHead, "scnet": SCNetHead, "panet": PANetHead}
 
 
 def _build_backbone(config: BackboneConfig) -> Any:

@@ -1,8 +1,8 @@
 """DetectoRS (arXiv:2006.02334): a ResNet of switchable atrous convolutions, run twice through a recursive pyramid.
 
-    image -> ResNet -> FPN -> ASPP of each level -> second ResNet, which adds them after its stages -> the same FPN
-                        |                                                                                    |
-                        +------------------ weighted mean of both, level by level, weights learnt -----------+
+image -> ResNet -> FPN -> ASPP of each level -> second ResNet, which adds them after its stages -> the same FPN
+                    |                                                                                    |
+                    +------------------ weighted mean of both, level by level, weights learnt -----------+
 """
 
 import math
@@ -85,9 +85,7 @@ class SwitchableConv2d(StandardisedConv2d):
         share = self.switch(around)
         stride = self.rate_stride
         small = sample_deformable(x, self.offset_s(around), kernels, stride=stride)
-        large = sample_deformable(
-            x, self.offset_l(around), kernels + self.weight_diff, stride=stride, rate=_LARGE_RATE
-        )
+        large = sample_deformable(x, self.offset_l(around), kernels + self.weight_diff, stride=stride, rate=_LARGE_RATE)
         mixed = share * small + (1 - share) * large
         result: Tensor = mixed + self.post_context(F.adaptive_avg_pool2d(mixed, 1))
         return result

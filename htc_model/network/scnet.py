@@ -117,4 +117,3 @@ class SCNetHead(CascadeHead):
         """Pool the mask head's input and add the relayed features: rois [K, 5] -> [K, C, 14, 14]."""
         pooled = super().mask_features(pyramid, semantic_feat, rois)
         return pooled + self.relay(self.box_features(pyramid, semantic_feat, rois))
-

@@ -40,7 +40,7 @@ _GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
         (r"^roi_head\.semantic_head\.conv_logits\.weight$", 1.5),
     )
 )
-# Networks with more layers between the same thresholds need other gains, else features explode and all scores are 0 or 1.
+# Networks with more layers between the same thresholds need other gains, else features explode and scores are 0 or 1.
 # A family is known by a key; the first matching factor multiplies what the rules give.
 _FAMILY_FACTORS: tuple[tuple[str, tuple[tuple[re.Pattern[str], float], ...]], ...] = tuple(
     (known_by, tuple((re.compile(pattern), factor) for pattern, factor in factors))

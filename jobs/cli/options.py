@@ -97,6 +97,15 @@ class JobFlags:
         ),
         SpecKey("model.augment"),
     ] = None
+    suppression: Annotated[
+        str | None,
+        typer.Option(
+            "--suppression",
+            metavar="hard|soft_linear|soft_gaussian",
+            help="Of duplicates: NMS, or soft-NMS, which lowers their scores. [default: hard]",
+        ),
+        SpecKey("model.suppression"),
+    ] = None
     precision: Annotated[
         str | None,
         typer.Option("--precision", metavar="fp32|bf16|auto", help="Arithmetic of the network. [default: auto]"),

@@ -84,7 +84,7 @@ def config_of_weights(path: Path | None) -> ModelConfig | None:
 
 
 def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelConfig:
-    """Return the weights file's network configuration, else the preset's, with the spec's threshold, maximum and views.
+    """Return the weights file's network configuration, else the preset's, with the spec's settings of detections.
 
     Args:
         weights: the local weights file, if there is one.
@@ -97,6 +97,7 @@ def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelC
         config,
         score_threshold=section.score_threshold,
         max_detections=section.max_detections,
+        suppression=section.suppression,
         views=() if section.augment is None else section.augment.views(config.resize),
     )
 

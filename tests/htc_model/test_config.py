@@ -29,9 +29,11 @@ ISSUE_TABLE = {
 # PANet's neck, deformable convolutions of version 2, group norm, and the successors of the family.
 LATER_TABLE = {
     "mask_rcnn_r50_pafpn",
+    "panet_r50_fpn",
     "mask_rcnn_r50_fpn_dcnv2",
     "htc_r50_fpn_dcnv2",
     "mask_rcnn_r50_fpn_gn",
+    "htc_r50_fpn_ga",
     *(f"scnet_{backbone}_fpn" for backbone in ("r50", "r101", "x101_64x4d")),
     *(f"detectors_htc_{backbone}_fpn" for backbone in ("r50", "r101")),
 }

@@ -112,6 +112,7 @@ def assert_same(network: HTC, image: np.ndarray, expected: RawDetections, found:
         small("mask_rcnn_r50_pafpn"),
         small("mask_rcnn_r50_fpn_gn"),
         small("htc_r50_fpn_dcnv2"),
+        small("htc_r50_fpn_ga"),
         small("scnet_r50_fpn"),
         small("detectors_htc_r50_fpn"),
     ],
@@ -224,6 +225,9 @@ KINDS = {
     "cascade_rcnn_r50_fpn": 5,
     "htc_x101_64x4d_fpn_dcn": 6,
     "htc_lite0_fpn": 6,
+    "htc_r50_fpn_ga": 6,
+    "scnet_r50_fpn": 6,
+    "detectors_htc_r50_fpn": 6,
 }
 
 

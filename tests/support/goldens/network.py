@@ -136,6 +136,9 @@ MASK_TOLERANCE = {"r50": 3e-4, "deep": 8e-4}
 # Shares of detections and of proposals that one side lacks; proposals are not explained one by one.
 MISSING_TOLERANCE = 0.1
 PROPOSALS_TOLERANCE = 0.02
+# SCNet's mask head, twelve convolutions without a norm, multiplies rounding: 8 pixels of 60 masks on this machine, and
+# its own masks differ as much from themselves when features get noise of 1e-5 standard deviations.
+SCNET_FAR_PIXELS = 100
 
 
 @torch.inference_mode()
@@ -156,7 +159,7 @@ def measure(golden: Golden, model: HTC, batch: ImageBatch) -> Iterator[Row]:
     if "fixed_boxes" not in golden:
         yield from _tensor_rows(golden, tensors, kind)
         (raw,) = model.infer_from(pyramid, batch)
-        yield from compare_detections(golden, raw, batch.image_sizes[0], _filters(model), None)
+        yield from measure_detections(golden, model, batch, raw)
         return
     logits, deltas = model.rpn_head(pyramid)
     tensors |= _numbered("rpn_cls", logits) | _numbered("rpn_reg", deltas)
@@ -195,6 +198,7 @@ def _filters(model: HTC) -> FilterSettings:
 @torch.inference_mode()
 def measure_detections(golden: Golden, model: HTC, batch: ImageBatch, raw: RawDetections) -> Iterator[Row]:
     """Compare only the golden's detections, with those that another implementation than `model` found."""
+
     def collect() -> tuple[Candidates, Candidates]:
         pyramid = model.features(batch.pixels)
         return collect_candidates(
@@ -202,7 +206,10 @@ def measure_detections(golden: Golden, model: HTC, batch: ImageBatch, raw: RawDe
         )
 
     explain = collect if "prop_boxes" in golden else None
-    yield from compare_detections(golden, raw, batch.image_sizes[0], _filters(model), explain)
+    allowed = SCNET_FAR_PIXELS if model.config.roi_head == "scnet" else 0
+    yield from compare_detections(
+        golden, raw, batch.image_sizes[0], _filters(model), explain, far_pixels_allowed=allowed
+    )
 
 
 def compare_detections(
@@ -211,6 +218,8 @@ def compare_detections(
     image_size: tuple[int, int],
     filter_settings: FilterSettings,
     collect: Callable[[], tuple[Candidates, Candidates]] | None,
+    *,
+    far_pixels_allowed: int = 0,
 ) -> Iterator[Row]:
     """Match final detections one to one, explain those without a partner, and compare the pairs.
 
@@ -248,10 +257,12 @@ def compare_detections(
     yield Row("box", float(np.abs(theirs.boxes[golden_places] - ours.boxes[mine]).max()), BOX_MARGIN_PX, "px")
     rles = golden.get("det_rle_avg3", golden.get("det_rle"))
     if raw.mask_probs is not None and rles is not None:
-        yield from _compare_masks(raw, rles, [(i, j) for i, j in pairs if i < len(rles)])
+        yield from _compare_masks(raw, rles, [(i, j) for i, j in pairs if i < len(rles)], far_pixels_allowed)
 
 
-def _compare_masks(raw: RawDetections, rles: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> Iterator[Row]:
+def _compare_masks(
+    raw: RawDetections, rles: Sequence[Any], pairs: Sequence[tuple[int, int]], far_pixels_allowed: int
+) -> Iterator[Row]:
     """Compare the masks of matched detections (golden, ours), pixel by pixel where they differ."""
     masks, probs = encode_detections(raw).masks, raw.mask_probs
     if masks is None or probs is None:
@@ -263,7 +274,7 @@ def _compare_masks(raw: RawDetections, rles: Sequence[Any], pairs: Sequence[tupl
         for (i, j), iou in zip(pairs, ious, strict=True)
         if iou < 1
     )
-    yield Row("mask pixels far from the threshold", far, 0, "pixels")
+    yield Row("mask pixels far from the threshold", far, far_pixels_allowed, "pixels")
 
 
 def _on_fixed_rois(
