@@ -118,7 +118,7 @@ class ImageReader:
             self._refs.move_to_end((run, shard))
             ref = self._refs[run, shard].get(str(image["uri"]))
         if ref is None:
-            raise NotFoundError(f"{image['uri']} is not in the manifest of run {run}")
+            raise InputError(f"{image['uri']} is not in the manifest of run {run}")
         return ref
 
     def _list(self, run: str, shard: int) -> "dict[str, ImageRef]":
@@ -174,4 +174,6 @@ def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
 
 def _one_line(error: HtcError, uri: str) -> str:
     """Return an error's sentence without the image's name, which the tile's reader knows."""
+    if isinstance(error, NotFoundError):
+        return "the image does not exist any more"
     return " ".join(str(error).replace(f"{uri} ", "the image ").split()).rstrip(".") or type(error).__name__

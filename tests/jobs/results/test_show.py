@@ -68,7 +68,7 @@ def test_gone_changed_and_failed_images_are_grey_tiles_that_say_so(
     uris = ["broken.jpg", "1 a#b%20 ü.jpg", "2 a#b%20 ü.jpg", "0 a#b%20 ü.jpg"]
     assert show(output, tmp_path / "png", uris=uris) == 1
     said = capsys.readouterr().err
-    assert "1 a#b%20 ü.jpg: the image does not exist." in said
+    assert "1 a#b%20 ü.jpg: the image does not exist any more." in said
     assert "2 a#b%20 ü.jpg: the image has changed since the run." in said
     assert "broken.jpg" not in said
     for name, size in (("1_a_b_20_ü", sizes[1]), ("2_a_b_20_ü", sizes[2]), ("broken", (480, 640, 3))):
