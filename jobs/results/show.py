@@ -26,6 +26,7 @@ from pipeline.errors import InputError, SpecError
 from pipeline.machine_limits import usable_cpus
 from pipeline.output.results import open_results
 from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
     images = lookup.find(request.uris) if request.uris else _choose(lookup, request, truth)
     rule = _instance_rule(lookup, images, request)
     _make_folder(request.folder)
+    _check_not_input(images, request)
     stems = picture_names([image.uri for image in images], "")
     if not request.is_sheet and request.content == "images":
         _check_free([f"{stem}{SUFFIXES[request.picture_format]}" for stem in stems], request)
@@ -416,6 +418,18 @@ def _check_free(names: Sequence[str], request: ShowRequest) -> None:
             f"{request.folder / foreign[0]}{more} is not a picture of `htc show`, so it is not replaced; name another "
             "folder, or add --overwrite."
         )
+
+
+def _check_not_input(images: Sequence[ImageRecord], request: ShowRequest) -> None:
+    """Refuse a folder with images of the run, which --overwrite would replace.
+
+    Raises:
+        SpecError: a chosen image lies in the folder.
+    """
+    folder = request.folder.resolve()
+    inside = [image.uri for image in images if is_local(image.uri) and Path(image.uri).parent.resolve() == folder]
+    if inside:
+        raise SpecError(f"{request.folder} holds images of the run, such as {inside[0]}; name another folder.")
 
 
 def _make_folder(folder: Path) -> None:
