@@ -1,19 +1,24 @@
 """`htc show`: pictures of a run's instances: overlays, crops of single instances, contact sheets."""
 
+import contextlib
 import difflib
-from collections import deque
+import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.results.drawing.compose import Cell, Side, contact_sheet, crop, side_by_side
 from jobs.results.drawing.fonts import check_font
-from jobs.results.drawing.image_reader import ImageReader, draw_run_image
+from jobs.results.drawing.image_reader import ImageReader, render_run_image
 from jobs.results.drawing.instances import DrawnInstance, damaged_masks, instance_of_row
 from jobs.results.drawing.picture_files import SUFFIXES, is_own_picture, picture_names, write_picture
 from jobs.results.drawing.style import Style
@@ -96,11 +101,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """An image's pictures, and what is wrong with them: sentences."""
+    """An image's pictures, what is wrong with them (sentences), and how many instances have no label."""
 
     image: ImageRecord
     pictures: tuple[Picture, ...]
     problems: tuple[str, ...]
+    unlabelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,16 +160,21 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
             annotated = truth.instances(image.image_id, rule.categories)
         return draw_image(reader, image, rows, stem, request, truth=annotated)
 
-    if request.is_sheet:
-        pictures, problems = _write_sheets(_in_order(draw, list(zip(images, stems, strict=True))), request)
-    else:
-
-        def draw_and_write(work: tuple[ImageRecord, str]) -> DrawnImage:
-            return _write(draw(work), request)
-
-        pictures, problems = _listed(_in_order(draw_and_write, list(zip(images, stems, strict=True))), request)
+    work = list(zip(images, stems, strict=True))
+    counts: Counter[str] = Counter()
+    with _advancing(len(work)) as advance:
+        if request.is_sheet:
+            pictures = _write_sheets(_counted(_in_order(draw, work), counts, advance), request)
+        else:
+            write = partial(_write, request=request)
+            pictures = _listed(_counted(_in_order(lambda each: write(draw(each)), work), counts, advance), request)
+    if counts["unlabelled"]:
+        say(
+            f"{count_of(counts['unlabelled'], 'instance')} have no label for want of room; larger pictures (--size) have "
+            "more, and --min-score leaves out the least confident."
+        )
     _report(pictures, request.folder)
-    return 1 if problems else 0
+    return 1 if counts["problems"] else 0
 
 
 def draw_image(
@@ -193,13 +204,14 @@ def draw_image(
     ]
     name = image.uri.rsplit("/", 1)[-1]
     if request.content == "images" or read.pixels is None:
-        drawn = 0 if read.pixels is None else len(instances) - len(damaged)
+        drawn, unlabelled = 0 if read.pixels is None else len(instances) - len(damaged), 0
         if read.pixels is None or request.truth is None:
-            pixels = draw_run_image(read, instances, request.style)
+            overlay = render_run_image(read, instances, request.style)
+            pixels, unlabelled = overlay.pixels, overlay.unlabelled
         else:
             pixels = side_by_side(read.pixels, _sides(image, truth, instances, read.problem), request.style)
         whole = Picture(stem, name, pixels, drawn)
-        return DrawnImage(image, (whole,), tuple(problems))
+        return DrawnImage(image, (whole,), tuple(problems), unlabelled)
     pictures = []
     for place, instance in enumerate(instances):
         if place in damaged:
@@ -350,28 +362,40 @@ def _save(pixels: NDArray[np.uint8], path: Path, request: ShowRequest) -> None:
         raise SpecError(f"{path} cannot be written: {error}; choose --format png, or a smaller --size.") from None
 
 
-def _listed(drawn: Iterable[DrawnImage], request: ShowRequest) -> tuple[list[tuple[str, str, str]], int]:
-    """Return the rows of the table of pictures and the number of problems, which are said."""
-    rows, problems = [], 0
+@contextlib.contextmanager
+def _advancing(images: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on a terminal, and nothing elsewhere."""
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        row = bar.add_task("", total=images)
+        yield lambda: bar.advance(row)
+
+
+def _counted(drawn: Iterable[DrawnImage], counts: "Counter[str]", advance: Callable[[], None]) -> Iterator[DrawnImage]:
+    """Pass images on; say their problems, and count these and labels without room."""
     for each in drawn:
-        problems += _say_problems(each)
-        for picture in each.pictures:
-            name = f"{picture.stem}{SUFFIXES[request.picture_format]}"
-            rows.append((name, str(picture.instances), each.image.uri))
-    return rows, problems
+        for sentence in each.problems:
+            say(sentence)
+        counts["problems"] += len(each.problems)
+        counts["unlabelled"] += each.unlabelled
+        advance()
+        yield each
 
 
-def _say_problems(drawn: DrawnImage) -> int:
-    for sentence in drawn.problems:
-        say(sentence)
-    return len(drawn.problems)
+def _listed(drawn: Iterable[DrawnImage], request: ShowRequest) -> list[tuple[str, str, str]]:
+    """Return the rows of the table of pictures."""
+    suffix = SUFFIXES[request.picture_format]
+    return [
+        (f"{picture.stem}{suffix}", str(picture.instances), each.image.uri)
+        for each in drawn
+        for picture in each.pictures
+    ]
 
 
-def _write_sheets(drawn: Iterable[DrawnImage], request: ShowRequest) -> tuple[list[tuple[str, str, str]], int]:
-    """Write pages; return the rows of the table and the number of problems."""
+def _write_sheets(drawn: Iterable[DrawnImage], request: ShowRequest) -> list[tuple[str, str, str]]:
+    """Write pages; return the rows of the table of pictures."""
     rows: list[tuple[str, str, str]] = []
     cells: list[tuple[Picture, str]] = []
-    problems = 0
     columns, cell_px = SHEET_COLUMNS, request.style.long_side or SHEET_CELL_PX
     if request.truth is not None:
         # Two pictures each, and the gap between.
@@ -393,14 +417,13 @@ def _write_sheets(drawn: Iterable[DrawnImage], request: ShowRequest) -> tuple[li
         cells.clear()
 
     for each in drawn:
-        problems += _say_problems(each)
         for picture in each.pictures:
             cells.append((picture, each.image.uri))
             if len(cells) == columns * SHEET_ROWS:
                 write_page()
     if cells:
         write_page()
-    return rows, problems
+    return rows
 
 
 def _check_free(names: Sequence[str], request: ShowRequest) -> None:

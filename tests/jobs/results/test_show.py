@@ -135,6 +135,17 @@ def test_wrong_requests_name_the_way_out(output: Output, tmp_path: Path) -> None
         show(output, tmp_path, statuses=["failed"])
 
 
+def test_labels_without_room_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def find(_: str, height: int, width: int) -> list[Found]:
+        return [Found("dog", 0.9, ellipse_mask(height, width))] * 40
+
+    output = make_drawn_output(tmp_path, {"a.png": encoded(gradient(90, 120), "PNG")}, find)
+    assert show(output, tmp_path / "png", style=Style(long_side=120)) == 0
+    assert "have no label" in capsys.readouterr().err
+    assert show(output, tmp_path / "plain", style=Style(long_side=120, has_labels=False)) == 0
+    assert "have no label" not in capsys.readouterr().err
+
+
 def test_filters_by_category_and_the_first_images(
     output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +193,7 @@ def test_an_earlier_calls_pictures_are_replaced_and_other_files_are_not(output: 
     assert show(output, folder, limit=2, is_overwriting=True) == 0
     assert (folder / "1_a_b_20_ü.png").read_bytes() != photo
     assert (folder / "notes.txt").read_text() == "mine"
-    with pytest.raises(SpecError, match="holds images of the run, such as .*0 a#b"):
+    with pytest.raises(SpecError, match=r"holds images of the run, such as .*0 a#b"):
         show(output, output.photos, is_overwriting=True)
     for name, content in (("crops", "crops"), ("sheet", "images")):
         (tmp_path / name).mkdir()
