@@ -63,6 +63,31 @@ class ImagePlacement(enum.StrEnum):
     copy = enum.auto()
 
 
+class ColourBy(enum.StrEnum):
+    """By what `htc show` chooses colours."""
+
+    CATEGORY = "category"
+    INSTANCE = "instance"
+
+
+class PictureFormat(enum.StrEnum):
+    """The formats of pictures."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+class ImageStatus(enum.StrEnum):
+    """What became of an image, as `pipeline.errors.ImageStatus`."""
+
+    OK = "ok"
+    UNREADABLE = "unreadable"
+    MISSING = "missing"
+    TOO_LARGE = "too_large"
+    FAILED = "failed"
+
+
 @app.command()
 @with_flag_groups
 def query(
@@ -129,7 +154,7 @@ def query(
 @with_flag_groups
 def show(
     output_uri: options.StoredOutput,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the overlays; created if missing.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; created if missing.")],
     *,
     uri: Annotated[
         list[str] | None,
@@ -137,7 +162,14 @@ def show(
     ] = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", metavar="N", min=1, help="N images sampled from the run. [default: 16]"),
+        typer.Option("--sample", metavar="N", min=1, help="N images from all over the run. [default: 16]"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N images.")] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--category", metavar="NAME", help="Only instances of this category; repeatable.", show_default=False
+        ),
     ] = None,
     min_score: Annotated[
         float | None,
@@ -145,23 +177,72 @@ def show(
             "--min-score", metavar="F", min=0, max=1, help="Draw instances that score at least F. [default: 0.3]"
         ),
     ] = None,
+    status: Annotated[
+        list[ImageStatus] | None,
+        typer.Option("--status", help="Only images with this status; repeatable. [default: ok]", show_default=False),
+    ] = None,
+    crops: Annotated[bool, typer.Option("--crops", help="A picture for each instance instead of each image.")] = False,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Contact sheets, twelve pictures on each.")] = False,
+    colour_by: Annotated[
+        ColourBy,
+        typer.Option("--colour-by", help="category: always the same for each; instance: one for each in an image."),
+    ] = ColourBy.CATEGORY,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes, too.")] = False,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Write category and score.")] = True,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            metavar="PX",
+            min=16,
+            max=20_000,
+            help="The pictures' longer side. [default: the image's, at least 480]",
+        ),
+    ] = None,
+    font: Annotated[
+        Path | None, typer.Option("--font", metavar="FILE", help="A font for labels in other scripts (.ttf, .otf).")
+    ] = None,
+    picture_format: Annotated[
+        PictureFormat, typer.Option("--format", help="The pictures' format.")
+    ] = PictureFormat.PNG,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
+    ] = False,
     run_name: options.StoredRun = None,
     storage: options.StorageFlags,
 ) -> None:
-    """Draw masks, boxes, labels and scores over images."""
-    from jobs.results.show import show_overlays
+    """Draw masks, labels and scores over images.
 
-    raise typer.Exit(
-        show_overlays(
-            output_uri,
-            to,
-            uris=uri or [],
-            sample=sample,
-            min_score=min_score,
-            run=run_name,
-            storage_section=storage.section(),
-        )
+    An image that is gone, or is not the one of the run any more, becomes a grey tile that says so.
+    Pictures of an earlier call are replaced; other files only with --overwrite.
+    """
+    from jobs.results.drawing.style import Style
+    from jobs.results.show import MIN_LONG_SIDE, ShowRequest, show_overlays
+
+    style = Style(
+        colour_by="instance" if colour_by is ColourBy.INSTANCE else "category",
+        has_labels=labels,
+        has_boxes=boxes,
+        long_side=size,
+        min_long_side=0 if size else MIN_LONG_SIDE,
+        font=font,
     )
+    request = ShowRequest(
+        to,
+        uris=uri or (),
+        sample=sample,
+        limit=limit,
+        categories=category or (),
+        min_score=min_score,
+        statuses=[each.value for each in status or (ImageStatus.OK,)],
+        run=run_name,
+        content="crops" if crops else "images",
+        is_sheet=sheet,
+        picture_format=picture_format.value,
+        is_overwriting=overwrite,
+        style=style,
+    )
+    raise typer.Exit(show_overlays(output_uri, request, storage_section=storage.section()))
 
 
 @app.command()

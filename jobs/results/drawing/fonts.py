@@ -10,6 +10,7 @@ from typing import TypeAlias
 from PIL import ImageFont
 
 from pipeline.errors import SpecError
+from pipeline.text import printable
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -56,9 +57,16 @@ def choose_font(text: str, size: float, font: Path | None = None) -> Font:
     return own if path is None else _font_of_file(path, whole)
 
 
-def can_write(text: str, font: Path | None = None) -> bool:
-    """Return whether some font here has the characters of a text."""
-    return text.isascii() or has_characters(choose_font(text, 12, font), text)
+@lru_cache(4096)
+def writable(text: str, font: Path | None = None) -> str:
+    """Return a text in one line, in which characters that no font here has are escaped, such as \\u732b."""
+    line = printable(" ".join(text.split()))
+    if line.isascii():
+        return line
+    chosen = choose_font(line, 12, font)
+    if has_characters(chosen, line):
+        return line
+    return "".join(char if has_characters(chosen, char) else ascii(char)[1:-1] for char in line)
 
 
 @lru_cache(1024)

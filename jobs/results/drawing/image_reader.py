@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from jobs.results.drawing.fonts import choose_font
+from jobs.results.drawing.fonts import choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance
-from jobs.results.drawing.overlay import draw_overlay
+from jobs.results.drawing.overlay import draw_overlay, with_note
 from jobs.results.drawing.style import Style
 from pipeline.errors import HtcError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
@@ -20,7 +20,6 @@ from pipeline.inputs.read import fetch_image
 from pipeline.output.layout import run_folder
 from pipeline.planning.manifest import Manifest, ManifestReader
 from pipeline.storage.uris import display_uri, join
-from pipeline.text import printable
 
 if TYPE_CHECKING:
     from pipeline.inputs.image_ref import ImageRef
@@ -92,15 +91,15 @@ class ImageReader:
         etag, size = image["etag"], image["bytes"]
         if etag is not None and version.etag is not None:
             if etag != version.etag:
-                raise InputError("the file has changed since the run")
+                raise InputError("the image has changed since the run")
         elif size is not None and size != version.bytes:
-            raise InputError(f"the file has changed since the run: it had {size} bytes and has {version.bytes}")
+            raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
         width, height = image["width"], image["height"]
         # The run has decoded it before, so its size is safe.
         pixels = decode_image(payload, max_pixels=(width or 0) * (height or 0) or DEFAULT_MAX_PIXELS)
         if width is not None and (width, height) != (pixels.shape[1], pixels.shape[0]):
             raise InputError(
-                f"the file has changed since the run: it had {width} x {height} pixels and has "
+                f"the image has changed since the run: it had {width} x {height} pixels and has "
                 f"{pixels.shape[1]} x {pixels.shape[0]}"
             )
         return pixels
@@ -136,7 +135,8 @@ def draw_run_image(
     """
     style = style or Style()
     if image.pixels is not None:
-        return draw_overlay(image.pixels, instances, style)
+        drawn = draw_overlay(image.pixels, instances, style)
+        return drawn if image.problem is None else with_note(drawn, image.problem, style)
     width, height = style.drawn_size(image.width, image.height)
     return grey_tile(width, height, image.problem or "")
 
@@ -148,7 +148,7 @@ def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
     line = max(1, round(min(width, height) / 200))
     draw.rectangle((0, 0, width - 1, height - 1), outline=_DARK, width=line)
     size = min(max(min(width / 22, height / 10), 9.0), 90.0)
-    text = printable(reason)
+    text = writable(reason)
     font = choose_font(text, size)
     lines, room = [""], width - 4 * size / 2
     for word in text.split():
@@ -171,4 +171,4 @@ def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
 
 def _one_line(error: HtcError, uri: str) -> str:
     """Return an error's sentence without the image's name, which the tile's reader knows."""
-    return " ".join(str(error).replace(f"{uri} ", "").split()).rstrip(".") or type(error).__name__
+    return " ".join(str(error).replace(f"{uri} ", "the image ").split()).rstrip(".") or type(error).__name__
