@@ -53,7 +53,7 @@ def colour_of(category: str) -> Colour:
     """Return a category's colour: the same in every picture, run and output, whichever categories occur.
 
     Categories of the 80 of COCO have fixed places in the palette; those of other data sets a place by a hash of the
-    name. With more than twenty categories some share a colour; their labels tell them apart. Case and spaces around
+    name. Of more than twenty categories some share a colour, and differ by their labels. Case and spaces around
     the name make no difference.
     """
     name = category.strip().casefold()

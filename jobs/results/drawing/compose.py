@@ -86,7 +86,7 @@ def crop(
         others: instances to draw too, where they reach into the crop.
 
     Returns:
-        [H', W', 3] uint8 RGB; small instances are enlarged, unless the style has a long side.
+        [H', W', 3] uint8 RGB; small instances are enlarged, at most eight times.
 
     Raises:
         ValueError: the instance has no box inside the image, or its mask is damaged.
@@ -112,8 +112,8 @@ def crop(
         if place not in masks.damaged
     ]
     longer = max(right - left, bottom - top)
-    if style.long_side is None and longer < _MIN_CROP_PX:
-        style = replace(style, long_side=min(_MIN_CROP_PX, longer * _MAX_CROP_ENLARGEMENT))
+    wanted = style.long_side or max(_MIN_CROP_PX, longer)
+    style = replace(style, long_side=min(wanted, longer * _MAX_CROP_ENLARGEMENT), min_long_side=0)
     return draw_overlay(pixels[top:bottom, left:right], [each for each in inside if each is not None], style)
 
 
@@ -125,7 +125,7 @@ def _moved(
     box = instance.box_xywh or masks.boxes.get(place)
     if box is None or box[0] >= right or box[1] >= bottom or box[0] + box[2] <= left or box[1] + box[3] <= top:
         return None
-    mask = np.asarray(masks.bitmap(place, window)) > 0 if place in masks.boxes else None
+    mask = np.asarray(masks.cut({place: window}).bitmap(place)) > 0 if place in masks.boxes else None
     number = place if instance.number is None else instance.number
     if instance.mask is not None and (mask is None or not mask.any()):
         return None
@@ -152,22 +152,31 @@ def contact_sheet(
         raise ValueError("there is nothing to put on the page")
     style = style or Style()
     columns = min(columns, len(cells))
-    rows = math.ceil(len(cells) / columns)
-    text = max(cell_px * 0.034, 11.0)
+    text = min(max(cell_px * 0.034, 11.0), 18.0)
     bar, gap = round(text * 1.7), max(6, round(cell_px * 0.02))
-    step_x, step_y = cell_px + gap, cell_px + bar + gap
-    page = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), _PAPER)
-    for number, cell in enumerate(cells):
-        x, y = gap + number % columns * step_x, gap + number // columns * step_y
-        image = Image.fromarray(cell.pixels)
-        scale = min(cell_px / image.width, cell_px / image.height)
-        if scale < 1:
-            fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            image = image.resize(fitted, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        page.paste(image, (x + (cell_px - image.width) // 2, y + (cell_px - image.height) // 2))
-        colour = _FLAG if cell.is_flagged else _INK
-        _write(page, cell.caption, (x, y + cell_px, cell_px, bar), size=text, colour=colour, style=style)
+    rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+    pictures = [[_fitted(cell.pixels, cell_px) for cell in row] for row in rows]
+    heights = [max(picture.height for picture in row) + bar + gap for row in pictures]
+    page = Image.new("RGB", (columns * (cell_px + gap) + gap, sum(heights) + gap), _PAPER)
+    y = gap
+    for row, drawn, height in zip(rows, pictures, heights, strict=True):
+        for column, (cell, picture) in enumerate(zip(row, drawn, strict=True)):
+            x = gap + column * (cell_px + gap)
+            room = height - bar - gap
+            page.paste(picture, (x + (cell_px - picture.width) // 2, y + room - picture.height))
+            colour = _FLAG if cell.is_flagged else _INK
+            _write(page, cell.caption, (x, y + room, cell_px, bar), size=text, colour=colour, style=style)
+        y += height
     return np.array(page)
+
+
+def _fitted(pixels: NDArray[np.uint8], cell_px: int) -> Image.Image:
+    image = Image.fromarray(pixels)
+    scale = min(cell_px / image.width, cell_px / image.height)
+    if scale >= 1:
+        return image
+    fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(fitted, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _write(
@@ -179,11 +188,11 @@ def _write(
     colour: Colour,
     style: Style,
 ) -> None:
-    """Write one line, cut at its begin if it is too long: the end of a path tells most."""
+    """Write one line in the middle, cut at its begin if it is too long: the end of a path matters most."""
     x, y, width, height = area
     shown = writable(text, style.font)
     font = choose_font(shown, size, style.font)
     draw = ImageDraw.Draw(page)
     while draw.textlength(shown, font=font) > width - 4 and len(shown) > 2:
         shown = f"…{shown[2:]}"
-    draw.text((x + 2, y + height / 2), shown, fill=colour, font=font, anchor="lm")
+    draw.text((round(x + width / 2), round(y + height / 2)), shown, fill=colour, font=font, anchor="mm")

@@ -14,7 +14,7 @@ from jobs.results.drawing.fonts import choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance
 from jobs.results.drawing.overlay import draw_overlay, with_note
 from jobs.results.drawing.style import Style
-from pipeline.errors import HtcError, InputError, NotFoundError, SpecError
+from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
 from pipeline.inputs.read import fetch_image
 from pipeline.output.layout import run_folder
@@ -91,17 +91,20 @@ class ImageReader:
         etag, size = image["etag"], image["bytes"]
         if etag is not None and version.etag is not None:
             if etag != version.etag:
-                raise InputError("the file has changed since the run")
+                raise InputError("the image has changed since the run")
         elif size is not None and size != version.bytes:
-            raise InputError(f"the file has changed since the run: it had {size} bytes and has {version.bytes}")
+            raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
         width, height = image["width"], image["height"]
-        # The run has decoded it before, so its size is safe.
-        pixels = decode_image(payload, max_pixels=(width or 0) * (height or 0) or DEFAULT_MAX_PIXELS)
-        if width is not None and (width, height) != (pixels.shape[1], pixels.shape[0]):
-            raise InputError(
-                f"the file has changed since the run: it had {width} x {height} pixels and has "
-                f"{pixels.shape[1]} x {pixels.shape[0]}"
-            )
+        if width is None:
+            return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS)
+        changed = f"the image has changed since the run: it had {width} x {height} pixels and has "
+        try:
+            # The run has decoded it before, so its size is safe.
+            pixels = decode_image(payload, max_pixels=max(1, width * height))
+        except ImageError as error:
+            raise InputError(changed + "more") if error.status == "too_large" else error from None
+        if (width, height) != (pixels.shape[1], pixels.shape[0]):
+            raise InputError(f"{changed}{pixels.shape[1]} x {pixels.shape[0]}")
         return pixels
 
     def _locate(self, image: Mapping[str, Any]) -> "ImageRef":
@@ -171,4 +174,4 @@ def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
 
 def _one_line(error: HtcError, uri: str) -> str:
     """Return an error's sentence without the image's name, which the tile's reader knows."""
-    return " ".join(str(error).replace(f"{uri} ", "").split()).rstrip(".") or type(error).__name__
+    return " ".join(str(error).replace(f"{uri} ", "the image ").split()).rstrip(".") or type(error).__name__

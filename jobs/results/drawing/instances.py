@@ -15,6 +15,8 @@ from jobs.results.drawing.style import Style
 Rle: TypeAlias = Mapping[str, Any]
 """A COCO mask: size [height, width] and counts, compressed run lengths as text or bytes."""
 Mask: TypeAlias = Rle | NDArray[np.bool_]
+Window: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of the image; right and bottom exclusive."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def damaged_masks(instances: Sequence[DrawnInstance], height: int, width: int) -
 
 
 class Masks:
-    """The masks of an image's instances, as runs: a bitmap is made of the part inside a rectangle only.
+    """The masks of an image's instances, as runs; `cut` makes bitmaps, of the parts inside rectangles only.
 
     Attributes:
         damaged: why a mask cannot be drawn, by its instance's place.
@@ -135,33 +137,57 @@ class Masks:
             if runs.first[number + 1] > runs.first[number]:
                 self.boxes[place] = (box[0], box[1], box[2], box[3])
 
-    def peak(self, place: int) -> float:
-        """Return where the mask's top is: x of the middle of its first row of pixels, in pixels of the image."""
-        x, y, width, _ = self.boxes[place]
-        top = np.flatnonzero(np.asarray(self.bitmap(place, (x, y, x + width, y + 1)))[0])
-        return x + float(np.median(top)) + 0.5
+    def cut(self, windows: Mapping[int, Window]) -> "MaskParts":
+        """Cut masks to rectangles of the image, all at once.
 
-    def bitmap(self, place: int, box: tuple[int, int, int, int]) -> Image.Image:
-        """Return the mask inside a rectangle (left, top, right, bottom, exclusive) of the image, as 0 and 255."""
-        left, top, right, bottom = box
+        Args:
+            windows: by the instance's place, which must be one of `boxes`; inside the image and not empty.
+        """
+        coded = [place for place in windows if place in self._run_place]
+        numbers = np.array([self._run_place[place] for place in coded], np.int64)
+        rectangles = np.array([windows[place] for place in coded], np.float64).reshape(-1, 4)
+        rectangles[:, 2:] -= rectangles[:, :2]
+        parts = {
+            place: self._bitmaps[place][top:bottom, left:right]
+            for place, (left, top, right, bottom) in windows.items()
+            if place in self._bitmaps
+        }
+        return MaskParts(_subset(self._runs, numbers).crop(rectangles), coded, parts)
+
+
+class MaskParts:
+    """Parts of masks, as runs; each becomes a bitmap when it is drawn."""
+
+    def __init__(self, runs: ForegroundRuns, places: Sequence[int], bitmaps: Mapping[int, NDArray[np.bool_]]) -> None:
+        """Keep runs of the masks at these places, and bitmaps of others."""
+        self._runs = runs
+        self._number = {place: number for number, place in enumerate(places)}
+        self._bitmaps = bitmaps
+
+    def bitmap(self, place: int) -> Image.Image:
+        """Return a part as a picture of 0 and 255."""
         if place in self._bitmaps:
-            return Image.fromarray(self._bitmaps[place][top:bottom, left:right].astype(np.uint8) * np.uint8(255))
-        number = self._run_place[place]
-        part = slice(int(self._runs.first[number]), int(self._runs.first[number + 1]))
-        one = ForegroundRuns(
-            self._runs.begins[part],
-            self._runs.ends[part],
-            np.array([0, part.stop - part.start]),
-            self._runs.sizes[number : number + 1],
-        )
-        cut = one.crop(np.array([[left, top, right - left, bottom - top]], np.float64))
-        edges = np.empty(2 * len(cut.begins) + 2, np.int64)
-        edges[0], edges[-1] = 0, (right - left) * (bottom - top)
-        edges[1:-1:2], edges[2:-1:2] = cut.begins, cut.ends
+            return Image.fromarray(self._bitmaps[place].astype(np.uint8) * np.uint8(255))
+        number = self._number[place]
+        first, last = int(self._runs.first[number]), int(self._runs.first[number + 1])
+        height, width = self._runs.sizes[number].tolist()
+        edges = np.zeros(2 * (last - first) + 2, np.int64)
+        edges[1:-1:2], edges[2:-1:2] = self._runs.begins[first:last], self._runs.ends[first:last]
+        edges[-1] = height * width
         values = np.zeros(len(edges) - 1, np.uint8)
         values[1::2] = 255
-        columns = np.repeat(values, np.diff(edges)).reshape(right - left, bottom - top)
+        columns = np.repeat(values, np.diff(edges)).reshape(width, height)
         return Image.fromarray(columns).transpose(Image.Transpose.TRANSPOSE)
+
+
+def _subset(runs: ForegroundRuns, numbers: NDArray[np.int64]) -> ForegroundRuns:
+    """Return some of the masks, in this order."""
+    if np.array_equal(numbers, np.arange(len(runs.first) - 1)):
+        return runs
+    counts = np.diff(runs.first)[numbers]
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    chosen = np.repeat(runs.first[:-1][numbers] - first[:-1], counts) + np.arange(first[-1])
+    return ForegroundRuns(runs.begins[chosen], runs.ends[chosen], first, runs.sizes[numbers])
 
 
 def _decode(masks: Sequence[Rle]) -> tuple[ForegroundRuns, NDArray[np.bool_]]:

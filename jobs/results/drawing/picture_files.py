@@ -2,6 +2,7 @@
 
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 # Lines stay sharp, and a photo takes a tenth of its PNG.
 DEFAULT_QUALITY = 90
 MAX_NAME_CHARS = 100
+# Most file systems hold names of 255 bytes; the rest is for numbers and the suffix.
+MAX_NAME_BYTES = 200
 # Written into every picture, so that a later call replaces its own pictures and no others.
 _SOFTWARE_TAG = 0x0131  # EXIF 2.32, section 4.6.4
 _SOFTWARE = "htc-batch"
@@ -76,14 +79,14 @@ def is_own_picture(path: Path) -> bool:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             return image.getexif().get(_SOFTWARE_TAG) == _SOFTWARE
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        # No picture, or a damaged one; somebody else's in any case.
+        # No picture, or a damaged one; not one of ours in any case.
         return False
 
 
 def picture_names(uris: Sequence[str], suffix: str = ".png") -> list[str]:
     """Return a file name for each URI, made of its last part: safe on every file system, unique in any case.
 
-    A name has only ASCII letters, digits, dot, hyphen and underscore, so none leads out of its folder.
+    A name has only letters and digits (of any script), dot, hyphen and underscore, so none leads out of its folder.
     """
     taken: set[str] = set()
     names = []
@@ -92,11 +95,13 @@ def picture_names(uris: Sequence[str], suffix: str = ".png") -> list[str]:
         last = uri.removeprefix("tar://").split("::")[0].rstrip("/").rsplit("/", 1)[-1]
         ending = suffix_of(last)
         stem = last[: -len(ending)] if ending in IMAGE_SUFFIXES else last
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:MAX_NAME_CHARS] or "image"
+        # One form of letters with accents, as some file systems take two forms for one name.
+        safe = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem)).strip("._-")[:MAX_NAME_CHARS]
+        safe = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "image"
         candidate, repeat = safe, 1
-        while candidate.lower() in taken:
+        while candidate.casefold() in taken:
             repeat += 1
             candidate = f"{safe}-{repeat}"
-        taken.add(candidate.lower())
+        taken.add(candidate.casefold())
         names.append(candidate + suffix)
     return names

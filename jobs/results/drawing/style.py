@@ -30,7 +30,7 @@ class Style:
     """
 
     colour_by: Literal["category", "instance"] = "category"
-    opacity: float = 0.4
+    opacity: float = 0.38
     has_labels: bool = True
     has_scores: bool = True
     has_boxes: bool = False
