@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from pipeline.storage.config import StorageSection
 
 EXIT_CHANGED = 1
+SUMMARY = "diff.json"
+# A picture's name, which leads to no other folder.
+_PICTURE = re.compile(r"\d{3,}-[A-Za-z0-9._-]+\.png")
 # Lines of the table; the other formats have all of them.
 MAX_CLASS_CHANGES = 10
 MAX_IMAGES_LISTED = 10
@@ -210,13 +214,27 @@ def _write_csv(diff: Diff) -> None:
 
 
 def _write_folder(diff: Diff, request: DiffRequest, storage: Storage) -> None:
-    """Write diff.json and the pictures beside the tables that `diff_runs` has written."""
+    """Write the pictures and diff.json beside the tables that `diff_runs` has written."""
     from jobs.results.diff.pictures import draw_changes
 
     folder = request.folder or Path()
-    with atomic_output(folder / "diff.json") as sink:
-        sink.write(json.dumps(diff.to_dict(), indent=2).encode() + b"\n")
     a = open_results(diff.a.output, storage)
     b = a if diff.a.output == diff.b.output else open_results(diff.b.output, storage)
+    _remove_former(folder)
     drawn = draw_changes(diff, a, b, folder, most=request.pictures)
-    say(f"{count_of(len(drawn), 'picture')}, {IMAGES}, {INSTANCES} and diff.json in {folder}.")
+    content = diff.to_dict() | {"pictures": [path.name for path in drawn]}
+    with atomic_output(folder / SUMMARY) as sink:
+        sink.write(json.dumps(content, indent=2).encode() + b"\n")
+    say(f"{count_of(len(drawn), 'picture')}, {IMAGES}, {INSTANCES} and {SUMMARY} in {folder}.")
+
+
+def _remove_former(folder: Path) -> None:
+    """Remove the pictures of the comparison that was written there before, which its summary names."""
+    try:
+        names = json.loads((folder / SUMMARY).read_bytes())["pictures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # None was written before, or not by this command.
+        return
+    for name in names if isinstance(names, list) else []:
+        if isinstance(name, str) and _PICTURE.fullmatch(name):
+            (folder / name).unlink(missing_ok=True)

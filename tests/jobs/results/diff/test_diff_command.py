@@ -159,6 +159,20 @@ def test_pictures_show_both_runs_and_no_other_picture(tmp_path: Path, htc: Htc) 
         assert (pixels.max(axis=2) - pixels.min(axis=2)).max() < 10, "only grey, no red picture and no instance"
 
 
+def test_a_folder_has_the_pictures_of_one_comparison(tmp_path: Path, htc: Htc) -> None:
+    output, _ = pictured_output(tmp_path, 2)
+    folder = tmp_path / "pictures"
+    assert htc("diff", output, "--to", str(folder))[0] == 0
+    assert len(list(folder.glob("*.png"))) == 2
+    (folder / "003-mine.png").write_bytes(b"x")
+    summary = json.loads((folder / "diff.json").read_text())
+    (folder / "diff.json").write_text(json.dumps({**summary, "pictures": [*summary["pictures"], "../x.png", 3]}))
+    (tmp_path / "x.png").write_bytes(b"x")
+    assert htc("diff", output, "--to", str(folder), "--pictures", "1")[0] == 0
+    assert sorted(path.name[:4] for path in folder.glob("*.png")) == ["001-", "003-"]
+    assert (tmp_path / "x.png").exists()
+
+
 def test_pictures_can_be_left_out(tmp_path: Path, htc: Htc) -> None:
     output, _ = pictured_output(tmp_path, 1)
     assert htc("diff", output, "--to", str(tmp_path / "tables"), "--pictures", "0")[0] == 0
