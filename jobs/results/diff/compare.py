@@ -14,6 +14,7 @@ from jobs.results.diff.rules import DiffRules
 from jobs.results.diff.tables import CURRENT, Side, SideTables, SortedRows, choose_side, previous_run, read_sides
 from jobs.results.diff.totals import Batch, Totals
 from jobs.results.diff.writer import TableWriter
+from jobs.results.run_settings import other_settings
 from pipeline.errors import InputError
 from pipeline.output.results import open_results
 from pipeline.output.run_record import list_records
@@ -146,7 +147,10 @@ class _Comparison:
         if not totals.images_in_both and self._uris is None:
             self._refuse(totals)
         described = [side.described(images) for side, images in zip(self._sides, totals.images_in, strict=True)]
-        return totals.finish(*described, is_same_output=a.results is b.results)
+        found = totals.finish(*described)
+        settings = other_settings(a.record, b.record)
+        notes = [f"The runs differ in {', '.join(settings)}."] if settings else []
+        return found.with_notes([*notes, *found.notes])
 
     @property
     def _has_other_input(self) -> bool:
