@@ -141,7 +141,7 @@ def _listen(port: int | None) -> socket.socket:
     """Return a socket that listens, so that the address is known, and taken, before anything is printed."""
     wanted = DEFAULT_PORT if port is None else port
     for candidate in (wanted, 0) if port is None else (wanted,):
-        # With its protocol named: asyncio turns off Nagle's algorithm for such sockets only, which costs 40 ms an answer.
+        # With its protocol named: for others asyncio leaves Nagle's algorithm on, and each answer waits 40 ms.
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

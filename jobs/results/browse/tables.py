@@ -26,7 +26,7 @@ from pipeline.output.parts import part_uri
 from pipeline.output.query_files import TABLE_SCHEMAS
 from pipeline.output.results import Results, open_results
 from pipeline.output.schema import IMAGES_SCHEMA
-from pipeline.output.views import open_database, translated_sql_errors
+from pipeline.output.views import VIEWS, open_database, translated_sql_errors
 from pipeline.storage.storage import Storage
 from pipeline.text import message_of
 
@@ -199,6 +199,11 @@ class Tables:
                 raise
         self.refresh()
         return _ask(self._listed.database, sql, values or {}, job, rows)
+
+    def schema(self, job: Job) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Return the views with the names and types of their columns."""
+        found = {view: self.ask(f"DESCRIBE {view}", job=job, rows=100).rows for view in VIEWS}
+        return [(view, [(str(row[0]), str(row[1])) for row in rows]) for view, rows in found.items()]
 
     def images(self, sql: str, values: dict[str, Any], *, job: Job, rows: int) -> list[dict[str, Any]]:
         """Ask for rows that have `IMAGE_COLUMNS` among their columns, and remember these for the pictures."""

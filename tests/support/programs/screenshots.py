@@ -1,7 +1,7 @@
 """The screenshots of README and docs, remade: `python -m tests.support.programs.screenshots`, or `make screenshots`.
 
-Segments the bundled photos with the bundled model, writes a report, and photographs it and the web app in the browser. Each entry of
-SHOTS makes some of the pictures; so one command remakes them all.
+Segments the bundled photos with the bundled model, writes a report, and photographs it and the web app in the browser.
+Each entry of SHOTS makes some of the pictures; so one command remakes them all.
 """
 
 import argparse
