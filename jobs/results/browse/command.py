@@ -69,14 +69,11 @@ def browse_output(
         if has_screen() if is_opening is None else is_opening:
             _open(f"{served.address}/?token={access.issue_once()}")
         while not stop.is_set and served.is_alive():
-            stop_wait(POLL_S)
+            served.thread.join(POLL_S)
+        # Before the server ends, which waits for answers that are under way.
+        browser.close()
     say("Ended.")
     return 0
-
-
-def stop_wait(seconds: float) -> None:
-    """Wait, in a way that signals interrupt."""
-    threading.Event().wait(seconds)
 
 
 def check_packages() -> None:

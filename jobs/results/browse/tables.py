@@ -23,7 +23,7 @@ from pipeline.errors import HtcError, NotFoundError, SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.parts import part_uri
-from pipeline.output.query_files import TABLE_SCHEMAS
+from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS
 from pipeline.output.results import Results, open_results
 from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.output.views import VIEWS, open_database, translated_sql_errors
@@ -192,10 +192,11 @@ class Tables:
         listed = self._listed
         try:
             return _ask(listed.database, sql, values or {}, job, rows)
-        except (SpecError, StorageError):
+        except (SpecError, StorageError) as error:
             if job.is_cancelled:
                 raise TimeLimitError("The query was stopped.") from None
-            if not listed.results.has_moved():
+            # Whether parts have moved costs a listing, which an error in the SQL itself is not worth.
+            if not _is_about_files(error) or not listed.results.has_moved():
                 raise
         self.refresh()
         return _ask(self._listed.database, sql, values or {}, job, rows)
@@ -304,6 +305,10 @@ def check_reading(sql: str) -> None:
             f"Only statements that read are answered here, such as SELECT, DESCRIBE or SUMMARIZE; this is "
             f"{statements[0].type.name}."
         )
+
+
+def _is_about_files(error: HtcError) -> bool:
+    return isinstance(error, StorageError) or any(sign in str(error) for sign in (SCHEME, "arquet"))
 
 
 def _ask(database: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any], job: Job, rows: int) -> Answer:
