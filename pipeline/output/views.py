@@ -74,21 +74,31 @@ _RUNS_SCHEMA = pa.schema(
         ("position", pa.int64()),
     ]
 )
-# Of each image the run with its newest ok row, unless a later run has a deletion record of it.
+# Of each image the run with its newest ok row, unless a later run has a deletion record of it. The id would do as a
+# key; with the uri beside it, a condition on either reaches the Parquet reader, which then skips row groups.
 _NEWEST = """
 CREATE VIEW newest AS
 WITH ok AS (
-    SELECT image_id, max(position) AS position FROM images JOIN runs USING (run) WHERE status = 'ok' GROUP BY image_id
+    SELECT image_id, uri, max(position) AS position FROM images JOIN runs USING (run)
+    WHERE status = 'ok' GROUP BY image_id, uri
 ), gone AS (
-    SELECT image_id, max(position) AS position FROM deletions JOIN runs USING (run) GROUP BY image_id
+    SELECT image_id, uri, max(position) AS position FROM deletions JOIN runs USING (run) GROUP BY image_id, uri
 )
-SELECT ok.image_id, runs.run
-FROM ok JOIN runs ON runs.position = ok.position LEFT JOIN gone ON gone.image_id = ok.image_id
+SELECT ok.image_id, ok.uri, runs.run
+FROM ok JOIN runs ON runs.position = ok.position
+LEFT JOIN gone ON gone.image_id = ok.image_id AND gone.uri = ok.uri
 WHERE gone.position IS NULL OR gone.position <= ok.position
 """
-_CURRENT = "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, run) WHERE status = 'ok'"
+_CURRENT = (
+    "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, uri, run) WHERE status = 'ok'"
+)
 _CURRENT_INSTANCES = (
-    "CREATE VIEW current_instances AS SELECT instances.* FROM instances JOIN newest USING (image_id, run)"
+    "CREATE VIEW current_instances AS SELECT instances.* FROM instances JOIN newest USING (image_id, uri, run)"
+)
+# The same where one run has all rows, and no image was deleted: nothing to look up in other runs.
+_ONLY_RUN = (
+    "CREATE VIEW current AS SELECT * FROM images WHERE status = 'ok'",
+    "CREATE VIEW current_instances AS SELECT * FROM instances",
 )
 
 
@@ -119,7 +129,8 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
         connection.register("runs", _runs_table(results))
         # Times are the same on every machine; the wheel includes the extension for time zones.
         connection.execute("SET TimeZone = 'UTC'")
-        for view in (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
+        is_one_run = files.runs_of("images") <= 1 and not files.has_any("deletions")
+        for view in _ONLY_RUN if is_one_run else (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
             connection.execute(view)
         register_mask_functions(connection)
         for setting in () if is_external_allowed else _CLOSED_SETTINGS:
