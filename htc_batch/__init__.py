@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pipeline.job_spec.job import JobSpec, load_spec
     from pipeline.output.views import connect
     from pipeline.runs.summary import RunSummary
-    from pipeline.storage.config import StorageSection
     from pipeline.training.run import train
     from pipeline.training.spec import load_training_spec
 
@@ -64,7 +63,7 @@ __getattr__ = attach(
 )
 
 
-def open(output_uri: str, storage: "Mapping[str, Any] | StorageSection | None" = None) -> "Results":
+def open(output_uri: str, storage: "Mapping[str, Any] | None" = None) -> "Results":
     """Open the output of runs, finished or not, for reading.
 
     Args:
