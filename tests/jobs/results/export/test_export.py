@@ -19,9 +19,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from jobs.results.export import command
-from jobs.results.export.names import FileNames, relative_name
+from jobs.results.export.names import relative_name, split_name
 from pipeline.errors import HtcError, InputError, SpecError
 from tests.jobs.results.export.conftest import CATEGORIES, SIZES, Bitmap, Drawn
+from tests.support.builders.incremental_runs import WrittenRun, write_runs
 from tests.support.htc import Htc
 
 
@@ -330,10 +331,27 @@ def test_names_are_relative_to_the_input(uri: str, root: str, name: str) -> None
     assert relative_name(uri, root) == name
 
 
-def test_file_names_are_safe_and_unique() -> None:
-    names = FileNames()
-    given = ["a.jpg", "A.png", "a.jpg", "../../etc/passwd", "x:y?.jpg", "ä" * 300 + ".jpg", "/", "a.b/c"]
-    found = [names.add(name) for name in given]
-    assert found[:5] == ["a.jpg", "A-2.png", "a-3.jpg", "etc/passwd", "x_y_.jpg"]
-    assert all(len(part.encode()) <= 255 for name in found for part in name.split("/"))
-    assert len({name.removesuffix(".jpg").removesuffix(".png").lower() for name in found}) == len(found)
+def test_file_names_are_safe() -> None:
+    given = ["a.jpg", "../../etc/passwd", "x:y?.jpg", "/", "a.b/c", ".jpg"]
+    assert [split_name(name) for name in given] == [
+        ("a", ".jpg"),
+        ("etc/passwd", ""),
+        ("x_y_", ".jpg"),
+        ("image", ""),
+        ("a.b/c", ""),
+        (".jpg", ""),
+    ]
+    stem, suffix = split_name("ä" * 300 + ".jpg")
+    assert len((stem + suffix).encode()) <= 255
+
+
+def test_two_files_never_have_one_name(tmp_path: Path) -> None:
+    uris = ["x/a-2.jpg", "x/a.jpg", "x/A.png", "y/a.jpg", "y/a-3.jpg", "z/a-2.png"]
+    write_runs(tmp_path / "out", [WrittenRun(dict.fromkeys(uris, "ok"))])
+    folder = tmp_path / "yolo"
+    request = command.ExportRequest(command.Format.YOLO, folder, images=command.Images.NONE)
+    command.export_output(str(tmp_path / "out"), request)
+    names = sorted(path.name for path in (folder / "labels").iterdir())
+    assert len(names) == len({name.lower() for name in names}) == 6
+    # Who has a name keeps it.
+    assert {"a-2.txt", "a-3.txt"} < set(names)
