@@ -34,6 +34,11 @@ TEXTS: Mapping[str, Text] = {
         "NAME[=VALUE]",
         "Set for driver and workers, by default to its value here; repeatable. Not for secrets: others can read it.",
     ),
+    "--fail-over": Text(
+        "F",
+        "Exit with 1 when more has changed: this share of the instances for `diff`, this index of the newest run for "
+        "`drift`.",
+    ),
     "--file": Text("FILE", "A schedule in YAML."),
     "--format": Text(None, "Format of what is read or written."),
     "--iceberg": Text("CATALOG", "The Iceberg catalog: sqlite:///PATH, or one of pyiceberg's configuration."),

@@ -19,10 +19,11 @@ from pipeline.storage.storage import Storage
 from pipeline.storage.uris import is_local, local_path
 
 READ_THREADS = 8
-# Of the names in a message.
-NAMED_RUNS = 10
 # Parts may be compacted or pruned while they are read.
 ATTEMPTS = 3
+
+# More names would hide the sentence.
+MOST_RUNS_NAMED = 20
 
 T = TypeVar("T")
 
@@ -84,7 +85,11 @@ class Results:
         if run in self.damaged_runs:
             raise self.damaged_runs[run]
         if run not in self.runs():
-            raise InputError(f"There is no run {run} in {self.output_uri}; {_known_runs(run, self.runs())}")
+            names = self.runs()
+            nearest = difflib.get_close_matches(run, names, n=1)
+            known = f"did you mean {nearest[0]}? Its runs are" if nearest else "its runs are"
+            shown = ", ".join(names[-MOST_RUNS_NAMED:]) + (" and older ones" if len(names) > MOST_RUNS_NAMED else "")
+            raise InputError(f"There is no run {run} in {self.output_uri}; {known} {shown}.")
 
     def newest_run(self) -> str:
         """Return the newest run that has images; the newest one when none has."""
@@ -203,16 +208,6 @@ class Results:
         # Parts of an older release lack the columns that were added later; they are null there.
         table = pa.concat_tables([empty.empty_table(), *tables], promote_options="default")
         return table.replace_schema_metadata(schema.metadata)
-
-
-def _known_runs(run: str, names: Sequence[str]) -> str:
-    """Return which run may be meant, and which there are, of many the newest."""
-    newest = ", ".join(names[-NAMED_RUNS:])
-    known = (
-        f"its runs are {newest}" if len(names) <= NAMED_RUNS else f"the newest of its {len(names)} runs are {newest}"
-    )
-    close = difflib.get_close_matches(run, names, n=1)
-    return f"{known}; did you mean {close[0]}?" if close else f"{known}."
 
 
 def open_results(output_uri: str, storage: Storage | None = None) -> "Results":

@@ -140,7 +140,7 @@ def test_current_and_latest_sum_up_the_runs(nights: str) -> None:
 
 
 def test_what_does_not_exist_is_named_with_what_is_near(results: htc_batch.Results) -> None:
-    with pytest.raises(htc_batch.HtcError, match=r"its runs are night; did you mean night\?"):
+    with pytest.raises(htc_batch.HtcError, match=r"did you mean night\? Its runs are night"):
         results.instances("nigth")
     with pytest.raises(htc_batch.HtcError, match=r"no column scor; did you mean score\?"):
         results.instances(columns=["scor"])

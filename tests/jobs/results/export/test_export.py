@@ -295,7 +295,7 @@ def test_a_damaged_mask_is_named_with_the_way_out(damaged: str, tmp_path: Path, 
 
 
 def test_a_run_that_is_not_there_is_named(drawn: Drawn, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"There is no run nights .*; its runs are night"):
+    with pytest.raises(InputError, match=r"There is no run nights .*Its runs are night"):
         export(drawn, tmp_path / "out", "coco", run="nights")
     export(drawn, tmp_path / "now", "coco", run="current")
 
