@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.results.drawing.compose import Cell, contact_sheet, crop
+from jobs.results.drawing.compose import Cell, Side, contact_sheet, crop, side_by_side
 from jobs.results.drawing.fonts import check_font
 from jobs.results.drawing.image_reader import ImageReader, draw_run_image
-from jobs.results.drawing.instances import damaged_masks, instance_of_row
+from jobs.results.drawing.instances import DrawnInstance, damaged_masks, instance_of_row
 from jobs.results.drawing.picture_files import SUFFIXES, is_own_picture, picture_names, write_picture
 from jobs.results.drawing.style import Style
+from jobs.results.evaluation.run_images import MatchRule
 from jobs.results.image_lookup import ImageLookup, ImageRecord, Wanted
+from jobs.results.show_truth import ShownTruth, read_shown_truth
 from jobs.terminal.console import say, write_line, write_table
 from jobs.terminal.output_file import check_local
 from pipeline.errors import InputError, SpecError
@@ -36,7 +38,7 @@ DEFAULT_MIN_SCORE = 0.3
 FALLBACK_INSTANCES = 5
 # Below this, a label would cover the image.
 MIN_LONG_SIDE = 480
-SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL_PX = 4, 3, 420
+SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL_PX, SHEET_GAP_PX = 4, 3, 420, 12
 # Threads wait for storage, and decoding, drawing and writing leave Python's lock; more of them would only take memory.
 _MAX_THREADS = 8
 
@@ -56,6 +58,8 @@ class ShowRequest:
         weights are untrained, the five best of each image are drawn, with a message.
     statuses: images with these.
     run: None takes the newest.
+    truth: COCO annotations, a path or URI; each image is drawn twice, truth beside detections, and only images that
+        the file names. match: how they are found in the run.
     content: "images": a picture for each image; "crops": one for each instance.
     is_sheet: pages of twelve pictures instead.
     picture_format: png, jpeg or webp.
@@ -70,6 +74,8 @@ class ShowRequest:
     min_score: float | None = None
     statuses: Sequence[str] = ("ok",)
     run: str | None = None
+    truth: str | None = None
+    match: MatchRule = MatchRule.file_name
     content: Literal["images", "crops"] = "images"
     is_sheet: bool = False
     picture_format: str = "png"
@@ -127,7 +133,10 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
         request = replace(request, style=style)
     results = open_results(output_uri, Storage(storage_section))
     lookup = ImageLookup(results, request.run)
-    images = lookup.find(request.uris) if request.uris else _choose(lookup, request)
+    truth = None if request.truth is None else read_shown_truth(results, lookup.run, request.truth, request.match)
+    for note in () if truth is None else truth.notes:
+        say(note)
+    images = lookup.find(request.uris) if request.uris else _choose(lookup, request, truth)
     rule = _instance_rule(lookup, images, request)
     _make_folder(request.folder)
     stems = picture_names([image.uri for image in images], "")
@@ -138,7 +147,10 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
     def draw(work: tuple[ImageRecord, str]) -> DrawnImage:
         image, stem = work
         rows = rule.choose(lookup.instances(image)) if image.status == "ok" else []
-        return draw_image(reader, image, rows, stem, request)
+        annotated = None
+        if truth is not None and image.image_id in truth.places:
+            annotated = truth.instances(image.image_id, rule.categories)
+        return draw_image(reader, image, rows, stem, request, truth=annotated)
 
     if request.is_sheet:
         pictures, problems = _write_sheets(_in_order(draw, list(zip(images, stems, strict=True))), request)
@@ -153,9 +165,15 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
 
 
 def draw_image(
-    reader: ImageReader, image: ImageRecord, rows: Sequence[Mapping[str, Any]], stem: str, request: ShowRequest
+    reader: ImageReader,
+    image: ImageRecord,
+    rows: Sequence[Mapping[str, Any]],
+    stem: str,
+    request: ShowRequest,
+    *,
+    truth: Sequence[DrawnInstance] | None = None,
 ) -> DrawnImage:
-    """Draw one image, or its instances one by one.
+    """Draw one image, its truth beside it if there is one, or its instances one by one.
 
     An image that is gone or has changed since the run is a grey tile that says so; an instance with a damaged mask is
     left out, and named.
@@ -174,19 +192,32 @@ def draw_image(
     name = image.uri.rsplit("/", 1)[-1]
     if request.content == "images" or read.pixels is None:
         drawn = 0 if read.pixels is None else len(instances) - len(damaged)
-        whole = Picture(stem, name, draw_run_image(read, instances, request.style), drawn)
+        if read.pixels is None or request.truth is None:
+            pixels = draw_run_image(read, instances, request.style)
+        else:
+            pixels = side_by_side(read.pixels, _sides(image, truth, instances, read.problem), request.style)
+        whole = Picture(stem, name, pixels, drawn)
         return DrawnImage(image, (whole,), tuple(problems))
-    pixels, pictures = read.pixels, []
+    pictures = []
     for place, instance in enumerate(instances):
         if place in damaged:
             continue
         try:
-            drawn_crop = crop(pixels, instance, request.style)
+            drawn_crop = crop(read.pixels, instance, request.style)
         except ValueError as error:
             problems.append(f"Not drawn: {image.uri}, instance {instance.number} ({instance.category}): {error}.")
             continue
         pictures.append(Picture(f"{stem}_{instance.number:03d}", f"{name} #{instance.number}", drawn_crop, 1))
     return DrawnImage(image, tuple(pictures), tuple(problems))
+
+
+def _sides(
+    image: ImageRecord, truth: Sequence[DrawnInstance] | None, found: Sequence[DrawnInstance], problem: str | None
+) -> list[Side]:
+    """Return truth and detections with their titles."""
+    known = "truth: none of this image" if truth is None else f"truth: {count_of(len(truth), 'object')}"
+    detected = problem or f"{image.run}: {count_of(len(found), 'instance')}"
+    return [Side(known, truth or ()), Side(detected, found)]
 
 
 def _check(request: ShowRequest) -> None:
@@ -199,6 +230,8 @@ def _check(request: ShowRequest) -> None:
         raise SpecError("Give either --uri or --sample, not both.")
     if request.limit is not None and (request.uris or request.sample is not None):
         raise SpecError("Give either --limit, the first images, or --uri or --sample, not both.")
+    if request.truth is not None and request.content == "crops":
+        raise SpecError("--truth draws whole images side by side; leave out --crops.")
     check_local(request.folder)
     if request.folder.exists() and not request.folder.is_dir():
         raise SpecError(f"{request.folder} is a file; name a folder.")
@@ -206,8 +239,8 @@ def _check(request: ShowRequest) -> None:
         check_font(request.style.font)
 
 
-def _choose(lookup: ImageLookup, request: ShowRequest) -> list[ImageRecord]:
-    """Choose images by the filters.
+def _choose(lookup: ImageLookup, request: ShowRequest, truth: ShownTruth | None) -> list[ImageRecord]:
+    """Choose images by the filters; with a truth, only images that it names.
 
     Raises:
         InputError: no image is wanted.
@@ -217,11 +250,12 @@ def _choose(lookup: ImageLookup, request: ShowRequest) -> list[ImageRecord]:
     min_score = request.min_score
     if min_score is None and lookup.is_trained:
         min_score = DEFAULT_MIN_SCORE
-    wanted = Wanted(tuple(request.statuses), tuple(request.categories), min_score)
+    image_ids = None if truth is None else tuple(truth.places)
+    wanted = Wanted(tuple(request.statuses), tuple(request.categories), min_score, image_ids)
     images = lookup.choose(wanted, count, is_spread=is_spread)
     if images or not request.categories:
         if not images:
-            raise InputError(_no_image(lookup, request))
+            raise InputError(_no_image(lookup, request, is_of_truth=truth is not None))
         return images
     known = lookup.categories()
     for category in request.categories:
@@ -239,9 +273,10 @@ def _choose(lookup: ImageLookup, request: ShowRequest) -> list[ImageRecord]:
     return images
 
 
-def _no_image(lookup: ImageLookup, request: ShowRequest) -> str:
+def _no_image(lookup: ImageLookup, request: ShowRequest, *, is_of_truth: bool) -> str:
+    which = f" that {request.truth} names" if is_of_truth else ""
     statuses = " or ".join(request.statuses) or "any"
-    return f"Run {lookup.run} has no image with the status {statuses}; `htc query` shows the errors."
+    return f"Run {lookup.run} has no image with the status {statuses}{which}; `htc query` shows the errors."
 
 
 def _no_category(run: str, category: str, known: Sequence[str]) -> str:
@@ -335,14 +370,18 @@ def _write_sheets(drawn: Iterable[DrawnImage], request: ShowRequest) -> tuple[li
     rows: list[tuple[str, str, str]] = []
     cells: list[tuple[Picture, str]] = []
     problems = 0
+    columns, cell_px = SHEET_COLUMNS, request.style.long_side or SHEET_CELL_PX
+    if request.truth is not None:
+        # Two pictures each, and the gap between.
+        columns, cell_px = SHEET_COLUMNS // 2, 2 * cell_px + SHEET_GAP_PX
 
     def write_page() -> None:
         name = f"sheet-{len(rows) + 1:02d}{SUFFIXES[request.picture_format]}"
         _check_free([name], request)
         page = contact_sheet(
             [Cell(picture.pixels, picture.caption) for picture, _ in cells],
-            columns=SHEET_COLUMNS,
-            cell_px=request.style.long_side or SHEET_CELL_PX,
+            columns=columns,
+            cell_px=cell_px,
             style=request.style,
         )
         _save(page, request.folder / name, request)
@@ -355,7 +394,7 @@ def _write_sheets(drawn: Iterable[DrawnImage], request: ShowRequest) -> tuple[li
         problems += _say_problems(each)
         for picture in each.pictures:
             cells.append((picture, each.image.uri))
-            if len(cells) == SHEET_COLUMNS * SHEET_ROWS:
+            if len(cells) == columns * SHEET_ROWS:
                 write_page()
     if cells:
         write_page()

@@ -50,7 +50,7 @@ SELECT {key} AS key, uri, image_id, run, status, etag, bytes, width, height FROM
 WHERE {chosen} ORDER BY key, uri
 """
 _INSTANCES = """
-SELECT {key} AS key, uri, image_id, instance, category, score, bbox, mask FROM instances AS rows
+SELECT {key} AS key, uri, image_id, instance, category, score, bbox, area, mask FROM instances AS rows
 WHERE {chosen} ORDER BY key, uri, instance
 """
 

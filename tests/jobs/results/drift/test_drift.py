@@ -159,7 +159,7 @@ def test_the_table_and_the_exit_code(tmp_path: Path, htc: Htc) -> None:
     write_compared_runs(tmp_path, [run_of("monday"), run_of("tuesday"), run_of("wednesday", lambda _: wolf)])
     code, out, _ = htc("drift", str(tmp_path))
     assert code == 0
-    (row,) = (line for line in out.splitlines() if line.startswith(" wednesday"))
+    _, row = (line for line in out.splitlines() if line.startswith(" wednesday"))
     assert "!!" in row
     assert row.endswith("alarm")
     assert "wednesday: categories: wolf 0.0% -> 100.0%" in out
