@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
-    from htc_batch.commands import run
+    from htc_batch.commands import diff, evaluate, run
     from htc_batch.image_dataset import ImageDataset
     from htc_batch.masks import Masks
     from htc_batch.results import Results
@@ -38,6 +38,8 @@ __all__ = [
     "RunSummary",
     "check_dataset",
     "connect",
+    "diff",
+    "evaluate",
     "find_splits",
     "load_spec",
     "load_training_spec",
@@ -49,7 +51,7 @@ __all__ = [
 __getattr__ = attach(
     __name__,
     {
-        "commands": ["run"],
+        "commands": ["diff", "evaluate", "run"],
         "image_dataset": ["ImageDataset"],
         "masks": ["Masks"],
         "results": ["Results"],

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from htc_batch.image_dataset import ImageDataset
     from htc_batch.masks import Masks
+    from jobs.results.diff import Diff
+    from jobs.results.evaluation import Evaluation
     from pipeline.storage.config import StorageSection
 
 LATEST, CURRENT = "latest", "current"
@@ -244,6 +246,19 @@ class Results(Tables):
         if len(uris) > 1:
             raise InputError(f"{named} is the end of several uris ({uris[0]}, {uris[1]}, ...); give more of it.")
         return found[0]
+
+    def evaluate(self, truth: "str | Mapping[str, Any]", run: str | None = None, **options: Any) -> "Evaluation":
+        """Score a run against COCO annotations; see `htc_batch.evaluate`."""
+        from htc_batch.commands import evaluate
+
+        name = None if run is None else self._run_name(run)
+        return evaluate(self.output_uri, truth, name, storage=self.storage.section, **options)
+
+    def diff(self, run_a: str | None = None, run_b: str | None = None, **options: Any) -> "Diff":
+        """Compare two runs; see `htc_batch.diff`."""
+        from htc_batch.commands import diff
+
+        return diff(self.output_uri, run_a, run_b, storage=self.storage.section, **options)
 
     def refresh(self) -> None:
         """List runs and parts again when they are needed next; relations that `sql` has returned end."""

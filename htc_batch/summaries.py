@@ -1,9 +1,9 @@
 """What a Results object shows of itself, as text and in notebooks."""
 
 import html
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from jobs.terminal.html_table import html_line, html_table
 from pipeline.errors import HtcError
 from pipeline.output.run_record import began
 from pipeline.text import count_of
@@ -38,7 +38,7 @@ def html_of(results: "Results") -> str:
         outcomes = results.ask(_OUTCOMES).to_pylist()
         categories = results.ask(_CATEGORIES).to_pylist()
     except HtcError as error:
-        return f"{title}<p>{html.escape(str(error))}</p>"
+        return title + html_line(str(error))
     rows = []
     for record in results.records[: -SHOWN_RUNS - 1 : -1]:
         found = [row for row in outcomes if row["run"] == record.run]
@@ -48,18 +48,12 @@ def html_of(results: "Results") -> str:
         numbers = [f"{done:,} of {record.image_count:,}", f"{failed:,}", f"{instances:,}"]
         rows.append([record.run, f"{began(record):%Y-%m-%d %H:%M} UTC", record.model_name, *numbers])
     older = len(results.records) - SHOWN_RUNS
-    parts = [title, _table(["run", "began", "model", "images", "not ok", "instances"], rows)]
+    parts = [title, html_table(["run", "began", "model", "images", "not ok", "instances"], rows)]
     if older > 0:
         parts.append(f"<p>and {count_of(older, 'older run')}</p>")
     shown = [[row["category"], f"{row['instances']:,}", f"{row['score']:.3f}"] for row in categories[:SHOWN_CATEGORIES]]
     if shown:
-        parts.append(_table(["category", "instances", "mean score"], shown))
+        parts.append(html_table(["category", "instances", "mean score"], shown))
     if len(categories) > SHOWN_CATEGORIES:
         parts.append(f"<p>and {len(categories) - SHOWN_CATEGORIES} more categories</p>")
     return "".join(parts)
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heading)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"

@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.filterwarnings("default:::pandas")
 def test_the_code_of_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     for number, block in enumerate(BLOCKS):
         exec(compile(block, f"{PAGE}:{number}", "exec"), names)
     assert capsys.readouterr().out.startswith("complete 3 ")
