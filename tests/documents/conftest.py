@@ -1,0 +1,78 @@
+"""A folder in which the documents' commands are run: photos, and the output of one real run over them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+FIRST_RUN = ["htc", "run", "photos/", "masks/"]
+"""The command whose output every page finds; the tutorial begins with it."""
+
+JOB = """\
+input: {uri: photos/}
+output: {uri: masks/}
+"""
+
+
+def shell_environment(programs: Path) -> dict[str, str]:
+    """The environment of a command: `htc` and `python` of this checkout, history and caches in a folder of the test's.
+
+    Args:
+        programs: a folder in which `htc` and `python` are put.
+    """
+    programs.mkdir(exist_ok=True)
+    for name, words in {"htc": "-m jobs", "python": ""}.items():
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        program.chmod(0o755)
+    home = programs.parent / "home"
+    home.mkdir(exist_ok=True)
+    return {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HTC_HOME": str(home / "htc"),
+        "COLUMNS": "120",
+    }
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of commands of the documents."""
+    return shell_environment(tmp_path_factory.mktemp("documents") / "bin")
+
+
+@pytest.fixture(scope="session")
+def fresh_folder(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Callable[[], Path]:
+    """Give the folder as it was made: the same path each time, since tables hold the paths of images.
+
+    It holds photos/ (the bundled ones), masks/ (their run), job.yaml (of that run), truth.json (its own instances as
+    COCO annotations) and examples/.
+    """
+    top = tmp_path_factory.mktemp("pages")
+    folder, kept = top / "work", top / "kept"
+    folder.mkdir()
+    shutil.copytree(ROOT / "examples" / "photos", folder / "photos")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "job.yaml").write_text(JOB)
+    export = ["htc", "export", "masks/", "--format", "coco", "--to", "coco/", "--min-score", "0.5"]
+    for words in (FIRST_RUN, export):
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    shutil.move(folder / "coco" / "annotations.json", folder / "truth.json")
+    shutil.rmtree(folder / "coco")
+    shutil.copytree(folder, kept, symlinks=True)
+
+    def refresh() -> Path:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder, symlinks=True)
+        return folder
+
+    return refresh
