@@ -53,4 +53,6 @@ def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 def _escaped(text: str) -> str:
     """Text for Markdown: `|` would end a cell, `<` begin a tag, `[` a link; code stays code."""
     pieces = text.replace("|", _BAR).split("`")
-    return "`".join(piece if number % 2 else piece.replace("<", "&lt;").replace("[", "\\[") for number, piece in enumerate(pieces))
+    return "`".join(
+        piece if number % 2 else piece.replace("<", "&lt;").replace("[", "\\[") for number, piece in enumerate(pieces)
+    )

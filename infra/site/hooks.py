@@ -96,4 +96,3 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
         return f'<div class="drawing">{svg[svg.index("<svg") :]}</div>'
 
     return _DRAWING.sub(inline, html)
-

@@ -17,7 +17,11 @@ def python_pages(root: Path) -> dict[str, str]:
             module = ast.parse(door.read_text(encoding="utf-8"))
             names = _exported(module)
             if names:
-                parts = [f"# `{package}`", ast.get_docstring(module) or "", *(f"::: {package}.{name}" for name in names)]
+                parts = [
+                    f"# `{package}`",
+                    ast.get_docstring(module) or "",
+                    *(f"::: {package}.{name}" for name in names),
+                ]
                 pages[f"reference/python/{package}.md"] = "\n\n".join(parts) + "\n"
     return pages
 

@@ -103,7 +103,8 @@ def blocks_of(page: Path, text: str | None = None) -> list[Block]:
     text = page.read_text(encoding="utf-8") if text is None else text
     fences = list(_FENCE.finditer(text))
     outside = "".join(text[end:start] for end, start in _gaps(fences, len(text)))
-    of_page = tuple(mark.removeprefix("page:").strip() for mark in _COMMENT.findall(outside) if mark.startswith("page:"))
+    comments = _COMMENT.findall(outside)
+    of_page = tuple(mark.removeprefix("page:").strip() for mark in comments if mark.startswith("page:"))
     blocks = []
     for fence in fences:
         above = _COMMENTS_ABOVE.search(text, 0, fence.start())
@@ -135,6 +136,8 @@ def commands_in(text: str, language: str = "sh") -> list[str]:
         command = line.removeprefix("$ ") if language == "console" else line
         while command.endswith("\\"):
             command = command[:-1] + next(lines, "").strip()
+        while "<<" not in command and _has_open_quote(command) and (more := next(lines, None)) is not None:
+            command += "\n" + more
         if here := re.search(r"<<-?'?(\w+)'?", command):
             for inner in lines:
                 command += "\n" + inner
@@ -145,9 +148,19 @@ def commands_in(text: str, language: str = "sh") -> list[str]:
     return commands
 
 
+def _has_open_quote(command: str) -> bool:
+    try:
+        words_of(command)
+    except ValueError:
+        return True
+    return False
+
+
 def words_of(command: str) -> list[str]:
     """Split a command as a shell does; a comment at its end is left out."""
-    lexer = shlex.shlex(command.partition("\n")[0], posix=True, punctuation_chars="|&;<>")
+    # The text of a here-document is no part of the command's line.
+    line = command.partition("\n")[0] if "<<" in command else command
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     lexer.commenters = "#"
     return list(lexer)
@@ -184,28 +197,20 @@ def fault_of(words: Sequence[str], *, is_whole: bool = True) -> str:
         words: beginning with "htc".
         is_whole: false for a mention in a sentence, which may leave arguments and flags' values out.
     """
-    if any("…" in word or word == "..." for word in words):
-        is_whole = False
-        words = [word for word in words if "…" not in word and word != "..."]
-    command, rest = _program(), list(words[1:])
-    path: tuple[str, ...] = ()
-    while hasattr(command, "commands") and rest:
-        if rest[0].startswith("-"):
-            return _unknown_flags(command, rest)
+    given = [word for word in words[1:] if "…" not in word and word != "..."]
+    is_whole = is_whole and len(given) == len(words) - 1
+    command, path, rest = _program(), (), given
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         if is_placeholder(rest[0]):
             return ""
         if rest[0] not in command.commands:
             return f"there is no command {' '.join(['htc', *path, rest[0]])}"
-        path += (rest[0],)
-        command = command.commands[rest.pop(0)]
-    if hasattr(command, "commands"):
-        return "" if not is_whole else "no command is given"
-    if former := [word for word in rest if word.partition("=")[0] in RENAMED.get(path, {})]:
-        return f"{former[0]} has a new name"
-    unknown = _unknown_flags(command, rest)
-    if unknown or not is_whole or "--help" in rest or "-h" in rest:
-        return unknown
-    return _parsed(command, path, rest)
+        path, command, rest = (*path, rest[0]), command.commands[rest[0]], rest[1:]
+    former = next((word for word in rest if word.partition("=")[0] in RENAMED.get(path, {})), None)
+    fault = f"{former} has a new name" if former else _unknown_flags(command, rest)
+    if fault or not is_whole or {"--help", "-h", "--version"} & set(rest):
+        return fault
+    return "no command is given" if hasattr(command, "commands") else _parsed(command, path, rest)
 
 
 def is_placeholder(word: str) -> bool:
