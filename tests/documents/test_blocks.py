@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from jobs.cli import program
+from pipeline.job_spec import JobSpec
 from tests.support.documents import (
     HARMLESS,
     RUNNABLE,
@@ -53,6 +54,12 @@ def test_a_block_that_is_not_run_says_why(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_a_reason_names_tests_that_exist(page: Path) -> None:
+    named = {test for block in blocks_of(page) for test in re.findall(r"tests/[\w/.]*\w", block.reason_not_run or "")}
+    assert [test for test in named if not (ROOT / test).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_a_test_that_runs_blocks_names_their_page(page: Path) -> None:
     tests = {block.test for block in blocks_of(page) if block.language in RUNNABLE and block.test is not None}
     assert [test for test in tests if page.name not in (ROOT / test).read_text()] == []
@@ -80,9 +87,12 @@ def test_commands_in_sentences_are_commands(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_yaml_and_json_are_such(page: Path) -> None:
+    """And a job spec is one: its keys exist, and their values are possible."""
     for block in blocks_of(page):
         if block.language == "yaml":
-            list(yaml.safe_load_all(block.text))
+            (document,) = yaml.safe_load_all(block.text)
+            if {"input", "output"} <= document.keys():
+                JobSpec.model_validate(document)
         elif block.language == "json":
             json.loads(block.text)
 

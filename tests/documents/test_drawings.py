@@ -96,3 +96,10 @@ def luminance(colour: str) -> float:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_site_has_the_drawings_colours() -> None:
+    css = (ROOT / "docs" / "assets" / "site.css").read_text()
+    for scheme, colours in (("default", DRAWINGS.LIGHT), ("slate", DRAWINGS.DARK)):
+        values = " ".join(f"--hd-{key}: {value};" for key, value in colours.items())
+        assert f'[data-md-color-scheme="{scheme}"] svg.hd {{ {values} }}' in css
