@@ -12,7 +12,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from python_pages import python_pages
-from spec_page import with_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 # Pages that lie outside docs/, by their place in the site.
@@ -59,8 +58,6 @@ def _nav(pages: dict[str, str]) -> list[dict[str, str]]:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead each link that leaves docs/ to the page made of that file; a file without a page is named, not linked."""
     place = page.file.src_uri
-    if place == "spec.md":
-        markdown = with_keys(markdown)
     source = next((path for path, there in OUTSIDE.items() if there == place and path != "README.md"), f"docs/{place}")
     # Code stays as it is.
     pieces = _FENCE.split(markdown)

@@ -1,8 +1,13 @@
-"""The keys of a job spec as tables, from the spec's own model: docs/spec.md has the place for them."""
+"""The keys of a job spec as tables of docs/spec.md, from the spec's own model.
+
+`python infra/site/spec_page.py --write` writes them again; a test compares.
+"""
 
 import inspect
 import json
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,13 +15,16 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.job_spec.job import JobSpec
 
-PLACE = "<!-- keys -->"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "spec.md"
+BEGIN, END = "<!-- keys -->\n", "<!-- end of the keys -->\n"
 _TERM = re.compile(r"^(\w+(?:, \w+)*): (.*)")
 
 
 def with_keys(page: str) -> str:
     """Return the page with the tables of all sections in their place."""
-    return page.replace(PLACE, "\n\n".join(_sections(JobSpec, "")))
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return "".join([before, BEGIN, "\n", "\n\n".join(_sections(JobSpec, "")), "\n\n", END, after])
 
 
 def _sections(model: type[BaseModel], path: str) -> list[str]:
@@ -26,10 +34,10 @@ def _sections(model: type[BaseModel], path: str) -> list[str]:
         if inner := _model_of(field.annotation):
             below += _sections(inner, f"{path}{name}.")
         else:
-            text = ". ".join(part.rstrip(".") for part in (field.description or "", notes.get(name, "")) if part)
-            rows.append(f"| `{path}{name}` | {_default(field)} | {_cell(text)} |")
+            cells = (f"`{path}{name}`", _default(field), _cell(field.description or ""), _cell(notes.get(name, "")))
+            rows.append(f"| {' | '.join(cells)} |")
     head = [f"### `{path.rstrip('.')}`" if path else "### The file itself", _cell(sentence)]
-    return [*head, "\n".join(["| key | default | value |", "|---|---|---|", *rows]), *below] if rows else below
+    return [*head, "\n".join(["| key | default | value | |", "|---|---|---|---|", *rows]), *below] if rows else below
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -41,6 +49,8 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return "" if value is PydanticUndefined else f"`{json.dumps(value, default=str)}`"
 
 
@@ -59,4 +69,12 @@ def _docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+if __name__ == "__main__":
+    new = with_keys(PAGE.read_text(encoding="utf-8"))
+    if "--write" in sys.argv:
+        PAGE.write_text(new, encoding="utf-8")
+    else:
+        sys.stdout.write(new)

@@ -124,6 +124,15 @@ def test_links_for_people_are_no_fault(tmp_path: Path) -> None:
     assert len(faults(tmp_path, body)) == 1
 
 
+def test_the_keys_of_the_spec_are_the_programs() -> None:
+    """Otherwise: python infra/site/spec_page.py --write"""
+    script = [sys.executable, str(ROOT / "infra" / "site" / "spec_page.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (DOCS / "spec.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
     site = tmp_path / "site"
