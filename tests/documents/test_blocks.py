@@ -32,8 +32,8 @@ from tests.support.paths import ROOT
 # Decisions are records; few have a block.
 PAGES = [page for page in pages() if page.parent.name != "adr" or blocks_of(page)]
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks_of(page))]
-# They start Ray, or end other processes: not in this one.
-IN_A_PROCESS = ("run", "train", "top", "scheduler", "browse")
+# They start Ray, serve, end other processes, or set the log of this one: not here.
+IN_A_PROCESS = {"run", "train", "top", "scheduler", "browse", "--log-format", "--log-level"}
 # Records of what was so when they were written.
 RECORDS = {*(ROOT / "docs" / "adr").glob("0*.md"), ROOT / "CHANGELOG.md"}
 
@@ -140,7 +140,9 @@ def run_command(command: str, block: Block, capsys: pytest.CaptureFixture[str]) 
     others = {words[0] for words in programs} - {"htc"} - HARMLESS
     assert not others, f"{block}: {', '.join(others)} is not run here; mark the block as not run, with the reason"
     words = words_of(command)
-    if len(programs) == 1 and words == programs[0] and words[0] == "htc" and words[1] not in IN_A_PROCESS:
+    outside = [word for word in words if re.match(r"/(?!dev/null)|~|\.\./", word) or "/../" in word]
+    assert not outside or words[0] == "htc", f"{block}: {', '.join(outside)} leads out of the tests' folder"
+    if len(programs) == 1 and words == programs[0] and words[0] == "htc" and not {*words} & IN_A_PROCESS:
         with pytest.raises(SystemExit) as left:
             program.main(words[1:])
         code, output = int(left.value.code or 0), "".join(capsys.readouterr())
@@ -214,3 +216,7 @@ def test_a_program_that_could_do_harm_is_not_started(capsys: pytest.CaptureFixtu
     (block,) = read("```sh\nkubectl delete -f k8s\n```\n")
     with pytest.raises(AssertionError, match=re.escape("kubectl is not run here")):
         run_command("kubectl delete -f k8s", block, capsys)
+    with pytest.raises(AssertionError, match="leads out of the tests' folder"):
+        run_command("rm -r ~/masks", block, capsys)
+    with pytest.raises(AssertionError, match="leads out of the tests' folder"):
+        run_command("echo a > ../b", block, capsys)
