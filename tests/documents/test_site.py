@@ -78,6 +78,12 @@ def test_lists_begin_after_an_empty_line(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_block_in_a_list_is_indented_by_four(page: Path) -> None:
+    """Python-Markdown would end the list before it; GitHub takes both."""
+    assert [line for line in re.findall(r"^ +```.*", page.read_text(), re.MULTILINE) if line.index("`") % 4] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pictures_have_a_text_alternative(page: Path) -> None:
     assert re.findall(r"!\[\]\([^)]*\)", page.read_text()) == []
 
