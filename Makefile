@@ -29,7 +29,7 @@ LONG_TESTS := tests/e2e \
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo docs check check-code check-tests test lint format bench chaos clean
+.PHONY: help setup demo docs check check-code check-tests test lint format bench chaos screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "make lint   ruff, mypy --strict, import-linter, bandit, hadolint, pip-audit"
 	@echo "make format let ruff repair and format the code"
 	@echo "make bench  the CPU benchmarks, one JSON line each"
+	@echo "make screenshots  remake the pictures of README and docs (needs a browser)"
 	@echo "make chaos  faults on purpose, many rounds, and whether the tables came out the same"
 
 setup: $(STAMP)
@@ -52,6 +53,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	# kubectl and helm, for tests; without them these say so.
 	-$(BIN)/python infra/kuberay/get_tools.py
+	# A browser, for tests of pages; likewise.
+	-$(BIN)/python infra/get_browser.py
 	@touch $@
 
 demo: $(STAMP)
@@ -101,6 +104,9 @@ bench: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py
+
+screenshots: $(STAMP)
+	$(BIN)/python -m tests.support.programs.screenshots
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -88,6 +88,24 @@ class ForegroundRuns:
         masks: NDArray[np.int64] = np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
         return masks
 
+    def take(self, places: NDArray[np.int64]) -> "ForegroundRuns":
+        """Return the masks at places [M] int64, in their order; a mask may be taken several times."""
+        counts = np.diff(self.first)[places]
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        run = np.arange(first[-1]) + np.repeat(self.first[:-1][places] - first[:-1], counts)
+        return ForegroundRuns(self.begins[run], self.ends[run], first, self.sizes[places])
+
+    @classmethod
+    def concatenate(cls, pieces: Sequence["ForegroundRuns"]) -> "ForegroundRuns":
+        """Return the masks of all pieces, one piece after another."""
+        counts = [np.diff(piece.first) for piece in pieces]
+        return cls(
+            np.concatenate([np.zeros(0, np.int64), *(piece.begins for piece in pieces)]),
+            np.concatenate([np.zeros(0, np.int64), *(piece.ends for piece in pieces)]),
+            np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))]).astype(np.int64),
+            np.concatenate([np.zeros((0, 2), np.int64), *(piece.sizes for piece in pieces)]),
+        )
+
     def areas(self) -> NDArray[np.int64]:
         """Count the foreground pixels of each mask, [N] int64."""
         return _sums(self.ends - self.begins, self.first)
@@ -237,10 +255,12 @@ def _readable(chars: NDArray[np.uint8], first_char: NDArray[np.int64]) -> NDArra
     readable[np.searchsorted(first_char, wrong, side="right") - 1] = False
     has_text = np.flatnonzero(first_char[1:] > first_char[:-1])
     readable[has_text] &= (codes[first_char[1:][has_text] - 1] & MORE_BIT) == 0
-    # A number ends where its last group does; one of a cut text would reach into the next, which is unset above.
     last_places = np.flatnonzero((codes & MORE_BIT) == 0)
-    too_long = last_places[np.diff(last_places, prepend=-1) > MAX_GROUPS]
-    readable[np.searchsorted(first_char, too_long, side="right") - 1] = False
+    too_long = np.flatnonzero(np.diff(last_places, prepend=-1) > MAX_GROUPS)
+    text = np.searchsorted(first_char, last_places[too_long], side="right") - 1
+    # What a cut text before it left open, which is unset above, is no part of a text's first number.
+    is_own = last_places[too_long] - first_char[text] + 1 > MAX_GROUPS
+    readable[text[is_own]] = False
     return readable
 
 

@@ -1,19 +1,16 @@
-"""COCO's average precision of detections in COCO's result format, with pycocotools; does not import torch."""
+"""COCO's average precision of detections in COCO's result format; does not import torch."""
 
-import contextlib
-import io
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from htc_model.training.annotations import CocoAnnotations
+from htc_model.training.coco_engines import CocoTable, run_engine
 
-# The first six numbers of COCOeval.stats; sizes small < 32^2 <= medium < 96^2 <= large pixels.
-_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+# The first six of `METRICS`; sizes small < 32^2 <= medium < 96^2 <= large pixels.
+STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+# The kinds of overlap, as COCOeval calls them.
+KINDS = {"box": "bbox", "mask": "segm"}
 # COCOeval's Params.areaRng in pixels, both ends included.
 AREA_RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e5**2)}
 
@@ -58,18 +55,56 @@ def score_with_classes(
         what `score_results` returns; and by category, in the order of `category_ids`, "box_ap", "box_ap50", "mask_ap",
         "mask_ap50" (-1 where no object is scored) and "objects", how many objects, crowds aside, the truth has.
     """
-    scores: dict[str, float] = {}
     counts = Counter(entry["category_id"] for entry in document["annotations"] if not entry.get("iscrowd", 0))
     classes: list[dict[str, float]] = [{"objects": counts[number]} for number in category_ids]
-    kinds = {"box": "bbox"}
-    if has_masks and any(entry.get("segmentation") for entry in document["annotations"]):
-        kinds["mask"] = "segm"
-    for name, kind in kinds.items():
-        stats, by_class = _average_precision(results, document, image_ids, category_ids, kind)
-        scores |= {f"{name}_{stat}": float(value) for stat, value in zip(_STATS, stats, strict=False)}
-        for found, (ap, ap50) in zip(classes, by_class, strict=True):
-            found |= {f"{name}_ap": ap, f"{name}_ap50": ap50}
-    return scores, classes
+    tables = score_tables(results, document, image_ids, category_ids, has_masks=has_masks)
+    for name, table in tables.items():
+        for number, found in enumerate(classes):
+            metrics = table.metrics_of(number)
+            found |= {f"{name}_ap": metrics["AP"], f"{name}_ap50": metrics["AP50"]}
+    return flat_scores(tables), classes
+
+
+def score_tables(
+    results: Sequence[Mapping[str, Any]],
+    document: Mapping[str, Any],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    *,
+    has_masks: bool,
+    engine: str | None = None,
+) -> dict[str, CocoTable]:
+    """Score detections as `score_results`, with all that the engine computes.
+
+    Args:
+        category_ids: in ascending order.
+        engine: see `run_engine`.
+
+    Returns:
+        "box", and "mask" if masks are scored and an object of the truth has one.
+    """
+    has_masks = has_masks and any(entry.get("segmentation") for entry in document["annotations"])
+    return {
+        name: run_engine(
+            {**document, "annotations": [truth_entry(entry, kind) for entry in document["annotations"]]},
+            _results(results, kind),
+            kind,
+            image_ids=image_ids,
+            category_ids=category_ids,
+            engine=engine,
+        )
+        for name, kind in KINDS.items()
+        if name == "box" or has_masks
+    }
+
+
+def flat_scores(tables: Mapping[str, CocoTable]) -> dict[str, float]:
+    """Return "box_ap", "box_ap50", … and "mask_ap", …: the six average precisions of each kind."""
+    return {
+        f"{name}_{stat}": value
+        for name, table in tables.items()
+        for stat, value in zip(STATS, table.stats, strict=False)
+    }
 
 
 def coco_document(annotations: CocoAnnotations) -> dict[str, Any]:
@@ -115,59 +150,7 @@ def count_by_size(document: Mapping[str, Any], image_ids: Sequence[int]) -> dict
     return {"all": len(areas), **sizes}
 
 
-def _average_precision(
-    results: Sequence[Mapping[str, Any]],
-    document: Mapping[str, Any],
-    image_ids: Sequence[int],
-    category_ids: tuple[int, ...],
-    kind: str,
-) -> tuple[list[float], list[tuple[float, float]]]:
-    """Return COCOeval.stats, and AP and AP at IoU 0.5 by class."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        # pycocotools prints its tables, and uses numpy in a way that numpy has deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        truth = COCO()
-        truth.dataset = {**document, "annotations": [_truth(entry, kind) for entry in document["annotations"]]}
-        truth.createIndex()
-        detections = _results(results, kind)
-        if detections:
-            found = truth.loadRes(detections)
-        else:
-            # loadRes reads the first result.
-            found = COCO()
-            found.dataset = {**truth.dataset, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(truth, found, kind)
-        evaluation.params.imgIds = list(image_ids)
-        evaluation.params.catIds = list(category_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return [float(value) for value in evaluation.stats], _by_class(evaluation.eval["precision"])
-
-
-def _by_class(precision: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Return AP and AP at IoU 0.5 of each class, in [0, 1]; -1 for a class without objects.
-
-    Args:
-        precision: COCOeval's [T, R, K, A, M]: IoU thresholds from 0.5 on, recalls, classes, areas (all first), numbers
-            of detections (the most last); -1 where there is nothing to score.
-    """
-    of_classes = precision[:, :, :, 0, -1]
-    found = []
-    for number in range(of_classes.shape[2]):
-        values = of_classes[:, :, number]
-        if (values < 0).all():
-            found.append((-1.0, -1.0))
-        else:
-            found.append((float(values[values >= 0].mean()), float(values[0][values[0] >= 0].mean())))
-    return found
-
-
-def _truth(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def truth_entry(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Copy an object, since pycocotools writes into it; one without a mask becomes a region to ignore."""
     copied = dict(entry)
     if kind == "segm" and not entry.get("segmentation"):

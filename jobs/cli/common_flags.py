@@ -34,6 +34,11 @@ TEXTS: Mapping[str, Text] = {
         "NAME[=VALUE]",
         "Set for driver and workers, by default to its value here; repeatable. Not for secrets: others can read it.",
     ),
+    "--fail-over": Text(
+        "F",
+        "Exit with 1 when more has changed: this share of the instances for `diff`, this index of the newest run for "
+        "`drift`.",
+    ),
     "--file": Text("FILE", "A schedule in YAML."),
     "--format": Text(None, "Format of what is read or written."),
     "--iceberg": Text("CATALOG", "The Iceberg catalog: sqlite:///PATH, or one of pyiceberg's configuration."),
@@ -55,6 +60,7 @@ TEXTS: Mapping[str, Text] = {
     "--strict": Text(None, "Refuse flawed annotations instead of reporting and skipping them."),
     "--time-zone": Text("ZONE", "Time zone of --cron, such as Europe/Berlin."),
     "--to": Text("PATH", "Write there: a folder, or the file of a query."),
+    "--truth": Text("FILE", "The truth: COCO annotations, a path or URI."),
     "--val-share": Text("F", "Hold out this share of the images, each class by its share."),
     "--wait": Text(None, "Wait for the job's end; `submit` then exits as `htc run` would."),
     "--where": Text(

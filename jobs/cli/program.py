@@ -146,10 +146,12 @@ def load_program() -> "TyperGroup":
 
     from jobs.cli import (  # noqa: F401 - each adds its commands to the app
         cluster,
+        compare,
         dataset,
         maintenance,
         manifests,
         metrics,
+        report,
         results,
         run,
         schedule,

@@ -36,6 +36,24 @@ class ExportFormat(enum.StrEnum):
     fiftyone = enum.auto()
 
 
+class EvaluationFormat(enum.StrEnum):
+    """The formats of `htc evaluate`."""
+
+    table = enum.auto()
+    json = enum.auto()
+    csv = enum.auto()
+    html = enum.auto()
+
+
+class MatchRule(enum.StrEnum):
+    """How an annotated image is found in the run."""
+
+    # Not `name`, which every member of an enum has.
+    file_name = "name"
+    stem = "stem"
+    id = "id"
+
+
 class ImagePlacement(enum.StrEnum):
     """Whether `htc export` puts images beside their annotations."""
 
@@ -43,6 +61,31 @@ class ImagePlacement(enum.StrEnum):
     none = enum.auto()
     link = enum.auto()
     copy = enum.auto()
+
+
+class ColourBy(enum.StrEnum):
+    """By what `htc show` chooses colours."""
+
+    CATEGORY = "category"
+    INSTANCE = "instance"
+
+
+class PictureFormat(enum.StrEnum):
+    """The formats of pictures."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+class ImageStatus(enum.StrEnum):
+    """What became of an image, as `pipeline.errors.ImageStatus`."""
+
+    OK = "ok"
+    UNREADABLE = "unreadable"
+    MISSING = "missing"
+    TOO_LARGE = "too_large"
+    FAILED = "failed"
 
 
 @app.command()
@@ -111,7 +154,7 @@ def query(
 @with_flag_groups
 def show(
     output_uri: options.StoredOutput,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the overlays; created if missing.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; created if missing.")],
     *,
     uri: Annotated[
         list[str] | None,
@@ -119,7 +162,14 @@ def show(
     ] = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", metavar="N", min=1, help="N images sampled from the run. [default: 16]"),
+        typer.Option("--sample", metavar="N", min=1, help="N images from all over the run. [default: 16]"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N images.")] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--category", metavar="NAME", help="Only instances of this category; repeatable.", show_default=False
+        ),
     ] = None,
     min_score: Annotated[
         float | None,
@@ -127,23 +177,89 @@ def show(
             "--min-score", metavar="F", min=0, max=1, help="Draw instances that score at least F. [default: 0.3]"
         ),
     ] = None,
+    status: Annotated[
+        list[ImageStatus] | None,
+        typer.Option("--status", help="Only images with this status; repeatable. [default: ok]", show_default=False),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            "--truth", metavar="FILE", help="COCO annotations, a path or URI, drawn beside.", show_default=False
+        ),
+    ] = None,
+    match: Annotated[
+        MatchRule,
+        typer.Option(
+            "--match",
+            help="How an annotated image is found in the run: by its file name, by that without its ending, or by "
+            "its id.",
+        ),
+    ] = MatchRule.file_name,
+    crops: Annotated[bool, typer.Option("--crops", help="A picture for each instance instead of each image.")] = False,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Contact sheets, twelve pictures on each.")] = False,
+    colour_by: Annotated[
+        ColourBy,
+        typer.Option("--colour-by", help="category: always the same for each; instance: one for each in an image."),
+    ] = ColourBy.CATEGORY,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Draw boxes, too.")] = False,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Write category and score.")] = True,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            metavar="PX",
+            min=16,
+            max=20_000,
+            help="The pictures' longer side. [default: the image's, at least 480]",
+        ),
+    ] = None,
+    font: Annotated[
+        Path | None, typer.Option("--font", metavar="FILE", help="A font for labels in other scripts (.ttf, .otf).")
+    ] = None,
+    picture_format: Annotated[
+        PictureFormat, typer.Option("--format", help="The pictures' format.")
+    ] = PictureFormat.PNG,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
+    ] = False,
     run_name: options.StoredRun = None,
     storage: options.StorageFlags,
 ) -> None:
-    """Draw masks, boxes, labels and scores over images."""
-    from jobs.results.show import show_overlays
+    """Draw masks, labels and scores over images.
 
-    raise typer.Exit(
-        show_overlays(
-            output_uri,
-            to,
-            uris=uri or [],
-            sample=sample,
-            min_score=min_score,
-            run=run_name,
-            storage_section=storage.section(),
-        )
+    An image that is gone, or is not the one of the run any more, becomes a grey tile that says so.
+    Pictures of an earlier call are replaced; other files only with --overwrite.
+    """
+    from jobs.results.drawing.style import Style
+    from jobs.results.evaluation.run_images import MatchRule as Rule
+    from jobs.results.show import MIN_LONG_SIDE, ShowRequest, show_overlays
+
+    style = Style(
+        colour_by="instance" if colour_by is ColourBy.INSTANCE else "category",
+        has_labels=labels,
+        has_boxes=boxes,
+        long_side=size,
+        min_long_side=0 if size else MIN_LONG_SIDE,
+        font=font,
     )
+    request = ShowRequest(
+        to,
+        uris=uri or (),
+        sample=sample,
+        limit=limit,
+        categories=category or (),
+        min_score=min_score,
+        statuses=[each.value for each in status or (ImageStatus.OK,)],
+        run=run_name,
+        truth=truth,
+        match=Rule(match.value),
+        content="crops" if crops else "images",
+        is_sheet=sheet,
+        picture_format=picture_format.value,
+        is_overwriting=overwrite,
+        style=style,
+    )
+    raise typer.Exit(show_overlays(output_uri, request, storage_section=storage.section()))
 
 
 @app.command()
@@ -209,17 +325,54 @@ def export(
 @with_flag_groups
 def evaluate(
     output_uri: options.StoredOutput,
-    annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="A COCO JSON file, a path or URI.")],
+    annotations: Annotated[
+        str, typer.Argument(metavar="TRUTH", help="A COCO JSON file, a path or URI; also gzipped, also panoptic.")
+    ],
     *,
+    per_category: Annotated[bool, typer.Option("--per-category", help="The metrics of each category, too.")] = False,
     classes: Annotated[
         list[str] | None,
         typer.Option(
             "--class", metavar="NAME", help="Score this class; repeatable. [default: all classes of the model]"
         ),
     ] = None,
+    match: Annotated[
+        MatchRule,
+        typer.Option(
+            "--match",
+            help="How an annotated image is found in the run: by its file name, by that without its ending, or by "
+            "its id.",
+        ),
+    ] = MatchRule.file_name,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse invalid annotations instead of reporting and skipping them.")
     ] = False,
+    output_format: Annotated[
+        EvaluationFormat, typer.Option("--format", help="What is written to stdout.")
+    ] = EvaluationFormat.table,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="Folder for a page with plots and the worst images, and for all of it in files of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    min_score: Annotated[
+        float,
+        typer.Option(
+            "--min-score",
+            metavar="F",
+            min=0,
+            max=1,
+            help="Only instances that score at least F. In the confusion matrix and for the worst images; the metrics "
+            "take every one.",
+        ),
+    ] = 0.3,
+    worst: Annotated[
+        int, typer.Option("--worst", metavar="N", min=0, help="Name and draw the N images with most mistakes.")
+    ] = 12,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -229,11 +382,13 @@ def evaluate(
     run_name: options.StoredRun = None,
     storage: options.StorageFlags,
 ) -> None:
-    """Score a run against COCO annotations.
+    """Judge a run against COCO annotations.
 
-    Average precision of boxes and of masks.
+    COCO's twelve metrics for boxes and masks, what each kind of error costs, and the worst images.
     """
-    from jobs.results.evaluate import report_evaluation
+    from jobs.results.evaluation import report_evaluation
+    from jobs.results.evaluation.command import ReportFormat
+    from jobs.results.evaluation.run_images import MatchRule as Rule
 
     raise typer.Exit(
         report_evaluation(
@@ -242,6 +397,12 @@ def evaluate(
             run=run_name,
             classes=classes or (),
             is_strict=strict,
+            match=Rule(match.value),
+            output_format=ReportFormat(output_format.value),
+            per_category=per_category,
+            folder=to,
+            min_score=min_score,
+            worst=worst,
             is_json=as_json,
             storage_section=storage.section(),
         )

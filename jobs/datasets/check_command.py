@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.datasets.contact_sheet import draw_contact_sheets
-from jobs.datasets.progress import ImageProgress
 from jobs.terminal.console import say, write_json, write_line, write_table
 from jobs.terminal.output_file import check_local
+from jobs.terminal.progress import ImageProgress
 from pipeline.datasets.check import CheckOptions, check_dataset
 from pipeline.datasets.findings import SEVERITIES, CheckReport, Finding
 from pipeline.datasets.layout import Split, find_splits

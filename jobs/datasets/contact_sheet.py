@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
+from htc_model.training.annotation_parsing import to_rle
 from htc_model.training.annotations import (
     AnnotationError,
     CocoAnnotations,
     ImageAnnotations,
     ObjectAnnotation,
-    decode_mask,
 )
 from htc_model.training.coco_reader import read_annotations
-from jobs.results.overlay import DrawnInstance, draw_overlay
+from jobs.results.drawing.compose import Cell, contact_sheet
+from jobs.results.drawing.instances import DrawnInstance
+from jobs.results.drawing.overlay import draw_overlay
+from jobs.results.drawing.picture_files import encode_picture
+from jobs.results.drawing.style import Style
 from jobs.terminal.output_file import atomic_output
 from pipeline.datasets.findings import CheckReport
 from pipeline.errors import ImageError, SpecError, StorageError
@@ -26,14 +29,9 @@ from pipeline.inputs.coco_files import read_coco
 from pipeline.inputs.decode import decode_image
 from pipeline.storage.storage import Storage
 from pipeline.storage.uris import join
-from pipeline.text import printable
 
 _COLUMNS, _ROWS = 4, 3
 _CELL_PX = 420
-_CAPTION_PX = 22
-_MARGIN_PX = 6
-_JPEG_QUALITY = 88
-_PAPER, _INK, _FLAG = (255, 255, 255), (20, 20, 20), (200, 30, 30)
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def draw_contact_sheets(report: CheckReport, folder: Path, *, sample: int, stora
     Raises:
         SpecError: a page cannot be written.
     """
-    cells: list[tuple[str, NDArray[np.uint8], bool]] = []
+    cells: list[Cell] = []
     undrawn: list[str] = []
     for split in report.splits:
         flagged = report.flagged.get(split.name, ())
@@ -72,7 +70,7 @@ def draw_contact_sheets(report: CheckReport, folder: Path, *, sample: int, stora
             except (ImageError, StorageError) as error:
                 undrawn.append(f"{image.file_name}: {error}")
             else:
-                cells.append((f"{split.name}: {image.file_name}", pixels, image.file_name in flagged))
+                cells.append(Cell(pixels, f"{split.name}: {image.file_name}", image.file_name in flagged))
     cells = cells[:sample]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +82,8 @@ def draw_contact_sheets(report: CheckReport, folder: Path, *, sample: int, stora
     for number, first in enumerate(range(0, len(cells), _COLUMNS * _ROWS), start=1):
         pages.append(folder / f"contact-{number:02d}.jpg")
         with atomic_output(pages[-1]) as sink:
-            _page(cells[first : first + _COLUMNS * _ROWS]).save(sink, format="JPEG", quality=_JPEG_QUALITY)
+            page = contact_sheet(cells[first : first + _COLUMNS * _ROWS], columns=_COLUMNS, cell_px=_CELL_PX)
+            sink.write(encode_picture(page, "jpeg"))
     return Sheets(tuple(pages), len(cells), tuple(undrawn))
 
 
@@ -112,35 +111,14 @@ def _draw(image: ImageAnnotations, annotations: CocoAnnotations, uri: str, stora
     if (width, height) != (image.width, image.height):
         raise ImageError("unreadable", f"it has {width} x {height} pixels, in the JSON {image.width} x {image.height}")
     instances = [_instance(entry, annotations.classes[entry.label], height, width) for entry in image.objects]
-    return np.asarray(draw_overlay(pixels, instances))
+    return draw_overlay(pixels, instances, Style(long_side=_CELL_PX))
 
 
 def _instance(entry: ObjectAnnotation, name: str, height: int, width: int) -> DrawnInstance:
-    def load() -> NDArray[np.bool_]:
-        return decode_mask(entry, height, width).astype(bool)
-
     x1, y1, x2, y2 = entry.box_xyxy
     return DrawnInstance(
-        category=f"{name} (crowd)" if entry.is_crowd else name,
-        score=None,
+        category=name,
         box_xywh=(x1, y1, x2 - x1, y2 - y1),
-        load_mask=load if entry.segmentation is not None else None,
+        mask=None if entry.segmentation is None else to_rle(entry.segmentation, (height, width)),
+        label=f"{name} (crowd)" if entry.is_crowd else name,
     )
-
-
-def _page(cells: Sequence[tuple[str, NDArray[np.uint8], bool]]) -> Image.Image:
-    rows = math.ceil(len(cells) / _COLUMNS)
-    step_x, step_y = _CELL_PX + _MARGIN_PX, _CELL_PX + _CAPTION_PX + _MARGIN_PX
-    page = Image.new("RGB", (_COLUMNS * step_x + _MARGIN_PX, rows * step_y + _MARGIN_PX), _PAPER)
-    draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(size=_CAPTION_PX * 0.6)
-    for number, (caption, pixels, is_flagged) in enumerate(cells):
-        x, y = _MARGIN_PX + number % _COLUMNS * step_x, _MARGIN_PX + number // _COLUMNS * step_y
-        image = Image.fromarray(pixels)
-        image.thumbnail((_CELL_PX, _CELL_PX))
-        page.paste(image, (x + (_CELL_PX - image.width) // 2, y + (_CELL_PX - image.height) // 2))
-        text = printable(caption)
-        while draw.textlength(text, font=font) > _CELL_PX and len(text) > 4:
-            text = f"...{text[4:]}"
-        draw.text((x, y + _CELL_PX + 2), text, fill=_FLAG if is_flagged else _INK, font=font)
-    return page

@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.datasets.progress import ImageProgress
 from jobs.terminal.console import say, write_json, write_line, write_table
 from jobs.terminal.output_file import check_local
+from jobs.terminal.progress import ImageProgress
 from pipeline.datasets.layout import find_whole
 from pipeline.datasets.split import SplitOptions, SplitResult, split_dataset
 from pipeline.errors import SpecError

@@ -2,55 +2,99 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.results.query import read_instances
-from pipeline.errors import InputError, NotFoundError
-from pipeline.output.layout import run_folder
+from pipeline.errors import InputError
 from pipeline.output.views import query_views
-from pipeline.planning.manifest import Manifest, ManifestReader
-from pipeline.storage.uris import display_uri, home_path, join
+from pipeline.storage.uris import home_path
 
 if TYPE_CHECKING:
     import duckdb
 
-    from pipeline.inputs.image_ref import ImageRef
     from pipeline.output.results import Results
 
 # Enough names to find a misspelt one, few enough to compare at once.
 MAX_NAMES_COMPARED = 50_000
 
-_COLUMNS = "image_id, uri, status, error, width, height, shard"
+_COLUMNS = "image_id, uri, run, shard, status, error, etag, bytes, width, height"
 _BY_URI = f"""
     SELECT {_COLUMNS} FROM images WHERE run = $run AND (uri = $uri OR ends_with(uri, $ending))
     ORDER BY uri = $uri DESC, uri LIMIT 2
 """  # noqa: S608 - our own column names
-# The images with the smallest hashes of their ids: spread over the input, and always the same.
-_SAMPLE = f"""
-    SELECT * FROM (
-        SELECT {_COLUMNS} FROM images WHERE run = $run AND status = 'ok'
-        ORDER BY md5(image_id::VARCHAR), uri LIMIT $count
-    ) ORDER BY uri
-"""  # noqa: S608 - our own column names
 _NAMES = f"SELECT uri FROM images WHERE run = $run LIMIT {MAX_NAMES_COMPARED}"  # noqa: S608 - a number
+_CATEGORIES = """
+    SELECT category, count(*) AS n FROM instances WHERE run = $run GROUP BY category ORDER BY n DESC, category
+"""
+# The images with the smallest hashes of their ids: spread over the input, and always the same.
+_SPREAD = "md5(image_id::VARCHAR), uri"
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """The columns of one row of `images` that drawing needs; width and height in pixels, None if never decoded."""
+    """One row of `images`, as `ImageReader` takes it; width and height in pixels, None if it was never decoded."""
 
     image_id: int
     uri: str
+    run: str
+    shard: int
     status: str
     error: str | None
+    etag: str | None
+    bytes: int | None
     width: int | None
     height: int | None
-    shard: int
+
+    def row(self) -> dict[str, Any]:
+        """Return the row as a mapping."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which images and instances are wanted.
+
+    statuses: of the images; empty for any. categories: images with an instance of one of them, and these instances
+    only; empty for all. min_score: those instances score at least this. image_ids: these images only; None for all.
+    """
+
+    statuses: tuple[str, ...] = ("ok",)
+    categories: tuple[str, ...] = ()
+    min_score: float | None = None
+    image_ids: tuple[int, ...] | None = None
+
+    def instances_sql(self) -> str:
+        """Return the condition on instances."""
+        category = " AND list_contains($categories, category)" if self.categories else ""
+        return f"run = $run AND score >= $min_score{category}"
+
+    def images_sql(self) -> str:
+        """Return the condition on images."""
+        sql = "run = $run"
+        if self.statuses:
+            sql += " AND list_contains($statuses, status)"
+        if self.image_ids is not None:
+            sql += " AND image_id IN (SELECT unnest($image_ids))"
+        if self.categories:
+            inner = f"SELECT image_id, uri FROM instances WHERE {self.instances_sql()}"  # noqa: S608 - our own words
+            sql += f" AND (image_id, uri) IN ({inner})"
+        return sql
+
+    def values(self, sql: str, run: str) -> dict[str, Any]:
+        """Return the parameters that a statement names."""
+        known = {
+            "run": run,
+            "statuses": list(self.statuses),
+            "categories": list(self.categories),
+            "min_score": self.min_score or 0.0,
+            "image_ids": list(self.image_ids or ()),
+        }
+        return {name: value for name, value in known.items() if f"${name}" in sql}
 
 
 class ImageLookup:
-    """The images of one run: samples or finds some, locates their bytes, reads their instances.
+    """The images of one run: samples or finds some, and reads their instances.
 
     Raises:
         InputError: there is no run of this name.
@@ -63,27 +107,44 @@ class ImageLookup:
         self._results = results
         record = next(record for record in results.records if record.run == self.run)
         self._fingerprint = record.fingerprint
-        folder = join(run_folder(results.output_uri, self.run), "manifest")
-        self._manifest = ManifestReader(results.storage, folder, Manifest.from_dict(record.manifest))
 
     @property
     def is_trained(self) -> bool:
         """Whether the run's model had trained weights."""
         return bool(self._fingerprint.get("trained", True))
 
-    def sample(self, count: int) -> list[ImageRecord]:
-        """Return `count` of the images with the status ok, always the same, in the order of their URIs.
+    def choose(self, wanted: Wanted, count: int, *, is_spread: bool) -> list[ImageRecord]:
+        """Return at most `count` of the wanted images, in the order of their URIs.
 
-        Raises:
-            InputError: there are none.
+        Args:
+            is_spread: take them from all over the input, always the same; else the first ones.
         """
-        values = {"run": self.run, "count": count}
-        images = query_views(
-            self._results, lambda database: [ImageRecord(*row) for row in _rows(database, _SAMPLE, values)]
+        condition = wanted.images_sql()
+        order = _SPREAD if is_spread else "uri"
+        sql = (
+            f"SELECT * FROM (SELECT {_COLUMNS} FROM images WHERE {condition} ORDER BY {order} LIMIT $count) "  # noqa: S608
+            "ORDER BY uri"
         )
-        if not images:
-            raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
-        return images
+        values = {**wanted.values(sql, self.run), "count": count}
+        return query_views(self._results, lambda database: [ImageRecord(*row) for row in _rows(database, sql, values)])
+
+    def categories(self) -> list[str]:
+        """Return the categories of the run's instances, most frequent first."""
+        values = {"run": self.run}
+        return query_views(
+            self._results, lambda database: [str(row[0]) for row in _rows(database, _CATEGORIES, values)]
+        )
+
+    def best_score(self, images: Sequence[ImageRecord], categories: Sequence[str] = ()) -> float | None:
+        """Return the highest score of these images' instances, of these categories if there are any; None without."""
+        wanted = Wanted(categories=tuple(categories), image_ids=tuple(image.image_id for image in images))
+        condition = f"{wanted.instances_sql()} AND image_id IN (SELECT unnest($image_ids))"
+        sql = f"SELECT max(score) FROM instances WHERE {condition}"  # noqa: S608 - our own words
+        values = wanted.values(sql, self.run)
+        found: list[float | None] = query_views(
+            self._results, lambda database: [row[0] for row in _rows(database, sql, values)]
+        )
+        return found[0]
 
     def find(self, uris: Sequence[str]) -> list[ImageRecord]:
         """Find the image of each URI, or of the end (after a slash) of exactly one image's URI; none twice.
@@ -93,17 +154,6 @@ class ImageLookup:
         """
         images = query_views(self._results, lambda database: [self._find_one(database, uri) for uri in uris])
         return list({image.uri: image for image in images}.values())
-
-    def locate(self, image: ImageRecord) -> "ImageRef":
-        """Find in the run's manifest where the image's bytes are.
-
-        Raises:
-            NotFoundError: the manifest does not name it.
-        """
-        for ref in self._manifest.read_shard(image.shard).images:
-            if display_uri(ref.uri) == image.uri:
-                return ref
-        raise NotFoundError(f"{image.uri} is not in the manifest of run {self.run}.")
 
     def instances(self, image: ImageRecord) -> list[dict[str, Any]]:
         """Read the image's rows of `instances`, highest score first."""

@@ -1,5 +1,6 @@
 """Results: reads the committed rows of an output, finished or not."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,6 +21,9 @@ from pipeline.storage.uris import is_local, local_path
 READ_THREADS = 8
 # Parts may be compacted or pruned while they are read.
 ATTEMPTS = 3
+
+# More names would hide the sentence.
+MOST_RUNS_NAMED = 20
 
 T = TypeVar("T")
 
@@ -81,8 +85,11 @@ class Results:
         if run in self.damaged_runs:
             raise self.damaged_runs[run]
         if run not in self.runs():
-            names = ", ".join(self.runs())
-            raise InputError(f"There is no run {run} in {self.output_uri}; its runs are {names}.")
+            names = self.runs()
+            nearest = difflib.get_close_matches(run, names, n=1)
+            known = f"did you mean {nearest[0]}? Its runs are" if nearest else "its runs are"
+            shown = ", ".join(names[-MOST_RUNS_NAMED:]) + (" and older ones" if len(names) > MOST_RUNS_NAMED else "")
+            raise InputError(f"There is no run {run} in {self.output_uri}; {known} {shown}.")
 
     def newest_run(self) -> str:
         """Return the newest run that has images; the newest one when none has."""

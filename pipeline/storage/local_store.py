@@ -1,8 +1,10 @@
 """The files of this machine as a store: the same verbs as `pipeline.storage.store` has for remote stores."""
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +51,16 @@ class LocalStore:
             return
         except OSError as error:
             raise _translated(error, str(error.filename or uri), "list") from error
+
+    def written_times(self, uri: str) -> dict[str, datetime]:
+        """Return when the files right below a folder were written last, UTC, by their names."""
+        folder = local_path(uri).rstrip("/") or "/"
+        times: dict[str, datetime] = {}
+        for name in self.list_names(uri, ""):
+            # Files may be removed while they are listed.
+            with contextlib.suppress(FileNotFoundError):
+                times[name] = datetime.fromtimestamp(Path(folder, name).stat().st_mtime, UTC)
+        return times
 
     def kind(self, uri: str) -> Kind:
         """Return whether there is a file of this name, a folder, or neither."""

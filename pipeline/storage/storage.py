@@ -7,6 +7,7 @@ Names are plain text and are never percent-decoded (`pipeline.storage.uris`). Ev
 import re
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, TypeVar
 
 from pipeline.errors import NotFoundError, UnsupportedSchemeError
@@ -123,6 +124,14 @@ class Storage:
         are left out; a folder that does not exist lists nothing.
         """
         return self._store(uri).list_names(uri, prefix)
+
+    def written_times(self, uri: str) -> dict[str, datetime]:
+        """Return when the files right below a folder were written last, UTC, by their names.
+
+        Hidden files are left out, and so are those of which the store does not say it; a folder that does not exist
+        has none.
+        """
+        return self._store(uri).written_times(uri)
 
     def kind(self, uri: str) -> Kind:
         """Return whether there is a file of this name, a folder (or a prefix of objects), or neither."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, TypeVar
 
 from pipeline.errors import (
@@ -32,6 +33,7 @@ from pipeline.storage.uris import (
     join,
     name_order,
 )
+from pipeline.storage.written import written_at
 
 T = TypeVar("T")
 
@@ -126,6 +128,16 @@ class Store:
                     yield relative
         except NotFoundError:
             return
+
+    def written_times(self, uri: str) -> dict[str, datetime]:
+        """Return when the objects right below a folder were written last, UTC, by their names."""
+        path = self.path_of(self.folder_uri(uri))
+        try:
+            found: list[dict[str, Any]] = self.call(lambda: self.client.ls(path, detail=True), uri, "list")
+        except NotFoundError:
+            return {}
+        times = {str(each["name"]).rsplit("/", 1)[-1]: written_at(each) for each in found if each["type"] == "file"}
+        return {name: time for name, time in times.items() if time is not None and not is_hidden_name(name)}
 
     def list_folder(
         self, uri: str, after: str, on_link: OnLink | None, prefix: str = ""

@@ -147,6 +147,12 @@ def test_what_is_no_code_of_the_size_is_not_valid(size: tuple[int, int], counts:
     assert not decode_counts(*join_texts([counts]), np.array([size], np.int64)).is_valid[0]
 
 
+def test_a_text_that_only_continues_leaves_the_next_one_whole() -> None:
+    whole = encode_bitmap(np.eye(9, dtype=np.uint8))["counts"]
+    lengths = decode_counts(*join_texts([whole, "damaged", whole]), np.array([(9, 9)] * 3, np.int64))
+    assert lengths.is_valid.tolist() == [True, False, True]
+
+
 def test_runs_of_no_pixels_and_of_touching_pixels_are_one() -> None:
     # Background 1, foreground 0, background 1, foreground 1, background 0, foreground 1: pixels 2 and 3.
     lengths = decode_counts(*join_texts(["101000"]), np.array([[2, 2]], np.int64))

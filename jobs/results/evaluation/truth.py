@@ -1,6 +1,8 @@
 """The ground truth of `htc evaluate`: COCO annotations with a run's class names, and notes on how they were read."""
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from htc_model.training.annotations import AnnotationError, BadAnnotation, CocoAnnotations
@@ -50,14 +52,14 @@ def read_truth(
             shared = [name for name in truth.classes if name in known]
             if not shared:
                 raise InputError(
-                    f"The model of run {run} knows none of the classes in {uri}: it knows {_listed(known)}, the file "
-                    f"has {_listed(truth.classes)}."
+                    f"The model of run {run} knows none of the classes in {uri}: it knows {listed(known)}, the file "
+                    f"has {listed(truth.classes)}.{_alike(truth.classes, known)}"
                 )
             left = [name for name in truth.classes if name not in known]
             if left:
                 notes.append(
                     f"Not scored: {len(left)} of the file's {len(truth.classes)} classes, which the model does not "
-                    f"know ({_listed(left)})."
+                    f"know ({listed(left)}).{_alike(left, [name for name in known if name not in truth.classes])}"
                 )
                 truth = read_annotations(
                     prepared, classes=shared, keeps_empty_images=True, is_truth=True, find_size=find_size
@@ -69,7 +71,7 @@ def read_truth(
             )
     except AnnotationError as error:
         raise SpecError(f"{uri}: {error}") from error
-    return truth, [*notes, *truth.notes]
+    return _in_order(truth), [*notes, *truth.notes]
 
 
 def flaw_sentences(truth: CocoAnnotations, uri: str) -> list[str]:
@@ -103,7 +105,7 @@ def _by_kind(flaws: Sequence[BadAnnotation]) -> str:
     for flaw in flaws:
         where = flaw.image if flaw.annotation_id is None else f"annotation {flaw.annotation_id} of {flaw.image}"
         kinds.setdefault(flaw.kind, []).append(where)
-    return "; ".join(f"{len(places)} x {kind} ({_listed(places, MAX_NAMED)})" for kind, places in kinds.items())
+    return "; ".join(f"{len(places)} x {kind} ({listed(places, MAX_NAMED)})" for kind, places in kinds.items())
 
 
 def _with_names(document: Any, known: Sequence[str], notes: list[str]) -> Any:
@@ -151,6 +153,22 @@ def _canonical(name: str, names: Sequence[str]) -> str:
     return next((each for each in names if each.strip().casefold() == folded), name)
 
 
-def _listed(names: Sequence[str], limit: int = 3) -> str:
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first names, and how many more there are."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def _alike(names: Sequence[str], known: Sequence[str]) -> str:
+    """Return which names may be other spellings of the model's classes, as a sentence; "" if none is alike."""
+    pairs = [(name, difflib.get_close_matches(name, known, n=1)) for name in names]
+    found = [f"{name} may be the model's {close[0]}" for name, close in pairs if close]
+    return f" In other words, {listed(found)}? Then rename it in the file." if found else ""
+
+
+def _in_order(truth: CocoAnnotations) -> CocoAnnotations:
+    """Order the images by their ids, as pycocotools does: the order decides between equal scores."""
+    ids = [image.image_id for image in truth.images]
+    if all(isinstance(each, str) for each in ids) or not any(isinstance(each, str) for each in ids):
+        return replace(truth, images=tuple(sorted(truth.images, key=lambda image: image.image_id)))
+    return truth

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli.program import load_program
-from jobs.results.evaluate import report_evaluation
+from jobs.results.evaluation import report_evaluation
 from pipeline.errors import InputError, SpecError
-from tests.jobs.results.test_evaluate import write_truth
+from tests.jobs.results.evaluation.test_command import write_truth
 from tests.support.builders.outputs import Output
 
 Change = Callable[[dict[str, Any]], object]

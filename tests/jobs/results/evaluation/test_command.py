@@ -103,7 +103,7 @@ def test_the_table_names_what_was_scored(output: Output, tmp_path: Path) -> None
 
 
 def test_what_cannot_be_scored_is_named(output: Output, make_output: Callable[..., Output], tmp_path: Path) -> None:
-    from jobs.results.evaluate import report_evaluation
+    from jobs.results.evaluation import report_evaluation
 
     truth = write_truth(output, tmp_path / "truth.json")
     with pytest.raises(InputError, match="no run nights"):

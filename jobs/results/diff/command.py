@@ -1,0 +1,204 @@
+"""`htc diff`: writes what changed as a table, JSON or CSV, and pictures of the biggest changes."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jobs.results.diff.compare import DEFAULT_LARGEST, diff_runs
+from jobs.results.diff.result import CategoryChanges, Diff, RunSide
+from jobs.results.diff.rules import DiffRules, ImageFate, Kind
+from jobs.results.diff.writer import IMAGES, INSTANCES, make_folder
+from jobs.results.formats import QueryResult, write_answer
+from jobs.terminal.console import say, write_json, write_line, write_table
+from jobs.terminal.output_file import atomic_output, check_local
+from pipeline.errors import SpecError
+from pipeline.output.results import open_results
+from pipeline.storage.storage import Storage
+from pipeline.text import count_of
+
+if TYPE_CHECKING:
+    from pipeline.storage.config import StorageSection
+
+EXIT_CHANGED = 1
+# Lines of the table; the other formats have all of them.
+MAX_CLASS_CHANGES = 10
+MAX_IMAGES_LISTED = 10
+MAX_EXAMPLES_LISTED = 2
+_COLUMNS = (
+    "category",
+    "in A",
+    "in B",
+    "same",
+    "moved",
+    "score",
+    "class",
+    "appeared",
+    "vanished",
+    "changed",
+    "mean IoU",
+)
+_FATES = {
+    ImageFate.COMPARED: "compared: ok in both, of the same content",
+    ImageFate.CARRIED_OVER: "not done again: the same row in both",
+    ImageFate.ADDED: "added: only in B",
+    ImageFate.REMOVED: "removed: only in A",
+    ImageFate.PENDING: "not done yet: one run is not complete",
+    ImageFate.OUTCOME_CHANGED: "with another status",
+    ImageFate.CONTENT_CHANGED: "with other content, not comparable",
+    ImageFate.SIZE_CHANGED: "read with another size, not comparable",
+    ImageFate.NOT_OK: "not ok in both",
+}
+
+
+@dataclass(frozen=True)
+class DiffRequest:
+    """What is compared and how it is reported.
+
+    other: the output of run B, None for that of A. fail_over: the exit code is 1 when a larger share of the instances
+    changed. folder: for pictures and tables. pictures: how many images.
+    """
+
+    output: str
+    run_a: str | None = None
+    run_b: str | None = None
+    other: str | None = None
+    rules: DiffRules = field(default_factory=DiffRules)
+    fail_over: float | None = None
+    folder: Path | None = None
+    pictures: int = DEFAULT_LARGEST
+    output_format: Literal["table", "json", "csv"] = "table"
+
+
+def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None" = None) -> int:
+    """Compare two runs and write what changed.
+
+    Returns:
+        1 when more changed than `fail_over` allows, or when nothing could be compared and it is given; else 0.
+
+    Raises: as `diff_runs`.
+    """
+    if request.fail_over is not None and not 0 <= request.fail_over <= 1:
+        raise SpecError(f"--fail-over is {request.fail_over:g}; give a share from 0 to 1, such as 0.02.")
+    storage = Storage(storage_section)
+    if request.folder is not None:
+        check_local(request.folder)
+        make_folder(request.folder)
+    diff = diff_runs(
+        request.output,
+        request.run_a,
+        request.other,
+        request.run_b,
+        rules=request.rules,
+        largest=max(request.pictures, MAX_IMAGES_LISTED),
+        tables=request.folder,
+        storage=storage,
+    )
+    for note in diff.notes:
+        say(note)
+    {"table": _write_table, "json": lambda found: write_json(found.to_dict()), "csv": _write_csv}[
+        request.output_format
+    ](diff)
+    if request.folder is not None:
+        _write_folder(diff, request, storage)
+    return _judge(diff, request)
+
+
+def _judge(diff: Diff, request: DiffRequest) -> int:
+    """Say how much changed, and return the exit code."""
+    sentence = f"{diff.changed:,} of {count_of(diff.total, 'instance')} that count changed: {diff.changed_share:.2%}"
+    is_table = request.output_format == "table"
+    if request.fail_over is None:
+        if is_table:
+            write_line(f"{sentence}.")
+        return 0
+    images = diff.images[ImageFate.COMPARED] + diff.images[ImageFate.CARRIED_OVER]
+    if not images and not diff.lost:
+        say("Nothing could be compared, so --fail-over cannot be kept.")
+        return EXIT_CHANGED
+    is_over = diff.changed_share > request.fail_over
+    relation = "more than" if is_over else "within"
+    verdict = f"{sentence}, {relation} the {request.fail_over:.2%} that --fail-over allows."
+    (write_line if is_table else say)(verdict)
+    return EXIT_CHANGED if is_over else 0
+
+
+def _write_table(diff: Diff) -> None:
+    write_table(
+        ["", "run", "began", "mode", "model", "images", "output"],
+        [_side_row("A", diff.a), _side_row("B", diff.b)],
+        alignments=["left", "left", "left", "left", "left", "right", "left"],
+    )
+    rows = []
+    for fate, text in _FATES.items():
+        if diff.images[fate]:
+            named = diff.examples.get(fate, ())[:MAX_EXAMPLES_LISTED]
+            rows.append((f"{diff.images[fate]:,}", text, ", ".join(named) + (", ..." if named else "")))
+    for outcome in diff.outcomes:
+        rows.append((f"{outcome.images:,}", f"  {outcome.status_a} in A, {outcome.status_b} in B", ""))
+    write_table(["images", "", "such as"], rows, alignments=["right", "left", "left"])
+    if diff.categories:
+        shown = [*diff.categories, _sum_of(diff)] if len(diff.categories) > 1 else [*diff.categories]
+        write_table(_COLUMNS, [_category_row(each) for each in shown], alignments=["left", *["right"] * 10])
+    if diff.class_changes:
+        write_table(
+            ["in A", "in B", "instances"],
+            [(one, other, f"{n:,}") for one, other, n in diff.class_changes[:MAX_CLASS_CHANGES]],
+            alignments=["left", "left", "right"],
+        )
+    if diff.largest:
+        listed = [
+            (each.uri_b, f"{len(each.changes):,}", f"{each.same:,}", f"{each.weight:.2f}")
+            for each in diff.largest[:MAX_IMAGES_LISTED]
+        ]
+        write_table(
+            ["most changed images", "changed", "same", "weight"],
+            listed,
+            alignments=["left", "right", "right", "right"],
+        )
+    if diff.lost:
+        write_line(f"{count_of(diff.lost, 'instance')} lost with images that are not ok in B any more.")
+
+
+def _side_row(name: str, side: RunSide) -> tuple[str, ...]:
+    mode = side.mode if side.is_complete else f"{side.mode}, not complete"
+    return name, side.run, side.created[:16].replace("T", " "), mode, side.model, f"{side.images:,}", side.output
+
+
+def _sum_of(diff: Diff) -> CategoryChanges:
+    counts = tuple(sum(each.counts[kind] for each in diff.categories) for kind in Kind)
+    in_a, in_b = (sum(getattr(each, name) for each in diff.categories) for name in ("in_a", "in_b"))
+    return CategoryChanges("all", in_a, in_b, counts, None)
+
+
+def _category_row(each: CategoryChanges) -> tuple[str, ...]:
+    kinds = (Kind.SAME, Kind.MOVED, Kind.SCORE_CHANGED, Kind.CLASS_CHANGED, Kind.APPEARED, Kind.VANISHED)
+    return (
+        each.category,
+        f"{each.in_a:,}",
+        f"{each.in_b:,}",
+        *(f"{each.counts[kind]:,}" for kind in kinds),
+        f"{each.changed / each.total:.1%}" if each.total else "",
+        "" if each.mean_iou is None else f"{each.mean_iou:.3f}",
+    )
+
+
+def _write_csv(diff: Diff) -> None:
+    rows = [each.to_dict() for each in diff.categories]
+    numbers = ("in_a", "in_b", *(kind.label for kind in Kind))
+    columns = [("category", "VARCHAR"), *((name, "BIGINT") for name in numbers)]
+    columns += [("changed_share", "DOUBLE"), ("mean_iou", "DOUBLE")]
+    write_answer(QueryResult(columns, iter([row[name] for name, _ in columns] for row in rows)), "csv", None)
+
+
+def _write_folder(diff: Diff, request: DiffRequest, storage: Storage) -> None:
+    """Write diff.json and the pictures beside the tables that `diff_runs` has written."""
+    from jobs.results.diff.pictures import draw_changes
+
+    folder = request.folder or Path()
+    with atomic_output(folder / "diff.json") as sink:
+        sink.write(json.dumps(diff.to_dict(), indent=2).encode() + b"\n")
+    a = open_results(diff.a.output, storage)
+    b = a if diff.a.output == diff.b.output else open_results(diff.b.output, storage)
+    drawn = draw_changes(diff, a, b, folder, most=request.pictures)
+    say(f"{count_of(len(drawn), 'picture')}, {IMAGES}, {INSTANCES} and diff.json in {folder}.")

@@ -1,0 +1,115 @@
+"""The command: scores a run, and writes the result as a table, JSON, CSV or a page, with plots and pictures."""
+
+import enum
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.results.evaluation.folder import PAGE, make_folder, write_folder
+from jobs.results.evaluation.run_images import MatchRule
+from jobs.results.evaluation.score import DEFAULT_MIN_SCORE, DEFAULT_WORST, Judgement, judge_run
+from jobs.results.evaluation.text import write_csv, write_text
+from jobs.results.evaluation.truth import listed
+from jobs.results.formats import json_value
+from jobs.terminal.console import say, write_json, write_line
+from jobs.terminal.output_file import check_local
+from pipeline.output.results import Results, open_results
+from pipeline.storage.storage import Storage
+from pipeline.text import count_of
+
+if TYPE_CHECKING:
+    from pipeline.storage.config import StorageSection
+
+
+class ReportFormat(enum.StrEnum):
+    """The formats of `htc evaluate`."""
+
+    table = enum.auto()
+    json = enum.auto()
+    csv = enum.auto()
+    html = enum.auto()
+
+
+def report_evaluation(
+    output_uri: str,
+    truth_uri: str,
+    *,
+    run: str | None = None,
+    classes: Sequence[str] = (),
+    is_strict: bool = False,
+    match: MatchRule = MatchRule.file_name,
+    output_format: ReportFormat = ReportFormat.table,
+    per_category: bool = False,
+    folder: Path | None = None,
+    min_score: float = DEFAULT_MIN_SCORE,
+    worst: int = DEFAULT_WORST,
+    is_json: bool = False,
+    storage_section: "StorageSection | None" = None,
+) -> int:
+    """Score a run and write the result.
+
+    Args:
+        output_format: what is written to stdout.
+        folder: for the page, the JSON, the CSV, plots and pictures; created if it is missing.
+        is_json: one line of JSON, whatever the format.
+
+    Raises:
+        InputError, SpecError: as `judge_run`.
+    """
+    if folder is not None:
+        # Before the work, which may take minutes.
+        check_local(folder)
+        make_folder(folder)
+    storage = Storage(storage_section)
+    results = open_results(output_uri, storage)
+    judgement = judge_run(
+        results,
+        truth_uri,
+        storage,
+        run=run,
+        classes=classes,
+        is_strict=is_strict,
+        match=match,
+        min_score=min_score,
+        worst=worst,
+    )
+    evaluation = judgement.evaluation
+    if evaluation.missing:
+        count = count_of(len(evaluation.missing), "annotated image")
+        say(f"Not scored: {count} without a row in the run ({listed(evaluation.missing)}).")
+    for sentence in evaluation.notes:
+        say(sentence)
+    if folder is not None or output_format is ReportFormat.html:
+        page = _write_page(judgement, results, folder)
+        if output_format is ReportFormat.html:
+            sys.stdout.write(page)
+            return 0
+    if is_json:
+        write_line(json.dumps(json_value(evaluation.to_dict())))
+    elif output_format is ReportFormat.json:
+        write_json(json_value(evaluation.to_dict()))
+    elif output_format is ReportFormat.csv:
+        write_csv(evaluation, None, per_category=per_category)
+    else:
+        write_text(evaluation, per_category=per_category)
+    return 0
+
+
+def _write_page(judgement: Judgement, results: Results, folder: Path | None) -> str:
+    """Build the page, and write it with all else into a folder, if there is one."""
+    from jobs.results.evaluation import plots
+    from jobs.results.evaluation.page import build_page
+    from jobs.results.evaluation.pictures import draw_pictures
+
+    figures = plots.draw_plots(judgement.evaluation)
+    if not figures:
+        say(plots.MISSING)
+    pictures = draw_pictures(judgement, results)
+    page = build_page(judgement.evaluation, {name: plots.save(each, "svg") for name, each in figures.items()}, pictures)
+    if folder is not None:
+        pngs = {name: plots.save(each, "png") for name, each in figures.items()}
+        write_folder(judgement.evaluation, page, pngs, pictures, folder)
+        say(f"The page is {folder / PAGE}; its plots, pictures and numbers are beside it.")
+    return page

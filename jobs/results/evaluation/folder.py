@@ -1,0 +1,71 @@
+"""An evaluation as files in a folder: the page, JSON, CSV, plots and pictures."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.results.drawing import picture_names
+from jobs.results.evaluation.result import Evaluation
+from jobs.results.evaluation.text import write_csv
+from jobs.results.formats import json_value
+from jobs.terminal.output_file import atomic_output
+from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    from jobs.results.evaluation.pictures import Picture
+
+PAGE = "evaluation.html"
+_PICTURES = "worst"
+# What an earlier evaluation left; other files are not touched.
+_OWN_PICTURE = re.compile(r"\d{3}-.+\.jpg")
+
+
+def write_folder(
+    evaluation: Evaluation, page: str, plots: Mapping[str, bytes], pictures: "Sequence[Picture]", folder: Path
+) -> None:
+    """Write everything; files of the same names are replaced, and so are pictures of an earlier evaluation.
+
+    Args:
+        plots: PNGs by their names.
+
+    Raises:
+        SpecError: a file cannot be written.
+    """
+    with atomic_output(folder / PAGE) as sink:
+        sink.write(page.encode())
+    with atomic_output(folder / "evaluation.json") as sink:
+        sink.write(json.dumps(json_value(evaluation.to_dict()), indent=2).encode() + b"\n")
+    write_csv(evaluation, folder / "metrics.csv", per_category=True)
+    for name, png in plots.items():
+        with atomic_output(folder / f"{name}.png") as sink:
+            sink.write(png)
+    _write_pictures(pictures, folder / _PICTURES)
+
+
+def _write_pictures(pictures: "Sequence[Picture]", folder: Path) -> None:
+    if not pictures and not folder.is_dir():
+        return
+    make_folder(folder)
+    names = picture_names([picture.image.uri for picture in pictures], ".jpg")
+    written = []
+    for number, (picture, name) in enumerate(zip(pictures, names, strict=True), start=1):
+        written.append(f"{number:03d}-{name}")
+        with atomic_output(folder / written[-1]) as sink:
+            sink.write(picture.jpeg)
+    for left in folder.iterdir():
+        if _OWN_PICTURE.fullmatch(left.name) and left.name not in written:
+            left.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it.
+
+    Raises:
+        SpecError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"The folder {folder} cannot be created: {error.strerror or error}.") from None
