@@ -2,8 +2,9 @@
 
 The server runs in a process of its own, as a user starts it; requests come one at a time over HTTP. Beside each page
 stands its peer in the same rounds: DuckDB alone, in a connection that is kept, asking the same files for the same rows
-by LIMIT and OFFSET. Rounds are interleaved; the median and the slowest are reported. Images are hard links to one
-photo, made where a page shows them. Prints a table, and one line of JSON at the end.
+by LIMIT and OFFSET. Rounds are interleaved; the median and the slowest are reported, of the output as workers write it
+and of a compacted copy. Images are copies of one photo, made where a page shows them. Prints tables, and one line of
+JSON at the end.
 
     python benchmarks/browse.py [--images 1000000] [--instances 10] [--parts 1000] [--rounds 5] [--folder KEPT]
 """
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 import requests
 from PIL import Image
 
+from pipeline.maintenance.compaction import compact_run
 from pipeline.output.commit import with_run_name
 from pipeline.output.parts import Part, part_uri
 from pipeline.output.run_record import RunRecord, write_record
@@ -55,9 +57,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the output is written, and kept for the next time")
     given = parser.parse_args()
     with output_folder(given.folder) as folder:
-        if not (folder / "out").is_dir():
+        if not (folder / "compacted").is_dir():
+            shutil.rmtree(folder / "out", ignore_errors=True)
             write_output(folder, given.images, given.parts, given.instances)
-        print(json.dumps(measure(folder, given.images, given.rounds)))
+            shutil.copytree(folder / "out", folder / "compacted", copy_function=os.link)
+            compact_run(Storage(), str(folder / "compacted"), RUN, target_bytes=256 << 20, check=lambda: None)
+        answer: dict[str, object] = {"benchmark": "browse", "images": given.images, "parts": given.parts}
+        for name in ("out", "compacted"):
+            answer[name] = measure(folder, name, given.images, given.rounds)
+        print(json.dumps(answer))
 
 
 @contextlib.contextmanager
@@ -212,16 +220,18 @@ class Server:
         self.process.wait(60)
 
 
-def measure(folder: Path, images: int, rounds: int) -> dict[str, object]:
-    """Ask everything in turns, `rounds` times; returns seconds."""
-    server = Server(folder / "out")
+def measure(folder: Path, name: str, images: int, rounds: int) -> dict[str, object]:
+    """Ask everything of one output in turns, `rounds` times; returns seconds."""
+    files = len(list((folder / name / "images").rglob("*.parquet")))
+    print(f"\n{name}: {images:,} images in {files:,} parts")
+    server = Server(folder / name)
     try:
-        return ask(server, folder, images, rounds)
+        return ask(server, Peer(folder / name), folder, images, rounds)
     finally:
         server.close()
 
 
-def ask(server: Server, folder: Path, images: int, rounds: int) -> dict[str, object]:
+def ask(server: Server, peer: "Peer", folder: Path, images: int, rounds: int) -> dict[str, object]:
     """Ask, and print what was found."""
     middle = urlencode({"after": names_of(folder, np.array([images // 2]))[0]})
     last = urlencode({"after": names_of(folder, np.array([images - PAGE - 1]))[0]})
@@ -229,7 +239,6 @@ def ask(server: Server, folder: Path, images: int, rounds: int) -> dict[str, obj
     make_photos(folder, [name])
     thumbnails = pictures_of(server, folder, f"/?{middle}")
     image = urlencode({"uri": name, "shard": shard_of(thumbnails[0])})
-    peer = Peer(folder / "out")
     questions: dict[str, tuple[Callable[[], object], Callable[[], object] | None]] = {
         "first page": (lambda: server.get("/"), lambda: peer.page(0)),
         "page in the middle": (lambda: server.get(f"/?{middle}"), lambda: peer.page(images // 2)),
@@ -261,7 +270,7 @@ def ask(server: Server, folder: Path, images: int, rounds: int) -> dict[str, obj
         # Counted once and kept, so each round asks for another view.
         facets.append(timed(lambda turn=turn: server.get(f"/facets?min_score=0.{turn + 1}")))
     taken["facets, counted anew"] = [facets, []]
-    answer: dict[str, object] = {"benchmark": "browse", "images": images, "start_s": round(server.start_s, 2)}
+    answer: dict[str, object] = {"start_s": round(server.start_s, 2)}
     print(f"{'seconds: median (slowest)':28} {'htc browse':>18} {'DuckDB, OFFSET':>18} {'ratio':>7}")
     for each, (own, other) in taken.items():
         shown = [f"{statistics.median(times):.3f} ({max(times):.3f})" if times else "-" for times in (own, other)]

@@ -26,6 +26,7 @@ from jobs.results.browse.view import ORDERS, STATUSES, View, find_run, parse_vie
 from jobs.results.browse.work import BusyError, Job, ReaderLeftError, Threads, TimeLimitError
 from jobs.results.drawing import colour_of, damaged_masks, instance_of_row
 from pipeline.errors import DamagedFileError, HtcError, InputError, NotFoundError, SpecError, StorageError
+from pipeline.output.mask_functions import MASK_FUNCTIONS
 from pipeline.redaction import redact
 
 TABLES_S = 30.0
@@ -233,6 +234,8 @@ class Browser:
             "sql.html",
             view=View(run=self.tables.results.newest_run()),
             sql=text,
+            schema=await self._ask(self.tables.schema, request),
+            functions=[(function.name, function.summary) for function in MASK_FUNCTIONS],
             examples=EXAMPLES,
             limit_s=self._tables_s,
             **_described(answer, problem),
@@ -481,6 +484,7 @@ def _described(answer: Answer | None, problem: HtcError | None) -> dict[str, Any
         "numbers": NUMBERS,
         "uri_at": names.index("uri") if "uri" in names else None,
         "run_at": names.index("run") if "run" in names else None,
+        "instance_at": names.index("instance") if "instance" in names else None,
     }
 
 

@@ -69,14 +69,11 @@ def browse_output(
         if has_screen() if is_opening is None else is_opening:
             _open(f"{served.address}/?token={access.issue_once()}")
         while not stop.is_set and served.is_alive():
-            stop_wait(POLL_S)
+            served.thread.join(POLL_S)
+        # Before the server ends, which waits for answers that are under way.
+        browser.close()
     say("Ended.")
     return 0
-
-
-def stop_wait(seconds: float) -> None:
-    """Wait, in a way that signals interrupt."""
-    threading.Event().wait(seconds)
 
 
 def check_packages() -> None:
@@ -141,7 +138,7 @@ def _listen(port: int | None) -> socket.socket:
     """Return a socket that listens, so that the address is known, and taken, before anything is printed."""
     wanted = DEFAULT_PORT if port is None else port
     for candidate in (wanted, 0) if port is None else (wanted,):
-        # With its protocol named: asyncio turns off Nagle's algorithm for such sockets only, which costs 40 ms an answer.
+        # With its protocol named: for others asyncio leaves Nagle's algorithm on, and each answer waits 40 ms.
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

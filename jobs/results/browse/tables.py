@@ -23,10 +23,10 @@ from pipeline.errors import HtcError, NotFoundError, SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.parts import part_uri
-from pipeline.output.query_files import TABLE_SCHEMAS
+from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS
 from pipeline.output.results import Results, open_results
 from pipeline.output.schema import IMAGES_SCHEMA
-from pipeline.output.views import open_database, translated_sql_errors
+from pipeline.output.views import VIEWS, open_database, translated_sql_errors
 from pipeline.storage.storage import Storage
 from pipeline.text import message_of
 
@@ -192,13 +192,19 @@ class Tables:
         listed = self._listed
         try:
             return _ask(listed.database, sql, values or {}, job, rows)
-        except (SpecError, StorageError):
+        except (SpecError, StorageError) as error:
             if job.is_cancelled:
                 raise TimeLimitError("The query was stopped.") from None
-            if not listed.results.has_moved():
+            # Whether parts have moved costs a listing, which an error in the SQL itself is not worth.
+            if not _is_about_files(error) or not listed.results.has_moved():
                 raise
         self.refresh()
         return _ask(self._listed.database, sql, values or {}, job, rows)
+
+    def schema(self, job: Job) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Return the views with the names and types of their columns."""
+        found = {view: self.ask(f"DESCRIBE {view}", job=job, rows=100).rows for view in VIEWS}
+        return [(view, [(str(row[0]), str(row[1])) for row in rows]) for view, rows in found.items()]
 
     def images(self, sql: str, values: dict[str, Any], *, job: Job, rows: int) -> list[dict[str, Any]]:
         """Ask for rows that have `IMAGE_COLUMNS` among their columns, and remember these for the pictures."""
@@ -299,6 +305,10 @@ def check_reading(sql: str) -> None:
             f"Only statements that read are answered here, such as SELECT, DESCRIBE or SUMMARIZE; this is "
             f"{statements[0].type.name}."
         )
+
+
+def _is_about_files(error: HtcError) -> bool:
+    return isinstance(error, StorageError) or any(sign in str(error) for sign in (SCHEME, "arquet"))
 
 
 def _ask(database: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any], job: Job, rows: int) -> Answer:

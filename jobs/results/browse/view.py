@@ -82,6 +82,26 @@ class View:
         start = {} if {"after", "before"} & changes.keys() else {"after": "", "before": ""}
         return f"{path}?{urlencode(replace(self, **(start | changes)).pairs())}"
 
+    def conditions(self) -> list[tuple[str, str]]:
+        """Return each condition in words, with the address of the view without it."""
+        found = [
+            (category, {"categories": tuple(each for each in self.categories if each != category)})
+            for category in self.categories
+        ]
+        found += [
+            (f"status {status}", {"statuses": tuple(each for each in self.statuses if each != status)})
+            for status in self.statuses
+        ]
+        for name in ("score", "area"):
+            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            bounds = [f"from {least:,g}"] if least is not None else []
+            bounds += [f"to {most:,g}"] if most is not None else []
+            if bounds:
+                found.append((f"{name} {' '.join(bounds)}", {f"min_{name}": None, f"max_{name}": None}))
+        found += [(f"name contains {self.name}", {"name": ""})] if self.name else []
+        found += [(self.where, {"where": ""})] if self.where else []
+        return [(words, self.address(**without)) for words, without in found]
+
     def drawing(self) -> list[tuple[str, str]]:
         """Return the parameters that decide which instances are drawn: all but the place, the images and the order."""
         left_out = {"after", "before", "order", "name", "status", "run", "where"}

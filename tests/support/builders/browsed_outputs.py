@@ -47,7 +47,7 @@ def write_photos(folder: Path, names: Sequence[str] = NAMES) -> Path:
     """Write small photos; one whose name begins with "broken" is empty."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
-        pixels = np.full((*SIZE, 3), 40 + 30 * number, np.uint8)
+        pixels = np.full((*SIZE, 3), 40 + 30 * (number % 7), np.uint8)
         pixels[10:30, 10:40] = (200, 90, 40)
         Image.fromarray(pixels).save(folder / name)
         if name.startswith("broken"):
@@ -64,16 +64,19 @@ def write_run(
     only_shards: int | None = None,
     shard_images: int = 2,
     storage: Storage | None = None,
+    mode: str = "full",
 ) -> RunHandle:
     """Write a run over photos as workers would.
 
     Args:
         found: instances by the photo's name; others have PLAIN.
         only_shards: the number of shards to commit; None commits all.
+        mode: "full" or "incremental".
     """
     storage = storage or Storage()
     overrides: dict[str, object] = {"input.uri": str(photos), "output.uri": str(output)}
-    spec = load_spec(None, {**overrides, "compute.shard_images": shard_images})
+    overrides |= {"compute.shard_images": shard_images, "select.mode": mode, "select.max_deleted_share": 1.0}
+    spec = load_spec(None, overrides)
     handle = open_run(spec, FINGERPRINT, storage, run=run, fresh=True)
     for shard in range(handle.shard_count if only_shards is None else only_shards):
         rows = [_rows_of(ref, shard, found or {}, storage) for ref in handle.read_shard(shard).images]

@@ -90,6 +90,20 @@ def test_a_search_finds_the_images(open_app: OpenApp, two_runs: Path, query: str
     assert (found if isinstance(names, list) else len(found)) == names
 
 
+def test_each_condition_is_shown_and_can_be_left_out(open_app: OpenApp, two_runs: Path) -> None:
+    client = open_app(two_runs)
+    page = client.get("/?run=monday&category=dog&category=cat&min_score=0.1&name=z&where=area+>+1&order=score").text
+    chips = re.search(r'<ul class="chips".*?</ul>', page, re.DOTALL)
+    assert chips is not None
+    words = [html.unescape(each) for each in re.findall(r"<span>(.*?)</span>", chips[0])]
+    assert words == ["dog", "cat", "score from 0.1", "name contains z", "area > 1"]
+    for number, link in enumerate(links_in(chips[0], "/?")):
+        left = client.get(link)
+        assert left.status_code == 200
+        assert left.text.count("leave out</span>") == 4, number
+        assert parse_qs(urlsplit(link).query)["order"] == ["score"]
+
+
 @pytest.mark.parametrize("order", ["name", "instances", "score", "least"])
 @pytest.mark.parametrize("query", ["", "category=frequent", "category=rare&max_score=0.9"])
 def test_pages_follow_each_other_there_and_back(open_app: OpenApp, many: Path, order: str, query: str) -> None:
@@ -185,15 +199,18 @@ def test_what_cannot_be_used_is_said_in_a_sentence(
 
 def test_sql_is_answered_with_pictures_of_the_images_that_it_names(open_app: OpenApp, two_runs: Path) -> None:
     client = open_app(two_runs)
-    sql = "SELECT uri, run, score, mask FROM instances WHERE category = 'cat'"
+    sql = "SELECT uri, run, instance, score, mask FROM instances WHERE category = 'cat'"
     part = client.get("/sql/answer", params={"sql": sql}).text
     assert "1 row" in part
     assert "z last.png" in part
     (picture,) = links_in(part, "/picture")
+    (image,) = links_in(part, "/image")
+    assert image.endswith("&instance=1")
     assert not is_grey(client.get(picture).content)
     page = client.get("/sql", params={"sql": sql, "answer": "page"}).text
     assert "z last.png" in page
-    assert "Ask" in page
+    assert "mask_polygons" in page
+    assert "weights_sha256" in page
 
 
 @pytest.mark.parametrize(
