@@ -169,7 +169,11 @@ def _tiles(content: PageContent) -> list[Tile]:
         Tile("Images", f"{counts.images:,}", "all listed" if counts.images == status.images else f"of {all_images}"),
         Tile("Not ok", f"{failed:,}", _percent(failed, counts.images)),
         Tile("Instances", f"{counts.instances:,}", f"{counts.instances / ok:.1f} per image that is ok" if ok else ""),
-        Tile("Confident", f"{counts.confident:,}", f"{_percent(counts.confident, counts.instances)} score 0.5 or more".strip()),
+        Tile(
+            "Confident",
+            f"{counts.confident:,}",
+            f"{_percent(counts.confident, counts.instances)} score 0.5 or more".strip(),
+        ),
     ]
     if status.images_per_s:
         note = "in the last minute" if status.state == "running" else "start included"
