@@ -60,6 +60,7 @@ TEXTS: Mapping[str, Text] = {
     "--strict": Text(None, "Refuse flawed annotations instead of reporting and skipping them."),
     "--time-zone": Text("ZONE", "Time zone of --cron, such as Europe/Berlin."),
     "--to": Text("PATH", "Write there: a folder, or the file of a query."),
+    "--truth": Text("FILE", "The truth: COCO annotations, a path or URI."),
     "--val-share": Text("F", "Hold out this share of the images, each class by its share."),
     "--wait": Text(None, "Wait for the job's end; `submit` then exits as `htc run` would."),
     "--where": Text(

@@ -46,7 +46,7 @@ class EvaluationFormat(enum.StrEnum):
 
 
 class MatchRule(enum.StrEnum):
-    """How `htc evaluate` finds an annotated image in the run."""
+    """How an annotated image is found in the run."""
 
     # Not `name`, which every member of an enum has.
     file_name = "name"
@@ -181,6 +181,20 @@ def show(
         list[ImageStatus] | None,
         typer.Option("--status", help="Only images with this status; repeatable. [default: ok]", show_default=False),
     ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            "--truth", metavar="FILE", help="COCO annotations, a path or URI, drawn beside.", show_default=False
+        ),
+    ] = None,
+    match: Annotated[
+        MatchRule,
+        typer.Option(
+            "--match",
+            help="How an annotated image is found in the run: by its file name, by that without its ending, or by "
+            "its id.",
+        ),
+    ] = MatchRule.file_name,
     crops: Annotated[bool, typer.Option("--crops", help="A picture for each instance instead of each image.")] = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="Contact sheets, twelve pictures on each.")] = False,
     colour_by: Annotated[
@@ -217,7 +231,9 @@ def show(
     Pictures of an earlier call are replaced; other files only with --overwrite.
     """
     from jobs.results.drawing.style import Style
-    from jobs.results.show import MIN_LONG_SIDE, ShowRequest, show_overlays
+    from jobs.results.evaluation.run_images import MatchRule as Rule
+    from jobs.results.show.command import show_overlays
+    from jobs.results.show.request import MIN_LONG_SIDE, ShowRequest
 
     style = Style(
         colour_by="instance" if colour_by is ColourBy.INSTANCE else "category",
@@ -236,6 +252,8 @@ def show(
         min_score=min_score,
         statuses=[each.value for each in status or (ImageStatus.OK,)],
         run=run_name,
+        truth=truth,
+        match=Rule(match.value),
         content="crops" if crops else "images",
         is_sheet=sheet,
         picture_format=picture_format.value,

@@ -152,7 +152,7 @@ def contact_sheet(
         raise ValueError("there is nothing to put on the page")
     style = style or Style()
     columns = min(columns, len(cells))
-    text = max(cell_px * 0.034, 11.0)
+    text = min(max(cell_px * 0.034, 11.0), 18.0)
     bar, gap = round(text * 1.7), max(6, round(cell_px * 0.02))
     rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
     pictures = [[_fitted(cell.pixels, cell_px) for cell in row] for row in rows]

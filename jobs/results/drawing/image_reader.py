@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 
 from jobs.results.drawing.fonts import choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance
-from jobs.results.drawing.overlay import draw_overlay, with_note
+from jobs.results.drawing.overlay import Overlay, render_overlay, with_note
 from jobs.results.drawing.style import Style
-from pipeline.errors import HtcError, InputError, NotFoundError, SpecError
+from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
 from pipeline.inputs.read import fetch_image
 from pipeline.output.layout import run_folder
@@ -95,13 +95,16 @@ class ImageReader:
         elif size is not None and size != version.bytes:
             raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
         width, height = image["width"], image["height"]
-        # The run has decoded it before, so its size is safe.
-        pixels = decode_image(payload, max_pixels=(width or 0) * (height or 0) or DEFAULT_MAX_PIXELS)
-        if width is not None and (width, height) != (pixels.shape[1], pixels.shape[0]):
-            raise InputError(
-                f"the image has changed since the run: it had {width} x {height} pixels and has "
-                f"{pixels.shape[1]} x {pixels.shape[0]}"
-            )
+        if width is None:
+            return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS)
+        changed = f"the image has changed since the run: it had {width} x {height} pixels and has "
+        try:
+            # The run has decoded it before, so its size is safe.
+            pixels = decode_image(payload, max_pixels=max(1, width * height))
+        except ImageError as error:
+            raise InputError(changed + "more") if error.status == "too_large" else error from None
+        if (width, height) != (pixels.shape[1], pixels.shape[0]):
+            raise InputError(f"{changed}{pixels.shape[1]} x {pixels.shape[0]}")
         return pixels
 
     def _locate(self, image: Mapping[str, Any]) -> "ImageRef":
@@ -115,7 +118,7 @@ class ImageReader:
             self._refs.move_to_end((run, shard))
             ref = self._refs[run, shard].get(str(image["uri"]))
         if ref is None:
-            raise NotFoundError(f"{image['uri']} is not in the manifest of run {run}")
+            raise InputError(f"{image['uri']} is not in the manifest of run {run}")
         return ref
 
     def _list(self, run: str, shard: int) -> "dict[str, ImageRef]":
@@ -128,17 +131,22 @@ class ImageReader:
 def draw_run_image(
     image: ReadImage, instances: Sequence[DrawnInstance], style: Style | None = None
 ) -> NDArray[np.uint8]:
+    """Draw an image of a run; see `render_run_image`, which also returns what is not on it."""
+    return render_run_image(image, instances, style).pixels
+
+
+def render_run_image(image: ReadImage, instances: Sequence[DrawnInstance], style: Style | None = None) -> Overlay:
     """Draw an image of a run with its instances, or in its place a grey tile of its size that says why not.
 
     Returns:
-        [H, W, 3] uint8 RGB, of the size that the style asks for.
+        The picture, of the size that the style asks for; on a tile, no instance is drawn or missed.
     """
     style = style or Style()
-    if image.pixels is not None:
-        drawn = draw_overlay(image.pixels, instances, style)
-        return drawn if image.problem is None else with_note(drawn, image.problem, style)
-    width, height = style.drawn_size(image.width, image.height)
-    return grey_tile(width, height, image.problem or "")
+    if image.pixels is None:
+        width, height = style.drawn_size(image.width, image.height)
+        return Overlay(grey_tile(width, height, image.problem or ""), 0, {})
+    drawn = render_overlay(image.pixels, instances, style)
+    return drawn if image.problem is None else replace(drawn, pixels=with_note(drawn.pixels, image.problem, style))
 
 
 def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
@@ -171,4 +179,6 @@ def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
 
 def _one_line(error: HtcError, uri: str) -> str:
     """Return an error's sentence without the image's name, which the tile's reader knows."""
+    if isinstance(error, NotFoundError):
+        return "the image does not exist any more"
     return " ".join(str(error).replace(f"{uri} ", "the image ").split()).rstrip(".") or type(error).__name__
