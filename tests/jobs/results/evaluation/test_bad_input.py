@@ -131,6 +131,11 @@ def test_a_run_without_instances_scores_zero_with_a_note(output: Any, make_outpu
     assert len(found.worst) == min(DEFAULT_WORST, found.images)
 
 
+def test_a_run_that_is_not_there_has_the_nearest_named(own_run: JudgedRun) -> None:
+    with pytest.raises(InputError, match=r"no run nigth .*did you mean night"):
+        evaluate(own_run.uri, str(own_run.truth), run="nigth")
+
+
 def test_another_output_has_no_run(tmp_path: Path, own_run: JudgedRun) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="holds no run"):
