@@ -24,6 +24,8 @@ _HIDDEN_LABELS = 6
 _OWN_WEIGHT = 2.0
 # A label this many label heights away from its instance has a line.
 _MAX_GAP = 0.7
+# A place beside the instance that costs no more is taken without looking further away.
+_GOOD_COST = 0.5
 # Labels without room at their instance lie on rings around it, so many label heights away.
 _RINGS = (0.2, 1.2, 2.2, 3.5, 5.0, 7.0)
 _DIRECTIONS = 16
@@ -31,6 +33,8 @@ _PLACES_ALONG = 7
 
 Rectangle = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; right and bottom exclusive."""
+Spot = tuple[Rectangle, tuple[float, float] | None]
+"""A plate, and the end of its line if it has one."""
 
 
 @dataclass(frozen=True)
@@ -133,18 +137,19 @@ class _Room:
         self._taken.append(plate)
         self._plates = np.array(self._taken)
 
-    def find(self, number: int, plate_size: tuple[float, float]) -> tuple[Rectangle, tuple[float, float] | None] | None:
+    def find(self, number: int, plate_size: tuple[float, float]) -> Spot | None:
         """Return the best free plate for an instance and the end of its line, if it needs one; None without room."""
         if plate_size[0] > self._size[0] or plate_size[1] > self._size[1]:
             return None
         if (plate := self._clear_top(number, plate_size)) is not None:
             return plate, None
         shape = self._shapes[number]
-        for places in (_beside(shape, plate_size), _rings(shape.box, plate_size)):
-            found = self._best(number, self._inside(places, plate_size))
-            if found is not None:
-                return found
-        return None
+        beside = self._best(number, self._inside(_beside(shape, plate_size), plate_size))
+        if beside is not None and beside[0] <= _GOOD_COST:
+            return beside[1]
+        apart = self._best(number, self._inside(_rings(shape.box, plate_size), plate_size))
+        found = [each for each in (beside, apart) if each is not None]
+        return min(found, key=lambda each: each[0])[1] if found else None
 
     def _clear_top(self, number: int, plate_size: tuple[float, float]) -> Rectangle | None:
         """Return the plate at an instance's top if it hides nothing: no other place can be better."""
@@ -157,7 +162,8 @@ class _Room:
         is_hiding = any(_overlap(plate, each) for each in itertools.chain(self._taken, others))
         return None if is_hiding else plate
 
-    def _best(self, number: int, plates: NDArray[np.float64]) -> tuple[Rectangle, tuple[float, float] | None] | None:
+    def _best(self, number: int, plates: NDArray[np.float64]) -> tuple[float, Spot] | None:
+        """Return the cheapest of some plates and its cost; None if none is free."""
         shape = self._shapes[number]
         ranks = np.flatnonzero(~_overlaps(plates, self._plates).any(axis=1))
         plates = plates[ranks]
@@ -175,10 +181,10 @@ class _Room:
         for choice in np.argsort(cost, kind="stable"):
             left, top, right, bottom = plates[choice].tolist()
             if gaps[choice] <= _MAX_GAP * height:
-                return (left, top, right, bottom), None
+                return float(cost[choice]), ((left, top, right, bottom), None)
             if not _is_crossed(plates[choice], anchors[choice], self._plates):
                 x, y = anchors[choice].tolist()
-                return (left, top, right, bottom), (x, y)
+                return float(cost[choice]), ((left, top, right, bottom), (x, y))
         return None
 
     def _inside(self, corners: Iterator[tuple[float, float]], plate_size: tuple[float, float]) -> NDArray[np.float64]:
