@@ -4,8 +4,7 @@ Every label is tried in many places around its instance, and takes the free one 
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +27,11 @@ _MAX_GAP = 0.7
 _GOOD_COST = 0.5
 # Labels without room at their instance lie on rings around it, so many label heights away.
 _RINGS = (0.2, 1.2, 2.2, 3.5, 5.0, 7.0)
-_DIRECTIONS = 16
-_PLACES_ALONG = 7
+_ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+_COSINES, _SINES = np.cos(_ANGLES), np.sin(_ANGLES)
+# Shares of an instance's width, from the middle outwards.
+_ALONG = np.array([1 / 2, 1 / 3, 2 / 3, 1 / 6, 5 / 6, 0, 1])
+_PLACES_ALONG = len(_ALONG)
 
 Rectangle = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; right and bottom exclusive."""
@@ -187,34 +189,42 @@ class _Room:
                 return float(cost[choice]), ((left, top, right, bottom), (x, y))
         return None
 
-    def _inside(self, corners: Iterator[tuple[float, float]], plate_size: tuple[float, float]) -> NDArray[np.float64]:
-        """Return plates [P, 4] with these top left corners, moved into the picture and to whole pixels."""
-        corner = np.round(np.array(list(corners)))
-        corner = np.clip(corner, 0, np.array(self._size) - np.array(plate_size))
-        return np.concatenate([corner, corner + np.array(plate_size)], axis=1)
+    def _inside(self, corners: NDArray[np.float64], plate_size: tuple[float, float]) -> NDArray[np.float64]:
+        """Return plates [P, 4] with these top left corners [P, 2], moved into the picture and to whole pixels."""
+        plates = np.empty((len(corners), 4))
+        last = (self._size[0] - plate_size[0], self._size[1] - plate_size[1])
+        plates[:, :2] = np.minimum(np.maximum(corners.round(), 0), last)
+        plates[:, 2:] = plates[:, :2] + plate_size
+        return plates
 
 
-def _beside(shape: Shape, plate_size: tuple[float, float]) -> Iterator[tuple[float, float]]:
-    """Yield places at an instance, best first: at its top, along its upper edge, its lower one, beside it, on it."""
+def _beside(shape: Shape, plate_size: tuple[float, float]) -> NDArray[np.float64]:
+    """Return places at an instance [P, 2], best first: at its top, along its upper edge and its lower one, on it."""
     width, height = plate_size
     left, top, right, bottom = shape.box
-    yield _at_top(shape, plate_size)
-    along = np.unique(np.linspace(0, len(shape.x) - 1, _PLACES_ALONG).round().astype(int))
-    # From the middle outwards.
-    along = along[np.argsort(np.abs(along - (len(shape.x) - 1) / 2), kind="stable")]
-    for column in along:
-        yield shape.x[column] - width / 2, shape.tops[column] - height - 1
-    yield left, top - height - 1
-    yield right - width, top - height - 1
-    for column in along:
-        yield shape.x[column] - width / 2, shape.bottoms[column] + 1
-    yield right + 1, (shape.tops[-1] + shape.bottoms[-1] - height) / 2
-    yield left - width - 1, (shape.tops[0] + shape.bottoms[0] - height) / 2
+    columns = len(shape.x)
+    along = _ALONG[: min(columns, _PLACES_ALONG)] * (columns - 1)
+    x, tops, bottoms = (values[along.round().astype(int)] for values in (shape.x, shape.tops, shape.bottoms))
     tallest = int((shape.bottoms - shape.tops).argmax())
-    yield shape.x[tallest] - width / 2, shape.bottoms[tallest] - height - 1
-    yield shape.x[tallest] - width / 2, (shape.tops[tallest] + shape.bottoms[tallest] - height) / 2
-    yield left, top
-    yield right - width, bottom - height
+    middle, low, high = float(shape.x[tallest]), float(shape.bottoms[tallest]), float(shape.tops[tallest])
+    above = np.stack([x - width / 2, tops - height - 1], axis=1)
+    below = np.stack([x - width / 2, bottoms + 1], axis=1)
+    return np.concatenate(
+        [
+            [_at_top(shape, plate_size)],
+            above,
+            [(left, top - height - 1), (right - width, top - height - 1)],
+            below,
+            [
+                (right + 1, (shape.tops[-1] + shape.bottoms[-1] - height) / 2),
+                (left - width - 1, (shape.tops[0] + shape.bottoms[0] - height) / 2),
+                (middle - width / 2, low - height - 1),
+                (middle - width / 2, (low + high - height) / 2),
+                (left, top),
+                (right - width, bottom - height),
+            ],
+        ]
+    )
 
 
 def _at_top(shape: Shape, plate_size: tuple[float, float]) -> tuple[float, float]:
@@ -229,15 +239,14 @@ def _overlap(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] + 1 and other[0] < one[2] + 1 and one[1] < other[3] + 1 and other[1] < one[3] + 1
 
 
-def _rings(box: Rectangle, plate_size: tuple[float, float]) -> Iterator[tuple[float, float]]:
+def _rings(box: Rectangle, plate_size: tuple[float, float]) -> NDArray[np.float64]:
+    """Return places around a box [P, 2], nearest first."""
     left, top, right, bottom = box
     width, height = plate_size
-    for ring in _RINGS:
-        for step in range(_DIRECTIONS):
-            angle = 2 * math.pi * step / _DIRECTIONS
-            x = (left + right) / 2 + math.cos(angle) * ((right - left) / 2 + width / 2 + ring * height)
-            y = (top + bottom) / 2 + math.sin(angle) * ((bottom - top) / 2 + height / 2 + ring * height)
-            yield x - width / 2, y - height / 2
+    reach = np.array(_RINGS)[:, None] * height
+    x = (left + right) / 2 + _COSINES * ((right - left) / 2 + width / 2 + reach)
+    y = (top + bottom) / 2 + _SINES * ((bottom - top) / 2 + height / 2 + reach)
+    return np.stack([x.ravel() - width / 2, y.ravel() - height / 2], axis=1)
 
 
 def _overlaps(plates: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.bool_]:
