@@ -268,6 +268,11 @@ def test_tables_without_images_or_instances(tmp_path: Path, capsys: pytest.Captu
         show(bare, tmp_path / "png", categories=["dog"])
     assert show(bare, tmp_path / "crops", content="crops") == 0
     assert "0 overlays" in capsys.readouterr().out
+    begun = make_drawn_output(tmp_path / "begun", {"a.png": encoded(gradient(), "PNG")})
+    for part in (begun.folder / "images").rglob("*.parquet"):
+        part.unlink()
+    with pytest.raises(InputError, match="night has no rows yet; `htc status`"):
+        show(begun, tmp_path / "png")
     broken = make_drawn_output(tmp_path / "broken", {"a.png": b"no image"})
     with pytest.raises(InputError, match="no image with the status ok"):
         show(broken, tmp_path / "png")
