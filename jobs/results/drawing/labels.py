@@ -29,6 +29,8 @@ _GOOD_COST = 0.5
 _RINGS = (0.2, 1.2, 2.2, 3.5, 5.0, 7.0)
 _ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 _COSINES, _SINES = np.cos(_ANGLES), np.sin(_ANGLES)
+# Along a line to an instance, where it is compared with plates.
+_STEPS = np.linspace(0, 1, 24)
 # Shares of an instance's width, from the middle outwards.
 _ALONG = np.array([1 / 2, 1 / 3, 2 / 3, 1 / 6, 5 / 6, 0, 1])
 _PLACES_ALONG = len(_ALONG)
@@ -117,7 +119,7 @@ def place_labels(
             if found is None:
                 continue
             plate, leader = found
-            room.take(plate)
+            room.take(plate, leader)
             budget -= plate_size[0] * plate_size[1]
             placed.append(Placed(each.place, text, plate, leader))
             break
@@ -133,11 +135,16 @@ class _Room:
         self._box_list = [shape.box for shape in shapes]
         self._boxes = np.array(self._box_list, np.float64)
         self._taken: list[Rectangle] = []
+        # Points along the lines of labels that are apart, which later plates must not hide.
+        self._line_points = np.zeros((0, 2))
         self._plates = np.zeros((0, 4))
 
-    def take(self, plate: Rectangle) -> None:
+    def take(self, plate: Rectangle, leader: tuple[float, float] | None) -> None:
+        """Occupy a plate, and the line to its instance if it has one."""
         self._taken.append(plate)
         self._plates = np.array(self._taken)
+        if leader is not None:
+            self._line_points = np.vstack([self._line_points, _line(np.array(plate), np.array(leader))])
 
     def find(self, number: int, plate_size: tuple[float, float]) -> Spot | None:
         """Return the best free plate for an instance and the end of its line, if it needs one; None without room."""
@@ -162,12 +169,15 @@ class _Room:
             return None
         others = (box for other, box in enumerate(self._box_list) if other != number)
         is_hiding = any(_overlap(plate, each) for each in itertools.chain(self._taken, others))
-        return None if is_hiding else plate
+        if is_hiding or _contain(np.array([plate]), self._line_points).any():
+            return None
+        return plate
 
     def _best(self, number: int, plates: NDArray[np.float64]) -> tuple[float, Spot] | None:
         """Return the cheapest of some plates and its cost; None if none is free."""
         shape = self._shapes[number]
-        ranks = np.flatnonzero(~_overlaps(plates, self._plates).any(axis=1))
+        is_taken = _overlaps(plates, self._plates).any(axis=1) | _contain(plates, self._line_points).any(axis=1)
+        ranks = np.flatnonzero(~is_taken)
         plates = plates[ranks]
         if not len(plates):
             return None
@@ -308,10 +318,20 @@ def _gaps(plates: NDArray[np.float64], shape: Shape) -> tuple[NDArray[np.float64
 
 def _is_crossed(plate: NDArray[np.float64], anchor: NDArray[np.float64], plates: NDArray[np.float64]) -> bool:
     """Return whether the line from a plate to its instance runs over another plate."""
-    if not plates.size:
-        return False
-    steps = np.linspace(0, 1, 24)
-    x = (plate[0] + plate[2]) / 2 * (1 - steps) + anchor[0] * steps
-    y = (plate[1] + plate[3]) / 2 * (1 - steps) + anchor[1] * steps
-    on = (x >= plates[:, None, 0]) & (x <= plates[:, None, 2]) & (y >= plates[:, None, 1]) & (y <= plates[:, None, 3])
-    return bool(on.any())
+    return bool(_contain(plates, _line(plate, anchor)).any())
+
+
+def _line(plate: NDArray[np.float64], anchor: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points along the line from the middle of a plate to a point [P, 2]."""
+    middle = (plate[:2] + plate[2:]) / 2
+    points: NDArray[np.float64] = middle + _STEPS[:, None] * (anchor - middle)
+    return points
+
+
+def _contain(plates: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which of P plates contain which of N points, [P, N]."""
+    x, y = points[:, 0], points[:, 1]
+    contain: NDArray[np.bool_] = (
+        (x >= plates[:, 0:1]) & (x <= plates[:, 2:3]) & (y >= plates[:, 1:2]) & (y <= plates[:, 3:4])
+    )
+    return contain
