@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 MAX_COVER = 0.22
 # Above this share, labels are shortened to the category.
 MAX_FULL_COVER = 0.12
-# Costs of a place: of each step down the list of places, of a gap of one label height to the instance, and of hiding all
-# of an instance, or as much of it as six labels have. Chosen by eye, on photos with crowds and with few objects.
+# Costs of a place: of each step down the list of places, of a gap of one label height to the instance, and of hiding
+# all of an instance, or as much of it as six labels have. Chosen by eye, on photos with crowds and with few objects.
 _RANK_COST = 0.02
 _GAP_COST = 0.12
 _HIDING_COST = 2.0
