@@ -38,8 +38,8 @@ class HTC(nn.Module):
         if config.backbone.norm == "group":
             use_group_norm(self.backbone)
         self.neck = _build_neck(config, self.backbone.channels)
-        self.rpn_head = GuidedRPNHead(config) if config.rpn == "guided" else RPNHead(config)
-        self.roi_head = _ROI_HEADS[config.roi_head](config)
+        self.rpn_head: Any = GuidedRPNHead(config) if config.rpn == "guided" else RPNHead(config)
+        self.roi_head: CascadeHead = _ROI_HEADS[config.roi_head](config)
 
     def forward(self, batch: ImageBatch) -> list[Detections]:
         """Detect, segment and encode masks: one Detections per image, on the CPU, most confident first."""

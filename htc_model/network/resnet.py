@@ -63,7 +63,7 @@ MODULATED_OUTPUTS = 3 * 3 * 3
 
 def split_modulated(predicted: Tensor) -> tuple[Tensor, Tensor]:
     """Split 27 channels into nine pairs of offsets and nine weights in (0, 1)."""
-    offsets, logits = predicted.split((18, 9), dim=1)
+    offsets, logits = predicted.tensor_split((18,), dim=1)
     return offsets, logits.sigmoid()
 
 

@@ -179,9 +179,8 @@ def untrained_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             values = _standardised(key, tuple(tensor.shape), _fan_in(tuple(kernel.shape)))
         else:
             values = untrained_values(key, tuple(tensor.shape))
-            factor = next((factor for pattern, factor in factors if pattern.search(key)), None)
-            values = values if factor is None else values * np.float32(factor)
-        values = np.ascontiguousarray(values)
+        factor = next((factor for pattern, factor in factors if pattern.search(key)), None)
+        values = np.ascontiguousarray(values if factor is None else values * np.float32(factor))
         filled[key] = torch.from_numpy(values).reshape(tensor.shape).to(tensor.dtype)
     return filled
 
