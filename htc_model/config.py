@@ -199,6 +199,14 @@ _CASCADE_MASK = ModelConfig(name="cascade_mask_rcnn_r50_fpn", score_threshold=0.
 _HTC_WITHOUT_SEMANTIC = ModelConfig(name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True)
 _HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
 
+# What is known of the entry that won COCO 2018 (arXiv:1901.07518, sec. 4.3): docs/models/networks.md has the rest.
+_CHALLENGE = replace(
+    _HTC,
+    name="htc_challenge",
+    backbone=BackboneConfig(kind="senet154", has_deformable_stages=True, first_deformable=5),
+    rpn="guided",
+    rpn_proposals=300,
+)
 _SCNET = replace(_CASCADE_MASK, name="scnet_r50_fpn", semantic=True, roi_head="scnet", score_threshold=0.001)
 
 _DETECTORS = replace(
@@ -254,6 +262,8 @@ PRESETS: Mapping[str, ModelConfig] = {
         replace(_SCNET, name="scnet_r101_fpn", backbone=_R101),
         replace(_SCNET, name="scnet_x101_64x4d_fpn", backbone=_X101_64X4D),
         _DETECTORS,
+        replace(_HTC, name="htc_seresnext101_32x4d_fpn", backbone=BackboneConfig(kind="seresnext101_32x4d")),
+        _CHALLENGE,
         replace(_DETECTORS, name="detectors_htc_r101_fpn", backbone=replace(_DETECTORS.backbone, depth=101)),
     )
 }

@@ -21,6 +21,7 @@ from htc_model.network.postprocess import BoxDetections, select_detections, to_o
 from htc_model.network.resnet import ResNet
 from htc_model.network.rpn import RPNHead
 from htc_model.network.scnet import SCNetHead
+from htc_model.network.senet import SENet
 from htc_model.structures import Detections, ImageBatch, RawDetections
 
 
@@ -125,6 +126,8 @@ _ROI_HEADS: Mapping[str, type[CascadeHead]] = {"cascade": CascadeHead, "scnet": 
 def _build_backbone(config: BackboneConfig) -> Any:
     if config.kind == "efficientnet_lite0":
         return EfficientNetLite0()
+    if config.kind in {"senet154", "seresnext101_32x4d"}:
+        return SENet(config)
     return DetectorsResNet(config) if config.kind == "detectors_resnet" else ResNet(config)
 
 

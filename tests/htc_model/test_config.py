@@ -34,6 +34,8 @@ LATER_TABLE = {
     "htc_r50_fpn_dcnv2",
     "mask_rcnn_r50_fpn_gn",
     "htc_r50_fpn_ga",
+    "htc_seresnext101_32x4d_fpn",
+    "htc_challenge",
     *(f"scnet_{backbone}_fpn" for backbone in ("r50", "r101", "x101_64x4d")),
     *(f"detectors_htc_{backbone}_fpn" for backbone in ("r50", "r101")),
 }
