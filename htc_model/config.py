@@ -139,6 +139,14 @@ class ModelConfig:
             )
         if not self.classes or not self.box_stds:
             raise ModelConfigError(f"{self.name} needs at least one class and one stage.")
+        self._check_parts()
+        if self.has_class_specific_boxes and self.num_stages > 1:
+            # A stage's refined box is the next stage's RoI, so there must be one box, not one per class.
+            raise ModelConfigError(f"{self.name} has a box per class, which only a single stage may have.")
+        if self.max_detections < 1 or self.rpn_proposals < 1:
+            raise ModelConfigError(f"{self.name} must be allowed at least one proposal and one detection.")
+
+    def _check_parts(self) -> None:
         for what, value, choices in (
             ("backbone", self.backbone.kind, BackboneKind),
             ("norm", self.backbone.norm, Norm),
@@ -158,17 +166,14 @@ class ModelConfig:
             raise ModelConfigError(
                 f"{self.name}: scnet needs masks, the semantic branch, and mask_channels equal to fpn_channels."
             )
+        if self.backbone.norm == "group_published" and self.backbone.kind != "resnet":
+            raise ModelConfigError(f"{self.name}: only ResNets have published group norms; set backbone.norm to group.")
         if self.roi_head == "panet" and (self.num_stages > 1 or self.semantic or self.box_head != "two_linear"):
             raise ModelConfigError(f"{self.name}: panet needs one stage, two linear layers, and no semantic branch.")
         if (self.neck == "recursive") != (self.backbone.kind == "detectors_resnet"):
             raise ModelConfigError(
                 f"{self.name} needs both or neither of the recursive neck and the detectors_resnet backbone."
             )
-        if self.has_class_specific_boxes and self.num_stages > 1:
-            # A stage's refined box is the next stage's RoI, so there must be one box, not one per class.
-            raise ModelConfigError(f"{self.name} has a box per class, which only a single stage may have.")
-        if self.max_detections < 1 or self.rpn_proposals < 1:
-            raise ModelConfigError(f"{self.name} must be allowed at least one proposal and one detection.")
 
     @property
     def num_classes(self) -> int:

@@ -215,5 +215,9 @@ def test_detectors_trains_through_both_passes():
     trace = step(model)
     assert torch.isfinite(trace.total)
     second = model.neck.rfp_modules[0]
-    parts = [model.backbone.layer2[0].conv2.switch.weight, second.layer4[0].rfp_conv.weight, model.neck.rfp_weight.weight]
+    parts = [
+        model.backbone.layer2[0].conv2.switch.weight,
+        second.layer4[0].rfp_conv.weight,
+        model.neck.rfp_weight.weight,
+    ]
     assert all(gradient(trace.total, parameter) > 0 for parameter in parts)
