@@ -67,6 +67,8 @@ _FAMILY_FACTORS: tuple[tuple[str, tuple[tuple[re.Pattern[str], float], ...]], ..
                 (r"\.fc_cls\.weight$", 2.5),
             ),
         ),
+        # SENet-154's three layers before the first stage weaken the signal tenfold against ResNet's one.
+        ("backbone.layer0.conv1.weight", ((r"^backbone\.layer0\.bn3\.weight$", 10.0),)),
         ("rpn_head.conv_shape.weight", ((r"^rpn_head\.conv_(loc|shape)\.weight$", 0.3),)),  # guided anchoring
     )
 )
