@@ -204,7 +204,7 @@ _CASCADE_MASK = ModelConfig(name="cascade_mask_rcnn_r50_fpn", score_threshold=0.
 _HTC_WITHOUT_SEMANTIC = ModelConfig(name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True)
 _HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
 
-# What is known of the entry that won COCO 2018 (arXiv:1901.07518, sec. 4.3): docs/models/networks.md has the rest.
+# What is known of the entry that won COCO 2018 (arXiv:1901.07518, extensions): docs/models/networks.md has the rest.
 _CHALLENGE = replace(
     _HTC,
     name="htc_challenge",

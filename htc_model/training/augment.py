@@ -27,7 +27,7 @@ class Augmentation:
     mosaic: probability that four images share the place of one (YOLOv4, arXiv:2004.10934, section 3.3).
     short_sides: multi-scale training: each image's network size is for a short side sampled from [low, high] pixels, in
         place of the usual one; its long side is at most `long_side`, the usual one by default. HTC's best published
-        weights were trained with [400, 1400] and 1600 (arXiv:1901.07518, sec. 4.3).
+        weights were trained with [400, 1400] and 1600 (arXiv:1901.07518, extensions).
     """
 
     flip: float = 0.5
