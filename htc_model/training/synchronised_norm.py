@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # type: ignore[attr-defined]
+from torch.distributed.nn import functional as exchange
 
 from htc_model.training.distributed import world_size
 
@@ -36,14 +36,15 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     def _normalise(self, x: Tensor) -> Tensor:
         values = x.float()
         count = values.new_tensor([values.numel() / self.num_features])
-        totals = all_reduce(torch.cat([values.sum(dim=(0, 2, 3)), count]))
+        totals = _sum(torch.cat([values.sum(dim=(0, 2, 3)), count]))
         mean, pixels = totals[:-1] / totals[-1], totals[-1].detach()
         centred = values - mean[:, None, None]
         # From the centred values, in a second exchange: the difference of large sums would lose digits.
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / pixels
+        variance = _sum(centred.square().sum(dim=(0, 2, 3))) / pixels
         self._remember(mean.detach(), variance.detach() * pixels / (pixels - 1).clamp(min=1))
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        normed: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return normed.to(x.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -53,6 +54,12 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
                 stored.lerp_(new.to(stored.dtype), momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Add up over all processes, with gradients."""
+    total: Tensor = exchange.all_reduce(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 def synchronise_batch_norms(module: nn.Module) -> None:
