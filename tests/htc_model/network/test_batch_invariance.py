@@ -79,7 +79,14 @@ def test_order_in_the_batch_does_not_matter() -> None:
 def test_later_networks_see_one_image_at_a_time(name: str) -> None:
     """They have means over maps, location masks and pooling of their own."""
     config = replace(
-        load_preset(name), resize=ResizeConfig(long_side=128, short_side=96), rpn_proposals=30, max_detections=20
+        load_preset(name),
+        resize=ResizeConfig(long_side=128, short_side=96),
+        fpn_channels=64,
+        box_fc_channels=128,
+        mask_channels=64,
+        rpn_proposals=30,
+        max_detections=20,
+        score_threshold=0.001,
     )
     model, images = untrained_model(config), crops(2)
     together = model.features(image_batch(config, *images).pixels)
