@@ -155,7 +155,7 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
     is_linked = chosen is Format.YOLO if request.images is Images.AUTO else request.images is not Images.NONE
     # labelme looks for an image beside its file.
     below = "." if chosen is Format.LABELME else "images"
-    find_path = local_path_of if request.images is Images.AUTO else _no_path
+    find_path: FindPath = local_path_of if request.images is Images.AUTO else _no_path
     if is_linked:
         find_path = place_images(selection, folder, request.images, results, below=below)
     if is_linked and chosen is Format.LABELME:
