@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
+from jobs.results.browse.search import Search
 from jobs.results.browse.tables import ImageFacts, Tables
-from jobs.results.browse.view import View
 from jobs.results.drawing import ReadImage, Style, draw_run_image, encode_picture, grey_tile, instance_of_row
 
 THUMBNAIL_PX = 320
@@ -52,17 +52,17 @@ class Pictures:
         self._kept: OrderedDict[object, tuple[float, Picture]] = OrderedDict()
         self._bytes = 0
 
-    def thumbnail(self, image: ImageFacts, view: View) -> Picture:
-        """Return an image with the view's instances, 320 pixels wide or high."""
-        return self._keep((image, "thumbnail", *view.drawing()), lambda: self._draw(image, view))
+    def thumbnail(self, image: ImageFacts, search: Search) -> Picture:
+        """Return an image with the search's instances, 320 pixels wide or high."""
+        return self._keep((image, "thumbnail", *search.drawing()), lambda: self._draw(image, search))
 
     def whole(self, image: ImageFacts) -> Picture:
         """Return an image without instances, of its size up to 4,096 pixels."""
         return self._keep((image, "whole"), lambda: self._whole(image))
 
-    def _draw(self, image: ImageFacts, view: View) -> Picture:
+    def _draw(self, image: ImageFacts, search: Search) -> Picture:
         read = self._tables.reader().read(asdict(image))
-        instances = self._chosen(image, view) if view.is_drawn and read.pixels is not None else []
+        instances = self._chosen(image, search) if search.is_drawn and read.pixels is not None else []
         style = Style(long_side=THUMBNAIL_PX, has_labels=False)
         pixels = draw_run_image(read, [instance_of_row(row) for row in instances], style)
         return Picture(encode_picture(pixels, "jpeg", quality=85), "image/jpeg", _problem(read))
@@ -81,9 +81,9 @@ class Pictures:
             return Picture(encode_picture(pixels, "png"), "image/png")
         return Picture(encode_picture(pixels, "jpeg", quality=92), "image/jpeg")
 
-    def _chosen(self, image: ImageFacts, view: View) -> Sequence[dict[str, object]]:
-        rows = [row for row in self._tables.instances(image) if view.matches(row)]
-        if view.min_score is not None or view.max_score is not None:
+    def _chosen(self, image: ImageFacts, search: Search) -> Sequence[dict[str, object]]:
+        rows = [row for row in self._tables.instances(image) if search.matches(row)]
+        if search.min_score is not None or search.max_score is not None:
             return rows
         shown = [row for row in rows if row["score"] >= DRAWN_SCORE] if self._tables.is_trained(image.run) else []
         return shown or rows[:FALLBACK_INSTANCES]

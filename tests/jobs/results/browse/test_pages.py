@@ -254,17 +254,23 @@ def test_the_place_of_an_error_is_shown(open_app: OpenApp, two_runs: Path) -> No
     assert re.search(r"<pre>LINE 2:   nope FROM images\n +\^", html.unescape(part))
 
 
-def test_sql_ends_at_its_limits(open_app: OpenApp, two_runs: Path) -> None:
-    client = open_app(two_runs, tables_s=0.6)
+def test_an_answer_has_a_limit_of_rows_and_of_text(open_app: OpenApp, two_runs: Path) -> None:
+    client = open_app(two_runs)
     part = client.get("/sql/answer", params={"sql": "SELECT * FROM range(10000000)"}).text
     assert "1,000 rows; there are more" in part
-    endless = "SELECT count(*) FROM range(10000000000) AS a, range(10000000000) AS b"
-    assert "longer than 0.6 s" in problem_in(client.get("/sql/answer", params={"sql": endless}).text)
-    assert client.get("/").status_code == 200
     long = "SELECT repeat('x', 1000000) FROM range(100)"
     part = client.get("/sql/answer", params={"sql": long}).text
     assert len(part) < 1_000_000
     assert "there are more" in part
+
+
+def test_a_question_has_a_limit_of_time(open_app: OpenApp, two_runs: Path) -> None:
+    client = open_app(two_runs, tables_s=0.6)
+    endless = "SELECT count(*) FROM range(10000000000) AS a, range(10000000000) AS b"
+    assert "longer than 0.6 s" in problem_in(client.get("/sql/answer", params={"sql": endless}).text)
+    answer = client.get("/", params={"where": "(SELECT count(*) FROM range(10000000000), range(10000000000)) > 1"})
+    assert answer.status_code == 504
+    assert "was stopped" in problem_in(answer.text)
 
 
 def image_address(client: Any, name: str, query: str = "") -> str:
