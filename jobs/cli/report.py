@@ -26,7 +26,7 @@ def report(
     ] = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", metavar="N", min=1, max=2000, help="N images sampled from the run. [default: 500]"),
+        typer.Option("--sample", metavar="N", min=1, max=2000, help="N images from all over the run. [default: 500]"),
     ] = None,
     min_score: Annotated[
         float | None,

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+from types import MethodType
 from typing import Any
 
 from pipeline.errors import UnsupportedSchemeError
@@ -43,11 +44,8 @@ def scheme_problem(scheme: str, section: StorageSection) -> str | None:
     """
     import fsspec
 
-    if scheme in GCS_SCHEMES:
-        # gcsfs reads its settings when it is imported.
-        configure_gcsfs()
     try:
-        system = fsspec.get_filesystem_class(scheme)
+        system = _class_of(scheme)
     except ValueError:
         return f"{scheme}:// is not a known scheme"
     except (ImportError, AttributeError) as error:
@@ -63,6 +61,25 @@ def scheme_problem(scheme: str, section: StorageSection) -> str | None:
     return None
 
 
+def _class_of(scheme: str) -> Any:
+    """Return the file system's class.
+
+    Raises:
+        ValueError: fsspec does not know the scheme.
+        ImportError: its package is not installed.
+    """
+    import fsspec
+
+    if scheme in GCS_SCHEMES:
+        configure_gcsfs()
+        from gcsfs.core import GCSFileSystem
+
+        # The class that gcsfs registers depends on its settings at its first import in this process, which may have
+        # been another package's; one of them asks by gRPC for the kind of each bucket, and may wait for ever.
+        return GCSFileSystem
+    return fsspec.get_filesystem_class(scheme)
+
+
 def _required(system: type) -> set[str]:
     """Return the names of a file system's parameters without defaults."""
     parameters = list(inspect.signature(system.__init__).parameters.values())[1:]  # type: ignore[misc]
@@ -76,13 +93,11 @@ def open_client(scheme: str, section: StorageSection) -> Any:
     Raises:
         UnsupportedSchemeError: fsspec does not know the scheme, its package is missing, or it does not open.
     """
-    import fsspec
-
     problem = scheme_problem(scheme, section)
     if problem is not None:
         raise UnsupportedSchemeError(f"{problem}.")
     try:
-        client = fsspec.filesystem(scheme, use_listings_cache=False, **client_options(scheme, section))
+        client = _class_of(scheme)(use_listings_cache=False, **client_options(scheme, section))
     except (ImportError, ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
         if scheme in WELL_KNOWN_SCHEMES and isinstance(error, OSError | RuntimeError):
             raise
@@ -92,6 +107,8 @@ def open_client(scheme: str, section: StorageSection) -> Any:
     if hasattr(client, "retries"):
         # The retries of `pipeline.storage.retry` are the only ones.
         client.retries = 1
+    if scheme in GCS_SCHEMES:
+        _drop_retries_of_gcsfs(client)
     if scheme in S3_SCHEMES:
         install_page_parser(client)
         # s3fs removes `?versionId=` from every name, and would write `a?versionId=1` to `a`; adlfs does the same.
@@ -99,6 +116,14 @@ def open_client(scheme: str, section: StorageSection) -> Any:
     if scheme in AZURE_SCHEMES:
         client.split_path = lambda path, **_: (*client._strip_protocol(path).lstrip("/").partition("/")[::2], None)
     return client
+
+
+def _drop_retries_of_gcsfs(client: Any) -> None:
+    # gcsfs repeats each request up to six times whatever `retries` says, with 33 s of waits of its own: a store that
+    # does not answer would cost six minutes before the first retry that is logged here and bounded by `patience_s`.
+    request = getattr(type(client)._request, "__wrapped__", None)
+    if request is not None:
+        client._request = MethodType(request, client)
 
 
 def configure_gcsfs() -> None:

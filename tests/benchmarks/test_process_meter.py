@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import process_meter
 from benchmarks.process_meter import run_metered
+from tests.support.processes import is_alive
 
 # Computes for 0.3 CPU seconds, keeps 64 MiB, starts a process that outlives it, and ends.
 BUSY = """
@@ -46,7 +47,7 @@ def test_children_are_counted_and_those_left_behind_are_ended(counted: str, tmp_
     assert usage.wall_s > 0.5
     child = int(log.read_text())
     deadline = time.monotonic() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+    while is_alive(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -17,6 +17,7 @@ import psutil
 
 from tests.chaos.plan import ENVIRONMENT_NAME, Plan
 from tests.support.paths import ROOT, TESTS
+from tests.support.processes import command_of, is_alive
 
 COMMAND = TESTS / "chaos" / "htc.py"
 # A run takes half a minute on a busy core; one that takes this long hangs.
@@ -118,7 +119,7 @@ class Scene:
     def kill_a_worker(self, pick: Callable[[list[int]], int]) -> bool:
         """SIGKILL to one worker, if there is one."""
         self._note_family()
-        workers = sorted(pid for pid, each in self._family.items() if _title(each).startswith("ray::Worker"))
+        workers = sorted(pid for pid, each in self._family.items() if command_of(each).startswith("ray::Worker"))
         if not workers:
             return False
         with suppress(ProcessLookupError):
@@ -151,9 +152,9 @@ class Scene:
 
     def survivors(self, within_s: float) -> list[str]:
         """Return the commands' processes that are alive after `within_s`, except Ray's agents."""
-        awaited = [each for each in self._family.values() if not _title(each).startswith(AGENTS)]
+        awaited = [each for each in self._family.values() if not command_of(each).startswith(AGENTS)]
         _, alive = psutil.wait_procs(awaited, timeout=within_s)
-        return [_title(each) for each in alive if _is_alive(each)]
+        return [command_of(each) for each in alive if is_alive(each)]
 
     def clear(self) -> None:
         """Kill this scene's processes that are left, and remove Ray's folder."""
@@ -177,15 +178,3 @@ class Scene:
         with suppress(psutil.Error):
             for each in psutil.Process(self._process.pid).children(recursive=True):
                 self._family.setdefault(each.pid, each)
-
-
-def _title(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False

@@ -17,6 +17,7 @@ import pytest
 from tests.support.builders.e2e_specs import image_rows, instance_rows, spec_with, statuses
 from tests.support.fakes.models import write_images
 from tests.support.paths import PROGRAMS
+from tests.support.processes import is_any_alive
 
 SCRIPT = PROGRAMS / "fake_run.py"
 # Eight shards of four images: two committed and four in flight leave two that were not begun.
@@ -77,11 +78,11 @@ def test_a_driver_killed_with_its_whole_group_resumes(tmp_path: Path) -> None:
     write_images(tmp_path / "in", IMAGES)
     with started(tmp_path) as process:
         wait_until(lambda: len(committed(tmp_path)) >= 2, tmp_path)
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = family_of(process)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     # Workers have their own process groups and end when their raylet is gone; until then one may still commit.
-    wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in family), tmp_path)
+    wait_until(lambda: not is_any_alive(family), tmp_path)
     before = committed(tmp_path)
     assert 2 <= len(before) < IMAGES // 4
     resumed = resume(tmp_path)
@@ -99,10 +100,6 @@ def ray_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def family_of(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
-
-
-def is_any_alive(family: list[psutil.Process]) -> bool:
-    return any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -142,14 +139,14 @@ def test_a_driver_asked_to_stop_stops_cleanly_and_is_resumed(tmp_path: Path, num
     write_images(tmp_path / "in", IMAGES)
     with started(tmp_path) as process:
         wait_until(lambda: len(committed(tmp_path)) >= 2, tmp_path)
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = family_of(process)
         if number == signal.SIGINT:
             # Like a terminal: to the whole foreground group.
             os.killpg(process.pid, number)
         else:
             process.terminate()
         assert process.wait(timeout=PATIENCE_S) == 1
-    wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in family), tmp_path)
+    wait_until(lambda: not is_any_alive(family), tmp_path)
     assert "interrupted: Stopped with" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     (summary,) = (tmp_path / "out" / "runs").glob("*/summary.json")

@@ -14,7 +14,7 @@ from jobs.results.drawing.fonts import choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance
 from jobs.results.drawing.overlay import draw_overlay, with_note
 from jobs.results.drawing.style import Style
-from pipeline.errors import HtcError, InputError, NotFoundError, SpecError
+from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
 from pipeline.inputs.read import fetch_image
 from pipeline.output.layout import run_folder
@@ -95,13 +95,16 @@ class ImageReader:
         elif size is not None and size != version.bytes:
             raise InputError(f"the image has changed since the run: it had {size} bytes and has {version.bytes}")
         width, height = image["width"], image["height"]
-        # The run has decoded it before, so its size is safe.
-        pixels = decode_image(payload, max_pixels=(width or 0) * (height or 0) or DEFAULT_MAX_PIXELS)
-        if width is not None and (width, height) != (pixels.shape[1], pixels.shape[0]):
-            raise InputError(
-                f"the image has changed since the run: it had {width} x {height} pixels and has "
-                f"{pixels.shape[1]} x {pixels.shape[0]}"
-            )
+        if width is None:
+            return decode_image(payload, max_pixels=DEFAULT_MAX_PIXELS)
+        changed = f"the image has changed since the run: it had {width} x {height} pixels and has "
+        try:
+            # The run has decoded it before, so its size is safe.
+            pixels = decode_image(payload, max_pixels=max(1, width * height))
+        except ImageError as error:
+            raise InputError(changed + "more") if error.status == "too_large" else error from None
+        if (width, height) != (pixels.shape[1], pixels.shape[0]):
+            raise InputError(f"{changed}{pixels.shape[1]} x {pixels.shape[0]}")
         return pixels
 
     def _locate(self, image: Mapping[str, Any]) -> "ImageRef":

@@ -38,31 +38,21 @@ def swatch(colour: tuple[int, int, int]) -> Markup:
     ).format(colour="#{:02x}{:02x}{:02x}".format(*colour))
 
 
-def columns(values: Sequence[float], labels: Sequence[str], *, description: str) -> Markup:
+def columns(
+    values: Sequence[float], labels: Sequence[str], *, description: str, are_ends_labelled: bool = False
+) -> Markup:
     """Draw a chart of columns, as a histogram.
 
     Args:
         values: not negative, [N].
         labels: of the edges between columns, [N + 1].
         description: what the chart shows, in a sentence or two, for those who do not see it.
+        are_ends_labelled: write the first and the last label only.
     """
     top = nice_ceiling(max(values, default=0.0))
     base = TOP + PLOT_HEIGHT
     heights = [PLOT_HEIGHT * value / top if top else 0.0 for value in values]
     step = 100 / max(len(values), 1)
-    ticks = [(0.0, base), *(((top * part, base - PLOT_HEIGHT * part) for part in (0.5, 1.0)) if top else ())]
-    axis = [
-        Markup('<text x="{x}" y="{y}" text-anchor="end">{text}</text>').format(
-            x=LABELS_END, y=f"{y + 4:.1f}", text=number(value)
-        )
-        for value, y in ticks
-    ]
-    lines = [
-        Markup('<line class="{kind}" x1="0" x2="100%" y1="{y}" y2="{y}"/>').format(
-            kind="grid" if value else "axis", y=f"{y:.1f}"
-        )
-        for value, y in reversed(ticks)
-    ]
     bars = [
         Markup('<rect class="mark" x="{x}%" y="{y}" width="{width}%" height="{height}"/>').format(
             x=f"{step * (place + 0.05):.3f}",
@@ -73,15 +63,62 @@ def columns(values: Sequence[float], labels: Sequence[str], *, description: str)
         # A value that is not 0 is seen.
         for place, height in enumerate(max(height, 1.5) if height else 0.0 for height in heights)
     ]
-    plot = Markup("").join([*lines[:-1], *bars, lines[-1], *_edge_labels(labels, base + 18)])
-    return Markup(
-        '<svg class="chart" role="img" aria-label="{description}" height="{height}">{axis}{plot}</svg>'
-    ).format(description=description, height=base + LABEL_HEIGHT, axis=Markup("").join(axis), plot=plot)
+    every = max(1, len(labels) - 1) if are_ends_labelled else 0
+    return _framed(top, bars, labels, description, every=every)
 
 
-def _edge_labels(labels: Sequence[str], y: int) -> list[Markup]:
+def lines(series: Sequence[Sequence[float]], labels: Sequence[str], *, description: str) -> Markup:
+    """Draw lines of values in [0, 1]; the classes line-0, line-1 and so on of style.css tell them apart.
+
+    Args:
+        series: [S][N] values at places of equal distance.
+        labels: at places of equal distance, for the horizontal axis.
+        description: what the chart shows, for those who do not see it.
+    """
+    # Stretched to the place that there is; the strokes keep their width.
+    drawn = [
+        Markup(
+            '<svg x="0" y="{y}" width="100%" height="{height}" viewBox="0 0 1 1" preserveAspectRatio="none">'
+            '<polyline class="line line-{number}" vector-effect="non-scaling-stroke" points="{points}"/></svg>'
+        ).format(
+            y=TOP,
+            height=PLOT_HEIGHT,
+            number=number_of,
+            points=" ".join(
+                f"{place / max(len(values) - 1, 1):.4f},{1 - min(max(value, 0.0), 1.0):.4f}"
+                for place, value in enumerate(values)
+            ),
+        )
+        for number_of, values in enumerate(series)
+    ]
+    return _framed(1.0, drawn, labels, description, every=1)
+
+
+def _framed(top: float, marks: Sequence[Markup], labels: Sequence[str], description: str, *, every: int = 0) -> Markup:
+    """Put marks into a frame with a vertical axis from 0 to `top`; `every` so many labels are written, 0 for a few."""
+    base = TOP + PLOT_HEIGHT
+    ticks = [(0.0, base), *(((top * part, base - PLOT_HEIGHT * part) for part in (0.5, 1.0)) if top else ())]
+    axis = [
+        Markup('<text x="{x}" y="{y}" text-anchor="end">{text}</text>').format(
+            x=LABELS_END, y=f"{y + 4:.1f}", text=number(value)
+        )
+        for value, y in ticks
+    ]
+    rules = [
+        Markup('<line class="{kind}" x1="0" x2="100%" y1="{y}" y2="{y}"/>').format(
+            kind="grid" if value else "axis", y=f"{y:.1f}"
+        )
+        for value, y in reversed(ticks)
+    ]
+    pieces = [*axis, *rules[:-1], *marks, rules[-1], *_edge_labels(labels, base + 18, every)]
+    return Markup('<svg class="chart" role="img" aria-label="{description}" height="{height}">{pieces}</svg>').format(
+        description=description, height=base + LABEL_HEIGHT, pieces=Markup("").join(pieces)
+    )
+
+
+def _edge_labels(labels: Sequence[str], y: int, every: int) -> list[Markup]:
     count = max(len(labels) - 1, 1)
-    every = max(1, math.ceil(count / (MOST_LABELS - 1)))
+    every = every or max(1, math.ceil(count / (MOST_LABELS - 1)))
     pieces = []
     for place in range(0, len(labels), every):
         anchor = "start" if place == 0 else "end" if place == count else "middle"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.results.report.counts import SCORE_BINS, RunCounts, count_run
-from jobs.results.report.evaluation import evaluation_table
+from jobs.results.report.drift import drift_section
+from jobs.results.report.evaluation import evaluation_section
 from jobs.results.report.page import PageContent, render_page
 from jobs.results.report.pictures import Bounds, GalleryReader, read_gallery
 from jobs.results.report.sample import Sample, choose_sample, shards_in_order
@@ -65,7 +66,7 @@ def write_report(output_uri: str, request: ReportRequest, *, storage_section: "S
     results = open_results(output_uri, storage)
     run = results.newest_run() if request.run is None else request.run
     results.check_run(run)
-    evaluation = evaluation_table(results, request.truth, run) if request.truth else None
+    evaluation = evaluation_section(results, request.truth, run) if request.truth else None
     status = read_status(output_uri, storage, run=run, report=say)
 
     def ask(database: "duckdb.DuckDBPyConnection") -> tuple[RunCounts, Sample]:
@@ -87,6 +88,7 @@ def write_report(output_uri: str, request: ReportRequest, *, storage_section: "S
         counts=counts,
         throughput=_throughput(results, record, counts, summary),
         evaluation=evaluation,
+        drift=drift_section(results, run),
         sample=sample,
         gallery=gallery,
         min_score=min_score,

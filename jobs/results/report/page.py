@@ -14,7 +14,8 @@ from markupsafe import Markup
 from jobs.results.drawing import colour_of
 from jobs.results.report import charts
 from jobs.results.report.counts import LARGE_SIDE, MAX_CATEGORIES, SCORE_BINS, SIDE_EDGES, SMALL_SIDE, RunCounts
-from jobs.results.report.evaluation import EvaluationTable
+from jobs.results.report.drift import DriftSection
+from jobs.results.report.evaluation import EvaluationSection
 from jobs.results.report.pictures import MAX_INSTANCES, GalleryImage
 from jobs.results.report.sample import Sample
 from jobs.results.report.speed import Throughput
@@ -44,7 +45,8 @@ class PageContent:
     """What a report says.
 
     summary: of the last session, empty before one has ended. throughput: or why it is not known. evaluation: None
-    without annotations. min_score: from which instances are drawn at first; None for the best few.
+    without annotations. drift: None without other runs. min_score: from which instances are drawn at first; None for
+    the best few.
     """
 
     output: str
@@ -53,7 +55,8 @@ class PageContent:
     summary: Mapping[str, Any]
     counts: RunCounts
     throughput: Throughput | str
-    evaluation: EvaluationTable | None
+    evaluation: EvaluationSection | None
+    drift: DriftSection | None
     sample: Sample
     gallery: Sequence[GalleryImage]
     min_score: float | None
@@ -127,7 +130,7 @@ def render_page(content: PageContent, *, now: datetime | None = None) -> str:
         scores=_scores(counts),
         sides=_sides(counts),
         evaluation=content.evaluation,
-        drift=None,
+        drift=content.drift,
         gallery=content.gallery,
         items=[Markup(script_json(image.item)) for image in content.gallery],  # noqa: S704 - escaped there
         score_texts=[script_json(dict(image.scores)) for image in content.gallery],
@@ -169,7 +172,11 @@ def _tiles(content: PageContent) -> list[Tile]:
         Tile("Images", f"{counts.images:,}", "all listed" if counts.images == status.images else f"of {all_images}"),
         Tile("Not ok", f"{failed:,}", _percent(failed, counts.images)),
         Tile("Instances", f"{counts.instances:,}", f"{counts.instances / ok:.1f} per image that is ok" if ok else ""),
-        Tile("Confident", f"{counts.confident:,}", f"{_percent(counts.confident, counts.instances)} score 0.5 or more".strip()),
+        Tile(
+            "Confident",
+            f"{counts.confident:,}",
+            f"{_percent(counts.confident, counts.instances)} score 0.5 or more",
+        ),
     ]
     if status.images_per_s:
         note = "in the last minute" if status.state == "running" else "start included"

@@ -12,24 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from htc_model.masks.rle import encode_bitmap
+from htc_model.masks import decode_rle, encode_bitmap
+from htc_model.masks.many_runs import decode_counts, join_texts
 from jobs.results.drawing import (
     DrawnInstance,
-    RunImages,
+    ImageReader,
     Style,
     colour_of,
     damaged_masks,
     draw_overlay,
     instance_colour,
+    instance_of_row,
 )
-from jobs.results.drawing.instances import Masks, instance_of_row
 from jobs.results.query import read_instances
 from pipeline.machine_limits import usable_cpus
 from pipeline.storage.uris import base_name
 from pipeline.text import printable
 
 if TYPE_CHECKING:
-    from jobs.results.drawing import RunImage
+    from jobs.results.drawing import ReadImage
     from pipeline.output.results import Results
 
 THUMBNAIL_PX, THUMBNAIL_QUALITY = 280, 62
@@ -37,6 +38,8 @@ VIEW_PX, LEAST_VIEW_PX, VIEW_QUALITY = 1280, 320, 74
 # Of the encoded pictures together, and of one; base64 makes four bytes of three.
 VIEWS_BYTES, VIEW_BYTES = 20 << 20, 160 << 10
 MASKS_BYTES, MASKS_OF_IMAGE_BYTES = 10 << 20, 96 << 10
+# The longer side of masks that would take too much room as they are.
+SMALL_MASK_PX = 640
 MAX_INSTANCES = 50
 FALLBACK_INSTANCES = 5
 MOST_THREADS = 4
@@ -88,7 +91,7 @@ class GalleryReader:
         self._run = run
         self._bounds = bounds
         self._min_score = min_score
-        self._images = RunImages(results)
+        self._images = ImageReader(results)
 
     def read(self, row: Mapping[str, Any]) -> GalleryImage:
         """Make the card of an image.
@@ -106,7 +109,7 @@ class GalleryReader:
         drawn = [instance_of_row(each) for each in shown]
         size = (int(row["height"] or image.height), int(row["width"] or image.width))
         damaged = damaged_masks(drawn, *size)
-        masks, are_whole = self._masks(shown, drawn, damaged, size, image)
+        masks, are_whole = self._masks(shown, damaged, image)
         thumbnail = view = None
         if image.pixels is not None:
             thumbnail = self._thumbnail(image.pixels, drawn, damaged)
@@ -162,10 +165,8 @@ class GalleryReader:
     def _masks(
         self,
         rows: Sequence[Mapping[str, Any]],
-        drawn: Sequence[DrawnInstance],
         damaged: Mapping[int, str],
-        size: tuple[int, int],
-        image: "RunImage",
+        image: "ReadImage",
     ) -> tuple[list[dict[str, Any] | None], bool]:
         """Return the masks to embed, and whether they have the image's own size."""
         if image.pixels is None:
@@ -173,7 +174,7 @@ class GalleryReader:
         whole = [None if place in damaged else each["mask"] for place, each in enumerate(rows)]
         if sum(len(mask["counts"]) for mask in whole if mask) <= self._bounds.masks:
             return [mask and {"size": list(mask["size"]), "counts": mask["counts"]} for mask in whole], True
-        small = shrink_masks(drawn, size, [place for place, mask in enumerate(whole) if mask])
+        small = shrink_masks({place: mask for place, mask in enumerate(whole) if mask})
         left, kept = self._bounds.masks, []
         for place in range(len(rows)):
             mask = small.get(place)
@@ -201,36 +202,38 @@ def read_gallery(
     return [cards[place] for place in range(len(rows))]
 
 
-def shrink_masks(
-    drawn: Sequence[DrawnInstance], size: tuple[int, int], places: Sequence[int]
-) -> dict[int, dict[str, Any]]:
-    """Make masks smaller, so that the image's longer side has 640 pixels; one box at a time, in little memory.
+def shrink_masks(masks: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Make masks smaller, so that their longer side has 640 pixels; only their boxes become bitmaps.
 
     Args:
-        size: (height, width) of the image. places: of the instances with a mask that can be read.
+        masks: COCO run lengths that can be read, by any number.
     """
-    height, width = size
-    scale = min(1.0, 640 / max(height, width))
-    small_height, small_width = max(1, round(height * scale)), max(1, round(width * scale))
-    masks = Masks(drawn, height, width)
+    places = list(masks)
+    sizes = np.array([list(masks[place]["size"]) for place in places], np.int64).reshape(-1, 2)
+    runs = decode_counts(*join_texts([masks[place]["counts"] for place in places]), sizes).runs()
+    boxes = runs.boxes_xywh()
+    # An empty mask has no box; its first pixel stands for it, and is not set.
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)
+    parts = runs.crop(boxes)
     made = {}
-    for place in places:
-        canvas = np.zeros((small_height, small_width), np.uint8)
-        if place in masks.boxes:
-            x, y, box_width, box_height = masks.boxes[place]
-            left, top = math.floor(x * scale), math.floor(y * scale)
-            right = min(small_width, max(left + 1, math.ceil((x + box_width) * scale)))
-            bottom = min(small_height, max(top + 1, math.ceil((y + box_height) * scale)))
-            part = masks.bitmap(place, (x, y, x + box_width, y + box_height))
-            part = part.resize((right - left, bottom - top), Image.Resampling.BOX)
-            canvas[top:bottom, left:right] = np.asarray(part) >= 128
-        rle = encode_bitmap(canvas.astype(bool))
-        counts = rle["counts"]
-        made[place] = {
-            "size": [int(side) for side in rle["size"]],
-            "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-        }
+    for number, (place, counts) in enumerate(zip(places, parts.encode(), strict=True)):
+        height, width = sizes[number].tolist()
+        scale = min(1.0, SMALL_MASK_PX / max(height, width))
+        canvas = np.zeros((max(1, round(height * scale)), max(1, round(width * scale))), np.bool_)
+        x, y, box_width, box_height = boxes[number].tolist()
+        left, top = math.floor(x * scale), math.floor(y * scale)
+        right = min(canvas.shape[1], max(left + 1, math.ceil((x + box_width) * scale)))
+        bottom = min(canvas.shape[0], max(top + 1, math.ceil((y + box_height) * scale)))
+        bitmap = decode_rle({"size": parts.sizes[number].tolist(), "counts": counts})
+        part = Image.fromarray(bitmap.astype(np.uint8) * np.uint8(255))
+        part = part.resize((right - left, bottom - top), Image.Resampling.BOX)
+        canvas[top:bottom, left:right] = np.asarray(part) >= 128
+        made[place] = {"size": list(canvas.shape), "counts": _text(encode_bitmap(canvas)["counts"])}
     return made
+
+
+def _text(counts: str | bytes) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts
 
 
 def encode_within(pixels: NDArray[np.uint8], limit: int) -> bytes:

@@ -1,6 +1,10 @@
 """Options of the clients of remote stores: from the spec, and set by the program."""
 
+import os
 import socket
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from pipeline.storage import retry as retrying
 from pipeline.storage.client import client_options, read_concurrency
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from tests.support.servers.http_server import serving
 
 
 @pytest.mark.parametrize(("asked", "remote", "local"), [("auto", 32, 16), (5, 5, 5), (200, 200, 200)])
@@ -66,8 +71,7 @@ def test_what_the_spec_does_not_set_is_left_to_fsspecs_own_settings() -> None:
     assert not {"anon", "endpoint_url"} & client_options("s3", StorageSection()).keys()
 
 
-# gcsfs retries six times by itself, with waits of half a minute: its time-out is checked above.
-@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "http"])
 def test_a_server_that_never_answers_is_given_up(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.3)
     monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.0)
@@ -75,7 +79,48 @@ def test_a_server_that_never_answers_is_given_up(scheme: str, monkeypatch: pytes
         monkeypatch.setenv(name, "key")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        section = StorageSection(endpoint_url=f"http://{address}", patience_s=0)
-        uri = f"http://{address}/a.jpg" if scheme == "http" else "s3://bucket/a.jpg"
+        section = StorageSection(endpoint_url=f"http://{address}", patience_s=0, anonymous=scheme == "gs")
+        uri = f"http://{address}/a.jpg" if scheme == "http" else f"{scheme}://bucket/a.jpg"
         with pytest.raises(TransientStorageError):
             Storage(section).read(uri)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_a_request_to_google_cloud_storage_is_repeated_by_htc_alone(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    requests = []
+
+    class Overloaded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.0)
+    with serving(Overloaded) as address:
+        options = {"gs": {"endpoint_url": address, "project": "tests"}}
+        storage = Storage(StorageSection(anonymous=True, options=options, patience_s=0))
+        with pytest.raises(TransientStorageError):
+            storage.stat("gs://bucket/a.jpg")
+        assert requests.count("/storage/v1/b/bucket/o/a.jpg") == retrying.ATTEMPTS
+        type(storage.client("gs://bucket/a.jpg")[0]).clear_instance_cache()
+
+
+def test_google_cloud_storage_is_asked_for_no_kinds_of_buckets_where_another_package_imported_gcsfs_first() -> None:
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    code = """
+import gcsfs
+from pipeline.storage.client import open_client
+from pipeline.storage.config import StorageSection
+client = open_client("gs", StorageSection(anonymous=True))
+print(gcsfs.GCSFileSystem.__name__, type(client).__name__)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == "GCSFileSystem"

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import fsspec
-
 from pipeline.storage.storage import Storage
 from tests.support.servers.s3_server import GUARD, PATIENCE_S, ServerUnavailableError, free_ports
 
@@ -43,9 +41,10 @@ def make_bucket(scheme: str, open_storage: OpenStorage, test_id: str) -> Iterato
     """Create a bucket for a test; afterwards fsspec's cached clients of the scheme are dropped."""
     storage = open_storage()
     name = f"htc-{zlib.crc32(test_id.encode()):08x}"
-    storage.client(f"{scheme}://{name}/x")[0].mkdir(name)
+    client = storage.client(f"{scheme}://{name}/x")[0]
+    client.mkdir(name)
     yield Place(storage, f"{scheme}://{name}")
-    fsspec.get_filesystem_class(scheme).clear_instance_cache()
+    type(client).clear_instance_cache()
 
 
 @contextmanager

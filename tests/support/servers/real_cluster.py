@@ -22,6 +22,8 @@ from typing import Any
 
 import psutil
 
+from tests.support.processes import command_of, is_alive
+
 OBJECT_STORE_BYTES = 80 * 2**20
 COMMAND_S = 240
 PATIENCE_S = 60.0
@@ -47,13 +49,11 @@ class RealCluster:
     def is_working(self, number: int) -> bool:
         """Return whether a worker on this node is doing a shard."""
         children = psutil.Process(self.raylets[number]).children()
-        return any("WorkerActor.run_shard" in " ".join(each.cmdline()) for each in children)
+        return any("WorkerActor.run_shard" in command_of(each) for each in children)
 
     def is_gone(self, number: int) -> bool:
         """Return whether the raylet of this node has ended."""
-        with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.raylets[number]).status() == psutil.STATUS_ZOMBIE
-        return True
+        return not is_alive(self.raylets[number])
 
     def add_node(self) -> int:
         """Start another worker node of one core; return its number."""

@@ -1,15 +1,17 @@
 """What a report counts, which images it shows, and how it measures throughput; without a browser."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from htc_model.masks import decode_rle
-from jobs.results.drawing import DrawnInstance
 from jobs.results.report import ReportRequest, charts, write_report
 from jobs.results.report.counts import SIDE_EDGES, count_run
+from jobs.results.report.drift import drift_section
 from jobs.results.report.pictures import Bounds, encode_within, shrink_masks
 from jobs.results.report.sample import choose_sample
 from jobs.results.report.speed import Throughput, measure_throughput
@@ -144,8 +146,9 @@ def test_pictures_keep_their_bounds() -> None:
 
 def test_masks_of_large_images_are_shrunk_in_place() -> None:
     size = (3000, 4000)
-    drawn = [DrawnInstance("a", mask=encoded(square(size, 1000, 500, 800))), DrawnInstance("b")]
-    small = shrink_masks(drawn, size, [0])[0]
+    masks = {7: encoded(square(size, 1000, 500, 800)), 9: encoded(np.zeros(size, bool))}
+    small, empty = shrink_masks(masks).values()
+    assert not decode_rle(empty).any()
     assert small["size"] == [480, 640]
     rows, columns = np.nonzero(decode_rle(small))
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (80, 208, 160, 288)
@@ -231,3 +234,71 @@ def test_a_run_in_progress_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "This run is in progress. The report shows the 6 of 40 images so far listed" in page
     assert "in the last minute" in page
+
+
+def truth_of(photos: Path) -> dict[str, object]:
+    """COCO annotations of the photos that are there: a person and a dog in each, where `make_reported_run` has them."""
+    images, annotations = [], []
+    for number, name in enumerate(["second.jpg", "third.jpg"]):
+        with Image.open(photos / name) as image:
+            width, height = image.size
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        boxes = {1: (width // 2 - 40, height // 2 - 40, 80), 2: (5, 5, 30)}
+        for category, (left, top, side) in boxes.items():
+            right, bottom = left + side, top + side
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": [left, top, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                    "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+                }
+            )
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def test_with_annotations_the_page_has_an_evaluation(tmp_path: Path) -> None:
+    made = make_reported_run(tmp_path, has_damage=False)
+    truth = tmp_path / "truth <b>.json"
+    truth.write_text(json.dumps(truth_of(made.photos)))
+    write_report(made.uri, ReportRequest(tmp_path / "r.html", truth=str(truth)))
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "truth &lt;b&gt;.json" in page
+    # Every object is found, and before anything else.
+    assert '<th scope="row">AP50</th><td class="number">100.0</td><td class="number">100.0</td>' in page
+    assert "2 images with 4 objects were scored." in page
+    assert "Precision over recall of the mask predictions" in page
+
+
+def test_annotations_that_cannot_be_read_leave_no_page(output: Output, htc: Htc, tmp_path: Path) -> None:
+    code, _, said = htc("report", output.uri, "--to", str(tmp_path / "r.html"), "--truth", str(tmp_path / "no.json"))
+    assert (code, said.count("\n")) == (2, 1)
+    assert "no.json" in said
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_with_several_runs_the_page_has_their_drift(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", 4)
+    for day, run in enumerate(["monday", "tuesday"]):
+        finish_run(inputs, str(tmp_path / "out"), run, day=day)
+    write_report(str(tmp_path / "out"), ReportRequest(tmp_path / "r.html"))
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    drift = page[page.index('id="drift"') : page.index('id="gallery"')]
+    assert "monday" in drift
+    assert 'tuesday <span class="quiet">(this run)' in drift
+    assert "Instances per image of 2 runs" in drift
+
+
+def test_a_damaged_other_run_does_not_keep_the_page_from_being_written(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", 4)
+    for day, run in enumerate(["monday", "tuesday"]):
+        finish_run(inputs, str(tmp_path / "out"), run, day=day)
+    (damaged, *_) = sorted((tmp_path / "out" / "instances" / "run=monday").iterdir())
+    damaged.write_bytes(b"no table")
+    drift = drift_section(open_results(str(tmp_path / "out")), "tuesday")
+    assert drift is not None
+    assert "could not be measured" in drift.notes[0]

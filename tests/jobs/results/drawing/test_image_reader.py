@@ -1,0 +1,106 @@
+"""The reader of a run's images: only what the run segmented, from wherever it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.results.drawing import DrawnInstance, ImageReader, Style, draw_run_image, grey_tile
+from pipeline.inputs.decode import decode_image
+from pipeline.output.results import open_results
+from tests.support.builders.drawn_outputs import make_drawn_output
+from tests.support.builders.images import encoded, gradient
+
+PHOTO = encoded(gradient(60, 90), "PNG")
+OTHER = encoded(gradient(60, 90).rotate(180), "PNG")
+
+
+def rows_of(output: Any) -> list[dict[str, Any]]:
+    return open_results(output.uri).images().to_pylist()
+
+
+def test_an_image_is_read_as_the_run_read_it(tmp_path: Path) -> None:
+    output = make_drawn_output(tmp_path, {"a.png": PHOTO, "broken.png": b"no image"})
+    reader = ImageReader(open_results(output.uri))
+    good, broken = (reader.read(row) for row in sorted(rows_of(output), key=lambda row: row["uri"]))
+    assert good.pixels is not None
+    np.testing.assert_array_equal(good.pixels, decode_image(PHOTO))
+    assert (good.problem, good.width, good.height) == (None, 90, 60)
+    assert broken.pixels is None
+    assert broken.problem is not None
+    assert broken.problem.startswith("unreadable: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: path.unlink(), "the image does not exist"),
+        (lambda path: path.write_bytes(OTHER), "the image has changed since the run"),
+        (lambda path: path.write_bytes(b""), "the image has changed since the run"),
+    ],
+)
+def test_an_image_that_is_gone_or_another_is_a_tile_of_its_size(
+    tmp_path: Path, change: Callable[[Path], object], reason: str
+) -> None:
+    output = make_drawn_output(tmp_path, {"a.png": PHOTO})
+    change(output.photos / "a.png")
+    (row,) = rows_of(output)
+    read = ImageReader(open_results(output.uri)).read(row)
+    assert read.pixels is None
+    assert read.problem == reason
+    found = [DrawnInstance("dog", 0.9, (10, 10, 50, 30))]
+    tile = draw_run_image(read, found)
+    np.testing.assert_array_equal(tile, draw_run_image(read, []))
+    np.testing.assert_array_equal(tile, grey_tile(90, 60, reason))
+    assert draw_run_image(read, found, Style(long_side=300)).shape == (200, 300, 3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        # A store that reports no versions: the size in bytes, or in pixels, decides.
+        ({"etag": None, "bytes": 7}, "it had 7 bytes and has"),
+        ({"etag": None, "bytes": None, "width": 60, "height": 90}, "it had 60 x 90 pixels and has 90 x 60"),
+        ({"etag": None, "bytes": None, "width": 6, "height": 9}, "it had 6 x 9 pixels and has more"),
+    ],
+)
+def test_without_versions_sizes_decide(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
+    output = make_drawn_output(tmp_path, {"a.png": PHOTO})
+    (row,) = rows_of(output)
+    reader = ImageReader(open_results(output.uri))
+    read = reader.read({**row, **columns})
+    assert read.pixels is None
+    assert read.problem is not None
+    assert reason in read.problem
+    assert reader.read({**row, "etag": None, "bytes": None}).problem is None
+
+
+def test_an_image_of_a_failed_row_is_shown_with_the_reason(tmp_path: Path) -> None:
+    output = make_drawn_output(tmp_path, {"a.png": PHOTO})
+    (row,) = rows_of(output)
+    failed = {**row, "status": "failed", "error": "the model ran out of memory", "width": None, "height": None}
+    read = ImageReader(open_results(output.uri)).read(failed)
+    assert read.pixels is not None
+    assert read.problem == "failed: the model ran out of memory"
+    drawn = draw_run_image(read, [], Style(long_side=900))
+    plain = draw_run_image(ImageReader(open_results(output.uri)).read(row), [], Style(long_side=900))
+    assert (drawn[-5:, :200] != plain[-5:, :200]).any()
+    np.testing.assert_array_equal(drawn[:-100], plain[:-100])
+
+
+def test_an_image_that_the_manifest_does_not_name(tmp_path: Path) -> None:
+    output = make_drawn_output(tmp_path, {"a.png": PHOTO})
+    (row,) = rows_of(output)
+    read = ImageReader(open_results(output.uri)).read({**row, "uri": "/elsewhere/b.png"})
+    assert read.pixels is None
+    assert read.problem is not None
+    assert "not in the manifest" in read.problem
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3), (20, 30), (3000, 4000)])
+def test_a_tile_of_any_size(size: tuple[int, int]) -> None:
+    tile = grey_tile(size[1], size[0], "the image has changed since the run " * 9 + "x" * 300 + " 猫\x1b[1m\n")
+    assert tile.shape == (*size, 3)
+    assert (tile.max(axis=2) == tile.min(axis=2)).all()
