@@ -308,12 +308,12 @@ class Browser:
         except ReaderLeftError:
             return Response(status_code=HTTPStatus.NO_CONTENT)
         except TimeLimitError:
-            made = tile(320, 240, "the store is slow; load the page again")
+            made = tile("the store is slow; load the page again")
         except HtcError as error:
-            made = tile(320, 240, redact(str(error)))
+            made = tile(redact(str(error)))
         except Exception:
             log.exception("A picture could not be made: %s", request.url.path)
-            made = tile(320, 240, "unexpected failure; the server's log has the reason")
+            made = tile("unexpected failure; the server's log has the reason")
         return Response(made.payload, media_type=made.media_type, headers={"Cache-Control": "private, max-age=60"})
 
     async def refresh(self, request: Request) -> Response:

@@ -66,11 +66,7 @@ class Search:
         }
         pairs = [("run", self.run)]
         pairs += [("category", category) for category in self.categories]
-        pairs += [
-            (name, f"{value:g}" if isinstance(value, float) else str(value))
-            for name, value in numbers.items()
-            if value is not None
-        ]
+        pairs += [(name, str(value)) for name, value in numbers.items() if value is not None]
         pairs += [("status", status) for status in self.statuses]
         texts = {"name": self.name, "where": self.where, "after": self.after, "before": self.before}
         pairs += [(name, value) for name, value in texts.items() if value]
@@ -84,7 +80,7 @@ class Search:
 
     def conditions(self) -> list[tuple[str, str]]:
         """Return each condition in words, with the address of the search without it."""
-        found = [
+        found: list[tuple[str, dict[str, Any]]] = [
             (category, {"categories": tuple(each for each in self.categories if each != category)})
             for category in self.categories
         ]
@@ -94,8 +90,8 @@ class Search:
         ]
         for name in ("score", "area"):
             least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-            bounds = [f"from {least:,g}"] if least is not None else []
-            bounds += [f"to {most:,g}"] if most is not None else []
+            bounds = [f"from {least:,}"] if least is not None else []
+            bounds += [f"to {most:,}"] if most is not None else []
             if bounds:
                 found.append((f"{name} {' '.join(bounds)}", {f"min_{name}": None, f"max_{name}": None}))
         found += [(f"name contains {self.name}", {"name": ""})] if self.name else []
