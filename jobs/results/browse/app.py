@@ -80,18 +80,19 @@ class Browser:
         self._picture_s = picture_s
         self._asking = Threads("tables", TABLE_THREADS, most_waiting=MOST_WAITING)
         self._drawing = Threads("pictures", PICTURE_THREADS, most_waiting=MOST_WAITING)
-        # Listing again, and comparing whole runs: long, and one at a time.
-        self._long = Threads("long", 1, most_waiting=4)
+        self._listing = Threads("listing", 1, most_waiting=2)
+        # Of whole runs: long, and one at a time.
+        self._comparing = Threads("comparing", 1, most_waiting=2)
         self._facets: dict[tuple[int, Search], Facets] = {}
 
     def close(self) -> None:
         """Stop all work."""
-        for threads in (self._asking, self._drawing, self._long):
+        for threads in (self._asking, self._drawing, self._listing, self._comparing):
             threads.close()
 
     def busy(self) -> int:
         """Return how many pieces of work run or wait."""
-        return sum(threads.busy() for threads in (self._asking, self._drawing, self._long))
+        return sum(threads.busy() for threads in (self._asking, self._drawing, self._listing, self._comparing))
 
     def routes(self) -> list[Route]:
         """Return the addresses."""
@@ -191,7 +192,7 @@ class Browser:
         diff, problem = None, None
         try:
             # Its own limit: it reads both runs.
-            diff = await self._long.run(partial(run_changes, a, b, self.tables), request, limit_s=WHOLE_S)
+            diff = await self._comparing.run(partial(run_changes, a, b, self.tables), request, limit_s=WHOLE_S)
         except ReaderLeftError:
             raise
         except HtcError as error:
@@ -318,7 +319,7 @@ class Browser:
 
     async def refresh(self, request: Request) -> Response:
         """List again what is committed, and go back."""
-        await self._long.run(lambda job: self.tables.refresh(), request, limit_s=self._tables_s)
+        await self._listing.run(lambda job: self.tables.refresh(), request, limit_s=self._tables_s)
         back = request.query_params.get("back", "/")
         # Only to a page of our own: one slash, and no other host behind it.
         is_own = back.startswith("/") and not back.startswith(("//", "/\\"))
@@ -385,7 +386,7 @@ class Browser:
 
     def _refresh_if_old(self) -> None:
         if self.tables.is_old():
-            self._long.start(lambda job: self.tables.refresh())
+            self._listing.start(lambda job: self.tables.refresh())
 
     def _guarded(
         self, page: Callable[[Request], Awaitable[Response]], *, is_json: bool = False
