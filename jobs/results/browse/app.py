@@ -359,7 +359,7 @@ class Browser:
         return a, b
 
     async def _ask(self, question: Callable[..., T], request: Request) -> T:
-        return await self._asking.run(lambda job: _asked(question, job), request, limit_s=self._tables_s)
+        return await self._asking.run(lambda job: question(job=job), request, limit_s=self._tables_s)
 
     async def _find(self, request: Request, search: Search) -> ImageFacts:
         """Return the image that the address names.
@@ -431,11 +431,6 @@ def build_app(tables: Tables, access: Access, **limits: float) -> tuple[ASGIApp,
 
     app = Starlette(routes=browser.routes(), exception_handlers={404: not_found, 405: not_allowed})
     return Guard(app, access, pages), browser
-
-
-def _asked(question: Callable[..., T], job: Job) -> T:
-    # Questions that are functions of this package take the job by its name.
-    return question(job=job) if isinstance(question, partial) else question(job)
 
 
 def _status_of(error: HtcError) -> HTTPStatus:
