@@ -18,13 +18,13 @@ from jobs.results.browse.access import Access, Guard
 from jobs.results.browse.changes import MIN_SCORE, find_changes, image_changes, run_changes
 from jobs.results.browse.failures import find_failures
 from jobs.results.browse.gallery import Facets, find_facets, find_page, place_of
-from jobs.results.browse.pages import Pages, file_name, json_answer, static_file
+from jobs.results.browse.pages import Pages, json_answer, static_file
 from jobs.results.browse.pictures import Pictures, tile
 from jobs.results.browse.run_facts import describe_run, list_runs
 from jobs.results.browse.search import ORDERS, STATUSES, Search, find_run, parse_search, run_names
 from jobs.results.browse.tables import Answer, ImageFacts, SqlError, Tables
+from jobs.results.browse.viewer import hex_colour, image_address, picture_address, viewer_item
 from jobs.results.browse.work import BusyError, Job, ReaderLeftError, Threads, TimeLimitError
-from jobs.results.drawing import colour_of, damaged_masks, instance_of_row
 from pipeline.errors import DamagedFileError, HtcError, InputError, NotFoundError, SpecError, StorageError
 from pipeline.output.mask_functions import MASK_FUNCTIONS
 from pipeline.redaction import redact
@@ -136,7 +136,7 @@ class Browser:
             while len(self._facets) >= KEPT_FACETS:
                 self._facets.pop(next(iter(self._facets)))
             self._facets[key] = found
-        return self.pages.render("facets.html", search=search, facets=found, colour_of=_hex_colour)
+        return self.pages.render("facets.html", search=search, facets=found, colour_of=hex_colour)
 
     async def image(self, request: Request) -> Response:
         """Show one image with its masks."""
@@ -150,7 +150,7 @@ class Browser:
             step=f"/api/step?{request.url.query}",
             place=request.query_params.get("at", facts.uri),
             instance=request.query_params.get("instance", ""),
-            drawn=_picture_address(search, facts),
+            drawn=picture_address(search, facts),
         )
 
     async def failures(self, request: Request) -> Response:
@@ -277,13 +277,13 @@ class Browser:
             problem = picture.problem
         except TimeLimitError:
             problem = f"its store did not answer within {self._picture_s:g} s"
-        return json_answer(_viewer_item(facts, rows[:MOST_INSTANCES], len(rows), problem, search))
+        return json_answer(viewer_item(facts, rows[:MOST_INSTANCES], len(rows), problem, search))
 
     async def step_json(self, request: Request) -> Response:
         """Return the address of the image before or after another one."""
         search = self._search(request)
         page = await self._ask(partial(find_page, search, self.tables, images=1), request)
-        return json_answer({"address": _image_address(search, page.images[0]) if page.images else None})
+        return json_answer({"address": image_address(search, page.images[0]) if page.images else None})
 
     async def changes_json(self, request: Request) -> Response:
         """Return what changed in one image between two runs."""
@@ -340,8 +340,8 @@ class Browser:
             "runs": run_names(self.tables),
             "orders": ORDERS,
             "statuses": STATUSES,
-            "image_address": partial(_image_address, search),
-            "picture_address": lambda row: _picture_address(search, ImageFacts(**_facts_of(row))),
+            "image_address": partial(image_address, search),
+            "picture_address": lambda row: picture_address(search, ImageFacts(**_facts_of(row))),
         }
 
     def _two_runs(self, request: Request) -> tuple[str, str]:
@@ -453,23 +453,6 @@ def _facts_of(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ImageFacts.__dataclass_fields__}
 
 
-def _image_address(search: Search, row: dict[str, Any]) -> str:
-    """Return the address of an image's page; it knows its place in the search."""
-    place = [("uri", row["uri"]), ("shard", str(row["shard"])), ("at", place_of(search, row))]
-    place += [("of", row["run"])] if row["run"] != search.run else []
-    return f"{search.address('/image')}&{urlencode(place)}"
-
-
-def _picture_address(search: Search, image: ImageFacts, **more: str) -> str:
-    # By the run that has the row: the search may be that of all runs.
-    pairs = [("run", image.run), *search.drawing(), ("uri", image.uri), ("shard", str(image.shard)), *more.items()]
-    return f"/picture?{urlencode(pairs)}"
-
-
-def _hex_colour(category: str) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour_of(category))
-
-
 def _described(answer: Answer | None, problem: HtcError | None) -> dict[str, Any]:
     """Return an answer as the templates take it, with the columns that name an image."""
     names = [name for name, _ in answer.columns] if answer else []
@@ -481,43 +464,4 @@ def _described(answer: Answer | None, problem: HtcError | None) -> dict[str, Any
         "uri_at": names.index("uri") if "uri" in names else None,
         "run_at": names.index("run") if "run" in names else None,
         "instance_at": names.index("instance") if "instance" in names else None,
-    }
-
-
-def _viewer_item(
-    image: ImageFacts, rows: Sequence[dict[str, Any]], count: int, problem: str, search: Search
-) -> dict[str, Any]:
-    """Return what the viewer shows: see `jobs/results/web/viewer.js`."""
-    width, height = image.width or 640, image.height or 480
-    damaged = damaged_masks([instance_of_row(row) for row in rows], height, width)
-    instances = [
-        {
-            "instance": row["instance"],
-            "category": row["category"],
-            "score": row["score"],
-            "box": [row["bbox"][name] for name in ("x", "y", "width", "height")],
-            "mask": None if place in damaged or row["mask"] is None else row["mask"],
-            "problem": damaged.get(place, ""),
-            "colour": _hex_colour(row["category"]),
-            "isMatch": search.matches(row),
-        }
-        for place, row in enumerate(rows)
-    ]
-    facts = [["Status", image.status], ["Instances", f"{count:,}"]]
-    facts += [["Size", f"{image.width} x {image.height} px"]] if image.width else []
-    facts += [["Run", image.run]]
-    note = f"No picture: {problem}" if problem else ""
-    if image.status != "ok":
-        note = f"{image.status}: {image.error}"
-    return {
-        "name": file_name(image.uri),
-        "uri": image.uri,
-        "note": note,
-        "facts": facts,
-        "leftOut": max(0, count - len(rows)),
-        "areMasksWhole": True,
-        "width": width,
-        "height": height,
-        "image": None if problem else _picture_address(search, image, size="whole"),
-        "instances": instances,
     }
