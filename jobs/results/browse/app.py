@@ -25,6 +25,7 @@ from jobs.results.browse.search import ORDERS, STATUSES, Search, find_run, parse
 from jobs.results.browse.tables import Answer, ImageFacts, SqlError, Tables
 from jobs.results.browse.viewer import hex_colour, image_address, picture_address, viewer_item
 from jobs.results.browse.work import BusyError, Job, ReaderLeftError, Threads, TimeLimitError
+from jobs.results.drawing import colour_of
 from pipeline.errors import DamagedFileError, HtcError, InputError, NotFoundError, SpecError, StorageError
 from pipeline.output.mask_functions import MASK_FUNCTIONS
 from pipeline.redaction import redact
@@ -136,7 +137,9 @@ class Browser:
             while len(self._facets) >= KEPT_FACETS:
                 self._facets.pop(next(iter(self._facets)))
             self._facets[key] = found
-        return self.pages.render("facets.html", search=search, facets=found, colour_of=hex_colour)
+        return self.pages.render(
+            "facets.html", search=search, facets=found, colour_of=lambda category: hex_colour(colour_of(category))
+        )
 
     async def image(self, request: Request) -> Response:
         """Show one image with its masks."""

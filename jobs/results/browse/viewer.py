@@ -8,7 +8,7 @@ from jobs.results.browse.gallery import place_of
 from jobs.results.browse.pages import file_name
 from jobs.results.browse.search import Search
 from jobs.results.browse.tables import ImageFacts
-from jobs.results.drawing import colour_of, damaged_masks, instance_of_row
+from jobs.results.drawing import colour_of, damaged_masks, instance_colour, instance_of_row
 
 
 def image_address(search: Search, row: dict[str, Any]) -> str:
@@ -25,9 +25,9 @@ def picture_address(search: Search, image: ImageFacts, **more: str) -> str:
     return f"/picture?{urlencode(pairs)}"
 
 
-def hex_colour(category: str) -> str:
-    """Return a category's colour, such as "#e69f00"."""
-    return "#{:02x}{:02x}{:02x}".format(*colour_of(category))
+def hex_colour(colour: tuple[int, int, int]) -> str:
+    """Return a colour (red, green, blue, 0 to 255) as browsers write it, such as "#e69f00"."""
+    return f"#{bytes(colour).hex()}"
 
 
 def viewer_item(
@@ -44,7 +44,8 @@ def viewer_item(
             "box": [row["bbox"][name] for name in ("x", "y", "width", "height")],
             "mask": None if place in damaged or row["mask"] is None else row["mask"],
             "problem": damaged.get(place, ""),
-            "colour": hex_colour(row["category"]),
+            "colour": hex_colour(colour_of(row["category"])),
+            "ownColour": hex_colour(instance_colour(int(row["instance"]))),
         }
         for place, row in enumerate(rows)
     ]

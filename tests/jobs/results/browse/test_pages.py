@@ -291,6 +291,9 @@ def test_an_image_has_its_instances_with_masks_as_they_are(open_app: OpenApp, tw
     assert (item["name"], item["width"], item["height"], item["note"]) == ("z last.png", 80, 60, "")
     assert [each["category"] for each in item["instances"]] == ["person", "cat"]
     assert decode_rle(item["instances"][0]["mask"]).sum() == 600
+    colours = [each[name] for each in item["instances"] for name in ("colour", "ownColour")]
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+    assert len(set(colours)) > 2
     picture = client.get(item["image"])
     assert picture.headers["content-type"] == "image/png"
     assert pixels_of(picture.content).shape == (60, 80, 3)
