@@ -1,9 +1,10 @@
-# demo · check · test · lint · bench. CI calls lint and test, and nothing else.
+# demo · docs · check · test · lint · bench. CI calls lint and test, and nothing else.
 # Needed beforehand: Python 3.11+ with venv, and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 TEST_WORKERS ?= 2
 # What `make check` leaves out beside tests marked slow: whole commands, matrices, fuzzing, random histories, processes
 # that have to start.
@@ -28,12 +29,13 @@ LONG_TESTS := tests/e2e \
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo check check-code check-tests test lint format bench chaos screenshots clean
+.PHONY: help setup demo docs check check-code check-tests test lint format bench chaos screenshots clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup  the virtual environment .venv, which the others set up by themselves"
 	@echo "make demo   set up and segment the bundled photos into build/demo/"
+	@echo "make docs   the documentation as a site, build/site/index.html"
 	@echo "make check  before a commit: ruff, mypy, import-linter and the quick tests, in a few minutes"
 	@echo "make test   set up and run every test"
 	@echo "make lint   ruff, mypy --strict, import-linter, bandit, hadolint, pip-audit"
@@ -60,6 +62,17 @@ demo: $(STAMP)
 	$(BIN)/htc run examples/photos build/demo --shard-images 4 --run demo
 	$(BIN)/htc query build/demo "SELECT parse_filename(uri) AS photo, width, height, status, instances FROM images ORDER BY uri"
 	$(BIN)/htc show build/demo --to build/demo/overlays
+
+# mkdocs-material has a newer program to recommend; it does so on every build.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS_STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python infra/site/check_site.py build/site
+
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
 
 check: check-code check-tests
 

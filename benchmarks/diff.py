@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pycocotools.mask as coco
 from scipy.optimize import linear_sum_assignment
@@ -43,7 +44,7 @@ from pipeline.storage.storage import Storage
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT / "examples" / "photos"
 PRECISIONS = {"a": "fp32", "b": "bf16"}
-IMAGES_PER_PART = 1600
+ROUNDS_PER_PART = 100
 RULES = DiffRules()
 Assign = Callable[[np.ndarray, np.ndarray], Iterator[tuple[int, int]]]
 
@@ -59,35 +60,32 @@ def segment(folder: Path) -> str:
 
 
 def repeat(source: str, output: Path, images: int) -> None:
-    """Write both runs again with each photo repeated, as workers would write that many photos."""
+    """Write both runs again with all photos repeated, as workers would write so many; `images` is rounded down."""
     results = htc_batch.open(source)
     for run in PRECISIONS:
         photos = results.images(run=run).sort_by("uri")
         rows = results.instances(run=run).sort_by([("uri", "ascending"), ("instance", "ascending")])
-        shards = 0
-        for begin in range(0, images, IMAGES_PER_PART):
-            numbers = range(begin, min(images, begin + IMAGES_PER_PART))
+        rounds = images // len(photos)
+        for shard, begin in enumerate(range(0, rounds, ROUNDS_PER_PART)):
+            repeats = range(begin, min(rounds, begin + ROUNDS_PER_PART))
             for table, one, schema in (("images", photos, IMAGES_SCHEMA), ("instances", rows, INSTANCES_SCHEMA)):
-                pieces = [renamed(one, photos, number, schema) for number in numbers]
-                target = Path(part_uri(str(output), table, run, Part(shards, shards)))  # type: ignore[arg-type]
+                target = Path(part_uri(str(output), table, run, Part(shard, shard)))  # type: ignore[arg-type]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                joined = with_run_name(pa.concat_tables(pieces), run)
+                joined = with_run_name(repeated(one, photos, repeats, schema), run)
                 pq.write_table(joined, target, compression="zstd", write_page_checksum=True)
-            shards += 1
-        manifest = Manifest(images, shards, IMAGES_PER_PART, shards, 0, 0)
+        manifest = Manifest(rounds * len(photos), shard + 1, ROUNDS_PER_PART * len(photos), shard + 1, 0, 0)
         record = RunRecord(run, f"2026-01-01T0{'ab'.index(run)}:00:00+00:00", {}, {}, {}, {}, manifest.to_dict())
         write_record(Storage(), str(output), record)
 
 
-def renamed(table: pa.Table, photos: pa.Table, number: int, schema: pa.Schema) -> pa.Table:
-    """Return the rows of the nth image: those of one of the photos, under another name."""
-    photo = photos.column("uri")[number % len(photos)].as_py()
-    chosen = table.filter(pa.compute.equal(table.column("uri"), photo)).select(schema.names)
-    names = {"uri": [f"/data/{number:09d}.jpg"] * len(chosen), "image_id": [number] * len(chosen)}
-    for name, values in names.items():
-        place = chosen.schema.get_field_index(name)
-        chosen = chosen.set_column(place, schema.field(name), pa.array(values, schema.field(name).type))
-    return chosen.cast(schema)
+def repeated(table: pa.Table, photos: pa.Table, repeats: range, schema: pa.Schema) -> pa.Table:
+    """Return the rows of all photos once for each number in `repeats`, the images under names of their own."""
+    photo = np.asarray(pc.index_in(table.column("uri"), value_set=photos.column("uri").combine_chunks()))
+    numbers = (np.array(repeats)[:, None] * len(photos) + photo[None, :]).ravel()
+    joined = pa.concat_tables([table.select(schema.names)] * len(repeats))
+    for name, values in {"uri": [f"/data/{number:09d}.jpg" for number in numbers], "image_id": numbers}.items():
+        joined = joined.set_column(schema.get_field_index(name), schema.field(name), pa.array(values))
+    return joined.cast(schema)
 
 
 def through_htc(output: str) -> Counter[str]:
@@ -170,8 +168,14 @@ def cpu_s(action: Callable[[], object]) -> float:
 
 def peak_mib(output: str) -> int:
     """Return the peak memory of `htc diff` in a process of its own, with the pages of files that it maps."""
-    code = f"import resource; from jobs.results.diff import diff_runs; diff_runs({output!r}, 'a', None, 'b'); "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # Not `ru_maxrss`, which a new process takes over from the one that started it.
+    code = f"""
+from pathlib import Path
+from jobs.results.diff import diff_runs
+diff_runs({output!r}, "a", None, "b")
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+"""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     return int(done.stdout) >> 10
 

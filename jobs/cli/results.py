@@ -232,7 +232,8 @@ def show(
     """
     from jobs.results.drawing.style import Style
     from jobs.results.evaluation.run_images import MatchRule as Rule
-    from jobs.results.show import MIN_LONG_SIDE, ShowRequest, show_overlays
+    from jobs.results.show.command import show_overlays
+    from jobs.results.show.request import MIN_LONG_SIDE, ShowRequest
 
     style = Style(
         colour_by="instance" if colour_by is ColourBy.INSTANCE else "category",
@@ -379,7 +380,14 @@ def evaluate(
             "--json", help="One JSON line instead of a table: scores in [0, 1], and every invalid annotation."
         ),
     ] = False,
-    run_name: options.StoredRun = None,
+    run_name: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
+        ),
+    ] = None,
     storage: options.StorageFlags,
 ) -> None:
     """Judge a run against COCO annotations.

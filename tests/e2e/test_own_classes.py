@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ PAGE = ROOT / "docs" / "own_classes.md"
 
 def commands() -> list[list[str]]:
     """The words of each command of the page's first block."""
-    block = re.search(r"```\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    block = re.search(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert block is not None
     return [shlex.split(line, comments=True) for line in block[1].splitlines()]
 
@@ -26,7 +27,7 @@ def test_the_page_leads_from_annotations_to_scores() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_page_works(tmp_path: Path) -> None:
+def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for words in commands():
@@ -44,3 +45,10 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     assert re.search(r"objects +2\b", done.stdout)
     assert "detections of person, skis" in done.stdout
     assert (tmp_path / "build" / "own_sheets" / "contact-01.jpg").exists()
+    # The same check, from Python.
+    block = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block is not None
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block[1], names)
+    assert names["report"].has_errors is False

@@ -272,7 +272,7 @@ class Totals:
             push = heapq.heappush if len(self._heap) < self._most else heapq.heappushpop
             push(self._heap, (*entry, _changed_image(batch, image, entry[0], score)))
 
-    def finish(self, a: RunSide, b: RunSide, *, is_same_output: bool) -> Diff:
+    def finish(self, a: RunSide, b: RunSide) -> Diff:
         """Return the result."""
         categories = [
             CategoryChanges(
@@ -302,9 +302,9 @@ class Totals:
             largest=tuple(entry[2] for entry in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))),
             examples={fate: tuple(uris) for fate, uris in self._examples.items() if uris},
         )
-        return diff.with_notes(self._notes(diff, is_same_output))
+        return diff.with_notes(self._notes(diff))
 
-    def _notes(self, diff: Diff, is_same_output: bool) -> list[str]:
+    def _notes(self, diff: Diff) -> list[str]:
         notes = []
         if diff.a.model != diff.b.model:
             notes.append(

@@ -238,6 +238,16 @@ def test_other_models_and_their_classes_are_said(tmp_path: Path) -> None:
     assert any("Only B has instances of wolf" in note for note in found.notes)
 
 
+def test_other_settings_are_said(tmp_path: Path) -> None:
+    images = {"a": Pictured([DOG])}
+    runs = [
+        ComparedRun(name, images, record={"identity": {"model.precision": precision, "input.uri": name}})
+        for name, precision in (("monday", "fp32"), ("tuesday", "bf16"))
+    ]
+    write_compared_runs(tmp_path, runs)
+    assert diff_runs(str(tmp_path)).notes == ("The runs differ in model.precision (fp32, bf16).",)
+
+
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     moved = Found("dog", 0.9, (0, 0, 10, 9), counts="52")
     with pytest.raises(InputError, match=r"instance 1 of b is damaged .*run tuesday"):
