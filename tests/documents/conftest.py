@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.browser import browser, pages
 from tests.support.documents import blocks_of, commands_in
 from tests.support.paths import ROOT
+
+__all__ = ["browser", "pages"]
 
 # The folder is made by the tutorial's own first commands.
 TUTORIAL = ROOT / "docs" / "tutorial.md"
