@@ -30,7 +30,7 @@ SCORE_THRESHOLD = 0.001
 
 def score_set(folder: Path, work: Path, weights: str) -> dict[str, Any]:
     """Segment one set's held-out images and score them."""
-    from jobs.results.evaluate import evaluate_run
+    from jobs.results.evaluation import evaluate_run
     from pipeline.driver.run_job import run
     from pipeline.job_spec.job import load_spec
     from pipeline.output.results import open_results

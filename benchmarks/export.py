@@ -1,8 +1,12 @@
 """Measures `htc export`: instances per second and memory, beside a plain loop over the same tables.
 
     python benchmarks/export.py [--images 20000] [--rounds 3] [--formats coco,geojson]
+    python benchmarks/export.py --flat [--images 1250000] [--rounds 1] [--formats coco] [--output KEPT]
 
-The output is written for the purpose: what the bundled model finds in the bundled photos, under new names.
+The output is written for the purpose: what the bundled model finds in the bundled photos, under new names. With --flat
+it is one of ten million generated instances, compacted, and another of a tenth of them: memory must be nearly the same
+for both. The peer, which holds everything, reads the tenth only.
+
 The peer for COCO reads the parts with pyarrow and writes them with `json.dump`, as a user's own script would; both
 answers are compared. The last line is one JSON object: instances per second of wall time, the median of interleaved
 rounds, and the largest memory of the process of each.
@@ -11,6 +15,7 @@ rounds, and the largest memory of the process of each.
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import large_output
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -106,9 +112,11 @@ def timed(command: list[str]) -> tuple[float, float]:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--formats", default="coco,geojson,yolo")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--formats")
+    parser.add_argument("--flat", action="store_true", help="ten million instances, and a tenth of them")
+    parser.add_argument("--output", type=Path, help="with --flat: a compacted output of benchmarks/query.py --folder")
     parser.add_argument("--peer", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -116,35 +124,84 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        output = write_output(folder, options.images)
-        instances = sum(pq.ParquetFile(part).metadata.num_rows for part in (output / "instances").rglob("*.parquet"))
-        rounds: list[dict[str, float]] = []
-        for number in range(options.rounds):
-            taken: dict[str, float] = {}
-            for chosen in options.formats.split(","):
-                target = str(folder / f"{chosen}-{number}")
-                command = [sys.executable, "-m", "jobs", "export", str(output), "--format", chosen, "--to", target]
-                seconds, memory = timed([*command, "--image-files", "none"])
-                taken |= {f"{chosen}_per_s": round(instances / seconds), f"{chosen}_mib": round(memory)}
-            seconds, memory = timed([sys.executable, __file__, "--peer", str(output), str(folder / "peer.json")])
-            taken |= {"peer_coco_per_s": round(instances / seconds), "peer_mib": round(memory)}
-            rounds.append(taken)
-        ours = json.loads((folder / "coco-0" / "annotations.json").read_text())["annotations"]
-        theirs = json.loads((folder / "peer.json").read_text())["annotations"]
-        same = sorted((row["area"], row["segmentation"]["counts"]) for row in ours) == sorted(
-            (row["area"], row["segmentation"]["counts"]) for row in theirs
-        )
+        if options.flat:
+            formats = (options.formats or "coco").split(",")
+            result = measure_flat(folder, options.images or 1_250_000, options.rounds or 1, formats, options.output)
+        else:
+            formats = (options.formats or "coco,geojson,yolo").split(",")
+            output = write_output(folder, options.images or 20_000)
+            result = measure(output, folder, options.rounds or 3, formats)
+    result["own_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps(result))
+
+
+def export(output: Path, chosen: str, target: Path) -> tuple[float, float]:
+    """Run `htc export`; return its wall seconds and largest memory in MiB."""
+    command = [sys.executable, "-m", "jobs", "export", str(output), "--format", chosen, "--to", str(target)]
+    return timed([*command, "--image-files", "none"])
+
+
+def run_peer(output: Path, file: Path) -> tuple[float, float]:
+    """Run the peer; return its wall seconds and largest memory in MiB."""
+    return timed([sys.executable, __file__, "--peer", str(output), str(file)])
+
+
+def measure(output: Path, folder: Path, rounds: int, formats: list[str]) -> dict[str, object]:
+    """Measure every format and the peer in each round."""
+    instances = count_instances(output)
+    taken: list[dict[str, float]] = []
+    for number in range(rounds):
+        each: dict[str, float] = {}
+        for chosen in formats:
+            seconds, memory = export(output, chosen, folder / f"{chosen}-{number}")
+            each |= {f"{chosen}_per_s": round(instances / seconds), f"{chosen}_mib": round(memory)}
+        seconds, memory = run_peer(output, folder / "peer.json")
+        taken.append(each | {"peer_coco_per_s": round(instances / seconds), "peer_mib": round(memory)})
+    ours = json.loads((folder / "coco-0" / "annotations.json").read_text())["annotations"]
+    theirs = json.loads((folder / "peer.json").read_text())["annotations"]
+    same = sorted((row["area"], row["segmentation"]["counts"]) for row in ours) == sorted(
+        (row["area"], row["segmentation"]["counts"]) for row in theirs
+    )
     result: dict[str, object] = {
         "benchmark": "export",
         "compares": "htc export with a loop over pyarrow and json.dump, both as whole processes",
         "instances": instances,
         "same_masks": same,
     }
-    result |= {key: round(statistics.median(taken[key] for taken in rounds)) for key in rounds[0]}
-    ratio = statistics.median(taken["coco_per_s"] / taken["peer_coco_per_s"] for taken in rounds)
-    result |= {"ratios": {"coco_per_s": round(ratio, 2)}, "rounds": rounds}
-    result["own_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(json.dumps(result))
+    result |= {key: round(statistics.median(each[key] for each in taken)) for key in taken[0]}
+    ratio = statistics.median(each["coco_per_s"] / each["peer_coco_per_s"] for each in taken)
+    return result | {"ratios": {"coco_per_s": round(ratio, 2)}, "rounds": taken}
+
+
+def measure_flat(folder: Path, images: int, rounds: int, formats: list[str], output: Path | None) -> dict[str, object]:
+    """Measure every format on all instances and on a tenth of them, and the peer on the tenth."""
+    outputs = {"whole": output or folder / "whole", "tenth": folder / "tenth"}
+    for name, count in (("whole", images), ("tenth", images // 10)):
+        if not outputs[name].is_dir():
+            large_output.write_run(outputs[name], count, -(-count // SHARD_IMAGES))
+            large_output.compact(outputs[name])
+    counts = {name: count_instances(each) for name, each in outputs.items()}
+    taken: list[dict[str, float]] = []
+    for _ in range(rounds):
+        each: dict[str, float] = {}
+        for name, source in outputs.items():
+            for chosen in formats:
+                seconds, memory = export(source, chosen, folder / "exported")
+                each |= {f"{name}_{chosen}_per_s": round(counts[name] / seconds), f"{name}_{chosen}_mib": round(memory)}
+                shutil.rmtree(folder / "exported")
+        seconds, memory = run_peer(outputs["tenth"], folder / "peer.json")
+        taken.append(each | {"tenth_peer_per_s": round(counts["tenth"] / seconds), "tenth_peer_mib": round(memory)})
+    middle = {key: round(statistics.median(each[key] for each in taken)) for key in taken[0]}
+    growth = {f"{chosen}_mib": middle[f"whole_{chosen}_mib"] / middle[f"tenth_{chosen}_mib"] for chosen in formats}
+    result: dict[str, object] = {"benchmark": "export", "compares": "htc export of all instances and of a tenth"}
+    result |= {f"instances_{name}": count for name, count in counts.items()}
+    ratios = {f"whole_to_tenth_{key}": round(value, 2) for key, value in growth.items()}
+    return result | middle | {"ratios": ratios, "rounds": taken}
+
+
+def count_instances(output: Path) -> int:
+    """Return the number of rows in the parts of `instances`."""
+    return sum(pq.ParquetFile(part).metadata.num_rows for part in (output / "instances").rglob("*.parquet"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Prints the network's differences from MMDetection's goldens: per model, image and quantity the worst, with tolerance.
 
-    python benchmarks/parity.py [--goldens DIR] [--images DIR] [--only SUBSTRING] [--all] [--static] [--for-cpu]
+    python benchmarks/parity.py [--goldens DIR ...] [--images DIR] [--only SUBSTRING] [--all] [--static] [--for-cpu]
 
 Each image goes from its encoded file to the encoded detections. Tensors are grouped (backbone, pyramid, proposals,
 heads), and the worst of each group is printed, unless --all is given. With --static the detections are those of
@@ -59,7 +59,7 @@ def group_rows(rows: Iterable[Row]) -> list[Row]:
 def main() -> int:
     """Print the table; the exit code is 1 if a line is out of tolerance."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--goldens", type=Path, default=DATA / "goldens")
+    parser.add_argument("--goldens", type=Path, nargs="+", default=[DATA / "goldens", DATA / "goldens_more"])
     parser.add_argument("--images", type=Path, default=DATA / "images")
     parser.add_argument("--only", default="", help="take goldens whose file name contains this")
     parser.add_argument("--all", action="store_true", help="one line per tensor")
@@ -73,7 +73,7 @@ def main() -> int:
     not_exact = []
     model_name, model = "", None
     print("| model | image | quantity | worst | tolerance | unit | ok |\n|---|---|---|---|---|---|---|")
-    for path in sorted(arguments.goldens.glob("*.npz")):
+    for path in sorted((path for folder in arguments.goldens for path in folder.glob("*.npz")), key=lambda p: p.name):
         if arguments.only not in path.name:
             continue
         golden = load_golden(path)

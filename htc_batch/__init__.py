@@ -1,23 +1,29 @@
 """Instance masks for large image collections, from Python: `import htc_batch as htc`.
 
-    summary = htc.run(htc.load_spec("job.yaml"))
-    instances = htc.open("out/").instances()  # a pyarrow Table of committed rows
-    htc.connect("out/").sql("SELECT category, sum(mask_area(mask)) FROM instances GROUP BY 1")  # DuckDB
+    summary = htc.run("photos/", "masks/")
+    masks = htc.open("masks/")
+    masks.instances(category="person", min_score=0.5)  # a pyarrow Table of committed rows
+    masks.masks("street/0001.jpg")[0]  # the most confident mask, [H, W] bool
+    masks.sql("SELECT category, sum(mask_area(mask)) FROM instances GROUP BY 1").df()
 
-These names are stable; those of the packages below (`pipeline`, `jobs`, `htc_model`) may change.
+docs/python.md shows the rest. These names are stable; those of the packages below (`pipeline`, `jobs`, `htc_model`)
+may change.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
+    from htc_batch.commands import diff, evaluate, run
+    from htc_batch.image_dataset import ImageDataset
+    from htc_batch.masks import Masks
+    from htc_batch.results import Results
     from pipeline.datasets.check import check_dataset
     from pipeline.datasets.layout import find_splits
-    from pipeline.driver.run_job import run
     from pipeline.errors import HtcError
     from pipeline.job_spec.job import JobSpec, load_spec
-    from pipeline.output.results import Results
     from pipeline.output.views import connect
     from pipeline.runs.summary import RunSummary
     from pipeline.training.run import train
@@ -25,11 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HtcError",
+    "ImageDataset",
     "JobSpec",
+    "Masks",
     "Results",
     "RunSummary",
     "check_dataset",
     "connect",
+    "diff",
+    "evaluate",
     "find_splits",
     "load_spec",
     "load_training_spec",
@@ -41,26 +51,32 @@ __all__ = [
 __getattr__ = attach(
     __name__,
     {
+        "commands": ["diff", "evaluate", "run"],
+        "image_dataset": ["ImageDataset"],
+        "masks": ["Masks"],
+        "results": ["Results"],
         "pipeline.datasets": ["check_dataset", "find_splits"],
-        "pipeline.driver": ["run"],
         "pipeline.errors": ["HtcError"],
         "pipeline.job_spec": ["JobSpec", "load_spec"],
-        "pipeline.output": ["Results", "connect"],
+        "pipeline.output": ["connect"],
         "pipeline.runs": ["RunSummary"],
         "pipeline.training": ["load_training_spec", "train"],
     },
 )
 
 
-def open(output_uri: str) -> "Results":
-    """Open the output of a run, finished or not, for reading.
+def open(output_uri: str, storage: "Mapping[str, Any] | None" = None) -> "Results":
+    """Open the output of runs, finished or not, for reading.
 
     Args:
         output_uri: the output folder, a local path or a URL.
+        storage: how a store is reached, by the keys of the job spec's section `storage`, such as {"anonymous": True};
+            None for the defaults.
 
-    Nothing is read before a method of `Results` is called: `instances()` of a folder that holds no run raises an
-    InputError then.
+    Raises:
+        InputError: the folder holds no run.
+        SpecError: `storage` has an unknown key.
     """
-    from pipeline.output import open_results
+    from htc_batch.results import open_results
 
-    return open_results(output_uri)
+    return open_results(output_uri, storage)

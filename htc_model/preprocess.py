@@ -150,15 +150,20 @@ def build_batch(
 
     Args:
         images: at least one [H, W, 3] uint8 RGB array.
-        config: its `resize` section gives sides, mean and standard deviation (in grey levels).
+        config: its `resize` section gives sides, mean, standard deviation (in grey levels) and order of channels.
         device: of the resize and of the result.
 
     Raises:
         ValueError: no images, or their padded shapes differ.
     """
-    # A read-only array (from a buffer) is copied: torch supports only writable arrays.
-    uploaded = (torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device) for image in images)
+    uploaded = (upload_pixels(image, device) for image in images)
     return _assemble(uploaded, [(int(image.shape[0]), int(image.shape[1])) for image in images], config, device)
+
+
+def upload_pixels(image: NDArray[np.uint8], device: torch.device | str) -> Tensor:
+    """Copy a decoded image [H, W, 3] uint8 to a device; on the CPU the tensor shares its memory where it may."""
+    # A read-only array (from a buffer) is copied: torch supports only writable arrays.
+    return torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device)
 
 
 def assemble_batch(images: Sequence[Tensor], config: ModelConfig) -> ImageBatch:
@@ -188,7 +193,8 @@ def _assemble(
     image_sizes = [resized_size(*size, resize) for size in original_sizes]
     for slot, image, (height, width) in zip(pixels, images, image_sizes, strict=True):
         resized = resize_uint8(image, (height, width)).permute(2, 0, 1).to(torch.float32)
-        slot[:, :height, :width] = resized.sub_(mean).div_(std)
+        resized = resized.sub_(mean).div_(std)
+        slot[:, :height, :width] = resized.flip(0) if resize.has_bgr else resized
     return ImageBatch(pixels=pixels, image_sizes=image_sizes, original_sizes=original_sizes)
 
 

@@ -132,13 +132,13 @@ def _fuse_convolution(convolution: nn.Conv2d, *, has_relu: bool, is_on_rois: boo
 def _fuse_layers(module: nn.Module) -> None:
     children = list(module.named_children())
     for index, (name, child) in enumerate(children):
-        if isinstance(child, Bottleneck) and isinstance(child.bn1, nn.Identity):
+        if isinstance(child, Bottleneck) and isinstance(child.norm(1), nn.Identity):
             setattr(module, name, FusedBottleneck(child))
-        elif isinstance(child, ConvModule):
+        elif isinstance(child, ConvModule) and child.gn is None:
             setattr(module, name, _fuse_convolution(child.conv, has_relu=child.has_relu))
         elif isinstance(child, FoldedRPNHead):
             setattr(module, name, FusedRPNHead(child))
-        elif isinstance(child, FoldedMaskHead):
+        elif isinstance(child, FoldedMaskHead) and all(isinstance(c, ConvModule) and c.gn is None for c in child.convs):
             setattr(module, name, FusedMaskHead(child))
         elif type(child) is nn.Linear:
             setattr(module, name, FusedLinear(child))

@@ -20,6 +20,7 @@ from htc_model.inference.plan import (
     Precision,
     StaticDetections,
     raise_non_finite,
+    why_not_static,
 )
 from htc_model.network.detector import HTC
 from htc_model.structures import ImageBatch, RawDetections
@@ -69,14 +70,16 @@ class FastModel:
         Args:
             model: in evaluation mode, float32; not changed.
             precision: of the convolutions and linear layers; boxes, scores, NMS and mask means are float32.
-            is_static: whether `infer` uses plans; by default on every device but a CPU.
+            is_static: whether `infer` uses plans; by default on every device but a CPU, where the network has any.
             has_graphs: whether plans become CUDA graphs, on CUDA.
             pool_levels: RoIAlign; by default the Triton kernel on CUDA where Triton is installed, else torchvision's.
         """
         self.config: ModelConfig = model.config
         self.device = torch.device(device)
         self.precision: Precision = precision
-        self.is_static = self.device.type != "cpu" if is_static is None else is_static
+        if is_static is None:
+            is_static = self.device.type != "cpu" and not why_not_static(model.config)
+        self.is_static = is_static
         self.network = fold(model, DTYPES[precision]).to(self.device)
         self.graphs = GraphCache(CudaCapturer(self.device) if has_graphs and self.device.type == "cuda" else None)
         self._pool_levels = choose_pool_levels(self.device) if pool_levels is None else pool_levels

@@ -6,8 +6,10 @@ What is computed where, for a compute dtype of bfloat16 or float16 (with float32
 |---|---|---|
 | backbone, FPN, semantic branch | convolutions, activations | sampling and offsets of deformable convolutions |
 | RPN | the shared convolution | objectness logits and deltas (a 1x1 convolution), sigmoid, decoding, NMS |
+| guided RPN | the shared convolution | its four 1x1 convolutions, feature adaption, decoding, NMS |
 | box heads | the two shared layers | class logits and deltas (one layer), mean of logits, softmax, decoding, NMS |
 | mask heads | every convolution | sigmoid and mean of the stages' masks |
+| PANet's heads | | everything |
 
 The layers that give logits and deltas are small, and decisions depend on their last digits: bfloat16 has eight bits,
 so that many proposals would have equal scores. Deformable convolutions stay in float32 because their offsets are
@@ -21,10 +23,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from htc_model.network.detector import HTC
-from htc_model.network.resnet import DeformConv2d
+from htc_model.network.detectors import StandardisedConv2d, SwitchableConv2d
+from htc_model.network.guided_rpn import FeatureAdaption, GuidedRPNHead, Kernel
+from htc_model.network.panet import PANetBoxHead, PANetMaskHead
+from htc_model.network.resnet import DeformConv2d, ModulatedDeformConv2d, sample_deformable, split_modulated
 from htc_model.network.roi_heads import BOX_POOL, BoxHead, MaskHead
 from htc_model.network.rpn import RPNHead
 
@@ -52,9 +56,11 @@ class FoldedHTC(HTC):
         self.dtype = dtype
         self.backbone = copy.deepcopy(model.backbone)
         self.neck = copy.deepcopy(model.neck)
-        self.rpn_head = FoldedRPNHead(model.rpn_head)
+        self.rpn_head = _fold_rpn(model.rpn_head)
         self.roi_head = copy.deepcopy(model.roi_head)
-        _fold_batch_norms(self.backbone)
+        for part in (self.backbone, self.neck):
+            _settle_kernels(part)
+            _fold_batch_norms(part)
         _replace_heads(self.roi_head)
         _cast(self, dtype)
         self.eval().requires_grad_(requires_grad=False)
@@ -91,8 +97,9 @@ class FoldedDeformConv2d(nn.Module):
         convolution: the one that a batch norm follows.
     """
 
-    def __init__(self, convolution: DeformConv2d) -> None:
+    def __init__(self, convolution: DeformConv2d | ModulatedDeformConv2d) -> None:
         super().__init__()
+        self.is_modulated = isinstance(convolution, ModulatedDeformConv2d)
         self.stride = convolution.stride
         self.weight = convolution.weight
         self.bias = nn.Parameter(torch.zeros_like(convolution.weight[:, 0, 0, 0]))
@@ -101,10 +108,32 @@ class FoldedDeformConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C, H / stride, W / stride] of the input's dtype, channels-last."""
         pixels = x.float()
-        sampled: Tensor = deform_conv2d(
-            pixels, self.conv_offset(pixels), self.weight, self.bias, stride=self.stride, padding=1
-        )
+        offsets, weights = self.conv_offset(pixels), None
+        if self.is_modulated:
+            offsets, weights = split_modulated(offsets)
+        sampled = sample_deformable(pixels, offsets, self.weight, self.bias, stride=self.stride, tap_weights=weights)
         return sampled.to(x.dtype, memory_format=torch.channels_last)
+
+
+class FoldedSwitchableConv2d(SwitchableConv2d):
+    """A switchable atrous convolution whose kernels are standardised once; in float32, with its batch norm behind.
+
+    Args:
+        convolution: the trained one; its layers are shared.
+    """
+
+    def __init__(self, convolution: SwitchableConv2d) -> None:
+        nn.Module.__init__(self)
+        self.rate_stride = convolution.rate_stride
+        self.weight = nn.Parameter(convolution.standardised().detach())
+        self.weight_diff = convolution.weight_diff
+        self.norm: nn.Module = nn.Identity()
+        for name in ("switch", "pre_context", "post_context", "offset_s", "offset_l"):
+            self.add_module(name, getattr(convolution, name))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [B, C, H, W] to [B, C, H / stride, W / stride], channels-last, of the input's dtype."""
+        return self.norm(self.mix(input.float(), self.weight)).to(input.dtype, memory_format=torch.channels_last)
 
 
 class FoldedRPNHead(RPNHead):
@@ -133,6 +162,28 @@ class FoldedRPNHead(RPNHead):
         return [x[:, : self.anchors] for x in both], [x[:, self.anchors :] for x in both]
 
 
+class FoldedGuidedRPNHead(GuidedRPNHead):
+    """`GuidedRPNHead` whose predictions are float32.
+
+    Args:
+        head: the trained one; copied.
+    """
+
+    def __init__(self, head: GuidedRPNHead) -> None:
+        nn.Module.__init__(self)
+        self.candidates_per_level = head.candidates_per_level
+        self.proposals = head.proposals
+        self.nms_iou = head.nms_iou
+        self.rpn_conv = copy.deepcopy(head.rpn_conv)
+        self.feature_adaption = copy.deepcopy(head.feature_adaption)
+        for name in ("conv_loc", "conv_shape", "conv_cls", "conv_reg"):
+            self.add_module(name, InFloat32(copy.deepcopy(getattr(head, name))))
+
+
+def _fold_rpn(head: RPNHead | GuidedRPNHead) -> Any:
+    return FoldedGuidedRPNHead(head) if isinstance(head, GuidedRPNHead) else FoldedRPNHead(head)
+
+
 class FoldedBoxHead(nn.Module):
     """`BoxHead` that reads channels-last features without a copy; its logits and deltas are one float32 layer.
 
@@ -142,6 +193,7 @@ class FoldedBoxHead(nn.Module):
 
     def __init__(self, head: BoxHead) -> None:
         super().__init__()
+        self.shared_convs = copy.deepcopy(head.shared_convs)
         self.shared_fcs = copy.deepcopy(head.shared_fcs)
         first: Any = self.shared_fcs[0]
         # Columns from (channel, y, x), the published order, to (y, x, channel), the order in memory.
@@ -156,11 +208,18 @@ class FoldedBoxHead(nn.Module):
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """Predict from pooled features [K, C, 7, 7], like `BoxHead.forward`; channels-last ones are not copied."""
-        x = roi_features.to(next(self.shared_fcs.parameters()).dtype).permute(0, 2, 3, 1).flatten(1)
+        logits, deltas = self.fc_out(self.share(roi_features)).tensor_split((self.classes,), dim=1)
+        return logits, deltas
+
+    def share(self, roi_features: Tensor) -> Tensor:
+        """Compute what classes and boxes are predicted from, like `BoxHead.share`."""
+        x = roi_features.to(next(self.shared_fcs.parameters()).dtype)
+        for conv in self.shared_convs:
+            x = conv(x)
+        x = x.permute(0, 2, 3, 1).flatten(1)
         for layer in self.shared_fcs:
             x = F.relu(layer(x), inplace=True)
-        logits, deltas = self.fc_out(x).tensor_split((self.classes,), dim=1)
-        return logits, deltas
+        return x
 
 
 class FoldedMaskHead(MaskHead):
@@ -185,12 +244,36 @@ class FoldedMaskHead(MaskHead):
 
 def _replace_heads(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
+        if isinstance(child, PANetBoxHead | PANetMaskHead):
+            continue  # their features have one dimension more; they stay in float32
         if isinstance(child, BoxHead):
             setattr(module, name, FoldedBoxHead(child))
         elif isinstance(child, MaskHead):
             setattr(module, name, FoldedMaskHead(child))
         else:
             _replace_heads(child)
+
+
+def _settle_kernels(module: nn.Module) -> None:
+    """Replace weight-standardised convolutions by ones that have the standardised kernels."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, SwitchableConv2d):
+            setattr(module, name, FoldedSwitchableConv2d(child))
+        elif isinstance(child, StandardisedConv2d):
+            kernels = child.standardised().detach()
+            plain = nn.Conv2d(
+                child.in_channels,
+                child.out_channels,
+                child.kernel_size,  # type: ignore[arg-type]
+                stride=child.stride,  # type: ignore[arg-type]
+                padding=child.padding,
+                bias=False,
+                device="meta",
+            )
+            plain.weight = nn.Parameter(kernels)
+            setattr(module, name, plain)
+        else:
+            _settle_kernels(child)
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
@@ -200,18 +283,25 @@ def _fold_batch_norms(module: nn.Module) -> None:
     (timm's norms include one) or nothing.
     """
     name_before: str = ""
-    before: nn.Conv2d | DeformConv2d | None = None
+    before: nn.Conv2d | DeformConv2d | ModulatedDeformConv2d | FoldedSwitchableConv2d | None = None
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, FoldedSwitchableConv2d):
+            name_before, before = name, child
+        elif isinstance(child, nn.BatchNorm2d) and isinstance(before, FoldedSwitchableConv2d):
+            # A sum of two mixed convolutions and a context: the norm is applied to it, in float32.
+            before.norm, before = child, None
+            setattr(module, name, nn.Identity())
+        elif isinstance(child, nn.BatchNorm2d):
             if before is None or len(before.weight) != child.num_features:
                 raise ValueError(f"the batch norm {name} does not follow a convolution of its width")
-            convolution = FoldedDeformConv2d(before) if isinstance(before, DeformConv2d) else before
+            is_deformable = isinstance(before, DeformConv2d | ModulatedDeformConv2d)
+            convolution = FoldedDeformConv2d(before) if is_deformable else before
             setattr(module, name_before, convolution)
             _fold_into(convolution, child)
             before = None
             activation = getattr(child, "act", None)
             setattr(module, name, activation if isinstance(activation, nn.Module) else nn.Identity())
-        elif isinstance(child, nn.Conv2d | DeformConv2d):
+        elif isinstance(child, nn.Conv2d | DeformConv2d | ModulatedDeformConv2d):
             name_before, before = name, child
         else:
             _fold_batch_norms(child)
@@ -243,10 +333,11 @@ def _stack(both: nn.Module, first: nn.Module, second: nn.Module) -> None:
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights to `dtype` where `InFloat32` and deformable convolutions do not keep them; channels-last."""
-    if isinstance(module, InFloat32 | FoldedDeformConv2d):
+    is_deformable = isinstance(module, FoldedDeformConv2d | FoldedSwitchableConv2d | FeatureAdaption | Kernel)
+    if isinstance(module, InFloat32 | PANetBoxHead | PANetMaskHead) or is_deformable:
         dtype = torch.float32
     for name, parameter in list(module.named_parameters(recurse=False)):
-        is_kernel = parameter.dim() == 4 and not isinstance(module, FoldedDeformConv2d)
+        is_kernel = parameter.dim() == 4 and not is_deformable
         layout = torch.channels_last if is_kernel else torch.contiguous_format
         setattr(module, name, nn.Parameter(parameter.detach().to(dtype, memory_format=layout)))
     for child in module.children():

@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from htc_model.config import ModelConfig
 from htc_model.finite import LARGEST_SIDE_PX, NonFiniteError
 from htc_model.inference import exhaustive, static_ops
 from htc_model.network.box_ops import apply_deltas, clip_boxes, has_area
 from htc_model.network.detector import HTC
 from htc_model.network.fpn import STRIDES
+from htc_model.network.guided_rpn import BOX_STDS, LOCATION_THRESHOLD, SHAPE_STDS, build_squares, decode_guided
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL, MASK_SIDE
 from htc_model.network.rpn import build_anchors
 
@@ -38,6 +40,15 @@ NMS_CANDIDATES = 2048
 # for detections; the deterministic weights, which give twenty times the candidates, need 6.
 RPN_NMS_STEPS = 32
 NMS_STEPS = 16
+
+
+def why_not_static(config: ModelConfig) -> str:
+    """Return why a network cannot run at fixed shapes; "" if it can."""
+    if config.suppression != "hard":
+        return "soft-NMS takes boxes one by one, each time the best of changed scores"
+    if config.roi_head == "panet":
+        return "PANet's heads pool every RoI from all levels, which the fixed-shape RoIAlign does not"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,12 @@ class InferencePlan:
             pool_levels: RoIAlign, as `static_ops.pool_levels`.
             is_exhaustive: run NMS over any number of candidates and to the end, by operations whose shapes depend on
                 values: for the images that are not `is_exact`.
+
+        Raises:
+            ValueError: the network cannot run at fixed shapes, see `why_not_static`.
         """
+        if reason := why_not_static(network.config):
+            raise ValueError(reason)
         self.network = network
         self.config = network.config
         self.padded_shape = padded_shape
@@ -121,10 +137,12 @@ class InferencePlan:
         device = next(network.parameters()).device
         height, width = padded_shape
         # Not by way of the cache: the plan keeps them as long as it needs them.
-        build = build_anchors.__wrapped__
+        self._is_guided = self.config.rpn == "guided"
+        build = build_squares.__wrapped__ if self._is_guided else build_anchors.__wrapped__
         self._anchors = [build(-(-height // stride), -(-width // stride), stride, device) for stride in STRIDES]
         self._images = torch.arange(batch, device=device)
         self._stds = [torch.tensor(stds, device=device) for stds in self.config.box_stds]
+        self._guided_stds = torch.tensor(SHAPE_STDS, device=device), torch.tensor(BOX_STDS, device=device)
         self._rpn_threshold = static_ops.round_threshold(self.config.rpn_nms_iou)
         self._threshold = static_ops.round_threshold(self.config.nms_iou)
         self.checks: tuple[str, ...] = (
@@ -207,7 +225,8 @@ class InferencePlan:
         """Return proposals [B, R, 4], which are real [B, R], which images are finite [B] and decided [B]."""
         logits, deltas = self.network.rpn_head(pyramid)
         finite = are_finite(logits, deltas)
-        levels = [self._best_of_level(*level) for level in zip(logits, deltas, self._anchors, strict=True)]
+        best_of_level = self._best_guided if self._is_guided else self._best_of_level
+        levels = [best_of_level(*level) for level in zip(logits, deltas, self._anchors, strict=True)]
         # Levels as lists of one length; the smallest levels have fewer cells than candidates.
         longest = max(scores.shape[1] for _, scores in levels)
         boxes = torch.stack([_pad(boxes, longest, 0.0) for boxes, _ in levels], dim=1)
@@ -216,7 +235,8 @@ class InferencePlan:
         is_real = has_area(boxes) & (scores > -torch.inf)
         boxes, scores, is_real = (x.flatten(1, 2) for x in (boxes, scores, is_real))
         level_of = torch.arange(len(levels), device=boxes.device)[:, None].expand(-1, longest).flatten()
-        apart = static_ops.move_apart(boxes, level_of, is_real)
+        # Levels are lists of their own, but shifting them apart is part of the published rounding; not in guided RPNs.
+        apart = boxes if self._is_guided else static_ops.move_apart(boxes, level_of, is_real)
         lists = (self.batch * len(levels), longest)
         if self.is_exhaustive:
             kept = exhaustive.suppress(apart.reshape(*lists, 4), is_real.reshape(lists), self.config.rpn_nms_iou)
@@ -243,6 +263,14 @@ class InferencePlan:
         chosen = deltas.permute(0, 2, 3, 1).reshape(len(deltas), -1, 4)
         chosen = chosen.gather(1, order[..., None].expand(-1, -1, 4)).float()
         return apply_deltas(anchors[order], chosen), best
+
+    def _best_guided(self, logits: Tensor, deltas: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode one level's best guided anchors, as `_best_of_level`; scores are -inf where no anchor is."""
+        objectness, location = logits.float().sigmoid().flatten(2).unbind(1)
+        scores = torch.where(location >= LOCATION_THRESHOLD, objectness, -torch.inf)
+        best, order = static_ops.top_k(scores, min(self.config.rpn_candidates_per_level, scores.shape[1]))
+        chosen = deltas.float().flatten(2).transpose(1, 2).gather(1, order[..., None].expand(-1, -1, 6))
+        return decode_guided(squares[order], chosen, *self._guided_stds), best
 
     # Boxes
 
@@ -353,7 +381,14 @@ class InferencePlan:
         head = self.network.roi_head
         labels = state.labels[chunk]
         pooled = self._pool_levels(state.pyramid, state.semantic_feat, state.rois[chunk], MASK_POOL)
-        mask_feats = head.mask_forward(pooled.to(DTYPES[self.precision]))
+        pooled = pooled.to(DTYPES[self.precision])
+        if self.config.roi_head == "scnet":
+            averaged = MASK_POOL // BOX_POOL
+            small = self._pool_levels(
+                state.pyramid, state.semantic_feat, state.rois[chunk], BOX_POOL, semantic_averaged=averaged
+            )
+            pooled = pooled + head.relay(small.to(DTYPES[self.precision]))
+        mask_feats = head.mask_forward(pooled)
         stage_logits = [
             mask_head.predict_class(mask_feat, labels)
             for mask_head, mask_feat in zip(head.mask_heads, mask_feats, strict=True)

@@ -107,6 +107,55 @@ def grouped_nms(
     return kept[scores[kept].argsort(descending=True, stable=True)[:limit]]
 
 
+def soft_nms(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    limit: int,
+    *,
+    linear_iou: float | None,
+    sigma: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor]:
+    """Take the best box again and again, and lower the scores of those of its group that it overlaps (Soft-NMS).
+
+    arXiv:1704.04503, sec. 3. Linear: a score is multiplied by 1 - IoU where the IoU is at least `linear_iou`; gaussian:
+    by exp(-IoU^2 / sigma) for every IoU.
+
+    Args:
+        boxes_xyxy: [N, 4] float32.
+        scores: [N] float32.
+        groups: [N] int64; boxes of different groups do not change one another's score.
+        limit: the number of boxes to take at most.
+        linear_iou: in [0, 1]; None for gaussian.
+        sigma: of gaussian.
+        min_score: boxes whose score falls below it are dropped.
+
+    Returns:
+        [M <= limit] int64 indices, best first, and their lowered scores [M].
+    """
+    left = scores.clone()
+    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1)
+    taken, taken_scores = [], []
+    for _ in range(min(limit, len(left))):
+        best = left.argmax()
+        taken.append(best)
+        taken_scores.append(left[best])
+        low = torch.maximum(boxes_xyxy[best, :2], boxes_xyxy[:, :2])
+        high = torch.minimum(boxes_xyxy[best, 2:], boxes_xyxy[:, 2:])
+        both = (high - low).clamp(min=0).prod(dim=1)
+        # Two boxes without area have no overlap.
+        iou = (both / (areas[best] + areas - both)).nan_to_num(0)
+        factor = (-(iou**2) / sigma).exp() if linear_iou is None else torch.where(iou >= linear_iou, 1 - iou, 1.0)
+        left = torch.where(groups == groups[best], left * factor, left)
+        left[best] = -torch.inf
+    if not taken:
+        return groups.new_zeros(0), scores.new_zeros(0)
+    indices, lowered = torch.stack(taken), torch.stack(taken_scores)
+    is_kept = lowered >= min_score
+    return indices[is_kept], lowered[is_kept]
+
+
 def _members(groups: Tensor) -> list[Tensor]:
     """Split the indices of `groups` [N] by value, each part ascending."""
     order = groups.argsort(stable=True)

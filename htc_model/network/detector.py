@@ -1,21 +1,26 @@
 """The detector: an image batch in, detections out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from htc_model.config import ModelConfig, load_preset
+from htc_model.config import BackboneConfig, ModelConfig, load_preset
 from htc_model.finite import check_predictions
 from htc_model.masks.encode import encode_detections
 from htc_model.network.box_ops import boxes_to_rois
 from htc_model.network.cascade_roi_head import CascadeHead
+from htc_model.network.detectors import DetectorsResNet, RecursivePyramid
 from htc_model.network.efficientnet import EfficientNetLite0
-from htc_model.network.fpn import FPN
+from htc_model.network.fpn import FPN, PAFPN
+from htc_model.network.guided_rpn import GuidedRPNHead
 from htc_model.network.norms import use_group_norm
+from htc_model.network.panet import PANetHead
 from htc_model.network.postprocess import BoxDetections, select_detections, to_original
 from htc_model.network.resnet import ResNet
 from htc_model.network.rpn import RPNHead
+from htc_model.network.scnet import SCNetHead
 from htc_model.structures import Detections, ImageBatch, RawDetections
 
 
@@ -29,12 +34,12 @@ class HTC(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = EfficientNetLite0() if config.backbone.kind == "efficientnet_lite0" else ResNet(config.backbone)
+        self.backbone = _build_backbone(config.backbone)
         if config.backbone.norm == "group":
             use_group_norm(self.backbone)
-        self.neck = FPN(self.backbone.channels, config.fpn_channels)
-        self.rpn_head = RPNHead(config)
-        self.roi_head = CascadeHead(config)
+        self.neck = _build_neck(config, self.backbone.channels)
+        self.rpn_head = GuidedRPNHead(config) if config.rpn == "guided" else RPNHead(config)
+        self.roi_head = _ROI_HEADS[config.roi_head](config)
 
     def forward(self, batch: ImageBatch) -> list[Detections]:
         """Detect, segment and encode masks: one Detections per image, on the CPU, most confident first."""
@@ -57,7 +62,11 @@ class HTC(nn.Module):
             NonFiniteError: an image's activations overflow, or the weights contain NaN. Without this error, comparisons
                 with NaN would drop all its detections, and the image would seem empty.
         """
-        pyramid = self.features(batch.pixels)
+        return self.infer_from(self.features(batch.pixels), batch)
+
+    @torch.inference_mode()
+    def infer_from(self, pyramid: Sequence[Tensor], batch: ImageBatch) -> list[RawDetections]:
+        """Detect and segment, as `infer`, from features that are computed already: P2..P6."""
         semantic_feat = self.roi_head.semantic_forward(pyramid)
         proposals = self.propose(pyramid, batch)
         detected = self.detect(pyramid, semantic_feat, proposals, batch)
@@ -108,6 +117,22 @@ class HTC(nn.Module):
         labels = torch.cat([labels for _, _, labels in detected])
         mask_probs = self.roi_head.detect_masks(pyramid, semantic_feat, rois, labels)
         return list(mask_probs.split_with_sizes([len(boxes) for boxes, _, _ in detected]))
+
+
+_ROI_HEADS: Mapping[str, type[CascadeHead]] = {"cascade": CascadeHead, "scnet": SCNetHead, "panet": PANetHead}
+
+
+def _build_backbone(config: BackboneConfig) -> Any:
+    if config.kind == "efficientnet_lite0":
+        return EfficientNetLite0()
+    return DetectorsResNet(config) if config.kind == "detectors_resnet" else ResNet(config)
+
+
+def _build_neck(config: ModelConfig, inputs: Sequence[int]) -> nn.Module:
+    if config.neck == "recursive":
+        return RecursivePyramid(inputs, config.fpn_channels, config.backbone)
+    neck = PAFPN if config.neck == "pafpn" else FPN
+    return neck(inputs, config.fpn_channels, has_norm=config.has_group_norm)
 
 
 def build_model(config: str | ModelConfig) -> HTC:

@@ -4,19 +4,19 @@ import torch
 from torch import Tensor
 
 from htc_model.config import ModelConfig
-from htc_model.network.box_ops import clip_boxes, grouped_nms
+from htc_model.network.box_ops import clip_boxes, grouped_nms, soft_nms
 
 # One image's boxes_xyxy [N, 4] in network pixels, scores [N], labels [N].
 BoxDetections = tuple[Tensor, Tensor, Tensor]
 
 
 def select_detections(boxes_xyxy: Tensor, scores: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Drop boxes below the score threshold, suppress duplicates per class, and keep the best.
+    """Drop boxes below the score threshold, suppress duplicates per class (or lower their scores), and keep the best.
 
     Args:
         boxes_xyxy: [R, 1, 4] one box for all classes, or [R, classes, 4]; coordinates >= 0.
         scores: [R, classes] in [0, 1].
-        config: score_threshold, nms_iou and max_detections.
+        config: score_threshold, max_detections, and how duplicates are suppressed.
 
     Returns:
         Boxes [N, 4], scores [N] descending, labels [N] int64 in [0, classes), with N <= max_detections.
@@ -24,6 +24,17 @@ def select_detections(boxes_xyxy: Tensor, scores: Tensor, config: ModelConfig) -
     rows, labels = (scores > config.score_threshold).nonzero(as_tuple=True)
     kept_scores = scores[rows, labels]
     kept_boxes = boxes_xyxy[rows, 0 if boxes_xyxy.shape[1] == 1 else labels]
+    if config.suppression != "hard":
+        kept, lowered = soft_nms(
+            kept_boxes,
+            kept_scores,
+            labels,
+            config.max_detections,
+            linear_iou=config.nms_iou if config.suppression == "soft_linear" else None,
+            sigma=config.soft_nms_sigma,
+            min_score=config.soft_nms_min_score,
+        )
+        return kept_boxes[kept], lowered, labels[kept]
     kept = grouped_nms(kept_boxes, kept_scores, labels, config.nms_iou, config.max_detections)
     return kept_boxes[kept], kept_scores[kept], labels[kept]
 

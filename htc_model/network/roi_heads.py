@@ -11,13 +11,14 @@ BOX_POOL = 7  # RoI features for boxes are 7x7, for masks 14x14 (Mask R-CNN, arX
 MASK_POOL = 14
 MASK_SIDE = 28  # twice 14: the mask head upsamples once
 _MASK_CONVS = 4  # Mask R-CNN, fig. 4
+_BOX_CONVS = 4  # of the heads with convolutions (arXiv:1803.08494, sec. 4.2)
 
 
 class BoxHead(nn.Module):
-    """Two shared layers, then class logits and box deltas.
+    """Shared layers, then class logits and box deltas.
 
     Args:
-        config: reads fpn_channels, box_fc_channels, num_classes and has_class_specific_boxes.
+        config: reads fpn_channels, box_fc_channels, num_classes, has_class_specific_boxes, box_head, has_group_norm.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -25,9 +26,14 @@ class BoxHead(nn.Module):
         width = config.box_fc_channels
         self.fc_cls = nn.Linear(width, config.num_classes + 1)
         self.fc_reg = nn.Linear(width, 4 * config.num_classes if config.has_class_specific_boxes else 4)
-        self.shared_fcs = nn.ModuleList(
-            [nn.Linear(config.fpn_channels * BOX_POOL * BOX_POOL, width), nn.Linear(width, width)]
+        channels = config.fpn_channels
+        convs = _BOX_CONVS if config.box_head == "four_conv_one_linear" else 0
+        self.shared_convs = nn.ModuleList(
+            ConvModule(channels, channels, 3, has_norm=config.has_group_norm) for _ in range(convs)
         )
+        self.shared_fcs = nn.ModuleList([nn.Linear(channels * BOX_POOL * BOX_POOL, width)])
+        if not convs:
+            self.shared_fcs.append(nn.Linear(width, width))
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor]:
         """Predict from pooled features.
@@ -38,17 +44,25 @@ class BoxHead(nn.Module):
         Returns:
             float32 class logits [K, classes + 1], background last, and deltas [K, 4] or [K, 4 * classes].
         """
-        x = roi_features.flatten(1)
+        x = self.share(roi_features)
+        return self.fc_cls(x).float(), self.fc_reg(x).float()
+
+    def share(self, roi_features: Tensor) -> Tensor:
+        """Compute what classes and boxes are predicted from: [K, C, 7, 7] -> [K, box_fc_channels]."""
+        x = roi_features
+        for conv in self.shared_convs:
+            x = conv(x)
+        x = x.flatten(1)
         for layer in self.shared_fcs:
             x = F.relu(layer(x), inplace=True)
-        return self.fc_cls(x).float(), self.fc_reg(x).float()
+        return x
 
 
 class MaskHead(nn.Module):
     """Four convolutions, one upsampling, one mask per class; in HTC it also reads the previous head's features.
 
     Args:
-        config: reads fpn_channels, mask_channels and num_classes.
+        config: reads fpn_channels, mask_channels, num_classes and has_group_norm.
         takes_previous: the head has `conv_res` and accepts the previous head's features (HTC, eq. 5).
     """
 
@@ -56,7 +70,8 @@ class MaskHead(nn.Module):
         super().__init__()
         width = config.mask_channels
         self.convs = nn.ModuleList(
-            ConvModule(config.fpn_channels if index == 0 else width, width, 3) for index in range(_MASK_CONVS)
+            ConvModule(config.fpn_channels if index == 0 else width, width, 3, has_norm=config.has_group_norm)
+            for index in range(_MASK_CONVS)
         )
         self.upsample = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.conv_logits = nn.Conv2d(width, config.num_classes, 1)

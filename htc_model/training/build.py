@@ -18,6 +18,10 @@ from htc_model.weights.load import LoadedWeights
 LoadState = Callable[[str], LoadedWeights | Mapping[str, Tensor]]
 
 
+# Parts of a network for which there are no losses.
+_UNTRAINABLE = {"scnet": "SCNet's global context and feature relay", "guided": "guided anchoring"}
+
+
 def build_model_config(
     section: ModelSection, classes: Sequence[str], category_ids: Sequence[int], *, has_stuff: bool = False
 ) -> ModelConfig:
@@ -27,9 +31,15 @@ def build_model_config(
     masks, with one class per object class and one for the rest.
 
     Raises:
-        ModelConfigError: the preset is not known, or has fewer stages than requested.
+        ModelConfigError: the preset is not known, cannot be trained, or has fewer stages than requested.
     """
     config = load_preset(section.preset)
+    for part, what in _UNTRAINABLE.items():
+        if part in {config.roi_head, config.rpn}:
+            raise ModelConfigError(
+                f"{config.name} cannot be trained here: the losses of {what} are not implemented; it only "
+                "runs. Presets of HTC, Cascade and Mask R-CNN, PANet and DetectoRS can be trained."
+            )
     if section.stages is not None:
         config = _with_stages(config, section.stages)
     resize = replace(

@@ -1,5 +1,6 @@
 """Reads COCO annotations and checks them: wrong ones are named and left out; only an unusable file is an error."""
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from htc_model.training.annotations import (
 
 # pycocotools stores run lengths in 32 bits.
 _MOST_PIXELS = 2**32 - 1
+# Classes in a message; LVIS has 1,203.
+_MAX_NAMED = 20
 
 
 @dataclass
@@ -196,7 +199,13 @@ def _category_ids(categories: Mapping[str, list[ImageId]]) -> tuple[int, ...]:
 def _choose_categories(named: Mapping[str, list[ImageId]], classes: Sequence[str] | None) -> dict[str, list[ImageId]]:
     missing = [name for name in classes or () if name not in named]
     if missing:
-        raise AnnotationError(f"The class {missing[0]!r} is not in the file; it has {', '.join(sorted(named))}.")
+        close = difflib.get_close_matches(missing[0], named, n=1)
+        names = sorted(named)
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        raise AnnotationError(
+            f"The class {missing[0]!r} is not in the file; {f'did you mean {close[0]}? It' if close else 'it'} has "
+            f"{', '.join(names[:_MAX_NAMED])}{more}."
+        )
     return {name: numbers for name, numbers in named.items() if classes is None or name in set(classes)}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from htc_model.network.cascade_roi_head import CascadeHead
+from htc_model.network.panet import PANetHead
 from htc_model.network.resnet import STRIDES
 from htc_model.network.roi_align import roi_levels
 from htc_model.network.roi_align_cpu import sum_rows
@@ -22,6 +23,8 @@ def box_features(head: CascadeHead, pyramid: Sequence[Tensor], semantic_feat: Te
     """Pool a box head's input, as `CascadeHead.box_features`: rois [K, 5] -> [K, C, 7, 7]."""
     if rois.device.type != "cpu":
         return head.box_features(pyramid, semantic_feat, rois)
+    if isinstance(head, PANetHead):
+        return _sum_all_levels_rows(pyramid, rois, BOX_POOL)
     features = sum_pyramid_rows(pyramid, rois, BOX_POOL)
     if semantic_feat is None:
         return features
@@ -32,6 +35,8 @@ def mask_features(head: CascadeHead, pyramid: Sequence[Tensor], semantic_feat: T
     """Pool the mask heads' input, as `CascadeHead.mask_features`: rois [K, 5] -> [K, C, 14, 14]."""
     if rois.device.type != "cpu":
         return head.mask_features(pyramid, semantic_feat, rois)
+    if isinstance(head, PANetHead):
+        return _sum_all_levels_rows(pyramid, rois, MASK_POOL)
     features = sum_pyramid_rows(pyramid, rois, MASK_POOL)
     if semantic_feat is None:
         return features
@@ -47,6 +52,14 @@ def sum_pyramid_rows(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tens
         for level, (chosen, stride) in enumerate(zip(members, STRIDES, strict=True))
     ]
     return torch.cat(pooled)[torch.cat(members).argsort()]
+
+
+def _sum_all_levels_rows(pyramid: Sequence[Tensor], rois: Tensor, side: int) -> Tensor:
+    pooled = [
+        _sum_map_rows(level, rois, stride, side, 1)
+        for level, stride in zip(pyramid[: len(STRIDES)], STRIDES, strict=True)
+    ]
+    return torch.stack(pooled, dim=1)
 
 
 def _sum_map_rows(feature: Tensor, rois: Tensor, stride: int, side: int, averaged: int) -> Tensor:

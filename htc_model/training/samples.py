@@ -157,5 +157,6 @@ def build_training_batch(images: Sequence[TrainingImage], config: ModelConfig) -
     pixels = torch.zeros(len(images), 3, height, width)
     for slot, image in zip(pixels, images, strict=True):
         rgb = torch.from_numpy(np.require(image.pixels, requirements=["C", "W"])).permute(2, 0, 1).float()
-        slot[:, : image.size[0], : image.size[1]] = (rgb - mean) / std
+        normalised = (rgb - mean) / std
+        slot[:, : image.size[0], : image.size[1]] = normalised.flip(0) if resize.has_bgr else normalised
     return ImageBatch(pixels, sizes, sizes), [build_truth(image, config) for image in images]

@@ -1,7 +1,7 @@
 """Model zoo: addresses, hashes and average precision of the published checkpoints.
 
-Numbers are from MMDetection's READMEs (configs/htc/README.md, configs/mask_rcnn/README.md,
-configs/cascade_rcnn/README.md): average precision in percent on COCO val2017. MMDetection puts the first eight hex
+Numbers are from MMDetection's READMEs (configs/*/README.md of htc, mask_rcnn, cascade_rcnn, dcnv2, gn, scnet and
+detectors): average precision in percent on COCO val2017. MMDetection puts the first eight hex
 digits of a file's sha256 at the end of its name. Nothing here imports torch, so that commands can list it quickly.
 """
 
@@ -13,6 +13,10 @@ _ROOT = "https://download.openmmlab.com/mmdetection/v2.0/"
 _HTC_README = "open-mmlab/mmdetection, configs/htc/README.md"
 _MASK_RCNN_README = "open-mmlab/mmdetection, configs/mask_rcnn/README.md"
 _CASCADE_README = "open-mmlab/mmdetection, configs/cascade_rcnn/README.md"
+_DCNV2_README = "open-mmlab/mmdetection, configs/dcnv2/README.md"
+_GN_README = "open-mmlab/mmdetection, configs/gn/README.md"
+_SCNET_README = "open-mmlab/mmdetection, configs/scnet/README.md"
+_DETECTORS_README = "open-mmlab/mmdetection, configs/detectors/README.md"
 
 # The model that is part of this package; docs/models/htc_lite0_fpn.md describes how it was trained.
 BUNDLED_PRESET = "htc_lite0_fpn"
@@ -27,31 +31,31 @@ class PublishedWeights:
     """One published checkpoint.
 
     preset: the network it fits. name: its name in commands.
-    url, file_name, sha256_prefix: None if no file is known (a user may have one).
-    box_ap, mask_ap: percent on COCO val2017. source: of these numbers.
+    url, file_name: of the file. sha256_prefix: its first eight digits, from its name.
+    box_ap, mask_ap: percent on COCO val2017; mask_ap is None for a network without masks. source: of these numbers.
     """
 
     preset: str
     name: str
-    url: str | None
-    file_name: str | None
-    sha256_prefix: str | None
+    url: str
+    file_name: str
+    sha256_prefix: str
     box_ap: float
-    mask_ap: float
+    mask_ap: float | None
     source: str
     note: str
 
 
 def _published(
-    preset: str, schedule: str, path: str | None, *, box_ap: float, mask_ap: float, source: str, note: str
+    preset: str, schedule: str, path: str, *, box_ap: float, mask_ap: float | None, source: str, note: str
 ) -> PublishedWeights:
-    file_name = None if path is None else PurePosixPath(path).name
+    file_name = PurePosixPath(path).name
     return PublishedWeights(
         preset=preset,
         name=f"{preset}_{schedule}",
-        url=None if path is None else _ROOT + path,
+        url=_ROOT + path,
         file_name=file_name,
-        sha256_prefix=None if file_name is None else sha256_prefix_of(file_name),
+        sha256_prefix=sha256_prefix_of(file_name) or "",
         box_ap=box_ap,
         mask_ap=mask_ap,
         source=source,
@@ -133,13 +137,131 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         note="12 epochs; 16.1 images/s on one V100",
     ),
     _published(
+        "mask_rcnn_r101_fpn",
+        "1x",
+        "mask_rcnn/mask_rcnn_r101_fpn_1x_coco/mask_rcnn_r101_fpn_1x_coco_20200204-1efe0ed5.pth",
+        box_ap=40.0,
+        mask_ap=36.1,
+        source=_MASK_RCNN_README,
+        note="12 epochs",
+    ),
+    _published(
+        "mask_rcnn_x101_64x4d_fpn",
+        "1x",
+        "mask_rcnn/mask_rcnn_x101_64x4d_fpn_1x_coco/mask_rcnn_x101_64x4d_fpn_1x_coco_20200201-9352eb0d.pth",
+        box_ap=42.8,
+        mask_ap=38.4,
+        source=_MASK_RCNN_README,
+        note="12 epochs",
+    ),
+    _published(
         "cascade_mask_rcnn_r50_fpn",
         "1x",
-        None,
+        "cascade_rcnn/cascade_mask_rcnn_r50_fpn_1x_coco/cascade_mask_rcnn_r50_fpn_1x_coco_20200203-9d4dcb24.pth",
         box_ap=41.2,
         mask_ap=35.9,
         source=_CASCADE_README,
-        note="12 epochs; 11.2 images/s on one V100; no file known: give its path as model.weights",
+        note="12 epochs; 11.2 images/s on one V100",
+    ),
+    _published(
+        "cascade_mask_rcnn_r101_fpn",
+        "1x",
+        "cascade_rcnn/cascade_mask_rcnn_r101_fpn_1x_coco/cascade_mask_rcnn_r101_fpn_1x_coco_20200203-befdf6ee.pth",
+        box_ap=42.9,
+        mask_ap=37.3,
+        source=_CASCADE_README,
+        note="12 epochs",
+    ),
+    _published(
+        "cascade_mask_rcnn_x101_64x4d_fpn",
+        "1x",
+        "cascade_rcnn/cascade_mask_rcnn_x101_64x4d_fpn_1x_coco/"
+        "cascade_mask_rcnn_x101_64x4d_fpn_1x_coco_20200203-9a2db89d.pth",
+        box_ap=45.3,
+        mask_ap=39.2,
+        source=_CASCADE_README,
+        note="12 epochs",
+    ),
+    _published(
+        "cascade_rcnn_r50_fpn",
+        "1x",
+        "cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco/cascade_rcnn_r50_fpn_1x_coco_20200316-3dc56deb.pth",
+        box_ap=40.3,
+        mask_ap=None,
+        source=_CASCADE_README,
+        note="12 epochs; boxes only",
+    ),
+    _published(
+        "mask_rcnn_r50_fpn_dcnv2",
+        "1x",
+        "dcn/mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco/mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco_20200203-ad97591f.pth",
+        box_ap=41.5,
+        mask_ap=37.1,
+        source=_DCNV2_README,
+        note="12 epochs; 15.1 images/s on one V100",
+    ),
+    _published(
+        "mask_rcnn_r50_fpn_gn",
+        "2x",
+        "gn/mask_rcnn_r50_fpn_gn-all_2x_coco/mask_rcnn_r50_fpn_gn-all_2x_coco_20200206-8eee02a6.pth",
+        box_ap=40.2,
+        mask_ap=36.4,
+        source=_GN_README,
+        note="24 epochs",
+    ),
+    _published(
+        "scnet_r50_fpn",
+        "20e",
+        "scnet/scnet_r50_fpn_20e_coco/scnet_r50_fpn_20e_coco-a569f645.pth",
+        box_ap=44.5,
+        mask_ap=40.0,
+        source=_SCNET_README,
+        note="20 epochs",
+    ),
+    _published(
+        "scnet_r50_fpn",
+        "1x",
+        "scnet/scnet_r50_fpn_1x_coco/scnet_r50_fpn_1x_coco-c3f09857.pth",
+        box_ap=43.5,
+        mask_ap=39.2,
+        source=_SCNET_README,
+        note="12 epochs",
+    ),
+    _published(
+        "scnet_r101_fpn",
+        "20e",
+        "scnet/scnet_r101_fpn_20e_coco/scnet_r101_fpn_20e_coco-294e312c.pth",
+        box_ap=45.8,
+        mask_ap=40.9,
+        source=_SCNET_README,
+        note="20 epochs",
+    ),
+    _published(
+        "scnet_x101_64x4d_fpn",
+        "20e",
+        "scnet/scnet_x101_64x4d_fpn_20e_coco/scnet_x101_64x4d_fpn_20e_coco-fb09dec9.pth",
+        box_ap=47.5,
+        mask_ap=42.3,
+        source=_SCNET_README,
+        note="20 epochs; 4.9 images/s on one V100",
+    ),
+    _published(
+        "detectors_htc_r50_fpn",
+        "1x",
+        "detectors/detectors_htc_r50_1x_coco/detectors_htc_r50_1x_coco-329b1453.pth",
+        box_ap=49.1,
+        mask_ap=42.6,
+        source=_DETECTORS_README,
+        note="12 epochs",
+    ),
+    _published(
+        "detectors_htc_r101_fpn",
+        "20e",
+        "detectors/detectors_htc_r101_20e_coco/detectors_htc_r101_20e_coco_20210419_203638-348d533b.pth",
+        box_ap=50.5,
+        mask_ap=43.9,
+        source=_DETECTORS_README,
+        note="20 epochs",
     ),
 )
 
@@ -163,7 +285,7 @@ def find(name: str) -> PublishedWeights:
 def find_by_sha256(sha256: str) -> PublishedWeights | None:
     """Find the checkpoint whose published hash is a prefix of `sha256` (64 hex digits)."""
     for published in PUBLISHED:
-        if published.sha256_prefix is not None and sha256.startswith(published.sha256_prefix):
+        if sha256.startswith(published.sha256_prefix):
             return published
     return None
 

@@ -5,6 +5,9 @@ output. The numbers are chosen so that activations neither vanish nor explode an
 not to resemble training. Nothing depends on the order of keys, so two implementations with the same key names get the
 same weights; this is how the network is compared with MMDetection's.
 
+Two rules need a neighbour: the scale of a weight-standardised convolution follows its kernel's fan-in, and the gains of
+some networks that would saturate otherwise (`_FAMILY_FACTORS`) are known by the keys that only they have.
+
 For key K of shape S, one generator `PCG64(crc32(K))` gives one float32 sample of shape S in C order, standard normal or
 uniform; the first matching entry of `_RULES` scales it.
 """
@@ -35,6 +38,36 @@ _GAINS: tuple[tuple[re.Pattern[str], float], ...] = tuple(
         (r"\.fc_reg\.weight$", 0.7),
         (r"^roi_head\.mask_head\..*conv_logits\.weight$", 4.0),
         (r"^roi_head\.semantic_head\.conv_logits\.weight$", 1.5),
+    )
+)
+# Networks with more layers between the same thresholds need other gains, else features explode and scores are 0 or 1.
+# A family is known by a key; the first matching factor multiplies what the rules give.
+_FAMILY_FACTORS: tuple[tuple[str, tuple[tuple[re.Pattern[str], float], ...]], ...] = tuple(
+    (known_by, tuple((re.compile(pattern), factor) for pattern, factor in factors))
+    for known_by, factors in (
+        (
+            "neck.downsample_convs.0.conv.weight",  # PAFPN
+            ((r"^neck\.downsample_convs\..*weight$", 0.3), (r"^neck\.pafpn_convs\..*weight$", 0.5)),
+        ),
+        (
+            "roi_head.feat_relay_head.fc.weight",  # SCNet
+            (
+                (r"\.fc_cls\.weight$", 0.3),
+                (r"glbctx_head\.convs\..*conv\d\.weight$", 0.7),
+                (r"feat_relay_head\.fc\.weight$", 0.3),
+            ),
+        ),
+        (
+            "neck.rfp_weight.weight",  # DetectoRS
+            (
+                (r"\.offset_[sl]\.weight$", 0.02),
+                (r"(pre|post)_context\.weight$", 0.1),
+                (r"\.rfp_conv\.weight$", 0.3),
+                (r"\.weight_diff$", 0.1),
+                (r"\.fc_cls\.weight$", 2.5),
+            ),
+        ),
+        ("rpn_head.conv_shape.weight", ((r"^rpn_head\.conv_(loc|shape)\.weight$", 0.3),)),  # guided anchoring
     )
 )
 # Most anchors and RoIs are background: without these biases every box would pass the thresholds.
@@ -137,8 +170,23 @@ def untrained_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         new CPU tensors with the same keys, order, shapes and dtypes.
     """
+    factors = [factor for known_by, family in _FAMILY_FACTORS if known_by in state_dict for factor in family]
     filled: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
-        values = np.ascontiguousarray(untrained_values(key, tuple(tensor.shape)))
+        layer, _, leaf = key.rpartition(".")
+        if leaf in {"weight_gamma", "weight_beta"}:
+            kernel = state_dict[f"{layer}.weight"]
+            values = _standardised(key, tuple(tensor.shape), _fan_in(tuple(kernel.shape)))
+        else:
+            values = untrained_values(key, tuple(tensor.shape))
+            factor = next((factor for pattern, factor in factors if pattern.search(key)), None)
+            values = values if factor is None else values * np.float32(factor)
+        values = np.ascontiguousarray(values)
         filled[key] = torch.from_numpy(values).reshape(tensor.shape).to(tensor.dtype)
     return filled
+
+
+def _standardised(key: str, shape: tuple[int, ...], fan_in: int) -> _Values:
+    """Generate the scale or the shift of a weight-standardised kernel, so that it spreads as `_kernel`'s do."""
+    drawn = _uniform(key, shape, 0.8, 1.2) if key.endswith("gamma") else _normal(key, shape) * np.float32(0.01)
+    return drawn * np.float32(np.sqrt(2 / fan_in))

@@ -16,7 +16,7 @@ from pipeline import logs
 
 # In the order of use: run and read results, cluster jobs, schedules, maintenance, training.
 ORDER = (
-    *("run", "plan", "query", "show", "evaluate", "diff", "drift", "report", "export"),
+    *("run", "plan", "query", "show", "browse", "evaluate", "diff", "drift", "report", "export"),
     *("submit", "status", "top", "logs", "stop", "list", "manifests"),
     *("schedule", "scheduler", "metrics"),
     *("runs", "prune", "compact", "publish", "doctor"),

@@ -87,6 +87,25 @@ class JobFlags:
         typer.Option("--max-detections", metavar="N", help="At most N instances per image. [default: 100]"),
         SpecKey("model.max_detections"),
     ] = None
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            "--augment",
+            metavar="none|flip|full",
+            help="Test-time augmentation: mirrored as well (twice the work), or also at 3 scales (six times). "
+            "[default: none]",
+        ),
+        SpecKey("model.augment"),
+    ] = None
+    suppression: Annotated[
+        str | None,
+        typer.Option(
+            "--suppression",
+            metavar="hard|soft_linear|soft_gaussian",
+            help="Of duplicates: NMS, or soft-NMS, which lowers their scores. [default: hard]",
+        ),
+        SpecKey("model.suppression"),
+    ] = None
     precision: Annotated[
         str | None,
         typer.Option("--precision", metavar="fp32|bf16|auto", help="Arithmetic of the network. [default: auto]"),

@@ -145,6 +145,7 @@ def load_program() -> "TyperGroup":
     from typer.main import get_group
 
     from jobs.cli import (  # noqa: F401 - each adds its commands to the app
+        browse,
         cluster,
         compare,
         dataset,

@@ -232,7 +232,8 @@ def show(
     """
     from jobs.results.drawing.style import Style
     from jobs.results.evaluation.run_images import MatchRule as Rule
-    from jobs.results.show import MIN_LONG_SIDE, ShowRequest, show_overlays
+    from jobs.results.show.command import show_overlays
+    from jobs.results.show.request import MIN_LONG_SIDE, ShowRequest
 
     style = Style(
         colour_by="instance" if colour_by is ColourBy.INSTANCE else "category",

@@ -97,7 +97,9 @@ class VariationFlags:
 
     augment: Annotated[
         Literal["none", "light", "strong"] | None,
-        typer.Option("--augment", help="Random changes of the images. [default: light, with a spec file as it says]"),
+        typer.Option(
+            "--random-changes", help="Random changes of the images. [default: light, with a spec file as it says]"
+        ),
     ] = None
     class_balance: Annotated[
         float | None,

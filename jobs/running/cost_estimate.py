@@ -10,6 +10,7 @@ from typing import Any
 from jobs.running.probe import Probe
 from jobs.terminal.console import Alignment, write_line, write_table
 from pipeline.errors import SpecError
+from pipeline.job_spec.augment import plain_values
 from pipeline.job_spec.budget import BudgetSection, amount_text
 from pipeline.job_spec.deadline import deadline_after, local_text, parse_duration
 from pipeline.job_spec.job import JobSpec
@@ -186,14 +187,21 @@ def rate_of_runs(
     device = "" if gpus == "auto" else "cuda" if gpus else "cpu"
     output, run = (spec.output.uri, None) if like is None else _output_and_run(like, storage)
     found = last_rate(
-        storage, output, fingerprint=fingerprint, precision=spec.model.precision, device=device, run=run, now=now
+        storage,
+        output,
+        fingerprint=fingerprint,
+        precision=spec.model.precision,
+        augment=plain_values(spec.model.augment),
+        device=device,
+        run=run,
+        now=now,
     )
     if found is None and like is not None:
         name = f"The run {run} in {output}" if run else f"No run in {output}"
         verb = "has not" if run else "has"
         raise SpecError(
-            f"{name} {verb} measured {spec.model.preset} with these weights and precision {spec.model.precision}; "
-            "name another with --like, or measure with --probe."
+            f"{name} {verb} measured {spec.model.preset} with these weights and views, and precision "
+            f"{spec.model.precision}; name another with --like, or measure with --probe."
         )
     return found
 

@@ -25,8 +25,8 @@ def report_published() -> None:
             published.name,
             published.preset,
             f"{published.box_ap:.1f}",
-            f"{published.mask_ap:.1f}",
-            published.sha256_prefix or "",
+            "" if published.mask_ap is None else f"{published.mask_ap:.1f}",
+            published.sha256_prefix,
             _place(folder, published.file_name),
             published.note,
         )
@@ -97,9 +97,7 @@ def report_convert(source: Path, target: Path) -> None:
     write_line(f"{target}: {count_of(len(loaded.state), 'tensor')}, {size}, sha256 {loaded.sha256}")
 
 
-def _place(folder: Path, file_name: str | None) -> str:
-    if file_name is None:
-        return "unknown"
+def _place(folder: Path, file_name: str) -> str:
     return "here" if (folder / file_name).is_file() else "to fetch"
 
 

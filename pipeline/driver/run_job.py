@@ -116,7 +116,7 @@ def run(
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
                 connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
-            rate = rate_before(spec.budget, storage, spec.output.uri, fingerprint.to_dict(), spec.model.precision)
+            rate = rate_before(spec.budget, spec.model, storage, spec.output.uri, fingerprint.to_dict())
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
             set_place(run=opened.name)

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from htc_model.config import Suppression
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
+from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
@@ -76,13 +78,17 @@ class ModelSection(Section):
         preset or the bundled model's preset is given, else "coco".
     score_threshold: the default is MMDetection's published `test_cfg.rcnn.score_thr` of every preset here.
     max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
+    suppression: of duplicates: NMS, or soft-NMS, which lowers their scores; see `htc_model.config.ModelConfig`.
+    augment: test-time augmentation, see `job_spec.augment`: "flip", "full", or {scales: [0.75, 1, 1.25], flip: true}.
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
     weights: Uri = Field(default="coco", min_length=1, description='"demo", "coco", "untrained", or a path or URI')
     score_threshold: float = Field(default=0.05, ge=0, le=1, description="a number from 0 to 1")
     max_detections: int = Field(default=100, ge=1, le=10_000, description="a whole number from 1 to 10000")
+    suppression: Suppression = Field(default="hard", description='"hard", "soft_linear" or "soft_gaussian"')
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')
+    augment: Augment = Field(default=None, description='"none", "flip", "full", or scales and flip')
 
     @model_validator(mode="before")
     @classmethod
@@ -250,15 +256,27 @@ class JobSpec(Section):
             "compute.shard_images": self.compute.shard_images,
             "images.max_pixels": self.images.max_pixels,
             "images.max_bytes": self.images.max_bytes,
+            **self._suppressing(),
             **self._columns(),
+            **self._augmenting(),
             **self._decoding(),
             **self._selecting(),
         }
+
+    def _suppressing(self) -> dict[str, object]:
+        # Absent where it is the default, as in runs of releases without this key.
+        how = self.model.suppression
+        return {} if how == "hard" else {"model.suppression": how}
 
     def _columns(self) -> dict[str, object]:
         # Absent where none is chosen, as in runs of releases without these keys.
         chosen = {"input.image_column": self.input.image_column, "input.uri_column": self.input.uri_column}
         return {key: column for key, column in chosen.items() if column is not None}
+
+    def _augmenting(self) -> dict[str, object]:
+        # Absent where there is none, as in runs of releases without this key.
+        augment = plain_values(self.model.augment)
+        return {} if augment is None else {"model.augment": augment}
 
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.

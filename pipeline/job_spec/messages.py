@@ -5,7 +5,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -53,7 +53,8 @@ def _wrong_value(
     value: Any = tree
     for part in key:
         value = value.get(part) if isinstance(value, dict) else value
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
+    is_section = kind in ("model_type", "model_attributes_type", "dict_type")
+    if is_section and (description is None or not _is_optional(section, key[-1])):
         model = _model_of(section, key[-1])
         names = ", ".join(model.model_fields) if model else "keys"
         return f"{dotted} must be a section with the keys {names}, not {_shown(value)}."
@@ -103,7 +104,14 @@ def _locate(location: tuple[int | str, ...], spec: type[BaseModel]) -> tuple[lis
 def _model_of(section: type[BaseModel], name: str) -> type[BaseModel] | None:
     field = section.model_fields.get(name)
     annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    members = [each for each in get_args(annotation) if each is not type(None)] or [annotation]
+    found = members[0] if len(members) == 1 else None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _is_optional(section: type[BaseModel], name: str) -> bool:
+    field = section.model_fields.get(name)
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def suggestion(word: str, known: list[str] | tuple[str, ...], prefix: str) -> str:

@@ -68,7 +68,11 @@ class CommittedFiles:
 
     def has_any(self, table: str) -> bool:
         """Return whether a table has parts."""
-        return any(folder.parts for folder in self._folders[table].values())
+        return self.runs_of(table) > 0
+
+    def runs_of(self, table: str) -> int:
+        """Return how many runs have parts of a table."""
+        return sum(bool(folder.parts) for folder in self._folders[table].values())
 
     def find(self, pattern: str) -> Sequence[str]:
         """Return the paths of a table's parts, in the order of run and shard, for `htc-parts://TABLE/*`; or a path."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from htc_model.structures import Detections
 
 
+# pycocotools 2.0.11 counts masks in 8 bits with NumPy 2, and fails with more.
+MOST_AREAS = 255
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRow:
     """One row of `images`: the outcome of one input image.
@@ -137,4 +141,5 @@ def _areas(masks: Sequence[Any] | None, count: int) -> list[int | None]:
         return [None] * count
     from pycocotools import mask as coco_mask
 
-    return [int(area) for area in coco_mask.area(list(masks))]
+    pieces = (masks[start : start + MOST_AREAS] for start in range(0, count, MOST_AREAS))
+    return [int(area) for piece in pieces for area in coco_mask.area(list(piece))]

@@ -8,7 +8,7 @@ storage needs no DuckDB extension, and filters and column choices reach the Parq
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,34 +74,48 @@ _RUNS_SCHEMA = pa.schema(
         ("position", pa.int64()),
     ]
 )
-# Of each image the run with its newest ok row, unless a later run has a deletion record of it.
+# Of each image the run with its newest ok row, unless a later run has a deletion record of it. The id would do as a
+# key; with the uri beside it, a condition on either reaches the Parquet reader, which then skips row groups.
 _NEWEST = """
 CREATE VIEW newest AS
 WITH ok AS (
-    SELECT image_id, max(position) AS position FROM images JOIN runs USING (run) WHERE status = 'ok' GROUP BY image_id
+    SELECT image_id, uri, max(position) AS position FROM images JOIN runs USING (run)
+    WHERE status = 'ok' GROUP BY image_id, uri
 ), gone AS (
-    SELECT image_id, max(position) AS position FROM deletions JOIN runs USING (run) GROUP BY image_id
+    SELECT image_id, uri, max(position) AS position FROM deletions JOIN runs USING (run) GROUP BY image_id, uri
 )
-SELECT ok.image_id, runs.run
-FROM ok JOIN runs ON runs.position = ok.position LEFT JOIN gone ON gone.image_id = ok.image_id
+SELECT ok.image_id, ok.uri, runs.run
+FROM ok JOIN runs ON runs.position = ok.position
+LEFT JOIN gone ON gone.image_id = ok.image_id AND gone.uri = ok.uri
 WHERE gone.position IS NULL OR gone.position <= ok.position
 """
-_CURRENT = "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, run) WHERE status = 'ok'"
+_CURRENT = (
+    "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, uri, run) WHERE status = 'ok'"
+)
 _CURRENT_INSTANCES = (
-    "CREATE VIEW current_instances AS SELECT instances.* FROM instances JOIN newest USING (image_id, run)"
+    "CREATE VIEW current_instances AS SELECT instances.* FROM instances JOIN newest USING (image_id, uri, run)"
+)
+# The same where one run has all rows, and no image was deleted: nothing to look up in other runs.
+_ONLY_RUN = (
+    "CREATE VIEW current AS SELECT * FROM images WHERE status = 'ok'",
+    "CREATE VIEW current_instances AS SELECT * FROM instances",
 )
 
 
-def open_database(results: Results, *, is_external_allowed: bool = False) -> duckdb.DuckDBPyConnection:
+def open_database(
+    results: Results, *, is_external_allowed: bool = False, most_memory_bytes: int | None = None
+) -> duckdb.DuckDBPyConnection:
     """Open an in-memory database with the views of `htc query`.
 
     Args:
         results: the output; the views hold what is committed now.
         is_external_allowed: whether SQL may read and write files, attach databases and load extensions.
+        most_memory_bytes: what a query may keep in memory; the rest spills to the temporary folder. None for most of
+            the memory that this process may use.
     """
     # By default DuckDB spills into `.tmp` in the current folder.
     spill = Path(tempfile.gettempdir()) / f"htc-query-{os.getpid()}"
-    limits = _limits(is_stored=not is_local(results.output_uri))
+    limits = _limits(is_stored=not is_local(results.output_uri), most_memory_bytes=most_memory_bytes)
     connection = duckdb.connect(":memory:", config=limits | {"temp_directory": str(spill)})
     try:
         files = CommittedFiles(results)
@@ -113,13 +127,14 @@ def open_database(results: Results, *, is_external_allowed: bool = False) -> duc
             connection.execute("SET async_threads = 0")
         for table, schema in TABLE_SCHEMAS.items():
             if files.has_any(table):
-                connection.execute(_view_of_parts(table, schema))
+                connection.execute(f"CREATE VIEW {table} AS {rows_of_parts(table, [f'{SCHEME}://{table}/*'])}")
             else:
                 connection.register(table, schema.append(pa.field("run", pa.string())).empty_table())
         connection.register("runs", _runs_table(results))
         # Times are the same on every machine; the wheel includes the extension for time zones.
         connection.execute("SET TimeZone = 'UTC'")
-        for view in (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
+        is_one_run = files.runs_of("images") <= 1 and not files.has_any("deletions")
+        for view in _ONLY_RUN if is_one_run else (_NEWEST, _CURRENT, _CURRENT_INSTANCES):
             connection.execute(view)
         register_mask_functions(connection)
         for setting in () if is_external_allowed else _CLOSED_SETTINGS:
@@ -148,23 +163,47 @@ def connect(output_uri: str, storage: Storage | None = None) -> duckdb.DuckDBPyC
     return open_database(open_results(output_uri, storage), is_external_allowed=True)
 
 
-def _limits(*, is_stored: bool) -> dict[str, str | bool | int | float | list[str]]:
+def _limits(*, is_stored: bool, most_memory_bytes: int | None) -> dict[str, str | bool | int | float | list[str]]:
     """Return DuckDB's limits of threads and memory by the container's quotas; DuckDB sees the whole machine only.
 
     Args:
         is_stored: whether the parts are in a store; most threads wait for it then.
+        most_memory_bytes: a lower limit of memory, if any.
     """
-    memory = usable_memory()
+    usable = usable_memory()
+    memory = min((each for each in (usable, most_memory_bytes) if each is not None), default=None)
     threads = max(usable_cpus(), READ_THREADS if is_stored else 1)
     bounds: dict[str, str | bool | int | float | list[str]] = {"threads": threads}
     return bounds if memory is None else bounds | {"memory_limit": f"{int(memory * DUCKDB_MEMORY_SHARE) >> 20}MiB"}
 
 
-def query_views(results: Results, query: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+def rows_of_parts(table: str, paths: Sequence[str]) -> str:
+    """Return the SQL that reads some parts of a table as its view does.
+
+    Args:
+        paths: of files, as `glob('htc-parts://TABLE/*')` lists them; or one pattern.
+    """
+    schema = TABLE_SCHEMAS[table]
+    # Matched by name: parts of an older release lack the columns that were added later; they are null there.
+    columns = ", ".join(
+        f"'{field.name}': {{name: '{field.name}', type: '{_sql_type(field.type)}', default_value: NULL}}"
+        for field in schema
+    )
+    files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    return (
+        f"SELECT {', '.join(schema.names)}, split_part(filename, '/', 5) AS run "  # noqa: S608
+        f"FROM read_parquet([{files}], schema = MAP {{{columns}}}, filename = true, hive_partitioning = false)"
+    )
+
+
+def query_views(
+    results: Results, query: Callable[[duckdb.DuckDBPyConnection], T], *, most_memory_bytes: int | None = None
+) -> T:
     """Run a query over the views of `htc query`; runs it again when parts were compacted or pruned meanwhile.
 
     Args:
         query: takes the open database, and returns its complete result.
+        most_memory_bytes: see `open_database`.
 
     Returns:
         What `query` returns.
@@ -176,7 +215,8 @@ def query_views(results: Results, query: Callable[[duckdb.DuckDBPyConnection], T
     """
     for _ in range(ATTEMPTS):
         try:
-            with contextlib.closing(open_database(results)) as database, translated_sql_errors():
+            opened = open_database(results, most_memory_bytes=most_memory_bytes)
+            with contextlib.closing(opened) as database, translated_sql_errors():
                 return query(database)
         except (SpecError, StorageError) as error:
             if not results.has_moved():
@@ -208,20 +248,6 @@ def check_parts(results: Results, error: HtcError) -> None:
             f"DuckDB cannot read a part of {results.output_uri} ({str(error).rstrip('.')}): a bit of its footer or its "
             "page index has changed; read the table without htc (docs/reading.md), or restore it from a copy."
         ) from error
-
-
-def _view_of_parts(table: str, schema: pa.Schema) -> str:
-    """Return the SQL for the view of a table that has parts."""
-    # Matched by name: parts of an older release lack the columns that were added later; they are null there.
-    columns = ", ".join(
-        f"'{field.name}': {{name: '{field.name}', type: '{_sql_type(field.type)}', default_value: NULL}}"
-        for field in schema
-    )
-    return (
-        f"CREATE VIEW {table} AS SELECT {', '.join(schema.names)}, split_part(filename, '/', 5) AS run "  # noqa: S608
-        f"FROM read_parquet('{SCHEME}://{table}/*', schema = MAP {{{columns}}}, filename = true, "
-        "hive_partitioning = false)"
-    )
 
 
 def _sql_type(kind: pa.DataType) -> str:

@@ -39,6 +39,7 @@ def last_rate(
     *,
     fingerprint: Mapping[str, Any],
     precision: str,
+    augment: Mapping[str, Any] | None = None,
     device: str = "",
     run: str | None = None,
     now: datetime | None = None,
@@ -47,7 +48,8 @@ def last_rate(
 
     Args:
         fingerprint: of the model; a hash of weights that is None fits any.
-        precision: the spec's. device: "cpu" or "cuda"; "" for either.
+        precision: the spec's. augment: its test-time augmentation as plain values, which multiplies the work.
+        device: "cpu" or "cuda"; "" for either.
         run: only this one.
         now: for the age of the measurement.
 
@@ -59,7 +61,7 @@ def last_rate(
         records = [] if record is None else [record]
     else:
         records = list_records(storage, output_uri, damaged_runs={})[::-1]
-    matching = (each for each in records if is_of_model(each, fingerprint, precision))
+    matching = (each for each in records if is_of_model(each, fingerprint, precision, augment))
     found: list[RateOfRun] = []
     for record in islice(matching, RUNS_READ):
         summary = read_summary(storage, output_uri, record.run) or {}
@@ -84,11 +86,14 @@ def widened(rates: Sequence[WorkerRate]) -> WorkerRate:
     return replace(first, low=min(known), high=max(known), description=description)
 
 
-def is_of_model(record: RunRecord, fingerprint: Mapping[str, Any], precision: str) -> bool:
-    """Return whether a run had this model in this precision."""
+def is_of_model(
+    record: RunRecord, fingerprint: Mapping[str, Any], precision: str, augment: Mapping[str, Any] | None
+) -> bool:
+    """Return whether a run had this model in this precision, with these views of each image."""
     # Not the score threshold and the number of detections, which hardly matter for the speed.
     is_same = all(fingerprint.get(key) in (None, record.fingerprint.get(key)) for key in ("preset", "weights_sha256"))
-    return is_same and record.identity.get("model.precision", "auto") == precision
+    has_same_views = record.identity.get("model.augment") == augment
+    return is_same and has_same_views and record.identity.get("model.precision", "auto") == precision
 
 
 def rate_of_summary(summary: Mapping[str, Any], record: RunRecord, now: datetime) -> WorkerRate | None:

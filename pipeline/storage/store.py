@@ -17,6 +17,7 @@ from pipeline.errors import (
 from pipeline.storage.client import open_client, read_concurrency
 from pipeline.storage.config import StorageSection
 from pipeline.storage.listing_gcs_azure import finder_of
+from pipeline.storage.listing_s3 import written_on_s3
 from pipeline.storage.local import TEMP_SUFFIX, OnLink
 from pipeline.storage.objects import Kind, ObjectData, ObjectInfo, listed_from, strip_etag
 from pipeline.storage.pacing import HedgePolicy, ReadLimiter, hedged
@@ -27,6 +28,7 @@ from pipeline.storage.signed_urls import SignedAddresses
 from pipeline.storage.translate import Verb, translated_errors
 from pipeline.storage.uris import (
     BUCKET_SCHEMES,
+    S3_SCHEMES,
     WEB_SCHEMES,
     WELL_KNOWN_SCHEMES,
     is_hidden_name,
@@ -132,11 +134,17 @@ class Store:
     def written_times(self, uri: str) -> dict[str, datetime]:
         """Return when the objects right below a folder were written last, UTC, by their names."""
         path = self.path_of(self.folder_uri(uri))
+        times: dict[str, datetime | None]
         try:
-            found: list[dict[str, Any]] = self.call(lambda: self.client.ls(path, detail=True), uri, "list")
+            if self._scheme in S3_SCHEMES:
+                times = dict(written_on_s3(self.client, path, lambda request: self.call(request, uri, "list")))
+            else:
+                found: list[dict[str, Any]] = self.call(lambda: self.client.ls(path, detail=True), uri, "list")
+                times = {
+                    str(each["name"]).rsplit("/", 1)[-1]: written_at(each) for each in found if each["type"] == "file"
+                }
         except NotFoundError:
             return {}
-        times = {str(each["name"]).rsplit("/", 1)[-1]: written_at(each) for each in found if each["type"] == "file"}
         return {name: time for name, time in times.items() if time is not None and not is_hidden_name(name)}
 
     def list_folder(

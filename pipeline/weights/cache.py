@@ -92,7 +92,7 @@ def fetch_weights(
         chunk_bytes: the bytes per read.
 
     Raises:
-        WeightsUnavailableError: unknown name, no published file, offline, disk full, or a wrong hash; the message
+        WeightsUnavailableError: unknown name, offline, disk full, or a wrong hash; the message
             states the way out.
     """
     try:
@@ -101,8 +101,6 @@ def fetch_weights(
         raise WeightsUnavailableError(
             f"{error} Use --weights with a file of your own, or --weights untrained."
         ) from error
-    if published.url is None or published.file_name is None or published.sha256_prefix is None:
-        raise WeightsUnavailableError(f"No file of {published.name} is published; give the path of one with --weights.")
     target = (cache_dir or cache_folder()) / published.file_name
     try:
         download(

@@ -23,7 +23,7 @@ class ModelFingerprint:
     """Identity of a model.
 
     weights_sha256: the hash of the weights file's bytes, or "untrained-v1".
-    config_sha256: the hash of the preset with the spec's score threshold and number of detections.
+    config_sha256: the hash of the preset with the spec's score threshold, number of detections and views.
     trained: whether there is a weights file.
     """
 
@@ -84,7 +84,7 @@ def config_of_weights(path: Path | None) -> ModelConfig | None:
 
 
 def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelConfig:
-    """Return the weights file's network configuration, else the preset's, with the spec's threshold and maximum.
+    """Return the weights file's network configuration, else the preset's, with the spec's settings of detections.
 
     Args:
         weights: the local weights file, if there is one.
@@ -92,10 +92,13 @@ def resolve_config(section: ModelSection, weights: Path | None = None) -> ModelC
     Raises:
         ModelConfigError: there is no such preset.
     """
+    config = config_of_weights(weights) or load_preset(section.preset)
     return replace(
-        config_of_weights(weights) or load_preset(section.preset),
+        config,
         score_threshold=section.score_threshold,
         max_detections=section.max_detections,
+        suppression=section.suppression,
+        views=() if section.augment is None else section.augment.views(config.resize),
     )
 
 

@@ -19,7 +19,7 @@ from torchvision.ops import box_iou
 
 from htc_model.config import ModelConfig
 from htc_model.inference.fast_model import FastModel
-from htc_model.inference.plan import Precision
+from htc_model.inference.plan import Precision, why_not_static
 from htc_model.network.detector import HTC
 from htc_model.preprocess import build_batch
 from htc_model.structures import ImageBatch, RawDetections
@@ -79,6 +79,8 @@ def choose_fast_model(
     """
     if not isinstance(model, HTC) or (build is None and device.type != "cuda"):
         return FastChoice(None, "")
+    if reason := why_not_static(model.config):
+        return FastChoice(None, f"off ({reason})")
     make = build or (lambda network: FastModel(network, device, precision=precision))
     try:
         reason = _difference(model, make, device, precision)

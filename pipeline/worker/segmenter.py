@@ -4,17 +4,18 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from htc_model.config import ModelConfig
+from htc_model.config import ModelConfig, ModelConfigError
 from htc_model.finite import NonFiniteError, check_finite
+from htc_model.inference.augmented import AugmentedModel
 from htc_model.inference.precision import PrecisionChoice, choose_precision, forbid_tf32
 from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
-from htc_model.preprocess import assemble_batch, build_batch, padded_size
+from htc_model.preprocess import assemble_batch, build_batch, padded_size, upload_pixels
 from htc_model.structures import Detections, RawDetections
 from pipeline.errors import ImageError
 from pipeline.messages import ImageFailure
@@ -114,6 +115,23 @@ def prepare_for_cpu(model: SegmentationModel, precision: PrecisionChoice) -> Seg
     return optimise_for_cpu(model)
 
 
+def augment(model: SegmentationModel, section: "ModelSection") -> SegmentationModel | AugmentedModel:
+    """Return the model as the spec's `augment` has it see the images.
+
+    Raises:
+        ModelConfigError: the model is not one of the presets' networks.
+    """
+    from htc_model.network.detector import HTC
+
+    if section.augment is None or not (views := section.augment.views(model.config.resize)):
+        return model
+    if not isinstance(model, HTC):
+        raise ModelConfigError(
+            "model.augment is for networks of the presets; a model of your own must see its views by itself."
+        )
+    return AugmentedModel(model, views)
+
+
 def pick_device(gpus: float) -> torch.device:
     """Return the worker's GPU when it was given one and CUDA sees it, else the CPU."""
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
@@ -124,8 +142,10 @@ def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    height, width = padded_size(config.resize.short_side, config.resize.long_side, config.resize)
-    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * height * width))))
+    resizes = [replace(config.resize, long_side=view.long_side, short_side=view.short_side) for view in config.views]
+    shapes = [padded_size(each.short_side, each.long_side, each) for each in resizes or [config.resize]]
+    pixels = max(height * width for height, width in shapes)
+    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels))))
 
 
 def _finite(raw: RawDetections) -> RawDetections:
@@ -153,7 +173,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: SegmentationModel,
+        model: SegmentationModel | AugmentedModel,
         device: torch.device,
         *,
         precision: PrecisionChoice | None = None,
@@ -169,8 +189,9 @@ class Segmenter:
             fast: the model that takes the place of `model`, if it may, see `fast_path`.
             encoder: encodes whole batches; None encodes image by image, where the caller calls `encode`.
         """
-        if isinstance(model, torch.nn.Module):
-            model.to(device)
+        network = model.network if isinstance(model, AugmentedModel) else model
+        if isinstance(network, torch.nn.Module):
+            network.to(device)
         self.model = model
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
@@ -279,6 +300,8 @@ class Segmenter:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
             with torch.inference_mode():
+                if isinstance(self.model, AugmentedModel):
+                    return self._infer_views(self.model, images, staged)
                 if staged is None:
                     batch = build_batch([image.pixels for image in images], self.model.config, self.device)
                 else:
@@ -297,6 +320,13 @@ class Segmenter:
             raise DeviceLostError(str(error)) from error
         self._free_cache()
         return None
+
+    def _infer_views(
+        self, model: AugmentedModel, images: Sequence[DecodedImage], staged: Upload | None
+    ) -> list[RawDetections]:
+        pixels = [upload_pixels(each.pixels, self.device) for each in images] if staged is None else staged.receive()
+        with self._autocast():
+            return model.infer_images(pixels, at_once=self.batch_size.current)
 
     def _free_cache(self) -> None:
         # Called outside the handlers: the exception's traceback would keep the tensors alive.

@@ -206,7 +206,14 @@ class Worker:
         from pipeline.worker.choose_jpeg import choose_jpeg_decoder
         from pipeline.worker.fast_path import choose_fast_model
         from pipeline.worker.memory import keep_freed_memory
-        from pipeline.worker.segmenter import Segmenter, load_model, pick_device, prepare_for_cpu, settle_precision
+        from pipeline.worker.segmenter import (
+            Segmenter,
+            augment,
+            load_model,
+            pick_device,
+            prepare_for_cpu,
+            settle_precision,
+        )
         from pipeline.worker.shard_pipeline import WorkerResources
         from pipeline.worker.shard_processor import ShardProcessor
 
@@ -223,12 +230,14 @@ class Worker:
             model = prepare_for_cpu(model, precision)
         elif isinstance(model, torch.nn.Module):
             model.to(device)
+        seen = augment(model, settings.model)
         segmenter = Segmenter(
-            model,
+            seen,
             device,
             precision=precision,
             batch_size=settings.batch_size,
-            fast=choose_fast_model(model, device, precision.precision),
+            # Its plans are for one view of an image.
+            fast=choose_fast_model(seen, device, precision.precision),
             encoder=BatchEncoder(device, processes=settings.mask_processes) if device.type == "cuda" else None,
         )
         resources = WorkerResources(

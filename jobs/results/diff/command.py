@@ -1,16 +1,23 @@
 """`htc diff`: writes what changed as a table, JSON or CSV, and pictures of the biggest changes."""
 
+import contextlib
 import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.results.diff.compare import DEFAULT_LARGEST, diff_runs
 from jobs.results.diff.result import CategoryChanges, Diff, RunSide
 from jobs.results.diff.rules import DiffRules, ImageFate, Kind
 from jobs.results.diff.writer import IMAGES, INSTANCES, make_folder
 from jobs.results.formats import QueryResult, write_answer
-from jobs.terminal.console import say, write_json, write_line, write_table
+from jobs.terminal.console import Alignment, say, write_json, write_line, write_table
 from jobs.terminal.output_file import atomic_output, check_local
 from pipeline.errors import SpecError
 from pipeline.output.results import open_results
@@ -21,23 +28,22 @@ if TYPE_CHECKING:
     from pipeline.storage.config import StorageSection
 
 EXIT_CHANGED = 1
+SUMMARY = "diff.json"
+# A picture's name, which leads to no other folder.
+_PICTURE = re.compile(r"\d{3,}-[A-Za-z0-9._-]+\.png")
 # Lines of the table; the other formats have all of them.
 MAX_CLASS_CHANGES = 10
 MAX_IMAGES_LISTED = 10
 MAX_EXAMPLES_LISTED = 2
-_COLUMNS = (
-    "category",
-    "in A",
-    "in B",
-    "same",
-    "moved",
-    "score",
-    "class",
-    "appeared",
-    "vanished",
-    "changed",
-    "mean IoU",
-)
+# In the order of the columns; one that is 0 in all rows is left out, so that the table fits a terminal.
+_KINDS = {
+    Kind.SAME: "same",
+    Kind.MOVED: "moved",
+    Kind.SCORE_CHANGED: "score",
+    Kind.CLASS_CHANGED: "class",
+    Kind.APPEARED: "appeared",
+    Kind.VANISHED: "vanished",
+}
 _FATES = {
     ImageFate.COMPARED: "compared: ok in both, of the same content",
     ImageFate.CARRIED_OVER: "not done again: the same row in both",
@@ -56,7 +62,7 @@ class DiffRequest:
     """What is compared and how it is reported.
 
     other: the output of run B, None for that of A. fail_over: the exit code is 1 when a larger share of the instances
-    changed. folder: for pictures and tables. pictures: how many images.
+    changed. folder: for pictures and tables. pictures: how many images. output_format: table, json or csv.
     """
 
     output: str
@@ -67,7 +73,7 @@ class DiffRequest:
     fail_over: float | None = None
     folder: Path | None = None
     pictures: int = DEFAULT_LARGEST
-    output_format: Literal["table", "json", "csv"] = "table"
+    output_format: str = "table"
 
 
 def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None" = None) -> int:
@@ -84,16 +90,18 @@ def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None
     if request.folder is not None:
         check_local(request.folder)
         make_folder(request.folder)
-    diff = diff_runs(
-        request.output,
-        request.run_a,
-        request.other,
-        request.run_b,
-        rules=request.rules,
-        largest=max(request.pictures, MAX_IMAGES_LISTED),
-        tables=request.folder,
-        storage=storage,
-    )
+    with _advancing() as advance:
+        diff = diff_runs(
+            request.output,
+            request.run_a,
+            request.other,
+            request.run_b,
+            rules=request.rules,
+            largest=max(request.pictures, MAX_IMAGES_LISTED),
+            tables=request.folder,
+            storage=storage,
+            advance=advance,
+        )
     for note in diff.notes:
         say(note)
     {"table": _write_table, "json": lambda found: write_json(found.to_dict()), "csv": _write_csv}[
@@ -102,6 +110,15 @@ def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None
     if request.folder is not None:
         _write_folder(diff, request, storage)
     return _judge(diff, request)
+
+
+@contextlib.contextmanager
+def _advancing() -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar on a terminal, and nothing elsewhere."""
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        row = bar.add_task("", total=None)
+        yield lambda images, total: bar.update(row, advance=images, total=total)
 
 
 def _judge(diff: Diff, request: DiffRequest) -> int:
@@ -138,8 +155,7 @@ def _write_table(diff: Diff) -> None:
         rows.append((f"{outcome.images:,}", f"  {outcome.status_a} in A, {outcome.status_b} in B", ""))
     write_table(["images", "", "such as"], rows, alignments=["right", "left", "left"])
     if diff.categories:
-        shown = [*diff.categories, _sum_of(diff)] if len(diff.categories) > 1 else [*diff.categories]
-        write_table(_COLUMNS, [_category_row(each) for each in shown], alignments=["left", *["right"] * 10])
+        _write_categories([*diff.categories, _sum_of(diff)] if len(diff.categories) > 1 else diff.categories)
     if diff.class_changes:
         write_table(
             ["in A", "in B", "instances"],
@@ -171,16 +187,22 @@ def _sum_of(diff: Diff) -> CategoryChanges:
     return CategoryChanges("all", in_a, in_b, counts, None)
 
 
-def _category_row(each: CategoryChanges) -> tuple[str, ...]:
-    kinds = (Kind.SAME, Kind.MOVED, Kind.SCORE_CHANGED, Kind.CLASS_CHANGED, Kind.APPEARED, Kind.VANISHED)
-    return (
-        each.category,
-        f"{each.in_a:,}",
-        f"{each.in_b:,}",
-        *(f"{each.counts[kind]:,}" for kind in kinds),
-        f"{each.changed / each.total:.1%}" if each.total else "",
-        "" if each.mean_iou is None else f"{each.mean_iou:.3f}",
-    )
+def _write_categories(shown: Sequence[CategoryChanges]) -> None:
+    kinds = [kind for kind in _KINDS if kind is Kind.SAME or any(each.counts[kind] for each in shown)]
+    columns = ["category", "in A", "in B", *(_KINDS[kind] for kind in kinds), "changed", "mean IoU"]
+    rows = [
+        (
+            each.category,
+            f"{each.in_a:,}",
+            f"{each.in_b:,}",
+            *(f"{each.counts[kind]:,}" for kind in kinds),
+            f"{each.changed / each.total:.1%}" if each.total else "",
+            "" if each.mean_iou is None else f"{each.mean_iou:.3f}",
+        )
+        for each in shown
+    ]
+    numbers: list[Alignment] = ["right"] * (len(columns) - 1)
+    write_table(columns, rows, alignments=["left", *numbers])
 
 
 def _write_csv(diff: Diff) -> None:
@@ -192,13 +214,27 @@ def _write_csv(diff: Diff) -> None:
 
 
 def _write_folder(diff: Diff, request: DiffRequest, storage: Storage) -> None:
-    """Write diff.json and the pictures beside the tables that `diff_runs` has written."""
+    """Write the pictures and diff.json beside the tables that `diff_runs` has written."""
     from jobs.results.diff.pictures import draw_changes
 
     folder = request.folder or Path()
-    with atomic_output(folder / "diff.json") as sink:
-        sink.write(json.dumps(diff.to_dict(), indent=2).encode() + b"\n")
     a = open_results(diff.a.output, storage)
     b = a if diff.a.output == diff.b.output else open_results(diff.b.output, storage)
+    _remove_former(folder)
     drawn = draw_changes(diff, a, b, folder, most=request.pictures)
-    say(f"{count_of(len(drawn), 'picture')}, {IMAGES}, {INSTANCES} and diff.json in {folder}.")
+    content = diff.to_dict() | {"pictures": [path.name for path in drawn]}
+    with atomic_output(folder / SUMMARY) as sink:
+        sink.write(json.dumps(content, indent=2).encode() + b"\n")
+    say(f"{count_of(len(drawn), 'picture')}, {IMAGES}, {INSTANCES} and {SUMMARY} in {folder}.")
+
+
+def _remove_former(folder: Path) -> None:
+    """Remove the pictures of the comparison that was written there before, which its summary names."""
+    try:
+        names = json.loads((folder / SUMMARY).read_bytes())["pictures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # None was written before, or not by this command.
+        return
+    for name in names if isinstance(names, list) else []:
+        if isinstance(name, str) and _PICTURE.fullmatch(name):
+            (folder / name).unlink(missing_ok=True)

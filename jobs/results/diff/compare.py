@@ -1,7 +1,7 @@
 """Compares the tables of two runs, image by image."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from jobs.results.diff.rules import DiffRules
 from jobs.results.diff.tables import CURRENT, Side, SideTables, SortedRows, choose_side, previous_run, read_sides
 from jobs.results.diff.totals import Batch, Totals
 from jobs.results.diff.writer import TableWriter
+from jobs.results.run_settings import other_settings
 from pipeline.errors import InputError
 from pipeline.output.results import open_results
 from pipeline.output.run_record import list_records
@@ -39,6 +40,7 @@ _INSTANCES = pa.schema(
         ("category", pa.string()),
         ("score", pa.float32()),
         ("bbox", BBOX_TYPE),
+        ("area", pa.int64()),
         ("mask", MASK_TYPE),
     ]
 )
@@ -55,6 +57,7 @@ def diff_runs(
     largest: int = DEFAULT_LARGEST,
     tables: Path | None = None,
     storage: Storage | None = None,
+    advance: Callable[[int, int | None], None] | None = None,
 ) -> Diff:
     """Compare run A with run B.
 
@@ -67,6 +70,9 @@ def diff_runs(
         largest: how many of the most changed images are returned.
         tables: a folder into which images.parquet and instances.parquet are written, a row for each image and for each
             instance that counts.
+        storage: how outputs are read; None for the default options.
+        advance: is called with the number of images that were compared since the last call, and with the number of
+            all; None where that is not known.
 
     Raises:
         InputError: there is no such run, both are the same one, they have no image in common, or a mask is damaged.
@@ -78,7 +84,7 @@ def diff_runs(
     a, b = _choose(output_a, run_a, output_b, run_b, storage)
     rules = rules or DiffRules()
     outputs = [a.results] if a.results is b.results else [a.results, b.results]
-    comparison = _Comparison((a, b), rules, uris=uris, largest=largest, tables=tables)
+    comparison = _Comparison((a, b), rules, uris=uris, largest=largest, tables=tables, advance=advance)
     return read_sides(outputs, comparison.run)
 
 
@@ -123,12 +129,14 @@ class _Comparison:
         uris: Sequence[str] | None,
         largest: int,
         tables: Path | None,
+        advance: Callable[[int, int | None], None] | None,
     ) -> None:
         self._sides = sides
         self._rules = rules
         self._uris = uris
         self._largest = largest
         self._tables = tables
+        self._advance = advance or (lambda _images, _all: None)
 
     def run(self) -> Diff:
         """Compare, by the images' uris; by their names below each run's input when no uri is in both."""
@@ -139,12 +147,22 @@ class _Comparison:
         if not totals.images_in_both and self._uris is None:
             self._refuse(totals)
         described = [side.described(images) for side, images in zip(self._sides, totals.images_in, strict=True)]
-        return totals.finish(*described, is_same_output=a.results is b.results)
+        found = totals.finish(*described)
+        settings = other_settings(a.record, b.record)
+        notes = [f"The runs differ in {', '.join(settings)}."] if settings else []
+        return found.with_notes([*notes, *found.notes])
 
     @property
     def _has_other_input(self) -> bool:
         a, b = self._sides
         return a.input_uri != b.input_uri
+
+    @property
+    def _image_count(self) -> int | None:
+        """How many images there are on the larger side, where the manifests say it."""
+        if self._uris is not None or any(side.is_cumulative for side in self._sides):
+            return None
+        return max(side.record.image_count for side in self._sides)
 
     def _refuse(self, totals: Totals) -> None:
         """Refuse two runs without an image in common.
@@ -181,6 +199,7 @@ class _Comparison:
                 totals.add(batch)
                 if writer is not None:
                     writer.write(batch)
+                self._advance(len(batch.images), self._image_count)
         return totals
 
     def _batches(self, tables: Sequence[SideTables]) -> Iterator[Batch]:

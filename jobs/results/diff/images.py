@@ -33,7 +33,7 @@ class JoinedImages:
 
     def is_(self, fate: ImageFate) -> Bools:
         """Return which images have a fate, [N] bool."""
-        return self.fate == FATES.index(fate)
+        return np.asarray(self.fate == FATES.index(fate))
 
     def text(self, column: str, place: int) -> Any:
         """Return a value of an image, of B where A has none."""

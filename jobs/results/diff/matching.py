@@ -5,7 +5,9 @@ pair with the highest IoU is taken, then the highest of those that are left, and
 the lower numbers of instances. So the pairs are the same on every machine and in every batch of images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +42,7 @@ class Instances:
         category: [N] int64, the same number for the same name on both sides.
         score: [N] float64.
         boxes_xywh: [N, 4] float64 in pixels.
+        areas: [N] float64, pixels of each mask; 0 where there is none.
         masks: [N] structs as in the tables; null where the network has none.
         sizes: [images, 2] int64 (height, width) in pixels of the images.
     """
@@ -48,11 +51,22 @@ class Instances:
     category: Numbers
     score: NDArray[np.float64]
     boxes_xywh: NDArray[np.float64]
+    areas: NDArray[np.float64]
     masks: pa.StructArray
     sizes: Numbers
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @cached_property
+    def low(self) -> NDArray[np.float64]:
+        """The first pixel that a mask may have, [N, 2] (x, y)."""
+        return np.floor(self.boxes_xywh[:, :2])
+
+    @cached_property
+    def high(self) -> NDArray[np.float64]:
+        """One past the last pixel that a mask may have, [N, 2] (x, y)."""
+        return np.ceil(self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:])
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,15 @@ class Pairs:
     a: Numbers
     b: Numbers
     iou: NDArray[np.float64]
+
+    @classmethod
+    def concatenate(cls, pieces: "Sequence[Pairs]") -> "Pairs":
+        """Return all pairs, one piece after another; at least one piece."""
+        return cls(
+            np.concatenate([piece.a for piece in pieces]),
+            np.concatenate([piece.b for piece in pieces]),
+            np.concatenate([piece.iou for piece in pieces]),
+        )
 
     def __getitem__(self, chosen: NDArray[np.bool_] | Numbers) -> "Pairs":
         return Pairs(self.a[chosen], self.b[chosen], self.iou[chosen])
@@ -90,7 +113,7 @@ def match_instances(a: Instances, b: Instances, rules: DiffRules) -> Pairs:
         is_free_a[first.a] = is_free_b[first.b] = False
         rest = close[~is_same_category]
         found += [first, take_best(rest[is_free_a[rest.a] & is_free_b[rest.b]])]
-    pairs = Pairs(*(np.concatenate([getattr(each, name) for each in found]) for name in ("a", "b", "iou")))
+    pairs = Pairs.concatenate(found)
     return pairs[np.argsort(pairs.a, kind="stable")]
 
 
@@ -101,7 +124,7 @@ def take_best(edges: Pairs) -> Pairs:
     what they leave is looked at again.
     """
     left = edges[np.lexsort((edges.b, edges.a, -edges.iou))]
-    chosen = [left[:0]]
+    chosen = [left[np.zeros(0, np.int64)]]
     while len(left.a):
         is_best = np.zeros(len(left.a), bool)
         is_best[np.unique(left.a, return_index=True)[1]] = True
@@ -109,7 +132,7 @@ def take_best(edges: Pairs) -> Pairs:
         best = left[best_of_b[is_best[best_of_b]]]
         chosen.append(best)
         left = left[~(_is_among(left.a, best.a) | _is_among(left.b, best.b))]
-    return Pairs(*(np.concatenate([getattr(each, name) for each in chosen]) for name in ("a", "b", "iou")))
+    return Pairs.concatenate(chosen)
 
 
 def _is_among(values: Numbers, chosen: Numbers) -> NDArray[np.bool_]:
@@ -154,7 +177,7 @@ def _texts(instances: Instances) -> pa.Array:
 
 def _possible_pairs(
     a: Instances, b: Instances, is_free_a: NDArray[np.bool_], is_free_b: NDArray[np.bool_], min_score: float
-) -> "list[Pairs]":
+) -> list[Pairs]:
     """Return the pairs of free instances of one image of which one scores enough, without their IoU, in pieces.
 
     A piece holds whole images, and about MAX_PAIRS pairs or the pairs of one image.
@@ -202,26 +225,37 @@ def _close_pairs(a: Instances, b: Instances, possible: Pairs, match_iou: float) 
     masks, boxes = possible[by_mask], possible[~by_mask]
     iou = _box_ious(a.boxes_xywh[boxes.a], b.boxes_xywh[boxes.b])
     boxes = Pairs(boxes.a, boxes.b, iou)[iou >= match_iou]
-    masks = _mask_pairs(a, b, masks, match_iou)
-    return Pairs(*(np.concatenate([getattr(masks, name), getattr(boxes, name)]) for name in ("a", "b", "iou")))
+    return Pairs.concatenate([_mask_pairs(a, b, masks, match_iou), boxes])
 
 
 def _mask_pairs(a: Instances, b: Instances, possible: Pairs, match_iou: float) -> Pairs:
-    places_a, index_a = np.unique(possible.a, return_inverse=True)
-    places_b, index_b = np.unique(possible.b, return_inverse=True)
+    near = possible[_may_overlap(a, b, possible, match_iou)]
+    places_a, index_a = np.unique(near.a, return_inverse=True)
+    places_b, index_b = np.unique(near.b, return_inverse=True)
     runs_a, runs_b = _decode(a, places_a, "a"), _decode(b, places_b, "b")
-    areas_a, areas_b = runs_a.areas()[index_a], runs_b.areas()[index_b]
-    shared = _shared_box_areas(runs_a.boxes_xywh()[index_a], runs_b.boxes_xywh()[index_b])
-    # No IoU is above: the smaller area (or that of the common box) over the larger one.
-    bound = np.minimum(np.minimum(areas_a, areas_b), shared)
-    near = np.flatnonzero((bound >= match_iou * np.maximum(areas_a, areas_b)) & (bound > 0))
+    pieces = range(0, len(near.a), PIECE_PAIRS)
     common = [
-        intersection_areas(runs_a.take(index_a[piece]), runs_b.take(index_b[piece]))
-        for piece in (near[at : at + PIECE_PAIRS] for at in range(0, len(near), PIECE_PAIRS))
+        intersection_areas(runs_a.take(index_a[at : at + PIECE_PAIRS]), runs_b.take(index_b[at : at + PIECE_PAIRS]))
+        for at in pieces
     ]
     intersections = np.concatenate([np.zeros(0, np.int64), *common])
-    iou = intersections / np.maximum(areas_a[near] + areas_b[near] - intersections, 1)
-    return Pairs(possible.a[near], possible.b[near], iou)[iou >= match_iou]
+    union = runs_a.areas()[index_a] + runs_b.areas()[index_b] - intersections
+    iou = intersections / np.maximum(union, 1)
+    return Pairs(near.a, near.b, iou)[iou >= match_iou]
+
+
+def _may_overlap(a: Instances, b: Instances, pairs: Pairs, match_iou: float) -> NDArray[np.bool_]:
+    """Return which pairs of masks may have the IoU, by their areas and boxes.
+
+    A mask lies in its box, grown to whole pixels. So two masks share at most the smaller area, and at most what their
+    boxes share; and together they have at least the larger area.
+    """
+    low = np.maximum(a.low[pairs.a], b.low[pairs.b])
+    high = np.minimum(a.high[pairs.a], b.high[pairs.b])
+    sides = np.maximum(high - low, 0)
+    areas_a, areas_b = a.areas[pairs.a], b.areas[pairs.b]
+    most = np.minimum(np.minimum(areas_a, areas_b), sides[:, 0] * sides[:, 1])
+    return np.asarray((most >= match_iou * np.maximum(areas_a, areas_b)) & (most > 0))
 
 
 def _decode(side: Instances, places: Numbers, name: str) -> ForegroundRuns:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.results.diff.rules import DiffRules, Kind
+from jobs.terminal.html_table import html_line, html_table
+from pipeline.text import count_of
 
 CHANGES = tuple(kind for kind in Kind if kind is not Kind.SAME)
 
@@ -127,7 +129,7 @@ class ChangedImage:
         return {"image_id": str(self.image_id), **values, "changes": [change.to_dict() for change in self.changes]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diff:
     """What changed from run A to run B.
 
@@ -170,6 +172,17 @@ class Diff:
     def changed_share(self) -> float:
         """The share of changed instances, which `--fail-over` limits; 0 where none counts."""
         return self.changed / self.total if self.total else 0.0
+
+    def __repr__(self) -> str:
+        """Return the two runs and the share of changed instances."""
+        changed = f"{self.changed:,} of {count_of(self.total, 'instance')} changed ({self.changed_share:.1%})"
+        return f"<Diff of {self.a.run} and {self.b.run}: {changed}>"
+
+    def _repr_html_(self) -> str:
+        """Return the changes by category as a table, for notebooks."""
+        heading = ["category", "in A", "in B", *(kind.label.replace("_", " ") for kind in Kind)]
+        rows = [[each.category, each.in_a, each.in_b, *each.counts] for each in self.categories]
+        return "".join([html_line(repr(self).strip("<>")), html_table(heading, rows), *map(html_line, self.notes)])
 
     def with_notes(self, notes: Sequence[str]) -> "Diff":
         """Return it with these notes."""

@@ -27,8 +27,10 @@ CURRENT = "current"
 BATCH_IMAGES = 1024
 BATCH_INSTANCES = 8192
 # Two databases sort at the same time; what does not fit is sorted on disk (TMPDIR).
-SORT_MEMORY_BYTES = 1 << 30
+SORT_MEMORY_BYTES = 256 << 20
 SORT_MEMORY_SHARE = 0.25
+# So few are looked up by the statistics of row groups; a table of them is joined with all rows.
+MAX_LITERALS = 100
 T = TypeVar("T")
 
 # Of each image the newest row in the runs up to a position, unless a later one of them has a deletion record of it.
@@ -50,7 +52,7 @@ SELECT {key} AS key, uri, image_id, run, status, etag, bytes, width, height FROM
 WHERE {chosen} ORDER BY key, uri
 """
 _INSTANCES = """
-SELECT {key} AS key, uri, image_id, instance, category, score, bbox, mask FROM instances AS rows
+SELECT {key} AS key, uri, image_id, instance, category, score, bbox, area, mask FROM instances AS rows
 WHERE {chosen} ORDER BY key, uri, instance
 """
 
@@ -163,12 +165,7 @@ class SideTables:
         self._database.execute(f"SET memory_limit = '{limit >> 20}MiB'")
         self._key = _key_of(side) if is_relative else "uri"
         self._chosen = self._choose(side, "state")
-        self._only = "true"
-        if uris is not None:
-            self._database.execute("CREATE TABLE wanted (uri VARCHAR)")
-            if uris:
-                self._database.executemany("INSERT INTO wanted VALUES (?)", [[uri] for uri in uris])
-            self._only = "uri IN (SELECT uri FROM wanted)"
+        self._only = "true" if uris is None else self._among(uris)
         self._differs = "true"
         if side.results is other.results and (side.is_cumulative or other.is_cumulative):
             there = self._choose(other, "state_there")
@@ -180,6 +177,15 @@ class SideTables:
             return f"rows.run = {_quoted(side.record.run)}"
         self._database.execute(_STATE.format(name=name, position=side.position))
         return f"EXISTS (FROM {name} WHERE {name}.image_id = rows.image_id AND {name}.run = rows.run)"
+
+    def _among(self, uris: Sequence[str]) -> str:
+        """Return the SQL condition for the rows of some images."""
+        if 0 < len(uris) <= MAX_LITERALS:
+            return f"rows.uri IN ({', '.join(map(_quoted, uris))})"
+        self._database.execute("CREATE TABLE wanted (uri VARCHAR)")
+        if uris:
+            self._database.executemany("INSERT INTO wanted VALUES (?)", [[uri] for uri in uris])
+        return "rows.uri IN (SELECT uri FROM wanted)"
 
     def close(self) -> None:
         """Close the database."""

@@ -22,6 +22,8 @@ MAX_EXAMPLES = 5
 # Instances named of one of the most changed images.
 MAX_CHANGES = 100
 MAX_NAMED = 5
+# IoUs are summed as multiples of this fraction, exactly: in every order of batches the mean is the same.
+IOU_STEPS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _instances(rows: pa.Table, images: JoinedImages, category: Numbers) -> Insta
         category=category,
         score=_floats(rows.column("score")),
         boxes_xywh=np.stack(sides, axis=1),
+        areas=_floats(pc.fill_null(rows.column("area"), 0)),
         masks=_one_array(rows.column("mask")),
         sizes=np.stack(sizes, axis=1),
     )
@@ -230,16 +233,17 @@ class Totals:
         self._grow()
         if not len(batch.kind):
             return
-        np.add.at(self._kinds, (code[batch.category], batch.kind), 1)
+        category = code[batch.category]
+        np.add.at(self._kinds, (category, batch.kind), 1)
         for side, (places, categories) in enumerate(
             ((batch.place_a, batch.category_a), (batch.place_b, batch.category_b))
         ):
-            np.add.at(self._in, (code[categories[places[places >= 0]]], side), 1)
+            self._in[:, side] += np.bincount(code[categories[places[places >= 0]]], minlength=len(self._in))
         is_pair = ~np.isnan(batch.iou)
         is_class = batch.kind == Kind.CLASS_CHANGED
         of_one = is_pair & ~is_class
-        np.add.at(self._ious, (code[batch.category[of_one]], 0), batch.iou[of_one])
-        np.add.at(self._ious, (code[batch.category[of_one]], 1), 1)
+        self._ious[:, 0] += np.bincount(category[of_one], np.rint(batch.iou[of_one] * IOU_STEPS), len(self._ious))
+        self._ious[:, 1] += np.bincount(category[of_one], minlength=len(self._ious))
         for place_a, place_b in zip(batch.place_a[is_class].tolist(), batch.place_b[is_class].tolist(), strict=True):
             one, other = batch.category_a[place_a], batch.category_b[place_b]
             self._class_changes[batch.names[one], batch.names[other]] += 1
@@ -268,14 +272,15 @@ class Totals:
             push = heapq.heappush if len(self._heap) < self._most else heapq.heappushpop
             push(self._heap, (*entry, _changed_image(batch, image, entry[0], score)))
 
-    def finish(self, a: RunSide, b: RunSide, *, is_same_output: bool) -> Diff:
+    def finish(self, a: RunSide, b: RunSide) -> Diff:
         """Return the result."""
         categories = [
             CategoryChanges(
-                name,
-                *map(int, self._in[code]),
-                tuple(map(int, self._kinds[code])),
-                float(self._ious[code, 0] / self._ious[code, 1]) if self._ious[code, 1] else None,
+                category=name,
+                in_a=int(self._in[code, 0]),
+                in_b=int(self._in[code, 1]),
+                counts=tuple(map(int, self._kinds[code])),
+                mean_iou=float(self._ious[code, 0] / self._ious[code, 1] / IOU_STEPS) if self._ious[code, 1] else None,
             )
             for name, code in sorted(self._codes.items())
             if self._kinds[code].any() or self._in[code].any()
@@ -297,9 +302,9 @@ class Totals:
             largest=tuple(entry[2] for entry in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))),
             examples={fate: tuple(uris) for fate, uris in self._examples.items() if uris},
         )
-        return diff.with_notes(self._notes(diff, is_same_output))
+        return diff.with_notes(self._notes(diff))
 
-    def _notes(self, diff: Diff, is_same_output: bool) -> list[str]:
+    def _notes(self, diff: Diff) -> list[str]:
         notes = []
         if diff.a.model != diff.b.model:
             notes.append(

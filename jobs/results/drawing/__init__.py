@@ -7,7 +7,13 @@ from htc_model.lazy_exports import attach
 if TYPE_CHECKING:
     from jobs.results.drawing.colours import PALETTE, colour_of, instance_colour, text_colour
     from jobs.results.drawing.compose import Cell, Side, contact_sheet, crop, side_by_side
-    from jobs.results.drawing.image_reader import ImageReader, ReadImage, draw_run_image, grey_tile
+    from jobs.results.drawing.image_reader import (
+        ImageReader,
+        ReadImage,
+        draw_run_image,
+        grey_tile,
+        render_run_image,
+    )
     from jobs.results.drawing.instances import DrawnInstance, damaged_masks, instance_of_row
     from jobs.results.drawing.overlay import Overlay, draw_overlay, render_overlay
     from jobs.results.drawing.picture_files import encode_picture, picture_names, write_picture
@@ -34,6 +40,7 @@ __all__ = [
     "instance_of_row",
     "picture_names",
     "render_overlay",
+    "render_run_image",
     "side_by_side",
     "text_colour",
     "write_picture",
@@ -47,7 +54,7 @@ __getattr__ = attach(
         "instances": ["DrawnInstance", "damaged_masks", "instance_of_row"],
         "overlay": ["Overlay", "draw_overlay", "render_overlay"],
         "picture_files": ["encode_picture", "picture_names", "write_picture"],
-        "image_reader": ["ReadImage", "ImageReader", "draw_run_image", "grey_tile"],
+        "image_reader": ["ReadImage", "ImageReader", "draw_run_image", "grey_tile", "render_run_image"],
         "style": ["Style"],
     },
 )

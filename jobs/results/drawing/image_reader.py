@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from jobs.results.drawing.fonts import choose_font, writable
 from jobs.results.drawing.instances import DrawnInstance
-from jobs.results.drawing.overlay import draw_overlay, with_note
+from jobs.results.drawing.overlay import Overlay, render_overlay, with_note
 from jobs.results.drawing.style import Style
 from pipeline.errors import HtcError, ImageError, InputError, NotFoundError, SpecError
 from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
@@ -118,7 +118,7 @@ class ImageReader:
             self._refs.move_to_end((run, shard))
             ref = self._refs[run, shard].get(str(image["uri"]))
         if ref is None:
-            raise NotFoundError(f"{image['uri']} is not in the manifest of run {run}")
+            raise InputError(f"{image['uri']} is not in the manifest of run {run}")
         return ref
 
     def _list(self, run: str, shard: int) -> "dict[str, ImageRef]":
@@ -131,17 +131,22 @@ class ImageReader:
 def draw_run_image(
     image: ReadImage, instances: Sequence[DrawnInstance], style: Style | None = None
 ) -> NDArray[np.uint8]:
+    """Draw an image of a run; see `render_run_image`, which also returns what is not on it."""
+    return render_run_image(image, instances, style).pixels
+
+
+def render_run_image(image: ReadImage, instances: Sequence[DrawnInstance], style: Style | None = None) -> Overlay:
     """Draw an image of a run with its instances, or in its place a grey tile of its size that says why not.
 
     Returns:
-        [H, W, 3] uint8 RGB, of the size that the style asks for.
+        The picture, of the size that the style asks for; on a tile, no instance is drawn or missed.
     """
     style = style or Style()
-    if image.pixels is not None:
-        drawn = draw_overlay(image.pixels, instances, style)
-        return drawn if image.problem is None else with_note(drawn, image.problem, style)
-    width, height = style.drawn_size(image.width, image.height)
-    return grey_tile(width, height, image.problem or "")
+    if image.pixels is None:
+        width, height = style.drawn_size(image.width, image.height)
+        return Overlay(grey_tile(width, height, image.problem or ""), 0, {})
+    drawn = render_overlay(image.pixels, instances, style)
+    return drawn if image.problem is None else replace(drawn, pixels=with_note(drawn.pixels, image.problem, style))
 
 
 def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
@@ -174,4 +179,6 @@ def grey_tile(width: int, height: int, reason: str) -> NDArray[np.uint8]:
 
 def _one_line(error: HtcError, uri: str) -> str:
     """Return an error's sentence without the image's name, which the tile's reader knows."""
+    if isinstance(error, NotFoundError):
+        return "the image does not exist any more"
     return " ".join(str(error).replace(f"{uri} ", "the image ").split()).rstrip(".") or type(error).__name__

@@ -48,7 +48,7 @@ class Shape:
         left, top, right, bottom = box
         columns = 9
         width = (right - left) / columns
-        x = left + (np.arange(columns) + 0.5) * width
+        x = left + (np.arange(columns, dtype=np.float64) + 0.5) * width
         return cls(x, np.full(columns, top), np.full(columns, bottom), width)
 
     @property

@@ -167,7 +167,7 @@ def _shape(part: Image.Image, corner: tuple[int, int]) -> Shape:
     width, height = part.width / columns, part.height / rows
     top = is_in[:, used].argmax(axis=0) * height + corner[1]
     bottom = (rows - is_in[::-1, used].argmax(axis=0)) * height + corner[1]
-    return Shape((used + 0.5) * width + corner[0], top, bottom, width)
+    return Shape((used.astype(np.float64) + 0.5) * width + corner[0], top, bottom, width)
 
 
 def _draw_mask(canvas: Image.Image, part: Image.Image, corner: tuple[int, int], look: "_Look") -> None:

@@ -6,11 +6,11 @@ from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
     from jobs.results.drift.measure import measure_drift
-    from jobs.results.drift.result import Drift, MeasureDrift, MeasuredRun
+    from jobs.results.drift.result import Drift, Level, MeasureDrift, MeasuredRun
 
-__all__ = ["Drift", "MeasureDrift", "MeasuredRun", "measure_drift"]
+__all__ = ["Drift", "Level", "MeasureDrift", "MeasuredRun", "measure_drift"]
 
 __getattr__ = attach(
     __name__,
-    {"measure": ["measure_drift"], "result": ["Drift", "MeasureDrift", "MeasuredRun"]},
+    {"measure": ["measure_drift"], "result": ["Drift", "Level", "MeasureDrift", "MeasuredRun"]},
 )

@@ -1,6 +1,6 @@
 """`htc drift`: writes the runs of an output and how far each is from its reference, as a table, JSON or CSV."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jobs.results.drift.measure import DEFAULT_LAST, DEFAULT_MIN_SCORE, DEFAULT_WINDOW, measure_drift
 from jobs.results.drift.result import Drift, Level, MeasureDrift, MeasuredRun
@@ -27,13 +27,14 @@ def report_drift(
     last: int = DEFAULT_LAST,
     min_score: float = DEFAULT_MIN_SCORE,
     fail_over: float | None = None,
-    output_format: Literal["table", "json", "csv"] = "table",
+    output_format: str = "table",
     storage_section: "StorageSection | None" = None,
 ) -> int:
     """Measure the runs of an output, and write them.
 
     Args:
         fail_over: the exit code is 1 when an index of the newest run is above, and chance does not explain it.
+        output_format: table, json or csv.
 
     Returns:
         The exit code.
@@ -77,10 +78,18 @@ def _judge(drift: Drift, fail_over: float | None) -> int:
 
 
 def _write_table(drift: Drift) -> None:
-    columns = ["run", "began", "mode", "images", "ok", "instances/image", "mean score", "mean area", *MEASURES, "level"]
-    numbers: list[Alignment] = ["right"] * 10
-    alignments: list[Alignment] = ["left", "left", "left", *numbers, "left"]
-    write_table(columns, [_row(each) for each in drift.runs], alignments=alignments)
+    of_rows: list[Alignment] = ["right"] * 6
+    write_table(
+        ["run", "began", "mode", "images", "ok", "instances", "per image", "mean score", "mean area"],
+        [_counts_of(each) for each in drift.runs],
+        alignments=["left", "left", "left", *of_rows],
+    )
+    of_measures: list[Alignment] = ["right"] * len(MEASURES)
+    write_table(
+        ["run", *MEASURES, "level"],
+        [_indices_of(each) for each in drift.runs],
+        alignments=["left", *of_measures, "left"],
+    )
     for run in drift.runs:
         for each in run.measures:
             if each.level in (Level.SHIFT, Level.ALARM):
@@ -89,20 +98,24 @@ def _write_table(drift: Drift) -> None:
         write_line("? is a large index that so few images may have by chance: no alarm.")
 
 
-def _row(run: MeasuredRun) -> tuple[str, ...]:
-    indices = {each.measure: _index(each) for each in run.measures}
+def _counts_of(run: MeasuredRun) -> tuple[str, ...]:
     return (
         run.run,
         run.created[:16].replace("T", " "),
         run.mode if run.is_complete else f"{run.mode}, not complete",
         f"{run.images:,}",
         f"{run.ok / run.images:.1%}",
+        f"{run.instances:,}",
         "" if run.per_image is None else f"{run.per_image:.2f}",
         "" if run.mean_score is None else f"{run.mean_score:.3f}",
         "" if run.mean_area is None else f"{run.mean_area:,.0f}",
-        *(indices[name] for name in MEASURES),
-        run.level.value if run.level is not Level.NONE else run.note,
     )
+
+
+def _indices_of(run: MeasuredRun) -> tuple[str, ...]:
+    indices = {each.measure: _index(each) for each in run.measures}
+    note = f"{run.level.value} ({run.note})" if run.reference and run.note else run.note or run.level.value
+    return run.run, *(indices[name] for name in MEASURES), note
 
 
 def _index(each: MeasureDrift) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from jobs.results.drift.stability import Histogram, effective_size
 if TYPE_CHECKING:
     import duckdb
 
+K = TypeVar("K")
 OK = "ok"
 # Lower ends of the bins of instances an image; the last one is open.
 INSTANCE_BINS = (0, 1, 2, 3, 5, 9, 17, 33)
@@ -117,16 +118,21 @@ class RunCounts:
         return effective_size(self.instances, squares)
 
     def __add__(self, other: "RunCounts") -> "RunCounts":
-        def merged(name: str) -> dict:  # type: ignore[type-arg]
-            one, two = getattr(self, name), getattr(other, name)
-            return {key: one.get(key, 0) + two.get(key, 0) for key in {**one, **two}}
-
-        names = ("statuses", "per_image", "scores", "areas", "categories")
-        sums = ("all_instances", "all_squares", "sum_score", "sum_area")
         return RunCounts(
-            **{name: merged(name) for name in names},
-            **{name: getattr(self, name) + getattr(other, name) for name in sums},
+            statuses=_merged(self.statuses, other.statuses),
+            per_image=_merged(self.per_image, other.per_image),
+            scores=_merged(self.scores, other.scores),
+            areas=_merged(self.areas, other.areas),
+            categories=_merged(self.categories, other.categories),
+            all_instances=self.all_instances + other.all_instances,
+            all_squares=self.all_squares + other.all_squares,
+            sum_score=self.sum_score + other.sum_score,
+            sum_area=self.sum_area + other.sum_area,
         )
+
+
+def _merged(one: dict[K, int], other: dict[K, int]) -> dict[K, int]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
 
 
 def count_runs(database: "duckdb.DuckDBPyConnection", runs: Sequence[str], min_score: float) -> dict[str, RunCounts]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jobs.results.drift.counts import AREA_LABELS, INSTANCE_LABELS, OK, SCORE_LABELS, RunCounts, count_runs
 from jobs.results.drift.result import Drift, MeasureDrift, MeasuredRun
 from jobs.results.drift.stability import MIN_IMAGES, compare
+from jobs.results.run_settings import other_settings
 from pipeline.errors import SpecError
 from pipeline.output.results import Results, open_results
 from pipeline.output.views import query_views
@@ -130,7 +131,10 @@ class _Comparer:
         images = sum(self._counts[run].ok for run in reference)
         if images < MIN_IMAGES:
             return [], f"{count_of(images, 'ok image')} to compare with; {MIN_IMAGES} are needed"
-        return reference, note
+        others = (each for each in self._records if each.run in reference)
+        differing = sorted({key for each in others for key in other_settings(each, record)})
+        notes = [note, *([f"other settings than the reference: {', '.join(differing)}"] if differing else [])]
+        return reference, "; ".join(filter(None, notes))
 
 
 def _measures(own: RunCounts, reference: RunCounts | None) -> list[MeasureDrift]:

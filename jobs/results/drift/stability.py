@@ -76,8 +76,8 @@ def compare(
         psi,
         chance,
         merged,
-        tuple(map(float, np.bincount(group, sample.shares, len(merged)))),
-        tuple(map(float, np.bincount(group, reference.shares, len(merged)))),
+        tuple(map(float, _grouped(sample.shares, group))),
+        tuple(map(float, _grouped(reference.shares, group))),
     )
 
 
@@ -93,7 +93,7 @@ def _index(sample: Histogram, reference: Histogram, group: NDArray[np.int64]) ->
     """Return the index; 0 where nothing was counted."""
     if not len(group) or not sample.effective or not reference.effective:
         return 0.0
-    p, q = (_smoothed(np.bincount(group, each.shares), each.effective) for each in (sample, reference))
+    p, q = (_smoothed(_grouped(each.shares, group), each.effective) for each in (sample, reference))
     return float(((p - q) * np.log(p / q)).sum())
 
 
@@ -102,6 +102,10 @@ def _chance(sample: Histogram, reference: Histogram, bins: int) -> float:
     from scipy.special import chdtri
 
     return float(chdtri(bins - 1, ALPHA)) * (1 / sample.effective + 1 / reference.effective)
+
+
+def _grouped(shares: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(np.bincount(group, shares), np.float64)
 
 
 def _smoothed(shares: NDArray[np.float64], effective: float) -> NDArray[np.float64]:

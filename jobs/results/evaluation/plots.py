@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MISSING = "Plots need matplotlib: pip install 'htc-batch[plots]'."
 # More names could not be read.
 MAX_CONFUSED = 24
+# More lines would be a grey area.
+MAX_CURVES = 100
 NOTHING = "(nothing)"
 # Okabe and Ito's blue, vermilion and green.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")
@@ -67,6 +69,10 @@ def _draw_curves(evaluation: Evaluation) -> "Figure":
     figure = _new(4.6 * len(evaluation.kinds), 4.2)
     all_axes = figure.subplots(1, len(evaluation.kinds), squeeze=False)[0]
     for axes, (name, kind) in zip(all_axes, evaluation.kinds.items(), strict=True):
+        of_categories = kind.curves.by_category[kind.curves.by_category[:, 0] > -1]
+        if 1 < len(of_categories) <= MAX_CURVES:
+            axes.plot(RECALLS, of_categories.T, color="#888888", linewidth=0.6, alpha=0.35)
+            axes.plot([], [], color="#888888", linewidth=0.6, label="IoU 0.50, each category")
         for (iou, values), colour, line in zip(kind.curves.mean.items(), _COLOURS, _STYLES, strict=True):
             axes.plot(RECALLS, values, color=colour, linestyle=line, label=f"IoU {iou}")
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=name)
@@ -110,10 +116,14 @@ def _draw_confusion(evaluation: Evaluation) -> "Figure":
     names: Sequence[str | None] = [*confused_names(evaluation), None]
     places = {name: place for place, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), np.int64)
+    totals = np.zeros((len(names), 1), np.int64)
     for pair in evaluation.kinds[evaluation.best_kind].confusion:
-        if pair.truth in places and pair.detected in places:
-            counts[places[pair.truth], places[pair.detected]] += pair.count
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        if pair.truth in places:
+            # Also of the categories that are not shown.
+            totals[places[pair.truth]] += pair.count
+            if pair.detected in places:
+                counts[places[pair.truth], places[pair.detected]] += pair.count
+    shares = counts / np.maximum(totals, 1)
     side = max(3.6, 0.42 * len(names) + 1.8)
     figure = _new(side + 0.6, side)
     axes = figure.subplots()

@@ -11,6 +11,8 @@ from jobs.results.evaluation.curves import Curves
 from jobs.results.evaluation.errors import ErrorBreakdown, ErrorKind
 from jobs.results.evaluation.matching import ConfusedPair, ImageMistakes
 from jobs.results.evaluation.overlaps import FOREGROUND_IOU
+from jobs.terminal.html_table import html_line, html_table
+from pipeline.text import count_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class WorstImage:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The judgement of a run.
 
@@ -142,3 +144,23 @@ class Evaluation:
             },
             "notes": list(self.notes),
         }
+
+    def __repr__(self) -> str:
+        """Return the run and its average precisions."""
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in self._average_precisions())
+        return f"<Evaluation of run {self.run}: {scores} on {count_of(self.images, 'image')}>"
+
+    def _repr_html_(self) -> str:
+        """Return the twelve metrics as a table, for notebooks."""
+        metrics = self.metrics
+        names = list(next(iter(metrics.values()), {}))
+        rows = [[kind, *(_in_words(values[name]) for name in names)] for kind, values in metrics.items()]
+        return "".join([html_line(repr(self).strip("<>")), html_table(["", *names], rows), *map(html_line, self.notes)])
+
+    def _average_precisions(self) -> list[tuple[str, float]]:
+        return [(f"{kind} AP", values["AP"]) for kind, values in self.metrics.items()]
+
+
+def _in_words(value: float) -> str:
+    # COCO's mark for "no such object".
+    return "-" if value < 0 else f"{value:.3f}"

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from htc_model.training.annotations import CocoAnnotations
+from jobs.results.evaluation.run_images import MatchRule, RunImages
 from pipeline.errors import HtcError, InputError
 from pipeline.job_spec.job import ModelSection
 from pipeline.output.mask_functions import mask_is_valid
@@ -26,7 +27,20 @@ _INSTANCES = """
     SELECT image_id, category, score, bbox, mask FROM instances
     WHERE run = $run AND image_id IN (SELECT image_id FROM scored_images) ORDER BY image_id, instance
 """
+_IMAGES = "SELECT image_id, uri, width, height, status FROM images WHERE run = $run"
+# At once as Python objects, of a run that may have millions.
+_BATCH_ROWS = 10_000
 _CATEGORIES = "SELECT DISTINCT category FROM instances WHERE run = $run ORDER BY category"
+
+
+def find_images(results: Results, run: str, rule: MatchRule, names: frozenset[str]) -> RunImages:
+    """Read the images of a run that a document may mean; see `names_in`."""
+
+    def read(database: "duckdb.DuckDBPyConnection") -> RunImages:
+        reader = database.sql(_IMAGES, params={"run": run}).to_arrow_reader(_BATCH_ROWS)
+        return RunImages((row for batch in reader for row in batch.to_pylist()), rule, names=names)
+
+    return query_views(results, read)
 
 
 def read_rows(results: Results, run: str, places: Mapping[int, int]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The images of a run, found by the names or ids that annotations use for them."""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -48,22 +48,41 @@ class Matches:
 
 
 class RunImages:
-    """The run's images, by the names that annotations may use for them."""
+    """The run's images that annotations may mean, by the names that these may use for them."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], rule: MatchRule = MatchRule.file_name) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        rule: MatchRule = MatchRule.file_name,
+        *,
+        names: frozenset[str] | None = None,
+    ) -> None:
+        """Keep the rows that may be annotated: a run can have millions more.
+
+        Args:
+            rows: of `images`: image_id, uri, width, height, status.
+            names: from `names_in`; None keeps all rows.
+        """
         self.notes: list[str] = []
+        self.count = 0
         self._rule = rule
+        self._example = ""
         self._images: dict[str, RunImage] = {}
         self._by_name: dict[str, dict[str, str]] = {}
         self._by_stem: dict[str, dict[str, str]] = {}
         self._by_id: dict[str, dict[str, str]] = {}
         for row in rows:
+            self.count += 1
+            self._example = self._example or row["uri"]
+            stems = {path: _stem(path) for path in _paths(row["uri"])}
+            if names is not None and not any(stem in names or _id_key(stem) in names for stem in stems.values()):
+                continue
             size = None if row["width"] is None else (row["height"], row["width"])
             self._images[row["uri"]] = RunImage(row["image_id"], row["uri"], size, row["status"])
-            for path in _paths(row["uri"]):
+            for path, stem in stems.items():
                 self._by_name.setdefault(_last(path), {})[path] = row["uri"]
-                self._by_stem.setdefault(_stem(path), {})[path] = row["uri"]
-                self._by_id.setdefault(_id_key(_stem(path)), {})[path] = row["uri"]
+                self._by_stem.setdefault(stem, {})[path] = row["uri"]
+                self._by_id.setdefault(_id_key(stem), {})[path] = row["uri"]
 
     def by_id(self) -> dict[int, RunImage]:
         """Return the images by image_id."""
@@ -137,14 +156,13 @@ class RunImages:
             )
 
     def _nothing(self, truth: CocoAnnotations, uri: str, run: str, hint: str) -> str:
-        if not self._images:
+        if not self.count:
             return (
                 f"Run {run} has no row of an image yet, so there is nothing to score; `htc status` says how far it is."
             )
-        example = next(iter(self._images))
         return (
             f"None of the images in {uri} is in run {run}: it names {count_of(len(truth.images), 'image')}, such as "
-            f"{truth.images[0].file_name}; the run has {count_of(len(self._images), 'image')}, such as {example}. "
+            f"{truth.images[0].file_name}; the run has {count_of(self.count, 'image')}, such as {self._example}. "
             + (hint or "No rule of --match (name, stem, id) finds one; is it the truth of other images?")
         )
 
@@ -187,8 +205,20 @@ class RunImages:
         return list(dict.fromkeys(self._by_stem.get(stem, {}).values()))
 
     def _of_id(self, number: ImageId) -> list[str]:
-        text = f"{number:g}" if isinstance(number, float) and number.is_integer() else str(number)
-        return list(dict.fromkeys(self._by_id.get(_id_key(text), {}).values()))
+        return list(dict.fromkeys(self._by_id.get(_id_of(number), {}).values()))
+
+
+def names_in(document: Any) -> frozenset[str]:
+    """Return what a document's images may be called in the run: names without folder and ending, and ids."""
+    images = document.get("images") if isinstance(document, Mapping) else None
+    found: set[str] = set()
+    for image in images if isinstance(images, list) else ():
+        if isinstance(image, Mapping):
+            texts = [image[key] for key in ("file_name", "coco_url", "id") if isinstance(image.get(key), str)]
+            # An id may be a name with an ending.
+            found.update(_stem(_plain(text)) for text in texts)
+            found.add(_id_of(image.get("id")))
+    return frozenset(found)
 
 
 def _paths(uri: str) -> set[str]:
@@ -215,6 +245,10 @@ def _last(path: str) -> str:
 def _stem(path: str) -> str:
     last = _last(path)
     return (last.rpartition(".")[0] or last).casefold()
+
+
+def _id_of(number: Any) -> str:
+    return _id_key(str(int(number)) if isinstance(number, float) and number.is_integer() else str(number))
 
 
 def _id_key(text: str) -> str:

@@ -21,8 +21,8 @@ from jobs.results.evaluation.matching import (
 from jobs.results.evaluation.overlaps import Overlaps, measure_overlaps
 from jobs.results.evaluation.panoptic import is_panoptic, things_of
 from jobs.results.evaluation.result import Evaluation, KindResult, WorstImage
-from jobs.results.evaluation.rows import detected_categories, find_detections, find_model, read_rows
-from jobs.results.evaluation.run_images import MatchRule, RunImages
+from jobs.results.evaluation.rows import detected_categories, find_detections, find_images, find_model, read_rows
+from jobs.results.evaluation.run_images import MatchRule, RunImages, names_in
 from jobs.results.evaluation.sentences import caveats, other_categories, progress, slow_engine
 from jobs.results.evaluation.truth import flaw_sentences, read_truth, refuse_flaws
 from pipeline.inputs.coco_files import read_coco
@@ -126,7 +126,6 @@ def judge_run(
         SpecError: the annotations cannot be read, or have flaws and `is_strict`.
     """
     run = run or results.newest_run()
-    images = RunImages(results.images(run, ["image_id", "uri", "width", "height", "status"]).to_pylist(), match)
     model = find_model(results, run)
     uri = truth if isinstance(truth, str) else "the truth"
     document: Any = read_coco(truth, storage) if isinstance(truth, str) else truth
@@ -134,6 +133,7 @@ def judge_run(
     if is_panoptic(document):
         document, note = things_of(document, absolute_uri(uri), storage)
         first_notes.append(note)
+    images = find_images(results, run, match, names_in(document))
     annotations, notes = read_truth(
         document,
         uri,

@@ -28,6 +28,7 @@ EXPLAINED: Mapping[str, str] = {
 _SIZE_OF = {"s": "small", "m": "medium", "l": "large"}
 # Enough to see what kind of image it is.
 SHOWN_WORST = 5
+SHOWN_CONFUSED = 5
 
 
 def percent(score: float) -> str:
@@ -62,6 +63,7 @@ def write_text(evaluation: Evaluation, *, per_category: bool) -> None:
     if per_category:
         _write_categories(evaluation)
     _write_errors(evaluation)
+    _write_confused(evaluation)
     _write_worst(evaluation)
 
 
@@ -91,6 +93,20 @@ def _write_errors(evaluation: Evaluation) -> None:
     right: list[Alignment] = ["right"] * len(columns)
     write_table(["error (TIDE)", *columns], rows, alignments=["left", *right])
     write_line("dAP: the points that AP50 would gain, were all errors of this kind repaired.")
+
+
+def _write_confused(evaluation: Evaluation) -> None:
+    pairs = [
+        (pair.truth, pair.detected, f"{pair.count:,}")
+        for pair in evaluation.kinds[evaluation.best_kind].confusion
+        if pair.truth is not None and pair.detected is not None and pair.truth != pair.detected
+    ]
+    if pairs:
+        write_table(
+            ["most confused", f"detected as ({evaluation.best_kind})", "count"],
+            pairs[:SHOWN_CONFUSED],
+            alignments=["left", "left", "right"],
+        )
 
 
 def _write_worst(evaluation: Evaluation) -> None:

@@ -9,13 +9,15 @@ from jobs.results.export.writers import ExportFolder, Progress
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from jobs.results.export.selection import Selection
 
 FILE = "annotations.json"
 # DuckDB writes the JSON: no Python object is made for an instance.
 _ROWS = """
 SELECT to_json({
-    'id': row_number() OVER (), 'image_id': number, 'category_id': category_id,
+    'id': {done} + row_number() OVER (), 'image_id': number, 'category_id': category_id,
     'segmentation': CASE
         WHEN mask IS NULL THEN '[]'::JSON
         WHEN mask_is_valid(mask) THEN to_json({'size': mask.size, 'counts': mask.counts})
@@ -25,7 +27,7 @@ SELECT to_json({
     'area': coalesce(area, round(bbox.width * bbox.height)),
     'bbox': [bbox.x, bbox.y, bbox.width, bbox.height], 'iscrowd': 0, 'score': score
 })::VARCHAR AS line
-FROM exported JOIN exported_images USING (image_id, uri, run)
+FROM exported JOIN piece_images USING (image_id, uri, run)
 """
 _IMAGES = """
 SELECT to_json({'id': number, 'file_name': name, 'width': width, 'height': height, 'coco_url': uri})::VARCHAR AS line
@@ -44,11 +46,15 @@ def write_coco(selection: "Selection", folder: ExportFolder, progress: Progress,
         "licenses": [],
         "categories": [{"id": each.category_id, "name": each.name} for each in selection.categories],
     }
-    rows = _lines(selection, _ROWS) if tolerance_px is None else _polygon_lines(selection, folder, tolerance_px)
+    rows = (
+        _lines(selection.piece_batches(_ROWS))
+        if tolerance_px is None
+        else _polygon_lines(selection, folder, tolerance_px)
+    )
     try:
         with folder.file(FILE).open("wb") as sink:
             sink.write(json.dumps(head, ensure_ascii=False).removesuffix("}").encode())
-            _write_list(sink, "images", _lines(selection, _IMAGES), lambda _: None)
+            _write_list(sink, "images", _lines(selection.batches(_IMAGES)), lambda _: None)
             _write_list(sink, "annotations", rows, progress)
             sink.write(b"}\n")
     except OSError as error:
@@ -65,8 +71,8 @@ def _write_list(sink: BinaryIO, name: str, batches: Iterator[list[str]], progres
     sink.write(b"\n]")
 
 
-def _lines(selection: "Selection", sql: str) -> Iterator[list[str]]:
-    for batch in selection.batches(sql):
+def _lines(batches: "Iterator[pa.RecordBatch]") -> Iterator[list[str]]:
+    for batch in batches:
         if len(batch):
             yield batch.column("line").to_pylist()
 

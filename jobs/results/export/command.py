@@ -17,7 +17,7 @@ from jobs.results.export.coco import write_coco
 from jobs.results.export.cvat import write_cvat
 from jobs.results.export.fiftyone import write_fiftyone
 from jobs.results.export.geojson import write_geojson
-from jobs.results.export.images import Images, local_paths, place_images
+from jobs.results.export.images import FindPath, Images, local_path_of, place_images
 from jobs.results.export.labelme import write_labelme
 from jobs.results.export.png import write_png
 from jobs.results.export.polygons import check_tolerance
@@ -35,6 +35,7 @@ from pipeline.text import count_of
 if TYPE_CHECKING:
     import duckdb
 
+    from jobs.results.export.selection import ExportedImage
     from jobs.results.export.writers import Progress as Advance
     from pipeline.output.results import Results
     from pipeline.storage.config import StorageSection
@@ -52,6 +53,8 @@ class Format(StrEnum):
     FIFTYONE = "fiftyone"
 
 
+# Of the database; it spills the rest. The names of ten million images need about as much.
+MOST_MEMORY_BYTES = 1 << 30
 # Those whose polygons can be thinned.
 _WITH_POLYGONS = (Format.COCO, Format.YOLO, Format.LABELME, Format.GEOJSON)
 
@@ -93,7 +96,7 @@ def export_output(output_uri: str, request: ExportRequest, *, storage_section: "
             _write(selection, folder, request, results)
         return selection, folder
 
-    selection, folder = query_views(results, export)
+    selection, folder = query_views(results, export, most_memory_bytes=MOST_MEMORY_BYTES)
     _report(selection, folder)
 
 
@@ -139,12 +142,12 @@ def _put_in_place(aside: Path, final: Path) -> None:
             final.rmdir()
         aside.rename(final)
         return
-    for path in sorted(aside.rglob("*")):
-        target = final / path.relative_to(aside)
-        if path.is_dir() and not path.is_symlink():
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            path.replace(target)
+    for place, folders, files in os.walk(aside):
+        target = final / Path(place).relative_to(aside)
+        target.mkdir(parents=True, exist_ok=True)
+        # A link to a folder counts as a folder there.
+        for name in (*files, *(each for each in folders if (Path(place) / each).is_symlink())):
+            (Path(place) / name).replace(target / name)
 
 
 def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, results: "Results") -> None:
@@ -152,11 +155,11 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
     is_linked = chosen is Format.YOLO if request.images is Images.AUTO else request.images is not Images.NONE
     # labelme looks for an image beside its file.
     below = "." if chosen is Format.LABELME else "images"
-    placed = place_images(selection, folder, request.images, results, below=below) if is_linked else {}
-    if chosen is Format.LABELME and placed:
-        placed = {number: Path(path).name for number, path in placed.items()}
-    elif request.images is Images.AUTO and chosen in (Format.LABELME, Format.FIFTYONE):
-        placed = local_paths(selection)
+    find_path = local_path_of if request.images is Images.AUTO else _no_path
+    if is_linked:
+        find_path = place_images(selection, folder, request.images, results, below=below)
+    if is_linked and chosen is Format.LABELME:
+        find_path = _name_of(find_path)
     with _advancing(selection.instances) as advance:
         match chosen:
             case Format.COCO:
@@ -164,7 +167,7 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
             case Format.YOLO:
                 write_yolo(selection, folder, advance, tolerance_px=tolerance)
             case Format.LABELME:
-                write_labelme(selection, folder, advance, tolerance_px=tolerance, image_paths=placed)
+                write_labelme(selection, folder, advance, tolerance_px=tolerance, find_path=find_path)
             case Format.CVAT:
                 write_cvat(selection, folder, advance)
             case Format.GEOJSON:
@@ -172,7 +175,19 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
             case Format.PNG:
                 write_png(selection, folder, advance)
             case Format.FIFTYONE:
-                write_fiftyone(selection, folder, advance, image_paths=placed)
+                write_fiftyone(selection, folder, advance, find_path=find_path)
+
+
+def _no_path(image: "ExportedImage") -> str | None:
+    return None
+
+
+def _name_of(find_path: FindPath) -> FindPath:
+    def name(image: "ExportedImage") -> str | None:
+        path = find_path(image)
+        return None if path is None else Path(path).name
+
+    return name
 
 
 @contextlib.contextmanager

@@ -13,18 +13,17 @@ from jobs.results.export.writers import ExportFolder, Progress
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
+    from jobs.results.export.images import FindPath
     from jobs.results.export.selection import ExportedImage, ExportedInstance, Selection
 
 FIELD = "htc"
 
 
-def write_fiftyone(
-    selection: "Selection", folder: ExportFolder, progress: Progress, *, image_paths: dict[int, str]
-) -> None:
+def write_fiftyone(selection: "Selection", folder: ExportFolder, progress: Progress, *, find_path: "FindPath") -> None:
     """Write the data set; its field `htc` holds the detections with masks of their boxes.
 
     Args:
-        image_paths: by the image's number, where FiftyOne finds it; others are named by their URI.
+        find_path: where FiftyOne finds an image; others are named by their URI.
     """
     names = [each.name for each in selection.categories]
     metadata = {
@@ -43,7 +42,7 @@ def write_fiftyone(
             sink.write('{"samples": [')
             separator = "\n"
             for image in selection.by_image():
-                sample = _sample(image, image_paths.get(image.number, image.uri), folder)
+                sample = _sample(image, find_path(image) or image.uri, folder)
                 sink.write(separator + json.dumps(sample, ensure_ascii=False))
                 separator = ",\n"
                 progress(len(image.instances))

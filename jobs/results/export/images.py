@@ -1,10 +1,12 @@
 """Puts the exported images beside their annotations, as links or copies."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from jobs.results.export.writers import ExportFolder
 from pipeline.errors import HtcError, NotFoundError, SpecError
@@ -15,7 +17,7 @@ from pipeline.storage.local import etag_of
 from pipeline.storage.uris import display_uri, is_local, join
 
 if TYPE_CHECKING:
-    from jobs.results.export.selection import Selection
+    from jobs.results.export.selection import ExportedImage, Selection
     from pipeline.inputs.image_ref import ImageRef
     from pipeline.output.results import Results
 
@@ -32,63 +34,56 @@ class Images(StrEnum):
     COPY = "copy"
 
 
+FindPath = Callable[["ExportedImage"], str | None]
+"""Returns the path of an image's file, absolute; None where there is none."""
+
+
 def place_images(
     selection: "Selection", folder: ExportFolder, images: Images, results: "Results", *, below: str = "images"
-) -> dict[int, str]:
+) -> FindPath:
     """Link or copy the images to their file names below a subfolder.
 
     An image that is gone or has changed since the run is not put there, and counted: its instances would be on another
     picture.
 
-    Returns:
-        Of the images there, the absolute path that they will have, by the image's number.
-
     Raises:
         SpecError: a file cannot be written.
     """
-    if images is Images.NONE:
-        return {}
-    if images is Images.COPY:
-        return dict(_copies(selection, folder, results, below))
-    return dict(_links(selection, folder, below))
+    # By number, from 1.
+    is_there = np.zeros(selection.images + 1, np.bool_)
+    if images is not Images.NONE:
+        placed = (
+            _copies(selection, folder, results, below) if images is Images.COPY else _links(selection, folder, below)
+        )
+        for number in placed:
+            is_there[number] = True
+    base = (folder.final / below).absolute()
+    return lambda image: str(base / image.file) if is_there[image.number] else None
 
 
-def local_paths(selection: "Selection") -> dict[int, str]:
-    """Return the absolute path of each image that is a local file as it was, by its number."""
-    paths = {}
-    for row in _rows(selection):
-        if (path := _unchanged_file(row)) is not None:
-            paths[int(row["number"])] = str(path)
-    return paths
+def local_path_of(image: "ExportedImage") -> str | None:
+    """Return the absolute path of an image that is a local file as it was in the run."""
+    path = _unchanged_file(image.uri, image.etag)
+    return None if path is None else str(path)
 
 
-def _rows(selection: "Selection") -> Iterator[dict[str, Any]]:
-    sql = (
-        "SELECT number, uri, run, file, shard, etag FROM exported_images "
-        "JOIN exported_versions USING (image_id, uri, run) ORDER BY run, shard, number"
-    )
-    for batch in selection.batches(sql):
-        yield from batch.to_pylist()
-
-
-def _unchanged_file(row: dict[str, Any]) -> Path | None:
-    uri = str(row["uri"])
+def _unchanged_file(uri: str, etag: str | None) -> Path | None:
     if not is_local(uri) or "::" in uri or "#row=" in uri:
         return None
     try:
         status = Path(uri).stat()
     except OSError:
         return None
-    return Path(uri).absolute() if row["etag"] in (None, etag_of(status)) else None
+    return Path(uri).absolute() if etag in (None, etag_of(status)) else None
 
 
-def _links(selection: "Selection", folder: ExportFolder, below: str) -> Iterator[tuple[int, str]]:
-    for row in _rows(selection):
-        path = _unchanged_file(row)
+def _links(selection: "Selection", folder: ExportFolder, below: str) -> Iterator[int]:
+    for row in selection.image_rows():
+        path = _unchanged_file(str(row["uri"]), row["etag"])
         if path is None:
             folder.counts[_NO_FILE] += 1
             continue
-        name = f"{below}/{row['file']}"
+        name = f"{below}/{row['stem']}{row['suffix']}"
         link = folder.file(name)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -96,15 +91,15 @@ def _links(selection: "Selection", folder: ExportFolder, below: str) -> Iterator
             link.symlink_to(path)
         except OSError as error:
             raise SpecError(f"{folder.final / name} cannot be linked: {error.strerror or error}.") from error
-        yield int(row["number"]), str((folder.final / name).absolute())
+        yield int(row["number"])
 
 
-def _copies(selection: "Selection", folder: ExportFolder, results: "Results", below: str) -> Iterator[tuple[int, str]]:
+def _copies(selection: "Selection", folder: ExportFolder, results: "Results", below: str) -> Iterator[int]:
     reader: ManifestReader | None = None
     refs: dict[str, ImageRef] = {}
     at: tuple[str, int] | None = None
     records = {record.run: record for record in results.records}
-    for row in _rows(selection):
+    for row in selection.image_rows():
         place = (str(row["run"]), int(row["shard"]))
         if at is None or at[0] != place[0]:
             manifest = join(run_folder(results.output_uri, place[0]), "manifest")
@@ -112,7 +107,7 @@ def _copies(selection: "Selection", folder: ExportFolder, results: "Results", be
         if at != place and reader is not None:
             refs = {display_uri(ref.uri): ref for ref in reader.read_shard(place[1]).images}
             at = place
-        name = f"{below}/{row['file']}"
+        name = f"{below}/{row['stem']}{row['suffix']}"
         try:
             if row["uri"] not in refs:
                 raise NotFoundError(f"{row['uri']} is not in the manifest of run {place[0]}.")
@@ -124,4 +119,4 @@ def _copies(selection: "Selection", folder: ExportFolder, results: "Results", be
             folder.counts[_CHANGED] += 1
             continue
         folder.write(name, payload)
-        yield int(row["number"]), str((folder.final / name).absolute())
+        yield int(row["number"])

@@ -12,6 +12,7 @@ from jobs.results.export.selection import bitmap_of
 from jobs.results.export.writers import ExportFolder, Progress
 
 if TYPE_CHECKING:
+    from jobs.results.export.images import FindPath
     from jobs.results.export.selection import ExportedImage, ExportedInstance, Selection
 
 # The release whose reader has the shape type "mask" (5.2 is the first).
@@ -24,7 +25,7 @@ def write_labelme(
     progress: Progress,
     *,
     tolerance_px: float,
-    image_paths: dict[int, str],
+    find_path: "FindPath",
 ) -> None:
     """Write `NAME.json` of each image.
 
@@ -32,7 +33,7 @@ def write_labelme(
     the type "mask".
 
     Args:
-        image_paths: by the image's number, where labelme finds it; others are named by their URI.
+        find_path: where labelme finds an image; others are named by their URI.
     """
     for image, outlines in with_polygons(selection.by_image(), tolerance_px):
         shapes: list[dict[str, Any]] = []
@@ -46,7 +47,7 @@ def write_labelme(
                 shapes.append(_mask_shape(image, each, group))
             else:
                 shapes += [_shape(each, group, "polygon", part[0].tolist()) for part in parts]
-        folder.write_json(f"{image.stem}.json", _document(image, shapes, image_paths.get(image.number, image.uri)))
+        folder.write_json(f"{image.stem}.json", _document(image, shapes, find_path(image) or image.uri))
         progress(len(image.instances))
 
 

@@ -1,4 +1,4 @@
-"""File names for exported images: as in the input where that is possible, safe and unique everywhere."""
+"""File names for exported images: as in the input where that is possible, and safe everywhere."""
 
 import re
 from pathlib import PurePosixPath
@@ -37,25 +37,15 @@ def _below(uri: str, root: str) -> str:
     return uri.partition("?")[0].rsplit("/", 1)[-1] or "image"
 
 
-class FileNames:
-    """Gives each image a path below a folder; no two are the same, also not without suffix and in any case."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def add(self, name: str) -> str:
-        """Return a safe relative path for a name of `relative_name`; it keeps the suffix of an image."""
-        parts = [_safe(part) for part in PurePosixPath(name).parts if part not in ("/", ".", "..")] or ["image"]
-        suffix = suffix_of(parts[-1])
-        if suffix not in IMAGE_SUFFIXES:
-            suffix = ""
-        stem = "/".join(parts)[: -len(suffix) or None] or "image"
-        candidate, repeat = stem, 1
-        while candidate.lower() in self._taken:
-            repeat += 1
-            candidate = f"{stem}-{repeat}"
-        self._taken.add(candidate.lower())
-        return candidate + suffix
+def split_name(name: str) -> tuple[str, str]:
+    """Return the stem and the suffix of a safe relative path for a name of `relative_name`; only an image's suffix is
+    one."""
+    parts = [_safe(part) for part in PurePosixPath(name).parts if part not in ("/", ".", "..")] or ["image"]
+    suffix = suffix_of(parts[-1])
+    if suffix not in IMAGE_SUFFIXES:
+        suffix = ""
+    path = "/".join(parts)
+    return path[: len(path) - len(suffix)] or "image", suffix
 
 
 def _safe(part: str) -> str:

@@ -2,20 +2,21 @@
 
 import csv
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from jobs.results.export.selection import bitmap_of
 from jobs.results.export.writers import ExportFolder, Progress
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from jobs.results.export.selection import ExportedImage, Selection
 
 # What 16 bits hold, 0 being no instance.
 MAX_INSTANCES = 2**16 - 1
+TABLE = "instances.csv"
 
 
 def write_png(selection: "Selection", folder: ExportFolder, progress: Progress) -> None:
@@ -24,8 +25,15 @@ def write_png(selection: "Selection", folder: ExportFolder, progress: Progress) 
     In the first a pixel is the `value` of its instance in `instances.csv`, from 1, in the second the category's id; 0
     is neither. Where masks overlap, the pixel belongs to the most confident one.
     """
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
+    path = folder.file(TABLE)
+    try:
+        with path.open("w", encoding="utf-8", newline="") as sink:
+            _write_maps(selection, folder, progress, csv.writer(sink, lineterminator="\n"))
+    except OSError as error:
+        raise SpecError(f"{folder.final / TABLE} cannot be written: {error.strerror or error}.") from error
+
+
+def _write_maps(selection: "Selection", folder: ExportFolder, progress: Progress, rows: Any) -> None:
     rows.writerow(["file", "value", "category_id", "category", "score", "pixels", "visible_pixels", "uri"])
     for image in selection.by_image():
         instances, categories = _label_maps(image, folder)
@@ -39,7 +47,6 @@ def write_png(selection: "Selection", folder: ExportFolder, progress: Progress) 
             numbers = [value, category.category_id, category.name, f"{each.score:.6g}", each.area, int(visible[value])]
             rows.writerow([f"{image.stem}.png", *numbers, image.uri])
         progress(len(image.instances))
-    folder.write("instances.csv", table.getvalue())
 
 
 def _label_maps(

@@ -1,31 +1,36 @@
 """Which images and instances are exported, read in batches from the views of `htc query`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from duckdb.func import PythonUDFType
 from numpy.typing import NDArray
 
 from htc_model.masks.rle import decode_rle
-from jobs.results.export.names import FileNames, relative_name
+from jobs.results.export.names import relative_name, split_name
 from pipeline.errors import InputError, SpecError
 from pipeline.output.mask_functions import decode_masks
+from pipeline.output.query_files import SCHEME
 from pipeline.output.schema import MASK_TYPE
-from pipeline.output.views import translated_sql_errors
+from pipeline.output.views import rows_of_parts, translated_sql_errors
 
 if TYPE_CHECKING:
     import duckdb
 
     from htc_model.masks.many_runs import ForegroundRuns
+    from pipeline.output.parts import Part
     from pipeline.output.results import Results
 
 CURRENT = "current"
 BATCH_ROWS = 2048
-_IMAGE_COLUMNS = "image_id, uri, run, width, height"
-# Where the bytes are, and their version: for those who put the images beside.
-_VERSIONS = "image_id, uri, run, shard, etag"
+# As many rows are sorted and joined at once, and those of one image more.
+PIECE_INSTANCES = 65_536
+_IMAGE_COLUMNS = "image_id, uri, run, width, height, shard, etag, instances"
+# Those of `exported_images` that an ExportedImage has.
+_OF_IMAGE = ("number", "uri", "run", "name", "stem", "suffix", "width", "height", "etag")
 
 
 @dataclass(frozen=True)
@@ -53,27 +58,32 @@ class ExportedInstance:
 class ExportedImage:
     """One image with its chosen instances, most confident first.
 
-    number: from 1. name: relative to the input. file: safe and unique path below a folder; width, height in pixels.
+    number: from 1. name: relative to the input. stem: a safe path below a folder, unique without its suffix, in any
+        case. width, height: in pixels. etag: of the version that the run read.
     """
 
     number: int
     uri: str
     run: str
     name: str
-    file: str
+    stem: str
+    suffix: str
     width: int
     height: int
+    etag: str | None
     instances: tuple[ExportedInstance, ...]
 
     @property
-    def stem(self) -> str:
-        """The file without its suffix; unique, too."""
-        head, dot, _ = self.file.rpartition(".")
-        return head if dot and "/" not in self.file[len(head) :] else self.file
+    def file(self) -> str:
+        """A safe and unique path below a folder."""
+        return self.stem + self.suffix
 
 
 class Selection:
     """The exported images and instances.
+
+    They are read in pieces of neighbouring images, so that no query sorts or joins more than `PIECE_INSTANCES` at once:
+    memory does not grow with the number of instances.
 
     Attributes:
         images, instances: how many.
@@ -101,51 +111,59 @@ class Selection:
             SpecError: the condition is not one.
         """
         self._database = database
+        self._results = results
         self.run = results.newest_run() if run is None else run
         is_current = self.run == CURRENT and CURRENT not in results.runs()
         if not is_current:
             results.check_run(self.run)
-        chosen = "true" if is_current else "run = $run"
-        values = {} if is_current else {"run": self.run}
+        chosen = "true" if is_current else _is_run(self.run)
         images, instances = ("current", "current_instances") if is_current else ("images", "instances")
         roots = {record.run: str(record.spec.get("input", {}).get("uri", "")) for record in results.records}
-        ok = f"SELECT {_IMAGE_COLUMNS} FROM {images} WHERE {chosen} AND status = 'ok' ORDER BY uri"  # noqa: S608
-        table = self._named(ok, values, roots)
-        self.images = len(table)
-        if not self.images:
-            raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
-        counted = f"SELECT count(*) FROM {images} WHERE {chosen} AND status <> 'ok'"  # noqa: S608
-        self.left_out = int(self._one(counted, values))
-        database.register("exported_images", table)
-        condition = f"({where}\n)" if where else "true"
-        limit = "true" if min_score is None else f"score >= {min_score!r}"
-        # Created once, so that the condition is checked here and holds the same rows for every format.
         with translated_sql_errors():
+            self.images = _name_images(database, images, chosen, roots)
+            if not self.images:
+                raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
+            self.left_out = int(self._one(f"SELECT count(*) FROM {images} WHERE {chosen} AND status <> 'ok'"))  # noqa: S608
             self._check_condition(where, instances)
-            chosen_run = "true" if is_current else _is_run(self.run)
             # The condition is the user's own, in a database that is closed to everything but these tables.
-            rows = f"SELECT * FROM {instances} WHERE {chosen_run} AND {limit} AND {condition}"  # noqa: S608  # nosec B608
-            database.execute(f"CREATE TEMP VIEW exported AS {rows}")
-            versions = f"SELECT {_VERSIONS} FROM {images} WHERE {chosen_run}"  # noqa: S608  # nosec B608
-            database.execute(f"CREATE TEMP VIEW exported_versions AS {versions}")
-            self.instances = int(self._one("SELECT count(*) FROM exported", {}))
+            limit = "true" if min_score is None else f"score >= {min_score!r}"
+            self._condition = f"{limit} AND {f'({where}{chr(10)})' if where else 'true'}"
+            rows = f"SELECT * FROM {instances} WHERE {chosen} AND {self._condition}"  # noqa: S608  # nosec B608
             found = database.execute(
-                "SELECT category_id, any_value(category) FROM exported GROUP BY category_id ORDER BY category_id"
+                f"SELECT category_id, any_value(category), count(*) FROM ({rows}) GROUP BY category_id ORDER BY 1"  # noqa: S608  # nosec B608
             ).fetchall()
-        self.categories = [Category(index, int(number), str(name)) for index, (number, name) in enumerate(found)]
+        self.instances = sum(int(count) for _, _, count in found)
+        self.categories = [Category(index, int(number), str(name)) for index, (number, name, _) in enumerate(found)]
 
     def batches(self, sql: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """Run a query over `exported` and `exported_images`, and yield its answer in batches."""
+        """Run a query over `exported_images` and yield its answer in batches."""
         with translated_sql_errors():
             yield from self._database.sql(sql).to_arrow_reader(rows)
 
+    def piece_batches(self, sql: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Run a query for each piece of neighbouring images and yield the answers in batches.
+
+        Args:
+            sql: over `piece_images`, the images of the piece with the columns of `exported_images`, and `exported`, the
+                chosen instances of these and of other images; `{done}` stands for the number of rows before the piece.
+        """
+        done = 0
+        for piece in self._pieces():
+            images = f"SELECT * FROM exported_images WHERE {piece.condition}"  # noqa: S608 - our own numbers and names
+            instances = f"SELECT * FROM ({rows_of_parts('instances', piece.paths)}) AS instances"  # noqa: S608
+            exported = f"{instances} WHERE {piece.uris} AND {self._condition}"
+            named = f"WITH piece_images AS ({images}), exported AS ({exported}) {sql.replace('{done}', str(done))}"
+            for batch in self.batches(named, rows):
+                done += len(batch)
+                yield batch
+
     def image_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield number, name, file, uri, run, width and height of each image."""
-        for batch in self.batches("SELECT number, name, file, uri, run, width, height FROM exported_images"):
+        """Yield the columns of `exported_images`, by run and shard."""
+        for batch in self.batches("SELECT * FROM exported_images ORDER BY run, shard, number"):
             yield from batch.to_pylist()
 
     def by_image(self, *, is_sparse: bool = False) -> Iterator[ExportedImage]:
-        """Yield the images in the order of their numbers, each with its instances.
+        """Yield the images by run and shard, each with its instances.
 
         Args:
             is_sparse: leave out images without instances.
@@ -153,12 +171,12 @@ class Selection:
         by_id = {category.category_id: category for category in self.categories}
         kind = "JOIN" if is_sparse else "LEFT JOIN"
         sql = (
-            "SELECT number, uri, run, name, file, width, height, instance, category_id, score, bbox, area, mask "  # noqa: S608
-            f"FROM exported_images {kind} exported USING (image_id, uri, run) ORDER BY number, instance"
+            f"SELECT {', '.join(_OF_IMAGE)}, instance, category_id, score, bbox, area, mask "  # noqa: S608
+            f"FROM piece_images {kind} exported USING (image_id, uri, run) ORDER BY number, instance"
         )
         head: dict[str, Any] | None = None
         instances: list[ExportedInstance] = []
-        for batch in self.batches(sql):
+        for batch in self.piece_batches(sql):
             for row in batch.to_pylist():
                 if head is not None and row["number"] != head["number"]:
                     yield _image(head, instances)
@@ -169,22 +187,53 @@ class Selection:
         if head is not None:
             yield _image(head, instances)
 
-    def _named(self, sql: str, values: dict[str, str], roots: dict[str, str]) -> pa.Table:
-        """Return the images with their numbers and names."""
-        table = self._database.sql(sql, params=values).to_arrow_table()
-        names = FileNames()
-        relative = [
-            relative_name(uri, roots.get(run, ""))
-            for uri, run in zip(table["uri"].to_pylist(), table["run"].to_pylist(), strict=True)
-        ]
-        columns = {
-            "number": pa.array(range(1, len(table) + 1), pa.int64()),
-            "name": pa.array(relative, pa.string()),
-            "file": pa.array([names.add(name) for name in relative], pa.string()),
-        }
-        for name, column in columns.items():
-            table = table.append_column(name, column)
-        return table
+    def _pieces(self) -> Iterator["_Piece"]:
+        """Cut the images into pieces of at most `PIECE_INSTANCES` instances, and find the parts that hold these."""
+        listed = self._database.execute("SELECT file FROM glob(?)", [f"{SCHEME}://instances/*"]).fetchall()
+        by_part = {tuple(str(path).split("/")[4:6]): str(path) for (path,) in listed}
+        counted = self._database.execute(
+            "SELECT run, shard, sum(instances)::BIGINT FROM exported_images GROUP BY run, shard ORDER BY run, shard"
+        )
+        shards: dict[str, list[tuple[int, int]]] = {}
+        while rows := counted.fetchmany(BATCH_ROWS):
+            for run, shard, instances in rows:
+                shards.setdefault(run, []).append((shard, instances))
+        for run, counts in shards.items():
+            parts = iter(self._results.committed(run))
+            part = next(parts)
+            waiting: list[Part] = []
+            waiting_instances = 0
+            totals: dict[Part, int] = {}
+            for shard, instances in counts:
+                while shard > part.last:
+                    part = next(parts)
+                totals[part] = totals.get(part, 0) + instances
+            for part, instances in totals.items():
+                if waiting and waiting_instances + instances > PIECE_INSTANCES:
+                    yield from self._cut(run, waiting, waiting_instances, by_part)
+                    waiting, waiting_instances = [], 0
+                waiting.append(part)
+                waiting_instances += instances
+            yield from self._cut(run, waiting, waiting_instances, by_part)
+
+    def _cut(
+        self, run: str, parts: Sequence["Part"], instances: int, by_part: dict[tuple[str, ...], str]
+    ) -> Iterator["_Piece"]:
+        """Cut the images of neighbouring parts by their uris, by which compacted parts are sorted."""
+        paths = [by_part[run, part.name] for part in parts]
+        condition = f"{_is_run(run)} AND shard BETWEEN {parts[0].first} AND {parts[-1].last}"
+        if instances <= PIECE_INSTANCES:
+            yield _Piece(condition, "true", paths)
+            return
+        ends = self._database.execute(
+            "SELECT max(uri) FROM (SELECT uri, (sum(instances) OVER (ORDER BY uri) - 1) // "  # noqa: S608
+            f"{PIECE_INSTANCES} AS piece FROM exported_images WHERE {condition}) GROUP BY piece ORDER BY piece"
+        ).fetchall()
+        before: str | None = None
+        for (end,) in ends:
+            uris = f"uri <= {_text(end)}" + (f" AND uri > {_text(before)}" if before is not None else "")
+            yield _Piece(f"{condition} AND {uris}", uris, paths)
+            before = end
 
     def _check_condition(self, where: str | None, instances: str) -> None:
         if where is None:
@@ -197,12 +246,67 @@ class Selection:
                 "\"category = 'person' AND area > 1000\"."
             )
 
-    def _one(self, sql: str, values: dict[str, str]) -> Any:
-        return self._database.execute(sql, values).fetchall()[0][0]
+    def _one(self, sql: str) -> Any:
+        return self._database.execute(sql).fetchall()[0][0]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Neighbouring images: a condition on `exported_images`, one on the uris of instances, and the parts of these."""
+
+    condition: str
+    uris: str
+    paths: Sequence[str]
+
+
+def _name_images(database: "duckdb.DuckDBPyConnection", images: str, chosen: str, roots: Mapping[str, str]) -> int:
+    """Create the table `exported_images`: the chosen images with a number, a name and a file name; return how many.
+
+    Two files whose paths without suffix are the same in any case would share a label file, so that the later one gets a
+    number, and none that another has.
+    """
+
+    def names(uris: pa.ChunkedArray, runs: pa.ChunkedArray) -> pa.StructArray:
+        rows = zip(uris.to_pylist(), runs.to_pylist(), strict=True)
+        found = [relative_name(uri, roots.get(run, "")) for uri, run in rows]
+        split = [split_name(name) for name in found]
+        columns = [found, [stem for stem, _ in split], [suffix for _, suffix in split]]
+        return pa.StructArray.from_arrays([pa.array(each, pa.string()) for each in columns], ["name", "stem", "suffix"])
+
+    kind = "STRUCT(name VARCHAR, stem VARCHAR, suffix VARCHAR)"
+    database.create_function("export_names", names, ["VARCHAR", "VARCHAR"], kind, type=PythonUDFType.ARROW)
+    database.execute(
+        f"""CREATE TEMP TABLE named AS
+        SELECT row_number() OVER (ORDER BY uri, run) AS number, *, export_names(uri, run) AS names, false AS is_renamed
+        FROM (SELECT {_IMAGE_COLUMNS} FROM {images} WHERE {chosen} AND status = 'ok')"""  # noqa: S608
+    )
+    database.execute(
+        "CREATE TEMP TABLE exported_images AS SELECT * EXCLUDE (names), names.name AS name, names.stem AS stem, "
+        "names.suffix AS suffix FROM named ORDER BY number"
+    )
+    database.execute("DROP TABLE named")
+    while True:
+        database.execute(
+            """CREATE OR REPLACE TEMP TABLE repeated AS SELECT number, repeat FROM (
+                SELECT number, row_number() OVER (PARTITION BY lower(stem) ORDER BY is_renamed, number) AS repeat
+                FROM exported_images) WHERE repeat > 1"""
+        )
+        ((repeated,),) = database.execute("SELECT count(*) FROM repeated").fetchall()
+        if not repeated:
+            break
+        database.execute(
+            "UPDATE exported_images SET stem = stem || '-' || repeat, is_renamed = true FROM repeated "
+            "WHERE repeated.number = exported_images.number"
+        )
+    return int(database.execute("SELECT count(*) FROM exported_images").fetchall()[0][0])
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _is_run(run: str) -> str:
-    return "run = '" + run.replace("'", "''") + "'"
+    return f"run = {_text(run)}"
 
 
 def _instance(row: dict[str, Any], category: Category) -> ExportedInstance:
@@ -218,8 +322,7 @@ def _instance(row: dict[str, Any], category: Category) -> ExportedInstance:
 
 
 def _image(row: dict[str, Any], instances: Sequence[ExportedInstance]) -> ExportedImage:
-    names = ("number", "uri", "run", "name", "file", "width", "height")
-    return ExportedImage(**{name: row[name] for name in names}, instances=tuple(instances))
+    return ExportedImage(**{name: row[name] for name in _OF_IMAGE}, instances=tuple(instances))
 
 
 def runs_of(owners: Sequence[tuple[ExportedImage, ExportedInstance]]) -> "ForegroundRuns":

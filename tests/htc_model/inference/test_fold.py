@@ -18,7 +18,9 @@ BACKBONES = {
     "resnet": BackboneConfig(),
     "resnext": BackboneConfig(groups=32, base_width=4),
     "deformable": BackboneConfig(has_deformable_stages=True),
+    "modulated": BackboneConfig(has_deformable_stages=True, is_modulated=True),
     "group norm": BackboneConfig(norm="group"),
+    "published group norm": BackboneConfig(norm="group_published"),
 }
 
 

@@ -41,7 +41,7 @@ def small(name: str) -> ModelConfig:
         resize=ResizeConfig(long_side=128, short_side=96),
         fpn_channels=64,
         box_fc_channels=128,
-        mask_channels=32,
+        mask_channels=64 if name.startswith("scnet") else 32,
         rpn_proposals=60,
         max_detections=20,
         score_threshold=0.001,
@@ -109,6 +109,12 @@ def assert_same(network: HTC, image: np.ndarray, expected: RawDetections, found:
         small("htc_without_semantic_r50_fpn"),
         small("mask_rcnn_r50_fpn"),
         small("cascade_rcnn_r50_fpn"),
+        small("mask_rcnn_r50_pafpn"),
+        small("mask_rcnn_r50_fpn_gn"),
+        small("htc_r50_fpn_dcnv2"),
+        small("htc_r50_fpn_ga"),
+        small("scnet_r50_fpn"),
+        small("detectors_htc_r50_fpn"),
     ],
     ids=lambda config: config.name,
 )
@@ -219,6 +225,9 @@ KINDS = {
     "cascade_rcnn_r50_fpn": 5,
     "htc_x101_64x4d_fpn_dcn": 6,
     "htc_lite0_fpn": 6,
+    "htc_r50_fpn_ga": 6,
+    "scnet_r50_fpn": 6,
+    "detectors_htc_r50_fpn": 6,
 }
 
 

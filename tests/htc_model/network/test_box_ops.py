@@ -1,6 +1,7 @@
 """Box operations: decoding, clipping, NMS."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from htc_model.network.box_ops import MAX_LOG_RATIO, boxes_to_rois, clip_boxes, decode_deltas, grouped_nms, has_area
+from htc_model.network.box_ops import (
+    MAX_LOG_RATIO,
+    boxes_to_rois,
+    clip_boxes,
+    decode_deltas,
+    grouped_nms,
+    has_area,
+    soft_nms,
+)
 
 STDS = (0.1, 0.1, 0.2, 0.2)
 
@@ -98,3 +107,48 @@ def test_limit_keeps_the_best_and_nothing_is_fine() -> None:
     scores, groups = torch.tensor([0.1, 0.9, 0.5]), torch.zeros(3, dtype=torch.int64)
     assert grouped_nms(boxes, scores, groups, 0.5, limit=2).tolist() == [1, 2]
     assert grouped_nms(boxes[:0], scores[:0], groups[:0], 0.5, limit=2).tolist() == []
+
+
+def lowered_one_by_one(
+    boxes: Tensor, scores: Tensor, groups: Tensor, limit: int, factor: Callable[[float], float]
+) -> list[tuple[int, float]]:
+    """The definition of soft-NMS on lists of numbers, each group on its own, then the best of all."""
+    overlaps = box_iou(boxes, boxes).double().tolist()
+    found: list[tuple[int, float]] = []
+    for group in set(groups.tolist()):
+        left = {i: float(scores[i]) for i in range(len(boxes)) if groups[i] == group}
+        while left:
+            best = max(left, key=lambda i: left[i])
+            found.append((best, left.pop(best)))
+            left = {i: score * factor(overlaps[best][i]) for i, score in left.items()}
+    return sorted((pair for pair in found if pair[1] >= 0.001), key=lambda pair: -pair[1])[:limit]
+
+
+@pytest.mark.parametrize("linear_iou", [0.3, None])
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(0, 2**31))
+def test_soft_nms_lowers_scores_within_each_group(
+    linear_iou: float | None, count: int, group_count: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    boxes, scores = random_boxes(count, seed), torch.rand(count, generator=generator)
+    groups = torch.randint(group_count, (count,), generator=generator)
+
+    def factor(iou: float) -> float:
+        if linear_iou is None:
+            return math.exp(-(iou**2) / 0.5)
+        return 1 - iou if iou >= linear_iou else 1.0
+
+    kept, lowered = soft_nms(boxes, scores, groups, 20, linear_iou=linear_iou, sigma=0.5, min_score=0.001)
+    expected = lowered_one_by_one(boxes, scores, groups, 20, factor)
+    assert lowered.tolist() == pytest.approx([score for _, score in expected], rel=1e-4, abs=1e-6)
+    if len({round(score, 5) for _, score in expected}) == len(expected):
+        assert kept.tolist() == [index for index, _ in expected]
+
+
+def test_soft_nms_of_nothing_and_of_boxes_without_area() -> None:
+    boxes, groups = torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64)
+    options = {"linear_iou": 0.5, "sigma": 0.5, "min_score": 0.001}
+    assert soft_nms(boxes[:0], torch.zeros(0), groups[:0], 5, **options)[0].tolist() == []
+    kept, scores = soft_nms(boxes, torch.tensor([0.5, 0.75]), groups, 5, **options)
+    assert (kept.tolist(), scores.tolist()) == ([1, 0], [0.75, 0.5])

@@ -12,7 +12,7 @@ import jobs.maintenance.compact
 import jobs.results.query
 from jobs.maintenance.compact import compact_output
 from jobs.maintenance.list_runs import report_runs
-from jobs.results.evaluate import report_evaluation
+from jobs.results.evaluation import report_evaluation
 from jobs.results.query import query_output
 from pipeline.errors import StorageError
 from pipeline.maintenance.compaction import compact_run

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs.results.drawing import Style, colour_of
+from jobs.results.drawing.picture_files import is_own_picture
 from jobs.results.show import ShowRequest, show_overlays
 from pipeline.errors import InputError, SpecError
 from pipeline.inputs.decode import decode_image
@@ -17,6 +18,7 @@ from tests.support.builders.drawn_outputs import Found, make_drawn_output
 from tests.support.builders.images import encoded, gradient
 from tests.support.builders.outputs import Output, ellipse_mask
 from tests.support.htc import Htc
+from tests.support.paths import ROOT
 
 
 def show(output: Output, folder: Path, **choices: Any) -> int:
@@ -68,7 +70,7 @@ def test_gone_changed_and_failed_images_are_grey_tiles_that_say_so(
     uris = ["broken.jpg", "1 a#b%20 ü.jpg", "2 a#b%20 ü.jpg", "0 a#b%20 ü.jpg"]
     assert show(output, tmp_path / "png", uris=uris) == 1
     said = capsys.readouterr().err
-    assert "1 a#b%20 ü.jpg: the image does not exist." in said
+    assert "1 a#b%20 ü.jpg: the image does not exist any more." in said
     assert "2 a#b%20 ü.jpg: the image has changed since the run." in said
     assert "broken.jpg" not in said
     for name, size in (("1_a_b_20_ü", sizes[1]), ("2_a_b_20_ü", sizes[2]), ("broken", (480, 640, 3))):
@@ -133,6 +135,17 @@ def test_wrong_requests_name_the_way_out(output: Output, tmp_path: Path) -> None
         show(output, tmp_path, statuses=["failed"])
 
 
+def test_labels_without_room_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def find(_: str, height: int, width: int) -> list[Found]:
+        return [Found("dog", 0.9, ellipse_mask(height, width))] * 40
+
+    output = make_drawn_output(tmp_path, {"a.png": encoded(gradient(90, 120), "PNG")}, find)
+    assert show(output, tmp_path / "png", style=Style(long_side=120)) == 0
+    assert "have no label" in capsys.readouterr().err
+    assert show(output, tmp_path / "plain", style=Style(long_side=120, has_labels=False)) == 0
+    assert "have no label" not in capsys.readouterr().err
+
+
 def test_filters_by_category_and_the_first_images(
     output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +193,8 @@ def test_an_earlier_calls_pictures_are_replaced_and_other_files_are_not(output: 
     assert show(output, folder, limit=2, is_overwriting=True) == 0
     assert (folder / "1_a_b_20_ü.png").read_bytes() != photo
     assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(SpecError, match=r"holds images of the run, such as .*0 a#b"):
+        show(output, output.photos, is_overwriting=True)
     for name, content in (("crops", "crops"), ("sheet", "images")):
         (tmp_path / name).mkdir()
         file = tmp_path / name / {"crops": "0_a_b_20_ü_000.png", "sheet": "sheet-01.png"}[name]
@@ -358,3 +373,10 @@ def test_a_truth_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="leave out --crops"):
         show(output, tmp_path / "png", truth=truth_of(tmp_path, ["a.png"]), content="crops")
     assert not (tmp_path / "png").exists()
+
+
+def test_the_documents_pictures_are_small_and_ours() -> None:
+    """`python -m tests.support.programs.overlay_pictures --write` remakes them."""
+    pictures = sorted((ROOT / "docs" / "overlays").iterdir())
+    assert len(pictures) > 4
+    assert [path.name for path in pictures if not is_own_picture(path) or path.stat().st_size > 150_000] == []

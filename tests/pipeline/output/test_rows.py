@@ -39,7 +39,7 @@ def make_detections(seeds: list[int]) -> Detections:
     return Detections(
         boxes_xyxy=torch.tensor([[1.5, 2.0, 11.5, 22.0]] * count).reshape(count, 4),
         scores=torch.linspace(0.9, 0.5, count),
-        labels=torch.tensor([79, 0, 11][:count], dtype=torch.int64),
+        labels=torch.tensor([79, 0, 11]).repeat(-(-count // 3))[:count],
         masks=masks,
     )
 
@@ -95,6 +95,12 @@ def test_a_model_without_masks_has_null_masks(tmp_path: Path) -> None:
     commit_shard(Storage(), str(tmp_path), "a", 0, [make_rows("/x/1.jpg", 0, [])[0]], rows)
     table = open_results(str(tmp_path)).instances()
     assert table.select(["mask", "area"]).to_pylist() == [{"mask": None, "area": None}]
+
+
+def test_an_image_may_have_more_instances_than_pycocotools_counts_at_once() -> None:
+    found = make_detections(list(range(300)))
+    rows = build_instance_rows(ImageRef("/x/1.jpg"), found, CONFIG)
+    assert [row.area for row in rows] == [int(make_mask(seed).sum()) for seed in range(300)]
 
 
 def test_duckdb_reads_the_tables_directly(output: Path) -> None:

@@ -64,8 +64,9 @@ def rectangle(box: Box, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict[str, An
     return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
 
-def write_compared_runs(output: Path, runs: Sequence[ComparedRun]) -> None:
+def write_compared_runs(output: Path | str, runs: Sequence[ComparedRun], storage: Storage | None = None) -> None:
     """Write runs, each a day after the one before."""
+    storage = storage or Storage()
     for day, run in enumerate(runs, 1):
         rows = [
             build_image_row(
@@ -83,16 +84,16 @@ def write_compared_runs(output: Path, runs: Sequence[ComparedRun]) -> None:
             for uri, each in run.images.items()
             for number, instance in enumerate(each.instances)
         ]
-        commit_shard(Storage(), str(output), run.name, 0, rows, found)
+        commit_shard(storage, str(output), run.name, 0, rows, found)
         deleted = [{"image_id": image_id(uri), "uri": uri, "last_run": "0", "last_ok_run": None} for uri in run.deleted]
         table = DELETIONS_SCHEMA.empty_table().from_pylist(deleted, schema=DELETIONS_SCHEMA)
-        write_deletions(Storage(), str(output), run.name, iter([table]))
+        write_deletions(storage, str(output), run.name, iter([table]))
         spec = {"input": {"uri": run.input_uri}, "select": {"mode": run.mode}, "model": {"weights": "own.pt"}}
         fingerprint = {"preset": "htc_r50_fpn", "weights_sha256": run.weights_sha256, "trained": True}
         counts = {"image_count": len(rows), "shard_count": run.planned_shards, "selection": {"deleted": len(deleted)}}
         content = {"spec": spec, "identity": {}, "fingerprint": fingerprint, "manifest": counts, **run.record}
         record = RunRecord(run=run.name, created=f"2026-01-{day:02d}T02:00:00+00:00", versions={}, **content)
-        write_record(Storage(), str(output), record)
+        write_record(storage, str(output), record)
 
 
 def _row(uri: str, number: int, found: Found, size: tuple[int, int]) -> InstanceRow:

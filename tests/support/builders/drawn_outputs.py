@@ -8,11 +8,15 @@ import numpy as np
 
 from pipeline.errors import ImageError
 from pipeline.inputs.decode import decode_image
-from pipeline.job_spec.job import load_spec
+from pipeline.inputs.read import fetch_image
+from pipeline.job_spec.job import JobSpec, load_spec
 from pipeline.output.commit import commit_shard
 from pipeline.output.rows import InstanceRow, build_image_row
 from pipeline.runs.open import open_run
+from pipeline.runs.run import RunHandle
+from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from pipeline.storage.uris import join
 from tests.support.builders.outputs import FINGERPRINT, Output, encoded
 
 
@@ -24,39 +28,53 @@ class Found(NamedTuple):
     mask: np.ndarray | dict[str, Any]
 
 
-def make_drawn_output(
-    tmp_path: Path,
-    images: Mapping[str, bytes],
-    find: Callable[[str, int, int], Sequence[Found]] = lambda name, height, width: (),
-    *,
-    run: str = "night",
-) -> Output:
-    """Write images into a folder, and an output of one committed shard, as the pipeline would.
+Find = Callable[[str, int, int], Sequence[Found]]
+"""Returns an image's instances by its name, height and width."""
+
+
+def nothing(name: str, height: int, width: int) -> Sequence[Found]:
+    """Find no instances."""
+    return ()
+
+
+def make_drawn_output(tmp_path: Path, images: Mapping[str, bytes], find: Find = nothing) -> Output:
+    """Write images into the folder `photos`, and the output `out` of one committed shard, as the pipeline would."""
+    handle, spec = write_drawn_run(str(tmp_path), images, find)
+    return Output(tmp_path / "out", tmp_path / "photos", spec, handle)
+
+
+def write_drawn_run(
+    base: str, images: Mapping[str, bytes], find: Find = nothing, section: StorageSection | None = None
+) -> tuple[RunHandle, JobSpec]:
+    """Write images below `photos` and a run to `out` in a local or remote folder.
+
+    An image that cannot be decoded is a row with its status.
 
     Args:
-        find: returns an image's instances by its name, height and width; an image that cannot be decoded is a row
-            with its status.
+        section: the options of the store.
     """
-    photos = tmp_path / "photos"
+    storage = Storage(section)
+    photos = join(base, "photos")
     for name, payload in images.items():
-        (photos / name).parent.mkdir(parents=True, exist_ok=True)
-        (photos / name).write_bytes(payload)
-    spec = load_spec(None, {"input.uri": str(photos), "output.uri": str(tmp_path / "out"), "compute.shard_images": 99})
-    storage = Storage()
-    handle = open_run(spec, FINGERPRINT, storage, run=run)
+        storage.write(join(photos, name), payload)
+    spec = load_spec(None, {"input.uri": photos, "output.uri": join(base, "out"), "compute.shard_images": 99})
+    handle = open_run(spec, FINGERPRINT, storage, run="night")
     image_rows, instance_rows = [], []
     for ref in handle.read_shard(0).images:
+        payload, version = fetch_image(ref, storage)
         try:
-            height, width = decode_image(Path(ref.uri).read_bytes()).shape[:2]
+            height, width = decode_image(payload).shape[:2]
         except ImageError as error:
-            image_rows.append(build_image_row(ref, shard=0, model="m", status=error.status, error=error.reason))
+            image_rows.append(
+                build_image_row(ref, shard=0, model="m", status=error.status, error=error.reason, read=version)
+            )
             continue
-        found = find(str(Path(ref.uri).relative_to(photos)), height, width)
-        row = build_image_row(ref, shard=0, model="m", size=(height, width), instances=len(found))
+        found = find(ref.uri.removeprefix(f"{photos}/"), height, width)
+        row = build_image_row(ref, shard=0, model="m", size=(height, width), instances=len(found), read=version)
         image_rows.append(row)
         instance_rows += [_row(row, number, each) for number, each in enumerate(found)]
     commit_shard(storage, handle.output_uri, handle.name, 0, image_rows, instance_rows)
-    return Output(tmp_path / "out", photos, spec, handle)
+    return handle, spec
 
 
 def _row(image: Any, number: int, found: Found) -> InstanceRow:

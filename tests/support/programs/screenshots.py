@@ -1,10 +1,11 @@
 """The screenshots of README and docs, remade: `python -m tests.support.programs.screenshots`, or `make screenshots`.
 
-Segments the bundled photos with the bundled model, writes a report, and photographs it in the browser. Each entry of
-SHOTS makes some of the pictures; so one command remakes them all.
+Segments the bundled photos with the bundled model, writes a report, and photographs it and the web app in the browser.
+Each entry of SHOTS makes some of the pictures; so one command remakes them all.
 """
 
 import argparse
+import contextlib
 import io
 import os
 import shutil
@@ -69,14 +70,50 @@ def report(pages: BrowserPages, output: Path) -> None:
     save(phone, "report-phone")
 
 
-SHOTS: tuple[Callable[[BrowserPages, Path], None], ...] = (report,)
+def browse(pages: BrowserPages, output: Path) -> None:
+    """The web app: the gallery, and two runs side by side, of which the second one finds what scores 0.9 and more."""
+    from jobs.results.browse.access import Access
+    from jobs.results.browse.app import build_app
+    from jobs.results.browse.command import serving
+    from jobs.results.browse.tables import Tables
+    from pipeline.storage.storage import Storage
+
+    folder = output.parent
+    htc("run", "photos", output.name, "--fresh", "--run", "strict", "--score-threshold", "0.9", folder=folder)
+    access = Access()
+    with contextlib.chdir(folder):
+        app, browser = build_app(Tables(output.name, Storage()), access)
+        with contextlib.closing(browser), serving(app, 0) as served:
+            page = pages.open(f"{served.address}/?run=demo&token={access.token}", size=(1280, 860))
+            page.wait_for_load_state("networkidle")
+            save(page, "browse")
+            page.goto(f"{served.address}/compare?a=demo&b=strict")
+            page.locator("td.name a").filter(has_text="000000319492").click()
+            page.locator("#changes button").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(300)
+            save(page, "browse-compare")
+            phone = pages.open(
+                f"{served.address}/?run=demo&token={access.token}",
+                size=PHONE,
+                device_scale_factor=2,
+                is_mobile=True,
+                has_touch=True,
+            )
+            phone.wait_for_load_state("networkidle")
+            save(phone, "browse-phone")
+
+
+SHOTS: tuple[Callable[[BrowserPages, Path], None], ...] = (report, browse)
 
 
 def main() -> int:
     """Make the pictures; 1 where there is no browser."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="an output of the bundled photos; made anew without it")
-    given = parser.parse_args().output
+    parser.add_argument("--only", choices=[shot.__name__ for shot in SHOTS], help="only these; all without it")
+    arguments = parser.parse_args()
+    given = arguments.output
     if find_browser() is None:
         sys.stderr.write("There is no browser: `python infra/get_browser.py` installs Debian's chromium, as root.\n")
         return 1
@@ -92,7 +129,8 @@ def main() -> int:
         with start_browser() as browser:
             pages = BrowserPages(browser)
             for shot in SHOTS:
-                shot(pages, output)
+                if arguments.only in {None, shot.__name__}:
+                    shot(pages, output)
             pages.close()
     finally:
         shutil.rmtree(place, ignore_errors=True)

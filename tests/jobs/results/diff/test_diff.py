@@ -1,6 +1,7 @@
 """`diff_runs`: what became of instances and images, of full and of incremental runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,7 +10,13 @@ import pytest
 from jobs.results.diff import Diff, DiffRules, diff_runs
 from jobs.results.diff import tables as diff_tables
 from pipeline.errors import InputError, SpecError
+from pipeline.maintenance.compaction import compact_run
+from pipeline.output.results import Results
+from pipeline.storage.config import StorageSection
+from pipeline.storage.storage import Storage
 from tests.support.builders.compared_runs import ComparedRun, Found, Pictured, write_compared_runs
+from tests.support.builders.finished_runs import finish_run, write_inputs
+from tests.support.servers.s3_server import S3Server
 
 DOG = Found("dog", 0.9, (0, 0, 10, 10))
 CAT = Found("cat", 0.8, (20, 5, 10, 10))
@@ -231,6 +238,16 @@ def test_other_models_and_their_classes_are_said(tmp_path: Path) -> None:
     assert any("Only B has instances of wolf" in note for note in found.notes)
 
 
+def test_other_settings_are_said(tmp_path: Path) -> None:
+    images = {"a": Pictured([DOG])}
+    runs = [
+        ComparedRun(name, images, record={"identity": {"model.precision": precision, "input.uri": name}})
+        for name, precision in (("monday", "fp32"), ("tuesday", "bf16"))
+    ]
+    write_compared_runs(tmp_path, runs)
+    assert diff_runs(str(tmp_path)).notes == ("The runs differ in model.precision (fp32, bf16).",)
+
+
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     moved = Found("dog", 0.9, (0, 0, 10, 9), counts="52")
     with pytest.raises(InputError, match=r"instance 1 of b is damaged .*run tuesday"):
@@ -293,3 +310,33 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_limits_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SpecError):
         DiffRules(**wrong)
+
+
+def test_runs_that_are_compacted_meanwhile_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, output = write_inputs(tmp_path / "photos", 8), str(tmp_path / "out")
+    for day, (name, instances) in enumerate((("monday", 2), ("tuesday", 1))):
+        finish_run(photos, output, name, day=day, instances=instances)
+    expected = diff_runs(output)
+    assert changed(expected) == {"same": 8, "vanished": 8}
+    read_sides = diff_tables.read_sides
+
+    def compact_first(outputs: list[Results], read: Callable[[], Diff]) -> Diff:
+        # The parts are listed, and gone before they are read.
+        assert len(outputs[0].image_parts()) == 8
+        for name in ("monday", "tuesday"):
+            compact_run(Storage(), output, name, target_bytes=1 << 20, check=lambda: None)
+        return read_sides(outputs, read)
+
+    monkeypatch.setattr("jobs.results.diff.compare.read_sides", compact_first)
+    assert diff_runs(output).to_dict() == expected.to_dict()
+
+
+@pytest.mark.xdist_group("s3")
+def test_outputs_in_a_store(tmp_path: Path, s3_server: S3Server, s3_bucket: str) -> None:
+    storage = Storage(StorageSection(endpoint_url=s3_server.endpoint_url))
+    runs = [ComparedRun("1", {"a": Pictured([DOG])}), ComparedRun("2", {"a": Pictured([CAT])}, mode="incremental")]
+    write_compared_runs(f"{s3_bucket}/out", runs, storage)
+    write_compared_runs(tmp_path / "out", runs[:1])
+    assert changed(diff_runs(f"{s3_bucket}/out", storage=storage)) == {"appeared": 1, "vanished": 1}
+    found = diff_runs(str(tmp_path / "out"), None, f"{s3_bucket}/out", "1", storage=storage)
+    assert changed(found) == {"same": 1}

@@ -1,5 +1,7 @@
 """Pairing instances: IoU as pycocotools gives it, greedy one to one, the same in every batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -30,6 +32,7 @@ def instances_of(rows: list[Drawn], *, with_masks: bool = True) -> Instances:
         category=np.array([row[1] for row in rows], np.int64),
         score=np.array([row[2] / 10 for row in rows]),
         boxes_xywh=np.array([row[3] for row in rows], float).reshape(-1, 4),
+        areas=np.array([row[3][2] * row[3][3] if with_masks else 0 for row in rows], float),
         masks=pa.array(masks, MASK_TYPE),
         sizes=np.tile([HEIGHT, WIDTH], (IMAGES, 1)),
     )
@@ -126,7 +129,7 @@ def test_a_damaged_mask_and_one_of_another_size_are_named() -> None:
     masks = a.masks.to_pylist()
     for wrong in ({**masks[1], "counts": "52"}, rectangle((0, 0, 10, 10), (HEIGHT + 1, WIDTH))):
         other = pa.array([masks[0], wrong], MASK_TYPE)
-        b = Instances(a.image, a.category, a.score, a.boxes_xywh, other, a.sizes)
+        b = replace(a, masks=other)
         with pytest.raises(DamagedMaskError) as raised:
             match_instances(a, b, DiffRules())
         assert (raised.value.side, raised.value.place) == ("b", 1)

@@ -1,5 +1,7 @@
 """The reader of a run's images: only what the run segmented, from wherever it is."""
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import pytest
 from jobs.results.drawing import DrawnInstance, ImageReader, Style, draw_run_image, grey_tile
 from pipeline.inputs.decode import decode_image
 from pipeline.output.results import open_results
-from tests.support.builders.drawn_outputs import make_drawn_output
+from pipeline.storage.config import StorageSection
+from pipeline.storage.storage import Storage
+from tests.support.builders.drawn_outputs import make_drawn_output, write_drawn_run
 from tests.support.builders.images import encoded, gradient
+from tests.support.servers.s3_server import S3Server
 
 PHOTO = encoded(gradient(60, 90), "PNG")
 OTHER = encoded(gradient(60, 90).rotate(180), "PNG")
@@ -36,7 +41,7 @@ def test_an_image_is_read_as_the_run_read_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda path: path.unlink(), "the image does not exist"),
+        (lambda path: path.unlink(), "the image does not exist any more"),
         (lambda path: path.write_bytes(OTHER), "the image has changed since the run"),
         (lambda path: path.write_bytes(b""), "the image has changed since the run"),
     ],
@@ -104,3 +109,42 @@ def test_a_tile_of_any_size(size: tuple[int, int]) -> None:
     tile = grey_tile(size[1], size[0], "the image has changed since the run " * 9 + "x" * 300 + " 猫\x1b[1m\n")
     assert tile.shape == (*size, 3)
     assert (tile.max(axis=2) == tile.min(axis=2)).all()
+
+
+def tar_of(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, payload in members.items():
+            info = tarfile.TarInfo(f"{name}.png")
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    return buffer.getvalue()
+
+
+def test_members_of_a_tar_are_read_until_it_changes(tmp_path: Path) -> None:
+    output = make_drawn_output(tmp_path, {"a.tar": tar_of(one=PHOTO, two=OTHER)})
+    rows = sorted(rows_of(output), key=lambda row: row["uri"])
+    reader = ImageReader(open_results(output.uri))
+    for row, payload in zip(rows, (PHOTO, OTHER), strict=True):
+        np.testing.assert_array_equal(reader.read(row).pixels, decode_image(payload))
+    (output.photos / "a.tar").write_bytes(tar_of(one=OTHER, two=PHOTO, three=PHOTO))
+    assert [reader.read(row).problem for row in rows] == ["the image has changed since the run"] * 2
+
+
+@pytest.mark.xdist_group("s3")
+def test_images_in_a_bucket(s3_server: S3Server, s3_bucket: str) -> None:
+    section = StorageSection(endpoint_url=s3_server.endpoint_url)
+    handle, _ = write_drawn_run(s3_bucket, dict.fromkeys(["a.png", "b.png", "c.png"], PHOTO), section=section)
+    results = open_results(handle.output_uri, Storage(section))
+    results.storage.write(f"{s3_bucket}/photos/b.png", OTHER)
+    results.storage.delete(f"{s3_bucket}/photos/c.png")
+    rows = sorted(results.images().to_pylist(), key=lambda row: row["uri"])
+    reads = [ImageReader(results).read(row) for row in rows]
+    assert reads[0].pixels is not None
+    np.testing.assert_array_equal(reads[0].pixels, decode_image(PHOTO))
+    assert [read.pixels is None for read in reads] == [False, True, True]
+    assert [read.problem for read in reads] == [
+        None,
+        "the image has changed since the run",
+        "the image does not exist any more",
+    ]

@@ -116,6 +116,12 @@ def test_another_model_has_no_reference_but_a_baseline(tmp_path: Path) -> None:
     assert [run.level.value for run in found.runs] == ["none", "stable", "alarm"]
 
 
+def test_other_settings_are_said(tmp_path: Path) -> None:
+    lower = run_of("2", record={"identity": {"model.score_threshold": 0.01}})
+    found = drift_of(tmp_path, run_of("1"), lower)
+    assert found.runs[1].note == "other settings than the reference: model.score_threshold (default, 0.01)"
+
+
 def test_how_many_runs_are_shown_and_taken_together(tmp_path: Path) -> None:
     runs = [run_of(str(number)) for number in range(5)]
     empty = ComparedRun("5", {}, mode="incremental")
@@ -159,7 +165,7 @@ def test_the_table_and_the_exit_code(tmp_path: Path, htc: Htc) -> None:
     write_compared_runs(tmp_path, [run_of("monday"), run_of("tuesday"), run_of("wednesday", lambda _: wolf)])
     code, out, _ = htc("drift", str(tmp_path))
     assert code == 0
-    (row,) = (line for line in out.splitlines() if line.startswith(" wednesday"))
+    _, row = (line for line in out.splitlines() if line.startswith(" wednesday"))
     assert "!!" in row
     assert row.endswith("alarm")
     assert "wednesday: categories: wolf 0.0% -> 100.0%" in out

@@ -82,6 +82,13 @@ def test_a_category_with_another_spelling_is_asked_after(htc: Htc, output: Any, 
     assert "persons may be the model's person" in printed
 
 
+def test_a_class_that_is_misspelt_has_its_nearest_named(own_run: JudgedRun) -> None:
+    own_run.document["categories"] += [{"id": 100 + number, "name": f"thing {number:03d}"} for number in range(900)]
+    with pytest.raises(SpecError, match=r"'persn' is not in the file; did you mean person\?") as raised:
+        evaluate(own_run.uri, str(own_run.rewrite()), classes=["persn"])
+    assert "and 884 more" in str(raised.value)
+
+
 def test_a_run_in_progress_is_scored_as_far_as_it_is(tmp_path: Path) -> None:
     judged = judged_run(tmp_path, images=24, shards=1)
     found = evaluate(judged.uri, str(judged.truth))

@@ -1,11 +1,16 @@
 """`htc export`: every format holds the masks of the tables, and DIR is whole or not there."""
 
 import base64
+import contextlib
 import csv
 import io
 import json
+import resource
+import shutil
+import signal
 import xml.etree.ElementTree as ET
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,16 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
-from jobs.results.export import command
-from jobs.results.export.names import FileNames, relative_name
+from jobs.results.export import command, selection
+from jobs.results.export.names import relative_name, split_name
 from pipeline.errors import HtcError, InputError, SpecError
+from pipeline.job_spec.job import load_spec
+from pipeline.maintenance.compaction import compact_run
+from pipeline.runs.open import open_run
+from pipeline.storage.storage import Storage
 from tests.jobs.results.export.conftest import CATEGORIES, SIZES, Bitmap, Drawn
+from tests.support.builders.incremental_runs import WrittenRun, write_runs
+from tests.support.builders.outputs import FINGERPRINT, make_output_folder
 from tests.support.htc import Htc
 
 
@@ -294,19 +305,90 @@ def test_a_damaged_mask_is_named_with_the_way_out(damaged: str, tmp_path: Path, 
 
 
 def test_a_run_that_is_not_there_is_named(drawn: Drawn, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"There is no run nights .*; its runs are night"):
+    with pytest.raises(InputError, match=r"There is no run nights .*Its runs are night"):
         export(drawn, tmp_path / "out", "coco", run="nights")
     export(drawn, tmp_path / "now", "coco", run="current")
 
 
-def test_a_full_disk_leaves_nothing_and_is_named(drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(28, "No space left on device")
+@contextlib.contextmanager
+def small_files(most_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this, as on a disk that is full: the system itself refuses the write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Else the signal would end the process in a shell that has not ignored it.
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(SpecError, match=r"labels/a/one.*cannot be written: No space left on device"):
-        export(drawn, tmp_path / "out", "yolo", images=command.Images.NONE)
+
+@pytest.mark.parametrize("chosen", list(command.Format))
+def test_a_full_disk_leaves_nothing_and_is_named(drawn: Drawn, tmp_path: Path, chosen: command.Format) -> None:
+    with pytest.raises(SpecError, match=r"/out/.* cannot be written: File too large"), small_files(50):
+        export(drawn, tmp_path / "out", chosen, images=command.Images.NONE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_the_images_is_named_too(drawn: Drawn, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"/out/images/.* cannot be written: File too large"), small_files(50):
+        export(drawn, tmp_path / "out", "coco", images=command.Images.COPY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file; of COCO's the annotations without their numbers, in any order."""
+    found: dict[str, Any] = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+    if "annotations.json" in found:
+        document = json.loads(found["annotations.json"])
+        assert [row.pop("id") for row in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
+        document["annotations"].sort(key=lambda row: (row["image_id"], -row["score"]))
+        found["annotations.json"] = document
+    return found
+
+
+@pytest.mark.parametrize(("run", "is_compacted"), [("night", True), ("current", False)])
+def test_it_is_the_same_in_pieces(
+    drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, is_compacted: bool
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(drawn.uri, output)
+    if is_compacted:
+        compact_run(Storage(), str(output), "night", target_bytes=1 << 20, check=lambda: None)
+    for chosen in command.Format:
+        request = command.ExportRequest(chosen, tmp_path / "whole" / chosen, run=run, images=command.Images.NONE)
+        command.export_output(str(output), request)
+    monkeypatch.setattr(selection, "PIECE_INSTANCES", 4)
+    monkeypatch.setattr(selection, "BATCH_ROWS", 2)
+    for chosen in command.Format:
+        request = command.ExportRequest(chosen, tmp_path / "whole" / chosen, run=run, images=command.Images.NONE)
+        whole = contents(request.folder)
+        # YOLO's data.yaml names its folder.
+        request.folder.rename(tmp_path / "before")
+        command.export_output(str(output), request)
+        assert contents(request.folder) == whole
+        shutil.rmtree(tmp_path / "before")
+
+
+def test_a_run_in_progress_is_exported_as_far_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = make_output_folder(tmp_path)
+    command.export_output(output.uri, command.ExportRequest(command.Format.COCO, tmp_path / "coco"))
+    document = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+    assert (len(document["images"]), len(document["annotations"])) == (5, 10)
+    assert "10 instances of 5 images" in capsys.readouterr().out
+
+
+def test_an_output_without_rows_is_refused_and_one_without_instances_is_not(tmp_path: Path) -> None:
+    output = make_output_folder(tmp_path, scores=())
+    for chosen in command.Format:
+        command.export_output(output.uri, command.ExportRequest(chosen, tmp_path / "to" / chosen))
+    document = json.loads((tmp_path / "to/coco/annotations.json").read_text())
+    assert (len(document["images"]), document["annotations"], document["categories"]) == (5, [], [])
+    empty = load_spec(None, {"input.uri": str(output.photos), "output.uri": str(tmp_path / "empty")})
+    open_run(empty, FINGERPRINT, Storage(), run="night").close()
+    with pytest.raises(InputError, match="no image with the status ok"):
+        command.export_output(str(tmp_path / "empty"), command.ExportRequest(command.Format.COCO, tmp_path / "x"))
 
 
 def test_the_command_says_what_it_wrote(drawn: Drawn, tmp_path: Path, htc: Htc) -> None:
@@ -330,10 +412,27 @@ def test_names_are_relative_to_the_input(uri: str, root: str, name: str) -> None
     assert relative_name(uri, root) == name
 
 
-def test_file_names_are_safe_and_unique() -> None:
-    names = FileNames()
-    given = ["a.jpg", "A.png", "a.jpg", "../../etc/passwd", "x:y?.jpg", "ä" * 300 + ".jpg", "/", "a.b/c"]
-    found = [names.add(name) for name in given]
-    assert found[:5] == ["a.jpg", "A-2.png", "a-3.jpg", "etc/passwd", "x_y_.jpg"]
-    assert all(len(part.encode()) <= 255 for name in found for part in name.split("/"))
-    assert len({name.removesuffix(".jpg").removesuffix(".png").lower() for name in found}) == len(found)
+def test_file_names_are_safe() -> None:
+    given = ["a.jpg", "../../etc/passwd", "x:y?.jpg", "/", "a.b/c", ".jpg"]
+    assert [split_name(name) for name in given] == [
+        ("a", ".jpg"),
+        ("etc/passwd", ""),
+        ("x_y_", ".jpg"),
+        ("image", ""),
+        ("a.b/c", ""),
+        (".jpg", ""),
+    ]
+    stem, suffix = split_name("ä" * 300 + ".jpg")
+    assert len((stem + suffix).encode()) <= 255
+
+
+def test_two_files_never_have_one_name(tmp_path: Path) -> None:
+    uris = ["x/a-2.jpg", "x/a.jpg", "x/A.png", "y/a.jpg", "y/a-3.jpg", "z/a-2.png"]
+    write_runs(tmp_path / "out", [WrittenRun(dict.fromkeys(uris, "ok"))])
+    folder = tmp_path / "yolo"
+    request = command.ExportRequest(command.Format.YOLO, folder, images=command.Images.NONE)
+    command.export_output(str(tmp_path / "out"), request)
+    names = sorted(path.name for path in (folder / "labels").iterdir())
+    assert len(names) == len({name.lower() for name in names}) == 6
+    # Who has a name keeps it.
+    assert {"a-2.txt", "a-3.txt"} < set(names)

@@ -127,6 +127,7 @@ def test_everything_by_keyboard(pages: BrowserPages, report: Path) -> None:
     assert page.evaluate(focused) == names[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_grave_fault_for_people_at_phone_width(pages: BrowserPages, report: Path, scheme: str) -> None:
     page = pages.open(report, size=PHONE, color_scheme=scheme, reduced_motion="reduce")

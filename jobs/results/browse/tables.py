@@ -1,0 +1,373 @@
+"""The tables of an output for many requests at once: read only, with limits, and renewed as a run goes on.
+
+One database is shared; each question gets a cursor of its own, in a transaction that cannot write, so that neither its
+temporary tables nor its interruption concern another one.
+"""
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from jobs.results.browse.work import Job, TimeLimitError
+from jobs.results.drawing import ImageReader
+from jobs.results.query import read_instances
+from pipeline.errors import HtcError, NotFoundError, SpecError, StorageError
+from pipeline.output.dataset import open_files
+from pipeline.output.part_files import check_columns, parquet_errors
+from pipeline.output.parts import part_uri
+from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS
+from pipeline.output.results import Results, open_results
+from pipeline.output.schema import IMAGES_SCHEMA
+from pipeline.output.views import VIEWS, open_database, translated_sql_errors
+from pipeline.storage.storage import Storage
+from pipeline.text import message_of
+
+CURRENT = "current"
+"""Stands for each image's newest rows of all runs."""
+# How old the list of committed parts may be before it is read again, in the background.
+REFRESH_S = 30.0
+# Facts about images that pages have shown, for the pictures that the browser asks for next.
+KEPT_IMAGES = 20_000
+MAX_CELL_CHARS = 2_000
+# All cells of an answer together.
+MAX_ANSWER_CHARS = 8_000_000
+IMAGE_COLUMNS = ("image_id", "uri", "etag", "bytes", "width", "height", "shard", "status", "error", "instances", "run")
+_EXCERPT = re.compile(r"\n(LINE \d+: .*)", re.DOTALL)
+_READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+
+
+class SqlError(SpecError):
+    """DuckDB refused SQL.
+
+    excerpt: the place in the SQL, as DuckDB shows it; "" where it shows none.
+    """
+
+    def __init__(self, sentence: str, excerpt: str = "") -> None:
+        super().__init__(sentence)
+        self.excerpt = excerpt
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One row of `images`, as `ImageRow` has it; `width` and `height` in pixels, None if it was never decoded."""
+
+    image_id: int
+    uri: str
+    etag: str | None
+    bytes: int | None
+    width: int | None
+    height: int | None
+    shard: int
+    status: str
+    error: str | None
+    instances: int
+    run: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to SQL.
+
+    columns: names with their types. rows: at most as many as asked for. is_cut: whether there are more.
+    """
+
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Any]]
+    is_cut: bool = False
+
+
+class _Listed:
+    """An output as it was listed at one moment."""
+
+    def __init__(self, output_uri: str, storage: Storage, image_storage: Storage) -> None:
+        self.results = open_results(output_uri, storage)
+        self.database = open_database(self.results)
+        # What is registered is seen by one connection only, and a cursor is another one.
+        kept = "SELECT view_name FROM duckdb_views() WHERE NOT temporary"
+        views = {str(row[0]) for row in self.database.execute(kept).fetchall()}
+        for name in (*TABLE_SCHEMAS, "runs"):
+            if name not in views:
+                self.database.execute(f"CREATE TABLE main.{name} AS SELECT * FROM {name}")  # noqa: S608 - our names
+        self.signature = {run: tuple(self.results.committed(run)) for run in self.results.runs()}
+        self.records = {record.run: record for record in self.results.records}
+        self.reader = ImageReader(Results(output_uri, image_storage) if image_storage is not storage else self.results)
+
+
+class Tables:
+    """Answers questions about an output; safe to use from several threads."""
+
+    def __init__(
+        self,
+        output_uri: str,
+        storage: Storage,
+        *,
+        image_storage: Storage | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the output.
+
+        Args:
+            image_storage: reads the images; None takes `storage`.
+
+        Raises:
+            InputError: it holds no run.
+            DamagedFileError: no run.json can be read.
+        """
+        self._storage = storage
+        self._image_storage = image_storage or storage
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._is_refreshing = threading.Lock()
+        self._listed = _Listed(output_uri, storage, self._image_storage)
+        self._listed_at = clock()
+        self._images: OrderedDict[tuple[str, str], ImageFacts] = OrderedDict()
+        self.generation = 0
+        self.refresh_problem = ""
+
+    @property
+    def output_uri(self) -> str:
+        """The output's folder or prefix."""
+        return self._listed.results.output_uri
+
+    @property
+    def storage(self) -> Storage:
+        """How the output is read."""
+        return self._storage
+
+    @property
+    def results(self) -> Results:
+        """The output as it was listed last; do not keep it."""
+        return self._listed.results
+
+    def is_old(self) -> bool:
+        """Return whether the committed parts should be listed again."""
+        return self._clock() - self._listed_at > REFRESH_S
+
+    def refresh(self) -> bool:
+        """List the committed parts again; a listing that is under way in another thread is not repeated.
+
+        Returns:
+            Whether anything has changed.
+        """
+        if not self._is_refreshing.acquire(blocking=False):
+            return False
+        try:
+            listed = _Listed(self._listed.results.output_uri, self._storage, self._image_storage)
+            self.refresh_problem = ""
+            is_changed = listed.signature != self._listed.signature
+            with self._lock:
+                # Also when no part is new: a run may have been begun or ended.
+                self._listed = listed
+                if is_changed:
+                    self.generation += 1
+                    self._images.clear()
+            return is_changed
+        except HtcError as error:
+            self.refresh_problem = str(error)
+            return False
+        finally:
+            self._listed_at = self._clock()
+            self._is_refreshing.release()
+
+    def ask(self, sql: str, values: dict[str, Any] | None = None, *, job: Job, rows: int) -> Answer:
+        """Ask a question; asks again when parts were compacted or pruned meanwhile.
+
+        Args:
+            sql: one statement that only reads. values: of its parameters.
+            job: cancels the query. rows: the most to return.
+
+        Raises:
+            SqlError: DuckDB refuses it.
+            TimeLimitError: the job was cancelled.
+            DamagedFileError, StorageError: a part cannot be read.
+        """
+        listed = self._listed
+        try:
+            return _ask(listed.database, sql, values or {}, job, rows)
+        except (SpecError, StorageError) as error:
+            if job.is_cancelled:
+                raise TimeLimitError("The query was stopped.") from None
+            # Whether parts have moved costs a listing, which an error in the SQL itself is not worth.
+            if not _is_about_files(error) or not listed.results.has_moved():
+                raise
+        self.refresh()
+        return _ask(self._listed.database, sql, values or {}, job, rows)
+
+    def schema(self, job: Job) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Return the views with the names and types of their columns."""
+        found = {view: self.ask(f"DESCRIBE {view}", job=job, rows=100).rows for view in VIEWS}
+        return [(view, [(str(row[0]), str(row[1])) for row in rows]) for view, rows in found.items()]
+
+    def images(self, sql: str, values: dict[str, Any], *, job: Job, rows: int) -> list[dict[str, Any]]:
+        """Ask for rows that have `IMAGE_COLUMNS` among their columns, and remember these for the pictures."""
+        answer = self.ask(sql, values, job=job, rows=rows)
+        names = [name for name, _ in answer.columns]
+        found = [dict(zip(names, row, strict=True)) for row in answer.rows]
+        for row in found:
+            self.remember(ImageFacts(**{name: row[name] for name in IMAGE_COLUMNS}))
+        return found
+
+    def remember(self, image: ImageFacts) -> None:
+        """Keep an image's row."""
+        with self._lock:
+            self._images[image.run, image.uri] = image
+            self._images.move_to_end((image.run, image.uri))
+            while len(self._images) > KEPT_IMAGES:
+                self._images.popitem(last=False)
+
+    def find_image(self, run: str, uri: str, *, job: Job, shard: int | None = None) -> ImageFacts:
+        """Find an image's row: as it was shown last, in its shard's part, or among all of the run.
+
+        Args:
+            run: a run's name, or CURRENT. shard: where it is looked for first.
+
+        Raises:
+            NotFoundError: the run has no such image.
+        """
+        with self._lock:
+            known = self._images.get((run, uri))
+        if known is not None:
+            return known
+        found = self._find_in_shard(run, uri, shard) if shard is not None and run in self._listed.records else None
+        if found is None:
+            table, of_run = ("current", "true") if self.is_current(run) else ("images", "run = $run")
+            values = {"uri": uri} if table == "current" else {"uri": uri, "run": run}
+            sql = f"SELECT {', '.join(IMAGE_COLUMNS)} FROM {table} WHERE {of_run} AND uri = $uri"  # noqa: S608
+            rows = self.images(sql, values, job=job, rows=1)
+            if not rows:
+                raise NotFoundError(f"Run {run} has no image {uri}.")
+            found = ImageFacts(**rows[0])
+        self.remember(found)
+        return found
+
+    def is_current(self, run: str) -> bool:
+        """Return whether a run's name stands for the newest rows of all runs."""
+        return run == CURRENT and CURRENT not in self._listed.records
+
+    def is_trained(self, run: str) -> bool:
+        """Return whether a run's model had trained weights, so that its scores mean something."""
+        record = self._listed.records.get(run)
+        return record is None or bool(record.fingerprint.get("trained", True))
+
+    def instances(self, image: ImageFacts) -> list[dict[str, Any]]:
+        """Return an image's rows of `instances`, highest score first.
+
+        Raises:
+            DamagedFileError: their part is damaged or missing.
+        """
+        return read_instances(self._listed.results, image.run, image.shard, image.image_id, image.uri)
+
+    def reader(self) -> ImageReader:
+        """Return the reader of the runs' images."""
+        return self._listed.reader
+
+    def _find_in_shard(self, run: str, uri: str, shard: int) -> ImageFacts | None:
+        results = self._listed.results
+        part = next((each for each in results.committed(run) if shard in each.shards), None)
+        if part is None:
+            return None
+        name = part_uri(results.output_uri, "images", run, part)
+        fragment = pads.ParquetFileFormat().make_fragment(name, open_files(results.output_uri, self._storage))
+        try:
+            with parquet_errors(name):
+                check_columns(name, fragment.physical_schema, IMAGES_SCHEMA)
+                wanted = (pads.field("shard") == shard) & (pads.field("uri") == uri)
+                columns = [column for column in IMAGE_COLUMNS if column != "run"]
+                rows: pa.Table = fragment.to_table(schema=IMAGES_SCHEMA, filter=wanted, columns=columns)
+        except NotFoundError:
+            # Compacted since it was listed.
+            return None
+        return ImageFacts(**rows.to_pylist()[0], run=run) if len(rows) else None
+
+
+def check_reading(sql: str) -> None:
+    """Check that SQL is one statement that reads.
+
+    Raises:
+        SqlError: it is none.
+    """
+    with _duckdb_words():
+        statements = duckdb.extract_statements(sql)
+    if not statements:
+        raise SqlError("The SQL holds no statement.")
+    if len(statements) > 1:
+        raise SqlError("Ask one statement at a time.")
+    if statements[0].type not in _READING:
+        raise SqlError(
+            f"Only statements that read are answered here, such as SELECT, DESCRIBE or SUMMARIZE; this is "
+            f"{statements[0].type.name}."
+        )
+
+
+def _is_about_files(error: HtcError) -> bool:
+    return isinstance(error, StorageError) or any(sign in str(error) for sign in (SCHEME, "arquet"))
+
+
+def _ask(database: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any], job: Job, rows: int) -> Answer:
+    check_reading(sql)
+    # Conditions are shared by questions that do not all use them, and DuckDB refuses values that are not used.
+    values = {name: value for name, value in values.items() if re.search(rf"\${name}\b", sql)}
+    cursor = database.cursor()
+    job.stoppable_by(cursor.interrupt)
+    try:
+        with _duckdb_words():
+            # A CTE may hold an INSERT; temporary tables go with the cursor.
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            answer = cursor.execute(sql, values)
+            columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
+            found, is_cut = _fetch(answer, rows)
+            return Answer(columns, found, is_cut)
+    finally:
+        job.stoppable_by(None)
+        cursor.close()
+
+
+def _fetch(answer: duckdb.DuckDBPyConnection, rows: int) -> tuple[list[Sequence[Any]], bool]:
+    found: list[Sequence[Any]] = []
+    size = 0
+    while len(found) <= rows and size <= MAX_ANSWER_CHARS:
+        try:
+            batch: Sequence[Sequence[Any]] = answer.fetchmany(min(256, rows + 1 - len(found)))
+        except (OverflowError, ValueError) as error:
+            raise SqlError(f"The answer holds a value that Python cannot ({error}); cast it to VARCHAR.") from None
+        if not batch:
+            return found, False
+        found += batch
+        size += sum(len(value) for row in batch for value in row if isinstance(value, str | bytes))
+    return found[:rows], True
+
+
+class _duckdb_words:  # noqa: N801 - a context manager, used as one
+    """Turns DuckDB's errors into `SqlError`, with DuckDB's words and the place in the SQL."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, duckdb.PermissionException):
+            raise SqlError(
+                f"{_sentence(error)}. The SQL can read this output's tables only.", _excerpt(error)
+            ) from None
+        if isinstance(error, duckdb.Error):
+            try:
+                with translated_sql_errors():
+                    raise error
+            except SpecError as translated:
+                raise SqlError(str(translated), _excerpt(error)) from None
+
+
+def _sentence(error: duckdb.Error) -> str:
+    return message_of(str(error).split("\nLINE ")[0])
+
+
+def _excerpt(error: duckdb.Error) -> str:
+    found = _EXCERPT.search(str(error).split("Traceback (most recent call last)")[0])
+    return found[1].rstrip() if found else ""

@@ -1,0 +1,27 @@
+"""Settings that change results, by the records of two runs."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.output.run_record import RunRecord
+
+_SECTIONS = ("model.", "images.")
+# The model's name holds it.
+_NAMED_OTHERWISE = frozenset({"model.preset"})
+
+
+def other_settings(one: "RunRecord", other: "RunRecord") -> list[str]:
+    """Return the spec keys of model and images in which two runs differ, each with both values."""
+    keys = sorted(
+        key
+        for key in {*one.identity, *other.identity}
+        if key.startswith(_SECTIONS)
+        and key not in _NAMED_OTHERWISE
+        and one.identity.get(key) != other.identity.get(key)
+    )
+    return [f"{key} ({_shown(one, key)}, {_shown(other, key)})" for key in keys]
+
+
+def _shown(record: "RunRecord", key: str) -> str:
+    # A key that is absent has its default.
+    return str(record.identity.get(key, "default"))

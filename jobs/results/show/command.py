@@ -1,0 +1,166 @@
+"""`htc show`: pictures of a run's instances: overlays, crops of single instances, contact sheets."""
+
+import contextlib
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jobs.results.drawing.fonts import check_font
+from jobs.results.drawing.image_reader import ImageReader
+from jobs.results.drawing.picture_files import SUFFIXES, picture_names
+from jobs.results.image_lookup import ImageLookup, ImageRecord
+from jobs.results.show.choice import choose_images, instance_rule
+from jobs.results.show.files import (
+    SHEET_CELL_PX,
+    check_free,
+    check_not_input,
+    list_pictures,
+    make_folder,
+    write_pictures,
+    write_sheets,
+)
+from jobs.results.show.pictures import DrawnImage, draw_image
+from jobs.results.show.request import ShowRequest
+from jobs.results.show.truth import read_shown_truth
+from jobs.terminal.console import say, write_line, write_table
+from jobs.terminal.output_file import check_local
+from pipeline.errors import SpecError
+from pipeline.machine_limits import usable_cpus
+from pipeline.output.results import open_results
+from pipeline.storage.storage import Storage
+from pipeline.text import count_of
+
+if TYPE_CHECKING:
+    from pipeline.storage.config import StorageSection
+
+# Threads wait for storage, and decoding, drawing and writing leave Python's lock; more of them would only take memory.
+_MAX_THREADS = 8
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "StorageSection | None" = None) -> int:
+    """Draw images of one run with their instances, and list the pictures.
+
+    Returns:
+        The exit code: 1 if an image or an instance could not be drawn, else 0.
+
+    Raises:
+        SpecError: the request contradicts itself, or a picture cannot be written.
+        InputError: no such run, no image of that URI, or none that is wanted.
+    """
+    _check(request)
+    if request.is_sheet:
+        # Drawn at the size of a cell, labels can be read on the page.
+        style = replace(request.style, long_side=request.style.long_side or SHEET_CELL_PX, min_long_side=0)
+        request = replace(request, style=style)
+    results = open_results(output_uri, Storage(storage_section))
+    lookup = ImageLookup(results, request.run)
+    truth = None if request.truth is None else read_shown_truth(results, lookup.run, request.truth, request.match)
+    for note in () if truth is None else truth.notes:
+        say(note)
+    images = lookup.find(request.uris) if request.uris else choose_images(lookup, request, truth)
+    rule = instance_rule(lookup, images, request)
+    make_folder(request.folder)
+    check_not_input(images, request)
+    stems = picture_names([image.uri for image in images], "")
+    if not request.is_sheet and request.content == "images":
+        check_free([f"{stem}{SUFFIXES[request.picture_format]}" for stem in stems], request)
+    reader = ImageReader(results)
+
+    def draw(work: tuple[ImageRecord, str]) -> DrawnImage:
+        image, stem = work
+        rows = rule.choose(lookup.instances(image)) if image.status == "ok" else []
+        annotated = None
+        if truth is not None and image.image_id in truth.places:
+            annotated = truth.instances(image.image_id, rule.categories)
+        return draw_image(reader, image, rows, stem, request, truth=annotated)
+
+    work = list(zip(images, stems, strict=True))
+    counts: Counter[str] = Counter()
+    with _advancing(len(work)) as advance:
+        if request.is_sheet:
+            pictures = write_sheets(_counted(_in_order(draw, work), counts, advance), request)
+        else:
+            write = partial(write_pictures, request=request)
+            pictures = list_pictures(
+                _counted(_in_order(lambda each: write(draw(each)), work), counts, advance), request
+            )
+    if counts["unlabelled"]:
+        say(
+            f"{count_of(counts['unlabelled'], 'instance')} have no label for want of room; larger pictures (--size) "
+            "have more, and --min-score leaves out the least confident."
+        )
+    _report(pictures, request.folder)
+    return 1 if counts["problems"] else 0
+
+
+def _check(request: ShowRequest) -> None:
+    """Refuse a request that contradicts itself.
+
+    Raises:
+        SpecError: it does, or its folder or font cannot be used.
+    """
+    if request.uris and request.sample is not None:
+        raise SpecError("Give either --uri or --sample, not both.")
+    if request.limit is not None and (request.uris or request.sample is not None):
+        raise SpecError("Give either --limit, the first images, or --uri or --sample, not both.")
+    if request.truth is not None and request.content == "crops":
+        raise SpecError("--truth draws whole images side by side; leave out --crops.")
+    check_local(request.folder)
+    if request.folder.exists() and not request.folder.is_dir():
+        raise SpecError(f"{request.folder} is a file; name a folder.")
+    if request.style.font is not None:
+        check_font(request.style.font)
+
+
+def _in_order(function: Callable[[T], S], work: Sequence[T]) -> Iterator[S]:
+    """Apply a function in threads, a few items ahead, and yield the results in order."""
+    threads = min(_MAX_THREADS, usable_cpus() + 1)
+    ahead: deque[Future[S]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for each in work:
+                ahead.append(pool.submit(function, each))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def _advancing(images: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on a terminal, and nothing elsewhere."""
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        row = bar.add_task("", total=images)
+        yield lambda: bar.advance(row)
+
+
+def _counted(drawn: Iterable[DrawnImage], counts: "Counter[str]", advance: Callable[[], None]) -> Iterator[DrawnImage]:
+    """Pass images on; say their problems, and count these and labels without room."""
+    for each in drawn:
+        for sentence in each.problems:
+            say(sentence)
+        counts["problems"] += len(each.problems)
+        counts["unlabelled"] += each.unlabelled
+        advance()
+        yield each
+
+
+def _report(rows: Sequence[tuple[str, str, str]], folder: Path) -> None:
+    if rows:
+        write_table(["overlay", "instances", "image"], rows, alignments=["left", "right", "left"])
+    write_line(f"{count_of(len(rows), 'overlay')} in {folder}")

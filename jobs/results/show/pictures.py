@@ -1,0 +1,92 @@
+"""Draws an image of a run: whole, beside its truth, or its instances one by one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.results.drawing.compose import Side, crop, side_by_side
+from jobs.results.drawing.image_reader import ImageReader, render_run_image
+from jobs.results.drawing.instances import DrawnInstance, damaged_masks, instance_of_row
+from jobs.results.image_lookup import ImageRecord
+from jobs.results.show.request import ShowRequest
+from pipeline.text import count_of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn picture: the stem of its file, its caption on a page, and its pixels [H, W, 3] uint8 RGB."""
+
+    stem: str
+    caption: str
+    pixels: NDArray[np.uint8]
+    instances: int
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """An image's pictures, what is wrong with them (sentences), and how many instances have no label."""
+
+    image: ImageRecord
+    pictures: tuple[Picture, ...]
+    problems: tuple[str, ...]
+    unlabelled: int = 0
+
+
+def draw_image(
+    reader: ImageReader,
+    image: ImageRecord,
+    rows: Sequence[Mapping[str, Any]],
+    stem: str,
+    request: ShowRequest,
+    *,
+    truth: Sequence[DrawnInstance] | None = None,
+) -> DrawnImage:
+    """Draw one image, its truth beside it if there is one, or its instances one by one.
+
+    An image that is gone or has changed since the run is a grey tile that says so; an instance with a damaged mask is
+    left out, and named.
+    """
+    read = reader.read(image.row())
+    problems = []
+    if read.problem is not None and image.status == "ok":
+        problems.append(f"Not drawn: {image.uri}: {read.problem}.")
+    instances = [instance_of_row(row) for row in rows]
+    # Of an image that cannot be read, masks are compared with the size that it had.
+    damaged = damaged_masks(instances, read.height, read.width)
+    problems += [
+        f"Not drawn: {image.uri}, instance {instances[place].number} ({instances[place].category}): {reason}."
+        for place, reason in damaged.items()
+    ]
+    name = image.uri.rsplit("/", 1)[-1]
+    if request.content == "images" or read.pixels is None:
+        drawn, unlabelled = 0 if read.pixels is None else len(instances) - len(damaged), 0
+        if read.pixels is None or request.truth is None:
+            overlay = render_run_image(read, instances, request.style)
+            pixels, unlabelled = overlay.pixels, overlay.unlabelled
+        else:
+            pixels = side_by_side(read.pixels, _sides(image, truth, instances, read.problem), request.style)
+        whole = Picture(stem, name, pixels, drawn)
+        return DrawnImage(image, (whole,), tuple(problems), unlabelled)
+    pictures = []
+    for place, instance in enumerate(instances):
+        if place in damaged:
+            continue
+        try:
+            drawn_crop = crop(read.pixels, instance, request.style)
+        except ValueError as error:
+            problems.append(f"Not drawn: {image.uri}, instance {instance.number} ({instance.category}): {error}.")
+            continue
+        pictures.append(Picture(f"{stem}_{instance.number:03d}", f"{name} #{instance.number}", drawn_crop, 1))
+    return DrawnImage(image, tuple(pictures), tuple(problems))
+
+
+def _sides(
+    image: ImageRecord, truth: Sequence[DrawnInstance] | None, found: Sequence[DrawnInstance], problem: str | None
+) -> list[Side]:
+    """Return truth and detections with their titles."""
+    known = "truth: none of this image" if truth is None else f"truth: {count_of(len(truth), 'object')}"
+    detected = problem or f"{image.run}: {count_of(len(found), 'instance')}"
+    return [Side(known, truth or ()), Side(detected, found)]
