@@ -1,8 +1,5 @@
 """The built site in a real browser: no error, no request to another host, readable on a phone and without eyes."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler
 from typing import Any
@@ -10,18 +7,16 @@ from typing import Any
 import pytest
 
 from tests.support.browser import PHONE, BrowserPages, grave_faults, scrolls_sideways
-from tests.support.paths import ROOT
 from tests.support.servers.http_server import serving
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def site(browser: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def site(browser: object, request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of the built site; it is not built where there is no browser."""
-    folder = tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
-    subprocess.run(build, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=True)
+    folder, built = request.getfixturevalue("built_site")
+    assert built.returncode == 0, built.stderr
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
