@@ -29,7 +29,7 @@ def site(browser: object, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("page", ["index", "tutorial", "network", "reference/commands/run"])
+@pytest.mark.parametrize("page", ["index", "tutorial", "network", "comparison"])
 def test_a_page_keeps_nobody_out(site: str, pages: BrowserPages, page: str, scheme: str) -> None:
     opened = pages.open(f"{site}/{page}.html", color_scheme=scheme)
     assert grave_faults(opened) == []
