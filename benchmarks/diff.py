@@ -168,8 +168,14 @@ def cpu_s(action: Callable[[], object]) -> float:
 
 def peak_mib(output: str) -> int:
     """Return the peak memory of `htc diff` in a process of its own, with the pages of files that it maps."""
-    code = f"import resource; from jobs.results.diff import diff_runs; diff_runs({output!r}, 'a', None, 'b'); "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # Not `ru_maxrss`, which a new process takes over from the one that started it.
+    code = f"""
+from pathlib import Path
+from jobs.results.diff import diff_runs
+diff_runs({output!r}, "a", None, "b")
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+"""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     return int(done.stdout) >> 10
 

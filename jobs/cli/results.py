@@ -380,7 +380,14 @@ def evaluate(
             "--json", help="One JSON line instead of a table: scores in [0, 1], and every invalid annotation."
         ),
     ] = False,
-    run_name: options.StoredRun = None,
+    run_name: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="NAME",
+            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
+        ),
+    ] = None,
     storage: options.StorageFlags,
 ) -> None:
     """Judge a run against COCO annotations.

@@ -4,13 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from htc_model.training.annotation_parsing import to_rle
 from htc_model.training.annotations import ObjectAnnotation
 from jobs.results.drawing import DrawnInstance, ImageReader, Side, Style, encode_picture, grey_tile, side_by_side
 from jobs.results.evaluation.result import WorstImage
+from jobs.results.evaluation.rows import RunRows
 from jobs.results.evaluation.score import Judgement
 from pipeline.output.results import Results
 
@@ -19,7 +17,6 @@ LONG_SIDE = 720
 _JPEG_QUALITY = 82
 # Okabe and Ito's blue and vermilion, which people of any colour vision distinguish (jfly.uni-koeln.de/color), and grey.
 _RIGHT, _WRONG, _IGNORED = (0, 114, 178), (213, 94, 0), (120, 120, 120)
-_COLUMNS = ["image_id", "uri", "shard", "status", "error", "etag", "bytes", "width", "height"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,7 @@ def draw_pictures(judgement: Judgement, results: Results) -> list[Picture]:
     worst = judgement.evaluation.worst
     if not worst:
         return []
-    table = results.images(judgement.evaluation.run, _COLUMNS)
-    wanted = pa.array([each.image_id for each in worst], pa.int64())
-    rows = {row["image_id"]: row for row in table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()}
+    rows = RunRows(results, judgement.evaluation.run).pictured([each.image_id for each in worst])
     reader = ImageReader(results)
     return [_draw(judgement, each, rows[each.image_id], reader) for each in worst]
 

@@ -21,9 +21,9 @@ from jobs.results.evaluation.matching import (
 from jobs.results.evaluation.overlaps import Overlaps, measure_overlaps
 from jobs.results.evaluation.panoptic import is_panoptic, things_of
 from jobs.results.evaluation.result import Evaluation, KindResult, WorstImage
-from jobs.results.evaluation.rows import detected_categories, find_detections, find_images, find_model, read_rows
+from jobs.results.evaluation.rows import RunRows, find_detections
 from jobs.results.evaluation.run_images import MatchRule, RunImages, names_in
-from jobs.results.evaluation.sentences import caveats, other_categories, progress, slow_engine
+from jobs.results.evaluation.sentences import caveats, other_categories, slow_engine
 from jobs.results.evaluation.truth import flaw_sentences, read_truth, refuse_flaws
 from pipeline.inputs.coco_files import read_coco
 from pipeline.output.results import Results, open_results
@@ -112,7 +112,7 @@ def judge_run(
 
     Args:
         truth: a COCO JSON file, a path or a URI; or its content.
-        run: None takes the newest run that has images.
+        run: None takes the newest run that has images; "current" the newest ok rows of each image, of all runs.
         classes: names to score; by default the classes of the annotations that the model knows.
         is_strict: refuse annotations with any flaw.
         match: how an annotated image is found in the run.
@@ -125,20 +125,20 @@ def judge_run(
             damaged mask.
         SpecError: the annotations cannot be read, or have flaws and `is_strict`.
     """
-    run = run or results.newest_run()
-    model = find_model(results, run)
+    stored = RunRows(results, run)
+    run, model = stored.name, stored.model()
     uri = truth if isinstance(truth, str) else "the truth"
     document: Any = read_coco(truth, storage) if isinstance(truth, str) else truth
     first_notes = []
     if is_panoptic(document):
         document, note = things_of(document, absolute_uri(uri), storage)
         first_notes.append(note)
-    images = find_images(results, run, match, names_in(document))
+    images = stored.images(match, names_in(document))
     annotations, notes = read_truth(
         document,
         uri,
         run,
-        known=detected_categories(results, run) if model is None else model.classes,
+        known=stored.categories() if model is None else model.classes,
         classes=classes,
         is_model_known=model is not None,
         find_size=images.find_size,
@@ -147,7 +147,7 @@ def judge_run(
         refuse_flaws(annotations, uri)
     matches = images.match(annotations, uri, run)
     images.refuse_other_sizes(annotations, matches.places, uri)
-    rows = read_rows(results, run, matches.places)
+    rows = stored.instances(list(matches.places))
     detections, others = find_detections(rows, annotations, matches.places)
     document = coco_document(annotations)
     scored = sorted(matches.places.values())
@@ -164,7 +164,7 @@ def judge_run(
     mistakes = count_mistakes(overlaps, sure, scored)
     first = next(iter(tables.values()))
     notes = [
-        *progress(results, run),
+        *stored.progress(),
         *first_notes,
         *flaw_sentences(annotations, uri),
         *notes,

@@ -6,23 +6,10 @@ from typing import Any
 from htc_model.training.annotations import CocoAnnotations
 from htc_model.training.coco_engines import PYCOCOTOOLS
 from jobs.results.evaluation.truth import listed
-from pipeline.output.results import Results
 from pipeline.text import count_of
 
 # A share over n images has a standard error of up to 0.5 / sqrt(n): five points here.
 FEW_IMAGES = 100
-
-
-def progress(results: Results, run: str) -> list[str]:
-    """Say that a run is not finished."""
-    record = next(record for record in results.records if record.run == run)
-    done = results.committed_shards(run)
-    if record.is_planned and done >= record.shard_count:
-        return []
-    return [
-        f"Run {run} is not finished ({done:,} of {count_of(record.shard_count, 'shard')}"
-        f"{'' if record.is_planned else ' listed so far'}); its images without a row are not scored yet."
-    ]
 
 
 def other_categories(others: Mapping[str, int], uri: str, classes: Sequence[str]) -> list[str]:

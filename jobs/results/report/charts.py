@@ -68,7 +68,7 @@ def columns(
 
 
 def lines(series: Sequence[Sequence[float]], labels: Sequence[str], *, description: str) -> Markup:
-    """Draw lines of values in [0, 1]; the classes line-0, line-1 and so on of style.css tell them apart.
+    """Draw lines of values in [0, 1]; the classes line-0, line-1 and so on of style.css distinguish them.
 
     Args:
         series: [S][N] values at places of equal distance.

@@ -106,8 +106,8 @@ def render_page(content: PageContent, *, now: datetime | None = None) -> str:
     status, counts = content.status, content.counts
     return environment.get_template(TEMPLATE).render(
         policy=content_policy(scripts=[script], styles=[style]),
-        style=Markup(style),  # noqa: S704 - a file of this program
-        script=Markup(script),  # noqa: S704 - a file of this program
+        style=style,
+        script=script,
         run=status.run,
         output=printable(content.output),
         state=in_words(status.state),
@@ -132,7 +132,7 @@ def render_page(content: PageContent, *, now: datetime | None = None) -> str:
         evaluation=content.evaluation,
         drift=content.drift,
         gallery=content.gallery,
-        items=[Markup(script_json(image.item)) for image in content.gallery],  # noqa: S704 - escaped there
+        items=[script_json(image.item) for image in content.gallery],
         score_texts=[script_json(dict(image.scores)) for image in content.gallery],
         sample=content.sample.sentence,
         filter_categories=_filter_categories(content.gallery),

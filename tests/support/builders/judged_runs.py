@@ -49,8 +49,15 @@ def box_of(rle: dict[str, Any]) -> list[float]:
     return box
 
 
-def judged_run(folder: Path, *, images: int = 40, seed: int = 0, shards: int | None = None) -> JudgedRun:
-    """Write images, annotations and a run's tables; `shards` of them only, for a run in progress."""
+def judged_run(
+    folder: Path, *, images: int = 40, seed: int = 0, shards: int | None = None, emptied: int = 0
+) -> JudgedRun:
+    """Write images, annotations and a run's tables.
+
+    Args:
+        shards: only so many are committed, as in a run in progress.
+        emptied: so many shards, of 8 images, are committed by a later run too, without an instance.
+    """
     random = np.random.default_rng(seed)
     photos = folder / "photos"
     photos.mkdir(parents=True)
@@ -98,6 +105,12 @@ def judged_run(folder: Path, *, images: int = 40, seed: int = 0, shards: int | N
                 )
         if shards is None or shard < shards:
             commit_shard(storage, run.output_uri, run.name, shard, image_rows, instance_rows)
+    if emptied:
+        later = open_run(load_spec(None, overrides | MODEL), FINGERPRINT, storage, run="later")
+        for shard in range(emptied):
+            refs = later.read_shard(shard).images
+            rows = [build_image_row(ref, shard=shard, model="m", size=(HEIGHT, WIDTH), instances=0) for ref in refs]
+            commit_shard(storage, later.output_uri, later.name, shard, rows, [])
     judged = JudgedRun(str(folder / "out"), folder / "truth.json", document, photos)
     judged.rewrite()
     return judged

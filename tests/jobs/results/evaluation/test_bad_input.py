@@ -13,6 +13,7 @@ from PIL import Image
 from jobs.results.evaluation import evaluate
 from jobs.results.evaluation.score import DEFAULT_WORST
 from pipeline.errors import InputError, SpecError
+from pipeline.output.results import open_results
 from tests.support.builders.judged_runs import JudgedRun, judged_run
 from tests.support.htc import Htc
 
@@ -96,6 +97,23 @@ def test_a_run_in_progress_is_scored_as_far_as_it_is(tmp_path: Path) -> None:
     assert any("not finished (1 of 3 shards)" in note for note in found.notes)
 
 
+def test_current_takes_the_newest_rows_of_each_image(tmp_path: Path, htc: Htc) -> None:
+    judged = judged_run(tmp_path, images=24, emptied=1)
+    night, later, current = (evaluate(judged.uri, str(judged.truth), run=run) for run in ("night", "later", "current"))
+    assert (night.images, later.images, current.images) == (24, 8, 24)
+    emptied = {image["file_name"] for image in judged.document["images"][:8]}
+    rows = open_results(judged.uri).instances("night").to_pylist()
+    assert later.instances == 0 < current.instances < night.instances == len(rows)
+    assert current.instances == sum(Path(row["uri"]).name not in emptied for row in rows)
+    assert any("of 2 runs (later, night)" in note for note in current.notes)
+    # Its pictures are found in the runs that the rows are of.
+    words = ("evaluate", judged.uri, str(judged.truth), "--run", "current", "--worst", "24", "--format", "html")
+    code, source, _ = htc(*words)
+    assert code == 0
+    assert source.count("data:image/jpeg") > 8
+    assert "not in the manifest" not in source
+
+
 def test_a_run_without_a_row_has_nothing_to_score(tmp_path: Path) -> None:
     judged = judged_run(tmp_path, images=8, shards=0)
     with pytest.raises(InputError, match="has no row of an image yet"):
@@ -111,6 +129,11 @@ def test_a_run_without_instances_scores_zero_with_a_note(output: Any, make_outpu
     assert found.metrics["box"]["AP"] == found.metrics["mask"]["AR100"] == 0
     assert any("every average is 0" in note for note in found.notes)
     assert len(found.worst) == min(DEFAULT_WORST, found.images)
+
+
+def test_a_run_that_is_not_there_has_the_nearest_named(own_run: JudgedRun) -> None:
+    with pytest.raises(InputError, match=r"no run nigth .*did you mean night"):
+        evaluate(own_run.uri, str(own_run.truth), run="nigth")
 
 
 def test_another_output_has_no_run(tmp_path: Path, own_run: JudgedRun) -> None:

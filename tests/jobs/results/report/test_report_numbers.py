@@ -23,6 +23,7 @@ from tests.support.builders.finished_runs import finish_run, write_inputs
 from tests.support.builders.outputs import Output, encoded
 from tests.support.builders.reported_runs import HOSTILE_CATEGORY, make_reported_run, square
 from tests.support.htc import Htc
+from tests.support.without_torch import run_without_torch
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -302,3 +303,13 @@ def test_a_damaged_other_run_does_not_keep_the_page_from_being_written(tmp_path:
     drift = drift_section(open_results(str(tmp_path / "out")), "tuesday")
     assert drift is not None
     assert "could not be measured" in drift.notes[0]
+
+
+@pytest.mark.slow
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    made = make_reported_run(tmp_path, has_damage=False)
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(truth_of(made.photos)))
+    done = run_without_torch("report", made.uri, "--to", str(tmp_path / "r.html"), "--truth", str(truth))
+    assert done.returncode == 0, done.stderr
+    assert "6 images in the gallery" in done.stdout
