@@ -113,6 +113,11 @@ class ImageLookup:
         """Whether the run's model had trained weights."""
         return bool(self._fingerprint.get("trained", True))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no shard of the run is committed yet."""
+        return self._results.committed_shards(self.run) == 0
+
     def choose(self, wanted: Wanted, count: int, *, is_spread: bool) -> list[ImageRecord]:
         """Return at most `count` of the wanted images, in the order of their URIs.
 

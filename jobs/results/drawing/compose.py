@@ -125,7 +125,7 @@ def _moved(
     box = instance.box_xywh or masks.boxes.get(place)
     if box is None or box[0] >= right or box[1] >= bottom or box[0] + box[2] <= left or box[1] + box[3] <= top:
         return None
-    mask = np.asarray(masks.cut({place: window}).bitmap(place)) > 0 if place in masks.boxes else None
+    mask = np.asarray(masks.bitmap(place, window)) > 0 if place in masks.boxes else None
     number = place if instance.number is None else instance.number
     if instance.mask is not None and (mask is None or not mask.any()):
         return None

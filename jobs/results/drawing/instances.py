@@ -154,6 +154,10 @@ class Masks:
         }
         return MaskParts(_subset(self._runs, numbers).crop(rectangles), coded, parts)
 
+    def bitmap(self, place: int, window: Window) -> Image.Image:
+        """Cut one mask to a rectangle, as a picture of 0 and 255."""
+        return self.cut({place: window}).bitmap(place)
+
 
 class MaskParts:
     """Parts of masks, as runs; each becomes a bitmap when it is drawn."""

@@ -93,6 +93,8 @@ def instance_rule(lookup: ImageLookup, images: Sequence[ImageRecord], request: S
 
 
 def _no_image(lookup: ImageLookup, request: ShowRequest, *, is_of_truth: bool) -> str:
+    if lookup.is_empty:
+        return f"Run {lookup.run} has no rows yet; `htc status` shows how far it is."
     which = f" that {request.truth} names" if is_of_truth else ""
     statuses = " or ".join(request.statuses) or "any"
     return f"Run {lookup.run} has no image with the status {statuses}{which}; `htc query` shows the errors."

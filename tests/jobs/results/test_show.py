@@ -1,6 +1,7 @@
 """`htc show`: the content and the names of overlays, and the messages if there is nothing to draw."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,11 @@ def test_tables_without_images_or_instances(tmp_path: Path, capsys: pytest.Captu
         show(bare, tmp_path / "png", categories=["dog"])
     assert show(bare, tmp_path / "crops", content="crops") == 0
     assert "0 overlays" in capsys.readouterr().out
+    begun = make_drawn_output(tmp_path / "begun", {"a.png": encoded(gradient(), "PNG")})
+    for part in (begun.folder / "images").rglob("*.parquet"):
+        part.unlink()
+    with pytest.raises(InputError, match="night has no rows yet; `htc status`"):
+        show(begun, tmp_path / "png")
     broken = make_drawn_output(tmp_path / "broken", {"a.png": b"no image"})
     with pytest.raises(InputError, match="no image with the status ok"):
         show(broken, tmp_path / "png")
@@ -380,3 +386,24 @@ def test_the_documents_pictures_are_small_and_ours() -> None:
     pictures = sorted((ROOT / "docs" / "overlays").iterdir())
     assert len(pictures) > 4
     assert [path.name for path in pictures if not is_own_picture(path) or path.stat().st_size > 150_000] == []
+
+
+def test_the_pages_python_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(_: str, height: int, width: int) -> list[Found]:
+        return [Found("dog", 0.9, ellipse_mask(height, width))]
+
+    make_drawn_output(tmp_path, {"a.png": encoded(gradient(60, 80), "PNG")}, find)
+    (tmp_path / "out").rename(tmp_path / "masks")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "show.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert pixels_of(tmp_path / "look.webp").shape == (600, 800, 3)
+
+
+def test_the_pages_commands_are_flags_of_the_command() -> None:
+    page = (ROOT / "docs" / "show.md").read_text()
+    commands = re.findall(r"^htc show .*?(?=\s+#|$)", page, re.MULTILINE)
+    assert len(commands) > 6
+    known = set(re.findall(r"`(--[a-z-]+)`[^\n]*\bshow\b", (ROOT / "docs" / "flags.md").read_text()))
+    assert {flag for line in commands for flag in re.findall(r"--[a-z-]+", line)} <= known

@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 
-from jobs.results.image_lookup import ImageLookup
+from jobs.results.image_lookup import ImageLookup, Wanted
 from jobs.results.query import query_output
 from pipeline.job_spec.job import load_spec
 from pipeline.maintenance.compaction import compact_run
@@ -42,7 +42,7 @@ READERS: dict[str, Callable[[Results], object]] = {
     "instances": lambda results: len(results.instances("r")) == 16,
     "needed": lambda results: needed_runs(results) == {"r"},
     "where": lambda results: len(select_image_ids(results, "SELECT uri FROM images")) == 8,
-    "sample": lambda results: len(ImageLookup(results, "r").sample(8)) == 8,
+    "sample": lambda results: len(ImageLookup(results, "r").choose(Wanted(), 8, is_spread=True)) == 8,
 }
 
 
@@ -53,7 +53,7 @@ def test_a_reader_lists_the_parts_again(output: str, reader: str) -> None:
 
 def test_the_masks_of_an_image_are_found_after_a_compaction(output: str) -> None:
     images = ImageLookup(open_results(output), "r")
-    (image, *_) = images.sample(8)
+    (image, *_) = images.choose(Wanted(), 8, is_spread=False)
     compact(output)
     assert [row["instance"] for row in images.instances(image)] == [0, 1]
 

@@ -69,6 +69,12 @@ def test_a_label_without_room_at_its_box_has_a_line_that_crosses_no_other() -> N
         assert each.leader is not None
         assert box[0] <= each.leader[0] <= box[2]
         assert box[1] <= each.leader[1] <= box[3]
+        middle = ((each.plate[0] + each.plate[2]) / 2, (each.plate[1] + each.plate[3]) / 2)
+        line = np.linspace(middle, each.leader, 24)
+        for other in placed:
+            left, top, right, bottom = other.plate
+            is_on = (line[:, 0] > left) & (line[:, 0] < right) & (line[:, 1] > top) & (line[:, 1] < bottom)
+            assert other is each or not is_on.any()
 
 
 def test_the_most_important_labels_stay_when_there_is_no_room() -> None:

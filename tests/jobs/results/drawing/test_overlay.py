@@ -36,7 +36,7 @@ def test_a_part_of_a_mask_from_its_runs_is_that_part_of_the_bitmap(mask: np.ndar
     assert masks.damaged == {}
     assert set(masks.boxes) == ({0, 1} if mask.any() else set())
     for place in masks.boxes:
-        part = np.asarray(masks.cut({place: (left, top, right, bottom)}).bitmap(place))
+        part = np.asarray(masks.bitmap(place, (left, top, right, bottom)))
         np.testing.assert_array_equal(part, mask[top:bottom, left:right] * 255)
         x, y, box_width, box_height = masks.boxes[place]
         assert mask[y : y + box_height, x : x + box_width].sum() == mask.sum()
