@@ -2,9 +2,9 @@
 
 The server runs in a process of its own, as a user starts it; requests come one at a time over HTTP. Beside each page
 stands its peer in the same rounds: DuckDB alone, in a connection that is kept, asking the same files for the same rows
-by LIMIT and OFFSET. Rounds are interleaved; the median and the slowest are reported, of the output as workers write it
-and of a compacted copy. Images are copies of one photo, made where a page shows them. Prints tables, and one line of
-JSON at the end.
+by LIMIT and OFFSET. Rounds are interleaved; reported are the median, the slowest, and the least CPU seconds (of the
+server, and of the peer), of the output as workers write it and of a compacted copy. Images are copies of one photo,
+made where a page shows them. Prints tables, and one line of JSON at the end.
 
     python benchmarks/browse.py [--images 1000000] [--instances 10] [--parts 1000] [--rounds 5] [--folder KEPT]
 """
@@ -23,10 +23,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import duckdb
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import requests
@@ -209,6 +211,11 @@ class Server:
         answer.raise_for_status()
         return answer
 
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that it has taken so far."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def memory_mib(self) -> int:
         """Return the most memory that it has held, in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -237,8 +244,10 @@ def ask(server: Server, peer: "Peer", folder: Path, images: int, rounds: int) ->
     last = urlencode({"after": names_of(folder, np.array([images - PAGE - 1]))[0]})
     name = names_of(folder, np.array([images // 2 + 17]))[0]
     make_photos(folder, [name])
-    thumbnails = pictures_of(server, folder, f"/?{middle}")
-    image = urlencode({"uri": name, "shard": shard_of(thumbnails[0])})
+    # Each round asks for another page's, because pictures are kept for a minute.
+    pages = [names_of(folder, np.array([1000 * (turn + 1)]))[0] for turn in range(rounds)]
+    thumbnails = [pictures_of(server, folder, f"/?{urlencode({'after': page})}") for page in pages]
+    image = urlencode({"uri": name, "shard": shard_of(pictures_of(server, folder, f"/?{middle}")[0])})
     questions: dict[str, tuple[Callable[[], object], Callable[[], object] | None]] = {
         "first page": (lambda: server.get("/"), lambda: peer.page(0)),
         "page in the middle": (lambda: server.get(f"/?{middle}"), lambda: peer.page(images // 2)),
@@ -258,35 +267,52 @@ def ask(server: Server, peer: "Peer", folder: Path, images: int, rounds: int) ->
             lambda: peer.ask(peer.count),
         ),
         "one image's values": (lambda: server.get(f"/api/image?{image}"), None),
-        "a page's 48 thumbnails": (lambda: [server.get(each) for each in thumbnails], None),
+        "a page's 48 thumbnails": (lambda: [server.get(each) for each in thumbnails.pop()], None),
     }
-    taken: dict[str, list[list[float]]] = {each: [[], []] for each in questions}
-    facets: list[float] = []
+    taken: dict[str, list[list[Taken]]] = {each: [[], []] for each in questions}
+    facets: list[Taken] = []
     for turn in range(rounds):
-        for each, ways in questions.items():
-            for place, way in enumerate(ways):
-                if way is not None:
-                    taken[each][place].append(timed(way))
-        # Counted once and kept, so each round asks for another view.
-        facets.append(timed(lambda turn=turn: server.get(f"/facets?min_score=0.{turn + 1}")))
+        for each, (own, other) in questions.items():
+            taken[each][0].append(timed(own, server.cpu_s))
+            if other is not None:
+                taken[each][1].append(timed(other, time.process_time))
+        # Counted once and kept, so each round asks for another search.
+        facets.append(timed(lambda turn=turn: server.get(f"/facets?min_score=0.{turn + 1}"), server.cpu_s))
     taken["facets, counted anew"] = [facets, []]
     answer: dict[str, object] = {"start_s": round(server.start_s, 2)}
-    print(f"{'seconds: median (slowest)':28} {'htc browse':>18} {'DuckDB, OFFSET':>18} {'ratio':>7}")
-    for each, (own, other) in taken.items():
-        shown = [f"{statistics.median(times):.3f} ({max(times):.3f})" if times else "-" for times in (own, other)]
-        ratio = f"{statistics.median(own) / statistics.median(other):.2f}" if other else "-"
-        print(f"{each:28} {shown[0]:>18} {shown[1]:>18} {ratio:>7}")
-        answer[each] = [round(statistics.median(times), 4) for times in (own, other) if times]
+    print(f"{'seconds: median (slowest), CPU':30} {'htc browse':>22} {'DuckDB, OFFSET':>22} {'ratio of CPU':>13}")
+    for each, sides in taken.items():
+        shown = [
+            f"{statistics.median(one.wall_s for one in side):.3f} ({max(one.wall_s for one in side):.3f}), "
+            f"{min(one.cpu_s for one in side):.2f}"
+            if side
+            else "-"
+            for side in sides
+        ]
+        ratio = f"{min(sides[0]).cpu_s / min(sides[1]).cpu_s:.2f}" if sides[1] else "-"
+        print(f"{each:30} {shown[0]:>22} {shown[1]:>22} {ratio:>13}")
+        answer[each] = [
+            {"wall_s": round(statistics.median(one.wall_s for one in side), 4), "cpu_s": round(min(side).cpu_s, 3)}
+            for side in sides
+            if side
+        ]
     answer["memory_mib"] = server.memory_mib()
     print(f"start {server.start_s:.2f} s, at most {answer['memory_mib']} MiB")
     return answer
 
 
-def timed(way: Callable[[], object]) -> float:
-    """Return the seconds of a call."""
-    begin = time.perf_counter()
+class Taken(NamedTuple):
+    """What one question took; compared by CPU seconds, which other processes disturb less."""
+
+    cpu_s: float
+    wall_s: float
+
+
+def timed(way: Callable[[], object], cpu_s: Callable[[], float]) -> Taken:
+    """Ask once."""
+    cpu, begin = cpu_s(), time.perf_counter()
     way()
-    return time.perf_counter() - begin
+    return Taken(cpu_s() - cpu, time.perf_counter() - begin)
 
 
 def pictures_of(server: Server, folder: Path, page: str) -> list[str]:

@@ -18,13 +18,14 @@ from jobs.results.browse.access import Access, Guard
 from jobs.results.browse.changes import MIN_SCORE, find_changes, image_changes, run_changes
 from jobs.results.browse.failures import find_failures
 from jobs.results.browse.gallery import Facets, find_facets, find_page, place_of
-from jobs.results.browse.pages import Pages, file_name, json_answer, static_file
+from jobs.results.browse.pages import Pages, json_answer, static_file
 from jobs.results.browse.pictures import Pictures, tile
 from jobs.results.browse.run_facts import describe_run, list_runs
+from jobs.results.browse.search import ORDERS, STATUSES, Search, find_run, parse_search, run_names
 from jobs.results.browse.tables import Answer, ImageFacts, SqlError, Tables
-from jobs.results.browse.view import ORDERS, STATUSES, View, find_run, parse_view, run_names
+from jobs.results.browse.viewer import hex_colour, image_address, picture_address, viewer_item
 from jobs.results.browse.work import BusyError, Job, ReaderLeftError, Threads, TimeLimitError
-from jobs.results.drawing import colour_of, damaged_masks, instance_of_row
+from jobs.results.drawing import colour_of
 from pipeline.errors import DamagedFileError, HtcError, InputError, NotFoundError, SpecError, StorageError
 from pipeline.output.mask_functions import MASK_FUNCTIONS
 from pipeline.redaction import redact
@@ -80,18 +81,19 @@ class Browser:
         self._picture_s = picture_s
         self._asking = Threads("tables", TABLE_THREADS, most_waiting=MOST_WAITING)
         self._drawing = Threads("pictures", PICTURE_THREADS, most_waiting=MOST_WAITING)
-        # Listing again, and comparing whole runs: long, and one at a time.
-        self._long = Threads("long", 1, most_waiting=4)
-        self._facets: dict[tuple[int, View], Facets] = {}
+        self._listing = Threads("listing", 1, most_waiting=2)
+        # Of whole runs: long, and one at a time.
+        self._comparing = Threads("comparing", 1, most_waiting=2)
+        self._facets: dict[tuple[int, Search], Facets] = {}
 
     def close(self) -> None:
         """Stop all work."""
-        for threads in (self._asking, self._drawing, self._long):
+        for threads in (self._asking, self._drawing, self._listing, self._comparing):
             threads.close()
 
     def busy(self) -> int:
         """Return how many pieces of work run or wait."""
-        return sum(threads.busy() for threads in (self._asking, self._drawing, self._long))
+        return sum(threads.busy() for threads in (self._asking, self._drawing, self._listing, self._comparing))
 
     def routes(self) -> list[Route]:
         """Return the addresses."""
@@ -119,46 +121,48 @@ class Browser:
     async def gallery(self, request: Request) -> Response:
         """Show a page of thumbnails."""
         self._refresh_if_old()
-        view = self._view(request)
-        page = await self._ask(partial(find_page, view, self.tables), request)
+        search = self._search(request)
+        page = await self._ask(partial(find_page, search, self.tables), request)
         return self.pages.render(
-            "gallery.html", view=view, page=page, place_of=partial(place_of, view), **self._choices(view)
+            "gallery.html", search=search, page=page, place_of=partial(place_of, search), **self._choices(search)
         )
 
     async def facets(self, request: Request) -> Response:
         """Show what there is to choose from, as a part of the gallery."""
-        view = self._view(request)
-        key = self.tables.generation, _without_place(view)
+        search = self._search(request)
+        key = self.tables.generation, _without_place(search)
         found = self._facets.get(key)
         if found is None:
-            found = await self._ask(partial(find_facets, view, self.tables), request)
+            found = await self._ask(partial(find_facets, search, self.tables), request)
             while len(self._facets) >= KEPT_FACETS:
                 self._facets.pop(next(iter(self._facets)))
             self._facets[key] = found
-        return self.pages.render("facets.html", view=view, facets=found, colour_of=_hex_colour)
+        return self.pages.render(
+            "facets.html", search=search, facets=found, colour_of=lambda category: hex_colour(colour_of(category))
+        )
 
     async def image(self, request: Request) -> Response:
         """Show one image with its masks."""
-        view = self._view(request)
-        facts = await self._find(request, view)
+        search = self._search(request)
+        facts = await self._find(request, search)
         return self.pages.render(
             "image.html",
-            view=view,
+            search=search,
             image=facts,
             data=f"/api/image?{request.url.query}",
             step=f"/api/step?{request.url.query}",
             place=request.query_params.get("at", facts.uri),
             instance=request.query_params.get("instance", ""),
-            drawn=_picture_address(view, facts),
+            drawn=picture_address(search, facts),
         )
 
     async def failures(self, request: Request) -> Response:
         """Show images that have no result, with their reasons."""
         self._refresh_if_old()
-        view = self._view(request)
+        search = self._search(request)
         reason = request.query_params.get("reason", "")
-        found = await self._ask(partial(find_failures, view, reason, self.tables), request)
-        return self.pages.render("failures.html", view=view, reason=reason, found=found, **self._choices(view))
+        found = await self._ask(partial(find_failures, search, reason, self.tables), request)
+        return self.pages.render("failures.html", search=search, reason=reason, found=found, **self._choices(search))
 
     async def compare(self, request: Request) -> Response:
         """Show what changed between two runs, page by page."""
@@ -166,17 +170,17 @@ class Browser:
         runs = run_names(self.tables)
         names = self.tables.results.runs()
         if len(names) < 2:
-            return self.pages.render("compare_one.html", view=self._view(request), runs=runs)
+            return self.pages.render("compare_one.html", search=self._search(request), runs=runs)
         params = request.query_params
         b = find_run(params.get("b") or None, self.tables)
         a = find_run(params.get("a") or next((run for run in reversed(names) if run != b), names[0]), self.tables)
-        view = View(run=b, name=params.get("name", "").strip(), after=params.get("after", ""), before="")
+        search = Search(run=b, name=params.get("name", "").strip(), after=params.get("after", ""), before="")
         found, is_all = None, params.get("all") == "1"
         if a != b:
-            found = await self._ask(partial(find_changes, a, view, self.tables, is_all=is_all), request)
+            found = await self._ask(partial(find_changes, a, search, self.tables, is_all=is_all), request)
         return self.pages.render(
             "compare.html",
-            view=view,
+            search=search,
             a=a,
             b=b,
             runs=runs,
@@ -191,7 +195,7 @@ class Browser:
         diff, problem = None, None
         try:
             # Its own limit: it reads both runs.
-            diff = await self._long.run(partial(run_changes, a, b, self.tables), request, limit_s=WHOLE_S)
+            diff = await self._comparing.run(partial(run_changes, a, b, self.tables), request, limit_s=WHOLE_S)
         except ReaderLeftError:
             raise
         except HtcError as error:
@@ -208,7 +212,7 @@ class Browser:
         data = f"/api/changes?{urlencode({'a': a, 'b': b, 'uri': uri})}"
         return self.pages.render(
             "compare_image.html",
-            view=View(run=b),
+            search=Search(run=b),
             a=a,
             b=b,
             uri=uri,
@@ -232,7 +236,7 @@ class Browser:
             answer, problem = await self._answer(text, request)
         return self.pages.render(
             "sql.html",
-            view=View(run=self.tables.results.newest_run()),
+            search=Search(run=self.tables.results.newest_run()),
             sql=text,
             schema=await self._ask(self.tables.schema, request),
             functions=[(function.name, function.summary) for function in MASK_FUNCTIONS],
@@ -245,16 +249,16 @@ class Browser:
         """Answer SQL, as a part of the page; a wrong statement is answered too."""
         answer, problem = await self._answer(request.query_params.get("sql", "").strip(), request)
         return self.pages.render(
-            "sql_answer.html", view=View(run=self.tables.results.newest_run()), **_described(answer, problem)
+            "sql_answer.html", search=Search(run=self.tables.results.newest_run()), **_described(answer, problem)
         )
 
     async def runs(self, request: Request) -> Response:
         """Show the runs."""
         self._refresh_if_old()
         rows = await self._ask(lambda job: list_runs(self.tables, job), request)
-        view = View(run=self.tables.results.newest_run())
+        search = Search(run=self.tables.results.newest_run())
         damaged = {name: str(error) for name, error in self.tables.results.damaged_runs.items()}
-        return self.pages.render("runs.html", view=view, rows=rows, damaged=damaged)
+        return self.pages.render("runs.html", search=search, rows=rows, damaged=damaged)
 
     async def run(self, request: Request) -> Response:
         """Show one run: what ran, on what, how it ended."""
@@ -262,27 +266,27 @@ class Browser:
         if self.tables.is_current(name):
             return RedirectResponse("/runs", HTTPStatus.SEE_OTHER)
         facts = await self._ask(lambda job: describe_run(self.tables, name), request)
-        return self.pages.render("run.html", view=View(run=name), run=name, facts=facts)
+        return self.pages.render("run.html", search=Search(run=name), run=name, facts=facts)
 
     # Values
 
     async def image_json(self, request: Request) -> Response:
         """Return an image with its instances, as the viewer takes it."""
-        view = self._view(request)
-        facts = await self._find(request, view)
+        search = self._search(request)
+        facts = await self._find(request, search)
         rows = await self._ask(lambda job: self.tables.instances(facts), request)
         try:
             picture = await self._drawing.run(lambda job: self.pictures.whole(facts), request, limit_s=self._picture_s)
             problem = picture.problem
         except TimeLimitError:
             problem = f"its store did not answer within {self._picture_s:g} s"
-        return json_answer(_viewer_item(facts, rows[:MOST_INSTANCES], len(rows), problem, view))
+        return json_answer(viewer_item(facts, rows[:MOST_INSTANCES], len(rows), problem, search))
 
     async def step_json(self, request: Request) -> Response:
         """Return the address of the image before or after another one."""
-        view = self._view(request)
-        page = await self._ask(partial(find_page, view, self.tables, images=1), request)
-        return json_answer({"address": _image_address(view, page.images[0]) if page.images else None})
+        search = self._search(request)
+        page = await self._ask(partial(find_page, search, self.tables, images=1), request)
+        return json_answer({"address": image_address(search, page.images[0]) if page.images else None})
 
     async def changes_json(self, request: Request) -> Response:
         """Return what changed in one image between two runs."""
@@ -298,27 +302,27 @@ class Browser:
     async def picture(self, request: Request) -> Response:
         """Return a picture; whatever goes wrong is a grey tile that says so, because an <img> shows no text."""
         try:
-            view = self._view(request)
-            facts = await self._find(request, view)
+            search = self._search(request)
+            facts = await self._find(request, search)
             is_whole = request.query_params.get("size") == "whole"
             make = (lambda job: self.pictures.whole(facts)) if is_whole else (
-                lambda job: self.pictures.thumbnail(facts, view)
+                lambda job: self.pictures.thumbnail(facts, search)
             )  # fmt: skip
             made = await self._drawing.run(make, request, limit_s=self._picture_s)
         except ReaderLeftError:
             return Response(status_code=HTTPStatus.NO_CONTENT)
         except TimeLimitError:
-            made = tile(320, 240, "the store is slow; load the page again")
+            made = tile("the store is slow; load the page again")
         except HtcError as error:
-            made = tile(320, 240, redact(str(error)))
+            made = tile(redact(str(error)))
         except Exception:
             log.exception("A picture could not be made: %s", request.url.path)
-            made = tile(320, 240, "unexpected failure; the server's log has the reason")
+            made = tile("unexpected failure; the server's log has the reason")
         return Response(made.payload, media_type=made.media_type, headers={"Cache-Control": "private, max-age=60"})
 
     async def refresh(self, request: Request) -> Response:
         """List again what is committed, and go back."""
-        await self._long.run(lambda job: self.tables.refresh(), request, limit_s=self._tables_s)
+        await self._listing.run(lambda job: self.tables.refresh(), request, limit_s=self._tables_s)
         back = request.query_params.get("back", "/")
         # Only to a page of our own: one slash, and no other host behind it.
         is_own = back.startswith("/") and not back.startswith(("//", "/\\"))
@@ -331,16 +335,16 @@ class Browser:
 
     # Parts of the above
 
-    def _view(self, request: Request) -> View:
-        return parse_view(request.query_params.multi_items(), self.tables)
+    def _search(self, request: Request) -> Search:
+        return parse_search(request.query_params.multi_items(), self.tables)
 
-    def _choices(self, view: View) -> dict[str, Any]:
+    def _choices(self, search: Search) -> dict[str, Any]:
         return {
             "runs": run_names(self.tables),
             "orders": ORDERS,
             "statuses": STATUSES,
-            "image_address": partial(_image_address, view),
-            "picture_address": lambda row: _picture_address(view, ImageFacts(**_facts_of(row))),
+            "image_address": partial(image_address, search),
+            "picture_address": lambda row: picture_address(search, ImageFacts(**_facts_of(row))),
         }
 
     def _two_runs(self, request: Request) -> tuple[str, str]:
@@ -358,9 +362,9 @@ class Browser:
         return a, b
 
     async def _ask(self, question: Callable[..., T], request: Request) -> T:
-        return await self._asking.run(lambda job: _asked(question, job), request, limit_s=self._tables_s)
+        return await self._asking.run(lambda job: question(job=job), request, limit_s=self._tables_s)
 
-    async def _find(self, request: Request, view: View) -> ImageFacts:
+    async def _find(self, request: Request, search: Search) -> ImageFacts:
         """Return the image that the address names.
 
         Raises:
@@ -371,8 +375,8 @@ class Browser:
             raise SpecError("The address names no image (uri).")
         shard = request.query_params.get("shard", "")
         place = int(shard) if shard.isascii() and shard.isdigit() and len(shard) < 10 else None
-        # Of the view of all runs, the address also names the run that has the row.
-        run = find_run(request.query_params.get("of") or view.run, self.tables)
+        # In a search over all runs, the address also names the run that has the row.
+        run = find_run(request.query_params.get("of") or search.run, self.tables)
         return await self._ask(lambda job: self.tables.find_image(run, uri, job=job, shard=place), request)
 
     async def _answer(self, sql: str, request: Request) -> tuple[Answer | None, HtcError | None]:
@@ -385,7 +389,7 @@ class Browser:
 
     def _refresh_if_old(self) -> None:
         if self.tables.is_old():
-            self._long.start(lambda job: self.tables.refresh())
+            self._listing.start(lambda job: self.tables.refresh())
 
     def _guarded(
         self, page: Callable[[Request], Awaitable[Response]], *, is_json: bool = False
@@ -432,11 +436,6 @@ def build_app(tables: Tables, access: Access, **limits: float) -> tuple[ASGIApp,
     return Guard(app, access, pages), browser
 
 
-def _asked(question: Callable[..., T], job: Job) -> T:
-    # Questions that are functions of this package take the job by its name.
-    return question(job=job) if isinstance(question, partial) else question(job)
-
-
 def _status_of(error: HtcError) -> HTTPStatus:
     kinds: Sequence[tuple[type[HtcError] | tuple[type[HtcError], ...], HTTPStatus]] = (
         (BusyError, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -449,29 +448,12 @@ def _status_of(error: HtcError) -> HTTPStatus:
     return next((status for kind, status in kinds if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _without_place(view: View) -> View:
-    return replace(view, after="", before="", order="name", is_drawn=True)
+def _without_place(search: Search) -> Search:
+    return replace(search, after="", before="", order="name", is_drawn=True)
 
 
 def _facts_of(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ImageFacts.__dataclass_fields__}
-
-
-def _image_address(view: View, row: dict[str, Any]) -> str:
-    """Return the address of an image's page; it knows its place in the view."""
-    place = [("uri", row["uri"]), ("shard", str(row["shard"])), ("at", place_of(view, row))]
-    place += [("of", row["run"])] if row["run"] != view.run else []
-    return f"{view.address('/image')}&{urlencode(place)}"
-
-
-def _picture_address(view: View, image: ImageFacts, **more: str) -> str:
-    # By the run that has the row: the view may be that of all runs.
-    pairs = [("run", image.run), *view.drawing(), ("uri", image.uri), ("shard", str(image.shard)), *more.items()]
-    return f"/picture?{urlencode(pairs)}"
-
-
-def _hex_colour(category: str) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour_of(category))
 
 
 def _described(answer: Answer | None, problem: HtcError | None) -> dict[str, Any]:
@@ -485,43 +467,4 @@ def _described(answer: Answer | None, problem: HtcError | None) -> dict[str, Any
         "uri_at": names.index("uri") if "uri" in names else None,
         "run_at": names.index("run") if "run" in names else None,
         "instance_at": names.index("instance") if "instance" in names else None,
-    }
-
-
-def _viewer_item(
-    image: ImageFacts, rows: Sequence[dict[str, Any]], count: int, problem: str, view: View
-) -> dict[str, Any]:
-    """Return what the viewer shows: see `jobs/results/web/viewer.js`."""
-    width, height = image.width or 640, image.height or 480
-    damaged = damaged_masks([instance_of_row(row) for row in rows], height, width)
-    instances = [
-        {
-            "instance": row["instance"],
-            "category": row["category"],
-            "score": row["score"],
-            "box": [row["bbox"][name] for name in ("x", "y", "width", "height")],
-            "mask": None if place in damaged or row["mask"] is None else row["mask"],
-            "problem": damaged.get(place, ""),
-            "colour": _hex_colour(row["category"]),
-            "isMatch": view.matches(row),
-        }
-        for place, row in enumerate(rows)
-    ]
-    facts = [["Status", image.status], ["Instances", f"{count:,}"]]
-    facts += [["Size", f"{image.width} x {image.height} px"]] if image.width else []
-    facts += [["Run", image.run]]
-    note = f"No picture: {problem}" if problem else ""
-    if image.status != "ok":
-        note = f"{image.status}: {image.error}"
-    return {
-        "name": file_name(image.uri),
-        "uri": image.uri,
-        "note": note,
-        "facts": facts,
-        "leftOut": max(0, count - len(rows)),
-        "areMasksWhole": True,
-        "width": width,
-        "height": height,
-        "image": None if problem else _picture_address(view, image, size="whole"),
-        "instances": instances,
     }

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jobs.results.browse.search import Search
 from jobs.results.browse.tables import Tables
-from jobs.results.browse.view import View
 from jobs.results.browse.work import Job
 from jobs.results.diff import ChangedImage, Diff, DiffRules, Kind, diff_runs
 from pipeline.errors import HtcError
@@ -35,26 +35,26 @@ class Changes:
     note: str = ""
 
 
-def find_changes(run_a: str, view: View, tables: Tables, *, job: Job, is_all: bool = False) -> Changes:
+def find_changes(run_a: str, search: Search, tables: Tables, *, job: Job, is_all: bool = False) -> Changes:
     """Find the images of a page that differ, and compare their instances.
 
     Args:
-        run_a: the run before; the view's run is the one after.
+        run_a: the run before; the search's run is the one after.
         is_all: also images whose changes are within the limits of `htc diff`, or among instances with low scores.
     """
     shown: list[dict[str, Any]] = []
-    began, place = time.monotonic(), view
+    began, place = time.monotonic(), search
     while True:
         rows = _differing(run_a, place, tables, job)
         has_more = len(rows) > SCANNED_IMAGES
         rows = rows[:SCANNED_IMAGES]
-        note = _compare(run_a, view.run, rows, tables)
+        note = _compare(run_a, search.run, rows, tables)
         shown += [row for row in rows if is_all or note or _is_shown(row)]
         if len(shown) > PAGE_IMAGES:
             return Changes(shown[:PAGE_IMAGES], shown[PAGE_IMAGES - 1]["uri"], note)
         if not has_more:
             return Changes(shown, "", note)
-        place = replace(view, after=rows[-1]["uri"])
+        place = replace(search, after=rows[-1]["uri"])
         if note or time.monotonic() - began > SCAN_S:
             # So many do not differ by much: the next page goes on from here.
             return Changes(shown, place.after, note)
@@ -103,15 +103,15 @@ def count_changes(image: ChangedImage) -> Mapping[str, int]:
     return {kind.label: kinds.count(kind) for kind in CHANGES if kind in kinds}
 
 
-def _differing(run_a: str, view: View, tables: Tables, job: Job) -> list[dict[str, Any]]:
-    values = {"a": run_a, "b": view.run, "name": view.name, "after": view.after, "limit": SCANNED_IMAGES + 1}
-    place = ["contains(lower(uri), lower($name))"] if view.name else []
-    place += ["uri > $after"] if view.after else []
+def _differing(run_a: str, search: Search, tables: Tables, job: Job) -> list[dict[str, Any]]:
+    values = {"a": run_a, "b": search.run, "name": search.name, "after": search.after, "limit": SCANNED_IMAGES + 1}
+    place = ["contains(lower(uri), lower($name))"] if search.name else []
+    place += ["uri > $after"] if search.after else []
     rows: list[dict[str, Any]] = []
-    for window, end in _windows(run_a, view, tables, job, values):
+    for window, end in _windows(run_a, search, tables, job, values):
         condition = " AND ".join([*place, *window]) or "true"
         answer = tables.ask(
-            _sql(run_a, view.run, condition, tables), {**values, **end}, job=job, rows=SCANNED_IMAGES + 1
+            _sql(run_a, search.run, condition, tables), {**values, **end}, job=job, rows=SCANNED_IMAGES + 1
         )
         names = [name for name, _ in answer.columns]
         rows = [dict(zip(names, row, strict=True)) for row in answer.rows]
@@ -121,12 +121,12 @@ def _differing(run_a: str, view: View, tables: Tables, job: Job) -> list[dict[st
 
 
 def _windows(
-    run_a: str, view: View, tables: Tables, job: Job, values: dict[str, Any]
+    run_a: str, search: Search, tables: Tables, job: Job, values: dict[str, Any]
 ) -> list[tuple[list[str], dict[str, Any]]]:
     """Return conditions on `uri`, one after the other, the last of which looks at everything."""
-    if tables.is_current(run_a) or tables.is_current(view.run):
+    if tables.is_current(run_a) or tables.is_current(search.run):
         return [([], {})]
-    after = "AND uri > $after" if view.after else ""
+    after = "AND uri > $after" if search.after else ""
     sql = f"""
         SELECT max(uri), count(*) FROM (
             SELECT uri FROM images WHERE run IN ($a, $b) {after} ORDER BY uri LIMIT {WINDOW_IMAGES}

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.results.browse.search import Search
 from jobs.results.browse.tables import IMAGE_COLUMNS, Tables
-from jobs.results.browse.view import View
 from jobs.results.browse.work import Job
 
 PAGE_IMAGES = 100
@@ -25,20 +25,20 @@ class Failures:
     next: str
 
 
-def find_failures(view: View, reason: str, tables: Tables, *, job: Job) -> Failures:
+def find_failures(search: Search, reason: str, tables: Tables, *, job: Job) -> Failures:
     """Find the images of a run that are not ok.
 
     Args:
-        view: its run, statuses, name and place count. reason: only images with this reason; "" for all.
+        search: its run, statuses, name and place count. reason: only images with this reason; "" for all.
     """
     # The view `current` has rows with the status ok only.
-    run = tables.results.newest_run() if tables.is_current(view.run) else view.run
-    values = {"run": run, "name": view.name, "after": view.after, "reason": reason, "limit": PAGE_IMAGES + 1}
-    values |= {f"status_{place}": status for place, status in enumerate(view.statuses)}
-    chosen = ", ".join(f"$status_{place}" for place in range(len(view.statuses)))
+    run = tables.results.newest_run() if tables.is_current(search.run) else search.run
+    values = {"run": run, "name": search.name, "after": search.after, "reason": reason, "limit": PAGE_IMAGES + 1}
+    values |= {f"status_{place}": status for place, status in enumerate(search.statuses)}
+    chosen = ", ".join(f"$status_{place}" for place in range(len(search.statuses)))
     conditions = ["run = $run", "status <> 'ok'"]
     conditions += [f"status IN ({chosen})"] if chosen else []
-    conditions += ["contains(lower(uri), lower($name))"] if view.name else []
+    conditions += ["contains(lower(uri), lower($name))"] if search.name else []
     every = " AND ".join(conditions)
     counts = f"""
         SELECT status, coalesce(error, ''), count(*) FROM images WHERE {every}
@@ -46,7 +46,7 @@ def find_failures(view: View, reason: str, tables: Tables, *, job: Job) -> Failu
     """  # noqa: S608 - our own conditions
     reasons = [(str(row[0]), str(row[1]), int(row[2])) for row in tables.ask(counts, values, job=job, rows=100).rows]
     conditions += ["coalesce(error, '') = $reason"] if reason else []
-    conditions += ["uri > $after"] if view.after else []
+    conditions += ["uri > $after"] if search.after else []
     sql = f"""
         SELECT {", ".join(IMAGE_COLUMNS)} FROM images WHERE {" AND ".join(conditions)} ORDER BY uri LIMIT $limit
     """  # noqa: S608 - our own conditions

@@ -1,4 +1,4 @@
-"""The images of a view, page by page, and what there is to choose from.
+"""The images of a search, page by page, and what there is to choose from.
 
 A page begins after the last image of the one before it (its key), so that the last page of a million images costs what
 the first costs: files and row groups that lie before the key are not read. The name is the order of the files; the
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.results.browse.search import Search
 from jobs.results.browse.tables import IMAGE_COLUMNS, SqlError, Tables, check_reading
-from jobs.results.browse.view import View
 from jobs.results.browse.work import Job
 from pipeline.errors import SpecError
 
@@ -40,7 +40,7 @@ class Page:
 class Facets:
     """What there is to choose from, each counted under all other conditions.
 
-    images: in the view. categories: instances by category, the most frequent first. scores: instances by tenths of
+    images: in the search. categories: instances by category, the most frequent first. scores: instances by tenths of
     the score. statuses: images by status.
     """
 
@@ -52,7 +52,7 @@ class Facets:
 
 @dataclass(frozen=True)
 class _Sources:
-    """Where a view's rows come from, as SQL: two tables with conditions, and the values of these."""
+    """Where a search's rows come from, as SQL: two tables with conditions, and the values of these."""
 
     images: str
     instances: str
@@ -61,8 +61,8 @@ class _Sources:
     values: dict[str, Any]
 
 
-def find_page(view: View, tables: Tables, *, job: Job, images: int = PAGE_IMAGES) -> Page:
-    """Find the images of a view's page.
+def find_page(search: Search, tables: Tables, *, job: Job, images: int = PAGE_IMAGES) -> Page:
+    """Find the images of a search's page.
 
     Args:
         images: the most on a page.
@@ -72,13 +72,17 @@ def find_page(view: View, tables: Tables, *, job: Job, images: int = PAGE_IMAGES
         SpecError: the place is none of this order.
         StorageError: a part cannot be read.
     """
-    if view.where:
-        check_condition(view, tables, job)
-    if view.statuses and "ok" not in view.statuses and (view.is_about_instances or view.order in {"score", "least"}):
+    if search.where:
+        check_condition(search, tables, job)
+    if (
+        search.statuses
+        and "ok" not in search.statuses
+        and (search.is_about_instances or search.order in {"score", "least"})
+    ):
         # Only images that are ok have instances.
         return Page((), "", "")
-    is_back = bool(view.before)
-    rows = _find_rows(view, tables, is_back=is_back, job=job, limit=images + 1)
+    is_back = bool(search.before)
+    rows = _find_rows(search, tables, is_back=is_back, job=job, limit=images + 1)
     has_more = len(rows) > images
     rows = rows[:images]
     if is_back:
@@ -86,25 +90,25 @@ def find_page(view: View, tables: Tables, *, job: Job, images: int = PAGE_IMAGES
     if not rows:
         return Page((), "", "")
     has_next = has_more if not is_back else True
-    has_previous = has_more if is_back else bool(view.after)
-    return Page(rows, place_of(view, rows[-1]) if has_next else "", place_of(view, rows[0]) if has_previous else "")
+    has_previous = has_more if is_back else bool(search.after)
+    return Page(rows, place_of(search, rows[-1]) if has_next else "", place_of(search, rows[0]) if has_previous else "")
 
 
-def find_facets(view: View, tables: Tables, *, job: Job) -> Facets:
+def find_facets(search: Search, tables: Tables, *, job: Job) -> Facets:
     """Count what there is to choose from; errors as `find_page`."""
-    if view.where:
-        check_condition(view, tables, job)
-    categories, scores = _count_instances(view, tables, job)
-    return Facets(_count_images(view, tables, job), categories, scores, _count_statuses(view, tables, job))
+    if search.where:
+        check_condition(search, tables, job)
+    categories, scores = _count_instances(search, tables, job)
+    return Facets(_count_images(search, tables, job), categories, scores, _count_statuses(search, tables, job))
 
 
-def check_condition(view: View, tables: Tables, job: Job) -> None:
+def check_condition(search: Search, tables: Tables, job: Job) -> None:
     """Check that the condition in SQL is one.
 
     Raises:
         SqlError: it is none.
     """
-    asked = f"SELECT ({view.where}\n) FROM instances"  # noqa: S608 - the user's own, in a database that only reads
+    asked = f"SELECT ({search.where}\n) FROM instances"  # noqa: S608 - the user's own, in a database that only reads
     check_reading(asked)
     described = tables.ask(f"DESCRIBE {asked}", job=job, rows=2).rows
     if [row[1] for row in described] != ["BOOLEAN"]:
@@ -113,18 +117,18 @@ def check_condition(view: View, tables: Tables, job: Job) -> None:
         )
 
 
-def _find_rows(view: View, tables: Tables, *, is_back: bool, job: Job, limit: int) -> list[dict[str, Any]]:
-    sources = _sources(view, tables)
+def _find_rows(search: Search, tables: Tables, *, is_back: bool, job: Job, limit: int) -> list[dict[str, Any]]:
+    sources = _sources(search, tables)
     values = {**sources.values, "limit": limit}
-    order, place = _order(view, is_back=is_back, values=values)
+    order, place = _order(search, is_back=is_back, values=values)
     columns = ", ".join(f"images.{column}" for column in IMAGE_COLUMNS)
-    if not view.is_about_instances and view.order in {"name", "instances"}:
+    if not search.is_about_instances and search.order in {"name", "instances"}:
         sql = (
             f"SELECT {columns}, instances AS matches, NULL::FLOAT AS best FROM {sources.images} AS images "  # noqa: S608
             f"WHERE {sources.of_images} AND {place} ORDER BY {order} LIMIT $limit"
         )
         return tables.images(sql, values, job=job, rows=limit)
-    for window in _windows(view, tables, sources, is_back=is_back, job=job):
+    for window in _windows(search, tables, sources, is_back=is_back, job=job):
         sql = f"""
             WITH found AS (
                 SELECT * FROM (
@@ -143,12 +147,12 @@ def _find_rows(view: View, tables: Tables, *, is_back: bool, job: Job, limit: in
 
 
 def _windows(
-    view: View, tables: Tables, sources: _Sources, *, is_back: bool, job: Job
+    search: Search, tables: Tables, sources: _Sources, *, is_back: bool, job: Job
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return conditions on `uri` under which instances are looked at, one after the other: at last there is none."""
-    place = view.before if is_back else view.after
-    everything = ("uri < $key" if is_back else "uri > $key") if place and view.order == "name" else "true"
-    if view.order != "name" or tables.is_current(view.run):
+    place = search.before if is_back else search.after
+    everything = ("uri < $key" if is_back else "uri > $key") if place and search.order == "name" else "true"
+    if search.order != "name" or tables.is_current(search.run):
         return [(everything, {})]
     values = {name: value for name, value in sources.values.items() if name == "run"}
     values |= {"key": place} if place else {}
@@ -164,30 +168,30 @@ def _windows(
     return [(near, {"end": end}), (everything, {})]
 
 
-def _sources(view: View, tables: Tables, *, without: str = "") -> _Sources:
-    """Return a view's tables and conditions.
+def _sources(search: Search, tables: Tables, *, without: str = "") -> _Sources:
+    """Return a search's tables and conditions.
 
     Args:
         without: a kind of condition to leave out: "instances", "statuses".
     """
     values: dict[str, Any] = {}
-    is_current = tables.is_current(view.run)
+    is_current = tables.is_current(search.run)
     both = ["true" if is_current else "run = $run"]
     if not is_current:
-        values["run"] = view.run
-    if view.name:
+        values["run"] = search.run
+    if search.name:
         both.append("contains(lower(uri), lower($name))")
-        values["name"] = view.name
+        values["name"] = search.name
     of_images, of_instances = [*both], [*both]
-    if view.statuses and without != "statuses":
-        of_images.append(_one_of("status", view.statuses, values))
+    if search.statuses and without != "statuses":
+        of_images.append(_one_of("status", search.statuses, values))
     if without != "instances":
-        if view.categories:
-            of_instances.append(_one_of("category", view.categories, values))
-        of_instances += _bounds("score", view.min_score, view.max_score, "FLOAT", values)
-    of_instances += _bounds("area", view.min_area, view.max_area, "BIGINT", values)
-    if view.where:
-        of_instances.append(f"({view.where}\n)")
+        if search.categories:
+            of_instances.append(_one_of("category", search.categories, values))
+        of_instances += _bounds("score", search.min_score, search.max_score, "FLOAT", values)
+    of_instances += _bounds("area", search.min_area, search.max_area, "BIGINT", values)
+    if search.where:
+        of_instances.append(f"({search.where}\n)")
     names = ("current", "current_instances") if is_current else ("images", "instances")
     return _Sources(*names, " AND ".join(of_images), " AND ".join(of_instances), values)
 
@@ -207,17 +211,17 @@ def _bounds(column: str, least: float | None, most: float | None, kind: str, val
     return [f"{column} {sign} ${name}::{kind}" for name, (sign, _) in chosen.items()]
 
 
-def _order(view: View, *, is_back: bool, values: dict[str, Any]) -> tuple[str, str]:
+def _order(search: Search, *, is_back: bool, values: dict[str, Any]) -> tuple[str, str]:
     """Return the order and the place as SQL, and add the place's values."""
-    key = view.before if is_back else view.after
+    key = search.before if is_back else search.after
     up, down = ("DESC", "ASC") if is_back else ("ASC", "DESC")
     more, less = ("<", ">") if is_back else (">", "<")
-    if view.order == "name":
+    if search.order == "name":
         if key:
             values["key"] = key
         return f"uri {up}", f"uri {more} $key" if key else "true"
-    column = {"instances": "instances", "score": "best", "least": "best"}[view.order]
-    direction, beyond = (up, more) if view.order == "least" else (down, less)
+    column = {"instances": "instances", "score": "best", "least": "best"}[search.order]
+    direction, beyond = (up, more) if search.order == "least" else (down, less)
     place = "true"
     if key:
         number, separator, uri = key.partition(_SEPARATOR)
@@ -228,22 +232,22 @@ def _order(view: View, *, is_back: bool, values: dict[str, Any]) -> tuple[str, s
         if not separator:
             raise SpecError("This place belongs to another order; go back to the first page.")
         values["key"] = uri
-        kind = "BIGINT" if view.order == "instances" else "FLOAT"
+        kind = "BIGINT" if search.order == "instances" else "FLOAT"
         place = f"({column} {beyond} $number::{kind} OR ({column} = $number::{kind} AND uri {more} $key))"
     return f"{column} {direction}, uri {up}", place
 
 
-def place_of(view: View, row: dict[str, Any]) -> str:
-    """Return the place of an image, a row of a page, in a view's order."""
-    if view.order == "name":
+def place_of(search: Search, row: dict[str, Any]) -> str:
+    """Return the place of an image, a row of a page, in a search's order."""
+    if search.order == "name":
         return str(row["uri"])
-    return f"{row['matches'] if view.order == 'instances' else row['best']!r}{_SEPARATOR}{row['uri']}"
+    return f"{row['matches'] if search.order == 'instances' else row['best']!r}{_SEPARATOR}{row['uri']}"
 
 
-def _count_instances(view: View, tables: Tables, job: Job) -> tuple[list[tuple[str, int]], list[int]]:
-    sources = _sources(view, tables, without="instances")
+def _count_instances(search: Search, tables: Tables, job: Job) -> tuple[list[tuple[str, int]], list[int]]:
+    sources = _sources(search, tables, without="instances")
     values = dict(sources.values)
-    within = " AND ".join(_bounds("score", view.min_score, view.max_score, "FLOAT", values)) or "true"
+    within = " AND ".join(_bounds("score", search.min_score, search.max_score, "FLOAT", values)) or "true"
     sql = f"""
         SELECT category, least(floor(score * {SCORE_BINS}), {SCORE_BINS - 1})::INTEGER AS bin,
             count(*) FILTER ({within}), count(*)
@@ -255,27 +259,27 @@ def _count_instances(view: View, tables: Tables, job: Job) -> tuple[list[tuple[s
         sql, values, job=job, rows=MOST_CATEGORIES * SCORE_BINS
     ).rows:
         by_category[category] = by_category.get(category, 0) + within_range
-        if not view.categories or category in view.categories:
+        if not search.categories or category in search.categories:
             scores[max(0, place)] += count
-    chosen = {category: by_category.get(category, 0) for category in view.categories}
+    chosen = {category: by_category.get(category, 0) for category in search.categories}
     ordered = sorted(by_category.items(), key=lambda pair: (-pair[1], pair[0]))
     return [pair for pair in {**dict(ordered), **chosen}.items() if pair[1] or pair[0] in chosen], scores
 
 
-def _count_images(view: View, tables: Tables, job: Job) -> int:
-    sources = _sources(view, tables)
+def _count_images(search: Search, tables: Tables, job: Job) -> int:
+    sources = _sources(search, tables)
     values = dict(sources.values)
-    if not view.is_about_instances:
+    if not search.is_about_instances:
         sql = f"SELECT count(*) FROM {sources.images} AS images WHERE {sources.of_images}"  # noqa: S608
-    elif view.statuses and "ok" not in view.statuses:
+    elif search.statuses and "ok" not in search.statuses:
         return 0
     else:
         sql = f"SELECT count(DISTINCT image_id) FROM {sources.instances} AS instances WHERE {sources.of_instances}"  # noqa: S608
     return int(tables.ask(sql, values, job=job, rows=1).rows[0][0])
 
 
-def _count_statuses(view: View, tables: Tables, job: Job) -> list[tuple[str, int]]:
-    sources = _sources(view, tables, without="statuses")
+def _count_statuses(search: Search, tables: Tables, job: Job) -> list[tuple[str, int]]:
+    sources = _sources(search, tables, without="statuses")
     values = {name: value for name, value in sources.values.items() if name in {"run", "name"}}
     sql = f"""
         SELECT status, count(*) FROM {sources.images} AS images WHERE {sources.of_images}

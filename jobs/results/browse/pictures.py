@@ -3,6 +3,8 @@
 A picture is of the very version that was segmented, or a grey tile that says why there is none.
 """
 
+import html
+import textwrap
 import threading
 import time
 from collections import OrderedDict
@@ -12,9 +14,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
+from jobs.results.browse.search import Search
 from jobs.results.browse.tables import ImageFacts, Tables
-from jobs.results.browse.view import View
-from jobs.results.drawing import ReadImage, Style, draw_run_image, encode_picture, grey_tile, instance_of_row
+from jobs.results.drawing import ReadImage, Style, draw_overlay, encode_picture, instance_of_row
+from pipeline.text import printable
 
 THUMBNAIL_PX = 320
 # A browser draws larger ones slowly; masks are drawn by their runs, at any zoom.
@@ -27,6 +30,8 @@ KEPT_S = 60.0
 # As `htc show` draws without --min-score, and where scores mean nothing or none reaches it.
 DRAWN_SCORE = 0.3
 FALLBACK_INSTANCES = 5
+TILE_GREY = "#e1e1e1"
+TILE_CHARS, TILE_LINES = 25, 7
 
 
 @dataclass(frozen=True)
@@ -52,26 +57,28 @@ class Pictures:
         self._kept: OrderedDict[object, tuple[float, Picture]] = OrderedDict()
         self._bytes = 0
 
-    def thumbnail(self, image: ImageFacts, view: View) -> Picture:
-        """Return an image with the view's instances, 320 pixels wide or high."""
-        return self._keep((image, "thumbnail", *view.drawing()), lambda: self._draw(image, view))
+    def thumbnail(self, image: ImageFacts, search: Search) -> Picture:
+        """Return an image with the search's instances, 320 pixels wide or high."""
+        return self._keep((image, "thumbnail", *search.drawing()), lambda: self._draw(image, search))
 
     def whole(self, image: ImageFacts) -> Picture:
         """Return an image without instances, of its size up to 4,096 pixels."""
         return self._keep((image, "whole"), lambda: self._whole(image))
 
-    def _draw(self, image: ImageFacts, view: View) -> Picture:
+    def _draw(self, image: ImageFacts, search: Search) -> Picture:
         read = self._tables.reader().read(asdict(image))
-        instances = self._chosen(image, view) if view.is_drawn and read.pixels is not None else []
+        if read.pixels is None:
+            return tile(_problem(read))
+        instances = self._chosen(image, search) if search.is_drawn else []
         style = Style(long_side=THUMBNAIL_PX, has_labels=False)
-        pixels = draw_run_image(read, [instance_of_row(row) for row in instances], style)
-        return Picture(encode_picture(pixels, "jpeg", quality=85), "image/jpeg", _problem(read))
+        pixels = draw_overlay(read.pixels, [instance_of_row(row) for row in instances], style)
+        return Picture(encode_picture(pixels, "jpeg", quality=85), "image/jpeg")
 
     def _whole(self, image: ImageFacts) -> Picture:
         read = self._tables.reader().read(asdict(image))
         pixels = read.pixels
         if pixels is None:
-            return tile(read.width, read.height, _problem(read))
+            return tile(_problem(read))
         height, width = pixels.shape[:2]
         if max(height, width) > WHOLE_PX:
             picture = Image.fromarray(pixels)
@@ -81,9 +88,9 @@ class Pictures:
             return Picture(encode_picture(pixels, "png"), "image/png")
         return Picture(encode_picture(pixels, "jpeg", quality=92), "image/jpeg")
 
-    def _chosen(self, image: ImageFacts, view: View) -> Sequence[dict[str, object]]:
-        rows = [row for row in self._tables.instances(image) if view.matches(row)]
-        if view.min_score is not None or view.max_score is not None:
+    def _chosen(self, image: ImageFacts, search: Search) -> Sequence[dict[str, object]]:
+        rows = [row for row in self._tables.instances(image) if search.matches(row)]
+        if search.min_score is not None or search.max_score is not None:
             return rows
         shown = [row for row in rows if row["score"] >= DRAWN_SCORE] if self._tables.is_trained(image.run) else []
         return shown or rows[:FALLBACK_INSTANCES]
@@ -104,11 +111,21 @@ class Pictures:
         return made
 
 
-def tile(width: int, height: int, reason: str) -> Picture:
-    """Return a grey tile with a sentence, of the proportions of an image and at most 640 pixels."""
-    scale = min(1.0, 640 / max(width, height))
-    pixels = grey_tile(max(1, round(width * scale)), max(1, round(height * scale)), reason)
-    return Picture(encode_picture(pixels, "png"), "image/png", reason)
+def tile(reason: str) -> Picture:
+    """Return a grey tile with a sentence, as SVG: the text can be read at a card's size, however small that is."""
+    lines = textwrap.wrap(printable(reason), TILE_CHARS)
+    lines = lines if len(lines) <= TILE_LINES else [*lines[: TILE_LINES - 1], f"{lines[TILE_LINES - 1][:-1]}…"]
+    top = 120 - 14 * (len(lines) - 1)
+    texts = "".join(
+        f'<text x="160" y="{top + 28 * number}">{html.escape(line)}</text>' for number, line in enumerate(lines)
+    )
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 240" width="320" height="240">'
+        f'<rect width="320" height="240" fill="{TILE_GREY}"/>'
+        '<g font-family="sans-serif" font-size="22" fill="#3c3c3c" text-anchor="middle" dominant-baseline="middle">'
+        f"{texts}</g></svg>"
+    )
+    return Picture(svg.encode(), "image/svg+xml", reason)
 
 
 def _problem(read: ReadImage) -> str:

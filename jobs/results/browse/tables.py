@@ -4,11 +4,12 @@ One database is shared; each question gets a cursor of its own, in a transaction
 temporary tables nor its interruption concern another one.
 """
 
+import contextlib
 import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -345,23 +346,25 @@ def _fetch(answer: duckdb.DuckDBPyConnection, rows: int) -> tuple[list[Sequence[
     return found[:rows], True
 
 
-class _duckdb_words:  # noqa: N801 - a context manager, used as one
-    """Turns DuckDB's errors into `SqlError`, with DuckDB's words and the place in the SQL."""
+@contextlib.contextmanager
+def _duckdb_words() -> Iterator[None]:
+    """Turn DuckDB's errors inside the block into `SqlError`, with DuckDB's words and the place in the SQL.
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, duckdb.PermissionException):
-            raise SqlError(
-                f"{_sentence(error)}. The SQL can read this output's tables only.", _excerpt(error)
-            ) from None
-        if isinstance(error, duckdb.Error):
-            try:
-                with translated_sql_errors():
-                    raise error
-            except SpecError as translated:
-                raise SqlError(str(translated), _excerpt(error)) from None
+    Raises:
+        SqlError: DuckDB refuses the SQL.
+        StorageError: a part cannot be read.
+    """
+    try:
+        yield
+    except duckdb.PermissionException as error:
+        words = f"{_sentence(error)}. The SQL can read this output's tables only."
+        raise SqlError(words, _excerpt(error)) from None
+    except duckdb.Error as error:
+        try:
+            with translated_sql_errors():
+                raise
+        except SpecError as translated:
+            raise SqlError(str(translated), _excerpt(error)) from None
 
 
 def _sentence(error: duckdb.Error) -> str:

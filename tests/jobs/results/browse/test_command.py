@@ -1,5 +1,6 @@
 """`htc browse` as a program: its address, its end, and what it says when it cannot begin."""
 
+import html
 import http.client
 import os
 import re
@@ -23,12 +24,14 @@ from jobs.results.browse.tables import Tables
 from pipeline.storage.storage import Storage
 from tests.support.htc import Htc
 from tests.support.paths import ROOT
+from tests.support.without_torch import BLOCKER
 
 
 @pytest.fixture
 def process(two_runs: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The program, in a folder of its own."""
-    words = [sys.executable, "-m", "jobs", "browse", str(two_runs), "--port", "0", "--no-open"]
+    """The program, in a folder of its own, on a machine without torch and Ray."""
+    arguments = ["browse", str(two_runs), "--port", "0", "--no-open"]
+    words = [sys.executable, "-c", f"{BLOCKER}\nfrom jobs import cli\ncli.main({arguments!r})"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     started = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path, env=environment)
@@ -42,8 +45,14 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(process: subprocess.Popen[str]
     assert process.stdout is not None
     address = process.stdout.readline().strip()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{43}", address)
-    answer = requests.get(address, timeout=30)
+    session = requests.Session()
+    answer = session.get(address, timeout=30)
     assert answer.status_code == 200
+    base = address.split("/?")[0]
+    for page in ("/facets", "/compare", "/compare/whole?a=monday&b=tuesday", "/runs", "/run", "/failures"):
+        assert session.get(base + page, timeout=60).status_code == 200
+    (picture, *_) = re.findall(r'src="(/picture[^"]*)"', answer.text)
+    assert session.get(base + html.unescape(picture), timeout=60).headers["content-type"] == "image/jpeg"
     assert "?token" not in answer.url
     assert "uvicorn" not in str(answer.headers).lower()
     process.send_signal(signal.SIGINT)

@@ -22,7 +22,7 @@ MAX_TEXT_CHARS = 10_000
 
 
 @dataclass(frozen=True)
-class View:
+class Search:
     """A choice of images of a run.
 
     run: its name, or "current" for each image's newest rows. name: a part of the URI. where: a condition in SQL on the
@@ -66,11 +66,7 @@ class View:
         }
         pairs = [("run", self.run)]
         pairs += [("category", category) for category in self.categories]
-        pairs += [
-            (name, f"{value:g}" if isinstance(value, float) else str(value))
-            for name, value in numbers.items()
-            if value is not None
-        ]
+        pairs += [(name, str(value)) for name, value in numbers.items() if value is not None]
         pairs += [("status", status) for status in self.statuses]
         texts = {"name": self.name, "where": self.where, "after": self.after, "before": self.before}
         pairs += [(name, value) for name, value in texts.items() if value]
@@ -78,13 +74,13 @@ class View:
         return pairs + ([] if self.is_drawn else [("masks", "0")])
 
     def address(self, path: str = "/", **changes: Any) -> str:
-        """Return the address of this view with changes; a change of anything but the place begins at the beginning."""
+        """Return the address of this search with changes; without a change of the place, of its beginning."""
         start = {} if {"after", "before"} & changes.keys() else {"after": "", "before": ""}
         return f"{path}?{urlencode(replace(self, **(start | changes)).pairs())}"
 
     def conditions(self) -> list[tuple[str, str]]:
-        """Return each condition in words, with the address of the view without it."""
-        found = [
+        """Return each condition in words, with the address of the search without it."""
+        found: list[tuple[str, dict[str, Any]]] = [
             (category, {"categories": tuple(each for each in self.categories if each != category)})
             for category in self.categories
         ]
@@ -94,8 +90,8 @@ class View:
         ]
         for name in ("score", "area"):
             least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-            bounds = [f"from {least:,g}"] if least is not None else []
-            bounds += [f"to {most:,g}"] if most is not None else []
+            bounds = [f"from {least:,}"] if least is not None else []
+            bounds += [f"to {most:,}"] if most is not None else []
             if bounds:
                 found.append((f"{name} {' '.join(bounds)}", {f"min_{name}": None, f"max_{name}": None}))
         found += [(f"name contains {self.name}", {"name": ""})] if self.name else []
@@ -117,8 +113,8 @@ class View:
         )
 
 
-def parse_view(pairs: Iterable[tuple[str, str]], tables: Tables) -> View:
-    """Read a view from the parameters of an address; unknown ones and empty ones are ignored.
+def parse_search(pairs: Iterable[tuple[str, str]], tables: Tables) -> Search:
+    """Read a search from the parameters of an address; unknown ones and empty ones are ignored.
 
     Raises:
         InputError: there is no such run.
@@ -132,7 +128,7 @@ def parse_view(pairs: Iterable[tuple[str, str]], tables: Tables) -> View:
         if any(len(value) > MAX_TEXT_CHARS for value in values):
             raise SpecError(f"{name} is longer than {MAX_TEXT_CHARS:,} characters.")
     last = {name: values[-1] for name, values in given.items()}
-    view = View(
+    search = Search(
         run=find_run(last.get("run"), tables),
         categories=_distinct(given.get("category", ())),
         min_score=_number(last, "min_score", 0, 1),
@@ -147,9 +143,9 @@ def parse_view(pairs: Iterable[tuple[str, str]], tables: Tables) -> View:
         before=last.get("before", ""),
         is_drawn=last.get("masks", "1") != "0",
     )
-    _check_range("score", view.min_score, view.max_score)
-    _check_range("area", view.min_area, view.max_area)
-    return view
+    _check_range("score", search.min_score, search.max_score)
+    _check_range("area", search.min_area, search.max_area)
+    return search
 
 
 def find_run(name: str | None, tables: Tables) -> str:
