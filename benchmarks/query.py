@@ -58,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     images, parts = (20_000, 100) if given.small else (given.images, given.parts)
     answer: dict[str, object] = {"benchmark": "query", "images": images, "instances": images * INSTANCES_PER_IMAGE}
-    answer |= {"parts_written": parts, "rounds_of_each": given.rounds}
+    answer |= {"parts_written": parts}
     with output_folder(given.folder) as folder:
         outputs = {"parts": folder / "parts", "compacted": folder / "compacted"}
         if not outputs["compacted"].is_dir():
@@ -68,12 +68,15 @@ def main() -> None:
             before = time.process_time()
             compact_copy(outputs["parts"], outputs["compacted"])
             answer["compact_cpu_s"] = round(time.process_time() - before, 1)
+        rounds: list[dict[str, dict[str, float]]] = [{} for _ in range(given.rounds)]
         for name in ("compacted", "parts"):
-            answer[name] = measure(outputs[name], images, given.rounds)
+            answer[name] = measure(outputs[name], images, rounds)
     if images * INSTANCES_PER_IMAGE >= 10_000_000:
         compacted: dict[str, dict[str, list[float]]] = answer["compacted"]  # type: ignore[assignment]
         answer["goals_kept"] = {name: compacted[name]["htc"][2] < goal for name, goal in GOALS_S.items()}
-    print(json.dumps(answer))
+    found: dict[str, dict[str, float]] = answer["compacted"]  # type: ignore[assignment]
+    ratios = {f"compacted, {name}": found[name]["ratio"] for name in QUERIES if "ratio" in found[name]}
+    print(json.dumps(answer | {"ratios": ratios, "rounds": rounds}))
 
 
 @contextlib.contextmanager
@@ -99,14 +102,18 @@ class Taken(NamedTuple):
     rows: int
 
 
-def measure(output: Path, images: int, rounds: int) -> dict[str, object]:
-    """Measure each query in all ways, interleaved, each round with another image."""
+def measure(output: Path, images: int, rounds: list[dict[str, dict[str, float]]]) -> dict[str, object]:
+    """Measure each query in all ways, interleaved, each round with another image.
+
+    Args:
+        rounds: gets the wall seconds of each round.
+    """
     files = {
         table: sorted(map(str, (output / table / f"run={RUN}").glob("*.parquet"))) for table in ("images", "instances")
     }
     answer: dict[str, object] = {"files": len(files["images"]) + len(files["instances"])}
-    numbers = np.random.default_rng(2).integers(0, images, rounds + 1)
-    uris, ids = uris_of(numbers).to_pylist(), ids_of(numbers).tolist()
+    chosen = np.random.default_rng(2).integers(0, images, len(rounds) + 1)
+    uris, ids = uris_of(chosen).to_pylist(), ids_of(chosen).tolist()
     wanted = [{"uri": uri, "image_id": number} for uri, number in zip(uris, ids, strict=True)]
     opened = htc_batch.open(str(output))
     opened.instances("latest", image=wanted[-1]["uri"])
@@ -114,7 +121,7 @@ def measure(output: Path, images: int, rounds: int) -> dict[str, object]:
     print(f"{'CPU s to open + to query | wall s':36} {'htc':>23} {'DuckDB':>23} {'ratio of query':>14} {'of both':>8}")
     for name, sql in QUERIES.items():
         taken: dict[str, list[Taken]] = {}
-        for image in wanted[:rounds]:
+        for number, image in enumerate(wanted[:-1]):
             text = sql.format(**image, folder=str(image["uri"]).rpartition("/")[0] + "/")
             ways: dict[str, Callable[[], Taken]] = {"htc": lambda text=text: through_htc(output, text)}
             if "current" not in text:
@@ -123,6 +130,7 @@ def measure(output: Path, images: int, rounds: int) -> dict[str, object]:
                 ways["htc_batch"] = lambda image=image: through_door(opened, str(image["uri"]))
             for way, ask in ways.items():
                 taken.setdefault(way, []).append(ask())
+            rounds[number][f"{output.name}, {name}"] = {way: round(each[-1].wall_s, 4) for way, each in taken.items()}
             if len({each[-1].rows for each in taken.values()}) != 1:
                 raise SystemExit(f"{name}: the ways return different numbers of rows")
         middle = {way: Taken(*map(statistics.median, zip(*each, strict=True))) for way, each in taken.items()}

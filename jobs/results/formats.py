@@ -245,8 +245,9 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _write_table(answer: QueryResult, stream: TextIO) -> None:
-    rows = _text_rows(answer)
-    shown = [[_cell(value) for value in row] for row in islice(rows, MAX_TABLE_ROWS)]
+    rows = iter(answer.rows)
+    first = QueryResult(answer.columns, islice(rows, MAX_TABLE_ROWS))
+    shown = [[_cell(value) for value in row] for row in _text_rows(first)]
     alignments: list[Alignment] = ["right" if kind.split("(")[0] in _NUMBERS else "left" for _, kind in answer.columns]
     write_table([name for name, _ in answer.columns], shown, alignments=alignments, stream=stream)
     left = sum(1 for _ in rows)

@@ -136,7 +136,10 @@ class _Folder:
 
 
 class _OpenPart:
-    """An open part: a position, and the check that the part is of its table.
+    """An open part: a position of each thread, and the check that the part is of its table.
+
+    DuckDB's threads share an open file, and read a range by a call of `seek` and one of `read`. Between the two another
+    thread may do the same, and with one position for all of them would get bytes from elsewhere.
 
     size: in bytes.
     """
@@ -144,21 +147,23 @@ class _OpenPart:
     def __init__(self, uri: str, required: Sequence[bytes]) -> None:
         self._uri = uri
         self._required = required
-        self._position = 0
+        # By the thread's number; 0 for one that has not been here.
+        self._positions: dict[int, int] = {}
         self.size = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        return self._position
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
+        self._positions[threading.get_ident()] = position
+        return position
 
     def tell(self) -> int:
-        return self._position
+        return self._positions.get(threading.get_ident(), 0)
 
     def read(self, length: int = -1) -> bytes:
-        start = self._position
+        start = self.tell()
         end = self.size if length < 0 else min(start + length, self.size)
         payload = self._read(start, max(0, end - start))
-        self._position = start + len(payload)
+        self._positions[threading.get_ident()] = start + len(payload)
         if end == self.size and len(payload) > _FOOTER_END_BYTES:
             self._check_footer(payload, start)
         return payload

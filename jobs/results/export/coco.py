@@ -17,7 +17,7 @@ FILE = "annotations.json"
 # DuckDB writes the JSON: no Python object is made for an instance.
 _ROWS = """
 SELECT to_json({
-    'id': {done} + row_number() OVER (), 'image_id': number, 'category_id': category_id,
+    'id': {done} + row_number() OVER (ORDER BY number, instance), 'image_id': number, 'category_id': category_id,
     'segmentation': CASE
         WHEN mask IS NULL THEN '[]'::JSON
         WHEN mask_is_valid(mask) THEN to_json({'size': mask.size, 'counts': mask.counts})
@@ -27,18 +27,26 @@ SELECT to_json({
     'area': coalesce(area, round(bbox.width * bbox.height)),
     'bbox': [bbox.x, bbox.y, bbox.width, bbox.height], 'iscrowd': 0, 'score': score
 })::VARCHAR AS line
-FROM exported JOIN piece_images USING (image_id, uri, run)
+FROM exported JOIN piece_images USING (image_id, uri, run) ORDER BY number, instance
 """
 _IMAGES = """
-SELECT to_json({'id': number, 'file_name': name, 'width': width, 'height': height, 'coco_url': uri})::VARCHAR AS line
+SELECT to_json({'id': number, 'file_name': {name}, 'width': width, 'height': height, 'coco_url': uri})::VARCHAR AS line
 FROM exported_images ORDER BY number
 """
 
 
-def write_coco(selection: "Selection", folder: ExportFolder, progress: Progress, *, tolerance_px: float | None) -> None:
+def write_coco(
+    selection: "Selection",
+    folder: ExportFolder,
+    progress: Progress,
+    *,
+    tolerance_px: float | None,
+    is_beside: bool = False,
+) -> None:
     """Write `annotations.json`.
 
     Args:
+        is_beside: whether the images are in `images/`, where two that differ by suffix only got different names.
         tolerance_px: None writes run-length masks, exact; a number writes polygons, see `with_polygons`.
     """
     head = {
@@ -54,7 +62,12 @@ def write_coco(selection: "Selection", folder: ExportFolder, progress: Progress,
     try:
         with folder.file(FILE).open("wb") as sink:
             sink.write(json.dumps(head, ensure_ascii=False).removesuffix("}").encode())
-            _write_list(sink, "images", _lines(selection.batches(_IMAGES)), lambda _: None)
+            _write_list(
+                sink,
+                "images",
+                _lines(selection.batches(_IMAGES.replace("{name}", "stem || suffix" if is_beside else "name"))),
+                lambda _: None,
+            )
             _write_list(sink, "annotations", rows, progress)
             sink.write(b"}\n")
     except OSError as error:

@@ -53,8 +53,8 @@ class Format(StrEnum):
     FIFTYONE = "fiftyone"
 
 
-# Of the database; it spills the rest. The names of ten million images need about as much.
-MOST_MEMORY_BYTES = 1 << 30
+# Of the database, which keeps the images with their names in it; the rest spills to the temporary folder.
+MOST_MEMORY_BYTES = 512 << 20
 # Those whose polygons can be thinned.
 _WITH_POLYGONS = (Format.COCO, Format.YOLO, Format.LABELME, Format.GEOJSON)
 
@@ -155,7 +155,7 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
     is_linked = chosen is Format.YOLO if request.images is Images.AUTO else request.images is not Images.NONE
     # labelme looks for an image beside its file.
     below = "." if chosen is Format.LABELME else "images"
-    find_path = local_path_of if request.images is Images.AUTO else _no_path
+    find_path: FindPath = local_path_of if request.images is Images.AUTO else _no_path
     if is_linked:
         find_path = place_images(selection, folder, request.images, results, below=below)
     if is_linked and chosen is Format.LABELME:
@@ -163,13 +163,14 @@ def _write(selection: Selection, folder: ExportFolder, request: ExportRequest, r
     with _advancing(selection.instances) as advance:
         match chosen:
             case Format.COCO:
-                write_coco(selection, folder, advance, tolerance_px=tolerance if request.is_polygons else None)
+                polygons = tolerance if request.is_polygons else None
+                write_coco(selection, folder, advance, tolerance_px=polygons, is_beside=is_linked)
             case Format.YOLO:
                 write_yolo(selection, folder, advance, tolerance_px=tolerance)
             case Format.LABELME:
                 write_labelme(selection, folder, advance, tolerance_px=tolerance, find_path=find_path)
             case Format.CVAT:
-                write_cvat(selection, folder, advance)
+                write_cvat(selection, folder, advance, is_beside=is_linked)
             case Format.GEOJSON:
                 write_geojson(selection, folder, advance, tolerance_px=tolerance)
             case Format.PNG:

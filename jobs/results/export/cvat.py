@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 FILE = "annotations.xml"
 
 
-def write_cvat(selection: "Selection", folder: ExportFolder, progress: Progress) -> None:
-    """Write `annotations.xml`; the score is an attribute of each shape."""
+def write_cvat(selection: "Selection", folder: ExportFolder, progress: Progress, *, is_beside: bool = False) -> None:
+    """Write `annotations.xml`; the score is an attribute of each shape.
+
+    Args:
+        is_beside: whether the images are in `images/`, where two that differ by suffix only got different names.
+    """
     try:
         with folder.file(FILE).open("w", encoding="utf-8") as sink:
             sink.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
@@ -28,7 +32,7 @@ def write_cvat(selection: "Selection", folder: ExportFolder, progress: Progress)
             )
             sink.write(f"<meta><task><size>{selection.images}</size><labels>\n{labels}</labels></task></meta>\n")
             for image in selection.by_image():
-                head = f'<image id="{image.number - 1}" name={quoteattr(image.name)}'
+                head = f'<image id="{image.number - 1}" name={quoteattr(image.file if is_beside else image.name)}'
                 sink.write(f'{head} width="{image.width}" height="{image.height}">\n')
                 sink.writelines(_shape(image, each) for each in image.instances if each.area != 0)
                 folder.counts["{n} empty masks left out"] += sum(each.area == 0 for each in image.instances)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from jobs.results.export.selection import ExportedImage, ExportedInstance, Selection
 
 FIELD = "htc"
+# FiftyOne multiplies by the image's sides again and cuts the result to whole pixels (eta.core.geometry, `coords_in`): a
+# box that begins at 12.999999 would lose a row. So much of a pixel is added to the corner.
+_ROUNDING_PX = 1e-6
 
 
 def write_fiftyone(selection: "Selection", folder: ExportFolder, progress: Progress, *, find_path: "FindPath") -> None:
@@ -80,10 +83,11 @@ def _detection(instance: "ExportedInstance", image: "ExportedImage") -> dict[str
         file = io.BytesIO()
         np.save(file, part, allow_pickle=False)
         mask = {"$binary": {"base64": base64.b64encode(zlib.compress(file.getvalue())).decode(), "subType": "00"}}
+    left, top = (x + _ROUNDING_PX) / image.width, (y + _ROUNDING_PX) / image.height
     return {
         "_cls": "Detection",
         "label": instance.category.name,
-        "bounding_box": [x / image.width, y / image.height, width / image.width, height / image.height],
+        "bounding_box": [left, top, width / image.width, height / image.height],
         "confidence": instance.score,
         "mask": mask,
         "tags": [],

@@ -80,6 +80,14 @@ def test_a_long_table_says_what_it_leaves_out(output: Output, capsys: pytest.Cap
     assert "999" in captured.out
 
 
+def test_a_million_rows(output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "SELECT i, image_id FROM range(1_000_000) AS r(i), (SELECT image_id FROM images LIMIT 1)"
+    query_output(output.uri, sql, output_format="table")
+    assert "999,000 more rows not shown" in capsys.readouterr().err
+    query_output(output.uri, sql, output_file=tmp_path / "rows.parquet")
+    assert pq.ParquetFile(tmp_path / "rows.parquet").metadata.num_rows == 1_000_000
+
+
 def test_empty_answers(output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sql = "SELECT uri, score FROM instances WHERE score > 2"
     assert json.loads(ask(capsys, output, sql)) == []

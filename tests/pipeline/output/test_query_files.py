@@ -1,11 +1,13 @@
 """SQL over tables in a store: the same results as locally, and only the parts that may hold rows are read."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.output.query_files import CommittedFiles
 from pipeline.output.results import Results
 from pipeline.output.views import open_database
 from pipeline.storage.objects import ObjectData, ObjectInfo
@@ -68,3 +70,21 @@ def test_only_the_runs_of_the_filter_are_read(stored: tuple[Results, Results]) -
         (verb, uri.rpartition("/images/")[2])
         for verb, uri in remote.storage.requests  # type: ignore[attr-defined]
     ] == [("stat", "run=3/part-00000.parquet"), ("fetch", "run=3/part-00000.parquet")]
+
+
+def test_threads_that_share_an_open_part_each_have_their_position(stored: tuple[Results, Results]) -> None:
+    for results in stored:
+        files = CommittedFiles(results)
+        path = files.find("htc-parts://images/*")[0]
+        part = files.open(path)
+        whole = part.read(-1)
+        part.seek(10)
+        # DuckDB calls seek and read one after the other; another thread may come in between.
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(lambda: (part.tell(), part.seek(100), part.read(7))).result() == (0, 100, whole[100:107])  # noqa: B023
+        assert part.tell() == 10
+        assert part.read(5) == whole[10:15]
+        assert part.seek(-4, 1) == 11
+        assert part.read(2) == whole[11:13]
+        assert part.seek(-4, 2) == len(whole) - 4
+        assert part.read(-1) == b"PAR1"

@@ -1,6 +1,7 @@
 """The views hold the committed rows of every release, and SQL reaches nothing else."""
 
 import hashlib
+import re
 import threading
 import time
 import uuid
@@ -213,6 +214,30 @@ def test_an_image_is_found_in_a_compacted_part_by_its_uri_and_its_id(
     assert taken["uri"] - least < masks / 4
     assert taken["id"] - least < masks / 4
     assert taken["no id"] - least < masks / 8
+
+
+@pytest.mark.parametrize("runs", [("monday",), ("monday", "tuesday")])
+def test_views_of_the_newest_rows_read_one_row_group_of_a_file_for_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: tuple[str, ...]
+) -> None:
+    for table in ("images", "instances"):
+        monkeypatch.setitem(pipeline.output.merge.ROW_GROUP_ROWS, table, 10)
+    output, images = str(tmp_path / "out"), write_inputs(tmp_path / "in", 40)
+    for day, run in enumerate(runs):
+        finish_run(images, output, run, day=day)
+        compact_run(Storage(), output, run, target_bytes=1 << 30, check=lambda: None)
+    results = open_results(output)
+    uri = results.images(runs[-1], ["uri"])["uri"][17].as_py()
+    for view, table in (("current", "images"), ("current_instances", "instances")):
+        sql = f"SELECT * FROM {view} WHERE uri = '{uri}'"
+        with open_database(results) as database:
+            found = database.sql(sql).to_arrow_table().to_pylist()
+            plan = database.execute(f"EXPLAIN ANALYZE {sql}").fetchall()[0][1]
+        assert found == [row for row in getattr(results, table)(runs[-1]).to_pylist() if row["uri"] == uri]
+        assert found != []
+        groups = [(int(read), int(all_)) for read, all_ in re.findall(r"Row Groups Scanned: (\d+) / (\d+)", plan)]
+        assert groups != []
+        assert all(read <= len(runs) and all_ >= 4 * len(runs) for read, all_ in groups), groups
 
 
 def test_a_query_over_a_slow_store_can_be_interrupted(two_shards: Path) -> None:

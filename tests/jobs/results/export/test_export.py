@@ -213,6 +213,10 @@ def test_fiftyone_masks_fill_their_boxes(drawn: Drawn, tmp_path: Path) -> None:
             part = np.load(io.BytesIO(zlib.decompress(packed)))
             x, y, width, height = np.round(np.array(detection["bounding_box"]) * (mask.shape[::-1] * 2)).astype(int)
             assert part.shape == (height, width)
+            # FiftyOne cuts the corners to whole pixels.
+            left, top, across, down = detection["bounding_box"]
+            corners = np.array([left, top, left + across, top + down]) * (mask.shape[::-1] * 2)
+            assert corners.astype(int).tolist() == [x, y, x + width, y + height]
             bitmap = np.zeros_like(mask)
             bitmap[y : y + height, x : x + width] = part
             assert (bitmap == mask).all()
@@ -246,6 +250,11 @@ def test_copies_are_the_images_and_a_changed_one_is_left_out(
     before, times = photo.read_bytes(), photo.stat()
     folder = export(drawn, tmp_path / "copied", "coco", images=command.Images.COPY)
     assert (folder / "images/a/one-2.png").read_bytes() == before
+    names = [each["file_name"] for each in json.loads((folder / "annotations.json").read_text())["images"]]
+    assert sorted(names) == sorted(str(path.relative_to(folder / "images")) for path in folder.rglob("*.[jp][pn]g"))
+    folder = export(drawn, tmp_path / "cvat", "cvat", images=command.Images.COPY)
+    shown = [str(image.get("name")) for image in ET.parse(folder / "annotations.xml").getroot().iter("image")]
+    assert sorted(shown) == sorted(names)
     try:
         Image.new("RGB", (17, 31), (1, 2, 3)).save(photo)
         for way in (command.Images.COPY, command.Images.LINK):
