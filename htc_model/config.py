@@ -154,6 +154,14 @@ class ModelConfig:
             )
         if not self.classes or not self.box_stds:
             raise ModelConfigError(f"{self.name} needs at least one class and one stage.")
+        self._check_parts()
+        if self.has_class_specific_boxes and self.num_stages > 1:
+            # A stage's refined box is the next stage's RoI, so there must be one box, not one per class.
+            raise ModelConfigError(f"{self.name} has a box per class, which only a single stage may have.")
+        if self.max_detections < 1 or self.rpn_proposals < 1:
+            raise ModelConfigError(f"{self.name} must be allowed at least one proposal and one detection.")
+
+    def _check_parts(self) -> None:
         for what, value, choices in (
             ("backbone", self.backbone.kind, BackboneKind),
             ("norm", self.backbone.norm, Norm),
@@ -173,17 +181,14 @@ class ModelConfig:
             raise ModelConfigError(
                 f"{self.name}: scnet needs masks, the semantic branch, and mask_channels equal to fpn_channels."
             )
+        if self.backbone.norm == "group_published" and self.backbone.kind != "resnet":
+            raise ModelConfigError(f"{self.name}: only ResNets have published group norms; set backbone.norm to group.")
         if self.roi_head == "panet" and (self.num_stages > 1 or self.semantic or self.box_head != "two_linear"):
             raise ModelConfigError(f"{self.name}: panet needs one stage, two linear layers, and no semantic branch.")
         if (self.neck == "recursive") != (self.backbone.kind == "detectors_resnet"):
             raise ModelConfigError(
                 f"{self.name} needs both or neither of the recursive neck and the detectors_resnet backbone."
             )
-        if self.has_class_specific_boxes and self.num_stages > 1:
-            # A stage's refined box is the next stage's RoI, so there must be one box, not one per class.
-            raise ModelConfigError(f"{self.name} has a box per class, which only a single stage may have.")
-        if self.max_detections < 1 or self.rpn_proposals < 1:
-            raise ModelConfigError(f"{self.name} must be allowed at least one proposal and one detection.")
 
     @property
     def num_classes(self) -> int:
@@ -214,6 +219,14 @@ _CASCADE_MASK = ModelConfig(name="cascade_mask_rcnn_r50_fpn", score_threshold=0.
 _HTC_WITHOUT_SEMANTIC = ModelConfig(name="htc_without_semantic_r50_fpn", interleaved=True, mask_info_flow=True)
 _HTC = replace(_HTC_WITHOUT_SEMANTIC, name="htc_r50_fpn", semantic=True)
 
+# What is known of the entry that won COCO 2018 (arXiv:1901.07518, extensions): docs/models/networks.md has the rest.
+_CHALLENGE = replace(
+    _HTC,
+    name="htc_challenge",
+    backbone=BackboneConfig(kind="senet154", has_deformable_stages=True, first_deformable=5),
+    rpn="guided",
+    rpn_proposals=300,
+)
 _SCNET = replace(_CASCADE_MASK, name="scnet_r50_fpn", semantic=True, roi_head="scnet", score_threshold=0.001)
 
 _DETECTORS = replace(
@@ -269,6 +282,8 @@ PRESETS: Mapping[str, ModelConfig] = {
         replace(_SCNET, name="scnet_r101_fpn", backbone=_R101),
         replace(_SCNET, name="scnet_x101_64x4d_fpn", backbone=_X101_64X4D),
         _DETECTORS,
+        replace(_HTC, name="htc_seresnext101_32x4d_fpn", backbone=BackboneConfig(kind="seresnext101_32x4d")),
+        _CHALLENGE,
         replace(_DETECTORS, name="detectors_htc_r101_fpn", backbone=replace(_DETECTORS.backbone, depth=101)),
     )
 }

@@ -133,7 +133,8 @@ class FoldedSwitchableConv2d(SwitchableConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C, H / stride, W / stride], channels-last, of the input's dtype."""
-        return self.norm(self.mix(input.float(), self.weight)).to(input.dtype, memory_format=torch.channels_last)
+        mixed: Tensor = self.norm(self.mix(input.float(), self.weight))
+        return mixed.to(input.dtype, memory_format=torch.channels_last)
 
 
 class FoldedRPNHead(RPNHead):
@@ -266,7 +267,7 @@ def _settle_kernels(module: nn.Module) -> None:
                 child.out_channels,
                 child.kernel_size,  # type: ignore[arg-type]
                 stride=child.stride,  # type: ignore[arg-type]
-                padding=child.padding,
+                padding=child.padding,  # type: ignore[arg-type]
                 bias=False,
                 device="meta",
             )
@@ -294,8 +295,7 @@ def _fold_batch_norms(module: nn.Module) -> None:
         elif isinstance(child, nn.BatchNorm2d):
             if before is None or len(before.weight) != child.num_features:
                 raise ValueError(f"the batch norm {name} does not follow a convolution of its width")
-            is_deformable = isinstance(before, DeformConv2d | ModulatedDeformConv2d)
-            convolution = FoldedDeformConv2d(before) if is_deformable else before
+            convolution = before if isinstance(before, nn.Conv2d) else FoldedDeformConv2d(before)
             setattr(module, name_before, convolution)
             _fold_into(convolution, child)
             before = None

@@ -22,6 +22,7 @@ from htc_model.network.fpn import STRIDES
 from htc_model.network.guided_rpn import BOX_STDS, LOCATION_THRESHOLD, SHAPE_STDS, build_squares, decode_guided
 from htc_model.network.roi_heads import BOX_POOL, MASK_POOL, MASK_SIDE
 from htc_model.network.rpn import build_anchors
+from htc_model.network.scnet import SCNetHead
 
 Precision = Literal["fp32", "bf16"]
 # (pyramid, semantic_feat, rois, side, semantic_averaged=) -> pooled, see `static_ops.pool_levels`.
@@ -382,7 +383,7 @@ class InferencePlan:
         labels = state.labels[chunk]
         pooled = self._pool_levels(state.pyramid, state.semantic_feat, state.rois[chunk], MASK_POOL)
         pooled = pooled.to(DTYPES[self.precision])
-        if self.config.roi_head == "scnet":
+        if isinstance(head, SCNetHead):
             averaged = MASK_POOL // BOX_POOL
             small = self._pool_levels(
                 state.pyramid, state.semantic_feat, state.rois[chunk], BOX_POOL, semantic_averaged=averaged

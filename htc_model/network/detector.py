@@ -21,6 +21,7 @@ from htc_model.network.postprocess import BoxDetections, select_detections, to_o
 from htc_model.network.resnet import ResNet
 from htc_model.network.rpn import RPNHead
 from htc_model.network.scnet import SCNetHead
+from htc_model.network.senet import SENet
 from htc_model.structures import Detections, ImageBatch, RawDetections
 
 
@@ -38,8 +39,8 @@ class HTC(nn.Module):
         if config.backbone.norm == "group":
             use_group_norm(self.backbone)
         self.neck = _build_neck(config, self.backbone.channels)
-        self.rpn_head = GuidedRPNHead(config) if config.rpn == "guided" else RPNHead(config)
-        self.roi_head = _ROI_HEADS[config.roi_head](config)
+        self.rpn_head: Any = GuidedRPNHead(config) if config.rpn == "guided" else RPNHead(config)
+        self.roi_head: CascadeHead = _ROI_HEADS[config.roi_head](config)
 
     def forward(self, batch: ImageBatch) -> list[Detections]:
         """Detect, segment and encode masks: one Detections per image, on the CPU, most confident first."""
@@ -125,6 +126,8 @@ _ROI_HEADS: Mapping[str, type[CascadeHead]] = {"cascade": CascadeHead, "scnet": 
 def _build_backbone(config: BackboneConfig) -> Any:
     if config.kind == "efficientnet_lite0":
         return EfficientNetLite0()
+    if config.kind in {"senet154", "seresnext101_32x4d"}:
+        return SENet(config)
     return DetectorsResNet(config) if config.kind == "detectors_resnet" else ResNet(config)
 
 

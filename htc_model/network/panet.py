@@ -28,9 +28,10 @@ class PANetBoxHead(BoxHead):
     def share(self, roi_features: Tensor) -> Tensor:
         """Compute what classes and boxes are predicted from: [K, levels, C, 7, 7] -> [K, box_fc_channels]."""
         first, *others = self.shared_fcs
+        x: Tensor
         count, levels = roi_features.shape[:2]
         each = F.relu(first(roi_features.flatten(0, 1).flatten(1)), inplace=True)
-        x = each.unflatten(0, (count, levels)).amax(dim=1)
+        x = each.reshape(count, levels, -1).amax(dim=1)
         for layer in others:
             x = F.relu(layer(x), inplace=True)
         return x
@@ -56,7 +57,8 @@ class PANetMaskHead(MaskHead):
             mask_feat: [K, 2 * M, 14, 14].
         """
         count, levels = roi_features.shape[:2]
-        x = self.convs[0](roi_features.flatten(0, 1)).unflatten(0, (count, levels)).amax(dim=1)
+        each = self.convs[0](roi_features.flatten(0, 1))
+        x = each.reshape(count, levels, *each.shape[1:]).amax(dim=1)
         x = self.convs[1](x)
         third = self.convs[2](x)
         return torch.cat([self.convs[3](third), third], dim=1)
@@ -76,7 +78,8 @@ class PANetMaskHead(MaskHead):
         x = third
         for conv in self.fusion_convs:
             x = conv(x)
-        return self.fusion_fc(x.flatten(1)).reshape(len(third), MASK_SIDE, MASK_SIDE)
+        fused: Tensor = self.fusion_fc(x.flatten(1))
+        return fused.reshape(len(third), MASK_SIDE, MASK_SIDE)
 
 
 class PANetHead(CascadeHead):

@@ -20,10 +20,10 @@ EXPANSION = 4  # a bottleneck's output has four times its inner planes, same tab
 class DeformConv2d(nn.Module):
     """A 3x3 deformable convolution, version 1 (arXiv:1703.06211): each tap is moved by a learnt (dy, dx)."""
 
-    def __init__(self, channels: int, stride: int, groups: int) -> None:
+    def __init__(self, channels: int, stride: int, groups: int, outputs: int | None = None) -> None:
         super().__init__()
         self.stride = stride
-        self.weight = nn.Parameter(torch.empty(channels, channels // groups, 3, 3))
+        self.weight = nn.Parameter(torch.empty(outputs or channels, channels // groups, 3, 3))
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.conv_offset = nn.Conv2d(channels, 2 * 3 * 3, 3, stride=stride, padding=1)
         # Zero offsets at the start: an untrained deformable convolution is an ordinary one (the paper, sec. 2.1).
@@ -40,10 +40,10 @@ class DeformConv2d(nn.Module):
 class ModulatedDeformConv2d(nn.Module):
     """A 3x3 deformable convolution, version 2 (arXiv:1811.11168): each tap also has a learnt weight in (0, 1)."""
 
-    def __init__(self, channels: int, stride: int, groups: int) -> None:
+    def __init__(self, channels: int, stride: int, groups: int, outputs: int | None = None) -> None:
         super().__init__()
         self.stride = stride
-        self.weight = nn.Parameter(torch.empty(channels, channels // groups, 3, 3))
+        self.weight = nn.Parameter(torch.empty(outputs or channels, channels // groups, 3, 3))
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
         self.conv_offset = nn.Conv2d(channels, MODULATED_OUTPUTS, 3, stride=stride, padding=1)
         nn.init.zeros_(self.conv_offset.weight)
@@ -63,7 +63,7 @@ MODULATED_OUTPUTS = 3 * 3 * 3
 
 def split_modulated(predicted: Tensor) -> tuple[Tensor, Tensor]:
     """Split 27 channels into nine pairs of offsets and nine weights in (0, 1)."""
-    offsets, logits = predicted.split((18, 9), dim=1)
+    offsets, logits = predicted.tensor_split((18,), dim=1)
     return offsets, logits.sigmoid()
 
 

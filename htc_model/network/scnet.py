@@ -105,8 +105,9 @@ class SCNetHead(CascadeHead):
         Every RoI receives both, and RoIAlign of a constant is the constant, so that one pooling gives their sum. (Only
         an RoI without area, of which RoIAlign takes no sample, then lacks the context.)
         """
-        semantic_feat: Tensor = self.semantic_head(pyramid)
-        return semantic_feat + self.glbctx_head(pyramid)
+        context: Tensor = self.glbctx_head(pyramid)
+        semantic_feat = super().semantic_forward(pyramid)
+        return context if semantic_feat is None else semantic_feat + context
 
     def relay(self, box_features: Tensor) -> Tensor:
         """Compute what the mask head receives from the last box head: [K, C, 7, 7] -> [K, C, 14, 14]."""

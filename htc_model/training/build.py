@@ -11,6 +11,7 @@ from htc_model.network.detector import HTC, build_model
 from htc_model.training.freezing import freeze_backbone
 from htc_model.training.pretrained import InitialReport, initialise_heads, load_imagenet_lite0, load_initial
 from htc_model.training.spec import ModelSection, OptimiserSection, SamplingSection, TrainingSpec
+from htc_model.training.synchronised_norm import synchronise_batch_norms
 from htc_model.training.train_config import TrainConfig, train_config_for
 from htc_model.weights.load import LoadedWeights
 
@@ -57,7 +58,7 @@ def build_model_config(
         classes=tuple(classes),
         category_ids=tuple(category_ids),
         semantic_classes=(section.semantic_classes or config.semantic_classes) if has_stuff else len(classes) + 1,
-        backbone=replace(config.backbone, norm=section.norm),
+        backbone=replace(config.backbone, norm=section.norm if section.norm != "batch" else config.backbone.norm),
         resize=resize,
         **switches,
     )
@@ -114,6 +115,8 @@ def build_training_model(
         else:
             report = load_initial(model, loaded)
     freeze_backbone(model, spec.model.frozen_stages)
+    if spec.model.batch_norm == "synchronised":
+        synchronise_batch_norms(model)
     return model, report
 
 

@@ -56,5 +56,7 @@ def _parts(model: HTC, stages: int) -> list[str]:
         # The seven groups of blocks end C2..C5 after groups 1, 2, 4 and 6.
         groups = (0, 2, 3, 5, 7)[stages]
         return [*_EFFICIENTNET_STEM, *(f"blocks.{index}" for index in range(groups))]
+    if model.config.backbone.kind == "senet154":
+        return [f"layer{index}" for index in range(stages + 1)]
     stem = "gn1" if model.config.backbone.norm == "group_published" else "bn1"
     return ["conv1", stem, *(f"layer{index}" for index in range(1, stages + 1))]

@@ -43,16 +43,25 @@ class AugmentationSection(_Section):
     copy_paste: float = Field(default=0.0, ge=0, le=1)
     crop: float = Field(default=0.0, ge=0, le=1)
     mosaic: float = Field(default=0.0, ge=0, le=1)
+    short_sides: tuple[int, int] | None = None
+    long_side: int | None = Field(default=None, ge=32)
 
     @model_validator(mode="after")
     def _check_scale(self) -> "AugmentationSection":
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale must be [low, high] with 0 < low <= high, not {list(self.scale)}")
+        if self.short_sides is not None and not 32 <= self.short_sides[0] <= self.short_sides[1]:
+            raise ValueError(
+                f"short_sides must be [low, high] pixels with 32 <= low <= high, not {list(self.short_sides)}"
+            )
+        if self.long_side is not None and self.short_sides is None:
+            raise ValueError("augmentation.long_side belongs to short_sides; for one size set model.long_side")
         return self
 
     def build(self) -> Augmentation:
         """Convert to the settings that `augment_image` takes."""
-        return Augmentation(self.flip, self.scale, self.colour, self.copy_paste, self.crop, self.mosaic)
+        sides = self.short_sides, self.long_side
+        return Augmentation(self.flip, self.scale, self.colour, self.copy_paste, self.crop, self.mosaic, *sides)
 
 
 class ModelSection(_Section):
@@ -62,7 +71,8 @@ class ModelSection(_Section):
     initial: "imagenet" (EfficientNet-Lite0's package), "demo" (the bundled model), "coco" (the preset's published
         checkpoint), "none", or a weights file. frozen_stages: see
         `freeze_backbone`. batch_norm: "frozen" keeps the stored statistics, "trained" updates them (with large
-        batches only). norm: "group" replaces the backbone's batch norms, for training from scratch with small batches.
+        batches only), "synchronised" updates them by the batches of all workers together. norm: "group" replaces the
+        backbone's batch norms, for training from scratch with small batches.
         short_side, long_side: pixels, the preset's own by default. interleaved, mask_info_flow, semantic: HTC's
         switches, the preset's own by default. stages: how many of the preset's box and mask heads; 1 without the
         switches is Mask R-CNN. semantic_classes: how many labels the data's semantic maps have, the preset's own
@@ -73,7 +83,7 @@ class ModelSection(_Section):
     classes: tuple[str, ...] | None = None
     initial: str = "imagenet"
     frozen_stages: int = Field(default=-1, ge=-1, le=4)
-    batch_norm: Literal["frozen", "trained"] = "frozen"
+    batch_norm: Literal["frozen", "trained", "synchronised"] = "frozen"
     norm: Norm = "batch"
     short_side: int | None = Field(default=None, ge=32)
     long_side: int | None = Field(default=None, ge=32)

@@ -67,6 +67,8 @@ _FAMILY_FACTORS: tuple[tuple[str, tuple[tuple[re.Pattern[str], float], ...]], ..
                 (r"\.fc_cls\.weight$", 2.5),
             ),
         ),
+        # SENet-154's three layers before the first stage weaken the signal tenfold against ResNet's one.
+        ("backbone.layer0.conv1.weight", ((r"^backbone\.layer0\.bn3\.weight$", 10.0),)),
         ("rpn_head.conv_shape.weight", ((r"^rpn_head\.conv_(loc|shape)\.weight$", 0.3),)),  # guided anchoring
     )
 )
@@ -179,9 +181,8 @@ def untrained_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             values = _standardised(key, tuple(tensor.shape), _fan_in(tuple(kernel.shape)))
         else:
             values = untrained_values(key, tuple(tensor.shape))
-            factor = next((factor for pattern, factor in factors if pattern.search(key)), None)
-            values = values if factor is None else values * np.float32(factor)
-        values = np.ascontiguousarray(values)
+        factor = next((factor for pattern, factor in factors if pattern.search(key)), None)
+        values = np.ascontiguousarray(values if factor is None else values * np.float32(factor))
         filled[key] = torch.from_numpy(values).reshape(tensor.shape).to(tensor.dtype)
     return filled
 

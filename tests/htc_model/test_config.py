@@ -9,6 +9,7 @@ import pytest
 
 from htc_model.config import (
     PRESETS,
+    BackboneConfig,
     ModelConfig,
     ModelConfigError,
     config_from_dict,
@@ -34,6 +35,8 @@ LATER_TABLE = {
     "htc_r50_fpn_dcnv2",
     "mask_rcnn_r50_fpn_gn",
     "htc_r50_fpn_ga",
+    "htc_seresnext101_32x4d_fpn",
+    "htc_challenge",
     *(f"scnet_{backbone}_fpn" for backbone in ("r50", "r101", "x101_64x4d")),
     *(f"detectors_htc_{backbone}_fpn" for backbone in ("r50", "r101")),
 }
@@ -101,6 +104,11 @@ def test_config_without_a_name_is_refused() -> None:
         ({"box_stds": ()}, "at least one class and one stage"),
         ({"has_class_specific_boxes": True}, "only a single stage"),
         ({"max_detections": 0}, "at least one"),
+        ({"suppression": "soft"}, "unknown suppression 'soft'"),
+        ({"neck": "recursive"}, "both or neither"),
+        ({"roi_head": "scnet", "semantic": False}, "scnet needs masks"),
+        ({"roi_head": "panet"}, "panet needs one stage"),
+        ({"backbone": BackboneConfig(kind="senet154", norm="group_published")}, "only ResNets"),
     ],
 )
 def test_impossible_configs_are_refused(changes: dict[str, object], reason: str) -> None:

@@ -21,6 +21,7 @@ BACKBONES = {
     "modulated": BackboneConfig(has_deformable_stages=True, is_modulated=True),
     "group norm": BackboneConfig(norm="group"),
     "published group norm": BackboneConfig(norm="group_published"),
+    "seresnext": BackboneConfig(kind="seresnext101_32x4d", has_deformable_stages=True, first_deformable=5),
 }
 
 
@@ -61,7 +62,7 @@ def test_the_same_features_and_the_model_untouched(backbone: BackboneConfig) -> 
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert sum(isinstance(module, FoldedDeformConv2d) for module in folded.modules()) == (
-        13 if backbone.has_deformable_stages else 0
+        (13 if backbone.first_deformable == 3 else 3) if backbone.has_deformable_stages else 0
     )
 
 

@@ -74,6 +74,26 @@ def test_order_in_the_batch_does_not_matter() -> None:
         torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["htc_r50_fpn_ga", "scnet_r50_fpn", "detectors_htc_r50_fpn", "panet_r50_fpn"])
+@torch.inference_mode()
+def test_later_networks_see_one_image_at_a_time(name: str) -> None:
+    """They have means over maps, location masks and pooling of their own."""
+    config = replace(
+        load_preset(name), resize=ResizeConfig(long_side=128, short_side=96), rpn_proposals=30, max_detections=20
+    )
+    model, images = untrained_model(config), crops(2)
+    together = model.features(image_batch(config, *images).pixels)
+    batch = image_batch(config, images[1])
+    alone = model.features(batch.pixels)
+    for both, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(both[1:], one, atol=1e-4 * float(one.abs().max()), rtol=1e-3)
+    # From the same features, bit by bit: with those of another image beside them.
+    joint = [torch.cat([both[:1], one]) for both, one in zip(together, alone, strict=True)]
+    (raw,), (_, other) = model.infer_from(alone, batch), model.infer_from(joint, image_batch(config, *images))
+    assert len(raw.scores) == len(other.scores) > 0
+    torch.testing.assert_close(other.scores, raw.scores, atol=1e-3, rtol=1e-2)
+
+
 def test_a_score_threshold_above_all_scores() -> None:
     config = lite_config(score_threshold=1.0)
     batch = image_batch(config, *crops(2))

@@ -71,7 +71,13 @@ def listed(stem: str) -> dict[str, str]:
 
 
 # Own networks, of which nothing is published, and one that has a test of its own.
-OWN = {"htc_lite0_fpn", "panet_r50_fpn", "detectors_htc_r101_fpn"}
+OWN = {
+    "htc_lite0_fpn",
+    "panet_r50_fpn",
+    "detectors_htc_r101_fpn",
+    "htc_seresnext101_32x4d_fpn",
+    "htc_challenge",
+}
 
 # The goldens of later networks have features and detections only; their presets' parts are those of their key lists.
 MORE_GOLDENS = sorted((DATA / "goldens_more").glob("*.npz"))

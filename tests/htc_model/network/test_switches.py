@@ -107,6 +107,16 @@ def test_boxes_only() -> None:
     assert model(image_batch(config))[0].masks is None
 
 
+@pytest.mark.parametrize("kind", ["soft_linear", "soft_gaussian"])
+def test_soft_nms_lowers_scores_and_keeps_boxes_that_nms_drops(kind: str) -> None:
+    config = lite_config(suppression=kind)
+    hard, (soft,) = detect(), untrained_model(config).infer(image_batch(config))
+    assert_wellformed(soft, config)
+    assert torch.equal(soft.boxes_xyxy[0], hard.boxes_xyxy[0])
+    assert torch.equal(soft.scores[0], hard.scores[0])
+    assert not torch.equal(soft.boxes_xyxy, hard.boxes_xyxy)
+
+
 def test_threshold_and_limit_are_the_configs() -> None:
     scores = detect().scores
     threshold = float(scores[10])

@@ -15,6 +15,7 @@ from htc_model.training.augment import (
 )
 from htc_model.training.coco_reader import read_annotations
 from htc_model.training.samples import TrainingImage, load_training_image, mask_boxes, resize_image
+from htc_model.training.spec import AugmentationSection
 from tests.support.builders.training_data import SIDE, draw_image, small_config, small_document
 
 
@@ -127,3 +128,29 @@ def test_an_object_of_which_scaling_leaves_no_pixel_is_dropped(image):
     assert small.labels.tolist() == image.labels.tolist()
     assert len(mask_boxes(small.masks)) == 1
     assert len(resize_image(replace(both, labels=both.labels[1:], masks=both.masks[1:]), (24, 24)).labels) == 0
+
+
+def test_multi_scale_training_samples_the_short_side(image):
+    """The image is square: its size is the sampled short side, up to the long side, and masks follow."""
+    resize = small_config().resize
+    plain = Augmentation(flip=0.0, short_sides=(48, 80), long_side=72)
+    sizes = [augment_image(image, None, plain, resize, np.random.default_rng(seed)).size for seed in range(30)]
+    assert {height for height, _ in sizes} <= set(range(48, 73))
+    assert len(set(sizes)) > 5
+    assert max(sizes) == (72, 72)
+    changed = augment_image(image, None, plain, resize, np.random.default_rng(1))
+    assert ((changed.masks[0] > 0) != is_bright(changed)).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ({"short_sides": [800, 400]}, "low <= high"),
+        ({"short_sides": [8, 400]}, "32 <= low"),
+        ({"long_side": 1600}, "belongs to short_sides"),
+    ],
+)
+def test_wrong_ranges_are_refused(section, reason):
+    with pytest.raises(ValueError, match=reason):
+        AugmentationSection.model_validate(section)
+    assert AugmentationSection.model_validate({"short_sides": [400, 1400], "long_side": 1600}).build().long_side == 1600

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from htc_model.config import CASCADE_STDS
+from htc_model.config import CASCADE_STDS, BackboneConfig
 from htc_model.network.detector import HTC, build_model
 from htc_model.training.coco_reader import read_annotations
 from htc_model.training.detector_losses import StepTrace, compute_losses
@@ -192,3 +192,32 @@ def test_bfloat16_autocast_gives_nearly_the_same_losses():
         trace = step(model)
     assert all(value.dtype == torch.float32 for value in trace.losses.values())
     assert trace.total.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_panet_trains_with_every_layer():
+    model = small_model(
+        neck="pafpn",
+        roi_head="panet",
+        interleaved=False,
+        mask_info_flow=False,
+        semantic=False,
+        box_stds=CASCADE_STDS[:1],
+        has_class_specific_boxes=True,
+    )
+    trace = step(model)
+    trace.total.backward()
+    assert torch.isfinite(trace.total)
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_detectors_trains_through_both_passes():
+    model = small_model(backbone=BackboneConfig(kind="detectors_resnet"), neck="recursive", semantic=False)
+    trace = step(model)
+    assert torch.isfinite(trace.total)
+    second = model.neck.rfp_modules[0]
+    parts = [
+        model.backbone.layer2[0].conv2.switch.weight,
+        second.layer4[0].rfp_conv.weight,
+        model.neck.rfp_weight.weight,
+    ]
+    assert all(gradient(trace.total, parameter) > 0 for parameter in parts)

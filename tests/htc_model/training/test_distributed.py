@@ -1,5 +1,6 @@
 """Data-parallel training in two processes; inference does not import the training code."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from htc_model.network.efficientnet import EfficientNetLite0
 from htc_model.training import distributed
+from htc_model.training.synchronised_norm import SynchronisedBatchNorm2d, synchronise_batch_norms
 
 
 def _average(rank: int, folder: str) -> None:
@@ -37,6 +40,60 @@ def test_two_processes_share_weights_and_average_gradients(tmp_path):
     assert first["gradient"].tolist() == second["gradient"].tolist() == [[1.0, 2.0]]
     assert first["mean"] == second["mean"] == {"loss": 0.5, "accuracy": 100.0}
     assert first["of"] == 2
+
+
+def _normalise(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    images = _images()
+    part = (images[:1], images[1:])[rank].clone().requires_grad_()
+    model = _two_norms()
+    synchronise_batch_norms(model)
+    found = model(part)
+    # Each process has a loss of its own; gradients are averaged, as a training step does.
+    found.square().sum().backward()
+    distributed.average_gradients(model.parameters())
+    gradients = [parameter.grad for parameter in model.parameters()]
+    state = {"found": found.detach(), "input": part.grad, "gradients": gradients, "state": model.state_dict()}
+    torch.save(state, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 4, 5, 6, generator=generator) * 3 + 100
+
+
+def _two_norms() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+
+
+@pytest.mark.slow
+def test_synchronised_norms_are_those_of_all_images_together(tmp_path):
+    """One image in one process and two in the other, against three in one."""
+    mp.spawn(_normalise, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    model, images = _two_norms(), _images().requires_grad_()
+    wanted = model(images)
+    (wanted.square().sum() / 2).backward()  # the mean over two processes
+    torch.testing.assert_close(torch.cat([first["found"], second["found"]]), wanted.detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat([first["input"], second["input"]]) / 2, images.grad, atol=1e-4, rtol=1e-3)
+    for found, other, parameter in zip(first["gradients"], second["gradients"], model.parameters(), strict=True):
+        assert torch.equal(found, other)
+        torch.testing.assert_close(found, parameter.grad, atol=1e-3, rtol=1e-3)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(first["state"][key], value, atol=1e-4, rtol=1e-4)
+
+
+def test_synchronised_norms_of_one_process_keep_activations_and_keys():
+    backbone = EfficientNetLite0().train()
+    keys, x = list(backbone.state_dict()), torch.randn(2, 3, 64, 64)
+    wanted = copy.deepcopy(backbone)(x)
+    synchronise_batch_norms(backbone)
+    assert list(backbone.state_dict()) == keys
+    assert any(isinstance(module, SynchronisedBatchNorm2d) for module in backbone.modules())
+    for found, expected in zip(backbone(x), wanted, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_single_process_changes_nothing():

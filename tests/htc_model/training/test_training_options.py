@@ -13,6 +13,7 @@ from htc_model.training.dataset import TrainingDataset
 from htc_model.training.ema import WeightAverage
 from htc_model.training.loop import Training, TrainingStoppedError, group_batches, take_step
 from htc_model.training.run import EvaluationSet, run_training
+from htc_model.training.spec import ModelSection
 from htc_model.weights.load import load_weights
 from tests.support.builders.training_data import draw_image, sample_all, small_document, small_spec
 
@@ -200,3 +201,9 @@ def test_patience_needs_something_to_score() -> None:
     assert small_spec("out", patience=2, val_share=0.1).evaluate_epochs == 1
     with pytest.raises(ValueError, match="cannot both be given"):
         small_spec("out", val_share=0.1, evaluate=[{"annotations": "a.json", "images": "a"}])
+
+
+@pytest.mark.parametrize("preset", ["scnet_r50_fpn", "htc_r50_fpn_ga", "htc_challenge"])
+def test_networks_without_losses_are_refused_by_name(preset) -> None:
+    with pytest.raises(ModelConfigError, match=f"{preset} cannot be trained here"):
+        build_model_config(ModelSection(preset=preset), ["cup"], [1])

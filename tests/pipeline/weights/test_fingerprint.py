@@ -33,6 +33,12 @@ def section_of(path: Path | str, **model: Any) -> ModelSection:
     return ModelSection(weights=str(path), **model)
 
 
+def test_soft_nms_is_part_of_the_fingerprint_and_hard_nms_leaves_it_as_it_was() -> None:
+    hard, soft = ModelSection(weights="untrained"), ModelSection(weights="untrained", suppression="soft_gaussian")
+    assert resolve_config(soft).suppression == "soft_gaussian"
+    assert compute_fingerprint(hard).config_sha256 != compute_fingerprint(soft).config_sha256
+
+
 def test_the_file_decides_all_but_threshold_and_number(weights: Path, trained: ModelConfig) -> None:
     section = resolve_preset(section_of(weights, score_threshold=0.25, max_detections=7))
     assert section.preset == "htc_lite0_fpn"

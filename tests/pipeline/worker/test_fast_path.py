@@ -1,5 +1,6 @@
 """A fast model is used only when it computes what the network does; one that lies or fails is switched off."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -124,6 +125,14 @@ def test_one_that_fails_is_switched_off(network: HTC, caplog: pytest.LogCaptureF
     assert choice.model is None
     assert choice.note == "off (it fails: RuntimeError: no kernel image is available for this card)"
     assert len(caplog.records) == 1
+
+
+def test_soft_nms_runs_the_network_itself_and_says_so(network: HTC) -> None:
+    soft = copy.copy(network)
+    soft.config = replace(network.config, suppression="soft_linear")
+    choice = choose_fast_model(soft, CPU, "fp32", build=lambda model: FastModel(model, CPU))
+    assert choice.model is None
+    assert choice.note == "off (soft-NMS takes boxes one by one, each time the best of changed scores)"
 
 
 def test_a_network_without_a_fast_way_says_nothing(network: HTC, caplog: pytest.LogCaptureFixture) -> None:
