@@ -93,3 +93,10 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
         return f'<div class="drawing">{svg[svg.index("<svg") :]}</div>'
 
     return _DRAWING.sub(inline, html)
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Name the search for screen readers; the theme leaves its dialog without a name."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.browser import browser, pages
 from tests.support.documents import blocks_of, commands_in
 from tests.support.paths import ROOT
+
+__all__ = ["browser", "pages"]
 
 # The folder is made by the tutorial's own first commands.
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -53,6 +56,15 @@ def shell_environment(programs: Path) -> dict[str, str]:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of commands of the documents."""
     return shell_environment(tmp_path_factory.mktemp("documents") / "bin")
+
+
+@pytest.fixture(scope="session")
+def built_site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The site as `make docs` builds it: its folder, and what came of the build."""
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return folder, subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -140,12 +140,11 @@ def test_the_keys_of_the_spec_are_the_programs() -> None:
 
 
 @pytest.mark.slow
-def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "HOME": str(tmp_path)}
-    done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+def test_the_site_is_built_without_a_warning_and_asks_no_other_host(
+    built_site: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    site, built = built_site
+    assert (built.returncode, built.stdout) == (0, ""), built.stderr
     assert load_check().check_site(site) == []
     # Made from the program: a flag, a function, a key; and the drawings lie in the pages.
     assert "--max-error-rate" in (site / "reference" / "commands" / "run.html").read_text()

@@ -15,14 +15,14 @@ PAGE = ROOT / "docs" / "compare.md"
 
 
 def block(kind: str) -> str:
-    """The page's first block of a kind: "" for commands, "python"."""
+    """The page's first block of a kind: "sh" or "python"."""
     found = re.search(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
 
 def commands() -> list[list[str]]:
-    return [shlex.split(line, comments=True) for line in block("").splitlines()]
+    return [shlex.split(line, comments=True) for line in block("sh").splitlines()]
 
 
 def test_the_page_leads_from_runs_to_their_comparison() -> None:
