@@ -42,7 +42,7 @@ def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     # The last one scores both classes.
-    assert re.search(r"objects +2\b", done.stdout)
+    assert re.search(r"^ AP  .* 2  ", done.stdout, re.MULTILINE)
     assert "detections of person, skis" in done.stdout
     assert (tmp_path / "build" / "own_sheets" / "contact-01.jpg").exists()
     # The same check, from Python.
