@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.results.diff.compare import DEFAULT_LARGEST, diff_runs
 from jobs.results.diff.result import CategoryChanges, Diff, RunSide
 from jobs.results.diff.rules import DiffRules, ImageFate, Kind
-from jobs.results.diff.writer import IMAGES, INSTANCES, make_folder
+from jobs.results.diff.writer import IMAGES, INSTANCES
+from jobs.results.folders import make_own_folder
 from jobs.results.formats import QueryResult, write_answer
 from jobs.terminal.console import Alignment, say, write_json, write_line, write_table
 from jobs.terminal.output_file import atomic_output, check_local
@@ -89,7 +90,7 @@ def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None
     storage = Storage(storage_section)
     if request.folder is not None:
         check_local(request.folder)
-        make_folder(request.folder)
+        make_own_folder(request.folder, SUMMARY)
     with _advancing() as advance:
         diff = diff_runs(
             request.output,

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jobs.results.diff.rules import FATES, Kind
+from jobs.results.folders import make_folder
 from jobs.terminal.output_file import atomic_output
-from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -89,18 +89,6 @@ class TableWriter:
         """Write the rows of a batch."""
         self._images.write_table(_image_rows(batch))
         self._instances.write_table(_instance_rows(batch))
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for results.
-
-    Raises:
-        SpecError: it cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"The folder {folder} cannot be created: {error.strerror or error}.") from None
 
 
 def _image_rows(batch: "Batch") -> pa.Table:

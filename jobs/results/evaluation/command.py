@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.results.evaluation.folder import PAGE, make_folder, write_folder
+from jobs.results.evaluation.folder import PAGE, SUMMARY, write_folder
 from jobs.results.evaluation.run_images import MatchRule
 from jobs.results.evaluation.score import DEFAULT_MIN_SCORE, DEFAULT_WORST, Judgement, judge_run
 from jobs.results.evaluation.text import write_csv, write_text
 from jobs.results.evaluation.truth import listed
+from jobs.results.folders import make_own_folder
 from jobs.results.formats import json_value
 from jobs.terminal.console import say, write_json, write_line
 from jobs.terminal.output_file import check_local
@@ -61,7 +62,7 @@ def report_evaluation(
     if folder is not None:
         # Before the work, which may take minutes.
         check_local(folder)
-        make_folder(folder)
+        make_own_folder(folder, SUMMARY)
     storage = Storage(storage_section)
     results = open_results(output_uri, storage)
     judgement = judge_run(

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from jobs.results.drawing import picture_names
 from jobs.results.evaluation.result import Evaluation
 from jobs.results.evaluation.text import write_csv
+from jobs.results.folders import make_folder
 from jobs.results.formats import json_value
 from jobs.terminal.output_file import atomic_output
-from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
     from jobs.results.evaluation.pictures import Picture
 
 PAGE = "evaluation.html"
+SUMMARY = "evaluation.json"
 _PICTURES = "worst"
 # What an earlier evaluation left; other files are not touched.
 _OWN_PICTURE = re.compile(r"\d{3}-.+\.jpg")
@@ -35,7 +36,7 @@ def write_folder(
     """
     with atomic_output(folder / PAGE) as sink:
         sink.write(page.encode())
-    with atomic_output(folder / "evaluation.json") as sink:
+    with atomic_output(folder / SUMMARY) as sink:
         sink.write(json.dumps(json_value(evaluation.to_dict()), indent=2).encode() + b"\n")
     write_csv(evaluation, folder / "metrics.csv", per_category=True)
     for name, png in plots.items():
@@ -57,15 +58,3 @@ def _write_pictures(pictures: "Sequence[Picture]", folder: Path) -> None:
     for left in folder.iterdir():
         if _OWN_PICTURE.fullmatch(left.name) and left.name not in written:
             left.unlink()
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder, and those above it.
-
-    Raises:
-        SpecError: it cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"The folder {folder} cannot be created: {error.strerror or error}.") from None

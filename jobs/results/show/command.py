@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.results.drawing.fonts import check_font
 from jobs.results.drawing.image_reader import ImageReader
 from jobs.results.drawing.picture_files import SUFFIXES, picture_names
+from jobs.results.folders import make_folder
 from jobs.results.image_lookup import ImageLookup, ImageRecord
 from jobs.results.show.choice import choose_images, instance_rule
 from jobs.results.show.files import (
@@ -23,7 +24,6 @@ from jobs.results.show.files import (
     check_free,
     check_not_input,
     list_pictures,
-    make_folder,
     write_pictures,
     write_sheets,
 )

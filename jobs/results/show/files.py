@@ -18,13 +18,6 @@ from pipeline.storage.uris import is_local
 SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL_PX, SHEET_GAP_PX = 4, 3, 420, 12
 
 
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"The folder {folder} cannot be created: {error.strerror or error}.") from None
-
-
 def check_not_input(images: Sequence[ImageRecord], request: ShowRequest) -> None:
     """Refuse a folder with images of the run, which --overwrite would replace.
 
