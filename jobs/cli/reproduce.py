@@ -61,7 +61,10 @@ def table1(
         ),
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="DIR", help="Folder (or URI) of the rows' outputs. [default: table1]", show_default=False)
+        str,
+        typer.Option(
+            "--to", metavar="DIR", help="Folder (or URI) of the rows' outputs. [default: table1]", show_default=False
+        ),
     ] = "table1",
     presets: Annotated[
         list[str] | None,

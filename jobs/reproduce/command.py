@@ -74,9 +74,6 @@ def report_table1(
         write_rows_csv(rows, results)
     else:
         write_text(rows, results, problems)
-    for row in rows:
-        if row.name in problems and request.output_format != "table":
-            say(f"{row.name}: {problems[row.name]}")
     if is_stopped:
         say("Stopped. Run the same command again to continue.")
     is_failed = any(row.name in problems and row.has_weights for row in rows)

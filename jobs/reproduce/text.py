@@ -32,7 +32,9 @@ def write_text(rows: Sequence[TableRow], results: Results, problems: Mapping[str
         result = results.get(row.name)
         if row.name in problems:
             write_line(f"- {row.name}: {problems[row.name]}")
-        elif result is not None and (caveats := result.caveats()):
+        elif result is None:
+            write_line(f"- {row.name}: not done yet.")
+        elif caveats := result.caveats():
             write_line(f"* {row.name} is not comparable: {'; '.join(caveats)}.")
     _write_gains(rows, results)
 
@@ -41,7 +43,7 @@ def _lines(row: TableRow, result: RowResult | None) -> Iterator[list[str]]:
     kinds = [kind for kind in KINDS if kind == "box" or published_ap(row, kind) is not None or row.published is None]
     for number, kind in enumerate(kinds):
         of_kind: Mapping[str, float | None] = {} if result is None else result.metrics.get(kind, {})
-        mark = "*" if result is not None and result.is_done and result.caveats() else ""
+        mark = "*" if result is not None and result.caveats() else ""
         difference = None if result is None else result.difference(row, kind)
         speed = None if result is None or number else result.speed
         theirs = None if row.published is None or number else row.published.images_per_s
@@ -55,7 +57,7 @@ def _lines(row: TableRow, result: RowResult | None) -> Iterator[list[str]]:
             "" if speed is None else _rate(speed.images_per_s),
             "" if speed is None else _rate(speed.images_per_worker_s),
             "" if theirs is None else _rate(theirs),
-            "" if result is None or number or not result.is_done else f"{result.images:,}{mark}",
+            "" if result is None or number else f"{result.images:,}{mark}",
         ]
 
 
@@ -110,13 +112,13 @@ def write_rows_json(
 
 def _row_dict(row: TableRow, result: RowResult | None, problem: str | None) -> dict[str, Any]:
     published = row.published
-    caveats = result.caveats() if result is not None and result.is_done else []
+    caveats = [] if result is None else result.caveats()
     return {
         "name": row.name,
         "preset": row.preset,
-        "state": "failed" if problem else "done" if result is not None and result.is_done else "not_run",
+        "state": "failed" if problem else "not_done" if result is None else "done",
         "problem": problem,
-        "is_comparable": result is not None and result.is_done and published is not None and not caveats,
+        "is_comparable": result is not None and published is not None and not caveats,
         "caveats": caveats,
         "published": None
         if published is None
