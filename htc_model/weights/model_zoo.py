@@ -33,6 +33,7 @@ class PublishedWeights:
     preset: the network it fits. name: its name in commands.
     url, file_name: of the file. sha256_prefix: its first eight digits, from its name.
     box_ap, mask_ap: percent on COCO val2017; mask_ap is None for a network without masks. source: of these numbers.
+    images_per_s: of the network on one V100, as that source has it; None where it says nothing.
     """
 
     preset: str
@@ -44,10 +45,19 @@ class PublishedWeights:
     mask_ap: float | None
     source: str
     note: str
+    images_per_s: float | None = None
 
 
 def _published(
-    preset: str, schedule: str, path: str, *, box_ap: float, mask_ap: float | None, source: str, note: str
+    preset: str,
+    schedule: str,
+    path: str,
+    *,
+    box_ap: float,
+    mask_ap: float | None,
+    source: str,
+    note: str,
+    images_per_s: float | None = None,
 ) -> PublishedWeights:
     file_name = PurePosixPath(path).name
     return PublishedWeights(
@@ -59,7 +69,8 @@ def _published(
         box_ap=box_ap,
         mask_ap=mask_ap,
         source=source,
-        note=note,
+        note=note if images_per_s is None else f"{note}; {images_per_s} images/s on one V100",
+        images_per_s=images_per_s,
     )
 
 
@@ -88,7 +99,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=42.3,
         mask_ap=37.4,
         source=_HTC_README,
-        note="12 epochs; 5.8 images/s on one V100",
+        note="12 epochs",
+        images_per_s=5.8,
     ),
     _published(
         "htc_r101_fpn",
@@ -97,7 +109,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=44.8,
         mask_ap=39.6,
         source=_HTC_README,
-        note="20 epochs; 5.5 images/s on one V100",
+        note="20 epochs",
+        images_per_s=5.5,
     ),
     _published(
         "htc_x101_32x4d_fpn",
@@ -106,7 +119,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=46.1,
         mask_ap=40.5,
         source=_HTC_README,
-        note="20 epochs; 5.0 images/s on one V100",
+        note="20 epochs",
+        images_per_s=5.0,
     ),
     _published(
         "htc_x101_64x4d_fpn",
@@ -115,7 +129,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=47.0,
         mask_ap=41.4,
         source=_HTC_README,
-        note="20 epochs; 4.4 images/s on one V100",
+        note="20 epochs",
+        images_per_s=4.4,
     ),
     _published(
         "htc_x101_64x4d_fpn_dcn",
@@ -134,7 +149,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=38.2,
         mask_ap=34.7,
         source=_MASK_RCNN_README,
-        note="12 epochs; 16.1 images/s on one V100",
+        note="12 epochs",
+        images_per_s=16.1,
     ),
     _published(
         "mask_rcnn_r101_fpn",
@@ -161,7 +177,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=41.2,
         mask_ap=35.9,
         source=_CASCADE_README,
-        note="12 epochs; 11.2 images/s on one V100",
+        note="12 epochs",
+        images_per_s=11.2,
     ),
     _published(
         "cascade_mask_rcnn_r101_fpn",
@@ -198,7 +215,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=41.5,
         mask_ap=37.1,
         source=_DCNV2_README,
-        note="12 epochs; 15.1 images/s on one V100",
+        note="12 epochs",
+        images_per_s=15.1,
     ),
     _published(
         "mask_rcnn_r50_fpn_gn",
@@ -243,7 +261,8 @@ PUBLISHED: tuple[PublishedWeights, ...] = (
         box_ap=47.5,
         mask_ap=42.3,
         source=_SCNET_README,
-        note="20 epochs; 4.9 images/s on one V100",
+        note="20 epochs",
+        images_per_s=4.9,
     ),
     _published(
         "detectors_htc_r50_fpn",

@@ -63,6 +63,7 @@ TEXTS: Mapping[str, Text] = {
     "--truth": Text("FILE", "The truth: COCO annotations, a path or URI."),
     "--val-share": Text("F", "Hold out this share of the images, each class by its share."),
     "--wait": Text(None, "Wait for the job's end; `submit` then exits as `htc run` would."),
+    "--weights": Text("URI", "demo (bundled), coco (published), untrained, or a .pth or .safetensors file."),
     "--where": Text(
         "SQL",
         "With --incremental, a query: of the images done by another model only, take those whose uri or image_id it "

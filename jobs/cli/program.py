@@ -153,6 +153,7 @@ def load_program() -> "TyperGroup":
         manifests,
         metrics,
         report,
+        reproduce,
         results,
         run,
         schedule,

@@ -51,7 +51,7 @@ def report_fetch(name: str, folder: Path | None, *, fetch: Callable[..., Path] =
     """
     if folder is not None:
         check_local(folder)
-    write_line(str(fetch(name, folder, on_progress=_DownloadLines())))
+    write_line(str(fetch(name, folder, on_progress=DownloadLines())))
 
 
 def report_verify(file: Path, preset: str | None) -> int:
@@ -101,7 +101,7 @@ def _place(folder: Path, file_name: str) -> str:
     return "here" if (folder / file_name).is_file() else "to fetch"
 
 
-class _DownloadLines:
+class DownloadLines:
     """Prints every few seconds how much of a download is done."""
 
     def __init__(self) -> None:
