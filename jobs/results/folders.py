@@ -24,7 +24,7 @@ def make_own_folder(folder: Path, mark: str) -> None:
         mark: the file by which the results of an earlier call are recognised.
 
     Raises:
-        SpecError: it cannot be created, or holds files of somebody else.
+        SpecError: it cannot be created, or holds other files.
     """
     make_folder(folder)
     found = next((each for each in sorted(folder.iterdir()) if not each.name.startswith(".")), None)

@@ -1,4 +1,4 @@
-"""A command's results go into a new folder, or replace its earlier ones; nobody else's files are touched."""
+"""A command's results go into a new folder, or replace its earlier ones; other files are left alone."""
 
 from pathlib import Path
 
