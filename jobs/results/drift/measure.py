@@ -16,9 +16,8 @@ from jobs.results.drift.counts import (
 )
 from jobs.results.drift.result import Drift, MeasureDrift, MeasuredRun
 from jobs.results.drift.stability import MIN_IMAGES, compare
-from jobs.results.run_settings import other_settings
+from jobs.results.run_settings import other_settings, score_threshold
 from pipeline.errors import SpecError
-from pipeline.job_spec.job import ModelSection
 from pipeline.output.results import Results, open_results
 from pipeline.output.views import query_views
 from pipeline.runs.state import has_all_rows_in
@@ -34,7 +33,6 @@ DEFAULT_WINDOW = 7
 DEFAULT_LAST = 30
 # As for `htc diff`.
 DEFAULT_MIN_SCORE = 0.5
-_THRESHOLD = "model.score_threshold"
 
 
 def measure_drift(
@@ -79,20 +77,15 @@ def measure_drift(
         comparer = _Comparer(results, with_images, counts, baseline, window)
         places = range(max(0, len(with_images) - last), len(with_images))
         used = comparer.used(places)
-        thresholds = [_threshold_of(record) for record in used]
-        score_threshold = max(thresholds, default=0.0)
-        counted_from = max(min_score, score_threshold)
-        count_instances(database, counts, [record.run for record in used], score_threshold, counted_from)
+        thresholds = [score_threshold(record) for record in used]
+        cut = max(thresholds, default=0.0)
+        counted_from = max(min_score, cut)
+        count_instances(database, counts, [record.run for record in used], cut, counted_from)
         measured = [comparer.measure(place) for place in places]
         notes = [*_threshold_notes(thresholds, min_score), *_notes(results, measured, with_images)]
-        return Drift(results.output_uri, counted_from, score_threshold, baseline, tuple(measured), tuple(notes))
+        return Drift(results.output_uri, counted_from, cut, baseline, tuple(measured), tuple(notes))
 
     return query_views(results, measure)
-
-
-def _threshold_of(record: "RunRecord") -> float:
-    """Return the score below which a run kept no instance."""
-    return float(record.identity.get(_THRESHOLD, ModelSection.model_fields["score_threshold"].default))
 
 
 def _threshold_notes(thresholds: Sequence[float], min_score: float) -> list[str]:
