@@ -19,7 +19,8 @@ class Text(NamedTuple):
     help: str
 
 
-# Every flag that several commands take and that would read differently otherwise.
+# Every flag that several commands take and that would read differently otherwise. A text is true for each of them: what
+# is so for some only, they add themselves.
 TEXTS: Mapping[str, Text] = {
     "--address": Text("URL", "The Ray cluster's dashboard."),
     "--batch-size": Text("N", "Images in one batch of a worker."),
@@ -34,13 +35,9 @@ TEXTS: Mapping[str, Text] = {
         "NAME[=VALUE]",
         "Set for driver and workers, by default to its value here; repeatable. Not for secrets: others can read it.",
     ),
-    "--fail-over": Text(
-        "F",
-        "Exit with 1 when more has changed: this share of the instances for `diff`, this index of the newest run for "
-        "`drift`.",
-    ),
+    "--fail-over": Text("F", "Exit with 1 when more than this has changed"),
     "--file": Text("FILE", "A schedule in YAML."),
-    "--format": Text(None, "Format of what is read or written."),
+    "--format": Text(None, "The format"),
     "--iceberg": Text("CATALOG", "The Iceberg catalog: sqlite:///PATH, or one of pyiceberg's configuration."),
     "--images": Text("DIR", "Folder of the images."),
     "--input": Text("INPUT", "The input, as the argument INPUT of `htc run`."),
@@ -50,7 +47,7 @@ TEXTS: Mapping[str, Text] = {
     "--once": Text(None, "Do it once and end: run what is due and wait for it, or show the view as plain text."),
     "--output": Text("OUTPUT", "The output, as the argument OUTPUT of `htc run`; when training, a folder."),
     "--precision": Text("auto|fp32|bf16|fp16", "Arithmetic of the network; fp16 is for training only."),
-    "--run": Text("NAME", "The run of this name; `run`, `plan` and `submit` begin it if there is none."),
+    "--run": Text("NAME", "The run of this name."),
     "--runtime-env": Text(
         "code|image|pip",
         "code: upload this htc-batch; image: the cluster's image has it; pip: Ray installs the libraries too.",
@@ -59,16 +56,12 @@ TEXTS: Mapping[str, Text] = {
     "--spec": Text("FILE", "Spec (YAML); flags override it."),
     "--strict": Text(None, "Refuse flawed annotations instead of reporting and skipping them."),
     "--time-zone": Text("ZONE", "Time zone of --cron, such as Europe/Berlin."),
-    "--to": Text("PATH", "Write there: a folder, or the file of a query."),
+    "--to": Text("PATH", "Write there"),
     "--truth": Text("FILE", "The truth: COCO annotations, a path or URI."),
     "--val-share": Text("F", "Hold out this share of the images, each class by its share."),
     "--wait": Text(None, "Wait for the job's end; `submit` then exits as `htc run` would."),
     "--weights": Text("URI", "demo (bundled), coco (published), untrained, or a .pth or .safetensors file."),
-    "--where": Text(
-        "SQL",
-        "With --incremental, a query: of the images done by another model only, take those whose uri or image_id it "
-        'returns. For `export`, a condition on instances, such as "area > 1000".',
-    ),
+    "--where": Text("SQL", "A choice in SQL"),
     "--workers": Text("N|MIN:MAX", "Workers: a number, or MIN:MAX as there is room for; when training, a number."),
 }
 

@@ -44,11 +44,21 @@ def diff(
     ] = None,
     fail_over: Annotated[
         float | None,
-        typer.Option("--fail-over", metavar="F", help="Exit with 1 when more than this has changed."),
+        typer.Option(
+            "--fail-over",
+            metavar="F",
+            help="Exit with 1 when more than this has changed: a share of the instances, such as 0.02.",
+        ),
     ] = None,
     min_score: Annotated[
         float,
-        typer.Option("--min-score", metavar="F", min=0, max=1, help="Only instances that score at least F."),
+        typer.Option(
+            "--min-score",
+            metavar="F",
+            min=0,
+            max=1,
+            help="Only instances that score at least F. It is enough in one of the two runs.",
+        ),
     ] = 0.5,
     match_iou: Annotated[
         float, typer.Option("--match-iou", metavar="F", help="Masks with at least this IoU may be of one object.")
@@ -64,12 +74,14 @@ def diff(
     ] = False,
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="DIR", help="Folder for pictures and tables; created if missing."),
+        typer.Option("--to", metavar="DIR", help="Write there: a folder for pictures and tables; created if missing."),
     ] = None,
     pictures: Annotated[
         int, typer.Option("--pictures", metavar="N", min=0, help="Draw the N images that changed most.")
     ] = 20,
-    output_format: Annotated[ComparisonFormat, typer.Option("--format")] = ComparisonFormat.table,
+    output_format: Annotated[
+        ComparisonFormat, typer.Option("--format", help="The format of what is written to stdout.")
+    ] = ComparisonFormat.table,
     storage: options.StorageFlags,
 ) -> None:
     """Compare two runs: which instances are the same, moved, appeared, vanished.
@@ -118,13 +130,25 @@ def drift(
     last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="Only the newest N.")] = 30,
     min_score: Annotated[
         float,
-        typer.Option("--min-score", metavar="F", min=0, max=1, help="Only instances that score at least F."),
+        typer.Option(
+            "--min-score",
+            metavar="F",
+            min=0,
+            max=1,
+            help="Only instances that score at least F. A higher score threshold of a run counts for all.",
+        ),
     ] = 0.5,
     fail_over: Annotated[
         float | None,
-        typer.Option("--fail-over", metavar="F", help="Exit with 1 when more than this has changed."),
+        typer.Option(
+            "--fail-over",
+            metavar="F",
+            help="Exit with 1 when more than this has changed: an index of the newest run, such as 0.25.",
+        ),
     ] = None,
-    output_format: Annotated[ComparisonFormat, typer.Option("--format")] = ComparisonFormat.table,
+    output_format: Annotated[
+        ComparisonFormat, typer.Option("--format", help="The format of what is written to stdout.")
+    ] = ComparisonFormat.table,
     storage: options.StorageFlags,
 ) -> None:
     """Compare runs with those before: outcomes, counts, scores, areas, categories.

@@ -44,14 +44,14 @@ def convert_dataset(
         typer.Option(
             "--to",
             metavar="PATH",
-            help="Write there: a folder, or the file of a query. It gets the COCO JSON and images/.",
+            help="Write there: a folder, which gets the COCO JSON and images/.",
         ),
     ],
     source_format: Annotated[
         Literal["auto", "labelme", "cvat", "yolo", "coco", "masks"],
         typer.Option(
             "--format",
-            help="Format of what is read or written. auto recognises labelme, CVAT's XML, YOLO's polygons, COCO's JSON "
+            help="The format of what is read; auto recognises labelme, CVAT's XML, YOLO's polygons, COCO's JSON "
             "(also CVAT's), Pascal VOC's label maps.",
         ),
     ] = "auto",
@@ -120,7 +120,7 @@ def check_dataset(
         typer.Option(
             "--to",
             metavar="PATH",
-            help="Write there: a folder, or the file of a query. It gets contact sheets: images with their masks.",
+            help="Write there: a folder, which gets contact sheets: images with their masks.",
             show_default=False,
         ),
     ] = None,
@@ -181,8 +181,7 @@ def split_dataset(
         typer.Option(
             "--to",
             metavar="PATH",
-            help="Write there: a folder, or the file of a query. It gets train.json, val.json, test.json. "
-            "[default: the folder of the JSON]",
+            help="Write there: a folder, which gets train.json, val.json, test.json. [default: the folder of the JSON]",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Random seed. Another one gives another split.")] = 0,

@@ -91,7 +91,7 @@ def compact(
     output_uri: options.StoredOutput,
     *,
     run_name: Annotated[
-        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all complete ones]")
+        str | None, typer.Option("--run", metavar="NAME", help="The run of this name. [default: all complete ones]")
     ] = None,
     target_mib: Annotated[
         int | None,
@@ -133,7 +133,7 @@ def publish(
     ],
     namespace: Namespace = "htc",
     run_name: Annotated[
-        str | None, typer.Option("--run", metavar="NAME", help="This run. [default: all finished ones]")
+        str | None, typer.Option("--run", metavar="NAME", help="The run of this name. [default: all finished ones]")
     ] = None,
     include_over_budget: Annotated[
         bool,

@@ -36,7 +36,8 @@ Image = Annotated[
     str | None, typer.Option("--image", metavar="IMAGE", help="Container image of all pods; infra/docker builds it.")
 ]
 ToFolder = Annotated[
-    Path | None, typer.Option("--to", metavar="DIR", help="Folder for the files. [default: all to stdout]")
+    Path | None,
+    typer.Option("--to", metavar="DIR", help="Write there: a folder for the files. [default: all to stdout]"),
 ]
 KustomizeFolder = Annotated[
     Path | None,

@@ -46,7 +46,7 @@ StoredOutput = Annotated[
     AlsoFlag("--output"),
 ]
 StoredRun = Annotated[
-    str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest with images]")
+    str | None, typer.Option("--run", metavar="NAME", help="The run of this name. [default: the newest with images]")
 ]
 EndpointUrl = Annotated[
     str | None,
@@ -155,8 +155,8 @@ class JobFlags:
         typer.Option(
             "--run",
             metavar="NAME",
-            help="Create or resume this run. [default: the newest] A new name must not read as a number, a date or "
-            "null.",
+            help="The run of this name. It is resumed, or begun if there is none. A new name must not read as a "
+            "number, a date or null. [default: the newest]",
         ),
     ] = None
     fresh: Annotated[
@@ -176,8 +176,8 @@ class JobFlags:
         typer.Option(
             "--where",
             metavar="SQL",
-            help="With --incremental: of the images done by another model only, take those whose uri or image_id this "
-            "query returns.",
+            help="A choice in SQL: with --incremental, of the images done by another model only, those whose uri or "
+            "image_id this query returns.",
         ),
         SpecKey("select.where"),
     ] = None

@@ -15,7 +15,9 @@ from jobs.cli.flag_groups import with_flag_groups
 @with_flag_groups
 def report(
     output_uri: options.StoredOutput,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The page, .html; one that exists is replaced.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="Write there: the page, .html; one that exists is replaced.")
+    ],
     *,
     run_name: options.StoredRun = None,
     truth: Annotated[

@@ -63,7 +63,10 @@ def table1(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="DIR", help="Folder (or URI) of the rows' outputs. [default: table1]", show_default=False
+            "--to",
+            metavar="DIR",
+            help="Write there: a folder (or URI) for the rows' outputs. [default: table1]",
+            show_default=False,
         ),
     ] = "table1",
     presets: Annotated[
@@ -89,7 +92,9 @@ def table1(
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N images.", show_default=False)
     ] = None,
-    output_format: Annotated[TableFormat, typer.Option("--format")] = TableFormat.table,
+    output_format: Annotated[
+        TableFormat, typer.Option("--format", help="The format of what is written to stdout.")
+    ] = TableFormat.table,
     job: _JobFlags,
     storage: options.StorageFlags,
 ) -> None:

@@ -108,14 +108,18 @@ def query(
     *,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option("--format", help="[default: table, or as the suffix of --to says]", show_default=False),
+        typer.Option(
+            "--format",
+            help="The format of the answer. [default: table, or as the suffix of --to says]",
+            show_default=False,
+        ),
     ] = None,
     output_file: Annotated[
         Path | None,
         typer.Option(
             "--to",
             metavar="FILE",
-            help="Write there: a folder, or the file of a query. The ending decides: .csv, .tsv, .json, .jsonl (all "
+            help="Write there: a file, whose ending decides: .csv, .tsv, .json, .jsonl (all "
             "also .gz), .parquet, .txt. [default: stdout]",
         ),
     ] = None,
@@ -154,7 +158,9 @@ def query(
 @with_flag_groups
 def show(
     output_uri: options.StoredOutput,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the pictures; created if missing.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Write there: a folder for the pictures; created if missing.")
+    ],
     *,
     uri: Annotated[
         list[str] | None,
@@ -217,7 +223,7 @@ def show(
         Path | None, typer.Option("--font", metavar="FILE", help="A font for labels in other scripts (.ttf, .otf).")
     ] = None,
     picture_format: Annotated[
-        PictureFormat, typer.Option("--format", help="The pictures' format.")
+        PictureFormat, typer.Option("--format", help="The format of the pictures.")
     ] = PictureFormat.PNG,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
@@ -267,20 +273,27 @@ def show(
 @with_flag_groups
 def export(
     output_uri: options.StoredOutput,
-    export_format: Annotated[ExportFormat, typer.Option("--format", help="The format.")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the files; created if missing.")],
+    export_format: Annotated[ExportFormat, typer.Option("--format", help="The format of the files.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Write there: a folder for the files; created if missing.")
+    ],
     *,
     run_name: Annotated[
         str | None,
         typer.Option(
             "--run",
             metavar="NAME",
-            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
+            help='The run of this name. "current" takes the newest rows of each image. '
+            "[default: the newest with images]",
         ),
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option("--where", metavar="SQL", help='Only instances of which this is true, such as "area > 1000".'),
+        typer.Option(
+            "--where",
+            metavar="SQL",
+            help='A choice in SQL: only instances of which this condition is true, such as "area > 1000".',
+        ),
     ] = None,
     min_score: Annotated[
         float | None,
@@ -349,14 +362,16 @@ def evaluate(
         bool, typer.Option("--strict", help="Refuse invalid annotations instead of reporting and skipping them.")
     ] = False,
     output_format: Annotated[
-        EvaluationFormat, typer.Option("--format", help="What is written to stdout.")
-    ] = EvaluationFormat.table,
+        EvaluationFormat | None,
+        typer.Option("--format", help="The format of what is written to stdout. [default: table]", show_default=False),
+    ] = None,
     to: Annotated[
         Path | None,
         typer.Option(
             "--to",
             metavar="DIR",
-            help="Folder for a page with plots and the worst images, and for all of it in files of its own.",
+            help="Write there: a folder for a page with plots and the worst images, and for all of it in files of its "
+            "own.",
             show_default=False,
         ),
     ] = None,
@@ -385,7 +400,8 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="NAME",
-            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
+            help='The run of this name. "current" takes the newest rows of each image. '
+            "[default: the newest with images]",
         ),
     ] = None,
     storage: options.StorageFlags,
@@ -406,7 +422,7 @@ def evaluate(
             classes=classes or (),
             is_strict=strict,
             match=Rule(match.value),
-            output_format=ReportFormat(output_format.value),
+            output_format=None if output_format is None else ReportFormat(output_format.value),
             per_category=per_category,
             folder=to,
             min_score=min_score,

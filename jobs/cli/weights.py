@@ -24,7 +24,9 @@ def list_weights() -> None:
 @weights_app.command("fetch")
 def fetch_weights(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A preset or a name from `htc weights list`.")],
-    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder. [default: the cache]")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Write there: a folder. [default: the cache]")
+    ] = None,
 ) -> None:
     """Download a published checkpoint and check its hash.
 

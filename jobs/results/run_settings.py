@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from pipeline.job_spec.job import ModelSection
+
 if TYPE_CHECKING:
     from pipeline.output.run_record import RunRecord
 
 _SECTIONS = ("model.", "images.")
 # The model's name holds it.
+_THRESHOLD = "model.score_threshold"
 _NAMED_OTHERWISE = frozenset({"model.preset"})
 
 
@@ -20,6 +23,11 @@ def other_settings(one: "RunRecord", other: "RunRecord") -> list[str]:
         and one.identity.get(key) != other.identity.get(key)
     )
     return [f"{key} ({_shown(one, key)}, {_shown(other, key)})" for key in keys]
+
+
+def score_threshold(record: "RunRecord") -> float:
+    """Return the score below which a run kept no instance."""
+    return float(record.identity.get(_THRESHOLD, ModelSection.model_fields["score_threshold"].default))
 
 
 def _shown(record: "RunRecord", key: str) -> str:

@@ -81,7 +81,8 @@ def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None
     """Compare two runs and write what changed.
 
     Returns:
-        1 when more changed than `fail_over` allows, or when nothing could be compared and it is given; else 0.
+        1 when more changed than `fail_over` allows, or when it is given and no image was compared, unless both runs
+        have the very same rows; else 0.
 
     Raises: as `diff_runs`.
     """
@@ -130,15 +131,31 @@ def _judge(diff: Diff, request: DiffRequest) -> int:
         if is_table:
             write_line(f"{sentence}.")
         return 0
-    images = diff.images[ImageFate.COMPARED] + diff.images[ImageFate.CARRIED_OVER]
-    if not images and not diff.lost:
-        say("Nothing could be compared, so --fail-over cannot be kept.")
-        return EXIT_CHANGED
+    if not diff.images[ImageFate.COMPARED] and not diff.lost:
+        return _judge_without_images(diff)
+    if not diff.total:
+        images = count_of(diff.images[ImageFate.COMPARED], "compared image")
+        say(f"In {images} no instance scores {request.rules.min_score:g} or more (--min-score).")
     is_over = diff.changed_share > request.fail_over
     relation = "more than" if is_over else "within"
     verdict = f"{sentence}, {relation} the {request.fail_over:.2%} that --fail-over allows."
     (write_line if is_table else say)(verdict)
     return EXIT_CHANGED if is_over else 0
+
+
+def _judge_without_images(diff: Diff) -> int:
+    """Say why no image was compared; that passes only where both runs have the very same rows."""
+    fates = {fate: diff.images[fate] for fate in _FATES if diff.images[fate]}
+    if set(fates) <= {ImageFate.CARRIED_OVER}:
+        say("No image was done again: both runs have the same rows, so nothing has changed.")
+        return 0
+    named = ", ".join(f"{images:,} {re.split('[:,]', _FATES[fate])[0]}" for fate, images in fates.items())
+    way = " With --compare-changed, images with other content are compared as well."
+    say(
+        f"No image was compared ({named}), so nothing shows that --fail-over is kept."
+        + (way if ImageFate.CONTENT_CHANGED in fates else "")
+    )
+    return EXIT_CHANGED
 
 
 def _write_table(diff: Diff) -> None:
@@ -151,7 +168,8 @@ def _write_table(diff: Diff) -> None:
     for fate, text in _FATES.items():
         if diff.images[fate]:
             named = diff.examples.get(fate, ())[:MAX_EXAMPLES_LISTED]
-            rows.append((f"{diff.images[fate]:,}", text, ", ".join(named) + (", ..." if named else "")))
+            more = ", ..." if named and len(named) < diff.images[fate] else ""
+            rows.append((f"{diff.images[fate]:,}", text, ", ".join(named) + more))
     for outcome in diff.outcomes:
         rows.append((f"{outcome.images:,}", f"  {outcome.status_a} in A, {outcome.status_b} in B", ""))
     write_table(["images", "", "such as"], rows, alignments=["right", "left", "left"])

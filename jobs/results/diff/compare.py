@@ -14,7 +14,7 @@ from jobs.results.diff.rules import DiffRules
 from jobs.results.diff.tables import CURRENT, Side, SideTables, SortedRows, choose_side, previous_run, read_sides
 from jobs.results.diff.totals import Batch, Totals
 from jobs.results.diff.writer import TableWriter
-from jobs.results.run_settings import other_settings
+from jobs.results.run_settings import other_settings, score_threshold
 from pipeline.errors import InputError
 from pipeline.output.results import open_results
 from pipeline.output.run_record import list_records
@@ -150,6 +150,12 @@ class _Comparison:
         found = totals.finish(*described)
         settings = other_settings(a.record, b.record)
         notes = [f"The runs differ in {', '.join(settings)}."] if settings else []
+        thresholds = [score_threshold(side.record) for side in self._sides]
+        if self._rules.min_score < max(thresholds) and min(thresholds) < max(thresholds):
+            notes.append(
+                f"One run has no instance that scores less than {max(thresholds):g}, its score threshold: those of the "
+                f"other count as changed. --min-score {max(thresholds):g} or more leaves them out."
+            )
         return found.with_notes([*notes, *found.notes])
 
     @property

@@ -64,7 +64,10 @@ def report_drift(
 
 def _judge(drift: Drift, fail_over: float | None) -> int:
     """Return the exit code, and say why it is 1."""
-    if fail_over is None or drift.newest is None:
+    if fail_over is None:
+        return 0
+    if drift.newest is None:
+        say("There is no run with images, so --fail-over has nothing to judge.")
         return 0
     newest = drift.newest
     found = newest.exceeding(fail_over)
@@ -73,7 +76,8 @@ def _judge(drift: Drift, fail_over: float | None) -> int:
             say(f"The newest run {newest.run} is compared with nothing ({newest.note}), so --fail-over cannot find it.")
         return 0
     named = ", ".join(f"{each.measure} {each.psi:.2f}" for each in found)
-    say(f"The newest run {newest.run} has drifted by more than the {fail_over:g} of --fail-over: {named}.")
+    why = f" ({newest.note})" if newest.note else ""
+    say(f"The newest run {newest.run} has drifted by more than the {fail_over:g} of --fail-over: {named}{why}.")
     return EXIT_DRIFTED
 
 
@@ -83,6 +87,10 @@ def _write_table(drift: Drift) -> None:
         ["run", "began", "mode", "images", "ok", "instances", "per image", "mean score", "mean area"],
         [_counts_of(each) for each in drift.runs],
         alignments=["left", "left", "left", *of_rows],
+    )
+    write_line(
+        f"Instances are those that score {drift.min_score:g} or more, in all columns but the index of scores, "
+        f"which is of those from {drift.score_threshold:g}."
     )
     of_measures: list[Alignment] = ["right"] * len(MEASURES)
     write_table(

@@ -1,8 +1,8 @@
 """Counts the rows of runs for `htc drift`: one pass over few columns for all runs at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,17 +29,16 @@ AREA_LABELS = tuple(
 )
 
 _STATUSES = "SELECT run, status, count(*) FROM images WHERE {runs} GROUP BY ALL"
-_ALL_INSTANCES = """
-SELECT run, sum(instances), sum(instances::HUGEINT * instances) FROM images WHERE {runs} AND status = 'ok' GROUP BY ALL
-"""
 _PER_IMAGE = """
-SELECT run, n, count(*) FROM (
-    SELECT run, image_id, count(*) AS n FROM instances WHERE {runs} AND score >= $min_score::FLOAT GROUP BY ALL
+SELECT run, n, count(*), sum(cut), sum(cut::HUGEINT * cut) FROM (
+    SELECT run, image_id, count(*) AS cut, count(*) FILTER (score >= $min_score::FLOAT) AS n
+    FROM instances WHERE {runs} AND score >= $score_threshold::FLOAT GROUP BY ALL
 ) GROUP BY ALL
 """
 _SCORES = """
-SELECT run, least(floor(score * {bins})::INTEGER, {bins} - 1) AS bin, count(*), sum(score::DECIMAL(10, 9))
-FROM instances WHERE {runs} GROUP BY ALL
+SELECT run, least(floor(score * {bins})::INTEGER, {bins} - 1) AS bin, count(*),
+    sum(score::DECIMAL(10, 9)) FILTER (score >= $min_score::FLOAT)
+FROM instances WHERE {runs} AND score >= $score_threshold::FLOAT GROUP BY ALL
 """
 # Sums are of whole and decimal numbers, whose order does not matter. Without masks there is no area but the box's.
 _AREAS = """
@@ -57,8 +56,9 @@ class RunCounts:
     """What was counted of one run, or of several together.
 
     statuses: images by status. per_image: images by the number of instances that count; of those without any see
-    `instance_histogram`. scores, areas: instances by bin. all_instances, all_squares: sum, and sum of squares, of all
-    instances of each ok image. sum_score: of all instances; sum_area: of those that count, in pixels.
+    `instance_histogram`. scores: instances of the common score threshold by bin; areas: those that count by bin.
+    scored, scored_squares: sum, and sum of squares, over images of the instances of the common score threshold.
+    sum_score, sum_area: of those that count; the area in pixels.
     """
 
     statuses: dict[str, int] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class RunCounts:
     scores: dict[int, int] = field(default_factory=dict)
     areas: dict[int, int] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
-    all_instances: int = 0
-    all_squares: int = 0
+    scored: int = 0
+    scored_squares: int = 0
     sum_score: float = 0.0
     sum_area: int = 0
 
@@ -99,9 +99,9 @@ class RunCounts:
         return Histogram(counts, self.ok)
 
     def score_histogram(self) -> Histogram:
-        """Return all instances by score."""
+        """Return the instances of the common score threshold by score."""
         counts = np.array([self.scores.get(place, 0) for place in range(SCORE_BINS)], float)
-        return Histogram(counts, effective_size(self.all_instances, self.all_squares))
+        return Histogram(counts, effective_size(self.scored, self.scored_squares))
 
     def area_histogram(self) -> Histogram:
         """Return the instances that count by area, in AREA_SIDES."""
@@ -124,8 +124,8 @@ class RunCounts:
             scores=_merged(self.scores, other.scores),
             areas=_merged(self.areas, other.areas),
             categories=_merged(self.categories, other.categories),
-            all_instances=self.all_instances + other.all_instances,
-            all_squares=self.all_squares + other.all_squares,
+            scored=self.scored + other.scored,
+            scored_squares=self.scored_squares + other.scored_squares,
             sum_score=self.sum_score + other.sum_score,
             sum_area=self.sum_area + other.sum_area,
         )
@@ -135,30 +135,54 @@ def _merged(one: dict[K, int], other: dict[K, int]) -> dict[K, int]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
 
 
-def count_runs(database: "duckdb.DuckDBPyConnection", runs: Sequence[str], min_score: float) -> dict[str, RunCounts]:
-    """Count the committed rows of runs, from the views of `htc query`."""
+def count_images(database: "duckdb.DuckDBPyConnection", runs: Sequence[str]) -> dict[str, RunCounts]:
+    """Count the committed images of runs by status, from the views of `htc query`."""
     counts = {run: RunCounts() for run in runs}
-    if not runs:
-        return counts
-    names = {f"run{place}": run for place, run in enumerate(runs)}
-    chosen = f"run IN ({', '.join(f'${name}' for name in names)})"
-
-    def rows(sql: str, **values: object) -> list[tuple]:  # type: ignore[type-arg]
-        used = {name: value for name, value in {"min_score": min_score}.items() if f"${name}" in sql}
-        return database.execute(sql.format(runs=chosen, **values), names | used).fetchall()
-
-    for run, status, images in rows(_STATUSES):
+    for run, status, images in _rows(database, _STATUSES, runs):
         counts[run].statuses[status] = images
-    for run, total, squares in rows(_ALL_INSTANCES):
-        counts[run].all_instances, counts[run].all_squares = int(total or 0), int(squares or 0)
-    for run, n, images in rows(_PER_IMAGE):
-        counts[run].per_image[n] = images
-    for run, place, number, total in rows(_SCORES, bins=SCORE_BINS):
+    return counts
+
+
+def count_instances(
+    database: "duckdb.DuckDBPyConnection",
+    counts: Mapping[str, RunCounts],
+    runs: Sequence[str],
+    score_threshold: float,
+    min_score: float,
+) -> None:
+    """Add the committed instances of runs to their counts.
+
+    Args:
+        score_threshold: instances that score less are left out altogether; the same for all runs, so that one with a
+            lower threshold of its own is no other run for it.
+        min_score: from this score instances count; at least `score_threshold`.
+    """
+    cut, least = {"score_threshold": score_threshold}, {"min_score": min_score}
+    for run, n, images, scored, squares in _rows(database, _PER_IMAGE, runs, cut | least):
+        if n:
+            counts[run].per_image[n] = images
+        counts[run].scored += int(scored)
+        counts[run].scored_squares += int(squares)
+    for run, place, number, total in _rows(database, _SCORES, runs, cut | least, bins=SCORE_BINS):
         counts[run].scores[max(place, 0)] = number
-        counts[run].sum_score += float(total)
-    for run, place, number, total in rows(_AREAS, sides=list(AREA_SIDES)):
+        counts[run].sum_score += float(total or 0)
+    for run, place, number, total in _rows(database, _AREAS, runs, least, sides=list(AREA_SIDES)):
         counts[run].areas[max(place, 0)] = number
         counts[run].sum_area += int(total)
-    for run, category, number in rows(_CATEGORIES):
+    for run, category, number in _rows(database, _CATEGORIES, runs, least):
         counts[run].categories[category] = number
-    return counts
+
+
+def _rows(
+    database: "duckdb.DuckDBPyConnection",
+    sql: str,
+    runs: Sequence[str],
+    values: Mapping[str, float] | None = None,
+    **parts: object,
+) -> list[tuple[Any, ...]]:
+    """Return the answer to a question about runs."""
+    if not runs:
+        return []
+    names = {f"run{place}": run for place, run in enumerate(runs)}
+    chosen = f"run IN ({', '.join(f'${name}' for name in names)})"
+    return database.execute(sql.format(runs=chosen, **parts), {**names, **(values or {})}).fetchall()

@@ -5,10 +5,18 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
 
-from jobs.results.drift.counts import AREA_LABELS, INSTANCE_LABELS, OK, SCORE_LABELS, RunCounts, count_runs
+from jobs.results.drift.counts import (
+    AREA_LABELS,
+    INSTANCE_LABELS,
+    OK,
+    SCORE_LABELS,
+    RunCounts,
+    count_images,
+    count_instances,
+)
 from jobs.results.drift.result import Drift, MeasureDrift, MeasuredRun
 from jobs.results.drift.stability import MIN_IMAGES, compare
-from jobs.results.run_settings import other_settings
+from jobs.results.run_settings import other_settings, score_threshold
 from pipeline.errors import SpecError
 from pipeline.output.results import Results, open_results
 from pipeline.output.views import query_views
@@ -17,6 +25,8 @@ from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
+    import duckdb
+
     from pipeline.output.run_record import RunRecord
 
 DEFAULT_WINDOW = 7
@@ -42,7 +52,8 @@ def measure_drift(
         baseline: compare every run with this one; None compares each with up to `window` complete runs of the same
             model before it, taken together.
         last: so many of the newest runs that have images.
-        min_score: instances that score less are left out of counts, areas and categories.
+        min_score: instances that score less are left out of counts, areas and categories. Where a compared run has a
+            higher score threshold, that is taken for all.
 
     Raises:
         InputError: there is no run, or none of the baseline's name.
@@ -59,13 +70,36 @@ def measure_drift(
         results.check_run(baseline)
     with_rows = [record for record in results.records if results.committed(record.run)]
     names = [record.run for record in with_rows]
-    counts = query_views(results, lambda database: count_runs(database, names, min_score))
-    with_images = [record for record in with_rows if counts[record.run].images]
-    comparer = _Comparer(results, with_images, counts, baseline, window)
-    measured = [comparer.measure(place) for place in range(max(0, len(with_images) - last), len(with_images))]
-    return Drift(
-        results.output_uri, min_score, baseline, tuple(measured), tuple(_notes(results, measured, with_images))
-    )
+
+    def measure(database: "duckdb.DuckDBPyConnection") -> Drift:
+        counts = count_images(database, names)
+        with_images = [record for record in with_rows if counts[record.run].images]
+        comparer = _Comparer(results, with_images, counts, baseline, window)
+        places = range(max(0, len(with_images) - last), len(with_images))
+        used = comparer.used(places)
+        thresholds = [score_threshold(record) for record in used]
+        cut = max(thresholds, default=0.0)
+        counted_from = max(min_score, cut)
+        count_instances(database, counts, [record.run for record in used], cut, counted_from)
+        measured = [comparer.measure(place) for place in places]
+        notes = [*_threshold_notes(thresholds, min_score), *_notes(results, measured, with_images)]
+        return Drift(results.output_uri, counted_from, cut, baseline, tuple(measured), tuple(notes))
+
+    return query_views(results, measure)
+
+
+def _threshold_notes(thresholds: Sequence[float], min_score: float) -> list[str]:
+    """Say where runs with several thresholds are cut."""
+    lowest, highest = min(thresholds, default=0.0), max(thresholds, default=0.0)
+    notes = []
+    if lowest < highest:
+        notes.append(
+            f"The runs' score thresholds are from {lowest:g} to {highest:g}; of all runs only instances that score "
+            f"{highest:g} or more are compared."
+        )
+    if min_score < highest:
+        notes.append(f"Instances count from {highest:g}, not from {min_score:g}: below, a run has none.")
+    return notes
 
 
 class _Comparer:
@@ -85,6 +119,12 @@ class _Comparer:
         self._window = window
         self._is_complete = {record.run: has_all_rows_in(results, record) for record in records}
 
+    def used(self, places: Sequence[int]) -> list["RunRecord"]:
+        """Return the runs at these places and those that they are compared with."""
+        wanted = {self._records[place].run for place in places}
+        wanted |= {run for place in places for run in self._reference(place)[0]}
+        return [record for record in self._records if record.run in wanted]
+
     def measure(self, place: int) -> MeasuredRun:
         """Measure a run, and compare it with its reference."""
         record = self._records[place]
@@ -101,7 +141,7 @@ class _Comparer:
             ok=own.ok,
             instances=own.instances,
             per_image=own.instances / own.ok if own.ok else None,
-            mean_score=own.sum_score / sum(own.scores.values()) if own.scores else None,
+            mean_score=own.sum_score / own.instances if own.instances else None,
             mean_area=own.sum_area / own.instances if own.instances else None,
             reference=tuple(reference),
             measures=tuple(_measures(own, pooled if reference else None)),

@@ -60,8 +60,8 @@ class MeasuredRun:
     """One run: what it processed itself.
 
     created: UTC, ISO 8601. images, ok: its rows, and those with the status ok. instances: those that score at least
-    `min_score`. per_image: of them, per image that is ok. mean_score: of all instances; mean_area: of those counted,
-    in pixels. reference: names of the runs that it is compared with. note: why it is not compared, or what its numbers
+    `Drift.min_score`. per_image: of them, per image that is ok. mean_score, mean_area: of them; the area in pixels.
+    reference: names of the runs that it is compared with. note: why it is not compared, or what its numbers
     mean; may be empty.
     """
 
@@ -110,12 +110,14 @@ class MeasuredRun:
 class Drift:
     """The runs, oldest first.
 
-    min_score: of counted instances. baseline: the run that all are compared with; None when each is compared with the
-    runs before it. notes: sentences on what the numbers mean.
+    min_score: instances that score less do not count. score_threshold: the highest of the runs and their references;
+    of all of them, the scores from here are compared. baseline: the run that all are compared with; None when each is
+    compared with the runs before it. notes: sentences on what the numbers mean.
     """
 
     output: str
     min_score: float
+    score_threshold: float
     baseline: str | None
     runs: tuple[MeasuredRun, ...]
     notes: tuple[str, ...] = ()
@@ -130,6 +132,7 @@ class Drift:
         return {
             "output": self.output,
             "min_score": self.min_score,
+            "score_threshold": self.score_threshold,
             "baseline": self.baseline,
             "runs": [each.to_dict() for each in self.runs],
             "notes": [*self.notes],

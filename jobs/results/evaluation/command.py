@@ -16,6 +16,7 @@ from jobs.results.folders import make_own_folder
 from jobs.results.formats import json_value
 from jobs.terminal.console import say, write_json, write_line
 from jobs.terminal.output_file import check_local
+from pipeline.errors import SpecError
 from pipeline.output.results import Results, open_results
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
@@ -41,7 +42,7 @@ def report_evaluation(
     classes: Sequence[str] = (),
     is_strict: bool = False,
     match: MatchRule = MatchRule.file_name,
-    output_format: ReportFormat = ReportFormat.table,
+    output_format: ReportFormat | None = None,
     per_category: bool = False,
     folder: Path | None = None,
     min_score: float = DEFAULT_MIN_SCORE,
@@ -52,13 +53,16 @@ def report_evaluation(
     """Score a run and write the result.
 
     Args:
-        output_format: what is written to stdout.
+        output_format: what is written to stdout; None is a table.
         folder: for the page, the JSON, the CSV, plots and pictures; created if it is missing.
-        is_json: one line of JSON, whatever the format.
+        is_json: one line of JSON.
 
     Raises:
         InputError, SpecError: as `judge_run`.
+        SpecError: `is_json` beside another format.
     """
+    if is_json and output_format not in (None, ReportFormat.json):
+        raise SpecError(f"--json writes one line of JSON, --format {output_format} does not; give one of the two.")
     if folder is not None:
         # Before the work, which may take minutes.
         check_local(folder)

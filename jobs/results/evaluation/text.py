@@ -26,8 +26,6 @@ EXPLAINED: Mapping[str, str] = {
     "ARl": "of large objects",
 }
 _SIZE_OF = {"s": "small", "m": "medium", "l": "large"}
-# Enough to see what kind of image it is.
-SHOWN_WORST = 5
 SHOWN_CONFUSED = 5
 
 
@@ -114,7 +112,7 @@ def _write_worst(evaluation: Evaluation) -> None:
         return
     rows = [
         (str(each.mistakes.wrong), str(each.mistakes.missed), str(each.mistakes.right), each.uri)
-        for each in evaluation.worst[:SHOWN_WORST]
+        for each in evaluation.worst
     ]
     write_table(
         ["wrong", "missed", "right", f"worst images, detections that score at least {evaluation.min_score:g}"],

@@ -46,6 +46,17 @@ def test_texts_are_of_flags_that_exist() -> None:
     assert TEXTS.keys() <= {long_name(flag) for _, flag in _flags()}
 
 
+def test_common_texts_speak_of_no_single_command() -> None:
+    """What holds for some commands only, these add themselves; two texts compare commands."""
+    speaking = {name for name, text in TEXTS.items() if re.search(r"`(?!htc )\w+`", text.help)}
+    assert speaking == {"--deadline", "--wait"}
+    helps = {" ".join(path): {long_name(flag): flag.help for p, flag in _flags() if p == path} for path, _ in _flags()}
+    assert "incremental" in helps["run"]["--where"]
+    assert "incremental" not in helps["export"]["--where"]
+    assert "begun" not in helps["export"]["--run"]
+    assert "index" not in helps["diff"]["--fail-over"]
+
+
 def test_every_flag_explains_itself() -> None:
     assert [path for path, flag in _flags() if not flag.help] == []
 

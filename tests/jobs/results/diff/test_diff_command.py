@@ -35,7 +35,7 @@ def test_the_table(output: str, htc: Htc) -> None:
     code, out, _ = htc("diff", output, "monday", "tuesday")
     assert code == 0
     assert "50   compared" in out
-    assert "new, ..." in out
+    assert [line.split()[-1] for line in out.splitlines() if "added: only in B" in line] == ["new"]
     assert out.splitlines()[-1] == "1 of 50 instances that count changed: 2.00%."
     # A kind that nowhere occurs has no column.
     (heading,) = (line.split() for line in out.splitlines() if line.startswith(" category"))
@@ -59,7 +59,9 @@ def test_nothing_to_compare_does_not_pass(tmp_path: Path, htc: Htc) -> None:
     runs = [ComparedRun("1", {"a": Pictured([DOG])}), ComparedRun("2", {"a": Pictured([DOG], etag="v2")})]
     write_compared_runs(tmp_path, runs)
     code, _, err = htc("diff", str(tmp_path), "1", "2", "--fail-over", "0.5")
-    assert (code, "Nothing could be compared" in err) == (1, True)
+    assert code == 1
+    assert "No image was compared (1 with other content), so nothing shows that --fail-over is kept." in err
+    assert "--compare-changed" in err
     assert htc("diff", str(tmp_path), "1", "2")[0] == 0
     assert htc("diff", str(tmp_path), "1", "2", "--fail-over", "0.5", "--compare-changed")[0] == 0
 
@@ -67,9 +69,36 @@ def test_nothing_to_compare_does_not_pass(tmp_path: Path, htc: Htc) -> None:
 def test_nothing_done_again_passes(tmp_path: Path, htc: Htc) -> None:
     runs = [ComparedRun("1", {"a": Pictured([DOG])}), ComparedRun("2", {}, mode="incremental")]
     write_compared_runs(tmp_path, runs)
-    code, out, _ = htc("diff", str(tmp_path), "1", "2", "--fail-over", "0")
+    code, out, err = htc("diff", str(tmp_path), "1", "2", "--fail-over", "0")
     assert code == 0
     assert "not done again" in out
+    assert "both runs have the same rows" in err
+
+
+def test_images_that_were_not_done_again_speak_for_nothing(tmp_path: Path, htc: Htc) -> None:
+    """Beside others that could not be compared."""
+    first = {uri: Pictured([DOG]) for uri in "abc"}
+    second = ComparedRun("2", {"c": Pictured([DOG], etag="v2")}, mode="incremental", deleted=["b"])
+    write_compared_runs(tmp_path, [ComparedRun("1", first), second])
+    code, out, err = htc("diff", str(tmp_path), "--fail-over", "0.5")
+    assert code == 1
+    assert "(1 not done again, 1 removed, 1 with other content)" in err
+    # All are named, so that nothing follows.
+    assert ", ..." not in out
+
+
+def test_images_without_instances_that_count_pass_with_a_word(tmp_path: Path, htc: Htc) -> None:
+    write_compared_runs(tmp_path, [ComparedRun(name, {"a": Pictured()}) for name in "12"])
+    code, _, err = htc("diff", str(tmp_path), "--fail-over", "0.5")
+    assert code == 0
+    assert "In 1 compared image no instance scores 0.5 or more (--min-score)." in err
+
+
+def test_thresholds_above_the_least_score_are_said(tmp_path: Path, htc: Htc) -> None:
+    strict = ComparedRun("2", {"a": Pictured([DOG])}, record={"identity": {"model.score_threshold": 0.3}})
+    write_compared_runs(tmp_path, [ComparedRun("1", {"a": Pictured([DOG])}), strict])
+    assert "--min-score 0.3 or more leaves them out" in htc("diff", str(tmp_path), "--min-score", "0.1")[2]
+    assert "--min-score" not in htc("diff", str(tmp_path), "--min-score", "0.3")[2]
 
 
 def test_csv_has_a_row_for_each_category(output: str, htc: Htc) -> None:

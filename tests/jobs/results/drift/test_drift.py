@@ -122,6 +122,44 @@ def test_other_settings_are_said(tmp_path: Path) -> None:
     assert found.runs[1].note == "other settings than the reference: model.score_threshold (default, 0.01)"
 
 
+FAINT = Found("dog", 0.13, (20, 20, 10, 10))
+
+
+@pytest.mark.parametrize("is_lowered", [True, False])
+def test_another_threshold_alone_is_no_drift(tmp_path: Path, htc: Htc, is_lowered: bool) -> None:
+    """Instances below the highest threshold are left out of every run, in whichever order they come."""
+    low = run_of("low", lambda number: Pictured([DOG, FAINT, FAINT]))
+    high = run_of("high", lambda number: Pictured([DOG]), record={"identity": {"model.score_threshold": 0.3}})
+    runs = [high, low] if is_lowered else [low, high]
+    found = drift_of(tmp_path, *runs, min_score=0.1)
+    assert (found.min_score, found.score_threshold) == (0.3, 0.3)
+    assert set(levels(found).values()) == {"stable"}
+    assert {each.psi for each in found.runs[1].measures} == {0.0}
+    assert [run.mean_score for run in found.runs] == pytest.approx([0.93, 0.93])
+    assert [note.partition(";")[0] for note in found.notes] == [
+        "The runs' score thresholds are from 0.05 to 0.3",
+        "Instances count from 0.3, not from 0.1: below, a run has none.",
+    ]
+    assert htc("drift", str(tmp_path), "--fail-over", "0.01")[0] == 0
+
+
+def test_the_threshold_of_a_run_that_is_not_compared_cuts_nothing(tmp_path: Path) -> None:
+    strict = run_of("1", record={"identity": {"model.score_threshold": 0.9}})
+    faint = [run_of(name, lambda number: Pictured([DOG, FAINT])) for name in "234"]
+    found = drift_of(tmp_path, strict, *faint, last=1, window=2, min_score=0.1)
+    assert (found.min_score, found.score_threshold) == (0.1, 0.05)
+    assert found.runs[0].instances == 2 * IMAGES
+    assert found.runs[0].mean_score == pytest.approx(0.53)
+
+
+def test_the_sentence_on_drift_names_other_settings(tmp_path: Path, htc: Htc) -> None:
+    wolf = run_of("2", lambda _: Pictured([Found("wolf", 0.93, DOG.box)]), record={"identity": {"model.x": 1}})
+    write_compared_runs(tmp_path, [run_of("1"), wolf])
+    code, _, err = htc("drift", str(tmp_path), "--fail-over", "0.25")
+    assert code == 1
+    assert "(other settings than the reference: model.x (default, 1))." in err
+
+
 def test_how_many_runs_are_shown_and_taken_together(tmp_path: Path) -> None:
     runs = [run_of(str(number)) for number in range(5)]
     empty = ComparedRun("5", {}, mode="incremental")
@@ -165,6 +203,7 @@ def test_the_table_and_the_exit_code(tmp_path: Path, htc: Htc) -> None:
     write_compared_runs(tmp_path, [run_of("monday"), run_of("tuesday"), run_of("wednesday", lambda _: wolf)])
     code, out, _ = htc("drift", str(tmp_path))
     assert code == 0
+    assert "Instances are those that score 0.5 or more, in all columns but the index of scores" in out
     _, row = (line for line in out.splitlines() if line.startswith(" wednesday"))
     assert "!!" in row
     assert row.endswith("alarm")

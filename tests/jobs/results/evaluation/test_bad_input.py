@@ -187,3 +187,21 @@ def test_panoptic_truth_has_masks_in_the_folder_beside_it(own_run: JudgedRun) ->
         evaluate(own_run.uri, str(own_run.truth))
     shutil.rmtree(own_run.truth.with_suffix(""))
     json.loads(own_run.truth.read_text())
+
+
+@pytest.mark.parametrize("name", ["table", "csv", "html"])
+def test_json_beside_another_format_is_refused(htc: Htc, own_run: JudgedRun, name: str) -> None:
+    code, out, err = htc("evaluate", own_run.uri, str(own_run.truth), "--json", "--format", name)
+    assert (code, out) == (2, "")
+    assert f"--format {name} does not; give one of the two" in err
+    assert htc("evaluate", own_run.uri, str(own_run.truth), "--json", "--format", "json")[1].count("\n") == 1
+
+
+@pytest.mark.parametrize("worst", [0, 1, 7])
+def test_so_many_of_the_worst_images_are_in_the_table(htc: Htc, own_run: JudgedRun, worst: int) -> None:
+    found = evaluate(own_run.uri, str(own_run.truth), worst=worst).worst
+    assert len(found) == worst
+    _, out, _ = htc("evaluate", own_run.uri, str(own_run.truth), "--worst", str(worst))
+    _, is_there, listed = out.partition("worst images")
+    assert [line.split()[-1] for line in listed.splitlines()[2:] if line.strip()] == [each.uri for each in found]
+    assert bool(is_there) == bool(found)

@@ -4,9 +4,11 @@ import base64
 import csv
 import io
 import json
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from htc_model.training.coco_engines import METRICS
 from jobs.results.evaluation import evaluate
 from tests.support.builders.judged_runs import CATEGORIES, JudgedRun, judged_run
 from tests.support.htc import Htc
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 HOSTILE = "<script>alert(1)</script> & $a$ \"q\" 'r' 雪"
@@ -187,3 +190,14 @@ def test_json_is_indented_by_format_and_one_line_by_its_flag(htc: Htc, own_run: 
     assert json.loads(long) == json.loads(short)
     # Ids are larger than what JavaScript can count.
     assert all(isinstance(image["image_id"], str) for image in json.loads(long)["worst"])
+
+
+def test_the_python_of_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = judged_run(tmp_path / "run", images=8, seed=1)
+    (tmp_path / "masks").symlink_to(judged.uri)
+    (tmp_path / "truth.json").symlink_to(judged.truth)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluate.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["evaluation"].to_dict() == evaluate("masks/", "truth.json", min_score=0.5).to_dict()
