@@ -383,7 +383,7 @@ class Browser:
         if not sql:
             return None, SqlError("The SQL holds no statement.")
         try:
-            return await self._ask(lambda job: self.tables.ask(sql, job=job, rows=MAX_SQL_ROWS), request), None
+            return await self._ask(lambda job: self.tables.ask_freely(sql, job=job, rows=MAX_SQL_ROWS), request), None
         except (SpecError, StorageError, TimeLimitError, BusyError) as error:
             return None, error
 
