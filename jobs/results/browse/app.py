@@ -293,11 +293,10 @@ class Browser:
         a, b = self._two_runs(request)
         uri = request.query_params.get("uri", "")
         try:
-            changes = await self._ask(lambda job: image_changes(a, b, uri, self.tables), request)
+            return json_answer(await self._ask(lambda job: image_changes(a, b, uri, self.tables), request))
         except InputError as error:
             # Such as a damaged mask: the pictures are shown all the same.
             return json_answer({"changes": [], "problem": redact(str(error))})
-        return json_answer({"changes": changes})
 
     async def picture(self, request: Request) -> Response:
         """Return a picture; whatever goes wrong is a grey tile that says so, because an <img> shows no text."""

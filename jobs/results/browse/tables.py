@@ -361,7 +361,7 @@ def _ask(
                 columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
                 found, is_cut = _fetch(answer, rows, len(columns), job)
             else:
-                asked = cursor.sql(sql)
+                asked = _bound(cursor, sql)
                 columns = list(zip(asked.columns, map(str, asked.types), strict=True))
                 rows = max(1, min(rows, MAX_ANSWER_CELLS // len(columns)))
                 shown = [f"{_cut(f'#{place}', kind)} AS c{place}" for place, kind in enumerate(asked.types, start=1)]
@@ -371,6 +371,18 @@ def _ask(
     finally:
         job.stoppable_by(None)
         cursor.close()
+
+
+def _bound(cursor: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """Return a statement's relation, which knows its columns without running it."""
+    try:
+        return cursor.sql(sql)
+    except duckdb.Error:
+        # Executed, the statement fails as well, with the place in the SQL that a relation's error lacks.
+        cursor.execute("ROLLBACK")
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        cursor.execute(sql)
+        raise
 
 
 def _cut(value: str, kind: "duckdb.sqltypes.DuckDBPyType") -> str:
