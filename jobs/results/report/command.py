@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.results.folders import check_apart
 from jobs.results.report.counts import SCORE_BINS, RunCounts, count_run
 from jobs.results.report.drift import drift_section
 from jobs.results.report.evaluation import evaluation_section
@@ -64,6 +65,7 @@ def write_report(output_uri: str, request: ReportRequest, *, storage_section: "S
     _check(request.path)
     storage = Storage(storage_section)
     results = open_results(output_uri, storage)
+    check_apart(request.path.parent, [results], has_pictures=False)
     run = results.newest_run() if request.run is None else request.run
     results.check_run(run)
     evaluation = evaluation_section(results, request.truth, run) if request.truth else None

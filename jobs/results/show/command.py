@@ -17,7 +17,7 @@ from jobs.results.drawing.captions import short_names
 from jobs.results.drawing.fonts import check_font
 from jobs.results.drawing.image_reader import ImageReader
 from jobs.results.drawing.picture_files import SUFFIXES, picture_names
-from jobs.results.folders import make_folder
+from jobs.results.folders import check_apart, make_folder
 from jobs.results.image_lookup import ImageLookup, ImageRecord
 from jobs.results.show.choice import choose_images, instance_rule
 from jobs.results.show.files import (
@@ -65,6 +65,7 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
         style = replace(request.style, long_side=request.style.long_side or SHEET_CELL_PX, min_long_side=0)
         request = replace(request, style=style)
     results = open_results(output_uri, Storage(storage_section))
+    check_apart(request.folder, [results])
     lookup = ImageLookup(results, request.run)
     truth = None if request.truth is None else read_shown_truth(results, lookup.run, request.truth, request.match)
     for note in () if truth is None else truth.notes:
