@@ -45,6 +45,14 @@ StoredOutput = Annotated[
     typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`."),
     AlsoFlag("--output"),
 ]
+StoredOrCurrentRun = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
+    ),
+]
 StoredRun = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="This run. [default: the newest with images]")
 ]

@@ -222,7 +222,7 @@ def show(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
     ] = False,
-    run_name: options.StoredRun = None,
+    run_name: options.StoredOrCurrentRun = None,
     storage: options.StorageFlags,
 ) -> None:
     """Draw masks, labels and scores over images.
@@ -270,14 +270,7 @@ def export(
     export_format: Annotated[ExportFormat, typer.Option("--format", help="The format.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder for the files; created if missing.")],
     *,
-    run_name: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            metavar="NAME",
-            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
-        ),
-    ] = None,
+    run_name: options.StoredOrCurrentRun = None,
     where: Annotated[
         str | None,
         typer.Option("--where", metavar="SQL", help='Only instances of which this is true, such as "area > 1000".'),
@@ -380,14 +373,7 @@ def evaluate(
             "--json", help="One JSON line instead of a table: scores in [0, 1], and every invalid annotation."
         ),
     ] = False,
-    run_name: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            metavar="NAME",
-            help='This run; "current" takes the newest rows of each image. [default: the newest with images]',
-        ),
-    ] = None,
+    run_name: options.StoredOrCurrentRun = None,
     storage: options.StorageFlags,
 ) -> None:
     """Judge a run against COCO annotations.

@@ -67,7 +67,7 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
     results = open_results(output_uri, Storage(storage_section))
     check_apart(request.folder, [results])
     lookup = ImageLookup(results, request.run)
-    truth = None if request.truth is None else read_shown_truth(results, lookup.run, request.truth, request.match)
+    truth = None if request.truth is None else read_shown_truth(results, lookup, request.truth, request.match)
     for note in () if truth is None else truth.notes:
         say(note)
     images = lookup.find(request.uris) if request.uris else choose_images(lookup, request, truth)
