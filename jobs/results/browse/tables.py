@@ -399,7 +399,7 @@ def _first(value: str, kind: "duckdb.sqltypes.DuckDBPyType", depth: int = 0) -> 
     if kind.id == "blob":
         return f"{value}[:{MAX_CELL_CHARS}]"
     if kind.id in {"list", "array"}:
-        child = kind.children[0][1]
+        ((_, child),) = _children(kind)
         first = f"list_slice({value}, 1, {MAX_CELL_ELEMENTS})"
         inner = _first(f"e{depth}", child, depth + 1)
         return first if inner == f"e{depth}" else f"list_transform({first}, lambda e{depth}: {inner})"
@@ -407,11 +407,16 @@ def _first(value: str, kind: "duckdb.sqltypes.DuckDBPyType", depth: int = 0) -> 
         return f"map_from_entries(list_slice(map_entries({value}), 1, {MAX_CELL_ELEMENTS}))"
     if kind.id == "struct":
         parts = []
-        for name, child in kind.children:
+        for name, child in _children(kind):
             quoted = '"' + name.replace('"', '""') + '"'
             parts.append(f"{quoted} := {_first(f'struct_extract({value}, {_text(name)})', child, depth)}")
         return f"CASE WHEN {value} IS NULL THEN NULL ELSE struct_pack({', '.join(parts)}) END"
     return value
+
+
+def _children(kind: "duckdb.sqltypes.DuckDBPyType") -> list[tuple[str, "duckdb.sqltypes.DuckDBPyType"]]:
+    """Return the types inside a type; the size of an array is listed beside them."""
+    return [(name, child) for name, child in kind.children if isinstance(child, duckdb.sqltypes.DuckDBPyType)]
 
 
 def _without_end(sql: str) -> str:

@@ -11,7 +11,9 @@ from tests.support.browser import PHONE, BrowserPages, grave_faults, scrolls_sid
 from tests.support.builders.reported_runs import CHANGED, GONE, HOSTILE_CATEGORY, HOSTILE_ERROR, OK, make_reported_run
 
 IS_WRITTEN_ON = """canvas => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
   done(data.some((value, place) => place % 4 === 0 && value < 60 && data[place + 3] === 255));
 })))"""
 
