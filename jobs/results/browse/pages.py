@@ -93,7 +93,7 @@ def cell_text(value: object) -> str:
 
 
 def _names_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return short names by URI, which tell the images of a page apart."""
+    """Return short names by URI, of which no two of a page are alike."""
     uris = [str(row["uri"]) for row in rows]
     return {uri: printable(name) for uri, name in zip(uris, short_names(uris), strict=True)}
 

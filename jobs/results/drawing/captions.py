@@ -1,11 +1,11 @@
-"""Short names of images, which tell those shown together apart."""
+"""Short names of images that are shown together, no two of which are alike."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
 
 def short_names(uris: Sequence[str]) -> list[str]:
-    """Return the last part of each URI, with as many parts before it as tell it from the others.
+    """Return the last part of each URI, with so many parts before it that it is like no other one.
 
     An image in a tar archive is named by its member; the archive is its last resort.
     """
