@@ -45,6 +45,15 @@ StoredOutput = Annotated[
     typer.Argument(metavar="OUTPUT", help="The folder or prefix given to `htc run`."),
     AlsoFlag("--output"),
 ]
+StoredOrCurrentRun = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help='The run of this name. "current" takes the newest rows of each image. '
+        "[default: the newest with images]",
+    ),
+]
 StoredRun = Annotated[
     str | None, typer.Option("--run", metavar="NAME", help="The run of this name. [default: the newest with images]")
 ]

@@ -228,7 +228,7 @@ def show(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files of the same names in a DIR that is not empty.")
     ] = False,
-    run_name: options.StoredRun = None,
+    run_name: options.StoredOrCurrentRun = None,
     storage: options.StorageFlags,
 ) -> None:
     """Draw masks, labels and scores over images.
@@ -278,15 +278,7 @@ def export(
         Path, typer.Option("--to", metavar="DIR", help="Write there: a folder for the files; created if missing.")
     ],
     *,
-    run_name: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            metavar="NAME",
-            help='The run of this name. "current" takes the newest rows of each image. '
-            "[default: the newest with images]",
-        ),
-    ] = None,
+    run_name: options.StoredOrCurrentRun = None,
     where: Annotated[
         str | None,
         typer.Option(
@@ -395,15 +387,7 @@ def evaluate(
             "--json", help="One JSON line instead of a table: scores in [0, 1], and every invalid annotation."
         ),
     ] = False,
-    run_name: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            metavar="NAME",
-            help='The run of this name. "current" takes the newest rows of each image. '
-            "[default: the newest with images]",
-        ),
-    ] = None,
+    run_name: options.StoredOrCurrentRun = None,
     storage: options.StorageFlags,
 ) -> None:
     """Judge a run against COCO annotations.

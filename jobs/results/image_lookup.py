@@ -18,15 +18,9 @@ if TYPE_CHECKING:
 # Enough names to find a misspelt one, few enough to compare at once.
 MAX_NAMES_COMPARED = 50_000
 
+CURRENT = "current"
+"""Stands for each image's newest rows of all runs, where no run has this name; see `htc export`."""
 _COLUMNS = "image_id, uri, run, shard, status, error, etag, bytes, width, height"
-_BY_URI = f"""
-    SELECT {_COLUMNS} FROM images WHERE run = $run AND (uri = $uri OR ends_with(uri, $ending))
-    ORDER BY uri = $uri DESC, uri LIMIT 2
-"""  # noqa: S608 - our own column names
-_NAMES = f"SELECT uri FROM images WHERE run = $run LIMIT {MAX_NAMES_COMPARED}"  # noqa: S608 - a number
-_CATEGORIES = """
-    SELECT category, count(*) AS n FROM instances WHERE run = $run GROUP BY category ORDER BY n DESC, category
-"""
 # The images with the smallest hashes of their ids: spread over the input, and always the same.
 _SPREAD = "md5(image_id::VARCHAR), uri"
 
@@ -67,34 +61,35 @@ class Wanted:
     def instances_sql(self) -> str:
         """Return the condition on instances."""
         category = " AND list_contains($categories, category)" if self.categories else ""
-        return f"run = $run AND score >= $min_score{category}"
+        return f"score >= $min_score{category}"
 
-    def images_sql(self) -> str:
-        """Return the condition on images."""
-        sql = "run = $run"
+    def images_sql(self, instances: str) -> str:
+        """Return the condition on images; `instances` is where the run's instances are."""
+        sql = "true"
         if self.statuses:
             sql += " AND list_contains($statuses, status)"
         if self.image_ids is not None:
             sql += " AND image_id IN (SELECT unnest($image_ids))"
         if self.categories:
-            inner = f"SELECT image_id, uri FROM instances WHERE {self.instances_sql()}"  # noqa: S608 - our own words
+            inner = f"SELECT image_id, uri FROM {instances} WHERE {self.instances_sql()}"  # noqa: S608 - our own words
             sql += f" AND (image_id, uri) IN ({inner})"
         return sql
 
-    def values(self, sql: str, run: str) -> dict[str, Any]:
-        """Return the parameters that a statement names."""
-        known = {
-            "run": run,
+    def values(self) -> dict[str, Any]:
+        """Return the parameters of the conditions."""
+        return {
             "statuses": list(self.statuses),
             "categories": list(self.categories),
             "min_score": self.min_score or 0.0,
             "image_ids": list(self.image_ids or ()),
         }
-        return {name: value for name, value in known.items() if f"${name}" in sql}
 
 
 class ImageLookup:
-    """The images of one run: samples or finds some, and reads their instances.
+    """The images of one run, or the newest ones of all runs: samples or finds some, and reads their instances.
+
+    Attributes:
+        run: the run's name, or "current".
 
     Raises:
         InputError: there is no run of this name.
@@ -102,21 +97,26 @@ class ImageLookup:
 
     def __init__(self, results: "Results", run: str | None = None) -> None:
         self.run = results.newest_run() if run is None else run
-        # Raises InputError for an unknown name.
-        results.image_parts(self.run)
         self._results = results
-        record = next(record for record in results.records if record.run == self.run)
-        self._fingerprint = record.fingerprint
+        if self.run == CURRENT and CURRENT not in results.runs():
+            self._images, self._instances = "current", "current_instances"
+            self._runs = results.runs()
+        else:
+            results.check_run(self.run)
+            self._images = "(SELECT * FROM images WHERE run = $run)"
+            self._instances = "(SELECT * FROM instances WHERE run = $run)"
+            self._runs = [self.run]
 
     @property
     def is_trained(self) -> bool:
-        """Whether the run's model had trained weights."""
-        return bool(self._fingerprint.get("trained", True))
+        """Whether the run's model had trained weights; of several runs, whether one had."""
+        records = [record for record in self._results.records if record.run in self._runs]
+        return any(record.fingerprint.get("trained", True) for record in records)
 
     @property
     def is_empty(self) -> bool:
         """Whether no shard of the run is committed yet."""
-        return self._results.committed_shards(self.run) == 0
+        return not any(self._results.committed_shards(run) for run in self._runs)
 
     def choose(self, wanted: Wanted, count: int, *, is_spread: bool) -> list[ImageRecord]:
         """Return at most `count` of the wanted images, in the order of their URIs.
@@ -124,30 +124,36 @@ class ImageLookup:
         Args:
             is_spread: take them from all over the input, always the same; else the first ones.
         """
-        condition = wanted.images_sql()
+        condition = wanted.images_sql(self._instances)
         order = _SPREAD if is_spread else "uri"
         sql = (
-            f"SELECT * FROM (SELECT {_COLUMNS} FROM images WHERE {condition} ORDER BY {order} LIMIT $count) "  # noqa: S608
+            f"SELECT * FROM (SELECT {_COLUMNS} FROM {self._images} WHERE {condition} ORDER BY {order} LIMIT $count) "  # noqa: S608
             "ORDER BY uri"
         )
-        values = {**wanted.values(sql, self.run), "count": count}
-        return query_views(self._results, lambda database: [ImageRecord(*row) for row in _rows(database, sql, values)])
+        values = {**wanted.values(), "count": count}
+        return query_views(self._results, lambda found: [ImageRecord(*row) for row in self._rows(found, sql, values)])
+
+    def rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Return these columns of `images`, of all of the run's images."""
+        sql = f"SELECT {', '.join(columns)} FROM {self._images}"  # noqa: S608 - our own column names
+        return query_views(
+            self._results, lambda found: [dict(zip(columns, row, strict=True)) for row in self._rows(found, sql, {})]
+        )
 
     def categories(self) -> list[str]:
         """Return the categories of the run's instances, most frequent first."""
-        values = {"run": self.run}
-        return query_views(
-            self._results, lambda database: [str(row[0]) for row in _rows(database, _CATEGORIES, values)]
-        )
+        sql = f"""
+            SELECT category, count(*) AS n FROM {self._instances} GROUP BY category ORDER BY n DESC, category
+        """  # noqa: S608 - our own table
+        return query_views(self._results, lambda database: [str(row[0]) for row in self._rows(database, sql, {})])
 
     def best_score(self, images: Sequence[ImageRecord], categories: Sequence[str] = ()) -> float | None:
         """Return the highest score of these images' instances, of these categories if there are any; None without."""
         wanted = Wanted(categories=tuple(categories), image_ids=tuple(image.image_id for image in images))
         condition = f"{wanted.instances_sql()} AND image_id IN (SELECT unnest($image_ids))"
-        sql = f"SELECT max(score) FROM instances WHERE {condition}"  # noqa: S608 - our own words
-        values = wanted.values(sql, self.run)
+        sql = f"SELECT max(score) FROM {self._instances} WHERE {condition}"  # noqa: S608 - our own words
         found: list[float | None] = query_views(
-            self._results, lambda database: [row[0] for row in _rows(database, sql, values)]
+            self._results, lambda database: [row[0] for row in self._rows(database, sql, wanted.values())]
         )
         return found[0]
 
@@ -162,12 +168,16 @@ class ImageLookup:
 
     def instances(self, image: ImageRecord) -> list[dict[str, Any]]:
         """Read the image's rows of `instances`, highest score first."""
-        return read_instances(self._results, self.run, image.shard, image.image_id, image.uri)
+        return read_instances(self._results, image.run, image.shard, image.image_id, image.uri)
 
     def _find_one(self, database: "duckdb.DuckDBPyConnection", uri: str) -> ImageRecord:
         whole = str(home_path(uri).absolute()) if home_path(uri).exists() else uri
-        values = {"run": self.run, "uri": whole, "ending": "/" + uri.lstrip("/")}
-        found = [ImageRecord(*row) for row in _rows(database, _BY_URI, values)]
+        values = {"uri": whole, "ending": "/" + uri.lstrip("/")}
+        sql = f"""
+            SELECT {_COLUMNS} FROM {self._images} WHERE uri = $uri OR ends_with(uri, $ending)
+            ORDER BY uri = $uri DESC, uri LIMIT 2
+        """  # noqa: S608 - our own names
+        found = [ImageRecord(*row) for row in self._rows(database, sql, values)]
         if not found:
             raise InputError(f"Run {self.run} has no image {uri}{self._suggestion(database, uri)}")
         if len(found) > 1 and found[0].uri != whole:
@@ -177,15 +187,19 @@ class ImageLookup:
         return found[0]
 
     def _suggestion(self, database: "duckdb.DuckDBPyConnection", uri: str) -> str:
-        known = [str(row[0]) for row in _rows(database, _NAMES, {"run": self.run})]
+        sql = f"SELECT uri FROM {self._images} LIMIT {MAX_NAMES_COMPARED}"  # noqa: S608 - our own names
+        known = [str(row[0]) for row in self._rows(database, sql, {})]
         by_name = {name.rsplit("/", 1)[-1]: name for name in known}
         close = difflib.get_close_matches(uri.rsplit("/", 1)[-1], by_name, n=1)
         if close:
             return f"; did you mean {by_name[close[0]]}?"
         return "; give its whole URI (`htc query` lists them), or name another run with --run."
 
-
-def _rows(database: "duckdb.DuckDBPyConnection", sql: str, values: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    answer = database.execute(sql, values)
-    while rows := answer.fetchmany(1024):
-        yield from rows
+    def _rows(
+        self, database: "duckdb.DuckDBPyConnection", sql: str, values: dict[str, Any]
+    ) -> Iterator[tuple[Any, ...]]:
+        # DuckDB refuses values that are not used.
+        named = {name: value for name, value in {**values, "run": self.run}.items() if f"${name}" in sql}
+        answer = database.execute(sql, named)
+        while rows := answer.fetchmany(1024):
+            yield from rows

@@ -293,11 +293,10 @@ class Browser:
         a, b = self._two_runs(request)
         uri = request.query_params.get("uri", "")
         try:
-            changes = await self._ask(lambda job: image_changes(a, b, uri, self.tables), request)
+            return json_answer(await self._ask(lambda job: image_changes(a, b, uri, self.tables), request))
         except InputError as error:
             # Such as a damaged mask: the pictures are shown all the same.
             return json_answer({"changes": [], "problem": redact(str(error))})
-        return json_answer({"changes": changes})
 
     async def picture(self, request: Request) -> Response:
         """Return a picture; whatever goes wrong is a grey tile that says so, because an <img> shows no text."""
@@ -383,7 +382,7 @@ class Browser:
         if not sql:
             return None, SqlError("The SQL holds no statement.")
         try:
-            return await self._ask(lambda job: self.tables.ask(sql, job=job, rows=MAX_SQL_ROWS), request), None
+            return await self._ask(lambda job: self.tables.ask_freely(sql, job=job, rows=MAX_SQL_ROWS), request), None
         except (SpecError, StorageError, TimeLimitError, BusyError) as error:
             return None, error
 

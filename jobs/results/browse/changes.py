@@ -9,6 +9,7 @@ from jobs.results.browse.search import Search
 from jobs.results.browse.tables import Tables
 from jobs.results.browse.work import Job
 from jobs.results.diff import ChangedImage, Diff, DiffRules, Kind, diff_runs
+from jobs.results.diff.rules import ImageFate
 from pipeline.errors import HtcError
 
 PAGE_IMAGES = 24
@@ -18,6 +19,13 @@ SCANNED_IMAGES = 96
 SCAN_S = 5.0
 WINDOW_IMAGES = 20_000
 MIN_SCORE = DiffRules().min_score
+_NOT_COMPARED = {
+    ImageFate.CONTENT_CHANGED: "Another picture: not compared. The file was replaced between the two runs.",
+    ImageFate.SIZE_CHANGED: "The picture has another size in each run: not compared.",
+    ImageFate.CARRIED_OVER: "The same row of the same run: nothing was done again.",
+    ImageFate.OUTCOME_CHANGED: "One of the runs has no result of this image: not compared.",
+    ImageFate.NOT_OK: "Neither run has a result of this image: not compared.",
+}
 CHANGES = tuple(kind for kind in Kind if kind is not Kind.SAME)
 
 
@@ -26,7 +34,8 @@ class Changes:
     """A page of images that differ between two runs.
 
     images: rows with `uri`, `status_a`, `status_b`, `instances_a`, `instances_b`, `shard_a`, `shard_b` (None where a
-        run has no such image), `version_changed`, and `counts`: instances by kind of change.
+        run has no such image), `version_changed` (whether it is another picture, whose instances are not compared),
+        and `counts`: instances by kind of change.
     next: where the next page begins, "" where there is none. note: why `counts` are missing, "" when they are not.
     """
 
@@ -66,7 +75,7 @@ def _is_shown(row: dict[str, Any]) -> bool:
 
 def _compare(run_a: str, run_b: str, rows: Sequence[dict[str, Any]], tables: Tables) -> str:
     """Add `counts` to rows, instances by kind of change; return why that could not be done, or ""."""
-    uris = [row["uri"] for row in rows if row["status_a"] == row["status_b"] == "ok"]
+    uris = [row["uri"] for row in rows if row["status_a"] == row["status_b"] == "ok" and not row["version_changed"]]
     note, counts = "", {}
     if uris:
         try:
@@ -81,14 +90,23 @@ def _compare(run_a: str, run_b: str, rows: Sequence[dict[str, Any]], tables: Tab
     return note
 
 
-def image_changes(run_a: str, run_b: str, uri: str, tables: Tables) -> list[dict[str, Any]]:
-    """Return what changed in one image, instance by instance, as JSON-able values.
+def image_changes(run_a: str, run_b: str, uri: str, tables: Tables) -> dict[str, Any]:
+    """Return what changed in one image, instance by instance, as JSON-able values: `changes`, and `note`, why there
+    are none.
 
     Raises:
         InputError: no such run or image.
     """
     diff = diff_runs(tables.output_uri, run_a, None, run_b, uris=[uri], largest=1, storage=tables.storage)
-    return [change.to_dict() for image in diff.largest for change in image.changes]
+    changes = [change.to_dict() for image in diff.largest for change in image.changes]
+    return {"changes": changes, "note": "" if changes else _why_nothing(diff)}
+
+
+def _why_nothing(diff: Diff) -> str:
+    for fate, words in _NOT_COMPARED.items():
+        if diff.images.get(fate):
+            return words
+    return "Within the limits of htc diff, nothing changed among the confident instances."
 
 
 def run_changes(run_a: str, run_b: str, tables: Tables, job: Job) -> Diff:
@@ -148,7 +166,7 @@ def _sql(run_a: str, run_b: str, condition: str, tables: Tables) -> str:
         of_run = "true" if is_current else f"run = ${name}"
         return f"""
             images_{name} AS (
-                SELECT uri, shard, status, etag, instances FROM {images} WHERE {of_run} AND {condition}
+                SELECT uri, shard, status, etag, bytes, instances FROM {images} WHERE {of_run} AND {condition}
             ), sums_{name} AS (
                 SELECT uri, bit_xor(hash(category_id, score, bbox)) AS content FROM {instances}
                 WHERE {of_run} AND {condition} GROUP BY uri
@@ -159,7 +177,7 @@ def _sql(run_a: str, run_b: str, condition: str, tables: Tables) -> str:
         WITH {side("a", run_a)}, {side("b", run_b)}
         SELECT uri, a.status AS status_a, b.status AS status_b, a.instances AS instances_a,
             b.instances AS instances_b, a.shard AS shard_a, b.shard AS shard_b,
-            coalesce(a.etag <> b.etag, false) AS version_changed
+            coalesce(a.etag <> b.etag, a.bytes <> b.bytes, false) AS version_changed
         FROM a {join} b USING (uri)
         WHERE a.status IS DISTINCT FROM b.status OR a.content IS DISTINCT FROM b.content
         ORDER BY uri LIMIT $limit

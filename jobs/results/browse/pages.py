@@ -1,7 +1,7 @@
 """The pages as HTML: templates that escape every value, and the words of numbers and names in them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib import resources
 from typing import Any
@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import jinja2
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from jobs.results.drawing import short_names
 from jobs.results.formats import json_value
 from jobs.results.web import read_asset
 from pipeline.text import count_of, printable
@@ -44,7 +45,7 @@ class Pages:
             "cell": cell_text,
             "query": urlencode,
         }
-        self._templates.globals |= {"output": output_uri, "count_of": count_of}
+        self._templates.globals |= {"output": output_uri, "count_of": count_of, "names_of": _names_of}
 
     def render(self, template: str, status: int = HTTPStatus.OK, **values: Any) -> HTMLResponse:
         """Render a template, such as "gallery.html"."""
@@ -89,6 +90,12 @@ def cell_text(value: object) -> str:
     text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
     shown = printable(text[: MAX_CELL_CHARS + 1])
     return shown if len(text) <= MAX_CELL_CHARS else f"{shown[:MAX_CELL_CHARS]}…"
+
+
+def _names_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return short names by URI, of which no two of a page are alike."""
+    uris = [str(row["uri"]) for row in rows]
+    return {uri: printable(name) for uri, name in zip(uris, short_names(uris), strict=True)}
 
 
 def _number(value: float | None) -> str:

@@ -37,12 +37,25 @@ CURRENT = "current"
 REFRESH_S = 30.0
 # Facts about images that pages have shown, for the pictures that the browser asks for next.
 KEPT_IMAGES = 20_000
-MAX_CELL_CHARS = 2_000
+# Longer than any name of an image: links are made of cells.
+MAX_CELL_CHARS = 4_096
+# Elements of a list whose text is shown; pages show 200 characters, which so many elements exceed.
+MAX_CELL_ELEMENTS = 200
 # All cells of an answer together.
 MAX_ANSWER_CHARS = 8_000_000
+MAX_ANSWER_CELLS = 200_000
+MAX_SENTENCE_CHARS = 2_000
 IMAGE_COLUMNS = ("image_id", "uri", "etag", "bytes", "width", "height", "shard", "status", "error", "instances", "run")
 _EXCERPT = re.compile(r"\n(LINE \d+: .*)", re.DOTALL)
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+# Types whose values are small; everything else is shown as text.
+_SMALL_TYPES = frozenset(
+    {
+        *("boolean", "tinyint", "smallint", "integer", "bigint", "hugeint"),
+        *("utinyint", "usmallint", "uinteger", "ubigint", "uhugeint", "float", "double", "decimal"),
+        *("date", "time", "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone"),
+    }
+)
 
 
 class SqlError(SpecError):
@@ -190,9 +203,12 @@ class Tables:
             TimeLimitError: the job was cancelled.
             DamagedFileError, StorageError: a part cannot be read.
         """
+        return self._ask_again_if_moved(lambda database: _ask(database, sql, values or {}, job, rows), job)
+
+    def _ask_again_if_moved(self, question: Callable[[duckdb.DuckDBPyConnection], Answer], job: Job) -> Answer:
         listed = self._listed
         try:
-            return _ask(listed.database, sql, values or {}, job, rows)
+            return question(listed.database)
         except (SpecError, StorageError) as error:
             if job.is_cancelled:
                 raise TimeLimitError("The query was stopped.") from None
@@ -200,7 +216,15 @@ class Tables:
             if not _is_about_files(error) or not listed.results.has_moved():
                 raise
         self.refresh()
-        return _ask(self._listed.database, sql, values or {}, job, rows)
+        return question(self._listed.database)
+
+    def ask_freely(self, sql: str, *, job: Job, rows: int) -> Answer:
+        """Ask a question of the user's own, whose values may be of any size: as `ask`, but long ones come as cut text.
+
+        DuckDB cuts them, outside Python's lock and where it can be interrupted; a list of a million elements as Python
+        objects would hold up all other threads.
+        """
+        return self._ask_again_if_moved(lambda database: _ask(database, sql, {}, job, rows, is_cutting=True), job)
 
     def schema(self, job: Job) -> list[tuple[str, list[tuple[str, str]]]]:
         """Return the views with the names and types of their columns."""
@@ -312,7 +336,15 @@ def _is_about_files(error: HtcError) -> bool:
     return isinstance(error, StorageError) or any(sign in str(error) for sign in (SCHEME, "arquet"))
 
 
-def _ask(database: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any], job: Job, rows: int) -> Answer:
+def _ask(
+    database: duckdb.DuckDBPyConnection,
+    sql: str,
+    values: dict[str, Any],
+    job: Job,
+    rows: int,
+    *,
+    is_cutting: bool = False,
+) -> Answer:
     check_reading(sql)
     # Conditions are shared by questions that do not all use them, and DuckDB refuses values that are not used.
     values = {name: value for name, value in values.items() if re.search(rf"\${name}\b", sql)}
@@ -322,21 +354,94 @@ def _ask(database: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any], 
         with _duckdb_words():
             # A CTE may hold an INSERT; temporary tables go with the cursor.
             cursor.execute("BEGIN TRANSACTION READ ONLY")
-            answer = cursor.execute(sql, values)
-            columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
-            found, is_cut = _fetch(answer, rows)
+            # EXPLAIN cannot stand in parentheses; its answer is short.
+            is_cutting &= duckdb.extract_statements(sql)[0].type == duckdb.StatementType.SELECT
+            if not is_cutting:
+                answer = cursor.execute(sql, values)
+                columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
+                found, is_cut = _fetch(answer, rows, len(columns), job)
+            else:
+                asked = _bound(cursor, sql)
+                columns = list(zip(asked.columns, map(str, asked.types), strict=True))
+                rows = max(1, min(rows, MAX_ANSWER_CELLS // len(columns)))
+                shown = [f"{_cut(f'#{place}', kind)} AS c{place}" for place, kind in enumerate(asked.types, start=1)]
+                cutting = f"SELECT {', '.join(shown)} FROM (\n{_without_end(sql)}\n) LIMIT {rows + 1}"  # noqa: S608
+                found, is_cut = _fetch(cursor.execute(cutting), rows, len(columns), job)
             return Answer(columns, found, is_cut)
     finally:
         job.stoppable_by(None)
         cursor.close()
 
 
-def _fetch(answer: duckdb.DuckDBPyConnection, rows: int) -> tuple[list[Sequence[Any]], bool]:
+def _bound(cursor: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """Return a statement's relation, which knows its columns without running it."""
+    try:
+        return cursor.sql(sql)
+    except duckdb.Error:
+        # Executed, the statement fails as well, with the place in the SQL that a relation's error lacks.
+        cursor.execute("ROLLBACK")
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        cursor.execute(sql)
+        raise
+
+
+def _cut(value: str, kind: "duckdb.sqltypes.DuckDBPyType") -> str:
+    """Return SQL for a value as it is shown: small ones as they are, others as text of at most `MAX_CELL_CHARS`."""
+    if kind.id in _SMALL_TYPES:
+        return value
+    return f"left(({_first(value, kind)})::VARCHAR, {MAX_CELL_CHARS})"
+
+
+def _first(value: str, kind: "duckdb.sqltypes.DuckDBPyType", depth: int = 0) -> str:
+    """Return SQL for a value with the first elements of its lists and the first bytes of its blobs only."""
+    if kind.id == "varchar":
+        return f"left({value}, {MAX_CELL_CHARS})"
+    if kind.id == "blob":
+        return f"{value}[:{MAX_CELL_CHARS}]"
+    if kind.id in {"list", "array"}:
+        ((_, child),) = _children(kind)
+        first = f"list_slice({value}, 1, {MAX_CELL_ELEMENTS})"
+        inner = _first(f"e{depth}", child, depth + 1)
+        return first if inner == f"e{depth}" else f"list_transform({first}, lambda e{depth}: {inner})"
+    if kind.id == "map":
+        return f"map_from_entries(list_slice(map_entries({value}), 1, {MAX_CELL_ELEMENTS}))"
+    if kind.id == "struct":
+        parts = []
+        for name, child in _children(kind):
+            quoted = '"' + name.replace('"', '""') + '"'
+            parts.append(f"{quoted} := {_first(f'struct_extract({value}, {_text(name)})', child, depth)}")
+        return f"CASE WHEN {value} IS NULL THEN NULL ELSE struct_pack({', '.join(parts)}) END"
+    return value
+
+
+def _children(kind: "duckdb.sqltypes.DuckDBPyType") -> list[tuple[str, "duckdb.sqltypes.DuckDBPyType"]]:
+    """Return the types inside a type; the size of an array is listed beside them."""
+    return [(name, child) for name, child in kind.children if isinstance(child, duckdb.sqltypes.DuckDBPyType)]
+
+
+def _without_end(sql: str) -> str:
+    """Return one statement without the semicolons around it, so that it can stand in parentheses."""
+    encoded = bytearray(sql.encode())
+    for at, _ in duckdb.tokenize(sql):
+        if encoded[at : at + 1] == b";":
+            encoded[at : at + 1] = b" "
+    return encoded.decode()
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _fetch(answer: duckdb.DuckDBPyConnection, rows: int, columns: int, job: Job) -> tuple[list[Sequence[Any]], bool]:
     found: list[Sequence[Any]] = []
     size = 0
+    # Python's lock is held while a batch is fetched, and the answer must not grow far beyond its limit.
+    batch_rows = max(1, min(256, MAX_ANSWER_CHARS // (MAX_CELL_CHARS * max(1, columns))))
     while len(found) <= rows and size <= MAX_ANSWER_CHARS:
+        if job.is_cancelled:
+            raise TimeLimitError("The query was stopped.")
         try:
-            batch: Sequence[Sequence[Any]] = answer.fetchmany(min(256, rows + 1 - len(found)))
+            batch: Sequence[Sequence[Any]] = answer.fetchmany(min(batch_rows, rows + 1 - len(found)))
         except (OverflowError, ValueError) as error:
             raise SqlError(f"The answer holds a value that Python cannot ({error}); cast it to VARCHAR.") from None
         if not batch:
@@ -368,7 +473,7 @@ def _duckdb_words() -> Iterator[None]:
 
 
 def _sentence(error: duckdb.Error) -> str:
-    return message_of(str(error).split("\nLINE ")[0])
+    return message_of(str(error).split("\nLINE ")[0][:MAX_SENTENCE_CHARS])
 
 
 def _excerpt(error: duckdb.Error) -> str:

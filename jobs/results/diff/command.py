@@ -16,7 +16,7 @@ from jobs.results.diff.compare import DEFAULT_LARGEST, diff_runs
 from jobs.results.diff.result import CategoryChanges, Diff, RunSide
 from jobs.results.diff.rules import DiffRules, ImageFate, Kind
 from jobs.results.diff.writer import IMAGES, INSTANCES
-from jobs.results.folders import make_own_folder
+from jobs.results.folders import check_apart, make_own_folder
 from jobs.results.formats import QueryResult, write_answer
 from jobs.terminal.console import Alignment, say, write_json, write_line, write_table
 from jobs.terminal.output_file import atomic_output, check_local
@@ -91,6 +91,8 @@ def report_diff(request: DiffRequest, *, storage_section: "StorageSection | None
     storage = Storage(storage_section)
     if request.folder is not None:
         check_local(request.folder)
+        outputs = {request.output, request.other or request.output}
+        check_apart(request.folder, [open_results(each, storage) for each in sorted(outputs)])
         make_own_folder(request.folder, SUMMARY)
     with _advancing() as advance:
         diff = diff_runs(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from htc_model.lazy_exports import attach
 
 if TYPE_CHECKING:
+    from jobs.results.drawing.captions import short_names
     from jobs.results.drawing.colours import PALETTE, colour_of, instance_colour, text_colour
     from jobs.results.drawing.compose import Cell, Side, contact_sheet, crop, side_by_side
     from jobs.results.drawing.image_reader import (
@@ -41,6 +42,7 @@ __all__ = [
     "picture_names",
     "render_overlay",
     "render_run_image",
+    "short_names",
     "side_by_side",
     "text_colour",
     "write_picture",
@@ -49,6 +51,7 @@ __all__ = [
 __getattr__ = attach(
     __name__,
     {
+        "captions": ["short_names"],
         "colours": ["PALETTE", "colour_of", "instance_colour", "text_colour"],
         "compose": ["Cell", "Side", "contact_sheet", "crop", "side_by_side"],
         "instances": ["DrawnInstance", "damaged_masks", "instance_of_row"],

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,12 +49,14 @@ def check_font(path: Path) -> None:
 
 
 def choose_font(text: str, size: float, font: Path | None = None) -> Font:
-    """Return a font that has the characters of a text; Pillow's own (or `font`) if no font of the machine has them."""
+    """Return a font that has the characters of a text, or most of them; of equals Pillow's own (or `font`)."""
     whole = max(1, round(size))
     own = _own_font(whole) if font is None else _font_of_file(str(font), whole)
     if text.isascii() or has_characters(own, text):
         return own
     path = _system_font("".join(sorted(set(text))))
+    if path is None:
+        path = _best_font("".join(sorted(set(text))), font)
     return own if path is None else _font_of_file(path, whole)
 
 
@@ -80,6 +83,22 @@ def _system_font(characters: str) -> str | None:
             # Not a font that FreeType reads; the next one may be.
             continue
     return None
+
+
+@lru_cache(1024)
+def _best_font(characters: str, font: Path | None) -> str | None:
+    """Return the font file of this machine that has most of these characters; None where Pillow's has as many."""
+    own = _own_font(12) if font is None else _font_of_file(str(font), 12)
+    best, most = None, sum(has_characters(own, character) for character in characters)
+    for path in _system_fonts():
+        try:
+            found = sum(has_characters(_font_of_file(path, 12), character) for character in characters)
+        except OSError:
+            # Not a font that FreeType reads; the next one may be.
+            continue
+        if found > most:
+            best, most = path, found
+    return best
 
 
 def has_characters(font: Font, text: str) -> bool:
@@ -114,7 +133,17 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _font_folders() -> list[Path]:
-    """Return where fonts are installed, of the system and of the user."""
+    """Return where fonts are installed, of the system, of the user and of matplotlib."""
+    return [*_installed_folders(), *_matplotlib_folders()]
+
+
+def _matplotlib_folders() -> list[Path]:
+    # Found, not imported, which takes half a second.
+    found = find_spec("matplotlib")
+    return [] if found is None or found.origin is None else [Path(found.origin).parent / "mpl-data/fonts/ttf"]
+
+
+def _installed_folders() -> list[Path]:
     if sys.platform == "darwin":
         return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), Path.home() / "Library/Fonts"]
     if sys.platform == "win32":

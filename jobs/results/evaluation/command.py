@@ -12,7 +12,7 @@ from jobs.results.evaluation.run_images import MatchRule
 from jobs.results.evaluation.score import DEFAULT_MIN_SCORE, DEFAULT_WORST, Judgement, judge_run
 from jobs.results.evaluation.text import write_csv, write_text
 from jobs.results.evaluation.truth import listed
-from jobs.results.folders import make_own_folder
+from jobs.results.folders import check_apart, make_own_folder
 from jobs.results.formats import json_value
 from jobs.terminal.console import say, write_json, write_line
 from jobs.terminal.output_file import check_local
@@ -64,11 +64,13 @@ def report_evaluation(
     if is_json and output_format not in (None, ReportFormat.json):
         raise SpecError(f"--json writes one line of JSON, --format {output_format} does not; give one of the two.")
     if folder is not None:
-        # Before the work, which may take minutes.
         check_local(folder)
-        make_own_folder(folder, SUMMARY)
     storage = Storage(storage_section)
     results = open_results(output_uri, storage)
+    if folder is not None:
+        # Before the work, which may take minutes.
+        check_apart(folder, [results])
+        make_own_folder(folder, SUMMARY)
     judgement = judge_run(
         results,
         truth_uri,

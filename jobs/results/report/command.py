@@ -5,6 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.results.folders import check_apart
+from jobs.results.image_lookup import CURRENT
 from jobs.results.report.counts import SCORE_BINS, RunCounts, count_run
 from jobs.results.report.drift import drift_section
 from jobs.results.report.evaluation import evaluation_section
@@ -57,14 +59,20 @@ def write_report(output_uri: str, request: ReportRequest, *, storage_section: "S
 
     Raises:
         InputError: there is no such run, or the annotations are of other images.
-        SpecError: the file cannot be written, or the annotations cannot be read.
+        SpecError: the file cannot be written, the annotations cannot be read, or the run is "current".
         DamagedFileError: a part of the tables is damaged or missing.
         StorageError: storage failed.
     """
     _check(request.path)
     storage = Storage(storage_section)
     results = open_results(output_uri, storage)
+    check_apart(request.path.parent, [results], has_pictures=False)
     run = results.newest_run() if request.run is None else request.run
+    if run == CURRENT and CURRENT not in results.runs():
+        raise SpecError(
+            "A report is about one run: its speed, its outcome and its images. The newest rows of all runs are taken "
+            "by --run current of `htc show`, `htc export` and `htc evaluate`, and shown by `htc browse`."
+        )
     results.check_run(run)
     evaluation = evaluation_section(results, request.truth, run) if request.truth else None
     status = read_status(output_uri, storage, run=run, report=say)
@@ -96,6 +104,8 @@ def write_report(output_uri: str, request: ReportRequest, *, storage_section: "S
     page = render_page(content).encode("utf-8")
     with atomic_output(request.path) as sink:
         sink.write(page)
+    if not counts.images:
+        say(f"Run {run} has no rows yet; `htc status` shows how far it is.")
     without = sum(image.thumbnail is None and image.status == "ok" for image in gallery)
     if without:
         say(f"{count_of(without, 'image')} could not be shown, because gone or changed since the run; tiles say why.")

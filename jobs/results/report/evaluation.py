@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from htc_model.training.coco_engines import METRICS
+from jobs.results.drawing import short_names
 from jobs.results.evaluation import Evaluation, evaluate_run
 from jobs.results.evaluation.errors import ErrorKind
 from jobs.results.evaluation.text import EXPLAINED, percent
 from jobs.results.report import charts
-from pipeline.storage.uris import base_name
 from pipeline.text import count_of, printable
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def evaluation_section(results: "Results", truth: str, run: str) -> EvaluationSe
     """
     found = evaluate_run(results, truth, results.storage, run=run)
     kinds, best = tuple(found.kinds), found.kinds[found.best_kind]
-    metrics = found.metrics
+    metrics, worst = found.metrics, found.worst[:SHOWN_WORST]
     means = best.curves.mean
     names = tuple(f"IoU {name.replace(':', ' to ')}" for name in means)
     return EvaluationSection(
@@ -82,12 +82,12 @@ def evaluation_section(results: "Results", truth: str, run: str) -> EvaluationSe
         category_count=len(found.classes),
         worst=tuple(
             (
-                printable(base_name(image.uri)),
+                printable(name),
                 f"{image.mistakes.right:,}",
                 f"{image.mistakes.wrong:,}",
                 f"{image.mistakes.missed:,}",
             )
-            for image in found.worst[:SHOWN_WORST]
+            for image, name in zip(worst, short_names([image.uri for image in worst]), strict=True)
         ),
         notes=tuple(printable(note) for note in _notes(found)),
     )

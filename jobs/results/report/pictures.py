@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +23,12 @@ from jobs.results.drawing import (
     draw_overlay,
     instance_colour,
     instance_of_row,
+    short_names,
 )
 from jobs.results.query import read_instances
 from pipeline.machine_limits import usable_cpus
 from pipeline.storage.uris import base_name
-from pipeline.text import printable
+from pipeline.text import count_of, printable
 
 if TYPE_CHECKING:
     from jobs.results.drawing import ReadImage
@@ -199,7 +200,10 @@ def read_gallery(
         for place, card in zip(order, pool.map(lambda place: reader.read(rows[place]), order), strict=True):
             cards[place] = card
             progress(len(cards), len(rows))
-    return [cards[place] for place in range(len(rows))]
+    names = [printable(name) for name in short_names([str(row["uri"]) for row in rows])]
+    return [
+        replace(cards[place], name=name, item={**cards[place].item, "name": name}) for place, name in enumerate(names)
+    ]
 
 
 def shrink_masks(masks: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -300,8 +304,9 @@ def _counts(rows: Sequence[Mapping[str, Any]], min_score: float | None) -> str:
     for row in confident:
         counts[row["category"]] = counts.get(row["category"], 0) + 1
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    words = [f"{count} {printable(category)}" for category, count in ranked[:3]]
-    return ", ".join([*words, *([f"{len(ranked) - 3} more"] if len(ranked) > 3 else [])])
+    words = [printable(category) + (f" ({count})" if len(ranked) > 1 else "") for category, count in ranked[:3]]
+    more = [f"{len(ranked) - 3} more"] if len(ranked) > 3 else []
+    return f"{count_of(len(confident), 'instance')}: {', '.join([*words, *more])}"
 
 
 def _facts(row: Mapping[str, Any]) -> list[list[str]]:

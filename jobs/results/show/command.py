@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jobs.results.drawing.captions import short_names
 from jobs.results.drawing.fonts import check_font
 from jobs.results.drawing.image_reader import ImageReader
 from jobs.results.drawing.picture_files import SUFFIXES, picture_names
-from jobs.results.folders import make_folder
+from jobs.results.folders import check_apart, make_folder
 from jobs.results.image_lookup import ImageLookup, ImageRecord
 from jobs.results.show.choice import choose_images, instance_rule
 from jobs.results.show.files import (
@@ -64,8 +65,9 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
         style = replace(request.style, long_side=request.style.long_side or SHEET_CELL_PX, min_long_side=0)
         request = replace(request, style=style)
     results = open_results(output_uri, Storage(storage_section))
+    check_apart(request.folder, [results])
     lookup = ImageLookup(results, request.run)
-    truth = None if request.truth is None else read_shown_truth(results, lookup.run, request.truth, request.match)
+    truth = None if request.truth is None else read_shown_truth(results, lookup, request.truth, request.match)
     for note in () if truth is None else truth.notes:
         say(note)
     images = lookup.find(request.uris) if request.uris else choose_images(lookup, request, truth)
@@ -77,15 +79,15 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
         check_free([f"{stem}{SUFFIXES[request.picture_format]}" for stem in stems], request)
     reader = ImageReader(results)
 
-    def draw(work: tuple[ImageRecord, str]) -> DrawnImage:
-        image, stem = work
+    def draw(work: tuple[ImageRecord, str, str]) -> DrawnImage:
+        image, stem, name = work
         rows = rule.choose(lookup.instances(image)) if image.status == "ok" else []
         annotated = None
         if truth is not None and image.image_id in truth.places:
             annotated = truth.instances(image.image_id, rule.categories)
-        return draw_image(reader, image, rows, stem, request, truth=annotated)
+        return draw_image(reader, image, rows, stem, request, name=name, truth=annotated)
 
-    work = list(zip(images, stems, strict=True))
+    work = list(zip(images, stems, short_names([image.uri for image in images]), strict=True))
     counts: Counter[str] = Counter()
     with _advancing(len(work)) as advance:
         if request.is_sheet:

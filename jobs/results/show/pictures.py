@@ -42,9 +42,10 @@ def draw_image(
     stem: str,
     request: ShowRequest,
     *,
+    name: str,
     truth: Sequence[DrawnInstance] | None = None,
 ) -> DrawnImage:
-    """Draw one image, its truth beside it if there is one, or its instances one by one.
+    """Draw one image, its truth beside it if there is one, or its instances one by one; `name` is for its captions.
 
     An image that is gone or has changed since the run is a grey tile that says so; an instance with a damaged mask is
     left out, and named.
@@ -60,7 +61,6 @@ def draw_image(
         f"Not drawn: {image.uri}, instance {instances[place].number} ({instances[place].category}): {reason}."
         for place, reason in damaged.items()
     ]
-    name = image.uri.rsplit("/", 1)[-1]
     if request.content == "images" or read.pixels is None:
         drawn, unlabelled = 0 if read.pixels is None else len(instances) - len(damaged), 0
         if read.pixels is None or request.truth is None:

@@ -15,6 +15,7 @@ from pipeline.storage.uris import absolute_uri
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
+    from jobs.results.image_lookup import ImageLookup
     from pipeline.output.results import Results
 
 
@@ -50,14 +51,14 @@ def _drawn(entry: ObjectAnnotation, name: str, number: int, height: int, width: 
     )
 
 
-def read_shown_truth(results: "Results", run: str, uri: str, rule: MatchRule) -> ShownTruth:
+def read_shown_truth(results: "Results", lookup: "ImageLookup", uri: str, rule: MatchRule) -> ShownTruth:
     """Read COCO annotations, and find their images in a run by a rule, as `htc evaluate` does.
 
     Raises:
         SpecError: the file cannot be read, or is no COCO annotations.
         InputError: none of its images is in the run, or they are of another size.
     """
-    images = RunImages(results.images(run, ["image_id", "uri", "width", "height", "status"]).to_pylist(), rule)
+    images = RunImages(lookup.rows(["image_id", "uri", "width", "height", "status"]), rule)
     document = read_coco(uri, results.storage)
     notes = []
     if is_panoptic(document):
@@ -67,7 +68,7 @@ def read_shown_truth(results: "Results", run: str, uri: str, rule: MatchRule) ->
         annotations = read_annotations(document, keeps_empty_images=True, is_truth=True, find_size=images.find_size)
     except AnnotationError as error:
         raise SpecError(f"{uri}: {error}") from error
-    matches = images.match(annotations, uri, run)
+    matches = images.match(annotations, uri, lookup.run)
     images.refuse_other_sizes(annotations, matches.places, uri)
     if annotations.bad:
         notes.append(f"{uri}: {count_of(len(annotations.bad), 'flawed annotation')} left out ({annotations.bad[0]}).")

@@ -193,13 +193,36 @@ export class ImageView {
       context.fillRect(0, 0, item.width, item.height);
     }
     // Masks on another picture would be wrong: without the image there are none.
-    if (!item.image) return;
+    if (!item.image) return this.#drawNote(ratio);
     const order = item.instances
       .map((_, index) => index)
       .filter((index) => this.shown[index])
       .sort((a, b) => area(item.instances[b]) - area(item.instances[a]));
     for (const index of order) this.#drawInstance(index, scale);
     if (this.hasLabels) this.#drawLabels(order, ratio);
+  }
+
+  /** Why there is no picture, in the middle of what is shown of the grey area. */
+  #drawNote(ratio) {
+    const { context, item } = this;
+    const { scale, x, y } = this.transform;
+    const { clientWidth, clientHeight } = this.canvas;
+    const [left, right] = [Math.max(0, x), Math.min(clientWidth, x + item.width * scale)];
+    const [top, bottom] = [Math.max(0, y), Math.min(clientHeight, y + item.height * scale)];
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.font = "600 14px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillStyle = "#111111";
+    const lines = [""];
+    for (const word of (item.note || "no picture").split(" ")) {
+      const longer = `${lines.at(-1)} ${word}`.trim();
+      if (context.measureText(longer).width > right - left - 16 && lines.at(-1)) lines.push(word);
+      else lines[lines.length - 1] = longer;
+    }
+    const first = (top + bottom) / 2 - (lines.length - 1) * 10;
+    lines.forEach((line, place) => context.fillText(line, (left + right) / 2, first + place * 20, right - left));
+    context.textAlign = "start";
   }
 
   #drawInstance(index, scale) {

@@ -194,7 +194,7 @@ def test_an_earlier_calls_pictures_are_replaced_and_other_files_are_not(output: 
     assert show(output, folder, limit=2, is_overwriting=True) == 0
     assert (folder / "1_a_b_20_ü.png").read_bytes() != photo
     assert (folder / "notes.txt").read_text() == "mine"
-    with pytest.raises(SpecError, match=r"holds images of the run, such as .*0 a#b"):
+    with pytest.raises(SpecError, match=r"holds the images of the run"):
         show(output, output.photos, is_overwriting=True)
     for name, content in (("crops", "crops"), ("sheet", "images")):
         (tmp_path / name).mkdir()

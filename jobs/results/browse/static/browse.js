@@ -270,10 +270,9 @@ async function pairPage() {
 async function showChanges(address, views, items) {
   const list = document.getElementById("changes");
   try {
-    const { changes, problem } = await fetchJson(address);
+    const { changes, note, problem } = await fetchJson(address);
     if (problem) throw new Error(problem);
-    const nothing = "Within the limits of htc diff, nothing changed among the confident instances.";
-    list.replaceChildren(changes.length ? changesTable(changes, views, items) : element("p", { text: nothing }));
+    list.replaceChildren(changes.length ? changesTable(changes, views, items) : element("p", { text: note }));
     return changes;
   } catch (error) {
     list.replaceChildren(element("p", { className: "notice is-warn", text: error.message }));

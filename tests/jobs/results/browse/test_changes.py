@@ -30,7 +30,10 @@ def test_what_an_incremental_run_leaves_out_has_not_changed(open_app: OpenApp, t
     client = open_app(tmp_path / "out")
     page = client.get("/compare?a=monday&b=tuesday&all=1").text
     assert changed_in(page) == ["b.png", "new.png"]
-    assert "another version" in page
+    assert "another picture: not compared" in page
+    assert "the same within the limits" not in page
+    address = f"/api/changes?a=monday&b=tuesday&uri={photos / 'b.png'}"
+    assert "not compared" in client.get(address).json()["note"]
     page = client.get("/compare?a=monday&b=current&all=1").text
     assert changed_in(page) == ["b.png", "c.png", "new.png"]
     assert names_in(client.get("/?run=current").text) == ["a.png", "b.png", "new.png"]

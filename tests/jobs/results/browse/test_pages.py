@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from htc_model.masks.rle import decode_rle
+from jobs.results.browse.tables import MAX_CELL_CHARS, Tables
+from jobs.results.browse.work import Job, TimeLimitError
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from tests.jobs.results.browse.conftest import OpenApp
@@ -236,7 +238,6 @@ def test_sql_is_answered_with_pictures_of_the_images_that_it_names(open_app: Ope
         ("SELECT * FROM read_parquet('s3://bucket/x.parquet')", "this output's tables only"),
         ("SELECT mask_area({'size': [1, 1], 'counts': '~~'}::STRUCT(size INTEGER[], counts VARCHAR))", "mask_area"),
         ("SELECT \ud800", "text"),
-        ("SELECT INTERVAL 10000000 YEARS", "cast it to VARCHAR"),
     ],
 )
 def test_wrong_sql_gets_duckdbs_words(open_app: OpenApp, two_runs: Path, sql: str, words: str) -> None:
@@ -265,7 +266,40 @@ def test_an_answer_has_a_limit_of_rows_and_of_text(open_app: OpenApp, two_runs: 
     long = "SELECT repeat('x', 1000000) FROM range(100)"
     part = client.get("/sql/answer", params={"sql": long}).text
     assert len(part) < 1_000_000
-    assert "there are more" in part
+    assert "100 rows" in part
+    wide = f"SELECT {', '.join(['range'] * 1000)} FROM range(1000)"
+    assert "200 rows; there are more" in client.get("/sql/answer", params={"sql": wide}).text
+
+
+@pytest.mark.parametrize(
+    ("sql", "begin"),
+    [
+        ("SELECT range(1000000) FROM range(20); -- of all; ü", "[0, 1, 2"),
+        ("SELECT list(mask) || list(mask) FROM instances", "[{'size': ["),
+        ("SELECT {'a': range(1000000), 'of \"b': [range(1000000)], 'c': NULL}", "{'a': [0, 1, 2"),
+        ("SELECT map(range(100000), range(100000))", "{0=0, 1=1"),
+        ("SELECT repeat('x', 1000000)::BLOB AS a, 'ü' AS a", "xxx"),
+        ("SELECT [repeat('x', 1000000)]", "[xxx"),
+        ("SELECT [[NULL::STRUCT(a INTEGER[])]]", "[[NULL]]"),
+        ("SELECT array_value(1, 2)", "[1, 2]"),
+        ("SELECT INTERVAL 10000000 YEARS", "10000000 years"),
+        ("EXPLAIN SELECT 1", "physical_plan"),
+        ("SUMMARIZE images", "image_id"),
+        ("SELECT * FROM runs ORDER BY run", "monday"),
+    ],
+)
+def test_values_of_any_size_are_cut_by_duckdb(two_runs: Path, sql: str, begin: str) -> None:
+    answer = Tables(str(two_runs), Storage()).ask_freely(sql, job=Job(), rows=1000)
+    assert str(answer.rows[0][0]).startswith(begin)
+    assert not [cell for row in answer.rows for cell in row if isinstance(cell, list | dict | bytes)]
+    assert max(len(str(cell)) for row in answer.rows for cell in row) <= MAX_CELL_CHARS
+
+
+def test_a_stopped_question_gives_no_answer(two_runs: Path) -> None:
+    job = Job()
+    job.cancel()
+    with pytest.raises(TimeLimitError):
+        Tables(str(two_runs), Storage()).ask_freely("SELECT * FROM range(100000)", job=job, rows=1000)
 
 
 def test_a_question_has_a_limit_of_time(open_app: OpenApp, two_runs: Path) -> None:

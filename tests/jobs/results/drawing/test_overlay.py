@@ -186,6 +186,8 @@ def test_names_in_any_script_are_written_or_escaped(tmp_path: Path) -> None:
     assert writable("a\nb\x1b[1m") == "a b\\x1b[1m"
     # A character that no font has.
     assert writable("x\U000e0fff") == "x\\U000e0fff"
+    # It alone is escaped.
+    assert writable("naïve \U000e0fff Straße") == "naïve \\U000e0fff Straße"
     names = ["猫", "кошка", "قطة", "", "x" * 500, '"><script>', "a/../b"]
     found = [DrawnInstance(name, 0.5, (10, 20 + 50 * n, 300, 30)) for n, name in enumerate(names)]
     assert (draw_overlay(grey(400, 400), found) != 100).any()

@@ -10,6 +10,13 @@ from jobs.results.report import ReportRequest, write_report
 from tests.support.browser import PHONE, BrowserPages, grave_faults, scrolls_sideways
 from tests.support.builders.reported_runs import CHANGED, GONE, HOSTILE_CATEGORY, HOSTILE_ERROR, OK, make_reported_run
 
+IS_WRITTEN_ON = """canvas => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  done(data.some((value, place) => place % 4 === 0 && value < 60 && data[place + 3] === 255));
+})))"""
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -87,6 +94,8 @@ def test_images_that_are_gone_or_changed_have_a_grey_tile_and_no_mask(pages: Bro
         assert reason in card.locator(".no-picture").inner_text()
         card.locator("button").click()
         assert reason in page.locator(".viewer-note").inner_text()
+        # The reason is also written on the grey area.
+        assert page.locator(".viewer-canvas").evaluate(IS_WRITTEN_ON)
         item = json.loads(page.locator(f"#{card.get_attribute('data-item')}").text_content() or "")
         assert item["image"] is None
         assert [each["mask"] for each in item["instances"]] == [None] * 3
