@@ -50,8 +50,7 @@ StoredOrCurrentRun = Annotated[
     typer.Option(
         "--run",
         metavar="NAME",
-        help='The run of this name. "current" takes the newest rows of each image. '
-        "[default: the newest with images]",
+        help='The run of this name. "current" takes the newest rows of each image. [default: the newest with images]',
     ),
 ]
 StoredRun = Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.results.evaluation.folder import PAGE, SUMMARY, write_folder
+from jobs.results.evaluation.result import Evaluation
 from jobs.results.evaluation.run_images import MatchRule
 from jobs.results.evaluation.score import DEFAULT_MIN_SCORE, DEFAULT_WORST, Judgement, judge_run
 from jobs.results.evaluation.text import write_csv, write_text
@@ -83,16 +84,27 @@ def report_evaluation(
         worst=worst,
     )
     evaluation = judgement.evaluation
-    if evaluation.missing:
-        count = count_of(len(evaluation.missing), "annotated image")
-        say(f"Not scored: {count} without a row in the run ({listed(evaluation.missing)}).")
-    for sentence in evaluation.notes:
-        say(sentence)
+    _say_notes(evaluation)
     if folder is not None or output_format is ReportFormat.html:
         page = _write_page(judgement, results, folder)
         if output_format is ReportFormat.html:
             sys.stdout.write(page)
             return 0
+    _write_numbers(evaluation, output_format, per_category=per_category, is_json=is_json)
+    return 0
+
+
+def _say_notes(evaluation: Evaluation) -> None:
+    if evaluation.missing:
+        count = count_of(len(evaluation.missing), "annotated image")
+        say(f"Not scored: {count} without a row in the run ({listed(evaluation.missing)}).")
+    for sentence in evaluation.notes:
+        say(sentence)
+
+
+def _write_numbers(
+    evaluation: Evaluation, output_format: ReportFormat | None, *, per_category: bool, is_json: bool
+) -> None:
     if is_json:
         write_line(json.dumps(json_value(evaluation.to_dict())))
     elif output_format is ReportFormat.json:
@@ -101,7 +113,6 @@ def report_evaluation(
         write_csv(evaluation, None, per_category=per_category)
     else:
         write_text(evaluation, per_category=per_category)
-    return 0
 
 
 def _write_page(judgement: Judgement, results: Results, folder: Path | None) -> str:
