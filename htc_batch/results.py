@@ -1,5 +1,6 @@
 """Results: the tables of an output for Python, with choices of rows, data frames, masks and SQL."""
 
+import atexit
 import difflib
 import os
 import threading
@@ -261,13 +262,11 @@ class Results(Tables):
         return diff(self.output_uri, run_a, run_b, storage=self.storage.section, **options)
 
     def refresh(self) -> None:
-        """List runs and parts again when they are needed next; relations that `sql` has returned end."""
+        """List runs and parts again when they are needed next; relations that `sql` has returned keep their listing."""
         super().refresh()
         self.__dict__.pop("records", None)
         with self._lock:
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
+            self._drop_connection()
 
     def __repr__(self) -> str:
         """Return the folder, and how many runs and images it has."""
@@ -312,12 +311,16 @@ class Results(Tables):
 
     def _connection(self) -> "duckdb.DuckDBPyConnection":
         if self._opened is not None and self._opened.process_id != os.getpid():
-            # A process that was forked opens its own; to drop the other would wait for threads that it does not have.
-            _OF_PARENTS.append(self._opened)
-            self._opened = None
+            self._drop_connection()
         if self._opened is None:
             self._opened = _Database(self)
         return self._opened.connection
+
+    def _drop_connection(self) -> None:
+        if self._opened is not None and self._opened.process_id != os.getpid():
+            # Of the process that forked this one: to end it would wait for threads that only the other has.
+            _OF_PARENTS.append(self._opened)
+        self._opened = None
 
     def _table(self, table: TableName, choice: Mapping[str, Any]) -> pa.Table:
         if table not in _SCHEMAS:
@@ -388,7 +391,8 @@ class Results(Tables):
 class _Database:
     """An open DuckDB connection with the views, of the process that opened it.
 
-    It is closed when the process ends at the latest, because its functions are Python's.
+    It ends with the last relation that was made with it, so that `open(...).sql(...)` can be read in one line; when the
+    process ends at the latest, because its functions are Python's.
     """
 
     def __init__(self, results: Tables) -> None:
@@ -396,19 +400,20 @@ class _Database:
         self.connection = open_database(results, is_external_allowed=True)
         # The caller's data frames are in frames above those of this module.
         self.connection.execute("SET python_scan_all_frames = true")
-        self._end = weakref.finalize(self, _close, self.connection, self.process_id)
-
-    def close(self) -> None:
-        self._end()
+        _OPEN[self.connection] = self.process_id
 
 
 _OF_PARENTS: list[_Database] = []
+_OPEN: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, int]" = weakref.WeakKeyDictionary()
+"""Connections that somebody still holds, with the process that opened them."""
 
 
-def _close(connection: "duckdb.DuckDBPyConnection", process_id: int) -> None:
-    # A copy in a forked process belongs to its parent.
-    if process_id == os.getpid():
-        connection.close()
+@atexit.register
+def _close_open_connections() -> None:
+    for connection, process_id in list(_OPEN.items()):
+        # A copy in a forked process belongs to its parent.
+        if process_id == os.getpid():
+            connection.close()
 
 
 def _schema_of(table: TableName, columns: Sequence[str] | None) -> pa.Schema:

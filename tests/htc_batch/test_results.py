@@ -1,6 +1,9 @@
 """`htc_batch.open`: rows, data frames, masks and SQL of an output, as a notebook asks for them."""
 
+import gc
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +178,29 @@ def test_sql_sees_the_views_the_functions_and_the_callers_tables(results: htc_ba
     results.sql("CREATE TEMP TABLE kept (x INTEGER)")
     assert results.sql("INSERT INTO kept VALUES (1)").fetchall() == [(1,)]
     assert results.sql("SELECT x FROM kept").fetchall() == [(1,)]
+
+
+def test_a_relation_outlives_what_it_was_asked_of(output: Output) -> None:
+    relation = htc_batch.open(output.uri).sql("SELECT mask_area(mask) AS pixels FROM instances")
+    gc.collect()
+    derived = relation.aggregate("count(*) AS n, min(pixels) > 0 AS full")
+    del relation
+    gc.collect()
+    assert derived.fetchall() == [(10, True)]
+    again = htc_batch.open(output.uri)
+    counted = again.sql("SELECT count(*) FROM instances")
+    again.refresh()
+    assert counted.fetchall() == again.sql("SELECT count(*) FROM instances").fetchall() == [(10,)]
+
+
+def test_a_process_ends_with_a_relation_still_held(output: Output) -> None:
+    script = (
+        "import sys, htc_batch\n"
+        "sys.kept = htc_batch.open(sys.argv[1]).sql('SELECT mask_area(mask) FROM instances').to_arrow_reader(1)\n"
+        "sys.kept.read_next_batch()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, output.uri], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_it_goes_on_where_parts_were_compacted_meanwhile(tmp_path: Path) -> None:
