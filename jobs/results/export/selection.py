@@ -10,8 +10,9 @@ from duckdb.func import PythonUDFType
 from numpy.typing import NDArray
 
 from htc_model.masks.rle import decode_rle
+from jobs.results.condition import check_condition
 from jobs.results.export.names import relative_name, split_name
-from pipeline.errors import InputError, SpecError
+from pipeline.errors import InputError
 from pipeline.output.mask_functions import decode_masks
 from pipeline.output.query_files import SCHEME
 from pipeline.output.schema import MASK_TYPE
@@ -124,10 +125,11 @@ class Selection:
             if not self.images:
                 raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
             self.left_out = int(self._one(f"SELECT count(*) FROM {images} WHERE {chosen} AND status <> 'ok'"))  # noqa: S608
-            self._check_condition(where, instances)
+            if where is not None:
+                check_condition(where, instances, lambda asked: database.execute(asked).fetchall())
             # The condition is the user's own, in a database that is closed to everything but these tables.
             limit = "true" if min_score is None else f"score >= {min_score!r}"
-            self._condition = f"{limit} AND {f'({where}{chr(10)})' if where else 'true'}"
+            self._condition = f"{limit} AND {'true' if where is None else f'({where}{chr(10)})'}"
             rows = f"SELECT * FROM {instances} WHERE {chosen} AND {self._condition}"  # noqa: S608  # nosec B608
             found = database.execute(
                 f"SELECT category_id, any_value(category), count(*) FROM ({rows}) GROUP BY category_id ORDER BY 1"  # noqa: S608  # nosec B608
@@ -234,17 +236,6 @@ class Selection:
             uris = f"uri <= {_text(end)}" + (f" AND uri > {_text(before)}" if before is not None else "")
             yield _Piece(f"{condition} AND {uris}", uris, paths)
             before = end
-
-    def _check_condition(self, where: str | None, instances: str) -> None:
-        if where is None:
-            return
-        asked = f"SELECT ({where}\n) FROM {instances}"  # noqa: S608  # nosec B608
-        described = self._database.execute(f"DESCRIBE {asked}").fetchall()
-        if [row[1] for row in described] != ["BOOLEAN"]:
-            raise SpecError(
-                f"--where {where}: this is no condition (its type is {described[0][1]}); give one such as "
-                "\"category = 'person' AND area > 1000\"."
-            )
 
     def _one(self, sql: str) -> Any:
         return self._database.execute(sql).fetchall()[0][0]
