@@ -245,7 +245,9 @@ class Results(Tables):
             raise InputError(f"There is no image {named} in {self._run_in_words(run)}{self._suggestion(named, run)}")
         uris = list(dict.fromkeys(str(row["uri"]) for row in found))
         if len(uris) > 1:
-            raise InputError(f"{named} is the end of several uris ({uris[0]}, {uris[1]}, ...); give more of it.")
+            from jobs.results.image_lookup import several_uris
+
+            raise several_uris(str(named), uris)
         return found[0]
 
     def evaluate(self, truth: "str | Mapping[str, Any]", run: str | None = None, **options: Any) -> "Evaluation":

@@ -21,7 +21,7 @@ MAX_NAMES_COMPARED = 50_000
 _COLUMNS = "image_id, uri, run, shard, status, error, etag, bytes, width, height"
 _BY_URI = f"""
     SELECT {_COLUMNS} FROM images WHERE run = $run AND (uri = $uri OR ends_with(uri, $ending))
-    ORDER BY uri = $uri DESC, uri LIMIT 2
+    ORDER BY uri = $uri DESC, uri LIMIT 3
 """  # noqa: S608 - our own column names
 _NAMES = f"SELECT uri FROM images WHERE run = $run LIMIT {MAX_NAMES_COMPARED}"  # noqa: S608 - a number
 _CATEGORIES = """
@@ -171,9 +171,7 @@ class ImageLookup:
         if not found:
             raise InputError(f"Run {self.run} has no image {uri}{self._suggestion(database, uri)}")
         if len(found) > 1 and found[0].uri != whole:
-            raise InputError(
-                f"{uri} is the end of several uris ({found[0].uri}, {found[1].uri}, ...); give more of it."
-            )
+            raise several_uris(uri, [image.uri for image in found])
         return found[0]
 
     def _suggestion(self, database: "duckdb.DuckDBPyConnection", uri: str) -> str:
@@ -183,6 +181,12 @@ class ImageLookup:
         if close:
             return f"; did you mean {by_name[close[0]]}?"
         return "; give its whole URI (`htc query` lists them), or name another run with --run."
+
+
+def several_uris(end: str, uris: Sequence[str]) -> InputError:
+    """Return the error for the end of a uri that two or more uris have."""
+    others = " and others" if len(uris) > 2 else ""
+    return InputError(f"{end} is the end of several uris ({uris[0]}, {uris[1]}{others}); give more of it.")
 
 
 def _rows(database: "duckdb.DuckDBPyConnection", sql: str, values: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

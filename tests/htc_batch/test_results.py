@@ -160,7 +160,7 @@ def test_the_end_of_several_uris_is_no_name(tmp_path: Path) -> None:
         tmp_path / "out", [WrittenRun({"x/same.jpg": "ok", "y/same.jpg": "ok"}), WrittenRun({"y/same.jpg": "ok"})]
     )
     results = htc_batch.open(str(tmp_path / "out"))
-    with pytest.raises(htc_batch.HtcError, match=r"end of several uris .*x/same.jpg, .*give more of it"):
+    with pytest.raises(htc_batch.HtcError, match=r"end of several uris \(.*x/same.jpg, [^,]*y/same.jpg\); give more of it"):
         results.find_image("same.jpg", "0")
     assert results.find_image("same.jpg")["run"] == "1"
     assert results.find_image("y/same.jpg", None)["run"] == "1"

@@ -123,7 +123,9 @@ class Selection:
         with translated_sql_errors():
             self.images = _name_images(database, images, chosen, roots)
             if not self.images:
-                raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
+                if self._one(f"SELECT count(*) FROM {images} WHERE {chosen}"):  # noqa: S608
+                    raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
+                raise InputError(f"Run {self.run} has no row of an image yet; `htc status` says how far it is.")
             self.left_out = int(self._one(f"SELECT count(*) FROM {images} WHERE {chosen} AND status <> 'ok'"))  # noqa: S608
             if where is not None:
                 check_condition(where, instances, lambda asked: database.execute(asked).fetchall())

@@ -288,6 +288,20 @@ def test_copies_are_the_images_and_a_changed_one_is_left_out(
         os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def test_images_that_are_gone_are_not_offered_as_copies(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = drawn.photos / "a/one.png"
+    photo.rename(tmp_path / "elsewhere.png")
+    try:
+        export(drawn, tmp_path / "yolo", "yolo")
+    finally:
+        (tmp_path / "elsewhere.png").rename(photo)
+    said = capsys.readouterr().err
+    assert "1 of the images not put there: they are gone" in said
+    assert "--image-files" not in said
+
+
 def test_a_folder_with_files_is_refused_and_overwritten_only_when_asked(drawn: Drawn, tmp_path: Path) -> None:
     folder = export(drawn, tmp_path / "out", "coco")
     (folder / "mine.txt").write_text("mine")
@@ -325,7 +339,7 @@ def test_a_wrong_choice_is_one_sentence_and_leaves_nothing(
 @pytest.mark.parametrize("chosen", list(command.Format))
 def test_a_damaged_mask_is_named_with_the_way_out(damaged: str, tmp_path: Path, chosen: command.Format) -> None:
     request = command.ExportRequest(chosen, tmp_path / "out")
-    with pytest.raises(HtcError, match=r"a\.jpg: the mask of instance 1 is damaged; --where .mask_is_valid"):
+    with pytest.raises(HtcError, match=r"^/.*a\.jpg: the mask of instance 1 is damaged; --where .mask_is_valid"):
         command.export_output(damaged, request)
     assert list(tmp_path.iterdir()) == []
     command.export_output(damaged, replace(request, where="mask_is_valid(mask)"))
@@ -414,7 +428,7 @@ def test_an_output_without_rows_is_refused_and_one_without_instances_is_not(tmp_
     assert (len(document["images"]), document["annotations"], document["categories"]) == (5, [], [])
     empty = load_spec(None, {"input.uri": str(output.photos), "output.uri": str(tmp_path / "empty")})
     open_run(empty, FINGERPRINT, Storage(), run="night").close()
-    with pytest.raises(InputError, match="no image with the status ok"):
+    with pytest.raises(InputError, match="no row of an image yet; `htc status`"):
         command.export_output(str(tmp_path / "empty"), command.ExportRequest(command.Format.COCO, tmp_path / "x"))
 
 
