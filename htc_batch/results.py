@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError, SpecError, StorageError
@@ -96,7 +97,7 @@ class Results(Tables):
 
         Args:
             columns: names; None for all.
-            category: names or ids of categories.
+            category: names or ids of categories; one that no instance has gives no rows.
             min_score: only instances that score at least as much.
             image: only those of this image, see `masks`; of a compacted run its rows are read alone.
 
@@ -121,8 +122,11 @@ class Results(Tables):
 
         Raises:
             InputError: there is no run of this name, or no such column.
+            SpecError: `rows` or `min_score` is no such number.
             StorageError: the output was compacted or pruned meanwhile; there would be more rows.
         """
+        if not isinstance(rows, int) or rows < 1:
+            raise SpecError(f"rows is a whole number from 1, not {rows!r}.")
         sql, values = self.instances_sql(run, columns, category=category, min_score=min_score)
         schema = _schema_of("instances", columns)
         # A database of its own, because the caller may ask other things between two batches.
@@ -425,6 +429,8 @@ def _schema_of(table: TableName, columns: Sequence[str] | None) -> pa.Schema:
         InputError: there is no such column.
     """
     schema = _SCHEMAS[table]
+    if isinstance(columns, str):
+        raise SpecError(f'columns is a list of names, such as ["{columns}"], not the text {columns!r}.')
     for name in columns or ():
         if name not in schema.names and name != _RUN.name:
             close = difflib.get_close_matches(name, schema.names, n=1)
@@ -457,6 +463,8 @@ def _of_image(row: Mapping[str, Any]) -> _Choice:
 def _of_instances(category: str | int | Sequence[str | int] | None, min_score: float | None) -> _Choice:
     chosen = _Choice()
     if min_score is not None:
+        if not isinstance(min_score, int | float | np.number):
+            raise SpecError(f"min_score is a number from 0 to 1, not {min_score!r}.")
         chosen &= _Choice(("score >= $min_score",), {"min_score": float(min_score)})
     if category is None:
         return chosen

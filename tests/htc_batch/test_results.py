@@ -155,12 +155,25 @@ def test_what_does_not_exist_is_named_with_what_is_near(results: htc_batch.Resul
         htc_batch.open(results.output_uri, {"endpoint": "x"})
 
 
+def test_wrong_arguments_are_one_sentence(results: htc_batch.Results) -> None:
+    with pytest.raises(htc_batch.HtcError, match=r'columns is a list of names, such as \["uri"\]'):
+        results.instances(columns="uri")
+    with pytest.raises(htc_batch.HtcError, match="min_score is a number from 0 to 1, not 'a'"):
+        results.instances(min_score="a")  # type: ignore[arg-type]
+    with pytest.raises(htc_batch.HtcError, match="rows is a whole number from 1, not 0"):
+        next(results.batches(rows=0))
+    row = results.images(status="unreadable").to_pylist()[0]
+    assert repr(results.masks(row)) == f"<Masks: none of {row['uri']}, whose status is unreadable>"
+
+
 def test_the_end_of_several_uris_is_no_name(tmp_path: Path) -> None:
     write_runs(
         tmp_path / "out", [WrittenRun({"x/same.jpg": "ok", "y/same.jpg": "ok"}), WrittenRun({"y/same.jpg": "ok"})]
     )
     results = htc_batch.open(str(tmp_path / "out"))
-    with pytest.raises(htc_batch.HtcError, match=r"end of several uris \(.*x/same.jpg, [^,]*y/same.jpg\); give more of it"):
+    with pytest.raises(
+        htc_batch.HtcError, match=r"end of several uris \(.*x/same.jpg, [^,]*y/same.jpg\); give more of it"
+    ):
         results.find_image("same.jpg", "0")
     assert results.find_image("same.jpg")["run"] == "1"
     assert results.find_image("y/same.jpg", None)["run"] == "1"
