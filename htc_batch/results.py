@@ -411,7 +411,7 @@ class _Database:
 
 _OF_PARENTS: list[_Database] = []
 _OPEN: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, int]" = weakref.WeakKeyDictionary()
-"""Connections that somebody still holds, with the process that opened them."""
+"""Connections that something still holds, with the process that opened them."""
 
 
 @atexit.register
