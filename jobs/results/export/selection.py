@@ -90,6 +90,7 @@ class Selection:
         images, instances: how many.
         left_out: images without a result, which are not exported.
         categories: by name, those of the chosen instances.
+        categories_left_out: where no instance was chosen, the names of the categories that there are.
     """
 
     def __init__(
@@ -136,7 +137,9 @@ class Selection:
             found = database.execute(
                 f"SELECT category_id, any_value(category), count(*) FROM ({rows}) GROUP BY category_id ORDER BY 1"  # noqa: S608  # nosec B608
             ).fetchall()
+            known = [] if found else self._categories(instances, chosen)
         self.instances = sum(int(count) for _, _, count in found)
+        self.categories_left_out = known
         self.categories = [Category(index, int(number), str(name)) for index, (number, name, _) in enumerate(found)]
 
     def batches(self, sql: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
@@ -238,6 +241,10 @@ class Selection:
             uris = f"uri <= {_text(end)}" + (f" AND uri > {_text(before)}" if before is not None else "")
             yield _Piece(f"{condition} AND {uris}", uris, paths)
             before = end
+
+    def _categories(self, instances: str, chosen: str) -> list[str]:
+        sql = f"SELECT DISTINCT category FROM {instances} WHERE {chosen} ORDER BY 1"  # noqa: S608  # nosec B608
+        return [str(name) for (name,) in self._database.execute(sql).fetchall()]
 
     def _one(self, sql: str) -> Any:
         return self._database.execute(sql).fetchall()[0][0]

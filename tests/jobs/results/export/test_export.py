@@ -288,6 +288,13 @@ def test_copies_are_the_images_and_a_changed_one_is_left_out(
         os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def test_a_choice_of_nothing_names_what_there_is(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(drawn, tmp_path / "none", "coco", where="category = 'persn'")
+    assert "No instance was chosen; run night has dog & <b>, person." in capsys.readouterr().err
+
+
 def test_images_that_are_gone_are_not_offered_as_copies(
     drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
