@@ -107,7 +107,9 @@ class Masks:
         return labels
 
     def __repr__(self) -> str:
-        """Return the image, its size and how many masks it has."""
+        """Return the image, its size and how many masks it has; of an image without a result its status."""
+        if self.image.get("status") not in (None, "ok"):
+            return f"<Masks: none of {self.image['uri']}, whose status is {self.image['status']}>"
         size = f"{self.image['width']} x {self.image['height']}"
         return f"<Masks: {count_of(len(self), 'mask')} of {self.image['uri']}, {size} pixels>"
 

@@ -1,5 +1,6 @@
 """Results: the tables of an output for Python, with choices of rows, data frames, masks and SQL."""
 
+import atexit
 import difflib
 import os
 import threading
@@ -9,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError, SpecError, StorageError
@@ -95,7 +97,7 @@ class Results(Tables):
 
         Args:
             columns: names; None for all.
-            category: names or ids of categories.
+            category: names or ids of categories; one that no instance has gives no rows.
             min_score: only instances that score at least as much.
             image: only those of this image, see `masks`; of a compacted run its rows are read alone.
 
@@ -120,8 +122,11 @@ class Results(Tables):
 
         Raises:
             InputError: there is no run of this name, or no such column.
+            SpecError: `rows` or `min_score` is no such number.
             StorageError: the output was compacted or pruned meanwhile; there would be more rows.
         """
+        if not isinstance(rows, int) or rows < 1:
+            raise SpecError(f"rows is a whole number from 1, not {rows!r}.")
         sql, values = self.instances_sql(run, columns, category=category, min_score=min_score)
         schema = _schema_of("instances", columns)
         # A database of its own, because the caller may ask other things between two batches.
@@ -244,7 +249,9 @@ class Results(Tables):
             raise InputError(f"There is no image {named} in {self._run_in_words(run)}{self._suggestion(named, run)}")
         uris = list(dict.fromkeys(str(row["uri"]) for row in found))
         if len(uris) > 1:
-            raise InputError(f"{named} is the end of several uris ({uris[0]}, {uris[1]}, ...); give more of it.")
+            from jobs.results.image_lookup import several_uris
+
+            raise several_uris(str(named), uris)
         return found[0]
 
     def evaluate(self, truth: "str | Mapping[str, Any]", run: str | None = None, **options: Any) -> "Evaluation":
@@ -261,13 +268,11 @@ class Results(Tables):
         return diff(self.output_uri, run_a, run_b, storage=self.storage.section, **options)
 
     def refresh(self) -> None:
-        """List runs and parts again when they are needed next; relations that `sql` has returned end."""
+        """List runs and parts again when they are needed next; relations that `sql` has returned keep their listing."""
         super().refresh()
         self.__dict__.pop("records", None)
         with self._lock:
-            if self._opened is not None:
-                self._opened.close()
-                self._opened = None
+            self._drop_connection()
 
     def __repr__(self) -> str:
         """Return the folder, and how many runs and images it has."""
@@ -312,12 +317,16 @@ class Results(Tables):
 
     def _connection(self) -> "duckdb.DuckDBPyConnection":
         if self._opened is not None and self._opened.process_id != os.getpid():
-            # A process that was forked opens its own; to drop the other would wait for threads that it does not have.
-            _OF_PARENTS.append(self._opened)
-            self._opened = None
+            self._drop_connection()
         if self._opened is None:
             self._opened = _Database(self)
         return self._opened.connection
+
+    def _drop_connection(self) -> None:
+        if self._opened is not None and self._opened.process_id != os.getpid():
+            # Of the process that forked this one: to end it would wait for threads that only the other has.
+            _OF_PARENTS.append(self._opened)
+        self._opened = None
 
     def _table(self, table: TableName, choice: Mapping[str, Any]) -> pa.Table:
         if table not in _SCHEMAS:
@@ -388,7 +397,8 @@ class Results(Tables):
 class _Database:
     """An open DuckDB connection with the views, of the process that opened it.
 
-    It is closed when the process ends at the latest, because its functions are Python's.
+    It ends with the last relation that was made with it, so that `open(...).sql(...)` can be read in one line; when the
+    process ends at the latest, because its functions are Python's.
     """
 
     def __init__(self, results: Tables) -> None:
@@ -396,19 +406,20 @@ class _Database:
         self.connection = open_database(results, is_external_allowed=True)
         # The caller's data frames are in frames above those of this module.
         self.connection.execute("SET python_scan_all_frames = true")
-        self._end = weakref.finalize(self, _close, self.connection, self.process_id)
-
-    def close(self) -> None:
-        self._end()
+        _OPEN[self.connection] = self.process_id
 
 
 _OF_PARENTS: list[_Database] = []
+_OPEN: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, int]" = weakref.WeakKeyDictionary()
+"""Connections that something still holds, with the process that opened them."""
 
 
-def _close(connection: "duckdb.DuckDBPyConnection", process_id: int) -> None:
-    # A copy in a forked process belongs to its parent.
-    if process_id == os.getpid():
-        connection.close()
+@atexit.register
+def _close_open_connections() -> None:
+    for connection, process_id in list(_OPEN.items()):
+        # A copy in a forked process belongs to its parent.
+        if process_id == os.getpid():
+            connection.close()
 
 
 def _schema_of(table: TableName, columns: Sequence[str] | None) -> pa.Schema:
@@ -418,6 +429,8 @@ def _schema_of(table: TableName, columns: Sequence[str] | None) -> pa.Schema:
         InputError: there is no such column.
     """
     schema = _SCHEMAS[table]
+    if isinstance(columns, str):
+        raise SpecError(f'columns is a list of names, such as ["{columns}"], not the text {columns!r}.')
     for name in columns or ():
         if name not in schema.names and name != _RUN.name:
             close = difflib.get_close_matches(name, schema.names, n=1)
@@ -450,6 +463,8 @@ def _of_image(row: Mapping[str, Any]) -> _Choice:
 def _of_instances(category: str | int | Sequence[str | int] | None, min_score: float | None) -> _Choice:
     chosen = _Choice()
     if min_score is not None:
+        if not isinstance(min_score, int | float | np.number):
+            raise SpecError(f"min_score is a number from 0 to 1, not {min_score!r}.")
         chosen &= _Choice(("score >= $min_score",), {"min_score": float(min_score)})
     if category is None:
         return chosen

@@ -101,7 +101,7 @@ def query(
         str | None,
         typer.Argument(
             metavar="SQL",
-            help='One or more statements; "-", or none where stdin is no terminal, reads them from stdin.',
+            help='Statements, each answered; "-", or none where stdin is no terminal, reads them from stdin.',
             show_default=False,
         ),
     ] = None,

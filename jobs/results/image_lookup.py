@@ -175,15 +175,13 @@ class ImageLookup:
         values = {"uri": whole, "ending": "/" + uri.lstrip("/")}
         sql = f"""
             SELECT {_COLUMNS} FROM {self._images} WHERE uri = $uri OR ends_with(uri, $ending)
-            ORDER BY uri = $uri DESC, uri LIMIT 2
+            ORDER BY uri = $uri DESC, uri LIMIT 3
         """  # noqa: S608 - our own names
         found = [ImageRecord(*row) for row in self._rows(database, sql, values)]
         if not found:
             raise InputError(f"Run {self.run} has no image {uri}{self._suggestion(database, uri)}")
         if len(found) > 1 and found[0].uri != whole:
-            raise InputError(
-                f"{uri} is the end of several uris ({found[0].uri}, {found[1].uri}, ...); give more of it."
-            )
+            raise several_uris(uri, [image.uri for image in found])
         return found[0]
 
     def _suggestion(self, database: "duckdb.DuckDBPyConnection", uri: str) -> str:
@@ -203,3 +201,9 @@ class ImageLookup:
         answer = database.execute(sql, named)
         while rows := answer.fetchmany(1024):
             yield from rows
+
+
+def several_uris(end: str, uris: Sequence[str]) -> InputError:
+    """Return the error for the end of a uri that two or more uris have."""
+    others = " and others" if len(uris) > 2 else ""
+    return InputError(f"{end} is the end of several uris ({uris[0]}, {uris[1]}{others}); give more of it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from htc_model.masks.rle import decode_rle
 from jobs.results.formats import QueryResult, write_answer
+from jobs.terminal.console import say
 from jobs.terminal.interrupt import run_interruptibly
 from jobs.terminal.output_file import atomic_output, check_local
 from pipeline.errors import SpecError, StorageError
@@ -28,6 +30,7 @@ from pipeline.output.results import open_results
 from pipeline.output.schema import INSTANCES_SCHEMA
 from pipeline.output.views import check_parts, open_database, translated_sql_errors
 from pipeline.storage.storage import Storage
+from pipeline.text import count_of
 
 if TYPE_CHECKING:
     from pipeline.output.results import Results
@@ -46,6 +49,8 @@ SUFFIXES = {
 }
 # Files that a query reads may be compacted meanwhile.
 ATTEMPTS = 3
+# A line that begins like a command of the prompt, in SQL that cannot be parsed.
+_COMMAND = re.compile(r"^\s*(\.[a-z]+)\b", re.MULTILINE)
 
 
 def query_output(
@@ -57,7 +62,7 @@ def query_output(
     is_external_allowed: bool = False,
     storage_section: StorageSection | None = None,
 ) -> None:
-    """Run SQL over an output folder and write the last statement's answer.
+    """Run SQL over an output folder and write the answers; into a file, the last statement's.
 
     Args:
         sql: one or more statements; "-" stands for the text on stdin.
@@ -97,7 +102,7 @@ def query_output(
 def _execute(
     database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None, has_output: Event
 ) -> None:
-    """Run the SQL, write its last statement's answer, close the database.
+    """Run the SQL, write its answers, close the database.
 
     Args:
         has_output: is set before anything is written to stdout.
@@ -109,25 +114,77 @@ def _execute(
 def answer_sql(
     database: duckdb.DuckDBPyConnection, sql: str, output_format: str, output_file: Path | None, has_output: Event
 ) -> None:
-    """Run the SQL and write its last statement's answer; the database stays open.
+    """Run the SQL statement by statement and write the answers; the database stays open.
+
+    As in DuckDB's shell, each statement that has an answer shows it. A file takes one answer, the last statement's.
 
     Args:
         has_output: is set before anything is written to stdout.
 
     Raises:
-        SpecError: the SQL is wrong or not permitted, or the answer cannot be written.
+        SpecError: the SQL is wrong or not permitted, or an answer cannot be written.
     """
+    *earlier, last = _statements(sql)
+    unwritten = 0
     with translated_sql_errors():
+        for statement in earlier:
+            answer = database.execute(statement)
+            if not _is_answer(statement, answer):
+                _finish(answer)
+            elif output_file is None:
+                has_output.set()
+                _write_answer(answer, output_format, None)
+            else:
+                _finish(answer)
+                unwritten += 1
         if output_format == "parquet" and output_file is not None:
-            _write_parquet(database, sql, output_file)
-            return
-        answer = database.execute(sql)
-        if answer is None:
-            raise SpecError("The SQL holds no statement.")
-        if output_file is None:
-            has_output.set()
-        columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
-        write_answer(QueryResult(columns, _rows(answer)), output_format, output_file)
+            _write_parquet(database, last, output_file)
+        else:
+            answer = database.execute(last)
+            if output_file is None:
+                has_output.set()
+            _write_answer(answer, output_format, output_file)
+    if unwritten:
+        say(f"{output_file} holds the last answer only; not written: {count_of(unwritten, 'answer')} before it.")
+
+
+def _statements(sql: str) -> Sequence[duckdb.Statement]:
+    """Cut the SQL into its statements.
+
+    Raises:
+        SpecError: it cannot be parsed, or holds none.
+    """
+    try:
+        with translated_sql_errors():
+            statements: Sequence[duckdb.Statement] = duckdb.extract_statements(sql)
+    except SpecError:
+        if command := _COMMAND.search(sql):
+            raise SpecError(
+                f"{command[1]} is a command of the prompt (`htc query OUTPUT` in a terminal), not SQL; here, SHOW "
+                "TABLES lists the views, and DESCRIBE images the columns of one."
+            ) from None
+        raise
+    if not statements:
+        raise SpecError("The SQL holds no statement.")
+    return statements
+
+
+def _is_answer(statement: duckdb.Statement, answer: duckdb.DuckDBPyConnection) -> bool:
+    """Return whether a statement has rows to show: SELECT and INSERT ... RETURNING have, CREATE and INSERT have not."""
+    if list(statement.expected_result_type) == [duckdb.ExpectedResultType.QUERY_RESULT]:
+        return True
+    return [column[0] for column in answer.description or []] not in ([], ["Count"], ["Success"])
+
+
+def _write_answer(answer: duckdb.DuckDBPyConnection, output_format: str, output_file: Path | None) -> None:
+    columns = [(str(column[0]), str(column[1])) for column in answer.description or []]
+    write_answer(QueryResult(columns, _rows(answer)), output_format, output_file)
+
+
+def _finish(answer: duckdb.DuckDBPyConnection) -> None:
+    """Run a statement to its end, as the connection wants it before the next one."""
+    for _ in _rows(answer):
+        pass
 
 
 def read_instances(results: Results, run: str, shard: int, image_id: int, uri: str) -> list[dict[str, Any]]:
@@ -210,7 +267,7 @@ def _choose_format(output_format: str | None, output_file: Path | None) -> str:
     """
     if output_file is None:
         if output_format == "parquet":
-            raise SpecError("Parquet is not text: name a file with --output FILE.")
+            raise SpecError("Parquet is not text: name a file with --to FILE.")
         return output_format or "table"
     check_local(output_file)
     if output_file.is_dir():
@@ -223,7 +280,7 @@ def _choose_format(output_format: str | None, output_file: Path | None) -> str:
     if by_suffix is None and output_format is None:
         known = ", ".join(f".{each}" for each in SUFFIXES)
         raise SpecError(
-            f"{output_file}: its suffix is not a format that can be written. --output takes {known} (all but "
+            f"{output_file}: its suffix is not a format that can be written. --to takes {known} (all but "
             ".parquet also followed by .gz); for another name, set --format."
         )
     chosen = output_format or str(by_suffix)
@@ -236,8 +293,8 @@ def _choose_format(output_format: str | None, output_file: Path | None) -> str:
     return chosen
 
 
-def _write_parquet(database: duckdb.DuckDBPyConnection, sql: str, output_file: Path) -> None:
-    relation = database.sql(sql)
+def _write_parquet(database: duckdb.DuckDBPyConnection, statement: duckdb.Statement, output_file: Path) -> None:
+    relation = database.sql(statement)
     if relation is None:
         raise SpecError("The SQL has no answer to write: its last statement returns no rows.")
     batches = relation.to_arrow_reader(FETCH_ROWS)

@@ -1,6 +1,9 @@
 """`htc_batch.open`: rows, data frames, masks and SQL of an output, as a notebook asks for them."""
 
+import gc
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,12 +155,25 @@ def test_what_does_not_exist_is_named_with_what_is_near(results: htc_batch.Resul
         htc_batch.open(results.output_uri, {"endpoint": "x"})
 
 
+def test_wrong_arguments_are_one_sentence(results: htc_batch.Results) -> None:
+    with pytest.raises(htc_batch.HtcError, match=r'columns is a list of names, such as \["uri"\]'):
+        results.instances(columns="uri")
+    with pytest.raises(htc_batch.HtcError, match="min_score is a number from 0 to 1, not 'a'"):
+        results.instances(min_score="a")  # type: ignore[arg-type]
+    with pytest.raises(htc_batch.HtcError, match="rows is a whole number from 1, not 0"):
+        next(results.batches(rows=0))
+    row = results.images(status="unreadable").to_pylist()[0]
+    assert repr(results.masks(row)) == f"<Masks: none of {row['uri']}, whose status is unreadable>"
+
+
 def test_the_end_of_several_uris_is_no_name(tmp_path: Path) -> None:
     write_runs(
         tmp_path / "out", [WrittenRun({"x/same.jpg": "ok", "y/same.jpg": "ok"}), WrittenRun({"y/same.jpg": "ok"})]
     )
     results = htc_batch.open(str(tmp_path / "out"))
-    with pytest.raises(htc_batch.HtcError, match=r"end of several uris .*x/same.jpg, .*give more of it"):
+    with pytest.raises(
+        htc_batch.HtcError, match=r"end of several uris \(.*x/same.jpg, [^,]*y/same.jpg\); give more of it"
+    ):
         results.find_image("same.jpg", "0")
     assert results.find_image("same.jpg")["run"] == "1"
     assert results.find_image("y/same.jpg", None)["run"] == "1"
@@ -175,6 +191,29 @@ def test_sql_sees_the_views_the_functions_and_the_callers_tables(results: htc_ba
     results.sql("CREATE TEMP TABLE kept (x INTEGER)")
     assert results.sql("INSERT INTO kept VALUES (1)").fetchall() == [(1,)]
     assert results.sql("SELECT x FROM kept").fetchall() == [(1,)]
+
+
+def test_a_relation_outlives_what_it_was_asked_of(output: Output) -> None:
+    relation = htc_batch.open(output.uri).sql("SELECT mask_area(mask) AS pixels FROM instances")
+    gc.collect()
+    derived = relation.aggregate("count(*) AS n, min(pixels) > 0 AS full")
+    del relation
+    gc.collect()
+    assert derived.fetchall() == [(10, True)]
+    again = htc_batch.open(output.uri)
+    counted = again.sql("SELECT count(*) FROM instances")
+    again.refresh()
+    assert counted.fetchall() == again.sql("SELECT count(*) FROM instances").fetchall() == [(10,)]
+
+
+def test_a_process_ends_with_a_relation_still_held(output: Output) -> None:
+    script = (
+        "import sys, htc_batch\n"
+        "sys.kept = htc_batch.open(sys.argv[1]).sql('SELECT mask_area(mask) FROM instances')\n"
+        "assert len(sys.kept.fetchall()) == 10\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, output.uri], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_it_goes_on_where_parts_were_compacted_meanwhile(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jobs.results.export.polygons import cut_open, with_polygons
 from jobs.results.export.writers import ExportFolder, Progress
-from pipeline.errors import SpecError
+from pipeline.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jobs.results.export.selection import Selection
 
 FILE = "annotations.json"
+_OF_ERROR = "Invalid Input Error: "
 # DuckDB writes the JSON: no Python object is made for an instance.
 _ROWS = """
 SELECT to_json({
@@ -85,9 +86,15 @@ def _write_list(sink: BinaryIO, name: str, batches: Iterator[list[str]], progres
 
 
 def _lines(batches: "Iterator[pa.RecordBatch]") -> Iterator[list[str]]:
-    for batch in batches:
-        if len(batch):
-            yield batch.column("line").to_pylist()
+    try:
+        for batch in batches:
+            if len(batch):
+                yield batch.column("line").to_pylist()
+    except SpecError as error:
+        # DuckDB's words before those of our own `error(...)`.
+        if str(error).startswith(_OF_ERROR):
+            raise InputError(str(error).removeprefix(_OF_ERROR)) from None
+        raise
 
 
 def _polygon_lines(selection: "Selection", folder: ExportFolder, tolerance_px: float) -> Iterator[list[str]]:

@@ -26,6 +26,7 @@ from jobs.results.export.writers import ExportFolder
 from jobs.results.export.yolo import write_yolo
 from jobs.terminal.console import say, write_line
 from jobs.terminal.output_file import check_local
+from pipeline.datasets.source import listed
 from pipeline.errors import SpecError
 from pipeline.output.results import open_results
 from pipeline.output.views import query_views
@@ -203,6 +204,8 @@ def _advancing(instances: int) -> "Iterator[Advance]":
 def _report(selection: Selection, folder: ExportFolder) -> None:
     if selection.left_out:
         say(f"Left out: {count_of(selection.left_out, 'image')} without a result; `htc query` shows why.")
+    if selection.categories_left_out:
+        say(f"No instance was chosen; run {selection.run} has {listed(selection.categories_left_out)}.")
     for sentence, number in folder.counts.items():
         if number:
             say(f"{sentence.format(n=f'{number:,}')}.")

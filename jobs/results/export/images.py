@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.inputs.image_ref import ImageRef
     from pipeline.output.results import Results
 
-_NO_FILE = "{n} of the images not linked: no local files as they were in the run (--image-files copy)"
+_NO_FILE = "{n} of the images not linked: they are no local files of their own (--image-files copy)"
 _CHANGED = "{n} of the images not put there: they are gone, or others than those of the run"
 
 
@@ -81,7 +81,9 @@ def _links(selection: "Selection", folder: ExportFolder, below: str) -> Iterator
     for row in selection.image_rows():
         path = _unchanged_file(str(row["uri"]), row["etag"])
         if path is None:
-            folder.counts[_NO_FILE] += 1
+            is_file = is_local(str(row["uri"])) and "::" not in row["uri"] and "#row=" not in row["uri"]
+            # A copy would not help where the file is gone or another one now.
+            folder.counts[_CHANGED if is_file else _NO_FILE] += 1
             continue
         name = f"{below}/{row['stem']}{row['suffix']}"
         link = folder.file(name)

@@ -10,8 +10,9 @@ from duckdb.func import PythonUDFType
 from numpy.typing import NDArray
 
 from htc_model.masks.rle import decode_rle
+from jobs.results.condition import check_condition
 from jobs.results.export.names import relative_name, split_name
-from pipeline.errors import InputError, SpecError
+from pipeline.errors import InputError
 from pipeline.output.mask_functions import decode_masks
 from pipeline.output.query_files import SCHEME
 from pipeline.output.schema import MASK_TYPE
@@ -89,6 +90,7 @@ class Selection:
         images, instances: how many.
         left_out: images without a result, which are not exported.
         categories: by name, those of the chosen instances.
+        categories_left_out: where no instance was chosen, the names of the categories that there are.
     """
 
     def __init__(
@@ -122,17 +124,22 @@ class Selection:
         with translated_sql_errors():
             self.images = _name_images(database, images, chosen, roots)
             if not self.images:
-                raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
+                if self._one(f"SELECT count(*) FROM {images} WHERE {chosen}"):  # noqa: S608
+                    raise InputError(f"Run {self.run} has no image with the status ok; `htc query` shows the errors.")
+                raise InputError(f"Run {self.run} has no row of an image yet; `htc status` says how far it is.")
             self.left_out = int(self._one(f"SELECT count(*) FROM {images} WHERE {chosen} AND status <> 'ok'"))  # noqa: S608
-            self._check_condition(where, instances)
+            if where is not None:
+                check_condition(where, instances, lambda asked: database.execute(asked).fetchall())
             # The condition is the user's own, in a database that is closed to everything but these tables.
             limit = "true" if min_score is None else f"score >= {min_score!r}"
-            self._condition = f"{limit} AND {f'({where}{chr(10)})' if where else 'true'}"
+            self._condition = f"{limit} AND {'true' if where is None else f'({where}{chr(10)})'}"
             rows = f"SELECT * FROM {instances} WHERE {chosen} AND {self._condition}"  # noqa: S608  # nosec B608
             found = database.execute(
                 f"SELECT category_id, any_value(category), count(*) FROM ({rows}) GROUP BY category_id ORDER BY 1"  # noqa: S608  # nosec B608
             ).fetchall()
+            known = [] if found else self._categories(instances, chosen)
         self.instances = sum(int(count) for _, _, count in found)
+        self.categories_left_out = known
         self.categories = [Category(index, int(number), str(name)) for index, (number, name, _) in enumerate(found)]
 
     def batches(self, sql: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
@@ -235,16 +242,9 @@ class Selection:
             yield _Piece(f"{condition} AND {uris}", uris, paths)
             before = end
 
-    def _check_condition(self, where: str | None, instances: str) -> None:
-        if where is None:
-            return
-        asked = f"SELECT ({where}\n) FROM {instances}"  # noqa: S608  # nosec B608
-        described = self._database.execute(f"DESCRIBE {asked}").fetchall()
-        if [row[1] for row in described] != ["BOOLEAN"]:
-            raise SpecError(
-                f"--where {where}: this is no condition (its type is {described[0][1]}); give one such as "
-                "\"category = 'person' AND area > 1000\"."
-            )
+    def _categories(self, instances: str, chosen: str) -> list[str]:
+        sql = f"SELECT DISTINCT category FROM {instances} WHERE {chosen} ORDER BY 1"  # noqa: S608  # nosec B608
+        return [str(name) for (name,) in self._database.execute(sql).fetchall()]
 
     def _one(self, sql: str) -> Any:
         return self._database.execute(sql).fetchall()[0][0]

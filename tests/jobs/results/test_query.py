@@ -184,8 +184,33 @@ def test_sql_from_stdin(output: Output, capsys: pytest.CaptureFixture[str], monk
     assert ask(capsys, output, "-", "csv") == "x\n7\n"
 
 
+def test_each_statement_shows_its_answer(output: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = (
+        "CREATE TEMP TABLE t (x INTEGER); INSERT INTO t VALUES (1), (2); INSERT INTO t VALUES (3) RETURNING x; "
+        "-- a comment; with a semicolon\nSELECT sum(x) AS s FROM t; SET threads = 1; SELECT 'a;b' AS c;"
+    )
+    query_output(output.uri, script, output_format="csv", is_external_allowed=True)
+    assert capsys.readouterr().out.splitlines() == ["x", "3", "s", "6", "c", "a;b"]
+    # A table shows the first rows of many, and the next statement runs all the same.
+    assert "1\n" in ask(capsys, output, "FROM range(100000); SELECT 1 AS one", "table").split("one")[1]
+    for name in ("last.parquet", "last.csv"):
+        query_output(output.uri, "SELECT 1 AS a; SELECT 2 AS b; SELECT 3 AS c", output_file=tmp_path / name)
+        assert "last answer only; not written: 2 answers before it" in capsys.readouterr().err
+    assert (tmp_path / "last.csv").read_text().splitlines() == ["c", "3"]
+    assert pq.read_table(tmp_path / "last.parquet").to_pylist() == [{"c": 3}]
+
+
+def test_nothing_runs_of_sql_that_cannot_be_parsed(output: Output, capsys: pytest.CaptureFixture[str]) -> None:
+    for sql in ("SELECT 1; SELEC 2", "SELECT 1; .tables\n", ".tables", "SELECT 1;\n  .schema images"):
+        with pytest.raises(SpecError) as raised:
+            query_output(output.uri, sql)
+        is_command = ".s" in sql or sql == ".tables"
+        assert ("command of the prompt" in str(raised.value) and "SHOW TABLES" in str(raised.value)) == is_command
+    assert capsys.readouterr().out == ""
+
+
 def test_parquet_needs_a_file(output: Output) -> None:
-    with pytest.raises(SpecError, match="--output FILE"):
+    with pytest.raises(SpecError, match="--to FILE"):
         query_output(output.uri, "SELECT 1", output_format="parquet")
 
 

@@ -184,6 +184,7 @@ def test_a_million_rows(open_app: OpenApp, tmp_path: Path) -> None:
         ("order=size", 400, "order is one of"),
         ("where=scor+>+1", 400, "scor"),
         ("where=uri", 400, "no condition"),
+        ("where=score>0.5)+OR+(1=1", 400, "syntax error"),
         ("where=true)+FROM+images;+DROP+VIEW+images;--", 400, "syntax error"),
         ("order=score&after=abc", 400, "another order"),
         (f"name={'x' * 20_000}", 400, "longer than"),

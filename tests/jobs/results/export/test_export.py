@@ -5,6 +5,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import resource
 import shutil
 import signal
@@ -34,6 +35,7 @@ from tests.jobs.results.export.conftest import CATEGORIES, SIZES, Bitmap, Drawn
 from tests.support.builders.incremental_runs import WrittenRun, write_runs
 from tests.support.builders.outputs import FINGERPRINT, make_output_folder
 from tests.support.htc import Htc
+from tests.support.paths import ROOT
 
 
 def export(drawn: Drawn, folder: Path, chosen: str, **values: Any) -> Path:
@@ -77,25 +79,42 @@ def test_coco_is_read_by_pycocotools(drawn: Drawn, tmp_path: Path, is_polygons: 
                 assert (np.logical_xor.reduce([np.zeros_like(mask), *parts]) == mask).all()
 
 
-def test_the_exported_coco_file_scores_as_evaluate_does(drawn: Drawn, tmp_path: Path, htc: Htc) -> None:
-    from pycocotools.cocoeval import COCOeval
-
+def test_the_code_of_the_page_scores_as_evaluate_does(
+    drawn: Drawn, tmp_path: Path, htc: Htc, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exported = json.loads((export(drawn, tmp_path / "coco", "coco") / "annotations.json").read_text())
-    truth = json.loads(json.dumps(exported))
-    # A third of the objects is not in the truth, nor is any without a pixel.
-    truth["annotations"] = [row for row in truth["annotations"] if row["id"] % 3 and row["area"]]
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(truth))
+    # Other ids, an image that was never run; a third of the objects is left out, among them a ring that is small by its
+    # mask and medium by its box.
+    truth = {
+        "images": [
+            *(row | {"id": row["id"] + 700} for row in exported["images"]),
+            {"id": 9, "file_name": "never_run.jpg", "width": 40, "height": 30},
+        ],
+        "categories": [*(row | {"id": row["id"] + 40} for row in exported["categories"]), {"id": 9, "name": "unseen"}],
+        "annotations": [
+            *({**row, "image_id": 9, "category_id": row["category_id"] + 40} for row in exported["annotations"][-1:]),
+            *(
+                row | {"image_id": row["image_id"] + 700, "category_id": row["category_id"] + 40}
+                for row in exported["annotations"]
+                if row["id"] % 3 != 1 and row["area"]
+            ),
+        ],
+    }
+    monkeypatch.chdir(tmp_path)
+    Path("truth.json").write_text(json.dumps(truth))
     classes = [word for name in CATEGORIES.values() for word in ("--class", name)]
-    ours = json.loads(htc("evaluate", drawn.uri, str(path), "--json", *classes)[1].splitlines()[-1])
-    ground = COCO(str(path))
-    found = ground.loadRes(exported["annotations"])
+    ours = json.loads(
+        htc("evaluate", drawn.uri, "truth.json", "--json", "--to", "judged", *classes)[1].splitlines()[-1]
+    )
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- pycocotools: .*?```python\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    names: dict[str, Any] = {}
+    exec(compile(block[1], "docs/evaluate.md", "exec"), names)
     for kind, name in (("segm", "mask"), ("bbox", "box")):
-        judge = COCOeval(ground, found, kind)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-        assert ours[f"{name}_ap"] == pytest.approx(judge.stats[0], abs=1e-12)
+        theirs = list(names["metrics"][kind])
+        assert list(ours["metrics"][name].values()) == pytest.approx(theirs, abs=1e-12)
+        assert theirs[0] > 0
 
 
 def test_yolo_lines_fill_the_masks(drawn: Drawn, tmp_path: Path) -> None:
@@ -269,6 +288,27 @@ def test_copies_are_the_images_and_a_changed_one_is_left_out(
         os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def test_a_choice_of_nothing_names_what_there_is(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(drawn, tmp_path / "none", "coco", where="category = 'persn'")
+    assert "No instance was chosen; run night has dog & <b>, person." in capsys.readouterr().err
+
+
+def test_images_that_are_gone_are_not_offered_as_copies(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = drawn.photos / "a/one.png"
+    photo.rename(tmp_path / "elsewhere.png")
+    try:
+        export(drawn, tmp_path / "yolo", "yolo")
+    finally:
+        (tmp_path / "elsewhere.png").rename(photo)
+    said = capsys.readouterr().err
+    assert "1 of the images not put there: they are gone" in said
+    assert "--image-files" not in said
+
+
 def test_a_folder_with_files_is_refused_and_overwritten_only_when_asked(drawn: Drawn, tmp_path: Path) -> None:
     folder = export(drawn, tmp_path / "out", "coco")
     (folder / "mine.txt").write_text("mine")
@@ -283,9 +323,12 @@ def test_a_folder_with_files_is_refused_and_overwritten_only_when_asked(drawn: D
     ("values", "sentence"),
     [
         ({"where": "nothing > 1"}, r'"nothing" not found'),
-        ({"where": "area"}, r"this is no condition \(its type is BIGINT\)"),
-        ({"where": "true) OR (true"}, r"exported|true|syntax"),
-        ({"where": "area > 0; DROP VIEW images"}, "syntax error"),
+        ({"where": "area"}, r"'area' is no condition \(its type is BIGINT\)"),
+        ({"where": "score > 0.5) OR (1=1"}, r'syntax error at or near "\)"'),
+        ({"where": "true GROUP BY 1"}, "syntax error"),
+        ({"where": "/* true"}, "unterminated"),
+        ({"where": " "}, "The condition is empty"),
+        ({"where": "area > 0; DROP VIEW images"}, "several statements; give one condition"),
         ({"chosen": "png", "tolerance_px": 1.0}, "the format png has none"),
         ({"chosen": "yolo", "is_polygons": True}, "--polygons is for the format coco"),
         ({"tolerance_px": 1.0}, "add --polygons"),
@@ -295,10 +338,6 @@ def test_a_wrong_choice_is_one_sentence_and_leaves_nothing(
     drawn: Drawn, tmp_path: Path, values: dict[str, Any], sentence: str
 ) -> None:
     chosen = values.pop("chosen", "coco")
-    if values.get("where") == "true) OR (true":
-        # Two conditions in brackets are one condition.
-        export(drawn, tmp_path / "out", chosen, **values)
-        return
     with pytest.raises(SpecError, match=sentence):
         export(drawn, tmp_path / "out", chosen, **values)
     assert list(tmp_path.iterdir()) == []
@@ -307,7 +346,7 @@ def test_a_wrong_choice_is_one_sentence_and_leaves_nothing(
 @pytest.mark.parametrize("chosen", list(command.Format))
 def test_a_damaged_mask_is_named_with_the_way_out(damaged: str, tmp_path: Path, chosen: command.Format) -> None:
     request = command.ExportRequest(chosen, tmp_path / "out")
-    with pytest.raises(HtcError, match=r"a\.jpg: the mask of instance 1 is damaged; --where .mask_is_valid"):
+    with pytest.raises(HtcError, match=r"^/.*a\.jpg: the mask of instance 1 is damaged; --where .mask_is_valid"):
         command.export_output(damaged, request)
     assert list(tmp_path.iterdir()) == []
     command.export_output(damaged, replace(request, where="mask_is_valid(mask)"))
@@ -396,7 +435,7 @@ def test_an_output_without_rows_is_refused_and_one_without_instances_is_not(tmp_
     assert (len(document["images"]), document["annotations"], document["categories"]) == (5, [], [])
     empty = load_spec(None, {"input.uri": str(output.photos), "output.uri": str(tmp_path / "empty")})
     open_run(empty, FINGERPRINT, Storage(), run="night").close()
-    with pytest.raises(InputError, match="no image with the status ok"):
+    with pytest.raises(InputError, match="no row of an image yet; `htc status`"):
         command.export_output(str(tmp_path / "empty"), command.ExportRequest(command.Format.COCO, tmp_path / "x"))
 
 
