@@ -197,7 +197,7 @@ def test_the_python_of_the_documentation_works(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "masks").symlink_to(judged.uri)
     (tmp_path / "truth.json").symlink_to(judged.truth)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluate.md").read_text(), re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluate.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["evaluation"].to_dict() == evaluate("masks/", "truth.json", min_score=0.5).to_dict()
