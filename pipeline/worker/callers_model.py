@@ -31,5 +31,13 @@ class CallersModel:
 
 
 def callers_search_path() -> tuple[str, ...]:
-    """Return this process's search path; the empty entry of notebooks and prompts becomes the current folder."""
-    return tuple(str(Path(folder or ".").absolute()) for folder in sys.path)
+    """Return this process's search path; the empty entry of notebooks and prompts becomes the current folder.
+
+    Names that are no folders, such as the hooks of editable installations, are left out.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        # Ray unpacks a job's files a second time, and the folder in which its driver was started is gone.
+        return tuple(folder for folder in sys.path if Path(folder).is_absolute())
+    return tuple(str(here / folder) for folder in sys.path if Path(folder).is_absolute() or (here / folder).is_dir())

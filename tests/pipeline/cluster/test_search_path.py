@@ -42,3 +42,16 @@ def test_the_empty_entry_of_a_notebook_is_the_current_folder(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", "/somewhere"])
     assert callers_search_path() == (str(tmp_path), "/somewhere")
+
+
+def test_hooks_of_installations_and_a_folder_that_is_gone_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "sources").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", ["", "/somewhere", "__editable__.x.finder.__path_hook__", "sources"])
+    here = str(tmp_path / "here")
+    assert callers_search_path() == (here, "/somewhere", f"{here}/sources")
+    (tmp_path / "here" / "sources").rmdir()
+    (tmp_path / "here").rmdir()
+    assert callers_search_path() == ("/somewhere",)
