@@ -70,7 +70,7 @@ export class Viewer {
     this.title = element("h2", { className: "viewer-title", id: "viewer-title" });
     this.position = element("span", { className: "viewer-position" });
     this.canvas = element("canvas", { className: "viewer-canvas", role: "img", tabIndex: 0 });
-    this.note = element("p", { className: "viewer-note" });
+    this.note = element("p", { className: "viewer-note", hidden: true });
     this.uri = element("p", { className: "viewer-uri" });
     this.facts = element("dl", { className: "viewer-facts" });
     this.list = element("ul", { className: "viewer-instances" });
