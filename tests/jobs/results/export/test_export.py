@@ -107,7 +107,8 @@ def test_the_code_of_the_page_scores_as_evaluate_does(
         htc("evaluate", drawn.uri, "truth.json", "--json", "--to", "judged", *classes)[1].splitlines()[-1]
     )
     text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- run by tests/jobs/results/export/test_export\.py -->\n```python\n(.*?)```", text, re.DOTALL)
+    mark = r"<!-- run by tests/jobs/results/export/test_export\.py -->"
+    block = re.search(mark + r"\n```python\n(.*?)```", text, re.DOTALL)
     assert block is not None
     names: dict[str, Any] = {}
     exec(compile(block[1], "docs/evaluate.md", "exec"), names)
