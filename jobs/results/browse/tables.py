@@ -109,7 +109,7 @@ class _Listed:
         views = {str(row[0]) for row in self.database.execute(kept).fetchall()}
         for name in (*TABLE_SCHEMAS, "runs"):
             if name not in views:
-                self.database.execute(f"CREATE TABLE main.{name} AS SELECT * FROM {name}")  # noqa: S608 - our names
+                self.database.execute(f"CREATE TABLE main.{name} AS SELECT * FROM {name}")  # noqa: S608  # nosec B608 - our names
         self.signature = {run: tuple(self.results.committed(run)) for run in self.results.runs()}
         self.records = {record.run: record for record in self.results.records}
         self.reader = ImageReader(Results(output_uri, image_storage) if image_storage is not storage else self.results)

@@ -233,7 +233,7 @@ class Selection:
             yield _Piece(condition, "true", paths)
             return
         ends = self._database.execute(
-            "SELECT max(uri) FROM (SELECT uri, (sum(instances) OVER (ORDER BY uri) - 1) // "  # noqa: S608
+            "SELECT max(uri) FROM (SELECT uri, (sum(instances) OVER (ORDER BY uri) - 1) // "  # noqa: S608  # nosec B608
             f"{PIECE_INSTANCES} AS piece FROM exported_images WHERE {condition}) GROUP BY piece ORDER BY piece"
         ).fetchall()
         before: str | None = None
@@ -278,7 +278,7 @@ def _name_images(database: "duckdb.DuckDBPyConnection", images: str, chosen: str
     database.execute(
         f"""CREATE TEMP TABLE named AS
         SELECT row_number() OVER (ORDER BY uri, run) AS number, *, export_names(uri, run) AS names, false AS is_renamed
-        FROM (SELECT {_IMAGE_COLUMNS} FROM {images} WHERE {chosen} AND status = 'ok')"""  # noqa: S608
+        FROM (SELECT {_IMAGE_COLUMNS} FROM {images} WHERE {chosen} AND status = 'ok')"""  # noqa: S608  # nosec B608
     )
     database.execute(
         "CREATE TEMP TABLE exported_images AS SELECT * EXCLUDE (names), names.name AS name, names.stem AS stem, "
