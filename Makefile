@@ -59,9 +59,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	rm -rf build/demo
-	$(BIN)/htc run examples/photos build/demo --shard-images 4 --run demo
-	$(BIN)/htc query build/demo "SELECT parse_filename(uri) AS photo, width, height, status, instances FROM images ORDER BY uri"
-	$(BIN)/htc show build/demo --to build/demo/overlays
+	$(BIN)/htc run examples/photos build/demo/masks --shard-images 4 --run demo
+	$(BIN)/htc query build/demo/masks "SELECT parse_filename(uri) AS photo, width, height, status, instances FROM images ORDER BY uri"
+	$(BIN)/htc show build/demo/masks --to build/demo/overlays
 
 # mkdocs-material has a newer program to recommend; it does so on every build.
 docs: export NO_MKDOCS_2_WARNING = 1

@@ -17,8 +17,8 @@ def test_the_notebook_runs_and_shows_tables_and_pictures(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path_factory.mktemp("notebook")
-    (folder / "build").mkdir()
-    make_output_folder(folder / "build", output="demo")
+    (folder / "build" / "demo").mkdir(parents=True)
+    make_output_folder(folder / "build" / "demo", output="masks")
     # The kernel imports this checkout, and leaves the user's settings alone.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
