@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "drawings"
-# Paper, ink and lines; then one colour for each of HTC's ideas, told apart also by colour-blind eyes (Okabe and Ito's
+# Paper, ink and lines; then one colour for each of HTC's ideas, distinct also for colour-blind readers (Okabe and Ito's
 # vermilion, blue and bluish green, darker or lighter for contrast).
 LIGHT = {"paper": "#ffffff", "ink": "#1c2733", "quiet": "#51606e", "box": "#eef2f5", "line": "#51606e"}
 LIGHT |= {"one": "#b34700", "two": "#0062a3", "three": "#00704f"}

@@ -83,7 +83,7 @@ def judged_run(
                 {"id": image_id, "file_name": Path(ref.uri).name, "height": HEIGHT, "width": WIDTH}
             )
             found = [each for _ in range(random.integers(0, 6)) for each in _object(document, image_id, random)]
-            # Equal scores are those of different images: a file's order within an image is nobody's promise.
+            # Equal scores are those of different images: no order of a file within an image is promised.
             found = list({score: (label, score, mask) for label, score, mask in found}.values())
             row = build_image_row(ref, shard=shard, model="m", size=(HEIGHT, WIDTH), instances=len(found))
             image_rows.append(row)
