@@ -58,6 +58,27 @@ class RawDetections:
 
 
 @dataclass(frozen=True)
+class FrameDetections:
+    """One image's detections whose masks cover the whole image, before they are encoded; tensors on one device.
+
+    boxes_xyxy: [N, 4] float32, pixels of the original image; None for the boxes that enclose the masks.
+    scores: [N] float32 in [0, 1].
+    labels: [N] int64 in [0, C).
+    masks: [N, h, w], bool, or floats (logits or probabilities); h x w pixels of any number are stretched over the
+        original image, and hold no padding.
+    is_logits: whether float masks are logits, which are foreground from 0 on; probabilities are from 0.5 on.
+    original_size: (height, width) of the decoded image.
+    """
+
+    boxes_xyxy: Tensor | None
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
+    is_logits: bool
+    original_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Detections:
     """One image's instances, most confident first; tensors on the CPU.
 

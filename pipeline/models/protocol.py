@@ -1,0 +1,101 @@
+"""What a model must keep to, to be run by the pipeline: `InstanceModel`, and how it wants its pixels, `PixelFormat`.
+
+docs/models/any_model.md has a complete example. Nothing here imports torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from htc_model.structures import FrameDetections, ImageBatch, RawDetections
+
+Interpolation = Literal["opencv", "bilinear", "pillow_bilinear", "pillow_bicubic"]
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How a model wants its pixels. By default: the image as it is, RGB, float32 from 0 to 1.
+
+    A model with another rule for sizes subclasses this, and overrides `resized_size`.
+
+    long_side, short_side: in pixels; the image is resized, its aspect ratio kept, to the largest size whose sides are
+        within both bounds. None for no bound; without either bound there is no resize.
+    exact_size: (height, width) to which every image is resized, whatever its aspect ratio; excludes the two bounds.
+    pad_multiple: the resized image is padded right and bottom, with zeros after normalising, to multiples of this.
+    mean_rgb, std_rgb: per channel, in grey levels (0 to 255): a value becomes (value - mean) / std.
+    has_bgr: whether the channels are blue, green, red; mean_rgb and std_rgb stay in the order of their names.
+    dtype: "float32", or "uint8" for grey levels that are not normalised; mean_rgb and std_rgb then have no effect.
+    interpolation: of the resize. "opencv": bilinear in 8-bit fixed point, as OpenCV's INTER_LINEAR. "bilinear": of the
+        normalised floats without antialiasing, as torchvision's detection models do. "pillow_bilinear" and
+        "pillow_bicubic": antialiased, on grey levels, as Pillow and the image processors of transformers do.
+    """
+
+    long_side: int | None = None
+    short_side: int | None = None
+    exact_size: tuple[int, int] | None = None
+    pad_multiple: int = 1
+    mean_rgb: Rgb = (0.0, 0.0, 0.0)
+    std_rgb: Rgb = (255.0, 255.0, 255.0)
+    has_bgr: bool = False
+    dtype: Literal["float32", "uint8"] = "float32"
+    interpolation: Interpolation = "pillow_bilinear"
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Compute the (height, width) of a decoded image of `height` x `width` pixels after the resize."""
+        if self.exact_size is not None:
+            return self.exact_size
+        scales = []
+        if self.long_side is not None:
+            scales.append(self.long_side / max(height, width))
+        if self.short_side is not None:
+            scales.append(self.short_side / min(height, width))
+        if not scales:
+            return height, width
+        scale = min(scales)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Compute the (height, width) inside a batch; images of equal padded size may share one."""
+        new_height, new_width = self.resized_size(height, width)
+        multiple = self.pad_multiple
+        return -(-new_height // multiple) * multiple, -(-new_width // multiple) * multiple
+
+
+class InstanceModel(Protocol):
+    """A model of one's own; any object, a torch module or not.
+
+    What it may have besides, and need not:
+
+    category_ids: Sequence[int], one for each class: the data set's own ids, for the tables' column `category_id`; by
+        default 1, 2, 3, ...
+    to(device), eval(): called once after it is made, as torch modules have them.
+    version: str, which becomes a part of the run's fingerprint.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name, for the tables' column `model`."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of its classes, without background, in the order of its labels."""
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """How it wants its pixels."""
+
+    def infer(self, batch: "ImageBatch") -> "Sequence[RawDetections | FrameDetections]":
+        """Find the instances of every image of a batch, on the batch's device, in the order of its images.
+
+        An image's detections must not depend on the other images of its batch. Called in `torch.inference_mode()`;
+        `torch.OutOfMemoryError` may be raised, and a smaller batch follows.
+
+        Args:
+            batch: pixels [B, 3, H, W] as `pixels` says; the sizes of its images resized (without padding) and decoded.
+
+        Returns:
+            one result for each image: `RawDetections` with square masks of any side over each box (or without masks),
+            or `FrameDetections` with masks over the whole image; in either case at most 10,000 instances.
+        """
