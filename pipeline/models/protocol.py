@@ -5,13 +5,14 @@ docs/models/any_model.md has a complete example. Nothing here imports torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from htc_model.structures import FrameDetections, ImageBatch, RawDetections
 
 Interpolation = Literal["opencv", "bilinear", "pillow_bilinear", "pillow_bicubic"]
 Rgb = tuple[float, float, float]
+_Dtype = Literal["float32", "uint8"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class PixelFormat:
     has_bgr: whether the channels are blue, green, red; mean_rgb and std_rgb stay in the order of their names.
     dtype: "float32", or "uint8" for grey levels that are not normalised; mean_rgb and std_rgb then have no effect.
     interpolation: of the resize. "opencv": bilinear in 8-bit fixed point, as OpenCV's INTER_LINEAR. "bilinear": of the
-        normalised floats without antialiasing, with torchvision's arithmetic, for its detection models. "pillow_bilinear" and
-        "pillow_bicubic": antialiased, on grey levels, as Pillow and the image processors of transformers do.
+        normalised floats without antialiasing, with torchvision's arithmetic, for its detection models.
+        "pillow_bilinear" and "pillow_bicubic": antialiased, on grey levels, as Pillow and the image processors of
+        transformers do.
     """
 
     long_side: int | None = None
@@ -39,7 +41,7 @@ class PixelFormat:
     mean_rgb: Rgb = (0.0, 0.0, 0.0)
     std_rgb: Rgb = (255.0, 255.0, 255.0)
     has_bgr: bool = False
-    dtype: Literal["float32", "uint8"] = "float32"
+    dtype: _Dtype = "float32"
     interpolation: Interpolation = "pillow_bilinear"
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
@@ -61,6 +63,34 @@ class PixelFormat:
         new_height, new_width = self.resized_size(height, width)
         multiple = self.pad_multiple
         return -(-new_height // multiple) * multiple, -(-new_width // multiple) * multiple
+
+    def problem(self) -> str:
+        """Return what is wrong with the values, as a phrase; "" when nothing is."""
+        return self._problem_of_sizes() or self._problem_of_values()
+
+    def _problem_of_sizes(self) -> str:
+        bounds = [side for side in (self.long_side, self.short_side) if side is not None]
+        sides = [*bounds, *(self.exact_size or ())]
+        if any(type(side) is not int or side < 1 for side in sides):
+            return f"sides must be whole numbers of pixels, at least 1, not {sides}"
+        if self.exact_size is not None and (len(self.exact_size) != 2 or bounds):
+            return "exact_size is (height, width), and excludes long_side and short_side"
+        if type(self.pad_multiple) is not int or self.pad_multiple < 1:
+            return f"pad_multiple must be a whole number, at least 1, not {self.pad_multiple!r}"
+        return ""
+
+    def _problem_of_values(self) -> str:
+        if len(self.mean_rgb) != 3 or len(self.std_rgb) != 3 or 0 in self.std_rgb:
+            return "mean_rgb and std_rgb are three numbers each, and no std is 0"
+        for name, value, known in (
+            ("dtype", self.dtype, get_args(_Dtype)),
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+        ):
+            if value not in known:
+                return f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}"
+        if self.dtype == "uint8" and self.interpolation == "bilinear":
+            return 'the interpolation "bilinear" is of floats, and dtype is "uint8"'
+        return ""
 
 
 class InstanceModel(Protocol):
