@@ -28,7 +28,7 @@ class PixelFormat:
     has_bgr: whether the channels are blue, green, red; mean_rgb and std_rgb stay in the order of their names.
     dtype: "float32", or "uint8" for grey levels that are not normalised; mean_rgb and std_rgb then have no effect.
     interpolation: of the resize. "opencv": bilinear in 8-bit fixed point, as OpenCV's INTER_LINEAR. "bilinear": of the
-        normalised floats without antialiasing, as torchvision's detection models do. "pillow_bilinear" and
+        normalised floats without antialiasing, with torchvision's arithmetic, for its detection models. "pillow_bilinear" and
         "pillow_bicubic": antialiased, on grey levels, as Pillow and the image processors of transformers do.
     """
 
@@ -71,12 +71,11 @@ class InstanceModel(Protocol):
     category_ids: Sequence[int], one for each class: the data set's own ids, for the tables' column `category_id`; by
         default 1, 2, 3, ...
     to(device), eval(): called once after it is made, as torch modules have them.
-    version: str, which becomes a part of the run's fingerprint.
     """
 
     @property
     def name(self) -> str:
-        """Its name, for the tables' column `model`."""
+        """Its name in messages about it; in the tables, models are named as the spec names them."""
 
     @property
     def classes(self) -> Sequence[str]:
