@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from htc_model.config import Suppression
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
+from pipeline.job_spec.model_reference import absolute_reference, check_options, factory_weights, is_factory
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
@@ -80,6 +81,9 @@ class ModelSection(Section):
     max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
     suppression: of duplicates: NMS, or soft-NMS, which lowers their scores; see `htc_model.config.ModelConfig`.
     augment: test-time augmentation, see `job_spec.augment`: "flip", "full", or {scales: [0.75, 1, 1.25], flip: true}.
+    factory: of a model that is none of the presets, see `job_spec.model_reference`; `preset` is then the same text, and
+        weights are "default" (the factory's own), "untrained", or a path or URI.
+    options: of the factory, its keyword arguments.
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
@@ -89,6 +93,12 @@ class ModelSection(Section):
     suppression: Suppression = Field(default="hard", description='"hard", "soft_linear" or "soft_gaussian"')
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')
     augment: Augment = Field(default=None, description='"none", "flip", "full", or scales and flip')
+    factory: str | None = Field(
+        default=None, min_length=1, description='"package.module:function", "torchvision:NAME", "transformers:NAME"'
+    )
+    options: Annotated[dict[str, Any], AfterValidator(check_options)] = Field(
+        default={}, description="the factory's keyword arguments"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -96,11 +106,38 @@ class ModelSection(Section):
         if not isinstance(values, Mapping):
             return values
         chosen = dict(values)
+        preset, factory = chosen.get("preset"), chosen.get("factory")
+        if factory is None and isinstance(preset, str) and is_factory(preset):
+            factory = preset
+        if isinstance(factory, str) and factory:
+            if preset not in (None, factory):
+                raise ValueError(f"preset and factory exclude each other; leave {preset!r} or {factory!r} out")
+            return {"weights": "default", **chosen, "preset": factory, "factory": factory}
         if chosen.get("preset", BUNDLED_PRESET) == BUNDLED_PRESET:
             chosen.setdefault("weights", "demo")
         if chosen.get("weights") == "demo":
             chosen.setdefault("preset", BUNDLED_PRESET)
         return chosen
+
+    @model_validator(mode="after")
+    def _refuse_what_is_of_presets(self) -> Self:
+        if self.factory is None:
+            if self.options:
+                raise ValueError("options are those of a factory, which `factory` (--model) must name")
+            return self
+        if self.weights in {"demo", "coco"}:
+            raise ValueError(
+                f"{self.weights} weights are for presets; of {self.factory} weights are default, untrained, or a file"
+            )
+        if self.augment is not None:
+            raise ValueError(
+                f"augment is for networks of the presets; {self.factory} must see its views by itself, or leave it out"
+            )
+        if self.suppression != "hard":
+            raise ValueError(
+                f"suppression is for networks of the presets; {self.factory} suppresses duplicates by itself"
+            )
+        return self
 
 
 class ComputeSection(Section):
@@ -259,6 +296,7 @@ class JobSpec(Section):
             **self._suppressing(),
             **self._columns(),
             **self._augmenting(),
+            **self._making(),
             **self._decoding(),
             **self._selecting(),
         }
@@ -278,6 +316,10 @@ class JobSpec(Section):
         augment = plain_values(self.model.augment)
         return {} if augment is None else {"model.augment": augment}
 
+    def _making(self) -> dict[str, object]:
+        # Absent where there are none, as in runs of releases without this key; `model.preset` names the factory.
+        return {"model.options": self.model.options} if self.model.options else {}
+
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.
         decoder = self.images.jpeg_decoder
@@ -296,9 +338,16 @@ class JobSpec(Section):
             update={
                 "input": self.input.model_copy(update={"uri": absolute_uri(self.input.uri)}),
                 "output": self.output.model_copy(update={"uri": absolute_uri(self.output.uri)}),
-                "model": self.model.model_copy(update={"weights": weights_reference(self.model.weights)}),
+                "model": self.model.model_copy(update=self._absolute_model()),
             }
         )
+
+    def _absolute_model(self) -> dict[str, str]:
+        model = self.model
+        if model.factory is None:
+            return {"weights": weights_reference(model.weights)}
+        factory = absolute_reference(model.factory)
+        return {"weights": factory_weights(model.weights), "factory": factory, "preset": factory}
 
 
 def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> JobSpec:
@@ -314,9 +363,14 @@ def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    spec = read_spec(JobSpec, path, overrides)
-    _check_preset(spec.model.preset)
+    spec = read_spec(JobSpec, path, overrides, replaced=_REPLACED)
+    if spec.model.factory is None:
+        _check_preset(spec.model.preset)
     return spec.absolute()
+
+
+# A flag that names another model leaves the file's factory and its options behind.
+_REPLACED = {"model.preset": ("model.factory", "model.options")}
 
 
 def _check_preset(preset: str) -> None:
@@ -325,4 +379,7 @@ def _check_preset(preset: str) -> None:
     try:
         load_preset(preset)
     except ValueError as error:
-        raise SpecError(f"model.preset: {error}") from None
+        raise SpecError(
+            f"model.preset: {error} A model of your own is named by its factory, package.module:function; "
+            "`htc model list` shows what is installed."
+        ) from None
