@@ -48,6 +48,7 @@ class RawDetections:
     labels: [N] int64 in [0, C).
     mask_probs: [N, 28, 28] float32 in [0, 1] at each detection's own class, or None for a box-only model.
     original_size: (height, width) of the decoded image.
+    mask_boxes_xyxy: [N, 4], over which the masks are stretched; None: over `boxes_xyxy`, as in all networks here.
     """
 
     boxes_xyxy: Tensor
@@ -55,6 +56,12 @@ class RawDetections:
     labels: Tensor
     mask_probs: Tensor | None
     original_size: tuple[int, int]
+    mask_boxes_xyxy: Tensor | None = None
+
+    @property
+    def mask_boxes(self) -> Tensor:
+        """The boxes [N, 4] over which the masks are stretched."""
+        return self.boxes_xyxy if self.mask_boxes_xyxy is None else self.mask_boxes_xyxy
 
 
 @dataclass(frozen=True)

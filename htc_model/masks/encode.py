@@ -33,7 +33,7 @@ def encode_detections(raw: RawDetections, *, chunk_columns: int = CHUNK_COLUMNS)
     """
     masks = None
     if raw.mask_probs is not None:
-        masks = encode_masks(raw.mask_probs, raw.boxes_xyxy, raw.original_size, chunk_columns=chunk_columns)
+        masks = encode_masks(raw.mask_probs, raw.mask_boxes, raw.original_size, chunk_columns=chunk_columns)
     return Detections(
         boxes_xyxy=raw.boxes_xyxy.detach().float().cpu(),
         scores=raw.scores.detach().float().cpu(),

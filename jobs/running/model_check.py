@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from htc_model.weights.model_zoo import UnknownWeightsError, find
 from jobs.terminal.console import size_of
-from pipeline.errors import WeightsUnavailableError
+from pipeline.errors import ModelError, WeightsUnavailableError
 from pipeline.job_spec.job import JobSpec, ModelSection
 from pipeline.machine_limits import usable_memory
+from pipeline.messages import ImageFailure
+from pipeline.models.factory import search_path
+from pipeline.models.identity import fingerprint_of, is_here
 from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
 from pipeline.weights.cache import weights_here
-from pipeline.weights.fingerprint import compute_fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +52,10 @@ def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> 
     """
     section = spec.model
     weights = weights_here(section)
-    if section.weights == "untrained":
+    if section.factory is not None and (weights is None or weights.exists()):
+        own = {"default": "its own weights", "untrained": "untrained weights: its detections mean nothing"}
+        lines = [("model", f"{section.factory}, {own.get(section.weights, f'weights {weights or section.weights}')}")]
+    elif section.weights == "untrained":
         lines = [("model", f"{section.preset}, untrained weights: its detections mean nothing")]
     elif weights is None:
         problem = _why_not_fetchable(section)
@@ -85,11 +90,10 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
 
     Weights that are not on this machine yet are assumed to be those of the run that would be resumed.
     """
-    weights = weights_here(spec.model)
-    if spec.model.weights == "untrained" or (weights is not None and weights.is_file()):
-        return asdict(compute_fingerprint(spec.model))
+    if is_here(spec.model):
+        return asdict(fingerprint_of(spec.model))
     record = _record(spec, storage, run)
-    untrained = asdict(compute_fingerprint(spec.model.model_copy(update={"weights": "untrained"})))
+    untrained = asdict(fingerprint_of(spec.model.model_copy(update={"weights": "untrained"})))
     recorded = record.fingerprint if record else {}
     return {**untrained, "weights_sha256": recorded.get("weights_sha256"), "trained": True}
 
@@ -112,23 +116,21 @@ def _record(spec: JobSpec, storage: Storage, run: str | None) -> RunRecord | Non
 def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: list[tuple[str, str]]) -> ModelCheck:
     import torch
 
-    from htc_model.masks.encode import encode_detections
-    from htc_model.preprocess import build_batch
     from htc_model.weights.openmmlab import WeightsError
-    from pipeline.worker.segmenter import load_model, pick_device
+    from pipeline.worker.any_model import load_any_model
+    from pipeline.worker.segmenter import DecodedImage, Segmenter, pick_device
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     plan, _ = plan_local_workers(spec, shards=1, gpus=gpus)
     device = pick_device(plan.gpus)
     start = time.perf_counter()
     try:
-        model = load_model(spec.model)
-    except (WeightsUnavailableError, WeightsError) as error:
+        model = load_any_model(spec.model, folders=search_path())
+    except (WeightsUnavailableError, WeightsError, ModelError) as error:
         return ModelCheck(lines, str(error), gpus=gpus)
-    if isinstance(model, torch.nn.Module):
-        model.to(device)
+    segmenter = Segmenter(model, device, batch_size=1)
     load_s = time.perf_counter() - start
-    if spec.model.weights != "untrained":
+    if spec.model.factory is None and spec.model.weights != "untrained":
         lines = [*lines, ("", "the weights fit the preset, key by key")]
     if not images:
         return ModelCheck(lines, load_s=load_s, gpus=gpus)
@@ -139,9 +141,10 @@ def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: 
         image_s = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            with torch.inference_mode():
-                raw = model.infer(build_batch([image], model.config, device))
-            encode_detections(raw[0])
+            for _, outcome in segmenter.segment([DecodedImage(0, "the sampled image", image)]):
+                if isinstance(outcome, ImageFailure):
+                    return ModelCheck(lines, f"The model fails: {outcome.reason}.", load_s=load_s, gpus=gpus)
+                segmenter.encode(outcome)
             image_s = time.perf_counter() - start
             if image_s > WARM_UP_S:
                 break

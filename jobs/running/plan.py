@@ -27,6 +27,7 @@ from pipeline.errors import HtcError, ImageError, NotFoundError
 from pipeline.inputs.read import read_image
 from pipeline.job_spec.job import JobSpec
 from pipeline.machine_limits import machine_name
+from pipeline.models.factory import find_factory
 from pipeline.planning.estimate import WorkerRate
 from pipeline.planning.incremental import IncrementalPlan, NewRun
 from pipeline.planning.input_changes import InputChanges, InputComparison, suggest_command, translated_input_errors
@@ -112,7 +113,9 @@ def report_plan(
     check_options(options, spec)
     storage = _ReadOnlyStorage(spec.storage)
     weights = weights_here(spec.model)
-    if weights is not None and weights.is_file():
+    if spec.model.factory is not None:
+        find_factory(spec.model.factory)
+    elif weights is not None and weights.is_file():
         spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
     fingerprint = known_fingerprint(spec, storage, run)
     existing = _existing_run(spec, storage, fingerprint, run=run, fresh=fresh)

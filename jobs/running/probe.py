@@ -133,7 +133,7 @@ def _segment(worker: "Worker", shard: Shard, positions: tuple[int, ...]) -> Part
 
 
 def _check_weights(spec: JobSpec) -> None:
-    if spec.model.weights == "untrained":
+    if spec.model.weights == "untrained" or (spec.model.factory is not None and spec.model.weights == "default"):
         return
     weights = weights_here(spec.model)
     if weights is None:
@@ -141,5 +141,5 @@ def _check_weights(spec: JobSpec) -> None:
             f"A probe needs the weights of {spec.model.preset} on this machine; fetch them with: htc weights fetch "
             f"{spec.model.preset}"
         )
-    if not weights.is_file():
+    if not weights.exists():
         raise SpecError(f"There is no weights file {weights}.")

@@ -26,6 +26,8 @@ from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
+from pipeline.models.factory import search_path
+from pipeline.models.identity import identify_model, is_here
 from pipeline.otel import Otel, check_telemetry, sending, settings_for
 from pipeline.planning.input_changes import InputChanges, compare_input, suggest_command
 from pipeline.planning.planner import require_images
@@ -40,8 +42,8 @@ from pipeline.runs.summary import RunSummary
 from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
-from pipeline.weights.cache import resolve_weights, weights_here
-from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.weights.cache import resolve_weights
+from pipeline.weights.fingerprint import ModelFingerprint
 from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
@@ -203,16 +205,17 @@ def worker_settings(
         log_format="json" if is_json() else "text",
         log_level=chosen_level(),
         model_name=model_name,
+        search_path=search_path() if spec.model.factory is not None else (),
     )
 
 
 def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFingerprint]:
     """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary."""
-    if spec.model.weights != "untrained" and weights_here(spec.model) is None:
+    if not is_here(spec.model):
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
-    spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
-    return spec, compute_fingerprint(spec.model, storage)
+    model, fingerprint = identify_model(spec.model, storage)
+    return spec.model_copy(update={"model": model}), fingerprint
 
 
 def _open(

@@ -36,6 +36,9 @@ class AdapterModule(Protocol):
             ModelError: there are none, or they cannot be fetched.
         """
 
+    def is_default_here(self, name: str) -> bool:
+        """Return whether `default_files` would have nothing to fetch."""
+
     def list_models(self) -> Sequence[tuple[str, str]]:
         """Return the names of the library's models, each with a note such as "boxes only"."""
 

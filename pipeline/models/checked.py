@@ -94,6 +94,13 @@ class CheckedModel:
             raise self._error(str(fault)) from None
         raise self._error(f"a {type(found).__name__} for an image, and neither RawDetections nor FrameDetections")
 
+    def try_check(self, found: object, size: tuple[int, int]) -> RawDetections | FrameDetections | ImageError:
+        """Return what `check` returns, or its error as a value."""
+        try:
+            return self.check(found, size)
+        except ImageError as error:
+            return error
+
     def clip(self, found: Detections, size: tuple[int, int]) -> Detections:
         """Return one image's detections with the boxes clipped to the image of `size` (height, width)."""
         height, width = size
@@ -106,7 +113,10 @@ class CheckedModel:
     def _check_raw(self, found: RawDetections, size: tuple[int, int]) -> RawDetections:
         scores, labels, keep = self._check_common(found, size)
         boxes = _boxes(found.boxes_xyxy, len(scores))
-        masks = None
+        masks = mask_boxes = None
+        if found.mask_boxes_xyxy is not None:
+            mask_boxes = _boxes(found.mask_boxes_xyxy, len(scores))
+            mask_boxes = mask_boxes[keep.to(mask_boxes.device)]
         if found.mask_probs is not None:
             masks = _tensor(found.mask_probs, "mask_probs")
             if not len(scores):
@@ -118,7 +128,7 @@ class CheckedModel:
                 )
             masks = masks.float()[keep.to(masks.device)]
             _check_range("masks", masks)
-        return RawDetections(boxes[keep.to(boxes.device)], scores[keep], labels[keep], masks, size)
+        return RawDetections(boxes[keep.to(boxes.device)], scores[keep], labels[keep], masks, size, mask_boxes)
 
     def _check_frames(self, found: FrameDetections, size: tuple[int, int]) -> FrameDetections:
         scores, labels, keep = self._check_common(found, size)

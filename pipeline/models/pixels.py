@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from htc_model.config import ModelConfig
 from htc_model.preprocess import assemble_batch, build_batch, padded_size, resize_uint8, upload_pixels
@@ -20,7 +18,6 @@ from pipeline.models.protocol import PixelFormat
 # Assumed of a model that takes images as they are, for the first batch size: full HD.
 _UNBOUNDED = (1080, 1920)
 _GREY_LEVELS = 255.0
-_PILLOW = {"pillow_bilinear": InterpolationMode.BILINEAR, "pillow_bicubic": InterpolationMode.BICUBIC}
 
 
 class Pixels(Protocol):
@@ -118,11 +115,21 @@ class FormatPixels:
         if pixels.interpolation == "opencv":
             resized = resize_uint8(image, size).permute(2, 0, 1)
         else:
-            mode = _PILLOW[pixels.interpolation]
-            resized = transforms.resize(image.permute(2, 0, 1), list(size), interpolation=mode, antialias=True)
+            resized = _resize_as_pillow(image.permute(2, 0, 1), size, pixels.interpolation)
         if pixels.dtype == "uint8":
             return resized
         return _normalised(resized.to(torch.float32), pixels.mean_rgb, pixels.std_rgb)
+
+
+def _resize_as_pillow(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Resize [3, H, W] uint8 to (height, width), antialiased."""
+    # A second of imports, for models that need it.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as transforms
+
+    mode = InterpolationMode.BICUBIC if interpolation == "pillow_bicubic" else InterpolationMode.BILINEAR
+    resized: Tensor = transforms.resize(image, list(size), interpolation=mode, antialias=True)
+    return resized
 
 
 def _normalised(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -46,7 +46,7 @@ def resolve_preset(section: ModelSection, storage: Storage | None = None) -> Mod
         WeightsUnavailableError: the weights file is not available.
         SpecError: the section names another preset than the file.
     """
-    if section.weights in {"coco", "untrained"}:
+    if section.factory is not None or section.weights in {"coco", "untrained"}:
         # These words are valid with any preset and do not choose one.
         return section
     config = config_of_weights(resolve_weights(section, storage))
@@ -111,13 +111,14 @@ def compute_fingerprint(section: ModelSection, storage: Storage | None = None) -
     path = resolve_weights(section, storage)
     return ModelFingerprint(
         section.preset,
-        UNTRAINED if path is None else _file_sha256(path),
+        UNTRAINED if path is None else file_sha256(path),
         config_sha256(resolve_config(section, path)),
         trained=path is not None,
     )
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

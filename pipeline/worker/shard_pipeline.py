@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from htc_model.structures import RawDetections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
@@ -29,13 +28,12 @@ from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
 from pipeline.telemetry import StageClock
-from pipeline.worker.batch_encoding import PendingDetections
 from pipeline.worker.byte_budget import ByteBudget, ByteGauge, Lane, SharedBudget
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.model_queue import ModelQueue
 from pipeline.worker.model_time import ModelTime, ShardTime
-from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
+from pipeline.worker.segmenter import DecodedImage, Found, Outcome, Segmenter
 from pipeline.worker.upload_lane import CudaLane, UploadLane
 from pipeline.worker.watchdog import Step, Watchdog
 
@@ -309,7 +307,7 @@ class ShardPipeline:
         for position in positions:
             self._pixel_bytes.give_back(self._numbers[position])
 
-    def _encode(self, position: int, found: RawDetections | PendingDetections) -> None:
+    def _encode(self, position: int, found: Found) -> None:
         while len(self._encoding) >= MAX_ENCODING:
             with self._resources.model_time.busy("encode"):
                 wait([self._encoding.popleft()])
@@ -318,12 +316,12 @@ class ShardPipeline:
         self._encoding.append(future)
         self._encoded[position] = future
 
-    def _encode_rows(self, position: int, found: RawDetections | PendingDetections) -> EncodedImage:
+    def _encode_rows(self, position: int, found: Found) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
             rows = build_instance_rows(
                 self._shard.images[position],
                 self._resources.segmenter.encode(found),
-                self._resources.segmenter.model.config,
+                self._resources.segmenter.classes,
                 model=self._model_label,
             )
         return EncodedImage(rows, found.original_size)

@@ -61,6 +61,7 @@ class WorkerSettings:
     otel: how this process sends telemetry; None for not at all.
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
     model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
+    search_path: where the factory of a model of one's own is searched, see `pipeline.models.factory`.
     """
 
     run: str
@@ -80,6 +81,7 @@ class WorkerSettings:
     log_format: str = "text"
     log_level: str = ""
     model_name: str = ""
+    search_path: tuple[str, ...] = ()
 
     @property
     def model_label(self) -> str:
@@ -202,6 +204,8 @@ class Worker:
     def _load(self) -> "ShardProcessor":
         import torch
 
+        from pipeline.models.checked import CheckedModel
+        from pipeline.worker.any_model import load_any_model
         from pipeline.worker.batch_encoding import BatchEncoder
         from pipeline.worker.choose_jpeg import choose_jpeg_decoder
         from pipeline.worker.fast_path import choose_fast_model
@@ -209,7 +213,6 @@ class Worker:
         from pipeline.worker.segmenter import (
             Segmenter,
             augment,
-            load_model,
             pick_device,
             prepare_for_cpu,
             settle_precision,
@@ -220,13 +223,14 @@ class Worker:
         settings = self._settings
         torch.set_num_threads(max(1, int(settings.cpus)))
         storage, device = Storage(settings.storage), pick_device(settings.gpus)
-        if settings.load_model is None:
-            model = load_model(settings.model, storage)
-        else:
-            model = settings.load_model(settings.model)
-        precision = settle_precision(settings.model, device, storage, is_callers_model=settings.load_model is not None)
+        model = load_any_model(settings.model, storage, load_model=settings.load_model, folders=settings.search_path)
+        is_own = settings.load_model is not None or settings.model.factory is not None
+        precision = settle_precision(settings.model, device, storage, is_callers_model=is_own)
         if device.type == "cpu":
             keep_freed_memory()
+        if isinstance(model, CheckedModel):
+            model.to(device)
+        elif device.type == "cpu":
             model = prepare_for_cpu(model, precision)
         elif isinstance(model, torch.nn.Module):
             model.to(device)
