@@ -124,6 +124,16 @@ def find_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(name, folder, _read_json(folder / CONFIG, name))
 
 
+def is_here(name: str) -> bool:
+    """Return whether a checkpoint's files are on this machine; fetches nothing.
+
+    Raises:
+        ModelError: see `check_name`.
+    """
+    check_name(name)
+    return is_local(name) or _cached(name) is not None
+
+
 def _read_local(name: str) -> Checkpoint:
     folder = Path(name).expanduser().absolute()
     if not folder.is_dir():

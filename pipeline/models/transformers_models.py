@@ -14,7 +14,7 @@ from htc_model.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from htc_model.structures import FrameDetections, ImageBatch
 from pipeline.errors import ModelError
 from pipeline.models.protocol import PixelFormat
-from pipeline.models.transformers_checkpoint import PAGE, Checkpoint, find_checkpoint, is_local
+from pipeline.models.transformers_checkpoint import PAGE, Checkpoint, find_checkpoint, is_here, is_local
 from pipeline.models.transformers_checkpoint import check_name as check_checkpoint_name
 from pipeline.models.transformers_families import FAMILIES, Family
 from pipeline.models.transformers_pixels import read_pixels
@@ -119,6 +119,11 @@ def check_name(name: str) -> None:
 def default_files(name: str) -> Sequence[Path]:
     """Fetch a checkpoint, unless it is here; return the files that the model is made from."""
     return find_checkpoint(name).files()
+
+
+def is_default_here(name: str) -> bool:
+    """Return whether a checkpoint's files are on this machine."""
+    return is_here(name)
 
 
 def list_models() -> Sequence[tuple[str, str]]:
