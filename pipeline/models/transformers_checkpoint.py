@@ -140,7 +140,7 @@ def _read_local(name: str) -> Checkpoint:
         raise ModelError(f"There is no folder {folder}, which transformers:{name} names.")
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} is no checkpoint of transformers: it has no {CONFIG}; save_pretrained writes one.")
-    return Checkpoint(folder.name, folder, _read_json(folder / CONFIG, name))
+    return Checkpoint(folder.name, folder, _read_json(folder / CONFIG, folder.name))
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
@@ -159,16 +159,19 @@ def _cached(name: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
-    try:
-        # Without patterns: which files the cache has is judged here, below.
-        folder = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    try:
-        Checkpoint(name, folder, _read_json(folder / CONFIG, name)).files()
-    except ModelError:
-        return None
-    return folder
+    for patterns in (_FETCHED, (*_FETCHED, *_FETCHED_ELSE)):
+        try:
+            folder = Path(
+                snapshot_download(
+                    repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=True
+                )
+            )
+            # The cache may hold a part of it, of another program.
+            Checkpoint(name, folder, _read_json(folder / CONFIG, name)).files()
+        except (LocalEntryNotFoundError, ModelError):
+            continue
+        return folder
+    return None
 
 
 def _fetch(name: str) -> Path:
@@ -208,12 +211,11 @@ def _fetch(name: str) -> Path:
         ) from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{repository} on the Hugging Face Hub has no revision {revision}; correct it.") from error
-    except OfflineModeIsEnabled as error:
-        raise ModelError(_not_reached(repository, "HF_HUB_OFFLINE is set")) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        is_offline = "HF_HUB_OFFLINE" in str(error) or "offline mode" in str(error)
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        cause = error.__cause__ or error
+        is_offline = isinstance(cause, OfflineModeIsEnabled)
         raise ModelError(
-            _not_reached(repository, "HF_HUB_OFFLINE is set" if is_offline else one_line(error))
+            _not_reached(repository, "HF_HUB_OFFLINE is set" if is_offline else one_line(cause))
         ) from error
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{repository} on the Hugging Face Hub is no checkpoint of transformers: it has no {CONFIG}.")

@@ -9,6 +9,7 @@ from pipeline.models.protocol import Interpolation, PixelFormat
 
 # PIL.Image.Resampling
 _INTERPOLATIONS: dict[int, Interpolation] = {2: "pillow_bilinear", 3: "pillow_bicubic"}
+_OF_FLOATS: dict[int, Interpolation] = {2: "bilinear"}
 _SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 Rgb = tuple[float, float, float]
 
@@ -66,11 +67,11 @@ def read_pixels(processor: Any, name: str, *, floats_resized: bool, pad_multiple
     if getattr(processor, "do_split_image", False):
         raise ModelError(f"The checkpoint {name} splits its images (do_split_image), which is for semantic maps.")
     bounds = _bounds(processor, name) if processor.do_resize else ()
-    interpolation: Interpolation | None = "bilinear" if floats_resized else _INTERPOLATIONS.get(int(processor.resample))
+    interpolation = (_OF_FLOATS if floats_resized else _INTERPOLATIONS).get(int(processor.resample))
     if interpolation is None:
         raise ModelError(
-            f"The checkpoint {name} resizes its images with the filter {int(processor.resample)} of Pillow; bilinear "
-            "(2) and bicubic (3) are known here."
+            f"The checkpoint {name} resizes its images with the filter {int(processor.resample)} of Pillow, which is "
+            "not known here; bilinear is 2."
         )
     # value * factor, less the mean, by the standard deviation: the factor goes into the two, which are in grey levels.
     factor = float(processor.rescale_factor) if processor.do_rescale else 1.0
