@@ -1,7 +1,7 @@
 """Class maps of several networks joined by name: one list of classes, and each network's place in it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from htc_model.config import ModelConfig, ModelConfigError
 
@@ -57,6 +57,32 @@ def join_classes(configs: Sequence[ModelConfig], names: Sequence[str] | None = N
         places = {category: place for place, category in enumerate(config.classes)}
         own_labels.append(tuple(places.get(category) for category in classes))
     return ClassMap(classes, tuple(category_id for category_id, _ in ids.values()), tuple(own_labels))
+
+
+def ensemble_config(configs: Sequence[ModelConfig], names: Sequence[str] | None = None) -> ModelConfig:
+    """Return the first network's configuration with the classes of all, as the whole ensemble's.
+
+    Raises:
+        ModelConfigError: the classes cannot be joined, or a class has no member with masks while others have.
+    """
+    names = [config.name for config in configs] if names is None else names
+    joined = join_classes(configs, names)
+    has_masks = any(config.has_masks for config in configs)
+    for place, category in enumerate(joined.classes if has_masks else ()):
+        knowing = [index for index, own in enumerate(joined.own_labels) if own[place] is not None]
+        if not any(configs[index].has_masks for index in knowing):
+            knowers = " and ".join(names[index] for index in knowing)
+            raise ModelConfigError(
+                f"The class {category!r} is known only by {knowers}, without masks, while others have masks; add "
+                "a member with masks that knows it."
+            )
+    return replace(
+        configs[0],
+        name="+".join(config.name for config in configs),
+        classes=joined.classes,
+        category_ids=joined.category_ids,
+        has_masks=has_masks,
+    )
 
 
 def _check_shared(configs: Sequence[ModelConfig], names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from htc_model.class_maps import join_classes
+from htc_model.class_maps import ensemble_config, join_classes
 from htc_model.config import ModelConfig, ModelConfigError, Suppression
 from htc_model.finite import NonFiniteError
 from htc_model.inference.fusion import Fusion, average_votes, check_wbf, fuse_boxes, merge_proposals
@@ -346,32 +346,6 @@ class EnsembleModel:
             yield
         except NonFiniteError as error:
             raise NonFiniteError(f"{self.names[member]}: {error}") from error
-
-
-def ensemble_config(configs: Sequence[ModelConfig], names: Sequence[str] | None = None) -> ModelConfig:
-    """Return the first network's configuration with the classes of all, as the whole ensemble's.
-
-    Raises:
-        ModelConfigError: the classes cannot be joined, or a class has no member with masks while others have.
-    """
-    names = [config.name for config in configs] if names is None else names
-    joined = join_classes(configs, names)
-    has_masks = any(config.has_masks for config in configs)
-    for place, category in enumerate(joined.classes if has_masks else ()):
-        knowing = [index for index, own in enumerate(joined.own_labels) if own[place] is not None]
-        if not any(configs[index].has_masks for index in knowing):
-            knowers = " and ".join(names[index] for index in knowing)
-            raise ModelConfigError(
-                f"The class {category!r} is known only by {knowers}, without masks, while other members have masks; add "
-                "a member with masks that knows it."
-            )
-    return replace(
-        configs[0],
-        name="+".join(config.name for config in configs),
-        classes=joined.classes,
-        category_ids=joined.category_ids,
-        has_masks=has_masks,
-    )
 
 
 def _as_member(member: Member | HTC) -> Member:

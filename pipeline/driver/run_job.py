@@ -22,7 +22,7 @@ from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
 from pipeline.driver.traces import RunTrace
-from pipeline.errors import InputError, RunError, StorageError
+from pipeline.errors import InputError, RunError, SpecError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
@@ -94,6 +94,8 @@ def run(
             what is committed stays.
     """
     began = datetime.now(UTC)
+    if load_model is not None and spec.model.ensemble is not None:
+        raise SpecError("A model of your own (load_model) and an ensemble exclude each other; keep one.")
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     start_up = start_up or StartUp()
@@ -115,7 +117,8 @@ def run(
             spec, fingerprint = _identify_model(spec, storage)
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
-                connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
+                for member in spec.model.members:
+                    connection.enter_context(weights_on_nodes(resolve_weights(member, storage)))
             rate = rate_before(spec.budget, spec.model, storage, spec.output.uri, fingerprint.to_dict())
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
@@ -208,7 +211,7 @@ def worker_settings(
 
 def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFingerprint]:
     """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary."""
-    if spec.model.weights != "untrained" and weights_here(spec.model) is None:
+    if any(member.weights != "untrained" and weights_here(member) is None for member in spec.model.members):
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
     spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})

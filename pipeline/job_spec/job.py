@@ -5,17 +5,23 @@ keys are refused, because a misspelt key that is silently ignored costs hours of
 module imports no torch, Ray, pyarrow or fsspec, as `htc --help` imports it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from htc_model.config import Suppression
-from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
+from pipeline.job_spec.ensemble import (
+    EnsembleSection,
+    MemberSection,
+    gather_ensemble,
+    settle_ensemble,
+    settle_together,
+)
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
@@ -80,6 +86,8 @@ class ModelSection(Section):
     max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
     suppression: of duplicates: NMS, or soft-NMS, which lowers their scores; see `htc_model.config.ModelConfig`.
     augment: test-time augmentation, see `job_spec.augment`: "flip", "full", or {scales: [0.75, 1, 1.25], flip: true}.
+    ensemble: several networks in the place of preset and weights, see `job_spec.ensemble`; the other keys are for all.
+        It may stand beside `model` as `ensemble`, and a list in the place of `model` are its members.
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
@@ -89,18 +97,54 @@ class ModelSection(Section):
     suppression: Suppression = Field(default="hard", description='"hard", "soft_linear" or "soft_gaussian"')
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')
     augment: Augment = Field(default=None, description='"none", "flip", "full", or scales and flip')
+    ensemble: EnsembleSection | None = Field(
+        default=None, description="a section with the keys members, fusion, spread"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _settle_together(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        chosen = dict(values)
-        if chosen.get("preset", BUNDLED_PRESET) == BUNDLED_PRESET:
-            chosen.setdefault("weights", "demo")
-        if chosen.get("weights") == "demo":
-            chosen.setdefault("preset", BUNDLED_PRESET)
-        return chosen
+        return settle_together(values) if values.get("ensemble") is None else settle_ensemble(values)
+
+    @model_validator(mode="after")
+    def _name_ensemble(self) -> Self:
+        if self.ensemble is None:
+            return self
+        if self.suppression != "hard" and self.ensemble.fusion == "wbf":
+            raise ValueError("suppression is for nms and soft_nms, and ensemble.fusion is wbf; keep one of them")
+        # Frozen: of this object, which nobody has seen yet.
+        object.__setattr__(self, "preset", self.ensemble.preset)
+        return self
+
+    @property
+    def members(self) -> "tuple[ModelSection, ...]":
+        """The networks, each as a section of its own with the settings of all; this section where there is one."""
+        if self.ensemble is None:
+            return (self,)
+        shared = self.model_fields_set - {"preset", "weights", "ensemble"}
+        return tuple(
+            ModelSection(
+                **{key: getattr(self, key) for key in shared},
+                **{key: getattr(member, key) for key in member.model_fields_set - {"weight"}},
+            )
+            for member in self.ensemble.members
+        )
+
+    def with_members(self, members: "Sequence[ModelSection]") -> "ModelSection":
+        """Return the section with these presets and weights of its networks, in the order of `members`."""
+        if self.ensemble is None:
+            return members[0]
+        changed = [
+            MemberSection(
+                **{key: getattr(each, key) for key in ("preset", "weights") if key in each.model_fields_set},
+                weight=member.weight,
+            )
+            for each, member in zip(members, self.ensemble.members, strict=True)
+        ]
+        ensemble = self.ensemble.with_members(changed)
+        return self.model_copy(update={"ensemble": ensemble, "preset": ensemble.preset})
 
 
 class ComputeSection(Section):
@@ -236,6 +280,11 @@ class JobSpec(Section):
     )
     budget: BudgetSection = BudgetSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_ensemble(cls, values: Any) -> Any:
+        return gather_ensemble(values)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved spec as plain JSON-able values, for run.json."""
         return self.model_dump(mode="json")
@@ -259,6 +308,7 @@ class JobSpec(Section):
             **self._suppressing(),
             **self._columns(),
             **self._augmenting(),
+            **self._voting(),
             **self._decoding(),
             **self._selecting(),
         }
@@ -278,6 +328,10 @@ class JobSpec(Section):
         augment = plain_values(self.model.augment)
         return {} if augment is None else {"model.augment": augment}
 
+    def _voting(self) -> dict[str, object]:
+        # Absent where there is none, as in runs of releases without this key.
+        return {} if self.model.ensemble is None else self.model.ensemble.identity()
+
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.
         decoder = self.images.jpeg_decoder
@@ -296,9 +350,13 @@ class JobSpec(Section):
             update={
                 "input": self.input.model_copy(update={"uri": absolute_uri(self.input.uri)}),
                 "output": self.output.model_copy(update={"uri": absolute_uri(self.output.uri)}),
-                "model": self.model.model_copy(update={"weights": weights_reference(self.model.weights)}),
+                "model": self._with_absolute_weights(),
             }
         )
+
+    def _with_absolute_weights(self) -> ModelSection:
+        members = [each.model_copy(update={"weights": weights_reference(each.weights)}) for each in self.model.members]
+        return self.model.with_members(members)
 
 
 def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> JobSpec:
@@ -314,8 +372,9 @@ def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    spec = read_spec(JobSpec, path, overrides)
-    _check_preset(spec.model.preset)
+    spec = read_spec(JobSpec, path, overrides, prepare=gather_ensemble)
+    for member in spec.model.members:
+        _check_preset(member.preset)
     return spec.absolute()
 
 

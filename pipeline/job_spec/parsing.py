@@ -1,6 +1,6 @@
 """Reads a spec file: YAML to a plain tree, flags over it, and the check of the result."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,6 +88,7 @@ def read_spec(
     *,
     name: str = "job spec",
     flags: Mapping[str, str] = RUN_FLAGS,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree,
 ) -> Spec:
     """Read a YAML spec, override its values with the flags, and check the result.
 
@@ -96,14 +97,21 @@ def read_spec(
         path: a YAML file, local or remote; None when flags give everything.
         overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
         name, flags: see `describe_problems`.
+        prepare: brings the file's tree into the form whose keys the overrides name; may raise ValueError.
 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
     tree: dict[str, Any] = {} if path is None else parse_yaml(read_spec_text(path, name=name), str(path), name=name)
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            set_dotted(tree, key, value)
+    try:
+        tree = prepare(tree)
+        for key, value in (overrides or {}).items():
+            if value is not None:
+                set_dotted(tree, key, value)
+        # Python code names whole sections as well.
+        tree = prepare(tree)
+    except ValueError as error:
+        raise SpecError(f"{f'The {name} {path}' if path is not None else f'The {name}'}: {error}.") from None
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

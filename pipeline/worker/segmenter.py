@@ -22,7 +22,7 @@ from pipeline.messages import ImageFailure
 from pipeline.worker.batch_encoding import BatchEncoder, PendingDetections
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
-from pipeline.worker.fast_path import FastChoice, SegmentationModel
+from pipeline.worker.fast_path import FastChoice, SegmentationModel, WholeImageModel
 from pipeline.worker.uploads import Upload
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def prepare_for_cpu(model: SegmentationModel, precision: PrecisionChoice) -> Seg
     return optimise_for_cpu(model)
 
 
-def augment(model: SegmentationModel, section: "ModelSection") -> SegmentationModel | AugmentedModel:
+def augment(model: SegmentationModel, section: "ModelSection") -> SegmentationModel | WholeImageModel:
     """Return the model as the spec's `augment` has it see the images.
 
     Raises:
@@ -137,15 +137,24 @@ def pick_device(gpus: float) -> torch.device:
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
 
 
-def auto_batch_size(config: ModelConfig, device: torch.device) -> int:
-    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster."""
+def auto_batch_size(config: ModelConfig, device: torch.device, *, beside: Sequence[ModelConfig] = ()) -> int:
+    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster.
+
+    Args:
+        beside: the other networks that see each image, whose features are kept meanwhile.
+    """
     if device.type != "cuda":
         return 1
     free_bytes, _ = torch.cuda.mem_get_info(device)
+    pixels = sum(most_pixels(each) for each in (config, *beside))
+    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels))))
+
+
+def most_pixels(config: ModelConfig) -> int:
+    """Return the pixels of the largest input of a network: the padded image, or its largest view."""
     resizes = [replace(config.resize, long_side=view.long_side, short_side=view.short_side) for view in config.views]
     shapes = [padded_size(each.short_side, each.long_side, each) for each in resizes or [config.resize]]
-    pixels = max(height * width for height, width in shapes)
-    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels))))
+    return max(height * width for height, width in shapes)
 
 
 def _finite(raw: RawDetections) -> RawDetections:
@@ -173,7 +182,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: SegmentationModel | AugmentedModel,
+        model: SegmentationModel | WholeImageModel,
         device: torch.device,
         *,
         precision: PrecisionChoice | None = None,
@@ -189,15 +198,17 @@ class Segmenter:
             fast: the model that takes the place of `model`, if it may, see `fast_path`.
             encoder: encodes whole batches; None encodes image by image, where the caller calls `encode`.
         """
-        network = model.network if isinstance(model, AugmentedModel) else model
-        if isinstance(network, torch.nn.Module):
-            network.to(device)
+        if isinstance(model, WholeImageModel):
+            model.place(device)
+        elif isinstance(model, torch.nn.Module):
+            model.to(device)
         self.model = model
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
         self._encoder = encoder
-        self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
+        beside = model.configs[1:] if isinstance(model, WholeImageModel) else ()
+        self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device, beside=beside))
 
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
         """Return the (height, width) of the image inside a batch; equal shapes may share one."""
@@ -300,8 +311,8 @@ class Segmenter:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
             with torch.inference_mode():
-                if isinstance(self.model, AugmentedModel):
-                    return self._infer_views(self.model, images, staged)
+                if isinstance(self.model, WholeImageModel):
+                    return self._infer_whole(self.model, images, staged)
                 if staged is None:
                     batch = build_batch([image.pixels for image in images], self.model.config, self.device)
                 else:
@@ -321,8 +332,8 @@ class Segmenter:
         self._free_cache()
         return None
 
-    def _infer_views(
-        self, model: AugmentedModel, images: Sequence[DecodedImage], staged: Upload | None
+    def _infer_whole(
+        self, model: WholeImageModel, images: Sequence[DecodedImage], staged: Upload | None
     ) -> list[RawDetections]:
         pixels = [upload_pixels(each.pixels, self.device) for each in images] if staged is None else staged.receive()
         with self._autocast():

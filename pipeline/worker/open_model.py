@@ -1,0 +1,55 @@
+"""A worker's model as its spec has it: one network, one with views, an ensemble, or the caller's own."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from htc_model.config import ModelConfigError
+from htc_model.inference.precision import PrecisionChoice
+from pipeline.worker.fast_path import SegmentationModel, WholeImageModel
+from pipeline.worker.segmenter import LoadModel, augment, load_model, prepare_for_cpu, settle_precision
+
+if TYPE_CHECKING:
+    from pipeline.job_spec.job import ModelSection
+    from pipeline.storage.storage import Storage
+    from pipeline.worker.members import OpenMembers
+
+
+def open_model(
+    section: "ModelSection",
+    storage: "Storage | None",
+    device: torch.device,
+    *,
+    load: LoadModel | None = None,
+    open_members: "OpenMembers | None" = None,
+) -> tuple[SegmentationModel | WholeImageModel, PrecisionChoice]:
+    """Load a spec's model onto the device, or start its members elsewhere.
+
+    Args:
+        load: loads the caller's own model in the place of the section's.
+        open_members: starts the members of a spread ensemble.
+
+    Returns:
+        The model, and what it computes in.
+
+    Raises:
+        WeightsUnavailableError: the weights are not available.
+        WeightsError: the weights are not of this preset, or not weights.
+        ModelConfigError: the members of an ensemble do not go together, or the model cannot do what the section asks.
+    """
+    if section.ensemble is not None:
+        if load is not None:
+            raise ModelConfigError("A model of your own (load_model) and an ensemble exclude each other; keep one.")
+        if len(section.members) > 1 or section.ensemble.fusion == "soft_nms":
+            from pipeline.worker.members import load_ensemble
+
+            return load_ensemble(section, storage, device, open_members=open_members)
+        # Alone, a network needs no votes.
+        (section,) = section.members
+    model = load_model(section, storage) if load is None else load(section)
+    precision = settle_precision(section, device, storage, is_callers_model=load is not None)
+    if device.type == "cpu":
+        model = prepare_for_cpu(model, precision)
+    elif isinstance(model, torch.nn.Module):
+        model.to(device)
+    return augment(model, section), precision
