@@ -54,7 +54,8 @@ def run(
         overrides: keys of the spec with a dot, such as {"retry.max_attempts": 2}; of an input and an output only.
         options: model, weights, ensemble (a list of members, or the section of a spec), augment, score_threshold,
             max_detections, precision, workers, batch_size, shard_images, limit and storage, of an input and an
-            output only, as the flags of `htc run`; and what `pipeline.driver.run` takes beside the spec, such as load_model, a function that returns your own model.
+            output only, as the flags of `htc run`; and what `pipeline.driver.run` takes beside the spec, such as
+            load_model, a function that returns your own model.
 
     Returns:
         The summary, which is also in the run's summary.json; its `exit_code` is 0 when every image has its row and

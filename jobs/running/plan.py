@@ -20,6 +20,7 @@ from jobs.running.cost_estimate import (
     size_note,
     write_estimates,
 )
+from jobs.running.member_check import has_weights_here
 from jobs.running.model_check import ModelCheck, check_model, known_fingerprint, plan_local_workers
 from jobs.running.probe import Probe, probe_images, run_probe
 from jobs.terminal.console import say, size_of, write_json, write_table
@@ -42,7 +43,6 @@ from pipeline.runs.outcomes import EXIT_COMPLETE, EXIT_FAILED, EXIT_INPUT_CHANGE
 from pipeline.runs.run import RunHandle
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of, format_duration
-from pipeline.weights.cache import weights_here
 from pipeline.weights.fingerprint import resolve_preset
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def report_plan(
     options = options or EstimateOptions()
     check_options(options, spec)
     storage = _ReadOnlyStorage(spec.storage)
-    weights = weights_here(spec.model)
-    if weights is not None and weights.is_file():
+    if all(has_weights_here(member) for member in spec.model.members):
         spec = spec.model_copy(update={"model": resolve_preset(spec.model)})
     fingerprint = known_fingerprint(spec, storage, run)
     existing = _existing_run(spec, storage, fingerprint, run=run, fresh=fresh)

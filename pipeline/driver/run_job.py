@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.connection import connected_nodes, ray_cluster, starting_early
@@ -41,7 +42,7 @@ from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights, weights_here
-from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_config, resolve_preset
 from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
@@ -115,6 +116,7 @@ def run(
                 connection.enter_context(ray_cluster(spec.compute, shards=None))
                 check_nodes(spec, notify=display.note)
             spec, fingerprint = _identify_model(spec, storage)
+            compute = spec.compute if load_model is not None else _budget_memory(spec, storage, display)
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
                 for member in spec.model.members:
@@ -134,7 +136,7 @@ def run(
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
             limits = open_limits(spec.budget, opened, storage, began=began)
-            workers = expected_workers(spec.compute, connected_nodes())
+            workers = expected_workers(compute, connected_nodes())
             announce_limits(opened, limits, rate, storage, shown, workers=workers)
             session = Session(
                 opened,
@@ -149,7 +151,7 @@ def run(
                     ),
                     otel=otel_settings,
                 ),
-                compute=spec.compute,
+                compute=compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
                 stop=stop,
@@ -216,6 +218,27 @@ def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFing
         require_images(spec.input, storage, spec.output.uri)
     spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
     return spec, compute_fingerprint(spec.model, storage)
+
+
+def _budget_memory(spec: JobSpec, storage: Storage, display: ProgressDisplay) -> ComputeSection:
+    """Check, where workers run on this machine's CPU, that the model fits; return how many workers do.
+
+    Elsewhere each worker checks its own device before it loads anything.
+    """
+    is_asked = spec.model.ensemble is not None or spec.model.augment is not None
+    if not is_asked or os.environ.get("RAY_ADDRESS") or find_spec("torch") is None:
+        return spec.compute
+    from pipeline.worker.memory_budget import check_memory, fit_workers, local_budget
+
+    configs = [resolve_config(member, resolve_weights(member, storage)) for member in spec.model.members]
+    budget = local_budget(spec.model, spec.compute, configs)
+    if budget is None:
+        return spec.compute
+    check_memory(budget)
+    fitted = fit_workers(spec.compute, budget)
+    if fitted is not spec.compute:
+        display.note(f"{count_of(fitted.most_workers or 1, 'worker')} at once: more do not fit this machine's memory.")
+    return fitted
 
 
 def _open(

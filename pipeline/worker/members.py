@@ -20,6 +20,9 @@ from htc_model.network.detector import HTC
 from htc_model.preprocess import upload_pixels
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
+from pipeline.weights.cache import resolve_weights
+from pipeline.weights.fingerprint import resolve_config
+from pipeline.worker.memory_budget import check_on_device
 from pipeline.worker.segmenter import load_model, pick_device, prepare_for_cpu, settle_precision
 
 if TYPE_CHECKING:
@@ -143,14 +146,17 @@ class MemberHost:
         """
         self._section = section
         self._storage = storage
-        self._cpus = cpus
+        self._cpus, self._gpus = cpus, gpus
         self._device = pick_device(gpus)
         self._member: Member | None = None
 
     def start(self) -> MemberReady:
-        """Load the network; errors as for `load_member`."""
+        """Load the network; errors as for `load_member`, and MemoryBudgetError where it does not fit."""
         torch.set_num_threads(max(1, int(self._cpus)))
-        loaded = load_member(self._section, Storage(self._storage), self._device)
+        storage = Storage(self._storage)
+        config = resolve_config(self._section, resolve_weights(self._section, storage))
+        check_on_device(self._section, [config], self._device, gpus=self._gpus)
+        loaded = load_member(self._section, storage, self._device)
         self._member = loaded.member
         return MemberReady(loaded.member.config, loaded.precision, loaded.device)
 

@@ -6,7 +6,10 @@ import torch
 
 from htc_model.config import ModelConfigError
 from htc_model.inference.precision import PrecisionChoice
+from pipeline.weights.cache import resolve_weights
+from pipeline.weights.fingerprint import resolve_config
 from pipeline.worker.fast_path import SegmentationModel, WholeImageModel
+from pipeline.worker.memory_budget import check_on_device, is_budgeted
 from pipeline.worker.segmenter import LoadModel, augment, load_model, prepare_for_cpu, settle_precision
 
 if TYPE_CHECKING:
@@ -20,12 +23,14 @@ def open_model(
     storage: "Storage | None",
     device: torch.device,
     *,
+    gpus: float = 0.0,
     load: LoadModel | None = None,
     open_members: "OpenMembers | None" = None,
 ) -> tuple[SegmentationModel | WholeImageModel, PrecisionChoice]:
     """Load a spec's model onto the device, or start its members elsewhere.
 
     Args:
+        gpus: what is reserved for this process.
         load: loads the caller's own model in the place of the section's.
         open_members: starts the members of a spread ensemble.
 
@@ -36,7 +41,12 @@ def open_model(
         WeightsUnavailableError: the weights are not available.
         WeightsError: the weights are not of this preset, or not weights.
         ModelConfigError: the members of an ensemble do not go together, or the model cannot do what the section asks.
+        MemoryBudgetError: a view, or a member of an ensemble, does not fit the device's memory.
     """
+    is_elsewhere = section.ensemble is not None and section.ensemble.spread and open_members is not None
+    if load is None and is_budgeted(section) and not is_elsewhere:
+        configs = [resolve_config(member, resolve_weights(member, storage)) for member in section.members]
+        check_on_device(section, configs, device, gpus=gpus)
     if section.ensemble is not None:
         if load is not None:
             raise ModelConfigError("A model of your own (load_model) and an ensemble exclude each other; keep one.")

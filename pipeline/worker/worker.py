@@ -221,7 +221,12 @@ class Worker:
         if device.type == "cpu":
             keep_freed_memory()
         model, precision = open_model(
-            settings.model, storage, device, load=settings.load_model, open_members=settings.open_members
+            settings.model,
+            storage,
+            device,
+            gpus=settings.gpus,
+            load=settings.load_model,
+            open_members=settings.open_members,
         )
         segmenter = Segmenter(
             model,
