@@ -85,6 +85,31 @@ class JobFlags:
         ),
         SpecKey("model.weights"),
     ] = None
+    members: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member",
+            metavar="[PRESET=]WEIGHTS",
+            help="In the place of --model and --weights, once for each network of an ensemble: a preset, weights, or "
+            "both; *2 behind it doubles its vote.",
+            show_default=False,
+        ),
+        SpecKey("model.ensemble.members"),
+    ] = None
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            "--fusion",
+            metavar="nms|soft_nms|wbf",
+            help="Of an ensemble's boxes: NMS or soft-NMS of their means, or weighted boxes fusion. [default: nms]",
+        ),
+        SpecKey("model.ensemble.fusion"),
+    ] = None
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Each network of an ensemble in a process of its own, with its share of a GPU."),
+        SpecKey("model.ensemble.spread"),
+    ] = False
     score_threshold: Annotated[
         float | None,
         typer.Option("--score-threshold", metavar="F", help="Keep instances that score above F. [default: 0.05]"),
@@ -246,7 +271,7 @@ def spec_values_of(flags: "DataclassInstance") -> Iterator[tuple[str, object]]:
     for field in fields(flags):
         value = getattr(flags, field.name)
         # By identity: 0 equals False, and `--max-error-rate 0` is a value.
-        if value is not None and value is not False:
+        if value is not None and value is not False and value != []:
             yield from ((key.name, value) for key in types[field.name].__metadata__ if isinstance(key, SpecKey))
 
 

@@ -3,13 +3,12 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from htc_model.weights.model_zoo import UnknownWeightsError, find
-from jobs.terminal.console import size_of
-from pipeline.errors import ModelError, WeightsUnavailableError
-from pipeline.job_spec.job import JobSpec, ModelSection
+from jobs.running.member_check import describe_memory, describe_model
+from pipeline.errors import HtcError
+from pipeline.job_spec.job import JobSpec
 from pipeline.machine_limits import usable_memory
 from pipeline.messages import ImageFailure
 from pipeline.models.factory import search_path
@@ -17,7 +16,6 @@ from pipeline.models.identity import fingerprint_of, is_here
 from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
-from pipeline.weights.cache import weights_here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,39 +48,16 @@ def check_model(spec: JobSpec, images: "Sequence[NDArray[np.uint8]] | None") -> 
     Args:
         images: decoded images, [H, W, 3] uint8 RGB; None does not import torch.
     """
-    section = spec.model
-    weights = weights_here(section)
-    if section.factory is not None and (weights is None or weights.exists()):
-        own = {"default": "its own weights", "untrained": "untrained weights: its detections mean nothing"}
-        lines = [("model", f"{section.factory}, {own.get(section.weights, f'weights {weights or section.weights}')}")]
-    elif section.weights == "untrained":
-        lines = [("model", f"{section.preset}, untrained weights: its detections mean nothing")]
-    elif weights is None:
-        problem = _why_not_fetchable(section)
-        fetch = "" if problem else "; the run fetches them"
-        lines = [("model", f"{section.preset}, weights {section.weights}: not on this machine{fetch}")]
-        return ModelCheck([*lines, ("", "neither loaded nor timed")], problem)
-    elif not weights.is_file():
-        return ModelCheck([("model", section.preset)], f"There is no weights file {weights}.")
-    else:
-        size = size_of(weights.stat().st_size)
-        lines = [("model", f"{section.preset}, weights {weights} ({size})")]
+    lines, problem = describe_model(spec.model)
+    if problem or not is_here(spec.model):
+        return ModelCheck(lines if problem else [*lines, ("", "neither loaded nor timed")], problem)
     if images is None:
         return ModelCheck(lines)
+    memory, problem = describe_memory(spec)
+    lines += memory
+    if problem:
+        return ModelCheck(lines, problem)
     return _load_and_time(spec, sorted(images, key=lambda image: image.shape[0] * image.shape[1]), lines)
-
-
-def _why_not_fetchable(section: ModelSection) -> str | None:
-    """Return why a run cannot fetch its published weights, as far as is known without a network; else None."""
-    if section.weights != "coco":
-        return None
-    try:
-        has_file = find(section.preset).url is not None
-    except UnknownWeightsError:
-        has_file = False
-    if has_file:
-        return None
-    return f"No weights of {section.preset} are published; give --weights FILE, or --weights untrained."
 
 
 def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mapping[str, Any]:
@@ -90,11 +65,15 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
 
     Weights that are not on this machine yet are assumed to be those of the run that would be resumed.
     """
-    if is_here(spec.model):
-        return asdict(fingerprint_of(spec.model))
+    section = spec.model
+    if is_here(section):
+        return fingerprint_of(section).to_dict()
     record = _record(spec, storage, run)
-    untrained = asdict(fingerprint_of(spec.model.model_copy(update={"weights": "untrained"})))
     recorded = record.fingerprint if record else {}
+    if section.ensemble is not None:
+        # What the members' files hold is part of one hash, which only the run knows.
+        return {**recorded} if recorded.get("preset") == section.preset else {"preset": section.preset}
+    untrained = fingerprint_of(section.model_copy(update={"weights": "untrained"})).to_dict()
     return {**untrained, "weights_sha256": recorded.get("weights_sha256"), "trained": True}
 
 
@@ -116,8 +95,9 @@ def _record(spec: JobSpec, storage: Storage, run: str | None) -> RunRecord | Non
 def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: list[tuple[str, str]]) -> ModelCheck:
     import torch
 
+    from htc_model.config import ModelConfigError
     from htc_model.weights.openmmlab import WeightsError
-    from pipeline.worker.any_model import load_any_model
+    from pipeline.worker.open_model import open_model
     from pipeline.worker.segmenter import DecodedImage, Segmenter, pick_device
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -125,12 +105,12 @@ def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: 
     device = pick_device(plan.gpus)
     start = time.perf_counter()
     try:
-        model = load_any_model(spec.model, folders=search_path())
-    except (WeightsUnavailableError, WeightsError, ModelError) as error:
+        model, precision = open_model(spec.model, None, device, gpus=plan.gpus, folders=search_path())
+    except (HtcError, WeightsError, ModelConfigError) as error:
         return ModelCheck(lines, str(error), gpus=gpus)
-    segmenter = Segmenter(model, device, batch_size=1)
+    segmenter = Segmenter(model, device, precision=precision, batch_size=1)
     load_s = time.perf_counter() - start
-    if spec.model.factory is None and spec.model.weights != "untrained":
+    if spec.model.factory is None and all(member.weights != "untrained" for member in spec.model.members):
         lines = [*lines, ("", "the weights fit the preset, key by key")]
     if not images:
         return ModelCheck(lines, load_s=load_s, gpus=gpus)
@@ -141,10 +121,10 @@ def _load_and_time(spec: JobSpec, images: "Sequence[NDArray[np.uint8]]", lines: 
         image_s = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            for _, outcome in segmenter.segment([DecodedImage(0, "the sampled image", image)]):
-                if isinstance(outcome, ImageFailure):
-                    return ModelCheck(lines, f"The model fails: {outcome.reason}.", load_s=load_s, gpus=gpus)
-                segmenter.encode(outcome)
+            ((_, found),) = segmenter.segment([DecodedImage(0, "the sampled image", image)])
+            if isinstance(found, ImageFailure):
+                return ModelCheck(lines, f"The model fails: {found.reason}.", load_s=load_s, gpus=gpus)
+            segmenter.encode(found)
             image_s = time.perf_counter() - start
             if image_s > WARM_UP_S:
                 break

@@ -27,7 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.read import read_image
-from pipeline.job_spec.job import JobSpec
+from pipeline.job_spec.job import JobSpec, ModelSection
 from pipeline.models.factory import find_factory, search_path
 from pipeline.runs.outcomes import EXIT_USAGE
 from pipeline.storage.storage import Storage
@@ -146,7 +146,11 @@ def _check_output(spec: JobSpec, storage: Storage, marker: str) -> None:
 
 
 def _check_weights(spec: JobSpec, storage: Storage) -> None:
-    section = spec.model
+    for member in spec.model.members:
+        _check_weights_of(member, storage)
+
+
+def _check_weights_of(section: ModelSection, storage: Storage) -> None:
     here = weights_here(section)
     if here is not None and not (here.is_file() or (section.factory is not None and here.is_dir())):
         raise WeightsUnavailableError(f"there is no weights file {here}.")
@@ -167,7 +171,8 @@ def _check_factory(spec: JobSpec, folders: tuple[str, ...]) -> None:
 
 
 def _shared_advice(spec: JobSpec, result: PreflightResult) -> str:
-    names = [place for place in (spec.input.uri, spec.output.uri, spec.model.weights) if is_local(place)]
+    weights = [member.weights for member in spec.model.members]
+    names = [place for place in (spec.input.uri, spec.output.uri, *weights) if is_local(place)]
     if any(name in result.problem for name in names):
         return " A local path must be the same on all nodes of a cluster: use shared storage (s3://...) or a mount."
     return ""

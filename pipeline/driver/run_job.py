@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.connection import connected_nodes, ray_cluster, starting_early
@@ -22,7 +23,7 @@ from pipeline.driver.progress_file import ProgressFile, remove_progress
 from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
 from pipeline.driver.traces import RunTrace
-from pipeline.errors import InputError, RunError, StorageError
+from pipeline.errors import InputError, RunError, SpecError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
@@ -43,7 +44,7 @@ from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights
-from pipeline.weights.fingerprint import ModelFingerprint
+from pipeline.weights.fingerprint import ModelFingerprint, resolve_config
 from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
@@ -96,6 +97,8 @@ def run(
             what is committed stays.
     """
     began = datetime.now(UTC)
+    if load_model is not None and spec.model.ensemble is not None:
+        raise SpecError("A model of your own (load_model) and an ensemble exclude each other; keep one.")
     display = progress or choose_progress()
     storage = Storage(spec.storage)
     start_up = start_up or StartUp()
@@ -115,9 +118,11 @@ def run(
                 connection.enter_context(ray_cluster(spec.compute, shards=None))
                 check_nodes(spec, notify=display.note)
             spec, fingerprint = _identify_model(spec, storage)
+            compute = spec.compute if load_model is not None else _budget_memory(spec, storage, display)
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
-                connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
+                for member in spec.model.members:
+                    connection.enter_context(weights_on_nodes(resolve_weights(member, storage)))
             rate = rate_before(spec.budget, spec.model, storage, spec.output.uri, fingerprint.to_dict())
             opened = _open(spec, fingerprint, storage, stop, display, name=run, fresh=fresh, on_work=when_there_is_work)
             opened.start_up = start_up
@@ -133,7 +138,7 @@ def run(
             changes = _compare_input(spec, storage, opened, shown, stop)
             _announce(opened, shown, changes)
             limits = open_limits(spec.budget, opened, storage, began=began)
-            workers = expected_workers(spec.compute, connected_nodes())
+            workers = expected_workers(compute, connected_nodes())
             announce_limits(opened, limits, rate, storage, shown, workers=workers)
             session = Session(
                 opened,
@@ -148,7 +153,7 @@ def run(
                     ),
                     otel=otel_settings,
                 ),
-                compute=spec.compute,
+                compute=compute,
                 retry=spec.retry,
                 is_trained=fingerprint.trained,
                 stop=stop,
@@ -216,6 +221,27 @@ def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFing
         require_images(spec.input, storage, spec.output.uri)
     model, fingerprint = identify_model(spec.model, storage)
     return spec.model_copy(update={"model": model}), fingerprint
+
+
+def _budget_memory(spec: JobSpec, storage: Storage, display: ProgressDisplay) -> ComputeSection:
+    """Check, where workers run on this machine's CPU, that the model fits; return how many workers do.
+
+    Elsewhere each worker checks its own device before it loads anything.
+    """
+    is_asked = spec.model.ensemble is not None or spec.model.augment is not None
+    if not is_asked or os.environ.get("RAY_ADDRESS") or find_spec("torch") is None:
+        return spec.compute
+    from pipeline.worker.memory_budget import check_memory, fit_workers, local_budget
+
+    configs = [resolve_config(member, resolve_weights(member, storage)) for member in spec.model.members]
+    budget = local_budget(spec.model, spec.compute, configs)
+    if budget is None:
+        return spec.compute
+    check_memory(budget)
+    fitted = fit_workers(spec.compute, budget)
+    if fitted is not spec.compute:
+        display.note(f"{count_of(fitted.most_workers or 1, 'worker')} at once: more do not fit this machine's memory.")
+    return fitted
 
 
 def _open(

@@ -32,6 +32,7 @@ from pipeline.driver.events import (
     WorkerStarted,
     WorkersWaiting,
 )
+from pipeline.driver.member_actors import SpreadWorkers
 from pipeline.driver.room_watch import RoomWatch
 from pipeline.errors import RunError
 from pipeline.inputs.shard import Shard
@@ -133,11 +134,13 @@ class WorkerActor(Worker):
         return str(ray.get_runtime_context().get_node_id())
 
 
-def _ray_actor(plan: WorkerPlan) -> Callable[[WorkerSettings], Any]:
+def _worker_actor() -> Any:
     # max_restarts and max_task_retries stay 0: the driver decides what is retried, and where.
-    actor: Any = ray.remote(WorkerActor).options(
-        num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
-    )
+    return ray.remote(max_concurrency=MAX_CONCURRENCY, max_restarts=0)(WorkerActor)
+
+
+def _ray_actor(plan: WorkerPlan) -> Callable[[WorkerSettings], Any]:
+    actor: Any = _worker_actor().options(num_cpus=plan.cpus, num_gpus=plan.gpus)
     start: Callable[[WorkerSettings], Any] = actor.remote
     return start
 
@@ -164,6 +167,11 @@ class WorkerPool:
             start_actor: starts a worker and returns its handle; by default as a Ray actor.
             nodes: asks for drained and lost nodes; None when there are none to ask for.
         """
+        self._end_actor: Callable[[Any], object] = lambda handle: None
+        ensemble = settings.model.ensemble
+        if start_actor is None and ensemble is not None and ensemble.spread:
+            spread = SpreadWorkers(plan, len(ensemble.members), _worker_actor())
+            start_actor, self._end_actor = spread.start, spread.ended
         self._start_actor = start_actor or _ray_actor(plan)
         self._clock = clock
         if settings.load_model is not None:
@@ -572,6 +580,7 @@ class WorkerPool:
         for known in (self._held, self._asked_at, self._loading_since, self._waiting, self._idle_since, self._leaving):
             known.pop(worker, None)
         ray.kill(member.handle)
+        self._end_actor(member.handle)
 
     @property
     def _progress_every_s(self) -> float:

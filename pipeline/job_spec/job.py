@@ -5,17 +5,23 @@ keys are refused, because a misspelt key that is silently ignored costs hours of
 module imports no torch, Ray, pyarrow or fsspec, as `htc --help` imports it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from htc_model.config import Suppression
-from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
+from pipeline.job_spec.ensemble import (
+    EnsembleSection,
+    MemberSection,
+    gather_ensemble,
+    settle_ensemble,
+    settle_together,
+)
 from pipeline.job_spec.model_reference import absolute_reference, check_options, factory_weights, is_factory
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
@@ -84,6 +90,8 @@ class ModelSection(Section):
     factory: of a model that is none of the presets, see `job_spec.model_reference`; `preset` is then the same text, and
         weights are "default" (the factory's own), "untrained", or a path or URI.
     options: of the factory, its keyword arguments.
+    ensemble: several networks in the place of preset and weights, see `job_spec.ensemble`; the other keys are for all.
+        It may stand beside `model` as `ensemble`, and a list in the place of `model` are its members.
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
@@ -99,25 +107,65 @@ class ModelSection(Section):
     options: Annotated[dict[str, Any], AfterValidator(check_options)] = Field(
         default={}, description="the factory's keyword arguments"
     )
+    ensemble: EnsembleSection | None = Field(
+        default=None, description="a section with the keys members, fusion, spread"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _settle_together(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        chosen = dict(values)
-        preset, factory = chosen.get("preset"), chosen.get("factory")
+        if values.get("ensemble") is not None:
+            if values.get("factory") is not None:
+                raise ValueError("factory and ensemble exclude each other: members are networks of the presets")
+            return settle_ensemble(values)
+        preset, factory = values.get("preset"), values.get("factory")
         if factory is None and isinstance(preset, str) and is_factory(preset):
             factory = preset
         if isinstance(factory, str) and factory:
             if preset not in (None, factory):
                 raise ValueError(f"preset and factory exclude each other; leave {preset!r} or {factory!r} out")
-            return {"weights": "default", **chosen, "preset": factory, "factory": factory}
-        if chosen.get("preset", BUNDLED_PRESET) == BUNDLED_PRESET:
-            chosen.setdefault("weights", "demo")
-        if chosen.get("weights") == "demo":
-            chosen.setdefault("preset", BUNDLED_PRESET)
-        return chosen
+            return {"weights": "default", **values, "preset": factory, "factory": factory}
+        return settle_together(values)
+
+    @model_validator(mode="after")
+    def _name_ensemble(self) -> Self:
+        if self.ensemble is None:
+            return self
+        if self.suppression != "hard" and self.ensemble.fusion == "wbf":
+            raise ValueError("suppression is for nms and soft_nms, and ensemble.fusion is wbf; keep one of them")
+        # Frozen: of this object, which nobody has seen yet.
+        object.__setattr__(self, "preset", self.ensemble.preset)
+        return self
+
+    @property
+    def members(self) -> "tuple[ModelSection, ...]":
+        """The networks, each as a section of its own with the settings of all; this section where there is one."""
+        if self.ensemble is None:
+            return (self,)
+        shared = self.model_fields_set - {"preset", "weights", "ensemble"}
+        return tuple(
+            ModelSection(
+                **{key: getattr(self, key) for key in shared},
+                **{key: getattr(member, key) for key in member.model_fields_set - {"weight"}},
+            )
+            for member in self.ensemble.members
+        )
+
+    def with_members(self, members: "Sequence[ModelSection]") -> "ModelSection":
+        """Return the section with these presets and weights of its networks, in the order of `members`."""
+        if self.ensemble is None:
+            return members[0]
+        changed = [
+            MemberSection(
+                **{key: getattr(each, key) for key in ("preset", "weights") if key in each.model_fields_set},
+                weight=member.weight,
+            )
+            for each, member in zip(members, self.ensemble.members, strict=True)
+        ]
+        ensemble = self.ensemble.with_members(changed)
+        return self.model_copy(update={"ensemble": ensemble, "preset": ensemble.preset})
 
     @model_validator(mode="after")
     def _refuse_what_is_of_presets(self) -> Self:
@@ -273,6 +321,11 @@ class JobSpec(Section):
     )
     budget: BudgetSection = BudgetSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_ensemble(cls, values: Any) -> Any:
+        return gather_ensemble(values)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved spec as plain JSON-able values, for run.json."""
         return self.model_dump(mode="json")
@@ -297,6 +350,7 @@ class JobSpec(Section):
             **self._columns(),
             **self._augmenting(),
             **self._making(),
+            **self._voting(),
             **self._decoding(),
             **self._selecting(),
         }
@@ -320,6 +374,10 @@ class JobSpec(Section):
         # Absent where there are none, as in runs of releases without this key; `model.preset` names the factory.
         return {"model.options": self.model.options} if self.model.options else {}
 
+    def _voting(self) -> dict[str, object]:
+        # Absent where there is none, as in runs of releases without this key.
+        return {} if self.model.ensemble is None else self.model.ensemble.identity()
+
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.
         decoder = self.images.jpeg_decoder
@@ -338,16 +396,18 @@ class JobSpec(Section):
             update={
                 "input": self.input.model_copy(update={"uri": absolute_uri(self.input.uri)}),
                 "output": self.output.model_copy(update={"uri": absolute_uri(self.output.uri)}),
-                "model": self.model.model_copy(update=self._absolute_model()),
+                "model": self._absolute_model(),
             }
         )
 
-    def _absolute_model(self) -> dict[str, str]:
+    def _absolute_model(self) -> ModelSection:
         model = self.model
-        if model.factory is None:
-            return {"weights": weights_reference(model.weights)}
-        factory = absolute_reference(model.factory)
-        return {"weights": factory_weights(model.weights), "factory": factory, "preset": factory}
+        if model.factory is not None:
+            factory = absolute_reference(model.factory)
+            changed = {"weights": factory_weights(model.weights), "factory": factory, "preset": factory}
+            return model.model_copy(update=changed)
+        members = [each.model_copy(update={"weights": weights_reference(each.weights)}) for each in model.members]
+        return model.with_members(members)
 
 
 def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> JobSpec:
@@ -363,9 +423,10 @@ def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
-    spec = read_spec(JobSpec, path, overrides, replaced=_REPLACED)
+    spec = read_spec(JobSpec, path, overrides, replaced=_REPLACED, prepare=gather_ensemble)
     if spec.model.factory is None:
-        _check_preset(spec.model.preset)
+        for member in spec.model.members:
+            _check_preset(member.preset)
     return spec.absolute()
 
 

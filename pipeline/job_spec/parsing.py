@@ -1,6 +1,6 @@
 """Reads a spec file: YAML to a plain tree, flags over it, and the check of the result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -90,6 +90,7 @@ def read_spec(
     name: str = "job spec",
     flags: Mapping[str, str] = RUN_FLAGS,
     replaced: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree,
 ) -> Spec:
     """Read a YAML spec, override its values with the flags, and check the result.
 
@@ -99,17 +100,24 @@ def read_spec(
         overrides: values by dotted key, `{"model.preset": "htc_r101_fpn"}`; None stands for a flag not given.
         name, flags: see `describe_problems`.
         replaced: by the key of a flag, the keys of the file that are left out when it is given with another value.
+        prepare: brings the file's tree into the form whose keys the overrides name; may raise ValueError.
 
     Raises:
         SpecError: one sentence per problem, all problems at once.
     """
     tree: dict[str, Any] = {} if path is None else parse_yaml(read_spec_text(path, name=name), str(path), name=name)
-    for key, others in replaced.items():
-        if (overrides or {}).get(key) is not None:
-            _leave_out(tree, others, unless=(overrides or {})[key])
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            set_dotted(tree, key, value)
+    try:
+        tree = prepare(tree)
+        for key, others in replaced.items():
+            if (overrides or {}).get(key) is not None:
+                _leave_out(tree, others, unless=(overrides or {})[key])
+        for key, value in (overrides or {}).items():
+            if value is not None:
+                set_dotted(tree, key, value)
+        # Python code names whole sections as well.
+        tree = prepare(tree)
+    except ValueError as error:
+        raise SpecError(f"{f'The {name} {path}' if path is not None else f'The {name}'}: {error}.") from None
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

@@ -84,6 +84,8 @@ def fingerprint_of(section: ModelSection, storage: Storage | None = None) -> Mod
 
 def is_here(section: ModelSection) -> bool:
     """Return whether everything that `fingerprint_of` needs is on this machine."""
+    if section.ensemble is not None:
+        return all(is_here(member) for member in section.members)
     if section.weights == "untrained":
         return True
     if section.factory is not None and section.weights == "default":

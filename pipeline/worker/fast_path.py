@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,25 @@ class SegmentationModel(Protocol):
 
     def infer(self, batch: ImageBatch) -> list[RawDetections]:
         """Detections of every image of the batch, on the batch's device."""
+
+
+@runtime_checkable
+class WholeImageModel(Protocol):
+    """A model that takes decoded images and resizes them itself, such as one with views or an ensemble."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Classes and thresholds of the results, and the resize that decides which images share a batch."""
+
+    @property
+    def configs(self) -> Sequence[ModelConfig]:
+        """Those of all networks that see an image, whose memory adds up."""
+
+    def place(self, device: torch.device) -> None:
+        """Put the networks on a device."""
+
+    def infer_images(self, images: Sequence[Tensor], *, at_once: int | None = None) -> list[RawDetections]:
+        """Detections of every image [H, W, 3] uint8 RGB, on the images' device."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pipeline.output.rows import ClassNames
 from pipeline.worker.batch_encoding import BatchEncoder, PendingDetections
 from pipeline.worker.batching import BatchSize
 from pipeline.worker.error_boundaries import DeviceLostError, image_boundary
-from pipeline.worker.fast_path import FastChoice, SegmentationModel
+from pipeline.worker.fast_path import FastChoice, SegmentationModel, WholeImageModel
 from pipeline.worker.uploads import Upload
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def prepare_for_cpu(model: SegmentationModel, precision: PrecisionChoice) -> Seg
 
 def augment(
     model: SegmentationModel | CheckedModel, section: "ModelSection"
-) -> SegmentationModel | AugmentedModel | CheckedModel:
+) -> SegmentationModel | WholeImageModel | CheckedModel:
     """Return the model as the spec's `augment` has it see the images.
 
     Raises:
@@ -147,13 +147,18 @@ def pick_device(gpus: float) -> torch.device:
     return torch.device("cuda") if gpus > 0 and torch.cuda.is_available() else torch.device("cpu")
 
 
-def auto_batch_size(pixels: Pixels, device: torch.device) -> int:
-    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster."""
+def auto_batch_size(pixels: Pixels, device: torch.device, *, beside: Sequence[Pixels] = ()) -> int:
+    """Return how many images of the largest padded shape fit; 1 on a CPU, where larger batches are no faster.
+
+    Args:
+        beside: those of the other networks that see each image, whose features are kept meanwhile.
+    """
     if device.type != "cuda":
         return 1
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    height, width = pixels.largest_size()
-    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * height * width))))
+    sizes = [each.largest_size() for each in (pixels, *beside)]
+    count = sum(height * width for height, width in sizes)
+    return max(1, min(MAX_AUTO_BATCH, int(free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * count))))
 
 
 def _finite(raw: RawDetections) -> RawDetections:
@@ -186,7 +191,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: SegmentationModel | AugmentedModel | CheckedModel,
+        model: SegmentationModel | WholeImageModel | CheckedModel,
         device: torch.device,
         *,
         precision: PrecisionChoice | None = None,
@@ -202,9 +207,10 @@ class Segmenter:
             fast: the model that takes the place of `model`, if it may, see `fast_path`.
             encoder: encodes whole batches; None encodes image by image, where the caller calls `encode`.
         """
-        network = model.network if isinstance(model, AugmentedModel) else model
-        if isinstance(network, torch.nn.Module | CheckedModel):
-            network.to(device)
+        if isinstance(model, WholeImageModel):
+            model.place(device)
+        elif isinstance(model, torch.nn.Module | CheckedModel):
+            model.to(device)
         self.model = model
         self.classes: ClassNames = model if isinstance(model, CheckedModel) else model.config
         self._pixels: Pixels = model.pixels if isinstance(model, CheckedModel) else PresetPixels(model.config)
@@ -212,7 +218,8 @@ class Segmenter:
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
         self._encoder = encoder
-        self.batch_size = BatchSize(batch_size or auto_batch_size(self._pixels, device))
+        beside = [PresetPixels(config) for config in model.configs[1:]] if isinstance(model, WholeImageModel) else ()
+        self.batch_size = BatchSize(batch_size or auto_batch_size(self._pixels, device, beside=beside))
 
     def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
         """Return the (height, width) of the image inside a batch; equal shapes may share one."""
@@ -346,8 +353,8 @@ class Segmenter:
         """Return the detections of one batch; None when it does not fit the memory."""
         try:
             with torch.inference_mode():
-                if isinstance(self.model, AugmentedModel):
-                    return self._infer_views(self.model, images, staged)
+                if isinstance(self.model, WholeImageModel):
+                    return self._infer_whole(self.model, images, staged)
                 if staged is None:
                     batch = self._pixels.build([image.pixels for image in images], self.device)
                 else:
@@ -371,8 +378,8 @@ class Segmenter:
         self._free_cache()
         return None
 
-    def _infer_views(
-        self, model: AugmentedModel, images: Sequence[DecodedImage], staged: Upload | None
+    def _infer_whole(
+        self, model: WholeImageModel, images: Sequence[DecodedImage], staged: Upload | None
     ) -> list[RawDetections]:
         pixels = [upload_pixels(each.pixels, self.device) for each in images] if staged is None else staged.receive()
         with self._autocast():
