@@ -334,7 +334,7 @@ def unite(a: ForegroundRuns, b: ForegroundRuns) -> ForegroundRuns:
 
 
 def _combine(a: ForegroundRuns, b: ForegroundRuns, *, needed: int, weight_of_b: int = 1) -> ForegroundRuns:
-    """Return the masks of the pixels whose cover is at least `needed`: 1 of the first mask, the weight of the second."""
+    """Return the masks of the pixels whose cover is `needed` or more: 1 by the first mask, a weight by the second."""
     offset = _offsets(a, b)
     edges, changes = [], []
     for masks, weight in ((a, 1), (b, weight_of_b)):

@@ -3,7 +3,7 @@
 Numpy only, and in runs: nothing here draws a mask, so that an image of any size takes memory for its runs alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,16 +98,13 @@ def merge_panoptic(
     order = sorted(able, key=lambda place: -scores[place])
     instances = _read([masks[place] for place in order], size)
     kept, things = _resolve(instances, rules.max_overlap)
-    segments = _describe(things)
     found = [
         PanopticSegment(labels[order[place]], True, order[place], float(scores[order[place]]), *segment)
-        for place, segment in zip(kept, segments, strict=True)
+        for place, segment in zip(kept, _describe(things), strict=True)
     ]
-    classes, left = _leave(stuff, things, size, rules.min_stuff_area)
-    return found + [
-        PanopticSegment(label, False, None, None, *segment)
-        for label, segment in zip(classes, _describe(left), strict=True)
-    ]
+    for label, left in _leave(stuff, things, size, rules.min_stuff_area):
+        found += [PanopticSegment(label, False, None, None, *segment) for segment in _describe(left)]
+    return found
 
 
 def _read(masks: "Sequence[Rle]", size: tuple[int, int]) -> ForegroundRuns:
@@ -147,19 +144,17 @@ def _resolve(instances: ForegroundRuns, max_overlap: float) -> tuple[list[int], 
 
 def _leave(
     stuff: "Mapping[int, Rle]", things: ForegroundRuns, size: tuple[int, int], min_area: int
-) -> tuple[list[int], ForegroundRuns]:
-    """Return the stuff classes that are kept, and what things and classes before leave of each."""
-    regions = _read(list(stuff.values()), size)
+) -> Iterator[tuple[int, ForegroundRuns]]:
+    """Yield the stuff classes that are kept, each with what things and classes before leave of it.
+
+    One after another: in a large image the runs of all classes together are many.
+    """
     taken = _join([things]) if len(things.first) > 1 else _nothing(size)
-    classes: list[int] = []
-    pieces: list[ForegroundRuns] = []
-    for place, label in enumerate(stuff):
-        left = subtract(regions.take(np.array([place])), taken)
+    for label, mask in stuff.items():
+        left = subtract(_read([mask], size), taken)
         if left.areas()[0] >= max(min_area, 1):
-            classes.append(label)
-            pieces.append(left)
+            yield label, left
             taken = unite(taken, left)
-    return classes, ForegroundRuns.concatenate(pieces)
 
 
 def _join(pieces: Sequence[ForegroundRuns]) -> ForegroundRuns:

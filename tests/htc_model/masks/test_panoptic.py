@@ -87,7 +87,8 @@ def test_runs_give_what_bitmaps_give(
         rows, columns = np.nonzero(mask)
         x, y, box_width, box_height = segment.bbox
         assert (x, x + box_width) == (columns.min(), columns.max() + 1) or spans_columns(mask)
-        assert y <= rows.min() and y + box_height >= rows.max() + 1
+        assert y <= rows.min()
+        assert y + box_height >= rows.max() + 1
         assert segment.score == (None if place is None else scores[place])
     cover = sum((decode_rle(each.mask).astype(int) for each in found), np.zeros(size, int))
     assert cover.max(initial=0) <= 1, "segments overlap"
