@@ -11,6 +11,8 @@ photo gives the mirrored detections.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,10 +32,14 @@ class AugmentedModel:
     Args:
         network: in evaluation mode, on its device.
         views: at least one; by default those of the network's configuration.
+        wants_semantic: whether each image's detections also have its semantic map in every view.
     """
 
-    def __init__(self, network: HTC, views: Sequence[ViewConfig] | None = None) -> None:
+    def __init__(
+        self, network: HTC, views: Sequence[ViewConfig] | None = None, *, wants_semantic: bool = False
+    ) -> None:
         self.network = network
+        self.wants_semantic = wants_semantic
         self.config = network.config
         self.views = tuple(network.config.views if views is None else views)
         if not self.views:
@@ -65,14 +71,22 @@ class AugmentedModel:
             torch.OutOfMemoryError: one view does not fit.
         """
         if self._is_plain():
-            return [self.network.infer(assemble_batch([image], self.config))[0] for image in images]
-        at_once = at_once or max(1, len(images))
+            batches = (assemble_batch([image], self.config) for image in images)
+            return [self.network.infer(replace(each, wants_semantic=self.wants_semantic))[0] for each in batches]
+        see = partial(
+            SeenImages,
+            self.network,
+            self.views,
+            images,
+            at_once=at_once or max(1, len(images)),
+            wants_semantic=self.wants_semantic,
+        )
         try:
-            return self._infer(images, SeenImages(self.network, self.views, images, at_once=at_once))
+            return self._infer(images, see())
         except torch.OutOfMemoryError:
             # Leaving this handler frees the features of all views.
             pass
-        return self._infer(images, SeenImages(self.network, self.views, images, at_once=at_once, keeps_features=False))
+        return self._infer(images, see(keeps_features=False))
 
     def _is_plain(self) -> bool:
         resize = self.config.resize
@@ -89,6 +103,6 @@ class AugmentedModel:
         if self.config.has_masks:
             masks = seen.segment([boxes for boxes, _, _ in detected], [labels for _, _, labels in detected])
         return [
-            RawDetections(boxes, scores, labels, probs, size)
-            for (boxes, scores, labels), probs, size in zip(detected, masks, sizes, strict=True)
+            RawDetections(boxes, scores, labels, probs, size, semantic=maps)
+            for (boxes, scores, labels), probs, size, maps in zip(detected, masks, sizes, seen.maps(), strict=True)
         ]

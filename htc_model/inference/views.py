@@ -17,7 +17,7 @@ from htc_model.finite import check_predictions
 from htc_model.network.box_ops import boxes_to_rois, has_area
 from htc_model.network.detector import HTC
 from htc_model.preprocess import assemble_batch, padded_size
-from htc_model.structures import ImageBatch
+from htc_model.structures import ImageBatch, SemanticMap
 
 # Positions are multiples of these, in pixels of the original image: W - x is then exact in float32 for images of up to
 # 2^14 pixels a side. The second is finer than the first, because a mean of two multiples of the first must be exact.
@@ -57,6 +57,7 @@ class _Features:
     batch: ImageBatch
     pyramid: Sequence[Tensor]
     semantic_feat: Tensor | None
+    maps: Sequence[SemanticMap] | Sequence[None]
 
 
 class SeenImages:
@@ -69,6 +70,7 @@ class SeenImages:
         at_once: views of images that go through the network together.
         keeps_features: whether the features of all views are kept from step to step. Else they are computed for each
             step again: three times the work, the least memory.
+        wants_semantic: whether `maps` has the semantic maps.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class SeenImages:
         *,
         at_once: int,
         keeps_features: bool = True,
+        wants_semantic: bool = False,
     ) -> None:
         self._network = network
+        self._wants_semantic = wants_semantic and network.config.semantic
         self._config = network.config
         resize = self._config.resize
         self._is_plain = not views
@@ -152,6 +156,18 @@ class SeenImages:
                 masks[item.image][item.view] = each.flip(-1) if self._views[item.view].is_mirrored else each
         return [_mean(each) for each in masks]
 
+    def maps(self) -> Sequence[tuple[SemanticMap, ...]] | Sequence[None]:
+        """Collect the semantic maps: per image one of each view, in the order of views; None where not wanted."""
+        if not self._wants_semantic:
+            return [None] * len(self._sizes)
+        found: list[dict[int, SemanticMap]] = [{} for _ in self._sizes]
+        for chunk, seen in self._features:
+            for item, each in zip(chunk.items, seen.maps, strict=True):
+                if each is not None:
+                    is_mirrored = self._views[item.view].is_mirrored
+                    found[item.image][item.view] = replace(each, is_mirrored=is_mirrored)
+        return [tuple(of_view[view] for view in sorted(of_view)) for of_view in found]
+
     def _chunks(self, images: Sequence[Tensor], at_once: int) -> Iterator[_Chunk]:
         groups: dict[tuple[int, int, tuple[int, int]], list[_Item]] = {}
         for number, view in enumerate(self._views):
@@ -168,8 +184,9 @@ class SeenImages:
 
     def _compute(self, chunk: _Chunk) -> _Features:
         batch = assemble_batch([item.pixels for item in chunk.items], chunk.config)
+        batch = replace(batch, wants_semantic=self._wants_semantic)
         pyramid = self._network.features(batch.pixels)
-        return _Features(batch, pyramid, self._network.roi_head.semantic_forward(pyramid))
+        return _Features(batch, pyramid, *self._network.semantic(pyramid, batch))
 
     def _in_views(self, boxes: Sequence[Tensor], chunk: _Chunk, seen: _Features) -> list[Tensor]:
         """Map each image's boxes [N, 4] to the views of a chunk."""

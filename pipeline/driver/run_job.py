@@ -25,6 +25,7 @@ from pipeline.driver.session import Session, ray_pool
 from pipeline.driver.traces import RunTrace
 from pipeline.errors import InputError, RunError, SpecError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
+from pipeline.job_spec.map_tables import check_has_maps
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.models.factory import search_path
@@ -60,6 +61,7 @@ DEMO_NOTE = (
     "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
     "published weights."
 )
+DEMO_MAPS_NOTE = " Its semantic map knows persons and everything else, and no stuff."
 
 
 def run(
@@ -117,7 +119,7 @@ def run(
                 # Stays connected: the session uses this connection, and it is closed here.
                 connection.enter_context(ray_cluster(spec.compute, shards=None))
                 check_nodes(spec, notify=display.note)
-            spec, fingerprint = _identify_model(spec, storage)
+            spec, fingerprint = _identify_model(spec, storage, load_model)
             compute = spec.compute if load_model is not None else _budget_memory(spec, storage, display)
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
@@ -214,12 +216,20 @@ def worker_settings(
     )
 
 
-def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFingerprint]:
-    """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary."""
+def _identify_model(
+    spec: JobSpec, storage: Storage, load_model: "LoadModel | None"
+) -> tuple[JobSpec, ModelFingerprint]:
+    """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary.
+
+    Raises:
+        SpecError: the network cannot fill the tables of maps; of the caller's own model the workers find that out.
+    """
     if not is_here(spec.model):
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
     model, fingerprint = identify_model(spec.model, storage)
+    if model.map_tables and load_model is None:
+        check_has_maps(resolve_config(model, resolve_weights(model, storage)), model.map_tables)
     return spec.model_copy(update={"model": model}), fingerprint
 
 
@@ -294,7 +304,7 @@ def _note_model(spec: JobSpec, fingerprint: ModelFingerprint, display: ProgressD
     if not fingerprint.trained:
         display.note("The model's weights are untrained: its detections mean nothing.")
     if spec.model.weights == "demo":
-        display.note(DEMO_NOTE)
+        display.note(DEMO_NOTE + (DEMO_MAPS_NOTE if spec.model.wants_semantic else ""))
 
 
 def _compare_input(

@@ -22,6 +22,7 @@ from pipeline.job_spec.ensemble import (
     settle_ensemble,
     settle_together,
 )
+from pipeline.job_spec.map_tables import MapTable, check_has_maps, map_tables_of
 from pipeline.job_spec.model_reference import absolute_reference, check_options, factory_weights, is_factory
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
@@ -92,6 +93,9 @@ class ModelSection(Section):
     options: of the factory, its keyword arguments.
     ensemble: several networks in the place of preset and weights, see `job_spec.ensemble`; the other keys are for all.
         It may stand beside `model` as `ensemble`, and a list in the place of `model` are its members.
+    semantic: whether each image's semantic map is stored in the table `semantic`.
+    panoptic: whether things and stuff are merged into segments, in the table `panoptic`; the semantic map is computed
+        for it, and stored only with `semantic`.
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
@@ -110,6 +114,8 @@ class ModelSection(Section):
     ensemble: EnsembleSection | None = Field(
         default=None, description="a section with the keys members, fusion, spread"
     )
+    semantic: bool = Field(default=False, description="true or false")
+    panoptic: bool = Field(default=False, description="true or false")
 
     @model_validator(mode="before")
     @classmethod
@@ -186,6 +192,25 @@ class ModelSection(Section):
                 f"suppression is for networks of the presets; {self.factory} suppresses duplicates by itself"
             )
         return self
+
+    @model_validator(mode="after")
+    def _refuse_maps_of_others(self) -> Self:
+        if self.map_tables and (self.factory is not None or self.ensemble is not None):
+            whose = "an ensemble" if self.factory is None else self.factory
+            raise ValueError(
+                f"{self.map_tables[0]} is for one network of the presets, as {whose} gives no semantic map; leave it out"
+            )
+        return self
+
+    @property
+    def wants_semantic(self) -> bool:
+        """Whether the semantic map of each image is computed."""
+        return self.semantic or self.panoptic
+
+    @property
+    def map_tables(self) -> tuple[MapTable, ...]:
+        """The tables that the run has beside `images` and `instances`."""
+        return map_tables_of({"semantic": self.semantic, "panoptic": self.panoptic})
 
 
 class ComputeSection(Section):
@@ -351,6 +376,7 @@ class JobSpec(Section):
             **self._augmenting(),
             **self._making(),
             **self._voting(),
+            **self._mapping(),
             **self._decoding(),
             **self._selecting(),
         }
@@ -377,6 +403,10 @@ class JobSpec(Section):
     def _voting(self) -> dict[str, object]:
         # Absent where there is none, as in runs of releases without this key.
         return {} if self.model.ensemble is None else self.model.ensemble.identity()
+
+    def _mapping(self) -> dict[str, object]:
+        # Absent where there are none, as in runs of releases without these keys.
+        return {f"model.{table}": True for table in self.model.map_tables}
 
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.
@@ -426,7 +456,7 @@ def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = 
     spec = read_spec(JobSpec, path, overrides, replaced=_REPLACED, prepare=gather_ensemble)
     if spec.model.factory is None:
         for member in spec.model.members:
-            _check_preset(member.preset)
+            _check_preset(member)
     return spec.absolute()
 
 
@@ -434,13 +464,16 @@ def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = 
 _REPLACED = {"model.preset": ("model.factory", "model.options")}
 
 
-def _check_preset(preset: str) -> None:
+def _check_preset(section: ModelSection) -> None:
     from htc_model.config import load_preset
 
     try:
-        load_preset(preset)
+        config = load_preset(section.preset)
     except ValueError as error:
         raise SpecError(
             f"model.preset: {error} A model of your own is named by its factory, package.module:function; "
             "`htc model list` shows what is installed."
         ) from None
+    if section.weights in {"coco", "demo", "untrained"}:
+        # A file may be of another preset, or of this one with a branch more or less.
+        check_has_maps(config, section.map_tables)

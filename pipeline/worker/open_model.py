@@ -7,6 +7,7 @@ import torch
 
 from htc_model.config import ModelConfigError
 from htc_model.inference.precision import PrecisionChoice
+from pipeline.job_spec.map_tables import check_has_maps
 from pipeline.models.checked import CheckedModel
 from pipeline.weights.cache import resolve_weights
 from pipeline.weights.fingerprint import resolve_config
@@ -43,6 +44,7 @@ def open_model(
         The model, and what it computes in.
 
     Raises:
+        SpecError: the network cannot fill the tables of maps.
         ModelError: the factory is not found or fails, or the model does not keep to the protocol.
         WeightsUnavailableError: the weights are not available.
         WeightsError: the weights are not of this preset, or not weights.
@@ -63,6 +65,12 @@ def open_model(
         # Alone, a network needs no votes.
         (section,) = section.members
     model = load_any_model(section, storage, load_model=load, folders=folders)
+    if section.map_tables and isinstance(model, CheckedModel):
+        raise ModelConfigError(
+            f"model.{section.map_tables[0]} is for networks of the presets, and {model.name} is none."
+        )
+    if not isinstance(model, CheckedModel):
+        check_has_maps(model.config, section.map_tables)
     is_own = load is not None or section.factory is not None
     precision = settle_precision(section, device, storage, is_callers_model=is_own)
     if isinstance(model, torch.nn.Module | CheckedModel):

@@ -17,6 +17,7 @@ from htc_model.inference.precision import PrecisionChoice, choose_precision, for
 from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
 from htc_model.masks.frames import CHUNK_PIXELS, encode_frames
 from htc_model.preprocess import upload_pixels
+from htc_model.semantic_classes import semantic_classes
 from htc_model.structures import Detections, FrameDetections, RawDetections
 from pipeline.errors import ImageError
 from pipeline.messages import ImageFailure
@@ -139,7 +140,7 @@ def augment(
         raise ModelConfigError(
             "model.augment is for networks of the presets; a model of your own must see its views by itself."
         )
-    return AugmentedModel(model, views)
+    return AugmentedModel(model, views, wants_semantic=section.wants_semantic)
 
 
 def pick_device(gpus: float) -> torch.device:
@@ -198,6 +199,7 @@ class Segmenter:
         batch_size: int | None = None,
         fast: FastChoice | None = None,
         encoder: BatchEncoder | None = None,
+        wants_semantic: bool = False,
     ) -> None:
         """Put the model on the device.
 
@@ -206,6 +208,7 @@ class Segmenter:
             batch_size: None: by memory.
             fast: the model that takes the place of `model`, if it may, see `fast_path`.
             encoder: encodes whole batches; None encodes image by image, where the caller calls `encode`.
+            wants_semantic: whether the semantic branch's maps are asked for.
         """
         if isinstance(model, WholeImageModel):
             model.place(device)
@@ -217,6 +220,8 @@ class Segmenter:
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
+        self.semantic_classes = semantic_classes(model.config) if wants_semantic else ()
+        self._wants_semantic = wants_semantic
         self._encoder = encoder
         beside = [PresetPixels(config) for config in model.configs[1:]] if isinstance(model, WholeImageModel) else ()
         self.batch_size = BatchSize(batch_size or auto_batch_size(self._pixels, device, beside=beside))
@@ -344,6 +349,8 @@ class Segmenter:
             return encode_detections(found, chunk_columns=chunk)
         except torch.OutOfMemoryError:
             log.warning("out of memory with masks in chunks of %d", chunk)
+        except NonFiniteError as error:
+            raise ImageError("failed", f"the model computed no result: {error}") from error
         except torch.AcceleratorError as error:
             raise DeviceLostError(str(error)) from error
         self._free_cache()
@@ -363,6 +370,7 @@ class Segmenter:
                     with self._autocast():
                         found = self.model.infer(batch)
                     return [self.model.try_check(*each) for each in zip(found, batch.original_sizes, strict=True)]
+                batch = replace(batch, wants_semantic=self._wants_semantic)
                 if self.fast.model is not None:
                     return self.fast.model.infer(batch)
                 with self._autocast():

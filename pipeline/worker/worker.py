@@ -237,8 +237,9 @@ class Worker:
             precision=precision,
             batch_size=settings.batch_size,
             # Its plans are for one view of an image.
-            fast=choose_fast_model(model, device, precision.precision),
+            fast=choose_fast_model(model, device, precision.precision, wants_semantic=settings.model.wants_semantic),
             encoder=BatchEncoder(device, processes=settings.mask_processes) if device.type == "cuda" else None,
+            wants_semantic=settings.model.wants_semantic,
         )
         resources = WorkerResources(
             segmenter,
@@ -251,7 +252,11 @@ class Worker:
             model_time=self._model_time,
         )
         return ShardProcessor(
-            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label
+            resources,
+            output_uri=settings.output_uri,
+            run=settings.run,
+            model_label=settings.model_label,
+            map_tables=settings.model.map_tables,
         )
 
 
