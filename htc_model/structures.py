@@ -5,7 +5,7 @@ coordinates whose unit is one pixel.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from torch import Tensor
@@ -88,8 +88,8 @@ class RawDetections:
     labels: Tensor
     mask_probs: Tensor | None
     original_size: tuple[int, int]
-    mask_boxes_xyxy: Tensor | None = None
-    semantic: Sequence[SemanticMap] | None = None
+    mask_boxes_xyxy: Tensor | None = field(default=None, kw_only=True)
+    semantic: Sequence[SemanticMap] | None = field(default=None, kw_only=True)
 
     @property
     def mask_boxes(self) -> Tensor:

@@ -198,7 +198,7 @@ class ModelSection(Section):
         if self.map_tables and (self.factory is not None or self.ensemble is not None):
             whose = "an ensemble" if self.factory is None else self.factory
             raise ValueError(
-                f"{self.map_tables[0]} is for one network of the presets, as {whose} gives no semantic map; leave it out"
+                f"{self.map_tables[0]} is for one network of the presets, as {whose} gives no map; leave it out"
             )
         return self
 

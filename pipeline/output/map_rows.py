@@ -12,6 +12,7 @@ from pipeline.storage.uris import display_uri
 if TYPE_CHECKING:
     from htc_model.semantic_classes import SemanticClass
     from htc_model.structures import Detections, Rle
+    from pipeline.output.rows import ClassNames
 
 
 @dataclass(frozen=True, slots=True)
