@@ -23,7 +23,13 @@ from pipeline.job_spec.ensemble import (
     settle_together,
 )
 from pipeline.job_spec.map_tables import MapTable, check_has_maps, map_tables_of
-from pipeline.job_spec.model_reference import absolute_reference, check_options, factory_weights, is_factory
+from pipeline.job_spec.model_reference import (
+    absolute_reference,
+    check_options,
+    factory_weights,
+    is_factory,
+    registered_factories,
+)
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
@@ -470,9 +476,11 @@ def _check_preset(section: ModelSection) -> None:
     try:
         config = load_preset(section.preset)
     except ValueError as error:
+        registered = ", ".join(registered_factories())
+        others = f" Installed packages register: {registered}." if registered else ""
         raise SpecError(
-            f"model.preset: {error} A model of your own is named by its factory, package.module:function; "
-            "`htc model list` shows what is installed."
+            f"model.preset: {error}{others} Any other model is named by its factory, package.module:function; see "
+            "`htc model list`."
         ) from None
     if section.weights in {"coco", "demo", "untrained"}:
         # A file may be of another preset, or of this one with a branch more or less.
