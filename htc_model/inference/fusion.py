@@ -63,7 +63,7 @@ def average_votes(values: Sequence[Tensor], knows: Sequence[Tensor], votes: Sequ
         knows: per network bool, broadcastable to the values; everywhere one network at least knows.
         votes: per network, more than 0.
     """
-    total = sum(known.double() * vote for known, vote in zip(knows, votes, strict=True))
+    total = torch.stack([known.double() * vote for known, vote in zip(knows, votes, strict=True)]).sum(dim=0)
     mean, is_begun = values[0], knows[0]
     for value, known in zip(values[1:], knows[1:], strict=True):
         mean = torch.where(is_begun, mean, value)

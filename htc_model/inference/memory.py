@@ -47,4 +47,4 @@ def _parameter_bytes(config: ModelConfig) -> int:
     # On the meta device nothing is allocated.
     with torch.device("meta"):
         network = HTC(config)
-    return _FLOAT32_BYTES * sum(each.numel() for each in network.state_dict().values())
+    return _FLOAT32_BYTES * sum(int(each.numel()) for each in network.state_dict().values())

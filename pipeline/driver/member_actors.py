@@ -17,16 +17,16 @@ from pipeline.planning.worker_plan import WorkerPlan
 from pipeline.storage.config import StorageSection
 from pipeline.text import one_line
 from pipeline.worker.error_boundaries import MemberLostError
+from pipeline.worker.worker import MAX_CONCURRENCY, WorkerSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.job_spec.job import ModelSection
     from pipeline.worker.members import LoadedMember
-    from pipeline.worker.worker import WorkerSettings
 
 # Ray counts resources in ten-thousandths; a bundle of none at all is refused.
-_RESOURCE_DIGITS = 4
+_RESOURCE_UNITS = 10_000
 _LEAST_CPUS = 0.001
 
 
@@ -63,20 +63,20 @@ def share_out(plan: WorkerPlan, members: int) -> Shares:
 
 
 def _floor(value: float) -> float:
-    return math.floor(value * 10**_RESOURCE_DIGITS + 1e-6) / 10**_RESOURCE_DIGITS
+    return math.floor(value * _RESOURCE_UNITS + 1e-6) / _RESOURCE_UNITS
 
 
 class SpreadWorkers:
     """Starts workers with members of their own; `ended` frees what an ended one had reserved."""
 
-    def __init__(self, plan: WorkerPlan, members: int, actor: Callable[..., Any]) -> None:
-        """`actor`: the worker's class, wrapped by `ray.remote`, without resources."""
+    def __init__(self, plan: WorkerPlan, members: int, actor: Any) -> None:
+        """`actor`: the worker's class, wrapped by `ray.remote`."""
         self._shares = share_out(plan, members)
         self._members = members
         self._actor = actor
         self._groups: dict[Any, Any] = {}
 
-    def start(self, settings: "WorkerSettings") -> Any:
+    def start(self, settings: WorkerSettings) -> Any:
         """Request a worker and room for its members; return its handle."""
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -84,8 +84,9 @@ class SpreadWorkers:
         shares = self._shares
         member = {"CPU": shares.member_cpus} | ({"GPU": shares.member_gpus} if shares.member_gpus else {})
         group = placement_group([{"CPU": shares.worker_cpus}, *[member] * self._members], strategy="PACK")
-        start: Any = self._actor
-        handle = start.options(
+        handle = self._actor.options(
+            max_concurrency=MAX_CONCURRENCY,
+            max_restarts=0,
             num_cpus=shares.worker_cpus,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
@@ -132,12 +133,10 @@ class RayMembers:
 
         from pipeline.worker.members import LoadedMember, RemoteMember
 
-        hosts = [
-            ray.remote(MemberActor)
-            .options(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_concurrency=1)
-            .remote(member, self.storage, cpus=self.cpus, gpus=self.gpus)
-            for member in section.members
-        ]
+        actor: Any = ray.remote(MemberActor).options(
+            num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_concurrency=1
+        )
+        hosts = [actor.remote(member, self.storage, cpus=self.cpus, gpus=self.gpus) for member in section.members]
         names = [member.label for member in section.ensemble.members] if section.ensemble else []
         begun = [host.begin.remote() for host in hosts]
         shared = _SharedImages()

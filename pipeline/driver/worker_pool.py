@@ -134,13 +134,11 @@ class WorkerActor(Worker):
         return str(ray.get_runtime_context().get_node_id())
 
 
-def _worker_actor() -> Any:
-    # max_restarts and max_task_retries stay 0: the driver decides what is retried, and where.
-    return ray.remote(max_concurrency=MAX_CONCURRENCY, max_restarts=0)(WorkerActor)
-
-
 def _ray_actor(plan: WorkerPlan) -> Callable[[WorkerSettings], Any]:
-    actor: Any = _worker_actor().options(num_cpus=plan.cpus, num_gpus=plan.gpus)
+    # max_restarts and max_task_retries stay 0: the driver decides what is retried, and where.
+    actor: Any = ray.remote(WorkerActor).options(
+        num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=MAX_CONCURRENCY, max_restarts=0
+    )
     start: Callable[[WorkerSettings], Any] = actor.remote
     return start
 
@@ -170,7 +168,7 @@ class WorkerPool:
         self._end_actor: Callable[[Any], object] = lambda handle: None
         ensemble = settings.model.ensemble
         if start_actor is None and ensemble is not None and ensemble.spread:
-            spread = SpreadWorkers(plan, len(ensemble.members), _worker_actor())
+            spread = SpreadWorkers(plan, len(ensemble.members), ray.remote(WorkerActor))
             start_actor, self._end_actor = spread.start, spread.ended
         self._start_actor = start_actor or _ray_actor(plan)
         self._clock = clock
