@@ -335,6 +335,13 @@ def evaluate(
         str, typer.Argument(metavar="TRUTH", help="A COCO JSON file, a path or URI; also gzipped, also panoptic.")
     ],
     *,
+    panoptic: Annotated[
+        bool,
+        typer.Option(
+            "--panoptic",
+            help="Panoptic segments, things and stuff: TRUTH is a panoptic file beside the folder of its PNGs.",
+        ),
+    ] = False,
     per_category: Annotated[bool, typer.Option("--per-category", help="The metrics of each category, too.")] = False,
     classes: Annotated[
         list[str] | None,
@@ -392,12 +399,32 @@ def evaluate(
 ) -> None:
     """Judge a run against COCO annotations.
 
-    COCO's twelve metrics for boxes and masks, what each kind of error costs, and the worst images.
+    COCO's twelve metrics for boxes and masks, what each kind of error costs, and the worst images; with --panoptic the
+    panoptic quality of its segments.
     """
     from jobs.results.evaluation import report_evaluation
     from jobs.results.evaluation.command import ReportFormat
     from jobs.results.evaluation.run_images import MatchRule as Rule
 
+    if panoptic:
+        from jobs.results.panoptic_quality import report_panoptic_quality
+
+        raise typer.Exit(
+            report_panoptic_quality(
+                output_uri,
+                annotations,
+                run=run_name,
+                classes=classes or (),
+                is_strict=strict,
+                match=Rule(match.value),
+                output_format=None if output_format is None else ReportFormat(output_format.value),
+                per_category=per_category,
+                folder=to,
+                worst=worst,
+                is_json=as_json,
+                storage_section=storage.section(),
+            )
+        )
     raise typer.Exit(
         report_evaluation(
             output_uri,

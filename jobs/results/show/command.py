@@ -2,13 +2,12 @@
 
 import contextlib
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,22 +30,16 @@ from jobs.results.show.files import (
 from jobs.results.show.pictures import DrawnImage, draw_image
 from jobs.results.show.request import ShowRequest
 from jobs.results.show.truth import read_shown_truth
+from jobs.results.threads import in_order
 from jobs.terminal.console import say, write_line, write_table
 from jobs.terminal.output_file import check_local
 from pipeline.errors import SpecError
-from pipeline.machine_limits import usable_cpus
 from pipeline.output.results import open_results
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 
 if TYPE_CHECKING:
     from pipeline.storage.config import StorageSection
-
-# Threads wait for storage, and decoding, drawing and writing leave Python's lock; more of them would only take memory.
-_MAX_THREADS = 8
-
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "StorageSection | None" = None) -> int:
@@ -91,12 +84,10 @@ def show_overlays(output_uri: str, request: ShowRequest, *, storage_section: "St
     counts: Counter[str] = Counter()
     with _advancing(len(work)) as advance:
         if request.is_sheet:
-            pictures = write_sheets(_counted(_in_order(draw, work), counts, advance), request)
+            pictures = write_sheets(_counted(in_order(draw, work), counts, advance), request)
         else:
             write = partial(write_pictures, request=request)
-            pictures = list_pictures(
-                _counted(_in_order(lambda each: write(draw(each)), work), counts, advance), request
-            )
+            pictures = list_pictures(_counted(in_order(lambda each: write(draw(each)), work), counts, advance), request)
     if counts["unlabelled"]:
         say(
             f"{count_of(counts['unlabelled'], 'instance')} have no label for want of room; larger pictures (--size) "
@@ -123,23 +114,6 @@ def _check(request: ShowRequest) -> None:
         raise SpecError(f"{request.folder} is a file; name a folder.")
     if request.style.font is not None:
         check_font(request.style.font)
-
-
-def _in_order(function: Callable[[T], S], work: Sequence[T]) -> Iterator[S]:
-    """Apply a function in threads, a few items ahead, and yield the results in order."""
-    threads = min(_MAX_THREADS, usable_cpus() + 1)
-    ahead: deque[Future[S]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for each in work:
-                ahead.append(pool.submit(function, each))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,101 @@
+"""Rows of the tables `panoptic` and `semantic`, image by image; a run has them only where it was asked for them."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from pipeline.errors import InputError
+from pipeline.output.dataset import open_files
+from pipeline.output.layout import partition_folder
+from pipeline.output.part_files import check_columns, open_part, parquet_errors
+from pipeline.output.parts import parse_part, part_uri
+from pipeline.output.schema import PANOPTIC_SCHEMA, SEMANTIC_SCHEMA
+
+if TYPE_CHECKING:
+    from jobs.results.image_lookup import ImageRecord
+    from pipeline.output.parts import Part
+    from pipeline.output.results import Results
+
+SegmentTable = Literal["panoptic", "semantic"]
+SCHEMAS: Mapping[SegmentTable, pa.Schema] = {"panoptic": PANOPTIC_SCHEMA, "semantic": SEMANTIC_SCHEMA}
+# The column that numbers an image's rows.
+ORDERED_BY: Mapping[SegmentTable, str] = {"panoptic": "segment", "semantic": "class_id"}
+# At once as Python objects: a region of stuff may have thousands of runs.
+_BATCH_ROWS = 256
+
+
+def check_table(results: "Results", run: str, table: SegmentTable) -> None:
+    """Check that a run has one of the tables; a run without a committed shard passes.
+
+    Raises:
+        InputError: it was not asked for.
+    """
+    if results.committed_shards(run) and not has_table(results, run, table):
+        raise InputError(
+            f"Run {run} has no {table} table, because it was not asked for one; run again with --{table}, or name a "
+            "run that has one with --run."
+        )
+
+
+def has_table(results: "Results", run: str, table: SegmentTable) -> bool:
+    """Return whether a run has written parts of one of the tables."""
+    names = results.storage.list_names(partition_folder(results.output_uri, table, run))
+    return any(parse_part(name) is not None for name in names)
+
+
+def read_rows(results: "Results", table: SegmentTable, image: "ImageRecord") -> list[dict[str, Any]]:
+    """Read one image's rows from its shard's part, in their order.
+
+    Raises:
+        DamagedFileError: the part is damaged or missing.
+        InputError: the shard is not committed.
+    """
+    # The id is a hash: the URI decides between two images with the same id.
+    wanted = (pads.field("image_id") == image.image_id) & (pads.field("uri") == image.uri)
+    schema, files = SCHEMAS[table], open_files(results.output_uri, results.storage)
+
+    def read() -> pa.Table:
+        # Looked up each time: the part may be compacted with others meanwhile.
+        part = next((each for each in results.committed(image.run) if image.shard in each.shards), None)
+        if part is None:
+            raise InputError(f"Shard {image.shard} of the run {image.run} is not committed.")
+        path = part_uri(results.output_uri, table, image.run, part)
+        fragment = pads.ParquetFileFormat().make_fragment(path, files)
+        with parquet_errors(path):
+            check_columns(path, fragment.physical_schema, schema)
+            return fragment.to_table(schema=schema, filter=wanted)
+
+    rows: list[dict[str, Any]] = results.retry_moved(read).to_pylist()
+    return sorted(rows, key=lambda row: int(row[ORDERED_BY[table]]))
+
+
+def rows_by_image(
+    results: "Results", table: SegmentTable, run: str, image_ids: Collection[int], columns: Sequence[str]
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yield the rows of some images of a run, an image after another, those without a row left out.
+
+    Parts are read in pieces, in the order of shards; memory holds one piece and the rows of one image.
+
+    Args:
+        columns: which to read, `image_id` among them.
+
+    Raises:
+        DamagedFileError: a part is damaged or missing.
+        NotFoundError: a part is gone, because it was compacted or pruned.
+    """
+    wanted = frozenset(image_ids)
+    for part in results.committed(run):
+        rows = (row for row in _rows_of(results, table, run, part, columns) if row["image_id"] in wanted)
+        for image_id, found in groupby(rows, key=lambda row: int(row["image_id"])):
+            yield image_id, sorted(found, key=lambda row: int(row[ORDERED_BY[table]]))
+
+
+def _rows_of(
+    results: "Results", table: SegmentTable, run: str, part: "Part", columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    with open_part(results.storage, part_uri(results.output_uri, table, run, part), SCHEMAS[table]) as file:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=[*dict.fromkeys([*columns, ORDERED_BY[table]])]):
+            yield from batch.to_pylist()
