@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from htc_model.masks.rle import encode_runs
+from htc_model.masks.semantic_runs import CHUNK_PIXELS, encode_semantic
 from htc_model.structures import Detections, RawDetections, Rle
 
 # MMDetection's test_cfg.rcnn.mask_thr_binary.
@@ -29,16 +30,23 @@ def encode_detections(raw: RawDetections, *, chunk_columns: int = CHUNK_COLUMNS)
 
     Args:
         raw: on any device.
-        chunk_columns: limits the memory, see `encode_masks`.
+        chunk_columns: limits the memory, see `encode_masks`; of the semantic map in proportion.
+
+    Raises:
+        NonFiniteError: a logit of the semantic map is NaN or infinite.
     """
-    masks = None
+    masks = semantic = None
     if raw.mask_probs is not None:
         masks = encode_masks(raw.mask_probs, raw.boxes_xyxy, raw.original_size, chunk_columns=chunk_columns)
+    if raw.semantic is not None:
+        chunk_pixels = max(1, CHUNK_PIXELS * chunk_columns // CHUNK_COLUMNS)
+        semantic = encode_semantic(raw.semantic, raw.original_size, chunk_pixels=chunk_pixels)
     return Detections(
         boxes_xyxy=raw.boxes_xyxy.detach().float().cpu(),
         scores=raw.scores.detach().float().cpu(),
         labels=raw.labels.detach().cpu(),
         masks=masks,
+        semantic=semantic,
     )
 
 

@@ -16,6 +16,7 @@ from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
+from pipeline.job_spec.map_tables import MapTable, map_tables_of
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
@@ -80,6 +81,9 @@ class ModelSection(Section):
     max_detections: COCO scores at most 100 per image (pycocotools, `Params.maxDets`).
     suppression: of duplicates: NMS, or soft-NMS, which lowers their scores; see `htc_model.config.ModelConfig`.
     augment: test-time augmentation, see `job_spec.augment`: "flip", "full", or {scales: [0.75, 1, 1.25], flip: true}.
+    semantic: whether each image's semantic map is stored in the table `semantic`.
+    panoptic: whether things and stuff are merged into segments, in the table `panoptic`; the semantic map is computed
+        for it, and stored only with `semantic`.
     """
 
     preset: str = Field(default="htc_r50_fpn", min_length=1, description="the name of a preset")
@@ -89,6 +93,8 @@ class ModelSection(Section):
     suppression: Suppression = Field(default="hard", description='"hard", "soft_linear" or "soft_gaussian"')
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description='"auto", "fp32" or "bf16"')
     augment: Augment = Field(default=None, description='"none", "flip", "full", or scales and flip')
+    semantic: bool = Field(default=False, description="true or false")
+    panoptic: bool = Field(default=False, description="true or false")
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +107,16 @@ class ModelSection(Section):
         if chosen.get("weights") == "demo":
             chosen.setdefault("preset", BUNDLED_PRESET)
         return chosen
+
+    @property
+    def wants_semantic(self) -> bool:
+        """Whether the semantic map of each image is computed."""
+        return self.semantic or self.panoptic
+
+    @property
+    def map_tables(self) -> tuple[MapTable, ...]:
+        """The tables that the run has beside `images` and `instances`."""
+        return map_tables_of({"semantic": self.semantic, "panoptic": self.panoptic})
 
 
 class ComputeSection(Section):
@@ -259,6 +275,7 @@ class JobSpec(Section):
             **self._suppressing(),
             **self._columns(),
             **self._augmenting(),
+            **self._mapping(),
             **self._decoding(),
             **self._selecting(),
         }
@@ -277,6 +294,10 @@ class JobSpec(Section):
         # Absent where there is none, as in runs of releases without this key.
         augment = plain_values(self.model.augment)
         return {} if augment is None else {"model.augment": augment}
+
+    def _mapping(self) -> dict[str, object]:
+        # Absent where there are none, as in runs of releases without these keys.
+        return {f"model.{table}": True for table in self.model.map_tables}
 
     def _decoding(self) -> dict[str, object]:
         # Absent where it is the default, as in runs of releases without this key.

@@ -1,6 +1,10 @@
 """The schemas of the tables `images`, `instances`, `semantic` and `panoptic`."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
+
+from pipeline.job_spec.map_tables import MapTable
 
 SCHEMA_VERSION = 1
 _METADATA = {"htc_schema_version": str(SCHEMA_VERSION)}
@@ -83,6 +87,9 @@ PANOPTIC_SCHEMA = pa.schema(
     ],
     metadata=_METADATA,
 )
+
+
+MAP_SCHEMAS: Mapping[MapTable, pa.Schema] = {"semantic": SEMANTIC_SCHEMA, "panoptic": PANOPTIC_SCHEMA}
 
 
 RUN_NAME = pa.field("run_name", pa.string())
