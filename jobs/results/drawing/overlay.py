@@ -24,6 +24,8 @@ _MAX_LINE_SHARE = 0.12
 _MIN_LINE_PX = 1.0
 # Cells across an instance, of which labels know whether they are in its mask.
 _SHAPE_CELLS = 40
+# Regions of stuff that cover less of the picture have no label.
+_LABELLED_STUFF_SHARE = 0.01
 _WHITE, _BLACK, _NOTE = (255, 255, 255), (0, 0, 0), (200, 30, 30)
 
 _Box = tuple[float, float, float, float]
@@ -77,17 +79,21 @@ def render_overlay(
     colours = {place: instances[place].drawn_colour(style, place) for place in boxes}
     windows = {place: _Window.of(masks.boxes[place], scale, canvas.size) for place in boxes if place in masks.boxes}
     parts = masks.cut({place: window.on_image for place, window in windows.items()})
-    shapes: dict[int, Shape] = {}
-    for place in sorted(boxes, key=lambda place: -_area(boxes[place])):
+    shapes: dict[int, Shape | None] = {}
+    for place in sorted(boxes, key=lambda place: (not instances[place].is_stuff, -_area(boxes[place]))):
         # A line no wider than the instance can bear.
         own = max(_MIN_LINE_PX, min(line, _MAX_LINE_SHARE * _smaller_side(boxes[place])))
         if place in windows:
             window = windows[place]
             part = window.scaled(parts.bitmap(place))
-            look = _look(colours[place], style.opacity, own, max(scale))
+            is_stuff = instances[place].is_stuff
+            look = _look(colours[place], style.stuff_opacity if is_stuff else style.opacity, own, max(scale),
+                         has_line=not is_stuff)  # fmt: skip
             _draw_mask(canvas, part, window.corner, look)
-            shapes[place] = _shape(part, window.corner)
-        if style.has_boxes or instances[place].mask is None:
+            shapes[place] = (
+                _shape(part, window.corner) if not is_stuff else _inner_shape(part, window.corner, style, canvas.size)
+            )
+        if (style.has_boxes and not instances[place].is_stuff) or instances[place].mask is None:
             _draw_box(canvas, boxes[place], colours[place], line)
     unlabelled = _draw_labels(canvas, _wanted_labels(instances, shapes, boxes, style), colours, style)
     if masks.damaged:
@@ -170,6 +176,27 @@ def _shape(part: Image.Image, corner: tuple[int, int]) -> Shape:
     return Shape((used.astype(np.float64) + 0.5) * width + corner[0], top, bottom, width)
 
 
+def _inner_shape(part: Image.Image, corner: tuple[int, int], style: Style, canvas: tuple[int, int]) -> Shape | None:
+    """Return a line deep inside a region, above which its label lies; None where the region is too small for one."""
+    columns, rows = min(part.width, _SHAPE_CELLS), min(part.height, _SHAPE_CELLS)
+    cells = part.resize((columns, rows), Image.Resampling.BOX)
+    is_in = np.pad(np.asarray(cells) > 127, 1)
+    if is_in.sum() / (columns * rows) * part.width * part.height < _LABELLED_STUFF_SHARE * canvas[0] * canvas[1]:
+        return None
+    # What is left when the region shrinks cell by cell is farthest from its edge.
+    deepest = is_in
+    while is_in.any():
+        deepest = is_in
+        is_in = np.asarray(Image.fromarray(is_in.astype(np.uint8)).filter(ImageFilter.MinFilter(3))).astype(bool)
+    y, x = np.nonzero(deepest)
+    nearest = int(np.argmin((x - x.mean()) ** 2 + (y - y.mean()) ** 2))
+    middle_x = corner[0] + (x[nearest] - 0.5) * part.width / columns
+    middle_y = corner[1] + (y[nearest] - 0.5) * part.height / rows
+    size = style.text_size(*canvas)
+    below = middle_y + _plate_size("Ag", size, style)[1] / 2
+    return Shape.of_box((middle_x - 1, below, middle_x + 1, below + 1))
+
+
 def _draw_mask(canvas: Image.Image, part: Image.Image, corner: tuple[int, int], look: "_Look") -> None:
     """Tint a mask and draw its outline; all work is inside the mask's box."""
     margin = look.margin
@@ -195,8 +222,8 @@ class _Look:
 
 
 @lru_cache(1024)
-def _look(colour: Colour, opacity: float, line: float, enlargement: float) -> _Look:
-    """Return how a mask is painted in a colour, with a line of a width.
+def _look(colour: Colour, opacity: float, line: float, enlargement: float, *, has_line: bool = True) -> _Look:
+    """Return how a mask is painted in a colour, with a line of a width along its edge or without one.
 
     A straight edge that was blurred by a Gaussian of standard deviation `spread` has at a distance d inside the value
     255 * Phi(d / spread), so the value gives the distance from the edge, and the distance the share of the pixel that a
@@ -211,6 +238,8 @@ def _look(colour: Colour, opacity: float, line: float, enlargement: float) -> _L
     fill = np.clip(inside + 0.5, 0, 1) * opacity
     rim = np.clip(line / 2 + 1.5 - np.abs(inside), 0, 1) * _RIM_OPACITY * (inside < 0)
     outline = np.clip(line / 2 + 0.5 - np.abs(inside), 0, 1)
+    if not has_line:
+        rim, outline = np.zeros(256), np.zeros(256)
     painted, covered = np.zeros((256, 3)), np.zeros(256)
     for layer, layer_colour in ((fill, colour), (rim, _rim_colour(colour)), (outline, colour)):
         painted = painted * (1 - layer[:, None]) + np.array(layer_colour) * layer[:, None]
@@ -235,13 +264,13 @@ def _draw_box(canvas: Image.Image, box: _Box, colour: Colour, line: float) -> No
 
 
 def _wanted_labels(
-    instances: Sequence[DrawnInstance], shapes: Mapping[int, Shape], boxes: Mapping[int, _Box], style: Style
+    instances: Sequence[DrawnInstance], shapes: Mapping[int, Shape | None], boxes: Mapping[int, _Box], style: Style
 ) -> list[Wanted]:
     """Return the labels, most confident first."""
     wanted = []
     for place in sorted(boxes, key=lambda place: _importance(instances[place], boxes[place])):
         texts = instances[place].drawn_label(style)
-        if texts[0]:
+        if texts[0] and not (instances[place].is_stuff and shapes.get(place) is None):
             wanted.append(Wanted(place, texts, shapes.get(place) or Shape.of_box(boxes[place])))
     return wanted
 
@@ -260,8 +289,8 @@ def _draw_labels(canvas: Image.Image, wanted: Sequence[Wanted], colours: dict[in
     return len(wanted) - len(placed)
 
 
-def _importance(instance: DrawnInstance, box: _Box) -> tuple[float, float]:
-    return -(1.0 if instance.score is None else instance.score), -_area(box)
+def _importance(instance: DrawnInstance, box: _Box) -> tuple[bool, float, float]:
+    return instance.is_stuff, -(1.0 if instance.score is None else instance.score), -_area(box)
 
 
 def _fitting(texts: tuple[str, str], size: float, style: Style, room: int) -> tuple[str, str]:

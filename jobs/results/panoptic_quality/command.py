@@ -72,13 +72,20 @@ def report_panoptic_quality(
     for sentence in evaluation.notes:
         say(sentence)
     if folder is not None or output_format is ReportFormat.html:
-        pictures = draw_pictures(evaluation.worst, truth, results, evaluation.run, storage)
+        pictures = draw_pictures(evaluation, truth, results)
         page = build_page(evaluation, pictures)
         if folder is not None:
             _write_folder(evaluation, page, pictures, folder)
         if output_format is ReportFormat.html:
             sys.stdout.write(page)
             return 0
+    _write_numbers(evaluation, output_format, per_category=per_category, is_json=is_json)
+    return 0
+
+
+def _write_numbers(
+    evaluation: PanopticEvaluation, output_format: ReportFormat | None, *, per_category: bool, is_json: bool
+) -> None:
     if is_json:
         write_line(json.dumps(json_value(evaluation.to_dict())))
     elif output_format is ReportFormat.json:
@@ -87,7 +94,6 @@ def report_panoptic_quality(
         write_csv(evaluation, None, per_category=per_category)
     else:
         write_text(evaluation, per_category=per_category)
-    return 0
 
 
 def _write_folder(evaluation: PanopticEvaluation, page: str, pictures: Sequence[Picture], folder: Path) -> None:

@@ -1,8 +1,6 @@
 """Pictures of the images with most mistakes: the truth's segments beside the run's."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,9 +9,9 @@ from jobs.results.drawing import DrawnInstance, ImageReader, Side, Style, encode
 from jobs.results.drawing.segments import segment_of_row, stuff_segment
 from jobs.results.evaluation.rows import RunRows
 from jobs.results.image_lookup import ImageRecord
-from jobs.results.panoptic_quality.result import JudgedImage
+from jobs.results.map_tables import read_rows
+from jobs.results.panoptic_quality.result import JudgedImage, PanopticEvaluation
 from jobs.results.panoptic_quality.truth import PanopticTruth, read_segment_png, segment_numbers
-from jobs.results.segment_tables import read_rows
 from pipeline.output.results import Results
 from pipeline.storage.storage import Storage
 
@@ -34,51 +32,41 @@ class Picture:
     problem: str | None
 
 
-def draw_pictures(
-    worst: Sequence[JudgedImage], truth: PanopticTruth, results: Results, run: str, storage: Storage
-) -> list[Picture]:
-    """Draw images of an evaluation.
+def draw_pictures(evaluation: PanopticEvaluation, truth: PanopticTruth, results: Results) -> list[Picture]:
+    """Draw the worst images of an evaluation.
 
     An image that is gone, changed since the run or was never read is a grey tile that says so.
 
     Raises:
         SpecError: the store of the images cannot be read at all, such as without its package.
     """
-    if not worst:
+    if not evaluation.worst:
         return []
-    rows = RunRows(results, run).pictured([each.image_id for each in worst])
+    rows = RunRows(results, evaluation.run).pictured([each.image_id for each in evaluation.worst])
     places = {image.file_name: place for place, image in enumerate(truth.images.images)}
     reader = ImageReader(results)
-    return [
-        _draw(each, rows[each.image_id], truth, places[each.file_name], reader, results, storage) for each in worst
-    ]
+    pictures = []
+    for image in evaluation.worst:
+        row = rows[image.image_id]
+        read = reader.read(row)
+        style = Style(long_side=LONG_SIDE)
+        if read.pixels is None:
+            pixels = grey_tile(*style.drawn_size(read.width, read.height), read.problem or "")
+        else:
+            found = [segment_of_row(each) for each in read_rows(results, "panoptic", ImageRecord(**row))]
+            wanted = segments_of_truth(truth, places[image.file_name], results.storage, read.pixels.shape[:2])
+            tally = image.tally
+            sides = [
+                Side(f"truth: {tally.missed} missed", wanted),
+                Side(f"{evaluation.run}: {tally.right} right, {tally.wrong} wrong", found),
+            ]
+            pixels = side_by_side(read.pixels, sides, style)
+        jpeg = encode_picture(pixels, "jpeg", quality=_JPEG_QUALITY)
+        pictures.append(Picture(image, jpeg, read.problem))
+    return pictures
 
 
-def _draw(
-    image: JudgedImage,
-    row: dict[str, Any],
-    truth: PanopticTruth,
-    place: int,
-    reader: ImageReader,
-    results: Results,
-    storage: Storage,
-) -> Picture:
-    read = reader.read(row)
-    style = Style(long_side=LONG_SIDE)
-    if read.pixels is None:
-        pixels = grey_tile(*style.drawn_size(read.width, read.height), read.problem or "")
-    else:
-        found = [segment_of_row(each) for each in read_rows(results, "panoptic", ImageRecord(**row))]
-        wanted = segments_of_truth(truth, place, storage, read.pixels.shape[:2])
-        sides = [Side(f"truth: {image.tally.missed} missed", wanted)]
-        sides.append(Side(f"run: {image.tally.right} right, {image.tally.wrong} wrong", found))
-        pixels = side_by_side(read.pixels, sides, style)
-    return Picture(image, encode_picture(pixels, "jpeg", quality=_JPEG_QUALITY), read.problem)
-
-
-def segments_of_truth(
-    truth: PanopticTruth, place: int, storage: Storage, size: tuple[int, ...]
-) -> list[DrawnInstance]:
+def segments_of_truth(truth: PanopticTruth, place: int, storage: Storage, size: tuple[int, ...]) -> list[DrawnInstance]:
     """Return the segments of an image of the truth, to draw."""
     name = truth.images.images[place].file_name
     numbers = segment_numbers(read_segment_png(truth.pngs[place], storage, (size[0], size[1]), image=name))

@@ -12,6 +12,7 @@ from htc_model.masks.label_maps import label_bands
 from jobs.results.evaluation.rows import RunRows
 from jobs.results.evaluation.run_images import MatchRule, RunImage, names_in
 from jobs.results.evaluation.truth import alike, listed
+from jobs.results.map_tables import check_table, rows_by_image
 from jobs.results.panoptic_quality.quality import VOID, Segment, Tally, judge_segments
 from jobs.results.panoptic_quality.result import JudgedImage, PanopticEvaluation
 from jobs.results.panoptic_quality.truth import (
@@ -21,7 +22,6 @@ from jobs.results.panoptic_quality.truth import (
     read_segment_png,
     segment_numbers,
 )
-from jobs.results.segment_tables import check_table, rows_by_image
 from jobs.results.threads import in_order
 from pipeline.errors import InputError, SpecError
 from pipeline.inputs.coco_files import read_coco

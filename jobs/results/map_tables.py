@@ -2,51 +2,48 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline.errors import InputError
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.output.dataset import open_files
-from pipeline.output.layout import partition_folder
 from pipeline.output.part_files import check_columns, open_part, parquet_errors
-from pipeline.output.parts import parse_part, part_uri
-from pipeline.output.schema import PANOPTIC_SCHEMA, SEMANTIC_SCHEMA
+from pipeline.output.parts import part_uri
+from pipeline.output.schema import MAP_SCHEMAS
 
 if TYPE_CHECKING:
     from jobs.results.image_lookup import ImageRecord
     from pipeline.output.parts import Part
     from pipeline.output.results import Results
 
-SegmentTable = Literal["panoptic", "semantic"]
-SCHEMAS: Mapping[SegmentTable, pa.Schema] = {"panoptic": PANOPTIC_SCHEMA, "semantic": SEMANTIC_SCHEMA}
 # The column that numbers an image's rows.
-ORDERED_BY: Mapping[SegmentTable, str] = {"panoptic": "segment", "semantic": "class_id"}
+ORDERED_BY: Mapping[MapTable, str] = {"panoptic": "segment", "semantic": "class_id"}
 # At once as Python objects: a region of stuff may have thousands of runs.
 _BATCH_ROWS = 256
 
 
-def check_table(results: "Results", run: str, table: SegmentTable) -> None:
-    """Check that a run has one of the tables; a run without a committed shard passes.
+def check_table(results: "Results", run: str, table: MapTable) -> None:
+    """Check that a run has one of the tables.
 
     Raises:
         InputError: it was not asked for.
     """
-    if results.committed_shards(run) and not has_table(results, run, table):
+    if not has_table(results, run, table):
         raise InputError(
             f"Run {run} has no {table} table, because it was not asked for one; run again with --{table}, or name a "
             "run that has one with --run."
         )
 
 
-def has_table(results: "Results", run: str, table: SegmentTable) -> bool:
-    """Return whether a run has written parts of one of the tables."""
-    names = results.storage.list_names(partition_folder(results.output_uri, table, run))
-    return any(parse_part(name) is not None for name in names)
+def has_table(results: "Results", run: str, table: MapTable) -> bool:
+    """Return whether a run was asked for one of the tables."""
+    return any(record.run == run and table in record.tables for record in results.records)
 
 
-def read_rows(results: "Results", table: SegmentTable, image: "ImageRecord") -> list[dict[str, Any]]:
+def read_rows(results: "Results", table: MapTable, image: "ImageRecord") -> list[dict[str, Any]]:
     """Read one image's rows from its shard's part, in their order.
 
     Raises:
@@ -55,7 +52,7 @@ def read_rows(results: "Results", table: SegmentTable, image: "ImageRecord") -> 
     """
     # The id is a hash: the URI decides between two images with the same id.
     wanted = (pads.field("image_id") == image.image_id) & (pads.field("uri") == image.uri)
-    schema, files = SCHEMAS[table], open_files(results.output_uri, results.storage)
+    schema, files = MAP_SCHEMAS[table], open_files(results.output_uri, results.storage)
 
     def read() -> pa.Table:
         # Looked up each time: the part may be compacted with others meanwhile.
@@ -73,7 +70,7 @@ def read_rows(results: "Results", table: SegmentTable, image: "ImageRecord") -> 
 
 
 def rows_by_image(
-    results: "Results", table: SegmentTable, run: str, image_ids: Collection[int], columns: Sequence[str]
+    results: "Results", table: MapTable, run: str, image_ids: Collection[int], columns: Sequence[str]
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield the rows of some images of a run, an image after another, those without a row left out.
 
@@ -94,8 +91,8 @@ def rows_by_image(
 
 
 def _rows_of(
-    results: "Results", table: SegmentTable, run: str, part: "Part", columns: Sequence[str]
+    results: "Results", table: MapTable, run: str, part: "Part", columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    with open_part(results.storage, part_uri(results.output_uri, table, run, part), SCHEMAS[table]) as file:
+    with open_part(results.storage, part_uri(results.output_uri, table, run, part), MAP_SCHEMAS[table]) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=[*dict.fromkeys([*columns, ORDERED_BY[table]])]):
             yield from batch.to_pylist()
