@@ -23,7 +23,7 @@ from htc_model.network.box_ops import boxes_to_rois, clip_boxes, has_area
 from htc_model.network.detector import HTC
 from htc_model.network.postprocess import BoxDetections, select_detections
 from htc_model.preprocess import assemble_batch, padded_size
-from htc_model.structures import ImageBatch, RawDetections
+from htc_model.structures import ImageBatch, RawDetections, SemanticMap
 
 # Positions are multiples of these, in pixels of the original image: W - x is then exact in float32 for images of up to
 # 2^14 pixels a side. The second is finer than the first, because a mean of two multiples of the first must be exact.
@@ -58,6 +58,7 @@ class _Features:
     batch: ImageBatch
     pyramid: Sequence[Tensor]
     semantic_feat: Tensor | None
+    maps: Sequence[SemanticMap] | Sequence[None]
 
 
 class AugmentedModel:
@@ -66,10 +67,14 @@ class AugmentedModel:
     Args:
         network: in evaluation mode, on its device.
         views: at least one; by default those of the network's configuration.
+        wants_semantic: whether each image's detections also have its semantic map in every view.
     """
 
-    def __init__(self, network: HTC, views: Sequence[ViewConfig] | None = None) -> None:
+    def __init__(
+        self, network: HTC, views: Sequence[ViewConfig] | None = None, *, wants_semantic: bool = False
+    ) -> None:
         self.network = network
+        self.wants_semantic = wants_semantic
         self.config = network.config
         self.views = tuple(network.config.views if views is None else views)
         if not self.views:
@@ -92,7 +97,8 @@ class AugmentedModel:
             torch.OutOfMemoryError: one view does not fit.
         """
         if self._is_plain():
-            return [self.network.infer(assemble_batch([image], self.config))[0] for image in images]
+            batches = (assemble_batch([image], self.config) for image in images)
+            return [self.network.infer(replace(each, wants_semantic=self.wants_semantic))[0] for each in batches]
         chunks = list(self._chunks(images, at_once or max(1, len(images))))
         try:
             return self._infer(images, _Kept(chunks, self._features))
@@ -114,9 +120,12 @@ class AugmentedModel:
             for each, score, size in zip(boxes, scores, sizes, strict=True)
         ]
         masks = self._segment(sizes, detected, features)
+        maps = self._maps(len(sizes), features)
         return [
-            RawDetections(found_boxes, found_scores, labels, probs, size)
-            for (found_boxes, found_scores, labels), probs, size in zip(detected, masks, sizes, strict=True)
+            RawDetections(found_boxes, found_scores, labels, probs, size, semantic)
+            for (found_boxes, found_scores, labels), probs, size, semantic in zip(
+                detected, masks, sizes, maps, strict=True
+            )
         ]
 
     def _chunks(self, images: Sequence[Tensor], at_once: int) -> Iterator[_Chunk]:
@@ -135,8 +144,9 @@ class AugmentedModel:
 
     def _features(self, chunk: _Chunk) -> _Features:
         batch = assemble_batch([item.pixels for item in chunk.items], chunk.config)
+        batch = replace(batch, wants_semantic=self.wants_semantic)
         pyramid = self.network.features(batch.pixels)
-        return _Features(batch, pyramid, self.network.roi_head.semantic_forward(pyramid))
+        return _Features(batch, pyramid, *self.network.semantic(pyramid, batch))
 
     def _propose(self, sizes: Sequence[tuple[int, int]], features: "_Kept | _Recomputed") -> list[Tensor]:
         """Merge the proposals of all views: per image boxes_xyxy [N, 4] in original pixels, best first."""
@@ -199,6 +209,20 @@ class AugmentedModel:
             for item, each in zip(chunk.items, probs.split_with_sizes([len(own) for own in in_view]), strict=True):
                 masks[item.image][item.view] = each.flip(-1) if self.views[item.view].is_mirrored else each
         return [_mean(each) for each in masks]
+
+    def _maps(
+        self, images: int, features: "_Kept | _Recomputed"
+    ) -> "Sequence[tuple[SemanticMap, ...]] | Sequence[None]":
+        """Collect the semantic maps: per image one of each view, in the order of views; None if nobody wants them."""
+        if not self.wants_semantic or not self.config.semantic:
+            return [None] * images
+        found: list[dict[int, SemanticMap]] = [{} for _ in range(images)]
+        for chunk, seen in features:
+            for item, each in zip(chunk.items, seen.maps, strict=True):
+                if each is not None:
+                    is_mirrored = self.views[item.view].is_mirrored
+                    found[item.image][item.view] = replace(each, is_mirrored=is_mirrored)
+        return [tuple(of_view[view] for view in sorted(of_view)) for of_view in found]
 
     def _to_original(self, boxes: Tensor, item: _Item, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
         """Map boxes [..., 4] of a view of `size` to the original image, on the grid."""

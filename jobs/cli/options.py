@@ -105,6 +105,16 @@ class JobFlags:
         ),
         SpecKey("model.augment"),
     ] = None
+    semantic: Annotated[
+        bool,
+        typer.Option("--semantic", help="Store each image's semantic map as well: a mask for every class."),
+        SpecKey("model.semantic"),
+    ] = False
+    panoptic: Annotated[
+        bool,
+        typer.Option("--panoptic", help="Store things and stuff as well, merged into segments that do not overlap."),
+        SpecKey("model.panoptic"),
+    ] = False
     suppression: Annotated[
         str | None,
         typer.Option(

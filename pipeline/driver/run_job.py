@@ -24,6 +24,7 @@ from pipeline.driver.session import Session, ray_pool
 from pipeline.driver.traces import RunTrace
 from pipeline.errors import InputError, RunError, StorageError
 from pipeline.job_spec.job import ComputeSection, JobSpec
+from pipeline.job_spec.map_tables import check_has_maps
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
 from pipeline.otel import Otel, check_telemetry, sending, settings_for
@@ -41,7 +42,7 @@ from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights, weights_here
-from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_preset
+from pipeline.weights.fingerprint import ModelFingerprint, compute_fingerprint, resolve_config, resolve_preset
 from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
@@ -112,7 +113,7 @@ def run(
                 # Stays connected: the session uses this connection, and it is closed here.
                 connection.enter_context(ray_cluster(spec.compute, shards=None))
                 check_nodes(spec, notify=display.note)
-            spec, fingerprint = _identify_model(spec, storage)
+            spec, fingerprint = _identify_model(spec, storage, load_model)
             start_up.mark("weights")
             if os.environ.get("RAY_ADDRESS") and load_model is None:
                 connection.enter_context(weights_on_nodes(resolve_weights(spec.model, storage)))
@@ -206,12 +207,20 @@ def worker_settings(
     )
 
 
-def _identify_model(spec: JobSpec, storage: Storage) -> tuple[JobSpec, ModelFingerprint]:
-    """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary."""
+def _identify_model(
+    spec: JobSpec, storage: Storage, load_model: "LoadModel | None"
+) -> tuple[JobSpec, ModelFingerprint]:
+    """Return the spec with its model's preset, and the model's fingerprint; fetches the weights if necessary.
+
+    Raises:
+        SpecError: the network cannot fill the tables of maps; of the caller's own model the workers find that out.
+    """
     if spec.model.weights != "untrained" and weights_here(spec.model) is None:
         # Half a gigabyte of weights is not fetched for a misspelt input.
         require_images(spec.input, storage, spec.output.uri)
     spec = spec.model_copy(update={"model": resolve_preset(spec.model, storage)})
+    if load_model is None:
+        check_has_maps(resolve_config(spec.model, resolve_weights(spec.model, storage)), spec.model.map_tables)
     return spec, compute_fingerprint(spec.model, storage)
 
 

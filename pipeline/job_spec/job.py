@@ -16,7 +16,7 @@ from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
-from pipeline.job_spec.map_tables import MapTable, map_tables_of
+from pipeline.job_spec.map_tables import MapTable, check_has_maps, map_tables_of
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
@@ -336,14 +336,17 @@ def load_spec(path: str | Path | None, overrides: Mapping[str, object] | None = 
         SpecError: one sentence per problem, all problems at once.
     """
     spec = read_spec(JobSpec, path, overrides)
-    _check_preset(spec.model.preset)
+    _check_preset(spec.model)
     return spec.absolute()
 
 
-def _check_preset(preset: str) -> None:
+def _check_preset(section: ModelSection) -> None:
     from htc_model.config import load_preset
 
     try:
-        load_preset(preset)
+        config = load_preset(section.preset)
     except ValueError as error:
         raise SpecError(f"model.preset: {error}") from None
+    if section.weights in {"coco", "demo", "untrained"}:
+        # A file may be of another preset, or of this one with a branch more or less.
+        check_has_maps(config, section.map_tables)

@@ -7,6 +7,7 @@ from htc_model.config import PRESETS, ModelConfig
 from pipeline.errors import SpecError
 
 MapTable = Literal["semantic", "panoptic"]
+"""The name of a table of maps, which is also that of the key that asks for it."""
 MAP_TABLES: Final[tuple[MapTable, ...]] = ("semantic", "panoptic")
 
 

@@ -90,6 +90,8 @@ PANOPTIC_SCHEMA = pa.schema(
 
 
 MAP_SCHEMAS: Mapping[MapTable, pa.Schema] = {"semantic": SEMANTIC_SCHEMA, "panoptic": PANOPTIC_SCHEMA}
+TABLE_SCHEMAS: Mapping[str, pa.Schema] = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, **MAP_SCHEMAS}
+"""Of the tables of rows, by name."""
 
 
 RUN_NAME = pa.field("run_name", pa.string())

@@ -22,7 +22,7 @@ from htc_model.inference.fast_model import FastModel
 from htc_model.inference.plan import Precision, why_not_static
 from htc_model.network.detector import HTC
 from htc_model.preprocess import build_batch
-from htc_model.structures import ImageBatch, RawDetections
+from htc_model.structures import ImageBatch, RawDetections, SemanticMap
 from pipeline.text import one_line
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,12 @@ BuildFast = Callable[[HTC], SegmentationModel]
 
 
 def choose_fast_model(
-    model: object, device: torch.device, precision: Precision, *, build: BuildFast | None = None
+    model: object,
+    device: torch.device,
+    precision: Precision,
+    *,
+    build: BuildFast | None = None,
+    wants_semantic: bool = False,
 ) -> FastChoice:
     """Build the fast model and compare it with the network.
 
@@ -76,6 +81,7 @@ def choose_fast_model(
         model: on the device. Only an `HTC` has a fast way.
         precision: of the fast model, and of the network by autocast.
         build: makes the fast model of a network; by default `FastModel`, on CUDA only.
+        wants_semantic: whether semantic maps are asked for, and compared.
     """
     if not isinstance(model, HTC) or (build is None and device.type != "cuda"):
         return FastChoice(None, "")
@@ -83,7 +89,7 @@ def choose_fast_model(
         return FastChoice(None, f"off ({reason})")
     make = build or (lambda network: FastModel(network, device, precision=precision))
     try:
-        reason = _difference(model, make, device, precision)
+        reason = _difference(model, make, device, precision, wants_semantic=wants_semantic)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         fast = make(model) if not reason else None
@@ -95,7 +101,9 @@ def choose_fast_model(
     return FastChoice(None, f"off ({reason})")
 
 
-def _difference(model: HTC, make: BuildFast, device: torch.device, precision: Precision) -> str:
+def _difference(
+    model: HTC, make: BuildFast, device: torch.device, precision: Precision, *, wants_semantic: bool
+) -> str:
     """Run both ways on made images; return how they differ, "" when they do not."""
     sensitive = copy.copy(model)
     sensitive.config = replace(model.config, score_threshold=_SCORE_THRESHOLD)
@@ -104,7 +112,7 @@ def _difference(model: HTC, make: BuildFast, device: torch.device, precision: Pr
         ("one image", made_images(_WIDE, 1), _RUNS),
         ("a batch", made_images(_TALL, _TALL_IMAGES), 1),
     ):
-        batch = build_batch(images, model.config, device)
+        batch = replace(build_batch(images, model.config, device), wants_semantic=wants_semantic)
         with torch.inference_mode():
             with _autocast(device, precision):
                 wanted = sensitive.infer(batch)
@@ -134,6 +142,18 @@ def _compare(found: RawDetections, wanted: RawDetections, precision: Precision) 
         share = _matched(one, other, upper, precision)
         if share < _LEAST_MATCHED[precision]:
             return f"{1 - share:.0%} of the better half of the detections {which}"
+    return _compare_maps(found.semantic, wanted.semantic, precision)
+
+
+def _compare_maps(
+    found: Sequence[SemanticMap] | None, wanted: Sequence[SemanticMap] | None, precision: Precision
+) -> str:
+    if (found is None) != (wanted is None):
+        return "semantic maps are missing"
+    for one, other in zip(found or (), wanted or (), strict=True):
+        share = float((one.logits.argmax(dim=0) == other.logits.argmax(dim=0)).float().mean())
+        if share < _LEAST_MATCHED[precision]:
+            return f"{1 - share:.0%} of the semantic map have another class"
     return ""
 
 

@@ -16,6 +16,7 @@ from htc_model.inference.augmented import AugmentedModel
 from htc_model.inference.precision import PrecisionChoice, choose_precision, forbid_tf32
 from htc_model.masks.encode import CHUNK_COLUMNS, encode_detections
 from htc_model.preprocess import assemble_batch, build_batch, padded_size, upload_pixels
+from htc_model.semantic_classes import semantic_classes
 from htc_model.structures import Detections, RawDetections
 from pipeline.errors import ImageError
 from pipeline.messages import ImageFailure
@@ -129,7 +130,7 @@ def augment(model: SegmentationModel, section: "ModelSection") -> SegmentationMo
         raise ModelConfigError(
             "model.augment is for networks of the presets; a model of your own must see its views by itself."
         )
-    return AugmentedModel(model, views)
+    return AugmentedModel(model, views, wants_semantic=section.wants_semantic)
 
 
 def pick_device(gpus: float) -> torch.device:
@@ -180,6 +181,7 @@ class Segmenter:
         batch_size: int | None = None,
         fast: FastChoice | None = None,
         encoder: BatchEncoder | None = None,
+        wants_semantic: bool = False,
     ) -> None:
         """Put the model on the device.
 
@@ -188,6 +190,7 @@ class Segmenter:
             batch_size: None: by memory.
             fast: the model that takes the place of `model`, if it may, see `fast_path`.
             encoder: encodes whole batches; None encodes image by image, where the caller calls `encode`.
+            wants_semantic: whether the semantic branch's maps are asked for.
         """
         network = model.network if isinstance(model, AugmentedModel) else model
         if isinstance(network, torch.nn.Module):
@@ -196,6 +199,8 @@ class Segmenter:
         self.device = device
         self.precision = precision or PrecisionChoice("fp32", "by default")
         self.fast = fast or FastChoice(None, "")
+        self.semantic_classes = semantic_classes(model.config) if wants_semantic else ()
+        self._wants_semantic = wants_semantic
         self._encoder = encoder
         self.batch_size = BatchSize(batch_size or auto_batch_size(model.config, device))
 
@@ -291,6 +296,8 @@ class Segmenter:
             return encode_detections(raw, chunk_columns=chunk_columns)
         except torch.OutOfMemoryError:
             log.warning("out of memory with masks in chunks of %d columns", chunk_columns)
+        except NonFiniteError as error:
+            raise ImageError("failed", f"the model computed no result: {error}") from error
         except torch.AcceleratorError as error:
             raise DeviceLostError(str(error)) from error
         self._free_cache()
@@ -306,6 +313,7 @@ class Segmenter:
                     batch = build_batch([image.pixels for image in images], self.model.config, self.device)
                 else:
                     batch = assemble_batch(staged.receive(), self.model.config)
+                batch = replace(batch, wants_semantic=self._wants_semantic)
                 if self.fast.model is not None:
                     return self.fast.model.infer(batch)
                 with self._autocast():

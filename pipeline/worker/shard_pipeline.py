@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,9 @@ from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection
+from pipeline.job_spec.map_tables import MapTable
 from pipeline.messages import ImageFailure
+from pipeline.output.map_rows import MapRows, build_map_rows
 from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
 from pipeline.storage.storage import Storage
@@ -57,11 +59,12 @@ MAX_ENCODING = 32
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image's rows of `instances`, its (height, width), and the version that was read."""
+    """An image's rows of `instances`, its (height, width), the version that was read, and its rows of maps."""
 
     rows: list[InstanceRow]
     size: tuple[int, int]
     read: ReadVersion | None = None
+    map_rows: MapRows = field(default_factory=dict)
 
 
 class WorkerResources:
@@ -138,6 +141,7 @@ class ShardPipeline:
         claim: CommitClaim,
         on_images: Callable[[int], None],
         shard_time: ShardTime,
+        map_tables: Sequence[MapTable] = (),
     ) -> None:
         """Prepare the stages.
 
@@ -148,6 +152,7 @@ class ShardPipeline:
             claim: the attempt's right to commit, checked before each batch.
             on_images: called with the number of further images whose outcome is known.
             shard_time: gets how far the shard is.
+            map_tables: the tables of maps that the run has.
         """
         self.shard_time = shard_time
         self.clock = StageClock()
@@ -156,6 +161,7 @@ class ShardPipeline:
         self._shard = shard
         self._positions = positions
         self._model_label = model_label
+        self._map_tables = map_tables
         self._claim = claim
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
@@ -320,13 +326,13 @@ class ShardPipeline:
 
     def _encode_rows(self, position: int, found: RawDetections | PendingDetections) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
-            rows = build_instance_rows(
-                self._shard.images[position],
-                self._resources.segmenter.encode(found),
-                self._resources.segmenter.model.config,
-                model=self._model_label,
+            ref, segmenter = self._shard.images[position], self._resources.segmenter
+            detections, config = segmenter.encode(found), segmenter.model.config
+            rows = build_instance_rows(ref, detections, config, model=self._model_label)
+            map_rows = build_map_rows(
+                ref, detections, config, segmenter.semantic_classes, self._map_tables, model=self._model_label
             )
-        return EncodedImage(rows, found.original_size)
+        return EncodedImage(rows, found.original_size, map_rows=map_rows)
 
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         return self._resources.watchdog.on(self._shard.index, positions, step)

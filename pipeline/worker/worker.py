@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import HtcError
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
+from pipeline.job_spec.map_tables import check_has_maps
 from pipeline.logs import placed
 from pipeline.machine_limits import machine_name
 from pipeline.messages import (
@@ -230,6 +231,7 @@ class Worker:
             model = prepare_for_cpu(model, precision)
         elif isinstance(model, torch.nn.Module):
             model.to(device)
+        check_has_maps(model.config, settings.model.map_tables)
         seen = augment(model, settings.model)
         segmenter = Segmenter(
             seen,
@@ -237,8 +239,9 @@ class Worker:
             precision=precision,
             batch_size=settings.batch_size,
             # Its plans are for one view of an image.
-            fast=choose_fast_model(seen, device, precision.precision),
+            fast=choose_fast_model(seen, device, precision.precision, wants_semantic=settings.model.wants_semantic),
             encoder=BatchEncoder(device, processes=settings.mask_processes) if device.type == "cuda" else None,
+            wants_semantic=settings.model.wants_semantic,
         )
         resources = WorkerResources(
             segmenter,
@@ -251,7 +254,11 @@ class Worker:
             model_time=self._model_time,
         )
         return ShardProcessor(
-            resources, output_uri=settings.output_uri, run=settings.run, model_label=settings.model_label
+            resources,
+            output_uri=settings.output_uri,
+            run=settings.run,
+            model_label=settings.model_label,
+            map_tables=settings.model.map_tables,
         )
 
 

@@ -24,7 +24,7 @@ from pipeline.errors import HtcError, NotFoundError, SpecError, StorageError
 from pipeline.output.dataset import open_files
 from pipeline.output.part_files import check_columns, parquet_errors
 from pipeline.output.parts import part_uri
-from pipeline.output.query_files import SCHEME, TABLE_SCHEMAS
+from pipeline.output.query_files import SCHEME, VIEW_SCHEMAS
 from pipeline.output.results import Results, open_results
 from pipeline.output.schema import IMAGES_SCHEMA
 from pipeline.output.views import VIEWS, open_database, translated_sql_errors
@@ -107,7 +107,7 @@ class _Listed:
         # What is registered is seen by one connection only, and a cursor is another one.
         kept = "SELECT view_name FROM duckdb_views() WHERE NOT temporary"
         views = {str(row[0]) for row in self.database.execute(kept).fetchall()}
-        for name in (*TABLE_SCHEMAS, "runs"):
+        for name in (*VIEW_SCHEMAS, "runs"):
             if name not in views:
                 self.database.execute(f"CREATE TABLE main.{name} AS SELECT * FROM {name}")  # noqa: S608  # nosec B608 - our names
         self.signature = {run: tuple(self.results.committed(run)) for run in self.results.runs()}
