@@ -3,7 +3,7 @@
 import enum
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -202,6 +202,12 @@ def show(
         ),
     ] = MatchRule.file_name,
     crops: Annotated[bool, typer.Option("--crops", help="A picture for each instance instead of each image.")] = False,
+    panoptic: Annotated[
+        bool,
+        typer.Option("--panoptic", help="Panoptic segments, things and stuff, instead of instances."),
+    ] = False,
+    semantic: Annotated[bool, typer.Option("--semantic", help="Semantic maps instead of instances.")] = False,
+    beside: Annotated[bool, typer.Option("--beside", help="The image itself beside each picture.")] = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="Contact sheets, twelve pictures on each.")] = False,
     colour_by: Annotated[
         ColourBy,
@@ -241,6 +247,14 @@ def show(
     from jobs.results.show.command import show_overlays
     from jobs.results.show.request import MIN_LONG_SIDE, ShowRequest
 
+    contents: dict[Literal["crops", "panoptic", "semantic"], bool] = {
+        "crops": crops,
+        "panoptic": panoptic,
+        "semantic": semantic,
+    }
+    chosen = [name for name, is_chosen in contents.items() if is_chosen]
+    if len(chosen) > 1:
+        raise SpecError(f"Give one of --{' and --'.join(chosen)}, not both.")
     style = Style(
         colour_by="instance" if colour_by is ColourBy.INSTANCE else "category",
         has_labels=labels,
@@ -260,7 +274,8 @@ def show(
         run=run_name,
         truth=truth,
         match=Rule(match.value),
-        content="crops" if crops else "images",
+        content=chosen[0] if chosen else "images",
+        is_beside=beside,
         is_sheet=sheet,
         picture_format=picture_format.value,
         is_overwriting=overwrite,
@@ -339,7 +354,8 @@ def evaluate(
         bool,
         typer.Option(
             "--panoptic",
-            help="Panoptic segments, things and stuff: TRUTH is a panoptic file beside the folder of its PNGs.",
+            help="Panoptic segments, things and stuff: score them; TRUTH is a panoptic file beside the folder of its "
+            "PNGs.",
         ),
     ] = False,
     per_category: Annotated[bool, typer.Option("--per-category", help="The metrics of each category, too.")] = False,

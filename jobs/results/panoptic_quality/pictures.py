@@ -54,7 +54,7 @@ def draw_pictures(evaluation: PanopticEvaluation, truth: PanopticTruth, results:
             pixels = grey_tile(*style.drawn_size(read.width, read.height), read.problem or "")
         else:
             found = [segment_of_row(each) for each in read_rows(results, "panoptic", ImageRecord(**row))]
-            wanted = segments_of_truth(truth, places[image.file_name], results.storage, read.pixels.shape[:2])
+            wanted = segments_of_truth(truth, places[image.file_name], results.storage)
             tally = image.tally
             sides = [
                 Side(f"truth: {tally.missed} missed", wanted),
@@ -66,10 +66,15 @@ def draw_pictures(evaluation: PanopticEvaluation, truth: PanopticTruth, results:
     return pictures
 
 
-def segments_of_truth(truth: PanopticTruth, place: int, storage: Storage, size: tuple[int, ...]) -> list[DrawnInstance]:
-    """Return the segments of an image of the truth, to draw."""
-    name = truth.images.images[place].file_name
-    numbers = segment_numbers(read_segment_png(truth.pngs[place], storage, (size[0], size[1]), image=name))
+def segments_of_truth(truth: PanopticTruth, place: int, storage: Storage) -> list[DrawnInstance]:
+    """Return the segments of an image of the truth, to draw.
+
+    Raises:
+        SpecError: its PNG cannot be used.
+    """
+    image = truth.images.images[place]
+    png = read_segment_png(truth.pngs[place], storage, (image.height, image.width), image=image.file_name)
+    numbers = segment_numbers(png)
     drawn = []
     for segment in truth.segments[place]:
         mask = numbers == segment.number

@@ -14,6 +14,7 @@ from jobs.terminal.console import Alignment, write_line, write_table
 from pipeline.text import count_of
 
 COMPUTED = "in percent, as panopticapi computes it"
+EXPLAINED = "SQ is the mean IoU of the segments that match, RQ the F1 of matching, of a category PQ = SQ x RQ."
 _COUNTS = ("right", "wrong", "missed")
 _HEADER = ("PQ", "SQ", "RQ")
 
@@ -25,8 +26,7 @@ def write_text(evaluation: PanopticEvaluation, *, per_category: bool) -> None:
     write_table(["", *_HEADER, "categories"], means, alignments=["left", *right])
     write_line(
         f"Run {evaluation.run}: {count_of(evaluation.images, 'image')}, "
-        f"{count_of(evaluation.segments, 'segment')}; {COMPUTED}. PQ = SQ x RQ: SQ is the mean IoU of the segments "
-        "that match, RQ the F1 of matching."
+        f"{count_of(evaluation.segments, 'segment')}; {COMPUTED}. {EXPLAINED}"
     )
     if per_category:
         right = ["right"] * 6
@@ -90,7 +90,7 @@ def _sections(evaluation: PanopticEvaluation, pictures: Sequence[Picture]) -> It
     yield f"<dl>{listed}</dl>" + (f"<ul>{notes}</ul>" if notes else "")
     yield "<h2>Panoptic quality</h2>"
     means = [[name, *_numbers(quality), f"{quality.categories:,}"] for name, quality in evaluation.qualities.items()]
-    caption = f"{COMPUTED.capitalize()}; a dash where there is no segment. PQ = SQ x RQ."
+    caption = f"{COMPUTED.capitalize()}; a dash where there is no segment. {EXPLAINED}"
     yield page_table(caption, ["", "PQ", "SQ (mean IoU)", "RQ (F1)", "categories"], means)
     yield "<h2>Categories</h2>"
     rows = list(_category_cells(evaluation))
