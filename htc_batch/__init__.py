@@ -18,6 +18,7 @@ from htc_model.lazy_exports import attach
 if TYPE_CHECKING:
     from htc_batch.commands import diff, evaluate, run
     from htc_batch.image_dataset import ImageDataset
+    from htc_batch.label_map import LabelMap
     from htc_batch.masks import Masks
     from htc_batch.results import Results
     from pipeline.datasets.check import check_dataset
@@ -33,6 +34,7 @@ __all__ = [
     "HtcError",
     "ImageDataset",
     "JobSpec",
+    "LabelMap",
     "Masks",
     "Results",
     "RunSummary",
@@ -53,6 +55,7 @@ __getattr__ = attach(
     {
         "commands": ["diff", "evaluate", "run"],
         "image_dataset": ["ImageDataset"],
+        "label_map": ["LabelMap"],
         "masks": ["Masks"],
         "results": ["Results"],
         "pipeline.datasets": ["check_dataset", "find_splits"],

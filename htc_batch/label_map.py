@@ -81,6 +81,6 @@ class LabelMap:
 
     def __repr__(self) -> str:
         """Return the image, its size and how many regions it has."""
-        what = "class" if self.table == "semantic" else "segment"
+        what = "region" if self.table == "semantic" else "segment"
         size = f"{self.image['width']} x {self.image['height']}"
         return f"<LabelMap: {count_of(len(self), what)} of {self.image['uri']}, {size} pixels>"

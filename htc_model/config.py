@@ -159,7 +159,7 @@ class ModelConfig:
             raise ModelConfigError(f"{self.name} needs at least one class and one stage.")
         if self.semantic_names and len(self.semantic_names) != self.semantic_classes:
             raise ModelConfigError(
-                f"{self.name} has {self.semantic_classes} semantic classes but {len(self.semantic_names)} names of them."
+                f"{self.name} has {self.semantic_classes} semantic classes but {len(self.semantic_names)} names."
             )
         self._check_parts()
         if self.has_class_specific_boxes and self.num_stages > 1:

@@ -4,7 +4,7 @@ What is computed where, for a compute dtype of bfloat16 or float16 (with float32
 
 | part | compute dtype | float32 |
 |---|---|---|
-| backbone, FPN, semantic branch | convolutions, activations | deformable convolutions' sampling, offsets; class logits |
+| backbone, FPN, semantic branch | convolutions, activations | deformable sampling and offsets, class logits |
 | RPN | the shared convolution | objectness logits and deltas (a 1x1 convolution), sigmoid, decoding, NMS |
 | guided RPN | the shared convolution | its four 1x1 convolutions, feature adaption, decoding, NMS |
 | box heads | the two shared layers | class logits and deltas (one layer), mean of logits, softmax, decoding, NMS |

@@ -31,7 +31,7 @@ def encode_semantic(
     """Find each pixel's class, and encode the regions of the classes.
 
     Of one map a pixel's class is that with the highest interpolated logit, of several that with the highest mean of
-    probabilities; of equal ones the first. The result does not depend on `chunk_pixels`.
+    probabilities; of equal ones the first. The result of one map does not depend on `chunk_pixels`.
 
     Args:
         maps: at least one, of the same image.

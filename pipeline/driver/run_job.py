@@ -58,6 +58,7 @@ DEMO_NOTE = (
     "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
     "published weights."
 )
+DEMO_MAPS_NOTE = " Its semantic map tells persons from everything else, and has no stuff."
 
 
 def run(
@@ -274,7 +275,7 @@ def _note_model(spec: JobSpec, fingerprint: ModelFingerprint, display: ProgressD
     if not fingerprint.trained:
         display.note("The model's weights are untrained: its detections mean nothing.")
     if spec.model.weights == "demo":
-        display.note(DEMO_NOTE)
+        display.note(DEMO_NOTE + (DEMO_MAPS_NOTE if spec.model.wants_semantic else ""))
 
 
 def _compare_input(

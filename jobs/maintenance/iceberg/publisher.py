@@ -1,8 +1,8 @@
 """Adds runs to the Iceberg tables of an output, and withdraws them.
 
 A run is added to its tables of maps and to `instances` first, then to `deletions`, and to `images` last, as a worker
-writes a shard: a query that begins at `images` finds all other rows. It is withdrawn in the opposite order. The next call finishes what was
-interrupted in between.
+writes a shard: a query that begins at `images` finds all other rows. It is withdrawn in the opposite order. The next
+call finishes what was interrupted in between.
 """
 
 from datetime import UTC, datetime
@@ -98,10 +98,9 @@ class Publisher:
         """Return the run's files by table, of the tables that it has, in the order in which they are added."""
         shard_counts = {each.run: each.shard_count for each in results.records}
         parts = committed_parts(self._storage, self._output_uri, run, shard_count=shard_counts[run])
-        found = {
-            table: [part_uri(self._output_uri, table, run, part) for part in parts] for table in results.tables(run)
-        }
-        found["deletions"] = deletion_parts(results, run)
+        found: dict[str, list[str]] = {"deletions": deletion_parts(results, run)}
+        for table in results.tables(run):
+            found[table] = [part_uri(self._output_uri, table, run, part) for part in parts]
         return {name: found[name] for name in SCHEMAS if name in found}
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DamagedFileError
 from pipeline.inputs.image_ref import image_id
-from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
 from pipeline.job_spec.map_tables import MAP_TABLES
+from pipeline.maintenance.doctor.findings import Finding, Kind, Repair
 from pipeline.output.layout import COMMIT_ORDER, TableName, run_folder
 from pipeline.output.part_files import open_part
 from pipeline.output.parts import CommittedShards, Part, choose_parts, find_overlaps, part_uri, shards_of
