@@ -34,6 +34,8 @@ class ExportFormat(enum.StrEnum):
     geojson = enum.auto()
     png = enum.auto()
     fiftyone = enum.auto()
+    coco_panoptic = "coco-panoptic"
+    semantic_png = "semantic-png"
 
 
 class EvaluationFormat(enum.StrEnum):
@@ -321,7 +323,7 @@ def export(
     ] = False,
     storage: options.StorageFlags,
 ) -> None:
-    """Export instances for annotation tools, trainers and viewers.
+    """Export instances, or maps of segments or classes, for annotation tools, trainers and viewers.
 
     Nothing appears in DIR before everything is written.
     """

@@ -70,7 +70,13 @@ def read_rows(results: "Results", table: MapTable, image: "ImageRecord") -> list
 
 
 def rows_by_image(
-    results: "Results", table: MapTable, run: str, image_ids: Collection[int], columns: Sequence[str]
+    results: "Results",
+    table: MapTable,
+    run: str,
+    image_ids: Collection[int],
+    columns: Sequence[str],
+    *,
+    parts: "Sequence[Part] | None" = None,
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield the rows of some images of a run, an image after another, those without a row left out.
 
@@ -78,13 +84,14 @@ def rows_by_image(
 
     Args:
         columns: which to read, `image_id` among them.
+        parts: of the run; None for all.
 
     Raises:
         DamagedFileError: a part is damaged or missing.
         NotFoundError: a part is gone, because it was compacted or pruned.
     """
     wanted = frozenset(image_ids)
-    for part in results.committed(run):
+    for part in results.committed(run) if parts is None else parts:
         rows = (row for row in _rows_of(results, table, run, part, columns) if row["image_id"] in wanted)
         for image_id, found in groupby(rows, key=lambda row: int(row["image_id"])):
             yield image_id, sorted(found, key=lambda row: int(row[ORDERED_BY[table]]))

@@ -86,13 +86,12 @@ def render_overlay(
         if place in windows:
             window = windows[place]
             part = window.scaled(parts.bitmap(place))
-            is_stuff = instances[place].is_stuff
-            look = _look(colours[place], style.stuff_opacity if is_stuff else style.opacity, own, max(scale),
-                         has_line=not is_stuff)  # fmt: skip
-            _draw_mask(canvas, part, window.corner, look)
-            shapes[place] = (
-                _shape(part, window.corner) if not is_stuff else _inner_shape(part, window.corner, style, canvas.size)
-            )
+            if instances[place].is_stuff:
+                _tint(canvas, part, window.corner, colours[place], style.stuff_opacity)
+                shapes[place] = _inner_shape(part, window.corner, style, canvas.size)
+            else:
+                _draw_mask(canvas, part, window.corner, _look(colours[place], style.opacity, own, max(scale)))
+                shapes[place] = _shape(part, window.corner)
         if (style.has_boxes and not instances[place].is_stuff) or instances[place].mask is None:
             _draw_box(canvas, boxes[place], colours[place], line)
     unlabelled = _draw_labels(canvas, _wanted_labels(instances, shapes, boxes, style), colours, style)
@@ -197,6 +196,11 @@ def _inner_shape(part: Image.Image, corner: tuple[int, int], style: Style, canva
     return Shape.of_box((middle_x - 1, below, middle_x + 1, below + 1))
 
 
+def _tint(canvas: Image.Image, part: Image.Image, corner: tuple[int, int], colour: Colour, opacity: float) -> None:
+    """Tint a region up to its very edge: regions that touch have no seam between them."""
+    canvas.paste(colour, corner, part.point([round(value * opacity) for value in range(256)]))
+
+
 def _draw_mask(canvas: Image.Image, part: Image.Image, corner: tuple[int, int], look: "_Look") -> None:
     """Tint a mask and draw its outline; all work is inside the mask's box."""
     margin = look.margin
@@ -222,8 +226,8 @@ class _Look:
 
 
 @lru_cache(1024)
-def _look(colour: Colour, opacity: float, line: float, enlargement: float, *, has_line: bool = True) -> _Look:
-    """Return how a mask is painted in a colour, with a line of a width along its edge or without one.
+def _look(colour: Colour, opacity: float, line: float, enlargement: float) -> _Look:
+    """Return how a mask is painted in a colour, with a line of a width.
 
     A straight edge that was blurred by a Gaussian of standard deviation `spread` has at a distance d inside the value
     255 * Phi(d / spread), so the value gives the distance from the edge, and the distance the share of the pixel that a
@@ -238,8 +242,6 @@ def _look(colour: Colour, opacity: float, line: float, enlargement: float, *, ha
     fill = np.clip(inside + 0.5, 0, 1) * opacity
     rim = np.clip(line / 2 + 1.5 - np.abs(inside), 0, 1) * _RIM_OPACITY * (inside < 0)
     outline = np.clip(line / 2 + 0.5 - np.abs(inside), 0, 1)
-    if not has_line:
-        rim, outline = np.zeros(256), np.zeros(256)
     painted, covered = np.zeros((256, 3)), np.zeros(256)
     for layer, layer_colour in ((fill, colour), (rim, _rim_colour(colour)), (outline, colour)):
         painted = painted * (1 - layer[:, None]) + np.array(layer_colour) * layer[:, None]
