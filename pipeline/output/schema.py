@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-
 SCHEMA_VERSION = 1
 _METADATA = {"htc_schema_version": str(SCHEMA_VERSION)}
 

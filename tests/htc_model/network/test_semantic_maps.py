@@ -43,7 +43,8 @@ def assert_same_detections(one: RawDetections, other: RawDetections) -> None:
     assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
     assert torch.equal(one.scores, other.scores)
     assert torch.equal(one.labels, other.labels)
-    assert one.mask_probs is not None and other.mask_probs is not None
+    assert one.mask_probs is not None
+    assert other.mask_probs is not None
     assert torch.equal(one.mask_probs, other.mask_probs)
 
 
@@ -122,7 +123,8 @@ def test_views_of_augmentation_have_a_map_each(monkeypatch: pytest.MonkeyPatch) 
     model = AugmentedModel(untrained_model(SMALL), views, wants_semantic=True)
     photo = torch.from_numpy(np.ascontiguousarray(reference_image()[:400, :500]))
     raw, mirrored = model.infer_images([photo, photo.flip(1).contiguous()])
-    assert raw.semantic is not None and mirrored.semantic is not None
+    assert raw.semantic is not None
+    assert mirrored.semantic is not None
     assert [(seen.image_size, seen.is_mirrored) for seen in raw.semantic] == [
         *(((128, 160), False), ((128, 160), True), ((144, 180), False))
     ]

@@ -22,7 +22,7 @@ FIRST_DAY = datetime(2026, 3, 1, 2, tzinfo=UTC)
 # Two by two pixels at (1, 1) of an image of 5 by 4 pixels, counted by columns: 5 off, 2 on, 2 off, 2 on, 9 off; and the
 # other pixels.
 MASK = {"size": [4, 5], "counts": "52207"}
-OTHERS = {"size": [4, 5], "counts": "052007"}
+OTHERS = {"size": [4, 5], "counts": "052M07"}
 
 
 class PowerCutError(BaseException):
@@ -119,8 +119,8 @@ def finish_run(
     for shard in range(began.shard_count if only_shards is None else only_shards):
         made = [_rows_of(ref, shard, instances, is_ok) for ref in began.read_shard(shard).images]
         rows += [image for image, _ in made]
-        images, instances = [image for image, _ in made], [row for _, found in made for row in found]
-        commit_shard(store, output_uri, run, shard, images, instances, maps=_map_rows_of(images, instances, maps))
+        images, found = [image for image, _ in made], [row for _, own in made for row in own]
+        commit_shard(store, output_uri, run, shard, images, found, maps=_map_rows_of(images, found, maps))
     if only_shards is None:
         began.write_summary(_summary(run, rows))
     began.close()
