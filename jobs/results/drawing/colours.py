@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from htc_model.coco_classes import COCO_CLASSES
 from htc_model.coco_stuff_classes import COCO_STUFF_CLASSES, FIRST_STUFF_ID
+from htc_model.semantic_classes import OTHER, UNLABELED
 
 Colour: TypeAlias = tuple[int, int, int]
 """Red, green, blue, 0 to 255."""
@@ -66,7 +67,7 @@ _STUFF_INDEX = {name: index for index, name in enumerate(COCO_STUFF_CLASSES[FIRS
 _STUFF_OFFSETS = (0, 4, 1, 8, 10, 9, 0, 11)
 # How far further rounds of instance colours are mixed with white and black, in turns.
 _MIXES = (0.35, 0.35, 0.6, 0.55)
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_WHITE, _BLACK, _GREY = (255, 255, 255), (0, 0, 0), (128, 128, 128)
 
 
 @lru_cache(4096)
@@ -89,9 +90,11 @@ def stuff_colour(name: str) -> Colour:
     """Return the muted colour of a class of stuff, constant as `colour_of` is.
 
     Neighbours in COCO-Stuff's list of classes, such as kinds of floors and walls, differ; other names have a place by a
-    hash. Classes that share a colour differ by their labels.
+    hash. Classes that share a colour differ by their labels. What belongs to no class is grey.
     """
     key = name.strip().casefold()
+    if key in {OTHER, UNLABELED}:
+        return _GREY
     index = _STUFF_INDEX.get(key)
     if index is None:
         return STUFF_PALETTE[_hash_of(key) % len(STUFF_PALETTE)]

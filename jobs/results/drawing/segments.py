@@ -1,8 +1,11 @@
 """Rows of the tables `panoptic` and `semantic` as what is drawn."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from htc_model.coco_classes import COCO_CLASSES
+from jobs.results.drawing.colours import colour_of
 from jobs.results.drawing.instances import DrawnInstance, Mask
 
 
@@ -14,8 +17,12 @@ def segment_of_row(row: Mapping[str, Any]) -> DrawnInstance:
 
 
 def region_of_row(row: Mapping[str, Any]) -> DrawnInstance:
-    """Return what to draw of a row of `semantic` (columns class, class_id, mask)."""
-    return stuff_segment(row["class"], row["mask"], number=row["class_id"])
+    """Return what to draw of a row of `semantic` (columns class, class_id, mask).
+
+    COCO's things have the colours of their instances; the rows do not say which other classes are things.
+    """
+    region = stuff_segment(row["class"], row["mask"], number=row["class_id"])
+    return replace(region, colour=colour_of(row["class"])) if row["class"] in COCO_CLASSES else region
 
 
 def stuff_segment(name: str, mask: Mask, *, number: int | None = None) -> DrawnInstance:
