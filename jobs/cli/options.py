@@ -146,12 +146,14 @@ class JobFlags:
     ] = None
     semantic: Annotated[
         bool,
-        typer.Option("--semantic", help="Store each image's semantic map as well: a mask for every class."),
+        typer.Option("--semantic", help="Semantic maps: store each image's as well, a mask for every class."),
         SpecKey("model.semantic"),
     ] = False
     panoptic: Annotated[
         bool,
-        typer.Option("--panoptic", help="Store things and stuff as well, merged into segments that do not overlap."),
+        typer.Option(
+            "--panoptic", help="Panoptic segments, things and stuff: store them as well, merged so that none overlap."
+        ),
         SpecKey("model.panoptic"),
     ] = False
     suppression: Annotated[

@@ -115,7 +115,7 @@ class RunRows:
 
     def model(self) -> KnownModel | None:
         """Return the run's model, of several runs what they know together; None if one is not on this machine."""
-        models = [find_model(self._results, run) for run in self._runs()]
+        models = [find_model(self._results, run) for run in self.runs()]
         known = [model for model in models if model is not None]
         if not known or len(known) < len(models):
             return None
@@ -125,7 +125,7 @@ class RunRows:
     def progress(self) -> list[str]:
         """Return a sentence if the run is not finished, or if the rows are of several runs."""
         if self._is_current:
-            runs = self._runs()
+            runs = self.runs()
             return [f"Scored are the newest rows of each image, of {count_of(len(runs), 'run')} ({listed(runs)})."]
         record = next(record for record in self._results.records if record.run == self.name)
         done = self._results.committed_shards(self.name)
@@ -136,8 +136,17 @@ class RunRows:
             f"{'' if record.is_planned else ' listed so far'}); its images without a row are not scored yet."
         ]
 
-    def _runs(self) -> list[str]:
+    def runs(self) -> list[str]:
+        """Return the runs whose rows these are."""
         return self._column("SELECT DISTINCT run FROM current ORDER BY run") if self._is_current else [self.name]
+
+    def by_run(self, image_ids: Sequence[int]) -> dict[str, list[int]]:
+        """Return which of some images are of which run."""
+        if not self._is_current:
+            return {self.name: list(image_ids)}
+        sql = "SELECT run, list(image_id) FROM current WHERE image_id IN (SELECT image_id FROM wanted) GROUP BY run"
+        table = self._of_images(f"{sql} ORDER BY run", image_ids)
+        return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
     def _column(self, sql: str) -> list[str]:
         def read(database: "duckdb.DuckDBPyConnection") -> list[str]:
