@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from pipeline.inputs.resume import ListedBefore
     from pipeline.inputs.shard import Shard
     from pipeline.inputs.source_notes import SourceNotes
+    from pipeline.inputs.windows import ArrayWindows, Georeference, WindowedImage
 
 __all__ = [
+    "ArrayWindows",
+    "Georeference",
     "ImageRef",
     "ListedBefore",
     "Shard",
     "SourceNotes",
     "StoredSize",
+    "WindowedImage",
     "decode_image",
     "fetch_image",
     "list_images",
@@ -40,5 +44,6 @@ __getattr__ = attach(
         "resume": ["ListedBefore"],
         "shard": ["Shard"],
         "source_notes": ["SourceNotes"],
+        "windows": ["ArrayWindows", "Georeference", "WindowedImage"],
     },
 )
