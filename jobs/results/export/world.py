@@ -198,14 +198,29 @@ def _transformed(rings: Sequence[NDArray[np.float64]], crs: str, system: WorldSy
     """Transform rings of one system; corners without a place in the target become infinite."""
     if not rings or system.crs == crs:
         return rings
-    corners = np.concatenate(rings)
-    if crs not in _LONGITUDE_LATITUDE:
-        from rasterio.warp import transform
+    if crs in _LONGITUDE_LATITUDE:
+        return [_unbroken(ring) for ring in rings]
+    corners = _to_wgs84(np.concatenate(rings), crs)
+    if corners is None:
+        # One corner without a place makes PROJ refuse all: find whose it is.
+        each = [_to_wgs84(ring, crs) for ring in rings]
+        moved = [np.full_like(ring, np.inf) if one is None else one for ring, one in zip(rings, each, strict=True)]
+    else:
+        moved = np.split(corners, np.cumsum([len(ring) for ring in rings])[:-1])
+    return [_unbroken(ring) for ring in moved]
 
+
+def _to_wgs84(corners: NDArray[np.float64], crs: str) -> NDArray[np.float64] | None:
+    """Return longitudes and latitudes; None where PROJ has none for a corner."""
+    # Rasterio raises GDAL's errors as they are, and has no public name for them.
+    from rasterio._err import CPLE_BaseError
+    from rasterio.warp import transform
+
+    try:
         x, y = transform(_known(crs), _known(WGS84), corners[:, 0], corners[:, 1])
-        corners = np.stack([np.asarray(x), np.asarray(y)], axis=1)
-    ends = np.cumsum([len(ring) for ring in rings])[:-1]
-    return [_unbroken(ring) for ring in np.split(corners, ends)]
+    except CPLE_BaseError:
+        return None
+    return np.stack([np.asarray(x), np.asarray(y)], axis=1)
 
 
 def _unbroken(ring: NDArray[np.float64]) -> NDArray[np.float64]:
