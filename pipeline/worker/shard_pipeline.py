@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
+from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
+from pipeline.inputs.geotiff import read_georeference
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
@@ -88,6 +90,7 @@ class WorkerResources:
         ahead_bytes: int = AHEAD_BYTES,
         jpeg: JpegDecoder | None = None,
         model_time: ModelTime | None = None,
+        rule: BandRule = AS_STORED,
     ) -> None:
         """Open storage and start the pools.
 
@@ -99,6 +102,7 @@ class WorkerResources:
             ahead_bytes: of decoded pixels, at most; one image more where a consumer waits for it.
             jpeg: of ordinary JPEG files; None for Pillow.
             model_time: begun when the worker started; by default now, with the model loaded.
+            rule: how the bands of an image become its colours.
         """
         if model_time is None:
             model_time = ModelTime()
@@ -107,6 +111,7 @@ class WorkerResources:
         self.segmenter = segmenter
         self.limits = images
         self.jpeg = jpeg
+        self.rule = rule
         # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
         self.storage = Storage(storage, is_known=True)
         self.reads = self.storage.read_concurrency(input_uri)
@@ -247,7 +252,7 @@ class ShardPipeline:
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
         number, limits = self._numbers[position], self._resources.limits
         payload = self._read(number, position, ref)
-        header = read_header(payload, max_pixels=limits.max_pixels)
+        header = read_header(payload, max_pixels=limits.max_pixels, rule=self._resources.rule)
         self._pixel_bytes.take(number, header.pixel_bytes)
         pixel_bytes = 0
         try:
@@ -260,8 +265,13 @@ class ShardPipeline:
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
-            limits = self._resources.limits
-            return decode_image(payload, max_pixels=limits.max_pixels, jpeg=self._resources.jpeg)
+            resources = self._resources
+            pixels = decode_image(
+                payload, max_pixels=resources.limits.max_pixels, jpeg=resources.jpeg, rule=resources.rule
+            )
+            if (georeference := read_georeference(payload)) is not None:
+                self._versions[position] = replace(self._versions[position], georeference=georeference)
+            return pixels
 
     def _read(self, number: int, position: int, ref: ImageRef) -> bytes:
         """Read an image's encoded bytes, when there is room for them."""

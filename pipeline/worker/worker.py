@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HtcError
+from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
 from pipeline.logs import placed
@@ -64,6 +65,7 @@ class WorkerSettings:
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
     model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
     search_path: where the factory of a model of one's own is searched, see `pipeline.models.factory`.
+    rule: how the bands of an image become its colours.
     """
 
     run: str
@@ -85,6 +87,7 @@ class WorkerSettings:
     log_level: str = ""
     model_name: str = ""
     search_path: tuple[str, ...] = ()
+    rule: BandRule = AS_STORED
 
     @property
     def model_label(self) -> str:
@@ -246,6 +249,7 @@ class Worker:
             input_uri=settings.input_uri,
             storage=settings.storage,
             images=settings.images,
+            rule=settings.rule,
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
             jpeg=choose_jpeg_decoder(settings.images, segmenter.device),
