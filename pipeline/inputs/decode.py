@@ -139,10 +139,12 @@ class ImageHeader:
     """The memory that decoding an image takes, in bytes.
 
     pixel_bytes: of the resulting array. decoding_bytes: the most that is held beside it during decoding.
+    size: (width, height) in pixels as stored, which the orientation may turn.
     """
 
     pixel_bytes: int
     decoding_bytes: int
+    size: tuple[int, int] = (0, 0)
 
 
 # Bytes per pixel held beside the resulting array: Pillow's own image (4, whatever the mode), its copies by `convert`
@@ -239,7 +241,7 @@ def _check_canvas(payload: bytes, name: str, max_pixels: int) -> None:
 def _header(size: tuple[int, int], max_pixels: int, decoding_bytes_per_pixel: int) -> ImageHeader:
     check_size(size, max_pixels)
     pixels = size[0] * size[1]
-    return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels)
+    return ImageHeader(3 * pixels, decoding_bytes_per_pixel * pixels, size)
 
 
 def _prepare(payload: bytes, name: str) -> bytes:

@@ -11,19 +11,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from htc_model.structures import RawDetections
+from htc_model.structures import Detections, RawDetections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
+from pipeline.inputs.windows import WindowedImage
 from pipeline.job_spec.job import ImagesSection
+from pipeline.job_spec.tiles import TilesSection
 from pipeline.messages import ImageFailure
 from pipeline.output.rows import InstanceRow, build_instance_rows
 from pipeline.storage.config import StorageSection
@@ -35,9 +38,13 @@ from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.model_queue import ModelQueue
 from pipeline.worker.model_time import ModelTime, ShardTime
-from pipeline.worker.segmenter import DecodedImage, Outcome, Segmenter
+from pipeline.worker.open_tiles import OpenedTiles, TileReader
+from pipeline.worker.segmenter import DecodedImage, ImagePart, Outcome, Segmenter
+from pipeline.worker.tiled_image import TiledImage
 from pipeline.worker.upload_lane import CudaLane, UploadLane
 from pipeline.worker.watchdog import Step, Watchdog
+
+T = TypeVar("T")
 
 # Images read and decoded ahead of the model, per shard.
 AHEAD_IMAGES = 32
@@ -87,6 +94,7 @@ class WorkerResources:
         ahead_bytes: int = AHEAD_BYTES,
         jpeg: JpegDecoder | None = None,
         model_time: ModelTime | None = None,
+        tiles: TilesSection | None = None,
     ) -> None:
         """Open storage and start the pools.
 
@@ -98,6 +106,7 @@ class WorkerResources:
             ahead_bytes: of decoded pixels, at most; one image more where a consumer waits for it.
             jpeg: of ordinary JPEG files; None for Pillow.
             model_time: begun when the worker started; by default now, with the model loaded.
+            tiles: how huge images are cut; None to take each image as a whole.
         """
         if model_time is None:
             model_time = ModelTime()
@@ -105,6 +114,7 @@ class WorkerResources:
         self.model_time = model_time
         self.segmenter = segmenter
         self.limits = images
+        self.tiles = None if tiles is None else TileReader(tiles, images)
         self.jpeg = jpeg
         # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
         self.storage = Storage(storage, is_known=True)
@@ -138,6 +148,7 @@ class ShardPipeline:
         claim: CommitClaim,
         on_images: Callable[[int], None],
         shard_time: ShardTime,
+        on_tiles: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Prepare the stages.
 
@@ -148,6 +159,7 @@ class ShardPipeline:
             claim: the attempt's right to commit, checked before each batch.
             on_images: called with the number of further images whose outcome is known.
             shard_time: gets how far the shard is.
+            on_tiles: called with the number of further tiles whose outcome is known.
         """
         self.shard_time = shard_time
         self.clock = StageClock()
@@ -159,6 +171,7 @@ class ShardPipeline:
         self._claim = claim
         self._is_last_attempt = is_last_attempt
         self._on_images = on_images
+        self._on_tiles = on_tiles
         self._numbers = {position: number for number, position in enumerate(positions)}
         self._largest_unlisted = UNLISTED_BYTES
         self._encoded_bytes: Lane
@@ -168,7 +181,8 @@ class ShardPipeline:
         self._read_numbers: set[int] = set()
         self._versions: dict[int, ReadVersion] = {}
         self._failures: dict[int, ImageFailure] = {}
-        self._encoding: deque[Future[EncodedImage | ImageFailure]] = deque()
+        self._tiled: dict[int, TiledImage] = {}
+        self._encoding: deque[Future[object]] = deque()
         self._encoded: dict[int, Future[EncodedImage | ImageFailure]] = {}
 
     def run(self) -> "list[EncodedImage | ImageFailure]":
@@ -205,6 +219,8 @@ class ShardPipeline:
             # After an exception some of them may not have run.
             for future in self._encoded.values():
                 future.cancel()
+            for tiled in self._tiled.values():
+                tiled.close()
             wait(self._encoded.values())
         return [
             replace(
@@ -228,7 +244,7 @@ class ShardPipeline:
         self._encoded_bytes.close()
         self._pixel_bytes.close()
 
-    def _load(self, position: int) -> tuple[int, DecodedImage | ImageFailure]:
+    def _load(self, position: int) -> tuple[int, DecodedImage | TiledImage | ImageFailure]:
         ref, number = self._shard.images[position], self._numbers[position]
         try:
             return position, image_boundary(
@@ -240,9 +256,11 @@ class ShardPipeline:
             self._encoded_bytes.skip(number)
             self._pixel_bytes.skip(number)
 
-    def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage:
-        number, limits = self._numbers[position], self._resources.limits
+    def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage | TiledImage:
+        number, limits, tiles = self._numbers[position], self._resources.limits, self._resources.tiles
         payload = self._read(number, position, ref)
+        if tiles is not None and (found := tiles.find_decoded(payload)) is not None:
+            return self._tile(position, ref, found)
         header = read_header(payload, max_pixels=limits.max_pixels)
         self._pixel_bytes.take(number, header.pixel_bytes)
         pixel_bytes = 0
@@ -253,6 +271,41 @@ class ShardPipeline:
         finally:
             self._pixel_bytes.resize(number, pixel_bytes)
         return DecodedImage(position, ref.uri, pixels, self._shard.index)
+
+    def _tile(self, position: int, ref: ImageRef, found: OpenedTiles) -> TiledImage:
+        """Begin to read an image's tiles, when there is room for those that are read ahead."""
+        number = self._numbers[position]
+        self._pixel_bytes.take(number, TiledImage.first_bytes(found.grid, found.whole_bytes))
+        try:
+            with self._resources.decoding.hold(found.decoding_bytes):
+                windows = self._resources.decoders.submit(self._open, position, found).result()
+        except BaseException:
+            self._pixel_bytes.give_back(number)
+            raise
+        tiled = TiledImage(
+            position,
+            ref.uri,
+            windows,
+            found.grid,
+            shard=self._shard.index,
+            whole_bytes=found.whole_bytes,
+            boundary=lambda step: image_boundary(
+                ref.uri, lambda: self._read_tile(position, step), is_last_attempt=self._is_last_attempt
+            ),
+            charge=lambda held: self._pixel_bytes.resize(number, held),
+            on_tiles=self._on_tiles,
+            on_complete=self._join,
+        )
+        self._tiled[position] = tiled
+        return tiled
+
+    def _open(self, position: int, found: OpenedTiles) -> WindowedImage:
+        with self.clock.time("decode"), self._watch([position], "decoding"):
+            return found.open()
+
+    def _read_tile(self, position: int, step: Callable[[], T]) -> T:
+        with self.clock.time("decode"), self._watch([position], "decoding"):
+            return step()
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
@@ -292,41 +345,77 @@ class ShardPipeline:
         """
         self._claim.check()
 
-    def take_result(self, position: int, outcome: Outcome) -> None:
-        """Take what reading, decoding or the model made of one image."""
+    def take_result(self, part: ImagePart, outcome: Outcome) -> None:
+        """Take what reading, decoding or the model made of one image, or the model of one tile."""
+        position, tile = part
+        if tile is not None:
+            self._take_tile(self._tiled[position], tile, outcome)
+            return
         if isinstance(outcome, ImageFailure):
             self._failures[position] = outcome
         else:
-            self._encode(position, outcome)
+            self._encoded[position] = self._encode(position, lambda: self._encode_rows(position, outcome))
         self._on_images(1)
+
+    def _take_tile(self, tiled: TiledImage, tile: int, outcome: Outcome) -> None:
+        if isinstance(outcome, ImageFailure):
+            tiled.fail(tile, outcome)
+        else:
+            encode = partial(self._encode_tile, tiled, tile, outcome)
+            tiled.take_encoding(tile, self._encode(tiled.position, encode))
 
     def take_seconds(self, seconds: float) -> None:
         """Count this shard's part of a batch's time in the model."""
         self.clock.add({"infer": seconds})
 
-    def give_back(self, positions: Sequence[int]) -> None:
+    def give_back(self, parts: Sequence[ImagePart]) -> None:
         """Free the bytes of pixels that nothing refers to any more."""
-        for position in positions:
-            self._pixel_bytes.give_back(self._numbers[position])
+        for position, tile in parts:
+            if tile is None:
+                self._pixel_bytes.give_back(self._numbers[position])
+            else:
+                self._tiled[position].give_back()
 
-    def _encode(self, position: int, found: RawDetections | PendingDetections) -> None:
+    def _encode(self, position: int, step: Callable[[], T]) -> "Future[T | ImageFailure]":
         while len(self._encoding) >= MAX_ENCODING:
             with self._resources.model_time.busy("encode"):
                 wait([self._encoding.popleft()])
-        ref = self._shard.images[position]
-        future = self._resources.encoders.submit(image_boundary, ref.uri, lambda: self._encode_rows(position, found))
+        future = self._resources.encoders.submit(image_boundary, self._shard.images[position].uri, step)
         self._encoding.append(future)
-        self._encoded[position] = future
+        return future
 
     def _encode_rows(self, position: int, found: RawDetections | PendingDetections) -> EncodedImage:
         with self.clock.time("encode"), self._watch([position], "mask encoding"):
-            rows = build_instance_rows(
-                self._shard.images[position],
-                self._resources.segmenter.encode(found),
-                self._resources.segmenter.model.config,
-                model=self._model_label,
-            )
-        return EncodedImage(rows, found.original_size)
+            return self._rows_of(position, self._resources.segmenter.encode(found), found.original_size)
+
+    def _encode_tile(self, tiled: TiledImage, tile: int, found: RawDetections | PendingDetections) -> Detections:
+        with self.clock.time("encode"), self._watch([tiled.position], "mask encoding"):
+            return tiled.cut(tile, self._resources.segmenter.encode(found))
+
+    def _join(self, tiled: TiledImage) -> None:
+        """Join an image's tiles when their masks are encoded; called on the model's thread or on the shard's."""
+        position = tiled.position
+        encoders = self._resources.encoders
+        self._encoded[position] = encoders.submit(image_boundary, tiled.uri, lambda: self._join_rows(tiled))
+        self._on_images(1)
+
+    def _join_rows(self, tiled: TiledImage) -> EncodedImage | ImageFailure:
+        tiled.wait_encoded()
+        # As long as all of its tiles may take.
+        with self.clock.time("encode"), self._watch([tiled.position] * len(tiled.grid), "mask encoding"):
+            joined = tiled.join()
+            if isinstance(joined, ImageFailure):
+                return joined
+            return self._rows_of(tiled.position, joined.detections, tiled.size)
+
+    def _rows_of(self, position: int, found: Detections, size: tuple[int, int]) -> EncodedImage:
+        rows = build_instance_rows(
+            self._shard.images[position],
+            found,
+            self._resources.segmenter.model.config,
+            model=self._model_label,
+        )
+        return EncodedImage(rows, size)
 
     def _watch(self, positions: Sequence[int], step: Step) -> AbstractContextManager[None]:
         return self._resources.watchdog.on(self._shard.index, positions, step)
@@ -335,11 +424,15 @@ class ShardPipeline:
 class _Images:
     """The decoded images of one shard for the model; images that failed before go to the shard at once."""
 
-    def __init__(self, loaded: Prefetch[int, tuple[int, DecodedImage | ImageFailure]], shard: ShardPipeline) -> None:
+    def __init__(
+        self, loaded: Prefetch[int, tuple[int, DecodedImage | TiledImage | ImageFailure]], shard: ShardPipeline
+    ) -> None:
         self._loaded = loaded
         self._results = iter(loaded)
         self._shard = shard
         self._image: DecodedImage | None = None
+        # Whose tiles come next.
+        self._tiled: TiledImage | None = None
 
     @property
     def awaits(self) -> Literal["read", "decode"]:
@@ -350,13 +443,22 @@ class _Images:
         """Wait until the next image, or the end, is there; return whether it is."""
         self._shard.shard_time.feeding()
         while self._image is None:
+            if self._tiled is not None:
+                if not self._tiled.wait_ready(timeout_s):
+                    return False
+                self._image = self._tiled.next()
+                if self._tiled.is_read:
+                    self._tiled = None
+                continue
             if not self._loaded.wait_ready(timeout_s):
                 return False
             if (each := next(self._results, None)) is None:
                 return True
             position, loaded = each
             if isinstance(loaded, ImageFailure):
-                self._shard.take_result(position, loaded)
+                self._shard.take_result(ImagePart(position), loaded)
+            elif isinstance(loaded, TiledImage):
+                self._tiled = loaded
             else:
                 self._image = loaded
             # Else this frame would keep the pixels while it waits for the next image.
