@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from pipeline.inputs.resume import ListedBefore
     from pipeline.inputs.shard import Shard
     from pipeline.inputs.source_notes import SourceNotes
-    from pipeline.inputs.windows import ArrayWindows, Georeference, WindowedImage
+    from pipeline.inputs.windows import ArrayWindows, BandRule, Georeference, WindowedImage, open_windows
 
 __all__ = [
     "ArrayWindows",
+    "BandRule",
     "Georeference",
     "ImageRef",
     "ListedBefore",
@@ -28,6 +29,7 @@ __all__ = [
     "fetch_image",
     "list_images",
     "locate_image",
+    "open_windows",
     "read_coco",
     "read_image",
     "read_size",
@@ -44,6 +46,6 @@ __getattr__ = attach(
         "resume": ["ListedBefore"],
         "shard": ["Shard"],
         "source_notes": ["SourceNotes"],
-        "windows": ["ArrayWindows", "Georeference", "WindowedImage"],
+        "windows": ["ArrayWindows", "BandRule", "Georeference", "WindowedImage", "open_windows"],
     },
 )

@@ -32,11 +32,13 @@ from PIL import (
 from pipeline.errors import ImageError
 from pipeline.inputs.formats import jpeg as jpeg_files
 from pipeline.inputs.formats import png as png_files
+from pipeline.inputs.formats.bands import AS_STORED, BandRule, permute
 from pipeline.inputs.formats.detect import find_format
 from pipeline.inputs.formats.heif import decode_heif, open_heif
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder, make_upright
 from pipeline.inputs.formats.size_limit import check_size
 from pipeline.inputs.formats.tiff import decode_tiff_page, open_tiff
+from pipeline.inputs.formats.tiff_layout import has_levels
 from pipeline.inputs.formats.webp import canvas_size
 from pipeline.text import message_of
 
@@ -88,7 +90,11 @@ _MAX_REASON_CHARS = 200
 
 
 def decode_image(
-    payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, jpeg: JpegDecoder | None = None
+    payload: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    jpeg: JpegDecoder | None = None,
+    rule: BandRule = AS_STORED,
 ) -> NDArray[np.uint8]:
     """Decode one image file.
 
@@ -98,6 +104,7 @@ def decode_image(
         payload: the whole file.
         max_pixels: the limit on width x height, checked against the header before decoding.
         jpeg: decodes the ordinary JPEG files that it can; Pillow all others.
+        rule: which bands become red, green and blue.
 
     Returns:
         [H, W, 3] uint8 RGB, upright, contiguous and writable.
@@ -108,30 +115,30 @@ def decode_image(
     name = find_format(payload)
     _silence_pillow()
     try:
-        if name == "HEIC":
-            heif = open_heif(payload)
-            check_size(heif.size, max_pixels)
-            return decode_heif(heif)
         if name == "TIFF":
-            found = open_tiff(payload, max_pixels)
-            return (
-                _decode(payload, name, max_pixels, page=found.index or 0)
-                if found.is_for_pillow
-                else decode_tiff_page(found)
-            )
-        _check_canvas(payload, name, max_pixels)
-        prepared = _prepare(payload, name)
-        if (
-            name == "JPEG"
-            and jpeg is not None
-            and (pixels := _decode_plain_jpeg(prepared, jpeg, max_pixels)) is not None
-        ):
-            return pixels
-        return _decode(prepared, name, max_pixels)
+            found = open_tiff(payload, max_pixels, rule)
+            if found.is_for_pillow:
+                return permute(_decode(payload, name, max_pixels, page=found.index or 0), rule)
+            pixels = decode_tiff_page(found, rule)
+            return pixels if has_levels(found.page) else permute(pixels, rule)
+        return permute(_decode_other(payload, name, max_pixels, jpeg), rule)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", message_of(f"{name}: {error}", max_chars=_MAX_REASON_CHARS)) from error
     except _DECODE_ERRORS as error:
         raise ImageError("unreadable", _reason(name, error)) from error
+
+
+def _decode_other(payload: bytes, name: str, max_pixels: int, jpeg: JpegDecoder | None) -> NDArray[np.uint8]:
+    """Decode a file that is no TIFF."""
+    if name == "HEIC":
+        heif = open_heif(payload)
+        check_size(heif.size, max_pixels)
+        return decode_heif(heif)
+    _check_canvas(payload, name, max_pixels)
+    prepared = _prepare(payload, name)
+    if name == "JPEG" and jpeg is not None and (pixels := _decode_plain_jpeg(prepared, jpeg, max_pixels)) is not None:
+        return pixels
+    return _decode(prepared, name, max_pixels)
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ _CMYK_BYTES_PER_PIXEL = 18
 _MOST_BYTES_PER_PIXEL = 20
 
 
-def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, rule: BandRule = AS_STORED) -> ImageHeader:
     """Read from an image's header how much memory `decode_image` will take; no pixel is decoded.
 
     Returns:
@@ -169,7 +176,7 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Imag
         if name == "HEIC":
             return _header(open_heif(payload).size, max_pixels, _MOST_BYTES_PER_PIXEL)
         if name == "TIFF":
-            found = open_tiff(payload, max_pixels)
+            found = open_tiff(payload, max_pixels, rule)
             each = _DECODING_BYTES_PER_PIXEL if found.is_for_pillow else _MOST_BYTES_PER_PIXEL
             return _header((found.page.imagewidth, found.page.imagelength), max_pixels, each)
         _check_canvas(payload, name, max_pixels)

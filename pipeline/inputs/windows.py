@@ -1,113 +1,126 @@
-"""Images that are read by windows: the protocol, where an image lies on the ground, and images decoded whole."""
+"""Opens an image for reading by windows: TIFFs from where they are stored, other formats decoded whole.
 
-from dataclasses import dataclass
-from typing import Protocol
+| the image | how it is read |
+|---|---|
+| TIFF, BigTIFF, GeoTIFF, with rasterio (extra `geo`) | by windows: range requests for the tiles that a window needs |
+| a TIFF of a layout that GDAL decodes otherwise | whole, within the limits |
+| a TIFF without rasterio | whole, within the limits |
+| JPEG, PNG, WebP and the other formats | whole, within the limits |
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
 
+from pipeline.errors import ImageError
+from pipeline.inputs.byte_ranges import ByteRanges, PayloadRanges, StoredRanges
+from pipeline.inputs.decode import DEFAULT_MAX_PIXELS, decode_image
+from pipeline.inputs.formats.bands import AS_STORED, BandRule
+from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
+from pipeline.inputs.georeference import Georeference
+from pipeline.inputs.geotiff import is_tiff, read_georeference
+from pipeline.inputs.image_ref import ImageRef, ReadVersion
+from pipeline.inputs.raster import INSTALL, has_rasterio
+from pipeline.inputs.read import fetch_image
+from pipeline.inputs.tiff_windows import FILL_COLOR, NotByWindowsError, TiffWindows
+from pipeline.inputs.transparency import visible_pixels
+from pipeline.inputs.windowed_image import ArrayWindows, WindowedImage, check_window
+from pipeline.storage.storage import Storage
+from pipeline.storage.uris import is_local, suffix_of
 
-@dataclass(frozen=True)
-class Georeference:
-    """Where an image lies on the ground.
+__all__ = [
+    "FILL_COLOR",
+    "ArrayWindows",
+    "BandRule",
+    "Georeference",
+    "WindowedImage",
+    "check_window",
+    "open_windows",
+]
 
-    crs: the coordinate system, as "EPSG:n" where it has a number there, else as WKT; None where the file names none.
-    transform: (a, b, c, d, e, f), in the order of rasterio and of STAC's `proj:transform`: a point of the image
-    (column, row), counted in pixels from the upper left corner of the upper left pixel, lies at
-    x = a * column + b * row + c, y = d * column + e * row + f.
-    """
-
-    crs: str | None
-    transform: tuple[float, float, float, float, float, float]
-
-
-class WindowedImage(Protocol):
-    """An image whose pixels are read by windows, from one thread at a time."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        ...
-
-    @property
-    def georeference(self) -> Georeference | None:
-        """Where the image lies on the ground; None where its file does not say."""
-        ...
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Read a window that lies within the image.
-
-        Returns:
-            [height, width, 3] uint8 RGB, contiguous and writable.
-
-        Raises:
-            ImageError: its part of the file is damaged or has changed.
-        """
-        ...
-
-    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        """Return which pixels of a window show something, [height, width]; None where all do.
-
-        False: no data, or transparent.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of the file. The image is not read afterwards."""
-        ...
+_TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".gtiff", ".btf", ".tf8", ".svs", ".lsm", ".scn", ".ndpi"})
 
 
-class ArrayWindows:
-    """Windows of an image that is decoded whole.
+def open_windows(
+    ref: ImageRef,
+    storage: Storage,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_bytes: int | None = None,
+    jpeg: JpegDecoder | None = None,
+    rule: BandRule = AS_STORED,
+) -> tuple[WindowedImage, ReadVersion]:
+    """Open an image for reading by windows; it is closed by the caller.
+
+    A TIFF is read of one version: if it is replaced while it is open, reading a window raises IncompleteReadError.
+    Its whole-image limits do not apply to it, only `max_pixels` to each of its strips or tiles.
 
     Args:
-        pixels: [H, W, 3] uint8 RGB.
-        valid: [H, W], False where pixels are transparent or hold no data; None where all show something.
-        georeference: where the image lies on the ground.
+        max_pixels: the limit on width x height of what is decoded whole.
+        max_bytes: the limit on the file's size of what is read whole.
+        jpeg: decodes the ordinary JPEG files that it can; Pillow all others.
+        rule: how the bands become colours.
+
+    Returns:
+        The image, and the version that is read, with where it lies on the ground.
+
+    Raises:
+        NotFoundError: the file does not exist any more.
+        ImageError: `unreadable` or `too_large`.
+        StorageError: storage failed.
     """
-
-    def __init__(
-        self,
-        pixels: NDArray[np.uint8],
-        *,
-        valid: NDArray[np.bool_] | None = None,
-        georeference: Georeference | None = None,
-    ) -> None:
-        self._pixels = pixels
-        self._valid = valid
-        self._georeference = georeference
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        height, width = self._pixels.shape[:2]
-        return height, width
-
-    @property
-    def georeference(self) -> Georeference | None:
-        """Where the image lies on the ground; None where its file does not say."""
-        return self._georeference
-
-    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Return a copy of a window, [height, width, 3]."""
-        check_window(self.size, top, left, height, width)
-        return self._pixels[top : top + height, left : left + width].copy()
-
-    def valid(self, top: int, left: int, height: int, width: int) -> NDArray[np.bool_] | None:
-        """Return which pixels of a window show something, [height, width]; None where all do."""
-        check_window(self.size, top, left, height, width)
-        if self._valid is None:
-            return None
-        part = self._valid[top : top + height, left : left + width]
-        return None if part.all() else part.copy()
-
-    def close(self) -> None:
-        """Let go of the pixels."""
-        self._pixels = np.empty((0, 0, 3), np.uint8)
-        self._valid = None
+    is_installed = has_rasterio()
+    if is_installed and (stored := _find_stored(ref, storage)) is not None:
+        ranges, read = stored
+        if (found := _open_tiff(ranges, rule, max_pixels, max_bytes)) is not None:
+            return found, replace(read, georeference=found.georeference)
+    try:
+        payload, read = fetch_image(ref, storage, max_bytes=max_bytes)
+    except ImageError as error:
+        raise error if is_installed or suffix_of(ref.uri) not in _TIFF_SUFFIXES else _needs_package(error) from error
+    if is_installed and (found := _open_tiff(PayloadRanges(payload), rule, max_pixels, max_bytes)) is not None:
+        return found, replace(read, georeference=found.georeference)
+    try:
+        pixels = decode_image(payload, max_pixels=max_pixels, jpeg=jpeg, rule=rule)
+    except ImageError as error:
+        raise error if is_installed or not is_tiff(payload) else _needs_package(error) from error
+    georeference, valid = read_georeference(payload), visible_pixels(payload)
+    if valid is not None:
+        pixels[~valid] = FILL_COLOR
+    whole = ArrayWindows(pixels, valid=valid, georeference=georeference)
+    return whole, replace(read, georeference=georeference)
 
 
-def check_window(size: tuple[int, int], top: int, left: int, height: int, width: int) -> None:
-    """Raise ValueError unless a window lies within an image of this (height, width)."""
-    if top < 0 or left < 0 or height < 1 or width < 1 or top + height > size[0] or left + width > size[1]:
-        raise ValueError(f"the window {height} x {width} at {top}, {left} is not within {size[0]} x {size[1]} pixels")
+def _open_tiff(ranges: ByteRanges, rule: BandRule, max_pixels: int, max_bytes: int | None) -> TiffWindows | None:
+    """Open a TIFF by windows; None for another format, and for a TIFF that has to be decoded whole."""
+    if not is_tiff(ranges.read_at(0, 4)):
+        return None
+    try:
+        return TiffWindows(ranges, rule=rule, max_pixels=max_pixels, max_bytes=max_bytes)
+    except NotByWindowsError:
+        return None
+
+
+def _find_stored(ref: ImageRef, storage: Storage) -> tuple[StoredRanges, ReadVersion] | None:
+    """Find where the bytes of an image are stored as they are; None where that is not known, or it is no TIFF.
+
+    Of a remote file the name decides, as asking for its first bytes would cost every JPEG a request. A member of a tar
+    that has changed since it was listed is left to `fetch_image`, which finds it anew.
+    """
+    is_named = suffix_of(ref.uri.partition("::")[0] if ref.container else ref.uri) in _TIFF_SUFFIXES
+    if ref.problem is not None or ref.row is not None or not (is_named or is_local(ref.container or ref.uri)):
+        return None
+    info = storage.stat(ref.container or ref.uri)
+    if info.bytes is None:
+        return None
+    if ref.container is None:
+        is_changed = info.etag != ref.etag if None not in (info.etag, ref.etag) else None
+        return StoredRanges(storage, info), ReadVersion(info.bytes, info.etag, is_changed)
+    if ref.offset is None or ref.bytes is None or info.etag is None or info.etag != ref.etag:
+        return None
+    return StoredRanges(storage, info, start=ref.offset, size=ref.bytes), ReadVersion(ref.bytes, info.etag, False)
+
+
+def _needs_package(error: ImageError) -> ImageError:
+    """Add to a limit that a whole TIFF exceeds how it is read by windows."""
+    if error.status != "too_large":
+        return error
+    return ImageError("too_large", f"{error.reason}; with `{INSTALL}` TIFFs are read by windows, of any size")

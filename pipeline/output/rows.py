@@ -29,6 +29,7 @@ class ImageRow:
     error: one line; None when status is "ok". attempts: of the shard, 1 or more.
     instances: the number of its rows in `instances`. model: its name, see `weights.naming`.
     changed: whether the image has changed between listing and reading; None when that is not known.
+    crs, transform: where the image lies on the ground, see `inputs.georeference`; None where its file does not say.
     """
 
     image_id: int
@@ -44,6 +45,8 @@ class ImageRow:
     instances: int
     model: str
     changed: bool | None
+    crs: str | None = None
+    transform: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ def build_image_row(
         read: the version that was read; None when nothing was read, and the listed version is kept.
     """
     height, width = size or (None, None)
+    georeference = None if read is None else read.georeference
     return ImageRow(
         image_id=image_id(ref.uri),
         uri=display_uri(ref.uri),
@@ -100,6 +104,8 @@ def build_image_row(
         instances=instances,
         model=model,
         changed=None if read is None else read.is_changed,
+        crs=None if georeference is None else georeference.crs,
+        transform=None if georeference is None else list(georeference.transform),
     )
 
 

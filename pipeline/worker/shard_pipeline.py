@@ -21,6 +21,7 @@ from htc_model.structures import Detections, RawDetections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
+from pipeline.inputs.geotiff import read_georeference
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
 from pipeline.inputs.read import fetch_image
 from pipeline.inputs.shard import Shard
@@ -310,7 +311,10 @@ class ShardPipeline:
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
             limits = self._resources.limits
-            return decode_image(payload, max_pixels=limits.max_pixels, jpeg=self._resources.jpeg)
+            pixels = decode_image(payload, max_pixels=limits.max_pixels, jpeg=self._resources.jpeg)
+            if (georeference := read_georeference(payload)) is not None:
+                self._versions[position] = replace(self._versions[position], georeference=georeference)
+            return pixels
 
     def _read(self, number: int, position: int, ref: ImageRef) -> bytes:
         """Read an image's encoded bytes, when there is room for them."""
