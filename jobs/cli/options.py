@@ -168,6 +168,22 @@ class JobFlags:
         ),
         SpecKey("input.uri_column"),
     ] = None
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            "--bands", metavar="R,G,B", help="Bands that are red, green and blue, from 1. [default: the first three]"
+        ),
+        SpecKey("input.bands"),
+    ] = None
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--value-range",
+            metavar="LOW,HIGH",
+            help="Values that are black and white in TIFFs of more than 8 bits. [default: their upper 8 bits]",
+        ),
+        SpecKey("input.value_range"),
+    ] = None
     run_name: Annotated[
         str | None,
         typer.Option(

@@ -279,12 +279,13 @@ def _read_manifest(existing: RunHandle) -> None:
 def decode_sample(spec: JobSpec, survey: InputSurvey, storage: Storage) -> SampleDecode:
     """Read and decode the survey's sample; failures are returned, not raised."""
     from pipeline.inputs.decode import decode_image
+    from pipeline.inputs.formats.bands import rule_of
 
-    sample = SampleDecode([], [])
+    sample, rule = SampleDecode([], []), rule_of(spec.input.model_dump())
     for ref in survey.sample:
         try:
             payload = read_image(ref, storage, max_bytes=spec.images.max_bytes)
-            sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels))
+            sample.images.append(decode_image(payload, max_pixels=spec.images.max_pixels, rule=rule))
         except NotFoundError:
             # An object that a store listed existed; one that a text file or a row names may never have existed.
             was_there = ref.row is None and (ref.bytes is not None or ref.etag is not None)

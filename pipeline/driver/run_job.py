@@ -23,6 +23,7 @@ from pipeline.driver.run_limits import open_limits
 from pipeline.driver.session import Session, ray_pool
 from pipeline.driver.traces import RunTrace
 from pipeline.errors import InputError, RunError, StorageError
+from pipeline.inputs.formats.bands import rule_of
 from pipeline.job_spec.job import ComputeSection, JobSpec
 from pipeline.logs import chosen_level, is_json, log_event, note, set_place
 from pipeline.maintenance.running_compaction import RunningCompaction
@@ -192,6 +193,7 @@ def worker_settings(
     return WorkerSettings(
         run=run,
         input_uri=spec.input.uri,
+        rule=rule_of(spec.input.model_dump()),
         output_uri=spec.output.uri,
         model=spec.model,
         images=spec.images,

@@ -191,6 +191,35 @@ def read_header(payload: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, rule: B
         return ImageHeader(0, 0)
 
 
+def load_whole(payload: bytes, *, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+    """Decode a JPEG or PNG as Pillow holds it: four bytes per pixel at most, and no copies beside them.
+
+    For images far beyond DEFAULT_MAX_PIXELS, of which `decode_image` would hold several copies.
+
+    Returns:
+        The image, with its transparency, and the EXIF orientation (1 to 8) that turns it upright.
+
+    Raises:
+        ImageError: `unreadable`, or `too_large`: also all other formats.
+    """
+    name = find_format(payload)
+    if name not in ("JPEG", "PNG"):
+        raise ImageError("too_large", f"a {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+    _silence_pillow()
+    try:
+        is_png = name == "PNG"
+        prepared = png_files.without_metadata(payload, keeps_transparency=True) if is_png else _prepare(payload, name)
+        image = _READERS[name](io.BytesIO(prepared))
+        check_size(image.size, max_pixels)
+        if image.mode == "CMYK":
+            raise ImageError("too_large", f"a CMYK {name} of more than {DEFAULT_MAX_PIXELS} pixels is not decoded")
+        orientation = _read_orientation(image.info.get("exif", b""))
+        image.load()
+    except _DECODE_ERRORS as error:
+        raise ImageError("unreadable", _reason(name, error)) from error
+    return image, orientation if orientation in _UPRIGHT else 1
+
+
 @dataclass(frozen=True)
 class StoredSize:
     """An image's size in pixels as the file stores it, and the EXIF orientation (1 to 8) that `decode_image` applies.

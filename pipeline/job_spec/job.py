@@ -15,6 +15,7 @@ from htc_model.config import Suppression
 from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.augment import Augment, plain_values
+from pipeline.job_spec.bands import Bands, ValueRange, plain_bands
 from pipeline.job_spec.budget import BudgetSection
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
@@ -38,6 +39,9 @@ class InputSection(Section):
         first rows.
     uri_column: the column of a listing or of Parquet files with the names of images; a key where entries are JSON. A
         number counts the columns of a text listing without a heading, from 1.
+    bands: those of an image that are red, green and blue, counted from 1, such as [4, 3, 2]; null for the first three.
+    value_range: the values that are black and white, for samples of TIFFs with more than 8 bits, signed or
+        floating-point ones; null for the upper 8 bits.
     """
 
     uri: Uri = Field(min_length=1, description="a path or URI")
@@ -49,6 +53,8 @@ class InputSection(Section):
     uri_column: str | None = Field(
         default=None, min_length=1, description="the heading (or number) of the column that names the images, or null"
     )
+    bands: Bands | None = Field(default=None, description="three whole numbers, at least 1, or null")
+    value_range: ValueRange | None = Field(default=None, description="two numbers, the smaller one first, or null")
 
     @model_validator(mode="after")
     def _refuse_two_columns(self) -> Self:
@@ -223,7 +229,9 @@ class JobSpec(Section):
         pattern=NAME_PATTERN,
         description="letters, digits, dots, dashes and underscores, starting with a letter or digit",
     )
-    input: InputSection = Field(description="a section with the keys uri, glob, limit, image_column, uri_column")
+    input: InputSection = Field(
+        description="a section with the keys uri, glob, limit, image_column, uri_column, bands, value_range"
+    )
     output: OutputSection = Field(description="a section with the keys uri, target_part_mib")
     storage: StorageSection = StorageSection()
     model: ModelSection = ModelSection()
@@ -262,6 +270,8 @@ class JobSpec(Section):
             "images.max_bytes": self.images.max_bytes,
             **self._suppressing(),
             **self._columns(),
+            # Absent where they are not given, as in runs of releases without these keys.
+            **plain_bands(self.input.bands, self.input.value_range),
             **self._augmenting(),
             **self._decoding(),
             **self._tiling(),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from htc_model.structures import Detections, RawDetections
 from pipeline.concurrency import Prefetch
 from pipeline.inputs.decode import decode_image, read_header
+from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
 from pipeline.inputs.geotiff import read_georeference
 from pipeline.inputs.image_ref import ImageRef, ReadVersion
@@ -39,7 +40,7 @@ from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.error_boundaries import image_boundary
 from pipeline.worker.model_queue import ModelQueue
 from pipeline.worker.model_time import ModelTime, ShardTime
-from pipeline.worker.open_tiles import OpenedTiles, TileReader
+from pipeline.worker.open_tiles import TileReader, TileSource
 from pipeline.worker.segmenter import DecodedImage, ImagePart, Outcome, Segmenter
 from pipeline.worker.tiled_image import TiledImage
 from pipeline.worker.upload_lane import CudaLane, UploadLane
@@ -95,6 +96,7 @@ class WorkerResources:
         ahead_bytes: int = AHEAD_BYTES,
         jpeg: JpegDecoder | None = None,
         model_time: ModelTime | None = None,
+        rule: BandRule = AS_STORED,
         tiles: TilesSection | None = None,
     ) -> None:
         """Open storage and start the pools.
@@ -107,6 +109,7 @@ class WorkerResources:
             ahead_bytes: of decoded pixels, at most; one image more where a consumer waits for it.
             jpeg: of ordinary JPEG files; None for Pillow.
             model_time: begun when the worker started; by default now, with the model loaded.
+            rule: how the bands of an image become its colours.
             tiles: how huge images are cut; None to take each image as a whole.
         """
         if model_time is None:
@@ -115,10 +118,11 @@ class WorkerResources:
         self.model_time = model_time
         self.segmenter = segmenter
         self.limits = images
-        self.tiles = None if tiles is None else TileReader(tiles, images)
         self.jpeg = jpeg
+        self.rule = rule
         # The driver has listed the input: a store that does not answer is unavailable, not misspelt.
         self.storage = Storage(storage, is_known=True)
+        self.tiles = None if tiles is None else TileReader(tiles, images, self.storage, jpeg=jpeg, rule=rule)
         self.reads = self.storage.read_concurrency(input_uri)
         self.watchdog = Watchdog(image_timeout_s)
         self.read_slots = threading.Semaphore(self.reads)
@@ -259,10 +263,12 @@ class ShardPipeline:
 
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage | TiledImage:
         number, limits, tiles = self._numbers[position], self._resources.limits, self._resources.tiles
+        if tiles is not None and (stored := self._find_stored(tiles, number, ref)) is not None:
+            return self._tile(position, ref, stored)
         payload = self._read(number, position, ref)
         if tiles is not None and (found := tiles.find_decoded(payload)) is not None:
             return self._tile(position, ref, found)
-        header = read_header(payload, max_pixels=limits.max_pixels)
+        header = read_header(payload, max_pixels=limits.max_pixels, rule=self._resources.rule)
         self._pixel_bytes.take(number, header.pixel_bytes)
         pixel_bytes = 0
         try:
@@ -273,7 +279,16 @@ class ShardPipeline:
             self._pixel_bytes.resize(number, pixel_bytes)
         return DecodedImage(position, ref.uri, pixels, self._shard.index)
 
-    def _tile(self, position: int, ref: ImageRef, found: OpenedTiles) -> TiledImage:
+    def _find_stored(self, tiles: TileReader, number: int, ref: ImageRef) -> TileSource | None:
+        with self._resources.read_slots, self.clock.time("read"):
+            found = tiles.find_stored(ref)
+        if found is not None:
+            # It is never in memory as a whole.
+            self._encoded_bytes.skip(number)
+            self._read_numbers.add(number)
+        return found
+
+    def _tile(self, position: int, ref: ImageRef, found: TileSource) -> TiledImage:
         """Begin to read an image's tiles, when there is room for those that are read ahead."""
         number = self._numbers[position]
         self._pixel_bytes.take(number, TiledImage.first_bytes(found.grid, found.whole_bytes))
@@ -300,9 +315,14 @@ class ShardPipeline:
         self._tiled[position] = tiled
         return tiled
 
-    def _open(self, position: int, found: OpenedTiles) -> WindowedImage:
+    def _open(self, position: int, found: TileSource) -> WindowedImage:
         with self.clock.time("decode"), self._watch([position], "decoding"):
-            return found.open()
+            windows, read = found.open()
+        if read is not None:
+            self._versions[position] = read
+        elif windows.georeference is not None:
+            self._versions[position] = replace(self._versions[position], georeference=windows.georeference)
+        return windows
 
     def _read_tile(self, position: int, step: Callable[[], T]) -> T:
         with self.clock.time("decode"), self._watch([position], "decoding"):
@@ -310,8 +330,10 @@ class ShardPipeline:
 
     def _decode(self, position: int, payload: bytes) -> NDArray[np.uint8]:
         with self.clock.time("decode"), self._watch([position], "decoding"):
-            limits = self._resources.limits
-            pixels = decode_image(payload, max_pixels=limits.max_pixels, jpeg=self._resources.jpeg)
+            resources = self._resources
+            pixels = decode_image(
+                payload, max_pixels=resources.limits.max_pixels, jpeg=resources.jpeg, rule=resources.rule
+            )
             if (georeference := read_georeference(payload)) is not None:
                 self._versions[position] = replace(self._versions[position], georeference=georeference)
             return pixels

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HtcError
+from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.shard import Shard
 from pipeline.job_spec.job import ImagesSection, ModelSection
 from pipeline.logs import placed
@@ -61,6 +62,7 @@ class WorkerSettings:
     otel: how this process sends telemetry; None for not at all.
     number: the worker's in its pool. log_format, log_level: the driver's, see `pipeline.logs`.
     model_name: the value of the tables' column `model`, see `pipeline.weights.naming`; "" is the preset.
+    rule: how the bands of an image become its colours.
     """
 
     run: str
@@ -80,6 +82,7 @@ class WorkerSettings:
     log_format: str = "text"
     log_level: str = ""
     model_name: str = ""
+    rule: BandRule = AS_STORED
 
     @property
     def model_label(self) -> str:
@@ -245,6 +248,7 @@ class Worker:
             input_uri=settings.input_uri,
             storage=settings.storage,
             images=settings.images,
+            rule=settings.rule,
             image_timeout_s=settings.image_timeout_s,
             cpus=settings.cpus,
             jpeg=choose_jpeg_decoder(settings.images, segmenter.device),

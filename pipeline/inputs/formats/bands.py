@@ -1,5 +1,6 @@
 """BandRule: which bands of an image become red, green and blue, and which values become 0 to 255."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,12 @@ class BandRule:
 
 
 AS_STORED = BandRule()
+
+
+def rule_of(input_section: Mapping[str, Any]) -> BandRule:
+    """Return the rule of a spec's section `input`, as plain values; of earlier releases, too, which lack the keys."""
+    bands, value_range = input_section.get("bands"), input_section.get("value_range")
+    return BandRule(None if bands is None else tuple(bands), None if value_range is None else tuple(value_range))
 
 
 def check_bands(bands: tuple[int, ...], count: int) -> None:
