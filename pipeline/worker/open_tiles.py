@@ -8,9 +8,9 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, IncompleteReadError
 from pipeline.inputs.decode import decode_image, read_header
 from pipeline.inputs.formats.bands import AS_STORED, BandRule
 from pipeline.inputs.formats.jpeg_decoders import JpegDecoder
@@ -32,7 +32,7 @@ OPEN_BYTES = 32 * 2**20
 class TileSource:
     """An image to be cut.
 
-    grid: its tiles.
+    grid: its tiles, before EXIF's orientation.
     whole_bytes: held while it is open, beside the tiles. decoding_bytes: held beside that while it is opened.
     open: opens it; also returns the version that is read, where that is not known before.
     """
@@ -62,6 +62,10 @@ class TileReader:
         self._jpeg = jpeg
         self._rule = rule
 
+    def plan(self, size: tuple[int, int]) -> TileGrid:
+        """Lay tiles over an image of this upright (height, width)."""
+        return TileGrid.plan(*size, self._tiles)
+
     def find_stored(self, ref: ImageRef) -> TileSource | None:
         """Return a TIFF that is read by windows from where it is stored; None for all other images.
 
@@ -74,7 +78,7 @@ class TileReader:
         def open_again() -> tuple[WindowedImage, ReadVersion]:
             found = self._open_stored(ref)
             if found is None or found[0].size != size:
-                raise ImageError("unreadable", "the image was replaced while it was read")
+                raise IncompleteReadError(f"{ref.uri} was replaced while it was read.")
             return found
 
         opened = self._open_stored(ref)
@@ -86,7 +90,7 @@ class TileReader:
         if not self._tiles.cuts(*size):
             return None
         _check_most(size, MOST_PIXELS)
-        return TileSource(TileGrid.plan(*size, self._tiles), OPEN_BYTES, 0, open_again)
+        return TileSource(self.plan(size), OPEN_BYTES, 0, open_again)
 
     def find_decoded(self, payload: bytes) -> TileSource | None:
         """Return an image that is decoded whole and then cut; None if it is not cut, or is refused as it is without tiles.
@@ -99,7 +103,7 @@ class TileReader:
         if not self._tiles.cuts(height, width):
             return None
         limit = self._limits.max_pixels
-        grid = TileGrid.plan(height, width, self._tiles)
+        grid = self.plan((height, width))
         if width * height <= limit:
             return TileSource(grid, header.pixel_bytes, header.decoding_bytes, lambda: self._open_array(payload))
         return TileSource(grid, BYTES_PER_PIXEL * width * height, 0, lambda: (LargeImage(payload), None))

@@ -264,10 +264,10 @@ class ShardPipeline:
     def _read_and_decode(self, position: int, ref: ImageRef) -> DecodedImage | TiledImage:
         number, limits, tiles = self._numbers[position], self._resources.limits, self._resources.tiles
         if tiles is not None and (stored := self._find_stored(tiles, number, ref)) is not None:
-            return self._tile(position, ref, stored)
+            return self._tile(tiles, position, ref, stored)
         payload = self._read(number, position, ref)
         if tiles is not None and (found := tiles.find_decoded(payload)) is not None:
-            return self._tile(position, ref, found)
+            return self._tile(tiles, position, ref, found)
         header = read_header(payload, max_pixels=limits.max_pixels, rule=self._resources.rule)
         self._pixel_bytes.take(number, header.pixel_bytes)
         pixel_bytes = 0
@@ -288,7 +288,7 @@ class ShardPipeline:
             self._read_numbers.add(number)
         return found
 
-    def _tile(self, position: int, ref: ImageRef, found: TileSource) -> TiledImage:
+    def _tile(self, tiles: TileReader, position: int, ref: ImageRef, found: TileSource) -> TiledImage:
         """Begin to read an image's tiles, when there is room for those that are read ahead."""
         number = self._numbers[position]
         self._pixel_bytes.take(number, TiledImage.first_bytes(found.grid, found.whole_bytes))
@@ -302,7 +302,7 @@ class ShardPipeline:
             position,
             ref.uri,
             windows,
-            found.grid,
+            tiles.plan(windows.size),
             shard=self._shard.index,
             whole_bytes=found.whole_bytes,
             boundary=lambda step: image_boundary(
