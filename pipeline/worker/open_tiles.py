@@ -33,11 +33,13 @@ class TileSource:
     """An image to be cut.
 
     grid: its tiles, before EXIF's orientation.
+    is_decoded: whether opening it decodes it; else only the thread that opens it may read it.
     whole_bytes: held while it is open, beside the tiles. decoding_bytes: held beside that while it is opened.
     open: opens it; also returns the version that is read, where that is not known before.
     """
 
     grid: TileGrid
+    is_decoded: bool
     whole_bytes: int
     decoding_bytes: int
     open: Callable[[], tuple[WindowedImage, ReadVersion | None]]
@@ -90,7 +92,7 @@ class TileReader:
         if not self._tiles.cuts(*size):
             return None
         _check_most(size, MOST_PIXELS)
-        return TileSource(self.plan(size), OPEN_BYTES, 0, open_again)
+        return TileSource(self.plan(size), False, OPEN_BYTES, 0, open_again)
 
     def find_decoded(self, payload: bytes) -> TileSource | None:
         """Return an image that is decoded whole and then cut; None if it is not cut, or is refused as it is without tiles.
@@ -105,8 +107,8 @@ class TileReader:
         limit = self._limits.max_pixels
         grid = self.plan((height, width))
         if width * height <= limit:
-            return TileSource(grid, header.pixel_bytes, header.decoding_bytes, lambda: self._open_array(payload))
-        return TileSource(grid, BYTES_PER_PIXEL * width * height, 0, lambda: (LargeImage(payload), None))
+            return TileSource(grid, True, header.pixel_bytes, header.decoding_bytes, lambda: self._open_array(payload))
+        return TileSource(grid, True, BYTES_PER_PIXEL * width * height, 0, lambda: (LargeImage(payload), None))
 
     def _open_stored(self, ref: ImageRef) -> tuple[WindowedImage, ReadVersion] | None:
         limits = self._limits

@@ -292,10 +292,13 @@ class ShardPipeline:
         """Begin to read an image's tiles, when there is room for those that are read ahead."""
         number = self._numbers[position]
         self._pixel_bytes.take(number, TiledImage.first_bytes(found.grid, found.whole_bytes))
+        thread = ThreadPoolExecutor(1, thread_name_prefix="tiles")
         try:
             with self._resources.decoding.hold(found.decoding_bytes):
-                windows = self._resources.decoders.submit(self._open, position, found).result()
+                opening = self._resources.decoders if found.is_decoded else thread
+                windows = opening.submit(self._open, position, found).result()
         except BaseException:
+            thread.shutdown()
             self._pixel_bytes.give_back(number)
             raise
         tiled = TiledImage(
@@ -304,6 +307,7 @@ class ShardPipeline:
             windows,
             tiles.plan(windows.size),
             shard=self._shard.index,
+            thread=thread,
             whole_bytes=found.whole_bytes,
             boundary=lambda step: image_boundary(
                 ref.uri, lambda: self._read_tile(position, step), is_last_attempt=self._is_last_attempt

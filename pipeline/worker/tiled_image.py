@@ -47,6 +47,7 @@ class TiledImage:
         grid: TileGrid,
         *,
         shard: int,
+        thread: ThreadPoolExecutor,
         whole_bytes: int,
         boundary: Callable[[Callable[[], Any]], Any],
         charge: Callable[[int], None],
@@ -57,7 +58,8 @@ class TiledImage:
 
         Args:
             position: in the shard, whose index is `shard`.
-            windows: the open image, which this object closes.
+            windows: the open image, which this object reads and closes.
+            thread: a pool of one thread, which does that, as GDAL requires of a file's thread; it ends with the image.
             whole_bytes: of the decoded image, where it is held whole.
             boundary: runs the reading of one tile; returns its result, or the image's failure.
             charge: told how many bytes the image holds, whenever that changes.
@@ -77,7 +79,7 @@ class TiledImage:
         self._failures: dict[int, ImageFailure] = {}
         self._encodings: dict[int, Future[Detections | ImageFailure]] = {}
         self._valid: dict[int, ForegroundRuns] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tiles")
+        self._pool = thread
         self._prefetch: Prefetch[int, tuple[int, _Read | ImageFailure]] = Prefetch(
             self._pool, range(len(grid)), self._read, ahead=ahead_tiles(grid)
         )
@@ -210,8 +212,10 @@ class TiledImage:
             if self._reserved == 0:
                 return
         self._prefetch.__exit__(None, None, None)
-        self._pool.shutdown()
-        self._windows.close()
+        try:
+            self._pool.submit(self._windows.close).result()
+        finally:
+            self._pool.shutdown()
         with self._lock:
             self._reserved = 0
             self._charge(self._given_bytes)
