@@ -16,6 +16,7 @@ from pipeline.models.identity import fingerprint_of, is_here
 from pipeline.output.run_record import RunRecord, list_records, load_record
 from pipeline.planning.worker_plan import WorkerPlan, local_cpus, plan_workers
 from pipeline.storage.storage import Storage
+from pipeline.weights.fingerprint import with_tiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,14 +68,14 @@ def known_fingerprint(spec: JobSpec, storage: Storage, run: str | None) -> Mappi
     """
     section = spec.model
     if is_here(section):
-        return fingerprint_of(section).to_dict()
+        return with_tiles(fingerprint_of(section), spec.tiles).to_dict()
     record = _record(spec, storage, run)
     recorded = record.fingerprint if record else {}
     if section.ensemble is not None:
         # What the members' files hold is part of one hash, which only the run knows.
         return {**recorded} if recorded.get("preset") == section.preset else {"preset": section.preset}
-    untrained = fingerprint_of(section.model_copy(update={"weights": "untrained"})).to_dict()
-    return {**untrained, "weights_sha256": recorded.get("weights_sha256"), "trained": True}
+    untrained = with_tiles(fingerprint_of(section.model_copy(update={"weights": "untrained"})), spec.tiles)
+    return {**untrained.to_dict(), "weights_sha256": recorded.get("weights_sha256"), "trained": True}
 
 
 def plan_local_workers(spec: JobSpec, shards: int, gpus: int) -> tuple[WorkerPlan, str]:

@@ -46,7 +46,7 @@ from pipeline.signals import StopRequest, interruptible
 from pipeline.storage.storage import Storage
 from pipeline.text import count_of
 from pipeline.weights.cache import resolve_weights
-from pipeline.weights.fingerprint import ModelFingerprint, resolve_config
+from pipeline.weights.fingerprint import ModelFingerprint, resolve_config, with_tiles
 from pipeline.weights.naming import model_name
 from pipeline.worker.worker import WorkerSettings
 
@@ -203,6 +203,7 @@ def worker_settings(
         run=run,
         input_uri=spec.input.uri,
         rule=rule_of(spec.input.model_dump()),
+        tiles=spec.tiles,
         output_uri=spec.output.uri,
         model=spec.model,
         images=spec.images,
@@ -232,7 +233,7 @@ def _identify_model(
     model, fingerprint = identify_model(spec.model, storage)
     if model.map_tables and load_model is None:
         check_has_maps(resolve_config(model, resolve_weights(model, storage)), model.map_tables)
-    return spec.model_copy(update={"model": model}), fingerprint
+    return spec.model_copy(update={"model": model}), with_tiles(fingerprint, spec.tiles)
 
 
 def _budget_memory(spec: JobSpec, storage: Storage, display: ProgressDisplay) -> ComputeSection:

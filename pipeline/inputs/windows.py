@@ -33,6 +33,7 @@ __all__ = [
     "Georeference",
     "WindowedImage",
     "check_window",
+    "open_stored",
     "open_windows",
 ]
 
@@ -67,11 +68,9 @@ def open_windows(
         ImageError: `unreadable` or `too_large`.
         StorageError: storage failed.
     """
+    if (opened := open_stored(ref, storage, max_pixels=max_pixels, max_bytes=max_bytes, rule=rule)) is not None:
+        return opened
     is_installed = has_rasterio()
-    if is_installed and (stored := _find_stored(ref, storage)) is not None:
-        ranges, read = stored
-        if (found := _open_tiff(ranges, rule, max_pixels, max_bytes)) is not None:
-            return found, replace(read, georeference=found.georeference)
     try:
         payload, read = fetch_image(ref, storage, max_bytes=max_bytes)
     except ImageError as error:
@@ -87,6 +86,18 @@ def open_windows(
         pixels[~valid] = FILL_COLOR
     whole = ArrayWindows(pixels, valid=valid, georeference=georeference)
     return whole, replace(read, georeference=georeference)
+
+
+def open_stored(
+    ref: ImageRef, storage: Storage, *, max_pixels: int, max_bytes: int | None, rule: BandRule = AS_STORED
+) -> tuple[TiffWindows, ReadVersion] | None:
+    """Open a TIFF from where it is stored; None for what has to be read whole first. See `open_windows`."""
+    if not has_rasterio() or (stored := _find_stored(ref, storage)) is None:
+        return None
+    ranges, read = stored
+    if (found := _open_tiff(ranges, rule, max_pixels, max_bytes)) is None:
+        return None
+    return found, replace(read, georeference=found.georeference)
 
 
 def _open_tiff(ranges: ByteRanges, rule: BandRule, max_pixels: int, max_bytes: int | None) -> TiffWindows | None:

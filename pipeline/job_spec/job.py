@@ -33,6 +33,7 @@ from pipeline.job_spec.model_reference import (
 )
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
+from pipeline.job_spec.tiles import Tiles, plain_tiles
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
 from pipeline.storage.config import StorageSection, Uri
 from pipeline.storage.uris import absolute_uri
@@ -353,12 +354,24 @@ class JobSpec(Section):
     compute: ComputeSection = ComputeSection()
     retry: RetrySection = RetrySection()
     images: ImagesSection = ImagesSection()
+    tiles: Tiles = Field(
+        default=None, description='"none", "auto", SIDE, "SIDE:OVERLAP", or a section with side, overlap and above'
+    )
     select: SelectSection = SelectSection()
     notify: NotifySection = NotifySection()
     telemetry: Literal["auto", "otel", "off"] = Field(
         default="auto", description="auto (by OpenTelemetry's environment variables), otel or off"
     )
     budget: BudgetSection = BudgetSection()
+
+    @model_validator(mode="after")
+    def _refuse_maps_of_tiles(self) -> Self:
+        if self.tiles is not None and self.model.map_tables:
+            raise ValueError(
+                f"tiles and model.{self.model.map_tables[0]} exclude each other, as the maps of tiles are not joined; "
+                "leave one of them out"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -394,6 +407,7 @@ class JobSpec(Section):
             **self._voting(),
             **self._mapping(),
             **self._decoding(),
+            **self._tiling(),
             **self._selecting(),
         }
 
@@ -428,6 +442,11 @@ class JobSpec(Section):
         # Absent where it is the default, as in runs of releases without this key.
         decoder = self.images.jpeg_decoder
         return {} if decoder == "exact" else {"images.jpeg_decoder": decoder}
+
+    def _tiling(self) -> dict[str, object]:
+        # Absent where images are not cut, as in runs of releases without this key.
+        tiles = plain_tiles(self.tiles)
+        return {} if tiles is None else {"tiles": tiles}
 
     def _selecting(self) -> dict[str, object]:
         # Absent from full runs, as in runs of releases without these keys.

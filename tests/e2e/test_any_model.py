@@ -1,4 +1,4 @@
-"""A model of torchvision through the whole job, on Ray: killed half-way and resumed; a factory in the current folder."""
+"""A model of torchvision through the whole job: killed half-way and resumed; a factory in the current folder."""
 
 import json
 import os
