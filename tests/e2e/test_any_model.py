@@ -47,14 +47,9 @@ def committed(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "out" / "images").glob("run=*/part-*.parquet")}
 
 
-def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    words = command(*arguments)
-    return subprocess.run(
-        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_a_torchvision_model_is_killed_and_resumed(tmp_path: Path) -> None:
+def test_a_torchvision_model_is_killed_and_resumed(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_photos(tmp_path / "in", IMAGES)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -75,9 +70,11 @@ def test_a_torchvision_model_is_killed_and_resumed(tmp_path: Path) -> None:
         process.wait()
     before = committed(tmp_path)
     assert 0 < len(before) < IMAGES // 2
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f" of {IMAGES // 2} shards to go" in done.stderr
+    options = {f"model__options__{key}": int(value) for key, value in (each.split("=") for each in OPTIONS)}
+    values = {"model__preset": MODEL[1], "compute__workers": 1, "compute__shard_images": 2, **options}
+    summary = driver.run(spec_with(tmp_path, **values))
+    assert (summary.exit_code, summary.model) == (0, "torchvision:maskrcnn_resnet50_fpn")
+    assert f" of {IMAGES // 2} shards to go" in capsys.readouterr().err
     after = committed(tmp_path)
     assert {path: after[path] for path in before} == before
     results = open_results(str(tmp_path / "out"))
