@@ -16,7 +16,13 @@ from htc_model.weights.model_zoo import BUNDLED_PRESET
 from pipeline.errors import SpecError
 from pipeline.job_spec.augment import Augment, plain_values
 from pipeline.job_spec.budget import BudgetSection
-from pipeline.job_spec.model_reference import absolute_reference, check_options, factory_weights, is_factory
+from pipeline.job_spec.model_reference import (
+    absolute_reference,
+    check_options,
+    factory_weights,
+    is_factory,
+    registered_factories,
+)
 from pipeline.job_spec.notify import NotifySection
 from pipeline.job_spec.parsing import read_spec, weights_reference
 from pipeline.settings import NAME_PATTERN, AutoCount, AutoCountOrRange, AutoShare, Section, digits_as_number
@@ -379,7 +385,9 @@ def _check_preset(preset: str) -> None:
     try:
         load_preset(preset)
     except ValueError as error:
+        registered = ", ".join(registered_factories())
+        others = f" Installed packages register: {registered}." if registered else ""
         raise SpecError(
-            f"model.preset: {error} A model of your own is named by its factory, package.module:function; "
-            "`htc model list` shows what is installed."
+            f"model.preset: {error}{others} Any other model is named by its factory, package.module:function; see "
+            "`htc model list`."
         ) from None

@@ -82,6 +82,18 @@ def parse_yaml(text: str, source: str, *, name: str = "job spec") -> dict[str, A
     return tree
 
 
+def parse_value(text: str, name: str) -> Any:
+    """Parse one value as YAML: a number, true, null, a list, or text.
+
+    Raises:
+        SpecError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  # nosec B506
+    except (yaml.YAMLError, RecursionError):
+        raise SpecError(f"The value of {name} is not valid YAML: {text!r:.60}; put text into quotes.") from None
+
+
 def read_spec(
     kind: type[Spec],
     path: str | Path | None,

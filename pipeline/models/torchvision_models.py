@@ -6,6 +6,7 @@ being drawn; they are stretched over the whole pixels that torchvision's `paste_
 """
 
 import difflib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ _CLASS_LAYERS = (
     "head.classification_head.module_list.0.1.bias",
     "head.classification_head.module_list.0.bias",
 )
+# What the adapter itself settles, and what is of no option.
+_NO_OPTIONS = {"self", "args", "kwargs", "weights", "weights_backbone", "progress", "backbone", "input", "_skip_resize"}
 # Where a COCO number has no object, and what class 0 is called.
 _NO_NAME = ("N/A", "__background__", "no person")
 
@@ -243,7 +246,24 @@ def _build(name: str, options: Mapping[str, Any], weights: WeightsEnum | None = 
     except (TypeError, ValueError) as error:
         # torchvision's builders hand unknown options on, and Python names the function that takes none.
         raise ModelError(f"torchvision:{name} cannot be built with these options: {message_of(error)}.") from error
+    _check_options(name, options, network)
     return network
+
+
+def _check_options(name: str, options: Mapping[str, Any], network: nn.Module) -> None:
+    """Refuse options that torchvision's builders hand on until nobody reads them."""
+    readers: list[Any] = [models.get_model_builder(name), GeneralizedRCNNTransform]
+    readers += [each for each in type(network).__mro__ if each.__module__.startswith("torchvision.")]
+    known = {each for reader in readers for each in inspect.signature(reader).parameters} - _NO_OPTIONS
+    for option in options:
+        if option not in known:
+            nearest = difflib.get_close_matches(option, known, n=1)
+            tip = (
+                f"did you mean {nearest[0]}?"
+                if nearest
+                else f"it takes classes, category_ids, {', '.join(sorted(known))}."
+            )
+            raise ModelError(f"torchvision:{name} takes no option {option}; {tip}")
 
 
 def _with_file(name: str, options: dict[str, Any], file: Path) -> tuple[nn.Module, dict[str, Any]]:
