@@ -210,6 +210,12 @@ def is_default_here(name: str) -> bool:
     return _cached(_default_weights(name)).is_file()
 
 
+def settings_files(name: str) -> Sequence[Path]:
+    """Return nothing: a model's name says all but its weights."""
+    check_name(name)
+    return ()
+
+
 def _default_weights(name: str) -> WeightsEnum:
     weights = getattr(get_model_weights(name), "DEFAULT", None)
     if weights is None:
@@ -218,7 +224,8 @@ def _default_weights(name: str) -> WeightsEnum:
 
 
 def _cached(weights: WeightsEnum) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    url: str = weights.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def _fetch(name: str, weights: WeightsEnum) -> Path:
