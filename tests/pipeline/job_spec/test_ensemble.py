@@ -46,7 +46,9 @@ def test_three_ways_to_write_it_are_one_in_the_record() -> None:
 def test_flags_are_for_all_members_also_of_a_list(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("model: [demo, htc_r50_fpn=untrained]\n")
-    spec = load_spec(file, URIS | {"model.score_threshold": 0.5, "model.augment": "flip", "model.ensemble.spread": True})
+    spec = load_spec(
+        file, URIS | {"model.score_threshold": 0.5, "model.augment": "flip", "model.ensemble.spread": True}
+    )
     assert spec.model.ensemble is not None
     assert spec.model.ensemble.spread
     assert [member.score_threshold for member in spec.model.members] == [0.5, 0.5]
