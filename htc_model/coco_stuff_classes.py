@@ -1,8 +1,8 @@
 """The 182 classes of COCO-Stuff: 91 things, of which COCO labels 80, and 91 classes of stuff.
 
 Source: labels.txt of github.com/nightrome/cocostuff (the data set is CC BY 4.0). Its ids are COCO's for things, 1 to
-91, then 92 to 182 for stuff; 0 is what nobody labelled. Its maps for semantic segmentation (stuffthingmaps) hold the id
-less one, 0 to 181, and 255 for what nobody labelled. The published checkpoints were trained on these maps, with 183
+91, then 92 to 182 for stuff; 0 is what has no label. Its maps for semantic segmentation (stuffthingmaps) hold the id
+less one, 0 to 181, and 255 for what has no label. The published checkpoints were trained on these maps, with 183
 channels (MMDetection, configs/_base_/models of HTC: `num_classes=183`): channel i is the class of id i + 1, and the
 last channel was never a target.
 """

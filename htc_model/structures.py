@@ -79,7 +79,7 @@ class RawDetections:
     labels: [N] int64 in [0, C).
     mask_probs: [N, 28, 28] float32 in [0, 1] at each detection's own class, or None for a box-only model.
     original_size: (height, width) of the decoded image.
-    semantic: the semantic branch's map in each view; None where nobody asked for it.
+    semantic: the semantic branch's map in each view; None where it was not asked for.
     """
 
     boxes_xyxy: Tensor
@@ -99,7 +99,7 @@ class Detections:
     labels: [N] int64 in [0, C), without background.
     masks: N COCO RLE of the original image's size; None for a box-only model.
     semantic: the regions of the classes that the image has, in the order of labels, which cover it without overlap;
-        None where nobody asked for them.
+        None where they were not asked for.
     """
 
     boxes_xyxy: Tensor

@@ -58,7 +58,7 @@ DEMO_NOTE = (
     "This is the small demo model, which knows persons only; for COCO's 80 classes: --model htc_r50_fpn fetches "
     "published weights."
 )
-DEMO_MAPS_NOTE = " Its semantic map tells persons from everything else, and has no stuff."
+DEMO_MAPS_NOTE = " Its semantic map knows persons and everything else, and no stuff."
 
 
 def run(

@@ -55,10 +55,10 @@ def draw_pictures(evaluation: PanopticEvaluation, truth: PanopticTruth, results:
         else:
             found = [segment_of_row(each) for each in read_rows(results, "panoptic", ImageRecord(**row))]
             wanted = segments_of_truth(truth, places[image.file_name], results.storage)
-            tally = image.tally
+            counts = image.counts
             sides = [
-                Side(f"truth: {tally.missed} missed", wanted),
-                Side(f"{evaluation.run}: {tally.right} right, {tally.wrong} wrong", found),
+                Side(f"truth: {counts.missed} missed", wanted),
+                Side(f"{evaluation.run}: {counts.right} right, {counts.wrong} wrong", found),
             ]
             pixels = side_by_side(read.pixels, sides, style)
         jpeg = encode_picture(pixels, "jpeg", quality=_JPEG_QUALITY)

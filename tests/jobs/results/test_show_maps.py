@@ -74,9 +74,15 @@ def test_maps_are_drawn(htc: Htc, run: PanopticRun, tmp_path: Path, kind: str) -
     original = np.asarray(Image.open(run.photos / "b.png").resize((480, 240)))
     expected = original * 0.4 + np.array(stuff_colour("tree")) * 0.6
     np.testing.assert_allclose(drawn["b.png"][120, 50:430], expected[120, 50:430], atol=4)
-    # The dog's outline in its palette, where things are drawn as such.
-    outline = np.abs(drawn["a.png"].astype(int) - colour_of("dog")).max(axis=2) < 25
-    assert outline.any() == (kind == "panoptic")
+    # The dog is in its colour in both: with an outline where things are drawn as such, else as a region.
+    near = np.abs(drawn["a.png"].astype(int) - colour_of("dog")).max(axis=2) < 25
+    dog = np.zeros((360, 480), bool)
+    dog[120:240, 120:360] = True
+    assert near[dog].any()
+    middle = drawn["a.png"][180, 240].astype(int)
+    image = np.asarray(Image.open(run.photos / "a.png").resize((480, 360)))[180, 240].astype(int)
+    share = 0.38 if kind == "panoptic" else 0.6
+    np.testing.assert_allclose(middle, image * (1 - share) + np.array(colour_of("dog")) * share, atol=4)
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def test_the_numbers_are_those_worked_out_by_hand(shared_run: PanopticRun) -> No
         assert quality.categories == len(names)
     assert (found.images, found.segments, found.missing, found.notes) == (3, 9, (), ())
     # One dog missed and one tree wrong in a.png; no mistake in the others.
-    assert [(image.file_name, image.mistakes, image.tally.right) for image in found.worst] == [("a.png", 2, 2)]
+    assert [(image.file_name, image.mistakes, image.counts.right) for image in found.worst] == [("a.png", 2, 2)]
 
 
 def test_every_format_has_the_numbers(htc: Htc, shared_run: PanopticRun) -> None:
