@@ -42,9 +42,9 @@ class JudgedImage:
 class PanopticEvaluation:
     """The judgement of a run's panoptic segments.
 
-    categories, all_counts: those that are scored, and the counts of each. images: how many were scored. segments: how many
-    segments of these categories the run has on them. worst: the images with most mistakes. missing: annotated images
-    without a row in the run, not scored. notes: sentences on what the numbers mean. truth: where the truth is.
+    categories, all_counts: those that are scored, and the counts of each. images: how many were scored. segments: how
+    many segments of these categories the run has on them. worst: the images with most mistakes. missing: annotated
+    images without a row in the run, not scored. notes: sentences on what the numbers mean. truth: where the truth is.
     """
 
     run: str

@@ -88,7 +88,9 @@ def test_what_lies_mostly_in_void_is_not_wrong() -> None:
 def test_a_crowd_is_neither_matched_nor_missed_and_excuses_its_own_category() -> None:
     # The crowd c of dogs has 4 pixels. The dog on 3 pixels of it is not wrong; it matches nothing either.
     truth = ["ccccss"]
-    assert judged(truth, ["dddsss"], {"c": DOG, "s": SKY, "d": DOG}, crowds="c") == {SKY: SegmentCounts(right=1, iou=2 / 3)}
+    assert judged(truth, ["dddsss"], {"c": DOG, "s": SKY, "d": DOG}, crowds="c") == {
+        SKY: SegmentCounts(right=1, iou=2 / 3)
+    }
     # A tree there is wrong: the crowd is of dogs. The sky has 2 of 2 pixels.
     assert judged(truth, ["ttt.ss"], {"c": DOG, "s": SKY, "t": TREE}, crowds="c") == {
         TREE: SegmentCounts(wrong=1),
