@@ -213,7 +213,7 @@ class AugmentedModel:
     def _maps(
         self, images: int, features: "_Kept | _Recomputed"
     ) -> "Sequence[tuple[SemanticMap, ...]] | Sequence[None]":
-        """Collect the semantic maps: per image one of each view, in the order of views; None where they are not wanted."""
+        """Collect the semantic maps: per image one of each view; None where they are not wanted."""
         if not self.wants_semantic or not self.config.semantic:
             return [None] * images
         found: list[dict[int, SemanticMap]] = [{} for _ in range(images)]
