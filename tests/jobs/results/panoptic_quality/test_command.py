@@ -136,6 +136,14 @@ def test_a_truth_that_cannot_be_scored_is_one_sentence(htc: Htc, own_run: Panopt
     assert len(err.strip().splitlines()) == 1
 
 
+def test_without_the_flag_things_are_scored_and_the_flag_is_named(htc: Htc, shared_run: PanopticRun) -> None:
+    code, out, err = htc("evaluate", shared_run.uri, str(shared_run.truth))
+    assert code == 0
+    assert "AP50" in out
+    assert "stuff is not" in err
+    assert "--panoptic scores things and stuff" in err
+
+
 def test_a_run_without_the_table_says_how_to_get_it(htc: Htc, tmp_path: Path) -> None:
     run = panoptic_run(tmp_path, FOUND, TRUTH, tables=())
     code, out, err = htc("evaluate", run.uri, str(run.truth), "--panoptic")
