@@ -3,7 +3,8 @@
 Each pixel's logits are interpolated between the branch's cells, some image columns at a time, and only the class with
 the highest one is kept. Before that, classes are left out that cannot win in these columns: a class that is below
 another one at all four cells around a pixel is below it at the pixel, because interpolation weighs both alike. A photo
-of 12 megapixels with 183 classes needs some 30 MB at a time, where all of its logits would be 8.8 GB.
+of 12 megapixels with 183 classes needs some 30 MB at a time (benchmarks/semantic_maps.py), where all of its logits
+would be 8.8 GB.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from htc_model.structures import SemanticMap, SemanticRegion
 
 # Pixels worked on at a time, 20 bytes of intermediates each. With several views, where the probabilities of all classes
 # are needed, it is this many values of classes and pixels.
-CHUNK_PIXELS = 2**18
+CHUNK_PIXELS = 2**17
 # A class is left out only if it is lower by this share of the largest logit: float32 rounds to some 1e-7.
 _MARGIN = 1e-5
 
