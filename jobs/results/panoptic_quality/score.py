@@ -173,7 +173,8 @@ class _Work:
             )
         shared: Counter[tuple[int, int]] = Counter()
         for top, band in label_bands(masks.runs(), size):
-            numbers = segment_numbers(png[top : top + len(band)]).astype(np.int64)
+            strip = png.crop((0, top, size[1], top + len(band)))
+            numbers = segment_numbers(strip).astype(np.int64)
             pairs, counts = np.unique((numbers << _FOUND_BITS) | band, return_counts=True)
             for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
                 shared[pair >> _FOUND_BITS, pair & ((1 << _FOUND_BITS) - 1)] += count

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from htc_model.training.annotations import CocoAnnotations, ImageAnnotations
@@ -156,8 +157,8 @@ def _read_segments(found: Sequence[Any], labels: Mapping[Any, int], where: str) 
     return segments
 
 
-def read_segment_png(uri: str, storage: Storage, size: tuple[int, int], *, image: str) -> NDArray[np.uint8]:
-    """Read a PNG of segments, [H, W, 3] uint8; `segment_numbers` makes numbers of its colours.
+def read_segment_png(uri: str, storage: Storage, size: tuple[int, int], *, image: str) -> Image:
+    """Read a PNG of segments, as RGB; `segment_numbers` makes numbers of its colours.
 
     Args:
         size: (height, width) that it must have, in pixels.
@@ -183,13 +184,13 @@ def read_segment_png(uri: str, storage: Storage, size: tuple[int, int], *, image
                     f"{uri} has {png.width} x {png.height} pixels, and its image {image} {size[1]} x {size[0]}; the "
                     "segments cannot be compared."
                 )
-            return np.asarray(png.convert("RGB"))
+            return png.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise SpecError(f"{uri} is not a PNG of segments: {error}.") from error
 
 
-def segment_numbers(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Return the numbers of segments of colours [..., 3]: red + 256 green + 65536 blue."""
-    wide = colours.astype(np.int32)
+def segment_numbers(picture: Image) -> NDArray[np.int32]:
+    """Return the numbers [H, W] of the segments of an RGB picture: red + 256 green + 65536 blue."""
+    wide = np.asarray(picture).astype(np.int32)
     numbers: NDArray[np.int32] = wide[..., 0] | (wide[..., 1] << 8) | (wide[..., 2] << 16)
     return numbers

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import htc_batch
 from jobs.results.panoptic_quality import evaluate_panoptic
 from tests.jobs.results.panoptic_quality.conftest import FOUND, QUALITIES, TRUTH
 from tests.support.builders.panoptic_runs import PanopticRun, drawn, panoptic_run, write_segment_png
@@ -57,6 +58,14 @@ def test_every_format_has_the_numbers(htc: Htc, shared_run: PanopticRun) -> None
     assert page.startswith("<!DOCTYPE html>")
     assert f"{100 * mean(list(QUALITIES))[0]:.1f}" in page
     assert page.count("<figure>") == 1
+
+
+def test_python_gives_the_numbers_of_the_command(htc: Htc, shared_run: PanopticRun) -> None:
+    found = htc_batch.evaluate_panoptic(shared_run.uri, str(shared_run.truth), "night", worst=0)
+    document = json.loads(htc("evaluate", shared_run.uri, str(shared_run.truth), "--panoptic", "--json")[1])
+    assert found.to_dict() == {**document, "worst": []}
+    assert "all PQ 0.717" in repr(found)
+    assert "<table>" in found._repr_html_()
 
 
 def test_a_folder_gets_the_page_the_numbers_and_the_worst_images(
