@@ -11,7 +11,7 @@ from jobs.results.evaluation.rows import RunRows
 from jobs.results.image_lookup import ImageRecord
 from jobs.results.map_tables import read_rows
 from jobs.results.panoptic_quality.result import JudgedImage, PanopticEvaluation
-from jobs.results.panoptic_quality.truth import PanopticTruth, read_segment_png, segment_numbers
+from jobs.results.panoptic_quality.truth import PanopticTruth, known_size, read_segment_png, segment_numbers
 from pipeline.output.results import Results
 from pipeline.storage.storage import Storage
 
@@ -73,7 +73,7 @@ def segments_of_truth(truth: PanopticTruth, place: int, storage: Storage) -> lis
         SpecError: its PNG cannot be used.
     """
     image = truth.images.images[place]
-    png = read_segment_png(truth.pngs[place], storage, (image.height, image.width), image=image.file_name)
+    png = read_segment_png(truth.pngs[place], storage, known_size(image), image=image.file_name)
     numbers = segment_numbers(png)
     drawn = []
     for segment in truth.segments[place]:

@@ -18,6 +18,7 @@ from jobs.results.panoptic_quality.result import JudgedImage, PanopticEvaluation
 from jobs.results.panoptic_quality.truth import (
     PanopticTruth,
     check_panoptic,
+    known_size,
     read_panoptic_truth,
     read_segment_png,
     segment_numbers,
@@ -164,8 +165,9 @@ class _Work:
         image_id, rows = work
         place = self.places[image_id]
         image = self.truth.images.images[place]
-        size = self.rows[image_id].size or (image.height, image.width)
+        size = self.rows[image_id].size or known_size(image)
         png = read_segment_png(self.truth.pngs[place], self.storage, size, image=image.file_name)
+        size = (png.height, png.width)
         masks = decode_masks(pa.array([row["mask"] for row in rows], MASK_TYPE))
         if not masks.is_valid.all() or (masks.sizes != np.array(size)).any():
             raise InputError(

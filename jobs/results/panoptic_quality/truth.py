@@ -52,6 +52,11 @@ class PanopticTruth:
     unannotated: int
 
 
+def known_size(image: ImageAnnotations) -> tuple[int, int] | None:
+    """Return an image's (height, width) in pixels; None where neither the file nor the run says it."""
+    return (image.height, image.width) if image.height else None
+
+
 def check_panoptic(document: Any, uri: str) -> None:
     """Check that a document is in the panoptic format.
 
@@ -157,11 +162,11 @@ def _read_segments(found: Sequence[Any], labels: Mapping[Any, int], where: str) 
     return segments
 
 
-def read_segment_png(uri: str, storage: Storage, size: tuple[int, int], *, image: str) -> Image:
+def read_segment_png(uri: str, storage: Storage, size: tuple[int, int] | None, *, image: str) -> Image:
     """Read a PNG of segments, as RGB; `segment_numbers` makes numbers of its colours.
 
     Args:
-        size: (height, width) that it must have, in pixels.
+        size: (height, width) that it must have, in pixels; None where that is not known.
         image: names the image in messages.
 
     Raises:
@@ -179,7 +184,7 @@ def read_segment_png(uri: str, storage: Storage, size: tuple[int, int], *, image
     try:
         # Not `Image.open`, which refuses large images: the run has decoded one of this size.
         with PngImageFile(io.BytesIO(payload)) as png:
-            if (png.height, png.width) != size:
+            if size is not None and (png.height, png.width) != size:
                 raise SpecError(
                     f"{uri} has {png.width} x {png.height} pixels, and its image {image} {size[1]} x {size[0]}; the "
                     "segments cannot be compared."

@@ -145,3 +145,13 @@ def test_a_truth_of_instances_is_refused(htc: Htc, run: PanopticRun, tmp_path: P
     code, _, err = htc("show", run.uri, "--to", str(tmp_path / "x"), "--panoptic", "--truth", str(truth))
     assert code == 2
     assert "not in COCO's panoptic format" in err
+
+
+def test_a_damaged_segment_is_left_out_and_named(htc: Htc, tmp_path: Path) -> None:
+    run = panoptic_run(tmp_path, FOUND, TRUTH, damaged=["a.png"], failed=["b.png"])
+    arguments = ["--panoptic", "--status", "ok", "--status", "unreadable"]
+    code, out, err = htc("show", run.uri, "--to", str(tmp_path / "x"), *arguments)
+    assert code == 1
+    assert "a.png, segment 2 (sky-other): its mask's run lengths cannot be read" in err
+    # Two of three segments, and the failed image without any.
+    assert [line.split()[:2] for line in out.splitlines() if ".png" in line] == [["a.png", "2"], ["b.png", "0"]]

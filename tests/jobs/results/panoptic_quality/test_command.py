@@ -196,9 +196,25 @@ def test_segments_without_a_pixel_are_missed_and_refused_when_strict(htc: Htc, o
 
 
 def test_an_image_without_segments_and_a_failed_one_count_as_missed(tmp_path: Path) -> None:
-    run = panoptic_run(tmp_path, {**FOUND, "d.png": ["...."]}, {**TRUTH, "d.png": ["dddd"]})
-    rows: dict[str, Any] = {row["name"]: row for row in evaluate_panoptic(run.uri, str(run.truth)).category_rows()}
-    assert rows["dog"]["missed"] == 2
+    truth = {**TRUTH, "d.png": ["dddd"], "e.png": ["ddee"]}
+    run = panoptic_run(tmp_path, {**FOUND, "d.png": ["...."], "e.png": ["ddee"]}, truth, failed=["e.png"])
+    for image in run.document["images"]:
+        # Of the failed image neither the run nor the file says the size.
+        del image["height"], image["width"]
+    run.rewrite()
+    found = evaluate_panoptic(run.uri, str(run.truth))
+    rows: dict[str, Any] = {row["name"]: row for row in found.category_rows()}
+    # One in a.png, one in d.png, two in e.png.
+    assert rows["dog"]["missed"] == 4
+    assert found.images == 5
+    assert {image.file_name: image.status for image in found.worst}["e.png"] == "unreadable"
+
+
+def test_a_damaged_mask_is_named(htc: Htc, tmp_path: Path) -> None:
+    run = panoptic_run(tmp_path, FOUND, TRUTH, damaged=["b.png"])
+    code, out, err = htc("evaluate", run.uri, str(run.truth), "--panoptic")
+    assert (code, out) == (2, "")
+    assert "b.png: a mask of its panoptic segments is damaged" in err
 
 
 def test_large_maps_are_judged_in_bands(shared_run: PanopticRun, monkeypatch: pytest.MonkeyPatch) -> None:
