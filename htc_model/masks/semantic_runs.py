@@ -7,7 +7,7 @@ of 12 megapixels with 183 classes needs some 30 MB at a time (benchmarks/semanti
 would be 8.8 GB.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from htc_model.finite import check_finite
 from htc_model.masks.rle import encode_runs
 from htc_model.structures import SemanticMap, SemanticRegion
 
-# Pixels worked on at a time, 20 bytes of intermediates each. With several views, where the probabilities of all classes
-# are needed, it is this many values of classes and pixels.
+# Pixels worked on at a time, 20 bytes of intermediates each.
 CHUNK_PIXELS = 2**17
 # A class is left out only if it is lower by this share of the largest logit: float32 rounds to some 1e-7.
 _MARGIN = 1e-5
@@ -31,8 +30,8 @@ def encode_semantic(
 ) -> list[SemanticRegion]:
     """Find each pixel's class, and encode the regions of the classes.
 
-    Of one map a pixel's class is that with the highest interpolated logit, of several that with the highest mean of
-    probabilities; of equal ones the first. The result of one map does not depend on `chunk_pixels`.
+    Of one map a pixel's class is that with the highest interpolated logit; of several that with the highest mean of
+    interpolated probabilities; of equal ones the first. The result does not depend on `chunk_pixels`.
 
     Args:
         maps: at least one, of the same image.
@@ -46,14 +45,12 @@ def encode_semantic(
         NonFiniteError: a logit is NaN or infinite.
     """
     check_finite("logits of the semantic branch", [each.logits for each in maps])
-    views = [_View(each, size) for each in maps]
+    views = [_View(each, size, is_mean=len(maps) > 1) for each in maps]
     height, width = size
-    values_per_pixel = 1 if len(views) == 1 else views[0].classes
-    columns = max(1, chunk_pixels // (height * values_per_pixel))
+    columns = max(1, chunk_pixels // height)
     starts, labels = [], []
     for first in range(0, width, columns):
-        chunk = slice(first, min(first + columns, width))
-        found = (views[0].best(chunk) if len(views) == 1 else _best_of_mean(views, chunk)).flatten()
+        found = _best(views, slice(first, min(first + columns, width))).flatten()
         changes = torch.cat([found.new_ones(1, dtype=torch.bool), found[1:] != found[:-1]]).nonzero()[:, 0]
         labels.append(found[changes].cpu().numpy().astype(np.int64))
         starts.append(changes.cpu().numpy() + first * height)
@@ -61,60 +58,45 @@ def encode_semantic(
 
 
 class _View:
-    """One view's logits, and where the pixels of the original image are in them.
+    """What one view says of every class, and where the pixels of the original image are in it.
 
-    classes: how many there are.
+    Args:
+        is_mean: whether it is averaged with others: then its values are probabilities, else logits.
+
+    Attributes:
+        values: [C, w, h], so that pixels come out column by column. rows: how many the original image has.
     """
 
-    def __init__(self, seen: SemanticMap, size: tuple[int, int]) -> None:
-        # [C, w, h], so that pixels come out column by column.
-        self._logits = seen.logits.float().transpose(1, 2).contiguous()
-        self.classes, cells_x, cells_y = self._logits.shape
-        (height, width), device = size, self._logits.device
-        self._rows = _Taps(height, seen.image_size[0], seen.stride, cells_y, device)
+    def __init__(self, seen: SemanticMap, size: tuple[int, int], *, is_mean: bool) -> None:
+        values = seen.logits.float()
+        self.values = (values.softmax(dim=0) if is_mean else values).transpose(1, 2).contiguous()
+        (self.rows, width), device = size, values.device
+        _, cells_x, cells_y = self.values.shape
+        self._rows = _Taps(self.rows, seen.image_size[0], seen.stride, cells_y, device)
         self._columns = _Taps(width, seen.image_size[1], seen.stride, cells_x, device, is_mirrored=seen.is_mirrored)
-        self._margin = _MARGIN * float(self._logits.abs().max())
+        self._margin = _MARGIN * float(values.abs().max())
 
-    def best(self, chunk: slice) -> Tensor:
-        """Return the classes [n, H] uint8 or int16 of some image columns: those with the highest logits."""
-        candidates = self._candidates(chunk)
-        kind = torch.uint8 if self.classes <= torch.iinfo(torch.uint8).max + 1 else torch.int16
-        shape = (chunk.stop - chunk.start, len(self._rows))
-        labels = torch.full(shape, candidates[0], dtype=kind, device=self._logits.device)
-        if len(candidates) == 1:
-            return labels
-        highest: Tensor | None = None
-        for label, values in zip(candidates, self._at(chunk, candidates), strict=True):
-            if highest is None:
-                highest = values
-                continue
-            labels.masked_fill_(values > highest, label)
-            torch.maximum(highest, values, out=highest)
-        return labels
+    def at(self, chunk: slice, label: int) -> Tensor:
+        """Interpolate a class's values at some columns of the original image: [n, H]."""
+        columns = self._columns.interpolate(self.values[label], 0, chunk)
+        return self._rows.interpolate(columns, 1, slice(0, self.rows))
 
-    def probabilities(self, chunk: slice) -> Tensor:
-        """Return the probabilities [C, n, H] of some image columns."""
-        return torch.stack(list(self._at(chunk, range(self.classes)))).softmax(dim=0)
-
-    def _at(self, chunk: slice, labels: Sequence[int]) -> Iterator[Tensor]:
-        """Interpolate the logits of some classes, one after the other: [n, H] each."""
-        for label in labels:
-            columns = self._columns.interpolate(self._logits[label], 0, chunk)
-            yield self._rows.interpolate(columns, 1, slice(0, len(self._rows)))
-
-    def _candidates(self, chunk: slice) -> list[int]:
-        """Return the classes that may have the highest logit somewhere in some image columns, ascending."""
+    def cells(self, chunk: slice) -> Tensor:
+        """Return the values [C, k, h] of the cells between which some columns of the original image lie."""
         first, last = self._columns.cells(chunk)
+        return self.values[:, first : last + 1]
+
+    def may_win(self, chunk: slice) -> Tensor:
+        """Return which classes [C] bool may have the highest value somewhere in some columns."""
+        values = self.cells(chunk)
         # Each cell with its neighbours to the right and below: the corners between which pixels are interpolated.
-        logits = self._logits[:, first : last + 1]
-        right = logits[:, _next(logits.shape[1])]
-        corners = [each for side in (logits, right) for each in (side, side[:, :, _next(logits.shape[2])])]
+        right = values[:, _next(values.shape[1])]
+        corners = [each for side in (values, right) for each in (side, side[:, :, _next(values.shape[2])])]
         leader = (corners[0] + corners[1] + corners[2] + corners[3]).argmax(dim=0, keepdim=True)
-        may_win = torch.zeros(self.classes, dtype=torch.bool, device=logits.device)
+        found = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         for corner in corners:
-            may_win |= (corner >= corner.gather(0, leader) - self._margin).flatten(1).any(dim=1)
-        candidates: list[int] = may_win.nonzero()[:, 0].tolist()
-        return candidates
+            found |= (corner >= corner.gather(0, leader) - self._margin).flatten(1).any(dim=1)
+        return found
 
 
 class _Taps:
@@ -162,16 +144,41 @@ def _next(count: int) -> list[int]:
     return [*range(1, count), count - 1]
 
 
-def _best_of_mean(views: Sequence[_View], chunk: slice) -> Tensor:
-    total: Tensor | None = None
-    # A view and its mirror image are neighbours, so that their order does not change the sum.
-    for start in range(0, len(views), 2):
-        pair = [each.probabilities(chunk) for each in views[start : start + 2]]
-        both = sum(pair[1:], pair[0])
-        total = both if total is None else total + both
-    if total is None:
-        raise ValueError("no map of the image was given")
-    return total.argmax(dim=0)
+def _best(views: Sequence[_View], chunk: slice) -> Tensor:
+    """Return the classes [n, H], uint8 or int16, of some columns of the original image."""
+    classes = len(views[0].values)
+    may_win = views[0].may_win(chunk) if len(views) == 1 else _may_win_together(views, chunk)
+    candidates: list[int] = may_win.nonzero()[:, 0].tolist()
+    kind = torch.uint8 if classes <= torch.iinfo(torch.uint8).max + 1 else torch.int16
+    shape = (chunk.stop - chunk.start, views[0].rows)
+    labels = torch.full(shape, candidates[0], dtype=kind, device=may_win.device)
+    if len(candidates) == 1:
+        return labels
+    highest: Tensor | None = None
+    for label in candidates:
+        values = _sum([view.at(chunk, label) for view in views])
+        if highest is None:
+            highest = values
+            continue
+        labels.masked_fill_(values > highest, label)
+        torch.maximum(highest, values, out=highest)
+    return labels
+
+
+def _may_win_together(views: Sequence[_View], chunk: slice) -> Tensor:
+    """Return which classes [C] bool may have the highest mean of probabilities somewhere in some columns.
+
+    At every pixel the probabilities of all classes sum to one, so that the highest mean is one over their number at
+    least; a class whose probability is lower in all cells does not win.
+    """
+    highest = _sum([view.cells(chunk).flatten(1).amax(dim=1) for view in views]) / len(views)
+    return highest >= (1 - _MARGIN) / len(highest)
+
+
+def _sum(views: Sequence[Tensor]) -> Tensor:
+    """Add up; a view and its mirror image are neighbours, so that their order does not change the sum."""
+    pairs = [sum(views[start + 1 : start + 2], views[start]) for start in range(0, len(views), 2)]
+    return sum(pairs[1:], pairs[0])
 
 
 def _encode(starts: NDArray[np.int64], labels: NDArray[np.int64], size: tuple[int, int]) -> list[SemanticRegion]:

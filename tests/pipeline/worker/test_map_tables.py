@@ -22,6 +22,7 @@ from pipeline.worker.batch_encoding import BatchEncoder
 from pipeline.worker.commit_claim import CommitClaim
 from pipeline.worker.fast_path import choose_fast_model
 from pipeline.worker.worker import Worker
+from tests.support.builders.finished_runs import HookedStorage, PowerCutError
 from tests.support.builders.networks import lite_config, untrained_model
 from tests.support.fakes.models import FakeModel, LoadFake, write_image
 from tests.support.fakes.shard_bench import Bench, Row, fake, refs_of, spec_for
@@ -163,6 +164,21 @@ def test_maps_are_written_before_the_part_that_commits(tmp_path: Path) -> None:
     bench.process(two_photos(tmp_path))
     assert written == ["semantic", "panoptic", "instances", "images"]
     assert Path(images_part(bench.spec.output.uri, "r", 0)).exists()
+
+
+@pytest.mark.parametrize("files", range(4))
+def test_a_worker_that_dies_between_two_files_leaves_its_shard_to_the_next_attempt(tmp_path: Path, files: int) -> None:
+    paths = two_photos(tmp_path)
+    sound, bench = Bench(tmp_path / "sound", maps=MAP_TABLES), Bench(tmp_path / "cut", maps=MAP_TABLES)
+    sound.process(paths)
+    bench.resources.storage = HookedStorage(dies_before=files)
+    with pytest.raises(PowerCutError):
+        bench.process(paths)
+    assert not Path(images_part(bench.spec.output.uri, "r", 0)).exists()
+    bench.resources.storage = Storage()
+    bench.process(paths)
+    for table in MAP_TABLES:
+        assert bench.map_rows(table) == sound.map_rows(table)
 
 
 def test_the_encoder_of_batches_encodes_maps_as_the_worker_does(tmp_path: Path) -> None:
