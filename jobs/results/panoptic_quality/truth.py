@@ -149,17 +149,24 @@ def _read_segments(found: Sequence[Any], labels: Mapping[Any, int], where: str) 
     segments = []
     seen: set[int] = set()
     for each in found:
-        number = each.get("id") if isinstance(each, Mapping) else None
-        if not isinstance(number, int) or number == VOID or number in seen:
+        number = _whole(each.get("id")) if isinstance(each, Mapping) else None
+        if number in {None, VOID, *seen}:
             raise SpecError(f"{where} has a segment without an id of its own above 0 in segments_info: {each!r}.")
-        if each.get("category_id") not in labels:
+        category = each.get("category_id")
+        if not isinstance(category, int | float | str) or category not in labels:
             raise SpecError(
-                f"{where}: segment {number} is of the category {each.get('category_id')}, which the list categories "
-                "does not have."
+                f"{where}: segment {number} is of the category {category}, which the list categories does not have."
             )
         seen.add(number)
-        segments.append(TruthSegment(number, labels[each["category_id"]], bool(each.get("iscrowd", 0))))
+        segments.append(TruthSegment(number, labels[category], bool(each.get("iscrowd", 0))))
     return segments
+
+
+def _whole(number: Any) -> int | None:
+    """Return a whole number, which a file may write as a decimal; None for anything else."""
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number if isinstance(number, int) else None
 
 
 def read_segment_png(uri: str, storage: Storage, size: tuple[int, int] | None, *, image: str) -> Image:
@@ -189,7 +196,9 @@ def read_segment_png(uri: str, storage: Storage, size: tuple[int, int] | None, *
                     f"{uri} has {png.width} x {png.height} pixels, and its image {image} {size[1]} x {size[0]}; the "
                     "segments cannot be compared."
                 )
-            return png.convert("RGB")
+            png.load()
+            # Not a second picture: one of 400 megapixels has 1.6 GB.
+            return png if png.mode == "RGB" else png.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise SpecError(f"{uri} is not a PNG of segments: {error}.") from error
 

@@ -107,6 +107,8 @@ FILES: dict[str, Callable[[Path], object]] = {
 DOCUMENTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "unknown segment": lambda document: document["annotations"][0]["segments_info"].pop(),
     "unknown category": lambda document: document["annotations"][0]["segments_info"][0].update(category_id=77),
+    "a list as category": lambda document: document["annotations"][0]["segments_info"][0].update(category_id=[1]),
+    "a text as id": lambda document: document["annotations"][0]["segments_info"][0].update(id="115000"),
     "two of one id": lambda document: document["annotations"][0]["segments_info"].extend(
         document["annotations"][0]["segments_info"][:1]
     ),
@@ -126,6 +128,8 @@ DOCUMENTS: dict[str, Callable[[dict[str, Any]], object]] = {
         ("another size", "a.png has 24 x 24 pixels, and its image a.png 48 x 48"),
         ("unknown segment", "which segments_info of a.png does not list"),
         ("unknown category", "is of the category 77, which the list categories does not have"),
+        ("a list as category", "is of the category [1], which the list categories does not have"),
+        ("a text as id", "without an id of its own"),
         ("two of one id", "without an id of its own"),
         ("unknown image", "an annotation is of the image 99"),
         ("instances", "is not in COCO's panoptic format"),
@@ -151,6 +155,15 @@ def test_without_the_flag_things_are_scored_and_the_flag_is_named(htc: Htc, shar
     assert "AP50" in out
     assert "stuff is not" in err
     assert "--panoptic scores things and stuff" in err
+
+
+def test_ids_written_as_decimals_are_read(own_run: PanopticRun) -> None:
+    before = evaluate_panoptic(own_run.uri, str(own_run.truth)).qualities
+    for annotation in own_run.document["annotations"]:
+        annotation["image_id"] = float(annotation["image_id"])
+        for segment in annotation["segments_info"]:
+            segment |= {"id": float(segment["id"]), "category_id": float(segment["category_id"])}
+    assert evaluate_panoptic(own_run.uri, str(own_run.rewrite())).qualities == before
 
 
 def test_a_run_without_the_table_says_how_to_get_it(htc: Htc, tmp_path: Path) -> None:
